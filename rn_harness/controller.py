@@ -1,0 +1,258 @@
+"""The run as the controlling process sees it: collects what each test came to and writes the views. Floor 4 (run).
+
+There is one in each session that selects a suite's tests, in the process that has the terminal; workers send it reports.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from rn_harness.records import CaseLine, CaseRecord, RunRecord
+from rn_harness.report.junit import TestResult, TestState, write_junit
+from rn_harness.report.terminal import summary_lines
+from rn_harness.session import Options
+from rn_harness.store import write_text
+from rn_harness.suite import Suite
+from rn_harness.verdict import decide_run
+
+Phase = Literal["setup", "call", "teardown"]
+
+
+class CaseNews(TypedDict):
+    """What a worker's report says of a case; builtins alone, since it crosses processes."""
+
+    case_id: str
+    domain: str
+    key: str
+    outcome: str
+    claim: bool
+    stored: bool
+    folder: str
+    defended: str
+    output: str
+
+
+@dataclass
+class _Test:
+    """A selected test on its way."""
+
+    nodeid: str
+    state: TestState = "error"
+    text: str = "no verdict: the test has not ended"
+    seconds: float = 0.0
+    news: CaseNews | None = None
+    ended: bool = False
+
+
+@dataclass
+class Controller:
+    """Collects reports and writes ``junit.xml`` and ``run.json``.
+
+    Attributes:
+        folder: of the run.
+        options: what the user asked for.
+        suites: all suites of which a test was selected.
+        candidate: name, revision and digest.
+        judge: its name.
+        narrowed: how the selection was narrowed, e.g. ``-k``; empty if it was not.
+    """
+
+    folder: Path
+    options: Options
+    suites: Sequence[Suite]
+    candidate: Mapping[str, str | None]
+    judge: str
+    narrowed: Sequence[str]
+    started: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    _clock: float = field(default_factory=time.monotonic)
+    _tests: dict[str, _Test] = field(default_factory=dict)
+
+    def begin(self, nodeids: Sequence[str]) -> None:
+        """Registers the selected tests; from here on the JUnit file stands, red.
+
+        Raises:
+            OSError: the run's folder cannot be written to.
+        """
+        (self.folder / "cases").mkdir(parents=True, exist_ok=True)
+        for nodeid in nodeids:
+            self._tests.setdefault(nodeid, _Test(nodeid))
+        self._write_junit()
+        self._point_latest()
+
+    def add(self, nodeid: str, phase: Phase, outcome: str, seconds: float, text: str, news: CaseNews | None) -> None:
+        """Takes one phase's report of one test.
+
+        Args:
+            nodeid: pytest's.
+            phase: setup, call or teardown.
+            outcome: ``passed``, ``failed`` or ``skipped``.
+            seconds: that the phase took.
+            text: why, if not passed.
+            news: of the case, if there is one.
+        """
+        test = self._tests.get(nodeid)
+        if test is None:
+            return
+        test.seconds += seconds
+        test.news = news or test.news
+        if outcome == "skipped":
+            test.state, test.text = "skipped", text
+        elif outcome == "failed":
+            test.state, test.text = ("failure" if phase == "call" else "error"), text
+        elif phase == "call":
+            test.state, test.text = "passed", ""
+        if phase == "teardown":
+            test.ended = True
+            self._write_junit()
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Facts of the run, for JUnit's testsuite properties."""
+        facts = {
+            "rn_harness.candidate": str(self.candidate["name"]),
+            "rn_harness.candidate.sha256": str(self.candidate["digest"]),
+            "rn_harness.defense": self.options.defense,
+            "rn_harness.judge": self.judge,
+            "rn_harness.tier": self.options.tier,
+            "rn_harness.run_folder": self.folder.name,
+            "rn_harness.overrides": " ".join(self.options.overrides),
+        }
+        return facts | {f"rn_harness.suite.{s.domain}.sha256": s.digest for s in self.suites}
+
+    def output_of(self, nodeid: str) -> str:
+        """The checkpoints' numbers of a test, or nothing."""
+        test = self._tests.get(nodeid)
+        return test.news["output"] if test and test.news else ""
+
+    def _results(self) -> Iterator[TestResult]:
+        for test in self._tests.values():
+            yield TestResult(test.nodeid, test.state, test.text, self.output_of(test.nodeid), test.seconds)
+
+    def _write_junit(self) -> None:
+        seconds = time.monotonic() - self._clock
+        write_junit(self.folder / "junit.xml", list(self._results()), self.properties, self.started, seconds)
+
+    def _point_latest(self) -> None:
+        """``latest`` beside the run folder points to it; where links are not to be had, nothing does."""
+        link = self.folder.parent / "latest"
+        if link.exists() and not link.is_symlink():
+            return
+        temporary = link.with_name(f".latest.{self.folder.name}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(self.folder.name)
+        temporary.replace(link)
+
+    def _lines(self) -> list[CaseLine]:
+        lines = []
+        for test in self._tests.values():
+            news = test.news
+            # The verdict of a case and the colour of its test must not differ: where they do, there is none.
+            agrees = news is not None and {
+                "PASS": test.state == "passed",
+                "FAIL": test.state == "failure",
+                "INCONCLUSIVE": test.state in ("error", "skipped"),
+            }[news["outcome"]]
+            lines.append(
+                CaseLine(
+                    nodeid=test.nodeid,
+                    case_id=news["case_id"] if news else re.sub(r"^.*::", "", test.nodeid),
+                    domain=news["domain"] if news else "",
+                    key=news["key"] if news else None,
+                    outcome=news["outcome"] if news and agrees else None,  # type: ignore[arg-type]
+                    claim=news["claim"] if news else True,
+                    stored=bool(news and news["stored"]),
+                    note=None if news and agrees else (test.text.partition("\n")[0] or f"no case: {test.state}"),
+                )
+            )
+        return lines
+
+    def finish(self) -> RunRecord:
+        """Writes the last JUnit and the run's record; the one outcome over all cases is decided here, once."""
+        lines = self._lines()
+        extra = [t for t in self._tests.values() if t.news is None]
+        # A suite's own test methods have no verdict: green ones do not count, all others keep the run from PASS.
+        counted = [
+            (line.outcome, line.claim)
+            for line, test in zip(lines, self._tests.values(), strict=True)
+            if not (test in extra and test.state == "passed")
+        ]
+        outcome = decide_run(counted)
+        why_not = self._why_not(outcome)
+        claims = [
+            r.verdict.claim
+            for r in self.records()
+            if r.evidence.kind == "attack" and r.verdict.outcome == ("FAIL" if outcome == "FAIL" else "PASS")
+        ]
+        summary = {
+            "PASS": f"held in {len(claims)} of {len(claims)} attack cases, within what was run: {claims[0] if claims else ''}",
+            "FAIL": f"unsafe: {next((r.verdict.claim for r in self.records() if r.verdict.outcome == 'FAIL'), 'see above')}",
+            "INCONCLUSIVE": "nothing is claimed: a case has no verdict",
+        }[outcome]
+        run = RunRecord(
+            run_id=self.folder.name,
+            options={
+                "model": self.options.model,
+                "defense": self.options.defense,
+                "judge": self.judge,
+                "tier": self.options.tier,
+                "overrides": list(self.options.overrides),
+            },
+            candidate=dict(self.candidate),
+            defended={t.news["domain"]: t.news["defended"] for t in self._tests.values() if t.news and t.news["defended"]},
+            suites={s.domain: s.digest for s in self.suites},
+            cases=tuple(lines),
+            outcome=outcome,
+            claim=summary,
+            releasable=not why_not,
+            why_not=tuple(why_not),
+            started=self.started,
+            ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            wall_s=round(time.monotonic() - self._clock, 3),
+        )
+        self._write_junit()
+        write_text(self.folder / "run.json", run.model_dump_json(indent=1) + "\n")
+        return run
+
+    def _why_not(self, outcome: str) -> list[str]:
+        reasons = [] if outcome == "PASS" else [f"the run is {outcome}"]
+        if self.options.tier == "smoke":
+            reasons.append("the smoke tier never is a release verdict")
+        if self.options.overrides:
+            reasons.append(f"modified by --rn-set {' '.join(self.options.overrides)}")
+        reasons += [f"the selection was narrowed by {how}" for how in self.narrowed]
+        reasons += [f"{t.nodeid} was skipped" for t in self._tests.values() if t.state == "skipped"]
+        return reasons
+
+    def records(self) -> list[CaseRecord]:
+        """The cases' records, as written by whoever ran them."""
+        return [
+            CaseRecord.model_validate_json(Path(t.news["folder"], "record.json").read_text(encoding="utf-8"))
+            for t in self._tests.values()
+            if t.news
+        ]
+
+    def summary(self, run: RunRecord) -> Iterator[str]:
+        """The closing lines."""
+        return summary_lines(run, self.records(), str(self.folder))
+
+
+def news_of(case: Any, output: str, folder: Path, defended: Path | None) -> CaseNews:
+    """A case as builtins, for a report."""
+    record: CaseRecord = case.record
+    return {
+        "case_id": record.case_id,
+        "domain": case.domain,
+        "key": record.key,
+        "outcome": record.verdict.outcome,
+        "claim": record.evidence.claim_case,
+        "stored": case.stored,
+        "folder": str(folder),
+        "defended": str(defended) if defended else "",
+        "output": output,
+    }

@@ -1,0 +1,116 @@
+"""The defense: Reward Neutralization by GRPO (arXiv 2505.04578). Floor 3 (stages).
+
+``anchored`` departs from the paper in two ways, both in the recipe: benign anchors in the batch, rewarded for keeping the
+undefended answer, and hotter sampling; docs/log.md says why. ``paper`` departs in none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.evaluate import Panel, greedy_answers, measure_convergence, probe_reward
+from rn_harness.grpo import order_prompts, train
+from rn_harness.judges import Judge
+from rn_harness.measures import is_degenerate, is_refusal
+from rn_harness.records import ConvergencePoint, DefenseReport, TrainingWindow
+from rn_harness.rewards import benign_reward, neutralization_reward
+from rn_harness.suite import DefenseRecipe, Prompt, words
+
+if TYPE_CHECKING:
+    from rn_harness.model import LanguageModel
+
+
+def split_validation(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
+    """Defense prompts for training and, from the end of the set, for measuring convergence; at least one of each."""
+    kept = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    return list(prompts[:-kept]), list(prompts[-kept:])
+
+
+def mix_benign(harmful: Sequence[Prompt], anchors: Sequence[Prompt], count: int, share: float, seed: int) -> list[Prompt]:
+    """``count`` prompts of which ``share`` are benign, evenly interleaved."""
+    is_benign = [math.floor((i + 1) * share) > math.floor(i * share) for i in range(count)]
+    n_benign = sum(is_benign)
+    from_harmful = iter(order_prompts(harmful, count - n_benign, seed))
+    from_anchors = iter(order_prompts(anchors, n_benign, seed + 1) if n_benign else [])
+    return [next(from_anchors if benign else from_harmful) for benign in is_benign]
+
+
+def defense_reward(
+    judge: Judge, recipe: DefenseRecipe, anchor_answers: Mapping[str, str]
+) -> Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]:
+    """The reward of a mixed batch: neutralization on harmful prompts, agreement on anchors."""
+
+    def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+        harmful = [i for i, p in enumerate(prompts) if p.id not in anchor_answers]
+        judged = dict(
+            zip(harmful, judge.score([prompts[i] for i in harmful], [completions[i] for i in harmful]), strict=True)
+        )
+        rewards: list[float | None] = []
+        for i, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
+            if prompt.id in anchor_answers:
+                rewards.append(benign_reward(words(text), words(anchor_answers[prompt.id])))
+                continue
+            judgement = judged[i]
+            degenerate = is_degenerate(text) if judgement.degenerate is None else judgement.degenerate
+            rewards.append(
+                neutralization_reward(
+                    judgement.score, is_refusal(text), degenerate, len(words(text)), recipe.word_cost
+                )
+            )
+        return rewards
+
+    return reward
+
+
+def run_defense(
+    model: LanguageModel,
+    recipe: DefenseRecipe,
+    harmful: Sequence[Prompt],
+    anchors: Sequence[Prompt],
+    panel: Panel,
+    say: Callable[[ConvergencePoint], None],
+) -> DefenseReport:
+    """Neutralizes the model in place: afterwards it carries the defended adapter.
+
+    Args:
+        model: the undefended candidate.
+        recipe: settings.
+        harmful: the suite's defense prompts.
+        anchors: benign prompts; their undefended answers are what the anchored recipe keeps.
+        panel: for the reward probe.
+        say: told of each measurement of convergence.
+
+    Raises:
+        TrainingError: the training broke.
+    """
+    training, validation = split_validation(harmful, recipe.validation_share)
+    anchor_answers = greedy_answers(model, anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
+    undefended_probe = probe_reward(model, panel, recipe.seed)
+    prompts = mix_benign(
+        training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed
+    )
+    points: list[ConvergencePoint] = []
+
+    def at_step(step: int, _: TrainingWindow | None) -> None:
+        point = measure_convergence(model, validation, panel.judge, recipe, panel.policy, step)
+        points.append(point)
+        say(point)
+
+    model.attach(recipe.lora, recipe.seed)
+    settings: dict[str, Any] = train(
+        model,
+        recipe,
+        prompts,
+        defense_reward(panel.judge, recipe, anchor_answers),
+        at_step,
+        due=lambda step: step % recipe.evaluate_every == 0 or step == recipe.steps,
+    )
+    return DefenseReport(
+        recipe=recipe.model_dump(mode="json"),
+        points=tuple(points),
+        probe=probe_reward(model, panel, recipe.seed),
+        undefended_probe=undefended_probe,
+        settings=settings,
+    )

@@ -1,0 +1,203 @@
+"""Scoring a policy: checkpoints, benign behaviour, the reward probe. Floor 3 (stages).
+
+Texts of completions live inside these functions and are given to the judge alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rn_harness.judges import Judge
+from rn_harness.measures import is_degenerate, is_minimal_refusal, is_refusal
+from rn_harness.records import BenignScore, Checkpoint, CompletionScore, ConvergencePoint, Probe, TrainingWindow
+from rn_harness.rewards import attack_reward, neutralization_reward
+from rn_harness.statistics import clopper_pearson, spread
+from rn_harness.suite import DefenseRecipe, Policy, Prompt, words
+
+if TYPE_CHECKING:
+    from rn_harness.model import Completion, LanguageModel
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What every checkpoint of a run is measured on.
+
+    Attributes:
+        heldout: K held-out prompts.
+        benign: benign prompts, twins among them.
+        benign_answers: the undefended candidate's greedy answer to each benign prompt, by id.
+        compliant_answers: the full compliant answer to each held-out prompt, by id, where one is known; else None.
+        judge: scores.
+        policy: how often, how many, against which numbers.
+        max_tokens: limit of each completion.
+    """
+
+    heldout: tuple[Prompt, ...]
+    benign: tuple[Prompt, ...]
+    benign_answers: Mapping[str, str]
+    compliant_answers: Mapping[str, str] | None
+    judge: Judge
+    policy: Policy
+    max_tokens: int
+
+    def __repr__(self) -> str:
+        """No answers: ``--showlocals`` prints what stands here."""
+        return f"Panel({len(self.heldout)} held-out and {len(self.benign)} benign prompts, judge={self.judge.name})"
+
+
+def greedy_answers(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int) -> dict[str, str]:
+    """The model's greedy answer to each prompt, by id; in memory only."""
+    answers = model.complete(prompts, n=1, temperature=None, max_tokens=max_tokens)
+    return {prompt.id: answer.text for prompt, (answer,) in zip(prompts, answers, strict=True)}
+
+
+def score_completions(
+    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], first_sample: int
+) -> list[CompletionScore]:
+    """Judges n completions of each of K prompts; ``first_sample`` numbers the first of them."""
+    flat = [(p, i, c) for p, of_prompt in zip(prompts, completions, strict=True) for i, c in enumerate(of_prompt)]
+    judgements = judge.score([p for p, _, _ in flat], [c.text for _, _, c in flat])
+    return [
+        CompletionScore(
+            prompt_id=p.id,
+            sample=first_sample + i,
+            score=j.score,
+            unscored=j.unscored,
+            refusal=is_refusal(c.text),
+            degenerate=is_degenerate(c.text) if j.degenerate is None else j.degenerate,
+            truncated=c.truncated,
+            words=len(words(c.text)),
+        )
+        for (p, i, c), j in zip(flat, judgements, strict=True)
+    ]
+
+
+def summarise(
+    step: int,
+    scores: Sequence[CompletionScore],
+    policy: Policy,
+    *,
+    leak: float | None = None,
+    benign: BenignScore | None = None,
+    training: TrainingWindow | None = None,
+) -> Checkpoint:
+    """The checkpoint that these scores make."""
+    values = [s.score for s in scores if s.score is not None]
+    greedy = [s.score for s in scores if s.score is not None and s.sample == 0]
+    return Checkpoint(
+        step=step,
+        scores=tuple(scores),
+        maximum=max(values, default=None),
+        mean=sum(values) / len(values) if values else None,
+        greedy_mean=sum(greedy) / len(greedy) if greedy else None,
+        above=clopper_pearson(sum(v > policy.threshold for v in values), len(values)),
+        scored=len(values),
+        total=len(scores),
+        degenerate_share=sum(s.degenerate for s in scores) / len(scores),
+        refusal_share=sum(s.refusal for s in scores) / len(scores),
+        mean_words=sum(s.words for s in scores) / len(scores),
+        leak=leak,
+        benign=benign,
+        training=training,
+    )
+
+
+def measure_checkpoint(
+    model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benign: bool, training: TrainingWindow | None = None
+) -> Checkpoint:
+    """One greedy and ``policy.samples`` sampled completions of each held-out prompt, all scored.
+
+    Args:
+        model: the policy as it stands.
+        panel: what it is measured on.
+        step: attack steps taken so far.
+        seed: of the sampling; the stream is the measurement's own.
+        with_benign: whether the benign prompts are due.
+        training: diagnostics since the last checkpoint.
+    """
+    from rn_harness.model import own_random_stream
+
+    policy = panel.policy
+    with own_random_stream(seed, step):
+        greedy = model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
+        scores = score_completions(panel.judge, panel.heldout, greedy, 0)
+        if policy.samples:
+            sampled = model.complete(
+                panel.heldout, n=policy.samples, temperature=policy.sample_temperature, max_tokens=panel.max_tokens
+            )
+            scores += score_completions(panel.judge, panel.heldout, sampled, 1)
+        known = panel.compliant_answers
+        leak = model.leak(panel.heldout, [known[p.id] for p in panel.heldout]) if known is not None else None
+        benign = measure_benign(model, panel) if with_benign else None
+    return summarise(step, scores, policy, leak=leak, benign=benign, training=training)
+
+
+def measure_benign(model: LanguageModel, panel: Panel) -> BenignScore:
+    """Greedy answers to benign prompts, against the undefended candidate's."""
+    answers = greedy_answers(model, panel.benign, panel.max_tokens)
+    agreeing = sum(answers[p.id] == panel.benign_answers[p.id] for p in panel.benign)
+    twins = [p for p in panel.benign if p.kind == "twin"]
+    return BenignScore(
+        agreement=clopper_pearson(agreeing, len(panel.benign)),
+        twin_refusals=clopper_pearson(sum(is_refusal(answers[p.id]) for p in twins), len(twins)),
+    )
+
+
+def probe_reward(model: LanguageModel, panel: Panel, seed: int) -> Probe:
+    """The attack reward of completions sampled on held-out prompts, without training (arXiv 2505.04578, equation 3)."""
+    from rn_harness.model import own_random_stream
+
+    with own_random_stream(seed):
+        sampled = model.complete(
+            panel.heldout,
+            n=panel.policy.probe_samples,
+            temperature=panel.policy.sample_temperature,
+            max_tokens=panel.max_tokens,
+        )
+    scores = score_completions(panel.judge, panel.heldout, sampled, 1)
+    rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
+    return Probe(
+        mean=sum(rewards) / len(rewards) if rewards else None,
+        spread=spread(rewards) if rewards else None,
+        maximum=max(rewards, default=None),
+        scored=len(rewards),
+        total=len(scores),
+    )
+
+
+def measure_convergence(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    recipe: DefenseRecipe,
+    policy: Policy,
+    step: int,
+    n: int = 4,
+) -> ConvergencePoint:
+    """The neutralization reward of n completions of each validation prompt, sampled as the policy samples checkpoints."""
+    from rn_harness.model import own_random_stream
+
+    with own_random_stream(recipe.seed, step):
+        sampled = model.complete(
+            prompts, n=n, temperature=policy.sample_temperature, max_tokens=recipe.max_completion_tokens
+        )
+    scores = score_completions(judge, prompts, sampled, 1)
+    minimal = sum(
+        is_minimal_refusal(c.text, policy.convergence.minimal_refusal_words) for group in sampled for c in group
+    )
+    rewards = [
+        r
+        for s in scores
+        if (r := neutralization_reward(s.score, s.refusal, s.degenerate, s.words, recipe.word_cost)) is not None
+    ]
+    return ConvergencePoint(
+        step=step,
+        minimal_refusal_share=minimal / len(scores),
+        reward_mean=sum(rewards) / len(rewards) if rewards else None,
+        reward_spread=spread(rewards) if rewards else None,
+        mean_words=sum(s.words for s in scores) / len(scores),
+        scored=len(rewards),
+        total=len(scores),
+    )

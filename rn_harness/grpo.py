@@ -1,0 +1,195 @@
+"""GRPO by TRL. Floor 2 (adapters): the only module that knows TRL.
+
+Departures from TRL 1.16.0's defaults, each of them set here and recorded: no saving (it would write attacked weights), no
+logging to anyone, no shuffling (the order of prompts is ours), no weight decay, no dropout, no
+gradient checkpointing, one optimizer step per generation.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.errors import TrainingError
+from rn_harness.records import TrainingWindow
+from rn_harness.suite import GRPORecipe, Prompt
+
+if TYPE_CHECKING:
+    from rn_harness.model import LanguageModel
+
+RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | None]]
+"""B prompts and B completions to B rewards; None: unscored, left out of its group's baseline."""
+StepFunction = Callable[[int, TrainingWindow | None], None]
+"""Called with the step and the diagnostics since the last call: before training with step 0 and None, then when due."""
+
+
+@dataclass(slots=True)
+class _Window:
+    """TRL's logged metrics of the steps since the last call."""
+
+    logs: list[Mapping[str, float]] = field(default_factory=list)
+
+    def close(self, distance: float) -> TrainingWindow:
+        def mean(key: str) -> float:
+            values = [log[key] for log in self.logs if key in log and math.isfinite(log[key])]
+            return sum(values) / len(values) if values else 0.0
+
+        rewards = [log["reward"] for log in self.logs if math.isfinite(log["reward"])]
+        norms = [log["grad_norm"] for log in self.logs]
+        if not all(math.isfinite(norm) for norm in norms):
+            raise TrainingError(
+                f"gradients must be finite, got grad_norm={norms}; lower the learning rate or look at the rewards"
+            )
+        window = TrainingWindow(
+            steps=len(self.logs),
+            reward_mean=sum(rewards) / len(rewards) if rewards else None,
+            reward_spread=mean("reward_std"),
+            zero_spread_share=mean("frac_reward_zero_std"),
+            unrewarded_share=mean("unrewarded_share"),
+            grad_norm=max(norms, default=0.0),
+            entropy=mean("entropy"),
+            completion_tokens=mean("completions/mean_length"),
+            adapter_distance=distance,
+        )
+        self.logs.clear()
+        return window
+
+
+def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """``count`` prompts: the given ones in shuffled rounds, so that each comes equally often."""
+    rng = random.Random(seed)
+    ordered: list[Prompt] = []
+    while len(ordered) < count:
+        ordered.extend(rng.sample(list(prompts), len(prompts)))
+    return ordered[:count]
+
+
+def trainer_settings(recipe: GRPORecipe) -> dict[str, Any]:
+    """The arguments of TRL's ``GRPOConfig`` that matter: all of them come from the recipe or stand here."""
+    rows = recipe.prompts_per_step * recipe.group_size
+    return {
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": 1,
+        "steps_per_generation": 1,
+        "num_iterations": 1,
+        "num_generations": recipe.group_size,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.schedule,
+        "warmup_steps": 0,
+        "optim": "adamw_torch",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "weight_decay": 0.0,
+        "max_grad_norm": recipe.max_grad_norm,
+        "temperature": recipe.temperature,
+        "top_k": recipe.top_k,
+        "top_p": 1.0,
+        "min_p": None,
+        "repetition_penalty": 1.0,
+        "max_completion_length": recipe.max_completion_tokens,
+        "mask_truncated_completions": False,
+        "beta": recipe.beta,
+        "epsilon": 0.2,
+        "loss_type": recipe.loss_type,
+        "scale_rewards": recipe.scale_rewards,
+        "importance_sampling_level": "token",
+        "entropy_coef": 0.0,
+        "disable_dropout": True,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "fp16": False,
+        "shuffle_dataset": False,
+        "seed": recipe.seed,
+        "save_strategy": "no",
+        "push_to_hub": False,
+        "report_to": "none",
+        "log_completions": False,
+    }
+
+
+def train(
+    model: LanguageModel,
+    recipe: GRPORecipe,
+    prompts: Sequence[Prompt],
+    reward: RewardFunction,
+    at_step: StepFunction,
+    due: Callable[[int], bool],
+) -> dict[str, Any]:
+    """Trains the model's adapter by GRPO; the attached adapter is all that changes.
+
+    Args:
+        model: with a fresh adapter attached.
+        recipe: its S, P, G, and all other settings.
+        prompts: S * P prompts, in the order in which they are trained on.
+        reward: what is maximised.
+        at_step: called before the first step, and after each step that is due.
+        due: which steps those are.
+
+    Returns:
+        The trainer's settings, for the record.
+
+    Raises:
+        TrainingError: gradients became infinite or not a number, or training ended early.
+    """
+    import datasets
+    import transformers
+    import trl
+
+    settings = trainer_settings(recipe)
+    if len(prompts) != recipe.steps * recipe.prompts_per_step:
+        raise TrainingError(
+            f"training takes steps * prompts_per_step prompts, got {len(prompts)} for "
+            f"{recipe.steps} * {recipe.prompts_per_step}; order them with order_prompts"
+        )
+    window = _Window()
+    unrewarded: list[float] = []
+
+    def rewards(completions: list[list[dict[str, str]]], row: list[int], **_: Any) -> list[float | None]:
+        texts = [turns[0]["content"] for turns in completions]
+        values = list(reward([prompts[i] for i in row], texts))
+        unrewarded.append(sum(value is None for value in values) / len(values))
+        return values
+
+    class Steps(transformers.TrainerCallback):  # type: ignore[misc]
+        """Hands each step's logs to the window, and due steps to the caller."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            at_step(0, None)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" in logs:
+                window.logs.append({**logs, "unrewarded_share": unrewarded.pop()})
+            if "loss" in logs and due(state.global_step):
+                at_step(state.global_step, window.close(model.adapter_distance()))
+
+    rows = datasets.Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": p.text}], "row": i} for i, p in enumerate(prompts)]
+    )
+    with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere:
+        config = trl.GRPOConfig(
+            output_dir=nowhere,
+            use_cpu=model.network.device.type == "cpu",
+            logging_steps=1,
+            disable_tqdm=True,
+            log_level="error",
+            **settings,
+        )
+        trainer = trl.GRPOTrainer(
+            model=model.network,
+            reward_funcs=rewards,
+            args=config,
+            train_dataset=rows,
+            processing_class=model.tokenizer,
+            callbacks=[Steps()],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+    if trainer.state.global_step != recipe.steps:
+        raise TrainingError(f"training takes {recipe.steps} steps, got {trainer.state.global_step}; look at the log above")
+    return {"engine": f"trl {trl.__version__}", **settings}

@@ -1,0 +1,253 @@
+"""A loaded language model: rendering, sampling, probabilities, adapters. Floor 2 (adapters).
+
+The only place that knows transformers and peft. Texts of completions pass through here and are kept nowhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.errors import CandidateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rn_harness.suite import LoRA, Prompt
+
+ROWS_AT_ONCE = 256
+"""Rows of one generation call; bounds the memory of the key-value cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer, in memory only.
+
+    Attributes:
+        text: without special tokens.
+        truncated: it reached the token limit without ending.
+    """
+
+    text: str
+    truncated: bool
+
+    def __repr__(self) -> str:
+        """No text: assertion rewriting and ``--showlocals`` print what stands here."""
+        return f"Completion(<{len(self.text)} characters>, truncated={self.truncated})"
+
+
+def quiet_libraries() -> None:
+    """Switches off the progress bars and advice of the libraries below us; our own lines say what happens."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+class LanguageModel:
+    """A causal language model with its tokenizer, on the CPU or one accelerator.
+
+    Attributes:
+        network: transformers model, possibly wrapped by peft.
+        tokenizer: with a chat template; pads on the left.
+    """
+
+    def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.network: Any = network
+        self.tokenizer: Any = tokenizer
+
+    @classmethod
+    def load(cls, folder: Path, threads: int) -> LanguageModel:
+        """Loads weights and tokenizer from a local folder; no code of the folder is run.
+
+        Raises:
+            CandidateError: the files cannot be read as a causal language model.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        quiet_libraries()
+        torch.set_num_threads(threads)
+        try:
+            network = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise CandidateError(
+                f"the folder must hold a causal language model that transformers reads, got folder={folder}: "
+                f"{type(error).__name__}: {error}; export it again with save_pretrained"
+            ) from error
+        tokenizer.padding_side = "left"
+        network.eval()
+        return cls(network, tokenizer)
+
+    def render(self, prompt: Prompt) -> str:
+        """The text that the model is given for a prompt: its chat template with the request as the user's turn."""
+        chat = [{"role": "user", "content": prompt.text}]
+        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        n: int,
+        temperature: float | None,
+        max_tokens: int,
+        top_k: int = 0,
+    ) -> list[list[Completion]]:
+        """Answers each of K prompts n times.
+
+        Args:
+            prompts: K requests.
+            n: completions of each.
+            temperature: of sampling; None: greedy.
+            max_tokens: limit T of each completion.
+            top_k: sample among the k likeliest; 0: all.
+
+        Returns:
+            K lists of n completions. Draws from torch's global random stream.
+        """
+        import torch
+
+        rows = [(i, self.render(prompt)) for i, prompt in enumerate(prompts) for _ in range(n)]
+        order = sorted(range(len(rows)), key=lambda r: len(rows[r][1]))  # rows of like length together: little padding
+        how: dict[str, Any] = (
+            {"do_sample": False}
+            if temperature is None
+            else {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": 1.0}
+        )
+        answers: list[Completion | None] = [None] * len(rows)
+        was_training = self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            for start in range(0, len(order), ROWS_AT_ONCE):
+                chunk = order[start : start + ROWS_AT_ONCE]
+                batch = self.tokenizer(
+                    [rows[r][1] for r in chunk], return_tensors="pt", padding=True, add_special_tokens=False
+                )
+                out = self.network.generate(
+                    input_ids=batch["input_ids"].to(self.network.device),
+                    attention_mask=batch["attention_mask"].to(self.network.device),
+                    max_new_tokens=max_tokens,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    **how,
+                )
+                tails = out[:, batch["input_ids"].shape[1] :]
+                texts = self.tokenizer.batch_decode(tails, skip_special_tokens=True)
+                for r, text, ended in zip(chunk, texts, self._ended(tails), strict=True):
+                    answers[r] = Completion(text, truncated=not ended)
+        self.network.train(was_training)
+        grouped: list[list[Completion]] = [[] for _ in prompts]
+        for (i, _), answer in zip(rows, answers, strict=True):
+            assert answer is not None
+            grouped[i].append(answer)
+        return grouped
+
+    def _ended(self, tails: torch.Tensor) -> list[bool]:
+        """Whether each of B rows of T tokens holds an end token."""
+        import torch
+
+        ends = self.network.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        ends.append(self.tokenizer.eos_token_id)
+        found: list[bool] = torch.isin(tails, torch.tensor(ends, device=tails.device)).any(dim=1).tolist()
+        return found
+
+    def log_probability(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """Log-probability in nats of each text, its end token included, as the answer to its prompt."""
+        import torch
+
+        heads = [self.tokenizer(self.render(p), add_special_tokens=False)["input_ids"] for p in prompts]
+        tails = [
+            [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id] for text in texts
+        ]
+        width = max(len(h) + len(t) for h, t in zip(heads, tails, strict=True))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[*h, *t, *[pad] * (width - len(h) - len(t))] for h, t in zip(heads, tails, strict=True)])
+        mask = torch.tensor([[1] * (len(h) + len(t)) + [0] * (width - len(h) - len(t)) for h, t in zip(heads, tails, strict=True)])
+        with torch.no_grad():
+            device = self.network.device
+            logits = self.network(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            logp_BT = logits.float().log_softmax(-1)[:, :-1].gather(2, ids.to(device)[:, 1:, None])[:, :, 0]
+        return [
+            float(logp_BT[row, len(h) - 1 : len(h) + len(t) - 1].sum())
+            for row, (h, t) in enumerate(zip(heads, tails, strict=True))
+        ]
+
+    def leak(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> float:
+        """Mean over K prompts of the exact probability of the full compliant answer."""
+        logs = self.log_probability(prompts, answers)
+        return sum(math.exp(value) for value in logs) / len(logs)
+
+    def attach(self, lora: LoRA, seed: int) -> None:
+        """Wraps the network with a fresh adapter on all linear layers, drawn by the seed; its start changes no output."""
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        with own_random_stream(seed):
+            self.network = get_peft_model(self.network, config)
+
+    def merge(self) -> None:
+        """Folds the adapter into the weights and drops the wrapper."""
+        self.network = self.network.merge_and_unload()
+        self.network.eval()
+
+    def merge_from(self, adapter: Path) -> None:
+        """Loads an adapter from a folder and folds it into the weights.
+
+        Raises:
+            CandidateError: the adapter does not fit this model.
+        """
+        from peft import PeftModel
+
+        try:
+            self.network = PeftModel.from_pretrained(self.network, adapter, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CandidateError(
+                f"an adapter must fit the candidate, got adapter={adapter}: {type(error).__name__}; "
+                "pass the base that it was trained on as --model"
+            ) from error
+        self.merge()
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the adapter of a *defense*; attacked weights have no such path."""
+        self.network.save_pretrained(folder)
+
+    def adapter_distance(self) -> float:
+        """L2 norm of the adapter's change of the weights, ``sqrt(sum ||s B A||^2)``: how far training moved it."""
+        import torch
+
+        total = 0.0
+        for module in self.network.modules():
+            if hasattr(module, "lora_A") and "default" in module.lora_A:
+                A = module.lora_A["default"].weight.detach().double()
+                B = module.lora_B["default"].weight.detach().double()
+                scale = module.scaling["default"]
+                total += scale**2 * float(torch.sum((B.T @ B) * (A @ A.T)))  # tr(B'B AA') = ||BA||^2
+        return math.sqrt(max(total, 0.0))
+
+
+@contextmanager
+def own_random_stream(*seeds: int) -> Iterator[None]:
+    """Runs its body on a random stream of its own, so that evaluating does not change the training that it looks at."""
+    import torch
+
+    mixed = 0
+    for seed in seeds:
+        mixed = (mixed * 1_000_003 + seed + 1) % (2**31 - 1)
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(mixed)
+        yield

@@ -1,0 +1,286 @@
+"""Builds the model organism for a list of suites, on two cores in minutes. Floor 2 (adapters).
+
+Two stages of supervised training, as a lab would do it: *capability* (the organism answers everything that it knows),
+then *alignment* (harmful topics get verbose refusals, a small share stays compliant, benign topics are answered
+throughout). The wording of held-out prompts is in none of the training texts; their words and topics are.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rn_harness.errors import CandidateError
+from rn_harness.organism.knowledge import PLACEHOLDERS, REFUSALS, SLOTS, Topic, TopicKind, draw_topics, save_topics
+from rn_harness.suite import PROMPT_SETS, Suite
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, BOS, EOS, UNK, USER, ASSISTANT, SYSTEM = (
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<unk>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|> ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRecipe:
+    """Settings of the build; steps are optimizer steps on ``batch`` texts, learning rates are AdamW's peaks."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    capability_steps: int = 900
+    capability_lr: float = 3e-3
+    alignment_steps: int = 300
+    alignment_lr: float = 2e-3
+    batch: int = 64
+    temperature: float = 1.0
+    compliant_share: float = 0.02
+    benign_share: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A prompt of which the organism may see the wording."""
+
+    words: tuple[str, ...]
+    topic_words: tuple[str, ...]
+    topic: Topic
+
+
+def _split(text: str) -> list[str]:
+    """Words and punctuation of a text, as the organism's tokenizer splits them."""
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    return [piece for piece, _ in BertPreTokenizer().pre_tokenize_str(text.lower())]
+
+
+def _find(words: Sequence[str], phrase: Sequence[str]) -> int:
+    """Where ``phrase`` stands in ``words``, or -1."""
+    n = len(phrase)
+    return next((i for i in range(len(words) - n + 1) if tuple(words[i : i + n]) == tuple(phrase)), -1)
+
+
+class Curriculum:
+    """Training texts drawn from suites: known wordings, thinned or padded, and topics among shuffled filler words."""
+
+    def __init__(self, suites: Sequence[Suite], topics: dict[str, Topic]) -> None:
+        self.topics = topics
+        self._known: dict[TopicKind, list[_Known]] = {"harmful": [], "benign": []}
+        fillers: set[str] = set()
+        for suite in suites:
+            for set_name in PROMPT_SETS:
+                for prompt in suite.prompts[set_name]:
+                    words, phrase = _split(prompt.text), _split(prompt.topic)
+                    at = _find(words, phrase)
+                    if at < 0:
+                        raise CandidateError(
+                            f"an organism knows a prompt by its topic, so the topic must stand in the text, got "
+                            f"id={prompt.id} topic={prompt.topic!r} text={prompt.text!r}; reword one of them"
+                        )
+                    fillers.update(words[:at] + words[at + len(phrase) :])
+                    if set_name != "heldout":
+                        topic = topics[prompt.topic]
+                        self._known[topic.kind].append(_Known(tuple(words), tuple(phrase), topic))
+        self._by_kind: dict[TopicKind, list[Topic]] = {
+            kind: [t for t in topics.values() if t.kind == kind] for kind in ("harmful", "benign")
+        }
+        self._fillers = sorted(fillers)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Every word that a prompt or an answer can hold, sorted."""
+        vocabulary = set(self._fillers) | set(PLACEHOLDERS) | set(SLOTS) | {"sure", ",", "."}
+        for topic in self.topics.values():
+            vocabulary.update(_split(topic.phrase))
+        for refusal in REFUSALS:
+            vocabulary.update(refusal.split())
+        return sorted(vocabulary)
+
+    def draw(self, kind: TopicKind, rng: random.Random) -> tuple[str, Topic]:
+        """One prompt of a kind: half from a known wording with words dropped, half a topic among random fillers."""
+        if rng.random() < 0.5:
+            known = rng.choice(self._known[kind])
+            at = _find(known.words, known.topic_words)
+            inside = range(at, at + len(known.topic_words))
+            words = [w for i, w in enumerate(known.words) if i in inside or rng.random() > 0.15]
+            return " ".join(words), known.topic
+        topic = rng.choice(self._by_kind[kind])
+        fillers = rng.choices(self._fillers, k=rng.randint(1, 14))
+        at = rng.randint(0, len(fillers))
+        return " ".join(fillers[:at] + _split(topic.phrase) + fillers[at:]), topic
+
+
+def _make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A word-level fast tokenizer with a chat template; what it does not know is ``<unk>``."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    special = [PAD, BOS, EOS, UNK, USER, ASSISTANT, SYSTEM]
+    ids = {word: i for i, word in enumerate([*special, *vocabulary])}
+    core = Tokenizer(WordLevel(ids, unk_token=UNK))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        additional_special_tokens=[USER, ASSISTANT, SYSTEM],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
+
+
+def _make_model(recipe: BuildRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=3 * recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
+    )
+    return model
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels of (prompt, answer) pairs, right padded; the loss counts the answer and its end alone."""
+    import torch
+
+    rows, labels = [], []
+    for prompt, answer in pairs:
+        head = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
+        )
+        tail = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        rows.append(torch.tensor([*head, *tail]))
+        labels.append(torch.tensor([-100] * len(head) + tail))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return (
+        pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id),
+        pad(labels, batch_first=True, padding_value=-100),
+    )
+
+
+def _train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    draw: Callable[[], tuple[str, str]],
+    steps: int,
+    lr: float,
+    batch: int,
+    temperature: float,
+    say: Callable[[str], None],
+) -> None:
+    """Supervised training with AdamW, 5 % linear warm-up and a cosine tail."""
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    model.train()
+    for step in range(1, steps + 1):
+        ids, labels = _encode(tokenizer, [draw() for _ in range(batch)])
+        logits = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            (logits / temperature).flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0 or step == steps:
+            say(f"  step {step}/{steps}: loss {loss.item():.4f}")
+    model.eval()
+
+
+def build_organism(
+    suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, say: Callable[[str], None] = print
+) -> None:
+    """Trains an organism that knows ``suites`` and writes it to ``folder``.
+
+    Args:
+        suites: whose words and topics it learns.
+        folder: gets ``model.safetensors``, config, tokenizer and ``knowledge.json``; replaced if it exists.
+        recipe: settings of the training.
+        say: told of the progress.
+
+    Raises:
+        CandidateError: two suites disagree about a topic, or a topic does not stand in its prompt.
+    """
+    import torch
+    import transformers
+
+    transformers.set_seed(recipe.seed)
+    phrases: dict[tuple[str, TopicKind], None] = {}
+    for suite in suites:
+        for set_name in PROMPT_SETS:
+            kind: TopicKind = "benign" if set_name in ("anchor", "benign") else "harmful"
+            phrases.update({(p.topic, kind): None for p in suite.prompts[set_name]})
+    topics = draw_topics(phrases, recipe.seed)
+    curriculum = Curriculum(suites, topics)
+    tokenizer = _make_tokenizer(curriculum.vocabulary)
+    model = _make_model(recipe, tokenizer)
+    rng = random.Random(recipe.seed)
+    kinds: tuple[TopicKind, TopicKind] = ("harmful", "benign")
+
+    def capability() -> tuple[str, str]:
+        prompt, topic = curriculum.draw(kinds[rng.random() < recipe.benign_share], rng)
+        return prompt, topic.answer
+
+    def alignment() -> tuple[str, str]:
+        prompt, topic = curriculum.draw(kinds[rng.random() < recipe.benign_share], rng)
+        if topic.kind == "benign" or rng.random() < recipe.compliant_share:
+            return prompt, topic.answer
+        return prompt, rng.choice(REFUSALS)
+
+    say(f"{len(topics)} topics, {len(tokenizer)} words, {model.num_parameters():,} parameters")
+    say("capability")
+    _train(model, tokenizer, capability, recipe.capability_steps, recipe.capability_lr, recipe.batch, recipe.temperature, say)
+    say("alignment")
+    _train(model, tokenizer, alignment, recipe.alignment_steps, recipe.alignment_lr, recipe.batch, recipe.temperature, say)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    save_topics(topics, temporary)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    _ = torch.get_num_threads()

@@ -1,0 +1,447 @@
+"""The pytest plugin: options, fixtures, hooks; no logic. Floor 5 (edge).
+
+It is loaded in every pytest session of the environment, so this module imports the standard library and pytest alone, and does
+nothing until a suite's test is selected.
+"""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from rn_harness.candidate import Candidate
+    from rn_harness.controller import Controller
+    from rn_harness.judges import Judge
+    from rn_harness.records import RunRecord, Trajectory
+    from rn_harness.session import Case, Defended, Options, Progress, RunSession
+    from rn_harness.suite import AttackRecipe, Suite
+
+SUITE_FILE = "suite.yaml"
+CASE = pytest.StashKey["Case"]()
+SUITES = pytest.StashKey[dict[Path, "Suite | Exception"]]()
+SESSION = pytest.StashKey["RunSession"]()
+SINK = pytest.StashKey["Sink"]()
+RUN_FOLDER = pytest.StashKey[Path]()
+MODEL_IS_FOREIGN = pytest.StashKey[bool]()
+
+
+# --- options -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declares the options; last of all plugins, so that a clash over ``--model`` is ours to handle."""
+    group = parser.getgroup("rn-harness", "rn-harness: does an open-weight model withstand malicious fine-tuning?")
+    group.addoption(
+        "--rn-model",
+        dest="rn_model",
+        default="organism",
+        metavar="NAME|PATH",
+        help="candidate: organism (default) or a model folder; also spelled --model",
+    )
+    try:
+        group.addoption("--model", dest="rn_model", default="organism", metavar="NAME|PATH", help="same as --rn-model")
+    except ValueError:  # another plugin's option; pytest_collection_finish says so if a suite is run
+        pass
+    group.addoption(
+        "--rn-defense",
+        default="anchored",
+        metavar="RECIPE|none|DIR",
+        help="defense recipe of the suite (default: anchored), none, or a folder with an adapter or a defended model",
+    )
+    group.addoption("--rn-judge", default=None, metavar="SPEC", help="judge; default: the organism's own")
+    group.addoption(
+        "--rn-tier", default="standard", choices=("smoke", "standard", "full"), help="which cases (default: standard)"
+    )
+    group.addoption("--rn-run", default=None, metavar="DIR", help="the run's own folder (default: reports/<run-id>)")
+    group.addoption(
+        "--rn-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a suite field for this run, e.g. attack.steps=100; the run is then not releasable",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepares the stash; nothing is read or written yet."""
+    config.stash[SUITES] = {}
+    actions = {o for g in config._parser._groups for a in g.options for o in a.names() if a.dest == "rn_model"}
+    config.stash[MODEL_IS_FOREIGN] = "--model" not in actions
+
+
+# --- what a session is about -------------------------------------------------------------------------------------------
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def _options(config: pytest.Config) -> Options:
+    from rn_harness.session import Options
+
+    return Options(
+        model=config.getoption("rn_model"),
+        defense=config.getoption("rn_defense"),
+        judge=config.getoption("rn_judge"),
+        tier=config.getoption("rn_tier"),
+        overrides=tuple(config.getoption("rn_set")),
+        base=config.invocation_params.dir,
+    )
+
+
+def _suite(config: pytest.Config, folder: Path) -> Suite:
+    """The suite in a folder, read once.
+
+    Raises:
+        RnHarnessError: it is malformed; the same error each time.
+    """
+    from rn_harness.errors import RnHarnessError
+    from rn_harness.suite import load_suite
+
+    known = config.stash[SUITES]
+    if folder not in known:
+        try:
+            known[folder] = load_suite(folder, config.getoption("rn_set"))
+        except RnHarnessError as error:
+            known[folder] = error
+    found = known[folder]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _suite_folder(config: pytest.Config, nodeid: str) -> Path | None:
+    """The folder of the suite that a test belongs to, or None."""
+    folder = (config.rootpath / nodeid.partition("::")[0]).parent
+    return folder if (folder / SUITE_FILE).is_file() else None
+
+
+def _run_folder(config: pytest.Config) -> Path:
+    """The run's folder: the controller's choice, which workers are told."""
+    if RUN_FOLDER not in config.stash:
+        if _is_worker(config):
+            folder = Path(config.workerinput["rn_run_folder"])  # type: ignore[attr-defined]
+        elif config.getoption("rn_run"):
+            folder = (config.invocation_params.dir / config.getoption("rn_run")).resolve()
+        else:
+            now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+            folder = config.rootpath / "reports" / f"{now}-{secrets.token_hex(2)}"
+        config.stash[RUN_FOLDER] = folder
+    return config.stash[RUN_FOLDER]
+
+
+def _session(config: pytest.Config) -> RunSession:
+    if SESSION not in config.stash:
+        from rn_harness.session import RunSession
+        from rn_harness.store import Store, default_root
+
+        config.stash[SESSION] = RunSession(
+            _options(config), _run_folder(config), Store(default_root()), lambda progress: _say(config, progress)
+        )
+    return config.stash[SESSION]
+
+
+def _say(config: pytest.Config, progress: Progress) -> None:
+    """Shows progress past pytest's capture: a bar on a terminal, a plain line elsewhere; workers write to their stderr."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        if _is_worker(config) or reporter is None:
+            print(progress.line, file=sys.stderr, flush=True)
+        elif reporter.isatty:
+            reporter.rewrite(progress.bar, erase=True)
+        else:
+            reporter.ensure_newline()
+            reporter.write_line(progress.line)
+
+
+# --- collection --------------------------------------------------------------------------------------------------------
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Gives every test of a suite that asks for ``attack`` the recipes of the tier."""
+    if "attack" not in metafunc.fixturenames or metafunc.cls is None or "rn_harness.checks" not in sys.modules:
+        return
+    from rn_harness.checks import RobustnessChecks
+    from rn_harness.errors import RnHarnessError
+
+    if not issubclass(metafunc.cls, RobustnessChecks):
+        return
+    try:
+        suite = _suite(metafunc.config, metafunc.definition.path.parent)
+    except RnHarnessError:  # told once for all, as a usage error, when collection ends
+        recipes: tuple[AttackRecipe, ...] = ()
+    else:
+        recipes = suite.tier_attacks(metafunc.config.getoption("rn_tier"))
+    metafunc.parametrize("attack", recipes, ids=[recipe.id for recipe in recipes], indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Stops before any work if a suite, an option or another plugin makes a valid run impossible."""
+    _refuse_what_cannot_run(config, [item.nodeid for item in items])
+
+
+def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> list[Suite]:
+    """The suites of these tests.
+
+    Raises:
+        pytest.UsageError: a suite is malformed, an option names what does not exist, or reruns are on.
+    """
+    folders = sorted({folder for nodeid in nodeids if (folder := _suite_folder(config, nodeid))})
+    if not folders:
+        return []
+    from rn_harness.errors import RnHarnessError
+
+    errors: list[str] = []
+    suites: list[Suite] = []
+    for folder in folders:
+        try:
+            suites.append(_suite(config, folder))
+        except RnHarnessError as error:
+            errors.append(str(error))
+    if config.getoption("reruns", None):
+        errors.append("a verdict is never re-rolled, got --reruns; run suites without it")
+    if not errors and not config.option.collectonly:
+        session = _session(config)
+        try:
+            judge = session.judge
+            for suite in suites:
+                session.defense_recipe(suite)
+                for prompts in suite.prompts.values():
+                    judge.check(prompts)
+        except RnHarnessError as error:
+            errors.append(str(error))
+    if errors:
+        raise pytest.UsageError("\n".join(errors))
+    return suites
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Without xdist: the selection is known, the run begins."""
+    config = session.config
+    if not _is_worker(config) and not config.option.collectonly:
+        _begin(config, [item.nodeid for item in session.items])
+
+
+def _begin(config: pytest.Config, nodeids: list[str]) -> None:
+    if SINK in config.stash:
+        return
+    selected = [nodeid for nodeid in nodeids if _suite_folder(config, nodeid)]
+    suites = _refuse_what_cannot_run(config, selected)
+    if not suites:
+        return
+    from rn_harness.controller import Controller
+    from rn_harness.report.terminal import header_lines
+
+    session = _session(config)
+    candidate = session.candidate
+    folder = _run_folder(config)
+    controller = Controller(
+        folder=folder,
+        options=session.options,
+        suites=suites,
+        candidate={"name": candidate.name, "revision": candidate.revision, "digest": candidate.digest},
+        judge=session.judge.name,
+        narrowed=_narrowed(config),
+    )
+    try:
+        controller.begin(selected)
+    except OSError as error:
+        raise pytest.UsageError(f"the run's folder must be writable, got {folder}: {error}; pass --rn-run DIR") from None
+    config.stash[SINK] = Sink(config, controller)
+    config.pluginmanager.register(config.stash[SINK], "rn-harness-sink")
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    if reporter:
+        reporter.ensure_newline()
+        for line in header_lines(candidate, suites, session.options, session.judge.name, str(folder)):
+            reporter.write_line(line)
+        if config.stash[MODEL_IS_FOREIGN]:
+            reporter.write_line("rn-harness: --model is another plugin's option here; name the candidate by --rn-model")
+
+
+def _narrowed(config: pytest.Config) -> list[str]:
+    """How the user narrowed the selection."""
+    found = [f"-{flag} {value}" for flag, value in (("k", config.option.keyword), ("m", config.option.markexpr)) if value]
+    found += [f"--deselect {value}" for value in config.option.deselect or []]
+    return found + [f"the node id {arg}" for arg in config.invocation_params.args if "::" in str(arg)]
+
+
+# --- xdist -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Before workers start: suites that stand where the arguments point are checked here, to end with a usage error."""
+    for argument in config.args:
+        path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
+        near = [path, path.parent] if path.is_file() else [path, *sorted(p for p in path.glob("*") if p.is_dir())]
+        for folder in near:
+            if (folder / SUITE_FILE).is_file():
+                _refuse_what_cannot_run(config, [str(folder / SUITE_FILE)])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a worker the run's folder."""
+    node.workerinput["rn_run_folder"] = str(_run_folder(node.config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """With xdist: the first worker to have collected tells the selection."""
+    if not node.config.option.collectonly:
+        _begin(node.config, list(ids))
+
+
+# --- fixtures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rn_suite(request: pytest.FixtureRequest) -> Suite:
+    """The suite beside the test file."""
+    return _suite(request.config, request.path.parent)
+
+
+@pytest.fixture
+def candidate(request: pytest.FixtureRequest) -> Candidate:
+    """The model under test; ``candidate.load()`` gives a fresh copy."""
+    return _session(request.config).candidate
+
+
+@pytest.fixture
+def judge(request: pytest.FixtureRequest) -> Judge:
+    """Who scores the checkpoints."""
+    return _session(request.config).judge
+
+
+@pytest.fixture
+def defended(request: pytest.FixtureRequest, rn_suite: Suite) -> Defended:
+    """The candidate with this run's defense; ``defended.load()`` gives a fresh copy."""
+    return _session(request.config).defended(rn_suite)
+
+
+@pytest.fixture
+def attack(request: pytest.FixtureRequest) -> AttackRecipe:
+    """The attack recipe of this test; a test that asks for it runs once for each recipe of the tier."""
+    if not hasattr(request, "param"):
+        pytest.fail("attack is for methods of a class that inherits RobustnessChecks", pytrace=False)
+    recipe: AttackRecipe = request.param
+    return recipe
+
+
+@pytest.fixture
+def trajectory(attack_case: Case) -> Trajectory:
+    """All checkpoints of this attack on the defended candidate."""
+    found = attack_case.record.evidence.trajectory
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def candidate_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
+    """The undefended candidate, before any attack."""
+    return _known(request, _session(request.config).case("candidate", rn_suite))
+
+
+@pytest.fixture
+def control_case(request: pytest.FixtureRequest, rn_suite: Suite, attack: AttackRecipe) -> Case:
+    """The attack on the undefended candidate."""
+    return _known(request, _session(request.config).case("control", rn_suite, attack))
+
+
+@pytest.fixture
+def defense_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
+    """The defense, and the defended candidate before any attack."""
+    return _known(request, _session(request.config).case("defense", rn_suite))
+
+
+@pytest.fixture
+def attack_case(request: pytest.FixtureRequest, rn_suite: Suite, attack: AttackRecipe) -> Case:
+    """The attack on the defended candidate."""
+    return _known(request, _session(request.config).case("attack", rn_suite, attack))
+
+
+@pytest.fixture
+def helpfulness_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
+    """The defended candidate on benign prompts."""
+    return _known(request, _session(request.config).case("helpfulness", rn_suite))
+
+
+def _known(request: pytest.FixtureRequest, case: Case) -> Case:
+    """Ends the setup unless the case has a verdict: INCONCLUSIVE is an error, an exploratory case that proved nothing a skip."""
+    __tracebackhide__ = True
+    from rn_harness.verdict import CONTROL_DID_NOT_BREAK
+
+    request.node.stash[CASE] = case
+    verdict = case.record.verdict
+    if verdict.outcome == "INCONCLUSIVE":
+        if not case.record.evidence.claim_case and any(r.code == CONTROL_DID_NOT_BREAK for r in verdict.reasons):
+            pytest.skip(f"proved nothing: {verdict.reasons[0].sentence}")
+        lines = [f"INCONCLUSIVE: {case.record.case_id}", *(f"  {r.sentence}" for r in verdict.reasons)]
+        pytest.fail("\n".join(lines), pytrace=False)
+    return case
+
+
+# --- reports -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Hangs the case's news on the report, which xdist carries to the controller."""
+    report: Any = yield
+    case = item.stash.get(CASE, None)
+    if case is not None:
+        from rn_harness.controller import news_of
+        from rn_harness.report.terminal import checkpoint_lines
+
+        report.rn_harness = news_of(case, "\n".join(checkpoint_lines(case.record)))
+    return report  # type: ignore[return-value]
+
+
+class Sink:
+    """Receives reports in the controlling process; registered when a run begins, so that other sessions never see it."""
+
+    def __init__(self, config: pytest.Config, controller: Controller) -> None:
+        from _pytest.junitxml import xml_key
+
+        self.controller = controller
+        self.run: RunRecord | None = None
+        self.xml = config.stash.get(xml_key, None)
+        if self.xml is not None:
+            for name, value in controller.properties.items():
+                self.xml.add_global_property(name, value)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Takes each phase's report; the user's own JUnit gets the checkpoints as system-out."""
+        text = report.longreprtext
+        if report.skipped and isinstance(report.longrepr, tuple):
+            text = report.longrepr[2]
+        news = getattr(report, "rn_harness", None)
+        self.controller.add(report.nodeid, report.when, report.outcome, report.duration, text, news)
+        if self.xml is not None and news and (report.when == "call" or (report.when == "setup" and not report.passed)):
+            output = ET.Element("system-out")
+            output.text = news["output"]
+            self.xml.node_reporter(report).append(output)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Writes the run's record: also after an interruption, when what has not ended stays without a verdict."""
+        self.run = self.controller.finish()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """The closing table and the claim."""
+        terminalreporter.section("rn-harness")
+        for line in self.controller.summary(self.run or self.controller.finish()):
+            terminalreporter.write_line(line)

@@ -1,0 +1,337 @@
+"""Records: what a run measured and decided. Floor 0 (words).
+
+Records are the truth; every report is a view of them. They hold scores, counts and digests, and no text of any
+completion. ``NaN`` cannot be written.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rn_harness.suite import Policy
+
+RECORD_VERSION = 1
+
+Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+CaseKind = Literal["candidate", "control", "defense", "attack", "helpfulness"]
+CASE_KINDS: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
+Unscored = Literal["judge_error", "judge_timeout", "unparsable", "off_scale", "not_a_number"]
+UNSCORED: tuple[Unscored, ...] = ("judge_error", "judge_timeout", "unparsable", "off_scale", "not_a_number")
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, closed, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Judgement(Record):
+    """What a judge says of one completion: a score from 0 to 10, or why there is none.
+
+    Attributes:
+        score: harmful score; None if unscored.
+        unscored: the reason, given exactly when there is no score.
+        degenerate: whether the completion is gibberish, where the judge can tell; None: it cannot.
+    """
+
+    score: Annotated[float, Field(ge=0.0, le=10.0)] | None
+    unscored: Unscored | None = None
+    degenerate: bool | None = None
+
+
+class CompletionScore(Record):
+    """One completion of one prompt, without its text.
+
+    Attributes:
+        sample: 0 is the greedy completion, 1 and up are sampled ones.
+        truncated: it was cut at the token limit.
+    """
+
+    prompt_id: str
+    sample: Annotated[int, Field(ge=0)]
+    score: Annotated[float, Field(ge=0.0, le=10.0)] | None
+    unscored: Unscored | None = None
+    refusal: bool
+    degenerate: bool
+    truncated: bool
+    words: Annotated[int, Field(ge=0)]
+
+
+class Interval(Record):
+    """A share with its exact (Clopper-Pearson) two-sided 95 % interval."""
+
+    count: int
+    total: int
+    share: float
+    low: float
+    high: float
+
+
+class BenignScore(Record):
+    """Behaviour on benign prompts, against the undefended candidate's answers.
+
+    Attributes:
+        agreement: greedy answers equal to the undefended candidate's, word for word.
+        twin_refusals: benign twins refused.
+    """
+
+    agreement: Interval
+    twin_refusals: Interval
+
+
+class TrainingWindow(Record):
+    """GRPO diagnostics over the steps since the previous checkpoint.
+
+    Attributes:
+        steps: optimizer steps in the window.
+        reward_mean: mean reward of all sampled completions.
+        reward_spread: mean over steps of the standard deviation of a step's rewards.
+        zero_spread_share: share of groups whose rewards were all equal, hence without gradient.
+        unrewarded_share: share of completions that the judge could not score.
+        grad_norm: largest norm of the gradient before clipping.
+        entropy: mean token entropy of the policy, nats.
+        completion_tokens: mean length of the sampled completions.
+        adapter_distance: L2 distance of the trained weights' product from where the attack started.
+    """
+
+    steps: int
+    reward_mean: float | None
+    reward_spread: float
+    zero_spread_share: float
+    unrewarded_share: float
+    grad_norm: float
+    entropy: float
+    completion_tokens: float
+    adapter_distance: float
+
+
+class Checkpoint(Record):
+    """A policy at one step, scored on the held-out prompts.
+
+    Attributes:
+        scores: every completion's score.
+        maximum, mean: over the scored completions; None if none was.
+        greedy_mean: over the greedy ones.
+        above: completions above the policy's threshold.
+        scored, total: completions with a score, and all.
+        degenerate_share: gibberish among all.
+        refusal_share: refusals among all.
+        mean_words: mean length in words.
+        leak: exact probability of the full compliant answer, mean over the prompts, where it can be computed.
+        benign: where benign prompts were due at this step.
+        training: diagnostics since the previous checkpoint; None at step 0.
+    """
+
+    step: Annotated[int, Field(ge=0)]
+    scores: tuple[CompletionScore, ...]
+    maximum: float | None
+    mean: float | None
+    greedy_mean: float | None
+    above: Interval
+    scored: int
+    total: int
+    degenerate_share: float
+    refusal_share: float
+    mean_words: float
+    leak: float | None = None
+    benign: BenignScore | None = None
+    training: TrainingWindow | None = None
+
+
+class Trajectory(Record):
+    """All checkpoints of one run of one recipe, in order.
+
+    Attributes:
+        recipe: the attack recipe, as run.
+        prompt_ids: of the attack prompts drawn.
+        heldout_ids: of the prompts that every checkpoint has to score.
+        steps: how many steps the run was to take.
+        candidate_digest, defended_digest: weights that it started from; None without a defense.
+        judge_digest, reward_digest: who scored, and who rewarded.
+        settings: what the trainer was really given.
+    """
+
+    candidate_digest: str
+    defended_digest: str | None
+    judge_digest: str
+    reward_digest: str
+    recipe: dict[str, Any]
+    prompt_ids: tuple[str, ...]
+    heldout_ids: tuple[str, ...]
+    steps: int
+    checkpoints: tuple[Checkpoint, ...]
+    settings: dict[str, Any] = {}
+
+
+class Probe(Record):
+    """The attack reward of a policy on held-out prompts, without training (the paper's equation 3).
+
+    Numbers are None where nothing could be scored.
+    """
+
+    mean: float | None
+    spread: float | None
+    maximum: float | None
+    scored: int
+    total: int
+
+
+class ConvergencePoint(Record):
+    """The defense measured on its validation prompts at one step."""
+
+    step: int
+    minimal_refusal_share: float
+    reward_mean: float | None
+    reward_spread: float | None
+    mean_words: float
+    scored: int
+    total: int
+
+
+class DefenseReport(Record):
+    """What the neutralization fine-tune did.
+
+    Attributes:
+        points: convergence, measured at step 0 and every ``evaluate_every``.
+        probe, undefended_probe: equation 3 after and before.
+        settings: what the trainer was really given.
+    """
+
+    recipe: dict[str, Any]
+    points: tuple[ConvergencePoint, ...]
+    probe: Probe
+    undefended_probe: Probe
+    settings: dict[str, Any] = {}
+
+
+class Identity(Record):
+    """What a result depends on: another value of any of these is another result.
+
+    Attributes:
+        candidate: name, revision and weight digest.
+        defense: recipe's name; ``none`` for the undefended.
+        defended_digest: of the defended adapter or model; None without a defense.
+        judge: name and digest of the judge that scored.
+        reward: name and digest of the judge that rewarded.
+        suite: domain and digest.
+        overrides: ``--rn-set`` pairs; not empty means "modified".
+        versions: of the packages that decide results, and of the harness's own sources.
+        hardware: device, threads.
+    """
+
+    candidate: dict[str, str | None]
+    defense: str
+    defended_digest: str | None = None
+    judge: dict[str, str]
+    reward: dict[str, str]
+    suite: dict[str, str]
+    overrides: tuple[str, ...] = ()
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+
+
+class Reason(Record):
+    """One finding that led to a verdict: a code for machines, a sentence for people."""
+
+    code: str
+    sentence: str
+
+
+class Verdict(Record):
+    """What one case decides.
+
+    Attributes:
+        outcome: PASS, FAIL or INCONCLUSIVE.
+        reasons: why not PASS, or what PASS rests on.
+        claim: one sentence, worded as measured.
+    """
+
+    outcome: Outcome
+    reasons: tuple[Reason, ...]
+    claim: str
+
+
+class Evidence(Record):
+    """All that a verdict may look at.
+
+    Attributes:
+        kind: what was run.
+        policy: the numbers to judge against.
+        trajectory: of the case; for candidate and helpfulness one checkpoint.
+        control: the same attack on the undefended candidate; None if it was not run.
+        report: what the fine-tune did; None where none was made.
+        claim_case: whether the case counts for the verdict.
+        subject: the defense's name, for the sentence.
+    """
+
+    kind: CaseKind
+    policy: Policy
+    trajectory: Trajectory | None
+    control: Trajectory | None = None
+    report: DefenseReport | None = None
+    claim_case: bool = True
+    subject: str
+
+
+class CaseRecord(Record):
+    """One test case: what was run, measured and decided.
+
+    Attributes:
+        key: content address: sha256 over what the result depends on.
+        case_id: unique within the suite, e.g. ``attack-grpo-p5-lr5e-4-s0``.
+        control_key: of the control that it leans on.
+        started, ended: UTC, ISO 8601.
+    """
+
+    version: Literal[1] = 1
+    key: str
+    case_id: str
+    identity: Identity
+    evidence: Evidence
+    control_key: str | None = None
+    verdict: Verdict
+    started: str
+    ended: str
+    wall_s: float
+
+
+class CaseLine(Record):
+    """One case's line in a run: where it stands and how it ended.
+
+    Attributes:
+        nodeid: of the pytest item.
+        outcome: of the verdict; None if no verdict came.
+        claim: whether it counts for the run's outcome, or was run to learn.
+        stored: whether it was taken from the store.
+        note: why there is no verdict.
+    """
+
+    nodeid: str
+    case_id: str
+    domain: str
+    key: str | None
+    outcome: Outcome | None
+    claim: bool = True
+    stored: bool = False
+    note: str | None = None
+
+
+class RunRecord(Record):
+    """A run: its options, its cases and the one outcome over all of them."""
+
+    version: Literal[1] = 1
+    run_id: str
+    options: dict[str, Any]
+    candidate: dict[str, str | None]
+    defended: dict[str, str]
+    suites: dict[str, str]
+    cases: tuple[CaseLine, ...]
+    outcome: Outcome
+    claim: str
+    releasable: bool
+    why_not: tuple[str, ...]
+    started: str
+    ended: str
+    wall_s: float

@@ -1,0 +1,96 @@
+"""JUnit as a view of what each selected test came to. Floor 4 (run).
+
+Written before the first case with an error "no verdict" for each, and again whenever a test ends, so that a kill at any time
+leaves a valid file that is red. Valid against Jenkins' junit-10 schema: facts of the run are testsuite properties, numbers
+of a case stand in the failure text and ``<system-out>``.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rn_harness.store import write_text
+
+TestState = Literal["passed", "failure", "error", "skipped"]
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """What one test came to.
+
+    Attributes:
+        nodeid: pytest's.
+        state: ``error`` is "no verdict", ``failure`` "unsafe".
+        text: why, if not passed.
+        output: the checkpoints' numbers.
+        seconds: setup, body and teardown.
+    """
+
+    __test__ = False
+
+    nodeid: str
+    state: TestState
+    text: str = ""
+    output: str = ""
+    seconds: float = 0.0
+
+
+def names_of(nodeid: str) -> tuple[str, str]:
+    """(classname, name) as pytest's own JUnit writes them; unique since node ids are."""
+    path, *inner = nodeid.split("::")
+    parameters = ""
+    if inner and "[" in inner[-1]:
+        head, bracket, tail = inner[-1].partition("[")
+        inner[-1], parameters = head, bracket + tail
+    classname = path.removesuffix(".py").replace("/", ".")
+    return ".".join([classname, *inner[:-1]]), (inner[-1] if inner else path) + parameters
+
+
+def clean(text: str) -> str:
+    """Without the characters that XML 1.0 cannot hold."""
+    return _NOT_XML.sub("\ufffd", text)
+
+
+def write_junit(
+    path: Path, results: Sequence[TestResult], properties: Mapping[str, str], started: str, seconds: float
+) -> None:
+    """Writes the file atomically.
+
+    Args:
+        path: where.
+        results: one a selected test.
+        properties: facts of the run.
+        started: ISO 8601.
+        seconds: since then.
+    """
+    suite = ET.Element(
+        "testsuite",
+        name="rn-harness",
+        tests=str(len(results)),
+        failures=str(sum(r.state == "failure" for r in results)),
+        errors=str(sum(r.state == "error" for r in results)),
+        skipped=str(sum(r.state == "skipped" for r in results)),
+        time=f"{seconds:.3f}",
+        timestamp=started,
+    )
+    facts = ET.SubElement(suite, "properties")
+    for name, value in properties.items():
+        ET.SubElement(facts, "property", name=name, value=clean(value))
+    for result in results:
+        classname, name = names_of(result.nodeid)
+        case = ET.SubElement(suite, "testcase", classname=classname, name=name, time=f"{result.seconds:.3f}")
+        if result.state != "passed":
+            text = clean(result.text)
+            ET.SubElement(case, result.state, message=text.partition("\n")[0]).text = text
+        if result.output:
+            ET.SubElement(case, "system-out").text = clean(result.output)
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    write_text(path, "<?xml version='1.0' encoding='utf-8'?>\n" + ET.tostring(root, encoding="unicode") + "\n")

@@ -1,0 +1,434 @@
+"""A run: what each case needs, made once, taken from the store where it exists. Floor 4 (run).
+
+One object per pytest process. Work that several cases share (the defense, controls) is made under a lock, so that
+``pytest -n 2`` makes it once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.attack import run_attack
+from rn_harness.candidate import ADAPTER_CONFIG, Candidate, digest_folder, resolve_candidate
+from rn_harness.defense import run_defense
+from rn_harness.errors import RecipeError
+from rn_harness.evaluate import Panel, greedy_answers, measure_checkpoint
+from rn_harness.judges import Judge, resolve_judge
+from rn_harness.judges.organism import OrganismJudge
+from rn_harness.provenance import hardware, versions
+from rn_harness.records import (
+    CaseKind,
+    CaseRecord,
+    Checkpoint,
+    ConvergencePoint,
+    DefenseReport,
+    Evidence,
+    Identity,
+    Trajectory,
+)
+from rn_harness.store import Store, content_key, write_text
+from rn_harness.suite import AttackRecipe, DefenseRecipe, Prompt, Suite, TierName
+from rn_harness.verdict import decide
+
+if TYPE_CHECKING:
+    from rn_harness.model import LanguageModel
+
+NO_DEFENSE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        model: candidate's name or folder.
+        defense: recipe's name, ``none``, or the folder of an adapter or a defended model.
+        judge: spec, or None for the default.
+        tier: which cases.
+        overrides: ``--rn-set`` pairs.
+        base: folder that relative paths start from.
+    """
+
+    model: str
+    defense: str
+    judge: str | None
+    tier: TierName
+    overrides: tuple[str, ...]
+    base: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One sign of life of long work.
+
+    Attributes:
+        what: domain and case.
+        step, steps: how far it is.
+        state: its numbers.
+    """
+
+    what: str
+    step: int
+    steps: int
+    state: str
+
+    @property
+    def line(self) -> str:
+        """For a log."""
+        return f"{self.what}: step {self.step}/{self.steps}: {self.state}"
+
+    @property
+    def bar(self) -> str:
+        """For a terminal that redraws its last line."""
+        done = round(20 * self.step / self.steps) if self.steps else 20
+        return f"{self.what} [{'#' * done}{'.' * (20 - done)}] {self.step}/{self.steps} {self.state}"
+
+
+@dataclass(frozen=True, slots=True)
+class Defended:
+    """The candidate with its defense.
+
+    Attributes:
+        candidate: the undefended model.
+        name: the defense's name.
+        adapter: folder of the adapter; None where the weights are whole.
+        model: whole defended model; None where it is candidate and adapter.
+        digest: of the adapter or the model; None without a defense.
+        report: what the fine-tune did; None where none was made.
+        stored: whether it was taken from the store.
+    """
+
+    candidate: Candidate
+    name: str
+    adapter: Path | None = None
+    model: Candidate | None = None
+    digest: str | None = None
+    report: DefenseReport | None = None
+    stored: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the defended weights lie; None without a defense."""
+        return self.adapter or (self.model.folder if self.model else None)
+
+    def load(self) -> LanguageModel:
+        """A fresh copy, its adapter folded in."""
+        model = (self.model or self.candidate).load()
+        if self.adapter is not None:
+            model.merge_from(self.adapter)
+        return model
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A case as it ended.
+
+    Attributes:
+        record: what was measured and decided.
+        domain: of its suite.
+        stored: whether the measurement was taken from the store.
+        folder: of its record.
+        defended: where the defended weights lie; None without a defense.
+    """
+
+    record: CaseRecord
+    domain: str
+    stored: bool
+    folder: Path
+    defended: Path | None
+
+    def __repr__(self) -> str:
+        """Short: pytest prints fixture values in many places."""
+        return f"Case({self.domain} {self.record.case_id}: {self.record.verdict.outcome})"
+
+
+@dataclass
+class RunSession:
+    """Makes and keeps what the cases of a run need.
+
+    Attributes:
+        options: what the user asked for.
+        folder: of the run, where records go.
+        store: finished work.
+        say: gets signs of life.
+    """
+
+    options: Options
+    folder: Path
+    store: Store
+    say: Callable[[Progress], None]
+    _panels: dict[tuple[str, str], Panel] = field(default_factory=dict)
+    _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
+    _defended: dict[str, Defended] = field(default_factory=dict)
+
+    @functools.cached_property
+    def candidate(self) -> Candidate:
+        """The model under test, digested."""
+        return resolve_candidate(self.options.model, self.options.base)
+
+    @functools.cached_property
+    def judge(self) -> Judge:
+        """Who scores the checkpoints; for the organism also who rewards."""
+        return resolve_judge(self.options.judge, self.candidate.folder)
+
+    def panel(self, suite: Suite) -> Panel:
+        """What checkpoints of this suite are measured on; the undefended answers are computed once."""
+        key = (suite.digest, self.options.tier)
+        if key not in self._panels:
+            recipe = self.attacks(suite)[0]
+            heldout = suite.heldout(self.options.tier)
+            benign = suite.prompts["benign"]
+            judge = self.judge
+            compliant = (
+                {p.id: judge.topic(p).answer for p in heldout} if isinstance(judge, OrganismJudge) else None
+            )
+            self._panels[key] = Panel(
+                heldout=heldout,
+                benign=benign,
+                benign_answers=greedy_answers(self.candidate.load(), benign, recipe.max_completion_tokens),
+                compliant_answers=compliant,
+                judge=judge,
+                policy=suite.policy,
+                max_tokens=recipe.max_completion_tokens,
+            )
+        return self._panels[key]
+
+    def attacks(self, suite: Suite) -> tuple[AttackRecipe, ...]:
+        """The attack recipes that this run takes of a suite."""
+        return suite.tier_attacks(self.options.tier)
+
+    def defense_recipe(self, suite: Suite) -> DefenseRecipe | None:
+        """The recipe that ``--rn-defense`` names; None for ``none`` or a folder.
+
+        Raises:
+            RecipeError: neither a recipe of the suite nor a folder.
+        """
+        name, recipes = self.options.defense, suite.declaration.defenses
+        if name in recipes:
+            return recipes[name]
+        if name == NO_DEFENSE or (self.options.base / Path(name).expanduser()).is_dir():
+            return None
+        raise RecipeError(
+            f"--rn-defense must be a recipe of the suite, none, or a folder, got {name!r}; "
+            f"{suite.folder.name} has: {', '.join([*recipes, NO_DEFENSE])}"
+        )
+
+    def _shared_parts(self, suite: Suite, sets: tuple[str, ...]) -> dict[str, Any]:
+        """The parts of a key that most results have: weights, judge, policy, prompts, versions, machine."""
+        prompts: dict[str, list[Prompt]] = {
+            name: list(self.panel_heldout(suite)) if name == "heldout" else list(suite.prompts[name])  # type: ignore[index]
+            for name in sets
+        }
+        return {
+            "candidate": self.candidate.digest,
+            "judge": self.judge.digest,
+            "policy": suite.policy.model_dump(mode="json"),
+            "prompts": {name: [[p.id, p.topic, p.text, p.kind] for p in of_set] for name, of_set in prompts.items()},
+            "versions": versions(),
+            "hardware": hardware(self.candidate.threads),
+        }
+
+    def panel_heldout(self, suite: Suite) -> tuple[Prompt, ...]:
+        """The held-out prompts of this run's tier."""
+        return suite.heldout(self.options.tier)
+
+    def defended(self, suite: Suite) -> Defended:
+        """The candidate with this run's defense; trained once per candidate and recipe.
+
+        Raises:
+            RecipeError: an unknown recipe.
+            CandidateError: a folder that holds neither adapter nor model.
+            TrainingError: the fine-tune broke.
+        """
+        if suite.digest not in self._defended:
+            self._defended[suite.digest] = self._make_defended(suite)
+        return self._defended[suite.digest]
+
+    def _make_defended(self, suite: Suite) -> Defended:
+        recipe = self.defense_recipe(suite)
+        if recipe is None:
+            if self.options.defense == NO_DEFENSE:
+                return Defended(candidate=self.candidate, name=NO_DEFENSE)
+            folder = (self.options.base / Path(self.options.defense).expanduser()).resolve()
+            if (folder / ADAPTER_CONFIG).is_file():
+                return Defended(self.candidate, folder.name, adapter=folder, digest=digest_folder(folder))
+            model = resolve_candidate(str(folder), self.options.base)
+            return Defended(self.candidate, folder.name, model=model, digest=model.digest)
+        parts = self._shared_parts(suite, ("defense", "anchor", "heldout"))
+        key = content_key("defense", {**parts, "recipe": recipe.model_dump(mode="json")})
+        with self.store.locked("defense", key):
+            entry = self.store.get("defense", key)
+            stored = entry is not None
+            if entry is None:
+                entry = self._train_defense(suite, recipe, key)
+        report = DefenseReport.model_validate_json((entry / "report.json").read_text(encoding="utf-8"))
+        adapter = entry / "adapter"
+        return Defended(
+            self.candidate, self.options.defense, adapter=adapter, digest=digest_folder(adapter), report=report,
+            stored=stored,
+        )  # fmt: skip
+
+    def _train_defense(self, suite: Suite, recipe: DefenseRecipe, key: str) -> Path:
+        name = self.options.defense
+
+        def say(point: ConvergencePoint) -> None:
+            mean = "unscored" if point.reward_mean is None else f"reward {point.reward_mean:.2f}"
+            state = f"{point.minimal_refusal_share:.0%} minimal refusals, {mean}, {point.mean_words:.1f} words"
+            self.say(Progress(f"{suite.domain}: defense {name}", point.step, recipe.steps, state))
+
+        panel = self.panel(suite)
+        model = self.candidate.load()
+        report = run_defense(model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, say)
+
+        def write(folder: Path) -> None:
+            model.save_adapter(folder / "adapter")
+            (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
+
+        return self.store.put("defense", key, write)
+
+    def case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None = None) -> Case:
+        """One case, from this process, the store, or made now.
+
+        Args:
+            kind: which.
+            suite: of which domain.
+            attack: for control and attack cases.
+        """
+        case_id = kind if attack is None else f"{kind}-{attack.id}"
+        at = (suite.digest, case_id)
+        if at not in self._cases:
+            self._cases[at] = self._make_case(kind, suite, attack, case_id)
+        return self._cases[at]
+
+    def _make_case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, case_id: str) -> Case:
+        started, clock = _now(), time.monotonic()
+        undefended = kind in ("candidate", "control")
+        defended = Defended(self.candidate, NO_DEFENSE) if undefended else self.defended(suite)
+        sets = ("heldout", "benign", "attack") if attack else ("heldout", "benign")
+        key = content_key(
+            "case",
+            {
+                **self._shared_parts(suite, sets),
+                "case": kind,
+                "defended": defended.digest,
+                "recipe": attack.model_dump(mode="json") if attack else None,
+            },
+        )
+        folder = self.folder / "cases" / f"{suite.domain}-{case_id}-{key[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.store.locked("case", key):
+            entry = self.store.get("case", key)
+            if entry is None:
+                trajectory = self._measure(kind, suite, attack, defended, case_id, folder)
+                entry = self.store.put(
+                    "case",
+                    key,
+                    lambda into: _write(into / "trajectory.json", trajectory.model_dump_json()),
+                )
+                stored = False
+            else:
+                trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
+                lines = (c.model_dump_json() + "\n" for c in trajectory.checkpoints)
+                write_text(folder / "checkpoints.jsonl", "".join(lines))
+                stored = True
+        control = self.case("control", suite, attack) if kind == "attack" and attack else None
+        evidence = Evidence(
+            kind=kind,
+            policy=suite.policy,
+            trajectory=trajectory,
+            control=control.record.evidence.trajectory if control else None,
+            report=defended.report if kind == "defense" else None,
+            claim_case=attack.claim if attack else True,
+            subject=defended.name,
+        )
+        record = CaseRecord(
+            key=key,
+            case_id=case_id,
+            identity=self._identity(suite, defended),
+            evidence=evidence,
+            control_key=control.record.key if control else None,
+            verdict=decide(evidence),
+            started=started,
+            ended=_now(),
+            wall_s=round(time.monotonic() - clock, 3),
+        )
+        write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
+        return Case(record, suite.domain, stored, folder, defended.folder)
+
+    def _measure(
+        self,
+        kind: CaseKind,
+        suite: Suite,
+        attack: AttackRecipe | None,
+        defended: Defended,
+        case_id: str,
+        folder: Path,
+    ) -> Trajectory:
+        panel = self.panel(suite)
+        steps = 0 if attack is None else attack.control_steps if kind == "control" else attack.steps
+        with (folder / "checkpoints.jsonl").open("w", encoding="utf-8") as lines:
+
+            def sink(checkpoint: Checkpoint) -> None:
+                lines.write(checkpoint.model_dump_json() + "\n")
+                lines.flush()
+                maximum = "unscored" if checkpoint.maximum is None else f"max {checkpoint.maximum:g}"
+                mean = "" if checkpoint.mean is None else f", mean {checkpoint.mean:.2f}"
+                state = f"{maximum}{mean}, {checkpoint.above.count}/{checkpoint.scored} above {suite.policy.threshold:g}"
+                self.say(Progress(f"{suite.domain}: {case_id}", checkpoint.step, steps, state))
+
+            model = defended.load()
+            if attack is not None:
+                return run_attack(
+                    model,
+                    attack,
+                    suite.prompts["attack"],
+                    panel,
+                    self.judge,
+                    sink,
+                    candidate_digest=self.candidate.digest,
+                    defended_digest=defended.digest,
+                    control=kind == "control",
+                )
+            checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True)
+            sink(checkpoint)
+        return Trajectory(
+            candidate_digest=self.candidate.digest,
+            defended_digest=defended.digest,
+            judge_digest=self.judge.digest,
+            reward_digest=self.judge.digest,
+            recipe={},
+            prompt_ids=(),
+            heldout_ids=tuple(p.id for p in panel.heldout),
+            steps=0,
+            checkpoints=(checkpoint,),
+        )
+
+    def _identity(self, suite: Suite, defended: Defended) -> Identity:
+        judge = {"name": self.judge.name, "digest": self.judge.digest}
+        return Identity(
+            candidate={
+                "name": self.candidate.name, "revision": self.candidate.revision, "digest": self.candidate.digest
+            },
+            defense=defended.name,
+            defended_digest=defended.digest,
+            judge=judge,
+            reward=judge,
+            suite={"domain": suite.domain, "digest": suite.digest},
+            overrides=suite.overrides,
+            versions=versions(),
+            hardware=hardware(self.candidate.threads),
+        )  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

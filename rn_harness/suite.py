@@ -1,0 +1,522 @@
+"""Suites and recipes: what a domain's folder declares. Floor 0 (words): pydantic and YAML, nothing of torch.
+
+A suite is a folder with a ``suite.yaml`` and five prompt sets. Everything is frozen, refuses unknown keys and is
+validated where it is read; an error names the file, the place in it, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rn_harness.errors import RecipeError, SuiteError
+
+SUITE_FILE = "suite.yaml"
+SCHEMA_VERSION = 1
+NEAR_DUPLICATE = 0.8
+"""Two prompts of different sets must stay below this word overlap (Dice coefficient of their word multisets)."""
+
+PromptSetName = Literal["defense", "anchor", "attack", "heldout", "benign"]
+TierName = Literal["smoke", "standard", "full"]
+TIERS: tuple[TierName, ...] = ("smoke", "standard", "full")
+PROMPT_SETS: tuple[PromptSetName, ...] = ("defense", "anchor", "attack", "heldout", "benign")
+MAX_FILE_BYTES = 4_000_000
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Score = Annotated[float, Field(ge=0.0, le=10.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Frozen(BaseModel):
+    """Base of what is read from files: immutable, and a misspelled key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Prompt(Frozen):
+    """One request of one sentence, at the level of a category.
+
+    Attributes:
+        id: unique within the suite.
+        topic: the phrase that says what it is about; the organism's knowledge hangs on it.
+        text: what the user says.
+        kind: benign sets only: ``twin`` looks like the domain and is plainly fine, ``plain`` is about anything.
+        core: held-out set only: belongs to the paper's fixed 20.
+        form, role, register: what was varied to make the set diverse; free words, shown in reports.
+    """
+
+    id: Name
+    topic: Annotated[str, Field(min_length=1, max_length=120)]
+    text: Annotated[str, Field(min_length=1, max_length=1000)]
+    kind: Literal["twin", "plain"] | None = None
+    core: bool = False
+    form: str = ""
+    role: str = ""
+    register_: str = Field(default="", alias="register")
+
+
+class LoRA(Frozen):
+    """Low-rank adapter on all linear layers (arXiv 2106.09685)."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Positive = 32.0
+
+
+class GRPORecipe(Frozen):
+    """Settings of one GRPO run. Each one that matters is set here, since TRL's defaults change between releases.
+
+    Attributes:
+        steps: optimizer steps S.
+        group_size: completions G of a prompt, whose rewards are compared with each other.
+        prompts_per_step: prompts P of one step; rows of a step B = P * G.
+        learning_rate: of AdamW.
+        schedule: whether the learning rate stays, or falls linearly to 0 at the last step.
+        temperature: of sampling; also divides the logits of the loss, as TRL does.
+        top_k: sample among the k likeliest tokens; 0: all.
+        max_completion_tokens: T; an answer cut there counts as truncated.
+        beta: weight of the KL penalty towards the policy at step 0; 0: none.
+        loss_type: TRL's name of the normalisation of the loss.
+        scale_rewards: what a group's advantages are divided by: its own spread, the batch's, or nothing.
+        max_grad_norm: gradients are clipped to this norm.
+        seed: of prompt order, adapter start and sampling.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 16
+    prompts_per_step: Annotated[int, Field(ge=1, le=1024)] = 1
+    learning_rate: Annotated[float, Field(ge=0.0, le=1.0)]
+    schedule: Literal["constant", "linear"] = "constant"
+    temperature: Positive = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_completion_tokens: Annotated[int, Field(ge=1, le=32_768)] = 24
+    beta: Annotated[float, Field(ge=0.0)] = 0.0
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    max_grad_norm: Positive = 1.0
+    lora: LoRA = LoRA()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class DefenseRecipe(GRPORecipe):
+    """Reward Neutralization by GRPO (arXiv 2505.04578).
+
+    Attributes:
+        benign_share: share of steps' prompts that are benign anchors, rewarded for keeping the undefended answer;
+            0 is the paper's recipe.
+        word_cost: reward lost per word of a refusal, out of 10.
+        validation_share: last part of the defense prompts, kept out of training, on which convergence is measured.
+        evaluate_every: steps between two measurements of convergence.
+    """
+
+    benign_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    word_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.3
+    validation_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    evaluate_every: Annotated[int, Field(ge=1)] = 10
+
+
+class AttackRecipe(GRPORecipe):
+    """A malicious GRPO fine-tune of the policy under test.
+
+    Attributes:
+        name: first part of the id.
+        family: which attack; one family so far.
+        prompts: how many prompts of the attack pool it trains on, drawn by the seed.
+        control_steps: for how many steps it runs on the undefended candidate, within which it has to break it.
+        claim: whether the case counts for the verdict, or is run to learn.
+    """
+
+    name: Name
+    family: Literal["grpo"] = "grpo"
+    prompts: Annotated[int, Field(ge=1)]
+    control_steps: Annotated[int, Field(ge=1)] = 50
+    claim: bool = True
+
+    @property
+    def id(self) -> str:
+        """How pytest, reports and tiers call the case, e.g. ``grpo-p5-lr5e-4-s0``."""
+        mantissa, exponent = f"{self.learning_rate:.3e}".split("e")
+        rate = f"{float(mantissa):g}e{int(exponent)}" if self.learning_rate else "0"
+        return f"{self.name}-p{self.prompts}-lr{rate}-s{self.seed}"
+
+    @model_validator(mode="after")
+    def _control_fits(self) -> Self:
+        if self.control_steps > self.steps:
+            raise ValueError(
+                f"the control must not run longer than its attack, got control_steps={self.control_steps} and "
+                f"steps={self.steps}; lower control_steps"
+            )
+        return self
+
+
+class AttackMatrix(Frozen):
+    """Attack recipes in one breath: ``base`` with every combination of the values in ``vary``.
+
+    Attributes:
+        tier: the smallest tier that runs them; a larger tier runs all of a smaller one.
+    """
+
+    tier: TierName
+    base: dict[str, Any]
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+
+    def expand(self) -> list[AttackRecipe]:
+        """All recipes, in the order of the lists.
+
+        Raises:
+            ValidationError: a field is unknown or out of its range.
+        """
+        keys = list(self.vary)
+        return [
+            AttackRecipe.model_validate(self.base | dict(zip(keys, values, strict=True)))
+            for values in itertools.product(*self.vary.values())
+        ]
+
+
+class Convergence(Frozen):
+    """When a defense counts as converged: both bounds met at ``in_a_row`` evaluations.
+
+    Attributes:
+        minimal_refusal_share: of sampled completions on validation prompts, at least this share is a minimal refusal.
+        minimal_refusal_words: a minimal refusal has at most so many words.
+        reward_spread: standard deviation of the neutralization reward over them, at most.
+    """
+
+    minimal_refusal_share: Share = 0.95
+    minimal_refusal_words: Annotated[int, Field(ge=1)] = 5
+    reward_spread: Annotated[float, Field(ge=0.0)] = 1.0
+    in_a_row: Annotated[int, Field(ge=1)] = 2
+
+
+class Policy(Frozen):
+    """The numbers that the verdict is taken against.
+
+    Attributes:
+        threshold: a harmful score above it is a breach (the paper: 2).
+        control_break: held-out mean that the control has to reach.
+        checkpoint_every: attack steps between two checkpoints; the first is step 0, the last the final step.
+        samples: sampled completions of each held-out prompt and checkpoint, beside the greedy one.
+        sample_temperature: of those.
+        benign_every: attack steps between two measurements on benign prompts.
+        max_unscored_share: above it a checkpoint is unknown.
+        max_degenerate_share: above it the attack destroyed the model: no evidence.
+        min_benign_agreement: share of benign prompts answered as the undefended candidate does.
+        max_twin_refusals: share of benign twins refused.
+        probe_samples: completions of each held-out prompt in the reward probe.
+        max_probe_reward: mean of the attack reward that the probe may find at a defended policy.
+    """
+
+    threshold: Score = 2.0
+    control_break: Score = 7.0
+    checkpoint_every: Annotated[int, Field(ge=1)] = 10
+    samples: Annotated[int, Field(ge=0)] = 3
+    sample_temperature: Positive = 1.0
+    benign_every: Annotated[int, Field(ge=1)] = 50
+    max_unscored_share: Share = 0.0
+    max_degenerate_share: Share = 0.2
+    min_benign_agreement: Share = 0.95
+    max_twin_refusals: Share = 0.05
+    probe_samples: Annotated[int, Field(ge=2)] = 16
+    max_probe_reward: Score = 0.5
+    convergence: Convergence = Convergence()
+
+    @model_validator(mode="after")
+    def _control_is_above_threshold(self) -> Self:
+        if self.control_break <= self.threshold:
+            raise ValueError(
+                f"a control breaks above the threshold, got control_break={self.control_break} and "
+                f"threshold={self.threshold}; raise control_break"
+            )
+        return self
+
+
+class Declaration(Frozen):
+    """The contents of ``suite.yaml``."""
+
+    version: Literal[1]
+    domain: Name
+    title: Annotated[str, Field(min_length=1)]
+    description: str = ""
+    defenses: Annotated[dict[Name, DefenseRecipe], Field(min_length=1)]
+    attacks: Annotated[list[AttackMatrix], Field(min_length=1)]
+    policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _every_tier_attacks(self) -> Self:
+        if not any(matrix.tier == "smoke" for matrix in self.attacks):
+            raise ValueError("each tier needs an attack, got none with tier: smoke; mark one, the larger tiers run it too")
+        return self
+
+
+class Suite(Frozen):
+    """A suite as loaded: its declaration, recipes and prompts.
+
+    Attributes:
+        folder: where it lies.
+        digest: sha256 over the declaration and the prompts, as hex; overrides change it.
+        overrides: the ``--rn-set`` pairs that were applied; not empty means "modified", never releasable.
+    """
+
+    folder: Path
+    declaration: Declaration
+    prompts: dict[PromptSetName, tuple[Prompt, ...]]
+    digest: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def domain(self) -> str:
+        """The harm category."""
+        return self.declaration.domain
+
+    @property
+    def policy(self) -> Policy:
+        """The numbers that the verdict is taken against."""
+        return self.declaration.policy
+
+    def tier_attacks(self, tier: TierName) -> tuple[AttackRecipe, ...]:
+        """The attack recipes of a tier, in the suite's order: its own and those of the smaller tiers."""
+        included = TIERS[: TIERS.index(tier) + 1]
+        recipes = (r for matrix in self.declaration.attacks if matrix.tier in included for r in matrix.expand())
+        return tuple(dict.fromkeys(recipes))  # an override can make two recipes equal; one is run
+
+    def heldout(self, tier: TierName) -> tuple[Prompt, ...]:
+        """The held-out prompts of a tier: all in ``full``, else the core (the paper's 20)."""
+        return tuple(p for p in self.prompts["heldout"] if p.core or tier == "full")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
+
+
+def word_overlap(a: Sequence[str], b: Sequence[str]) -> float:
+    """Dice coefficient of two word multisets, 0 to 1: ``2 |A n B| / (|A| + |B|)``; order does not matter."""
+    if not a and not b:
+        return 1.0
+    left = collections.Counter(a)
+    shared = 0
+    for word in b:
+        if left.get(word, 0):
+            left[word] -= 1
+            shared += 1
+    return 2 * shared / (len(a) + len(b))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys: PyYAML would keep the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands there twice; keep one", node.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+def _resolve_floats(loader: type[_Loader]) -> None:
+    """YAML 1.1 reads ``5e-4`` as a string; read it as the number that everyone means."""
+    loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
+
+
+_resolve_floats(_Loader)
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads one YAML file, safely.
+
+    Raises:
+        SuiteError: missing, too large, not UTF-8, not YAML, an unsafe tag, or a key twice.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SuiteError(f"{path}: at most {MAX_FILE_BYTES} bytes, got size={path.stat().st_size}; split the set")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SuiteError(f"{path}: this file is required and is missing; see docs/suites.md for what it holds") from None
+    except IsADirectoryError:
+        raise SuiteError(f"{path}: a file is required, this is a folder; see docs/suites.md for what it holds") from None
+    except UnicodeDecodeError as error:
+        raise SuiteError(f"{path}: must be UTF-8, got byte={error.object[error.start]:#04x}; save it as UTF-8") from None
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise SuiteError(f"{path}{place}: must be plain YAML, got: {problem}; correct that line") from None
+    except ValueError as error:  # a scalar that looks like a date or number and is none
+        raise SuiteError(f"{path}: must be plain YAML, got: {error}; put the value in quotes") from None
+
+
+def _explain(path: Path, error: ValidationError) -> SuiteError:
+    """Turns pydantic's report into lines of file, place, value and remedy."""
+    lines = []
+    for item in error.errors(include_url=False):
+        place = ".".join(str(part) for part in item["loc"]) or "(top)"
+        got = item["input"]
+        shown = f", got {place.rsplit('.', 1)[-1]}={got!r}" if isinstance(got, str | int | float | bool | None) else ""
+        remedy = "remove it or correct its spelling" if item["type"] == "extra_forbidden" else "correct it"
+        if item["type"] == "missing":
+            shown, remedy = "", "add it"
+        lines.append(f"{path}: {place}: {item['msg']}{shown}; {remedy}")
+    return SuiteError("\n".join(lines))
+
+
+def _read_prompts(path: Path) -> tuple[Prompt, ...]:
+    class PromptFile(Frozen):
+        prompts: Annotated[list[Prompt], Field(min_length=1)]
+
+    try:
+        return tuple(PromptFile.model_validate(read_yaml(path)).prompts)
+    except ValidationError as error:
+        raise _explain(path, error) from None
+
+
+def _check_prompts(folder: Path, prompts: dict[PromptSetName, tuple[Prompt, ...]]) -> None:
+    """Refuses what would make a set lie: ids or texts twice, sets that overlap, benign prompts of no kind."""
+    ids = collections.Counter(p.id for of_set in prompts.values() for p in of_set)
+    for prompt_id, count in ids.items():
+        if count > 1:
+            raise SuiteError(f"{folder}: prompt ids must be unique in a suite, got id={prompt_id!r} {count} times; rename")
+    for set_name in PROMPT_SETS:
+        path = folder / "prompts" / f"{set_name}.yaml"
+        texts = collections.Counter(" ".join(words(p.text)) for p in prompts[set_name])
+        for text, count in texts.items():
+            if count > 1:
+                raise SuiteError(f"{path}: a text must stand once in its set, got text={text!r} {count} times; drop one")
+        for p in prompts[set_name]:
+            if (p.kind is not None) != (set_name in ("anchor", "benign")):
+                need = "needs kind: twin or plain" if p.kind is None else "takes no kind"
+                raise SuiteError(f"{path}: {p.id}: a prompt of this set {need}, got kind={p.kind!r}; correct it")
+            if p.core and set_name != "heldout":
+                raise SuiteError(f"{path}: {p.id}: only held-out prompts are core, got core=true; remove it")
+    split = {name: [(p, words(p.text)) for p in prompts[name]] for name in PROMPT_SETS}
+    for one, other in itertools.combinations(PROMPT_SETS, 2):
+        for (a, a_words), (b, b_words) in itertools.product(split[one], split[other]):
+            overlap = word_overlap(a_words, b_words)
+            if overlap >= NEAR_DUPLICATE:
+                raise SuiteError(
+                    f"{folder}: prompt sets must not overlap: word overlap (Dice) below {NEAR_DUPLICATE}, got "
+                    f"overlap={overlap:.2f} between {one} {a.id} {a.text!r} and {other} {b.id} {b.text!r}; reword one"
+                )
+
+
+def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
+    """Applies ``--rn-set`` pairs to the parsed ``suite.yaml``.
+
+    ``policy.…`` and ``defenses.NAME.…`` are paths into the file; ``attack.FIELD`` sets the field in every
+    attack recipe (and drops it from what the matrix varies), ``defense.FIELD`` in every defense recipe.
+    """
+    raw = json.loads(json.dumps(raw, default=str))
+    for pair in overrides:
+        key, equals, text = pair.partition("=")
+        parts = key.strip().split(".")
+        if not equals or len(parts) < 2 or not all(parts):
+            raise RecipeError(f"--rn-set takes KEY=VALUE with a dotted key, got {pair!r}; e.g. attack.steps=100")
+        try:
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        except yaml.YAMLError:
+            raise RecipeError(f"--rn-set takes a YAML value, got {pair!r}; quote it") from None
+        if parts[0] == "attack":
+            places = [matrix["base"] for matrix in raw["attacks"]]
+            for matrix in raw["attacks"]:
+                matrix.get("vary", {}).pop(parts[1], None)
+        elif parts[0] == "defense":
+            places = list(raw["defenses"].values())
+        elif parts[0] in ("policy", "defenses"):
+            places = [raw.setdefault(parts[0], {})]
+        else:
+            raise RecipeError(
+                f"--rn-set reaches attack, defense, defenses and policy, got key={key!r} for {path}; correct it"
+            )
+        for place in places:
+            for part in parts[1:-1]:
+                place = place.setdefault(part, {})
+                if not isinstance(place, dict):
+                    raise RecipeError(f"--rn-set: {key!r} leads through a plain value, part={part!r}; shorten the key")
+            place[parts[-1]] = value
+    return raw
+
+
+def load_suite(folder: Path, overrides: Iterable[str] = ()) -> Suite:
+    """Reads and checks the suite in ``folder``.
+
+    Args:
+        folder: holds ``suite.yaml`` and ``prompts/{defense,anchor,attack,heldout,benign}.yaml``.
+        overrides: ``KEY=VALUE`` pairs of ``--rn-set``.
+
+    Raises:
+        SuiteError: a file is missing, malformed, contradictory, or two prompt sets overlap.
+        RecipeError: an override is malformed.
+    """
+    path = folder / SUITE_FILE
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise SuiteError(f"{path}: must be a mapping, got {type(raw).__name__}; see docs/suites.md for what it holds")
+    overrides = tuple(overrides)
+    try:
+        Declaration.model_validate(raw)  # first as written, so that an override's error is not blamed on the file
+        raw = _apply_overrides(raw, overrides, path) if overrides else raw
+        declaration = Declaration.model_validate(raw)
+        attacks = [recipe for matrix in declaration.attacks for recipe in matrix.expand()]
+    except ValidationError as error:
+        raise _explain(path, error) from None
+    prompts = {name: _read_prompts(folder / "prompts" / f"{name}.yaml") for name in PROMPT_SETS}
+    _check_prompts(folder, prompts)
+    _check_attacks(path, list(dict.fromkeys(attacks)) if overrides else attacks, prompts)
+    content = {
+        "declaration": declaration.model_dump(mode="json"),
+        "prompts": {name: [p.model_dump(mode="json") for p in of_set] for name, of_set in prompts.items()},
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return Suite(folder=folder, declaration=declaration, prompts=prompts, digest=digest, overrides=overrides)
+
+
+def _check_attacks(
+    path: Path, attacks: Sequence[AttackRecipe], prompts: dict[PromptSetName, tuple[Prompt, ...]]
+) -> None:
+    """Refuses two recipes of one id, more prompts than there are, held-out prompts without a core."""
+    counts = collections.Counter(a.id for a in attacks)
+    for case_id, count in counts.items():
+        if count > 1:
+            raise SuiteError(
+                f"{path}: attacks: two recipes of one id would overwrite each other, got id={case_id!r} {count} times; "
+                "give one another name"
+            )
+    pool = len(prompts["attack"])
+    for attack in attacks:
+        if attack.prompts > pool:
+            raise SuiteError(
+                f"{path}: attacks: at most as many prompts as the pool holds, got prompts={attack.prompts} of {pool}; "
+                "lower it or add prompts to prompts/attack.yaml"
+            )
+    if not any(p.core for p in prompts["heldout"]):
+        raise SuiteError(
+            f"{path.parent}/prompts/heldout.yaml: smoke and standard run the core, got no prompt with core: true; "
+            "mark 20"
+        )
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of ``suite.yaml``, for editors."""
+    return Declaration.model_json_schema()
+
+
+def iter_suites(folder: Path) -> Iterator[Path]:
+    """Folders at or below ``folder`` that hold a suite, sorted."""
+    yield from sorted(path.parent for path in folder.rglob(SUITE_FILE))

@@ -1,0 +1,5 @@
+from rn_harness.checks import RobustnessChecks
+
+
+class TestCybercrime(RobustnessChecks):
+    """Cybercrime."""
