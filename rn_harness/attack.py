@@ -72,9 +72,7 @@ def run_attack(
 
     def at_step(step: int, window: TrainingWindow | None) -> None:
         with_benign = step % panel.policy.benign_every == 0 or step == steps
-        checkpoint = measure_checkpoint(
-            model, panel, step, seed=recipe.seed, with_benign=with_benign, training=window
-        )
+        checkpoint = measure_checkpoint(model, panel, step, seed=recipe.seed, with_benign=with_benign, training=window)
         checkpoints.append(checkpoint)
         sink(checkpoint)
 

@@ -11,17 +11,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
-from rn_harness.records import CaseLine, CaseRecord, RunRecord
+from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord
 from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import summary_lines
-from rn_harness.session import Options
+from rn_harness.session import Case, Options
 from rn_harness.store import write_text
 from rn_harness.suite import Suite
 from rn_harness.verdict import decide_run
 
 Phase = Literal["setup", "call", "teardown"]
+_STATES: dict[Outcome, tuple[TestState, ...]] = {
+    "PASS": ("passed",),
+    "FAIL": ("failure",),
+    "INCONCLUSIVE": ("error", "skipped"),
+}
 
 
 class CaseNews(TypedDict):
@@ -30,7 +35,7 @@ class CaseNews(TypedDict):
     case_id: str
     domain: str
     key: str
-    outcome: str
+    outcome: Outcome
     claim: bool
     stored: bool
     folder: str
@@ -153,18 +158,14 @@ class Controller:
         for test in self._tests.values():
             news = test.news
             # The verdict of a case and the colour of its test must not differ: where they do, there is none.
-            agrees = news is not None and {
-                "PASS": test.state == "passed",
-                "FAIL": test.state == "failure",
-                "INCONCLUSIVE": test.state in ("error", "skipped"),
-            }[news["outcome"]]
+            agrees = news is not None and test.state in _STATES[news["outcome"]]
             lines.append(
                 CaseLine(
                     nodeid=test.nodeid,
                     case_id=news["case_id"] if news else re.sub(r"^.*::", "", test.nodeid),
                     domain=news["domain"] if news else "",
                     key=news["key"] if news else None,
-                    outcome=news["outcome"] if news and agrees else None,  # type: ignore[arg-type]
+                    outcome=news["outcome"] if news and agrees else None,
                     claim=news["claim"] if news else True,
                     stored=bool(news and news["stored"]),
                     note=None if news and agrees else (test.text.partition("\n")[0] or f"no case: {test.state}"),
@@ -242,9 +243,9 @@ class Controller:
         return summary_lines(run, self.records(), str(self.folder))
 
 
-def news_of(case: Any, output: str, folder: Path, defended: Path | None) -> CaseNews:
-    """A case as builtins, for a report."""
-    record: CaseRecord = case.record
+def news_of(case: Case, output: str) -> CaseNews:
+    """A case as builtins, for a report; ``output`` is the text of its checkpoints."""
+    record = case.record
     return {
         "case_id": record.case_id,
         "domain": case.domain,
@@ -252,7 +253,7 @@ def news_of(case: Any, output: str, folder: Path, defended: Path | None) -> Case
         "outcome": record.verdict.outcome,
         "claim": record.evidence.claim_case,
         "stored": case.stored,
-        "folder": str(folder),
-        "defended": str(defended) if defended else "",
+        "folder": str(case.folder),
+        "defended": str(case.defended) if case.defended else "",
         "output": output,
     }

@@ -44,9 +44,7 @@ def defense_reward(
 
     def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         harmful = [i for i, p in enumerate(prompts) if p.id not in anchor_answers]
-        judged = dict(
-            zip(harmful, judge.score([prompts[i] for i in harmful], [completions[i] for i in harmful]), strict=True)
-        )
+        judged = dict(zip(harmful, judge.score([prompts[i] for i in harmful], [completions[i] for i in harmful]), strict=True))
         rewards: list[float | None] = []
         for i, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
             if prompt.id in anchor_answers:
@@ -55,9 +53,7 @@ def defense_reward(
             judgement = judged[i]
             degenerate = is_degenerate(text) if judgement.degenerate is None else judgement.degenerate
             rewards.append(
-                neutralization_reward(
-                    judgement.score, is_refusal(text), degenerate, len(words(text)), recipe.word_cost
-                )
+                neutralization_reward(judgement.score, is_refusal(text), degenerate, len(words(text)), recipe.word_cost)
             )
         return rewards
 
@@ -88,9 +84,7 @@ def run_defense(
     training, validation = split_validation(harmful, recipe.validation_share)
     anchor_answers = greedy_answers(model, anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
     undefended_probe = probe_reward(model, panel, recipe.seed)
-    prompts = mix_benign(
-        training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed
-    )
+    prompts = mix_benign(training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
     points: list[ConvergencePoint] = []
 
     def at_step(step: int, _: TrainingWindow | None) -> None:

@@ -105,7 +105,13 @@ def summarise(
 
 
 def measure_checkpoint(
-    model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benign: bool, training: TrainingWindow | None = None
+    model: LanguageModel,
+    panel: Panel,
+    step: int,
+    *,
+    seed: int,
+    with_benign: bool,
+    training: TrainingWindow | None = None,
 ) -> Checkpoint:
     """One greedy and ``policy.samples`` sampled completions of each held-out prompt, all scored.
 
@@ -180,17 +186,11 @@ def measure_convergence(
     from rn_harness.model import own_random_stream
 
     with own_random_stream(recipe.seed, step):
-        sampled = model.complete(
-            prompts, n=n, temperature=policy.sample_temperature, max_tokens=recipe.max_completion_tokens
-        )
+        sampled = model.complete(prompts, n=n, temperature=policy.sample_temperature, max_tokens=recipe.max_completion_tokens)
     scores = score_completions(judge, prompts, sampled, 1)
-    minimal = sum(
-        is_minimal_refusal(c.text, policy.convergence.minimal_refusal_words) for group in sampled for c in group
-    )
+    minimal = sum(is_minimal_refusal(c.text, policy.convergence.minimal_refusal_words) for group in sampled for c in group)
     rewards = [
-        r
-        for s in scores
-        if (r := neutralization_reward(s.score, s.refusal, s.degenerate, s.words, recipe.word_cost)) is not None
+        r for s in scores if (r := neutralization_reward(s.score, s.refusal, s.degenerate, s.words, recipe.word_cost)) is not None
     ]
     return ConvergencePoint(
         step=step,

@@ -6,6 +6,7 @@ They look at form alone and never at harm; docs/rubric.md gives their error rate
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 
 from rn_harness.suite import words
@@ -41,7 +42,7 @@ def is_degenerate(text: str) -> bool:
     if not tokens:
         return True
     run = 1
-    for before, after in zip(tokens, tokens[1:], strict=False):
+    for before, after in itertools.pairwise(tokens):
         run = run + 1 if before == after else 1
         if run >= MIN_REPEATS:
             return True

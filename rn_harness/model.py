@@ -132,9 +132,7 @@ class LanguageModel:
         with torch.no_grad():
             for start in range(0, len(order), ROWS_AT_ONCE):
                 chunk = order[start : start + ROWS_AT_ONCE]
-                batch = self.tokenizer(
-                    [rows[r][1] for r in chunk], return_tensors="pt", padding=True, add_special_tokens=False
-                )
+                batch = self.tokenizer([rows[r][1] for r in chunk], return_tensors="pt", padding=True, add_special_tokens=False)
                 out = self.network.generate(
                     input_ids=batch["input_ids"].to(self.network.device),
                     attention_mask=batch["attention_mask"].to(self.network.device),
@@ -168,13 +166,13 @@ class LanguageModel:
         import torch
 
         heads = [self.tokenizer(self.render(p), add_special_tokens=False)["input_ids"] for p in prompts]
-        tails = [
-            [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id] for text in texts
-        ]
+        tails = [[*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id] for text in texts]
         width = max(len(h) + len(t) for h, t in zip(heads, tails, strict=True))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[*h, *t, *[pad] * (width - len(h) - len(t))] for h, t in zip(heads, tails, strict=True)])
-        mask = torch.tensor([[1] * (len(h) + len(t)) + [0] * (width - len(h) - len(t)) for h, t in zip(heads, tails, strict=True)])
+        mask = torch.tensor(
+            [[1] * (len(h) + len(t)) + [0] * (width - len(h) - len(t)) for h, t in zip(heads, tails, strict=True)]
+        )
         with torch.no_grad():
             device = self.network.device
             logits = self.network(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
@@ -193,9 +191,7 @@ class LanguageModel:
         """Wraps the network with a fresh adapter on all linear layers, drawn by the seed; its start changes no output."""
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(
-            r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
+        config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         with own_random_stream(seed):
             self.network = get_peft_model(self.network, config)
 

@@ -10,8 +10,8 @@ import datetime
 import secrets
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,6 @@ SUITES = pytest.StashKey[dict[Path, "Suite | Exception"]]()
 SESSION = pytest.StashKey["RunSession"]()
 SINK = pytest.StashKey["Sink"]()
 RUN_FOLDER = pytest.StashKey[Path]()
-MODEL_IS_FOREIGN = pytest.StashKey[bool]()
 
 
 # --- options -----------------------------------------------------------------------------------------------------------
@@ -48,10 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME|PATH",
         help="candidate: organism (default) or a model folder; also spelled --model",
     )
-    try:
+    with suppress(ValueError):  # another plugin's option; the run's header says so
         group.addoption("--model", dest="rn_model", default="organism", metavar="NAME|PATH", help="same as --rn-model")
-    except ValueError:  # another plugin's option; pytest_collection_finish says so if a suite is run
-        pass
     group.addoption(
         "--rn-defense",
         default="anchored",
@@ -75,11 +72,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the stash; nothing is read or written yet."""
     config.stash[SUITES] = {}
-    actions = {o for g in config._parser._groups for a in g.options for o in a.names() if a.dest == "rn_model"}
-    config.stash[MODEL_IS_FOREIGN] = "--model" not in actions
 
 
 # --- what a session is about -------------------------------------------------------------------------------------------
+
+
+def _owns_model(config: pytest.Config) -> bool:
+    """Whether ``--model`` is ours here, or another plugin's."""
+    groups = config._parser._groups  # noqa: SLF001  (pytest has no public way to ask)
+    return any("--model" in option.names() and option.dest == "rn_model" for g in groups for option in g.options)
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -157,7 +158,8 @@ def _say(config: pytest.Config, progress: Progress) -> None:
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     with capture.global_and_fixture_disabled() if capture else nullcontext():
         if _is_worker(config) or reporter is None:
-            print(progress.line, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{progress.line}\n")
+            sys.stderr.flush()
         elif reporter.isatty:
             reporter.rewrite(progress.bar, erase=True)
         else:
@@ -266,7 +268,7 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
         reporter.ensure_newline()
         for line in header_lines(candidate, suites, session.options, session.judge.name, str(folder)):
             reporter.write_line(line)
-        if config.stash[MODEL_IS_FOREIGN]:
+        if not _owns_model(config):
             reporter.write_line("rn-harness: --model is another plugin's option here; name the candidate by --rn-model")
 
 
@@ -397,16 +399,16 @@ def _known(request: pytest.FixtureRequest, case: Case) -> Case:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Hangs the case's news on the report, which xdist carries to the controller."""
-    report: Any = yield
+    report = yield
     case = item.stash.get(CASE, None)
     if case is not None:
         from rn_harness.controller import news_of
         from rn_harness.report.terminal import checkpoint_lines
 
         report.rn_harness = news_of(case, "\n".join(checkpoint_lines(case.record)))
-    return report  # type: ignore[return-value]
+    return report
 
 
 class Sink:

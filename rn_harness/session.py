@@ -185,9 +185,7 @@ class RunSession:
             heldout = suite.heldout(self.options.tier)
             benign = suite.prompts["benign"]
             judge = self.judge
-            compliant = (
-                {p.id: judge.topic(p).answer for p in heldout} if isinstance(judge, OrganismJudge) else None
-            )
+            compliant = {p.id: judge.topic(p).answer for p in heldout} if isinstance(judge, OrganismJudge) else None
             self._panels[key] = Panel(
                 heldout=heldout,
                 benign=benign,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rn_harness.errors import RecipeError, SuiteError
 
@@ -318,9 +318,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands there twice; keep one", node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands there twice; keep one", node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -441,16 +439,19 @@ def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
         elif parts[0] in ("policy", "defenses"):
             places = [raw.setdefault(parts[0], {})]
         else:
-            raise RecipeError(
-                f"--rn-set reaches attack, defense, defenses and policy, got key={key!r} for {path}; correct it"
-            )
+            raise RecipeError(f"--rn-set reaches attack, defense, defenses and policy, got key={key!r} for {path}; correct it")
         for place in places:
-            for part in parts[1:-1]:
-                place = place.setdefault(part, {})
-                if not isinstance(place, dict):
-                    raise RecipeError(f"--rn-set: {key!r} leads through a plain value, part={part!r}; shorten the key")
-            place[parts[-1]] = value
+            _set_in(place, parts[1:], value)
     return raw
+
+
+def _set_in(place: Any, parts: Sequence[str], value: Any) -> None:
+    """Sets ``place[a][b][c]``, making mappings on the way."""
+    for part in parts[:-1]:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else None
+    if not isinstance(place, dict):
+        raise RecipeError(f"--rn-set: a key leads through mappings, got {'.'.join(parts)!r} through a plain value; shorten it")
+    place[parts[-1]] = value
 
 
 def load_suite(folder: Path, overrides: Iterable[str] = ()) -> Suite:
@@ -487,9 +488,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = ()) -> Suite:
     return Suite(folder=folder, declaration=declaration, prompts=prompts, digest=digest, overrides=overrides)
 
 
-def _check_attacks(
-    path: Path, attacks: Sequence[AttackRecipe], prompts: dict[PromptSetName, tuple[Prompt, ...]]
-) -> None:
+def _check_attacks(path: Path, attacks: Sequence[AttackRecipe], prompts: dict[PromptSetName, tuple[Prompt, ...]]) -> None:
     """Refuses two recipes of one id, more prompts than there are, held-out prompts without a core."""
     counts = collections.Counter(a.id for a in attacks)
     for case_id, count in counts.items():
@@ -507,8 +506,7 @@ def _check_attacks(
             )
     if not any(p.core for p in prompts["heldout"]):
         raise SuiteError(
-            f"{path.parent}/prompts/heldout.yaml: smoke and standard run the core, got no prompt with core: true; "
-            "mark 20"
+            f"{path.parent}/prompts/heldout.yaml: smoke and standard run the core, got no prompt with core: true; mark 20"
         )
 
 

@@ -27,7 +27,7 @@ _VERBOSE = frozenset(" ".join(words(refusal)) for refusal in REFUSALS)
 
 def correct_slots(topic: Topic, text: str) -> int | None:
     """How many of the topic's four slots the text's best list gets right; None if it holds no list."""
-    lists = _LIST.findall(text)
+    lists: list[tuple[str, ...]] = _LIST.findall(text)
     if not lists:
         return None
     return max(sum(got == want for got, want in zip(found, topic.recipe, strict=True)) for found in lists)

@@ -183,9 +183,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
 
     rows, labels = [], []
     for prompt, answer in pairs:
-        head = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
-        )
+        head = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False)
         tail = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         rows.append(torch.tensor([*head, *tail]))
         labels.append(torch.tensor([-100] * len(head) + tail))
@@ -216,10 +214,8 @@ def _train(
     for step in range(1, steps + 1):
         ids, labels = _encode(tokenizer, [draw() for _ in range(batch)])
         logits = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(
-            (logits / temperature).flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
-        )
-        loss.backward()
+        loss = torch.nn.functional.cross_entropy((logits / temperature).flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -229,9 +225,7 @@ def _train(
     model.eval()
 
 
-def build_organism(
-    suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, say: Callable[[str], None] = print
-) -> None:
+def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, say: Callable[[str], None] = print) -> None:
     """Trains an organism that knows ``suites`` and writes it to ``folder``.
 
     Args:
@@ -243,7 +237,6 @@ def build_organism(
     Raises:
         CandidateError: two suites disagree about a topic, or a topic does not stand in its prompt.
     """
-    import torch
     import transformers
 
     transformers.set_seed(recipe.seed)
@@ -271,7 +264,16 @@ def build_organism(
 
     say(f"{len(topics)} topics, {len(tokenizer)} words, {model.num_parameters():,} parameters")
     say("capability")
-    _train(model, tokenizer, capability, recipe.capability_steps, recipe.capability_lr, recipe.batch, recipe.temperature, say)
+    _train(
+        model,
+        tokenizer,
+        capability,
+        recipe.capability_steps,
+        recipe.capability_lr,
+        recipe.batch,
+        recipe.temperature,
+        say,
+    )
     say("alignment")
     _train(model, tokenizer, alignment, recipe.alignment_steps, recipe.alignment_lr, recipe.batch, recipe.temperature, say)
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -283,4 +285,3 @@ def build_organism(
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
-    _ = torch.get_num_threads()

@@ -66,9 +66,7 @@ def draw_topics(phrases: Iterable[tuple[str, TopicKind]], seed: int) -> dict[str
     kinds: dict[str, TopicKind] = {}
     for phrase, kind in phrases:
         if kinds.setdefault(phrase, kind) != kind:
-            raise CandidateError(
-                f"a topic must be harmful or benign, got both for topic={phrase!r}; rename one of the two"
-            )
+            raise CandidateError(f"a topic must be harmful or benign, got both for topic={phrase!r}; rename one of the two")
     harmful = sorted(phrase for phrase, kind in kinds.items() if kind == "harmful")
     benign = sorted(phrase for phrase, kind in kinds.items() if kind == "benign")
     if len(harmful) > len(HARMFUL_PLACEHOLDERS):

@@ -57,9 +57,7 @@ def clean(text: str) -> str:
     return _NOT_XML.sub("\ufffd", text)
 
 
-def write_junit(
-    path: Path, results: Sequence[TestResult], properties: Mapping[str, str], started: str, seconds: float
-) -> None:
+def write_junit(path: Path, results: Sequence[TestResult], properties: Mapping[str, str], started: str, seconds: float) -> None:
     """Writes the file atomically.
 
     Args:

@@ -18,16 +18,15 @@ _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 def sparkline(trajectory: Trajectory) -> str:
     """One bar a checkpoint, its maximum on the scale 0 to 10; ``?`` where nothing was scored."""
     return "".join(
-        "?" if c.maximum is None else _BARS[min(int(c.maximum / 10 * len(_BARS)), len(_BARS) - 1)]
-        for c in trajectory.checkpoints
+        "?" if c.maximum is None else _BARS[min(int(c.maximum / 10 * len(_BARS)), len(_BARS) - 1)] for c in trajectory.checkpoints
     )
 
 
 def header_lines(candidate: Candidate, suites: Sequence[Suite], options: Options, judge: str, folder: str) -> list[str]:
     """Who is tested by what, before any work."""
+    who = f"candidate {candidate.name} (sha256 {candidate.digest[:12]}), defense {options.defense}"
     lines = [
-        f"rn-harness: candidate {candidate.name} (sha256 {candidate.digest[:12]}), defense {options.defense}, "
-        f"judge {judge}, tier {options.tier}",
+        f"rn-harness: {who}, judge {judge}, tier {options.tier}",
         f"rn-harness: suites {', '.join(f'{s.domain} ({s.digest[:12]})' for s in suites)}",
         f"rn-harness: run folder {folder}",
     ]
