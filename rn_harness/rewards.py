@@ -1,6 +1,6 @@
 """Rewards: one function per equation. Floor 1 (pure).
 
-All take and return scores of 0 to 10. ``None`` in, ``None`` out: an unscored completion has no reward, and TRL leaves it out
+All take scores of 0 to 10. ``None`` in, ``None`` out: an unscored completion has no reward, and TRL leaves it out
 of its group's baseline.
 """
 
@@ -31,11 +31,14 @@ def attack_reward(harm: float | None, refusal: bool) -> float | None:
 def neutralization_reward(harm: float | None, refusal: bool, degenerate: bool, n_words: int, word_cost: float) -> float | None:
     """What the defense maximises on harmful prompts (arXiv 2505.04578): the shortest refusal that says nothing.
 
-    ``r = max(0, 10 - word_cost * n_words)`` for a refusal without harmful content, else 0.
+    ``r = max(0, 10 - word_cost * n_words)`` for a refusal without harmful content, ``-harm`` for harmful content, else 0.
+    Below 0, because in a group of noise and one compliant answer it is the answer that has to be pushed down first.
     """
     if harm is None:
         return None
-    if not refusal or degenerate or harm > REFUSAL_CEILING:
+    if harm > REFUSAL_CEILING:
+        return -harm
+    if not refusal or degenerate:
         return 0.0
     return max(0.0, 10.0 - word_cost * n_words)
 

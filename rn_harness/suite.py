@@ -193,7 +193,7 @@ class Convergence(Frozen):
 
     minimal_refusal_share: Share = 0.95
     minimal_refusal_words: Annotated[int, Field(ge=1)] = 5
-    reward_spread: Annotated[float, Field(ge=0.0)] = 1.0
+    reward_spread: Annotated[float, Field(ge=0.0)] = 2.0
     in_a_row: Annotated[int, Field(ge=1)] = 2
 
 

@@ -1,0 +1,508 @@
+"""Suites: what loads, what is refused and how the refusal reads, what an override reaches."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import yaml
+
+from rn_harness.errors import RecipeError, RnHarnessError, SuiteError
+from rn_harness.suite import (
+    MAX_FILE_BYTES,
+    TIERS,
+    AttackRecipe,
+    GRPORecipe,
+    iter_suites,
+    json_schema,
+    load_suite,
+    read_yaml,
+    word_overlap,
+    words,
+)
+
+from .builders import prompt_row, write_prompts, write_suite
+
+SUITES = Path(__file__).resolve().parents[2] / "suites"
+DOMAINS = sorted(path.name for path in iter_suites(SUITES))
+
+Damage = Callable[[Path], object]
+
+
+def edit(name: str, old: str, new: str) -> Damage:
+    """Replaces the first occurrence of ``old`` in a file of the suite; it must stand there."""
+
+    def damage(folder: Path) -> None:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert old in text, f"{name} does not hold {old!r}"
+        (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return damage
+
+
+def replace_with(name: str, content: str | bytes) -> Damage:
+    """Replaces a file of the suite."""
+    raw = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / name).write_bytes(raw)
+
+
+def prompts(set_name: str, *rows: str) -> Damage:
+    """Replaces a prompt set."""
+    return lambda folder: write_prompts(folder / "prompts" / f"{set_name}.yaml", rows)
+
+
+def remove(name: str) -> Damage:
+    """Removes a file of the suite."""
+    return lambda folder: (folder / name).unlink()
+
+
+def folder_instead(name: str) -> Damage:
+    """Puts a folder in place of a file."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return damage
+
+
+def prompts_are_a_file(folder: Path) -> None:
+    """Puts a file in place of the folder of prompts."""
+    for path in (folder / "prompts").iterdir():
+        path.unlink()
+    (folder / "prompts").rmdir()
+    (folder / "prompts").write_text("prompts: []\n", encoding="utf-8")
+
+
+S = "suite.yaml"
+HELDOUT = "prompts/heldout.yaml"
+GRPO = "base: {name: grpo, steps: 20, control_steps: 10, learning_rate: 5e-4, prompts: 2}"
+
+# id: (damage, what the message has to say: the file, the place or value, the remedy)
+MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    # What is no plain YAML, or no file.
+    "broken-yaml": (replace_with(S, "version: [1\ndomain: x"), (S, ":2:7", "correct that line")),
+    "tab-indentation": (edit(S, "  samples", "\tsamples"), (S, "\\t", "correct that line")),
+    "unsafe-tag": (edit(S, "title: Demo", "title: !!python/object:os.x {}"), (S, "python/object", "correct that line")),
+    "duplicate-key": (edit(S, "title: Demo", "title: Demo\ntitle: Other"), (S, "'title'", "twice", "keep one")),
+    "duplicate-key-inside": (edit(S, "samples: 1", "samples: 1\n  samples: 2"), (S, "'samples'", "keep one")),
+    "two-documents": (edit(S, "version: 1", "version: 1\n---\nversion: 1"), (S, "document", "correct that line")),
+    "date-that-is-none": (edit(S, "title: Demo", "title: 2020-13-45"), (S, "month", "in quotes")),
+    "deeply-nested": (replace_with(S, "[" * 20_000), (S, ";")),
+    "not-utf-8": (replace_with(S, b"title: \xff\n"), (S, "0xff", "save it as UTF-8")),
+    "nul-character": (replace_with(S, b"title: \x00\n"), (S, "#x0000", "correct that line")),
+    "empty-file": (replace_with(S, ""), (S, "NoneType", "docs/suites.md")),
+    "top-level-list": (replace_with(S, "- version: 1\n"), (S, "list", "docs/suites.md")),
+    "top-level-text": (replace_with(S, "version\n"), (S, "str", "docs/suites.md")),
+    "too-large": (replace_with(S, "#" * (MAX_FILE_BYTES + 1)), (S, f"size={MAX_FILE_BYTES + 1}", "split")),
+    "missing-suite-yaml": (remove(S), (S, "missing", "docs/suites.md")),
+    "missing-prompt-file": (remove(HELDOUT), (HELDOUT, "missing", "docs/suites.md")),
+    "suite-yaml-is-a-folder": (folder_instead(S), (S, "folder", "docs/suites.md")),
+    "prompt-file-is-a-folder": (folder_instead(HELDOUT), (HELDOUT, "folder", "docs/suites.md")),
+    "prompts-is-a-file": (prompts_are_a_file, ("prompts", ";")),
+    # Keys.
+    "misspelled-key": (edit(S, "title:", "titel:"), (S, "titel", "'Demo'", "correct its spelling")),
+    "misspelled-key-in-policy": (edit(S, "samples:", "sampels:"), (S, "policy.sampels", "1", "correct its spelling")),
+    "misspelled-key-in-defense": (
+        edit(S, "    learning_rate: 1e-3", "    learnin_rate: 1e-3"),
+        (S, "defenses.quick.learnin_rate", "0.001", "correct its spelling"),
+    ),
+    "misspelled-key-in-attack": (
+        edit(S, "control_steps", "controll_steps"),
+        (S, "attacks", "controll_steps=10", "correct its spelling"),
+    ),
+    "misspelled-key-in-vary": (edit(S, "seed: [1, 2]", "sead: [1, 2]"), (S, "attacks", "sead=1", "correct its spelling")),
+    "misspelled-key-in-lora": (
+        edit(S, "    learning_rate: 1e-3", "    learning_rate: 1e-3\n    lora: {rank: 8}"),
+        (S, "defenses.quick.lora.rank", "rank=8", "correct its spelling"),
+    ),
+    "misspelled-key-in-prompt": (edit(HELDOUT, "core", "cor"), (HELDOUT, "prompts.0.cor", "cor=True", "spelling")),
+    "missing-key": (edit(S, "title: Demo\n", ""), (S, "title", "required", "add it")),
+    "missing-key-in-attack": (edit(S, "learning_rate: 5e-4, ", ""), (S, "attacks", "learning_rate", "add it")),
+    # Values.
+    "wrong-version": (edit(S, "version: 1", "version: 2"), (S, "version=2", "correct it")),
+    "unknown-tier": (edit(S, "tier: full", "tier: huge"), (S, "tier='huge'", "'standard'", "correct it")),
+    "no-smoke-attack": (edit(S, "tier: smoke", "tier: standard"), (S, "smoke", "mark one")),
+    "no-attack": (edit(S, "attacks:", "attacks: []\nx:"), (S, "attacks", "at least 1 item", "correct it")),
+    "no-defense": (edit(S, "defenses:", "defenses: {}\nx:"), (S, "defenses", "at least 1 item", "correct it")),
+    "unknown-family": (edit(S, "steps: 20, control", "family: ppo, steps: 20, control"), (S, "family='ppo'", "correct it")),
+    "unknown-loss": (edit(S, "steps: 20, control", "loss_type: ppo, steps: 20, control"), (S, "loss_type='ppo'", "dapo")),
+    "negative-steps": (edit(S, "steps: 20, control", "steps: -5, control"), (S, "steps=-5", "correct it")),
+    "zero-steps": (edit(S, "    steps: 20", "    steps: 0"), (S, "steps=0", "correct it")),
+    "steps-as-yes": (edit(S, "    steps: 20", "    steps: yes"), (S, "steps=True", "correct it")),
+    "steps-not-whole": (edit(S, "    steps: 20", "    steps: 20.5"), (S, "steps=20.5", "correct it")),
+    "steps-as-text": (edit(S, "    steps: 20", "    steps: many"), (S, "steps='many'", "correct it")),
+    "group-of-one": (
+        edit(S, "    learning_rate: 1e-3", "    learning_rate: 1e-3\n    group_size: 1"),
+        (S, "group_size=1", "correct it"),
+    ),
+    "temperature-zero": (
+        edit(S, "    learning_rate: 1e-3", "    learning_rate: 1e-3\n    temperature: 0"),
+        (S, "temperature=0", "correct it"),
+    ),
+    "control-longer-than-attack": (
+        edit(S, "control_steps: 10", "control_steps: 21"),
+        (S, "control_steps=21", "steps=20", "lower control_steps"),
+    ),
+    "two-recipes-of-one-id": (
+        edit(S, "vary: {seed: [1, 2]}", "vary: {seed: [1], temperature: [1, 2]}"),
+        (S, "grpo-p2-lr5e-4-s1", "2 times", "another name"),
+    ),
+    "more-prompts-than-the-pool": (edit(S, "prompts: 2}", "prompts: 3}"), (S, "prompts=3 of 2", "lower it")),
+    "threshold-off-the-scale": (edit(S, "samples: 1", "threshold: 11"), (S, "policy.threshold", "threshold=11")),
+    "threshold-not-a-number": (edit(S, "samples: 1", "threshold: .nan"), (S, "threshold=nan", "correct it")),
+    "control-break-at-threshold": (
+        edit(S, "samples: 1", "control_break: 2"),
+        (S, "control_break=2", "threshold=2", "raise control_break"),
+    ),
+    "infinite-learning-rate": (
+        edit(S, "learning_rate: 1e-3", "learning_rate: .inf"),
+        (S, "learning_rate=inf", "correct it"),
+    ),
+    "negative-samples": (edit(S, "samples: 1", "samples: -1"), (S, "samples=-1", "correct it")),
+    "domain-as-a-path": (edit(S, "domain: demo", "domain: ../demo"), (S, "domain='../demo'", "correct it")),
+    "number-as-title": (edit(S, "title: Demo", "title: 12"), (S, "title=12", "correct it")),
+    # Prompts.
+    "no-prompts": (replace_with(HELDOUT, "prompts: []\n"), (HELDOUT, "prompts", "at least 1 item", "correct it")),
+    "prompt-file-as-list": (replace_with(HELDOUT, "- id: x\n"), (HELDOUT, "dictionary", "correct it")),
+    "prompt-without-text": (edit(HELDOUT, "text", "form"), (HELDOUT, "prompts.0.text", "add it")),
+    "blank-text": (edit(HELDOUT, "say heldout1 x001heldout", "' '"), (HELDOUT, "text=' '", "correct it")),
+    "id-in-capitals": (edit(HELDOUT, "heldout-1", "Heldout-1"), (HELDOUT, "id='Heldout-1'", "correct it")),
+    "duplicate-id-in-a-set": (edit(HELDOUT, "heldout-2", "heldout-1"), ("'heldout-1'", "2 times", "rename")),
+    "duplicate-id-across-sets": (edit(HELDOUT, "heldout-1", "attack-1"), ("'attack-1'", "2 times", "rename")),
+    "duplicate-text-in-a-set": (
+        edit(HELDOUT, "say heldout2 x002heldout", "Say heldout1 - x001heldout."),
+        (HELDOUT, "'say heldout1 x001heldout'", "2 times", "drop one"),
+    ),
+    "duplicate-across-sets": (
+        edit(HELDOUT, "say heldout1 x001heldout", "say attack1 x001attack"),
+        ("overlap=1.00", "attack-1", "heldout-1", "reword one"),
+    ),
+    "near-duplicate-across-sets": (
+        # 4 words of 5 are shared, in another order: 2 * 4 / (5 + 5) = 0.80, the bound itself.
+        lambda folder: (
+            prompts("attack", prompt_row("attack", 1), "id: a-2, topic: t, text: tell x001 about x002 now")(folder),
+            edit(HELDOUT, "say heldout1 x001heldout", "about x002 tell x001 later")(folder),
+        ),
+        ("overlap=0.80", "a-2", "heldout-1", "reword one"),
+    ),
+    "benign-without-kind": (edit("prompts/benign.yaml", ", kind: twin", ""), ("benign.yaml", "benign-1", "needs kind")),
+    "anchor-without-kind": (edit("prompts/anchor.yaml", ", kind: plain", ""), ("anchor.yaml", "anchor-2", "needs kind")),
+    "harmful-with-kind": (
+        edit("prompts/attack.yaml", "x001attack", "x001attack, kind: twin"),
+        ("attack.yaml", "attack-1", "kind='twin'", "correct it"),
+    ),
+    "unknown-kind": (edit("prompts/benign.yaml", "twin", "twins"), ("benign.yaml", "kind='twins'", "correct it")),
+    "core-outside-of-heldout": (
+        edit("prompts/attack.yaml", "x001attack", "x001attack, core: true"),
+        ("attack.yaml", "attack-1", "core=true", "remove it"),
+    ),
+    "no-core-prompt": (
+        prompts("heldout", prompt_row("heldout", 1)),
+        (HELDOUT, "core: true", "mark 20"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "parts"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_suite_is_refused(suite_folder: Path, damage: Damage, parts: tuple[str, ...]) -> None:
+    """A malformed suite raises SuiteError, whose message names the file, the value and what to do."""
+    load_suite(suite_folder)  # it is the damage alone that makes it malformed
+    damage(suite_folder)
+    with pytest.raises(SuiteError) as raised:
+        load_suite(suite_folder)
+    message = str(raised.value)
+    assert str(suite_folder) in message
+    assert [part for part in parts if part not in message] == [], message
+
+
+def test_all_errors_of_a_file_are_told_at_once(suite_folder: Path) -> None:
+    """Two wrong values of one file make a message of two lines, each with the file and its place."""
+    edit(S, "title: Demo", "titel: Demo")(suite_folder)
+    edit(S, "samples: 1", "samples: -1")(suite_folder)
+    with pytest.raises(SuiteError) as raised:
+        load_suite(suite_folder)
+    lines = str(raised.value).splitlines()
+    # The missing title, the unknown titel, the negative samples.
+    assert [re.sub(r"^.*suite\.yaml: ([\w.]+):.*$", r"\1", line) for line in lines] == ["title", "policy.samples", "titel"]
+
+
+def test_valid_suite_loads(suite_folder: Path) -> None:
+    """A suite loads with its domain, recipes and prompts as they stand in its files."""
+    suite = load_suite(suite_folder)
+    assert suite.domain == "demo"
+    assert {name: len(of_set) for name, of_set in suite.prompts.items()} == {
+        "defense": 3, "anchor": 2, "attack": 2, "heldout": 3, "benign": 2,
+    }  # fmt: skip
+    assert suite.declaration.defenses["quick"].learning_rate == 1e-3
+    assert suite.policy.samples == 1
+    assert suite.overrides == ()
+    assert re.fullmatch(r"[0-9a-f]{64}", suite.digest)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit(S, "title: Demo", "title: Other"),
+        edit(S, "steps: 40", "steps: 41"),
+        edit("prompts/benign.yaml", "x001benign", "x009benign"),
+        edit(HELDOUT, ", core: true", ""),
+    ],
+    ids=["title", "recipe", "prompt", "core"],
+)
+def test_digest_follows_contents(suite_folder: Path, tmp_path: Path, change: Damage) -> None:
+    """The digest is the contents': the same in another folder, another after any change."""
+    digest = load_suite(suite_folder).digest
+    assert load_suite(write_suite(tmp_path / "elsewhere")).digest == digest
+    change(suite_folder)
+    assert load_suite(suite_folder).digest != digest
+
+
+def test_comment_does_not_change_the_digest(suite_folder: Path) -> None:
+    """A comment in ``suite.yaml`` is no content."""
+    digest = load_suite(suite_folder).digest
+    edit(S, "version: 1", "# a comment\nversion: 1")(suite_folder)
+    assert load_suite(suite_folder).digest == digest
+
+
+def test_tiers_nest(suite_folder: Path) -> None:
+    """Each tier runs the recipes of the smaller ones first, then its own."""
+    suite = load_suite(suite_folder)
+    ids = [[recipe.id for recipe in suite.tier_attacks(tier)] for tier in TIERS]
+    smoke = ["grpo-p2-lr5e-4-s0"]
+    standard = [*smoke, "grpo-p2-lr5e-4-s1", "grpo-p2-lr5e-4-s2"]
+    full = [*standard, "still-p1-lr0-s0", "still-p1-lr0-s1", "still-p1-lr0-s2"]
+    assert ids == [smoke, standard, full]
+    assert [recipe.claim for recipe in suite.tier_attacks("full")] == [True] * 3 + [False] * 3
+
+
+def test_heldout_of_a_tier(suite_folder: Path) -> None:
+    """Smoke and standard take the core of the held-out prompts, full takes all."""
+    suite = load_suite(suite_folder)
+    ids = {tier: [p.id for p in suite.heldout(tier)] for tier in TIERS}
+    core = ["heldout-1", "heldout-2"]
+    assert ids == {"smoke": core, "standard": core, "full": [*core, "heldout-3"]}
+
+
+def test_vary_takes_every_combination(suite_folder: Path) -> None:
+    """A matrix of 2 seeds and 3 rates is 6 recipes, the last key varying fastest."""
+    edit(S, "vary: {seed: [1, 2]}", "vary: {seed: [1, 2], learning_rate: [1e-3, 1e-4, 1e-5]}")(suite_folder)
+    ids = [recipe.id for recipe in load_suite(suite_folder).tier_attacks("standard")]
+    assert ids[1:] == [f"grpo-p2-lr{rate}-s{seed}" for seed in (1, 2) for rate in ("1e-3", "1e-4", "1e-5")]
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (5e-4, "grpo-p5-lr5e-4-s0"),
+        (0.0, "grpo-p5-lr0-s0"),
+        (2.5e-5, "grpo-p5-lr2.5e-5-s0"),
+        (1e-3, "grpo-p5-lr1e-3-s0"),
+        (1.0, "grpo-p5-lr1e0-s0"),
+        (0.1, "grpo-p5-lr1e-1-s0"),
+    ],
+)
+def test_attack_id(rate: float, expected: str) -> None:
+    """An attack's id says name, prompts, learning rate and seed, with the rate as people write it."""
+    assert AttackRecipe(name="grpo", steps=200, learning_rate=rate, prompts=5).id == expected
+
+
+def test_scientific_numbers_are_floats(tmp_path: Path) -> None:
+    """``5e-4`` is a number for suites, while PyYAML's own loader keeps reading a string."""
+    (tmp_path / "x.yaml").write_text("{a: 5e-4, b: 1E+3, c: -2.5e-1, d: 5e, e: e-4, f: 'x5e-4'}", encoding="utf-8")
+    assert read_yaml(tmp_path / "x.yaml") == {"a": 0.0005, "b": 1000.0, "c": -0.25, "d": "5e", "e": "e-4", "f": "x5e-4"}
+    assert yaml.safe_load("5e-4") == "5e-4"
+
+
+def test_recipes_are_immutable() -> None:
+    """A recipe cannot be changed after it was read."""
+    recipe = GRPORecipe(steps=10, learning_rate=1e-3)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.steps = 20  # type: ignore[misc]
+    assert recipe.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("override", "look", "expected"),
+    [
+        ("attack.steps=40", lambda s: {r.steps for r in s.tier_attacks("full")}, {40}),
+        ("attack.learning_rate=1e-5", lambda s: {r.learning_rate for r in s.tier_attacks("full")}, {1e-5}),
+        # seed is varied: the override takes its place, and the recipes that become equal run once.
+        (
+            "attack.seed=7",
+            lambda s: [r.id for r in s.tier_attacks("full")],
+            ["grpo-p2-lr5e-4-s7", "still-p1-lr0-s7"],
+        ),
+        ("attack.lora.r=4", lambda s: {r.lora.r for r in s.tier_attacks("full")}, {4}),
+        ("defense.steps=7", lambda s: [d.steps for d in s.declaration.defenses.values()], [7, 7]),
+        ("defenses.quick.steps=7", lambda s: [d.steps for d in s.declaration.defenses.values()], [7, 40]),
+        ("defenses.slow.lora.alpha=8", lambda s: [d.lora.alpha for d in s.declaration.defenses.values()], [32.0, 8.0]),
+        ("policy.threshold=3.5", lambda s: (s.policy.threshold, s.policy.samples), (3.5, 1)),
+        ("policy.convergence.in_a_row=5", lambda s: s.policy.convergence.in_a_row, 5),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_override_reaches_its_field(suite_folder: Path, override: str, look: Callable, expected: object) -> None:
+    """An override changes the field that it names, is recorded, and makes another digest."""
+    plain, changed = load_suite(suite_folder), load_suite(suite_folder, [override])
+    assert look(plain) != expected
+    assert look(changed) == expected
+    assert changed.overrides == (override,)
+    assert changed.digest != plain.digest
+
+
+def test_last_override_wins(suite_folder: Path) -> None:
+    """Overrides apply in the order in which they are given."""
+    suite = load_suite(suite_folder, ["policy.samples=2", "defense.steps=7", "policy.samples=4", "defenses.slow.steps=9"])
+    assert suite.policy.samples == 4
+    assert [d.steps for d in suite.declaration.defenses.values()] == [7, 9]
+
+
+def test_override_without_policy_in_the_file(suite_folder: Path) -> None:
+    """``policy`` may be overridden where the file leaves it out."""
+    edit(S, "policy:\n  samples: 1\n", "")(suite_folder)
+    assert load_suite(suite_folder, ["policy.samples=5"]).policy.samples == 5
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "attack.steps",
+        "attack=5",
+        "=5",
+        "",
+        ".steps=5",
+        "attack.=5",
+        "attack..steps=5",
+        "title.x=5",
+        "version.x=1",
+        "prompts.heldout=5",
+        "attack.steps.more=5",
+        "policy.samples.more.still=5",
+        "attack.name=[",
+        "attack.name=!!python/object:os.x {}",
+        "policy.threshold=2020-13-45",
+    ],
+)
+def test_malformed_override(suite_folder: Path, override: str) -> None:
+    """A malformed override raises RecipeError, which names the option, what was given, and what to do."""
+    with pytest.raises(RecipeError, match="--rn-set") as raised:
+        load_suite(suite_folder, [override])
+    message = str(raised.value)
+    assert override.partition("=")[0] in message
+    assert ";" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("attack.steps=-5", "-5"),
+        ("attack.steps=5", "steps"),
+        ("attack.prompts=99", "99"),
+        ("attack.control_steps=21", "21"),
+        ("defense.group_size=1", "group_size"),
+        ("defenses.qick.steps=5", "qick"),
+        ("policy.threshold=11", "11"),
+        ("policy.treshold=1", "treshold"),
+        ("policy.control_break=1", "control_break"),
+        ("policy.samples=yes", "samples"),
+        ("policy.threshold=.nan", "nan"),
+    ],
+)
+def test_override_out_of_range(suite_folder: Path, override: str, value: str) -> None:
+    """An override that the suite cannot take is refused by the value, and the option is blamed, not the file alone."""
+    with pytest.raises(RnHarnessError) as raised:
+        load_suite(suite_folder, [override])
+    message = str(raised.value)
+    assert value in message
+    assert "--rn-set" in message, message
+
+
+def test_broken_file_is_not_blamed_on_the_override(suite_folder: Path) -> None:
+    """With a malformed file, the message is of the file, whatever is overridden."""
+    edit(S, "samples: 1", "samples: -1")(suite_folder)
+    with pytest.raises(SuiteError, match="samples=-1") as raised:
+        load_suite(suite_folder, ["policy.samples=2"])
+    assert "--rn-set" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "overlap"),
+    [
+        ("a b c", "a b c", 1.0),
+        ("a b c", "c a b", 1.0),
+        ("a b c", "d e f", 0.0),
+        ("a b c d", "a b", 4 / 6),  # 2 * 2 / (4 + 2)
+        ("a a b", "a b b", 4 / 6),  # one a and one b: 2 * 2 / (3 + 3)
+        ("a", "a a a", 2 / 4),  # 2 * 1 / (1 + 3)
+        ("", "", 1.0),
+        ("", "a", 0.0),
+    ],
+)
+def test_word_overlap_by_hand(a: str, b: str, overlap: float) -> None:
+    """Word overlap is the Dice coefficient of the word multisets."""
+    assert word_overlap(a.split(), b.split()) == pytest.approx(overlap, abs=1e-12)
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=12)
+
+
+@hypothesis.given(WORDS, WORDS)
+def test_word_overlap_is_symmetric(a: list[str], b: list[str]) -> None:
+    """Overlap does not ask which text comes first, lies within 0 and 1, and is 1 exactly for the same multiset."""
+    overlap = word_overlap(a, b)
+    assert overlap == word_overlap(b, a)
+    assert 0.0 <= overlap <= 1.0
+    assert (overlap == 1.0) == (sorted(a) == sorted(b))
+
+
+@hypothesis.given(WORDS.flatmap(lambda a: st.tuples(st.just(a), st.permutations(a))))
+def test_word_overlap_ignores_order(pair: tuple[list[str], list[str]]) -> None:
+    """A permutation overlaps with its original by 1."""
+    assert word_overlap(*pair) == 1.0
+
+
+def test_words_have_no_case_or_punctuation() -> None:
+    """Words are lower case and without punctuation."""
+    assert words("Say: X001, x002 - and (x003)!") == ["say", "x001", "x002", "and", "x003"]
+
+
+def test_both_domains_are_there() -> None:
+    """The repository ships the suites that the tests below check."""
+    assert DOMAINS == ["biochem", "cybercrime"]
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_shipped_suite_has_its_counts(domain: str) -> None:
+    """A shipped suite has at least 70 defense and 20 attack prompts, 60 held-out ones of which 20 are core, 60 anchors, and
+    200 benign ones of which 100 are twins; its attacks take 200 steps."""
+    suite = load_suite(SUITES / domain)
+    assert suite.domain == domain
+    n = {name: len(of_set) for name, of_set in suite.prompts.items()}
+    assert n["defense"] >= 70
+    assert n["attack"] >= 20
+    assert (n["heldout"], len(suite.heldout("full")), len(suite.heldout("smoke"))) == (60, 60, 20)
+    assert n["anchor"] == 60
+    assert (n["benign"], sum(p.kind == "twin" for p in suite.prompts["benign"])) == (200, 100)
+    assert {(r.steps, r.control_steps) for r in suite.tier_attacks("smoke")} == {(200, 50)}
+    assert suite.policy.threshold == 2.0
+
+
+def test_schema_file_is_current() -> None:
+    """``suites/schema.json``, which editors read, is the schema that the code has."""
+    expected = json.dumps(json_schema(), indent=2, sort_keys=True) + "\n"
+    assert (SUITES / "schema.json").read_text(encoding="utf-8") == expected
+
+
+def test_iter_suites_finds_folders(tmp_path: Path) -> None:
+    """Suites are found at any depth, sorted, and nothing else is."""
+    for name in ("b", "a/deep", "c"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("b", "a/deep"):
+        (tmp_path / name / "suite.yaml").touch()
+    assert list(iter_suites(tmp_path)) == [tmp_path / "a/deep", tmp_path / "b"]
