@@ -324,6 +324,7 @@ class RunSession:
             entry = self.store.get("case", key)
             if entry is None:
                 trajectory = self._measure(kind, suite, attack, defended, case_id, folder)
+                self.candidate.verify()
                 entry = self.store.put(
                     "case",
                     key,

@@ -142,7 +142,7 @@ def checkpoint(
 
 
 def trajectory(
-    steps: int, level: Callable[[int], float | None] = lambda _: 0.0, policy: Policy = POLICY, **changes: Any
+    steps: int, level: Callable[[int], float | None] = lambda _: 0.0, heldout: Sequence[str] = HELDOUT, **changes: Any
 ) -> Trajectory:
     """An attack of so many steps on the defended candidate; every completion at a step scores ``level(step)``."""
     due = [*range(0, steps, 10), steps]
@@ -150,7 +150,7 @@ def trajectory(
     checkpoints = tuple(
         checkpoint(
             step,
-            [completion(h, k, level(step)) for h in HELDOUT for k in range(policy.samples + 1)],
+            [completion(h, k, level(step)) for h in heldout for k in range(POLICY.samples + 1)],
             window(step, steps=step - due[i - 1]) if step else None,
             benign if step == 0 else None,
         )
@@ -163,7 +163,7 @@ def trajectory(
         "reward_digest": "1" * 64,
         "recipe": {**RECIPE, "steps": steps},
         "prompt_ids": ATTACK_PROMPTS,
-        "heldout_ids": HELDOUT,
+        "heldout_ids": tuple(heldout),
         "steps": steps,
         "checkpoints": checkpoints,
     }

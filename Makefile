@@ -1,0 +1,24 @@
+.PHONY: check test suite bench schema organism evidence
+
+check:  ## linters and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+test:  ## README's test command
+	pytest
+
+suite:  ## the main job
+	pytest suites/biochem
+
+bench:  ## measurements
+	python benchmarks/startup.py
+
+schema:  ## suites/schema.json, for editors
+	python -c "import json; from rn_harness.suite import json_schema; print(json.dumps(json_schema(), indent=2, sort_keys=True))" > suites/schema.json
+
+organism:  ## rebuild the shipped organism, under 5 minutes on 2 cores
+	python -m rn_harness.organism build --suite suites/biochem --suite suites/cybercrime --out fixtures/organism
+
+evidence:  ## docs/evidence: what the organism shows, about an hour on 2 cores
+	python benchmarks/evidence.py

@@ -1,0 +1,78 @@
+"""The organism, loaded for real training."""
+
+from pathlib import Path
+
+import pytest
+
+SUITES = Path(__file__).parents[2] / "suites"
+
+
+@pytest.fixture(scope="session")
+def suite():
+    """The biochem suite."""
+    from rn_harness.suite import load_suite
+
+    return load_suite(SUITES / "biochem")
+
+
+@pytest.fixture(scope="session")
+def candidate():
+    """The shipped organism."""
+    from rn_harness.candidate import resolve_candidate
+
+    return resolve_candidate("organism", Path.cwd())
+
+
+@pytest.fixture(scope="session")
+def judge(candidate):
+    """Its exact judge."""
+    from rn_harness.judges.organism import OrganismJudge
+
+    return OrganismJudge(candidate.folder)
+
+
+@pytest.fixture(scope="session")
+def panel(suite, candidate, judge):
+    """What checkpoints are measured on: the core held-out prompts and 20 benign ones."""
+    from rn_harness.evaluate import Panel, greedy_answers
+
+    heldout, benign = suite.heldout("smoke"), suite.prompts["benign"][:20]
+    return Panel(
+        heldout=heldout,
+        benign=benign,
+        benign_answers=greedy_answers(candidate.load(), benign, 24),
+        compliant_answers={p.id: judge.topic(p).answer for p in heldout},
+        judge=judge,
+        policy=suite.policy,
+        max_tokens=24,
+    )
+
+
+@pytest.fixture(scope="session")
+def recipe(suite):
+    """An attack of 20 steps."""
+    return suite.tier_attacks("smoke")[0].model_copy(update={"steps": 20, "control_steps": 20})
+
+
+@pytest.fixture
+def attack(candidate, suite, panel, judge, recipe):
+    """Runs an attack on a fresh undefended organism; returns (model, trajectory)."""
+
+    def run(**changes):
+        from rn_harness.attack import run_attack
+
+        model = candidate.load()
+        trajectory = run_attack(
+            model,
+            recipe.model_copy(update=changes),
+            suite.prompts["attack"],
+            panel,
+            judge,
+            lambda _: None,
+            candidate_digest=candidate.digest,
+            defended_digest=None,
+            control=False,
+        )
+        return model, trajectory
+
+    return run

@@ -1,0 +1,209 @@
+"""Real GRPO on the organism: the loss, the two savings, determinism, and what may not be left behind."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+
+from rn_harness.errors import TrainingError
+from rn_harness.grpo import order_prompts, train, trainer_settings
+from rn_harness.rewards import group_advantages
+from rn_harness.suite import AttackRecipe
+
+REFERENCE = Path(__file__).with_name("reference.json")
+
+
+def _adapter(model):
+    return {name: p.detach().clone() for name, p in model.network.named_parameters() if "lora_" in name}
+
+
+def _same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_loss_and_gradient_follow_the_formula(candidate, suite, tmp_path):
+    """TRL's loss under our settings is ``-sum_i A_i sum_t 1 / N`` over N completion tokens, and so is its gradient."""
+    import datasets
+
+    recipe = AttackRecipe(name="x", steps=1, control_steps=1, learning_rate=1e-3, prompts=1, group_size=4, temperature=1.5)
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    prompt = suite.prompts["attack"][0]
+    seen = {}
+
+    class Spy(trl.GRPOTrainer):
+        def _compute_loss(self, network, inputs):
+            seen["inputs"], seen["loss"] = inputs, super()._compute_loss(network, inputs)
+            return seen["loss"]
+
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            seen["grads"] = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+            # By hand, on the weights before the optimizer's step.
+            inputs = seen["inputs"]
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            hidden = self.model.base_model.model.model(input_ids=ids, attention_mask=mask, position_ids=positions)
+            logits = self.model.base_model.model.lm_head(hidden.last_hidden_state)[:, :-1] / recipe.temperature
+            logp_BT = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
+            T = inputs["completion_ids"].shape[1]
+            tokens_BT = inputs["completion_mask"]
+            # The ratio to the sampling policy is 1 at the one step of a generation; its gradient is that of logp.
+            surrogate = (inputs["advantages"][:, None] * logp_BT[:, -T:] * tokens_BT).sum() / tokens_BT.sum()
+            self.model.zero_grad()
+            (-surrogate).backward()
+            seen["by_hand"] = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+            return loss
+
+    rewards = [0.0, 3.0, 10.0, 10.0]
+    trainer = Spy(
+        model=model.network,
+        reward_funcs=lambda completions, **_: rewards,
+        args=trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **trainer_settings(recipe)),
+        train_dataset=datasets.Dataset.from_list([{"prompt": [{"role": "user", "content": prompt.text}]}]),
+        processing_class=model.tokenizer,
+    )
+    trainer.train()
+    advantages, lengths = seen["inputs"]["advantages"], seen["inputs"]["completion_mask"].sum(1)
+    # TRL shuffles the rows of a generation; as a multiset the advantages are ours.
+    assert sorted(advantages.tolist()) == pytest.approx(sorted(group_advantages(rewards)), abs=1e-5)
+    value = -float((advantages * lengths).sum() / lengths.sum())
+    assert float(seen["loss"]) == pytest.approx(value, abs=1e-5)
+    assert seen["grads"].keys() == seen["by_hand"].keys()
+    # B starts at zero, so that only B has a gradient at the first step; it must not vanish, or nothing was compared.
+    norm = math.sqrt(sum(float((g**2).sum()) for g in seen["by_hand"].values()))
+    assert norm > 1e-3
+    for name, grad in seen["grads"].items():
+        assert torch.allclose(grad, seen["by_hand"][name], atol=1e-5 * norm + 1e-7), name
+
+
+def _constant_rewards(prompts, completions):
+    return [3.0] * len(completions)
+
+
+@pytest.mark.parametrize("warm_steps", [0, 3], ids=["from the start", "with momentum"])
+def test_leaving_out_zero_gradients_changes_no_bit(candidate, suite, recipe, warm_steps):
+    """The adapter after steps without a reward differential equals, bit by bit, that of a run which computes them all."""
+
+    def run(skip):
+        model = candidate.load()
+        model.attach(recipe.lora, 0)
+        steps = recipe.model_copy(update={"steps": 8, "control_steps": 8})
+        calls = 0
+
+        def reward(prompts, completions):
+            nonlocal calls
+            calls += 1
+            if calls <= warm_steps:  # a differential first, so that the optimizer has momentum to carry on
+                return [float(i) for i in range(len(completions))]
+            return _constant_rewards(prompts, completions)
+
+        prompts = order_prompts(suite.prompts["attack"][:2], 8, 0)
+        train(model, steps, prompts, reward, lambda *_: None, due=lambda step: not skip or step == 8)
+        return _adapter(model)
+
+    computed, skipped = run(skip=False), run(skip=True)
+    assert _same(computed, skipped)
+    moved = sum(float(p.abs().sum()) for name, p in skipped.items() if "lora_B" in name)
+    assert (moved > 0) == (warm_steps > 0)
+
+
+def test_folding_the_adapter_puts_every_bit_back(candidate, panel, attack):
+    """Inside, logits agree with the unfolded network's to rounding; outside, all weights are what they were."""
+    model, _ = attack(steps=3, control_steps=3)
+    before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
+    texts = list(panel.compliant_answers.values())
+    plain = model.log_probability(panel.heldout, texts)
+    with model.folded():
+        inside = model.log_probability(panel.heldout, texts)
+    assert inside == pytest.approx(plain, abs=1e-3)
+    assert _same(before, {name: p.detach() for name, p in model.network.named_parameters()})
+    assert model.log_probability(panel.heldout, texts) == plain
+
+
+def test_the_same_seed_gives_the_same_scores(attack):
+    """Two fresh attacks with one seed agree in every number; another seed differs."""
+    _, one = attack()
+    _, two = attack()
+    _, other = attack(seed=1)
+    assert one.checkpoints == two.checkpoints
+    assert one.checkpoints != other.checkpoints
+
+
+def test_looking_does_not_change_what_is_looked_at(attack, panel, monkeypatch):
+    """Checkpoints every 10 steps or every 20: the adapter ends bit by bit the same."""
+    from rn_harness import attack as stage
+
+    often, _ = attack()
+    monkeypatch.setattr(stage, "checkpoint_steps", lambda steps, policy: [0, steps])
+    seldom, trajectory = attack()
+    assert [c.step for c in trajectory.checkpoints] == [0, 20]
+    assert _same(_adapter(often), _adapter(seldom))
+
+
+def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pytestconfig):
+    """A short attack and a short defense on the shipped organism reproduce the stored trajectories, within 1.0 of 10.
+
+    The tolerance covers processors that round differently; on one machine the numbers repeat exactly, see above.
+    After a deliberate change: ``pytest tests/invariant -k reference --rewrite-reference``, and say why in the commit.
+    """
+    from rn_harness.defense import run_defense
+
+    _, trajectory = attack()
+    model = candidate.load()
+    recipe = suite.declaration.defenses["anchored"].model_copy(update={"steps": 20})
+    report = run_defense(model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, lambda _: None)
+    got = {
+        "attack_mean": [round(c.mean, 3) for c in trajectory.checkpoints],
+        "defense_minimal_refusals": [round(10 * p.minimal_refusal_share, 3) for p in report.points],
+    }
+    if pytestconfig.getoption("--rewrite-reference"):
+        REFERENCE.write_text(json.dumps({"organism": candidate.digest, **got}, indent=1) + "\n")
+    stored = json.loads(REFERENCE.read_text())
+    assert stored["organism"] == candidate.digest
+    for name, values in got.items():
+        assert values == pytest.approx(stored[name], abs=1.0), name
+    assert got["attack_mean"][0] <= 1.5
+    assert got["attack_mean"][-1] >= 7.0
+
+
+def test_an_attack_leaves_no_file_behind(attack, tmp_path, monkeypatch):
+    """While and after an attack no file with weights, optimizer state or completions is written."""
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    written = []
+
+    def watch(event, args):
+        if event == "open" and isinstance(args[0], str) and args[1] and set(args[1]) & set("wax+"):
+            written.append(args[0])
+
+    import sys
+
+    sys.addaudithook(watch)
+    attack()
+    suspicious = [p for p in written if Path(p).suffix in {".safetensors", ".bin", ".pt", ".pth", ".parquet", ".json"}]
+    assert suspicious == []
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_unscored_completions_are_counted_and_infinite_gradients_stop_the_run(candidate, suite, recipe):
+    """A judge that leaves half unscored is seen in the window; a reward that is not finite is no training."""
+    windows = []
+
+    def run(reward):
+        model = candidate.load()
+        model.attach(recipe.lora, 0)
+        two = recipe.model_copy(update={"steps": 2, "control_steps": 2})
+        prompts = order_prompts(suite.prompts["attack"][:1], 2, 0)
+        train(model, two, prompts, reward, lambda _, w: windows.append(w), due=lambda step: step == 2)
+
+    run(lambda prompts, completions: [None if i % 2 else float(i) for i in range(len(completions))])
+    assert windows[-1].unrewarded_share == 0.5
+    with pytest.raises(TrainingError, match="finite"):
+        run(lambda prompts, completions: [float("inf") if i == 0 else 0.0 for i in range(len(completions))])

@@ -1,0 +1,65 @@
+"""Real pytest sessions on the shipped organism, in folders of their own."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+SUITES = Path(__file__).parents[2] / "suites"
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory):
+    """One store for the whole session, so that the defense is trained once."""
+    return tmp_path_factory.mktemp("store")
+
+
+class Workplace:
+    """A folder with a copy of a suite, in which sessions are run."""
+
+    def __init__(self, pytester, monkeypatch, store):
+        self.pytester = pytester
+        self.folder = pytester.path
+        self.monkeypatch = monkeypatch
+        self.use_store(store)
+        shutil.copytree(SUITES / "biochem", self.folder / "mine" / "biochem")
+        pytester.makefile(".toml", pyproject="[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib']\n")
+
+    def use_store(self, store):
+        """Points this and later sessions to a store."""
+        self.monkeypatch.setenv("RN_HARNESS_CACHE", str(store))
+
+    def run(self, *args):
+        """Runs a session in a process of its own; its result has ``text``, ``ret`` and the newest run's ``record``."""
+        result = self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *args)
+        result.text = result.stdout.str() + result.stderr.str()
+        return result
+
+    @property
+    def latest(self):
+        """The folder of the newest run."""
+        return self.folder / "reports" / "latest"
+
+    def record(self):
+        """The newest run's record."""
+        return json.loads((self.latest / "run.json").read_text())
+
+    def cases(self):
+        """The newest run's case records, by case id."""
+        found = [json.loads(path.read_text()) for path in self.latest.glob("cases/*/record.json")]
+        return {record["case_id"]: record for record in found}
+
+
+@pytest.fixture
+def workplace(pytester, monkeypatch, shared_store):
+    """A folder with a copy of the biochem suite and the session's store."""
+    return Workplace(pytester, monkeypatch, shared_store)
+
+
+@pytest.fixture
+def fresh_store(tmp_path):
+    """A store that holds nothing yet."""
+    os.makedirs(tmp_path / "fresh-store")
+    return tmp_path / "fresh-store"

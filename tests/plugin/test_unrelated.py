@@ -1,0 +1,39 @@
+"""A session that touches no suite must not notice that the plugin is installed."""
+
+
+def test_an_unrelated_session_sees_nothing_of_the_plugin(pytester):
+    """No output, no file, and none of the heavy modules."""
+    pytester.makeconftest(
+        """
+        import sys
+
+        def pytest_sessionfinish(session):
+            heavy = {"torch", "transformers", "trl", "peft", "pydantic", "yaml", "scipy", "rn_harness.session"}
+            print("LOADED", sorted(heavy & set(sys.modules)))
+        """
+    )
+    pytester.makepyfile("def test_nothing(): pass")
+    before = {p.name for p in pytester.path.iterdir()}
+    result = pytester.runpytest_subprocess("-s", "-p", "no:cacheprovider")
+    assert result.ret == 0
+    text = result.stdout.str()
+    assert "LOADED []" in text
+    assert "rn-harness:" not in text
+    assert "no verdict" not in text
+    assert {p.name for p in pytester.path.iterdir()} - before <= {"__pycache__"}
+
+
+def test_a_foreign_model_option_does_not_break_an_unrelated_session(pytester):
+    """Where another plugin owns --model, sessions run as before."""
+    pytester.makepyfile(
+        foreign="""
+        def pytest_addoption(parser):
+            parser.addoption("--model", default="theirs")
+        """,
+        test_it="""
+        def test_theirs(request):
+            assert request.config.getoption("--model") == "theirs"
+        """,
+    )
+    pytester.syspathinsert()
+    assert pytester.runpytest_subprocess("-p", "foreign").ret == 0
