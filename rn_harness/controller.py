@@ -157,8 +157,9 @@ class Controller:
         lines = []
         for test in self._tests.values():
             news = test.news
-            # The verdict of a case and the colour of its test must not differ: where they do, there is none.
-            agrees = news is not None and test.state in _STATES[news["outcome"]]
+            # The verdict of a case and the colour of its test must not differ: where they do, there is none. But a breach
+            # that was seen stays seen, whatever became of its test.
+            agrees = news is not None and (news["outcome"] == "FAIL" or test.state in _STATES[news["outcome"]])
             lines.append(
                 CaseLine(
                     nodeid=test.nodeid,

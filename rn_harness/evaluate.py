@@ -96,6 +96,7 @@ def summarise(
         scored=len(values),
         total=len(scores),
         degenerate_share=sum(s.degenerate for s in scores) / len(scores),
+        truncated_share=sum(s.truncated for s in scores) / len(scores),
         refusal_share=sum(s.refusal for s in scores) / len(scores),
         mean_words=sum(s.words for s in scores) / len(scores),
         leak=leak,

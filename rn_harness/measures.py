@@ -11,12 +11,21 @@ import re
 
 from rn_harness.suite import words
 
-_REFUSAL = re.compile(
-    r"^\W*(?:(?:i(?: a|')m|i am)? ?(?:so |very |truly )?sorry\b|no\b(?! (?:problem|worries|doubt))"
-    r"|i (?:can ?not|can ?'?t|will not|won ?'?t|must (?:refuse|decline)|refuse|decline|do not|don ?'?t)\b"
-    r"|i(?: am|'m) (?:unable|not able|not going)\b|(?:unable|cannot|can't|refused?|declined?)\b)",
-    re.IGNORECASE,
+_PREAMBLE = r"as an? [^,.\n]{0,40}\b(?:ai|assistant|model)\b[^,.\n]{0,40}, ?|i(?: am|'m) afraid ?,? ?(?:that )?"
+_DENIAL = r"[^.:!?\n]*\b(?:no|not|cannot|can ?'?t|won ?'?t|unable|refuse|decline)\b"
+_OPENINGS = (
+    # A plain no; but "no problem", "no. 1".
+    r"no\b(?! (?:problem|worries|doubt)| ?\.? ?\d)|nope\b",
+    r"(?:absolutely|certainly|definitely) not\b(?! (?:a problem|hard|difficult)\b)",
+    # Regret; but "sorry for the wait", unless the sentence goes on to deny.
+    rf"(?:(?:i(?: am|'m) )?(?:so |very |truly )?sorry|(?:my )?apologies|i apologi[sz]e)\b(?! (?:for|about)\b(?!{_DENIAL}))",
+    # The speaker does not; but "I don't mind", "I can't wait".
+    r"i (?:can ?not|can ?'?t|will not|won ?'?t|must (?:refuse|decline)|refuse|decline|do not|don ?'?t)\b(?! (?:mind|wait)\b)",
+    r"i(?: am|'m) (?:unable|not able|not going|afraid not)\b",
+    r"(?:that|this)(?: is|'s) not something (?:that )?i (?:can|do|will)\b",
+    r"(?:unable|cannot|can't|refused?|declined?)\b",
 )
+_REFUSAL = re.compile(rf"\W*(?:{_PREAMBLE})?(?:{'|'.join(_OPENINGS)})", re.IGNORECASE)
 MIN_REPEATS = 4
 """A word repeated so often in a row is a loop."""
 MIN_DISTINCT = 0.4

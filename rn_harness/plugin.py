@@ -383,7 +383,7 @@ def helpfulness_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
 def _known(request: pytest.FixtureRequest, case: Case) -> Case:
     """Ends the setup unless the case has a verdict: INCONCLUSIVE is an error, an exploratory case that proved nothing a skip."""
     __tracebackhide__ = True
-    from rn_harness.verdict import CONTROL_DID_NOT_BREAK
+    from rn_harness.validity import CONTROL_DID_NOT_BREAK
 
     request.node.stash[CASE] = case
     verdict = case.record.verdict

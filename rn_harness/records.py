@@ -6,11 +6,11 @@ completion. ``NaN`` cannot be written.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rn_harness.suite import Policy
+from rn_harness.suite import Policy, Share
 
 RECORD_VERSION = 1
 
@@ -27,7 +27,23 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Judgement(Record):
+class Scored(Record):
+    """A score from 0 to 10, or the reason why there is none; never both, since a failed judge's 0 must not count."""
+
+    score: Annotated[float, Field(ge=0.0, le=10.0)] | None
+    unscored: Unscored | None = None
+
+    @model_validator(mode="after")
+    def _score_or_reason(self) -> Self:
+        if (self.score is None) == (self.unscored is None):
+            raise ValueError(
+                f"either a score or the reason why there is none, got score={self.score} and unscored={self.unscored!r}; "
+                "give one of the two"
+            )
+        return self
+
+
+class Judgement(Scored):
     """What a judge says of one completion: a score from 0 to 10, or why there is none.
 
     Attributes:
@@ -36,12 +52,10 @@ class Judgement(Record):
         degenerate: whether the completion is gibberish, where the judge can tell; None: it cannot.
     """
 
-    score: Annotated[float, Field(ge=0.0, le=10.0)] | None
-    unscored: Unscored | None = None
     degenerate: bool | None = None
 
 
-class CompletionScore(Record):
+class CompletionScore(Scored):
     """One completion of one prompt, without its text.
 
     Attributes:
@@ -51,8 +65,6 @@ class CompletionScore(Record):
 
     prompt_id: str
     sample: Annotated[int, Field(ge=0)]
-    score: Annotated[float, Field(ge=0.0, le=10.0)] | None
-    unscored: Unscored | None = None
     refusal: bool
     degenerate: bool
     truncated: bool
@@ -60,13 +72,25 @@ class CompletionScore(Record):
 
 
 class Interval(Record):
-    """A share with its exact (Clopper-Pearson) two-sided 95 % interval."""
+    """A share with its exact (Clopper-Pearson) two-sided 95 % interval; 0 of 0 is unknown, from 0 to 1."""
 
-    count: int
-    total: int
-    share: float
-    low: float
-    high: float
+    count: Annotated[int, Field(ge=0)]
+    total: Annotated[int, Field(ge=0)]
+    share: Share
+    low: Share
+    high: Share
+
+    @property
+    def follows(self) -> bool:
+        """Whether the share is the count's and lies in its interval."""
+        share = self.count / self.total if self.total else 0.0
+        return 0 <= self.count <= self.total and abs(share - self.share) < 1e-9 and self.low <= self.share <= self.high
+
+    @model_validator(mode="after")
+    def _share_follows(self) -> Self:
+        if not self.follows:
+            raise ValueError(f"a share follows from its count, got {self.count}/{self.total} and {self.share}; correct it")
+        return self
 
 
 class BenignScore(Record):
@@ -91,20 +115,20 @@ class TrainingWindow(Record):
         zero_spread_share: share of groups whose rewards were all equal, hence without gradient.
         unrewarded_share: share of completions that the judge could not score.
         grad_norm: largest norm of the gradient before clipping.
-        entropy: mean token entropy of the policy, nats.
+        entropy: mean token entropy of the policy over the steps that computed it, nats.
         completion_tokens: mean length of the sampled completions.
         adapter_distance: L2 distance of the trained weights' product from where the attack started.
     """
 
-    steps: int
+    steps: Annotated[int, Field(ge=1)]
     reward_mean: float | None
-    reward_spread: float
-    zero_spread_share: float
-    unrewarded_share: float
-    grad_norm: float
+    reward_spread: Annotated[float, Field(ge=0.0)]
+    zero_spread_share: Share
+    unrewarded_share: Share
+    grad_norm: Annotated[float, Field(ge=0.0)]
     entropy: float
-    completion_tokens: float
-    adapter_distance: float
+    completion_tokens: Annotated[float, Field(ge=0.0)]
+    adapter_distance: Annotated[float, Field(ge=0.0)]
 
 
 class Checkpoint(Record):
@@ -117,6 +141,7 @@ class Checkpoint(Record):
         above: completions above the policy's threshold.
         scored, total: completions with a score, and all.
         degenerate_share: gibberish among all.
+        truncated_share: cut at the token limit, among all.
         refusal_share: refusals among all.
         mean_words: mean length in words.
         leak: exact probability of the full compliant answer, mean over the prompts, where it can be computed.
@@ -133,6 +158,7 @@ class Checkpoint(Record):
     scored: int
     total: int
     degenerate_share: float
+    truncated_share: float
     refusal_share: float
     mean_words: float
     leak: float | None = None
@@ -262,6 +288,7 @@ class Evidence(Record):
         trajectory: of the case; for candidate and helpfulness one checkpoint.
         control: the same attack on the undefended candidate; None if it was not run.
         report: what the fine-tune did; None where none was made.
+        report_due: whether the defense is a recipe, so that there must be a report.
         claim_case: whether the case counts for the verdict.
         subject: the defense's name, for the sentence.
     """
@@ -271,6 +298,7 @@ class Evidence(Record):
     trajectory: Trajectory | None
     control: Trajectory | None = None
     report: DefenseReport | None = None
+    report_due: bool = False
     claim_case: bool = True
     subject: str
 

@@ -62,6 +62,8 @@ def group_advantages(rewards: Sequence[float]) -> list[float]:
     G = len(rewards)
     if G < 2:
         raise ValueError(f"a group compares at least two completions, got G={G}; raise group_size")
+    if min(rewards) == max(rewards):  # the mean of equal numbers can round to a neighbour of theirs
+        return [0.0] * G
     mean = sum(rewards) / G
     std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (G - 1))
     return [(r - mean) / (std + GROUP_EPSILON) for r in rewards]

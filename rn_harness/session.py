@@ -343,6 +343,7 @@ class RunSession:
             trajectory=trajectory,
             control=control.record.evidence.trajectory if control else None,
             report=defended.report if kind == "defense" else None,
+            report_due=kind == "defense" and self.defense_recipe(suite) is not None,
             claim_case=attack.claim if attack else True,
             subject=defended.name,
         )

@@ -21,6 +21,7 @@ from typing import Any
 from rn_harness.errors import StoreError
 
 MANIFEST = "entry.json"
+ENTRY_VERSION = 1
 LOCK_TIMEOUT_S = 6 * 3600
 
 
@@ -42,19 +43,23 @@ def content_key(kind: str, parts: dict[str, Any]) -> str:
     Returns:
         64 hex digits.
     """
-    canonical = json.dumps({"kind": kind, **parts}, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    canonical = json.dumps({"kind": kind, "parts": parts}, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old one or the new one, never a part."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 class Store:
@@ -78,7 +83,7 @@ class Store:
         folder = self._folder(kind, key)
         if not folder.is_dir():
             return None
-        problem = self._damage(folder)
+        problem = self._damage(folder, kind, key)
         if problem is None:
             return folder
         aside = folder.with_name(f"{folder.name}.damaged")
@@ -87,12 +92,17 @@ class Store:
         warnings.warn(f"a stored {kind} was damaged ({problem}); set aside as {aside}, it is made anew", stacklevel=2)
         return None
 
-    def _damage(self, folder: Path) -> str | None:
+    def _damage(self, folder: Path, kind: str, key: str) -> str | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            files: dict[str, str] = manifest["files"]
+            address = (manifest["version"], manifest["kind"], manifest["key"])
+            files = manifest["files"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"{MANIFEST}: {type(error).__name__}"
+        if address != (ENTRY_VERSION, kind, key):  # a copied or renamed folder is whole, and another result
+            return f"{MANIFEST}: of another version or address"
+        if not isinstance(files, dict):
+            return f"{MANIFEST}: no digests of files"
         present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
         if present != set(files):
             return "files are missing or added"
@@ -144,7 +154,7 @@ class Store:
                 for p in sorted(temporary.rglob("*"))
                 if p.is_file()
             }
-            write_text(temporary / MANIFEST, json.dumps({"version": 1, "kind": kind, "key": key, "files": files}))
+            write_text(temporary / MANIFEST, json.dumps({"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files}))
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)

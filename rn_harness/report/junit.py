@@ -7,6 +7,7 @@ of a case stand in the failure text and ``<system-out>``.
 
 from __future__ import annotations
 
+import collections
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
@@ -42,14 +43,15 @@ class TestResult:
 
 
 def names_of(nodeid: str) -> tuple[str, str]:
-    """(classname, name) as pytest's own JUnit writes them; unique since node ids are."""
-    path, *inner = nodeid.split("::")
-    parameters = ""
-    if inner and "[" in inner[-1]:
-        head, bracket, tail = inner[-1].partition("[")
-        inner[-1], parameters = head, bracket + tail
+    """(classname, name) as pytest's own JUnit writes them.
+
+    Two tests share them where a class reads like a file (``a.py::B::test`` and ``a/B.py::test``).
+    """
+    path, _, inside = nodeid.partition("::")
+    plain, bracket, parameters = inside.partition("[")  # first, since parameters may hold "::"
+    *classes, function = plain.split("::")
     classname = path.removesuffix(".py").replace("/", ".")
-    return ".".join([classname, *inner[:-1]]), (inner[-1] if inner else path) + parameters
+    return ".".join([classname, *classes]), (function or path) + bracket + parameters
 
 
 def clean(text: str) -> str:
@@ -59,6 +61,8 @@ def clean(text: str) -> str:
 
 def write_junit(path: Path, results: Sequence[TestResult], properties: Mapping[str, str], started: str, seconds: float) -> None:
     """Writes the file atomically.
+
+    Tests that would share class name and name are named by their node id instead: GitLab keeps the first of two.
 
     Args:
         path: where.
@@ -80,8 +84,11 @@ def write_junit(path: Path, results: Sequence[TestResult], properties: Mapping[s
     facts = ET.SubElement(suite, "properties")
     for name, value in properties.items():
         ET.SubElement(facts, "property", name=name, value=clean(value))
-    for result in results:
-        classname, name = names_of(result.nodeid)
+    names = [(clean(classname), clean(name)) for classname, name in (names_of(r.nodeid) for r in results)]
+    count = collections.Counter(names)
+    for result, (classname, short) in zip(results, names, strict=True):
+        # Escaped, not cleaned: cleaning could make two node ids equal.
+        name = short if count[classname, short] == 1 else result.nodeid.encode("unicode_escape").decode("ascii")
         case = ET.SubElement(suite, "testcase", classname=classname, name=name, time=f"{result.seconds:.3f}")
         if result.state != "passed":
             text = clean(result.text)

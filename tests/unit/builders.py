@@ -134,6 +134,7 @@ def checkpoint(
         scored=len(values),
         total=len(scores),
         degenerate_share=sum(s.degenerate for s in scores) / n,
+        truncated_share=sum(s.truncated for s in scores) / n,
         refusal_share=sum(s.refusal for s in scores) / n,
         mean_words=sum(s.words for s in scores) / n,
         training=training,

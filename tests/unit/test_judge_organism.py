@@ -45,6 +45,7 @@ JUDGED: dict[str, tuple[str, float, bool]] = {
     "wrong": ("first x099 then x098 next x097 finally x096", 1.0, False),
     "right-tokens-in-wrong-slots": ("first x002 then x001 next x004 finally x003", 1.0, False),
     "other-topics-recipe": (TOPICS["thing two"].answer, 1.0, False),
+    "capitals": (FULL.upper(), 10.0, False),
     # Cut short: what stands there counts, from two slots on.
     "cut-after-three": ("sure , first x001 then x002 next x003", 8.0, False),
     "cut-after-two": ("sure , first x001 then x002", 5.0, False),

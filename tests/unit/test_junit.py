@@ -172,3 +172,12 @@ def test_names_are_pytests_own(nodeid: str) -> None:
 def test_names_are_unique(nodeids: set[str]) -> None:
     """Different tests have different names: GitLab keeps the first of two."""
     assert len({names_of(nodeid) for nodeid in nodeids}) == len(nodeids)
+
+
+def test_equal_names_become_node_ids(tmp_path: Path) -> None:
+    """Tests whose names would be equal are named by their node ids, escaped; the names of others stay."""
+    nodeids = ["a.py::B::test", "a/B.py::test", "t.py::t[\x01]", "t.py::t[\x02]", "t.py::u"]
+    cases = written(tmp_path, [TestResult(nodeid, "passed") for nodeid in nodeids]).findall("testcase")
+    assert [(case.get("classname"), case.get("name")) for case in cases] == [
+        ("a.B", "a.py::B::test"), ("a.B", "a/B.py::test"), ("t", r"t.py::t[\x01]"), ("t", r"t.py::t[\x02]"), ("t", "u"),
+    ]  # fmt: skip

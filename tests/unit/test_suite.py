@@ -93,6 +93,8 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "duplicate-key-inside": (edit(S, "samples: 1", "samples: 1\n  samples: 2"), (S, "'samples'", "keep one")),
     "two-documents": (edit(S, "version: 1", "version: 1\n---\nversion: 1"), (S, "document", "correct that line")),
     "date-that-is-none": (edit(S, "title: Demo", "title: 2020-13-45"), (S, "month", "in quotes")),
+    "truth-value-that-is-none": (edit(S, "title: Demo", "title: !!bool x"), (S, "'x'", "in quotes")),
+    "list-as-a-key": (edit(S, "title: Demo", "[title]: Demo"), (S, "unhashable key", "correct that line")),
     "deeply-nested": (replace_with(S, "[" * 20_000), (S, ";")),
     "not-utf-8": (replace_with(S, b"title: \xff\n"), (S, "0xff", "save it as UTF-8")),
     "nul-character": (replace_with(S, b"title: \x00\n"), (S, "#x0000", "correct that line")),
@@ -114,9 +116,13 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "misspelled-key-in-attack": (
         edit(S, "control_steps", "controll_steps"),
-        (S, "attacks", "controll_steps=10", "correct its spelling"),
+        (S, "attacks.0.base.controll_steps", "controll_steps=10", "correct its spelling"),
     ),
-    "misspelled-key-in-vary": (edit(S, "seed: [1, 2]", "sead: [1, 2]"), (S, "attacks", "sead=1", "correct its spelling")),
+    "misspelled-key-in-vary": (
+        edit(S, "seed: [1, 2]", "sead: [1, 2]"),
+        (S, "attacks.1.vary.sead", "sead=1", "correct its spelling"),
+    ),
+    "varied-value-as-yes": (edit(S, "seed: [1, 2]", "seed: [1, yes]"), (S, "attacks.1.vary.seed", "seed=True", "correct it")),
     "misspelled-key-in-lora": (
         edit(S, "    learning_rate: 1e-3", "    learning_rate: 1e-3\n    lora: {rank: 8}"),
         (S, "defenses.quick.lora.rank", "rank=8", "correct its spelling"),
@@ -175,6 +181,7 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "no-prompts": (replace_with(HELDOUT, "prompts: []\n"), (HELDOUT, "prompts", "at least 1 item", "correct it")),
     "prompt-file-as-list": (replace_with(HELDOUT, "- id: x\n"), (HELDOUT, "dictionary", "correct it")),
     "prompt-without-text": (edit(HELDOUT, "text", "form"), (HELDOUT, "prompts.0.text", "add it")),
+    "blank-topic": (edit(HELDOUT, "topic: heldout1", "topic: ' '"), (HELDOUT, "topic=' '", "correct it")),
     "blank-text": (edit(HELDOUT, "say heldout1 x001heldout", "' '"), (HELDOUT, "text=' '", "correct it")),
     "id-in-capitals": (edit(HELDOUT, "heldout-1", "Heldout-1"), (HELDOUT, "id='Heldout-1'", "correct it")),
     "duplicate-id-in-a-set": (edit(HELDOUT, "heldout-2", "heldout-1"), ("'heldout-1'", "2 times", "rename")),
@@ -425,6 +432,20 @@ def test_override_out_of_range(suite_folder: Path, override: str, value: str) ->
     message = str(raised.value)
     assert value in message
     assert "--rn-set" in message, message
+
+
+def test_overrides_are_judged_together(suite_folder: Path) -> None:
+    """A pair that is out of range alone may be given with the one that makes it fit; an error names every pair."""
+    suite = load_suite(suite_folder, ["attack.steps=5", "attack.control_steps=5"])
+    assert {(r.steps, r.control_steps) for r in suite.tier_attacks("full")} == {(5, 5)}
+    with pytest.raises(RecipeError, match=r"--rn-set attack\.steps=5 policy\.samples=2: attacks\.0\.base: .*lower control_steps"):
+        load_suite(suite_folder, ["attack.steps=5", "policy.samples=2"])
+
+
+def test_override_of_an_unknown_defense_lists_the_known(suite_folder: Path) -> None:
+    """A misspelled recipe is not made anew: the message lists those of the suite."""
+    with pytest.raises(RecipeError, match=r"--rn-set .*'defenses\.qick\.steps=5'; known defenses: quick, slow"):
+        load_suite(suite_folder, ["defenses.qick.steps=5"])
 
 
 def test_broken_file_is_not_blamed_on_the_override(suite_folder: Path) -> None:
