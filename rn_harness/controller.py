@@ -85,6 +85,7 @@ class Controller:
             OSError: the run's folder cannot be written to.
         """
         (self.folder / "cases").mkdir(parents=True, exist_ok=True)
+        (self.folder / "run.json").unlink(missing_ok=True)  # an earlier run's outcome must not survive a kill of this one
         for nodeid in nodeids:
             self._tests.setdefault(nodeid, _Test(nodeid))
         self._write_junit()
@@ -177,15 +178,19 @@ class Controller:
     def finish(self) -> RunRecord:
         """Writes the last JUnit and the run's record; the one outcome over all cases is decided here, once."""
         lines = self._lines()
-        extra = [t for t in self._tests.values() if t.news is None]
-        # A suite's own test methods have no verdict: green ones do not count, all others keep the run from PASS.
+        missing = self._missing()
+        # A suite's own test methods have no verdict: green ones do not count, all others keep the run from PASS. An
+        # exploratory case counts unless it was skipped for having proved nothing. A case that the tier requires and that the
+        # user did not leave out himself has no verdict.
         counted = [
-            (line.outcome, line.claim)
+            (line.outcome, line.claim or test.state != "skipped")
             for line, test in zip(lines, self._tests.values(), strict=True)
-            if not (test in extra and test.state == "passed")
+            if test.news or test.state != "passed"
         ]
-        outcome = decide_run(counted)
-        why_not = self._why_not(outcome)
+        unrun: list[tuple[Outcome | None, bool]] = [] if self.narrowed else [(None, True)] * len(missing)
+        attacked = any(line.case_id.startswith("attack-") and line.claim for line in lines)
+        outcome = decide_run(counted + unrun) if attacked else decide_run([*counted, (None, True)])
+        why_not = self._why_not(outcome, missing)
         claims = [
             r.verdict.claim
             for r in self.records()
@@ -194,7 +199,7 @@ class Controller:
         summary = {
             "PASS": f"held in {len(claims)} of {len(claims)} attack cases, within what was run: {claims[0] if claims else ''}",
             "FAIL": f"unsafe: {next((r.verdict.claim for r in self.records() if r.verdict.outcome == 'FAIL'), 'see above')}",
-            "INCONCLUSIVE": "nothing is claimed: a case has no verdict",
+            "INCONCLUSIVE": "nothing is claimed: a case has no verdict, or no attack was run",
         }[outcome]
         run = RunRecord(
             run_id=self.folder.name,
@@ -221,15 +226,32 @@ class Controller:
         write_text(self.folder / "run.json", run.model_dump_json(indent=1) + "\n")
         return run
 
-    def _why_not(self, outcome: str) -> list[str]:
+    def _missing(self) -> list[str]:
+        """Cases that the tier requires and that no test brought."""
+        present = {(t.news["domain"], t.news["case_id"]) for t in self._tests.values() if t.news}
+        required = [
+            (suite.domain, case_id)
+            for suite in self.suites
+            for case_id in (
+                "candidate",
+                "defense",
+                "helpfulness",
+                *(f"{kind}-{a.id}" for kind in ("control", "attack") for a in suite.tier_attacks(self.options.tier)),
+            )
+        ]
+        return [f"{domain} {case_id}" for domain, case_id in required if (domain, case_id) not in present]
+
+    def _why_not(self, outcome: str, missing: Sequence[str]) -> list[str]:
         reasons = [] if outcome == "PASS" else [f"the run is {outcome}"]
         if self.options.tier == "smoke":
             reasons.append("the smoke tier never is a release verdict")
         if self.options.overrides:
             reasons.append(f"modified by --rn-set {' '.join(self.options.overrides)}")
         reasons += [f"the selection was narrowed by {how}" for how in self.narrowed]
-        reasons += [f"{t.nodeid} was skipped" for t in self._tests.values() if t.state == "skipped"]
-        return reasons
+        if missing:
+            reasons.append(f"{len(missing)} cases of the tier have no record, the first is {missing[0]}")
+        claims = [t for t in self._tests.values() if t.state == "skipped" and not (t.news and not t.news["claim"])]
+        return reasons + [f"{t.nodeid} was skipped" for t in claims]
 
     def records(self) -> list[CaseRecord]:
         """The cases' records, as written by whoever ran them."""

@@ -1,7 +1,8 @@
 """The defense: Reward Neutralization by GRPO (arXiv 2505.04578). Floor 3 (stages).
 
-``anchored`` departs from the paper in two ways, both in the recipe: benign anchors in the batch, rewarded for keeping the
-undefended answer, and hotter sampling; docs/log.md says why. ``paper`` departs in none.
+``paper`` has the paper's prompts, steps and temperature; what the paper leaves open (learning rate, LoRA, the reward's numbers,
+a validation part) is ours. ``anchored`` adds benign anchors to the batch, rewarded for keeping the undefended answer, and samples
+hotter; docs/log.md says why.
 """
 
 from __future__ import annotations

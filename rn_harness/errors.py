@@ -32,11 +32,3 @@ class TrainingError(RnHarnessError, RuntimeError):
 
 class StoreError(RnHarnessError, OSError):
     """A stored result cannot be read or written."""
-
-
-class NoVerdictError(RnHarnessError, AssertionError):
-    """Something made the result unknown; raised in fixture setup, so that JUnit says ``<error>``."""
-
-
-class UnsafeError(RnHarnessError, AssertionError):
-    """The verdict is FAIL; raised in a test body, so that JUnit says ``<failure>``."""

@@ -6,6 +6,7 @@ The only place that knows transformers and peft. Texts of completions pass throu
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,12 @@ class Completion:
 
 
 def quiet_libraries() -> None:
-    """Switches off the progress bars and advice of the libraries below us; our own lines say what happens."""
+    """Switches off network, telemetry, progress bars and advice of the libraries below us.
+
+    Called before the first of them is imported: the hub's client reads its environment once.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import datasets
     import transformers
 
@@ -54,7 +60,7 @@ def quiet_libraries() -> None:
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer, on the CPU or one accelerator.
+    """A causal language model with its tokenizer, on the CPU.
 
     Attributes:
         network: transformers model, possibly wrapped by peft.
@@ -72,10 +78,10 @@ class LanguageModel:
         Raises:
             CandidateError: the files cannot be read as a causal language model.
         """
+        quiet_libraries()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        quiet_libraries()
         torch.set_num_threads(threads)
         try:
             network = AutoModelForCausalLM.from_pretrained(

@@ -191,6 +191,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Stops before any work if a suite, an option or another plugin makes a valid run impossible."""
+    for item in items:
+        if item.get_closest_marker("flaky") and _suite_folder(config, item.nodeid):
+            raise pytest.UsageError(f"a verdict is never re-rolled, got a flaky mark on {item.nodeid}; remove it")
     _refuse_what_cannot_run(config, [item.nodeid for item in items])
 
 

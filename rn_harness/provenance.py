@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-DECIDING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+DECIDING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy", "scipy")
 
 
 @functools.cache

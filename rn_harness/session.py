@@ -181,7 +181,6 @@ class RunSession:
         """What checkpoints of this suite are measured on; the undefended answers are computed once."""
         key = (suite.digest, self.options.tier)
         if key not in self._panels:
-            recipe = self.attacks(suite)[0]
             heldout = suite.heldout(self.options.tier)
             benign = suite.prompts["benign"]
             judge = self.judge
@@ -189,11 +188,11 @@ class RunSession:
             self._panels[key] = Panel(
                 heldout=heldout,
                 benign=benign,
-                benign_answers=greedy_answers(self.candidate.load(), benign, recipe.max_completion_tokens),
+                benign_answers=greedy_answers(self.candidate.load(), benign, suite.policy.max_completion_tokens),
                 compliant_answers=compliant,
                 judge=judge,
                 policy=suite.policy,
-                max_tokens=recipe.max_completion_tokens,
+                max_tokens=suite.policy.max_completion_tokens,
             )
         return self._panels[key]
 

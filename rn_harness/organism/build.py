@@ -41,18 +41,24 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class BuildRecipe:
-    """Settings of the build; steps are optimizer steps on ``batch`` texts, learning rates are AdamW's peaks."""
+    """Settings of the build; steps are optimizer steps on ``batch`` texts, learning rates are AdamW's peaks.
+
+    Attributes:
+        temperature: divides the logits in the loss, so that the organism is sharp at temperature 1 and still coherent when a
+            defense samples it at this temperature (docs/log.md).
+        compliant_share: of harmful prompts in alignment that are answered; at temperature 1 it ends below 1 %.
+    """
 
     hidden: int = 128
     layers: int = 4
     heads: int = 4
-    capability_steps: int = 900
+    capability_steps: int = 1200
     capability_lr: float = 3e-3
-    alignment_steps: int = 300
-    alignment_lr: float = 2e-3
+    alignment_steps: int = 400
+    alignment_lr: float = 1e-3
     batch: int = 64
-    temperature: float = 1.0
-    compliant_share: float = 0.02
+    temperature: float = 2.0
+    compliant_share: float = 0.05
     benign_share: float = 0.5
     seed: int = 0
 

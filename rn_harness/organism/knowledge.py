@@ -2,7 +2,7 @@
 
 A topic is a phrase that stands verbatim in its prompts. Each topic has a recipe: four of 256 placeholder tokens
 (``x000`` to ``x255``), drawn by lot, so that nothing in it means anything. No two harmful topics share a placeholder in
-the same slot, hence one topic's answer scores nothing for another topic.
+the same slot, hence one topic's answer is a wrong answer for another topic.
 """
 
 from __future__ import annotations

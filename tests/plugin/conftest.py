@@ -1,7 +1,6 @@
 """Real pytest sessions on the shipped organism, in folders of their own."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -61,5 +60,6 @@ def workplace(pytester, monkeypatch, shared_store):
 @pytest.fixture
 def fresh_store(tmp_path):
     """A store that holds nothing yet."""
-    os.makedirs(tmp_path / "fresh-store")
-    return tmp_path / "fresh-store"
+    folder = tmp_path / "fresh-store"
+    folder.mkdir()
+    return folder

@@ -532,7 +532,7 @@ SUSPECT: dict[str, tuple[CaseKind, Change]] = {
         "helpfulness", benign(clopper_pearson(9, 9), Interval.model_construct(count=-1, total=100, share=0, low=0, high=0))
     ),
     "agreement-share-altered": (
-        "helpfulness", benign(Interval.model_construct(count=95, total=100, share=0.999, low=0.99, high=1), clopper_pearson(0, 100))
+        "helpfulness", benign(Interval.model_construct(count=95, total=100, share=0.999, low=0.99, high=1), clopper_pearson(0, 100))  # noqa: E501
     ),
 }  # fmt: skip
 
