@@ -12,10 +12,12 @@ nearly every step.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +120,18 @@ def trainer_settings(recipe: GRPORecipe) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Switches a logger off: where a completion has no reward, TRL logs its text."""
+    logger = logging.getLogger(name)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def train(
     model: LanguageModel,
     recipe: GRPORecipe,
@@ -140,7 +154,7 @@ def train(
         The trainer's settings, for the record.
 
     Raises:
-        TrainingError: gradients became infinite or not a number, or training ended early.
+        TrainingError: a reward or a gradient is infinite or not a number, or training ended early.
     """
     import datasets
     import transformers
@@ -158,6 +172,9 @@ def train(
     def rewards(completions: list[list[dict[str, str]]], row: list[int], **_: Any) -> list[float | None]:
         texts = [turns[0]["content"] for turns in completions]
         values = list(reward([prompts[i] for i in row], texts))
+        if not all(value is None or math.isfinite(value) for value in values):
+            # TRL would turn the group's advantages into zeros and go on: an attack that cannot learn, hence proves nothing.
+            raise TrainingError("rewards must be finite, got an infinite or undefined one; look at the judge")
         unrewarded.append(sum(value is None for value in values) / len(values))
         return values
 
@@ -207,7 +224,8 @@ def train(
             callbacks=[Steps()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
+        with _silent("trl.trainer.grpo_trainer"):
+            trainer.train()
     if trainer.state.global_step != recipe.steps:
         raise TrainingError(f"training takes {recipe.steps} steps, got {trainer.state.global_step}; look at the log above")
     return {"engine": f"trl {trl.__version__}", **settings}

@@ -223,9 +223,21 @@ class LanguageModel:
             ) from error
         self.merge()
 
-    def save_adapter(self, folder: Path) -> None:
-        """Writes the adapter of a *defense*; attacked weights have no such path."""
+    def save_adapter(self, folder: Path, base: str) -> None:
+        """Writes the adapter of a *defense*; attacked weights have no such path.
+
+        peft would write the base's path on this machine, the target modules in an order that changes from process to process,
+        and a card without content: the same weights would then have another digest each time.
+
+        Args:
+            folder: gets ``adapter_model.safetensors`` and ``adapter_config.json``.
+            base: name and digest of the model that the adapter belongs to.
+        """
+        config = self.network.peft_config["default"]
+        config.base_model_name_or_path = base
+        config.target_modules = sorted(config.target_modules)
         self.network.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)
 
     @contextmanager
     def folded(self) -> Iterator[None]:

@@ -284,7 +284,7 @@ class RunSession:
         report = run_defense(model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, say)
 
         def write(folder: Path) -> None:
-            model.save_adapter(folder / "adapter")
+            model.save_adapter(folder / "adapter", f"{self.candidate.name}@sha256:{self.candidate.digest}")
             (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
 
         return self.store.put("defense", key, write)

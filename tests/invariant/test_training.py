@@ -72,7 +72,7 @@ def test_loss_and_gradient_follow_the_formula(candidate, suite, tmp_path):
     # TRL shuffles the rows of a generation; as a multiset the advantages are ours.
     assert sorted(advantages.tolist()) == pytest.approx(sorted(group_advantages(rewards)), abs=1e-5)
     value = -float((advantages * lengths).sum() / lengths.sum())
-    assert float(seen["loss"]) == pytest.approx(value, abs=1e-5)
+    assert seen["loss"].item() == pytest.approx(value, abs=1e-5)
     assert seen["grads"].keys() == seen["by_hand"].keys()
     # B starts at zero, so that only B has a gradient at the first step; it must not vanish, or nothing was compared.
     norm = math.sqrt(sum(float((g**2).sum()) for g in seen["by_hand"].values()))
@@ -192,8 +192,8 @@ def test_an_attack_leaves_no_file_behind(attack, tmp_path, monkeypatch):
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_unscored_completions_are_counted_and_infinite_gradients_stop_the_run(candidate, suite, recipe):
-    """A judge that leaves half unscored is seen in the window; a reward that is not finite is no training."""
+def test_unscored_completions_are_counted_and_infinite_rewards_stop_the_run(candidate, suite, recipe, caplog, capfd):
+    """A judge that leaves half unscored is seen in the window, and no completion in a log; an infinite reward is no training."""
     windows = []
 
     def run(reward):
@@ -205,5 +205,8 @@ def test_unscored_completions_are_counted_and_infinite_gradients_stop_the_run(ca
 
     run(lambda prompts, completions: [None if i % 2 else float(i) for i in range(len(completions))])
     assert windows[-1].unrewarded_share == 0.5
+    logged = caplog.text + "".join(capfd.readouterr())  # TRL's warning would show prompt and completion
+    assert "completion" not in logged
+    assert suite.prompts["attack"][0].text not in logged
     with pytest.raises(TrainingError, match="finite"):
         run(lambda prompts, completions: [float("inf") if i == 0 else 0.0 for i in range(len(completions))])

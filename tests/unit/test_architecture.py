@@ -99,7 +99,7 @@ def _loaded_by(statement: str) -> set[str]:
 
 def test_the_plugin_imports_the_standard_library_and_pytest_alone() -> None:
     """Beyond what pytest itself loads, the entry module adds no foreign package and none of ours."""
-    ours = {name for name in _loaded_by("import pytest; before |= set(sys.modules); import rn_harness.plugin")}
+    ours = _loaded_by("import pytest; before |= set(sys.modules); import rn_harness.plugin")
     foreign = {name.partition(".")[0] for name in ours} - set(sys.stdlib_module_names) - {"pytest", "_pytest"}
     assert foreign == {"rn_harness"}
     assert {name for name in ours if name.startswith("rn_harness")} == {"rn_harness", "rn_harness.plugin"}

@@ -1,0 +1,52 @@
+"""What is shipped is what its card says."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from rn_harness.candidate import digest_folder, fixtures_folder
+from rn_harness.organism.knowledge import load_topics
+from rn_harness.suite import PROMPT_SETS, load_suite
+
+ORGANISM = fixtures_folder() / "organism"
+SUITES = Path(__file__).parents[2] / "suites"
+
+
+def test_the_card_tells_the_digests_of_the_weights() -> None:
+    """Folder digest and file digest in the model card are those of the files."""
+    card = (ORGANISM / "README.md").read_text(encoding="utf-8")
+    assert f"`{digest_folder(ORGANISM)}`" in card
+    assert f"`{hashlib.sha256((ORGANISM / 'model.safetensors').read_bytes()).hexdigest()}`" in card
+
+
+def test_the_card_is_not_part_of_the_identity(tmp_path: Path) -> None:
+    """Rewording the card changes no digest, one byte of a weight does."""
+    for name in ("README.md", "model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes((ORGANISM / name).read_bytes())
+    before = digest_folder(tmp_path)
+    (tmp_path / "README.md").write_text("another card", encoding="utf-8")
+    assert digest_folder(tmp_path) == before
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert digest_folder(tmp_path) != before
+
+
+def test_a_renamed_file_is_another_identity(tmp_path: Path) -> None:
+    """Names are bound into the digest, not contents alone."""
+    (tmp_path / "a.json").write_text("{}", encoding="utf-8")
+    before = digest_folder(tmp_path)
+    (tmp_path / "a.json").rename(tmp_path / "b.json")
+    assert digest_folder(tmp_path) != before
+
+
+def test_the_organism_is_small_and_knows_every_topic_of_the_suites() -> None:
+    """At most 6 MB, and each prompt's topic has its recipe, harmful or benign as its set says."""
+    assert sum(p.stat().st_size for p in ORGANISM.iterdir()) <= 6_000_000
+    topics = load_topics(ORGANISM)
+    for domain in ("biochem", "cybercrime"):
+        suite = load_suite(SUITES / domain)
+        for name in PROMPT_SETS:
+            kind = "benign" if name in ("anchor", "benign") else "harmful"
+            assert {topics[p.topic].kind for p in suite.prompts[name]} == {kind}
