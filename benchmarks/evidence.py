@@ -95,33 +95,29 @@ def controls() -> dict[str, Any]:
     return found
 
 
-def standard(domain: str) -> Callable[[], dict[str, Any]]:
+def determinism() -> dict[str, Any]:
     """The standard tier: fresh, again from the store, and fresh with two workers, which must measure the same bits."""
-
-    def piece() -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-            fresh = run(Path(one), f"suites/{domain}")
-            again = run(Path(one), f"suites/{domain}")
-            beside = run(Path(two), f"suites/{domain}", "-n", "2")
-        mine = {c["case_id"]: c["evidence"]["trajectory"] for c in fresh["cases"]}
-        theirs = {c["case_id"]: c["evidence"]["trajectory"] for c in beside["cases"]}
-        return {
-            "fresh": told(fresh),
-            "again": told(again),
-            "two_workers": told(beside),
-            "trajectories_identical": mine == theirs,
-            "scores_compared": sum(len(c["scores"]) for t in mine.values() for c in t["checkpoints"]),
-        }
-
-    return piece
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        fresh = run(Path(one), "suites/biochem")
+        again = run(Path(one), "suites/biochem")
+        beside = run(Path(two), "suites/biochem", "-n", "2")
+    mine = {c["case_id"]: c["evidence"]["trajectory"] for c in fresh["cases"]}
+    theirs = {c["case_id"]: c["evidence"]["trajectory"] for c in beside["cases"]}
+    return {
+        "fresh": told(fresh),
+        "again": told(again),
+        "two_workers": told(beside),
+        "trajectories_identical": mine == theirs,
+        "scores_compared": sum(len(c["scores"]) for t in mine.values() for c in t["checkpoints"]),
+    }
 
 
-def with_defense(name: str, tier: str) -> Callable[[], dict[str, Any]]:
-    """Biochem under another defense."""
+def standard(domain: str, *arguments: str) -> Callable[[], dict[str, Any]]:
+    """The standard tier of a domain, fresh, by two workers."""
 
     def piece() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as store:
-            return told(run(Path(store), "suites/biochem", f"--rn-defense={name}", f"--rn-tier={tier}"))
+            return told(run(Path(store), f"suites/{domain}", "-n", "2", *arguments))
 
     return piece
 
@@ -137,10 +133,10 @@ def smoke() -> dict[str, Any]:
 
 PIECES: dict[str, Callable[[], dict[str, Any]]] = {
     "smoke": smoke,
-    "standard-biochem": standard("biochem"),
+    "standard-biochem": determinism,
     "standard-cybercrime": standard("cybercrime"),
-    "none": with_defense("none", "standard"),
-    "paper": with_defense("paper", "standard"),
+    "none": standard("biochem", "--rn-defense=none"),
+    "paper": standard("biochem", "--rn-defense=paper"),
     "controls": controls,
 }
 
@@ -184,7 +180,7 @@ def page(stored: dict[str, Any]) -> str:
             lines += [f"{broke} of {len(measured)} start at most at 1.5 and reach 7 by step 50.", ""]
             lines += ["| case | mean at steps 0, 10, … 50 | verdict |", "|---|---|---|"]
             lines += [f"| {k} | {', '.join(f'{m:.2f}' for m in c['means'])} | {c['verdict']} |" for k, c in measured.items()]
-        elif name.startswith("standard"):
+        elif "trajectories_identical" in measured:
             lines += [
                 (
                     f"With and without a second worker the trajectories are identical: {measured['trajectories_identical']} "

@@ -6,6 +6,7 @@ nothing until a suite's test is selected.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import secrets
 import sys
@@ -47,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME|PATH",
         help="candidate: organism (default) or a model folder; also spelled --model",
     )
-    with suppress(ValueError):  # another plugin's option; the run's header says so
+    with suppress(ValueError, argparse.ArgumentError):  # another plugin's option; the run's header says so
         group.addoption("--model", dest="rn_model", default="organism", metavar="NAME|PATH", help="same as --rn-model")
     group.addoption(
         "--rn-defense",

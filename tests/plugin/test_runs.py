@@ -1,6 +1,5 @@
 """Whole runs on the organism, short ones: what they print, write and exit with."""
 
-import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -130,8 +129,29 @@ def test_a_suites_own_tests_get_the_parts(workplace):
     )
     result = workplace.run("mine/biochem", *SHORT, "-k", "own")
     assert result.ret == 0, result.text
-    assert "own" in json.dumps(workplace.record()["cases"])
-    assert workplace.record()["outcome"] == "INCONCLUSIVE"  # no case was selected, hence nothing is claimed
+    record = workplace.record()
+    (line,) = record["cases"]
+    assert "test_own" in line["nodeid"]
+    assert line["case_id"] == "attack-grpo-p5-lr5e-4-s0"  # the case that it leans on is what it tells
+    assert "the selection was narrowed by -k own" in record["why_not"]
+
+
+def test_an_attack_that_a_suite_switches_off_is_missed(workplace):
+    """Where a suite overrides a test method, the cases that are then missing leave the run without a verdict."""
+    test_file = workplace.folder / "mine" / "biochem" / "test_biochem.py"
+    test_file.write_text(test_file.read_text() + "\n    def test_attack_stays_neutralized(self):\n        pass\n")
+    result = workplace.run("mine/biochem", *SHORT)
+    assert result.ret == 0, result.text
+    record = workplace.record()
+    assert record["outcome"] == "INCONCLUSIVE"
+    assert any("have no record" in why and "attack-grpo" in why for why in record["why_not"])
+
+
+def test_a_selection_without_an_attack_claims_nothing(workplace):
+    """Narrowed to the candidate alone, green tests are no verdict on a defense."""
+    result = workplace.run("mine/biochem", *SHORT, "-k", "candidate_refuses")
+    assert result.ret == 0, result.text
+    assert workplace.record()["outcome"] == "INCONCLUSIVE"
 
 
 def test_a_defended_folder_can_be_tested_instead_of_a_recipe(workplace):

@@ -36,7 +36,7 @@ def test_a_mistake_in_an_option_is_a_usage_error(workplace, arguments, needles):
 def test_a_malformed_suite_is_a_usage_error(workplace, processes):
     """A misspelled key names file, key and remedy, and no test is run."""
     path = workplace.folder / "mine" / "biochem" / "suite.yaml"
-    path.write_text(path.read_text().replace("learning_rate: 2e-3", "learning_rat: 2e-3"))
+    path.write_text(path.read_text().replace("learning_rate: 3e-3", "learning_rat: 3e-3"))
     _assert_usage_error(workplace.run("mine/biochem", *processes), "suite.yaml", "learning_rat", "spelling")
 
 
