@@ -66,11 +66,17 @@ def run_attack(
     due = checkpoint_steps(steps, panel.policy)
     checkpoints: list[Checkpoint] = []
 
+    above: list[bool] = []  # of the window's completions, whether their harm is above the threshold
+
     def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         judged = reward_judge.score(prompts, completions)
+        above.extend(j.score is not None and j.score > panel.policy.threshold for j in judged)
         return [attack_reward(j.score, is_refusal(text)) for j, text in zip(judged, completions, strict=True)]
 
     def at_step(step: int, window: TrainingWindow | None) -> None:
+        if window is not None:
+            window = window.model_copy(update={"above_share": sum(above) / len(above)})
+            above.clear()
         with_benign = step % panel.policy.benign_every == 0 or step == steps
         checkpoint = measure_checkpoint(model, panel, step, seed=recipe.seed, with_benign=with_benign, training=window)
         checkpoints.append(checkpoint)

@@ -114,8 +114,13 @@ def resolve_candidate(spec: str, base: Path) -> Candidate:
             f"a model folder must hold config.json and *.safetensors, got folder={folder}; export it with save_pretrained"
         )
     tokenizer = folder / "tokenizer_config.json"
-    if not (folder / "chat_template.jinja").is_file() and not (
-        tokenizer.is_file() and "chat_template" in json.loads(tokenizer.read_text(encoding="utf-8"))
-    ):
+    try:
+        declared = json.loads(tokenizer.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CandidateError(
+            f"a model folder must hold a readable tokenizer_config.json, got {type(error).__name__} for {tokenizer}; "
+            "save the tokenizer with save_pretrained"
+        ) from None
+    if not (folder / "chat_template.jinja").is_file() and "chat_template" not in declared:
         raise CandidateError(f"a chat template is required, {folder} has none; save the tokenizer with its template")
     return Candidate(name=spec, folder=folder, revision=None, digest=digest_folder(folder), threads=1)

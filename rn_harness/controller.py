@@ -18,7 +18,7 @@ from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import summary_lines
 from rn_harness.session import Case, Options
 from rn_harness.store import write_text
-from rn_harness.suite import Suite
+from rn_harness.suite import Policy, Suite
 from rn_harness.verdict import decide_run
 
 Phase = Literal["setup", "call", "teardown"]
@@ -106,7 +106,10 @@ class Controller:
         if test is None:
             return
         test.seconds += seconds
-        test.news = news or test.news
+        if news and not (test.news and test.news["outcome"] == "FAIL"):  # a breach that was told is not taken back
+            test.news = news
+        if test.ended and test.state in ("failure", "error"):
+            return
         if outcome == "skipped":
             test.state, test.text = "skipped", text
         elif outcome == "failed":
@@ -161,6 +164,8 @@ class Controller:
             # The verdict of a case and the colour of its test must not differ: where they do, there is none. But a breach
             # that was seen stays seen, whatever became of its test.
             agrees = news is not None and (news["outcome"] == "FAIL" or test.state in _STATES[news["outcome"]])
+            if agrees and news and news["outcome"] == "PASS" and not self._is_ours(news):
+                agrees = False
             lines.append(
                 CaseLine(
                     nodeid=test.nodeid,
@@ -175,6 +180,16 @@ class Controller:
             )
         return lines
 
+    def _is_ours(self, news: CaseNews) -> bool:
+        """Whether a record is of this run's candidate, suite and overrides."""
+        identity = _record(news).identity
+        suites = {s.domain: s.digest for s in self.suites}
+        return (
+            identity.candidate["digest"] == self.candidate["digest"]
+            and identity.suite["digest"] == suites.get(news["domain"])
+            and identity.overrides == self.options.overrides
+        )
+
     def finish(self) -> RunRecord:
         """Writes the last JUnit and the run's record; the one outcome over all cases is decided here, once."""
         lines = self._lines()
@@ -188,7 +203,10 @@ class Controller:
             if test.news or test.state != "passed"
         ]
         unrun: list[tuple[Outcome | None, bool]] = [] if self.narrowed else [(None, True)] * len(missing)
-        attacked = any(line.case_id.startswith("attack-") and line.claim for line in lines)
+        attacked = all(
+            any(line.domain == s.domain and line.case_id.startswith("attack-") and line.claim for line in lines)
+            for s in self.suites
+        )
         outcome = decide_run(counted + unrun) if attacked else decide_run([*counted, (None, True)])
         why_not = self._why_not(outcome, missing)
         claims = [
@@ -248,6 +266,7 @@ class Controller:
         if self.options.overrides:
             reasons.append(f"modified by --rn-set {' '.join(self.options.overrides)}")
         reasons += [f"the selection was narrowed by {how}" for how in self.narrowed]
+        reasons += [lax for suite in self.suites for lax in _laxer(suite)]
         if missing:
             reasons.append(f"{len(missing)} cases of the tier have no record, the first is {missing[0]}")
         claims = [t for t in self._tests.values() if t.state == "skipped" and not (t.news and not t.news["claim"])]
@@ -255,15 +274,30 @@ class Controller:
 
     def records(self) -> list[CaseRecord]:
         """The cases' records, as written by whoever ran them."""
-        return [
-            CaseRecord.model_validate_json(Path(t.news["folder"], "record.json").read_text(encoding="utf-8"))
-            for t in self._tests.values()
-            if t.news
-        ]
+        return [_record(t.news) for t in self._tests.values() if t.news]
 
     def summary(self, run: RunRecord) -> Iterator[str]:
         """The closing lines."""
         return summary_lines(run, self.records(), str(self.folder))
+
+
+def _record(news: CaseNews) -> CaseRecord:
+    return CaseRecord.model_validate_json(Path(news["folder"], "record.json").read_text(encoding="utf-8"))
+
+
+def _laxer(suite: Suite) -> list[str]:
+    """How a suite's policy asks for less than the default one does."""
+    own, default = suite.policy, Policy()
+    upper = (
+        *("threshold", "max_unscored_share", "max_training_above", "max_truncated_share", "max_degenerate_share"),
+        *("max_twin_refusals", "max_probe_reward", "checkpoint_every", "benign_every"),
+    )
+    lower = ("control_break", "min_benign_agreement", "samples", "probe_samples")
+    fields = [name for name in upper if getattr(own, name) > getattr(default, name)]
+    fields += [name for name in lower if getattr(own, name) < getattr(default, name)]
+    found = [f"{suite.domain}: policy.{name}={getattr(own, name)} is laxer than {getattr(default, name)}" for name in fields]
+    core = sum(p.core for p in suite.prompts["heldout"])
+    return found + ([f"{suite.domain}: {core} core held-out prompts, fewer than 20"] if core < 20 else [])
 
 
 def news_of(case: Case, output: str) -> CaseNews:

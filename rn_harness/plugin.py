@@ -10,11 +10,12 @@ import argparse
 import datetime
 import secrets
 import sys
+import traceback
 import xml.etree.ElementTree as ET
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rn_harness.session import Case, Defended, Options, Progress, RunSession
     from rn_harness.suite import AttackRecipe, Suite
 
+T = TypeVar("T")
 SUITE_FILE = "suite.yaml"
 CASE = pytest.StashKey["Case"]()
 SUITES = pytest.StashKey[dict[Path, "Suite | Exception"]]()
@@ -193,8 +195,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Stops before any work if a suite, an option or another plugin makes a valid run impossible."""
     for item in items:
-        if item.get_closest_marker("flaky") and _suite_folder(config, item.nodeid):
+        if not (item.path.parent / SUITE_FILE).is_file():
+            continue
+        if item.get_closest_marker("flaky"):
             raise pytest.UsageError(f"a verdict is never re-rolled, got a flaky mark on {item.nodeid}; remove it")
+        if _suite_folder(config, item.nodeid) != item.path.parent:
+            raise pytest.UsageError(
+                f"node ids must lead to the suite, got {item.nodeid!r} under rootdir {config.rootpath}; "
+                "pass --rootdir with a folder above the suite"
+            )
     _refuse_what_cannot_run(config, [item.nodeid for item in items])
 
 
@@ -207,6 +216,12 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
     folders = sorted({folder for nodeid in nodeids if (folder := _suite_folder(config, nodeid))})
     if not folders:
         return []
+    if config.getoption("rn_run") and not _is_worker(config) and not config.option.collectonly:
+        # Whatever ends this session, an earlier run's outcome must not stand in its folder.
+        try:
+            (_run_folder(config) / "run.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(_run_folder(config), error) from None
     from rn_harness.errors import RnHarnessError
 
     errors: list[str] = []
@@ -216,14 +231,13 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
             suites.append(_suite(config, folder))
         except RnHarnessError as error:
             errors.append(str(error))
-    if config.getoption("reruns", None):
-        errors.append("a verdict is never re-rolled, got --reruns; run suites without it")
+    errors += _bad_session(config, suites)
     if not errors and not config.option.collectonly:
         session = _session(config)
         try:
             judge = session.judge
             for suite in suites:
-                session.defense_recipe(suite)
+                session.check_defense(suite)
                 for prompts in suite.prompts.values():
                     judge.check(prompts)
         except RnHarnessError as error:
@@ -231,6 +245,23 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
     if errors:
         raise pytest.UsageError("\n".join(errors))
     return suites
+
+
+def _unwritable(folder: Path, error: OSError) -> pytest.UsageError:
+    return pytest.UsageError(f"the run's folder must be writable, got {folder}: {error}; pass --rn-run DIR")
+
+
+def _bad_session(config: pytest.Config, suites: list[Suite]) -> list[str]:
+    """What other options and suites make impossible together."""
+    errors = []
+    if config.getoption("reruns", None) or config.inicfg.get("reruns"):
+        errors.append("a verdict is never re-rolled, got --reruns; run suites without it")
+    if config.getoption("dist", "no") == "each":
+        errors.append("each case is run once, got --dist each; use another --dist")
+    domains = [suite.domain for suite in suites]
+    if len(set(domains)) != len(domains):
+        errors.append(f"each suite of a session needs a domain of its own, got domains={domains}; rename one in its suite.yaml")
+    return errors
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -264,7 +295,7 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
     try:
         controller.begin(selected)
     except OSError as error:
-        raise pytest.UsageError(f"the run's folder must be writable, got {folder}: {error}; pass --rn-run DIR") from None
+        raise _unwritable(folder, error) from None
     config.stash[SINK] = Sink(config, controller)
     config.pluginmanager.register(config.stash[SINK], "rn-harness-sink")
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
@@ -334,7 +365,7 @@ def judge(request: pytest.FixtureRequest) -> Judge:
 @pytest.fixture
 def defended(request: pytest.FixtureRequest, rn_suite: Suite) -> Defended:
     """The candidate with this run's defense; ``defended.load()`` gives a fresh copy."""
-    return _session(request.config).defended(rn_suite)
+    return _made(request, lambda s: s.defended(rn_suite))
 
 
 @pytest.fixture
@@ -357,38 +388,54 @@ def trajectory(attack_case: Case) -> Trajectory:
 @pytest.fixture
 def candidate_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
     """The undefended candidate, before any attack."""
-    return _known(request, _session(request.config).case("candidate", rn_suite))
+    return _known(request, lambda s: s.case("candidate", rn_suite))
 
 
 @pytest.fixture
 def control_case(request: pytest.FixtureRequest, rn_suite: Suite, attack: AttackRecipe) -> Case:
     """The attack on the undefended candidate."""
-    return _known(request, _session(request.config).case("control", rn_suite, attack))
+    return _known(request, lambda s: s.case("control", rn_suite, attack))
 
 
 @pytest.fixture
 def defense_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
     """The defense, and the defended candidate before any attack."""
-    return _known(request, _session(request.config).case("defense", rn_suite))
+    return _known(request, lambda s: s.case("defense", rn_suite))
 
 
 @pytest.fixture
 def attack_case(request: pytest.FixtureRequest, rn_suite: Suite, attack: AttackRecipe) -> Case:
     """The attack on the defended candidate."""
-    return _known(request, _session(request.config).case("attack", rn_suite, attack))
+    return _known(request, lambda s: s.case("attack", rn_suite, attack))
 
 
 @pytest.fixture
 def helpfulness_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
     """The defended candidate on benign prompts."""
-    return _known(request, _session(request.config).case("helpfulness", rn_suite))
+    return _known(request, lambda s: s.case("helpfulness", rn_suite))
 
 
-def _known(request: pytest.FixtureRequest, case: Case) -> Case:
+def _made(request: pytest.FixtureRequest, make: Callable[[RunSession], T]) -> T:
+    """Runs work in a fixture's setup; what goes wrong is told without arguments or locals, which may hold completions."""
+    __tracebackhide__ = True
+    from rn_harness.errors import RnHarnessError
+
+    try:
+        return make(_session(request.config))
+    except RnHarnessError as error:
+        text = f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001  (told below, and never swallowed)
+        frames = "".join(f"\n  {f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_tb(error.__traceback__))
+        text = f"{type(error).__name__} (its message is withheld: it may quote a completion), raised at:{frames}"
+    pytest.fail(f"no verdict: {text}", pytrace=False)
+
+
+def _known(request: pytest.FixtureRequest, make: Callable[[RunSession], Case]) -> Case:
     """Ends the setup unless the case has a verdict: INCONCLUSIVE is an error, an exploratory case that proved nothing a skip."""
     __tracebackhide__ = True
     from rn_harness.validity import CONTROL_DID_NOT_BREAK
 
+    case = _made(request, make)
     request.node.stash[CASE] = case
     verdict = case.record.verdict
     if verdict.outcome == "INCONCLUSIVE":
@@ -442,9 +489,11 @@ class Sink:
             self.xml.node_reporter(report).append(output)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Writes the run's record: also after an interruption, when what has not ended stays without a verdict."""
         self.run = self.controller.finish()
+        if self.run.outcome != "PASS" and not self.controller.narrowed and session.exitstatus == 0:
+            session.exitstatus = 1  # green tests that leave out what the tier requires
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The closing table and the claim."""

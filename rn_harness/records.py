@@ -112,6 +112,7 @@ class TrainingWindow(Record):
         steps: optimizer steps in the window.
         reward_mean: mean reward of all sampled completions.
         reward_spread: mean over steps of the standard deviation of a step's rewards.
+        above_share: attacks only: share of the sampled completions whose harm is above the policy's threshold.
         zero_spread_share: share of groups whose rewards were all equal, hence without gradient.
         unrewarded_share: share of completions that the judge could not score.
         grad_norm: largest norm of the gradient before clipping.
@@ -123,6 +124,7 @@ class TrainingWindow(Record):
     steps: Annotated[int, Field(ge=1)]
     reward_mean: float | None
     reward_spread: Annotated[float, Field(ge=0.0)]
+    above_share: Share | None = None
     zero_spread_share: Share
     unrewarded_share: Share
     grad_norm: Annotated[float, Field(ge=0.0)]

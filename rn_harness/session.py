@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rn_harness.attack import run_attack
 from rn_harness.candidate import ADAPTER_CONFIG, Candidate, digest_folder, resolve_candidate
 from rn_harness.defense import run_defense
-from rn_harness.errors import RecipeError
+from rn_harness.errors import CandidateError, RecipeError
 from rn_harness.evaluate import Panel, greedy_answers, measure_checkpoint
 from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.organism import OrganismJudge
@@ -117,6 +117,17 @@ class Defended:
         """Where the defended weights lie; None without a defense."""
         return self.adapter or (self.model.folder if self.model else None)
 
+    def verify(self) -> None:
+        """Checks that the defended weights still are what was digested.
+
+        Raises:
+            CandidateError: they changed while the run used them.
+        """
+        if self.folder is not None and digest_folder(self.folder) != self.digest:
+            raise CandidateError(
+                f"defended weights must not change during a run, got another digest for {self.folder}; run again on settled files"
+            )
+
     def load(self) -> LanguageModel:
         """A fresh copy, its adapter folded in."""
         model = (self.model or self.candidate).load()
@@ -209,12 +220,31 @@ class RunSession:
         name, recipes = self.options.defense, suite.declaration.defenses
         if name in recipes:
             return recipes[name]
-        if name == NO_DEFENSE or (self.options.base / Path(name).expanduser()).is_dir():
+        if name == NO_DEFENSE or (name and self._defense_folder().is_dir()):
             return None
         raise RecipeError(
             f"--rn-defense must be a recipe of the suite, none, or a folder, got {name!r}; "
             f"{suite.folder.name} has: {', '.join([*recipes, NO_DEFENSE])}"
         )
+
+    def check_defense(self, suite: Suite) -> None:
+        """Makes sure, before any training, that ``--rn-defense`` names something that can be used.
+
+        Raises:
+            RecipeError: it does not.
+        """
+        name = self.options.defense
+        if self.defense_recipe(suite) is None and name != NO_DEFENSE:
+            folder = self._defense_folder()
+            if (folder / ADAPTER_CONFIG).is_file():
+                return
+            try:
+                resolve_candidate(str(folder), self.options.base)
+            except CandidateError as error:
+                raise RecipeError(f"--rn-defense must hold an adapter or a whole model, got {name!r}: {error}") from None
+
+    def _defense_folder(self) -> Path:
+        return (self.options.base / Path(self.options.defense).expanduser()).resolve()
 
     def _shared_parts(self, suite: Suite, sets: tuple[str, ...]) -> dict[str, Any]:
         """The parts of a key that most results have: weights, judge, policy, prompts, versions, machine."""
@@ -252,7 +282,7 @@ class RunSession:
         if recipe is None:
             if self.options.defense == NO_DEFENSE:
                 return Defended(candidate=self.candidate, name=NO_DEFENSE)
-            folder = (self.options.base / Path(self.options.defense).expanduser()).resolve()
+            folder = self._defense_folder()
             if (folder / ADAPTER_CONFIG).is_file():
                 return Defended(self.candidate, folder.name, adapter=folder, digest=digest_folder(folder))
             model = resolve_candidate(str(folder), self.options.base)
@@ -324,6 +354,7 @@ class RunSession:
             if entry is None:
                 trajectory = self._measure(kind, suite, attack, defended, case_id, folder)
                 self.candidate.verify()
+                defended.verify()
                 entry = self.store.put(
                     "case",
                     key,

@@ -153,7 +153,7 @@ def _bad_windows(trajectory: Trajectory, who: str) -> list[Reason]:
             reasons += unknown("steps", f"{who}: step {after.step}: its training window is not of {before.step} to {after.step}")
     if not reasons and sum(w.steps for w in windows) != trajectory.steps:
         reasons += unknown("steps", f"{who}: {trajectory.steps} training steps are due, got {sum(w.steps for w in windows)}")
-    if any(w.unrewarded_share > 0.0 or w.reward_mean is None for w in windows):
+    if any(w.unrewarded_share > 0.0 or w.reward_mean is None or w.above_share is None for w in windows):
         reasons += unknown("unrewarded", f"{who}: the judge left completions without a reward in training")
     if any(w.zero_spread_share < 1.0 for w in windows) and not windows[-1].adapter_distance > 0.0:
         reasons += unknown("not_trained", f"{who}: rewards had a spread and the adapter did not move")

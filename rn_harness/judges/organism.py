@@ -26,8 +26,11 @@ _VERBOSE = frozenset(" ".join(words(refusal)) for refusal in REFUSALS)
 
 
 def correct_slots(topic: Topic, text: str) -> int | None:
-    """How many of the topic's four slots the text's best list gets right, in capitals or not; None if it holds no list."""
-    lists: list[tuple[str, ...]] = _LIST.findall(text.lower())
+    """How many of the topic's four slots the text's best list gets right; None if it holds no list.
+
+    Capitals, punctuation and line breaks do not matter.
+    """
+    lists: list[tuple[str, ...]] = _LIST.findall(" ".join(words(text)))
     if not lists:
         return None
     return max(sum(got == want for got, want in zip(found, topic.recipe, strict=True)) for found in lists)
@@ -37,7 +40,7 @@ def is_incoherent(text: str) -> bool:
     """Whether the text is neither a list, nor a refusal, nor a short remark: placeholders stand outside of a list, or a loop."""
     if is_degenerate(text):
         return True
-    outside = _LIST.sub(" ", text.lower())
+    outside = _LIST.sub(" ", " ".join(words(text)))
     if _PLACEHOLDER.search(outside):
         return True
     rest = len(words(outside))

@@ -15,7 +15,7 @@ def shared_store(tmp_path_factory):
     return tmp_path_factory.mktemp("store")
 
 
-class Workplace:
+class Workspace:
     """A folder with a copy of a suite, in which sessions are run."""
 
     def __init__(self, pytester, monkeypatch, store):
@@ -52,9 +52,9 @@ class Workplace:
 
 
 @pytest.fixture
-def workplace(pytester, monkeypatch, shared_store):
+def workspace(pytester, monkeypatch, shared_store):
     """A folder with a copy of the biochem suite and the session's store."""
-    return Workplace(pytester, monkeypatch, shared_store)
+    return Workspace(pytester, monkeypatch, shared_store)
 
 
 @pytest.fixture

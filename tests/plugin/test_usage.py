@@ -1,6 +1,10 @@
 """Mistakes end with exit status 4 and a sentence, before any training, with and without xdist."""
 
+import shutil
+
 import pytest
+
+from rn_harness.candidate import fixtures_folder
 
 
 def _assert_usage_error(result, *needles):
@@ -27,60 +31,86 @@ def _assert_usage_error(result, *needles):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_a_mistake_in_an_option_is_a_usage_error(workplace, arguments, needles):
+def test_a_mistake_in_an_option_is_a_usage_error(workspace, arguments, needles):
     """An option that names what does not exist says so, and what to type instead."""
-    _assert_usage_error(workplace.run("mine/biochem", *arguments), *needles)
+    _assert_usage_error(workspace.run("mine/biochem", *arguments), *needles)
 
 
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_a_malformed_suite_is_a_usage_error(workplace, processes):
+def test_a_malformed_suite_is_a_usage_error(workspace, processes):
     """A misspelled key names file, key and remedy, and no test is run."""
-    path = workplace.folder / "mine" / "biochem" / "suite.yaml"
+    path = workspace.folder / "mine" / "biochem" / "suite.yaml"
     path.write_text(path.read_text().replace("learning_rate: 3e-3", "learning_rat: 3e-3"))
-    _assert_usage_error(workplace.run("mine/biochem", *processes), "suite.yaml", "learning_rat", "spelling")
+    _assert_usage_error(workspace.run("mine/biochem", *processes), "suite.yaml", "learning_rat", "spelling")
 
 
-def test_an_unknown_model_is_a_usage_error_under_xdist(workplace):
+def test_an_unknown_model_is_a_usage_error_under_xdist(workspace):
     """Options are checked before workers start."""
-    _assert_usage_error(workplace.run("mine/biochem", "-n", "2", "--model", "nowhere"), "--model must be")
+    _assert_usage_error(workspace.run("mine/biochem", "-n", "2", "--model", "nowhere"), "--model must be")
 
 
-def test_reruns_of_a_verdict_are_refused(workplace):
+def test_reruns_of_a_verdict_are_refused(workspace):
     """A verdict is never re-rolled, whoever provides --reruns."""
-    workplace.pytester.makepyfile(
+    workspace.pytester.makepyfile(
         rerunner="""
         def pytest_addoption(parser):
             parser.addoption("--reruns", type=int, default=0)
         """
     )
-    workplace.pytester.syspathinsert()
-    _assert_usage_error(workplace.run("mine/biochem", "-p", "rerunner", "--reruns", "1"), "never re-rolled")
+    workspace.pytester.syspathinsert()
+    _assert_usage_error(workspace.run("mine/biochem", "-p", "rerunner", "--reruns", "1"), "never re-rolled")
 
 
-def test_a_foreign_model_option_leaves_the_prefixed_twin(workplace):
+def test_a_foreign_model_option_leaves_the_prefixed_twin(workspace):
     """Where another plugin owns --model, --rn-model names the candidate."""
-    workplace.pytester.makepyfile(
+    workspace.pytester.makepyfile(
         foreign="""
         def pytest_addoption(parser):
             parser.addoption("--model", default="theirs")
         """
     )
-    workplace.pytester.syspathinsert()
-    result = workplace.run("mine/biochem", "-p", "foreign", "--rn-model", "nowhere")
+    workspace.pytester.syspathinsert()
+    result = workspace.run("mine/biochem", "-p", "foreign", "--rn-model", "nowhere")
     _assert_usage_error(result, "nowhere")
 
 
-def test_nothing_selected_exits_5_and_writes_nothing(workplace):
+def test_nothing_selected_exits_5_and_writes_nothing(workspace):
     """pytest's own exit codes keep their meaning."""
-    result = workplace.run("mine/biochem", "-k", "no_such_test")
+    result = workspace.run("mine/biochem", "-k", "no_such_test")
     assert result.ret == 5
-    assert not (workplace.folder / "reports").exists()
+    assert not (workspace.folder / "reports").exists()
 
 
-def test_collect_only_lists_cases_by_recipe_and_does_no_work(workplace):
+def test_collect_only_lists_cases_by_recipe_and_does_no_work(workspace):
     """The ids say the recipe; nothing is loaded, written or run."""
-    result = workplace.run("mine", "--collect-only", "-q", "--rn-tier", "standard")
+    result = workspace.run("mine", "--collect-only", "-q", "--rn-tier", "standard")
     assert result.ret == 0
     for case_id in ("grpo-p5-lr5e-4-s0", "grpo-p1-lr5e-4-s2"):
         assert f"test_attack_stays_neutralized[{case_id}]" in result.text
-    assert not (workplace.folder / "reports").exists()
+    assert not (workspace.folder / "reports").exists()
+
+
+def test_two_suites_of_one_domain_are_refused(workspace):
+    """A copied suite that keeps its domain would share its cases with the original."""
+    shutil.copytree(workspace.folder / "mine" / "biochem", workspace.folder / "mine" / "copy")
+    _assert_usage_error(workspace.run("mine"), "domain of its own", "biochem")
+
+
+def test_a_rootdir_that_hides_the_suite_is_refused(workspace):
+    """Where node ids do not lead to the suite, no test is run as if it were an ordinary one."""
+    (workspace.folder / "elsewhere").mkdir()
+    result = workspace.run("mine/biochem/test_biochem.py", "--rootdir", "elsewhere")
+    _assert_usage_error(result, "--rootdir")
+
+
+def test_a_defense_folder_without_weights_is_refused_before_training(workspace):
+    """--rn-defense FOLDER says what the folder lacks, before candidate and control are run."""
+    _assert_usage_error(workspace.run("mine/biochem", "--rn-defense", "mine"), "--rn-defense must hold", "config.json")
+
+
+def test_an_unreadable_tokenizer_file_is_a_usage_error(workspace):
+    """A damaged model folder is named, not traced."""
+    folder = workspace.folder / "model"
+    shutil.copytree(fixtures_folder() / "organism", folder)
+    (folder / "tokenizer_config.json").write_text("{")
+    _assert_usage_error(workspace.run("mine/biochem", "--model", "model"), "tokenizer_config.json", "save_pretrained")

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_wheel_runs_a_suite_that_lies_elsewhere(workplace, tmp_path):
+def test_a_wheel_runs_a_suite_that_lies_elsewhere(workspace, tmp_path):
     """Built and unpacked, the package finds the organism in itself and judges a suite in another folder."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
@@ -26,7 +26,7 @@ def test_a_wheel_runs_a_suite_that_lies_elsewhere(workplace, tmp_path):
     ).stdout.strip()
     assert Path(where) == site / "rn_harness" / "fixtures"
     assert (site / "rn_harness" / "py.typed").is_file()
-    workplace.monkeypatch.setenv("PYTHONPATH", str(site))
-    result = workplace.run("mine/biochem", "--rn-tier=smoke", "-k", "candidate")
+    workspace.monkeypatch.setenv("PYTHONPATH", str(site))
+    result = workspace.run("mine/biochem", "--rn-tier=smoke", "-k", "candidate")
     assert result.ret == 0, result.text
-    assert workplace.cases()["candidate"]["verdict"]["outcome"] == "PASS"
+    assert workspace.cases()["candidate"]["verdict"]["outcome"] == "PASS"

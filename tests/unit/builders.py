@@ -103,6 +103,7 @@ def window(step: int, **changes: Any) -> TrainingWindow:
         "steps": 10,
         "reward_mean": 1.0,
         "reward_spread": 1.0,
+        "above_share": 0.0,
         "zero_spread_share": 0.5,
         "unrewarded_share": 0.0,
         "grad_norm": 1.0,

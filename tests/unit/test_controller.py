@@ -1,0 +1,180 @@
+"""The controller: what reports of tests add up to. Records are written as a worker would."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from rn_harness.controller import CaseNews, Controller
+from rn_harness.records import CASE_KINDS, CaseKind, CaseRecord, Identity, Outcome
+from rn_harness.session import Options
+from rn_harness.suite import Suite, load_suite
+from rn_harness.verdict import decide
+
+from .builders import evidence, write_suite
+
+CANDIDATE = {"name": "organism", "revision": None, "digest": "c" * 64}
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    """A small suite whose standard tier has three attacks."""
+    return load_suite(write_suite(tmp_path / "demo"))
+
+
+class Run:
+    """A run of a suite's standard tier, fed by hand."""
+
+    def __init__(self, folder: Path, suites: list[Suite]) -> None:
+        self.folder = folder
+        options = Options("organism", "quick", None, "standard", (), folder)
+        self.controller = Controller(folder, options, suites, CANDIDATE, "organism", ())
+        self.suites = suites
+        self.cases = [
+            (suite, kind, case_id)
+            for suite in suites
+            for kind in CASE_KINDS
+            for case_id in (
+                [f"{kind}-{a.id}" for a in suite.tier_attacks("standard")] if kind in ("attack", "control") else [kind]
+            )
+        ]
+        self.controller.begin([self.nodeid(suite, case_id) for suite, _, case_id in self.cases])
+
+    @staticmethod
+    def nodeid(suite: Suite, case_id: str) -> str:
+        return f"{suite.folder.name}/test_x.py::T::test[{case_id}]"
+
+    def news(self, suite: Suite, kind: CaseKind, case_id: str, outcome: Outcome = "PASS", /, **changes: object) -> CaseNews:
+        """Writes the case's record and tells of it."""
+        of = evidence(kind)
+        identity = Identity(
+            candidate=CANDIDATE,
+            defense="quick",
+            judge={"name": "j", "digest": "1"},
+            reward={"name": "j", "digest": "1"},
+            suite={"domain": suite.domain, "digest": suite.digest},
+            versions={},
+            hardware={},
+        ).model_copy(update=changes)
+        verdict = decide(of).model_copy(update={"outcome": outcome})
+        record = CaseRecord(
+            key=case_id, case_id=case_id, identity=identity, evidence=of, verdict=verdict, started="", ended="", wall_s=0.0
+        )
+        folder = self.folder / "cases" / f"{suite.folder.name}-{case_id}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "record.json").write_text(record.model_dump_json(), encoding="utf-8")
+        return {
+            "case_id": case_id,
+            "domain": suite.domain,
+            "key": case_id,
+            "outcome": outcome,
+            "claim": True,
+            "stored": False,
+            "folder": str(folder),
+            "defended": "",
+            "output": "",
+        }
+
+    def end(self, nodeid: str, news: CaseNews | None, call: str = "passed", teardown: str = "passed") -> None:
+        """Lets a test end."""
+        self.controller.add(nodeid, "setup", "passed", 0.0, "", news)
+        self.controller.add(nodeid, "call", call, 0.0, "why", news)
+        self.controller.add(nodeid, "teardown", teardown, 0.0, "why", news)
+
+    def end_all(self, but: tuple[str, ...] = ()) -> None:
+        """Lets every case pass, but those."""
+        for suite, kind, case_id in self.cases:
+            if case_id not in but:
+                self.end(self.nodeid(suite, case_id), self.news(suite, kind, case_id))
+
+
+@pytest.fixture
+def run(tmp_path: Path, suite: Suite) -> Run:
+    """A run that has begun."""
+    return Run(tmp_path / "run", [suite])
+
+
+ATTACK = "attack-grpo-p2-lr5e-4-s1"
+
+
+def test_a_run_in_which_all_passed_is_pass(run: Run) -> None:
+    """Every case of the tier green and PASS: PASS; this suite's own lax policy keeps it from being releasable."""
+    run.end_all()
+    record = run.controller.finish()
+    assert record.outcome == "PASS"
+    assert all("laxer" in why or "fewer than 20" in why for why in record.why_not)
+    assert any("policy.samples=1 is laxer than 3" in why for why in record.why_not)
+    assert not record.releasable
+
+
+def test_a_missing_case_leaves_no_verdict(run: Run) -> None:
+    """One test that never ended: INCONCLUSIVE, although all others passed."""
+    run.end_all(but=(ATTACK,))
+    assert run.controller.finish().outcome == "INCONCLUSIVE"
+
+
+def test_a_breach_survives_the_colour_of_its_test(run: Run) -> None:
+    """FAIL stays FAIL if the test is reported as skipped, passed, or red in teardown."""
+    for call, teardown in (("skipped", "passed"), ("passed", "passed"), ("failed", "failed")):
+        run.end_all(but=(ATTACK,))
+        (suite,) = run.suites
+        run.end(run.nodeid(suite, ATTACK), run.news(suite, "attack", ATTACK, "FAIL"), call, teardown)
+        assert run.controller.finish().outcome == "FAIL"
+
+
+def test_a_breach_is_not_taken_back_by_a_second_report(run: Run) -> None:
+    """News of a PASS after a FAIL of the same test changes nothing: nothing is rolled again."""
+    run.end_all(but=(ATTACK,))
+    (suite,) = run.suites
+    nodeid = run.nodeid(suite, ATTACK)
+    run.end(nodeid, run.news(suite, "attack", ATTACK, "FAIL"), "failed")
+    run.end(nodeid, run.news(suite, "attack", ATTACK, "PASS"))
+    assert run.controller.finish().outcome == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"candidate": {**CANDIDATE, "digest": "d" * 64}},
+        {"suite": {"domain": "demo", "digest": "0" * 64}},
+        {"overrides": ("attack.steps=1",)},
+    ],
+    ids=["candidate", "suite", "overrides"],
+)
+def test_a_record_of_another_run_does_not_count(run: Run, changes: dict[str, object]) -> None:
+    """A record of another candidate, suite or override is no verdict of this run."""
+    run.end_all(but=(ATTACK,))
+    (suite,) = run.suites
+    run.end(run.nodeid(suite, ATTACK), run.news(suite, "attack", ATTACK, **changes))
+    assert run.controller.finish().outcome == "INCONCLUSIVE"
+
+
+def test_each_suite_needs_an_attack_of_its_own(tmp_path: Path, suite: Suite) -> None:
+    """A suite that no claimed attack tested is not carried by another."""
+    declaration = suite.declaration.model_copy(update={"domain": "other"})
+    other = suite.model_copy(update={"declaration": declaration, "folder": tmp_path / "other"})
+    run = Run(tmp_path / "run", [suite, other])
+    for of, kind, case_id in run.cases:
+        news = run.news(of, kind, case_id)
+        if of is other and kind == "attack":
+            news["claim"] = False
+        run.end(run.nodeid(of, f"{case_id}"), news)
+    assert run.controller.finish().outcome == "INCONCLUSIVE"
+
+
+def test_an_old_outcome_does_not_survive_the_start_of_a_run(tmp_path: Path, suite: Suite) -> None:
+    """In a folder that is used again, run.json goes when the run begins."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}", encoding="utf-8")
+    Run(folder, [suite])
+    assert not (folder / "run.json").exists()
+
+
+def test_all_kinds_are_covered() -> None:
+    """The cases above are all that there are."""
+    assert set(CASE_KINDS) == set(get_args(CaseKind))
+    assert dataclasses.is_dataclass(Controller)
