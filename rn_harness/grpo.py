@@ -16,6 +16,7 @@ import logging
 import math
 import random
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -206,7 +207,9 @@ def train(
     rows = datasets.Dataset.from_list(
         [{"prompt": [{"role": "user", "content": p.text}], "row": i} for i, p in enumerate(prompts)]
     )
-    with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere:
+    with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, warnings.catch_warnings():
+        # TRL 1.16 and accelerate 1.15 use transformers' old names for activation checkpointing.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
         config = trl.GRPOConfig(
             output_dir=nowhere,
             use_cpu=model.network.device.type == "cpu",

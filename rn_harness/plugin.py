@@ -254,7 +254,11 @@ def _unwritable(folder: Path, error: OSError) -> pytest.UsageError:
 def _bad_session(config: pytest.Config, suites: list[Suite]) -> list[str]:
     """What other options and suites make impossible together."""
     errors = []
-    if config.getoption("reruns", None) or config.inicfg.get("reruns"):
+    try:
+        reruns_by_file = config.getini("reruns")
+    except ValueError:  # no plugin declares it
+        reruns_by_file = None
+    if config.getoption("reruns", None) or reruns_by_file:
         errors.append("a verdict is never re-rolled, got --reruns; run suites without it")
     if config.getoption("dist", "no") == "each":
         errors.append("each case is run once, got --dist each; use another --dist")

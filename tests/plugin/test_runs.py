@@ -21,6 +21,7 @@ def test_a_short_run_is_green_and_leaves_its_evidence(workspace):
     """Exit 0; record, JUnit and table say PASS; a second run takes all from the store and says the same."""
     first = workspace.run("mine/biochem", *SHORT, "--junitxml", "asked.xml")
     assert first.ret == 0, first.text
+    assert "warnings summary" not in first.text
     record = workspace.record()
     assert record["outcome"] == "PASS"
     assert [case["outcome"] for case in record["cases"]] == ["PASS"] * 5
