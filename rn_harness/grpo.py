@@ -16,7 +16,6 @@ import logging
 import math
 import random
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -161,6 +160,8 @@ def train(
     import transformers
     import trl
 
+    from rn_harness.model import known_deprecations
+
     settings = trainer_settings(recipe)
     if len(prompts) != recipe.steps * recipe.prompts_per_step:
         raise TrainingError(
@@ -207,9 +208,7 @@ def train(
     rows = datasets.Dataset.from_list(
         [{"prompt": [{"role": "user", "content": p.text}], "row": i} for i, p in enumerate(prompts)]
     )
-    with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, warnings.catch_warnings():
-        # TRL 1.16 and accelerate 1.15 use transformers' old names for activation checkpointing.
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+    with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
         config = trl.GRPOConfig(
             output_dir=nowhere,
             use_cpu=model.network.device.type == "cpu",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,14 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+@contextmanager
+def known_deprecations() -> Iterator[None]:
+    """Keeps one warning from users: TRL 1.16, peft 0.21 and accelerate 1.15 use transformers' old names for checkpointing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 class LanguageModel:
@@ -198,7 +207,7 @@ class LanguageModel:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-        with own_random_stream(seed):
+        with own_random_stream(seed), known_deprecations():
             self.network = get_peft_model(self.network, config)
 
     def merge(self) -> None:
@@ -215,7 +224,8 @@ class LanguageModel:
         from peft import PeftModel
 
         try:
-            self.network = PeftModel.from_pretrained(self.network, adapter, local_files_only=True)
+            with known_deprecations():
+                self.network = PeftModel.from_pretrained(self.network, adapter, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CandidateError(
                 f"an adapter must fit the candidate, got adapter={adapter}: {type(error).__name__}; "
@@ -236,7 +246,7 @@ class LanguageModel:
         config = self.network.peft_config["default"]
         config.base_model_name_or_path = base
         config.target_modules = sorted(config.target_modules)
-        self.network.save_pretrained(folder)
+        self.network.save_pretrained(folder, save_embedding_layers=False)  # none is trained; "auto" asks the hub about the base
         (folder / "README.md").unlink(missing_ok=True)
 
     @contextmanager
