@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import secrets
 import sys
-import traceback
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -138,6 +135,8 @@ def _run_folder(config: pytest.Config) -> Path:
         elif config.getoption("rn_run"):
             folder = (config.invocation_params.dir / config.getoption("rn_run")).resolve()
         else:
+            import secrets
+
             now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
             folder = config.rootpath / "reports" / f"{now}-{secrets.token_hex(2)}"
         config.stash[RUN_FOLDER] = folder
@@ -422,6 +421,8 @@ def helpfulness_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
 def _made(request: pytest.FixtureRequest, make: Callable[[RunSession], T]) -> T:
     """Runs work in a fixture's setup; what goes wrong is told without arguments or locals, which may hold completions."""
     __tracebackhide__ = True
+    import traceback
+
     from rn_harness.errors import RnHarnessError
 
     try:
@@ -488,6 +489,8 @@ class Sink:
         news = getattr(report, "rn_harness", None)
         self.controller.add(report.nodeid, report.when, report.outcome, report.duration, text, news)
         if self.xml is not None and news and (report.when == "call" or (report.when == "setup" and not report.passed)):
+            import xml.etree.ElementTree as ET
+
             output = ET.Element("system-out")
             output.text = news["output"]
             self.xml.node_reporter(report).append(output)
