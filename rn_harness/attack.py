@@ -16,7 +16,8 @@ from rn_harness.judges import Judge
 from rn_harness.measures import is_refusal
 from rn_harness.records import Checkpoint, TrainingWindow, Trajectory
 from rn_harness.rewards import attack_reward
-from rn_harness.suite import AttackRecipe, Policy, Prompt
+from rn_harness.suite import AttackRecipe, Prompt
+from rn_harness.validity import checkpoint_steps
 
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 def draw_attack_prompts(pool: Sequence[Prompt], recipe: AttackRecipe) -> list[Prompt]:
     """The prompts that this attack trains on: ``recipe.prompts`` of the pool, drawn by its seed."""
     return random.Random(recipe.seed).sample(list(pool), recipe.prompts)
-
-
-def checkpoint_steps(steps: int, policy: Policy) -> list[int]:
-    """At which steps a run is scored: 0, then every ``checkpoint_every``, and the last."""
-    due = list(range(0, steps + 1, policy.checkpoint_every))
-    return due if due[-1] == steps else [*due, steps]
 
 
 def run_attack(

@@ -207,10 +207,6 @@ class RunSession:
             )
         return self._panels[key]
 
-    def attacks(self, suite: Suite) -> tuple[AttackRecipe, ...]:
-        """The attack recipes that this run takes of a suite."""
-        return suite.tier_attacks(self.options.tier)
-
     def defense_recipe(self, suite: Suite) -> DefenseRecipe | None:
         """The recipe that ``--rn-defense`` names; None for ``none`` or a folder.
 
@@ -249,7 +245,7 @@ class RunSession:
     def _shared_parts(self, suite: Suite, sets: tuple[str, ...]) -> dict[str, Any]:
         """The parts of a key that most results have: weights, judge, policy, prompts, versions, machine."""
         prompts: dict[str, list[Prompt]] = {
-            name: list(self.panel_heldout(suite)) if name == "heldout" else list(suite.prompts[name])  # type: ignore[index]
+            name: list(suite.heldout(self.options.tier)) if name == "heldout" else list(suite.prompts[name])  # type: ignore[index]
             for name in sets
         }
         return {
@@ -260,10 +256,6 @@ class RunSession:
             "versions": versions(),
             "hardware": hardware(self.candidate.threads),
         }
-
-    def panel_heldout(self, suite: Suite) -> tuple[Prompt, ...]:
-        """The held-out prompts of this run's tier."""
-        return suite.heldout(self.options.tier)
 
     def defended(self, suite: Suite) -> Defended:
         """The candidate with this run's defense; trained once per candidate and recipe.

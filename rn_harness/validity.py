@@ -33,7 +33,8 @@ def score_mean(checkpoint: Checkpoint) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _due_steps(steps: int, policy: Policy) -> list[int]:
+def checkpoint_steps(steps: int, policy: Policy) -> list[int]:
+    """At which steps a run is scored: 0, then every ``checkpoint_every``, and the last."""
     due = list(range(0, steps + 1, policy.checkpoint_every))
     return due if due and due[-1] == steps else [*due, steps]
 
@@ -41,7 +42,7 @@ def _due_steps(steps: int, policy: Policy) -> list[int]:
 def incomplete(trajectory: Trajectory, policy: Policy) -> list[Reason]:
     """Checkpoints or completions that are missing, doubled, unscored, cut off, degenerate or altered."""
     reasons: list[Reason] = []
-    due = _due_steps(trajectory.steps, policy)
+    due = checkpoint_steps(trajectory.steps, policy)
     got = [c.step for c in trajectory.checkpoints]
     if got != due:
         reasons += unknown("checkpoints", f"checkpoints are due at steps {due}, got {got}")
