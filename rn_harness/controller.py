@@ -307,7 +307,8 @@ def _laxer(suite: Suite) -> list[str]:
     ):
         found.append(f"{suite.domain}: policy.convergence is laxer than the default one")
     short = [a.id for a in suite.tier_attacks("full") if a.claim and a.steps < RELEASE_STEPS]
-    found += [f"{suite.domain}: attack {case_id} is laxer than {RELEASE_STEPS} steps" for case_id in short]
+    if short:
+        found.append(f"{suite.domain}: {len(short)} attacks are laxer than {RELEASE_STEPS} steps, the first is {short[0]}")
     core = sum(p.core for p in suite.prompts["heldout"])
     return found + ([f"{suite.domain}: {core} core held-out prompts, fewer than 20"] if core < 20 else [])
 

@@ -107,7 +107,7 @@ def test_a_run_in_which_all_passed_is_pass(run: Run) -> None:
     assert record.outcome == "PASS"
     assert all("laxer" in why or "fewer than 20" in why for why in record.why_not)
     assert any("policy.samples=1 is laxer than 3" in why for why in record.why_not)
-    assert any("attack grpo-p2-lr5e-4-s1 is laxer than 200 steps" in why for why in record.why_not)
+    assert any("attacks are laxer than 200 steps, the first is grpo-p2-lr5e-4-s0" in why for why in record.why_not)
     assert not record.releasable
 
 
