@@ -6,7 +6,7 @@ completion. ``NaN`` cannot be written.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,8 +17,10 @@ RECORD_VERSION = 1
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 CaseKind = Literal["candidate", "control", "defense", "attack", "helpfulness"]
 CASE_KINDS: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
-Unscored = Literal["judge_error", "judge_timeout", "unparsable", "off_scale", "not_a_number"]
-UNSCORED: tuple[Unscored, ...] = ("judge_error", "judge_timeout", "unparsable", "off_scale", "not_a_number")
+Unscored = Literal[
+    "judge_error", "judge_timeout", "judge_budget", "judge_refused", "too_long", "unparsable", "off_scale", "not_a_number"
+]
+UNSCORED: tuple[Unscored, ...] = get_args(Unscored)
 
 
 class Record(BaseModel):
@@ -61,6 +63,9 @@ class CompletionScore(Scored):
     Attributes:
         sample: 0 is the greedy completion, 1 and up are sampled ones.
         truncated: it was cut at the token limit.
+        again: further looks at a score above the threshold, by the second judge or in other wordings; empty where no other
+            look is to be had, or none was needed.
+        second: the second judge's score, where one was asked for.
     """
 
     prompt_id: str
@@ -69,6 +74,8 @@ class CompletionScore(Scored):
     degenerate: bool
     truncated: bool
     words: Annotated[int, Field(ge=0)]
+    again: tuple[Scored, ...] = ()
+    second: Scored | None = None
 
 
 class Interval(Record):
@@ -133,6 +140,18 @@ class TrainingWindow(Record):
     adapter_distance: Annotated[float, Field(ge=0.0)]
 
 
+class PlantedScore(Scored):
+    """What the judge said, at one checkpoint, of a text whose band is known.
+
+    Attributes:
+        anchor_id: of the anchor.
+        high: whether the text is harmful: its score has to be above the threshold, or else at most at it.
+    """
+
+    anchor_id: str
+    high: bool
+
+
 class Checkpoint(Record):
     """A policy at one step, scored on the held-out prompts.
 
@@ -149,6 +168,7 @@ class Checkpoint(Record):
         leak: exact probability of the full compliant answer, mean over the prompts, where it can be computed.
         benign: where benign prompts were due at this step.
         training: diagnostics since the previous checkpoint; None at step 0.
+        planted: the judge's scores of known anchors, sent along.
     """
 
     step: Annotated[int, Field(ge=0)]
@@ -166,6 +186,7 @@ class Checkpoint(Record):
     leak: float | None = None
     benign: BenignScore | None = None
     training: TrainingWindow | None = None
+    planted: tuple[PlantedScore, ...] = ()
 
 
 class Trajectory(Record):
@@ -178,6 +199,7 @@ class Trajectory(Record):
         steps: how many steps the run was to take.
         candidate_digest, defended_digest: weights that it started from; None without a defense.
         judge_digest, reward_digest: who scored, and who rewarded.
+        second_digest: who gave the second opinion; None if nobody.
         settings: what the trainer was really given.
     """
 
@@ -185,6 +207,7 @@ class Trajectory(Record):
     defended_digest: str | None
     judge_digest: str
     reward_digest: str
+    second_digest: str | None = None
     recipe: dict[str, Any]
     prompt_ids: tuple[str, ...]
     heldout_ids: tuple[str, ...]
@@ -243,6 +266,7 @@ class Identity(Record):
         defended_digest: of the defended adapter or model; None without a defense.
         judge: name and digest of the judge that scored.
         reward: name and digest of the judge that rewarded.
+        second: of the judge that gave a second opinion; None if nobody.
         suite: domain and digest.
         overrides: ``--rn-set`` pairs; not empty means "modified".
         versions: of the packages that decide results, and of the harness's own sources.
@@ -254,6 +278,7 @@ class Identity(Record):
     defended_digest: str | None = None
     judge: dict[str, str]
     reward: dict[str, str]
+    second: dict[str, str] | None = None
     suite: dict[str, str]
     overrides: tuple[str, ...] = ()
     versions: dict[str, str]
@@ -267,6 +292,130 @@ class Reason(Record):
     sentence: str
 
 
+class AnchorScore(Record):
+    """What a judge said of one anchor, each time that it was asked.
+
+    Attributes:
+        kind: of the anchor.
+        low, high: the scores that are right, both inclusive.
+        looks: the first, then the same text again, in another order, and in another batch.
+    """
+
+    anchor_id: str
+    kind: str
+    low: Annotated[float, Field(ge=0.0, le=10.0)]
+    high: Annotated[float, Field(ge=0.0, le=10.0)]
+    looks: Annotated[tuple[Scored, ...], Field(min_length=1)]
+
+
+class CertificateTable(Record):
+    """How well a judge meets the anchors' bands; over all anchors unless it says otherwise.
+
+    Attributes:
+        anchors: how many.
+        band_agreement: scores within their band.
+        kappa: quadratic-weighted, of the bands given with the right ones; None where it is undefined.
+        false_negative: of harmful anchors (band above the threshold), those that score at most the threshold.
+        false_positive: of harmless anchors (band up to the threshold), those that score above it.
+        unscored: of all looks.
+        stable: anchors whose looks differ by at most one point.
+        by_kind: band agreement of each kind.
+    """
+
+    anchors: int
+    band_agreement: Interval
+    kappa: float | None
+    false_negative: Interval
+    false_positive: Interval
+    unscored: Interval
+    stable: Interval
+    by_kind: dict[str, Interval]
+
+
+class Certificate(Record):
+    """A judge's certificate: what it said of anchors whose bands are known.
+
+    Attributes:
+        judge: its name.
+        digest: of the judge.
+        source: which anchors: ``inert`` ones that ship or that an organism's recipes give, or a lab's own ``labels``.
+        anchors_digest: of the anchors.
+        scores: of each anchor; the table follows from them.
+    """
+
+    judge: str
+    digest: str
+    source: Literal["inert", "labels"]
+    anchors_digest: str
+    scores: tuple[AnchorScore, ...]
+    table: CertificateTable
+
+
+class Bounds(Record):
+    """What seeing so many breaches says about the rate of breaches: upper bounds, 95 %, one-sided.
+
+    Attributes:
+        prompts, breached: held-out prompts, and those with a score above the threshold at any checkpoint.
+        upper_prompts: exact (Clopper-Pearson) bound of their share.
+        samples, above: scores, and those above the threshold.
+        upper_samples: exact bound, as if each score were independent.
+        upper_clustered: bound that takes the scores of one prompt as one cluster.
+        looks: attack cases times checkpoints.
+        upper_corrected: bound of the share of prompts, corrected for so many looks (Bonferroni).
+        sentence: all this in plain words.
+    """
+
+    prompts: int
+    breached: int
+    upper_prompts: float
+    samples: int
+    above: int
+    upper_samples: float
+    upper_clustered: float
+    looks: int
+    upper_corrected: float
+    sentence: str
+
+
+class Signatures(Record):
+    """The four failure signatures that arXiv 2505.04578 names, measured.
+
+    Attributes:
+        above: scores above the threshold.
+        detail_in_refusals: refusals that say more than a refusal.
+        slope: of the checkpoints' mean score, points per 100 steps; None for fewer than three checkpoints.
+        trend_p: how often chance alone gives such a trend.
+        change_point: step from which on the mean score is another; None if there is none.
+        refusal_consistency: how alike the prompts of the domain are refused, 0 to 1; None if nothing was refused.
+        sentences: one for each signature.
+    """
+
+    above: Interval
+    detail_in_refusals: Interval
+    slope: float | None
+    trend_p: float | None
+    change_point: int | None
+    refusal_consistency: float | None
+    sentences: tuple[str, str, str, str]
+
+
+class SecondOpinion(Record):
+    """Two judges on the same completions.
+
+    Attributes:
+        differing: completions on which they differ by more than two points.
+        rank_correlation: Spearman's; None where one of them is constant.
+        first_higher, second_higher: on how many completions.
+        sentence: all this in plain words.
+    """
+
+    differing: Interval
+    rank_correlation: float | None
+    first_higher: int
+    second_higher: int
+    sentence: str
+
+
 class Verdict(Record):
     """What one case decides.
 
@@ -274,11 +423,18 @@ class Verdict(Record):
         outcome: PASS, FAIL or INCONCLUSIVE.
         reasons: why not PASS, or what PASS rests on.
         claim: one sentence, worded as measured.
+        warnings: what is no finding and yet worth a look.
+        bounds, signatures: attack cases only.
+        second_opinion: where a second judge was asked.
     """
 
     outcome: Outcome
     reasons: tuple[Reason, ...]
     claim: str
+    warnings: tuple[Reason, ...] = ()
+    bounds: Bounds | None = None
+    signatures: Signatures | None = None
+    second_opinion: SecondOpinion | None = None
 
 
 class Evidence(Record):
@@ -293,6 +449,10 @@ class Evidence(Record):
         report_due: whether the defense is a recipe, so that there must be a report.
         claim_case: whether the case counts for the verdict.
         subject: the defense's name, for the sentence.
+        exact_judge: whether the judge is the organism's, whose scores carry no noise.
+        certificates: of the judge that scored, on inert anchors and on a lab's labels where there are any.
+        second_certificate: of the second judge.
+        attack_cases: how many attack cases the tier looks at.
     """
 
     kind: CaseKind
@@ -303,6 +463,10 @@ class Evidence(Record):
     report_due: bool = False
     claim_case: bool = True
     subject: str
+    exact_judge: bool = False
+    certificates: tuple[Certificate, ...] = ()
+    second_certificate: Certificate | None = None
+    attack_cases: Annotated[int, Field(ge=1)] = 1
 
 
 class CaseRecord(Record):

@@ -1,13 +1,26 @@
-"""Intervals and spreads against independent formulas."""
+"""Intervals, bounds, tests and agreement against independent formulas."""
 
 from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 import scipy.stats
 
-from rn_harness.statistics import clopper_pearson, spread, upper_bound_without_events
+from rn_harness.statistics import (
+    clopper_pearson,
+    clustered_upper_bound,
+    excess_p,
+    rank_correlation,
+    spread,
+    upper_bound,
+    upper_bound_without_events,
+    weighted_kappa,
+)
 
 COUNTS = st.integers(0, 200).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
 
@@ -117,3 +130,213 @@ def test_spread_ignores_a_shift(values: list[float], shift: float) -> None:
     """A constant added to all values changes no spread, and half of the range bounds it."""
     assert spread([v + shift for v in values]) == pytest.approx(spread(values), abs=1e-6)
     assert 0.0 <= spread(values) <= (max(values) - min(values)) / 2 + 1e-9
+
+
+@hypothesis.given(COUNTS, st.sampled_from([0.9, 0.95, 0.9996]))
+def test_upper_bound_is_the_beta_quantile(case: tuple[int, int], confidence: float) -> None:
+    """The one-sided bound is the beta quantile at the whole confidence, not at half of the rest."""
+    count, total = case
+    expected = 1.0 if count == total else float(scipy.stats.beta.ppf(confidence, count + 1, total - count))
+    assert upper_bound(count, total, confidence) == pytest.approx(expected, abs=1e-9)
+
+
+@hypothesis.given(COUNTS)
+def test_upper_bound_makes_so_few_events_improbable(case: tuple[int, int]) -> None:
+    """At the bound, the count or fewer events have a probability of 5 %."""
+    count, total = case
+    hypothesis.assume(count < total)
+    assert scipy.stats.binom.cdf(count, total, upper_bound(count, total)) == pytest.approx(0.05, abs=1e-6)
+
+
+@hypothesis.given(COUNTS)
+def test_upper_bound_grows_with_events_and_shrinks_with_trials(case: tuple[int, int]) -> None:
+    """One more trial without an event lowers the bound; with an event it raises it. Without events it is the short formula."""
+    count, total = case
+    hypothesis.assume(count < total)
+    bound = upper_bound(count, total)
+    assert upper_bound(count, total + 1) < bound < upper_bound(count + 1, total + 1)
+    assert upper_bound(0, total) == pytest.approx(upper_bound_without_events(total), abs=1e-9)
+
+
+@pytest.mark.parametrize("bound", [upper_bound, lambda count, total: clustered_upper_bound([(count, total)])])
+@pytest.mark.parametrize(("count", "total"), [(-1, 5), (6, 5), (1, 0)])
+def test_bound_refuses_an_impossible_count(bound: Callable[[int, int], float], count: int, total: int) -> None:
+    """More events than trials, or fewer than none, are no measurement."""
+    with pytest.raises(ValueError, match=f"count={count} total={total}"):
+        bound(count, total)
+
+
+@pytest.mark.parametrize("counts", [[], [(0, 0)], [(0, 0), (0, 0)]])
+def test_bounds_of_nothing_are_one(counts: list[tuple[int, int]]) -> None:
+    """Where nothing was measured, nothing is bounded."""
+    assert upper_bound(0, 0) == 1.0
+    assert clustered_upper_bound(counts) == 1.0
+
+
+CLUSTERS = st.integers(1, 6).flatmap(lambda m: st.lists(st.tuples(st.integers(0, m), st.just(m)), min_size=1, max_size=12))
+
+
+@hypothesis.given(CLUSTERS, st.randoms())
+def test_clustered_bound_takes_prompts_as_trials(clusters: list[tuple[int, int]], order: random.Random) -> None:
+    """It is above the share itself and above the bound without events, whichever way the prompts are listed."""
+    bound = clustered_upper_bound(clusters)
+    shuffled = list(clusters)
+    order.shuffle(shuffled)
+    assert clustered_upper_bound(shuffled) == bound
+    assert upper_bound(0, len(clusters)) <= bound + 1e-9
+    assert sum(c for c, _ in clusters) / sum(t for _, t in clusters) <= bound + 1e-9
+
+
+@hypothesis.given(CLUSTERS)
+def test_clustered_bound_grows_with_events(clusters: list[tuple[int, int]]) -> None:
+    """One more event in a prompt raises the bound, one more prompt without an event lowers it, up to the noise of resampling."""
+    hypothesis.assume(clusters[0][0] < clusters[0][1])
+    count, total = clusters[0]
+    bound, noise = clustered_upper_bound(clusters), 0.02
+    assert clustered_upper_bound([(count + 1, total), *clusters[1:]]) >= bound - noise
+    assert clustered_upper_bound([*clusters, (0, total)]) <= bound + noise
+
+
+def test_samples_do_not_stand_in_for_prompts() -> None:
+    """20 prompts without an event bound the share below 13.91 %, with one sample each or with 84."""
+    assert clustered_upper_bound([(0, 84)] * 20) == pytest.approx(0.1391, abs=5e-5)
+    assert clustered_upper_bound([(0, 84)] * 20) == clustered_upper_bound([(0, 1)] * 20)
+    # As if all were independent: 1 - 0.05^(1/1680) = 1 - exp(-2.99573 / 1680) = 0.00178.
+    assert upper_bound(0, 1680) == pytest.approx(0.00178, abs=5e-6)
+
+
+def test_prompts_hit_wholly_are_bounded_as_prompts() -> None:
+    """Where each prompt breaches always or never, the bound is the exact one over prompts: 5 of 20 is below 45.6 %."""
+    clusters = [(84, 84)] * 5 + [(0, 84)] * 15
+    assert clustered_upper_bound(clusters) == pytest.approx(upper_bound(5, 20), abs=1e-9)
+    assert upper_bound(5, 20) == pytest.approx(0.4556, abs=5e-5)  # tables of Clopper and Pearson
+
+
+def test_clustered_bound_knows_that_prompts_differ_in_size() -> None:
+    """One prompt with nearly all samples may hold nearly all events: then resampling finds what counting prompts misses."""
+    clusters = [(0, 1)] * 10 + [(990, 1000)]
+    # The share is 990 / 1010 = 0.98; 0.99 of a prompt of 11 is bounded at 0.36 only.
+    assert clustered_upper_bound(clusters) >= 0.98
+    assert clustered_upper_bound(clusters, seed=1) == clustered_upper_bound(clusters, seed=1)
+
+
+def test_clustered_bound_covers_the_truth() -> None:
+    """Of samples whose prompts breach wholly with 16 %, at least 95 % get a bound above 16 %; resampling alone covers 84 %."""
+    draw = random.Random(0)
+    runs, covered = 200, 0
+    for _ in range(runs):
+        clusters = [(84 if draw.random() < 0.16 else 0, 84) for _ in range(20)]
+        covered += clustered_upper_bound(clusters) >= 0.16
+    assert covered / runs >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "rate", "p"),
+    [
+        (2, 3, 0.5, 0.5),  # (3 + 1) / 8
+        (3, 3, 0.5, 0.125),
+        (0, 3, 0.5, 1.0),
+        (1, 10, 0.1, 1 - 0.9**10),
+        (0, 0, 0.3, 1.0),
+        (0, 9, 0.0, 1.0),
+        (1, 9, 0.0, 0.0),
+        (9, 9, 1.0, 1.0),
+    ],
+)
+def test_excess_by_hand(count: int, total: int, rate: float, p: float) -> None:
+    """The probability of so many events or more, where it can be written down."""
+    assert excess_p(count, total, rate) == pytest.approx(p, abs=1e-12)
+
+
+@hypothesis.given(COUNTS, st.floats(0.001, 0.999))
+def test_excess_is_one_sided(case: tuple[int, int], rate: float) -> None:
+    """It is the binomial's upper tail, and one more event makes it smaller."""
+    count, total = case
+    p = excess_p(count, total, rate)
+    assert p == pytest.approx(float(scipy.stats.binom.sf(count - 1, total, rate)), abs=1e-9)
+    if count < total:
+        assert excess_p(count + 1, total, rate) <= p
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan])
+def test_excess_needs_a_rate(rate: float) -> None:
+    """A rate outside of 0 and 1 is refused by its value."""
+    with pytest.raises(ValueError, match=f"rate={rate}"):
+        excess_p(1, 2, rate)
+
+
+@pytest.mark.parametrize(
+    ("expected", "given", "kappa"),
+    [
+        ([0, 1, 2, 3], [0, 1, 2, 3], 1.0),
+        # Squares: 9 + 1 + 1 + 9 = 20 here, 4 * 20 = 80; over all pairings 2 * (4 * 14 - 36) = 40: 1 - 80 / 40.
+        ([0, 1, 2, 3], [3, 2, 1, 0], -1.0),
+        # One of four is off by one: 4 * 1 / 40 of all pairings ([0,1,2,3] x [0,1,2,2]: 4 * 14 + 4 * 9 - 2 * 6 * 5 = 32).
+        ([0, 1, 2, 3], [0, 1, 2, 2], 1 - 4 / 32),
+        # A judge that says one band throughout agrees as chance would: all pairings are what is there.
+        ([0, 3, 0, 3], [3, 3, 3, 3], 0.0),
+        ([1, 1], [1, 1], None),
+        ([], [], None),
+    ],
+)
+def test_weighted_kappa_by_hand(expected: list[int], given: list[int], kappa: float | None) -> None:
+    """Kappa with squared weights, where it can be written down; None where chance leaves nothing to explain."""
+    found = weighted_kappa(expected, given, 4)
+    assert found == (None if kappa is None else pytest.approx(kappa, abs=1e-12))
+
+
+def kappa_by_matrix(expected: list[int], given: list[int], bands: int) -> float | None:
+    """Cohen's form: 1 - sum(w * observed) / sum(w * expected), from the table of counts and its margins."""
+    n = len(expected)
+    weights = [[(i - j) ** 2 / (bands - 1) ** 2 for j in range(bands)] for i in range(bands)]
+    table = [
+        [sum(e == i and g == j for e, g in zip(expected, given, strict=True)) / n for j in range(bands)] for i in range(bands)
+    ]
+    rows = [sum(row) for row in table]
+    columns = [sum(column) for column in zip(*table, strict=True)]
+    every = [(i, j) for i in range(bands) for j in range(bands)]
+    chance = sum(weights[i][j] * rows[i] * columns[j] for i, j in every)
+    return None if chance == 0 else 1 - sum(weights[i][j] * table[i][j] for i, j in every) / chance
+
+
+@hypothesis.given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
+def test_weighted_kappa_is_cohens(pairs: list[tuple[int, int]]) -> None:
+    """The short form equals the one from the table of counts, and the sides may be swapped."""
+    expected, given = ([pair[i] for pair in pairs] for i in (0, 1))
+    found, reference = weighted_kappa(expected, given, 5), kappa_by_matrix(expected, given, 5)
+    assert (found is None) == (reference is None)
+    if found is not None:
+        assert found == pytest.approx(reference, abs=1e-9)
+        assert weighted_kappa(given, expected, 5) == pytest.approx(found, abs=1e-12)
+
+
+def test_weighted_kappa_refuses_what_it_cannot_pair() -> None:
+    """Lists of two lengths, and a band that there is not, are refused by their numbers."""
+    with pytest.raises(ValueError, match=r"len\(expected\)=2 and len\(given\)=1"):
+        weighted_kappa([0, 1], [0], 4)
+    with pytest.raises(ValueError, match=r"from 0 to 3, got \[-1, 4\]"):
+        weighted_kappa([0, 4], [-1, 0], 4)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "rho"),
+    [
+        ([1.0, 2.0, 3.0], [10.0, 20.0, 1000.0], 1.0),
+        ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], -1.0),
+        # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: covariance 4.5, squares 4.5 and 5: 4.5 / sqrt(22.5).
+        ([0.0, 5.0, 5.0, 9.0], [1.0, 2.0, 3.0, 4.0], 4.5 / math.sqrt(22.5)),
+        ([1.0, 1.0], [1.0, 2.0], None),
+        ([1.0, 2.0], [0.0, 0.0], None),
+        ([1.0], [1.0], None),
+        ([], [], None),
+    ],
+)
+def test_rank_correlation_by_hand(a: list[float], b: list[float], rho: float | None) -> None:
+    """Spearman's correlation looks at ranks alone; a constant side has none."""
+    assert rank_correlation(a, b) == (None if rho is None else pytest.approx(rho, abs=1e-12))
+
+
+def test_rank_correlation_needs_pairs() -> None:
+    """Lists of two lengths are refused."""
+    with pytest.raises(ValueError, match=r"len\(a\)=1 and len\(b\)=2"):
+        rank_correlation([1.0], [1.0, 2.0])
