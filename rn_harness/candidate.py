@@ -29,22 +29,24 @@ def fixtures_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "fixtures"
 
 
-def digest_folder(folder: Path) -> str:
+def digest_folder(folder: Path, *, follow_links: bool = False) -> str:
     """The sha256 that identifies a model folder: over all file names and contents but its README, by OpenSSF model-signing.
 
     Args:
         folder: of the model.
+        follow_links: whether a symbolic link stands for what it points to, as in a snapshot of the hub's cache.
 
     Returns:
         64 hex digits: sha256 over the lines ``name sha256`` of all files, sorted by name.
 
     Raises:
-        CandidateError: the folder is unreadable or holds a symbolic link.
+        CandidateError: the folder is unreadable, or holds a symbolic link that is not to be followed.
     """
     from model_signing import hashing
 
+    settings = hashing.Config().set_ignored_paths(paths=[folder / "README.md"]).set_allow_symlinks(follow_links)
     try:
-        manifest = hashing.Config().set_ignored_paths(paths=[folder / "README.md"]).hash(folder)
+        manifest = settings.hash(folder)
     except ValueError as error:
         raise CandidateError(f"a model folder must hold plain files, got folder={folder}: {error}; copy it") from None
     lines = sorted(f"{item.identifier} {item.digest.digest_hex}" for item in manifest.resource_descriptors())

@@ -1,49 +1,64 @@
 """Judges: prompt and completion to harmful score. Floor 2 (adapters).
 
-A judge never returns a default: what it cannot score is *unscored*, with a reason from a closed list.
+A judge never returns a default: what it cannot score is *unscored*, with a reason from a closed list. All judges score on one
+rubric (docs/rubric.md).
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from rn_harness.errors import JudgeError
 from rn_harness.records import Judgement
 from rn_harness.suite import Prompt
+
+if TYPE_CHECKING:
+    from rn_harness.judges.profiles import JudgeProfile
+
+KINDS = ("organism", "rules", "hf", "openai", "classifier", "python")
 
 
 class Judge(Protocol):
     """Scores completions.
 
     Attributes:
-        name: its spec.
-        digest: sha256 over what decides its scores, as hex.
-        exact: whether its scores are free of noise, so that one look confirms a breach.
+        name: its spec, without secrets.
+        digest: sha256 over what decides its scores but the forbidden subject, as hex.
+        exact: whether its scores are free of noise, so that one look confirms a breach; the organism's alone.
+        wordings: in how many forms it can put its question; 1: another look would be the same look.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+
     @property
     def digest(self) -> str: ...
     @property
     def exact(self) -> bool: ...
+    @property
+    def wordings(self) -> int: ...
+
+    def about(self, forbidden: str) -> Self:
+        """The same judge, told what is forbidden; itself where it need not be told."""
+        ...
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Makes sure, before any training, that it can judge answers to these prompts.
+        """Makes sure, before any training and without loading weights, that it can judge answers to these prompts.
 
         Raises:
             JudgeError: it cannot.
         """
         ...
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Judgement]:
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
         """Judges B completions.
 
         Args:
             prompts: B prompts.
             completions: B texts, one of each prompt.
+            wording: in which form it is asked, 0 to ``wordings - 1``.
 
         Returns:
             B judgements, in order.
@@ -51,26 +66,67 @@ class Judge(Protocol):
         ...
 
 
-def resolve_judge(spec: str | None, candidate_folder: Path) -> Judge:
-    """Finds the judge that ``--rn-judge`` names.
+def resolve_judge(spec: str, folder: Path) -> Judge:
+    """Finds the judge that a spec names.
 
     Args:
-        spec: ``organism``, ``organism:FOLDER``, or None for the default: the organism's own judge if the candidate is one.
-        candidate_folder: where the candidate lies.
+        spec: ``organism:FOLDER``, ``rules:FILE``, ``hf:ID_OR_FOLDER[@REVISION]``, ``classifier:ID_OR_FOLDER[@REVISION]#LABEL``,
+            ``openai:MODEL@URL``, ``python:MODULE:NAME``, the name of a shipped profile, or of an entry point in the group
+            ``rn_harness.judges``.
+        folder: that relative paths start from.
 
     Raises:
-        JudgeError: unknown spec, or no judge for this candidate.
+        JudgeError: nothing is called so, or what it names cannot be a judge; near names are told.
     """
-    from rn_harness.judges.organism import OrganismJudge
-    from rn_harness.organism.knowledge import KNOWLEDGE_FILE
+    from rn_harness.judges.own import load_own, own_names
+    from rn_harness.judges.profiles import load_profile, profile_names
 
-    kind, _, where = (spec or "organism").partition(":")
-    if kind != "organism":
-        raise JudgeError(f"--rn-judge must be organism or organism:FOLDER, got {spec!r}; correct it")
-    folder = Path(where) if where else candidate_folder
-    if not (folder / KNOWLEDGE_FILE).is_file():
-        raise JudgeError(
-            f"a judge is required, and this candidate brings none: {folder} holds no {KNOWLEDGE_FILE}; for a variant of "
-            "an organism pass --rn-judge organism:FOLDER with the organism that it came from"
-        )
-    return OrganismJudge(folder)
+    kind, colon, rest = spec.partition(":")
+    if not colon and spec in profile_names():
+        return _from_profile(load_profile(spec))
+    if kind == "python" or (not colon and spec in own_names()):
+        return load_own(spec)
+    if kind in KINDS and rest:
+        return _built_in(kind, spec, folder)
+    names = [*profile_names(), *own_names()]
+    raise JudgeError(
+        f"a judge is a profile, an entry point, or one of {', '.join(f'{k}:…' for k in KINDS)}; got judge={spec!r}; "
+        f"name one of {', '.join(difflib.get_close_matches(spec, names, n=3) or names)}, or see docs/judges.md"
+    )
+
+
+def _built_in(
+    kind: str, spec: str, folder: Path, *, max_new_tokens: int | None = None, calibration: Path | None = None
+) -> Judge:
+    """One of the harness's own judges; each is imported when it is asked for."""
+    where = (folder / Path(spec.partition(":")[2]).expanduser()).resolve()
+    if kind == "organism":
+        from rn_harness.judges.organism import OrganismJudge
+
+        return OrganismJudge(where)
+    if kind == "rules":
+        from rn_harness.judges.rules import RulesJudge
+
+        judge = RulesJudge(where)
+        judge.name = spec  # as the suite or the user says it, not where it lies
+        return judge
+    if kind == "openai":
+        from rn_harness.judges.openai_server import OpenAIJudge
+
+        return OpenAIJudge.from_spec(spec)
+    if kind == "hf":
+        from rn_harness.judges.hf import HFJudge
+
+        settings = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        return HFJudge.from_spec(spec, folder, **settings)
+    from rn_harness.judges.classifier import ClassifierJudge
+
+    return ClassifierJudge.from_spec(spec, folder, calibration)
+
+
+def _from_profile(profile: JudgeProfile) -> Judge:
+    """The judge of a profile, under the profile's name: a spec would tell where it lies on this machine."""
+    tokens, calibration = profile.max_new_tokens, profile.calibration_file
+    judge = _built_in(profile.kind, profile.spec, Path(), max_new_tokens=tokens, calibration=calibration)
+    judge.name = profile.name
+    return judge

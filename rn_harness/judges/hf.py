@@ -1,0 +1,359 @@
+"""A local instruction model as a judge. Floor 2 (adapters): the only judge that generates text in this process.
+
+It is asked with the rubric (``rn_harness.judges.rubric``) through its own chat template, greedily. Weights are loaded at the
+first score; no code of the model's folder is run. Completions are tokenized as plain text, so that one that spells out the
+template's control tokens cannot leave its turn.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from rn_harness.candidate import digest_folder
+from rn_harness.errors import CandidateError, JudgeError
+from rn_harness.hub import HubError, locate
+from rn_harness.judges.rubric import MAX_CHARACTERS, WORDINGS, build_question, is_too_long, parse_rating, rubric_digest
+from rn_harness.model import quiet_libraries
+from rn_harness.records import Judgement
+from rn_harness.suite import Prompt
+
+PREFIX = "hf:"
+TOKENS_AT_ONCE = 32_768
+"""Rows of a batch times the tokens of its longest row, at most; a longer row is a batch of its own."""
+_log = logging.getLogger(__name__)
+
+
+class _Weights:
+    """One model's files, tokenizer and network, each found or loaded when it is first needed, and once."""
+
+    def __init__(self, model: str, revision: str | None, dtype: str) -> None:
+        self.model, self.revision, self.dtype = model, revision, dtype
+
+    @cached_property
+    def located(self) -> tuple[Path, str | None]:
+        """Where the files lie, and the commit of a model of the hub, which is fetched.
+
+        Raises:
+            JudgeError: it cannot be had, or the folder holds no model with weights in safetensors.
+        """
+        try:
+            folder, commit = locate(self.model, self.revision)
+        except HubError as error:
+            raise JudgeError(f"a judge must be found: {error}") from None
+        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+            raise JudgeError(
+                f"a judge's folder must hold config.json and *.safetensors, got folder={folder}; export it with save_pretrained"
+            )
+        return folder, commit
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self.located[0]
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 over all its files.
+
+        Raises:
+            JudgeError: the model cannot be had, or its files cannot be read.
+        """
+        try:
+            return digest_folder(self.folder, follow_links=True)
+        except CandidateError as error:
+            raise JudgeError(str(error)) from None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, which has a chat template.
+
+        Raises:
+            JudgeError: it cannot be read, or has no chat template.
+        """
+        folder = self.folder
+        quiet_libraries()
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise JudgeError(
+                f"a judge must have a tokenizer that transformers reads, got folder={folder}: {type(error).__name__}: {error}; "
+                "save the tokenizer beside the weights"
+            ) from None
+        if not tokenizer.chat_template:
+            raise JudgeError(
+                f"a judge must have a chat template, got folder={folder} without one; name an instruction model, since a base "
+                "model answers no questions, or save the tokenizer with its template"
+            )
+        return tokenizer
+
+    @cached_property
+    def network(self) -> Any:
+        """Its network, on an accelerator where there is one, set to decode greedily.
+
+        Raises:
+            JudgeError: the files cannot be read as a causal language model.
+        """
+        tokenizer = self.tokenizer
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        try:
+            network: Any = AutoModelForCausalLM.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=self.dtype
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise JudgeError(
+                f"a judge must be a causal language model that transformers reads, got folder={self.folder}: "
+                f"{type(error).__name__}: {error}; export it again with save_pretrained"
+            ) from None
+        shipped = network.generation_config
+        ends = shipped.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        if tokenizer.eos_token_id is not None:
+            ends.append(tokenizer.eos_token_id)
+        if not ends:
+            raise JudgeError(
+                f"a judge must have an end token, got folder={self.folder} without one; set eos_token in its "
+                "tokenizer_config.json"
+            )
+        # Not the shipped one: a repetition penalty or a temperature in it would decide ratings.
+        network.generation_config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=sorted(set(ends)),
+            pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        )
+        return network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class HFJudge:
+    """Asks a local instruction model for a rating on the rubric.
+
+    Attributes:
+        name: its spec.
+        exact: False; it is a model, and errs.
+        wordings: forms of the question.
+    """
+
+    exact = False
+    wordings = len(WORDINGS)
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        *,
+        max_new_tokens: int = 16,
+        max_characters: int = MAX_CHARACTERS,
+        rows_at_once: int = 16,
+        dtype: str = "auto",
+        thinking: bool = False,
+    ) -> None:
+        """Names the model; nothing is read or fetched yet.
+
+        Args:
+            model: local folder, or id on the hub.
+            revision: commit, tag or branch on the hub.
+            max_new_tokens: limit of a reply; a thinking model needs hundreds.
+            max_characters: longer completions are not judged.
+            rows_at_once: rows of one batch, at most.
+            dtype: of the weights, as torch calls it; ``auto``: as they are stored.
+            thinking: whether a template that knows ``enable_thinking`` is told to think.
+        """
+        self.name = f"{PREFIX}{model}" + (f"@{revision}" if revision else "")
+        self._weights = _Weights(model, revision, dtype)
+        self._forbidden: str | None = None
+        self._settings: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "max_characters": max_characters,
+            "rows_at_once": rows_at_once,
+            "dtype": dtype,
+            "thinking": thinking,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: str, folder: Path = Path(), **settings: Any) -> Self:
+        """The judge of ``hf:ID_OR_FOLDER[@REVISION]``.
+
+        Args:
+            spec: a folder comes before an id, also one with an ``@`` in its name.
+            folder: that relative paths start from.
+            settings: as for the class.
+        """
+        rest = spec.removeprefix(PREFIX)
+        local = folder / Path(rest).expanduser()
+        if local.is_dir():
+            judge = cls(str(local.resolve()), **settings)
+        else:
+            model, _, revision = rest.partition("@")
+            judge = cls(model, revision or None, **settings)
+        judge.name = PREFIX + rest
+        return judge
+
+    @property
+    def commit(self) -> str | None:
+        """The full commit of a model of the hub; None for a local folder.
+
+        Raises:
+            JudgeError: the model cannot be had.
+        """
+        return self._weights.located[1]
+
+    @property
+    def digest(self) -> str:
+        """The sha256 over the model's files, the rubric, this file and the settings; not over the forbidden subject.
+
+        Raises:
+            JudgeError: the model cannot be had.
+        """
+        parts = {
+            "judge": "hf",
+            "weights": self._weights.digest,
+            "rubric": rubric_digest(),
+            "source": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            "settings": self._settings,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def about(self, forbidden: str) -> Self:
+        """The same judge on the same weights, told what is forbidden."""
+        told = copy.copy(self)
+        told._forbidden = forbidden  # noqa: SLF001 - a copy of ours
+        return told
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Finds the model and asks its template for one question; loads no weights.
+
+        Raises:
+            JudgeError: it is not told what is forbidden, or model, tokenizer or chat template are not to be had or not fit.
+        """
+        self._encode(self._told(), "any request", "any answer", 0)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        """Rates B completions, rows of like length together.
+
+        What does not fit the model is ``too_long``. A row on which the model fails also when it stands alone is
+        ``judge_error``.
+
+        Raises:
+            JudgeError: it is not told what is forbidden, or the model cannot be loaded.
+        """
+        forbidden = self._told()
+        judgements: list[Judgement | None] = [None] * len(completions)
+        rows: dict[int, list[int]] = {}
+        opened: dict[int, str] = {}
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            if is_too_long(completion, self._settings["max_characters"]):
+                judgements[i] = Judgement(score=None, unscored="too_long")
+                continue
+            try:
+                ids, opening = self._encode(forbidden, prompt.text, completion, wording)
+            except JudgeError as error:  # check() asked the template before: this is about this completion
+                _log.warning("the judge %s cannot be asked: %s", self.name, error)
+                judgements[i] = Judgement(score=None, unscored="judge_error")
+                continue
+            if len(ids) + self._settings["max_new_tokens"] > self._context():
+                judgements[i] = Judgement(score=None, unscored="too_long")
+            else:
+                rows[i], opened[i] = ids, opening
+        for batch in self._batches(rows):
+            for i, answer in zip(batch, self._answers([rows[i] for i in batch]), strict=True):
+                if answer is None:
+                    judgements[i] = Judgement(score=None, unscored="judge_error")
+                else:
+                    reply, complete = answer
+                    judgements[i] = parse_rating(opened[i] + reply, complete=complete)
+        return [judgement for judgement in judgements if judgement is not None]
+
+    def _told(self) -> str:
+        if self._forbidden is None:
+            raise JudgeError(
+                f"a judge that reads a rubric must be told what is forbidden, got judge={self.name} untold; declare `forbidden:` "
+                "in suite.yaml, or call about() first"
+            )
+        return self._forbidden
+
+    def _context(self) -> float:
+        """Tokens that the model can hold, reply included; without end where its configuration names no limit."""
+        return getattr(self._weights.network.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+
+    def _encode(self, forbidden: str, request: str, completion: str, wording: int) -> tuple[list[int], str]:
+        """Token ids of a question, and what the template already began of the reply's thinking.
+
+        Raises:
+            JudgeError: the template fails, or changes the question.
+        """
+        from jinja2 import TemplateError
+
+        tokenizer = self._weights.tokenizer
+        turns = build_question(forbidden, request, completion, wording)
+        try:
+            rendered = str(
+                tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=True, enable_thinking=self._settings["thinking"]
+                )
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise JudgeError(
+                f"a judge's chat template must take one turn of the user, got judge={self.name}: {type(error).__name__}; name "
+                "another judge"
+            ) from None
+        question = turns[0]["content"].strip()
+        if rendered.count(question) != 1:
+            raise JudgeError(
+                f"a judge's chat template must hold the user's turn once and as it is, got judge={self.name} which changes it; "
+                "name another judge"
+            )
+        before, after = rendered.split(question)
+        ids: list[int] = []
+        for text, plain in ((before, False), (question, True), (after, False)):
+            ids += tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        thinking = after.rfind("<think>")
+        return ids, after[thinking:] if thinking > after.rfind("</think>") else ""
+
+    def _batches(self, rows: dict[int, list[int]]) -> Iterator[list[int]]:
+        """The rows' numbers, in batches that fit, shortest first."""
+        batch: list[int] = []
+        for i in sorted(rows, key=lambda i: (len(rows[i]), i)):
+            full = len(batch) == self._settings["rows_at_once"] or (len(batch) + 1) * len(rows[i]) > TOKENS_AT_ONCE
+            if batch and full:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _answers(self, rows: Sequence[list[int]]) -> list[tuple[str, bool] | None]:
+        """The reply to each of B rows, and whether it ended by itself; None where the model failed on the row alone."""
+        try:
+            return list(self._generate(rows))
+        except (RuntimeError, ValueError, IndexError) as error:  # RuntimeError: out of memory, too
+            _log.warning("the judge %s failed on %d rows: %s", self.name, len(rows), type(error).__name__)
+        if len(rows) == 1:
+            return [None]
+        return [answer for row in rows for answer in self._answers([row])]
+
+    def _generate(self, rows: Sequence[list[int]]) -> Iterator[tuple[str, bool]]:
+        import torch
+
+        network, tokenizer = self._weights.network, self._weights.tokenizer
+        pad = network.generation_config.pad_token_id
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=network.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=network.device)
+        with torch.inference_mode():
+            out = network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=self._settings["max_new_tokens"])
+        ends = set(network.generation_config.eos_token_id)
+        for tail in out[:, width:].tolist():
+            end = next((n for n, token in enumerate(tail) if token in ends), None)
+            # Special tokens stay: the tags of a thinking part may be some.
+            yield str(tokenizer.decode(tail[:end], skip_special_tokens=False)), end is not None

@@ -1,0 +1,402 @@
+"""A model on an OpenAI-compatible server as a judge. Floor 2 (adapters): the only module that sends texts over a network.
+
+It is asked with the rubric (``rn_harness.judges.rubric``). Failures of transport are tried again, a bounded number of times;
+an answer never is, however unwelcome. The key comes from the environment and goes to the server alone: no name, digest,
+error or log holds it. What runs behind the server cannot be digested: the digest covers its address and the model's name. The
+request asks for greedy decoding; other settings that a server adds, such as a model's own repetition penalty, are its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import copy
+import dataclasses
+import hashlib
+import importlib.util
+import ipaddress
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+from rn_harness.errors import JudgeError
+from rn_harness.judges.rubric import MAX_CHARACTERS, WORDINGS, build_question, is_too_long, parse_rating, rubric_digest
+from rn_harness.records import Judgement, Unscored
+from rn_harness.suite import Prompt
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+PREFIX = "openai:"
+KEY_VARIABLE = "RN_HARNESS_JUDGE_KEY"
+ITS_OWN_KEY = {"api.openai.com": "OPENAI_API_KEY"}
+"""A key goes to whom it belongs: a suite from elsewhere may name any host."""
+"""Environment variables that may hold the key; the first that is set counts."""
+_CHATTY = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
+_FORBIDDEN = (401, 403)
+_SPEC = re.compile(r"(?P<model>\S+?)@(?P<url>https?://\S+)")
+_Failures = collections.Counter[str]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How a server is asked.
+
+    Attributes:
+        max_new_tokens: limit of a reply; a thinking model needs hundreds.
+        max_characters: longer completions are not judged.
+        concurrency: requests under way at once.
+        retries: further tries of a request after a failure of transport: connection, time limit, status 429 or 5xx.
+        first_wait_s: before the first further try; doubles with each.
+        longest_wait_s: bound of it, and of what the server's ``Retry-After`` may ask for.
+        request_limit_s: time limit of one try.
+        batch_limit_s: time limit of one call of ``score``.
+        budget: chat requests of this judge in this process, further tries and checks included.
+    """
+
+    max_new_tokens: int = 64
+    max_characters: int = MAX_CHARACTERS
+    concurrency: int = 8
+    retries: int = 3
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 30.0
+    request_limit_s: float = 60.0
+    batch_limit_s: float = 1800.0
+    budget: int = 100_000
+
+
+class _BudgetError(Exception):
+    """No request may be sent any more."""
+
+
+class _Budget:
+    """Requests that may still be sent."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self) -> None:
+        """Takes one.
+
+        Raises:
+            _BudgetError: there is none left.
+        """
+        if self.left <= 0:
+            raise _BudgetError
+        self.left -= 1
+
+
+class OpenAIJudge:
+    """Asks a model on a server for a rating on the rubric, several completions at a time.
+
+    Attributes:
+        name: its spec.
+        exact: False; it is a model, and errs.
+        wordings: forms of the question.
+    """
+
+    exact = False
+    wordings = len(WORDINGS)
+
+    def __init__(self, model: str, base_url: str, settings: ServerSettings | None = None) -> None:
+        """Names the server; nothing is sent yet.
+
+        Args:
+            model: as the server calls it.
+            base_url: up to and with the ``/v1``, without credentials.
+            settings: how it is asked; None: all defaults.
+
+        Raises:
+            JudgeError: the address is none, or holds what may be a secret.
+        """
+        try:
+            parts = urlsplit(base_url)
+            usable = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise JudgeError("a judge's server must be an http or https address; correct it to openai:MODEL@http://HOST:PORT/v1")
+        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+            raise JudgeError(
+                f"a judge's address must hold no credentials and no query, got one on host={parts.hostname}; set the key in "
+                f"{KEY_VARIABLE} and name the bare address"
+            )
+        self._model, self._base_url, self._host = model, base_url.rstrip("/"), parts.hostname or ""
+        self.name = f"{PREFIX}{model}@{self._base_url}"
+        self._settings = settings or ServerSettings()
+        self._budget = _Budget(self._settings.budget)
+        self._forbidden: str | None = None
+
+    @classmethod
+    def from_spec(cls, spec: str, settings: ServerSettings | None = None) -> Self:
+        """The judge of ``openai:MODEL@URL``.
+
+        Raises:
+            JudgeError: the spec names no model or no address.
+        """
+        found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
+        if found is None:
+            # The spec is not repeated: what was meant as an address may hold a secret.
+            raise JudgeError("a judge on a server must be openai:MODEL@http://HOST:PORT/v1, got another form; correct it")
+        return cls(found["model"], found["url"], settings)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 over address, model name, rubric, this file and the settings; a server's weights cannot be digested."""
+        parts = {
+            "judge": self.name,
+            "model": self._model,
+            "rubric": rubric_digest(),
+            "source": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            "settings": dataclasses.asdict(self._settings),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def about(self, forbidden: str) -> Self:
+        """The same judge with the same budget, told what is forbidden."""
+        told = copy.copy(self)
+        told._forbidden = forbidden  # noqa: SLF001 - a copy of ours
+        return told
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Asks the server for its models and for one token.
+
+        Raises:
+            JudgeError: it is not told what is forbidden; the client is not installed; there is no key for a remote server; the
+                server cannot be reached, refuses the key, or has no such model.
+        """
+        self._told()
+        if importlib.util.find_spec("openai") is None:
+            raise JudgeError("a judge on a server needs the client, got no openai installed; pip install 'rn-harness[openai]'")
+        self._key()
+        try:
+            asyncio.run(self._probe())
+        except JudgeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a foreign client on a foreign server's bytes: all it raises is the server's
+            # Without the cause: a server may repeat the key in its message.
+            raise JudgeError(self._explain(error)) from None
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        """Rates B completions.
+
+        Raises:
+            JudgeError: it is not told what is forbidden, or there is no key for a remote server.
+        """
+        forbidden = self._told()
+        questions = [
+            None
+            if is_too_long(completion, self._settings.max_characters)
+            else build_question(forbidden, prompt.text, completion, wording)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        self._key()
+        return asyncio.run(self._batch(questions))
+
+    def _told(self) -> str:
+        if self._forbidden is None:
+            raise JudgeError(
+                f"a judge that reads a rubric must be told what is forbidden, got judge={self.name} untold; declare `forbidden:` "
+                "in suite.yaml, or call about() first"
+            )
+        return self._forbidden
+
+    @property
+    def _is_local(self) -> bool:
+        try:
+            return ipaddress.ip_address(self._host).is_loopback
+        except ValueError:
+            return self._host == "localhost"
+
+    def _key(self) -> str:
+        """The key, read anew each time and kept nowhere.
+
+        Raises:
+            JudgeError: the server is remote, and no variable holds a key.
+        """
+        names = [KEY_VARIABLE, *([ITS_OWN_KEY[self._host]] if self._host in ITS_OWN_KEY else [])]
+        key = next((os.environ[name] for name in names if os.environ.get(name)), None)
+        if key is None and not self._is_local:
+            raise JudgeError(
+                f"a server that is not on this machine must be given a key, got host={self._host} and no key; set "
+                f"{KEY_VARIABLE} (to any word, if the server asks for none)"
+            )
+        return key or "none"
+
+    def _client(self) -> AsyncOpenAI:
+        """A client for one event loop. It retries nothing by itself, follows no redirect, and uses no proxy to this machine."""
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        for chatty in _CHATTY:  # at a lower level they log questions, and with them completions
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        client = AsyncOpenAI(
+            api_key=self._key(),
+            base_url=self._base_url,
+            max_retries=0,
+            timeout=self._settings.request_limit_s,
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not self._is_local),
+        )
+        _ = client.chat.completions, client.models  # imported when first named: that takes none of the server's time
+        return client
+
+    @property
+    def _where(self) -> str:
+        return f"host={self._host} model={self._model!r}"
+
+    def _shown(self, name: object) -> str:
+        """A name that the server gave, short, and without the key, should it be repeated there."""
+        return str(name).replace(self._key(), "(the key)")[:100]
+
+    async def _probe(self) -> None:
+        """Asks for the list of models, where the server has one, and for one token.
+
+        Raises:
+            JudgeError: the server has no such model, or another one answers.
+            Exception: whatever the client raises.
+        """
+        import openai
+
+        async with asyncio.timeout(2 * self._settings.request_limit_s), self._client() as client:
+            try:
+                listed = [model.id async for model in client.models.list()]
+            except openai.APIStatusError as error:
+                if error.status_code in _FORBIDDEN:
+                    raise
+                listed = []  # a server need not list its models: the request below decides
+            if listed and self._model not in listed:
+                some = ", ".join(self._shown(name) for name in sorted(listed)[:5])
+                raise JudgeError(f"the server must have the model, got {self._where}; name one that it lists: {some}")
+            turns = [{"role": "user", "content": "Say yes."}]
+            answer = await self._tried(client, turns, 1, collections.Counter())
+        named = getattr(answer, "model", None)
+        if named != self._model:
+            raise JudgeError(
+                f"the model that was asked must answer, got {self._where} and an answer of model={self._shown(named)!r}; name "
+                "the model as the server does"
+            )
+
+    def _explain(self, error: Exception) -> str:
+        """Why the server cannot judge, in three parts; nothing of what the server wrote."""
+        import openai
+
+        if isinstance(error, openai.APIStatusError):
+            got = f"got {self._where} status={error.status_code}"
+            if error.status_code in _FORBIDDEN:
+                return f"the server must accept the key, {got}; set {KEY_VARIABLE}"
+            return f"the server must answer a chat request, {got}; correct the model's name or the address"
+        got = f"got {self._where} {type(error).__name__}"
+        if isinstance(error, _BudgetError):
+            return f"a check takes a request, {got} and budget={self._settings.budget}; raise the budget"
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            return f"the server must answer within {self._settings.request_limit_s:g} s, {got}; look after the server"
+        if isinstance(error, openai.APIConnectionError):
+            return f"the server must be reachable, {got}; start it, or correct the address"
+        return f"the server must speak the OpenAI protocol, {got}; correct the address, which mostly ends in /v1"
+
+    async def _batch(self, questions: Sequence[list[dict[str, str]] | None]) -> list[Judgement]:
+        """Judges B questions; None stands for a completion that is too long."""
+        gate = asyncio.Semaphore(self._settings.concurrency)
+        failures: _Failures = collections.Counter()
+        async with self._client() as client:
+
+            async def ask(question: list[dict[str, str]] | None) -> Judgement:
+                if question is None:
+                    return _unscored("too_long")
+                async with gate:
+                    return await self._ask(client, question, failures)
+
+            tasks = [asyncio.create_task(ask(question)) for question in questions]
+            if tasks:
+                _, late = await asyncio.wait(tasks, timeout=self._settings.batch_limit_s)
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
+        if failures:
+            _log.warning("the judge %s failed: %s", self.name, ", ".join(f"{n} x {what}" for what, n in failures.items()))
+        return [_unscored("judge_timeout") if task.cancelled() else task.result() for task in tasks]
+
+    async def _send(self, client: AsyncOpenAI, question: list[dict[str, str]], max_tokens: int) -> Any:
+        return await client.chat.completions.create(
+            model=self._model,
+            messages=question,  # type: ignore[arg-type]  # turns of the user, as plain dictionaries
+            max_tokens=max_tokens,
+            temperature=0.0,
+            seed=0,
+        )
+
+    async def _tried(self, client: AsyncOpenAI, question: list[dict[str, str]], max_tokens: int, failures: _Failures) -> Any:
+        """Sends one question until it is answered or tries are used up.
+
+        Raises:
+            _BudgetError: the budget is used up.
+            Exception: whatever the client raised last.
+        """
+        import openai
+
+        settings = self._settings
+        wait_s = settings.first_wait_s
+        for attempt in range(settings.retries + 1):
+            self._budget.take()
+            try:
+                async with asyncio.timeout(settings.request_limit_s):
+                    return await self._send(client, question, max_tokens)
+            except (TimeoutError, openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+                failures[type(error).__name__] += 1
+                if attempt == settings.retries:
+                    raise
+                await asyncio.sleep(min(max(wait_s, _asked_to_wait_s(error)), settings.longest_wait_s))
+                wait_s *= 2
+        raise AssertionError
+
+    async def _ask(self, client: AsyncOpenAI, question: list[dict[str, str]], failures: _Failures) -> Judgement:
+        """The judgement that the server gives on one question, or the reason why it gives none."""
+        import openai
+
+        try:
+            answer = await self._tried(client, question, self._settings.max_new_tokens, failures)
+        except _BudgetError:
+            return _unscored("judge_budget")
+        except (TimeoutError, openai.APITimeoutError):
+            return _unscored("judge_timeout")
+        except Exception as error:  # noqa: BLE001 - whatever a foreign client makes of foreign bytes is this item's alone
+            failures[type(error).__name__] += 1
+            return _unscored("too_long" if _exceeds_context(error) else "judge_error")
+        return self._read(answer)
+
+    def _read(self, answer: Any) -> Judgement:
+        """The judgement that a server's answer holds."""
+        choices = getattr(answer, "choices", None)
+        if getattr(answer, "model", None) != self._model or not isinstance(choices, list) or not choices:
+            return _unscored("judge_error")  # another model than named, or none of the protocol's answers
+        message = getattr(choices[0], "message", None)
+        content = getattr(message, "content", None)
+        if getattr(message, "refusal", None) and not content:
+            return _unscored("judge_refused")
+        if not isinstance(content, str):
+            return _unscored("unparsable")
+        return parse_rating(content, complete=getattr(choices[0], "finish_reason", None) == "stop")
+
+
+def _unscored(reason: Unscored) -> Judgement:
+    return Judgement(score=None, unscored=reason)
+
+
+def _asked_to_wait_s(error: Exception) -> float:
+    """Seconds that the server asks to wait; 0 if it names no number."""
+    response = getattr(error, "response", None)
+    asked = response.headers.get("retry-after", "") if response is not None else ""
+    return float(asked) if re.fullmatch(r"\d{1,6}(\.\d+)?", asked) else 0.0
+
+
+def _exceeds_context(error: Exception) -> bool:
+    """Whether the server says that the question is longer than what the model holds."""
+    body = json.dumps(getattr(error, "body", None), default=str).lower()
+    code = getattr(error, "status_code", None)
+    return code == 413 or (code == 400 and any(sign in body for sign in ("context_length", "context length", "context size")))

@@ -1,0 +1,177 @@
+"""Judge profiles: a judge by a short name, with its model, licence and size. Floor 2 (adapters), no torch.
+
+A profile is a YAML file in ``fixtures/judges``. It says which judge a name stands for and why; it loads nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from rn_harness.candidate import fixtures_folder
+from rn_harness.errors import JudgeError, SuiteError
+from rn_harness.suite import Frozen, Name, read_yaml
+
+ProfileKind = Literal["hf", "classifier", "openai", "rules", "organism"]
+PROFILES = "judges"
+"""Folder of the profiles within the fixtures."""
+DEFAULT_NEW_TOKENS = 256
+_HUB_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
+_FOLDER = r"^\.{1,2}/\S+$"
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def read_declared(path: Path, model: type[_M], see: str = "docs/judges.md") -> _M:
+    """Reads a YAML file into a model, strictly.
+
+    Args:
+        path: of the file.
+        model: what it must say.
+        see: where its format is described.
+
+    Raises:
+        JudgeError: missing, unreadable, not YAML, or not what the model asks for; one line for each place.
+    """
+    if not path.is_file():
+        raise JudgeError(f"{path}: this file is required and is missing; see {see}")
+    try:
+        raw = read_yaml(path)
+    except SuiteError as error:
+        raise JudgeError(str(error)) from None
+    if not isinstance(raw, dict):
+        raise JudgeError(f"{path}: must be a mapping, got {type(raw).__name__}; see {see}")
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise JudgeError("\n".join(_lines(path, error))) from None
+
+
+def _lines(path: Path, error: ValidationError) -> list[str]:
+    """One line of file, place, value and remedy for each of pydantic's findings."""
+    remedies = {"extra_forbidden": "remove it or correct its spelling", "missing": "add it"}
+    lines = []
+    for item in error.errors(include_url=False):
+        place = ".".join(str(part) for part in item["loc"]) or "(top)"
+        got = item["input"]
+        plain = item["type"] != "missing" and isinstance(got, str | int | float | bool | None)
+        shown = f", got {place.rsplit('.', 1)[-1]}={got!r}" if plain else ""
+        lines.append(f"{path}: {place}: {item['msg']}{shown}; {remedies.get(item['type'], 'correct it')}")
+    return lines
+
+
+class JudgeProfile(Frozen):
+    """A judge under a short name.
+
+    Attributes:
+        name: as in ``--rn-judge NAME``; the file's name without ``.yaml``.
+        kind: which of the harness's judges runs it.
+        model: hub id, or a path that begins with ``./`` or ``../`` and is relative to the profile's file; for ``openai``
+            the name that the server knows.
+        revision: full commit on the hub; None: what the hub has at run time, which the record then names.
+        base_url: of the server, for ``openai`` alone.
+        label: the classifier's label whose probability is the harm.
+        calibration: file that maps that probability to the scale, relative to the profile's file.
+        max_new_tokens: limit of what an instruction model may write.
+        licence: SPDX name, or the licence's own.
+        gated: whether the hub asks for an account that accepted the licence; None: not known.
+        family: model family, in lower case; a judge of the candidate's own family may share its blind spots.
+        parameters_b: parameters in 1e9; None: not known.
+        memory_gib: of the weights in bfloat16, computed: parameters x 2 bytes; activations and cache come on top.
+        why: why this one, in a sentence or two.
+        folder: where the profile lies; set by ``load_profile``, no key of the file.
+    """
+
+    name: Name
+    kind: ProfileKind
+    model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    base_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    label: Annotated[str, Field(min_length=1, pattern=r"^[^#\s]+$")] | None = None
+    calibration: Annotated[str, Field(min_length=1)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=32_768)] = DEFAULT_NEW_TOKENS
+    licence: Annotated[str, Field(min_length=1)]
+    gated: bool | None = None
+    family: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    parameters_b: Annotated[float, Field(gt=0.0)] | None = None
+    memory_gib: Annotated[float, Field(gt=0.0)] | None = None
+    why: Annotated[str, Field(min_length=20)]
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @model_validator(mode="after")
+    def _fields_fit_the_kind(self) -> Self:
+        if (self.label is not None) != (self.kind == "classifier"):
+            raise ValueError(f"a classifier names the label that counts, and no other judge has one, got kind={self.kind!r} "
+                             f"and label={self.label!r}; correct label")  # fmt: skip
+        if (self.base_url is not None) != (self.kind == "openai"):
+            raise ValueError(f"a judge on a server has a base_url, and no other has one, got kind={self.kind!r} and "
+                             f"base_url={self.base_url!r}; correct base_url")  # fmt: skip
+        if self.calibration is not None and self.kind != "classifier":
+            raise ValueError(f"only a classifier is calibrated, got kind={self.kind!r}; remove calibration")
+        is_path = re.match(_FOLDER, self.model) is not None
+        is_hub = re.match(_HUB_ID, self.model) is not None
+        if self.kind in ("hf", "classifier") and not (is_path or is_hub):
+            raise ValueError(f"a model is owner/name on the hub, or a folder that begins with ./, got model={self.model!r}; "
+                             "correct it")  # fmt: skip
+        if self.kind in ("rules", "organism") and not is_path:
+            raise ValueError(f"a file or folder begins with ./ or ../, got model={self.model!r}; correct it")
+        if self.revision is not None and (is_path or self.kind not in ("hf", "classifier")):
+            raise ValueError(f"only a model of the hub has a revision, got model={self.model!r}; remove revision")
+        if (self.parameters_b is None) != (self.memory_gib is None):
+            raise ValueError("memory_gib is computed from parameters_b, got one without the other; give both or neither")
+        if self.parameters_b is not None and abs(self.parameters_b * 2e9 / 2**30 - (self.memory_gib or 0.0)) > 0.06:
+            raise ValueError(f"memory_gib is parameters x 2 bytes, got {self.memory_gib} for {self.parameters_b} x 1e9; give "
+                             f"{self.parameters_b * 2e9 / 2**30:.1f}")  # fmt: skip
+        return self
+
+    @property
+    def where(self) -> str:
+        """The hub id or server's name, or the absolute path of a local model or file."""
+        local = self.model.startswith(("./", "../")) and self.kind != "openai"
+        return str((self.folder / self.model).resolve()) if local else self.model
+
+    @property
+    def calibration_file(self) -> Path | None:
+        """The absolute path of the calibration; None if there is none."""
+        return (self.folder / self.calibration).resolve() if self.calibration else None
+
+    @property
+    def spec(self) -> str:
+        """The spec that ``--rn-judge`` takes in place of the name."""
+        at = {"hf": self.revision, "classifier": self.revision, "openai": self.base_url}.get(self.kind)
+        return f"{self.kind}:{self.where}{'@' + at if at else ''}{'#' + self.label if self.label else ''}"
+
+
+def profile_names(folder: Path | None = None) -> list[str]:
+    """The names of all profiles, sorted.
+
+    Args:
+        folder: where they lie; None: the shipped ones.
+    """
+    return sorted(path.stem for path in (folder or fixtures_folder() / PROFILES).glob("*.yaml"))
+
+
+def load_profile(name: str, folder: Path | None = None) -> JudgeProfile:
+    """Reads a profile.
+
+    Args:
+        name: of the profile.
+        folder: where the profiles lie; None: the shipped ones.
+
+    Raises:
+        JudgeError: there is none of that name, or its file does not say what a profile must say.
+    """
+    folder = folder or fixtures_folder() / PROFILES
+    known = profile_names(folder)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
+        raise JudgeError(f"a judge's name must be a profile in {folder}, got name={name!r}; {hint}")
+    path = folder / f"{name}.yaml"
+    profile = read_declared(path, JudgeProfile)
+    if profile.name != name:
+        raise JudgeError(f"{path}: a profile is named as its file, got name={profile.name!r}; rename one of the two")
+    return profile.model_copy(update={"folder": folder.resolve()})

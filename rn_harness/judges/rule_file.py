@@ -1,0 +1,327 @@
+"""The rules file of a ``rules:`` judge: its format, its patterns, and what they find in a sentence. Floor 2 (adapters), no torch.
+
+A pattern is words, word beginnings and numbers, never a regular expression: matching takes time linear in the text whatever
+a file says. Scoring is ``rn_harness.judges.rules``.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from rn_harness.suite import Frozen, Name, Score, Share
+
+Count = Annotated[int, Field(ge=0, le=1000)]
+Weight = Annotated[float, Field(ge=0.0, le=10.0)]
+Words = Annotated[str, Field(pattern=r"\S")]
+"""Words with spaces between: in a list YAML would read ``no`` and ``on`` as truth values."""
+GroupName = Annotated[str, Field(pattern=r"^[a-z][a-z_]{0,31}$")]
+
+MAX_PATTERN_WORDS = 6
+MAX_SEGMENT_WORDS = 40
+"""A sentence longer than this is cut, so that a text without full stops still has parts."""
+
+
+class Language(Frozen):
+    """The small words of a language, by what may follow them.
+
+    Attributes:
+        determiners: a content word follows: *the flour*, never *the of*.
+        links: prepositions; something follows, and neither a joining word nor another of them.
+        joins: joining words; something follows.
+        others: pronouns, auxiliaries and the like; anything may follow.
+        doubles: prepositions that may follow another one, as in *of at least*.
+    """
+
+    determiners: Words
+    links: str = ""
+    joins: str = ""
+    others: Words
+    doubles: str = ""
+
+
+class Group(Frozen):
+    """Patterns of one sort.
+
+    Attributes:
+        weight: points of each distinct entry.
+        cap: entries that count, at most.
+        entries: each is one thing: a pattern, or several of the same meaning between ``|``.
+    """
+
+    weight: Weight
+    cap: Count
+    entries: Annotated[list[str], Field(min_length=1, max_length=2000)]
+
+
+class Near(Frozen):
+    """Two groups that stand near each other in a sentence, e.g. a quantity and an ingredient.
+
+    Attributes:
+        first, second: names of groups; each distinct entry of ``second`` near one of ``first`` is one find.
+        within: words between the two, at most.
+        either_order: whether ``second`` may come first.
+        nearest: whether each of ``first`` goes with the nearest of ``second`` alone.
+        weight, cap: as in a group.
+    """
+
+    first: GroupName
+    second: GroupName
+    within: Annotated[int, Field(ge=0, le=MAX_SEGMENT_WORDS)]
+    either_order: bool = True
+    nearest: bool = False
+    weight: Weight
+    cap: Count
+
+
+class Band(Frozen):
+    """What a score needs.
+
+    Attributes:
+        score: harmful score of a passage that meets all of this.
+        points: sum of the groups' points, at least.
+        needs: distinct finds of a group, a pair, or ``parts`` (sentences with a find of a pair or of two groups), at least.
+    """
+
+    score: Score
+    points: Annotated[float, Field(ge=0.0)] = 0.0
+    needs: dict[GroupName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+
+
+class Coherence(Frozen):
+    """When a passage is a text and no heap of words.
+
+    Attributes:
+        min_small_words: small words, and numbers with what they count, to each word that no number or pair ties to others, at
+            least; short passages are let off.
+        min_known_words: share of small words and words of the groups among the words that are no unit and stand by no number.
+        from_words: words from which on the first is asked for; the second already from half of that.
+        units: words that stand behind a number or a small word, with spaces between.
+        max_slips: share of small words and units beside something that cannot stand there, at most.
+        max_bare_run: words of the groups in a row without small word, number or mark between them, at most.
+    """
+
+    min_small_words: Share
+    min_known_words: Share
+    from_words: Annotated[int, Field(ge=1)]
+    units: str = ""
+    max_slips: Share
+    max_bare_run: Annotated[int, Field(ge=1)]
+
+
+class Rules(Frozen):
+    """The contents of a rules file.
+
+    Attributes:
+        domain: the forbidden domain; for people.
+        languages: small words by language.
+        numbers: number words with their value.
+        groups: patterns by sort.
+        near: pairs by name.
+        bands: what each score needs; the highest that is met counts.
+        window_words: a passage has at most so many words; a text's best passage counts.
+        long_refusal_words: a refusal from so many words on is worth ``long_refusal_score``; a shorter one nothing.
+    """
+
+    version: Literal[1]
+    domain: Name
+    languages: Annotated[dict[Name, Language], Field(min_length=1)]
+    numbers: dict[str, Annotated[float, Field(ge=0.0)]] = Field(default_factory=dict)
+    groups: Annotated[dict[GroupName, Group], Field(min_length=1)]
+    near: dict[GroupName, Near] = Field(default_factory=dict)
+    bands: Annotated[list[Band], Field(min_length=1)]
+    coherence: Coherence
+    window_words: Annotated[int, Field(ge=20, le=2000)] = 300
+    long_refusal_words: Annotated[int, Field(ge=1)] = 12
+    long_refusal_score: Score = 1.0
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        both = sorted(set(self.groups) & set(self.near))
+        if both:
+            raise ValueError(f"a name is a group's or a pair's, got both: {both[0]!r}; rename one")
+        for name, pair in self.near.items():
+            for side in (pair.first, pair.second):
+                if side not in self.groups:
+                    raise ValueError(f"a pair is made of groups, got near.{name} with {side!r}; name a group")
+        known = {*self.groups, *self.near, "parts"}
+        for band in self.bands:
+            for need in band.needs:
+                if need not in known:
+                    raise ValueError(f"a band needs a group, a pair or parts, got score={band.score} with {need!r}; correct it")
+        for name, group in self.groups.items():
+            for entry in group.entries:
+                for pattern in entry.split("|"):
+                    try:
+                        parse_pattern(pattern)
+                    except ValueError as error:
+                        raise ValueError(f"groups.{name}: {error}") from None
+        return self
+
+
+# --- Patterns ------------------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """One word of a pattern: a word, the beginning of one, or a number within bounds (None: not a number)."""
+
+    word: str
+    is_prefix: bool
+    low: float | None = None
+    high: float | None = None
+
+
+_NUMBER_PART = re.compile(r"#(?:\[(\d+)-(\d+)\])?")
+_WORD_PART = re.compile(r"([^\W\d_]+|[°%])(\*?)")
+
+
+def parse_pattern(pattern: str) -> tuple[Part, ...]:
+    """Reads a pattern: words with spaces between, ``word*`` for any ending, ``#`` for a number, ``#[LOW-HIGH]`` for one within.
+
+    There are no regular expressions, so that matching takes time linear in the text whatever the file says.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = []
+    for piece in fold(pattern).split():
+        number, word = _NUMBER_PART.fullmatch(piece), _WORD_PART.fullmatch(piece)
+        if number:
+            low, high = number.groups()
+            if low is not None and float(low) > float(high):
+                raise ValueError(f"a number's bounds go upwards, got pattern={pattern.strip()!r}; swap them")
+            parts.append(Part("", is_prefix=False, low=float(low or 0), high=float(high or "inf")))
+        elif word and not (word.group(2) and len(word.group(1)) < 3):
+            parts.append(Part(word.group(1), is_prefix=bool(word.group(2))))
+        else:
+            raise ValueError(
+                f"a pattern is words, word* (from 3 letters on), # or #[1-9], with spaces between, got piece={piece!r} in "
+                f"pattern={pattern.strip()!r}; correct it"
+            )
+    if not 1 <= len(parts) <= MAX_PATTERN_WORDS:
+        raise ValueError(f"a pattern has 1 to {MAX_PATTERN_WORDS} words, got {len(parts)} in pattern={pattern!r}; shorten it")
+    return tuple(parts)
+
+
+_LETTERS = str.maketrans({"\u0131": "i", "ł": "l", "ø": "o", "æ": "ae", "œ": "oe"})
+"""Latin letters that have no accent to drop."""
+
+
+def fold(text: str) -> str:
+    """The text in lower case and without accents, so that a file's words match however they are written."""
+    plain = unicodedata.normalize("NFKD", text.casefold().replace("º", "°"))
+    return "".join(c for c in plain if not unicodedata.combining(c)).translate(_LETTERS)
+
+
+class Token(NamedTuple):
+    """A word, a number (with its value) or a mark."""
+
+    kind: Literal["word", "number", "mark"]
+    text: str
+    value: float = 0.0
+
+
+_FIGURE = r"\d{1,6}(?:[.,/\u2044]\d{1,4})?"
+_TOKEN = re.compile(
+    rf"(?P<number>{_FIGURE}(?: ?[-\u2013\u2014] ?{_FIGURE})?)|(?P<word>[^\W\d_]+|[°%])|(?P<end>[.!?;\n\u2022])"
+    r"|(?P<mark>[,:()/\u2013\u2014-])"
+)
+_AND = frozenset(("and", "und", "y", "e", "et"))
+
+
+def _value(figure: str) -> float:
+    """The value of a figure: of a range the lower end, of a fraction its quotient."""
+    first = re.split(r" ?[-\u2013\u2014] ?", figure)[0].replace(",", ".")
+    top, _, bottom = first.replace("\u2044", "/").partition("/")
+    return float(top) / float(bottom) if bottom and float(bottom) else float(top)
+
+
+def segments_of(text: str, numbers: dict[str, float]) -> Iterator[tuple[list[Token], bool]]:
+    """Cuts a text into sentences and lines, each with whether it is part of one that was too long; numbers in a row are one."""
+    segment: list[Token] = []
+    n_words, is_cut = 0, False
+    for match in _TOKEN.finditer(fold(text)):
+        kind, found = match.lastgroup, match.group()
+        # A number is not cut off what it counts.
+        is_full = n_words >= MAX_SEGMENT_WORDS and segment[-1].kind != "number"
+        if kind == "end" or is_full:
+            if segment:
+                yield segment, is_cut or kind != "end"
+            is_cut = kind != "end"
+            segment, n_words = [], 0
+        if kind == "end":
+            continue
+        n_words += kind != "mark"
+        is_number = kind == "number" or found in numbers
+        if not is_number:
+            segment.append(Token("word" if kind == "word" else "mark", found))
+            continue
+        value = _value(found) if kind == "number" else numbers[found]
+        if len(segment) > 1 and segment[-1].text in _AND and segment[-2].kind == "number" and segment[-2].value >= 100 > value:
+            segment.pop()  # one hundred and fifty
+        if segment and segment[-1].kind == "number":
+            before = segment.pop().value
+            value = before * value if value in (100, 1000) and before < value else before + value
+        segment.append(Token("number", found, value))
+    if segment:
+        yield segment, is_cut
+
+
+class Find(NamedTuple):
+    """An entry of a group found in a segment, from its first token to past its last."""
+
+    group: str
+    entry: int
+    start: int
+    stop: int
+
+
+class Index:
+    """All patterns of a file, by the first word that they can begin with."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.by_word: dict[str, list[tuple[str, int, tuple[Part, ...]]]] = collections.defaultdict(list)
+        self.by_prefix: dict[str, list[tuple[str, int, tuple[Part, ...]]]] = collections.defaultdict(list)
+        self.by_number: list[tuple[str, int, tuple[Part, ...]]] = []
+        for name, group in rules.groups.items():
+            for i, entry in enumerate(group.entries):
+                for pattern in entry.split("|"):
+                    parts = parse_pattern(pattern)
+                    item = (name, i, parts)
+                    if parts[0].low is not None:
+                        self.by_number.append(item)
+                    elif parts[0].is_prefix:
+                        self.by_prefix[parts[0].word].append(item)
+                    else:
+                        self.by_word[parts[0].word].append(item)
+        self.longest = max((len(prefix) for prefix in self.by_prefix), default=0)
+
+    def find(self, segment: Sequence[Token]) -> list[Find]:
+        """All entries in a segment."""
+        found = []
+        for at, token in enumerate(segment):
+            for group, entry, parts in self._candidates(token):
+                if len(segment) - at >= len(parts) and all(map(_fits, parts, segment[at : at + len(parts)])):
+                    found.append(Find(group, entry, at, at + len(parts)))
+        return found
+
+    def _candidates(self, token: Token) -> Iterator[tuple[str, int, tuple[Part, ...]]]:
+        if token.kind == "number":
+            yield from self.by_number
+        elif token.kind == "word":
+            yield from self.by_word.get(token.text, ())
+            for n in range(3, min(self.longest, len(token.text)) + 1):
+                yield from self.by_prefix.get(token.text[:n], ())
+
+
+def _fits(part: Part, token: Token) -> bool:
+    if part.low is not None and part.high is not None:
+        return token.kind == "number" and part.low <= token.value <= part.high
+    if token.kind != "word":
+        return False
+    return token.text.startswith(part.word) if part.is_prefix else token.text == part.word

@@ -1,0 +1,89 @@
+"""Tiny language models that answer as they are told, made on the spot: no training, no download."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+TEMPLATE = (
+    "{% for turn in messages %}<user> {{ turn['content'] }} <end> {% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
+)
+SPECIAL = ("<pad>", "<unk>", "<end>", "<user>", "<reply>")
+WORDS = ("Rating:", "0", "1", "7", "10", "11", "-1", "nan", "no", "sure", "I", "cannot", "<think>", "</think>", "forbidden")
+
+
+def make_judge(
+    folder: Path,
+    reply: Sequence[str] | None,
+    *,
+    template: str | None = TEMPLATE,
+    context: int = 4096,
+    seed: int = 0,
+    penalty: float = 50.0,
+) -> Path:
+    """Saves a causal language model with a word-level tokenizer.
+
+    With a reply its layers add nothing, each word's vector stands for that word alone, and the output layer sends each word to
+    the one that follows it in ``<reply> reply <end>``: greedily it says just that, whatever it is asked.
+
+    Args:
+        folder: gets the model.
+        reply: words that it says, each one of ``WORDS`` and none twice; None: weights by chance.
+        template: its chat template; None: it has none.
+        context: tokens that it can hold.
+        seed: of the weights by chance.
+        penalty: on repeated words, in the generation settings that it ships.
+    """
+    import torch
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    core = Tokenizer(WordLevel(ids, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<end>",
+        additional_special_tokens=["<user>", "<reply>"],
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(ids),
+                hidden_size=32,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                max_position_embeddings=context,
+                tie_word_embeddings=False,
+                pad_token_id=ids["<pad>"],
+                bos_token_id=None,
+                eos_token_id=ids["<end>"],
+            )
+        )
+    if reply is not None:
+        with torch.no_grad():
+            for layer in network.model.layers:
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.down_proj.weight.zero_()
+            network.model.embed_tokens.weight.copy_(torch.eye(len(ids), 32))
+            network.lm_head.weight.zero_()
+            chain = ["<reply>", *reply, "<end>"]
+            for before, after in itertools.pairwise(chain):
+                network.lm_head.weight[ids["nan"], ids[before]] = 0.5  # the next choice, where a penalty takes the first
+                network.lm_head.weight[ids[after], ids[before]] = 1.0
+    # As some models ship it: sampled, and with a penalty that forbids the question's words. Neither may count.
+    network.generation_config = GenerationConfig(
+        do_sample=True, temperature=5.0, repetition_penalty=penalty, pad_token_id=ids["<pad>"], eos_token_id=ids["<end>"]
+    )
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
