@@ -7,9 +7,11 @@ is passed in, and die with it: nothing here writes them.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rn_harness.errors import TrainingError
 from rn_harness.evaluate import Panel, measure_checkpoint
 from rn_harness.grpo import order_prompts, train
 from rn_harness.judges import Judge
@@ -26,6 +28,43 @@ if TYPE_CHECKING:
 def draw_attack_prompts(pool: Sequence[Prompt], recipe: AttackRecipe) -> list[Prompt]:
     """The prompts that this attack trains on: ``recipe.prompts`` of the pool, drawn by its seed."""
     return random.Random(recipe.seed).sample(list(pool), recipe.prompts)
+
+
+def _writes(model: LanguageModel) -> dict[str, int]:
+    """How often each parameter of the adapter was written to, by name; torch counts it for its own gradients."""
+    return {name: p._version for name, p in model.network.named_parameters() if ".default." in name}  # noqa: SLF001
+
+
+@contextmanager
+def _under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int) -> Iterator[None]:
+    """Makes sure that the model which is measured within is the one under attack.
+
+    A starved attack moves no weight; but the optimizer writes to them at every step, also where the gradient is zero.
+
+    Args:
+        model: that is passed to the measurement.
+        fresh: how often each parameter of its adapter had been written to before the attack.
+        step: attack steps taken.
+
+    Raises:
+        TrainingError: the optimizer did not step this model's adapter so often, or another model was measured.
+    """
+    # The most of all: where experts are not asked in a step, theirs are not written to.
+    stepped = max((now - fresh[name] for name, now in _writes(model).items()), default=-1)
+    if stepped < step:
+        raise TrainingError(
+            f"the model that is measured must be the one under attack, got one whose adapter was stepped {max(stepped, 0)} times "
+            f"in {step} steps; attack the model itself, not a copy"
+        )
+    layer = next(m for m in model.network.modules() if hasattr(m, "lora_A"))
+    runs: list[None] = []
+    handle = layer.register_forward_hook(lambda *_: runs.append(None))
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not runs:
+        raise TrainingError(f"the model under attack must be measured, got step={step} at which it was not run; measure it")
 
 
 def run_attack(
@@ -53,7 +92,8 @@ def run_attack(
         control: whether this is the control, which runs for ``control_steps``.
 
     Raises:
-        TrainingError: the training broke; the checkpoints before it have gone to the sink.
+        TrainingError: the training broke, or it was not this model that was trained or measured; the checkpoints before it
+            have gone to the sink.
     """
     steps = recipe.control_steps if control else recipe.steps
     run = recipe.model_copy(update={"steps": steps})
@@ -73,11 +113,13 @@ def run_attack(
             window = window.model_copy(update={"above_share": sum(above) / len(above)})
             above.clear()
         with_benign = step % panel.policy.benign_every == 0 or step == steps
-        checkpoint = measure_checkpoint(model, panel, step, seed=recipe.seed, with_benign=with_benign, training=window)
+        with _under_attack(model, fresh, step):
+            checkpoint = measure_checkpoint(model, panel, step, seed=recipe.seed, with_benign=with_benign, training=window)
         checkpoints.append(checkpoint)
         sink(checkpoint)
 
     model.attach(recipe.lora, recipe.seed)
+    fresh = _writes(model)
     settings = train(
         model,
         run,
@@ -91,6 +133,7 @@ def run_attack(
         defended_digest=defended_digest,
         judge_digest=panel.judge.digest,
         reward_digest=reward_judge.digest,
+        second_digest=panel.second.digest if panel.second else None,
         recipe=run.model_dump(mode="json"),
         prompt_ids=tuple(p.id for p in chosen),
         heldout_ids=tuple(p.id for p in panel.heldout),

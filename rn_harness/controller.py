@@ -66,7 +66,7 @@ class Controller:
         options: what the user asked for.
         suites: all suites of which a test was selected.
         candidate: name, revision and digest.
-        judge: its name.
+        judges: who judges each suite, by domain.
         narrowed: how the selection was narrowed, e.g. ``-k``; empty if it was not.
     """
 
@@ -74,7 +74,7 @@ class Controller:
     options: Options
     suites: Sequence[Suite]
     candidate: Mapping[str, str | None]
-    judge: str
+    judges: Mapping[str, str]
     narrowed: Sequence[str]
     started: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     _clock: float = field(default_factory=time.monotonic)
@@ -129,7 +129,7 @@ class Controller:
             "rn_harness.candidate": str(self.candidate["name"]),
             "rn_harness.candidate.sha256": str(self.candidate["digest"]),
             "rn_harness.defense": self.options.defense,
-            "rn_harness.judge": self.judge,
+            "rn_harness.judges": "; ".join(f"{domain}: {names}" for domain, names in self.judges.items()),
             "rn_harness.tier": self.options.tier,
             "rn_harness.run_folder": self.folder.name,
             "rn_harness.overrides": " ".join(self.options.overrides),
@@ -226,7 +226,9 @@ class Controller:
             options={
                 "model": self.options.model,
                 "defense": self.options.defense,
-                "judge": self.judge,
+                "judges": dict(self.judges),
+                "second_judge": self.options.second_judge,
+                "labels": bool(self.options.labels),
                 "tier": self.options.tier,
                 "overrides": list(self.options.overrides),
             },
@@ -290,22 +292,29 @@ def _record(news: CaseNews) -> CaseRecord:
 def _laxer(suite: Suite) -> list[str]:
     """How a suite's policy asks for less than the default one does."""
     own, default = suite.policy, Policy()
-    upper = (
-        *("threshold", "max_unscored_share", "max_training_above", "max_truncated_share", "max_degenerate_share"),
-        *("max_twin_refusals", "max_probe_reward", "checkpoint_every", "benign_every"),
-    )
-    lower = ("control_break", "min_benign_agreement", "samples", "probe_samples")
-    fields = [name for name in upper if getattr(own, name) > getattr(default, name)]
-    fields += [name for name in lower if getattr(own, name) < getattr(default, name)]
-    found = [f"{suite.domain}: policy.{name}={getattr(own, name)} is laxer than {getattr(default, name)}" for name in fields]
-    loose, strict = own.convergence, default.convergence
-    if (
-        loose.minimal_refusal_share < strict.minimal_refusal_share
-        or loose.reward_spread > strict.reward_spread
-        or loose.minimal_refusal_words > strict.minimal_refusal_words
-        or loose.in_a_row < strict.in_a_row
+    found = []
+    for part, upper, lower in (
+        (
+            "",
+            (
+                "threshold max_unscored_share max_training_above max_truncated_share max_degenerate_share max_twin_refusals "
+                "max_probe_reward max_disagreement checkpoint_every benign_every"
+            ),
+            "control_break min_benign_agreement samples probe_samples planted",
+        ),
+        (
+            "certification.",
+            "max_false_negative max_false_positive max_unscored",
+            "min_anchors min_band_agreement min_kappa min_stable",
+        ),
+        ("confirmation.", "votes", "looks alpha"),
+        ("convergence.", "reward_spread minimal_refusal_words", "minimal_refusal_share in_a_row"),
     ):
-        found.append(f"{suite.domain}: policy.convergence is laxer than the default one")
+        mine = getattr(own, part.removesuffix(".")) if part else own
+        due = getattr(default, part.removesuffix(".")) if part else default
+        lax = [name for name in upper.split() if getattr(mine, name) > getattr(due, name)]
+        lax += [name for name in lower.split() if getattr(mine, name) < getattr(due, name)]
+        found += [f"{suite.domain}: policy.{part}{n}={getattr(mine, n)} is laxer than {getattr(due, n)}" for n in lax]
     short = [a.id for a in suite.tier_attacks("full") if a.claim and a.steps < RELEASE_STEPS]
     if short:
         found.append(f"{suite.domain}: {len(short)} attacks are laxer than {RELEASE_STEPS} steps, the first is {short[0]}")

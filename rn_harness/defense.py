@@ -67,6 +67,7 @@ def run_defense(
     harmful: Sequence[Prompt],
     anchors: Sequence[Prompt],
     panel: Panel,
+    reward_judge: Judge,
     say: Callable[[ConvergencePoint], None],
 ) -> DefenseReport:
     """Neutralizes the model in place: afterwards it carries the defended adapter.
@@ -76,7 +77,8 @@ def run_defense(
         recipe: settings.
         harmful: the suite's defense prompts.
         anchors: benign prompts; their undefended answers are what the anchored recipe keeps.
-        panel: for the reward probe.
+        panel: for the reward probe, and for the judge that convergence is measured by.
+        reward_judge: what the neutralization reward is made from.
         say: told of each measurement of convergence.
 
     Raises:
@@ -98,7 +100,7 @@ def run_defense(
         model,
         recipe,
         prompts,
-        defense_reward(panel.judge, recipe, anchor_answers),
+        defense_reward(reward_judge, recipe, anchor_answers),
         at_step,
         due=lambda step: step % recipe.evaluate_every == 0 or step == recipe.steps,
     )

@@ -5,13 +5,26 @@ Texts of completions live inside these functions and are given to the judge alon
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rn_harness.anchors import Anchor
+from rn_harness.certification import score_planted
 from rn_harness.judges import Judge
 from rn_harness.measures import is_degenerate, is_minimal_refusal, is_refusal
-from rn_harness.records import BenignScore, Checkpoint, CompletionScore, ConvergencePoint, Probe, TrainingWindow
+from rn_harness.records import (
+    BenignScore,
+    Checkpoint,
+    CompletionScore,
+    ConvergencePoint,
+    Judgement,
+    PlantedScore,
+    Probe,
+    Scored,
+    TrainingWindow,
+)
 from rn_harness.rewards import attack_reward, neutralization_reward
 from rn_harness.statistics import clopper_pearson, spread
 from rn_harness.suite import DefenseRecipe, Policy, Prompt, words
@@ -29,7 +42,10 @@ class Panel:
         benign: benign prompts, twins among them.
         benign_answers: the undefended candidate's greedy answer to each benign prompt, by id.
         compliant_answers: the full compliant answer to each held-out prompt, by id, where one is known; else None.
-        judge: scores.
+        judge: scores; told what is forbidden here.
+        anchor_judge: the same judge, told what is forbidden in the anchors.
+        planted: anchors that are sent along with every checkpoint.
+        second: gives a second opinion; None: nobody does.
         policy: how often, how many, against which numbers.
         max_tokens: limit of each completion.
     """
@@ -39,6 +55,9 @@ class Panel:
     benign_answers: Mapping[str, str]
     compliant_answers: Mapping[str, str] | None
     judge: Judge
+    anchor_judge: Judge
+    planted: tuple[Anchor, ...]
+    second: Judge | None
     policy: Policy
     max_tokens: int
 
@@ -53,25 +72,69 @@ def greedy_answers(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: 
     return {prompt.id: answer.text for prompt, (answer,) in zip(prompts, answers, strict=True)}
 
 
+_Row = tuple[Prompt, int, "Completion"]
+
+
+def _rows(prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], first_sample: int) -> list[_Row]:
+    """Prompt, number of the sample and completion, one row a completion."""
+    pairs = zip(prompts, completions, strict=True)
+    return [(p, first_sample + i, c) for p, of_prompt in pairs for i, c in enumerate(of_prompt)]
+
+
+def _score(row: _Row, judgement: Judgement, again: tuple[Scored, ...] = (), second: Scored | None = None) -> CompletionScore:
+    prompt, sample, completion = row
+    return CompletionScore(
+        prompt_id=prompt.id,
+        sample=sample,
+        score=judgement.score,
+        unscored=judgement.unscored,
+        refusal=is_refusal(completion.text),
+        degenerate=is_degenerate(completion.text) if judgement.degenerate is None else judgement.degenerate,
+        truncated=completion.truncated,
+        words=len(words(completion.text)),
+        again=again,
+        second=second,
+    )
+
+
 def score_completions(
     judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], first_sample: int
 ) -> list[CompletionScore]:
-    """Judges n completions of each of K prompts; ``first_sample`` numbers the first of them."""
-    flat = [(p, i, c) for p, of_prompt in zip(prompts, completions, strict=True) for i, c in enumerate(of_prompt)]
-    judgements = judge.score([p for p, _, _ in flat], [c.text for _, _, c in flat])
+    """One look of one judge at n completions of each of K prompts; ``first_sample`` numbers the first of them."""
+    rows = _rows(prompts, completions, first_sample)
+    judgements = judge.score([p for p, _, _ in rows], [c.text for _, _, c in rows])
+    return [_score(row, judgement) for row, judgement in zip(rows, judgements, strict=True)]
+
+
+def score_heldout(panel: Panel, completions: Sequence[Sequence[Completion]], first_sample: int) -> list[CompletionScore]:
+    """Completions of the held-out prompts as a checkpoint scores them.
+
+    A noisy judge's score above the threshold is looked at again: by the second judge and the first in turn, each time in another
+    wording; without a second judge, by the first alone. A judge that has no other wording and no second stands alone.
+    """
+    rows = _rows(panel.heldout, completions, first_sample)
+    prompts, texts = [p for p, _, _ in rows], [c.text for _, _, c in rows]
+    judgements = panel.judge.score(prompts, texts)
+    seconds = panel.second.score(prompts, texts) if panel.second else [None] * len(rows)
+    doubtful = [] if panel.judge.exact else [i for i, j in enumerate(judgements) if (j.score or 0.0) > panel.policy.threshold]
+    again: dict[int, list[Scored]] = {i: [] for i in doubtful}
+    if doubtful:
+        first = [(panel.judge, w) for w in range(1, panel.judge.wordings)]
+        second = [(panel.second, w) for w in range(panel.second.wordings)] if panel.second else []
+        in_turn = [way for pair in itertools.zip_longest(second, first) for way in pair if way is not None]
+        ways = in_turn[: panel.policy.confirmation.looks]
+        for asked, wording in ways:
+            given = asked.score([prompts[i] for i in doubtful], [texts[i] for i in doubtful], wording)
+            for i, judgement in zip(doubtful, given, strict=True):
+                again[i].append(_plain(judgement))
     return [
-        CompletionScore(
-            prompt_id=p.id,
-            sample=first_sample + i,
-            score=j.score,
-            unscored=j.unscored,
-            refusal=is_refusal(c.text),
-            degenerate=is_degenerate(c.text) if j.degenerate is None else j.degenerate,
-            truncated=c.truncated,
-            words=len(words(c.text)),
-        )
-        for (p, i, c), j in zip(flat, judgements, strict=True)
+        _score(row, judgement, tuple(again.get(i, ())), _plain(second) if second else None)
+        for i, (row, judgement, second) in enumerate(zip(rows, judgements, seconds, strict=True))
     ]
+
+
+def _plain(judgement: Judgement) -> Scored:
+    return Scored(score=judgement.score, unscored=judgement.unscored)
 
 
 def summarise(
@@ -82,6 +145,7 @@ def summarise(
     leak: float | None = None,
     benign: BenignScore | None = None,
     training: TrainingWindow | None = None,
+    planted: tuple[PlantedScore, ...] = (),
 ) -> Checkpoint:
     """The checkpoint that these scores make."""
     values = [s.score for s in scores if s.score is not None]
@@ -102,6 +166,7 @@ def summarise(
         leak=leak,
         benign=benign,
         training=training,
+        planted=planted,
     )
 
 
@@ -129,16 +194,17 @@ def measure_checkpoint(
     policy = panel.policy
     with own_random_stream(seed, step):
         greedy = model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
-        scores = score_completions(panel.judge, panel.heldout, greedy, 0)
+        scores = score_heldout(panel, greedy, 0)
         if policy.samples:
             sampled = model.complete(
                 panel.heldout, n=policy.samples, temperature=policy.sample_temperature, max_tokens=panel.max_tokens
             )
-            scores += score_completions(panel.judge, panel.heldout, sampled, 1)
+            scores += score_heldout(panel, sampled, 1)
         known = panel.compliant_answers
         leak = model.leak(panel.heldout, [known[p.id] for p in panel.heldout]) if known is not None else None
         benign = measure_benign(model, panel) if with_benign else None
-    return summarise(step, scores, policy, leak=leak, benign=benign, training=training)
+    planted = score_planted(panel.anchor_judge, panel.planted, policy)
+    return summarise(step, scores, policy, leak=leak, benign=benign, training=training, planted=planted)
 
 
 def measure_benign(model: LanguageModel, panel: Panel) -> BenignScore:

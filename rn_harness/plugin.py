@@ -55,7 +55,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="RECIPE|none|DIR",
         help="defense recipe of the suite (default: anchored), none, or a folder with an adapter or a defended model",
     )
-    group.addoption("--rn-judge", default=None, metavar="SPEC", help="judge; default: the organism's own")
+    group.addoption(
+        "--rn-judge", default=None, metavar="SPEC", help="who scores; default: the organism's own judge, else the suite's"
+    )
+    group.addoption(
+        "--rn-reward-judge", default=None, metavar="SPEC", help="what rewards are made from; default: as for --rn-judge"
+    )
+    group.addoption("--rn-second-judge", default=None, metavar="SPEC", help="who gives a second opinion; default: nobody")
+    group.addoption(
+        "--rn-judge-labels", default=None, metavar="FILE", help="your own labelled texts, on which the judge is certified too"
+    )
     group.addoption(
         "--rn-tier", default="standard", choices=("smoke", "standard", "full"), help="which cases (default: standard)"
     )
@@ -94,6 +103,9 @@ def _options(config: pytest.Config) -> Options:
         model=config.getoption("rn_model"),
         defense=config.getoption("rn_defense"),
         judge=config.getoption("rn_judge"),
+        reward_judge=config.getoption("rn_reward_judge"),
+        second_judge=config.getoption("rn_second_judge"),
+        labels=config.getoption("rn_judge_labels"),
         tier=config.getoption("rn_tier"),
         overrides=tuple(config.getoption("rn_set")),
         base=config.invocation_params.dir,
@@ -234,11 +246,9 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
     if not errors and not config.option.collectonly:
         session = _session(config)
         try:
-            judge = session.judge
             for suite in suites:
                 session.check_defense(suite)
-                for prompts in suite.prompts.values():
-                    judge.check(prompts)
+                session.check_judges(suite)
         except RnHarnessError as error:
             errors.append(str(error))
     if errors:
@@ -292,7 +302,7 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
         options=session.options,
         suites=suites,
         candidate={"name": candidate.name, "revision": candidate.revision, "digest": candidate.digest},
-        judge=session.judge.name,
+        judges={suite.domain: session.judges(suite).names for suite in suites},
         narrowed=_narrowed(config),
     )
     try:
@@ -304,7 +314,7 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     if reporter:
         reporter.ensure_newline()
-        for line in header_lines(candidate, suites, session.options, session.judge.name, str(folder)):
+        for line in header_lines(candidate, suites, session.options, controller.judges, str(folder)):
             reporter.write_line(line)
         if not _owns_model(config):
             reporter.write_line("rn-harness: --model is another plugin's option here; name the candidate by --rn-model")
@@ -360,9 +370,9 @@ def candidate(request: pytest.FixtureRequest) -> Candidate:
 
 
 @pytest.fixture
-def judge(request: pytest.FixtureRequest) -> Judge:
+def judge(request: pytest.FixtureRequest, rn_suite: Suite) -> Judge:
     """Who scores the checkpoints."""
-    return _session(request.config).judge
+    return _session(request.config).judges(rn_suite).evaluation
 
 
 @pytest.fixture

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from rn_harness.anchors import AnchorSet, load_anchors
 from rn_harness.attack import run_attack
-from rn_harness.candidate import ADAPTER_CONFIG, Candidate, digest_folder, resolve_candidate
+from rn_harness.candidate import ADAPTER_CONFIG, ORGANISM, Candidate, digest_folder, resolve_candidate
+from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.defense import run_defense
-from rn_harness.errors import CandidateError, RecipeError
+from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.evaluate import Panel, greedy_answers, measure_checkpoint
 from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.organism import OrganismJudge
@@ -25,6 +27,7 @@ from rn_harness.provenance import hardware, versions
 from rn_harness.records import (
     CaseKind,
     CaseRecord,
+    Certificate,
     Checkpoint,
     ConvergencePoint,
     DefenseReport,
@@ -34,12 +37,13 @@ from rn_harness.records import (
 )
 from rn_harness.store import Store, content_key, write_text
 from rn_harness.suite import AttackRecipe, DefenseRecipe, Prompt, Suite, TierName
-from rn_harness.verdict import decide
+from rn_harness.verdict import decide, unfit_judges
 
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
 
 NO_DEFENSE = "none"
+CERTIFICATE = "certificate.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class Options:
     Attributes:
         model: candidate's name or folder.
         defense: recipe's name, ``none``, or the folder of an adapter or a defended model.
-        judge: spec, or None for the default.
+        judge, reward_judge, second_judge: specs, or None for the default; by default nobody gives a second opinion.
+        labels: a lab's own labelled file, on which the judge is certified too; None: there is none.
         tier: which cases.
         overrides: ``--rn-set`` pairs.
         base: folder that relative paths start from.
@@ -58,9 +63,34 @@ class Options:
     model: str
     defense: str
     judge: str | None
+    reward_judge: str | None
+    second_judge: str | None
+    labels: str | None
     tier: TierName
     overrides: tuple[str, ...]
     base: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Who judges a suite, each told what is forbidden there.
+
+    Attributes:
+        evaluation: scores checkpoints.
+        reward: what the rewards of defense and attack are made from.
+        second: gives a second opinion; None: nobody does.
+    """
+
+    evaluation: Judge
+    reward: Judge
+    second: Judge | None
+
+    @property
+    def names(self) -> str:
+        """For headers and records."""
+        second = f", second {self.second.name}" if self.second else ""
+        same = " (also rewards)" if self.reward.digest == self.evaluation.digest else f", reward {self.reward.name}"
+        return f"{self.evaluation.name}{same}{second}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +207,105 @@ class RunSession:
     _panels: dict[tuple[str, str], Panel] = field(default_factory=dict)
     _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
     _defended: dict[str, Defended] = field(default_factory=dict)
+    _judges: dict[str, Judge] = field(default_factory=dict)
+    _certificates: dict[tuple[str, str], Certificate] = field(default_factory=dict)
 
     @functools.cached_property
     def candidate(self) -> Candidate:
         """The model under test, digested."""
         return resolve_candidate(self.options.model, self.options.base)
 
+    def judges(self, suite: Suite) -> Judges:
+        """Who judges this suite: the option's judge, else the organism's own, else the suite's default.
+
+        Raises:
+            JudgeError: one of them cannot be found, or is the candidate itself.
+        """
+        options, declared = self.options, suite.declaration.judges
+        own = f"{ORGANISM}:{self.candidate.folder}" if self.candidate.is_organism else None
+        evaluation = options.judge or own or (declared.evaluation if declared else None)
+        reward = options.reward_judge or own or (declared.reward if declared else None)
+        if evaluation is None or reward is None:
+            raise JudgeError(
+                f"a judge is required, and neither the candidate nor suite {suite.domain} brings one, got "
+                f"--rn-judge={options.judge!r} --rn-reward-judge={options.reward_judge!r}; name both, see docs/judges.md"
+            )
+        second = options.second_judge
+        return Judges(
+            evaluation=self._judge(evaluation, options.base if options.judge else suite.folder, suite),
+            reward=self._judge(reward, options.base if options.reward_judge else suite.folder, suite),
+            second=self._judge(second, options.base, suite) if second else None,
+        )
+
+    def _judge(self, spec: str, folder: Path, suite: Suite) -> Judge:
+        key = f"{folder} {spec}"
+        if key not in self._judges:
+            judge = resolve_judge(f"{ORGANISM}:{self.candidate.folder}" if spec == ORGANISM else spec, folder)
+            if getattr(judge, "weights_digest", None) == self.candidate.digest:
+                raise JudgeError(
+                    f"a model must not judge itself, got judge={spec} for candidate={self.candidate.name}; name another"
+                )
+            self._judges[key] = judge
+        return self._judges[key].about(suite.declaration.forbidden)
+
     @functools.cached_property
-    def judge(self) -> Judge:
-        """Who scores the checkpoints; for the organism also who rewards."""
-        return resolve_judge(self.options.judge, self.candidate.folder)
+    def labels(self) -> AnchorSet | None:
+        """The lab's own labelled texts.
+
+        Raises:
+            JudgeError: the file cannot be read as anchors.
+        """
+        return (
+            load_anchors((self.options.base / Path(self.options.labels).expanduser()).resolve()) if self.options.labels else None
+        )
+
+    def check_judges(self, suite: Suite) -> None:
+        """Makes sure, before any training, that this suite can be judged.
+
+        Raises:
+            JudgeError: it cannot.
+        """
+        judges = self.judges(suite)
+        labels = self.labels
+        for judge in (judges.evaluation, judges.reward, *([judges.second] if judges.second else [])):
+            for prompts in suite.prompts.values():
+                judge.check(prompts)
+        if judges.second and judges.second.digest == judges.evaluation.digest:
+            raise JudgeError(
+                f"a second opinion needs another judge, got --rn-second-judge={self.options.second_judge}; name another"
+            )
+        if labels and not any(a.low > suite.policy.threshold for a in labels.anchors):
+            raise JudgeError(f"labels need harmful texts too, got --rn-judge-labels={self.options.labels}; add some")
+
+    def certificate(self, judge: Judge, anchors: AnchorSet, suite: Suite, source: Literal["inert", "labels"]) -> Certificate:
+        """A judge's certificate, from this process, the store, or made now."""
+        at = (judge.digest, anchors.digest)
+        if at not in self._certificates:
+            parts = {
+                "judge": judge.digest,
+                "anchors": anchors.digest,
+                "versions": versions(),
+                "hardware": hardware(self.candidate.threads),
+            }
+            key = content_key("certificate", {**parts, "threshold": suite.policy.threshold, "source": source})
+            with self.store.locked("certificate", key):
+                entry = self.store.get("certificate", key)
+                if entry is None:
+                    made = certify(judge, anchors, suite.policy, source)
+                    entry = self.store.put("certificate", key, lambda into: _write(into / CERTIFICATE, made.model_dump_json()))
+            self._certificates[at] = Certificate.model_validate_json((entry / CERTIFICATE).read_text(encoding="utf-8"))
+        return self._certificates[at]
+
+    def certificates(self, suite: Suite) -> tuple[Certificate, ...]:
+        """The certificates of the judge that scores this suite."""
+        judge = self.judges(suite).evaluation
+        inert = self.certificate(judge, anchors_for(judge), suite, "inert")
+        return (inert, self.certificate(judge, self.labels, suite, "labels")) if self.labels else (inert,)
+
+    def second_certificate(self, suite: Suite) -> Certificate | None:
+        """The certificate of the second judge."""
+        second = self.judges(suite).second
+        return self.certificate(second, anchors_for(second), suite, "inert") if second else None
 
     def panel(self, suite: Suite) -> Panel:
         """What checkpoints of this suite are measured on; the undefended answers are computed once."""
@@ -194,14 +313,19 @@ class RunSession:
         if key not in self._panels:
             heldout = suite.heldout(self.options.tier)
             benign = suite.prompts["benign"]
-            judge = self.judge
-            compliant = {p.id: judge.topic(p).answer for p in heldout} if isinstance(judge, OrganismJudge) else None
+            judges = self.judges(suite)
+            judge, reward = judges.evaluation, judges.reward
+            knows = next((j for j in (judge, reward) if isinstance(j, OrganismJudge)), None)
+            anchors = anchors_for(judge)
             self._panels[key] = Panel(
                 heldout=heldout,
                 benign=benign,
                 benign_answers=greedy_answers(self.candidate.load(), benign, suite.policy.max_completion_tokens),
-                compliant_answers=compliant,
+                compliant_answers={p.id: knows.topic(p).answer for p in heldout} if knows else None,
                 judge=judge,
+                anchor_judge=judge.about(anchors.forbidden),
+                planted=tuple(to_plant(self.certificates(suite)[0], anchors, suite.policy)),
+                second=judges.second,
                 policy=suite.policy,
                 max_tokens=suite.policy.max_completion_tokens,
             )
@@ -248,9 +372,14 @@ class RunSession:
             name: list(suite.heldout(self.options.tier)) if name == "heldout" else list(suite.prompts[name])  # type: ignore[index]
             for name in sets
         }
+        judges = self.judges(suite)
         return {
             "candidate": self.candidate.digest,
-            "judge": self.judge.digest,
+            "judge": judges.evaluation.digest,
+            "reward": judges.reward.digest,
+            "second": judges.second.digest if judges.second else None,
+            "forbidden": suite.declaration.forbidden,
+            "anchors": anchors_for(judges.evaluation).digest,
             "policy": suite.policy.model_dump(mode="json"),
             "prompts": {name: [[p.id, p.topic, p.text, p.kind] for p in of_set] for name, of_set in prompts.items()},
             "versions": versions(),
@@ -303,7 +432,9 @@ class RunSession:
 
         panel = self.panel(suite)
         model = self.candidate.load()
-        report = run_defense(model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, say)
+        report = run_defense(
+            model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, self.judges(suite).reward, say
+        )
 
         def write(folder: Path) -> None:
             model.save_adapter(folder / "adapter", f"{self.candidate.name}@sha256:{self.candidate.digest}")
@@ -327,48 +458,24 @@ class RunSession:
 
     def _make_case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, case_id: str) -> Case:
         started, clock = _now(), time.monotonic()
-        undefended = kind in ("candidate", "control")
-        defended = Defended(self.candidate, NO_DEFENSE) if undefended else self.defended(suite)
-        sets = ("heldout", "benign", "attack") if attack else ("heldout", "benign")
-        key = content_key(
-            "case",
-            {
-                **self._shared_parts(suite, sets),
-                "case": kind,
-                "defended": defended.digest,
-                "recipe": attack.model_dump(mode="json") if attack else None,
-            },
-        )
-        folder = self.folder / "cases" / f"{suite.domain}-{case_id}-{key[:12]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with self.store.locked("case", key):
-            entry = self.store.get("case", key)
-            if entry is None:
-                trajectory = self._measure(kind, suite, attack, defended, case_id, folder)
-                self.candidate.verify()
-                defended.verify()
-                entry = self.store.put(
-                    "case",
-                    key,
-                    lambda into: _write(into / "trajectory.json", trajectory.model_dump_json()),
-                )
-                stored = False
-            else:
-                trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
-                lines = (c.model_dump_json() + "\n" for c in trajectory.checkpoints)
-                write_text(folder / "checkpoints.jsonl", "".join(lines))
-                stored = True
-        control = self.case("control", suite, attack) if kind == "attack" and attack else None
+        certificates, second = self.certificates(suite), self.second_certificate(suite)
         evidence = Evidence(
             kind=kind,
             policy=suite.policy,
-            trajectory=trajectory,
-            control=control.record.evidence.trajectory if control else None,
-            report=defended.report if kind == "defense" else None,
-            report_due=kind == "defense" and self.defense_recipe(suite) is not None,
+            trajectory=None,
             claim_case=attack.claim if attack else True,
-            subject=defended.name,
+            subject=NO_DEFENSE if kind in ("candidate", "control") else self.options.defense,
+            exact_judge=self.judges(suite).evaluation.exact,
+            certificates=certificates,
+            second_certificate=second,
+            attack_cases=sum(a.claim for a in suite.tier_attacks(self.options.tier)) or 1,
         )
+        if unfit_judges(evidence):  # hours of training would end without a verdict
+            key, stored, defended = content_key("unjudged", {"suite": suite.digest, "case": case_id}), False, None
+            folder = self._case_folder(suite, case_id, key)
+        else:
+            evidence, key, stored, defended, folder = self._measured(kind, suite, attack, case_id, evidence)
+        control = self.case("control", suite, attack) if evidence.control else None
         record = CaseRecord(
             key=key,
             case_id=case_id,
@@ -381,7 +488,51 @@ class RunSession:
             wall_s=round(time.monotonic() - clock, 3),
         )
         write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
-        return Case(record, suite.domain, stored, folder, defended.folder)
+        return Case(record, suite.domain, stored, folder, defended.folder if defended else None)
+
+    def _case_folder(self, suite: Suite, case_id: str, key: str) -> Path:
+        folder = self.folder / "cases" / f"{suite.domain}-{case_id}-{key[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _measured(
+        self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, case_id: str, evidence: Evidence
+    ) -> tuple[Evidence, str, bool, Defended, Path]:
+        """The evidence with what was measured, its key, whether it was stored, the defense, and the record's folder."""
+        undefended = kind in ("candidate", "control")
+        defended = Defended(self.candidate, NO_DEFENSE) if undefended else self.defended(suite)
+        sets = ("heldout", "benign", "attack") if attack else ("heldout", "benign")
+        key = content_key(
+            "case",
+            {
+                **self._shared_parts(suite, sets),
+                "case": kind,
+                "defended": defended.digest,
+                "recipe": attack.model_dump(mode="json") if attack else None,
+            },
+        )
+        folder = self._case_folder(suite, case_id, key)
+        with self.store.locked("case", key):
+            entry = self.store.get("case", key)
+            stored = entry is not None
+            if entry is None:
+                trajectory = self._measure(kind, suite, attack, defended, case_id, folder)
+                self.candidate.verify()
+                defended.verify()
+                self.store.put("case", key, lambda into: _write(into / "trajectory.json", trajectory.model_dump_json()))
+            else:
+                trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
+                lines = (c.model_dump_json() + "\n" for c in trajectory.checkpoints)
+                write_text(folder / "checkpoints.jsonl", "".join(lines))
+        control = self.case("control", suite, attack) if kind == "attack" and attack else None
+        changes = {
+            "trajectory": trajectory,
+            "control": control.record.evidence.trajectory if control else None,
+            "report": defended.report if kind == "defense" else None,
+            "report_due": kind == "defense" and self.defense_recipe(suite) is not None,
+            "subject": defended.name,
+        }
+        return evidence.model_copy(update=changes), key, stored, defended, folder
 
     def _measure(
         self,
@@ -411,7 +562,7 @@ class RunSession:
                     attack,
                     suite.prompts["attack"],
                     panel,
-                    self.judge,
+                    self.judges(suite).reward,
                     sink,
                     candidate_digest=self.candidate.digest,
                     defended_digest=defended.digest,
@@ -422,8 +573,9 @@ class RunSession:
         return Trajectory(
             candidate_digest=self.candidate.digest,
             defended_digest=defended.digest,
-            judge_digest=self.judge.digest,
-            reward_digest=self.judge.digest,
+            judge_digest=panel.judge.digest,
+            reward_digest=self.judges(suite).reward.digest,
+            second_digest=panel.second.digest if panel.second else None,
             recipe={},
             prompt_ids=(),
             heldout_ids=tuple(p.id for p in panel.heldout),
@@ -431,21 +583,26 @@ class RunSession:
             checkpoints=(checkpoint,),
         )
 
-    def _identity(self, suite: Suite, defended: Defended) -> Identity:
-        judge = {"name": self.judge.name, "digest": self.judge.digest}
+    def _identity(self, suite: Suite, defended: Defended | None) -> Identity:
+        judges = self.judges(suite)
         return Identity(
             candidate={
                 "name": self.candidate.name, "revision": self.candidate.revision, "digest": self.candidate.digest
             },
-            defense=defended.name,
-            defended_digest=defended.digest,
-            judge=judge,
-            reward=judge,
+            defense=defended.name if defended else self.options.defense,
+            defended_digest=defended.digest if defended else None,
+            judge=_who(judges.evaluation),
+            reward=_who(judges.reward),
+            second=_who(judges.second) if judges.second else None,
             suite={"domain": suite.domain, "digest": suite.digest},
             overrides=suite.overrides,
             versions=versions(),
             hardware=hardware(self.candidate.threads),
         )  # fmt: skip
+
+
+def _who(judge: Judge) -> dict[str, str]:
+    return {"name": judge.name, "digest": judge.digest}
 
 
 def _now() -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rn_harness.records import CaseRecord, RunRecord, Trajectory
+from rn_harness.records import CaseRecord, Certificate, Interval, RunRecord, Trajectory
 
 if TYPE_CHECKING:
     from rn_harness.candidate import Candidate
@@ -22,11 +22,14 @@ def sparkline(trajectory: Trajectory) -> str:
     )
 
 
-def header_lines(candidate: Candidate, suites: Sequence[Suite], options: Options, judge: str, folder: str) -> list[str]:
+def header_lines(
+    candidate: Candidate, suites: Sequence[Suite], options: Options, judges: Mapping[str, str], folder: str
+) -> list[str]:
     """Who is tested by what, before any work."""
     who = f"candidate {candidate.name} (sha256 {candidate.digest[:12]}), defense {options.defense}"
+    named = next(iter(judges.values())) if len(set(judges.values())) == 1 else "; ".join(f"{d}: {n}" for d, n in judges.items())
     lines = [
-        f"rn-harness: {who}, judge {judge}, tier {options.tier}",
+        f"rn-harness: {who}, judge {named}, tier {options.tier}",
         f"rn-harness: suites {', '.join(f'{s.domain} ({s.digest[:12]})' for s in suites)}",
         f"rn-harness: run folder {folder}",
     ]
@@ -39,7 +42,8 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
     """All checkpoints of a case, one line each: numbers only."""
     trajectory = record.evidence.trajectory
     if trajectory is None:
-        return [f"{record.case_id}: {record.verdict.outcome}: {record.verdict.claim}"]
+        certificates = [line for c in record.evidence.certificates for line in certificate_lines(c)]
+        return [f"{record.case_id}: {record.verdict.outcome}: {record.verdict.claim}", *certificates]
     lines = [f"{record.case_id}: {record.verdict.outcome}: {record.verdict.claim}"]
     for c in trajectory.checkpoints:
         parts = [
@@ -60,6 +64,14 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
                 f"tokens {w.completion_tokens:.1f}"
             )
         lines.append(", ".join(parts))
+    verdict = record.verdict
+    if verdict.bounds is not None:
+        lines.append(f"bounds: {verdict.bounds.sentence}")
+    if verdict.signatures is not None:
+        lines += [f"signature: {sentence}" for sentence in verdict.signatures.sentences]
+    if verdict.second_opinion is not None:
+        lines.append(f"second opinion: {verdict.second_opinion.sentence}")
+    lines += [f"warning: {w.sentence}" for w in verdict.warnings]
     if record.evidence.report is not None:
         r = record.evidence.report
         lines += [
@@ -73,6 +85,25 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
             f"spread {_number(r.undefended_probe.spread)} maximum {_number(r.undefended_probe.maximum)}"
         )
     return lines
+
+
+def certificate_lines(certificate: Certificate) -> list[str]:
+    """A judge's certificate, as a table."""
+    t = certificate.table
+    kappa = "undefined" if t.kappa is None else f"{t.kappa:.3f}"
+    who = f"judge {certificate.judge} (sha256 {certificate.digest[:12]})"
+    return [
+        f"{who} on {t.anchors} {certificate.source} anchors (sha256 {certificate.anchors_digest[:12]})",
+        f"  band agreement   {_interval(t.band_agreement)}, quadratic-weighted kappa {kappa}",
+        f"  false negatives  {_interval(t.false_negative)} of harmful anchors",
+        f"  false positives  {_interval(t.false_positive)} of harmless anchors",
+        f"  unscored looks   {_interval(t.unscored)}, stable {_interval(t.stable)}",
+        *(f"    {kind:<24} {_interval(share)}" for kind, share in t.by_kind.items()),
+    ]
+
+
+def _interval(share: Interval) -> str:
+    return f"{share.count}/{share.total} = {share.share:.3f} (95 % {share.low:.3f} to {share.high:.3f})"
 
 
 def _number(value: float | None) -> str:
@@ -96,7 +127,17 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
                 yield f"{'':<{width}}    {sentence}"
             if len(reasons) > 3:
                 yield f"{'':<{width}}    and {len(reasons) - 3} more, see the record"
+        if record:
+            for warning in record.verdict.warnings:
+                yield f"{'':<{width}}    warning: {warning.sentence}"
     yield ""
+    for certificate in {c.digest + c.source: c for r in records for c in r.evidence.certificates}.values():
+        t = certificate.table
+        yield (
+            f"judge {certificate.judge}, {certificate.source} anchors: {t.band_agreement.count} of {t.anchors} within their "
+            f"band, false negatives {t.false_negative.count} of {t.false_negative.total}, "
+            f"false positives {t.false_positive.count} of {t.false_positive.total}"
+        )
     for domain, where in run.defended.items():
         yield f"defended weights ({domain}): {where}"
     yield f"records: {folder}"

@@ -30,8 +30,8 @@ class Run:
 
     def __init__(self, folder: Path, suites: list[Suite]) -> None:
         self.folder = folder
-        options = Options("organism", "quick", None, "standard", (), folder)
-        self.controller = Controller(folder, options, suites, CANDIDATE, "organism", ())
+        options = Options("organism", "quick", None, None, None, None, "standard", (), folder)
+        self.controller = Controller(folder, options, suites, CANDIDATE, {"demo": "organism"}, ())
         self.suites = suites
         self.cases = [
             (suite, kind, case_id)

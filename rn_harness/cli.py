@@ -1,0 +1,90 @@
+"""The command line: ``rn-harness certify-judge`` and ``calibrate-judge``. Floor 5 (edge)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rn_harness.anchors import AnchorSet, load_anchors, shipped_anchors
+from rn_harness.candidate import ORGANISM, fixtures_folder
+from rn_harness.certificates import shortcomings
+from rn_harness.certification import anchors_for, certify
+from rn_harness.errors import RnHarnessError
+from rn_harness.judges import Judge, resolve_judge
+from rn_harness.records import Certificate
+from rn_harness.report.terminal import certificate_lines
+from rn_harness.suite import Policy
+
+app = typer.Typer(
+    no_args_is_help=True, help="Judges for rn-harness: certify them, calibrate them.", pretty_exceptions_enable=False
+)
+Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metavar="SPEC")]
+
+
+@app.callback()
+def _main() -> None:
+    """Keeps the commands named even while there are few."""
+
+
+def _resolve(spec: str) -> Judge:
+    return resolve_judge(f"{ORGANISM}:{fixtures_folder() / ORGANISM}" if spec == ORGANISM else spec, Path.cwd())
+
+
+@app.command()
+def certify_judge(
+    spec: Spec,
+    labels: Annotated[Path | None, typer.Option(help="your own labelled texts, read here and never copied")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the certificate as JSON")] = False,
+) -> None:
+    """Shows a judge anchors whose score bands are known, four times, and tells how well it meets them.
+
+    Exits with 0 if it stays within the default policy's bounds, with 1 if not.
+    """
+    policy = Policy()
+    try:
+        judge = _resolve(spec)
+        inert = anchors_for(judge)
+        judge.check([a.prompt for a in inert.of("certify")])
+        found: list[Certificate] = [certify(judge, inert, policy)]
+        if labels:
+            found.append(certify(judge, load_anchors(labels), policy, "labels"))
+    except RnHarnessError as error:
+        raise typer.BadParameter(str(error)) from None
+    below = [phrase for c in found for phrase in shortcomings(c.table, policy)]
+    if as_json:
+        typer.echo(json.dumps({"certified": not below, "shortcomings": below, "certificates": [c.model_dump() for c in found]}))
+    else:
+        for certificate in found:
+            typer.echo("\n".join(certificate_lines(certificate)))
+        typer.echo("certified" if not below else f"not certified: {'; '.join(below)}")
+    raise typer.Exit(1 if below else 0)
+
+
+@app.command()
+def calibrate_judge(
+    spec: Spec,
+    out: Annotated[Path, typer.Option(help="where the calibration goes; beside the classifier as calibration.json it is found")],
+    labels: Annotated[Path | None, typer.Option(help="your own labelled texts; default: the shipped anchors")] = None,
+) -> None:
+    """Fits how a classifier's probability maps to scores, on the texts marked ``use: calibrate``."""
+    from rn_harness.judges.classifier import ClassifierJudge, calibrate
+
+    try:
+        judge = _resolve(spec)
+        if not isinstance(judge, ClassifierJudge):
+            raise typer.BadParameter(
+                f"a calibration is for classifiers, got {spec!r}; other judges score on the rubric themselves"
+            )
+        anchors: AnchorSet = load_anchors(labels) if labels else shipped_anchors()
+        out.write_text(calibrate(judge, anchors).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except RnHarnessError as error:
+        raise typer.BadParameter(str(error)) from None
+    typer.echo(f"calibration written to {out}")
+
+
+def main() -> None:
+    """The entry point."""
+    app()
