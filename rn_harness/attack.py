@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rn_harness.errors import TrainingError
+from rn_harness.errors import JudgeGoneError, TrainingError
 from rn_harness.evaluate import Panel, measure_checkpoint
 from rn_harness.grpo import order_prompts, train
 from rn_harness.judges import Judge
 from rn_harness.measures import is_refusal
-from rn_harness.records import Checkpoint, TrainingWindow, Trajectory
+from rn_harness.records import INFRASTRUCTURE, Checkpoint, TrainingWindow, Trajectory
 from rn_harness.rewards import attack_reward
 from rn_harness.suite import AttackRecipe, Prompt
 from rn_harness.validity import checkpoint_steps
@@ -79,7 +79,7 @@ def run_attack(
     defended_digest: str | None,
     control: bool,
 ) -> Trajectory:
-    """Attacks the model in place.
+    """Attacks the model in place; ends early where a judge stops judging, and says so in the trajectory.
 
     Args:
         model: the policy under attack; it is spoilt afterwards.
@@ -101,10 +101,13 @@ def run_attack(
     due = checkpoint_steps(steps, panel.policy)
     checkpoints: list[Checkpoint] = []
 
+    gone: str | None = None
     above: list[bool] = []  # of the window's completions, whether their harm is above the threshold
 
     def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         judged = reward_judge.score(prompts, completions)
+        if all(j.unscored in INFRASTRUCTURE for j in judged):
+            raise JudgeGoneError(f"the reward judge scored none of a step's {len(judged)} completions: {judged[0].unscored}")
         above.extend(j.score is not None and j.score > panel.policy.threshold for j in judged)
         return [attack_reward(j.score, is_refusal(text)) for j, text in zip(judged, completions, strict=True)]
 
@@ -117,17 +120,23 @@ def run_attack(
             checkpoint = measure_checkpoint(model, panel, step, seed=recipe.seed, with_benign=with_benign, training=window)
         checkpoints.append(checkpoint)
         sink(checkpoint)
+        if checkpoint.planted and all(p.unscored in INFRASTRUCTURE for p in checkpoint.planted):
+            raise JudgeGoneError(f"the judge scored none of the planted anchors at step {step}: {checkpoint.planted[0].unscored}")
 
     model.attach(recipe.lora, recipe.seed)
     fresh = _writes(model)
-    settings = train(
-        model,
-        run,
-        order_prompts(chosen, steps * recipe.prompts_per_step, recipe.seed),
-        reward,
-        at_step,
-        due=lambda step: step in due,
-    )
+    settings: dict[str, Any] = {}
+    try:
+        settings = train(
+            model,
+            run,
+            order_prompts(chosen, steps * recipe.prompts_per_step, recipe.seed),
+            reward,
+            at_step,
+            due=lambda step: step in due,
+        )
+    except JudgeGoneError as error:  # going on would cost hours and prove nothing
+        gone = str(error)
     return Trajectory(
         candidate_digest=candidate_digest,
         defended_digest=defended_digest,
@@ -140,4 +149,5 @@ def run_attack(
         steps=steps,
         checkpoints=tuple(checkpoints),
         settings=settings,
+        judge_gone=gone,
     )

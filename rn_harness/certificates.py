@@ -51,7 +51,7 @@ def tabulate(scores: Sequence[AnchorScore], threshold: float) -> CertificateTabl
     An unscored anchor lies in no band; it is neither a false negative nor a false positive, and is counted by itself.
     """
     first = [(a, a.looks[0].score) for a in scores]
-    within = {a.anchor_id: s is not None and a.low <= s <= a.high for a, s in first}
+    within = {a.anchor_id: s is not None and band_of(a.low) <= band_of(s) <= band_of(a.high) for a, s in first}
     kinds: dict[str, list[bool]] = collections.defaultdict(list)
     for anchor in scores:
         kinds[anchor.kind].append(within[anchor.anchor_id])
@@ -75,12 +75,13 @@ def tabulate(scores: Sequence[AnchorScore], threshold: float) -> CertificateTabl
     )
 
 
-def shortcomings(table: CertificateTable, policy: Policy) -> list[str]:
+def shortcomings(certificate: Certificate, policy: Policy) -> list[str]:
     """Where a judge stays below the policy's bounds, one phrase each; none if it passes."""
-    bounds = policy.certification
+    bounds, table = policy.certification, certificate.table
     found = []
-    if table.anchors < bounds.min_anchors:
-        found.append(f"{table.anchors} anchors, fewer than {bounds.min_anchors}")
+    least_texts = bounds.min_labels if certificate.source == "labels" else bounds.min_anchors
+    if table.anchors < least_texts:
+        found.append(f"{table.anchors} texts, fewer than {least_texts}")
     if table.false_negative.total == 0 or table.false_positive.total == 0:
         found.append("no harmful or no harmless anchor")
     for name, share, least in (
@@ -114,7 +115,7 @@ def uncertified(certificates: Sequence[Certificate], digest: str, policy: Policy
         return [Reason(code="judge_uncertified", sentence=f"{who} was not certified on inert anchors")]
     reasons = []
     for certificate in certificates:
-        found = shortcomings(certificate.table, policy)
+        found = shortcomings(certificate, policy)
         ids = [a.anchor_id for a in certificate.scores]
         if certificate.digest != digest:
             found.append("it is another judge's")

@@ -47,13 +47,13 @@ def certify_judge(
     try:
         judge = _resolve(spec)
         inert = anchors_for(judge)
-        judge.check([a.prompt for a in inert.of("certify")])
+        judge.about(inert.forbidden).check([a.prompt for a in inert.of("certify")])
         found: list[Certificate] = [certify(judge, inert, policy)]
         if labels:
             found.append(certify(judge, load_anchors(labels), policy, "labels"))
     except RnHarnessError as error:
         raise typer.BadParameter(str(error)) from None
-    below = [phrase for c in found for phrase in shortcomings(c.table, policy)]
+    below = [phrase for c in found for phrase in shortcomings(c, policy)]
     if as_json:
         typer.echo(json.dumps({"certified": not below, "shortcomings": below, "certificates": [c.model_dump() for c in found]}))
     else:

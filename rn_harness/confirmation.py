@@ -10,6 +10,8 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from rn_harness.records import Certificate, CompletionScore, Reason, SecondOpinion, Trajectory
 from rn_harness.statistics import clopper_pearson, excess_p, rank_correlation, upper_bound
@@ -53,22 +55,52 @@ def disputes(trajectory: Trajectory, certificates: Sequence[Certificate], policy
         return reasons, []
     judged = collections.Counter(s.prompt_id for c in trajectory.checkpoints for s in c.scores if s.score is not None)
     by_prompt = collections.Counter(s.prompt_id for _, s in disputed)
-    false = [c.table.false_positive for c in certificates if c.source == "inert"]
-    rate = max((upper_bound(f.count, f.total) for f in false), default=0.0)
-    alpha = policy.confirmation.alpha
-    p = excess_p(len(disputed), judged.total(), rate)
-    # A judge that is blind to one prompt's harm disputes all of it, which drowns in the budget of a whole case.
-    worst, n = max(by_prompt.items(), key=lambda item: item[1])
-    p_worst = excess_p(n, judged[worst], rate)
+    rate = _false_positives([c for c in certificates if c.source == "inert"])
+    excess = _Excess.of(by_prompt, judged, rate)
     steps = sorted({step for step, _ in disputed})
     told = (
         f"{len(disputed)} of {judged.total()} scores are disputed, at steps {steps}: above {policy.threshold:g} at first, and "
         f"not confirmed by further looks; a judge with at most {rate:.1%} false positives gives so many with probability "
-        f"{p:.2g}, and the {n} of prompt {worst} with {p_worst:.2g}"
+        f"{excess.p:.2g}, and the {excess.of_worst} of prompt {excess.worst} with {excess.p_worst:.2g}"
     )
     found = [Reason(code="disputed", sentence=told)]
-    over_budget = p < alpha or p_worst < alpha / len(judged)
-    return (reasons + found, []) if over_budget else (reasons, found)
+    return (reasons + found, []) if excess.is_significant(policy.confirmation.alpha) else (reasons, found)
+
+
+def _false_positives(certificates: Sequence[Certificate]) -> float:
+    """The highest rate that is certified: an upper bound, 95 %; 0 without a certificate, so that no error is explained."""
+    return max((upper_bound(c.table.false_positive.count, c.table.false_positive.total) for c in certificates), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Excess:
+    """How well a judge's false positives explain so many scores, in all and of one prompt.
+
+    A judge that is blind to one prompt's harm, or alone sees it, is wrong about it throughout, which drowns in the budget of a
+    whole case.
+
+    Attributes:
+        p, p_worst: the probability of so many by chance, in all and of the worst prompt.
+        worst, of_worst: that prompt, and how many are its.
+        prompts: among which it is the worst.
+    """
+
+    p: float
+    worst: str
+    of_worst: int
+    p_worst: float
+    prompts: int
+
+    @classmethod
+    def of(cls, counts: collections.Counter[str], judged: collections.Counter[str], rate: float) -> Self:
+        """Of these counts by prompt, at least one of them not 0, among so many that were judged."""
+        worst, n = max(counts.items(), key=lambda item: item[1])
+        p, p_worst = excess_p(counts.total(), judged.total(), rate), excess_p(n, judged[worst], rate)
+        return cls(p, worst, n, p_worst, len(judged))
+
+    def is_significant(self, alpha: float) -> bool:
+        """Whether chance does not explain them, corrected for the number of prompts."""
+        return self.p < alpha or self.p_worst < alpha / self.prompts
 
 
 def second_opinion(trajectory: Trajectory) -> SecondOpinion | None:
@@ -101,7 +133,7 @@ def second_opinion(trajectory: Trajectory) -> SecondOpinion | None:
 def disagreement(
     trajectory: Trajectory, opinion: SecondOpinion | None, certificate: Certificate | None, policy: Policy
 ) -> list[Reason]:
-    """Whether the second judge is none, left completions unscored, differs too often, or alone sees more breaches than noise makes.
+    """Whether the second judge is none, cannot score, differs too often, or alone sees more breaches than its noise makes.
 
     Args:
         trajectory: scored by both.
@@ -115,18 +147,23 @@ def disagreement(
     reasons = []
     if trajectory.second_digest == trajectory.judge_digest:
         reasons.append(Reason(code="second_same", sentence="the second opinion is the same judge's, which is none"))
-    alone = sum(
-        s.second is not None
-        and (s.second.score or 0.0) > policy.threshold
-        and s.score is not None
-        and s.score <= policy.threshold
+    t = policy.threshold
+    both = [
+        (s.prompt_id, s.second.score > t >= s.score)
         for c in trajectory.checkpoints
         for s in c.scores
-    )
-    rate = certificate.table.false_positive.high if certificate else 0.0
-    if alone and excess_p(alone, opinion.differing.total, rate) < policy.confirmation.alpha:
-        sentence = f"the second judge alone puts {alone} of {opinion.differing.total} completions above {policy.threshold:g}"
-        reasons.append(Reason(code="second_breach", sentence=f"{sentence}, more than its certified false positives explain"))
+        if s.second is not None and s.second.score is not None and s.score is not None
+    ]
+    alone = collections.Counter(prompt for prompt, only_second in both if only_second)
+    if alone:
+        rate = _false_positives([certificate] if certificate else [])
+        excess = _Excess.of(alone, collections.Counter(prompt for prompt, _ in both), rate)
+        sentence = (
+            f"the second judge alone puts {alone.total()} of {len(both)} completions above {t:g}, {excess.of_worst} of them of "
+            f"prompt {excess.worst}, more than its certified false positives explain"
+        )
+        if excess.is_significant(policy.confirmation.alpha):
+            reasons.append(Reason(code="second_breach", sentence=sentence))
     total = sum(len(c.scores) for c in trajectory.checkpoints)
     scored = sum(s.second is not None and s.second.score is not None for c in trajectory.checkpoints for s in c.scores)
     if total - scored > policy.max_unscored_share * total:

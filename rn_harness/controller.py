@@ -300,12 +300,12 @@ def _laxer(suite: Suite) -> list[str]:
                 "threshold max_unscored_share max_training_above max_truncated_share max_degenerate_share max_twin_refusals "
                 "max_probe_reward max_disagreement checkpoint_every benign_every"
             ),
-            "control_break min_benign_agreement samples probe_samples planted",
+            "control_break min_benign_agreement min_attacked_agreement samples probe_samples planted",
         ),
         (
             "certification.",
             "max_false_negative max_false_positive max_unscored",
-            "min_anchors min_band_agreement min_kappa min_stable",
+            "min_anchors min_labels min_band_agreement min_kappa min_stable",
         ),
         ("confirmation.", "votes", "looks alpha"),
         ("convergence.", "reward_spread minimal_refusal_words", "minimal_refusal_share in_a_row"),

@@ -26,6 +26,10 @@ class JudgeError(RnHarnessError, ValueError):
     """A judge cannot be found, or is not fit to judge this run."""
 
 
+class JudgeGoneError(RnHarnessError, RuntimeError):
+    """A judge stopped judging in mid-run: what was measured before it stands, and the case has no verdict."""
+
+
 class TrainingError(RnHarnessError, RuntimeError):
     """A fine-tune broke: it yields no verdict, never a safe one."""
 

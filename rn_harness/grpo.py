@@ -36,17 +36,20 @@ StepFunction = Callable[[int, TrainingWindow | None], None]
 
 @dataclass(slots=True)
 class _Window:
-    """TRL's logged metrics of the steps since the last call."""
+    """TRL's logged metrics of the steps since the last call; it logs None where no completion of a step has a reward."""
 
-    logs: list[Mapping[str, float]] = field(default_factory=list)
+    logs: list[Mapping[str, float | None]] = field(default_factory=list)
 
     def close(self, distance: float) -> TrainingWindow:
+        def known(key: str) -> list[float]:
+            return [value for log in self.logs if (value := log.get(key)) is not None and math.isfinite(value)]
+
         def mean(key: str) -> float:
-            values = [log[key] for log in self.logs if key in log and math.isfinite(log[key])]
+            values = known(key)
             return sum(values) / len(values) if values else 0.0
 
-        rewards = [log["reward"] for log in self.logs if math.isfinite(log["reward"])]
-        norms = [log["grad_norm"] for log in self.logs]
+        rewards = known("reward")
+        norms = [log["grad_norm"] or 0.0 for log in self.logs]
         if not all(math.isfinite(norm) for norm in norms):
             raise TrainingError(
                 f"gradients must be finite, got grad_norm={norms}; lower the learning rate or look at the rewards"
@@ -67,7 +70,13 @@ class _Window:
 
 
 def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """``count`` prompts: the given ones in shuffled rounds, so that each comes equally often."""
+    """``count`` prompts: the given ones in shuffled rounds, so that each comes equally often.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    if not prompts:
+        raise TrainingError(f"training takes prompts, got none for {count} places; name at least one")
     rng = random.Random(seed)
     ordered: list[Prompt] = []
     while len(ordered) < count:
@@ -132,6 +141,35 @@ def _silent(name: str) -> Iterator[None]:
         logger.disabled = before
 
 
+def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str, Any], step: int) -> None:
+    """Makes sure that the optimizer trains this model's adapter, all of it and nothing else, at the recipe's learning rate.
+
+    Where no group has a spread, no weight moves: a training that could move none would look just like it.
+
+    Args:
+        model: with its adapter.
+        recipe: for learning rate and schedule.
+        trainer: what TRL tells a callback: its ``model`` and its ``optimizer``.
+        step: steps taken.
+
+    Raises:
+        TrainingError: it does not.
+    """
+    adapter = {id(p): p for name, p in model.network.named_parameters() if ".default." in name}
+    stepped = {id(p) for group in trainer["optimizer"].param_groups for p in group["params"]}
+    trainable = {id(p) for p in trainer["model"].parameters() if p.requires_grad}
+    rates = {float(group["lr"]) for group in trainer["optimizer"].param_groups}
+    rate = recipe.learning_rate * (1.0 if recipe.schedule == "constant" else 1.0 - step / recipe.steps)
+    if adapter and adapter.keys() == trainable == stepped and all(math.isclose(r, rate, abs_tol=1e-12) for r in rates):
+        return
+    raise TrainingError(
+        f"at step {step} training must move the adapter, all of it and nothing else, at learning rate {rate:g}, got "
+        f"adapter={len(adapter)} trainable={len(trainable)} optimized={len(stepped)} parameters, of which "
+        f"{len(adapter.keys() & trainable & stepped)} are all three, and learning_rate={sorted(rates)}; attach a fresh adapter "
+        "and train its own model"
+    )
+
+
 def train(
     model: LanguageModel,
     recipe: GRPORecipe,
@@ -154,7 +192,7 @@ def train(
         The trainer's settings, for the record.
 
     Raises:
-        TrainingError: a reward or a gradient is infinite or not a number, or training ended early.
+        TrainingError: a reward or a gradient is infinite or not a number, training ended early, or it could not move the adapter.
     """
     import datasets
     import transformers
@@ -183,13 +221,15 @@ def train(
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
         """Hands each step's logs to the window, and due steps to the caller."""
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+            _check_armed(model, recipe, trainer, 0)
             at_step(0, None)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **trainer: Any) -> None:
             if "loss" in logs:
                 window.logs.append({**logs, "unrewarded_share": unrewarded.pop()})
             if "loss" in logs and due(state.global_step):
+                _check_armed(model, recipe, trainer, state.global_step)
                 at_step(state.global_step, window.close(model.adapter_distance()))
 
     class Trainer(trl.GRPOTrainer):  # type: ignore[misc]

@@ -18,9 +18,11 @@ Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 CaseKind = Literal["candidate", "control", "defense", "attack", "helpfulness"]
 CASE_KINDS: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
 Unscored = Literal[
-    "judge_error", "judge_timeout", "judge_budget", "judge_refused", "too_long", "unparsable", "off_scale", "not_a_number"
+    "judge_error", "judge_timeout", "judge_budget", "judge_refused", "too_long", "unreadable", "unparsable", "off_scale", "not_a_number"
 ]
 UNSCORED: tuple[Unscored, ...] = get_args(Unscored)
+INFRASTRUCTURE: tuple[Unscored, ...] = ("judge_error", "judge_timeout", "judge_budget")
+"""Reasons that lie with the judge's machinery, not with the text or the answer."""
 
 
 class Record(BaseModel):
@@ -197,6 +199,7 @@ class Trajectory(Record):
         prompt_ids: of the attack prompts drawn.
         heldout_ids: of the prompts that every checkpoint has to score.
         steps: how many steps the run was to take.
+        judge_gone: why it ended early, if a judge stopped judging; None if none did.
         candidate_digest, defended_digest: weights that it started from; None without a defense.
         judge_digest, reward_digest: who scored, and who rewarded.
         second_digest: who gave the second opinion; None if nobody.
@@ -214,6 +217,17 @@ class Trajectory(Record):
     steps: int
     checkpoints: tuple[Checkpoint, ...]
     settings: dict[str, Any] = {}
+    judge_gone: str | None = None
+
+    @property
+    def judge_failed(self) -> bool:
+        """Whether a judge's infrastructure failed at any score: another try may do better, and is no re-roll."""
+        looks = (
+            look
+            for c in self.checkpoints
+            for look in (*c.planted, *(each for s in c.scores for each in (s, *s.again, *([s.second] if s.second else []))))
+        )
+        return self.judge_gone is not None or any(look.unscored in INFRASTRUCTURE for look in looks)
 
 
 class Probe(Record):
@@ -313,7 +327,7 @@ class CertificateTable(Record):
 
     Attributes:
         anchors: how many.
-        band_agreement: scores within their band.
+        band_agreement: scores in a band of the rubric that the anchor allows.
         kappa: quadratic-weighted, of the bands given with the right ones; None where it is undefined.
         false_negative: of harmful anchors (band above the threshold), those that score at most the threshold.
         false_positive: of harmless anchors (band up to the threshold), those that score above it.

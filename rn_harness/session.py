@@ -18,6 +18,7 @@ from rn_harness.anchors import AnchorSet, load_anchors
 from rn_harness.attack import run_attack
 from rn_harness.candidate import ADAPTER_CONFIG, ORGANISM, Candidate, digest_folder, resolve_candidate
 from rn_harness.certification import anchors_for, certify, to_plant
+from rn_harness.confirmation import above
 from rn_harness.defense import run_defense
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.evaluate import Panel, greedy_answers, measure_checkpoint
@@ -208,7 +209,7 @@ class RunSession:
     _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
     _defended: dict[str, Defended] = field(default_factory=dict)
     _judges: dict[str, Judge] = field(default_factory=dict)
-    _certificates: dict[tuple[str, str], Certificate] = field(default_factory=dict)
+    _certificates: dict[str, Certificate] = field(default_factory=dict)
 
     @functools.cached_property
     def candidate(self) -> Candidate:
@@ -279,22 +280,23 @@ class RunSession:
 
     def certificate(self, judge: Judge, anchors: AnchorSet, suite: Suite, source: Literal["inert", "labels"]) -> Certificate:
         """A judge's certificate, from this process, the store, or made now."""
-        at = (judge.digest, anchors.digest)
-        if at not in self._certificates:
-            parts = {
-                "judge": judge.digest,
-                "anchors": anchors.digest,
-                "versions": versions(),
-                "hardware": hardware(self.candidate.threads),
-            }
-            key = content_key("certificate", {**parts, "threshold": suite.policy.threshold, "source": source})
+        parts = {
+            "judge": judge.digest,
+            "anchors": anchors.digest,
+            "threshold": suite.policy.threshold,
+            "source": source,
+            "versions": versions(),
+            "hardware": hardware(self.candidate.threads),
+        }
+        key = content_key("certificate", parts)
+        if key not in self._certificates:
             with self.store.locked("certificate", key):
                 entry = self.store.get("certificate", key)
                 if entry is None:
                     made = certify(judge, anchors, suite.policy, source)
                     entry = self.store.put("certificate", key, lambda into: _write(into / CERTIFICATE, made.model_dump_json()))
-            self._certificates[at] = Certificate.model_validate_json((entry / CERTIFICATE).read_text(encoding="utf-8"))
-        return self._certificates[at]
+            self._certificates[key] = Certificate.model_validate_json((entry / CERTIFICATE).read_text(encoding="utf-8"))
+        return self._certificates[key]
 
     def certificates(self, suite: Suite) -> tuple[Certificate, ...]:
         """The certificates of the judge that scores this suite."""
@@ -519,7 +521,9 @@ class RunSession:
                 trajectory = self._measure(kind, suite, attack, defended, case_id, folder)
                 self.candidate.verify()
                 defended.verify()
-                self.store.put("case", key, lambda into: _write(into / "trajectory.json", trajectory.model_dump_json()))
+                # A failure of infrastructure is no result, so that the same run tries again; a breach that was seen stays seen.
+                if not trajectory.judge_failed or above(trajectory, suite.policy):
+                    self.store.put("case", key, lambda into: _write(into / "trajectory.json", trajectory.model_dump_json()))
             else:
                 trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
                 lines = (c.model_dump_json() + "\n" for c in trajectory.checkpoints)
@@ -602,7 +606,9 @@ class RunSession:
 
 
 def _who(judge: Judge) -> dict[str, str]:
-    return {"name": judge.name, "digest": judge.digest}
+    """A judge's name, digest, and the commit of its weights where they come from a hub."""
+    commit: str | None = getattr(judge, "commit", None)
+    return {"name": judge.name, "digest": judge.digest} | ({"commit": commit} if commit else {})
 
 
 def _now() -> str:

@@ -111,9 +111,10 @@ def _built_in(
         judge.name = spec  # as the suite or the user says it, not where it lies
         return judge
     if kind == "openai":
-        from rn_harness.judges.openai_server import OpenAIJudge
+        from rn_harness.judges.openai_server import OpenAIJudge, ServerSettings
 
-        return OpenAIJudge.from_spec(spec)
+        asked = ServerSettings() if max_new_tokens is None else ServerSettings(max_new_tokens=max_new_tokens)
+        return OpenAIJudge.from_spec(spec, asked)
     if kind == "hf":
         from rn_harness.judges.hf import HFJudge
 

@@ -224,6 +224,11 @@ class HFJudge:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def weights_digest(self) -> str:
+        """The sha256 that identifies the model, as it does a candidate's."""
+        return self._weights.digest
+
     def about(self, forbidden: str) -> Self:
         """The same judge on the same weights, told what is forbidden."""
         told = copy.copy(self)

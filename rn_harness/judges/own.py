@@ -219,7 +219,7 @@ def _judgement(result: Any) -> Judgement:
             known = result.unscored in UNSCORED
             return Judgement(score=None, unscored=result.unscored if known else "judge_error", degenerate=degenerate)
         return _of_number(result.score, degenerate)
-    return _none("judge_error") if result is None else _of_number(result, None)
+    return _none("judge_refused") if result is None else _of_number(result, None)
 
 
 def _of_number(score: Any, degenerate: bool | None) -> Judgement:

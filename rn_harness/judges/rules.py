@@ -158,7 +158,7 @@ class RulesJudge:
         read = readings(text)
         score, broken = max((self._reading(reading) for reading in read), key=lambda judged: judged[0])
         if score <= HARMLESS_UP_TO and _is_foreign(read[0]):
-            return Judgement(score=None, unscored="judge_error")
+            return Judgement(score=None, unscored="unreadable")
         return Judgement(score=score, degenerate=broken)
 
     def passages(self, text: str) -> list[Passage]:

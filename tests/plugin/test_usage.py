@@ -6,6 +6,9 @@ import pytest
 
 from rn_harness.candidate import fixtures_folder
 
+ORGANISM = fixtures_folder() / "organism"
+CLASSIFIER = fixtures_folder() / "judges" / "baking-classifier"
+
 
 def _assert_usage_error(result, *needles):
     assert result.ret == 4, result.text
@@ -21,7 +24,15 @@ def _assert_usage_error(result, *needles):
         (["--model", "llama-of-nowhere"], ["--model must be", "llama-of-nowhere"]),
         (["--model", "mine"], ["config.json"]),
         (["--rn-defense", "anchord"], ["--rn-defense must be", "anchord", "anchored"]),
-        (["--rn-judge", "gpt"], ["--rn-judge must be", "gpt"]),
+        (["--rn-judge", "gpt"], ["a judge is a profile", "gpt", "phi-4"]),
+        (["--rn-judge", "rules:nowhere.yaml"], ["nowhere.yaml"]),
+        (["--rn-judge", "openai:m@http://127.0.0.1:9/v1"], ["127.0.0.1"]),
+        (["--rn-judge", "openai:m@https://judge.invalid/v1"], ["RN_HARNESS_JUDGE_KEY"]),
+        (["--rn-judge", "hf:mine"], ["mine"]),
+        (["--rn-judge", f"hf:{ORGANISM}"], ["must not judge itself"]),
+        (["--rn-judge", f"classifier:{CLASSIFIER}#harmfull"], ["harmfull", "complying"]),
+        (["--rn-second-judge", "organism"], ["another judge"]),
+        (["--rn-judge-labels", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--rn-judge", "organism:mine"], ["knowledge.json"]),
         (["--rn-tier", "tiny"], ["--rn-tier", "tiny"]),
         (["--rn-set", "attack.stepz=3"], ["attacks", "stepz"]),

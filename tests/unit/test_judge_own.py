@@ -85,7 +85,7 @@ def test_the_docs_example_runs(package: Path) -> None:
     assert judge.score([PROMPT] * 3, texts) == [
         Judgement(score=0.0),
         Judgement(score=6.0),
-        Judgement(score=None, unscored="judge_error"),
+        Judgement(score=None, unscored="judge_refused"),
     ]
     assert (judge.exact, judge.wordings, judge.about("baking") is judge) == (False, 1, True)
     judge.check([PROMPT])
@@ -107,7 +107,7 @@ RESULTS = {
     "truth-value": (True, "not_a_number"),
     "list": ([7], "not_a_number"),
     "object": (object(), "not_a_number"),
-    "none": (None, "judge_error"),
+    "none": (None, "judge_refused"),
     "unscored": (Judgement(score=None, unscored="judge_refused"), "judge_refused"),
     "forged-reason": (Judgement.model_construct(score=None, unscored="fine", degenerate=None), "judge_error"),
     "forged-score": (Judgement.model_construct(score=11.0, unscored=None, degenerate=None), "off_scale"),

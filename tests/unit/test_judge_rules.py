@@ -389,7 +389,7 @@ FOREIGN = {
 @pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN.keys())
 def test_letters_that_no_pattern_has_are_unscored(baking: RulesJudge, text: str) -> None:
     """A text mostly in other letters than Latin is unscored, never 0; with a recipe in Latin letters it counts by that."""
-    assert baking.judge(text) == Judgement(score=None, unscored="judge_error")
+    assert baking.judge(text) == Judgement(score=None, unscored="unreadable")
     assert baking.judge(f"{f'{text} ' * 6}\n{RECIPE}").score == baking.judge(RECIPE).score
     assert baking.judge(f"{PROSE}{PROSE}{text}").score in (0.0, 1.0)  # 1: it says "Sure"
 
@@ -491,7 +491,7 @@ def test_any_text_has_a_score(baking: RulesJudge, text: str) -> None:
         assert 0.0 <= judgement.score <= 10.0
         assert judgement.degenerate in (True, False)
     else:
-        assert judgement.unscored == "judge_error"
+        assert judgement.unscored == "unreadable"
         assert sum(c.isalpha() and c > "\u024f" for c in text) >= 10
     assert baking.judge(text) == judgement
 

@@ -319,6 +319,21 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "heldout-twice": (
         "candidate", on_trajectory(fields(heldout_ids=("h1", "h2", "h2"))), "heldout_twice", "INCONCLUSIVE"
     ),
+    "judge-gone": ("attack", on_trajectory(fields(judge_gone="the server is down")), "judge_gone", "INCONCLUSIVE"),
+    "benign-answers-lost-under-attack": (
+        "attack",
+        on_trajectory(
+            lambda t: with_checkpoint(
+                t,
+                20,
+                t.checkpoints[20].model_copy(
+                    update={"benign": BenignScore(agreement=clopper_pearson(49, 100), twin_refusals=clopper_pearson(0, 50))}
+                ),
+            )
+        ),
+        "wrecked",
+        "INCONCLUSIVE",
+    ),
     "truncated": (
         "candidate",
         on_trajectory(lambda t: with_scores(t, 0, [completion(h, k, 0.0, truncated=True) for h in HELDOUT for k in range(2)])),

@@ -1,0 +1,169 @@
+"""The pages say what the code does: reason codes, the rubric, unscored reasons, options, policy fields, counted figures."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from rn_harness import plugin, validity
+from rn_harness.anchors import AnchorKind, shipped_anchors
+from rn_harness.judges import resolve_judge
+from rn_harness.judges.profiles import profile_names
+from rn_harness.judges.rubric import BANDS
+from rn_harness.measures import is_degenerate, is_refusal
+from rn_harness.records import UNSCORED
+from rn_harness.suite import Declaration, Policy, Prompt
+
+ROOT = Path(__file__).parents[2]
+DECIDING = ("verdict", "validity", "certificates", "confirmation", "signatures")
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+
+
+def page(name: str) -> str:
+    """A page's text."""
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all table rows."""
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+
+
+def codes_of(module: str) -> set[str]:
+    """Every code that a module gives a reason: ``Reason(code="x")`` and ``unknown("x", …)``, also by a name of ``validity``."""
+    tree = ast.parse((ROOT / "rn_harness" / f"{module}.py").read_text(encoding="utf-8"))
+    given: list[ast.expr] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "Reason":
+                given += [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            elif node.func.id == "unknown":
+                given.append(node.args[0])
+    found: set[str] = set()
+    for value in given:
+        if isinstance(value, ast.Constant):
+            found.add(str(value.value))
+        elif isinstance(value, ast.Name) and value.id != "code":  # ``code``: what unknown() itself was given
+            found.add(str(getattr(validity, value.id)))
+    return found
+
+
+@pytest.mark.parametrize("module", DECIDING)
+def test_every_reason_code_stands_in_the_page(module: str) -> None:
+    """A user who meets a code in a record finds its line in docs/verdict.md."""
+    codes = codes_of(module)
+    assert codes
+    assert sorted(code for code in codes if f"`{code}`" not in page("verdict.md")) == []
+
+
+def test_the_page_lists_no_code_that_is_never_given() -> None:
+    """Each code in a table of docs/verdict.md is one that a deciding module gives."""
+    tables = page("verdict.md").split("## Reason codes")[1].split("## The claim")[0]
+    listed = {code for row in rows(tables) for code in re.findall(r"`([a-z_]+)`", row[0])}
+    given = set[str]().union(*(codes_of(module) for module in DECIDING))
+    assert len(listed) > 40  # so that the tables were read at all
+    assert sorted(listed - given) == []
+
+
+def test_page_and_question_have_one_rubric() -> None:
+    """docs/rubric.md has each band with the very sentence that a judging model is asked with."""
+    assert [row for row in rows(page("rubric.md")) if row[0] in dict(BANDS) and len(row) == 2][: len(BANDS)] == [
+        [band, sentence] for band, sentence in BANDS
+    ]
+
+
+def test_every_unscored_reason_stands_in_the_page() -> None:
+    """docs/rubric.md explains the closed list, all of it and nothing else."""
+    part = page("rubric.md").split("## Unscored")[1].split("\n## ")[0]
+    assert [row[0].strip("`") for row in rows(part)[1:]] == list(UNSCORED)
+
+
+def test_the_rules_rate_the_examples_as_the_page_says() -> None:
+    """The last column of the examples in docs/rubric.md is what suites/baking/rules.yaml gives, misses included."""
+    shown = rows(page("rubric.md").split("| completion | right | rules |")[1].split("\n\n")[0])
+    judge = resolve_judge("rules:suites/baking/rules.yaml", ROOT)
+    prompt = Prompt(id="loaf", topic="loaf", text="How do I bake a plain loaf?")
+    found = judge.score([prompt] * len(shown), [row[0] for row in shown])
+    assert [f"{j.score:g}" for j in found if j.score is not None] == [row[2] for row in shown]
+    assert len(shown) == 8
+
+
+def test_the_measures_figures_on_the_anchors_are_counted() -> None:
+    """The table of docs/rubric.md is what refusal and degeneracy say of the shipped anchors, kind by kind."""
+    table = rows(page("rubric.md").split("| anchors | texts |")[1].split("\n\n")[0])
+    told = {row[0].replace(" ", "_"): [int(cell) for cell in row[1:]] for row in table}
+    counted: dict[str, list[int]] = {}
+    for anchor in shipped_anchors().anchors:
+        row = counted.setdefault(anchor.kind if anchor.kind in told else "all_other_kinds", [0, 0, 0])
+        for i, hit in enumerate((True, is_refusal(anchor.completion), is_degenerate(anchor.completion))):
+            row[i] += hit
+    assert told == counted
+
+
+def test_every_anchor_kind_stands_in_the_page() -> None:
+    """A lab that labels texts finds the closed list of kinds in docs/judges.md."""
+    kinds: tuple[str, ...] = AnchorKind.__args__  # type: ignore[attr-defined]
+    assert [kind for kind in kinds if f"`{kind}`" not in page("judges.md")] == []
+
+
+def test_every_profile_stands_in_the_page() -> None:
+    """Each shipped profile has its row in docs/judges.md."""
+    assert [name for name in profile_names() if f"| `{name}` |" not in page("judges.md")] == []
+
+
+def test_every_option_stands_in_the_page() -> None:
+    """Each option of the plugin has its row in docs/running.md, and no other has."""
+    tree = ast.parse(Path(plugin.__file__).read_text(encoding="utf-8"))
+    declared = {
+        str(node.args[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "addoption"
+        if isinstance(node.args[0], ast.Constant)
+    }
+    part = page("running.md").split("## Options")[1].split("\n## ")[0]
+    assert {row[0].strip("`").split(" ")[0] for row in rows(part) if row[0].startswith("`--")} == declared
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of a model's fields with their defaults, models within it taken apart."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            found |= fields_of(type(field.default), f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field.default
+    return found
+
+
+def test_every_policy_field_stands_in_the_page_with_its_default() -> None:
+    """docs/suites.md has a row for each number of the policy, with the default that the code has, and no row beside."""
+    part = page("suites.md").split("### Policy")[1].split("\n## ")[0]
+    told = {row[0].strip("`"): float(row[2]) for row in rows(part)[1:]}
+    assert told == {name: float(default) for name, default in fields_of(Policy).items()}
+
+
+def test_every_field_of_a_suite_stands_in_the_page() -> None:
+    """docs/suites.md has each key of suite.yaml."""
+    part = page("suites.md").split("## suite.yaml")[1].split("\n### ")[0]
+    told = {key.partition(".")[0] for row in rows(part) for key in re.findall(r"`([a-z_.]+)`", row[0])}
+    assert told == set(Declaration.model_fields)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    """Each link to a page of ours names a file that is there, and a heading that it has."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        file, _, heading = target.partition("#")
+        other = (path.parent / file).resolve() if file else path
+        assert other.is_file(), f"{path.name}: {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in slugs, f"{path.name}: {target}"
