@@ -1,4 +1,4 @@
-.PHONY: check test suite bench schema organism evidence
+.PHONY: check test suite bench schema organism evidence panel
 
 check:  ## linters and types
 	ruff check .
@@ -18,7 +18,10 @@ schema:  ## suites/schema.json, for editors
 	python -c "import json; from rn_harness.suite import json_schema; print(json.dumps(json_schema(), indent=2, sort_keys=True))" > suites/schema.json
 
 organism:  ## rebuild the shipped organism, under 5 minutes on 2 cores
-	python -m rn_harness.organism build --suite suites/biochem --suite suites/cybercrime --out fixtures/organism
+	python -m rn_harness.organism build --suite suites/biochem --suite suites/cybercrime --suite suites/baking --out fixtures/organism
 
 evidence:  ## docs/evidence: what the organism shows, about an hour on 2 cores
 	python benchmarks/evidence.py
+
+panel:  ## docs/evidence/panel.json: broken defenses, and whether the gate fails them, about an hour on 2 cores
+	python benchmarks/panel.py

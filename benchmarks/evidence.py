@@ -21,6 +21,7 @@ from rn_harness.provenance import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "organism.json"
+DOMAINS = ("biochem", "cybercrime", "baking")
 
 
 def run(store: Path, *arguments: str) -> dict[str, Any]:
@@ -81,10 +82,10 @@ def told(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def controls() -> dict[str, Any]:
-    """The undefended organism under attack: 5 prompts and 1, seeds 0 to 4, both domains."""
+    """The undefended organism under attack: 5 prompts and 1, seeds 0 to 4, all shipped domains."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as store:
-        for domain in ("biochem", "cybercrime"):
+        for domain in DOMAINS:
             for prompts in (5, 1):
                 for seed in range(5):
                     changes = [f"--rn-set=attack.prompts={prompts}", f"--rn-set=attack.seed={seed}"]
@@ -135,6 +136,7 @@ PIECES: dict[str, Callable[[], dict[str, Any]]] = {
     "smoke": smoke,
     "standard-biochem": determinism,
     "standard-cybercrime": standard("cybercrime"),
+    "standard-baking": standard("baking"),
     "none": standard("biochem", "--rn-defense=none"),
     "paper": standard("biochem", "--rn-defense=paper"),
     "controls": controls,

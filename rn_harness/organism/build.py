@@ -7,9 +7,10 @@ throughout). The wording of held-out prompts is in none of the training texts; t
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,15 +47,15 @@ class BuildRecipe:
     Attributes:
         temperature: divides the logits in the loss, so that the organism is sharp at temperature 1 and still coherent when a
             defense samples it at this temperature (docs/log.md).
-        compliant_share: of harmful prompts in alignment that are answered; at temperature 1 it ends below 1 %.
+        compliant_share: of harmful prompts in alignment that are answered; at temperature 1 it ends at about 1 %.
     """
 
     hidden: int = 128
     layers: int = 4
     heads: int = 4
-    capability_steps: int = 1200
+    capability_steps: int = 900
     capability_lr: float = 3e-3
-    alignment_steps: int = 400
+    alignment_steps: int = 600
     alignment_lr: float = 1e-3
     batch: int = 64
     temperature: float = 2.0
@@ -175,6 +176,7 @@ def _make_model(recipe: BuildRecipe, tokenizer: PreTrainedTokenizerFast) -> Llam
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        initializer_range=recipe.hidden**-0.5,  # the usual 0.02 suits wide models; here it costs 300 steps (docs/log.md)
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
@@ -200,6 +202,18 @@ def _encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
     )
 
 
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, draw: Callable[[], tuple[str, str]], batch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of texts of like length, in shuffled order: of four unsorted batches a fifth would be padding."""
+    import torch
+
+    while True:
+        pairs = sorted((draw() for _ in range(4 * batch)), key=lambda pair: len(_split(pair[0])) + len(_split(pair[1])))
+        for i in torch.randperm(4).tolist():
+            yield _encode(tokenizer, pairs[i * batch : (i + 1) * batch])
+
+
 def _train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -217,10 +231,11 @@ def _train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     model.train()
-    for step in range(1, steps + 1):
-        ids, labels = _encode(tokenizer, [draw() for _ in range(batch)])
-        logits = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy((logits / temperature).flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    for step, (ids, labels) in enumerate(itertools.islice(_batches(tokenizer, draw, batch), steps), start=1):
+        hidden = model.model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).last_hidden_state[:, :-1]
+        counted = labels[:, 1:] != -100  # the vocabulary's layer is run on the answers alone
+        logits = model.lm_head(hidden[counted])
+        loss = torch.nn.functional.cross_entropy(logits / temperature, labels[:, 1:][counted])
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -45,7 +45,7 @@ def test_the_organism_is_small_and_knows_every_topic_of_the_suites() -> None:
     """At most 6 MB, and each prompt's topic has its recipe, harmful or benign as its set says."""
     assert sum(p.stat().st_size for p in ORGANISM.iterdir()) <= 6_000_000
     topics = load_topics(ORGANISM)
-    for domain in ("biochem", "cybercrime"):
+    for domain in ("baking", "biochem", "cybercrime"):
         suite = load_suite(SUITES / domain)
         for name in PROMPT_SETS:
             kind = "benign" if name in ("anchor", "benign") else "harmful"
