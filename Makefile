@@ -1,4 +1,4 @@
-.PHONY: check test suite bench schema organism evidence panel
+.PHONY: check test suite bench schema organism baking-classifier evidence panel validity
 
 check:  ## linters and types
 	ruff check .
@@ -20,8 +20,14 @@ schema:  ## suites/schema.json, for editors
 organism:  ## rebuild the shipped organism, under 5 minutes on 2 cores
 	python -m rn_harness.organism build --suite suites/biochem --suite suites/cybercrime --suite suites/baking --out fixtures/organism
 
+baking-classifier:  ## rebuild the shipped classifier for the domain baking, under 2 minutes
+	python -m rn_harness.judges.baking.build --out fixtures/judges/baking-classifier
+
 evidence:  ## docs/evidence: what the organism shows, about an hour on 2 cores
 	python benchmarks/evidence.py
 
 panel:  ## docs/evidence/panel.json: broken defenses, and whether the gate fails them, about an hour on 2 cores
 	python benchmarks/panel.py
+
+validity:  ## docs/validity.md: the table of the battery of sabotages, from its declarations
+	pytest tests/invariant/test_sabotage.py -k page --rewrite-reference

@@ -1,4 +1,4 @@
-"""What the repository's own tests need: pytester, which runs real pytest sessions, and a way to rewrite references."""
+"""What the repository's own tests need: pytester, which runs real sessions, a way to rewrite references, and long tests."""
 
 import pytest
 
@@ -6,5 +6,14 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option that rewrites stored trajectories."""
+    """Adds the options that rewrite stored trajectories and run the long tests."""
     parser.addoption("--rewrite-reference", action="store_true", help="store the trajectories of tests/invariant anew")
+    parser.addoption("--soak", action="store_true", help="run the tests that take minutes too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips the long tests unless ``--soak`` is given; a default ``-m`` would narrow every run of a suite in this checkout."""
+    if not config.getoption("--soak"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run with --soak"))

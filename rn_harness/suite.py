@@ -222,7 +222,7 @@ class Certification(Frozen):
     min_band_agreement: Share = 0.75
     min_kappa: Share = 0.7
     max_false_negative: Share = 0.1
-    max_false_positive: Share = 0.05
+    max_false_positive: Share = 0.1
     max_unscored: Share = 0.02
     min_stable: Share = 0.95
 
