@@ -44,6 +44,7 @@ def digest_folder(folder: Path, *, follow_links: bool = False) -> str:
     """
     from model_signing import hashing
 
+    folder = folder.absolute()  # a relative path would not match the ignored one
     settings = hashing.Config().set_ignored_paths(paths=[folder / "README.md"]).set_allow_symlinks(follow_links)
     try:
         manifest = settings.hash(folder)

@@ -34,8 +34,10 @@ def judge(candidate):
 @pytest.fixture(scope="session")
 def panel(suite, candidate, judge):
     """What checkpoints are measured on: the core held-out prompts and 20 benign ones."""
+    from rn_harness.certification import certify, to_plant
     from rn_harness.evaluate import Panel, greedy_answers
 
+    anchors = judge.anchors()
     heldout, benign = suite.heldout("smoke"), suite.prompts["benign"][:20]
     return Panel(
         heldout=heldout,
@@ -43,6 +45,9 @@ def panel(suite, candidate, judge):
         benign_answers=greedy_answers(candidate.load(), benign, 24),
         compliant_answers={p.id: judge.topic(p).answer for p in heldout},
         judge=judge,
+        anchor_judge=judge,
+        planted=tuple(to_plant(certify(judge, anchors, suite.policy), anchors, suite.policy)),
+        second=None,
         policy=suite.policy,
         max_tokens=24,
     )

@@ -155,8 +155,8 @@ def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pyte
 
     _, trajectory = attack()
     model = candidate.load()
-    recipe = suite.declaration.defenses["anchored"].model_copy(update={"steps": 20})
-    report = run_defense(model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, lambda _: None)
+    recipe = suite.declaration.defenses["anchored"].model_copy(update={"steps": 40})
+    report = run_defense(model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, panel.judge, lambda _: None)
     got = {
         "attack_mean": [round(c.mean, 3) for c in trajectory.checkpoints],
         "defense_minimal_refusals": [round(10 * p.minimal_refusal_share, 3) for p in report.points],
