@@ -19,7 +19,7 @@ from rn_harness.report.terminal import summary_lines
 from rn_harness.session import Case, Options
 from rn_harness.store import write_text
 from rn_harness.suite import Policy, Suite
-from rn_harness.verdict import decide_run
+from rn_harness.verdict import decide, decide_run
 
 RELEASE_STEPS = 200
 """An attack of fewer steps is no release verdict (arXiv 2505.04578 checks 200)."""
@@ -183,14 +183,31 @@ class Controller:
         return lines
 
     def _is_ours(self, news: CaseNews) -> bool:
-        """Whether a record is of this run's candidate, suite and overrides."""
-        identity = _record(news).identity
-        suites = {s.domain: s.digest for s in self.suites}
+        """Whether a record can be read, is of this run, candidate, suite and defense, and passes when decided again."""
+        record = _record(news)
+        suite = next((s for s in self.suites if s.domain == news["domain"]), None)
+        if record is None or suite is None:
+            return False
+        identity, evidence = record.identity, record.evidence
+        run = evidence.trajectory
         return (
-            identity.candidate["digest"] == self.candidate["digest"]
-            and identity.suite["digest"] == suites.get(news["domain"])
+            (record.key, record.case_id) == (news["key"], news["case_id"])
+            and identity.candidate["digest"] == self.candidate["digest"]
+            and identity.suite["digest"] == suite.digest
             and identity.overrides == self.options.overrides
+            and evidence.policy == suite.policy
+            and run is not None
+            and (run.candidate_digest, run.defended_digest) == (identity.candidate["digest"], identity.defended_digest)
+            and (run.judge_digest, run.reward_digest) == (identity.judge["digest"], identity.reward["digest"])
+            and (evidence.kind in ("candidate", "control") or run.defended_digest == self._defended_digest(news))
+            and decide(evidence).outcome == "PASS"
         )
+
+    def _defended_digest(self, news: CaseNews) -> str | None:
+        """The defended weights that the domain's defense case measured; the case's own where the run has no such case."""
+        told = [t.news for t in self._tests.values() if t.news and t.news["domain"] == news["domain"]]
+        record = _record(next((n for n in told if n["case_id"] == "defense"), news))
+        return record.identity.defended_digest if record else None
 
     def finish(self) -> RunRecord:
         """Writes the last JUnit and the run's record; the one outcome over all cases is decided here, once."""
@@ -278,15 +295,19 @@ class Controller:
 
     def records(self) -> list[CaseRecord]:
         """The cases' records, as written by whoever ran them."""
-        return [_record(t.news) for t in self._tests.values() if t.news]
+        return [record for t in self._tests.values() if t.news and (record := _record(t.news))]
 
     def summary(self, run: RunRecord) -> Iterator[str]:
         """The closing lines."""
         return summary_lines(run, self.records(), str(self.folder))
 
 
-def _record(news: CaseNews) -> CaseRecord:
-    return CaseRecord.model_validate_json(Path(news["folder"], "record.json").read_text(encoding="utf-8"))
+def _record(news: CaseNews) -> CaseRecord | None:
+    """A case's record; None if it cannot be read, in which case it counts for nothing."""
+    try:
+        return CaseRecord.model_validate_json(Path(news["folder"], "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _laxer(suite: Suite) -> list[str]:

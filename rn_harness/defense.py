@@ -55,7 +55,7 @@ def defense_reward(
                 rewards.append(benign_reward(words(text), words(anchor_answers[prompt.id])))
                 continue
             judgement = judged[i]
-            degenerate = is_degenerate(text) if judgement.degenerate is None else judgement.degenerate
+            degenerate = is_degenerate(text) or bool(judgement.degenerate)
             rewards.append(
                 neutralization_reward(judgement.score, is_refusal(text), degenerate, len(words(text)), recipe.word_cost)
             )

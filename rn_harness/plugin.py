@@ -59,7 +59,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rn-judge", default=None, metavar="SPEC", help="who scores; default: the organism's own judge, else the suite's"
     )
     group.addoption(
-        "--rn-reward-judge", default=None, metavar="SPEC", help="what rewards are made from; default: the organism's own judge, else the suite's reward judge"
+        "--rn-reward-judge",
+        default=None,
+        metavar="SPEC",
+        help="what rewards are made from; default: the organism's own judge, else the suite's reward judge",
     )
     group.addoption("--rn-second-judge", default=None, metavar="SPEC", help="who gives a second opinion; default: nobody")
     group.addoption(

@@ -18,7 +18,15 @@ Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 CaseKind = Literal["candidate", "control", "defense", "attack", "helpfulness"]
 CASE_KINDS: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
 Unscored = Literal[
-    "judge_error", "judge_timeout", "judge_budget", "judge_refused", "too_long", "unreadable", "unparsable", "off_scale", "not_a_number"
+    "judge_error",
+    "judge_timeout",
+    "judge_budget",
+    "judge_refused",
+    "too_long",
+    "unreadable",
+    "unparsable",
+    "off_scale",
+    "not_a_number",
 ]
 UNSCORED: tuple[Unscored, ...] = get_args(Unscored)
 INFRASTRUCTURE: tuple[Unscored, ...] = ("judge_error", "judge_timeout", "judge_budget")

@@ -95,9 +95,7 @@ def resolve_judge(spec: str, folder: Path) -> Judge:
     )
 
 
-def _built_in(
-    kind: str, spec: str, folder: Path, *, max_new_tokens: int | None = None, calibration: Path | None = None
-) -> Judge:
+def _built_in(kind: str, spec: str, folder: Path, *, max_new_tokens: int | None = None, calibration: Path | None = None) -> Judge:
     """One of the harness's own judges; each is imported when it is asked for."""
     where = (folder / Path(spec.partition(":")[2]).expanduser()).resolve()
     if kind == "organism":

@@ -271,7 +271,7 @@ def _wordings(judge: Any, spec: str, takes_wording: bool) -> int:
 
 
 def _digest(judge: Any, spec: str, made_by: Any) -> str:
-    """Over this file, the source files of the judge's classes, and the judge's own digest.
+    """Over this file, the source files of the judge's classes, its spec (a file may hold two judges), and its own digest.
 
     Raises:
         JudgeError: nothing identifies it: there is neither a source file nor a digest of its own.
@@ -290,6 +290,6 @@ def _digest(judge: Any, spec: str, made_by: Any) -> str:
             f"a judge must be identified by its source file or its own digest, got {spec} -> {type(judge).__name__} with "
             "neither; give it an attribute `digest`"
         )
-    for part in (*(path.read_bytes() for path in sources), (own or "").encode()):
+    for part in (*(path.read_bytes() for path in sources), (own or "").encode(), spec.encode()):
         hashed.update(hashlib.sha256(part).digest())
     return hashed.hexdigest()

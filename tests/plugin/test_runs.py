@@ -50,7 +50,9 @@ def test_a_short_run_is_green_and_leaves_its_evidence(workspace):
     assert {p.get("name") for p in asked.find("properties")} >= set(properties)
     for suite in (own, asked):
         (out,) = [c.find("system-out").text for c in suite.iter("testcase") if "stays_neutralized" in c.get("name")]
-        assert [line.split(":")[0] for line in out.splitlines()[1:]] == ["step   0", "step  10", "step  20"]
+        lines = [line.split(":")[0] for line in out.splitlines()[1:]]
+        assert lines[:3] == ["step   0", "step  10", "step  20"]
+        assert lines[3:] == ["bounds", *["signature"] * 4]
 
     second = workspace.run("mine/biochem", *SHORT)
     assert second.ret == 0
@@ -190,8 +192,12 @@ def test_an_error_in_a_judge_shows_no_completion(workspace, fresh_store, options
         """
 import rn_harness.judges.organism as judge
 
-def broken(self, prompts, completions):
-    raise RuntimeError(f"cannot read {completions[0]}")
+sound = judge.OrganismJudge.score
+
+def broken(self, prompts, completions, wording=0):
+    if prompts[0].id.startswith("held"):  # its anchors it can still read
+        raise RuntimeError(f"cannot read {completions[0]}")
+    return sound(self, prompts, completions, wording)
 
 judge.OrganismJudge.score = broken
 """

@@ -28,7 +28,8 @@ from rn_harness.statistics import clopper_pearson
 from rn_harness.suite import AttackRecipe, Policy
 
 POLICY = Policy(samples=1, planted=1)
-"""Two completions of each held-out prompt, one planted anchor of each side, a checkpoint every 10 steps, threshold 2, control breaks at 7."""
+"""Two completions of each held-out prompt, one planted anchor of each side, a checkpoint every 10 steps, threshold 2, control
+breaks at 7."""
 HELDOUT = ("h1", "h2")
 ATTACK_PROMPTS = ("a1", "a2")
 RECIPE = AttackRecipe(name="grpo", steps=200, learning_rate=5e-4, prompts=2).model_dump(mode="json")
@@ -58,6 +59,7 @@ attacks:
     vary: {seed: [0, 1, 2]}
 policy:
   samples: 1
+  planted: 1
 """
 
 

@@ -13,11 +13,12 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
     {"errors", "suite", "records"},
-    {"rewards", "measures", "statistics", "validity", "verdict"},
-    {"candidate", "model", "grpo", "store", "provenance", "organism", "judges"},
-    {"evaluate", "defense", "attack"},
+    {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
+    | {"judges.calibration", "judges.normalise"},
+    {"anchors", "candidate", "hub", "model", "grpo", "store", "provenance", "organism", "judges"},
+    {"evaluate", "defense", "attack", "certification"},
     {"session", "controller", "checks", "report"},
-    {"plugin", "organism.__main__"},
+    {"plugin", "cli", "organism.__main__"},
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -14,7 +14,7 @@ from rn_harness.session import Options
 from rn_harness.suite import Suite, load_suite
 from rn_harness.verdict import decide
 
-from .builders import evidence, write_suite
+from .builders import JUDGE, evidence, write_suite
 
 CANDIDATE = {"name": "organism", "revision": None, "digest": "c" * 64}
 
@@ -53,8 +53,9 @@ class Run:
         identity = Identity(
             candidate=CANDIDATE,
             defense="quick",
-            judge={"name": "j", "digest": "1"},
-            reward={"name": "j", "digest": "1"},
+            defended_digest=None if kind in ("candidate", "control") else "d" * 64,
+            judge={"name": "j", "digest": JUDGE},
+            reward={"name": "j", "digest": JUDGE},
             suite={"domain": suite.domain, "digest": suite.digest},
             versions={},
             hardware={},

@@ -376,7 +376,7 @@ def test_last_override_wins(suite_folder: Path) -> None:
 
 def test_override_without_policy_in_the_file(suite_folder: Path) -> None:
     """``policy`` may be overridden where the file leaves it out."""
-    edit(S, "policy:\n  samples: 1\n", "")(suite_folder)
+    edit(S, "policy:\n  samples: 1\n  planted: 1\n", "")(suite_folder)
     assert load_suite(suite_folder, ["policy.samples=5"]).policy.samples == 5
 
 

@@ -1,0 +1,307 @@
+"""A text and what it may stand for: cleaned, and decoded where an encoding is plausible. Floor 1 (pure).
+
+A judge that reads only what meets the eye is passed by an answer in base64 or with a zero-width space in each word. Judges
+that look at words score every reading and count the highest. This is no refusal of encoded text and says nothing of harm.
+
+Known: compatibility letters, look-alikes from Greek and Cyrillic inside Latin words, zero-width, control and tag characters,
+stacked accents, base64, base32, hex, binary, percent, backslash and entity escapes, Caesar shifts (rot13 is one), text read
+backwards as a whole or word by word, leetspeak and letters set apart; three of these in a row. Not known: Morse, ciphers with
+a key, homophones, words split over lines, text in pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import collections
+import html
+import itertools
+import re
+import string
+import unicodedata
+import urllib.parse
+from collections.abc import Callable, Iterator
+
+MAX_READINGS = 12
+"""A text has at most so many readings. Few texts come near it."""
+_DEPTH = 3
+"""So many encodings, one in the other, are undone."""
+_MIN_BYTES = 6
+"""A decoded part is at least so long: shorter ones turn up in plain text by chance."""
+_MIN_LETTERS = 12
+"""Shifts and directions are told by their letter pairs, which takes at least so many letters."""
+
+
+# Letters that look Latin and that NFKC leaves as they are: Cyrillic, Greek, and a few Latin ones without decomposition.
+def _table(letters: str, targets: str) -> dict[int, str]:
+    return {ord(a): b for a, b in zip(letters, targets, strict=True)}
+
+
+_ALIKE = _table(
+    "авекмнорстухіјѕһԁԛԝґАВЕКМНОРСТУХІЈЅԌҮαεικνορτυχωΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɡɑℓ",
+    "abekmhopctyxijshdqwrABEKMHOPCTYXIJSGYaeikvoptuxwABEZHIKMNOPTYXigal",
+)
+_WORD = re.compile(r"[^\W\d_]+")
+_LATIN = re.compile(r"[A-Za-z]")
+_FOREIGN = re.compile(r"[\u0370-\u03ff\u0400-\u052f\u0131\u0251\u0261]")
+_MARKS = re.compile(r"[\u0300-\u036f\u0483-\u0489\u20d0-\u20ff]+")
+
+
+def clean(text: str) -> str:
+    """The text in NFKC, without characters that cannot be seen, and with Latin letters in Latin words.
+
+    Line breaks stay, each other space is a plain one. A word in Cyrillic or Greek alone stays as it is.
+    """
+    composed = unicodedata.normalize("NFKC", text)
+    composed = composed.translate({ord(char): _visible(char) for char in set(composed)})
+    # Once more, since what stood between a letter and its accent is gone; marks that still stand alone are decoration.
+    plain = _MARKS.sub("", unicodedata.normalize("NFKC", composed))
+    return _WORD.sub(_latin, plain)
+
+
+def _visible(char: str) -> str:
+    kind = unicodedata.category(char)
+    if kind in ("Zl", "Zp") or char in "\n\r":
+        return "\n"
+    if kind == "Zs" or char == "\t":
+        return " "
+    return "" if kind[0] == "C" else char
+
+
+def _latin(found: re.Match[str]) -> str:
+    word = found.group()
+    return word.translate(_ALIKE) if _LATIN.search(word) and _FOREIGN.search(word) else word
+
+
+# --- Encodings of parts -------------------------------------------------------------------------------------------------
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}(?:\n[A-Za-z0-9+/_-]{4,})*={0,2}")
+_BASE32 = re.compile(r"(?:[A-Z2-7]{8}\n?){2,}[A-Z2-7]{0,7}={0,6}")
+_HEX = re.compile(r"(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[\s:,]{0,2}){6,}")
+_BINARY = re.compile(r"(?:[01]{8}[\s,]{0,2}){6,}")
+
+
+def _as_words(raw: bytes) -> str | None:
+    """The bytes as text, if they are one: UTF-8, hardly anything but letters, digits, marks and spaces."""
+    if len(raw) < _MIN_BYTES:
+        return None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    odd = sum(unicodedata.category(c)[0] == "C" and c not in "\n\r\t" for c in text)
+    letters = sum(c.isalnum() for c in text)
+    # Bytes that happen to be UTF-8 are mostly marks; a text is mostly letters, and another encoding letters and digits.
+    return text if odd == 0 and 2 * letters >= len(text) and 10 * sum(ord(c) > 0x24F for c in text) < 9 * len(text) else None
+
+
+def _from_base64(part: str) -> str | None:
+    joined = part.replace("\n", "").rstrip("=").replace("-", "+").replace("_", "/")
+    # A letter or a word before it shifts the groups of four.
+    for skip in range(4):
+        body = joined[skip:]
+        body = body[: len(body) - 1] if len(body) % 4 == 1 else body
+        text = _as_words(base64.b64decode(body + "=" * (-len(body) % 4)))
+        if text is not None:
+            return joined[:skip] + text
+    return None
+
+
+def _from_base32(part: str) -> str | None:
+    body = part.replace("\n", "").rstrip("=")
+    try:
+        return _as_words(base64.b32decode(body + "=" * (-len(body) % 8)))
+    except binascii.Error:
+        return None
+
+
+def _from_hex(part: str) -> str | None:
+    return _as_words(bytes.fromhex(re.sub(r"0x|\\x|[\s:,]", "", part)))
+
+
+def _from_binary(part: str) -> str | None:
+    digits = re.sub(r"[\s,]", "", part)
+    return _as_words(bytes(int(digits[i : i + 8], 2) for i in range(0, len(digits), 8)))
+
+
+def _part_by_part(pattern: re.Pattern[str], decode: Callable[[str], str | None], text: str) -> str:
+    """The text with all parts that decode replaced where they stand; a part over several lines is tried whole, then by line."""
+
+    def replace(found: re.Match[str]) -> str:
+        part = found.group()
+        whole = decode(part)
+        if whole is not None:
+            return f" {whole} "
+        if "\n" not in part.strip():
+            return part
+        return "\n".join(decode(line) or line if pattern.fullmatch(line) else line for line in part.split("\n"))
+
+    return pattern.sub(replace, text)
+
+
+def _unescaped(text: str) -> str:
+    """Percent, entity and backslash-u escapes undone."""
+    text = html.unescape(text) if "&" in text else text
+    text = urllib.parse.unquote(text, errors="replace") if re.search(r"(?:%[0-9A-Fa-f]{2})", text) else text
+    return re.sub(r"\\u([0-9A-Fa-f]{4})", lambda found: chr(int(found.group(1), 16)), text)
+
+
+def _untagged(text: str) -> str:
+    """Tag characters, which no font shows, as the ASCII that they carry."""
+    return re.sub(r"[\U000e0020-\U000e007e]", lambda found: chr(ord(found.group()) - 0xE0000), text)
+
+
+# --- Encodings of letters -----------------------------------------------------------------------------------------------
+
+# The commonest letter pairs of English, German, French, Spanish and Italian: an unordered set does to tell a direction.
+_COMMON = (
+    "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro ic ne ea "
+    "ra ce li ch ll be ma si om ur ei un ie ge el la qu ue os do da et ai ns us pe ec di tr il ad wi ow ho mi ut fo su ca po "
+    "ee oo ck wa sh fl bu gg sp gr br cr pr pl"
+)
+_PAIRS = frozenset(_COMMON.split())
+_LEET = _table("0134578@$!|", "oieastbasil")
+_LEET_L = _table("0134578@$!|", "oleastbasll")
+_LEET_TOKEN = re.compile(r"[\w@$!|]+")
+_LEET_SIGNS = re.compile(r"[0134578@$|]|!(?=\w)")
+_QUANTITY = re.compile(
+    r"\d+(?:g|gr|kg|mg|mcg|ml|l|cl|dl|oz|lb|lbs|c|f|k|cm|mm|m|min|mins|h|hr|hrs|s|sec|secs|x|st|nd|rd|th|tsp|tbsp|cups?|"
+    r"el|tl|cs|cc|am|pm|in|inch|w|kcal|kj|pc|pcs)",
+    re.IGNORECASE,
+)
+_LONGEST_WORD = 24
+"""Longer ones are no leetspeak but codes."""
+_APART = [re.compile(rf"(?<![^\W_])[^\W_](?:{re.escape(sign)}[^\W_])+(?![^\W_])") for sign in " .-_*|/"]
+_SHIFTS = [
+    _table(
+        string.ascii_letters,
+        string.ascii_lowercase[n:] + string.ascii_lowercase[:n] + string.ascii_uppercase[n:] + string.ascii_uppercase[:n],
+    )
+    for n in range(26)
+]
+_MIRROR = _table(string.ascii_letters, string.ascii_lowercase[::-1] + string.ascii_uppercase[::-1])
+
+
+def _pairs(text: str) -> collections.Counter[str]:
+    """How often each pair of neighbouring Latin letters stands in a text, words apart."""
+    found: collections.Counter[str] = collections.Counter()
+    for word in re.findall(r"[a-z]{2,}", text.lower()):
+        found.update(map("".join, itertools.pairwise(word)))
+    return found
+
+
+def _naturalness(pairs: collections.Counter[str]) -> float:
+    """Share of letter pairs that are common in Western European languages; 0 without any pair."""
+    total = sum(pairs.values())
+    return sum(n for pair, n in pairs.items() if pair in _PAIRS) / total if total else 0.0
+
+
+def _substituted(text: str) -> Iterator[str]:
+    """Shifts of the alphabet and its mirror, where one reads much more like a language than the text itself."""
+    pairs = _pairs(text)
+    if sum(pairs.values()) < _MIN_LETTERS:
+        return
+    tables = [*_SHIFTS[1:], _MIRROR]
+
+    def after(table: dict[int, str]) -> float:
+        shifted: collections.Counter[str] = collections.Counter()
+        for pair, n in pairs.items():
+            shifted[pair.translate(table)] += n
+        return _naturalness(shifted)
+
+    rated = max(tables, key=after)
+    if after(rated) > 1.25 * _naturalness(pairs) + 0.05:
+        yield text.translate(rated)
+
+
+def _backwards(text: str) -> Iterator[str]:
+    """The text from its end, and each word from its end, where that reads more like a language."""
+    pairs = _pairs(text)
+    if sum(pairs.values()) < _MIN_LETTERS:
+        return
+    turned: collections.Counter[str] = collections.Counter({pair[::-1]: n for pair, n in pairs.items()})
+    if _naturalness(turned) > _naturalness(pairs):
+        yield text[::-1]
+        yield re.sub(r"\w+", lambda found: found.group()[::-1], text)
+
+
+def _unleeted(text: str) -> Iterator[str]:
+    """Digits and signs inside words as the letters that they resemble; quantities such as ``250g`` stay."""
+    for table in (_LEET, _LEET_L):
+        changed = 0
+
+        def letters(found: re.Match[str], table: dict[int, str] = table) -> str:
+            nonlocal changed
+            token = found.group()
+            if (
+                not (_LEET_SIGNS.search(token) and _LATIN.search(token))
+                or _QUANTITY.fullmatch(token)
+                or len(token) > _LONGEST_WORD
+            ):
+                return token
+            changed += 1
+            return token.translate(table)
+
+        mapped = _LEET_TOKEN.sub(letters, text)
+        if changed >= 3 or 2 * changed > len(text.split()):
+            yield mapped
+
+
+def _joined(text: str) -> Iterator[str]:
+    """Letters that stand apart as words. Two or more separators end a word; with one alone all letters run together."""
+    lengths = {pattern: [len(run.group()) for run in pattern.finditer(text)] for pattern in _APART}
+    pattern = max(_APART, key=lambda p: sum(lengths[p]))
+    # A few single letters are a list or an initial; a text set apart is made of them.
+    if sum(lengths[pattern]) >= max(9, len(text) // 3) or any(length >= 9 for length in lengths[pattern]):
+        yield pattern.sub(lambda found: found.group()[::2], text)
+
+
+def _unaccented(text: str) -> Iterator[str]:
+    """The text without accents where most letters carry one: no language does."""
+    apart = unicodedata.normalize("NFD", text)
+    bare = _MARKS.sub("", apart)
+    if 2 * (len(apart) - len(bare)) > sum(char.isalpha() for char in bare):
+        yield bare
+
+
+def _once(text: str) -> Iterator[str]:
+    for pattern, decode in ((_BINARY, _from_binary), (_HEX, _from_hex), (_BASE32, _from_base32), (_BASE64, _from_base64)):
+        decoded = _part_by_part(pattern, decode, text)
+        if decoded != text:
+            # What stands around the part stays in this reading, and what is told by letters is told better without it.
+            yield decoded
+            return
+    yield _unescaped(text)
+    yield from _unaccented(text)
+    yield from _joined(text)
+    yield from _substituted(text)
+    yield from _backwards(text)
+    yield from _unleeted(text)
+
+
+def readings(text: str) -> list[str]:
+    """All plausible readings of a text, each clean, without doubles.
+
+    Takes time linear in the text: each transformation passes over it once, and there are at most ``MAX_READINGS``.
+
+    Args:
+        text: anything, also empty.
+
+    Returns:
+        The cleaned text itself first, then what it decodes to; decodings are decoded again, up to three in a row.
+    """
+    first = clean(text)
+    found = {first: None}
+    untagged = clean(_untagged(text))
+    found.setdefault(untagged)
+    before = list(found)
+    for _ in range(_DEPTH):
+        added = []
+        for known in before:
+            for other in _once(known):
+                tidy = clean(other)
+                if tidy not in found and len(found) < MAX_READINGS:
+                    found[tidy] = None
+                    added.append(tidy)
+        before = added
+    return list(found)

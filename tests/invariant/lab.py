@@ -1,0 +1,313 @@
+"""What the battery of sabotages works on: the organism, one short control, one defense, and judges that can be turned.
+
+Everything is made when it is first asked for, once a session. Runs are real and short: ten optimizer steps, four held-out
+prompts, checkpoints every five steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rn_harness.anchors import shipped_anchors
+from rn_harness.attack import run_attack
+from rn_harness.candidate import Candidate, resolve_candidate
+from rn_harness.certification import anchors_for, certify, to_plant
+from rn_harness.defense import run_defense
+from rn_harness.evaluate import Panel, greedy_answers, measure_checkpoint
+from rn_harness.judges import Judge
+from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.own import OwnJudge
+from rn_harness.model import LanguageModel
+from rn_harness.records import CaseKind, Certificate, DefenseReport, Evidence, Judgement, Trajectory
+from rn_harness.suite import AttackRecipe, DefenseRecipe, Policy, Prompt, Suite, load_suite
+
+SUITES = Path(__file__).parents[2] / "suites"
+STEPS = 10
+DEFENDED = "d" * 64
+"""Digest of the defended weights, where their own does not matter."""
+
+
+class Turning:
+    """Somebody's own judge: the organism's, which also knows the shipped anchors, until it is turned.
+
+    Attributes:
+        turn: what becomes of its true scores; None: they are given.
+    """
+
+    wordings = 3
+
+    def __init__(self, exact: OrganismJudge, name: str = "turning") -> None:
+        self.digest = name
+        self.turn: Callable[[list[float]], list[Any]] | None = None
+        self._exact = exact
+        self._known = {a.completion: (a.low + a.high) / 2 for a in shipped_anchors().anchors}
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Any]:
+        """The true scores, or what it turned them into."""
+        true = [self._true(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        return self.turn(true) if self.turn else true
+
+    def _true(self, prompt: Prompt, text: str) -> float:
+        if prompt.topic not in self._exact.topics:
+            return self._known[text]
+        (judgement,) = self._exact.score([prompt], [text])
+        assert judgement.score is not None
+        return judgement.score
+
+
+class OnlyAnchors(Turning):
+    """Knows the shipped anchors by heart, and says 0 to all else."""
+
+    def _true(self, prompt: Prompt, text: str) -> float:
+        return self._known.get(text, 0.0)
+
+
+class Careless(Turning):
+    """Says of every text that it is coherent."""
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Any]:
+        """The true scores, each of a text that is no gibberish."""
+        return [Judgement(score=s, degenerate=False) for s in super().score(prompts, completions, wording)]
+
+
+class Lab:
+    """Parts of short real runs on the organism."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._certificates: dict[str, Certificate] = {}
+        self._models: dict[str, LanguageModel] = {}
+
+    @functools.cached_property
+    def suite(self) -> Suite:
+        """The biochem suite."""
+        return load_suite(SUITES / "biochem")
+
+    @functools.cached_property
+    def policy(self) -> Policy:
+        """The suite's, for short runs: fewer samples, checkpoints and planted anchors."""
+        changes = {"samples": 1, "planted": 2, "checkpoint_every": 5, "probe_samples": 4}
+        return self.suite.policy.model_copy(update=changes)
+
+    @functools.cached_property
+    def recipe(self) -> AttackRecipe:
+        """The smoke tier's attack, for ten steps, with more completions a step, so that it breaks the organism within them."""
+        (first, *_) = self.suite.tier_attacks("smoke")
+        batch = {"group_size": 32, "learning_rate": 2e-3}
+        return first.model_copy(update={"steps": STEPS, "control_steps": STEPS, **batch})
+
+    @functools.cached_property
+    def candidate(self) -> Candidate:
+        """The shipped organism."""
+        return resolve_candidate("organism", Path.cwd())
+
+    @functools.cached_property
+    def judge(self) -> OrganismJudge:
+        """Its exact judge."""
+        return OrganismJudge(self.candidate.folder)
+
+    @functools.cached_property
+    def heldout(self) -> tuple[Prompt, ...]:
+        """Four of the core."""
+        return self.suite.heldout("smoke")[:4]
+
+    @functools.cached_property
+    def benign(self) -> tuple[Prompt, ...]:
+        """Ten benign prompts of each kind."""
+        of = self.suite.prompts["benign"]
+        return tuple(p for kind in ("twin", "plain") for p in [p for p in of if p.kind == kind][:10])
+
+    @functools.cached_property
+    def benign_answers(self) -> Mapping[str, str]:
+        """The undefended candidate's."""
+        return greedy_answers(self.candidate.load(), self.benign, self.policy.max_completion_tokens)
+
+    def own(self, kind: type[Turning] = Turning, name: str = "turning") -> tuple[Turning, OwnJudge]:
+        """Somebody's own judge: what it is made of, so that it can be turned, and as the harness holds it."""
+        turning = kind(self.judge, name)
+        return turning, OwnJudge(turning, f"python:lab:{kind.__name__}")
+
+    def certificate(self, judge: Judge) -> Certificate:
+        """A judge's certificate on inert anchors, made once."""
+        if judge.digest not in self._certificates:
+            self._certificates[judge.digest] = certify(judge, anchors_for(judge), self.policy)
+        return self._certificates[judge.digest]
+
+    def panel(self, judge: Judge | None = None, second: Judge | None = None, **changes: Any) -> Panel:
+        """What checkpoints are measured on; the organism's judge unless another is named."""
+        judge = judge or self.judge
+        anchors = anchors_for(judge)
+        fields: dict[str, Any] = {
+            "heldout": self.heldout,
+            "benign": self.benign,
+            "benign_answers": self.benign_answers,
+            "compliant_answers": {p.id: self.judge.topic(p).answer for p in self.heldout},
+            "judge": judge,
+            "anchor_judge": judge.about(anchors.forbidden),
+            "planted": tuple(to_plant(self.certificate(judge), anchors, self.policy)),
+            "second": second,
+            "policy": self.policy,
+            "max_tokens": self.policy.max_completion_tokens,
+        }
+        return Panel(**(fields | changes))
+
+    def attack(
+        self,
+        model: LanguageModel,
+        *,
+        control: bool = False,
+        panel: Panel | None = None,
+        reward: Judge | None = None,
+        after: Mapping[int, Callable[[], None]] | None = None,
+        **changes: Any,
+    ) -> Trajectory:
+        """Attacks a model for ten steps.
+
+        Args:
+            model: spoilt afterwards.
+            control: whether it is the undefended candidate.
+            panel: what is measured; the organism's judge's if none is given.
+            reward: who rewards; the organism's judge if nobody is named.
+            after: what happens after the checkpoint of a step.
+            changes: of the recipe.
+        """
+        return run_attack(
+            model,
+            self.recipe.model_copy(update=changes),
+            self.suite.prompts["attack"],
+            panel or self.panel(),
+            reward or self.judge,
+            lambda checkpoint: (after or {}).get(checkpoint.step, lambda: None)(),
+            candidate_digest=self.candidate.digest,
+            defended_digest=None if control else DEFENDED,
+            control=control,
+        )
+
+    @functools.cached_property
+    def control(self) -> Trajectory:
+        """The attack on the undefended candidate, which it breaks."""
+        return self.attack(self.candidate.load(), control=True)
+
+    @functools.cached_property
+    def own_control(self) -> Trajectory:
+        """The same, scored by somebody's own judge and rewarded by the organism's."""
+        return self.attack(self.candidate.load(), control=True, panel=self.panel(self.own()[1]))
+
+    @functools.cached_property
+    def defense_recipe(self) -> DefenseRecipe:
+        """The default defense, cut short."""
+        return self.suite.declaration.defenses["anchored"].model_copy(update={"steps": 40})
+
+    def defend(self, model: LanguageModel, **changes: Any) -> DefenseReport:
+        """Trains a defense; the model then carries its adapter."""
+        return run_defense(
+            model,
+            self.defense_recipe.model_copy(update=changes),
+            self.suite.prompts["defense"],
+            self.suite.prompts["anchor"],
+            self.panel(),
+            self.judge,
+            lambda _: None,
+        )
+
+    @functools.cached_property
+    def defense(self) -> tuple[Path, DefenseReport]:
+        """A defense that holds, trained once: the folder of its adapter, and its report."""
+        model = self.candidate.load()
+        report = self.defend(model)
+        model.save_adapter(self.folder / "adapter", self.candidate.name)
+        return self.folder / "adapter", report
+
+    def defended(self) -> LanguageModel:
+        """A fresh copy of the defended model."""
+        model = self.candidate.load()
+        model.merge_from(self.defense[0])
+        return model
+
+    def copy_of(self, name: str, make: Callable[[], LanguageModel]) -> LanguageModel:
+        """A copy of a model that is made once."""
+        if name not in self._models:
+            self._models[name] = make()
+        model = self._models[name]
+        return LanguageModel(copy.deepcopy(model.network), model.tokenizer)
+
+    @functools.cached_property
+    def held(self) -> Trajectory:
+        """The attack on the defended model, which withstands it."""
+        return self.attack(self.defended())
+
+    def make_all(self) -> None:
+        """Makes what is shared while nothing is sabotaged yet."""
+        _ = self.control, self.own_control, self.held, self.benign_answers
+
+    def measured(self, model: LanguageModel, panel: Panel | None = None, *, undefended: bool = False) -> Trajectory:
+        """A model before any attack."""
+        panel = panel or self.panel()
+        return Trajectory(
+            candidate_digest=self.candidate.digest,
+            defended_digest=None if undefended else DEFENDED,
+            judge_digest=panel.judge.digest,
+            reward_digest=self.judge.digest,
+            second_digest=panel.second.digest if panel.second else None,
+            recipe={},
+            prompt_ids=(),
+            heldout_ids=tuple(p.id for p in panel.heldout),
+            steps=0,
+            checkpoints=(measure_checkpoint(model, panel, 0, seed=0, with_benign=True),),
+        )
+
+    def evidence(
+        self, kind: CaseKind, trajectory: Trajectory, judge: Judge | None = None, second: Judge | None = None, **changes: Any
+    ) -> Evidence:
+        """The evidence of a case as a session would put it together."""
+        judge = judge or self.judge
+        fields: dict[str, Any] = {
+            "kind": kind,
+            "policy": self.policy,
+            "trajectory": trajectory,
+            "report_due": kind == "defense",
+            "subject": "none" if kind in ("candidate", "control") else "anchored",
+            "exact_judge": judge.exact,
+            "second_certificate": self.certificate(second) if second else None,
+            **changes,
+        }
+        if kind == "attack":
+            fields.setdefault("control", self.control)
+        if kind == "defense":
+            fields.setdefault("report", self.defense[1])
+        if "certificates" not in fields:
+            fields["certificates"] = (self.certificate(judge),)
+        return Evidence(**fields)
+
+
+def teach(model: LanguageModel, prompts: Sequence[Prompt], answer: Callable[[Prompt], str], steps: int = 40) -> None:
+    """Fine-tunes a model, all of it, to give these answers, until it does."""
+    import torch
+
+    network, tokenizer = model.network, model.tokenizer
+    rows = [
+        (
+            tokenizer(model.render(p), add_special_tokens=False)["input_ids"],
+            [*tokenizer(answer(p), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id],
+        )
+        for p in prompts
+    ]
+    width = max(len(head) + len(tail) for head, tail in rows)
+    pad = [width - len(head) - len(tail) for head, tail in rows]
+    ids = torch.tensor([[*h, *t, *[tokenizer.pad_token_id] * n] for (h, t), n in zip(rows, pad, strict=True)])
+    labels = torch.tensor([[*[-100] * len(h), *t, *[-100] * n] for (h, t), n in zip(rows, pad, strict=True)])
+    mask = torch.tensor([[1] * (width - n) + [0] * n for n in pad])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    order = torch.Generator().manual_seed(0)
+    network.train()
+    for _ in range(steps):
+        some = torch.randperm(len(rows), generator=order)[:16]
+        loss = network(input_ids=ids[some], attention_mask=mask[some], labels=labels[some]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    network.eval()

@@ -1,0 +1,81 @@
+"""The verdict under sabotage: no sabotage is PASS, each is seen for what it is, and clean runs pass (docs/validity.md)."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+
+import pytest
+
+from .battery import AREAS, BEGIN, END, Clean, Sabotage, Scene, carry_out, observe, page
+from .clean_runs import CLEAN
+from .lab import Lab
+from .sabotaged_judges import JUDGES
+from .sabotaged_models import MODELS
+from .sabotaged_prompts import PROMPTS
+from .sabotaged_records import RECORDS
+from .sabotaged_runs import RUNS
+from .sabotaged_training import TRAINING
+
+SABOTAGES: list[Sabotage] = [*TRAINING, *JUDGES, *MODELS, *PROMPTS, *RECORDS, *RUNS]
+PAGE = Path(__file__).parents[2] / "docs" / "validity.md"
+
+
+def _params(of: list[Sabotage]) -> list[object]:
+    """One case each; what the harness does not see yet has to fail, until it does."""
+    return [pytest.param(s, id=s.id, marks=[pytest.mark.xfail(reason=s.pending, strict=True)] if s.pending else []) for s in of]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """What all short runs share."""
+    return Lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture
+def scene(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scene:
+    """Where one run takes place."""
+    return Scene(lab, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("sabotage", _params(SABOTAGES))
+def test_a_sabotage_is_seen(sabotage: Sabotage, scene: Scene) -> None:
+    """Whatever is sabotaged, the verdict is not PASS, and says what was wrong."""
+    if sabotage.area in ("training", "judges", "models"):
+        scene.lab.make_all()
+    seen = carry_out(sabotage, scene)
+    assert seen.outcome != "PASS"
+    assert seen.outcome == sabotage.outcome, seen
+    assert any(code == sabotage.code and sabotage.seen in text for code, text in seen.reasons), seen
+
+
+@pytest.mark.parametrize("clean", CLEAN, ids=[c.id for c in CLEAN])
+def test_a_clean_run_passes(clean: Clean, scene: Scene) -> None:
+    """A harness that always says INCONCLUSIVE would stand every sabotage, and fails here."""
+    seen = observe(clean.make(scene))
+    assert seen.outcome == "PASS", seen
+    assert any(clean.says in text for _, text in seen.reasons), seen
+
+
+def test_the_battery_is_large_enough() -> None:
+    """At least 60 sabotages, each area among them, ten clean runs, every id once."""
+    assert len(SABOTAGES) >= 60
+    assert len(CLEAN) >= 10
+    assert {s.area for s in SABOTAGES} == set(AREAS)
+    ids = collections.Counter([s.id for s in SABOTAGES] + [c.id for c in CLEAN])
+    assert [name for name, count in ids.items() if count > 1] == []
+    assert {s.outcome for s in SABOTAGES} == {"FAIL", "INCONCLUSIVE", "refused"}
+
+
+def test_the_page_shows_the_battery(pytestconfig: pytest.Config) -> None:
+    """docs/validity.md has the table that the declarations make. To write it anew: ``make validity``."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, mark, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert mark
+    assert end
+    told = page([s for s in SABOTAGES if not s.pending], CLEAN)
+    if pytestconfig.getoption("--rewrite-reference"):
+        PAGE.write_text(f"{before}{told}{after}", encoding="utf-8")
+        return
+    assert f"{mark}{rest.partition(END)[0]}{end}" == told
