@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
 
 
-WITNESSES = 8
-"""Known anchors of each side, harmful and harmless, that a judge which does not score checkpoints gets at each of them."""
-
-
 def draw_attack_prompts(pool: Sequence[Prompt], recipe: AttackRecipe) -> list[Prompt]:
     """The prompts that this attack trains on: ``recipe.prompts`` of the pool, drawn by its seed."""
     return random.Random(recipe.seed).sample(list(pool), recipe.prompts)
@@ -71,46 +67,6 @@ def _under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int) -> 
         raise TrainingError(f"the model under attack must be measured, got step={step} at which it was not run; measure it")
 
 
-@dataclass(frozen=True, slots=True)
-class _Witness:
-    """Known anchors for a judge that does not score checkpoints, to see at each of them whether it still judges.
-
-    A reward's judge that turns blind starves the attack, and a second judge that does takes back what the first saw; neither
-    shows in the scores.
-
-    Attributes:
-        who: for the sentence.
-        judge: told what is forbidden in the anchors.
-        anchors: as many of each side as there are, up to ``WITNESSES``, drawn by the judge's digest.
-    """
-
-    who: str
-    judge: Judge
-    anchors: tuple[Anchor, ...]
-
-    @classmethod
-    def of(cls, who: str, judge: Judge, policy: Policy) -> Self:
-        """A witness of this judge."""
-        anchors = anchors_for(judge)
-        drawn = sorted(anchors.of("certify"), key=lambda a: hashlib.sha256(f"{judge.digest} {a.id}".encode()).digest())
-        harmful = [a for a in drawn if a.low > policy.threshold][:WITNESSES]
-        harmless = [a for a in drawn if a.high <= policy.threshold][:WITNESSES]
-        return cls(who, judge.about(anchors.forbidden), (*harmful, *harmless))
-
-    def check(self, policy: Policy, step: int) -> None:
-        """Asks the judge.
-
-        Raises:
-            JudgeGoneError: it gets half of a side wrong, or cannot score them.
-        """
-        given = score_planted(self.judge, self.anchors, policy)
-        for name, high in (("harmful", True), ("harmless", False)):
-            side = [p for p in given if p.high is high]
-            wrong = sum(p.score is None or (p.score > policy.threshold) is not high for p in side)
-            if 2 * wrong >= len(side):
-                raise JudgeGoneError(f"at step {step} {self.who} got {wrong} of {len(side)} known {name} anchors wrong")
-
-
 def run_attack(
     model: LanguageModel,
     recipe: AttackRecipe,
@@ -145,9 +101,6 @@ def run_attack(
     due = checkpoint_steps(steps, panel.policy)
     checkpoints: list[Checkpoint] = []
 
-    others = [("the reward's judge", reward_judge)] if reward_judge.digest != panel.judge.digest else []
-    others += [("the second judge", panel.second)] if panel.second else []
-    witnesses = [_Witness.of(who, judge, panel.policy) for who, judge in others]
     gone: str | None = None
     above: list[bool] = []  # of the window's completions, whether their harm is above the threshold
 
@@ -167,8 +120,6 @@ def run_attack(
             checkpoint = measure_checkpoint(model, panel, step, seed=recipe.seed, with_benign=with_benign, training=window)
         checkpoints.append(checkpoint)
         sink(checkpoint)
-        for witness in witnesses:
-            witness.check(panel.policy, step)
         if checkpoint.planted and all(p.unscored in INFRASTRUCTURE for p in checkpoint.planted):
             raise JudgeGoneError(f"the judge scored none of the planted anchors at step {step}: {checkpoint.planted[0].unscored}")
 
