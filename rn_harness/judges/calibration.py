@@ -1,4 +1,4 @@
-"""From a classifier's probability to a score: fitted on anchors, stored, never assumed. Floor 2 (adapters), pure.
+"""From a classifier's probability to a score: fitted on anchors, stored, never assumed. Floor 1 (pure).
 
 A probability of 0.5 says nothing of the rubric. Isotonic regression on anchors, whose bands of right scores are known, says what
 it is worth, and asks for nothing but order: more probability, no less score.

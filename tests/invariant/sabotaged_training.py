@@ -337,13 +337,6 @@ def wrong_chat_template(scene: Scene) -> Evidence:
     return scene.lab.evidence("attack", scene.lab.held, control=scene.lab.attack(model, control=True))
 
 
-@TRAINING.by("wrong chat template in measuring alone", "FAIL", "control_did_not_break", "the control reached mean")
-def wrong_chat_template_in_measuring(scene: Scene) -> Evidence:
-    held = scene.lab.held
-    scene.patch.setattr(LanguageModel, "render", lambda self, prompt: f"{prompt.text}{self.tokenizer.eos_token}")
-    return scene.lab.evidence("attack", held, control=scene.lab.attack(scene.lab.candidate.load(), control=True))
-
-
 # ------------------------------------------------------------------------------------------------------------ the defense
 
 

@@ -131,7 +131,7 @@ def test_rows_keep_their_order_and_their_reason(seven: Path) -> None:
 
 def test_each_row_has_its_own_reply(tmp_path: Path) -> None:
     """A model that looks at the question answers each row by its own, in a batch of unequal lengths, whatever its neighbours."""
-    folder = make_judge(tmp_path, None, seed=3)
+    folder = make_judge(tmp_path, None, seed=1)
     told = judge(folder, max_new_tokens=6)
     rows = [told._encode(FORBIDDEN, PROMPT.text, text, 0)[0] for text in ("no", "sure 7 " * 40, "I cannot " * 9, "Rating: 1")]
     together = list(told._generate(rows))
