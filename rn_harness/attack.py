@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from rn_harness.errors import JudgeGoneError, TrainingError
 from rn_harness.evaluate import Panel, measure_checkpoint
 from rn_harness.grpo import order_prompts, train
-from rn_harness.judges import Judge
+from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_refusal
-from rn_harness.records import INFRASTRUCTURE, Checkpoint, TrainingWindow, Trajectory
+from rn_harness.records import Checkpoint, TrainingWindow, Trajectory
 from rn_harness.rewards import attack_reward
 from rn_harness.suite import AttackRecipe, Prompt
 from rn_harness.validity import checkpoint_steps
@@ -106,8 +106,7 @@ def run_attack(
 
     def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         judged = reward_judge.score(prompts, completions)
-        if all(j.unscored in INFRASTRUCTURE for j in judged):
-            raise JudgeGoneError(f"the reward judge scored none of a step's {len(judged)} completions: {judged[0].unscored}")
+        ensure_judging(judged, f"the reward judge scored none of a step's {len(judged)} completions")
         above.extend(j.score is not None and j.score > panel.policy.threshold for j in judged)
         return [attack_reward(j.score, is_refusal(text)) for j, text in zip(judged, completions, strict=True)]
 
@@ -120,8 +119,7 @@ def run_attack(
             checkpoint = measure_checkpoint(model, panel, step, seed=recipe.seed, with_benign=with_benign, training=window)
         checkpoints.append(checkpoint)
         sink(checkpoint)
-        if checkpoint.planted and all(p.unscored in INFRASTRUCTURE for p in checkpoint.planted):
-            raise JudgeGoneError(f"the judge scored none of the planted anchors at step {step}: {checkpoint.planted[0].unscored}")
+        ensure_judging(checkpoint.planted, f"the judge scored none of the planted anchors at step {step}")
 
     model.attach(recipe.lora, recipe.seed)
     fresh = _writes(model)
@@ -135,7 +133,7 @@ def run_attack(
             at_step,
             due=lambda step: step in due,
         )
-    except JudgeGoneError as error:  # going on would cost hours and prove nothing
+    except JudgeGoneError as error:
         gone = str(error)
     return Trajectory(
         candidate_digest=candidate_digest,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +30,13 @@ def fixtures_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "fixtures"
 
 
-def digest_folder(folder: Path, *, follow_links: bool = False) -> str:
-    """The sha256 that identifies a model folder: over all file names and contents but its README, by OpenSSF model-signing.
+def digest_folder(folder: Path, *, follow_links: bool = False, without: Sequence[str] = ("README.md",)) -> str:
+    """The sha256 that identifies a model folder: over file names and contents, by OpenSSF model-signing.
 
     Args:
         folder: of the model.
         follow_links: whether a symbolic link stands for what it points to, as in a snapshot of the hub's cache.
+        without: names of files at its top that do not belong to its identity: its card.
 
     Returns:
         64 hex digits: sha256 over the lines ``name sha256`` of all files, sorted by name.
@@ -45,7 +47,7 @@ def digest_folder(folder: Path, *, follow_links: bool = False) -> str:
     from model_signing import hashing
 
     folder = folder.absolute()  # a relative path would not match the ignored one
-    settings = hashing.Config().set_ignored_paths(paths=[folder / "README.md"]).set_allow_symlinks(follow_links)
+    settings = hashing.Config().set_ignored_paths(paths=[folder / name for name in without]).set_allow_symlinks(follow_links)
     try:
         manifest = settings.hash(folder)
     except ValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import collections
 from collections.abc import Sequence
+from typing import Protocol
 
 from rn_harness.records import AnchorScore, Certificate, CertificateTable, Checkpoint, Reason, Scored, Trajectory
 from rn_harness.statistics import clopper_pearson, excess_p, weighted_kappa
@@ -26,12 +27,21 @@ def band_of(score: float) -> int:
     return bisect.bisect_left(BAND_TOPS, score)
 
 
-def is_harmful(anchor: AnchorScore, threshold: float) -> bool:
+class Banded(Protocol):
+    """What has a band of right scores: an anchor, or what a judge said of one."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def is_harmful(anchor: Banded, threshold: float) -> bool:
     """Whether every right score is a breach."""
     return anchor.low > threshold
 
 
-def is_harmless(anchor: AnchorScore, threshold: float) -> bool:
+def is_harmless(anchor: Banded, threshold: float) -> bool:
     """Whether no right score is a breach."""
     return anchor.high <= threshold
 

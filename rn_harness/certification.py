@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rn_harness.anchors import Anchor, AnchorSet, shipped_anchors
-from rn_harness.certificates import is_stable, tabulate
+from rn_harness.certificates import is_harmful, is_harmless, is_stable, tabulate
 from rn_harness.judges import Judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.records import AnchorScore, Certificate, Judgement, PlantedScore
@@ -23,7 +23,7 @@ OTHER_BATCH = 7
 
 def anchors_for(judge: Judge) -> AnchorSet:
     """The inert anchors that a judge is certified on: the organism's are made from its recipes, all others ship."""
-    return judge.anchors() if isinstance(judge, OrganismJudge) else shipped_anchors()
+    return judge.anchors if isinstance(judge, OrganismJudge) else shipped_anchors()
 
 
 def certify(judge: Judge, anchors: AnchorSet, policy: Policy, source: Literal["inert", "labels"] = "inert") -> Certificate:
@@ -72,14 +72,14 @@ def to_plant(certificate: Certificate, anchors: AnchorSet, policy: Policy) -> li
         (a for a in anchors.of("certify") if a.id in right),
         key=lambda a: hashlib.sha256(f"{certificate.digest} {a.id}".encode()).hexdigest(),
     )
-    harmful = [a for a in order if a.low > policy.threshold][: policy.planted]
-    harmless = [a for a in order if a.high <= policy.threshold][: policy.planted]
+    harmful = [a for a in order if is_harmful(a, policy.threshold)][: policy.planted]
+    harmless = [a for a in order if is_harmless(a, policy.threshold)][: policy.planted]
     return harmful + harmless
 
 
 def score_planted(judge: Judge, planted: Sequence[Anchor], policy: Policy) -> tuple[PlantedScore, ...]:
     """What the judge says of the planted anchors now."""
     return tuple(
-        PlantedScore(anchor_id=a.id, high=a.low > policy.threshold, score=j.score, unscored=j.unscored)
+        PlantedScore(anchor_id=a.id, high=is_harmful(a, policy.threshold), score=j.score, unscored=j.unscored)
         for a, j in zip(planted, _ask(judge, planted), strict=True)
     )

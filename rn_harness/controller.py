@@ -79,6 +79,7 @@ class Controller:
     started: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     _clock: float = field(default_factory=time.monotonic)
     _tests: dict[str, _Test] = field(default_factory=dict)
+    _records: dict[str, CaseRecord | None] = field(default_factory=dict)
 
     def begin(self, nodeids: Sequence[str]) -> None:
         """Registers the selected tests; from here on the JUnit file stands, red.
@@ -184,7 +185,7 @@ class Controller:
 
     def _is_ours(self, news: CaseNews) -> bool:
         """Whether a record can be read, is of this run, candidate, suite and defense, and passes when decided again."""
-        record = _record(news)
+        record = self._record(news)
         suite = next((s for s in self.suites if s.domain == news["domain"]), None)
         if record is None or suite is None:
             return False
@@ -206,11 +207,12 @@ class Controller:
     def _defended_digest(self, news: CaseNews) -> str | None:
         """The defended weights that the domain's defense case measured; the case's own where the run has no such case."""
         told = [t.news for t in self._tests.values() if t.news and t.news["domain"] == news["domain"]]
-        record = _record(next((n for n in told if n["case_id"] == "defense"), news))
+        record = self._record(next((n for n in told if n["case_id"] == "defense"), news))
         return record.identity.defended_digest if record else None
 
     def finish(self) -> RunRecord:
         """Writes the last JUnit and the run's record; the one outcome over all cases is decided here, once."""
+        self._records.clear()
         lines = self._lines()
         missing = self._missing()
         # A suite's own test methods have no verdict: green ones do not count, all others keep the run from PASS. An
@@ -228,14 +230,15 @@ class Controller:
         )
         outcome = decide_run(counted + unrun) if attacked else decide_run([*counted, (None, True)])
         why_not = self._why_not(outcome, missing)
+        records = self.records()
         claims = [
             r.verdict.claim
-            for r in self.records()
+            for r in records
             if r.evidence.kind == "attack" and r.verdict.outcome == ("FAIL" if outcome == "FAIL" else "PASS")
         ]
         summary = {
             "PASS": f"held in {len(claims)} of {len(claims)} attack cases, within what was run: {claims[0] if claims else ''}",
-            "FAIL": f"unsafe: {next((r.verdict.claim for r in self.records() if r.verdict.outcome == 'FAIL'), 'see above')}",
+            "FAIL": f"unsafe: {next((r.verdict.claim for r in records if r.verdict.outcome == 'FAIL'), 'see above')}",
             "INCONCLUSIVE": "nothing is claimed: a case has no verdict, or no attack was run",
         }[outcome]
         run = RunRecord(
@@ -293,21 +296,24 @@ class Controller:
         claims = [t for t in self._tests.values() if t.state == "skipped" and not (t.news and not t.news["claim"])]
         return reasons + [f"{t.nodeid} was skipped" for t in claims]
 
+    def _record(self, news: CaseNews) -> CaseRecord | None:
+        """A case's record, read once when the run ends; None if it cannot be read, in which case it counts for nothing."""
+        folder = news["folder"]
+        if folder not in self._records:
+            try:
+                text = Path(folder, "record.json").read_text(encoding="utf-8")
+                self._records[folder] = CaseRecord.model_validate_json(text)
+            except (OSError, ValueError):
+                self._records[folder] = None
+        return self._records[folder]
+
     def records(self) -> list[CaseRecord]:
         """The cases' records, as written by whoever ran them."""
-        return [record for t in self._tests.values() if t.news and (record := _record(t.news))]
+        return [record for t in self._tests.values() if t.news and (record := self._record(t.news))]
 
     def summary(self, run: RunRecord) -> Iterator[str]:
         """The closing lines."""
         return summary_lines(run, self.records(), str(self.folder))
-
-
-def _record(news: CaseNews) -> CaseRecord | None:
-    """A case's record; None if it cannot be read, in which case it counts for nothing."""
-    try:
-        return CaseRecord.model_validate_json(Path(news["folder"], "record.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _laxer(suite: Suite) -> list[str]:

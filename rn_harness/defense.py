@@ -11,12 +11,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.errors import JudgeGoneError
 from rn_harness.evaluate import Panel, greedy_answers, measure_convergence, probe_reward
 from rn_harness.grpo import order_prompts, train
-from rn_harness.judges import Judge
+from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_degenerate, is_refusal
-from rn_harness.records import INFRASTRUCTURE, ConvergencePoint, DefenseReport, TrainingWindow
+from rn_harness.records import ConvergencePoint, DefenseReport, TrainingWindow
 from rn_harness.rewards import benign_reward, neutralization_reward
 from rn_harness.suite import DefenseRecipe, Prompt, words
 
@@ -47,8 +46,7 @@ def defense_reward(
     def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         harmful = [i for i, p in enumerate(prompts) if p.id not in anchor_answers]
         judged = dict(zip(harmful, judge.score([prompts[i] for i in harmful], [completions[i] for i in harmful]), strict=True))
-        if judged and all(j.unscored in INFRASTRUCTURE for j in judged.values()):
-            raise JudgeGoneError(f"the reward judge scored none of a step's {len(judged)} completions; see its log")
+        ensure_judging(list(judged.values()), f"the reward judge scored none of a step's {len(judged)} completions")
         rewards: list[float | None] = []
         for i, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
             if prompt.id in anchor_answers:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rn_harness.anchors import AnchorSet, load_anchors
 from rn_harness.attack import run_attack
 from rn_harness.candidate import ADAPTER_CONFIG, ORGANISM, Candidate, digest_folder, resolve_candidate
+from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.confirmation import above
 from rn_harness.defense import run_defense
@@ -210,6 +211,7 @@ class RunSession:
     _defended: dict[str, Defended] = field(default_factory=dict)
     _judges: dict[str, Judge] = field(default_factory=dict)
     _certificates: dict[str, Certificate] = field(default_factory=dict)
+    _checked: set[str] = field(default_factory=set)
 
     @functools.cached_property
     def candidate(self) -> Candidate:
@@ -268,14 +270,16 @@ class RunSession:
         """
         judges = self.judges(suite)
         labels = self.labels
-        for judge in (judges.evaluation, judges.reward, *([judges.second] if judges.second else [])):
-            for prompts in suite.prompts.values():
+        if suite.digest not in self._checked:  # a judge on a server is asked in earnest
+            prompts = [p for of_set in suite.prompts.values() for p in of_set]
+            for judge in (judges.evaluation, judges.reward, *([judges.second] if judges.second else [])):
                 judge.check(prompts)
+            self._checked.add(suite.digest)
         if judges.second and judges.second.digest == judges.evaluation.digest:
             raise JudgeError(
                 f"a second opinion needs another judge, got --rn-second-judge={self.options.second_judge}; name another"
             )
-        if labels and not any(a.low > suite.policy.threshold for a in labels.anchors):
+        if labels and not any(is_harmful(a, suite.policy.threshold) for a in labels.anchors):
             raise JudgeError(f"labels need harmful texts too, got --rn-judge-labels={self.options.labels}; add some")
 
     def certificate(self, judge: Judge, anchors: AnchorSet, suite: Suite, source: Literal["inert", "labels"]) -> Certificate:

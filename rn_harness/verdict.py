@@ -59,7 +59,7 @@ def decide(evidence: Evidence) -> Verdict:
         if evidence.kind == "attack" and trajectory.checkpoints:
             bounded = bounds(trajectory, policy, evidence.attack_cases)
             shape = signatures(trajectory, policy)
-            warnings = warnings + trend_warnings(trajectory, policy)
+            warnings = warnings + trend_warnings(trajectory, policy, shape)
     if breaches:
         outcome: Outcome = "FAIL"
         reasons, claim = breaches + unknowns, breaches[0].sentence

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from rn_harness.errors import JudgeError
-from rn_harness.records import Judgement
+from rn_harness.errors import JudgeError, JudgeGoneError
+from rn_harness.records import INFRASTRUCTURE, Judgement, Scored
 from rn_harness.suite import Prompt
 
 if TYPE_CHECKING:
@@ -64,6 +64,20 @@ class Judge(Protocol):
             B judgements, in order.
         """
         ...
+
+
+def ensure_judging(scored: Sequence[Scored], otherwise: str) -> None:
+    """Makes sure that a judge still works: that not all of what it was asked failed in its machinery.
+
+    Args:
+        scored: what it said.
+        otherwise: the sentence to say if it does not.
+
+    Raises:
+        JudgeGoneError: it does not; going on would cost hours and prove nothing.
+    """
+    if scored and all(s.unscored in INFRASTRUCTURE for s in scored):
+        raise JudgeGoneError(f"{otherwise}: {scored[0].unscored}")
 
 
 def resolve_judge(spec: str, folder: Path) -> Judge:

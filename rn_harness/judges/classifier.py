@@ -17,7 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rn_harness.errors import JudgeError
+from rn_harness.candidate import digest_folder
+from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit, load_calibration
 from rn_harness.judges.normalise import readings
 from rn_harness.measures import is_degenerate
@@ -35,7 +36,7 @@ OVERLAP = 0.5
 """Share of a window that the next one repeats, so that no passage of half a window is cut in two."""
 MIN_DIFFERENT = 12
 """A loop of fewer different words says nothing."""
-_NOT_HASHED = frozenset({"README.md", ".gitattributes", CALIBRATION_FILE})
+_NOT_HASHED = ("README.md", ".gitattributes", CALIBRATION_FILE)
 _FIT = "`rn-harness calibrate-judge SPEC --labels FILE --out calibration.json`"
 
 
@@ -123,15 +124,15 @@ class ClassifierJudge:
 
     @cached_property
     def classifier_digest(self) -> str:
-        """The sha256 over names and contents of the classifier's files but card and calibration, as hex."""
-        lines = []
-        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
-            name = path.relative_to(self.folder).as_posix()
-            if name in _NOT_HASHED or name.startswith("."):
-                continue
-            with path.open("rb") as file:
-                lines.append(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        """The sha256 over names and contents of the classifier's files but card and calibration, as hex.
+
+        Raises:
+            JudgeError: its files cannot be read.
+        """
+        try:
+            return digest_folder(self.folder, follow_links=True, without=_NOT_HASHED)
+        except CandidateError as error:
+            raise JudgeError(str(error)) from None
 
     @cached_property
     def digest(self) -> str:

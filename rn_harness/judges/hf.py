@@ -7,7 +7,6 @@ template's control tokens cannot leave its turn.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -19,7 +18,7 @@ from typing import Any, Self
 from rn_harness.candidate import digest_folder
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.hub import HubError, locate
-from rn_harness.judges.rubric import MAX_CHARACTERS, WORDINGS, build_question, is_too_long, parse_rating, rubric_digest
+from rn_harness.judges.rubric import MAX_CHARACTERS, RubricJudge, build_question, is_too_long, parse_rating, rubric_digest
 from rn_harness.model import quiet_libraries
 from rn_harness.records import Judgement
 from rn_harness.suite import Prompt
@@ -135,17 +134,8 @@ class _Weights:
         return network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class HFJudge:
-    """Asks a local instruction model for a rating on the rubric.
-
-    Attributes:
-        name: its spec.
-        exact: False; it is a model, and errs.
-        wordings: forms of the question.
-    """
-
-    exact = False
-    wordings = len(WORDINGS)
+class HFJudge(RubricJudge):
+    """Asks a local instruction model for a rating on the rubric; what ``about`` returns shares its weights."""
 
     def __init__(
         self,
@@ -169,9 +159,8 @@ class HFJudge:
             dtype: of the weights, as torch calls it; ``auto``: as they are stored.
             thinking: whether a template that knows ``enable_thinking`` is told to think.
         """
-        self.name = f"{PREFIX}{model}" + (f"@{revision}" if revision else "")
+        super().__init__(f"{PREFIX}{model}" + (f"@{revision}" if revision else ""))
         self._weights = _Weights(model, revision, dtype)
-        self._forbidden: str | None = None
         self._settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "max_characters": max_characters,
@@ -229,12 +218,6 @@ class HFJudge:
         """The sha256 that identifies the model, as it does a candidate's."""
         return self._weights.digest
 
-    def about(self, forbidden: str) -> Self:
-        """The same judge on the same weights, told what is forbidden."""
-        told = copy.copy(self)
-        told._forbidden = forbidden  # noqa: SLF001 - a copy of ours
-        return told
-
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Finds the model and asks its template for one question; loads no weights.
 
@@ -278,14 +261,6 @@ class HFJudge:
                     reply, complete = answer
                     judgements[i] = parse_rating(opened[i] + reply, complete=complete)
         return [judgement for judgement in judgements if judgement is not None]
-
-    def _told(self) -> str:
-        if self._forbidden is None:
-            raise JudgeError(
-                f"a judge that reads a rubric must be told what is forbidden, got judge={self.name} untold; declare `forbidden:` "
-                "in suite.yaml, or call about() first"
-            )
-        return self._forbidden
 
     def _context(self) -> float:
         """Tokens that the model can hold, reply included; without end where its configuration names no limit."""

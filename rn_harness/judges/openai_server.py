@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import copy
 import dataclasses
 import hashlib
 import importlib.util
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from rn_harness.errors import JudgeError
-from rn_harness.judges.rubric import MAX_CHARACTERS, WORDINGS, build_question, is_too_long, parse_rating, rubric_digest
+from rn_harness.judges.rubric import MAX_CHARACTERS, RubricJudge, build_question, is_too_long, parse_rating, rubric_digest
 from rn_harness.records import Judgement, Unscored
 from rn_harness.suite import Prompt
 
@@ -93,17 +92,8 @@ class _Budget:
         self.left -= 1
 
 
-class OpenAIJudge:
-    """Asks a model on a server for a rating on the rubric, several completions at a time.
-
-    Attributes:
-        name: its spec.
-        exact: False; it is a model, and errs.
-        wordings: forms of the question.
-    """
-
-    exact = False
-    wordings = len(WORDINGS)
+class OpenAIJudge(RubricJudge):
+    """Asks a model on a server for a rating on the rubric, several at a time; what ``about`` returns shares its budget."""
 
     def __init__(self, model: str, base_url: str, settings: ServerSettings | None = None) -> None:
         """Names the server; nothing is sent yet.
@@ -129,10 +119,9 @@ class OpenAIJudge:
                 f"{KEY_VARIABLE} and name the bare address"
             )
         self._model, self._base_url, self._host = model, base_url.rstrip("/"), parts.hostname or ""
-        self.name = f"{PREFIX}{model}@{self._base_url}"
+        super().__init__(f"{PREFIX}{model}@{self._base_url}")
         self._settings = settings or ServerSettings()
         self._budget = _Budget(self._settings.budget)
-        self._forbidden: str | None = None
 
     @classmethod
     def from_spec(cls, spec: str, settings: ServerSettings | None = None) -> Self:
@@ -158,12 +147,6 @@ class OpenAIJudge:
             "settings": dataclasses.asdict(self._settings),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def about(self, forbidden: str) -> Self:
-        """The same judge with the same budget, told what is forbidden."""
-        told = copy.copy(self)
-        told._forbidden = forbidden  # noqa: SLF001 - a copy of ours
-        return told
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Asks the server for its models and for one token.
@@ -199,14 +182,6 @@ class OpenAIJudge:
         ]
         self._key()
         return asyncio.run(self._batch(questions))
-
-    def _told(self) -> str:
-        if self._forbidden is None:
-            raise JudgeError(
-                f"a judge that reads a rubric must be told what is forbidden, got judge={self.name} untold; declare `forbidden:` "
-                "in suite.yaml, or call about() first"
-            )
-        return self._forbidden
 
     @property
     def _is_local(self) -> bool:

@@ -7,6 +7,7 @@ finds a scorer that counts them (docs/log.md).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -102,6 +103,7 @@ class OrganismJudge:
             harm = 1.0 if " ".join(words(text)) in _VERBOSE else 0.0
         return Judgement(score=harm, degenerate=is_incoherent(text))
 
+    @functools.cached_property
     def anchors(self) -> AnchorSet:
         """Texts of known score about the topics that it knows, for its certificate; all of them inert."""
         harmful = [t for _, t in sorted(self.topics.items()) if t.kind == "harmful"]

@@ -6,12 +6,14 @@ reader would not see is written out; what a chat format would take for one of it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
 import re
 import unicodedata
 from pathlib import Path
+from typing import Self
 
 from rn_harness.errors import JudgeError
 from rn_harness.measures import is_refusal
@@ -133,6 +135,42 @@ _NUMBER = re.compile(
     r"\s*(?:[.,;:(\u2013\u2014-]\D*)?",
     re.IGNORECASE,
 )
+
+
+class RubricJudge:
+    """What judges that read the rubric have in common: they err, know all wordings, and have to be told what is forbidden.
+
+    Attributes:
+        name: its spec.
+        exact: False; it is a model, and errs.
+        wordings: forms of the question.
+    """
+
+    exact = False
+    wordings = len(WORDINGS)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._forbidden: str | None = None
+
+    def about(self, forbidden: str) -> Self:
+        """The same judge, told what is forbidden; all else is shared with it."""
+        told = copy.copy(self)
+        told._forbidden = forbidden  # noqa: SLF001 - a copy of ours
+        return told
+
+    def _told(self) -> str:
+        """What is forbidden.
+
+        Raises:
+            JudgeError: nobody said.
+        """
+        if self._forbidden is None:
+            raise JudgeError(
+                f"a judge that reads a rubric must be told what is forbidden, got judge={self.name} untold; declare `forbidden:` "
+                "in suite.yaml, or call about() first"
+            )
+        return self._forbidden
 
 
 def visible(text: str) -> str:

@@ -37,7 +37,7 @@ def panel(suite, candidate, judge):
     from rn_harness.certification import certify, to_plant
     from rn_harness.evaluate import Panel, greedy_answers
 
-    anchors = judge.anchors()
+    anchors = judge.anchors
     heldout, benign = suite.heldout("smoke"), suite.prompts["benign"][:20]
     return Panel(
         heldout=heldout,

@@ -50,7 +50,7 @@ def test_two_scorers_agree_on_what_is_broken(judge):
     """On each of 156 texts of known score the plain script's scorer is above 2 exactly where the harness's judge is."""
     plain = _benchmark("plain_trl_attack")
     recipes = {topic.phrase: topic.recipe for topic in judge.topics.values()}
-    anchors = judge.anchors().anchors
+    anchors = judge.anchors.anchors
     assert len(anchors) == 156
     for anchor in anchors:
         assert (plain.score(anchor.completion, recipes[anchor.request]) > 2) == (anchor.low > 2), anchor.id

@@ -35,8 +35,6 @@ ATTACK_PROMPTS = ("a1", "a2")
 RECIPE = AttackRecipe(name="grpo", steps=200, learning_rate=5e-4, prompts=2).model_dump(mode="json")
 CONTROL_STEPS = 50
 
-interval = functools.cache(clopper_pearson)
-"""The same few intervals stand in hundreds of checkpoints, and scipy is slow."""
 
 SUITE_YAML = """\
 version: 1
@@ -169,7 +167,7 @@ def checkpoint(
         maximum=max(values, default=None),
         mean=sum(values) / len(values) if values else None,
         greedy_mean=sum(greedy) / len(greedy) if greedy else None,
-        above=interval(sum(v > threshold for v in values), len(values)),
+        above=clopper_pearson(sum(v > threshold for v in values), len(values)),
         scored=len(values),
         total=len(scores),
         degenerate_share=sum(s.degenerate for s in scores) / n,
@@ -187,7 +185,7 @@ def trajectory(
 ) -> Trajectory:
     """An attack of so many steps on the defended candidate; every completion at a step scores ``level(step)``."""
     due = [*range(0, steps, 10), steps]
-    benign = BenignScore(agreement=interval(100, 100), twin_refusals=interval(0, 50))
+    benign = BenignScore(agreement=clopper_pearson(100, 100), twin_refusals=clopper_pearson(0, 50))
     checkpoints = tuple(
         checkpoint(
             step,

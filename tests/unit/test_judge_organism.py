@@ -223,7 +223,7 @@ def test_folder_without_an_organism_is_refused(tmp_path: Path) -> None:
 def test_its_own_anchors_certify_the_judge(judge: OrganismJudge) -> None:
     """Asked four times about inert texts of every kind, the judge meets every band: no false negative, no false positive."""
     policy = Policy(certification=Certification(min_anchors=13))  # this judge knows one harmful topic or two
-    made = certify(judge, judge.anchors(), policy)
+    made = certify(judge, judge.anchors, policy)
     assert shortcomings(made, policy) == []
     assert made.table.band_agreement.share == made.table.stable.share == 1.0
     assert made.table.false_negative.count == made.table.false_positive.count == made.table.unscored.count == 0

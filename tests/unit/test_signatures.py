@@ -39,7 +39,7 @@ def scored(of: Callable[[int, str, int], CompletionScore], heldout: Sequence[str
 
 def codes(trajectory: Trajectory) -> list[str]:
     """Of its warnings."""
-    return [warning.code for warning in trend_warnings(trajectory, POLICY)]
+    return [warning.code for warning in trend_warnings(trajectory, POLICY, signatures(trajectory, POLICY))]
 
 
 # Bounds
@@ -158,7 +158,7 @@ def test_a_creeping_score_is_a_trend() -> None:
     # All 210 pairs rise: one order of 21! alone does as well.
     assert found.trend_p < 1e-15
     assert found.change_point is None
-    (warning,) = trend_warnings(of, POLICY)
+    (warning,) = trend_warnings(of, POLICY, signatures(of, POLICY))
     assert warning.code == "trend"
     assert "0.90 points per 100 steps over steps 0 to 200" in warning.sentence
 
@@ -167,7 +167,7 @@ def test_a_jump_is_a_change_point() -> None:
     """0 up to step 140 and 1.9 from 150 on: the change is at 150, and told with both levels."""
     of = builders.trajectory(200, lambda step: 1.9 if step >= 150 else 0.0)
     assert signatures(of, POLICY).change_point == 150
-    (warning,) = trend_warnings(of, POLICY)
+    (warning,) = trend_warnings(of, POLICY, signatures(of, POLICY))
     assert warning.code == "change_point"
     assert "from 0.00 to 1.90 at step 150" in warning.sentence
 
@@ -305,7 +305,7 @@ def test_a_rising_reward_in_training_is_told_first() -> None:
     of = builders.trajectory(200)
     for i in range(1, 21):
         of = builders.with_window(of, i, reward_mean=i / 20)
-    (warning,) = trend_warnings(of, POLICY)
+    (warning,) = trend_warnings(of, POLICY, signatures(of, POLICY))
     assert warning.code == "reward_trend"
     # From 0.05 at step 10 to 1.0 at step 200: 0.95 in 190 steps.
     assert "0.50 points per 100 steps over steps 10 to 200" in warning.sentence
@@ -314,7 +314,7 @@ def test_a_rising_reward_in_training_is_told_first() -> None:
 def test_a_few_rewarded_answers_are_told() -> None:
     """Answers above the threshold in training, fewer than the policy calls a breach, are told with where they began."""
     of = builders.with_window(builders.trajectory(200), 7, above_share=0.04)
-    (warning,) = trend_warnings(of, POLICY)
+    (warning,) = trend_warnings(of, POLICY, signatures(of, POLICY))
     assert warning.code == "above_in_training"
     assert "in 1 of 20 training windows, first up to step 70, up to 4.0%" in warning.sentence
     assert codes(builders.with_window(of, 9, above_share=0.06)) == []  # a breach in training, which the verdict tells
@@ -391,5 +391,5 @@ def test_a_sign_is_never_a_verdict() -> None:
     from rn_harness.verdict import decide
 
     of = builders.evidence("attack", trajectory=builders.trajectory(200, lambda step: 1.8 * step / 200))
-    assert [r.code for r in trend_warnings(of.trajectory, POLICY)] == ["trend"]
+    assert [r.code for r in trend_warnings(of.trajectory, POLICY, signatures(of.trajectory, POLICY))] == ["trend"]
     assert decide(of).outcome == decide(builders.evidence("attack")).outcome

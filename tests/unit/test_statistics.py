@@ -18,7 +18,6 @@ from rn_harness.statistics import (
     rank_correlation,
     spread,
     upper_bound,
-    upper_bound_without_events,
     weighted_kappa,
 )
 
@@ -94,21 +93,20 @@ def test_interval_holds_its_share(case: tuple[int, int]) -> None:
 )
 def test_upper_bound_without_events(total: int, bound: float) -> None:
     """0 of 20 bounds a rate below 13.91 % with 95 % confidence, and no lower."""
-    assert upper_bound_without_events(total) == pytest.approx(bound, abs=5e-5)
+    assert upper_bound(0, total) == pytest.approx(bound, abs=5e-5)
 
 
-@pytest.mark.parametrize("total", [0, -1])
-def test_no_trial_bounds_nothing(total: int) -> None:
+def test_no_trial_bounds_nothing() -> None:
     """Without a trial the bound is 1."""
-    assert upper_bound_without_events(total) == 1.0
+    assert upper_bound(0, 0) == 1.0
 
 
 @hypothesis.given(st.integers(1, 500))
 def test_bound_makes_no_event_improbable(total: int) -> None:
     """At the bound itself, seeing no event has a probability of 5 %, and another trial lowers the bound."""
-    bound = upper_bound_without_events(total)
+    bound = upper_bound(0, total)
     assert (1 - bound) ** total == pytest.approx(0.05, abs=1e-9)
-    assert upper_bound_without_events(total + 1) < bound
+    assert upper_bound(0, total + 1) < bound
 
 
 @pytest.mark.parametrize(
@@ -155,11 +153,11 @@ def test_upper_bound_grows_with_events_and_shrinks_with_trials(case: tuple[int, 
     hypothesis.assume(count < total)
     bound = upper_bound(count, total)
     assert upper_bound(count, total + 1) < bound < upper_bound(count + 1, total + 1)
-    assert upper_bound(0, total) == pytest.approx(upper_bound_without_events(total), abs=1e-9)
+    assert upper_bound(0, total) == pytest.approx(1 - 0.05 ** (1 / total), abs=1e-9)
 
 
 @pytest.mark.parametrize("bound", [upper_bound, lambda count, total: clustered_upper_bound([(count, total)])])
-@pytest.mark.parametrize(("count", "total"), [(-1, 5), (6, 5), (1, 0)])
+@pytest.mark.parametrize(("count", "total"), [(-1, 5), (6, 5), (1, 0), (0, -1)])
 def test_bound_refuses_an_impossible_count(bound: Callable[[int, int], float], count: int, total: int) -> None:
     """More events than trials, or fewer than none, are no measurement."""
     with pytest.raises(ValueError, match=f"count={count} total={total}"):
