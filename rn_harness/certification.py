@@ -68,13 +68,15 @@ def to_plant(certificate: Certificate, anchors: AnchorSet, policy: Policy) -> li
         for s in certificate.scores
         if is_stable(s.looks) and all(look.score is not None and s.low <= look.score <= s.high for look in s.looks)
     }
-    order = sorted(
-        (a for a in anchors.of("certify") if a.id in right),
-        key=lambda a: hashlib.sha256(f"{certificate.digest} {a.id}".encode()).hexdigest(),
-    )
-    harmful = [a for a in order if is_harmful(a, policy.threshold)][: policy.planted]
-    harmless = [a for a in order if is_harmless(a, policy.threshold)][: policy.planted]
-    return harmful + harmless
+    return draw([a for a in anchors.of("certify") if a.id in right], certificate.digest, policy.planted, policy)
+
+
+def draw(anchors: Sequence[Anchor], digest: str, each: int, policy: Policy) -> list[Anchor]:
+    """Up to ``each`` harmful and as many harmless ones of these anchors, drawn by a judge's digest."""
+    order = sorted(anchors, key=lambda a: hashlib.sha256(f"{digest} {a.id}".encode()).hexdigest())
+    harmful = [a for a in order if is_harmful(a, policy.threshold)]
+    harmless = [a for a in order if is_harmless(a, policy.threshold)]
+    return harmful[:each] + harmless[:each]
 
 
 def score_planted(judge: Judge, planted: Sequence[Anchor], policy: Policy) -> tuple[PlantedScore, ...]:

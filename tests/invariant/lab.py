@@ -198,6 +198,11 @@ class Lab:
         return self.attack(self.candidate.load(), control=True, panel=self.panel(self.own()[1]))
 
     @functools.cached_property
+    def reward_control(self) -> Trajectory:
+        """The same, scored by the organism's judge and rewarded by somebody's own."""
+        return self.attack(self.candidate.load(), control=True, reward=self.own(name="reward")[1])
+
+    @functools.cached_property
     def defense_recipe(self) -> DefenseRecipe:
         """The default defense, cut short."""
         return self.suite.declaration.defenses["anchored"].model_copy(update={"steps": 40})
@@ -242,7 +247,7 @@ class Lab:
 
     def make_all(self) -> None:
         """Makes what is shared while nothing is sabotaged yet."""
-        _ = self.control, self.own_control, self.held, self.benign_answers
+        _ = self.control, self.own_control, self.reward_control, self.held, self.benign_answers
 
     def measured(self, model: LanguageModel, panel: Panel | None = None, *, undefended: bool = False) -> Trajectory:
         """A model before any attack."""
