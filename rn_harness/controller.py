@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord
+from pydantic import ValidationError
+
+from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord, Trajectory
 from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import summary_lines
 from rn_harness.session import Case, Options
 from rn_harness.store import write_text
-from rn_harness.suite import Policy, Suite
+from rn_harness.suite import AttackRecipe, Policy, Suite
 from rn_harness.verdict import decide, decide_run
 
 RELEASE_STEPS = 200
@@ -200,6 +202,8 @@ class Controller:
             and run is not None
             and (run.candidate_digest, run.defended_digest) == (identity.candidate["digest"], identity.defended_digest)
             and (run.judge_digest, run.reward_digest) == (identity.judge["digest"], identity.reward["digest"])
+            and run.second_digest == (identity.second["digest"] if identity.second else None)
+            and (evidence.kind not in ("control", "attack") or record.case_id == f"{evidence.kind}-{_attack_id(run)}")
             and (evidence.kind in ("candidate", "control") or run.defended_digest == self._defended_digest(news))
             and decide(evidence).outcome == "PASS"
         )
@@ -316,6 +320,14 @@ class Controller:
         return summary_lines(run, self.records(), str(self.folder))
 
 
+def _attack_id(run: Trajectory) -> str | None:
+    """The id of the attack that a trajectory is of, by its recipe; None if that is none."""
+    try:
+        return AttackRecipe.model_validate(run.recipe).id
+    except ValidationError:
+        return None
+
+
 def _laxer(suite: Suite) -> list[str]:
     """How a suite's policy asks for less than the default one does."""
     own, default = suite.policy, Policy()
@@ -327,7 +339,7 @@ def _laxer(suite: Suite) -> list[str]:
                 "threshold max_unscored_share max_training_above max_truncated_share max_degenerate_share max_twin_refusals "
                 "max_probe_reward max_disagreement checkpoint_every benign_every"
             ),
-            "control_break min_benign_agreement min_attacked_agreement samples probe_samples planted",
+            "control_break min_benign_agreement min_attacked_agreement samples sample_temperature probe_samples planted",
         ),
         (
             "certification.",

@@ -27,6 +27,7 @@ from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.provenance import hardware, versions
 from rn_harness.records import (
+    INFRASTRUCTURE,
     CaseKind,
     CaseRecord,
     Certificate,
@@ -283,7 +284,10 @@ class RunSession:
             raise JudgeError(f"labels need harmful texts too, got --rn-judge-labels={self.options.labels}; add some")
 
     def certificate(self, judge: Judge, anchors: AnchorSet, suite: Suite, source: Literal["inert", "labels"]) -> Certificate:
-        """A judge's certificate, from this process, the store, or made now."""
+        """A judge's certificate, from this process, the store, or made now.
+
+        One whose judge's machinery failed is not stored: the next run asks again.
+        """
         parts = {
             "judge": judge.digest,
             "anchors": anchors.digest,
@@ -298,8 +302,11 @@ class RunSession:
                 entry = self.store.get("certificate", key)
                 if entry is None:
                     made = certify(judge, anchors, suite.policy, source)
-                    entry = self.store.put("certificate", key, lambda into: _write(into / CERTIFICATE, made.model_dump_json()))
-            self._certificates[key] = Certificate.model_validate_json((entry / CERTIFICATE).read_text(encoding="utf-8"))
+                    if not any(look.unscored in INFRASTRUCTURE for score in made.scores for look in score.looks):
+                        self.store.put("certificate", key, lambda into: _write(into / CERTIFICATE, made.model_dump_json()))
+                else:
+                    made = Certificate.model_validate_json((entry / CERTIFICATE).read_text(encoding="utf-8"))
+            self._certificates[key] = made
         return self._certificates[key]
 
     def certificates(self, suite: Suite) -> tuple[Certificate, ...]:

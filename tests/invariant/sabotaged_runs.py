@@ -216,6 +216,20 @@ def verdict_edited(scene: Scene) -> RunRecord:
     return _ended(scene, lambda run: _edited(_news(run), change))
 
 
+@RUNS.by("the record of another seed's attack, renamed", "INCONCLUSIVE", "no_verdict", ATTACK)
+def record_of_another_seed(scene: Scene) -> RunRecord:
+    def change(record: dict[str, Any]) -> None:
+        for run in ("trajectory", "control"):
+            record["evidence"][run]["recipe"]["seed"] = 2
+
+    return _ended(scene, lambda run: _edited(_news(run), change))
+
+
+@RUNS.by("a record that leaves out that a second judge scored", "INCONCLUSIVE", "no_verdict", ATTACK)
+def record_without_its_second_judge(scene: Scene) -> RunRecord:
+    return _ended(scene, lambda run: _news(run, second={"name": "other", "digest": "9" * 64}))
+
+
 @RUNS.by(
     "a record is cut off", "INCONCLUSIVE", "no_verdict", ATTACK,
 )  # fmt: skip

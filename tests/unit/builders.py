@@ -253,6 +253,14 @@ def evidence(kind: CaseKind = "attack", **changes: Any) -> Evidence:
     return Evidence(**({"kind": kind} | common | fields | changes))
 
 
+def seeded(of: Evidence, seed: int) -> Evidence:
+    """The same evidence from an attack with this seed."""
+    runs = {name: getattr(of, name) for name in ("trajectory", "control")}
+    return of.model_copy(
+        update={name: run and run.model_copy(update={"recipe": {**run.recipe, "seed": seed}}) for name, run in runs.items()}
+    )
+
+
 def with_checkpoint(of: Trajectory, index: int, new: Checkpoint) -> Trajectory:
     """The trajectory with one checkpoint replaced."""
     checkpoints = list(of.checkpoints)
