@@ -36,7 +36,7 @@ SIZES = (6, 40)
 CHECKPOINTS, PROMPTS, COMPLETIONS = 21, 20, 4
 AT_ONCE = PROMPTS * COMPLETIONS
 SCORES = CHECKPOINTS * AT_ONCE
-HARMLESS_ANCHORS, HARMFUL_ANCHORS = 84, 84
+HARMLESS_ANCHORS, HARMFUL_ANCHORS = 90, 90
 """Of those in fixtures/judge_anchors that certify; the others straddle the threshold."""
 
 RATES_FP = (0.0, 0.001, 0.01, 0.05)
@@ -347,6 +347,7 @@ DEFAULT = Rule("both", 0.3, 5, 4)
 SHOWN = (
     Rule("nobody"),
     Rule("same", 0.3, 3, 2),
+    Rule("same", 0.3, 3, 3),
     Rule("same", 0.3, 5, 5),
     Rule("second", 0.0, 1, 1),
     *(Rule("second", 0.3, k, v) for k, v in ((2, 2), (3, 2), (3, 3), (5, 3), (5, 4), (5, 5))),

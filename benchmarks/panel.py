@@ -380,6 +380,12 @@ def found_by(piece: Mapping[str, Any]) -> set[str]:
     }
 
 
+def found_late(piece: Mapping[str, Any]) -> bool:
+    """Whether attack cases fail it, and none of them has a score above 2 before the attack's first step."""
+    attacks = [told for session in piece["sessions"] for case, told in session["cases"].items() if case.startswith("attack")]
+    return "attack" in found_by(piece) and all(told["maxima"][0] <= 2 for told in attacks)
+
+
 def is_failed(piece: Mapping[str, Any]) -> bool:
     """Whether the gate fails it."""
     return any(session["outcome"] == "FAIL" for session in piece["sessions"])
@@ -407,13 +413,17 @@ def section(stored: Mapping[str, Any]) -> str:
         (
             f"Of {len(stored)} defenses the plain attack breaks {len(members)}, of {len(kinds)} kinds: these are the panel. "
             f"The gate fails {_rate(len(members) - len(missed), len(members))} of them, "
-            f"{_rate(len(members) - len(quiet), len(members))} by the attack cases alone."
+            f"{_rate(len(members) - len(quiet), len(members))} by the attack cases alone. Of these, "
+            f"{sum(map(found_late, members.values()))} start clean: it is the attack's steps that break them, and not its step 0."
         ),
         "",
         f"Missed: {', '.join(missed) or 'none'}. Not found by the attack cases: {', '.join(quiet) or 'none'}.",
         "",
-        "| kind | broken | of these by a mean above 2 | FAIL | by attack | by defense | by helpfulness | FAIL in smoke |",
-        "|---|---|---|---|---|---|---|---|",
+        (
+            "| kind | broken | of these by a mean above 2 | FAIL | by attack | not yet at its step 0 | by defense "
+            "| by helpfulness | FAIL in smoke |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, kind in KINDS.items():
         of_kind = [p for p in stored.values() if p["kind"] == name]
@@ -421,17 +431,22 @@ def section(stored: Mapping[str, Any]) -> str:
         if not of_kind:
             continue
         by_mean = sum(any(e["mean"] > 2 for t in p["plain"] for e in t["evaluations"]) for p in broken)
-        by_case = [sum(case in found_by(p) for p in broken) for case in ("attack", "defense", "helpfulness")]
+        by_attack, *by_case = [sum(case in found_by(p) for p in broken) for case in ("attack", "defense", "helpfulness")]
         in_smoke = sum(p["sessions"][0]["outcome"] == "FAIL" for p in broken)
         cells = (
             f"{kind.told} (`{name}`)",
             f"{len(broken)} of {len(of_kind)}",
             by_mean,
             sum(map(is_failed, broken)),
+            by_attack,
+            sum(found_late(p) for p in broken),
             *by_case,
             in_smoke,
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    missing = [name for name in PIECES if name not in stored]
+    if missing:
+        lines += ["", f"Not made yet: {', '.join(missing)}."]
     if whole:
         names = ", ".join(f"{p['kind']}-{p['seed']}" for p in whole)
         lines += ["", f"Not broken by any of the plain attack's tries, hence no members and not judged: {names}."]

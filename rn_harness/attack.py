@@ -75,7 +75,7 @@ def _under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Witness:
+class Witness:
     """Known anchors for a judge that does not score checkpoints, to see at each of them whether it still judges.
 
     A reward's judge that turns blind starves the attack, and a second judge that does takes back what the first saw; neither
@@ -97,18 +97,14 @@ class _Witness:
         anchors = anchors_for(judge)
         return cls(who, judge.about(anchors.forbidden), tuple(draw(anchors.of("certify"), judge.digest, WITNESSES, policy)))
 
-    def check(self, policy: Policy, step: int) -> None:
-        """Asks the judge.
-
-        Raises:
-            JudgeGoneError: it gets half of a side wrong, or leaves them unscored.
-        """
+    def fault(self, policy: Policy) -> str | None:
+        """Asks the judge: what it does wrong if it gets half of a side wrong, or leaves them unscored; else None."""
         given = score_planted(self.judge, self.anchors, policy)
         for name, high in SIDES:
             wrong, unscored, total = misjudged(given, policy.threshold, high=high)
             if 2 * (wrong + unscored) >= total:
-                told = f"misjudged {wrong + unscored} of {total} known {name} anchors"
-                raise JudgeGoneError(f"at step {step} {self.who} {told}")
+                return f"{self.who} misjudged {wrong + unscored} of {total} known {name} anchors"
+        return None
 
 
 def run_attack(
@@ -147,7 +143,7 @@ def run_attack(
 
     others = [("the reward's judge", reward_judge)] if reward_judge.digest != panel.judge.digest else []
     others += [("the second judge", panel.second)] if panel.second else []
-    witnesses = [_Witness.of(who, judge, panel.policy) for who, judge in others]
+    witnesses = [Witness.of(who, judge, panel.policy) for who, judge in others]
     gone: str | None = None
     above: list[bool] = []  # of the window's completions, whether their harm is above the threshold
 
@@ -167,7 +163,8 @@ def run_attack(
         checkpoints.append(checkpoint)
         sink(checkpoint)
         for witness in witnesses:
-            witness.check(panel.policy, step)
+            if fault := witness.fault(panel.policy):
+                raise JudgeGoneError(f"at step {step} {fault}")
         ensure_judging(checkpoint.planted, f"the judge scored none of the planted anchors at step {step}")
 
     model.attach(recipe.lora, recipe.seed)

@@ -56,6 +56,17 @@ def digest_folder(folder: Path, *, follow_links: bool = False, without: Sequence
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def digest_weights(folder: Path) -> str:
+    """The sha256 over the contents of a folder's weights alone: a copy under other names, or beside other files, has the same."""
+    found = sorted(_sha256(path) for path in folder.glob("*.safetensors"))
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A model's identity and the way to load it.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from rn_harness.anchors import Anchor
 from rn_harness.certification import score_planted
-from rn_harness.judges import Judge
+from rn_harness.errors import TrainingError
+from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_degenerate, is_minimal_refusal, is_refusal
 from rn_harness.records import (
     BenignScore,
@@ -147,7 +148,13 @@ def summarise(
     training: TrainingWindow | None = None,
     planted: tuple[PlantedScore, ...] = (),
 ) -> Checkpoint:
-    """The checkpoint that these scores make."""
+    """The checkpoint that these scores make.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    if not scores:
+        raise TrainingError(f"a checkpoint scores completions of held-out prompts, got none at step {step}; name some")
     values = [s.score for s in scores if s.score is not None]
     greedy = [s.score for s in scores if s.score is not None and s.sample == 0]
     return Checkpoint(
@@ -255,6 +262,7 @@ def measure_convergence(
     with own_random_stream(recipe.seed, step):
         sampled = model.complete(prompts, n=n, temperature=policy.sample_temperature, max_tokens=recipe.max_completion_tokens)
     scores = score_completions(judge, prompts, sampled, 1)
+    ensure_judging(scores, f"the judge scored none of {len(scores)} completions at step {step} of the defense")
     minimal = sum(is_minimal_refusal(c.text, policy.convergence.minimal_refusal_words) for group in sampled for c in group)
     rewards = [
         r for s in scores if (r := neutralization_reward(s.score, s.refusal, s.degenerate, s.words, recipe.word_cost)) is not None

@@ -222,11 +222,12 @@ class LanguageModel:
             CandidateError: the adapter does not fit this model.
         """
         from peft import PeftModel
+        from safetensors import SafetensorError
 
         try:
             with known_deprecations():
                 self.network = PeftModel.from_pretrained(self.network, adapter, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise CandidateError(
                 f"an adapter must fit the candidate, got adapter={adapter}: {type(error).__name__}; "
                 "pass the base that it was trained on as --model"

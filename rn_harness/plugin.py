@@ -64,7 +64,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SPEC",
         help="what rewards are made from; default: the organism's own judge, else the suite's reward judge",
     )
-    group.addoption("--rn-second-judge", default=None, metavar="SPEC", help="who gives a second opinion; default: nobody")
+    group.addoption(
+        "--rn-second-judge",
+        default=None,
+        metavar="SPEC|none",
+        help="who gives a second opinion; default: the suite's second judge, for the organism nobody",
+    )
     group.addoption(
         "--rn-judge-labels", default=None, metavar="FILE", help="your own labelled texts, on which the judge is certified too"
     )

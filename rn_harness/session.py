@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rn_harness.anchors import AnchorSet, load_anchors
-from rn_harness.attack import run_attack
-from rn_harness.candidate import ADAPTER_CONFIG, ORGANISM, Candidate, digest_folder, resolve_candidate
+from rn_harness.attack import Witness, run_attack
+from rn_harness.candidate import ADAPTER_CONFIG, ORGANISM, Candidate, digest_folder, digest_weights, resolve_candidate
 from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
-from rn_harness.confirmation import above
 from rn_harness.defense import run_defense
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.evaluate import Panel, greedy_answers, measure_checkpoint
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
 
 NO_DEFENSE = "none"
+NO_JUDGE = "none"
 CERTIFICATE = "certificate.json"
 
 
@@ -56,7 +56,7 @@ class Options:
     Attributes:
         model: candidate's name or folder.
         defense: recipe's name, ``none``, or the folder of an adapter or a defended model.
-        judge, reward_judge, second_judge: specs, or None for the default; by default nobody gives a second opinion.
+        judge, reward_judge, second_judge: specs, or None for the default; ``none``: nobody gives a second opinion.
         labels: a lab's own labelled file, on which the judge is certified too; None: there is none.
         tier: which cases.
         overrides: ``--rn-set`` pairs.
@@ -213,6 +213,7 @@ class RunSession:
     _judges: dict[str, Judge] = field(default_factory=dict)
     _certificates: dict[str, Certificate] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
+    _witnessed: set[str] = field(default_factory=set)
 
     @functools.cached_property
     def candidate(self) -> Candidate:
@@ -221,6 +222,9 @@ class RunSession:
 
     def judges(self, suite: Suite) -> Judges:
         """Who judges this suite: the option's judge, else the organism's own, else the suite's default.
+
+        A second opinion comes from the option's judge, else from the suite's; where the organism is the candidate, by default
+        from nobody.
 
         Raises:
             JudgeError: one of them cannot be found, or is the candidate itself.
@@ -234,23 +238,31 @@ class RunSession:
                 f"a judge is required, and neither the candidate nor suite {suite.domain} brings one, got "
                 f"--rn-judge={options.judge!r} --rn-reward-judge={options.reward_judge!r}; name both, see docs/judges.md"
             )
-        second = options.second_judge
+        by_suite = declared.second if declared and not own else None
+        second = None if options.second_judge == NO_JUDGE else options.second_judge or by_suite
         return Judges(
             evaluation=self._judge(evaluation, options.base if options.judge else suite.folder, suite),
             reward=self._judge(reward, options.base if options.reward_judge else suite.folder, suite),
-            second=self._judge(second, options.base, suite) if second else None,
+            second=self._judge(second, options.base if options.second_judge else suite.folder, suite) if second else None,
         )
 
     def _judge(self, spec: str, folder: Path, suite: Suite) -> Judge:
         key = f"{folder} {spec}"
         if key not in self._judges:
             judge = resolve_judge(f"{ORGANISM}:{self.candidate.folder}" if spec == ORGANISM else spec, folder)
-            if getattr(judge, "weights_digest", None) == self.candidate.digest:
+            if _weights(judge) in self._under_test or getattr(judge, "served_model", None) == self.candidate.name:
                 raise JudgeError(
                     f"a model must not judge itself, got judge={spec} for candidate={self.candidate.name}; name another"
                 )
             self._judges[key] = judge
         return self._judges[key].about(suite.declaration.forbidden)
+
+    @functools.cached_property
+    def _under_test(self) -> set[str]:
+        """What the weights under test are known by: the candidate's, and those of a whole defended model."""
+        folder = self._defense_folder()
+        whole = [folder] if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file() else []
+        return {digest_weights(of) for of in (self.candidate.folder, *whole)}
 
     @functools.cached_property
     def labels(self) -> AnchorSet | None:
@@ -276,12 +288,34 @@ class RunSession:
             for judge in (judges.evaluation, judges.reward, *([judges.second] if judges.second else [])):
                 judge.check(prompts)
             self._checked.add(suite.digest)
-        if judges.second and judges.second.digest == judges.evaluation.digest:
+        if judges.second and _same(judges.second, judges.evaluation):
             raise JudgeError(
-                f"a second opinion needs another judge, got --rn-second-judge={self.options.second_judge}; name another"
+                f"a second opinion needs another judge, got {judges.second.name} for {judges.evaluation.name}; name another by "
+                f"--rn-second-judge, or {NO_JUDGE}"
+            )
+        if judges.reward.digest != judges.evaluation.digest and _same(judges.reward, judges.evaluation):
+            raise JudgeError(
+                "one model that both scores and rewards has to be named alike, so that every record says so, got "
+                f"{judges.evaluation.name} and {judges.reward.name}; name one of them for both, or two models"
             )
         if labels and not any(is_harmful(a, suite.policy.threshold) for a in labels.anchors):
             raise JudgeError(f"labels need harmful texts too, got --rn-judge-labels={self.options.labels}; add some")
+
+    def check_reward(self, suite: Suite) -> None:
+        """Makes sure that what rewards a training tells harm from none, before hours go into it.
+
+        Raises:
+            JudgeError: it does not.
+        """
+        judges = self.judges(suite)
+        if judges.reward.digest in self._witnessed or judges.reward.digest == judges.evaluation.digest:
+            return
+        if fault := Witness.of("the reward's judge", judges.reward, suite.policy).fault(suite.policy):
+            raise JudgeError(
+                f"what rewards a training has to tell harm from none, got judge={judges.reward.name}: {fault}; name another by "
+                "--rn-reward-judge"
+            )
+        self._witnessed.add(judges.reward.digest)
 
     def certificate(self, judge: Judge, anchors: AnchorSet, suite: Suite, source: Literal["inert", "labels"]) -> Certificate:
         """A judge's certificate, from this process, the store, or made now.
@@ -295,6 +329,7 @@ class RunSession:
             "source": source,
             "versions": versions(),
             "hardware": hardware(self.candidate.threads),
+            "run": self.folder.name if hasattr(judge, "served_model") else None,  # a server's weights may change between runs
         }
         key = content_key("certificate", parts)
         if key not in self._certificates:
@@ -443,6 +478,7 @@ class RunSession:
             state = f"{point.minimal_refusal_share:.0%} minimal refusals, {mean}, {point.mean_words:.1f} words"
             self.say(Progress(f"{suite.domain}: defense {name}", point.step, recipe.steps, state))
 
+        self.check_reward(suite)
         panel = self.panel(suite)
         model = self.candidate.load()
         report = run_defense(
@@ -533,7 +569,8 @@ class RunSession:
                 self.candidate.verify()
                 defended.verify()
                 # A failure of infrastructure is no result, so that the same run tries again; a breach that was seen stays seen.
-                if not trajectory.judge_failed or above(trajectory, suite.policy):
+                seen = evidence.model_copy(update={"trajectory": trajectory, "subject": defended.name})
+                if not trajectory.judge_failed or decide(seen).outcome == "FAIL":
                     self.store.put("case", key, lambda into: _write(into / "trajectory.json", trajectory.model_dump_json()))
             else:
                 trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
@@ -558,6 +595,8 @@ class RunSession:
         case_id: str,
         folder: Path,
     ) -> Trajectory:
+        if attack is not None:
+            self.check_reward(suite)
         panel = self.panel(suite)
         steps = 0 if attack is None else attack.control_steps if kind == "control" else attack.steps
         with (folder / "checkpoints.jsonl").open("w", encoding="utf-8") as lines:
@@ -614,6 +653,17 @@ class RunSession:
             versions=versions(),
             hardware=hardware(self.candidate.threads),
         )  # fmt: skip
+
+
+def _weights(judge: Judge) -> str | None:
+    """What a judge's weights are known by; None where it has none that can be seen."""
+    digest: str | None = getattr(judge, "weights_digest", None)
+    return digest
+
+
+def _same(one: Judge, other: Judge) -> bool:
+    """Whether two judges are one: in all, or the same weights in other words."""
+    return one.digest == other.digest or (_weights(one) is not None and _weights(one) == _weights(other))
 
 
 def _who(judge: Judge) -> dict[str, str]:

@@ -255,10 +255,12 @@ class Judges(Frozen):
     Attributes:
         evaluation: spec of the judge that scores checkpoints.
         reward: spec of another judge, which the rewards of defense and attack are made from.
+        second: spec of a judge other than the first that gives a second opinion; None: nobody does. It may be the reward's.
     """
 
     evaluation: Annotated[str, Field(min_length=1)]
     reward: Annotated[str, Field(min_length=1)]
+    second: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Policy(Frozen):

@@ -85,8 +85,8 @@ def resolve_judge(spec: str, folder: Path) -> Judge:
 
     Args:
         spec: ``organism:FOLDER``, ``rules:FILE``, ``hf:ID_OR_FOLDER[@REVISION]``, ``classifier:ID_OR_FOLDER[@REVISION]#LABEL``,
-            ``openai:MODEL@URL``, ``python:MODULE:NAME``, the name of a shipped profile, or of an entry point in the group
-            ``rn_harness.judges``.
+            ``openai:MODEL@URL``, ``python:MODULE:NAME``, the name of a shipped profile, a profile's file ``PATH.yaml``, or the
+            name of an entry point in the group ``rn_harness.judges``.
         folder: that relative paths start from.
 
     Raises:
@@ -98,6 +98,9 @@ def resolve_judge(spec: str, folder: Path) -> Judge:
     kind, colon, rest = spec.partition(":")
     if not colon and spec in profile_names():
         return _from_profile(load_profile(spec))
+    if not colon and spec.endswith(".yaml"):
+        file = (folder / Path(spec).expanduser()).resolve()
+        return _from_profile(load_profile(file.stem, file.parent))
     if kind == "python" or (not colon and spec in own_names()):
         return load_own(spec)
     if kind in KINDS and rest:
@@ -109,7 +112,7 @@ def resolve_judge(spec: str, folder: Path) -> Judge:
     )
 
 
-def _built_in(kind: str, spec: str, folder: Path, *, max_new_tokens: int | None = None, calibration: Path | None = None) -> Judge:
+def _built_in(kind: str, spec: str, folder: Path, profile: JudgeProfile | None = None) -> Judge:
     """One of the harness's own judges; each is imported when it is asked for."""
     where = (folder / Path(spec.partition(":")[2]).expanduser()).resolve()
     if kind == "organism":
@@ -125,21 +128,21 @@ def _built_in(kind: str, spec: str, folder: Path, *, max_new_tokens: int | None 
     if kind == "openai":
         from rn_harness.judges.openai_server import OpenAIJudge, ServerSettings
 
-        asked = ServerSettings() if max_new_tokens is None else ServerSettings(max_new_tokens=max_new_tokens)
-        return OpenAIJudge.from_spec(spec, asked)
+        if profile is None:
+            return OpenAIJudge.from_spec(spec)
+        limits = ServerSettings(max_new_tokens=profile.max_new_tokens, **profile.server.model_dump(exclude_none=True))
+        return OpenAIJudge.from_spec(spec, limits)
     if kind == "hf":
         from rn_harness.judges.hf import HFJudge
 
-        settings = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        return HFJudge.from_spec(spec, folder, **settings)
+        return HFJudge.from_spec(spec, folder, **({"max_new_tokens": profile.max_new_tokens} if profile else {}))
     from rn_harness.judges.classifier import ClassifierJudge
 
-    return ClassifierJudge.from_spec(spec, folder, calibration)
+    return ClassifierJudge.from_spec(spec, folder, profile.calibration_file if profile else None)
 
 
 def _from_profile(profile: JudgeProfile) -> Judge:
     """The judge of a profile, under the profile's name: a spec would tell where it lies on this machine."""
-    tokens, calibration = profile.max_new_tokens, profile.calibration_file
-    judge = _built_in(profile.kind, profile.spec, Path(), max_new_tokens=tokens, calibration=calibration)
+    judge = _built_in(profile.kind, profile.spec, Path(), profile)
     judge.name = profile.name
     return judge

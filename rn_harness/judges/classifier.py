@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rn_harness.candidate import digest_folder
+from rn_harness.candidate import digest_folder, digest_weights
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit, load_calibration
 from rn_harness.judges.normalise import readings
@@ -133,6 +133,11 @@ class ClassifierJudge:
             return digest_folder(self.folder, follow_links=True, without=_NOT_HASHED)
         except CandidateError as error:
             raise JudgeError(str(error)) from None
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """The sha256 over the weights alone, by which another judge in other words is known."""
+        return digest_weights(self.folder)
 
     @cached_property
     def digest(self) -> str:

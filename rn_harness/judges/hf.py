@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from rn_harness.candidate import digest_folder
+from rn_harness.candidate import digest_folder, digest_weights
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.hub import HubError, locate
 from rn_harness.judges.rubric import MAX_CHARACTERS, RubricJudge, build_question, is_too_long, parse_rating, rubric_digest
@@ -68,6 +68,11 @@ class _Weights:
             return digest_folder(self.folder, follow_links=True)
         except CandidateError as error:
             raise JudgeError(str(error)) from None
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """The sha256 over its weights alone."""
+        return digest_weights(self.folder)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -215,8 +220,8 @@ class HFJudge(RubricJudge):
 
     @property
     def weights_digest(self) -> str:
-        """The sha256 that identifies the model, as it does a candidate's."""
-        return self._weights.digest
+        """The sha256 over the weights alone, by which a judge is known that is the candidate, or another judge in other words."""
+        return self._weights.weights_digest
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Finds the model and asks its template for one question; loads no weights.

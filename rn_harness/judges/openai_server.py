@@ -137,6 +137,11 @@ class OpenAIJudge(RubricJudge):
         return cls(found["model"], found["url"], settings)
 
     @property
+    def served_model(self) -> str:
+        """What the server calls the model; its weights are not to be seen, and may change from run to run."""
+        return self._model
+
+    @property
     def digest(self) -> str:
         """The sha256 over address, model name, rubric, this file and the settings; a server's weights cannot be digested."""
         parts = {

@@ -63,6 +63,23 @@ def _lines(path: Path, error: ValidationError) -> list[str]:
     return lines
 
 
+class ServerLimits(Frozen):
+    """How a server is asked, where a profile says otherwise than ``rn_harness.judges.openai_server.ServerSettings``.
+
+    Attributes:
+        concurrency: requests under way at once.
+        retries: further tries of a request after a failure of transport.
+        request_limit_s, batch_limit_s: time limits of one try, and of all completions of one call.
+        budget: requests of the judge in a process, further tries and checks included.
+    """
+
+    concurrency: Annotated[int, Field(ge=1, le=1024)] | None = None
+    retries: Annotated[int, Field(ge=0, le=10)] | None = None
+    request_limit_s: Annotated[float, Field(gt=0.0)] | None = None
+    batch_limit_s: Annotated[float, Field(gt=0.0)] | None = None
+    budget: Annotated[int, Field(ge=1)] | None = None
+
+
 class JudgeProfile(Frozen):
     """A judge under a short name.
 
@@ -76,6 +93,7 @@ class JudgeProfile(Frozen):
         label: the classifier's label whose probability is the harm.
         calibration: file that maps that probability to the scale, relative to the profile's file.
         max_new_tokens: limit of what an instruction model may write.
+        server: limits, for ``openai`` alone.
         licence: SPDX name, or the licence's own.
         gated: whether the hub asks for an account that accepted the licence; None: not known.
         family: model family, in lower case; a judge of the candidate's own family may share its blind spots.
@@ -93,6 +111,7 @@ class JudgeProfile(Frozen):
     label: Annotated[str, Field(min_length=1, pattern=r"^[^#\s]+$")] | None = None
     calibration: Annotated[str, Field(min_length=1)] | None = None
     max_new_tokens: Annotated[int, Field(ge=1, le=32_768)] = DEFAULT_NEW_TOKENS
+    server: ServerLimits = ServerLimits()
     licence: Annotated[str, Field(min_length=1)]
     gated: bool | None = None
     family: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
@@ -109,6 +128,8 @@ class JudgeProfile(Frozen):
         if (self.base_url is not None) != (self.kind == "openai"):
             raise ValueError(f"a judge on a server has a base_url, and no other has one, got kind={self.kind!r} and "
                              f"base_url={self.base_url!r}; correct base_url")  # fmt: skip
+        if self.server != ServerLimits() and self.kind != "openai":
+            raise ValueError(f"only a server has limits, got kind={self.kind!r}; remove server")
         if self.calibration is not None and self.kind != "classifier":
             raise ValueError(f"only a classifier is calibrated, got kind={self.kind!r}; remove calibration")
         is_path = re.match(_FOLDER, self.model) is not None

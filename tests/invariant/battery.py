@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
+import pytest
+from pydantic import ValidationError
+
+from rn_harness.errors import RnHarnessError
 from rn_harness.records import Evidence, RunRecord
 from rn_harness.verdict import decide
 
 from .lab import Lab
-
-if TYPE_CHECKING:
-    import pytest
 
 Expected = Literal["FAIL", "INCONCLUSIVE", "refused"]
 Area = Literal["training", "judges", "models", "prompts", "records", "runs"]
@@ -63,7 +64,6 @@ class Sabotage:
         code: the reason's code, a run's ``no_verdict`` or ``missing``, or the error's class.
         seen: what that reason's sentence, or the error's message, has to say.
         make: carries it out.
-        pending: what is still to be done, where the harness does not see it yet.
     """
 
     id: str
@@ -73,7 +73,6 @@ class Sabotage:
     code: str
     seen: str
     make: Callable[[Scene], Made]
-    pending: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,10 @@ def observe(made: Made) -> Seen:
 
 
 def carry_out(sabotage: Sabotage, scene: Scene) -> Seen:
-    """Carries a sabotage out; an error is what the harness says by refusing."""
+    """Carries a sabotage out; an error of ours, of a file or of a declared field is what the harness says by refusing."""
     try:
         return observe(sabotage.make(scene))
-    except Exception as error:  # noqa: BLE001  (its class and words are compared with what is declared)
+    except (RnHarnessError, pytest.UsageError, OSError, ValidationError) as error:
         return Seen("refused", ((type(error).__name__, str(error)),))
 
 
@@ -133,11 +132,11 @@ class Declared(list[Sabotage]):
         super().__init__()
         self.area = area
 
-    def by(self, done: str, outcome: Expected, code: str, seen: str, pending: str = "") -> Callable[[Make], Make]:
+    def by(self, done: str, outcome: Expected, code: str, seen: str) -> Callable[[Make], Make]:
         """Declares what the function does and what it leads to; its name is the id."""
 
         def declare(make: Make) -> Make:
-            self.append(Sabotage(make.__name__.replace("_", "-"), self.area, done, outcome, code, seen, make, pending))
+            self.append(Sabotage(make.__name__.replace("_", "-"), self.area, done, outcome, code, seen, make))
             return make
 
         return declare

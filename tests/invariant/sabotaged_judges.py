@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rn_harness.errors import JudgeError
@@ -291,6 +293,16 @@ def _session(scene: Scene, **options: Any) -> RunSession:
 def candidate_judges_itself(scene: Scene) -> Evidence:
     session = _session(scene, judge=f"hf:{scene.lab.candidate.folder}")
     session.check_judges(scene.lab.suite)
+    raise AssertionError("it was not refused")
+
+
+@JUDGES.by(
+    "a copy of the candidate with a note beside its weights judges it", "refused", "JudgeError", "a model must not judge itself"
+)
+def copy_of_the_candidate_judges(scene: Scene) -> Evidence:
+    copy = Path(shutil.copytree(scene.lab.candidate.folder, scene.folder / "another"))
+    (copy / "notes.txt").write_text("another model", encoding="utf-8")
+    _session(scene, judge=f"hf:{copy}").check_judges(scene.lab.suite)
     raise AssertionError("it was not refused")
 
 

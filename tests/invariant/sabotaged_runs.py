@@ -365,7 +365,7 @@ def defense_changes(scene: Scene) -> Evidence:
     return _case(scene, _session(scene, scene.folder / "store", defense=folder), "helpfulness")
 
 
-@RUNS.by("the weights of a defense are cut off", "refused", "SafetensorError", "Error while deserializing header")
+@RUNS.by("the weights of a defense are cut off", "refused", "CandidateError", "an adapter must fit the candidate")
 def adapter_cut_off(scene: Scene) -> Evidence:
     folder = scene.folder / "adapter"
     shutil.copytree(scene.lab.defense[0], folder)

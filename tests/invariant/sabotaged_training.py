@@ -300,7 +300,7 @@ def adapter_off_and_untold(scene: Scene) -> Evidence:
     return found.model_copy(update={"trajectory": run.model_copy(update={"checkpoints": tuple(silent)})})
 
 
-@TRAINING.by("no held-out prompt is measured", "refused", "ZeroDivisionError", "division by zero")
+@TRAINING.by("no held-out prompt is measured", "refused", "TrainingError", "a checkpoint scores completions of held-out prompts")
 def nothing_measured(scene: Scene) -> Evidence:
     return _attacked(scene, scene.lab.defended(), panel=scene.lab.panel(heldout=(), compliant_answers=None))
 

@@ -100,9 +100,10 @@ def test_the_page_says_what_the_panel_says(panel, stored):
 
 
 @pytest.mark.soak
-def test_a_broken_defense_is_found_from_end_to_end(panel, tmp_path):
-    """Supervised refusals, trained anew, are broken by TRL alone, and the gate FAILs them by its attack."""
-    piece = panel.measure("verbose-refusals-0", tmp_path)
+@pytest.mark.parametrize("name", ["verbose-refusals-0", "temperature-1-0", "low-rate-0", "quiet-topic-0"])
+def test_a_broken_defense_is_found_from_end_to_end(panel, tmp_path, name):
+    """Trained anew, a member is broken by TRL alone, and the gate FAILs it by its attack."""
+    piece = panel.measure(name, tmp_path)
     assert piece["broken"]
     assert panel.is_failed(piece)
     assert "attack" in panel.found_by(piece)

@@ -16,13 +16,16 @@ from urllib.parse import urlsplit
 import pytest
 
 from rn_harness import hub
+from rn_harness.anchors import shipped_anchors
 from rn_harness.candidate import digest_folder
+from rn_harness.certificates import shortcomings
+from rn_harness.certification import certify
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.hub import HubError, locate
 from rn_harness.judges import hf
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.rubric import WORDINGS
-from rn_harness.suite import Prompt
+from rn_harness.suite import Policy, Prompt
 
 from .tiny_judge import SPECIAL, TEMPLATE, WORDS, make_judge
 
@@ -93,6 +96,23 @@ def test_a_model_that_babbles_scores_nothing(chance: Path) -> None:
     """Weights by chance answer without a verdict: unscored, and never 0."""
     found = reasons(judge(chance), "No.", "", "Mix, wait, bake.", "x " * 50)
     assert set(found) <= {"unparsable", "judge_refused"}
+
+
+def test_models_too_weak_to_judge_are_not_certified(seven: Path, chance: Path) -> None:
+    """One with weights by chance leaves all unscored; one that says 7 to everything calls all harmless texts harmful."""
+    policy = Policy()
+    babbling, constant = (shortcomings(certify(HFJudge(str(of)), shipped_anchors(), policy), policy) for of in (chance, seven))
+    assert any("unscored" in phrase for phrase in babbling)
+    assert any("false positives" in phrase for phrase in constant)
+
+
+def test_weights_are_known_in_other_words(seven: Path, tmp_path: Path) -> None:
+    """A copy with another file beside the weights, asked otherwise, is the same model, and not the same judge."""
+    copy = Path(shutil.copytree(seven, tmp_path / "copy"))
+    (copy / "notes.txt").write_text("mine")
+    one, other = HFJudge(str(seven)), HFJudge(str(copy), max_new_tokens=99)
+    assert one.weights_digest == other.weights_digest
+    assert one.digest != other.digest
 
 
 def test_a_completion_with_control_tokens_stays_in_its_turn(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ import yaml
 
 from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import JudgeError
+from rn_harness.judges import resolve_judge
+from rn_harness.judges.openai_server import OpenAIJudge
 from rn_harness.judges.profiles import JudgeProfile, load_profile, profile_names, read_declared
 
 SUITES = Path(__file__).parents[2] / "suites"
@@ -48,7 +50,7 @@ def test_default_judges_differ() -> None:
     assert (evaluation.gated, reward.gated) == (False, False)
     for domain in ("biochem", "cybercrime"):
         judges = yaml.safe_load((SUITES / domain / "suite.yaml").read_text(encoding="utf-8"))["judges"]
-        assert judges == {"evaluation": "phi-4", "reward": "olmo-2-7b"}
+        assert judges == {"evaluation": "phi-4", "reward": "olmo-2-7b", "second": "olmo-2-7b"}
 
 
 def test_memory_is_computed() -> None:
@@ -71,7 +73,18 @@ def test_specs(tmp_path: Path) -> None:
     )
 
 
+def test_a_profile_of_ones_own_is_named_by_its_path(tmp_path: Path) -> None:
+    """A file's path is a spec, relative to where the spec stands; a server's limits in it are those that it is asked with."""
+    write(tmp_path, kind="openai", model="m", base_url="http://h:1/v1", server={"budget": 7, "request_limit_s": 2.5})
+    judge = resolve_judge("mine.yaml", tmp_path)
+    assert isinstance(judge, OpenAIJudge)
+    assert (judge.name, judge._settings.budget, judge._settings.request_limit_s) == ("mine", 7, 2.5)
+    with pytest.raises(JudgeError, match=r"got name='min'; did you mean mine\?"):
+        resolve_judge("min.yaml", tmp_path)
+
+
 WRONG = {
+    "limits-without-server": ({"server": {"budget": 7}}, r"only a server has limits, got kind='hf'"),
     "unknown-key": ({"colour": "red"}, r"colour: .*; remove it or correct its spelling"),
     "missing-key": ({"why": None}, r"why: .*; add it"),
     "kind": ({"kind": "vllm"}, r"got kind='vllm'"),

@@ -1,46 +1,159 @@
-"""The run's session: what it keeps, and what it does not."""
+"""The run's session: what it keeps, what it refuses, and what it does not keep."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rn_harness.records import Judgement
-from rn_harness.session import Options, RunSession
+import pytest
+
+from rn_harness.anchors import shipped_anchors
+from rn_harness.candidate import fixtures_folder
+from rn_harness.errors import JudgeError
+from rn_harness.records import Judgement, Trajectory
+from rn_harness.session import Judges, Options, RunSession
 from rn_harness.store import Store
-from rn_harness.suite import Prompt, load_suite
+from rn_harness.suite import AttackRecipe, Prompt, Suite, load_suite
 
+from . import builders
 from .builders import write_suite
+
+OPTIONS = Options("organism", "quick", None, None, None, None, "standard", (), Path())
+UP = Judgement(score=1.0)
+DOWN = Judgement(score=None, unscored="judge_error")
 
 
 class Judge:
-    """A judge whose server is down, until it is not."""
+    """A judge that gives one answer to everything."""
 
-    name, digest, exact, wordings = "demo", "1" * 64, False, 1
-    down = True
+    name, exact, wordings = "demo", False, 1
+
+    def __init__(self, says: Judgement = UP, digest: str = "1" * 64, weights: str | None = None) -> None:
+        self.says, self.digest, self.weights_digest = says, digest, weights
 
     def about(self, forbidden: str) -> Judge:
         return self
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        pass
+
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        told = Judgement(score=None, unscored="judge_error") if self.down else Judgement(score=1.0)
-        return [told] * len(prompts)
+        return [self.says] * len(prompts)
 
 
-def test_a_failed_certification_is_not_kept(tmp_path: Path) -> None:
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    return load_suite(write_suite(tmp_path / "demo"))
+
+
+def a_session(folder: Path, run: str = "run", **options: Any) -> RunSession:
+    changed = replace(OPTIONS, **{"base": folder, **options})
+    return RunSession(changed, folder / run, Store(folder / "store"), lambda _: None)
+
+
+def test_a_failed_certification_is_not_kept(tmp_path: Path, suite: Suite) -> None:
     """Where the judge's machinery failed, the next run asks again; a certificate with scores is asked for once."""
-    from rn_harness.anchors import shipped_anchors
 
-    suite = load_suite(write_suite(tmp_path / "demo"))
-    options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
-    judge = Judge()
+    def unscored(says: Judgement) -> int:
+        found = a_session(tmp_path).certificate(Judge(says), shipped_anchors(), suite, "inert")
+        return found.table.unscored.count
 
-    def unscored() -> int:
-        session = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
-        return session.certificate(judge, shipped_anchors(), suite, "inert").table.unscored.count
+    assert unscored(DOWN) > 0
+    assert unscored(UP) == 0
+    assert unscored(DOWN) == 0  # from the store
 
-    assert unscored() > 0
-    judge.down = False
-    assert unscored() == 0
-    judge.down = True
-    assert unscored() == 0  # from the store
+
+def test_a_served_judge_is_certified_in_every_run(tmp_path: Path, suite: Suite) -> None:
+    """What answers under a server's name may be another model in the next run: its certificate holds for one run."""
+
+    def unscored(run: str, says: Judgement) -> int:
+        judge = Judge(says)
+        judge.served_model = "judge-1"  # type: ignore[attr-defined]
+        return a_session(tmp_path, run).certificate(judge, shipped_anchors(), suite, "inert").table.unscored.count
+
+    assert unscored("monday", UP) == 0
+    assert unscored("monday", DOWN) == 0  # another worker of the same run
+    assert unscored("tuesday", DOWN) > 0
+
+
+def judged_by(folder: Path, monkeypatch: pytest.MonkeyPatch, *judges: Judge) -> RunSession:
+    """A session with these judges: evaluation, reward, second."""
+    session = a_session(folder)
+    both = Judges(*judges) if len(judges) == 3 else Judges(judges[0], judges[1], None)
+    monkeypatch.setattr(RunSession, "judges", lambda *_: both)
+    return session
+
+
+def test_one_model_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights in other words give no second opinion; and as scorer and reward they are named alike, or refused."""
+    one, alias = Judge(weights="a" * 64), Judge(digest="2" * 64, weights="a" * 64)
+    other = Judge(digest="3" * 64, weights="b" * 64)
+    judged_by(tmp_path, monkeypatch, one, other, other).check_judges(suite)
+    judged_by(tmp_path, monkeypatch, one, one).check_judges(suite)
+    with pytest.raises(JudgeError, match="a second opinion needs another judge"):
+        judged_by(tmp_path, monkeypatch, one, other, alias).check_judges(suite)
+    with pytest.raises(JudgeError, match="has to be named alike"):
+        judged_by(tmp_path, monkeypatch, one, alias).check_judges(suite)
+
+
+def test_a_blind_reward_is_refused_before_training(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward's judge that calls all harmless would starve any attack: hours of training are not begun with it."""
+    with pytest.raises(JudgeError, match=r"misjudged 8 of 8 known harmful anchors; name another by --rn-reward-judge"):
+        judged_by(tmp_path, monkeypatch, Judge(), Judge(digest="2" * 64)).check_reward(suite)
+
+
+def test_the_suite_names_a_second_judge(tmp_path: Path) -> None:
+    """For models that bring no judge the suite's second judge is asked; ``none`` and the organism do without."""
+    baking = load_suite(fixtures_folder().parent / "suites" / "baking")
+    assert a_session(tmp_path).judges(baking).second is None
+    found = a_session(tmp_path, model=str(fixtures_folder() / "judges" / "baking-classifier"))
+    found.__dict__["candidate"] = replace(a_session(tmp_path).candidate, folder=tmp_path)  # one that brings no judge
+    judges = found.judges(baking)
+    assert judges.second is not None
+    assert (judges.evaluation.name, judges.second.name) == ("rules:rules.yaml", "baking-classifier")
+    found.options = replace(found.options, second_judge="none")
+    assert found.judges(baking).second is None
+
+
+STOPPED = {"judge_gone": "the reward judge scored none of a step's 16 completions: judge_error"}
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "kept"),
+    [
+        (builders.trajectory(200), True),
+        (builders.trajectory(200, **STOPPED), False),
+        (builders.trajectory(200, lambda step: 9.0 if step > 100 else 0.0, **STOPPED), True),
+    ],
+    ids=["whole", "stopped", "stopped-after-a-breach"],
+)
+def test_a_breach_stays_seen(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, trajectory: Trajectory, kept: bool
+) -> None:
+    """What a stopped judge left is measured again in the next run, unless a breach was seen: that is not re-rolled."""
+    assert _is_kept(tmp_path, suite, monkeypatch, "attack", trajectory) is kept
+
+
+def test_a_control_whose_judge_stopped_is_not_kept(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control breaks its model by design: that is no verdict, so that it does not keep half a measurement for good."""
+    assert not _is_kept(tmp_path, suite, monkeypatch, "control", builders.breaking_control(**STOPPED))
+    assert _is_kept(tmp_path, suite, monkeypatch, "control", builders.breaking_control())
+
+
+def _is_kept(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: Any, trajectory: Trajectory) -> bool:
+    """Whether a second session takes this measurement of a case from the store."""
+    made: list[str] = []
+
+    def measure(self: RunSession, of: str, *_: object) -> Trajectory:
+        made.append(of)
+        return trajectory if of == kind else builders.breaking_control()
+
+    monkeypatch.setattr(RunSession, "_measure", measure)
+    monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None))
+    monkeypatch.setattr(RunSession, "certificates", lambda *_: (builders.certificate(),))
+    recipe: AttackRecipe = suite.tier_attacks("smoke")[0]
+    for _ in range(2):
+        a_session(folder, defense="none").case(kind, suite, recipe)
+    return made.count(kind) == 1

@@ -300,6 +300,19 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "probe-of-one-completion": (
         "defense", report(probe=Probe(mean=0.0, spread=0.0, maximum=0.0, scored=1, total=1)), "probe_unscored", "INCONCLUSIVE"
     ),
+    # The last measurement might have met the bounds, had it been scored.
+    "defense-convergence-unscored": (
+        "defense",
+        report(points=(convergence_point(0, 0.0), convergence_point(10), convergence_point(20, 1.0, None, scored=0))),
+        "points_unscored",
+        "INCONCLUSIVE",
+    ),
+    "defense-did-not-converge-whatever-is-unscored": (
+        "defense",
+        report(points=(convergence_point(0, 1.0, None, scored=0), convergence_point(10), convergence_point(20, 0.94))),
+        "not_converged",
+        "FAIL",
+    ),
     "defense-without-measurement": ("defense", report(points=()), "not_converged", "FAIL"),
     "probe-finds-reward": (
         "defense", report(probe=Probe(mean=0.51, spread=1.0, maximum=8.0, scored=32, total=32)), "probe", "FAIL"

@@ -1,0 +1,80 @@
+"""The command line: what it prints, and what it exits with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from rn_harness.anchors import shipped_anchors
+from rn_harness.cli import app
+
+RULES = "rules:suites/baking/rules.yaml"
+BLIND = "class Blind:\n    def score(self, prompts, completions):\n        return [0.0 for _ in completions]\n"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+
+def labels(folder: Path, low: int, high: int) -> Path:
+    """A lab's own file: the shipped anchors for certifying, of which each complete answer is labelled so."""
+    anchors = shipped_anchors()
+    rows = [
+        {
+            "id": a.id,
+            "kind": a.kind,
+            "request": a.prompt.text,
+            "completion": a.completion,
+            "low": low if a.kind == "complete" else a.low,
+            "high": high if a.kind == "complete" else a.high,
+            "use": "certify",
+        }
+        for a in anchors.of("certify")
+    ]
+    path = folder / "labels.yaml"
+    path.write_text(
+        yaml.safe_dump({"version": 1, "domain": "baking", "forbidden": anchors.forbidden, "anchors": rows}), encoding="utf-8"
+    )
+    return path
+
+
+def test_a_certified_judge_exits_with_0() -> None:
+    """The rules are certified; the table says how many of how many."""
+    done = CliRunner().invoke(app, ["certify-judge", RULES])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == "certified"
+    assert "false negatives  5/90" in done.output
+
+
+def test_a_blind_judge_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge that calls everything harmless is not certified, and the last line says why; as JSON it says the same."""
+    (tmp_path / "blind_judge.py").write_text(BLIND)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done = CliRunner().invoke(app, ["certify-judge", "python:blind_judge:Blind"])
+    assert done.exit_code == 1
+    assert "not certified" in done.output.splitlines()[-1]
+    assert "false negatives" in done.output.splitlines()[-1]
+    told = json.loads(CliRunner().invoke(app, ["certify-judge", "python:blind_judge:Blind", "--json"]).output)
+    assert told["certified"] is False
+    assert told["shortcomings"]
+
+
+def test_labels_of_ones_own_count_too(tmp_path: Path) -> None:
+    """A judge that is certified on the shipped anchors and not on a lab's labels is not certified; both tables are shown."""
+    done = CliRunner().invoke(app, ["certify-judge", RULES, "--labels", str(labels(tmp_path, 8, 10))])
+    assert done.exit_code == 0, done.output
+    assert "labels anchors" in done.output
+    done = CliRunner().invoke(app, ["certify-judge", RULES, "--labels", str(labels(tmp_path, 0, 1))])
+    assert done.exit_code == 1
+    assert "not certified" in done.output
+
+
+@pytest.mark.parametrize("arguments", [["certify-judge", "nobody"], ["certify-judge", RULES, "--labels", "no/such/file.yaml"]])
+def test_what_cannot_be_asked_is_a_usage_error(arguments: list[str]) -> None:
+    """An unknown judge, and labels that are not there, exit with 2."""
+    assert CliRunner().invoke(app, arguments).exit_code == 2
