@@ -15,6 +15,7 @@ from typing import Literal, TypedDict
 
 from pydantic import ValidationError
 
+from rn_harness.export import export_defended
 from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord, Trajectory
 from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import summary_lines
@@ -235,6 +236,9 @@ class Controller:
         outcome = decide_run(counted + unrun) if attacked else decide_run([*counted, (None, True)])
         why_not = self._why_not(outcome, missing)
         records = self.records()
+        exported = self._export(outcome, records) if self.options.export else {}
+        if exported and outcome != "PASS":
+            why_not.append("weights were exported against the verdict, by --rn-export-anyway")
         claims = [
             r.verdict.claim
             for r in records
@@ -255,7 +259,10 @@ class Controller:
                 "labels": bool(self.options.labels),
                 "tier": self.options.tier,
                 "overrides": list(self.options.overrides),
+                "base": self.options.undefended,
+                "private_prompts": {s.domain: list(s.private) for s in self.suites if s.private},
             },
+            exported=exported,
             candidate=dict(self.candidate),
             defended={t.news["domain"]: t.news["defended"] for t in self._tests.values() if t.news and t.news["defended"]},
             suites={s.domain: s.digest for s in self.suites},
@@ -271,6 +278,25 @@ class Controller:
         self._write_junit()
         write_text(self.folder / "run.json", run.model_dump_json(indent=1) + "\n")
         return run
+
+    def _export(self, outcome: Outcome, records: Sequence[CaseRecord]) -> dict[str, str]:
+        """Writes the defended weights of each domain, and says where to; after another outcome than PASS only on demand.
+
+        Raises:
+            CandidateError: a copy has another digest than what was attacked.
+        """
+        if outcome != "PASS" and not self.options.export_anyway:
+            return {}
+        root = self.options.path(self.options.export or "")
+        exported: dict[str, str] = {}
+        for test in self._tests.values():
+            news = test.news
+            if not news or not news["defended"] or news["domain"] in exported:
+                continue
+            of_domain = [r for r in records if r.identity.suite["domain"] == news["domain"]]
+            export_defended(Path(news["defended"]), root / news["domain"], outcome, of_domain)
+            exported[news["domain"]] = str(root / news["domain"])
+        return exported
 
     def _missing(self) -> list[str]:
         """Cases that the tier requires and that no test brought."""

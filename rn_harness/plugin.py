@@ -56,6 +56,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="defense recipe of the suite (default: anchored), none, or a folder with an adapter or a defended model",
     )
     group.addoption(
+        "--rn-base",
+        default=None,
+        metavar="NAME|PATH",
+        help="for a model that its makers defended (with --rn-defense none): its undefended twin, on which controls run",
+    )
+    group.addoption(
+        "--rn-prompts",
+        default=None,
+        metavar="DIR",
+        help="your own prompt sets: DIR/DOMAIN/{defense,anchor,attack,heldout,benign}.yaml, each in place of the suite's",
+    )
+    group.addoption(
+        "--rn-export",
+        default=None,
+        metavar="DIR",
+        help="after a PASS the defended weights are written to DIR/DOMAIN, with their digest and a model card",
+    )
+    group.addoption(
+        "--rn-export-anyway", action="store_true", help="write them whatever the outcome; the record and the card say so"
+    )
+    group.addoption(
         "--rn-judge", default=None, metavar="SPEC", help="who scores; default: the organism's own judge, else the suite's"
     )
     group.addoption(
@@ -117,6 +138,10 @@ def _options(config: pytest.Config) -> Options:
         tier=config.getoption("rn_tier"),
         overrides=tuple(config.getoption("rn_set")),
         base=config.invocation_params.dir,
+        undefended=config.getoption("rn_base"),
+        prompts=config.getoption("rn_prompts"),
+        export=config.getoption("rn_export"),
+        export_anyway=config.getoption("rn_export_anyway"),
     )
 
 
@@ -132,7 +157,8 @@ def _suite(config: pytest.Config, folder: Path) -> Suite:
     known = config.stash[SUITES]
     if folder not in known:
         try:
-            known[folder] = load_suite(folder, config.getoption("rn_set"))
+            options = _options(config)
+            known[folder] = load_suite(folder, options.overrides, options.path(options.prompts) if options.prompts else None)
         except RnHarnessError as error:
             known[folder] = error
     found = known[folder]
@@ -257,6 +283,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
             for suite in suites:
                 session.check_defense(suite)
                 session.check_judges(suite)
+            session.check_folders(suites)
         except RnHarnessError as error:
             errors.append(str(error))
     if errors:

@@ -535,13 +535,21 @@ class CaseLine(Record):
 
 
 class RunRecord(Record):
-    """A run: its options, its cases and the one outcome over all of them."""
+    """A run: its options, its cases and the one outcome over all of them.
+
+    Attributes:
+        candidate: the undefended model.
+        defended: where the defended weights lie, by domain.
+        exported: where they were copied to, by domain.
+        releasable: whether the outcome is one that a release can rest on; ``why_not`` says what speaks against it.
+    """
 
     version: Literal[1] = 1
     run_id: str
     options: dict[str, Any]
     candidate: dict[str, str | None]
     defended: dict[str, str]
+    exported: dict[str, str] = {}
     suites: dict[str, str]
     cases: tuple[CaseLine, ...]
     outcome: Outcome

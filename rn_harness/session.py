@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 NO_DEFENSE = "none"
 NO_JUDGE = "none"
+MAKERS = "makers"
+"""What the defense of a model is called that its makers defended."""
 CERTIFICATE = "certificate.json"
 
 
@@ -61,6 +63,10 @@ class Options:
         tier: which cases.
         overrides: ``--rn-set`` pairs.
         base: folder that relative paths start from.
+        undefended: the undefended twin of a model that its makers defended; None: the model itself is undefended.
+        prompts: folder of the lab's own prompt sets; None: the suites' own.
+        export: folder that the defended weights go to after a PASS; None: they stay in the store.
+        export_anyway: whether they go there whatever the outcome.
     """
 
     model: str
@@ -72,6 +78,14 @@ class Options:
     tier: TierName
     overrides: tuple[str, ...]
     base: Path
+    undefended: str | None = None
+    prompts: str | None = None
+    export: str | None = None
+    export_anyway: bool = False
+
+    def path(self, name: str) -> Path:
+        """Where a path of the user's leads."""
+        return (self.base / Path(name).expanduser()).resolve()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +231,18 @@ class RunSession:
 
     @functools.cached_property
     def candidate(self) -> Candidate:
-        """The model under test, digested."""
-        return resolve_candidate(self.options.model, self.options.base)
+        """The undefended model, digested: what is to be defended, or the twin of what its makers defended."""
+        return resolve_candidate(self.options.undefended or self.options.model, self.options.base)
+
+    @functools.cached_property
+    def released(self) -> Candidate | None:
+        """The model that its makers defended, digested; None where the defense is ours to make or was given as a folder."""
+        return resolve_candidate(self.options.model, self.options.base) if self.options.undefended else None
+
+    @property
+    def defense_name(self) -> str:
+        """How verdicts call the defense."""
+        return MAKERS if self.options.undefended else self.options.defense
 
     def judges(self, suite: Suite) -> Judges:
         """Who judges this suite: the option's judge, else the organism's own, else the suite's default.
@@ -262,6 +286,7 @@ class RunSession:
         """What the weights under test are known by: the candidate's, and those of a whole defended model."""
         folder = self._defense_folder()
         whole = [folder] if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file() else []
+        whole += [self.released.folder] if self.released else []
         return {digest_weights(of) for of in (self.candidate.folder, *whole)}
 
     @functools.cached_property
@@ -271,9 +296,7 @@ class RunSession:
         Raises:
             JudgeError: the file cannot be read as anchors.
         """
-        return (
-            load_anchors((self.options.base / Path(self.options.labels).expanduser()).resolve()) if self.options.labels else None
-        )
+        return load_anchors(self.options.path(self.options.labels)) if self.options.labels else None
 
     def check_judges(self, suite: Suite) -> None:
         """Makes sure, before any training, that this suite can be judged.
@@ -402,6 +425,16 @@ class RunSession:
             RecipeError: it does not.
         """
         name = self.options.defense
+        if self.options.undefended and name != NO_DEFENSE:
+            raise RecipeError(
+                f"--rn-base names the undefended twin of a model that is defended already, got --rn-defense={name}; pass "
+                f"--rn-defense {NO_DEFENSE}, or leave --rn-base out"
+            )
+        if self.released and self.released.digest == self.candidate.digest:
+            raise RecipeError(
+                f"--rn-base must be another model than --model, got the same weights, digest={self.candidate.digest[:12]}; name "
+                "the model from before its defense"
+            )
         if self.defense_recipe(suite) is None and name != NO_DEFENSE:
             folder = self._defense_folder()
             if (folder / ADAPTER_CONFIG).is_file():
@@ -411,8 +444,27 @@ class RunSession:
             except CandidateError as error:
                 raise RecipeError(f"--rn-defense must hold an adapter or a whole model, got {name!r}: {error}") from None
 
+    def check_folders(self, suites: Sequence[Suite]) -> None:
+        """Makes sure that prompts of the user's own are used, and that weights can be exported.
+
+        Raises:
+            RecipeError: a folder is of no suite's domain, or is not empty.
+        """
+        domains = ", ".join(s.domain for s in suites)
+        if self.options.prompts and not any(s.private for s in suites):
+            raise RecipeError(
+                f"--rn-prompts must hold a folder for a suite of this run, got {self.options.prompts!r} for {domains}; put the "
+                "sets into DIR/DOMAIN"
+            )
+        if self.options.export_anyway and not self.options.export:
+            raise RecipeError("--rn-export-anyway says where to by --rn-export DIR, got none; name a folder")
+        for suite in suites if self.options.export else ():
+            target = self.options.path(self.options.export or "") / suite.domain
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise RecipeError(f"--rn-export writes to an empty folder, got {target}; name another or clear it")
+
     def _defense_folder(self) -> Path:
-        return (self.options.base / Path(self.options.defense).expanduser()).resolve()
+        return self.options.path(self.options.defense)
 
     def _shared_parts(self, suite: Suite, sets: tuple[str, ...]) -> dict[str, Any]:
         """The parts of a key that most results have: weights, judge, policy, prompts, versions, machine."""
@@ -449,6 +501,8 @@ class RunSession:
     def _make_defended(self, suite: Suite) -> Defended:
         recipe = self.defense_recipe(suite)
         if recipe is None:
+            if self.released:
+                return Defended(self.candidate, MAKERS, model=self.released, digest=self.released.digest)
             if self.options.defense == NO_DEFENSE:
                 return Defended(candidate=self.candidate, name=NO_DEFENSE)
             folder = self._defense_folder()
@@ -513,7 +567,7 @@ class RunSession:
             policy=suite.policy,
             trajectory=None,
             claim_case=attack.claim if attack else True,
-            subject=NO_DEFENSE if kind in ("candidate", "control") else self.options.defense,
+            subject=NO_DEFENSE if kind in ("candidate", "control") else self.defense_name,
             exact_judge=self.judges(suite).evaluation.exact,
             certificates=certificates,
             second_certificate=second,
@@ -643,7 +697,7 @@ class RunSession:
             candidate={
                 "name": self.candidate.name, "revision": self.candidate.revision, "digest": self.candidate.digest
             },
-            defense=defended.name if defended else self.options.defense,
+            defense=defended.name if defended else self.defense_name,
             defended_digest=defended.digest if defended else None,
             judge=_who(judges.evaluation),
             reward=_who(judges.reward),

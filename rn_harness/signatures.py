@@ -79,7 +79,7 @@ def bounds(trajectory: Trajectory, policy: Policy, attack_cases: int) -> Bounds:
         upper_corrected=corrected,
         sentence=(
             f"{breached} of {prompts} held-out prompts have a score above {policy.threshold:g}, so that the share of such "
-            f"prompts is {_below(of_prompts)} (95 %, one-sided), or {_below(corrected)} when corrected for "
+            f"prompts is {_below(of_prompts)} (95 %, one-sided), or {_below(corrected)} when corrected for this suite's "
             f"{_looks(attack_cases, checkpoints)}; {above} of {samples} scores are above it, so that their share is "
             f"{_below(clustered)} with all scores of a prompt as one cluster, and {_below(of_samples)} only if each were "
             "independent; held-out prompts are generic and no random sample of what attackers ask"

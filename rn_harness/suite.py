@@ -355,6 +355,7 @@ class Suite(Frozen):
         folder: where it lies.
         digest: sha256 over the declaration and the prompts, as hex; overrides change it.
         overrides: the ``--rn-set`` pairs that were applied; not empty means "modified", never releasable.
+        private: prompt sets that were laid over the suite's own (``--rn-prompts``); their texts are part of the digest.
     """
 
     folder: Path
@@ -362,6 +363,7 @@ class Suite(Frozen):
     prompts: dict[PromptSetName, tuple[Prompt, ...]]
     digest: str
     overrides: tuple[str, ...] = ()
+    private: tuple[PromptSetName, ...] = ()
 
     @property
     def domain(self) -> str:
@@ -496,14 +498,34 @@ def _read_prompts(path: Path) -> tuple[Prompt, ...]:
         raise _explain(str(path), error) from None
 
 
-def _check_prompts(folder: Path, prompts: dict[PromptSetName, tuple[Prompt, ...]]) -> None:
+def _prompt_files(folder: Path, domain: str, private: Path | None) -> dict[PromptSetName, Path]:
+    """Where each prompt set lies: in the lab's folder for this domain, else in the suite.
+
+    Raises:
+        SuiteError: the lab's folder for this domain holds a file that is no prompt set, or none that is one.
+    """
+    files = {name: folder / "prompts" / f"{name}.yaml" for name in PROMPT_SETS}
+    laid_over = private / domain if private else None
+    if laid_over is None or not laid_over.is_dir():
+        return files
+    own = {name: laid_over / f"{name}.yaml" for name in PROMPT_SETS if (laid_over / f"{name}.yaml").exists()}
+    others = sorted({path.name for path in laid_over.iterdir() if not path.name.startswith(".")} - {p.name for p in own.values()})
+    if others or not own:
+        raise SuiteError(
+            f"{laid_over}: prompt sets of your own are called {', '.join(f'{name}.yaml' for name in PROMPT_SETS)}, got "
+            f"{', '.join(others) or 'none of them'}; rename or move it"
+        )
+    return files | own
+
+
+def _check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict[PromptSetName, tuple[Prompt, ...]]) -> None:
     """Refuses what would make a set lie: ids or texts twice, sets that overlap, benign prompts of no kind."""
     ids = collections.Counter(p.id for of_set in prompts.values() for p in of_set)
     for prompt_id, count in ids.items():
         if count > 1:
             raise SuiteError(f"{folder}: prompt ids must be unique in a suite, got id={prompt_id!r} {count} times; rename")
     for set_name in PROMPT_SETS:
-        path = folder / "prompts" / f"{set_name}.yaml"
+        path = files[set_name]
         texts = collections.Counter(" ".join(words(p.text)) for p in prompts[set_name])
         for text, count in texts.items():
             if count > 1:
@@ -568,12 +590,13 @@ def _set_in(place: Any, parts: Sequence[str], value: Any) -> None:
     place[parts[-1]] = value
 
 
-def load_suite(folder: Path, overrides: Iterable[str] = ()) -> Suite:
+def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None = None) -> Suite:
     """Reads and checks the suite in ``folder``.
 
     Args:
         folder: holds ``suite.yaml`` and ``prompts/{defense,anchor,attack,heldout,benign}.yaml``.
         overrides: ``KEY=VALUE`` pairs of ``--rn-set``.
+        private: a lab's own prompts: ``DOMAIN/SET.yaml`` in it takes the place of the suite's set.
 
     Raises:
         SuiteError: a file is missing, malformed, contradictory, or two prompt sets overlap.
@@ -586,12 +609,11 @@ def load_suite(folder: Path, overrides: Iterable[str] = ()) -> Suite:
     overrides = tuple(overrides)
     # First as written, so that the file's errors are not blamed on an override, nor an override's on the file.
     declaration, attacks = _declare(raw, str(path))
-    prompts = {name: _read_prompts(folder / "prompts" / f"{name}.yaml") for name in PROMPT_SETS}
-    _check_prompts(folder, prompts)
+    files = _prompt_files(folder, declaration.domain, private)
+    prompts = {name: _read_prompts(path) for name, path in files.items()}
+    _check_prompts(files, folder, prompts)
     if not any(p.core for p in prompts["heldout"]):
-        raise SuiteError(
-            f"{folder}/prompts/heldout.yaml: smoke and standard run the core, got no prompt with core: true; mark 20"
-        )
+        raise SuiteError(f"{files['heldout']}: smoke and standard run the core, got no prompt with core: true; mark 20")
     _check_attacks(str(path), attacks, pool=len(prompts["attack"]))
     if overrides:
         source = f"{path} with --rn-set {' '.join(overrides)}"
@@ -605,7 +627,8 @@ def load_suite(folder: Path, overrides: Iterable[str] = ()) -> Suite:
         "prompts": {name: [p.model_dump(mode="json") for p in of_set] for name, of_set in prompts.items()},
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
-    return Suite(folder=folder, declaration=declaration, prompts=prompts, digest=digest, overrides=overrides)
+    own = tuple(name for name, path in files.items() if path.parent != folder / "prompts")
+    return Suite(folder=folder, declaration=declaration, prompts=prompts, digest=digest, overrides=overrides, private=own)
 
 
 def _declare(raw: Any, source: str) -> tuple[Declaration, list[AttackRecipe]]:

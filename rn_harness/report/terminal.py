@@ -27,12 +27,18 @@ def header_lines(
 ) -> list[str]:
     """Who is tested by what, before any work."""
     who = f"candidate {candidate.name} (sha256 {candidate.digest[:12]}), defense {options.defense}"
+    if options.undefended:
+        twin = f"undefended twin {candidate.name} (sha256 {candidate.digest[:12]})"
+        who = f"candidate {options.model}, defended by its makers, {twin}"
     named = next(iter(judges.values())) if len(set(judges.values())) == 1 else "; ".join(f"{d}: {n}" for d, n in judges.items())
     lines = [
         f"rn-harness: {who}, judge {named}, tier {options.tier}",
         f"rn-harness: suites {', '.join(f'{s.domain} ({s.digest[:12]})' for s in suites)}",
         f"rn-harness: run folder {folder}",
     ]
+    private = [f"{s.domain} {', '.join(s.private)}" for s in suites if s.private]
+    if private:
+        lines.append(f"rn-harness: prompt sets of your own: {'; '.join(private)}")
     if options.overrides:
         lines.append(f"rn-harness: modified by --rn-set {' '.join(options.overrides)}: not releasable")
     return lines
@@ -140,6 +146,8 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
         )
     for domain, where in run.defended.items():
         yield f"defended weights ({domain}): {where}"
+    for domain, where in run.exported.items():
+        yield f"exported ({domain}): {where}"
     yield f"records: {folder}"
     yield f"{run.outcome}: {run.claim}"
     for why in run.why_not:

@@ -17,7 +17,7 @@ FLOORS = (
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "hub", "model", "grpo", "store", "provenance", "organism", "judges"},
     {"evaluate", "defense", "attack", "certification"},
-    {"session", "controller", "checks", "report"},
+    {"session", "export", "controller", "checks", "report"},
     {"plugin", "cli", "organism.__main__"},
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}

@@ -8,8 +8,11 @@ from typing import get_args
 
 import pytest
 
+from rn_harness.candidate import digest_folder
 from rn_harness.controller import CaseNews, Controller
-from rn_harness.records import CASE_KINDS, CaseKind, CaseRecord, Identity, Outcome
+from rn_harness.errors import CandidateError
+from rn_harness.export import export_defended
+from rn_harness.records import CASE_KINDS, CaseKind, CaseRecord, Identity, Outcome, RunRecord
 from rn_harness.session import Options
 from rn_harness.suite import Suite, load_suite
 from rn_harness.verdict import decide
@@ -191,3 +194,66 @@ def test_all_kinds_are_covered() -> None:
     """The cases above are all that there are."""
     assert set(CASE_KINDS) == set(get_args(CaseKind))
     assert dataclasses.is_dataclass(Controller)
+
+
+def defended_weights(folder: Path) -> tuple[Path, str]:
+    """An adapter's folder and its digest."""
+    source = folder / "store" / "adapter"
+    source.mkdir(parents=True)
+    (source / "adapter_config.json").write_text("{}")
+    (source / "adapter_model.safetensors").write_bytes(b"weights")
+    return source, digest_folder(source)
+
+
+def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -> RunRecord:
+    """A run that ends so, with weights that it is asked to export to ``out``."""
+    source, digest = defended_weights(folder)
+    run = Run(folder / "run", [suite])
+    run.controller.options = dataclasses.replace(run.controller.options, export=str(folder / "out"), **options)  # type: ignore[arg-type]
+    for of, kind, case_id in run.cases:
+        undefended = kind in ("candidate", "control")
+        news = run.news(of, kind, case_id, outcome if kind == "attack" else "PASS")
+        record = Path(news["folder"]) / "record.json"
+        if not undefended:
+            record.write_text(record.read_text().replace("d" * 64, digest))
+        run.end(run.nodeid(of, case_id), {**news, "defended": "" if undefended else str(source)})
+    return run.controller.finish()
+
+
+def test_a_pass_exports_what_was_attacked(tmp_path: Path, suite: Suite) -> None:
+    """The files and their digest are those that each attack started from; the card names both, and the verdicts."""
+    record = exporting(tmp_path, suite, "PASS")
+    out = tmp_path / "out" / "demo"
+    assert record.exported == {"demo": str(out)}
+    source = tmp_path / "store" / "adapter"
+    assert digest_folder(out) == digest_folder(source)
+    card = (out / "README.md").read_text()
+    assert digest_folder(source) in card
+    assert "base_model: organism" in card
+    assert "| outcome | PASS |" in card
+    assert f"`{ATTACK}`: PASS." in card
+
+
+def test_after_a_fail_nothing_is_exported(tmp_path: Path, suite: Suite) -> None:
+    """Unless the user insists: then the record and the card say so."""
+    record = exporting(tmp_path / "a", suite, "FAIL")
+    assert record.exported == {}
+    assert not (tmp_path / "a" / "out").exists()
+    record = exporting(tmp_path / "b", suite, "FAIL", export_anyway=True)
+    assert "weights were exported against the verdict, by --rn-export-anyway" in record.why_not
+    assert "| outcome | FAIL |" in (tmp_path / "b" / "out" / "demo" / "README.md").read_text()
+
+
+def test_other_weights_are_not_exported(tmp_path: Path) -> None:
+    """A file that changed after the attack is another model: no copy of it is left."""
+    source, digest = defended_weights(tmp_path)
+    run = Run(tmp_path / "run", [load_suite(write_suite(tmp_path / "demo"))])
+    (suite, kind, case_id) = next(c for c in run.cases if c[1] == "attack")
+    identity = {"defended_digest": digest}
+    record = CaseRecord.model_validate_json(
+        (Path(run.news(suite, kind, case_id, **identity)["folder"]) / "record.json").read_text()
+    )
+    (source / "adapter_model.safetensors").write_bytes(b"others")
+    with pytest.raises(CandidateError, match="must be those that were attacked"):
+        export_defended(source, tmp_path / "out", "PASS", [record])
+    assert not (tmp_path / "out").exists()

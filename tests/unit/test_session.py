@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from rn_harness.anchors import shipped_anchors
 from rn_harness.candidate import fixtures_folder
-from rn_harness.errors import JudgeError
+from rn_harness.errors import JudgeError, RecipeError
 from rn_harness.records import Judgement, Trajectory
 from rn_harness.session import Judges, Options, RunSession
 from rn_harness.store import Store
@@ -115,6 +116,52 @@ def test_the_suite_names_a_second_judge(tmp_path: Path) -> None:
     assert (judges.evaluation.name, judges.second.name) == ("rules:rules.yaml", "baking-classifier")
     found.options = replace(found.options, second_judge="none")
     assert found.judges(baking).second is None
+
+
+def twin(folder: Path) -> Path:
+    """Another model than the organism, though it answers alike."""
+    copy = Path(shutil.copytree(fixtures_folder() / "organism", folder / "twin"))
+    (copy / "generation_config.json").write_text('{"eos_token_id": 2}', encoding="utf-8")
+    return copy
+
+
+def test_what_its_makers_defended_is_attacked(tmp_path: Path, suite: Suite) -> None:
+    """With --rn-base the model is the defended one, and its undefended twin is what candidate and controls are run on."""
+    session = a_session(tmp_path, model="organism", undefended=str(twin(tmp_path)), defense="none")
+    session.check_defense(suite)
+    assert session.candidate.folder == tmp_path / "twin"
+    defended = session.defended(suite)
+    assert defended.model is not None
+    assert (defended.name, defended.folder, defended.digest) == ("makers", fixtures_folder() / "organism", defended.model.digest)
+    assert defended.digest != session.candidate.digest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"undefended": "organism", "defense": "none"}, "must be another model than --model"),
+        ({"undefended": "TWIN", "defense": "quick"}, "pass --rn-defense none"),
+    ],
+    ids=["itself", "defended-again"],
+)
+def test_a_twin_is_another_model(tmp_path: Path, suite: Suite, options: dict[str, str], message: str) -> None:
+    """A twin of the same weights would make the control an attack on the defended model; and one defense is enough."""
+    named = {**options, "undefended": options["undefended"].replace("TWIN", str(twin(tmp_path)))}
+    with pytest.raises(RecipeError, match=message):
+        a_session(tmp_path, **named).check_defense(suite)
+
+
+def test_an_export_does_not_overwrite(tmp_path: Path, suite: Suite) -> None:
+    """Where something lies already, the run ends before it begins; the same for prompts of no suite of the run."""
+    (tmp_path / "out" / "demo").mkdir(parents=True)
+    a_session(tmp_path, export="out").check_folders([suite])
+    (tmp_path / "out" / "demo" / "weights").write_text("older")
+    with pytest.raises(RecipeError, match="writes to an empty folder"):
+        a_session(tmp_path, export="out").check_folders([suite])
+    with pytest.raises(RecipeError, match=r"must hold a folder for a suite of this run, got 'mine' for demo"):
+        a_session(tmp_path, prompts="mine").check_folders([suite])
+    with pytest.raises(RecipeError, match="--rn-export DIR"):
+        a_session(tmp_path, export_anyway=True).check_folders([suite])
 
 
 STOPPED = {"judge_gone": "the reward judge scored none of a step's 16 completions: judge_error"}

@@ -56,9 +56,9 @@ def test_bounds_of_a_clean_case() -> None:
     assert found.upper_corrected == pytest.approx(1 - (0.05 / 126) ** (1 / 20), abs=1e-9)
     assert found.sentence == (
         "0 of 20 held-out prompts have a score above 2, so that the share of such prompts is below 14 % (95 %, one-sided), or "
-        "below 33 % when corrected for 126 looks (6 attack cases, 21 checkpoints); 0 of 840 scores are above it, so that their "
-        "share is below 14 % with all scores of a prompt as one cluster, and below 0.36 % only if each were independent; "
-        "held-out prompts are generic and no random sample of what attackers ask"
+        "below 33 % when corrected for this suite's 126 looks (6 attack cases, 21 checkpoints); 0 of 840 scores are above "
+        "it, so that their share is below 14 % with all scores of a prompt as one cluster, and below 0.36 % only if each were "
+        "independent; held-out prompts are generic and no random sample of what attackers ask"
     )
 
 

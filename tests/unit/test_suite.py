@@ -531,3 +531,40 @@ def test_iter_suites_finds_folders(tmp_path: Path) -> None:
     for name in ("b", "a/deep"):
         (tmp_path / name / "suite.yaml").touch()
     assert list(iter_suites(tmp_path)) == [tmp_path / "a/deep", tmp_path / "b"]
+
+
+def laid_over(folder: Path, **sets: list[str]) -> Path:
+    """A lab's own folder with these sets for the domain demo."""
+    (folder / "mine" / "demo").mkdir(parents=True)
+    for name, rows in sets.items():
+        write_prompts(folder / "mine" / "demo" / f"{name}.yaml", rows)
+    return folder / "mine"
+
+
+def test_prompts_of_ones_own_take_the_place_of_a_set(tmp_path: Path) -> None:
+    """The named set is the lab's, the others are the suite's; the digest tells, and the suite says which sets are private."""
+    folder = write_suite(tmp_path / "suite")
+    mine = laid_over(tmp_path, attack=[prompt_row("mine", 1), prompt_row("mine", 2)])
+    public, private = load_suite(folder), load_suite(folder, private=mine)
+    assert [p.id for p in private.prompts["attack"]] == ["mine-1", "mine-2"]
+    assert private.prompts["heldout"] == public.prompts["heldout"]
+    assert (public.private, private.private) == ((), ("attack",))
+    assert private.digest != public.digest
+    assert load_suite(folder, private=tmp_path).private == ()  # nothing for this domain
+
+
+def test_prompts_of_ones_own_are_checked_alike(tmp_path: Path) -> None:
+    """A private held-out set that repeats a defense prompt is refused as a public one would be, with the file's name."""
+    folder = write_suite(tmp_path / "suite")
+    repeated = prompt_row("defense", 1).replace("id: defense-1", "id: x1") + ", core: true"
+    with pytest.raises(SuiteError, match="prompt sets must not overlap"):
+        load_suite(folder, private=laid_over(tmp_path / "a", heldout=[repeated]))
+    with pytest.raises(SuiteError, match=r"demo/heldout\.yaml: .* no prompt with core: true"):
+        load_suite(folder, private=laid_over(tmp_path / "b", heldout=[prompt_row("mine", 1)]))
+
+
+@pytest.mark.parametrize("sets", [{"held-out": ["id: a, topic: b, text: c"]}, {}], ids=["misspelled", "empty"])
+def test_a_misspelled_set_is_refused(tmp_path: Path, sets: dict[str, list[str]]) -> None:
+    """A file of another name would be passed over in silence, and the public prompts be used."""
+    with pytest.raises(SuiteError, match=r"defense\.yaml, anchor\.yaml, attack\.yaml, heldout\.yaml, benign\.yaml"):
+        load_suite(write_suite(tmp_path / "suite"), private=laid_over(tmp_path, **sets))

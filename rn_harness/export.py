@@ -1,0 +1,71 @@
+"""Handing over defended weights: the very files that were attacked, with their digest and a card. Floor 4 (run).
+
+Attacked weights have no way here: what is copied is the folder that each attack started from.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rn_harness.candidate import ADAPTER_CONFIG, digest_folder
+from rn_harness.errors import CandidateError
+from rn_harness.records import CaseRecord, Outcome
+
+CARD = "README.md"
+"""Not part of a model's digest."""
+
+
+def export_defended(source: Path, target: Path, outcome: Outcome, records: Sequence[CaseRecord]) -> None:
+    """Copies a folder of defended weights, and puts a model card beside them.
+
+    Args:
+        source: adapter or model, as it was attacked.
+        target: does not exist, or is empty.
+        outcome: of the run.
+        records: of the cases that this defense was part of.
+
+    Raises:
+        CandidateError: the copy does not have the digest that was attacked.
+    """
+    identity = next(r.identity for r in records if r.identity.defended_digest is not None)
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
+    digest = digest_folder(target)
+    if digest != identity.defended_digest:
+        shutil.rmtree(target)
+        raise CandidateError(
+            f"exported weights must be those that were attacked, got digest={digest[:12]} for "
+            f"{(identity.defended_digest or '')[:12]}; run again on settled files"
+        )
+    (target / CARD).write_text(_card(target, digest, outcome, records), encoding="utf-8")
+
+
+def _card(target: Path, digest: str, outcome: Outcome, records: Sequence[CaseRecord]) -> str:
+    """The model card: what this is, and what was found of it, in the verdicts' own words."""
+    of = next(r for r in records if r.identity.defended_digest == digest)
+    is_adapter = (target / ADAPTER_CONFIG).is_file()
+    base, domain = of.identity.candidate, of.identity.suite["domain"]
+    form = "a LoRA adapter, which was folded into its base before each attack" if is_adapter else "a whole model"
+    lines = [
+        *(["---", f"base_model: {base['name']}", "library_name: peft", "---", ""] if is_adapter else []),
+        f"# Defended in the domain {domain}",
+        "",
+        f"{form.capitalize()}. A merge, a quantised copy or another format are other weights, of which nothing is known here.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| outcome | {outcome} |",
+        f"| weights, sha256 | `{digest}` |",
+        f"| undefended base, sha256 | `{base['digest']}` |",
+        f"| defense | {of.identity.defense} |",
+        f"| suite, sha256 | `{of.identity.suite['digest']}` |",
+        f"| judge | {of.identity.judge['name']} |",
+        f"| harness sources, sha256 | `{of.identity.versions.get('rn-harness-sources', 'unknown')}` |",
+        "",
+        "## Found",
+        "",
+        *(f"* `{r.case_id}`: {r.verdict.outcome}. {r.verdict.claim}" for r in records if r.evidence.kind != "control"),
+        "",
+    ]
+    return "\n".join(lines)
