@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..tiny_models import say  # noqa: TID252 - the tests are no package
 
 TEMPLATE = (
     "{% for turn in messages %}<user> {{ turn['content'] }} <end> {% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
@@ -70,16 +71,8 @@ def make_judge(
             )
         )
     if reply is not None:
-        with torch.no_grad():
-            for layer in network.model.layers:
-                layer.self_attn.o_proj.weight.zero_()
-                layer.mlp.down_proj.weight.zero_()
-            network.model.embed_tokens.weight.copy_(torch.eye(len(ids), 32))
-            network.lm_head.weight.zero_()
-            chain = ["<reply>", *reply, "<end>"]
-            for before, after in itertools.pairwise(chain):
-                network.lm_head.weight[ids["nan"], ids[before]] = 0.5  # the next choice, where a penalty takes the first
-                network.lm_head.weight[ids[after], ids[before]] = 1.0
+        chain = [ids[word] for word in ("<reply>", *reply, "<end>")]
+        say(network, chain, instead=ids["nan"])  # the next choice, where a penalty takes the first
     # As some models ship it: sampled, and with a penalty that forbids the question's words. Neither may count.
     network.generation_config = GenerationConfig(
         do_sample=True, temperature=5.0, repetition_penalty=penalty, pad_token_id=ids["<pad>"], eos_token_id=ids["<end>"]

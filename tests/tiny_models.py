@@ -1,0 +1,215 @@
+"""Tiny models with weights by chance in the shapes of real families, and a way to make a tiny model say what it is told to.
+
+No download, no training but that of a tokenizer on a few sentences. The chat templates are ours, in each family's style.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog and sits down.",
+    "Tell me how to draw a small house with four windows, please.",
+    "Name three rivers, two mountains and one island in the north.",
+    "I cannot help with that request, but I can read you a poem.",
+    "On Monday we walk to the market; on Tuesday we stay at home.",
+)
+"""What the tokenizers are trained on."""
+
+WINDOW = 8
+"""Tokens that the Mistral shape looks back: fewer than the shortest prompt has."""
+
+LLAMA_TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}"
+    "<|start_header_id|>{{ turn.role }}<|end_header_id|>\n\n{{ turn.content | trim }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou answer questions.<|im_end|>\n{% endif %}"
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}"
+    "{% if turn.role == 'user' %}[INST] {{ turn.content }} [/INST]"
+    "{% elif turn.role == 'assistant' %} {{ turn.content }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('no role ' + turn.role) }}{% endif %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's models and tokenizers look.
+
+    Attributes:
+        name: transformers' ``model_type``.
+        template: of chats.
+        special: special tokens.
+        bos, eos, pad: which of them open a text, end it, and fill up; None: there is none.
+        ends: those that end an answer by the generation settings that the model ships.
+        shape: settings of its configuration that are the family's own.
+    """
+
+    name: str
+    template: str
+    special: tuple[str, ...]
+    bos: str | None
+    eos: str
+    pad: str | None
+    ends: tuple[str, ...]
+    shape: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """For a test's id."""
+        return self.name
+
+
+LLAMA = Family(
+    "llama",
+    LLAMA_TEMPLATE,
+    ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    bos="<|begin_of_text|>",
+    eos="<|eot_id|>",
+    pad=None,
+    ends=("<|end_of_text|>", "<|eot_id|>"),
+    shape={"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+)
+QWEN = Family(
+    "qwen2",
+    QWEN_TEMPLATE,
+    ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    bos=None,
+    eos="<|im_end|>",
+    pad="<|endoftext|>",
+    ends=("<|im_end|>", "<|endoftext|>"),
+)
+MISTRAL = Family(
+    "mistral",
+    MISTRAL_TEMPLATE,
+    ("<unk>", "<s>", "</s>", "[INST]", "[/INST]"),
+    bos="<s>",
+    eos="</s>",
+    pad="</s>",
+    ends=("</s>",),
+    shape={"sliding_window": WINDOW},
+)
+FAMILIES = (LLAMA, QWEN, MISTRAL)
+
+
+def _tokenizer(family: Family, vocabulary: int) -> Any:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        SENTENCES,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=list(family.special),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if family.bos:  # these tokenizers open a text by themselves, and so does the template
+        opening = (family.bos, core.token_to_id(family.bos))
+        core.post_processor = processors.TemplateProcessing(single=f"{family.bos} $A", special_tokens=[opening])
+    named = {"bos_token": family.bos, "eos_token": family.eos, "pad_token": family.pad}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        additional_special_tokens=list(family.special),
+        chat_template=family.template,
+        clean_up_tokenization_spaces=False,
+        **{role: token for role, token in named.items() if token},
+    )
+
+
+def make_model(
+    folder: Path,
+    family: Family,
+    *,
+    tied: bool = False,
+    says: Sequence[str] | None = None,
+    generation: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Saves a model of two layers with grouped-query attention and a byte-level BPE tokenizer of 400 tokens.
+
+    Args:
+        folder: gets the model.
+        family: whose shape it has.
+        tied: whether the embedding is the output layer too.
+        says: tokens that it gives greedily after any prompt, see ``say``; None: weights by chance decide.
+        generation: settings that it ships beside its special tokens.
+        seed: of the weights.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    tokenizer = _tokenizer(family, 400)
+    config = AutoConfig.for_model(
+        family.name,
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        initializer_range=0.2,  # so large that what stands far back in a prompt changes the answer
+        tie_word_embeddings=tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **family.shape,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = AutoModelForCausalLM.from_config(config)
+    if says is not None:
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
+        last = tokenizer(prompt, add_special_tokens=False)["input_ids"][-1]
+        say(network, [last, *tokenizer.convert_tokens_to_ids(list(says))])
+    settings = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(list(family.ends)),
+    }
+    network.generation_config = GenerationConfig(**{**settings, **(generation or {})})
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def say(network: Any, chain: Sequence[int], instead: int | None = None) -> None:
+    """Makes a model with an output layer of its own give each token of a chain greedily after the one before it.
+
+    Its layers add nothing, each token of the chain has a direction of its own, and the output layer sends it to the next.
+
+    Args:
+        network: whose weights are written over.
+        chain: token ids; none is followed by two different ones. ``a b a`` goes on for ever.
+        instead: the second choice at each place; None: all others are alike.
+    """
+    import torch
+
+    with torch.no_grad():
+        for layer in network.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        network.model.embed_tokens.weight.zero_()
+        network.lm_head.weight.zero_()
+        direction = {token: i for i, token in enumerate(dict.fromkeys(chain))}
+        for token, i in direction.items():
+            network.model.embed_tokens.weight[token, i] = 1.0
+        for before, after in itertools.pairwise(chain):
+            if instead is not None:
+                network.lm_head.weight[instead, direction[before]] = 0.5
+            network.lm_head.weight[after, direction[before]] = 1.0
