@@ -73,7 +73,7 @@ class LanguageModel:
 
     Attributes:
         network: transformers model, possibly wrapped by peft.
-        tokenizer: with a chat template; pads on the left.
+        tokenizer: with a chat template and an end token; pads on the left.
     """
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -85,11 +85,11 @@ class LanguageModel:
         """Loads weights and tokenizer from a local folder; no code of the folder is run.
 
         Raises:
-            CandidateError: the files cannot be read as a causal language model.
+            CandidateError: the files cannot be read as a causal language model, or its tokenizer has no end token.
         """
         quiet_libraries()
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         torch.set_num_threads(threads)
         try:
@@ -102,7 +102,17 @@ class LanguageModel:
                 f"the folder must hold a causal language model that transformers reads, got folder={folder}: "
                 f"{type(error).__name__}: {error}; export it again with save_pretrained"
             ) from error
+        if tokenizer.eos_token_id is None:
+            raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
         tokenizer.padding_side = "left"
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
+            tokenizer.pad_token = tokenizer.eos_token
+        ends = network.generation_config.eos_token_id
+        ends = sorted({*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None})
+        # Without what else the model ships: a penalty, or top-k, would count wherever TRL or we state none of our own.
+        network.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+        )
         network.eval()
         return cls(network, tokenizer)
 
@@ -152,7 +162,6 @@ class LanguageModel:
                     input_ids=batch["input_ids"].to(self.network.device),
                     attention_mask=batch["attention_mask"].to(self.network.device),
                     max_new_tokens=max_tokens,
-                    pad_token_id=self.tokenizer.pad_token_id,
                     **how,
                 )
                 tails = out[:, batch["input_ids"].shape[1] :]
@@ -170,10 +179,8 @@ class LanguageModel:
         """Whether each of B rows of T tokens holds an end token."""
         import torch
 
-        ends = self.network.generation_config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else list(ends or [])
-        ends.append(self.tokenizer.eos_token_id)
-        found: list[bool] = torch.isin(tails, torch.tensor(ends, device=tails.device)).any(dim=1).tolist()
+        ends = torch.tensor(self.network.generation_config.eos_token_id, device=tails.device)
+        found: list[bool] = torch.isin(tails, ends).any(dim=1).tolist()
         return found
 
     def log_probability(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
