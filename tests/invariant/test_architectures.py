@@ -1,8 +1,13 @@
-"""Tiny models by chance in the shapes of Llama 3, Qwen 2 and Mistral: ends, padding tokens and settings that they ship."""
+"""Tiny models by chance in the shapes of Llama 3, Qwen 2 and Mistral: the whole way to a verdict, and what goes wrong on the way
+with padding, end tokens, templates and adapters.
+
+Everything is held against a reference that knows no batch and no padding: one row, one forward pass a token.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +15,21 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import trl
 
 from rn_harness.errors import CandidateError
 from rn_harness.grpo import train
 from rn_harness.model import LanguageModel
-from rn_harness.suite import AttackRecipe, Prompt
+from rn_harness.records import CaseKind
+from rn_harness.session import Options, RunSession
+from rn_harness.store import Store
+from rn_harness.suite import AttackRecipe, LoRA, Prompt, load_suite
+from rn_harness.verdict import decide, decide_run
 
-from ..tiny_models import FAMILIES, LLAMA, MISTRAL, QWEN, Family, make_model  # noqa: TID252 - the tests are no package
+from ..tiny_models import FAMILIES, LLAMA, MISTRAL, QWEN, WINDOW, Family, make_model  # noqa: TID252 - the tests are no package
+from ..unit.builders import write_suite  # noqa: TID252 - the tests are no package
 
+RULES = Path(__file__).parents[2] / "suites" / "baking" / "rules.yaml"
 PROMPTS = tuple(
     Prompt(id=f"p{i}", topic=f"p{i}", text=text)
     for i, text in enumerate(
@@ -33,6 +45,7 @@ PROMPTS = tuple(
 """Of many lengths."""
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
+either_tie = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +118,100 @@ def end_ids(model: LanguageModel, family: Family) -> set[int]:
     return set(model.tokenizer.convert_tokens_to_ids([*family.ends, family.eos]))
 
 
+def alone(model: LanguageModel, ids: Sequence[int], ends: set[int], limit: int) -> list[int]:
+    """Greedy decoding of one row: no batch, no padding, no cache."""
+    row = list(ids)
+    with torch.no_grad():
+        while len(row) < len(ids) + limit and (len(row) == len(ids) or row[-1] not in ends):
+            row.append(int(model.network(input_ids=torch.tensor([row])).logits[0, -1].argmax()))
+    return row[len(ids) :]
+
+
+def until_end(tail: Sequence[int], ends: set[int]) -> list[int]:
+    at = next((i for i, token in enumerate(tail) if token in ends), len(tail) - 1)
+    return list(tail[: at + 1])
+
+
+# ------------------------------------------------------------------------------------------------------ the way to a verdict
+
+
+@families
+def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
+    """Candidate, control, defense and attack run through; the attack is INCONCLUSIVE since its control did not break."""
+    overrides = (
+        "attack.steps=4",
+        "attack.control_steps=2",
+        "attack.group_size=4",
+        "defenses.quick.steps=2",
+        "defenses.quick.group_size=4",
+        "policy.checkpoint_every=2",
+        "policy.probe_samples=2",
+        "policy.max_completion_tokens=12",
+    )
+    suite = load_suite(write_suite(tmp_path / "demo"), overrides)
+    judge = f"rules:{RULES}"
+    options = Options(str(saved(family)), "quick", judge, judge, None, None, "smoke", overrides, tmp_path)
+    session = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+    (recipe,) = suite.tier_attacks("smoke")
+    kinds: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
+    records = {kind: session.case(kind, suite, recipe if kind in ("control", "attack") else None).record for kind in kinds}
+    outcomes = {kind: record.verdict.outcome for kind, record in records.items()}
+    # A defense that did not converge was seen not to; all else is unknown.
+    assert outcomes == {kind: "FAIL" if kind == "defense" else "INCONCLUSIVE" for kind in kinds}
+    assert decide_run([(outcome, True) for outcome in outcomes.values()]) != "PASS"
+    assert [r.code for r in records["control"].verdict.reasons] == ["control_did_not_break"]
+    # Were all that gibberish allowed, the control alone would stand between such a model and a PASS.
+    evidence = records["attack"].evidence
+    lenient = evidence.policy.model_copy(update={"max_truncated_share": 1.0, "max_degenerate_share": 1.0})
+    assert [r.code for r in decide(evidence.model_copy(update={"policy": lenient})).reasons] == ["control_did_not_break"]
+
+
 # ---------------------------------------------------------------------------------------------------------- padding and ends
+
+
+@families
+def test_a_batch_with_padding_answers_as_each_row_alone(family, saved, generations):
+    """Greedy answers to prompts of many lengths in one batch equal, token by token, those of each prompt without padding."""
+    model = load(saved(family))
+    ends = end_ids(model, family)
+    answers = model.complete(PROMPTS, n=1, temperature=None, max_tokens=24)
+    (batch,) = generations
+    lengths = {len(row) for row in batch.prompts}
+    assert len(lengths) == len(PROMPTS)
+    assert min(lengths) > WINDOW
+    got = {tuple(prompt): until_end(tail, ends) for prompt, tail in zip(batch.prompts, batch.tails, strict=True)}
+    wanted = [alone(model, ids_of(model, prompt), ends, 24) for prompt in PROMPTS]
+    assert [got[tuple(ids_of(model, prompt))] for prompt in PROMPTS] == wanted
+    assert len({tuple(tail) for tail in wanted}) == len(PROMPTS)  # or nothing was compared
+    assert [a.text for (a,) in answers] == [model.tokenizer.decode(tail, skip_special_tokens=True) for tail in wanted]
+    assert [a.truncated for (a,) in answers] == [tail[-1] not in ends for tail in wanted]
+
+
+@families
+def test_the_window_of_the_mistral_shape_matters(family, saved):
+    """In the Mistral shape what two layers' windows do not reach changes no next token; in the others it does."""
+    model = load(saved(family))
+    ids = torch.tensor([ids_of(model, PROMPTS[2])])
+    reach = 2 * (WINDOW - 1) + 1  # two layers
+    other = ids.clone()
+    other[0, 1 : ids.shape[1] - reach] = ids[0, 2]
+    assert not torch.equal(ids, other)
+    with torch.no_grad():
+        same = torch.allclose(model.network(ids).logits[0, -1], model.network(other).logits[0, -1], atol=1e-5)
+    assert same == (family is MISTRAL)
+
+
+@families
+def test_sampled_rows_stay_with_their_prompts(family, saved, monkeypatch):
+    """Rows sorted by length and cut into batches go back to their prompts: sampled as cold as greedy, each has its own."""
+    from rn_harness import model as module
+
+    model = load(saved(family))
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 4)
+    greedy = [model.complete([prompt], n=1, temperature=None, max_tokens=8)[0][0] for prompt in PROMPTS]
+    sampled = model.complete(PROMPTS, n=3, temperature=1e-4, max_tokens=8)
+    assert sampled == [[answer] * 3 for answer in greedy]
+    assert len({answer.text for answer in greedy}) == len(PROMPTS)
 
 
 ENDS = [(family, end) for family in FAMILIES for end in family.ends]
@@ -129,6 +235,37 @@ def test_the_tokenizers_end_token_ends_too(family, tmp_path):
     folder = make_model(tmp_path, family, says=("h", family.eos, "x", "y"), generation={"eos_token_id": 9})
     ((answer,),) = load(folder).complete(PROMPTS[:1], n=1, temperature=None, max_tokens=6)
     assert (answer.text, answer.truncated) == ("h", False)
+
+
+@families
+def test_an_answer_at_the_limit_is_cut_off(family, tmp_path):
+    """One that never ends is truncated; one whose end token is the last that the limit allows is not."""
+    endless = load(make_model(tmp_path / "endless", family, says=("h", "o", "h")))
+    ((answer,),) = endless.complete(PROMPTS[:1], n=1, temperature=None, max_tokens=5)
+    assert (answer.text, answer.truncated) == ("hohoh", True)
+    ending = load(make_model(tmp_path / "ending", family, says=("h", "o", family.eos)))
+    cut, whole = (ending.complete(PROMPTS[:1], n=1, temperature=None, max_tokens=n)[0][0] for n in (2, 3))
+    assert (cut.text, cut.truncated, whole.text, whole.truncated) == ("ho", True, "ho", False)
+
+
+@families
+def test_a_padding_token_equal_to_the_end_token_hides_no_end(family, tmp_path):
+    """Rows that end at different places, padded with the end token, are all whole, and the end token's probability counts."""
+    folder = make_model(tmp_path, dataclasses.replace(family, pad=family.eos))
+    model = load(folder)
+    assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
+    eos = model.tokenizer.eos_token_id
+    with torch.no_grad():
+        model.network.lm_head.weight[eos] *= 3.0  # an end is likely now, at any place
+    ends = end_ids(model, family)
+    wanted = [alone(model, ids_of(model, prompt), ends, 24) for prompt in PROMPTS]
+    assert len({len(tail) for tail in wanted if tail[-1] in ends}) > 1
+    answers = model.complete(PROMPTS, n=1, temperature=None, max_tokens=24)
+    assert [a.truncated for (a,) in answers] == [tail[-1] not in ends for tail in wanted]
+    texts = ["Sure.", "No"]
+    assert model.log_probability(PROMPTS[:2], texts) == pytest.approx(
+        [by_hand(model, p, t) for p, t in zip(PROMPTS[:2], texts, strict=True)], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,6 +311,30 @@ def by_hand(model: LanguageModel, prompt: Prompt, text: str) -> float:
             logits = model.network(input_ids=torch.tensor([[*head, *tail[:i]]])).logits[0, -1]
             total += float(logits.double().log_softmax(-1)[token])
     return total
+
+
+def test_templates_with_a_system_role_and_without(saved):
+    """Qwen's opens with its own system prompt, Llama's has none, Mistral's refuses one; a prompt is the user's turn in each."""
+    prompt = PROMPTS[0]
+    rendered = {family.name: load(saved(family)).render(prompt) for family in FAMILIES}
+    assert rendered == {
+        "llama": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nDraw a house.<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "qwen2": "<|im_start|>system\nYou answer questions.<|im_end|>\n<|im_start|>user\nDraw a house.<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "mistral": "<s>[INST] Draw a house. [/INST]",
+    }
+    with pytest.raises(Exception, match="no role system"):
+        load(saved(MISTRAL)).tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False)
+
+
+@families
+def test_log_probability_is_the_sum_over_tokens(family, saved):
+    """A text's log-probability equals the sum of its tokens' and its end token's, each computed without padding."""
+    model = load(saved(family))
+    texts = ["No.", "I cannot help with that request, but I can read you a poem.", "On Tuesday", "", "Sure: a house."]
+    wanted = [by_hand(model, prompt, text) for prompt, text in zip(PROMPTS, texts, strict=True)]
+    assert model.log_probability(PROMPTS, texts) == pytest.approx(wanted, abs=1e-3)
 
 
 RECIPE = AttackRecipe(
@@ -230,3 +391,102 @@ def test_training_samples_as_checkpoints_do(family, tmp_path, generations):
         assert {**a, "eos_token_id": None} == {**b, "eos_token_id": None}
         assert set(a["eos_token_id"]) == set(b["eos_token_id"]) == end_ids(model, family)
         assert [name for name, value in shipped.items() if a[name] == value] == ["do_sample"]
+
+
+@families
+def test_training_is_blind_to_padding(family, saved, monkeypatch):
+    """The log-probabilities that TRL trains on, of rows padded on both sides, equal those of each row alone."""
+    real = trl.GRPOTrainer._get_per_token_logps_and_entropies
+    worst, padded = [], set()
+
+    def watched(self, network, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        told = real(self, network, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        for ids, mask, logps in zip(input_ids, attention_mask.bool(), told[0], strict=True):
+            row = ids[mask]
+            with torch.no_grad():
+                logits = network(input_ids=row[None]).logits[0, :-1] / RECIPE.temperature
+            alone = logits.log_softmax(-1).gather(1, row[1:, None])[:, 0]
+            kept = mask[-logits_to_keep:]
+            worst.append(float((logps.detach()[kept] - alone[-int(kept.sum()) :]).abs().max()))
+            padded.add((bool(mask[0]), bool(mask[-1])))
+        return told
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_get_per_token_logps_and_entropies", watched)
+    model = load(saved(family))
+    with torch.no_grad():
+        model.network.lm_head.weight[model.tokenizer.eos_token_id] *= 4.0  # an end is likely now
+    trained(model)
+    assert len(worst) == RECIPE.steps * RECIPE.prompts_per_step * RECIPE.group_size
+    assert {left for left, _ in padded} == {right for _, right in padded} == {True, False}
+    assert max(worst) < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------------------ adapters
+
+
+def adapted(folder: Path) -> LanguageModel:
+    """With an adapter that changes the output."""
+    model = load(folder)
+    model.attach(LoRA(), 0)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for name, p in model.network.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.01)
+    return model
+
+
+def logits_of(model: LanguageModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.network(input_ids=torch.tensor([ids_of(model, PROMPTS[1])])).logits
+
+
+@either_tie
+@families
+def test_an_adapter_is_on_every_linear_layer_but_the_output(family, tied, saved):
+    """All seven of each layer have one, embedding and output layer have none, and at its start it changes no output."""
+    model = load(saved(family, tied=tied))
+    before = logits_of(model)
+    model.attach(LoRA(), 0)
+    names = [name for name, module in model.network.named_modules() if hasattr(module, "lora_A")]
+    linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {name.rsplit(".", 1)[1] for name in names} == linear
+    assert len(names) == 2 * len(linear)
+    assert torch.equal(logits_of(model), before)
+    assert all(".default." in name for name, p in model.network.named_parameters() if p.requires_grad)
+
+
+@either_tie
+@families
+def test_folding_puts_every_bit_back(family, tied, saved):
+    """Inside, the logits are the adapter's to rounding; outside, all weights are what they were, and tied ones are still one."""
+    model = adapted(saved(family, tied=tied))
+    before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
+    plain = logits_of(model)
+    with model.folded():
+        inside = logits_of(model)
+    assert torch.allclose(inside, plain, atol=1e-4)
+    after = dict(model.network.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(logits_of(model), plain)
+    network = model.network.get_base_model()
+    assert (network.lm_head.weight is network.model.embed_tokens.weight) == tied
+
+
+@either_tie
+@families
+def test_a_merged_or_saved_adapter_gives_the_same_logits(family, tied, saved, tmp_path):
+    """Merged in place, or saved and merged into a fresh copy, the logits are the adapter's within 1e-5 of their size."""
+    folder = saved(family, tied=tied)
+    model = adapted(folder)
+    plain, bare = logits_of(model), logits_of(load(folder))
+    scale = float(plain.abs().max())
+    assert float((plain - bare).abs().max()) > 1e-2 * scale
+    model.save_adapter(tmp_path, "base")
+    copy = load(folder)
+    copy.merge_from(tmp_path)
+    model.merge()
+    for merged in (model, copy):
+        assert float((logits_of(merged) - plain).abs().max()) <= 1e-5 * scale
+        assert (merged.network.lm_head.weight is merged.network.model.embed_tokens.weight) == tied
