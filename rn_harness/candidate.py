@@ -1,26 +1,39 @@
 """The candidate: the model under test, found, identified and loaded. Floor 2 (adapters).
 
-Resolving and digesting need no torch; ``load`` does. Knows the package's ``fixtures/`` and local folders; hub ids are not
-supported yet.
+Resolving and digesting need no torch; ``load`` does. A candidate is a profile, an id on the hub, a local folder or a GGUF file.
 """
 
 from __future__ import annotations
 
+import datetime
+import difflib
+import fnmatch
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rn_harness.errors import CandidateError
+from rn_harness.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.organism.knowledge import KNOWLEDGE_FILE
+from rn_harness.profiles import HUB_ID, ModelProfile, load_model_profile, profile_names
+from rn_harness.weights import read_config, read_gguf, read_weights
 
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
 
 ORGANISM = "organism"
 ADAPTER_CONFIG = "adapter_config.json"
+MODELS = "models"
+"""Folder of the profiles within the fixtures."""
+_TEMPLATE_REMEDY = "pass one that this model was trained with by --rn-chat-template FILE"
+_PROBE = "rn-harness-asks-this"
+_TRAINING_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+"""Marks the assistant's words for a trainer's mask; adds no text."""
 
 
 def fixtures_folder() -> Path:
@@ -56,15 +69,29 @@ def digest_folder(folder: Path, *, follow_links: bool = False, without: Sequence
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def digest_weights(folder: Path) -> str:
-    """The sha256 over the contents of a folder's weights alone: a copy under other names, or beside other files, has the same."""
-    found = sorted(_sha256(path) for path in folder.glob("*.safetensors"))
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()
+def digest_weights(folder: Path, file: str | None = None) -> str:
+    """The sha256 over the contents of a folder's weights alone: a copy under other names, or beside other files, has the same.
+
+    Args:
+        folder: of the model.
+        file: the one of its files that counts; None: all that hold weights.
+    """
+    paths = [folder / file] if file else [p for ending in ("safetensors", "bin", "gguf") for p in folder.glob(f"*.{ending}")]
+    return _sha256("\n".join(sorted(map(_content, paths))))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _content(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """The same over one file: over its name and contents, as if it were alone in its folder."""
+    from model_signing import hashing
+
+    hashed = hashing.Config().set_allow_symlinks(True).hash(path.parent, files_to_hash=[path])
+    lines = [f"{path.name} {item.digest.digest_hex}" for item in hashed.resource_descriptors()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +100,20 @@ class Candidate:
 
     Attributes:
         name: how the user called it.
-        folder: where its files lie.
-        revision: of the hub; None for local files.
-        digest: sha256 over its files, before loading.
+        folder: where its files lie; of a GGUF file, the folder that holds it.
+        revision: full commit on the hub; None for local files.
+        digest: sha256 over its files, before loading, and over what is loaded in another way than they say.
         threads: CPU threads that compute it; part of a result's identity, since sums depend on it.
+        files_digest: sha256 over its files alone.
+        gguf: name of the GGUF file; None: the folder's safetensors.
+        chat_template: text that takes the place of the files' own; None: theirs.
+        dtype: that the weights are loaded in; None: as the files say.
+        allow_pickle: its weights are pickles, by the user's leave.
+        trust_remote_code: its folder's code is run, by the user's leave.
+        profile: that it was named by; None: by none.
+        parameters: how many numbers its weights hold; None: not known.
+        config: its numbers under the names of a config.json, for ``rn_harness.memory``.
+        fetched: patterns of the files that it consists of; None: all files of its folder.
     """
 
     name: str
@@ -84,11 +121,34 @@ class Candidate:
     revision: str | None
     digest: str
     threads: int
+    files_digest: str
+    gguf: str | None = None
+    chat_template: str | None = None
+    dtype: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    profile: ModelProfile | None = None
+    parameters: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    fetched: tuple[str, ...] | None = None
 
     @property
     def is_organism(self) -> bool:
         """Whether it is a model organism, which knows its own exact judge."""
-        return (self.folder / KNOWLEDGE_FILE).is_file()
+        return self.gguf is None and (self.folder / KNOWLEDGE_FILE).is_file()
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """For records: name, revision, digest, and what else was said of how it is loaded."""
+        said = {
+            "profile": self.profile.sha256 if self.profile else None,
+            "dtype": self.dtype,
+            "gguf": self.gguf,
+            "chat_template": _sha256(self.chat_template) if self.chat_template and not self.gguf else None,
+            "pickle": "allowed" if self.allow_pickle else None,
+            "remote_code": "trusted" if self.trust_remote_code else None,
+        }
+        return {"name": self.name, "revision": self.revision, "digest": self.digest} | {k: v for k, v in said.items() if v}
 
     def verify(self) -> None:
         """Checks that the files still are what was digested.
@@ -96,10 +156,10 @@ class Candidate:
         Raises:
             CandidateError: they changed while the run used them.
         """
-        now = digest_folder(self.folder)
-        if now != self.digest:
+        now = _digest(self.folder, self.gguf, self.fetched)
+        if now != self.files_digest:
             raise CandidateError(
-                f"the candidate's files must not change during a run, got digest={now[:12]} after {self.digest[:12]} "
+                f"the candidate's files must not change during a run, got digest={now[:12]} after {self.files_digest[:12]} "
                 f"for {self.folder}; run again on settled files"
             )
 
@@ -107,36 +167,241 @@ class Candidate:
         """Loads a fresh copy, ready to compute on one device."""
         from rn_harness.model import LanguageModel
 
-        return LanguageModel.load(self.folder, threads=self.threads)
+        how: dict[str, Any] = {
+            "threads": self.threads,
+            "dtype": self.dtype,
+            "chat_template": self.chat_template,
+            "allow_pickle": self.allow_pickle,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        if self.gguf is None:
+            return LanguageModel.load(self.folder, **how)
+        with tempfile.TemporaryDirectory(prefix="rn-harness-") as alone:  # nothing that lies beside the file is read with it
+            (Path(alone) / self.gguf).symlink_to(self.folder / self.gguf)
+            return LanguageModel.load(Path(alone), gguf=self.gguf, **how)
 
 
-def resolve_candidate(spec: str, base: Path) -> Candidate:
-    """Finds the model that ``--model`` names.
-
-    Args:
-        spec: ``organism`` or a local folder.
-        base: folder that relative paths start from.
+def profile_recipe(spec: str) -> tuple[str, ...]:
+    """The suite overrides that a profile declares; none where ``--model`` names no profile.
 
     Raises:
-        CandidateError: no such model, or a folder that holds none.
+        CandidateError: the profile is malformed.
     """
-    folder = fixtures_folder() / ORGANISM if spec == ORGANISM else (base / Path(spec).expanduser()).resolve()
-    if not folder.is_dir():
-        raise CandidateError(f"--model must be organism or a local model folder, got {spec!r}; give the folder's path")
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise CandidateError(f"--model must be a whole model, got an adapter at {folder}; pass it with --rn-defense")
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    profiles = fixtures_folder() / MODELS
+    return tuple(load_model_profile(spec, profiles).recipe) if spec in profile_names(profiles) else ()
+
+
+def resolve_candidate(
+    spec: str,
+    base: Path,
+    *,
+    chat_template: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Candidate:
+    """Finds the model that ``--model`` names, and looks at all of its files; nothing of it is loaded or run.
+
+    Args:
+        spec: a profile's name, a local folder, a GGUF file, or ``owner/name[@revision]`` on the hub, in this order. A folder
+            of a profile's name is ``./name``.
+        base: folder that relative paths start from.
+        chat_template: file with a chat template that takes the place of the model's own.
+        allow_pickle: whether weights may be pickles.
+        trust_remote_code: whether Python files in the model's folder may be run.
+
+    Raises:
+        CandidateError: no such model, or one that cannot be attacked as it is.
+    """
+    profiles = fixtures_folder() / MODELS
+    profile = load_model_profile(spec, profiles) if spec in profile_names(profiles) else None
+    folder, revision, gguf = _find(spec, base, profile, allow_pickle=allow_pickle, code=trust_remote_code)
+    own: str | None
+    special: dict[str, str] = {}
+    parameters: int | None
+    if gguf is not None:
+        header = read_gguf(folder / gguf)
+        own, pickled, parameters, config = header.chat_template, False, header.parameters, header.config
+    else:
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise CandidateError(f"--model must be a whole model, got an adapter at {folder}; pass it with --rn-defense")
+        config = read_config(folder)
+        weights = read_weights(folder, allow_pickle=allow_pickle, ignored=(*SKIPPED, "*.gguf") if revision else ())
+        own, special = _own_template(folder)
+        pickled, parameters = weights.pickled, weights.parameters
+    given = _read_template(base, chat_template) if chat_template is not None else None
+    where = f"--rn-chat-template {chat_template}" if given is not None else str(folder / (gguf or ""))
+    template = given if given is not None else own
+    if template is None:
         raise CandidateError(
-            f"a model folder must hold config.json and *.safetensors, got folder={folder}; export it with save_pretrained"
+            f"a chat template is required, got none in {where}, perhaps a base model that was not tuned to follow instructions; "
+            f"{_TEMPLATE_REMEDY}"
         )
-    tokenizer = folder / "tokenizer_config.json"
-    try:
-        declared = json.loads(tokenizer.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    _check_template(template, special, where)
+    fetched = (*FILES, *(PICKLES if pickled else ()), *(CODE if trust_remote_code else ())) if revision else None
+    files_digest = _digest(folder, gguf, fetched)
+    if profile and profile.digest and profile.digest != files_digest:
         raise CandidateError(
-            f"a model folder must hold a readable tokenizer_config.json, got {type(error).__name__} for {tokenizer}; "
+            f"the files must have the digest that profile {profile.name} pins, got sha256={files_digest} in place of "
+            f"{profile.digest} for {folder}; fetch the model again"
+        )
+    dtype = profile.dtype if profile else None
+    other = {
+        "chat_template": _sha256(given) if given is not None else None,
+        "dtype": dtype if dtype != _dtype_of(config) else None,
+        "remote_code": "trusted" if trust_remote_code else None,
+    }
+    changed = {key: value for key, value in other.items() if value}
+    return Candidate(
+        name=spec,
+        folder=folder,
+        revision=revision,
+        digest=_sha256(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest,
+        threads=1,
+        files_digest=files_digest,
+        gguf=gguf,
+        chat_template=given if gguf is None else template,
+        dtype=dtype,
+        allow_pickle=pickled,
+        trust_remote_code=trust_remote_code,
+        profile=profile,
+        parameters=parameters,
+        config=config,
+        fetched=fetched,
+    )
+
+
+def _find(
+    spec: str, base: Path, profile: ModelProfile | None, *, allow_pickle: bool, code: bool
+) -> tuple[Path, str | None, str | None]:
+    """Folder, commit and GGUF file that a spec names."""
+    if profile is not None and profile.local is not None:
+        return profile.local, None, None
+    path = (base / Path(spec).expanduser()).resolve() if profile is None else Path()
+    if profile is None and spec and path.is_dir():
+        return path, None, None
+    if profile is None and spec.endswith(".gguf"):
+        if not path.is_file():
+            raise CandidateError(f"--model must be a GGUF file that exists, got {spec!r} under {base}; correct the path")
+        return path.parent, None, path.name
+    model, at, revision = (profile.model, "", "") if profile else spec.partition("@")
+    if not re.match(HUB_ID, model) or (at and not revision):
+        known = profile_names(fixtures_folder() / MODELS)
+        near = " or ".join(difflib.get_close_matches(spec, known, n=3))
+        raise CandidateError(
+            "--model must be a profile, a local model folder, a GGUF file, or owner/name[@revision] on the hub, "
+            f"got {spec!r}; profiles: {', '.join(known)}{f'; did you mean {near}?' if near else ''}"
+        )
+    try:
+        folder, commit = locate(model, (profile.revision if profile else revision) or None, code=code, pickles=allow_pickle)
+    except HubError as error:
+        raise CandidateError(str(error)) from None
+    return folder, commit, None
+
+
+def _digest(folder: Path, gguf: str | None, fetched: Sequence[str] | None) -> str:
+    """Over a GGUF file; over a local folder; over what a snapshot of the hub was fetched for, whatever else its cache holds."""
+    if gguf is not None:
+        return digest_file(folder / gguf)
+    if fetched is None:
+        return digest_folder(folder, follow_links=True)
+    names = [path.name for path in folder.iterdir()]
+    wanted = {n for pattern in fetched for n in fnmatch.filter(names, pattern) if (folder / n).is_file()}
+    wanted -= {n for pattern in SKIPPED for n in fnmatch.filter(names, pattern)}
+    return digest_folder(folder, follow_links=True, without=sorted(set(names) - wanted))
+
+
+# --- chat templates ------------------------------------------------------------------------------------------------------
+
+
+def _own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
+    """A folder's chat template, and the special tokens that one may name."""
+    path = folder / "tokenizer_config.json"
+    try:
+        declared = json.loads(path.read_text(encoding="utf-8"))
+        alone = folder / "chat_template.jinja"
+        template = alone.read_text(encoding="utf-8") if alone.is_file() else declared.get("chat_template")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CandidateError(
+            f"a model folder must hold a readable tokenizer_config.json, got {type(error).__name__} for {path}; "
             "save the tokenizer with save_pretrained"
         ) from None
-    if not (folder / "chat_template.jinja").is_file() and "chat_template" not in declared:
-        raise CandidateError(f"a chat template is required, {folder} has none; save the tokenizer with its template")
-    return Candidate(name=spec, folder=folder, revision=None, digest=digest_folder(folder), threads=1)
+    if isinstance(template, list):  # several by name, of which the default one is used
+        template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
+    tokens = {key: token.get("content") if isinstance(token, dict) else token for key, token in declared.items()}
+    special = {key: token for key, token in tokens.items() if key.endswith("_token") and isinstance(token, str)}
+    return template if isinstance(template, str) and template.strip() else None, special
+
+
+def _read_template(base: Path, file: str) -> str:
+    """The text of ``--rn-chat-template``."""
+    path = (base / Path(file).expanduser()).resolve()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CandidateError(
+            f"--rn-chat-template must be a readable jinja file, got {type(error).__name__} for {path}; correct the path"
+        ) from None
+
+
+def _check_template(template: str, special: Mapping[str, str], where: str) -> None:
+    """Renders a user's turn as transformers does; what the user asks has to stand in the result."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    world.filters["tojson"] = json.dumps
+    world.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.datetime.now(datetime.UTC).strftime(form)}
+    turns = [{"role": "user", "content": _PROBE}]
+    try:
+        text = world.from_string(_TRAINING_TAG.sub("", template)).render(
+            messages=turns, add_generation_prompt=True, tools=None, documents=None, **special
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+        raise CandidateError(
+            f"a chat template must render a user's turn, got {type(error).__name__} for {where}: {error}; {_TEMPLATE_REMEDY}"
+        ) from None
+    if _PROBE not in text:
+        raise CandidateError(
+            f"a chat template must hold what the user says, got a text without it from {where}; {_TEMPLATE_REMEDY}"
+        )
+
+
+def _dtype_of(config: Mapping[str, Any]) -> str | None:
+    """The number format that the files name."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    return str(named) if named else None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- adapters ------------------------------------------------------------------------------------------------------------
+
+
+def check_adapter(folder: Path, candidate: Candidate) -> None:
+    """Makes sure that an adapter was made for the candidate, as far as it says what it was made for.
+
+    Args:
+        folder: of the adapter.
+        candidate: that it is to be put on.
+
+    Raises:
+        CandidateError: it names another model's digest, or its configuration cannot be read.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        base = str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CandidateError(
+            f"an adapter must hold a readable {ADAPTER_CONFIG}, got {type(error).__name__} for {path}; save it again"
+        ) from None
+    named = re.search(r"@sha256:([0-9a-f]{64})$", base)
+    if named and named[1] != candidate.digest:
+        raise CandidateError(
+            f"an adapter must be made for the candidate, got one for sha256={named[1]} ({base.partition('@')[0]}) and the "
+            f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
+        )

@@ -137,6 +137,7 @@ class Controller:
             "rn_harness.tier": self.options.tier,
             "rn_harness.run_folder": self.folder.name,
             "rn_harness.overrides": " ".join(self.options.overrides),
+            "rn_harness.recipe": " ".join(next(iter(self.suites)).recipe) if self.suites else "",
         }
         return facts | {f"rn_harness.suite.{s.domain}.sha256": s.digest for s in self.suites}
 
@@ -261,6 +262,10 @@ class Controller:
                 "overrides": list(self.options.overrides),
                 "base": self.options.undefended,
                 "private_prompts": {s.domain: list(s.private) for s in self.suites if s.private},
+                "recipe": {s.domain: list(s.recipe) for s in self.suites},
+                "chat_template": bool(self.options.chat_template),
+                "allow_pickle": self.options.allow_pickle,
+                "trust_remote_code": self.options.trust_remote_code,
             },
             exported=exported,
             candidate=dict(self.candidate),
@@ -319,6 +324,10 @@ class Controller:
             reasons.append("the smoke tier never is a release verdict")
         if self.options.overrides:
             reasons.append(f"modified by --rn-set {' '.join(self.options.overrides)}")
+        if self.options.allow_pickle:
+            reasons.append("--rn-allow-pickle: weights that can run code when they are read")
+        if self.options.trust_remote_code:
+            reasons.append("--rn-trust-remote-code: the model's own code was run")
         reasons += [f"the selection was narrowed by {how}" for how in self.narrowed]
         reasons += [lax for suite in self.suites for lax in _laxer(suite)]
         if missing:

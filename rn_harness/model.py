@@ -81,29 +81,50 @@ class LanguageModel:
         self.tokenizer: Any = tokenizer
 
     @classmethod
-    def load(cls, folder: Path, threads: int) -> LanguageModel:
-        """Loads weights and tokenizer from a local folder; no code of the folder is run.
+    def load(
+        cls,
+        folder: Path,
+        threads: int,
+        *,
+        dtype: str | None = None,
+        gguf: str | None = None,
+        chat_template: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+    ) -> LanguageModel:
+        """Loads weights and tokenizer from a local folder; no code of the folder is run unless that is asked for.
+
+        Args:
+            folder: of the model.
+            threads: CPU threads.
+            dtype: torch's name of the number format; None: as the files say.
+            gguf: name of the GGUF file in it; None: its safetensors.
+            chat_template: takes the place of the tokenizer's own; None: its own.
+            allow_pickle: the weights are pickles.
+            trust_remote_code: run the folder's code.
 
         Raises:
             CandidateError: the files cannot be read as a causal language model, or its tokenizer has no end token.
         """
         quiet_libraries()
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         torch.set_num_threads(threads)
         try:
-            network = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+            how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code, "gguf_file": gguf}
+            weights = {} if gguf else {"use_safetensors": not allow_pickle}
+            network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **weights, **how)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **how)
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise CandidateError(
                 f"the folder must hold a causal language model that transformers reads, got folder={folder}: "
                 f"{type(error).__name__}: {error}; export it again with save_pretrained"
             ) from error
         if tokenizer.eos_token_id is None:
             raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
+        tokenizer.chat_template = chat_template or tokenizer.chat_template
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
             tokenizer.pad_token = tokenizer.eos_token

@@ -44,11 +44,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rn-model",
         dest="rn_model",
         default="organism",
-        metavar="NAME|PATH",
-        help="candidate: organism (default) or a model folder; also spelled --model",
+        metavar="MODEL",
+        help="candidate: a profile (default: organism), a model folder, a .gguf file, or owner/name[@revision] on the hub; also "
+        "spelled --model",
     )
     with suppress(ValueError, argparse.ArgumentError):  # another plugin's option; the run's header says so
-        group.addoption("--model", dest="rn_model", default="organism", metavar="NAME|PATH", help="same as --rn-model")
+        group.addoption("--model", dest="rn_model", default="organism", metavar="MODEL", help="same as --rn-model")
+    group.addoption("--rn-chat-template", default=None, metavar="FILE", help="chat template (jinja) in place of the model's own")
+    group.addoption(
+        "--rn-allow-pickle", action="store_true", help="take pickled weights, which can run code; the run is then not releasable"
+    )
+    group.addoption(
+        "--rn-trust-remote-code",
+        action="store_true",
+        help="run the Python files in the model's folder; the run is then not releasable",
+    )
     group.addoption(
         "--rn-defense",
         default="anchored",
@@ -142,6 +152,9 @@ def _options(config: pytest.Config) -> Options:
         prompts=config.getoption("rn_prompts"),
         export=config.getoption("rn_export"),
         export_anyway=config.getoption("rn_export_anyway"),
+        chat_template=config.getoption("rn_chat_template"),
+        allow_pickle=config.getoption("rn_allow_pickle"),
+        trust_remote_code=config.getoption("rn_trust_remote_code"),
     )
 
 
@@ -151,6 +164,7 @@ def _suite(config: pytest.Config, folder: Path) -> Suite:
     Raises:
         RnHarnessError: it is malformed; the same error each time.
     """
+    from rn_harness.candidate import profile_recipe
     from rn_harness.errors import RnHarnessError
     from rn_harness.suite import load_suite
 
@@ -158,7 +172,8 @@ def _suite(config: pytest.Config, folder: Path) -> Suite:
     if folder not in known:
         try:
             options = _options(config)
-            known[folder] = load_suite(folder, options.overrides, options.path(options.prompts) if options.prompts else None)
+            private = options.path(options.prompts) if options.prompts else None
+            known[folder] = load_suite(folder, options.overrides, private, profile_recipe(options.model))
         except RnHarnessError as error:
             known[folder] = error
     found = known[folder]
@@ -336,7 +351,7 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
         folder=folder,
         options=session.options,
         suites=suites,
-        candidate={"name": candidate.name, "revision": candidate.revision, "digest": candidate.digest},
+        candidate=candidate.identity,
         judges={suite.domain: session.judges(suite).names for suite in suites},
         narrowed=_narrowed(config),
     )

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rn_harness.anchors import AnchorSet, load_anchors
 from rn_harness.attack import Witness, run_attack
-from rn_harness.candidate import ADAPTER_CONFIG, ORGANISM, Candidate, digest_folder, digest_weights, resolve_candidate
+from rn_harness.candidate import (
+    ADAPTER_CONFIG,
+    ORGANISM,
+    Candidate,
+    check_adapter,
+    digest_folder,
+    digest_weights,
+    resolve_candidate,
+)
 from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.defense import run_defense
@@ -56,7 +64,7 @@ class Options:
     """What the user asked for.
 
     Attributes:
-        model: candidate's name or folder.
+        model: candidate's name, folder, file or id.
         defense: recipe's name, ``none``, or the folder of an adapter or a defended model.
         judge, reward_judge, second_judge: specs, or None for the default; ``none``: nobody gives a second opinion.
         labels: a lab's own labelled file, on which the judge is certified too; None: there is none.
@@ -67,6 +75,8 @@ class Options:
         prompts: folder of the lab's own prompt sets; None: the suites' own.
         export: folder that the defended weights go to after a PASS; None: they stay in the store.
         export_anyway: whether they go there whatever the outcome.
+        chat_template: file with one that takes the place of the model's own; None: its own.
+        allow_pickle, trust_remote_code: what the user lets the model's files do; never releasable.
     """
 
     model: str
@@ -82,6 +92,10 @@ class Options:
     prompts: str | None = None
     export: str | None = None
     export_anyway: bool = False
+
+    chat_template: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
 
     def path(self, name: str) -> Path:
         """Where a path of the user's leads."""
@@ -232,17 +246,28 @@ class RunSession:
     @functools.cached_property
     def candidate(self) -> Candidate:
         """The undefended model, digested: what is to be defended, or the twin of what its makers defended."""
-        return resolve_candidate(self.options.undefended or self.options.model, self.options.base)
+        return self._resolve(self.options.undefended or self.options.model)
 
     @functools.cached_property
     def released(self) -> Candidate | None:
         """The model that its makers defended, digested; None where the defense is ours to make or was given as a folder."""
-        return resolve_candidate(self.options.model, self.options.base) if self.options.undefended else None
+        return self._resolve(self.options.model) if self.options.undefended else None
 
     @property
     def defense_name(self) -> str:
         """How verdicts call the defense."""
         return MAKERS if self.options.undefended else self.options.defense
+
+    def _resolve(self, spec: str) -> Candidate:
+        """A model that the user named, with what he lets its files do."""
+        options = self.options
+        return resolve_candidate(
+            spec,
+            options.base,
+            chat_template=options.chat_template,
+            allow_pickle=options.allow_pickle,
+            trust_remote_code=options.trust_remote_code,
+        )
 
     def judges(self, suite: Suite) -> Judges:
         """Who judges this suite: the option's judge, else the organism's own, else the suite's default.
@@ -285,9 +310,8 @@ class RunSession:
     def _under_test(self) -> set[str]:
         """What the weights under test are known by: the candidate's, and those of a whole defended model."""
         folder = self._defense_folder()
-        whole = [folder] if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file() else []
-        whole += [self.released.folder] if self.released else []
-        return {digest_weights(of) for of in (self.candidate.folder, *whole)}
+        whole = {digest_weights(folder)} if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file() else set()
+        return whole | {digest_weights(of.folder, of.gguf) for of in (self.candidate, self.released) if of}
 
     @functools.cached_property
     def labels(self) -> AnchorSet | None:
@@ -423,6 +447,7 @@ class RunSession:
 
         Raises:
             RecipeError: it does not.
+            CandidateError: it is an adapter of another model.
         """
         name = self.options.defense
         if self.options.undefended and name != NO_DEFENSE:
@@ -438,9 +463,10 @@ class RunSession:
         if self.defense_recipe(suite) is None and name != NO_DEFENSE:
             folder = self._defense_folder()
             if (folder / ADAPTER_CONFIG).is_file():
+                check_adapter(folder, self.candidate)
                 return
             try:
-                resolve_candidate(str(folder), self.options.base)
+                self._resolve(str(folder))
             except CandidateError as error:
                 raise RecipeError(f"--rn-defense must hold an adapter or a whole model, got {name!r}: {error}") from None
 
@@ -508,7 +534,7 @@ class RunSession:
             folder = self._defense_folder()
             if (folder / ADAPTER_CONFIG).is_file():
                 return Defended(self.candidate, folder.name, adapter=folder, digest=digest_folder(folder))
-            model = resolve_candidate(str(folder), self.options.base)
+            model = self._resolve(str(folder))
             return Defended(self.candidate, folder.name, model=model, digest=model.digest)
         parts = self._shared_parts(suite, ("defense", "anchor", "heldout"))
         key = content_key("defense", {**parts, "recipe": recipe.model_dump(mode="json")})
@@ -694,9 +720,7 @@ class RunSession:
     def _identity(self, suite: Suite, defended: Defended | None) -> Identity:
         judges = self.judges(suite)
         return Identity(
-            candidate={
-                "name": self.candidate.name, "revision": self.candidate.revision, "digest": self.candidate.digest
-            },
+            candidate=self.candidate.identity,
             defense=defended.name if defended else self.defense_name,
             defended_digest=defended.digest if defended else None,
             judge=_who(judges.evaluation),

@@ -356,6 +356,7 @@ class Suite(Frozen):
         digest: sha256 over the declaration and the prompts, as hex; overrides change it.
         overrides: the ``--rn-set`` pairs that were applied; not empty means "modified", never releasable.
         private: prompt sets that were laid over the suite's own (``--rn-prompts``); their texts are part of the digest.
+        recipe: the pairs that the candidate's profile declares, applied before them.
     """
 
     folder: Path
@@ -364,6 +365,7 @@ class Suite(Frozen):
     digest: str
     overrides: tuple[str, ...] = ()
     private: tuple[PromptSetName, ...] = ()
+    recipe: tuple[str, ...] = ()
 
     @property
     def domain(self) -> str:
@@ -590,13 +592,14 @@ def _set_in(place: Any, parts: Sequence[str], value: Any) -> None:
     place[parts[-1]] = value
 
 
-def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None = None) -> Suite:
+def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None = None, recipe: Iterable[str] = ()) -> Suite:
     """Reads and checks the suite in ``folder``.
 
     Args:
         folder: holds ``suite.yaml`` and ``prompts/{defense,anchor,attack,heldout,benign}.yaml``.
         overrides: ``KEY=VALUE`` pairs of ``--rn-set``.
         private: a lab's own prompts: ``DOMAIN/SET.yaml`` in it takes the place of the suite's set.
+        recipe: pairs that the candidate's profile declares; ``overrides`` win.
 
     Raises:
         SuiteError: a file is missing, malformed, contradictory, or two prompt sets overlap.
@@ -606,7 +609,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise SuiteError(f"{path}: must be a mapping, got {type(raw).__name__}; see docs/suites.md for what it holds")
-    overrides = tuple(overrides)
+    overrides, recipe = tuple(overrides), tuple(recipe)
     # First as written, so that the file's errors are not blamed on an override, nor an override's on the file.
     declaration, attacks = _declare(raw, str(path))
     files = _prompt_files(folder, declaration.domain, private)
@@ -615,10 +618,11 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     if not any(p.core for p in prompts["heldout"]):
         raise SuiteError(f"{files['heldout']}: smoke and standard run the core, got no prompt with core: true; mark 20")
     _check_attacks(str(path), attacks, pool=len(prompts["attack"]))
-    if overrides:
-        source = f"{path} with --rn-set {' '.join(overrides)}"
+    if recipe or overrides:
+        profiled = f" with the model's profile {' '.join(recipe)}" if recipe else ""
+        source = f"{path}{profiled}" + (f" with --rn-set {' '.join(overrides)}" if overrides else "")
         try:
-            declaration, attacks = _declare(_apply_overrides(raw, overrides, path), source)
+            declaration, attacks = _declare(_apply_overrides(raw, (*recipe, *overrides), path), source)
             _check_attacks(source, list(dict.fromkeys(attacks)), pool=len(prompts["attack"]))
         except SuiteError as error:
             raise RecipeError(str(error)) from None
@@ -628,7 +632,15 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
     own = tuple(name for name, path in files.items() if path.parent != folder / "prompts")
-    return Suite(folder=folder, declaration=declaration, prompts=prompts, digest=digest, overrides=overrides, private=own)
+    return Suite(
+        folder=folder,
+        declaration=declaration,
+        prompts=prompts,
+        digest=digest,
+        overrides=overrides,
+        private=own,
+        recipe=recipe,
+    )
 
 
 def _declare(raw: Any, source: str) -> tuple[Declaration, list[AttackRecipe]]:

@@ -5,62 +5,23 @@ A profile is a YAML file in ``fixtures/judges``. It says which judge a name stan
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from rn_harness.candidate import fixtures_folder
-from rn_harness.errors import JudgeError, SuiteError
-from rn_harness.suite import Frozen, Name, read_yaml
+from rn_harness.errors import JudgeError
+from rn_harness.profiles import HUB_ID, hint, read_declared
+from rn_harness.profiles import profile_names as names_in
+from rn_harness.suite import Frozen, Name
 
 ProfileKind = Literal["hf", "classifier", "openai", "rules", "organism"]
 PROFILES = "judges"
 """Folder of the profiles within the fixtures."""
 DEFAULT_NEW_TOKENS = 256
-_HUB_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
 _FOLDER = r"^\.{1,2}/\S+$"
-_M = TypeVar("_M", bound=BaseModel)
-
-
-def read_declared(path: Path, model: type[_M], see: str = "docs/judges.md") -> _M:
-    """Reads a YAML file into a model, strictly.
-
-    Args:
-        path: of the file.
-        model: what it must say.
-        see: where its format is described.
-
-    Raises:
-        JudgeError: missing, unreadable, not YAML, or not what the model asks for; one line for each place.
-    """
-    if not path.is_file():
-        raise JudgeError(f"{path}: this file is required and is missing; see {see}")
-    try:
-        raw = read_yaml(path)
-    except SuiteError as error:
-        raise JudgeError(str(error)) from None
-    if not isinstance(raw, dict):
-        raise JudgeError(f"{path}: must be a mapping, got {type(raw).__name__}; see {see}")
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise JudgeError("\n".join(_lines(path, error))) from None
-
-
-def _lines(path: Path, error: ValidationError) -> list[str]:
-    """One line of file, place, value and remedy for each of pydantic's findings."""
-    remedies = {"extra_forbidden": "remove it or correct its spelling", "missing": "add it"}
-    lines = []
-    for item in error.errors(include_url=False):
-        place = ".".join(str(part) for part in item["loc"]) or "(top)"
-        got = item["input"]
-        plain = item["type"] != "missing" and isinstance(got, str | int | float | bool | None)
-        shown = f", got {place.rsplit('.', 1)[-1]}={got!r}" if plain else ""
-        lines.append(f"{path}: {place}: {item['msg']}{shown}; {remedies.get(item['type'], 'correct it')}")
-    return lines
 
 
 class ServerLimits(Frozen):
@@ -133,7 +94,7 @@ class JudgeProfile(Frozen):
         if self.calibration is not None and self.kind != "classifier":
             raise ValueError(f"only a classifier is calibrated, got kind={self.kind!r}; remove calibration")
         is_path = re.match(_FOLDER, self.model) is not None
-        is_hub = re.match(_HUB_ID, self.model) is not None
+        is_hub = re.match(HUB_ID, self.model) is not None
         if self.kind in ("hf", "classifier") and not (is_path or is_hub):
             raise ValueError(f"a model is owner/name on the hub, or a folder that begins with ./, got model={self.model!r}; "
                              "correct it")  # fmt: skip
@@ -172,7 +133,7 @@ def profile_names(folder: Path | None = None) -> list[str]:
     Args:
         folder: where they lie; None: the shipped ones.
     """
-    return sorted(path.stem for path in (folder or fixtures_folder() / PROFILES).glob("*.yaml"))
+    return names_in(folder or fixtures_folder() / PROFILES)
 
 
 def load_profile(name: str, folder: Path | None = None) -> JudgeProfile:
@@ -188,9 +149,7 @@ def load_profile(name: str, folder: Path | None = None) -> JudgeProfile:
     folder = folder or fixtures_folder() / PROFILES
     known = profile_names(folder)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
-        raise JudgeError(f"a judge's name must be a profile in {folder}, got name={name!r}; {hint}")
+        raise JudgeError(f"a judge's name must be a profile in {folder}, got name={name!r}; {hint(name, known)}")
     path = folder / f"{name}.yaml"
     profile = read_declared(path, JudgeProfile)
     if profile.name != name:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rn_harness.judges.normalise import readings
-from rn_harness.judges.profiles import read_declared
 from rn_harness.judges.rule_file import MAX_SEGMENT_WORDS, Find, Group, Index, Language, Near, Rules, Token, fold, segments_of
 from rn_harness.measures import is_degenerate, is_refusal
+from rn_harness.profiles import read_declared
 from rn_harness.records import Judgement
 from rn_harness.suite import Prompt, words
 

@@ -39,6 +39,9 @@ def header_lines(
     private = [f"{s.domain} {', '.join(s.private)}" for s in suites if s.private]
     if private:
         lines.append(f"rn-harness: prompt sets of your own: {'; '.join(private)}")
+    recipe = suites[0].recipe if suites else ()
+    if recipe:
+        lines.append(f"rn-harness: recipe of profile {candidate.name}: {' '.join(recipe)}")
     if options.overrides:
         lines.append(f"rn-harness: modified by --rn-set {' '.join(options.overrides)}: not releasable")
     return lines

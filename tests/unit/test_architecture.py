@@ -15,7 +15,8 @@ FLOORS = (
     {"errors", "suite", "records"},
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
     | {"judges.calibration", "judges.normalise"},
-    {"anchors", "candidate", "hub", "model", "grpo", "store", "provenance", "organism", "judges"},
+    {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance"}
+    | {"organism", "judges"},
     {"evaluate", "defense", "attack", "certification"},
     {"session", "export", "controller", "checks", "report"},
     {"plugin", "cli", "organism.__main__"},

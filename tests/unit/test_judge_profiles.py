@@ -12,7 +12,8 @@ from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import JudgeError
 from rn_harness.judges import resolve_judge
 from rn_harness.judges.openai_server import OpenAIJudge
-from rn_harness.judges.profiles import JudgeProfile, load_profile, profile_names, read_declared
+from rn_harness.judges.profiles import JudgeProfile, load_profile, profile_names
+from rn_harness.profiles import read_declared
 
 SUITES = Path(__file__).parents[2] / "suites"
 CANDIDATE_FAMILIES = {"llama", "qwen", "mistral", "ministral"}

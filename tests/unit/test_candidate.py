@@ -1,0 +1,393 @@
+"""Candidates: what ``--model`` finds, how it is identified, and each bad input with what to do about it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rn_harness import candidate as candidates
+from rn_harness import hub
+from rn_harness.candidate import Candidate, check_adapter, digest_folder, fixtures_folder, profile_recipe, resolve_candidate
+from rn_harness.errors import CandidateError
+from rn_harness.profiles import load_model_profile
+
+TEMPLATE = "{% for turn in messages %}<user>{{ turn['content'] }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TENSORS = {"a": np.zeros((4, 8), np.float32), "b": np.ones(8, np.float32)}
+
+
+def make_model(folder: Path, **config: Any) -> Path:
+    """A folder that looks like a model: forty numbers, a configuration, a tokenizer's with a chat template."""
+    folder.mkdir(parents=True)
+    declared = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32"} | config
+    (folder / "config.json").write_text(json.dumps(declared))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "<end>"}))
+    save_file(TENSORS, folder / "model.safetensors")
+    return folder
+
+
+def shard(folder: Path) -> Path:
+    """The same model in two shards."""
+    (folder / "model.safetensors").unlink()
+    save_file({"a": TENSORS["a"]}, folder / "model-1.safetensors")
+    save_file({"b": TENSORS["b"]}, folder / "model-2.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model")
+
+
+def refused(spec: object, base: Path, message: str, **how: Any) -> None:
+    """The candidate is refused in one line that has all of this."""
+    with pytest.raises(CandidateError, match=message) as caught:
+        resolve_candidate(str(spec), base, **how)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# --- what --model finds --------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_is_found_and_beats_a_folder_of_its_name(tmp_path: Path) -> None:
+    """``organism`` is the profile though a folder of that name lies here, which is ``./organism``."""
+    mine = make_model(tmp_path / "organism")
+    shipped = resolve_candidate("organism", tmp_path)
+    assert (shipped.folder, shipped.digest) == (fixtures_folder() / "organism", digest_folder(fixtures_folder() / "organism"))
+    assert shipped.profile is not None
+    assert shipped.identity["profile"] == shipped.profile.sha256
+    local = resolve_candidate("./organism", tmp_path)
+    assert (local.folder, local.profile) == (mine, None)
+    assert "profile" not in local.identity
+
+
+def test_an_unknown_name_lists_profiles_and_near_ones(tmp_path: Path) -> None:
+    """What is no model names all profiles, and near matches where there are any."""
+    refused("qwen2.5-8b", tmp_path, r"got 'qwen2\.5-8b'; profiles: llama3-8b, .*, smollm2; did you mean qwen2\.5-7b\?$")
+    refused("zzz", tmp_path, r"got 'zzz'; profiles: llama3-8b, ministral-8b, organism, qwen2\.5-7b, smollm2$")
+    for spec in ("", "../none", "a/b/c", "owner/name@", "a b"):
+        refused(spec, tmp_path, r"--model must be a profile, a local model folder, a GGUF file, or owner/name\[@revision\]")
+
+
+def test_a_model_of_the_hub_is_located_and_its_identity_is_what_was_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Id and revision go to the hub, links are followed, and what else lies in the cache changes neither digest nor choice."""
+    blobs = make_model(tmp_path / "blobs")
+    snapshot = tmp_path / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    asked: list[tuple[str, str | None, bool, bool]] = []
+
+    def located(model: str, revision: str | None, *, code: bool, pickles: bool) -> tuple[Path, str]:
+        asked.append((model, revision, code, pickles))
+        return snapshot, COMMIT
+
+    monkeypatch.setattr(candidates, "locate", located)
+    found = resolve_candidate("owner/name@v1", tmp_path)
+    assert (found.revision, found.digest) == (COMMIT, digest_folder(blobs))
+    (snapshot / "consolidated.safetensors").write_bytes(b"a second copy")
+    (snapshot / "original").mkdir()
+    (snapshot / "original" / "weights.pth").write_bytes(b"a third")
+    assert resolve_candidate("owner/name", tmp_path).digest == found.digest
+    found.verify()
+    qwen = resolve_candidate("qwen2.5-7b", tmp_path)
+    assert asked[:2] == [("owner/name", "v1", False, False), ("owner/name", None, False, False)]
+    assert asked[2] == ("Qwen/Qwen2.5-7B-Instruct", qwen.profile.revision if qwen.profile else None, False, False)
+    assert (qwen.name, qwen.dtype) == ("qwen2.5-7b", "bfloat16")
+    assert qwen.digest != qwen.files_digest  # loaded in another number format than the files say
+
+
+HUB_ERRORS = {
+    "wrong-id": ("RepositoryNotFoundError", r"got model='owner/name' .*; correct it, or log in if the model is private"),
+    "wrong-revision": ("RevisionNotFoundError", r"name a commit, tag or branch that it has"),
+    "gated": ("GatedRepoError", r"accept its licence on the hub and log in with `hf auth login`"),
+    "no-network": ("LocalEntryNotFoundError", r"the hub must be reached .*; try again, or name a local folder"),
+    "incomplete": ("IncompleteSnapshot", r"must lie on the hub whole, .*; name a revision that holds all of it in safetensors"),
+}
+
+
+@pytest.mark.parametrize(("error", "message"), HUB_ERRORS.values(), ids=HUB_ERRORS.keys())
+def test_what_the_hub_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, message: str) -> None:
+    """Each answer of the process that asks the hub becomes one line with what to do."""
+
+    def answer(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, json.dumps({"error": error, "message": "no such\nthing"}))
+
+    monkeypatch.setattr(hub.subprocess, "run", answer)
+    refused("owner/name", tmp_path, message)
+
+
+def test_offline_with_an_empty_cache_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without network by the user's wish, a model that is not in the cache is refused by the real process."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "_OFFLINE_BY_USER", True)
+    refused("owner/name", tmp_path, r"offline, a model must lie in the hub's cache whole, .*; unset HF_HUB_OFFLINE")
+
+
+# --- identity ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_file_is_found_after_the_run(folder: Path) -> None:
+    """The files are digested again, and another digest is an error with both."""
+    found = resolve_candidate(str(folder), folder)
+    found.verify()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE + " "}))
+    with pytest.raises(CandidateError, match=rf"got digest=\w+ after {found.digest[:12]} .*; run again on settled files"):
+        found.verify()
+
+
+def test_a_pinned_digest_stops_another_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile's digest is what the files must have."""
+    profiles = tmp_path / candidates.MODELS
+    profiles.mkdir()
+    text = (fixtures_folder() / "models" / "organism.yaml").read_text().replace("../organism", "../model")
+    monkeypatch.setattr(candidates, "fixtures_folder", lambda: tmp_path)
+    (profiles / "organism.yaml").write_text(text + f"digest: {digest_folder(folder)}\n")
+    assert resolve_candidate("organism", tmp_path).digest == digest_folder(folder)
+    (profiles / "organism.yaml").write_text(text + f"digest: {'f' * 64}\n")
+    refused("organism", tmp_path, rf"profile organism pins, got sha256={digest_folder(folder)} in place of {'f' * 64}")
+
+
+def test_another_chat_template_is_another_candidate(folder: Path, tmp_path: Path) -> None:
+    """A template of the user's own is in the digest, and the files' own digest stays what it is."""
+    (tmp_path / "mine.jinja").write_text(TEMPLATE + "!")
+    own, other = (resolve_candidate(str(folder), tmp_path, chat_template=t) for t in (None, "mine.jinja"))
+    assert (own.chat_template, other.chat_template) == (None, TEMPLATE + "!")
+    assert own.files_digest == own.digest == other.files_digest != other.digest
+    assert "chat_template" in other.identity
+    assert "chat_template" not in own.identity
+
+
+# --- chat templates ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_chat_template_is_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
+    """A base model, which was not tuned to follow instructions, has none; one of the user's own will do."""
+    (folder / "tokenizer_config.json").write_text("{}")
+    refused(folder, tmp_path, r"a chat template is required, got none in .*base model.*; pass one .* by --rn-chat-template FILE")
+    (tmp_path / "mine.jinja").write_text(TEMPLATE)
+    assert resolve_candidate(str(folder), tmp_path, chat_template="mine.jinja").chat_template == TEMPLATE
+    refused(folder, tmp_path, r"must be a readable jinja file, got FileNotFoundError for .*none", chat_template="none")
+
+
+TEMPLATES = {
+    "broken": ("{% for turn in %}", r"got TemplateSyntaxError for"),
+    "raises": ("{{ raise_exception('roles must alternate') }}", r"got TemplateError for .*roles must alternate"),
+    "deaf": ("<user><reply>", r"must hold what the user says, got a text without it"),
+    "system-only": ("{{ messages[0]['role'] == 'system' and messages[1].content }}", r"must hold what the user says"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_a_template_that_does_not_render_a_user_is_refused(folder: Path, text: str, message: str) -> None:
+    """Each fault of a template is found before anything is loaded, with the remedy."""
+    (folder / "chat_template.jinja").write_text(text)
+    refused(folder, folder, rf"{message}.*--rn-chat-template FILE")
+
+
+def test_templates_as_models_ship_them_are_taken(folder: Path) -> None:
+    """Several templates by name, special tokens, loop controls, dates and a trainer's marks are no fault."""
+    rich = (
+        "{{ bos_token }}{{ strftime_now('%d') }}{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}"
+        "{% generation %}{{ m.content | tojson }}{% endgeneration %}{% endfor %}"
+    )
+    declared = {"bos_token": {"content": "<s>"}, "chat_template": [{"name": "default", "template": rich}]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(declared))
+    assert resolve_candidate(str(folder), folder).chat_template is None
+
+
+# --- weights -------------------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_one_model(folder: Path) -> None:
+    """A sharded model is found whole, and its numbers are counted."""
+    assert resolve_candidate(str(folder), folder).parameters == 40
+    assert resolve_candidate(str(shard(folder)), folder).parameters == 40
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    """The file that the index names and the folder lacks is named, with what to do."""
+    (shard(folder) / "model-2.safetensors").unlink()
+    refused(folder, folder, r"must hold all shards .*, got no model-2\.safetensors in .*; fetch or copy it again")
+
+
+def test_a_shard_without_its_tensor_is_named(folder: Path) -> None:
+    """A tensor that would be drawn by chance is found."""
+    save_file({"c": TENSORS["b"]}, shard(folder) / "model-2.safetensors")
+    refused(folder, folder, r"got no b in .*model-2\.safetensors; fetch or copy the model again")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 40, -3])
+def test_a_truncated_file_is_named(folder: Path, kept: int) -> None:
+    """A file that was cut off anywhere is found by its header, and named."""
+    path = shard(folder) / "model-1.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    refused(folder, folder, r"must be whole, got model-1\.safetensors of \d+ bytes in .*; fetch or copy it again")
+
+
+def test_a_folder_with_two_models_is_refused(folder: Path) -> None:
+    """Whichever two kinds of weights lie beside each other, both are named."""
+    two = r"a folder must hold one model, got {} and {} in .*; move one of them to another folder"
+    sharded = shard(Path(shutil.copytree(folder, folder.parent / "sharded")))
+    for name in ("consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "other.gguf"):
+        (folder / name).write_bytes(b"x")
+        refused(folder, folder, two.format("model.safetensors", re.escape(name)))
+        (folder / name).unlink()
+    shutil.copy(folder / "model.safetensors", sharded)
+    refused(sharded, folder, two.format("model.safetensors", r"model\.safetensors\.index\.json"))
+    (folder / "model.safetensors").unlink()
+    for name in ("a.gguf", "b.gguf"):
+        (folder / name).write_bytes(b"x")
+    refused(folder, folder, two.format(r"a\.gguf", r"b\.gguf"))
+    (folder / "b.gguf").unlink()
+    refused(folder, folder, r"got a\.gguf in .*; pass the file itself: --model .*a\.gguf")
+
+
+def test_pickles_need_the_users_leave(folder: Path) -> None:
+    """Pickled weights are refused; with leave they are taken, that is in the identity, and a cut off file still is found."""
+    (folder / "model.safetensors").unlink()
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
+        archive.writestr("data.pkl", b"x")
+    refused(folder, folder, r"got pytorch_model\.bin in .*, a pickle, .*; save .* or pass --rn-allow-pickle \(never releasable\)")
+    taken = resolve_candidate(str(folder), folder, allow_pickle=True)
+    assert (taken.allow_pickle, taken.identity["pickle"]) == (True, "allowed")
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:-30])
+    refused(folder, folder, r"must be whole, got pytorch_model\.bin", allow_pickle=True)
+
+
+def test_safetensors_come_before_pickles(folder: Path) -> None:
+    """The same model in both formats is read from the one that runs no code, leave or not."""
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    for leave in (False, True):
+        assert not resolve_candidate(str(folder), folder, allow_pickle=leave).allow_pickle
+
+
+def test_trusted_code_is_in_the_identity(folder: Path) -> None:
+    """The user's leave to run a model's code makes another candidate of it."""
+    plain, trusted = (resolve_candidate(str(folder), folder, trust_remote_code=leave) for leave in (False, True))
+    assert plain.digest != trusted.digest
+    assert trusted.identity["remote_code"] == "trusted"
+
+
+@pytest.mark.parametrize("named", [["BertForMaskedLM"], ["LlamaForSequenceClassification"], [], None])
+def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, named: object) -> None:
+    """An encoder or a classifier cannot be attacked by GRPO, and is named."""
+    folder = make_model(tmp_path / "other", architectures=named)
+    refused(folder, tmp_path, rf"of a causal language model .*, got architectures={re.escape(repr(named))} for .*; an encoder")
+
+
+# --- GGUF ----------------------------------------------------------------------------------------------------------------
+
+
+def write_gguf(path: Path, kind: str = "F32", template: str | None = TEMPLATE, parts: int = 1) -> Path:
+    """A GGUF file of one tensor of 256 numbers."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    if template:
+        writer.add_chat_template(template)
+    if parts > 1:
+        writer.add_uint16("split.count", parts)
+    wanted = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[wanted]
+    if kind == "F32":
+        writer.add_tensor("token_embd.weight", np.zeros(256, np.float32))
+    else:
+        writer.add_tensor("token_embd.weight", np.zeros(256 // block * size, np.uint8), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_is_identified_by_its_name_and_contents(tmp_path: Path) -> None:
+    """One file is a candidate with the file's own template; what lies beside it does not matter, its name does."""
+    path = write_gguf(tmp_path / "m.gguf", "Q4_0")
+    found = resolve_candidate("m.gguf", tmp_path)
+    assert (found.gguf, found.chat_template, found.parameters) == ("m.gguf", TEMPLATE, 256)
+    assert (found.config["hidden_size"], found.config["tie_word_embeddings"]) == (8, True)
+    (tmp_path / "n.gguf").write_bytes(path.read_bytes())
+    found.verify()
+    assert resolve_candidate("n.gguf", tmp_path).digest != found.digest
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CandidateError, match="must not change during a run"):
+        found.verify()
+
+
+def test_an_unknown_quantisation_is_named_before_loading(tmp_path: Path) -> None:
+    """A kind that cannot be turned into plain numbers, or that nobody knows, is named with those that can."""
+    write_gguf(tmp_path / "odd.gguf", "Q8_K")
+    refused("odd.gguf", tmp_path, r"got quantisation=Q8_K in odd\.gguf; convert it to one of: BF16, F16, F32, .*Q4_K")
+    path = write_gguf(tmp_path / "new.gguf")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 8  # name, dimensions, one dimension, then the type
+    data[at : at + 4] = (999).to_bytes(4, "little")
+    path.write_bytes(data)
+    refused("new.gguf", tmp_path, r"got quantisation=number 999 in new\.gguf; convert it to one of: ")
+
+
+def test_a_gguf_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    """Missing, cut off, in parts, or without a chat template: each says so."""
+    refused("none.gguf", tmp_path, r"must be a GGUF file that exists, got 'none\.gguf' under .*; correct the path")
+    path = write_gguf(tmp_path / "cut.gguf")
+    path.write_bytes(path.read_bytes()[:-500])
+    refused("cut.gguf", tmp_path, r"a GGUF file must be whole, got cut\.gguf of \d+ bytes: .*; fetch or copy it again")
+    write_gguf(tmp_path / "part.gguf", parts=3)
+    refused("part.gguf", tmp_path, r"must be one file, got part\.gguf of 3; merge")
+    write_gguf(tmp_path / "base.gguf", template=None)
+    refused("base.gguf", tmp_path, r"a chat template is required, got none in .*base\.gguf")
+
+
+def test_a_missing_gguf_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra a GGUF file is refused with the command that installs it."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    refused("m.gguf", tmp_path, r'needs the package gguf, got none for .*; pip install "rn-harness\[gguf\]"')
+
+
+# --- adapters ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, tmp_path: Path) -> None:
+    """The digest that an adapter names has to be the candidate's; one that names none is left to be tried."""
+    found: Candidate = resolve_candidate(str(folder), folder)
+
+    def adapter(base: object) -> Path:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        return tmp_path
+
+    check_adapter(adapter(f"organism@sha256:{found.digest}"), found)
+    check_adapter(adapter("owner/name"), found)
+    check_adapter(adapter(None), found)
+    message = (
+        rf"got one for sha256={'f' * 64} \(other\) and the candidate .* with sha256={found.digest}; pass the adapter's own base"
+    )
+    with pytest.raises(CandidateError, match=message):
+        check_adapter(adapter(f"other@sha256:{'f' * 64}"), found)
+    (tmp_path / "adapter_config.json").write_text("[")
+    with pytest.raises(CandidateError, match=r"readable adapter_config\.json, got JSONDecodeError"):
+        check_adapter(tmp_path, found)
+    refused(tmp_path, tmp_path, r"must be a whole model, got an adapter at .*; pass it with --rn-defense")
+
+
+def test_the_recipe_is_the_profiles() -> None:
+    """A profile's pairs are laid over a suite, a folder's none."""
+    profile = load_model_profile("smollm2", fixtures_folder() / "models")
+    assert profile_recipe("smollm2") == tuple(profile.recipe) != ()
+    assert profile_recipe("./smollm2") == ()

@@ -1,0 +1,113 @@
+"""Model profiles: what the shipped ones say, which mistakes of a file are refused, and what their recipe does to a suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rn_harness.candidate import MODELS, fixtures_folder
+from rn_harness.controller import _laxer
+from rn_harness.errors import CandidateError, RecipeError
+from rn_harness.profiles import ModelProfile, load_model_profile, profile_names
+from rn_harness.suite import load_suite
+
+from .builders import write_suite
+
+PROFILES = fixtures_folder() / MODELS
+SUITES = Path(__file__).parents[2] / "suites"
+NAMES = ("llama3-8b", "ministral-8b", "organism", "qwen2.5-7b", "smollm2")
+
+
+def profile(name: str) -> ModelProfile:
+    return load_model_profile(name, PROFILES)
+
+
+def test_shipped_profiles_are_the_papers_and_ours() -> None:
+    """The paper's three, the model that runs anywhere, the organism: their ids, formats, licences and gates."""
+    assert tuple(profile_names(PROFILES)) == NAMES
+    said = {name: (p.model, p.dtype, p.gated) for name in NAMES for p in [profile(name)]}
+    assert said == {
+        "llama3-8b": ("meta-llama/Meta-Llama-3-8B-Instruct", "bfloat16", True),
+        "ministral-8b": ("mistralai/Ministral-8B-Instruct-2410", "bfloat16", True),
+        "organism": ("../organism", "float32", False),
+        "qwen2.5-7b": ("Qwen/Qwen2.5-7B-Instruct", "bfloat16", False),
+        "smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "float32", False),
+    }
+    assert {name for name in NAMES if profile(name).system_prompt == "template"} == {"qwen2.5-7b", "smollm2"}
+    assert {name for name in NAMES if profile(name).revision is None} == {"organism"}
+    assert profile("organism").local == fixtures_folder() / "organism"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("domain", ["biochem", "cybercrime", "baking"])
+def test_a_shipped_recipe_fits_each_suite_and_is_no_laxer(name: str, domain: str) -> None:
+    """Laid over a suite it gives a suite, declared as the profile's and not as the user's change, and no bound gets laxer."""
+    recipe = profile(name).recipe
+    plain, laid = load_suite(SUITES / domain), load_suite(SUITES / domain, recipe=recipe)
+    assert (laid.recipe, laid.overrides) == (tuple(recipe), ())
+    assert (laid.digest != plain.digest) == bool(recipe)
+    assert _laxer(laid) == _laxer(plain) == []
+
+
+def test_the_users_change_wins_over_the_profiles(tmp_path: Path) -> None:
+    """Both are applied, the user's last; each is recorded as whose it is."""
+    suite = load_suite(
+        write_suite(tmp_path / "demo"), ["policy.samples=7"], recipe=["policy.samples=5", "attack.learning_rate=1e-4"]
+    )
+    assert (suite.policy.samples, suite.tier_attacks("smoke")[0].learning_rate) == (7, 1e-4)
+    assert (suite.overrides, suite.recipe) == (("policy.samples=7",), ("policy.samples=5", "attack.learning_rate=1e-4"))
+
+
+def test_a_laxer_recipe_is_seen(tmp_path: Path) -> None:
+    """A profile that asks for less is not releasable, longer answers are not less."""
+    folder = write_suite(tmp_path / "demo")
+
+    def new(*recipe: str) -> list[str]:
+        return [line for line in _laxer(load_suite(folder, recipe=recipe)) if line not in _laxer(load_suite(folder))]
+
+    assert new("policy.max_completion_tokens=256", "attack.max_completion_tokens=256") == []
+    assert new("policy.threshold=5.0") == ["demo: policy.threshold=5.0 is laxer than 2.0"]
+    assert new("policy.benign_every=500") == ["demo: policy.benign_every=500 is laxer than 50"]
+
+
+def test_a_recipe_that_a_suite_cannot_take_names_the_profile(tmp_path: Path) -> None:
+    """The file is not blamed for what the profile asks."""
+    with pytest.raises(RecipeError, match=r"suite\.yaml with the model's profile attack\.stepz=3: attacks\..*stepz"):
+        load_suite(write_suite(tmp_path / "demo"), recipe=["attack.stepz=3"])
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown-key": ({"colour": "red"}, r"colour: .*; remove it or correct its spelling"),
+    "missing-key": ({"licence": None}, r"licence: .*; add it"),
+    "short-revision": ({"revision": "abc123"}, r"got revision='abc123'"),
+    "short-digest": ({"digest": "abc123"}, r"got digest='abc123'"),
+    "no-id": ({"model": "smollm"}, r"owner/name on the hub, or a folder that begins with \./, got model='smollm'"),
+    "revision-of-folder": ({"model": "./m"}, r"only a model of the hub has a revision, got model='\./m'"),
+    "dtype": ({"dtype": "float8"}, r"got dtype='float8'"),
+    "targets": ({"lora_targets": "q_proj"}, r"got lora_targets='q_proj'"),
+    "unquoted-prompt": ({"default_system_prompt": None}, r"quoted, got system_prompt='template' and default_system_prompt=None"),
+    "needless-prompt": ({"system_prompt": "none"}, r"quoted, got system_prompt='none'"),
+    "prompts-changed": ({"recipe": ["prompts.attack=3"]}, r"got 0='prompts\.attack=3'"),
+    "another-name": ({"name": "other"}, r"a profile is named as its file, got name='other'; rename"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_profile_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """A profile with a mistake is refused with its file, the place, the value and the remedy."""
+    declared = yaml.safe_load((PROFILES / "smollm2.yaml").read_text(encoding="utf-8")) | changes
+    text = yaml.safe_dump({key: value for key, value in declared.items() if value is not None})
+    (tmp_path / "smollm2.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(CandidateError, match=message) as caught:
+        load_model_profile("smollm2", tmp_path)
+    assert str(tmp_path / "smollm2.yaml") in str(caught.value)
+
+
+def test_another_word_is_another_profile() -> None:
+    """The digest that a record holds changes with any field, where the profile lies apart."""
+    first = profile("smollm2")
+    assert first.model_copy(update={"folder": Path("/elsewhere")}).sha256 == first.sha256
+    assert first.model_copy(update={"recipe": ["attack.steps=200"]}).sha256 != first.sha256
