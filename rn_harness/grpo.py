@@ -4,7 +4,8 @@ Departures from TRL 1.16.0's defaults, each of them set here and recorded: no sa
 logging to anyone, no shuffling (the order of prompts is ours), no weight decay, no dropout, no
 gradient checkpointing, one optimizer step per generation.
 
-Two things are done more cheaply than TRL does them. Sampling runs with the adapter folded into the weights. Where all
+Three things are done more cheaply than TRL does them. Sampling runs with the adapter folded into the weights. The rows of a
+group share their prompt's forward pass, and off the GPU the output layer sees completion tokens only. Where all
 groups have equal rewards, and neither KL nor an entropy bonus is asked for, the gradient is exactly zero: forward and backward
 are left out, the optimizer still steps on zero gradients, since its momentum moves the weights. On a defended model that is
 nearly every step.
@@ -27,6 +28,9 @@ from rn_harness.suite import GRPORecipe, Prompt
 
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
+
+VOCABULARY_CHUNK = 32_768
+"""Vocabulary entries of which TRL 1.16.0 computes logits at once."""
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | None]]
 """B prompts and B completions to B rewards; None: unscored, left out of its group's baseline."""
@@ -170,6 +174,69 @@ def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str,
     )
 
 
+def saving_trainer(model: LanguageModel, due: Callable[[int], bool]) -> Any:
+    """TRL's trainer class with the three savings.
+
+    Args:
+        model: that it will train.
+        due: steps that are computed in full even where the gradient is zero, since they measure the entropy.
+    """
+    import torch
+    import trl
+    from trl.kernels import ChunkedLogProbFunction
+
+    from rn_harness.model import completion_log_probabilities, shares_prompts
+
+    class SavingTrainer(trl.GRPOTrainer):  # type: ignore[misc]
+        """See above."""
+
+        def _get_per_token_logps_and_entropies(
+            self,
+            network: Any,
+            input_ids: Any,
+            attention_mask: Any,
+            logits_to_keep: int,
+            batch_size: int | None = None,
+            compute_entropy: bool = False,
+            **others: Any,
+        ) -> Any:
+            plain = self.accelerator.unwrap_model(network).get_base_model()
+            # Over several processes the wrapper around the network adds up gradients, and is not to be passed by.
+            if self.accelerator.num_processes > 1 or not shares_prompts(plain):
+                return super()._get_per_token_logps_and_entropies(
+                    network, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
+                )
+            rows = batch_size or len(input_ids)
+            parts = [
+                completion_log_probabilities(
+                    plain,
+                    (ids[:, :-logits_to_keep], mask[:, :-logits_to_keep]),
+                    (ids[:, -logits_to_keep:], mask[:, -logits_to_keep:]),
+                    self._score_tokens,
+                )
+                for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
+            ]
+            logps, entropies = (torch.cat(each) for each in zip(*parts, strict=True))
+            return logps, entropies if compute_entropy else None, None
+
+        def _score_tokens(self, hidden: Any, output: Any, targets: Any) -> Any:
+            """Log-probabilities and entropies, by TRL's own function, which never holds all logits."""
+            given = (hidden, output.weight, output.bias, targets, self.temperature, VOCABULARY_CHUNK, None, 1.0, ("entropy",))
+            return ChunkedLogProbFunction.apply(*given)[:2]
+
+        def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+            with model.folded():
+                return super()._generate_single_turn(*args, **kwargs)
+
+        def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
+            free = self.beta == 0.0 and self.args.entropy_coef == 0.0 and not bool(inputs["advantages"].any())
+            if free and not due(self.state.global_step + 1):  # a due step measures the entropy
+                return sum((p * 0.0).sum() for p in network.parameters() if p.requires_grad)
+            return super()._compute_loss(network, inputs)
+
+    return SavingTrainer
+
+
 def train(
     model: LanguageModel,
     recipe: GRPORecipe,
@@ -232,19 +299,6 @@ def train(
                 _check_armed(model, recipe, trainer, state.global_step)
                 at_step(state.global_step, window.close(model.adapter_distance()))
 
-    class Trainer(trl.GRPOTrainer):  # type: ignore[misc]
-        """TRL's trainer with the two savings."""
-
-        def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-            with model.folded():
-                return super()._generate_single_turn(*args, **kwargs)
-
-        def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
-            free = self.beta == 0.0 and self.args.entropy_coef == 0.0 and not bool(inputs["advantages"].any())
-            if free and not due(self.state.global_step + 1):  # a due step measures the entropy
-                return sum((p * 0.0).sum() for p in network.parameters() if p.requires_grad)
-            return super()._compute_loss(network, inputs)
-
     rows = datasets.Dataset.from_list(
         [{"prompt": [{"role": "user", "content": p.text}], "row": i} for i, p in enumerate(prompts)]
     )
@@ -257,7 +311,7 @@ def train(
             log_level="error",
             **settings,
         )
-        trainer = Trainer(
+        trainer = saving_trainer(model, due)(
             model=model.network,
             reward_funcs=rewards,
             args=config,

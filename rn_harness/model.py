@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,6 +308,69 @@ class LanguageModel:
                 scale = module.scaling["default"]
                 total += scale**2 * float(torch.sum((B.T @ B) * (A @ A.T)))  # tr(B'B AA') = ||BA||^2
         return math.sqrt(max(total, 0.0))
+
+
+def completion_log_probabilities(
+    network: PreTrainedModel,
+    prompts: tuple[torch.Tensor, torch.Tensor],
+    completions: tuple[torch.Tensor, torch.Tensor],
+    score: Callable[[torch.Tensor, Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``score`` gives for each token of B completions, with gradients; rows of one prompt share its forward pass.
+
+    A group's G rows have one prompt: its keys and values are computed once and not G times, and the output layer, the largest
+    of a small model, sees completion tokens only. In exact arithmetic the result is that of the whole rows.
+
+    Args:
+        network: causal language model, without a wrapper, for which ``shares_prompts`` holds.
+        prompts: token ids (B, L), padded on the left, and their mask.
+        completions: token ids (B, T), padded on the right, and their mask.
+        score: from hidden states (N, H), the output layer and target ids (N,) to two numbers (N,) each.
+
+    Returns:
+        Both numbers (B, T); 0 where a completion is padding.
+    """
+    import torch
+
+    (prompt_ids, prompt_mask), (ids, mask) = prompts, completions
+    unique, row_of = torch.unique(torch.cat([prompt_ids, prompt_mask], 1), dim=0, return_inverse=True)
+    unique_ids, unique_mask = unique.chunk(2, 1)
+    backbone: Any = network.base_model
+    positions = (unique_mask.cumsum(1) - 1).clamp(min=0)
+    out = backbone(input_ids=unique_ids, attention_mask=unique_mask, position_ids=positions, use_cache=True)
+    hidden = out.last_hidden_state[row_of, -1:]
+    if ids.shape[1] > 1:
+        cache = out.past_key_values
+        cache.batch_select_indices(row_of)
+        following = backbone(
+            input_ids=ids[:, :-1],
+            attention_mask=torch.cat([prompt_mask, mask[:, :-1]], 1),
+            position_ids=prompt_mask.sum(1, keepdim=True) + torch.arange(ids.shape[1] - 1, device=ids.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden = torch.cat([hidden, following.last_hidden_state], 1)
+    wanted = mask.bool()
+    one, other = score(hidden[wanted], network.get_output_embeddings(), ids[wanted])
+    return one.new_zeros(mask.shape).masked_scatter(wanted, one), other.new_zeros(mask.shape).masked_scatter(wanted, other)
+
+
+_SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+"""Settings of architectures whose output layer does more than multiply."""
+
+
+def shares_prompts(network: PreTrainedModel) -> bool:
+    """Whether ``completion_log_probabilities`` is right for this architecture: attention throughout, a plain output layer."""
+    import torch
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = DynamicCache(config=network.config).layers
+    return (
+        all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
+        and type(network.get_output_embeddings()) is torch.nn.Linear
+        and not any(getattr(network.config, name, None) for name in _SCALED_LOGITS)
+    )
 
 
 @contextmanager

@@ -2,14 +2,17 @@
 
 import json
 import math
+import types
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import trl
 
 from rn_harness.errors import TrainingError
-from rn_harness.grpo import order_prompts, train, trainer_settings
+from rn_harness.grpo import order_prompts, saving_trainer, train, trainer_settings
+from rn_harness.model import completion_log_probabilities, shares_prompts
 from rn_harness.rewards import group_advantages
 from rn_harness.suite import AttackRecipe
 
@@ -79,6 +82,112 @@ def test_loss_and_gradient_follow_the_formula(candidate, suite, tmp_path):
     assert norm > 1e-3
     for name, grad in seen["grads"].items():
         assert torch.allclose(grad, seen["by_hand"][name], atol=1e-5 * norm + 1e-7), name
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "bnpo"])
+def test_shared_prompts_change_neither_loss_nor_gradient(candidate, suite, tmp_path, loss_type):
+    """On the same completions of two prompts of unlike length, loss, entropy and gradient are TRL's own to 1e-6."""
+    import datasets
+
+    recipe = AttackRecipe(
+        name="x",
+        steps=2,
+        control_steps=2,
+        learning_rate=1e-2,
+        prompts=2,
+        prompts_per_step=2,
+        group_size=4,
+        temperature=1.5,
+        loss_type=loss_type,
+    )
+    model = candidate.load()
+    assert shares_prompts(model.network)
+    model.attach(recipe.lora, 0)
+    short, *_, long = sorted(suite.prompts["attack"], key=lambda p: len(p.text.split()))
+    assert len(short.text.split()) < len(long.text.split())
+    seen = []
+
+    class Spy(saving_trainer(model, lambda _: True)):
+        def training_step(self, network, inputs, items=None):
+            super().training_step(network, inputs, items)
+            prepared, found = self._buffered_inputs[0], []
+            for ours in (True, False):
+                network.zero_grad()
+                if not ours:
+                    self._get_per_token_logps_and_entropies = types.MethodType(
+                        trl.GRPOTrainer._get_per_token_logps_and_entropies, self
+                    )
+                loss = self._compute_loss(network, prepared)
+                loss.backward()
+                grads = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+                found.append((loss.detach(), self._metrics["train"]["entropy"][-1], grads))
+            del self._get_per_token_logps_and_entropies
+            seen.append((prepared, *found))
+            return loss.detach()
+
+    trainer = Spy(
+        model=model.network,
+        reward_funcs=lambda completions, **_: [float(i) for i in range(len(completions))],
+        args=trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **trainer_settings(recipe)),
+        train_dataset=datasets.Dataset.from_list([{"prompt": [{"role": "user", "content": p.text}]} for p in (short, long)] * 2),
+        processing_class=model.tokenizer,
+    )
+    trainer.train()
+    assert len(seen) == 2
+    for prepared, ours, plain in seen:
+        assert not prepared["prompt_mask"].all()  # one prompt is padded
+        norm = float(plain[2].norm())
+        assert norm > 1e-3
+        assert float(ours[0]) == pytest.approx(float(plain[0]), abs=1e-6)
+        assert ours[1] == pytest.approx(plain[1], abs=1e-5)
+        assert float((ours[2] - plain[2]).norm()) < 1e-6 * max(norm, 1.0)
+
+
+TINY = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.LlamaConfig(**TINY, num_key_value_heads=2),
+        transformers.Qwen2Config(**TINY, num_key_value_heads=2, tie_word_embeddings=True),
+        transformers.MistralConfig(**TINY, num_key_value_heads=2, sliding_window=5),
+    ],
+    ids=["llama", "qwen2", "mistral"],
+)
+def test_shared_prompts_give_each_row_s_own_log_probabilities(config):
+    """Whole rows without padding, one by one, have the log-probabilities and gradients that rows with a shared prompt get."""
+    torch.manual_seed(0)
+    network = transformers.AutoModelForCausalLM.from_config(config)
+    assert shares_prompts(network)
+    rows = [
+        ([0, 0, 3, 4, 5, 6, 7], [8, 9, 10, 11]),
+        ([0, 0, 3, 4, 5, 6, 7], [12, 13, 0, 0]),
+        ([1, 2, 3, 4, 5, 6, 7], [9, 0, 0, 0]),
+    ]
+    pads = [(2, 0), (2, 2), (0, 3)]
+    ids = [torch.tensor([row[i] for row in rows]) for i in (0, 1)]
+    masks = [
+        torch.tensor([[0] * left + [1] * (7 - left) for left, _ in pads]),
+        torch.tensor([[1] * (4 - right) + [0] * right for _, right in pads]),
+    ]
+
+    def score(hidden, output, targets):
+        logp = output(hidden).log_softmax(-1)
+        return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+    got, _ = completion_log_probabilities(network, (ids[0], masks[0]), (ids[1], masks[1]), score)
+    got.sum().backward()
+    shared = torch.cat([p.grad.flatten() for p in network.parameters()])
+    network.zero_grad()
+    for row, ((head, tail), (left, right)) in enumerate(zip(rows, pads, strict=True)):
+        whole = torch.tensor([head[left:] + tail[: 4 - right]])
+        logp = network(input_ids=whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])[:, 0]
+        own = logp[-(4 - right) :]
+        own.sum().backward()
+        assert torch.allclose(got[row, : 4 - right], own, atol=1e-6)
+        assert not got[row, 4 - right :].any()
+    assert torch.allclose(shared, torch.cat([p.grad.flatten() for p in network.parameters()]), atol=1e-5)
 
 
 def _constant_rewards(prompts, completions):
