@@ -283,9 +283,13 @@ class LanguageModel:
         """Runs its body with the adapter folded into the weights: sampling then costs no extra products.
 
         The weights are put back bit by bit, so that nothing drifts. Probabilities agree with the unfolded network's up to
-        rounding.
+        rounding. Weights of less than float32 are left alone: what an adapter learns in a few steps is smaller than half of
+        their last digit and would be rounded away, so that the policy which is sampled would not be the one that is trained.
         """
-        layers = [m for m in self.network.modules() if hasattr(m, "lora_A") and not m.merged]
+        import torch
+
+        adapted = (m for m in self.network.modules() if hasattr(m, "lora_A") and not m.merged)
+        layers = [layer for layer in adapted if layer.get_base_layer().weight.dtype == torch.float32]
         kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
         for layer in layers:
             layer.merge()

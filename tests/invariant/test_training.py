@@ -234,6 +234,26 @@ def test_folding_the_adapter_puts_every_bit_back(candidate, panel, attack):
     assert model.log_probability(panel.heldout, texts) == plain
 
 
+def test_folding_loses_no_small_change_of_a_bfloat16_model(candidate, panel):
+    """A model in bfloat16 whose adapter changes each weight by less than half of its last digit is sampled with that change."""
+    from rn_harness.model import LanguageModel
+    from rn_harness.suite import LoRA
+
+    model = LanguageModel.load(candidate.folder, threads=1, dtype="bfloat16")
+    assert model.network.dtype == torch.bfloat16
+    texts = [panel.compliant_answers[p.id] for p in panel.heldout]
+    model.attach(LoRA(), 0)
+    bare = model.log_probability(panel.heldout, texts)
+    with torch.no_grad():
+        for name, p in model.network.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=2e-3, generator=torch.Generator().manual_seed(0))
+    moved = model.log_probability(panel.heldout, texts)
+    assert max(abs(a - b) for a, b in zip(moved, bare, strict=True)) > 0.05
+    with model.folded():
+        assert model.log_probability(panel.heldout, texts) == moved
+
+
 def test_the_same_seed_gives_the_same_scores(attack):
     """Two fresh attacks with one seed agree in every number; another seed differs."""
     _, one = attack()
