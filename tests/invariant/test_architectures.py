@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import trl
 
+from rn_harness import grpo
 from rn_harness.errors import CandidateError
 from rn_harness.grpo import train
 from rn_harness.model import LanguageModel
@@ -395,12 +395,14 @@ def test_training_samples_as_checkpoints_do(family, tmp_path, generations):
 
 @families
 def test_training_is_blind_to_padding(family, saved, monkeypatch):
-    """The log-probabilities that TRL trains on, of rows padded on both sides, equal those of each row alone."""
-    real = trl.GRPOTrainer._get_per_token_logps_and_entropies
+    """The log-probabilities that are trained on, of rows padded on both sides, equal those of each row alone."""
+    real = grpo.saving_trainer
     worst, padded = [], set()
 
     def watched(self, network, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        told = real(self, network, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        told = super(type(self), self)._get_per_token_logps_and_entropies(
+            network, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
         for ids, mask, logps in zip(input_ids, attention_mask.bool(), told[0], strict=True):
             row = ids[mask]
             with torch.no_grad():
@@ -411,7 +413,10 @@ def test_training_is_blind_to_padding(family, saved, monkeypatch):
             padded.add((bool(mask[0]), bool(mask[-1])))
         return told
 
-    monkeypatch.setattr(trl.GRPOTrainer, "_get_per_token_logps_and_entropies", watched)
+    def watched_trainer(*given):
+        return type("Watched", (real(*given),), {"_get_per_token_logps_and_entropies": watched})
+
+    monkeypatch.setattr(grpo, "saving_trainer", watched_trainer)
     model = load(saved(family))
     with torch.no_grad():
         model.network.lm_head.weight[model.tokenizer.eos_token_id] *= 4.0  # an end is likely now
