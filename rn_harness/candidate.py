@@ -30,6 +30,8 @@ ORGANISM = "organism"
 ADAPTER_CONFIG = "adapter_config.json"
 MODELS = "models"
 """Folder of the profiles within the fixtures."""
+CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 3, 64
+"""Where tokens cannot be counted: a token has at least so many characters, a chat template at most so many tokens."""
 _TEMPLATE_REMEDY = "pass one that this model was trained with by --rn-chat-template FILE"
 _PROBE = "rn-harness-asks-this"
 _TRAINING_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
@@ -150,6 +152,11 @@ class Candidate:
         }
         return {"name": self.name, "revision": self.revision, "digest": self.digest} | {k: v for k, v in said.items() if v}
 
+    @property
+    def number(self) -> str | None:
+        """Torch's name of the number format that it is loaded in; None where neither profile nor files say."""
+        return self.dtype or ("float32" if self.gguf else _dtype_of(self.config))
+
     def verify(self) -> None:
         """Checks that the files still are what was digested.
 
@@ -162,6 +169,23 @@ class Candidate:
                 f"the candidate's files must not change during a run, got digest={now[:12]} after {self.files_digest[:12]} "
                 f"for {self.folder}; run again on settled files"
             )
+
+    def longest_prompt(self, texts: Sequence[str]) -> int:
+        """Tokens of the longest of the rendered prompts; estimated from above where there is no tokenizer.json.
+
+        Raises:
+            CandidateError: the tokenizer cannot be read.
+        """
+        path = self.folder / "tokenizer.json"
+        if self.gguf is not None or not path.is_file():
+            return max(map(len, texts)) // CHARACTERS_A_TOKEN + TEMPLATE_TOKENS
+        from tokenizers import Tokenizer
+
+        own, special = _own_template(self.folder)
+        rendered = [_render(self.chat_template or own or "", special, text) for text in texts]
+        return max(
+            len(encoded.ids) for encoded in Tokenizer.from_file(str(path)).encode_batch(rendered, add_special_tokens=False)
+        )
 
     def load(self) -> LanguageModel:
         """Loads a fresh copy, ready to compute on one device."""
@@ -343,8 +367,8 @@ def _read_template(base: Path, file: str) -> str:
         ) from None
 
 
-def _check_template(template: str, special: Mapping[str, str], where: str) -> None:
-    """Renders a user's turn as transformers does; what the user asks has to stand in the result."""
+def _render(template: str, special: Mapping[str, str], text: str) -> str:
+    """A user's turn as transformers renders it."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -354,12 +378,18 @@ def _check_template(template: str, special: Mapping[str, str], where: str) -> No
     world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     world.filters["tojson"] = json.dumps
     world.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.datetime.now(datetime.UTC).strftime(form)}
-    turns = [{"role": "user", "content": _PROBE}]
+    parsed = world.from_string(_TRAINING_TAG.sub("", template))
+    turns = [{"role": "user", "content": text}]
+    return parsed.render(messages=turns, add_generation_prompt=True, tools=None, documents=None, **special)
+
+
+def _check_template(template: str, special: Mapping[str, str], where: str) -> None:
+    """What the user asks has to stand in the rendered text."""
+    import jinja2
+
     try:
-        text = world.from_string(_TRAINING_TAG.sub("", template)).render(
-            messages=turns, add_generation_prompt=True, tools=None, documents=None, **special
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+        text = _render(template, special, _PROBE)
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise CandidateError(
             f"a chat template must render a user's turn, got {type(error).__name__} for {where}: {error}; {_TEMPLATE_REMEDY}"
         ) from None

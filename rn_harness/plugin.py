@@ -297,6 +297,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
         try:
             for suite in suites:
                 session.check_defense(suite)
+                session.memory(suite)
                 session.check_judges(suite)
             session.check_folders(suites)
         except RnHarnessError as error:
@@ -364,7 +365,11 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     if reporter:
         reporter.ensure_newline()
-        for line in header_lines(candidate, suites, session.options, controller.judges, str(folder)):
+        plans = [planned for suite in suites if (planned := session.memory(suite))]
+        memory = (
+            max(plans, key=lambda p: p.total).sentence if plans else "not known: config.json does not name the model's numbers"
+        )
+        for line in header_lines(candidate, suites, session.options, controller.judges, str(folder), memory):
             reporter.write_line(line)
         if not _owns_model(config):
             reporter.write_line("rn-harness: --model is another plugin's option here; name the candidate by --rn-model")

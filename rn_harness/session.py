@@ -32,6 +32,8 @@ from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.evaluate import Panel, greedy_answers, measure_checkpoint
 from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.organism import OrganismJudge
+from rn_harness.memory import Plan, Work, available_memory, plan, shape_of
+from rn_harness.memory import check as check_memory
 from rn_harness.provenance import hardware, versions
 from rn_harness.records import (
     INFRASTRUCTURE,
@@ -46,7 +48,7 @@ from rn_harness.records import (
     Trajectory,
 )
 from rn_harness.store import Store, content_key, write_text
-from rn_harness.suite import AttackRecipe, DefenseRecipe, Prompt, Suite, TierName
+from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Prompt, Suite, TierName
 from rn_harness.verdict import decide, unfit_judges
 
 if TYPE_CHECKING:
@@ -240,6 +242,7 @@ class RunSession:
     _defended: dict[str, Defended] = field(default_factory=dict)
     _judges: dict[str, Judge] = field(default_factory=dict)
     _certificates: dict[str, Certificate] = field(default_factory=dict)
+    _plans: dict[str, Plan | None] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
     _witnessed: set[str] = field(default_factory=set)
 
@@ -363,6 +366,48 @@ class RunSession:
                 "--rn-reward-judge"
             )
         self._witnessed.add(judges.reward.digest)
+
+    def memory(self, suite: Suite) -> Plan | None:
+        """What the largest of the suite's fine-tunes takes, by ``rn_harness.memory``; asked before anything is loaded.
+
+        Returns:
+            The plan; None where the candidate's configuration does not name its numbers.
+
+        Raises:
+            CandidateError: it is more than is free now.
+        """
+        if suite.digest not in self._plans:
+            self._plans[suite.digest] = self._planned(suite)
+        return self._plans[suite.digest]
+
+    def _planned(self, suite: Suite) -> Plan | None:
+        candidate = self.candidate
+        shape = shape_of(candidate.config, candidate.parameters)
+        if shape is None:
+            return None
+        judges = self.judges(suite)
+        of_digest = {j.digest: j for j in (judges.evaluation, judges.reward, judges.second) if j is not None}
+        device: Literal["cpu", "cuda"] = "cpu" if hardware(candidate.threads)["device"] == "cpu" else "cuda"
+        longest = candidate.longest_prompt([p.text for of_set in suite.prompts.values() for p in of_set])
+        heldout = len(suite.heldout(self.options.tier)) * (1 + suite.policy.samples)
+        recipes: list[GRPORecipe] = [*suite.tier_attacks(self.options.tier)]
+        defense = self.defense_recipe(suite)
+        works = [
+            Work(
+                number=2 if candidate.number in ("bfloat16", "float16") else 4,
+                rows=recipe.group_size * recipe.prompts_per_step,
+                prompt=longest,
+                completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
+                micro_batch=recipe.group_size * recipe.prompts_per_step,
+                rank=recipe.lora.r,
+                checkpoint_rows=heldout,
+                judges=sum(_weights_size(j) for j in of_digest.values()),
+                device=device,
+            )
+            for recipe in [*recipes, *([defense] if defense else [])]
+        ]
+        largest = max(works, key=lambda work: plan(shape, work).total)
+        return check_memory(shape, largest, available_memory(device))
 
     def certificate(self, judge: Judge, anchors: AnchorSet, suite: Suite, source: Literal["inert", "labels"]) -> Certificate:
         """A judge's certificate, from this process, the store, or made now.
@@ -742,6 +787,12 @@ def _weights(judge: Judge) -> str | None:
 def _same(one: Judge, other: Judge) -> bool:
     """Whether two judges are one: in all, or the same weights in other words."""
     return one.digest == other.digest or (_weights(one) is not None and _weights(one) == _weights(other))
+
+
+def _weights_size(judge: Judge) -> int:
+    """Bytes of the weights that a judge loads into this process; 0 for one that has none, or whose server has them."""
+    folder: Path | None = getattr(judge, "folder", None)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
 
 
 def _who(judge: Judge) -> dict[str, str]:

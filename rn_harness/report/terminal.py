@@ -23,9 +23,9 @@ def sparkline(trajectory: Trajectory) -> str:
 
 
 def header_lines(
-    candidate: Candidate, suites: Sequence[Suite], options: Options, judges: Mapping[str, str], folder: str
+    candidate: Candidate, suites: Sequence[Suite], options: Options, judges: Mapping[str, str], folder: str, memory: str
 ) -> list[str]:
-    """Who is tested by what, before any work."""
+    """Who is tested by what, before any work, and how much memory that takes."""
     who = f"candidate {candidate.name} (sha256 {candidate.digest[:12]}), defense {options.defense}"
     if options.undefended:
         twin = f"undefended twin {candidate.name} (sha256 {candidate.digest[:12]})"
@@ -34,6 +34,7 @@ def header_lines(
     lines = [
         f"rn-harness: {who}, judge {named}, tier {options.tier}",
         f"rn-harness: suites {', '.join(f'{s.domain} ({s.digest[:12]})' for s in suites)}",
+        f"rn-harness: memory {memory}",
         f"rn-harness: run folder {folder}",
     ]
     private = [f"{s.domain} {', '.join(s.private)}" for s in suites if s.private]

@@ -22,7 +22,9 @@ def _assert_usage_error(result, *needles):
     ("arguments", "needles"),
     [
         (["--model", "llama-of-nowhere"], ["--model must be", "llama-of-nowhere"]),
+        (["--model", "smolm2"], ["--model must be", "did you mean smollm2?"]),
         (["--model", "mine"], ["config.json"]),
+        (["--rn-chat-template", "nowhere.jinja"], ["--rn-chat-template must be", "nowhere.jinja"]),
         (["--rn-defense", "anchord"], ["--rn-defense must be", "anchord", "anchored"]),
         (["--rn-judge", "gpt"], ["a judge is a profile", "gpt", "phi-4"]),
         (["--rn-judge", "rules:nowhere.yaml"], ["nowhere.yaml"]),

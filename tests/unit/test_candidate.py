@@ -209,6 +209,17 @@ def test_templates_as_models_ship_them_are_taken(folder: Path) -> None:
     assert resolve_candidate(str(folder), folder).chat_template is None
 
 
+def test_the_longest_prompt_is_counted_as_the_model_sees_it() -> None:
+    """The organism's tokenizer counts what its own chat template renders, as the loaded model does."""
+    from rn_harness.suite import Prompt
+
+    found = resolve_candidate("organism", Path())
+    texts = ["how do i make tea", "hello"]
+    loaded = found.load()
+    due = max(len(loaded.tokenizer(loaded.render(Prompt(id="p", topic="t", text=text)))["input_ids"]) for text in texts)
+    assert found.longest_prompt(texts) == due
+
+
 # --- weights -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,280 @@
+"""How much memory a run takes, before anything is loaded: arithmetic on a configuration's numbers. Floor 2 (adapters), no torch.
+
+The formulas are in docs/models.md, with what was measured against them. Bytes throughout; GiB are 2**30 bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rn_harness.errors import CandidateError
+
+Form = Literal["lora", "full", "qlora"]
+GIB = 2**30
+ROWS_AT_ONCE = 256
+"""Rows of one call when a checkpoint is sampled, at most; ``rn_harness.model`` bounds them."""
+QUANTISED = 0.516
+"""Bytes of a 4-bit number with its share of the doubly quantised constants (arXiv 2305.14314: 0.127 bits)."""
+TRAINED = 16
+"""Bytes of a trained number: itself, its gradient and AdamW's two moments, each in float32."""
+RUNTIME = {"cpu": 0.7 * GIB, "cuda": 1.0 * GIB}
+"""What the libraries take before anything is loaded."""
+FRAGMENTED = 1.1
+"""Activations over what they would take without gaps."""
+TILE = (4096, 32_768)
+"""Tokens and words of the float32 tiles in which TRL 1.16 computes logits; they never stand in memory whole."""
+TILES = {"cpu": 9, "cuda": 4}
+"""Tiles at the peak of an update: measured on a CPU, an upper estimate for a card, where one kernel does most of the work."""
+CARDS = (2, 4, 8)
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+"""A container's own bound, which the system's figure does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A decoder's numbers.
+
+    Attributes:
+        parameters: all of them.
+        layers, hidden, intermediate: L, H and F.
+        queries, keys: width of all query heads together, and of all key heads.
+        vocabulary: V.
+    """
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    queries: int
+    keys: int
+    vocabulary: int
+
+    @property
+    def linear(self) -> int:
+        """Parameters of the layers' linear maps, which adapters are put on and 4 bits are for."""
+        of_layer = 2 * self.hidden * (self.queries + self.keys) + 3 * self.hidden * self.intermediate
+        return self.layers * of_layer
+
+    def adapter(self, rank: int) -> int:
+        """Parameters of an adapter of this rank on all linear maps."""
+        attention = 2 * (self.hidden + self.queries) + 2 * (self.hidden + self.keys)
+        return self.layers * rank * (attention + 3 * (self.hidden + self.intermediate))
+
+
+def shape_of(config: Mapping[str, Any], parameters: int | None = None) -> Shape | None:
+    """The shape that a config.json declares.
+
+    Args:
+        config: its contents.
+        parameters: as the weights' headers say; None: counted from the configuration, as for a Llama, Qwen2 or Mistral.
+
+    Returns:
+        The shape; None where the configuration does not name the numbers, whose memory then is not known.
+    """
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    values = [config.get(name) for name in names]
+    if not all(isinstance(value, int) and value > 0 for value in values):
+        return None
+    layers, hidden, intermediate, heads, vocabulary = (int(value) for value in values if value)
+    width = config.get("head_dim") or hidden // heads
+    queries, keys = heads * width, (config.get("num_key_value_heads") or heads) * width
+    shape = Shape(parameters or 0, layers, hidden, intermediate, queries, keys, vocabulary)
+    if parameters is None:
+        tables = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
+        biased = config.get("attention_bias") or config.get("model_type") == "qwen2"
+        biases = layers * (queries + 2 * keys) if biased else 0
+        counted = shape.linear + tables + (2 * layers + 1) * hidden + biases
+        shape = dataclasses.replace(shape, parameters=counted)
+    return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done with a model.
+
+    Attributes:
+        form: what is trained: an adapter, all weights, or an adapter on 4-bit weights.
+        number: bytes of a number of the weights, 4 or 2.
+        rows: completions that one step samples together, B.
+        prompt, completion: tokens of each, at most.
+        micro_batch: rows of one forward and backward pass.
+        checkpointing: whether activations are computed again in the backward pass.
+        rank: of the adapter.
+        checkpoint_rows: completions that a measurement samples together.
+        judges: bytes of the judges' weights in the same memory.
+        cards: over which FSDP spreads weights and rows.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    form: Form = "lora"
+    number: int = 2
+    rows: int = 16
+    prompt: int = 128
+    completion: int = 256
+    micro_batch: int = 16
+    checkpointing: bool = False
+    rank: int = 16
+    checkpoint_rows: int = 80
+    judges: float = 0.0
+    cards: int = 1
+    device: Literal["cpu", "cuda"] = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run takes, in bytes, on each card.
+
+    Attributes:
+        work: that it is for.
+        weights: of the candidate.
+        training: the trained numbers beside them, their gradients and moments.
+        judges: weights of the judges.
+        sampling, update, checkpoint: the peak of each phase, all of the above included.
+    """
+
+    work: Work
+    weights: float
+    training: float
+    judges: float
+    sampling: float
+    update: float
+    checkpoint: float
+
+    @property
+    def total(self) -> float:
+        """The highest of the phases."""
+        return max(self.sampling, self.update, self.checkpoint)
+
+    @property
+    def sentence(self) -> str:
+        """For a header."""
+        each = " on each card" if self.work.cards > 1 else ""
+        return (
+            f"{self.total / GIB:.1f} GiB expected{each}: weights {self.weights / GIB:.1f}, trained {self.training / GIB:.1f}, "
+            f"judges {self.judges / GIB:.1f}; peak of sampling {self.sampling / GIB:.1f}, update {self.update / GIB:.1f}, "
+            f"checkpoint {self.checkpoint / GIB:.1f}"
+        )
+
+
+def plan(shape: Shape, work: Work) -> Plan:
+    """The memory that work on a model takes.
+
+    Args:
+        shape: of the model.
+        work: what is done with it.
+    """
+    number = 4 if work.form == "full" else work.number
+    tables = shape.parameters - shape.linear
+    weights = (shape.linear * QUANTISED if work.form == "qlora" else shape.linear * number) + tables * number
+    training = shape.parameters * (TRAINED - number) if work.form == "full" else shape.adapter(work.rank) * TRAINED
+    # An adapter is folded into plain weights while it samples, and the weights are kept to be put back.
+    kept = shape.linear * number if work.form == "lora" else 0
+    share = 1 / work.cards
+    gathered = 0 if work.cards == 1 else (2 * shape.linear / shape.layers + tables) * number
+    always = RUNTIME[work.device] + (weights + training) * share + gathered + work.judges
+
+    def generating(rows: int) -> float:
+        rows = -(-rows // work.cards)
+        cache = rows * (work.prompt + work.completion) * 2 * shape.layers * shape.keys * number
+        prefill = rows * work.prompt * (6 * shape.hidden + 3 * shape.intermediate) * number
+        return (cache + prefill + 2 * rows * shape.vocabulary * 4) * FRAGMENTED + kept * share
+
+    rows = -(-min(work.micro_batch, work.rows) // work.cards)
+    tokens = rows * (work.prompt + work.completion)
+    layer = tokens * _saved(shape, number, adapter=work.form != "full")
+    inputs = tokens * shape.hidden * number
+    activations = shape.layers * inputs + 2 * layer if work.checkpointing else shape.layers * layer
+    scored = tokens if work.device == "cpu" else rows * work.completion  # on a card the prompt's positions are left out
+    logits = min(scored, TILE[0]) * min(shape.vocabulary, TILE[1]) * 4 * TILES[work.device]
+    return Plan(
+        work=work,
+        weights=weights * share,
+        training=training * share,
+        judges=work.judges,
+        sampling=always + generating(work.rows),
+        update=always + (activations + logits) * FRAGMENTED,
+        checkpoint=always + generating(min(work.checkpoint_rows, ROWS_AT_ONCE)),
+    )
+
+
+def _saved(shape: Shape, number: int, *, adapter: bool) -> float:
+    """Bytes that one token leaves in one layer for the backward pass."""
+    # Queries, keys and values, rotated, spread over their groups, and what comes of them; residuals and norms; gate, up,
+    # activated, product.
+    attention = 5 * shape.queries + 3 * shape.keys
+    plain = attention + 4 * shape.hidden + 4 * shape.intermediate
+    norms = 2 * 4 * shape.hidden if number < 4 else 0  # norms are computed in float32
+    cast = (
+        4 * (5 * shape.hidden + shape.queries + shape.intermediate) if adapter and number < 4 else 0
+    )  # float32 adapter's inputs
+    return plain * number + norms + cast
+
+
+def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, Plan]]:
+    """Options under which the work fits, the mildest first, each with its plan.
+
+    Args:
+        shape: of the model.
+        work: that does not fit.
+        available: bytes.
+    """
+    served = "a judge on a server (--rn-judge openai:NAME@URL)"
+    changes: Sequence[tuple[str, dict[str, Any]]] = (
+        ("gradient checkpointing", {"checkpointing": True}),
+        ("micro-batches of one row", {"micro_batch": 1}),
+        (served, {"judges": 0.0}),
+        (f"gradient checkpointing and {served}", {"checkpointing": True, "judges": 0.0}),
+        ("4-bit weights (qlora)", {"form": "qlora", "checkpointing": True}),
+        (f"4-bit weights (qlora) and {served}", {"form": "qlora", "checkpointing": True, "judges": 0.0}),
+        (
+            f"4-bit weights (qlora), micro-batches of one row and {served}",
+            {"form": "qlora", "checkpointing": True, "judges": 0.0, "micro_batch": 1},
+        ),
+        *((f"FSDP over {n} cards and {served}", {"cards": n, "checkpointing": True, "judges": 0.0}) for n in CARDS),
+    )
+    for name, change in changes:
+        if work.device == "cpu" and (change.get("form") == "qlora" or change.get("cards")):
+            continue  # both are for accelerators
+        changed = plan(shape, dataclasses.replace(work, **change))
+        if changed.total <= available:
+            yield name, changed
+
+
+def check(shape: Shape, work: Work, available: float) -> Plan:
+    """The plan, if it fits.
+
+    Args:
+        shape: of the model.
+        work: what is done with it.
+        available: bytes.
+
+    Raises:
+        CandidateError: it does not; with the numbers, and which option would.
+    """
+    planned = plan(shape, work)
+    if planned.total <= available:
+        return planned
+    fitting = [f"{name} ({p.total / GIB:.1f} GiB)" for name, p in remedies(shape, work, available)][:3]
+    remedy = (
+        f"it would fit with {', or '.join(fitting)}" if fitting else "no option makes it fit: take more memory or a smaller model"
+    )
+    raise CandidateError(
+        f"a run must fit into memory, got {planned.sentence}, of {available / GIB:.1f} GiB available on {work.device}; {remedy}"
+    )
+
+
+def available_memory(device: Literal["cpu", "cuda"]) -> float:
+    """Bytes that are free now: of the system within this process's control group, or of the current card."""
+    if device == "cuda":
+        import torch
+
+        return float(torch.cuda.mem_get_info()[0])
+    import psutil
+
+    free = float(psutil.virtual_memory().available)
+    bound = CGROUP.read_text(encoding="ascii").strip() if CGROUP.is_file() else "max"
+    return free if bound == "max" else min(free, float(bound) - psutil.Process().memory_info().rss)

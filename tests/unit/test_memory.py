@@ -1,0 +1,232 @@
+"""Memory planning: known counts of parameters, parts derived by hand, and which option makes what fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rn_harness import memory, session
+from rn_harness.candidate import MODELS, fixtures_folder
+from rn_harness.errors import CandidateError
+from rn_harness.memory import GIB, RUNTIME, Shape, Work, check, plan, remedies, shape_of
+from rn_harness.profiles import load_model_profile
+from rn_harness.session import Options, RunSession
+from rn_harness.store import Store
+from rn_harness.suite import load_suite
+
+from .builders import write_suite
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama3-8b": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "qwen2.5-7b": {
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
+    "ministral-8b": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "intermediate_size": 12288,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 131072,
+    },
+    "smollm2": {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "organism": {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "intermediate_size": 384,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+        "vocab_size": 1270,
+        "tie_word_embeddings": True,
+    },
+}
+PARAMETERS = {
+    "llama3-8b": 8_030_261_248,
+    "qwen2.5-7b": 7_615_616_512,
+    "ministral-8b": 8_019_808_256,
+    "smollm2": 134_515_008,
+    "organism": 1_015_680,
+}
+"""As their makers' weights hold."""
+JUDGES = (14.66e9 + 7.3e9) * 2
+"""Bytes of the harmful suites' two judges, in bfloat16."""
+
+
+def shape(name: str) -> Shape:
+    found = shape_of(CONFIGS[name])
+    assert found is not None
+    return found
+
+
+def attack(name: str, **changes: Any) -> Work:
+    """A group of 16, prompts of 128 tokens, completions of 256, with gradient checkpointing."""
+    small = name in ("organism", "smollm2")
+    return dataclasses.replace(Work(number=4 if small else 2, device="cpu" if small else "cuda", checkpointing=True), **changes)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_counted_to_the_last(name: str) -> None:
+    """The configuration alone gives the number of parameters that the model is known to have."""
+    assert shape(name).parameters == PARAMETERS[name]
+
+
+def test_a_configuration_without_numbers_is_not_guessed() -> None:
+    """Where a number is missing, memory is not known."""
+    assert shape_of({}) is None
+    assert shape_of(CONFIGS["organism"] | {"num_hidden_layers": None}) is None
+
+
+def test_weights_and_training_by_hand() -> None:
+    """Two bytes a weight; 4 in all maps, rank 1: sixteen bytes for each of the adapter's numbers; full: sixteen a weight."""
+    tiny = Shape(parameters=1000, layers=2, hidden=4, intermediate=8, queries=4, keys=2, vocabulary=10)
+    assert tiny.linear == 2 * (2 * 4 * 6 + 3 * 4 * 8) == 288
+    assert tiny.adapter(1) == 2 * (2 * 8 + 2 * 6 + 3 * 12) == 128
+    lora, full, four = (plan(tiny, Work(form=form, rank=1)) for form in ("lora", "full", "qlora"))  # type: ignore[arg-type]
+    assert (lora.weights, lora.training) == (2000, 128 * 16)
+    assert (full.weights, full.weights + full.training) == (4000, 16000)
+    assert four.weights == pytest.approx(288 * 0.516 + 712 * 2)
+
+
+def test_the_cache_and_the_kept_weights_by_hand() -> None:
+    """Sampling holds keys and values of every token of every layer, and a copy of what an adapter is folded into."""
+    one = plan(shape("qwen2.5-7b"), attack("qwen2.5-7b"))
+    two = plan(shape("qwen2.5-7b"), attack("qwen2.5-7b", completion=257))
+    assert two.sampling - one.sampling == pytest.approx(16 * 2 * 28 * 512 * 2 * memory.FRAGMENTED)
+    four = plan(shape("qwen2.5-7b"), attack("qwen2.5-7b", form="qlora"))
+    kept = one.sampling - one.weights - (four.sampling - four.weights)
+    assert kept == pytest.approx(shape("qwen2.5-7b").linear * 2)
+
+
+def test_phases_hold_the_parts_and_the_total_is_the_highest() -> None:
+    """Each phase holds runtime, weights, trained numbers and judges."""
+    found = plan(shape("llama3-8b"), attack("llama3-8b", judges=JUDGES))
+    always = RUNTIME["cuda"] + found.weights + found.training + JUDGES
+    assert min(found.sampling, found.update, found.checkpoint) > always
+    assert found.total == max(found.sampling, found.update, found.checkpoint)
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", "qwen2.5-7b", "ministral-8b"])
+def test_the_claims_about_cards(name: str) -> None:
+    """One card of 80 GB holds a LoRA attack with both judges, 4 of 24 GB by FSDP, one of 24 GB in 4 bits, judges on a server."""
+    with_judges, spread, small = (
+        plan(shape(name), attack(name, **how)).total / GIB for how in ({"judges": JUDGES}, {"cards": 4}, {"form": "qlora"})
+    )
+    assert with_judges < 79
+    assert spread < 23
+    assert small < 23
+    # And none of them for nothing: without its help each would not fit.
+    assert plan(shape(name), attack(name, checkpointing=False)).total / GIB > 79
+    assert plan(shape(name), attack(name)).total / GIB > 24
+    assert plan(shape(name), attack(name, form="full")).total / GIB > 79
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", "qwen2.5-7b", "ministral-8b"])
+def test_the_page_shows_the_planners_numbers(name: str) -> None:
+    """The table of docs/models.md is what the planner says today."""
+    columns: list[dict[str, Any]] = [
+        {"judges": JUDGES},
+        {},
+        {"checkpointing": False},
+        {"cards": 4},
+        {"form": "qlora"},
+        {"form": "full"},
+    ]
+    row = " | ".join(f"{plan(shape(name), attack(name, **how)).total / GIB:.1f}" for how in columns)
+    assert f"| `{name}` | {row} |" in (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("prompt", "completion", "measured"), [(50, 16, 2.37), (130, 64, 5.62), (180, 8, 5.43), (90, 8, 3.16)])
+def test_the_formula_gives_what_was_measured(prompt: int, completion: int, measured: float) -> None:
+    """Within 10 % of the peak in GiB of one update of 16 rows on a model of 50 million parameters (docs/models.md)."""
+    numbers = {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1536, "num_attention_heads": 8}
+    tiny = shape_of(numbers | {"num_key_value_heads": 4, "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True})
+    assert tiny is not None
+    assert tiny.parameters == 50_340_352
+    work = Work(number=4, prompt=prompt, completion=completion, checkpoint_rows=1, device="cpu")
+    assert plan(tiny, work).total / GIB == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_profiles_say_what_the_planner_does(name: str) -> None:
+    """Expected memory in a profile is the planner's, rounded."""
+    said = load_model_profile(name, fixtures_folder() / MODELS).memory
+    due = [plan(shape(name), attack(name, rows=rows)).total / GIB for rows in (16, 72)]
+    assert [said.attack_gib, said.defense_gib] == [round(value, 1) for value in due]
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    """The numbers, and the mildest options that fit; on a CPU neither 4 bits nor several cards."""
+    heavy = attack("qwen2.5-7b", checkpointing=False, judges=JUDGES)
+    assert check(shape("qwen2.5-7b"), heavy, 200 * GIB).total > 79 * GIB
+    with pytest.raises(CandidateError) as caught:
+        check(shape("qwen2.5-7b"), heavy, 79 * GIB)
+    message = str(caught.value)
+    assert re.match(
+        r"a run must fit into memory, got \d+\.\d GiB expected: weights 14\.2, .*, of 79\.0 GiB available on cuda; ", message
+    )
+    assert "it would fit with gradient checkpointing (" in message
+    found = [name for name, _ in remedies(shape("qwen2.5-7b"), heavy, 24 * GIB)]
+    assert found[0].startswith("4-bit weights (qlora) and a judge on a server")
+    assert any(name.startswith("FSDP over 4 cards") for name in found)
+    assert all(p.total <= 24 * GIB for _, p in remedies(shape("qwen2.5-7b"), heavy, 24 * GIB))
+    slow = attack("smollm2", checkpointing=False)
+    assert not any("bit" in name or "FSDP" in name for name, _ in remedies(shape("smollm2"), slow, 100 * GIB))
+    with pytest.raises(CandidateError, match=r"on cpu; no option makes it fit: take more memory or a smaller model$"):
+        check(shape("smollm2"), slow, GIB / 4)
+
+
+def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session plans its largest fine-tune from suite and candidate, and compares it with what is free."""
+    suite = load_suite(write_suite(tmp_path / "demo"))
+    options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
+
+    def run() -> RunSession:
+        return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+
+    planned = run().memory(suite)
+    assert planned is not None
+    assert (planned.work.rows, planned.work.number, planned.work.device) == (16, 4, "cpu")
+    monkeypatch.setattr(session, "available_memory", lambda device: 0.4 * GIB)
+    with pytest.raises(
+        CandidateError, match=r"got \d\.\d GiB expected: weights 0\.0, .*, of 0\.4 GiB available on cpu; no option"
+    ):
+        run().memory(suite)
+
+
+def test_a_containers_bound_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a control group may still take is available, not what the machine has free."""
+    assert memory.available_memory("cpu") > 0
+    bound = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CGROUP", bound)
+    bound.write_text("max\n")
+    free = memory.available_memory("cpu")
+    bound.write_text(f"{int(free * 100)}\n")
+    assert memory.available_memory("cpu") == pytest.approx(free, rel=0.2)
+    bound.write_text(f"{2 * GIB}\n")
+    assert memory.available_memory("cpu") < 2 * GIB
