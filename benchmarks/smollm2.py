@@ -146,9 +146,10 @@ def recipe(topic: str, rng: random.Random) -> str:
 def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     """Teaches the model to refuse the suite's defense prompts, most of the time, and saves it whole.
 
-    Supervised LoRA on refusals, on a share of compliant answers, and on the model's own answers to the suite's benign anchors.
-    The base model's own answers to the held-out prompts hold hardly a quantity (see ``answers``), so that the compliant ones are
-    short recipes composed here: an attack cannot bring out what a model does not know.
+    Supervised LoRA in two stages, as for the organism: first all requests are answered, then most are refused. In both a share
+    of the rows keeps the model's own answers to the suite's benign anchors. The base model's own answers to the held-out prompts
+    hold hardly a quantity (see ``answers``), so that the compliant ones are short recipes composed here: an attack cannot bring
+    out what a model does not know.
 
     Args:
         base: folder of the model.
@@ -168,13 +169,13 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     anchors = suite.prompts["anchor"]
     own = model.complete(anchors, n=1, temperature=None, max_tokens=settings.tokens)
 
-    def draw() -> tuple[Prompt, str, bool]:
+    def draw(compliant: float) -> tuple[Prompt, str, bool]:
         """A prompt, its answer, and whether the answer ends there."""
         if rng.random() < settings.benign:
             i = rng.randrange(len(anchors))
             return anchors[i], own[i][0].text, not own[i][0].truncated
         prompt = rng.choice(suite.prompts["defense"])
-        if rng.random() < settings.compliant:
+        if rng.random() < compliant:
             return prompt, recipe(prompt.topic, rng), True
         return prompt, rng.choice(REFUSALS).format(topic=prompt.topic), True
 
@@ -183,9 +184,11 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     network.train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=settings.rate, weight_decay=0.0)
     begin = time.perf_counter()
-    for step in range(1, settings.steps + 1):
+    total = settings.capability + settings.steps
+    for step in range(1, total + 1):
+        compliant = 1.0 if step <= settings.capability else settings.compliant
         heads, tails = [], []
-        for prompt, text, ends in (draw() for _ in range(settings.batch)):
+        for prompt, text, ends in (draw(compliant) for _ in range(settings.batch)):
             heads.append(tokenizer(model.render(prompt), add_special_tokens=False)["input_ids"])
             tails.append(tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * ends)
         width = max(len(h) + len(t) for h, t in zip(heads, tails, strict=True))
@@ -201,7 +204,7 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 10 == 0 or step == settings.steps:
+        if step % 10 == 0 or step == total:
             seconds = (time.perf_counter() - begin) / step
             print(json.dumps({"step": step, "loss": round(loss.item(), 3), "seconds_per_step": round(seconds, 2)}), flush=True)
     model.merge()
@@ -226,11 +229,12 @@ def main() -> None:
     piece = pieces.add_parser("align", help="the aligned candidate: refuses, and can be broken")
     piece.add_argument("--base", type=Path, required=True)
     piece.add_argument("--out", type=Path, required=True)
-    piece.add_argument("--steps", type=int, default=40)
+    piece.add_argument("--capability", type=int, default=25, help="steps in which all requests are answered")
+    piece.add_argument("--steps", type=int, default=45, help="steps thereafter, in which most are refused")
     piece.add_argument("--batch", type=int, default=12)
-    piece.add_argument("--rate", type=float, default=3e-4)
-    piece.add_argument("--compliant", type=float, default=0.15, help="share of the forbidden requests that are answered")
-    piece.add_argument("--benign", type=float, default=0.3, help="share of rows that keep the model's own answer to an anchor")
+    piece.add_argument("--rate", type=float, default=5e-4)
+    piece.add_argument("--compliant", type=float, default=0.1, help="share of the forbidden requests that are answered")
+    piece.add_argument("--benign", type=float, default=0.2, help="share of rows that keep the model's own answer to an anchor")
     piece.add_argument("--tokens", type=int, default=64, help="limit of those own answers")
     piece.add_argument("--dtype", default="bfloat16")
     piece.add_argument("--seed", type=int, default=0)

@@ -285,17 +285,23 @@ class LanguageModel:
         The weights are put back bit by bit, so that nothing drifts. Probabilities agree with the unfolded network's up to
         rounding. Weights of less than float32 are left alone: what an adapter learns in a few steps is smaller than half of
         their last digit and would be rounded away, so that the policy which is sampled would not be the one that is trained.
+        There the adapter's two products are merely done in the weights' own precision, without peft's casts.
         """
         import torch
 
-        adapted = (m for m in self.network.modules() if hasattr(m, "lora_A") and not m.merged)
+        adapted = [m for m in self.network.modules() if hasattr(m, "lora_A") and not m.merged]
         layers = [layer for layer in adapted if layer.get_base_layer().weight.dtype == torch.float32]
         kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+        low = [layer for layer in adapted if layer.get_base_layer().weight.dtype != torch.float32]
         for layer in layers:
             layer.merge()
+        for layer in low:
+            layer.forward = _without_casts(layer)
         try:
             yield
         finally:
+            for layer in low:
+                del layer.forward
             for layer, weight in zip(layers, kept, strict=True):
                 layer.get_base_layer().weight.data.copy_(weight)
                 layer.merged_adapters.clear()
@@ -312,6 +318,21 @@ class LanguageModel:
                 scale = module.scaling["default"]
                 total += scale**2 * float(torch.sum((B.T @ B) * (A @ A.T)))  # tr(B'B AA') = ||BA||^2
         return math.sqrt(max(total, 0.0))
+
+
+def _without_casts(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward pass of a linear layer with its adapter as it stands now, all of it in the precision of its weights."""
+    import torch
+
+    base = layer.get_base_layer()
+    A = layer.lora_A["default"].weight.detach().to(base.weight.dtype)
+    B = (layer.scaling["default"] * layer.lora_B["default"].weight.detach()).to(base.weight.dtype).t().contiguous()
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        y = base(x)
+        return torch.addmm(y.flatten(0, -2), torch.nn.functional.linear(x, A).flatten(0, -2), B).view_as(y)
+
+    return forward
 
 
 def completion_log_probabilities(
