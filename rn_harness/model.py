@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 256
 """Rows of one generation call; bounds the memory of the key-value cache."""
+LOGITS_AT_ONCE = 2**27
+"""Numbers in the logits of one call for probabilities: half a gigabyte in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,24 +208,32 @@ class LanguageModel:
 
     def log_probability(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """Log-probability in nats of each text, its end token included, as the answer to its prompt."""
+        heads: list[list[int]] = [self.tokenizer(self.render(p), add_special_tokens=False)["input_ids"] for p in prompts]
+        pairs = list(zip(heads, [self._answer_ids(text) for text in texts], strict=True))
+        width = max((len(h) + len(t) for h, t in pairs), default=1)
+        rows = max(1, LOGITS_AT_ONCE // (width * self.network.config.get_text_config().vocab_size))
+        return [value for i in range(0, len(pairs), rows) for value in self._log_probability(pairs[i : i + rows])]
+
+    def token_count(self, text: str) -> int:
+        """Tokens of a text as an answer, its end token included."""
+        return len(self._answer_ids(text))
+
+    def _answer_ids(self, text: str) -> list[int]:
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def _log_probability(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """Of the tokens of each answer after those of its prompt, all in one call."""
         import torch
 
-        heads = [self.tokenizer(self.render(p), add_special_tokens=False)["input_ids"] for p in prompts]
-        tails = [[*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id] for text in texts]
-        width = max(len(h) + len(t) for h, t in zip(heads, tails, strict=True))
+        width = max(len(h) + len(t) for h, t in pairs)
         pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[*h, *t, *[pad] * (width - len(h) - len(t))] for h, t in zip(heads, tails, strict=True)])
-        mask = torch.tensor(
-            [[1] * (len(h) + len(t)) + [0] * (width - len(h) - len(t)) for h, t in zip(heads, tails, strict=True)]
-        )
+        ids = torch.tensor([[*h, *t, *[pad] * (width - len(h) - len(t))] for h, t in pairs])
+        mask = torch.tensor([[1] * (len(h) + len(t)) + [0] * (width - len(h) - len(t)) for h, t in pairs])
         with torch.no_grad():
             device = self.network.device
             logits = self.network(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
             logp_BT = logits.float().log_softmax(-1)[:, :-1].gather(2, ids.to(device)[:, 1:, None])[:, :, 0]
-        return [
-            float(logp_BT[row, len(h) - 1 : len(h) + len(t) - 1].sum())
-            for row, (h, t) in enumerate(zip(heads, tails, strict=True))
-        ]
+        return [float(logp_BT[row, len(h) - 1 : len(h) + len(t) - 1].sum()) for row, (h, t) in enumerate(pairs)]
 
     def leak(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> float:
         """Mean over K prompts of the exact probability of the full compliant answer."""
