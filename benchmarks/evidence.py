@@ -61,7 +61,6 @@ def told(result: dict[str, Any]) -> dict[str, Any]:
     cases = {c["case_id"]: c for c in result["cases"]}
     attacks = {k: c for k, c in cases.items() if k.startswith("attack-")}
     defense = cases.get("defense", {}).get("evidence", {}).get("report") or {"points": []}
-    benign = cases["helpfulness"]["evidence"]["trajectory"]["checkpoints"][0]["benign"] if "helpfulness" in cases else None
     verdicts = {line["case_id"]: line["outcome"] for line in result["record"]["cases"]}
     reasons = {k: [r["code"] for r in c["verdict"]["reasons"]] for k, c in cases.items() if c["verdict"]["outcome"] != "PASS"}
     return {
@@ -77,7 +76,7 @@ def told(result: dict[str, Any]) -> dict[str, Any]:
         "control_means": {k: [c["mean"] for c in checkpoints(x)] for k, x in cases.items() if k.startswith("control-")},
         "convergence": [[p["step"], p["minimal_refusal_share"], p["reward_spread"]] for p in defense["points"]],
         "defense_claim": cases["defense"]["verdict"]["claim"] if "defense" in cases else None,
-        "benign": benign,
+        "benign": cases["helpfulness"]["verdict"]["claim"] if "helpfulness" in cases else None,
     }
 
 
@@ -207,14 +206,7 @@ def _session(told_: dict[str, Any]) -> list[str]:
         "",
     ]
     if told_["benign"]:
-        a, r = told_["benign"]["agreement"], told_["benign"]["twin_refusals"]
-        lines += [
-            (
-                f"Benign agreement {a['share']:.3f} of {a['total']} (95 % {a['low']:.3f} to {a['high']:.3f}), twins refused "
-                f"{r['share']:.3f} of {r['total']} (95 % {r['low']:.3f} to {r['high']:.3f})."
-            ),
-            "",
-        ]
+        lines += [told_["benign"], ""]
     lines += ["| case | verdict | highest score over all checkpoints | leak at first and last |", "|---|---|---|---|"]
     for case, verdict in told_["verdicts"].items():
         maxima = told_["attack_maxima"].get(case)
