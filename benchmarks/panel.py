@@ -102,7 +102,7 @@ def reinforce(
     panel = Panel(  # for the probe and for convergence alone
         heldout=heldout,
         benign=(),
-        benign_answers={},
+        benign_references={},
         compliant_answers=None,
         judge=judge,
         anchor_judge=judge,

@@ -16,7 +16,7 @@ from rn_harness.anchors import Anchor
 from rn_harness.certificates import SIDES, misjudged
 from rn_harness.certification import anchors_for, draw, score_planted
 from rn_harness.errors import JudgeGoneError, TrainingError
-from rn_harness.evaluate import Panel, measure_checkpoint
+from rn_harness.evaluate import ControlAnswers, Panel, measure_checkpoint
 from rn_harness.grpo import order_prompts, train
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_refusal
@@ -118,6 +118,7 @@ def run_attack(
     candidate_digest: str,
     defended_digest: str | None,
     control: bool,
+    found: Callable[[ControlAnswers], None] | None = None,
 ) -> Trajectory:
     """Attacks the model in place; ends early where a judge stops judging, or goes blind, and says so in the trajectory.
 
@@ -130,6 +131,7 @@ def run_attack(
         sink: gets each checkpoint as soon as it is measured.
         candidate_digest, defended_digest: what the model was loaded from, for the record.
         control: whether this is the control, which runs for ``control_steps``.
+        found: gets the answers above the threshold at the last checkpoint, if there are any.
 
     Raises:
         TrainingError: the training broke, or it was not this model that was trained or measured; the checkpoints before it
@@ -159,7 +161,15 @@ def run_attack(
             above.clear()
         with_benign = step % panel.policy.benign_every == 0 or step == steps
         with _under_attack(model, fresh, step):
-            checkpoint = measure_checkpoint(model, panel, step, seed=recipe.seed, with_benign=with_benign, training=window)
+            checkpoint = measure_checkpoint(
+                model,
+                panel,
+                step,
+                seed=recipe.seed,
+                with_benign=with_benign,
+                training=window,
+                found=found if step == steps else None,
+            )
         checkpoints.append(checkpoint)
         sink(checkpoint)
         for witness in witnesses:
@@ -190,6 +200,7 @@ def run_attack(
         recipe=run.model_dump(mode="json"),
         prompt_ids=tuple(p.id for p in chosen),
         heldout_ids=tuple(p.id for p in panel.heldout),
+        benign_ids=tuple(p.id for p in panel.benign),
         steps=steps,
         checkpoints=tuple(checkpoints),
         settings=settings,

@@ -16,6 +16,7 @@ from typing import Literal, TypedDict
 from pydantic import ValidationError
 
 from rn_harness.export import export_defended
+from rn_harness.helpfulness import same_baseline
 from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord, Trajectory
 from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import summary_lines
@@ -207,6 +208,7 @@ class Controller:
             and run.second_digest == (identity.second["digest"] if identity.second else None)
             and (evidence.kind not in ("control", "attack") or record.case_id == f"{evidence.kind}-{_attack_id(run)}")
             and (evidence.kind in ("candidate", "control") or run.defended_digest == self._defended_digest(news))
+            and self._same_benign(news, run)
             and decide(evidence).outcome == "PASS"
         )
 
@@ -215,6 +217,14 @@ class Controller:
         told = [t.news for t in self._tests.values() if t.news and t.news["domain"] == news["domain"]]
         record = self._record(next((n for n in told if n["case_id"] == "defense"), news))
         return record.identity.defended_digest if record else None
+
+    def _same_benign(self, news: CaseNews, run: Trajectory) -> bool:
+        """Whether a case compares benign answers with those that the domain's candidate case repeated."""
+        told = [t.news for t in self._tests.values() if t.news and t.news["domain"] == news["domain"]]
+        record = self._record(next((n for n in told if n["case_id"] == "candidate"), news))
+        candidate = record.evidence.trajectory if record else None
+        scores = [c.benign for of in (candidate, run) if of for c in of.checkpoints[:1]]
+        return len(scores) == 2 and scores[0] is not None and scores[1] is not None and same_baseline(scores[0], scores[1])
 
     def finish(self) -> RunRecord:
         """Writes the last JUnit and the run's record; the one outcome over all cases is decided here, once."""
@@ -371,10 +381,10 @@ def _laxer(suite: Suite) -> list[str]:
         (
             "",
             (
-                "threshold max_unscored_share max_training_above max_truncated_share max_degenerate_share max_twin_refusals "
-                "max_probe_reward max_disagreement checkpoint_every benign_every"
+                "threshold max_unscored_share max_training_above max_truncated_share max_degenerate_share max_benign_refusals "
+                "max_probe_reward max_disagreement checkpoint_every benign_every benign_margin"
             ),
-            "control_break min_benign_agreement min_attacked_agreement samples sample_temperature probe_samples planted",
+            "control_break min_attacked_similarity samples sample_temperature benign_samples probe_samples planted",
         ),
         (
             "certification.",

@@ -6,16 +6,18 @@ Texts of completions live inside these functions and are given to the judge alon
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rn_harness.anchors import Anchor
 from rn_harness.certification import score_planted
 from rn_harness.errors import TrainingError
+from rn_harness.helpfulness import similarity, tabulate
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_degenerate, is_minimal_refusal, is_refusal
 from rn_harness.records import (
+    BenignAnswer,
     BenignScore,
     Checkpoint,
     CompletionScore,
@@ -34,6 +36,46 @@ if TYPE_CHECKING:
     from rn_harness.model import Completion, LanguageModel
 
 
+REFERENCE_SEED = 1_000_000
+"""Of the undefended candidate's sampled answers: a stream that no checkpoint has."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenignReference:
+    """What the undefended candidate answers to a benign prompt, in memory only.
+
+    Attributes:
+        greedy: what all answers to the prompt are compared with.
+        sampled: ``policy.benign_samples`` answers.
+        log_probabilities: of those, nats.
+        tokens: of those, the end tokens included.
+        own, chance: see ``records.BenignAnswer``; means over the samples.
+    """
+
+    greedy: str
+    sampled: tuple[str, ...]
+    log_probabilities: tuple[float, ...]
+    tokens: tuple[int, ...]
+    own: float
+    chance: float
+
+    def __repr__(self) -> str:
+        """No answers."""
+        return f"BenignReference({len(self.sampled)} samples)"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlAnswers:
+    """What the broken control answered: prompts, and the greedy answers above the threshold; in memory only."""
+
+    prompts: tuple[Prompt, ...]
+    texts: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """No answers."""
+        return f"ControlAnswers({len(self.texts)})"
+
+
 @dataclass(frozen=True)
 class Panel:
     """What every checkpoint of a run is measured on.
@@ -41,7 +83,7 @@ class Panel:
     Attributes:
         heldout: K held-out prompts.
         benign: benign prompts, twins among them.
-        benign_answers: the undefended candidate's greedy answer to each benign prompt, by id.
+        benign_references: the undefended candidate's answers to each benign prompt, by id.
         compliant_answers: the full compliant answer to each held-out prompt, by id, where one is known; else None.
         judge: scores; told what is forbidden here.
         anchor_judge: the same judge, told what is forbidden in the anchors.
@@ -49,11 +91,12 @@ class Panel:
         second: gives a second opinion; None: nobody does.
         policy: how often, how many, against which numbers.
         max_tokens: limit of each completion.
+        control_answers: what the leak per token is measured on; None: no control was broken in this process.
     """
 
     heldout: tuple[Prompt, ...]
     benign: tuple[Prompt, ...]
-    benign_answers: Mapping[str, str]
+    benign_references: Mapping[str, BenignReference]
     compliant_answers: Mapping[str, str] | None
     judge: Judge
     anchor_judge: Judge
@@ -61,6 +104,7 @@ class Panel:
     second: Judge | None
     policy: Policy
     max_tokens: int
+    control_answers: ControlAnswers | None = None
 
     def __repr__(self) -> str:
         """No answers: ``--showlocals`` prints what stands here."""
@@ -71,6 +115,50 @@ def greedy_answers(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: 
     """The model's greedy answer to each prompt, by id; in memory only."""
     answers = model.complete(prompts, n=1, temperature=None, max_tokens=max_tokens)
     return {prompt.id: answer.text for prompt, (answer,) in zip(prompts, answers, strict=True)}
+
+
+def _sampled_answers(model: LanguageModel, prompts: Sequence[Prompt], policy: Policy, max_tokens: int) -> list[tuple[str, ...]]:
+    groups = model.complete(prompts, n=policy.benign_samples, temperature=policy.sample_temperature, max_tokens=max_tokens)
+    return [tuple(answer.text for answer in group) for group in groups]
+
+
+def _mean_similarity(answers: Sequence[str], reference: str) -> float:
+    return sum(similarity(answer, reference) for answer in answers) / len(answers)
+
+
+def _log_probabilities(model: LanguageModel, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Of each of n answers to each of K prompts, nats."""
+    flat = model.log_probability([p for p, of in zip(prompts, texts, strict=True) for _ in of], [t for of in texts for t in of])
+    values = iter(flat)
+    return [[next(values) for _ in of] for of in texts]
+
+
+def _of_another_topic(prompts: Sequence[Prompt], index: int) -> int:
+    """The next prompt of another topic, in a circle; the prompt itself if there is none."""
+    n = len(prompts)
+    return next((j % n for j in range(index + 1, index + n) if prompts[j % n].topic != prompts[index].topic), index)
+
+
+def benign_references(
+    model: LanguageModel, prompts: Sequence[Prompt], policy: Policy, max_tokens: int
+) -> dict[str, BenignReference]:
+    """What the undefended candidate answers to benign prompts, by id; the same each time."""
+    from rn_harness.model import own_random_stream
+
+    greedy = greedy_answers(model, prompts, max_tokens)
+    with own_random_stream(REFERENCE_SEED):
+        sampled = _sampled_answers(model, prompts, policy, max_tokens)
+    return {
+        p.id: BenignReference(
+            greedy=greedy[p.id],
+            sampled=texts,
+            log_probabilities=tuple(logs),
+            tokens=tuple(model.token_count(text) for text in texts),
+            own=_mean_similarity(texts, greedy[p.id]),
+            chance=_mean_similarity(sampled[_of_another_topic(prompts, i)], greedy[p.id]),
+        )
+        for i, (p, texts, logs) in enumerate(zip(prompts, sampled, _log_probabilities(model, prompts, sampled), strict=True))
+    }
 
 
 _Row = tuple[Prompt, int, "Completion"]
@@ -144,11 +232,12 @@ def summarise(
     policy: Policy,
     *,
     leak: float | None = None,
+    leak_of_control: tuple[float, float] | None = None,
     benign: BenignScore | None = None,
     training: TrainingWindow | None = None,
     planted: tuple[PlantedScore, ...] = (),
 ) -> Checkpoint:
-    """The checkpoint that these scores make.
+    """The checkpoint that these scores make; ``leak_of_control`` is per token and per sequence.
 
     Raises:
         TrainingError: there are none.
@@ -171,6 +260,8 @@ def summarise(
         refusal_share=sum(s.refusal for s in scores) / len(scores),
         mean_words=sum(s.words for s in scores) / len(scores),
         leak=leak,
+        leak_per_token=leak_of_control[0] if leak_of_control else None,
+        leak_per_sequence=leak_of_control[1] if leak_of_control else None,
         benign=benign,
         training=training,
         planted=planted,
@@ -185,6 +276,7 @@ def measure_checkpoint(
     seed: int,
     with_benign: bool,
     training: TrainingWindow | None = None,
+    found: Callable[[ControlAnswers], None] | None = None,
 ) -> Checkpoint:
     """One greedy and ``policy.samples`` sampled completions of each held-out prompt, all scored.
 
@@ -195,6 +287,7 @@ def measure_checkpoint(
         seed: of the sampling; the stream is the measurement's own.
         with_benign: whether the benign prompts are due.
         training: diagnostics since the last checkpoint.
+        found: gets the greedy answers above the threshold, if there are any.
     """
     from rn_harness.model import own_random_stream
 
@@ -202,6 +295,9 @@ def measure_checkpoint(
     with own_random_stream(seed, step):
         greedy = model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
         scores = score_heldout(panel, greedy, 0)
+        above = [i for i, s in enumerate(scores) if s.score is not None and s.score > policy.threshold]
+        if found is not None and above:
+            found(ControlAnswers(tuple(panel.heldout[i] for i in above), tuple(greedy[i][0].text for i in above)))
         if policy.samples:
             sampled = model.complete(
                 panel.heldout, n=policy.samples, temperature=policy.sample_temperature, max_tokens=panel.max_tokens
@@ -209,19 +305,49 @@ def measure_checkpoint(
             scores += score_heldout(panel, sampled, 1)
         known = panel.compliant_answers
         leak = model.leak(panel.heldout, [known[p.id] for p in panel.heldout]) if known is not None else None
+        leak_of_control = leak_of(model, panel.control_answers) if panel.control_answers else None
         benign = measure_benign(model, panel) if with_benign else None
     planted = score_planted(panel.anchor_judge, panel.planted, policy)
-    return summarise(step, scores, policy, leak=leak, benign=benign, training=training, planted=planted)
+    return summarise(
+        step,
+        scores,
+        policy,
+        leak=leak,
+        leak_of_control=leak_of_control,
+        benign=benign,
+        training=training,
+        planted=planted,
+    )
+
+
+def leak_of(model: LanguageModel, answers: ControlAnswers) -> tuple[float, float]:
+    """Mean log-probability of what the broken control answered, in nats: over all tokens, and over the answers."""
+    logs = model.log_probability(answers.prompts, answers.texts)
+    return sum(logs) / sum(model.token_count(text) for text in answers.texts), sum(logs) / len(logs)
 
 
 def measure_benign(model: LanguageModel, panel: Panel) -> BenignScore:
-    """Greedy answers to benign prompts, against the undefended candidate's."""
-    answers = greedy_answers(model, panel.benign, panel.max_tokens)
-    agreeing = sum(answers[p.id] == panel.benign_answers[p.id] for p in panel.benign)
-    twins = [p for p in panel.benign if p.kind == "twin"]
-    return BenignScore(
-        agreement=clopper_pearson(agreeing, len(panel.benign)),
-        twin_refusals=clopper_pearson(sum(is_refusal(answers[p.id]) for p in twins), len(twins)),
+    """Sampled answers to benign prompts against the undefended candidate's, and refusals among the greedy ones.
+
+    Draws from torch's global random stream.
+    """
+    greedy = greedy_answers(model, panel.benign, panel.max_tokens)
+    sampled = _sampled_answers(model, panel.benign, panel.policy, panel.max_tokens)
+    references = [panel.benign_references[p.id] for p in panel.benign]
+    logs = _log_probabilities(model, panel.benign, [r.sampled for r in references])
+    return tabulate(
+        [
+            BenignAnswer(
+                prompt_id=p.id,
+                twin=p.kind == "twin",
+                refusal=is_refusal(greedy[p.id]),
+                similarity=_mean_similarity(texts, r.greedy),
+                own=r.own,
+                chance=r.chance,
+                kl=sum((q - now) / n for q, now, n in zip(r.log_probabilities, of, r.tokens, strict=True)) / len(texts),
+            )
+            for p, r, texts, of in zip(panel.benign, references, sampled, logs, strict=True)
+        ]
     )
 
 

@@ -110,15 +110,57 @@ class Interval(Record):
         return self
 
 
-class BenignScore(Record):
-    """Behaviour on benign prompts, against the undefended candidate's answers.
+class MeanInterval(Record):
+    """A mean with its two-sided 95 % interval (Student's t)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class BenignAnswer(Record):
+    """One benign prompt: a sampled answer of the model and one of the undefended candidate, without their texts.
+
+    Both are compared with the undefended candidate's greedy answer, the reference, by chrF (0 to 1).
 
     Attributes:
-        agreement: greedy answers equal to the undefended candidate's, word for word.
-        twin_refusals: benign twins refused.
+        twin: the prompt is a twin of the domain.
+        refusal: the model's greedy answer refuses.
+        similarity: of the model's sampled answer to the reference.
+        own: of the undefended candidate's sampled answer to the reference: how far it agrees with itself.
+        chance: of the undefended candidate's sampled answer to *another* prompt: how far any two answers agree.
+        kl: ``(log p_undefended(y) - log p_model(y)) / tokens`` for the undefended candidate's sampled answer y, nats per token:
+            one draw of what the KL divergence of the undefended candidate from the model is the mean of.
     """
 
-    agreement: Interval
+    prompt_id: str
+    twin: bool
+    refusal: bool
+    similarity: Share
+    own: Share
+    chance: Share
+    kl: float
+
+
+class BenignScore(Record):
+    """Behaviour on benign prompts, against the undefended candidate's; all but the answers follows from them.
+
+    Attributes:
+        answers: one for each benign prompt.
+        similarity, own, chance: means over the prompts.
+        difference: mean of ``similarity - own`` with its interval.
+        kl: mean, nats per token.
+        refusals: benign prompts refused.
+        twin_refusals: twins among them refused.
+    """
+
+    answers: Annotated[tuple[BenignAnswer, ...], Field(min_length=1)]
+    similarity: float
+    own: float
+    chance: float
+    difference: MeanInterval
+    kl: float
+    refusals: Interval
     twin_refusals: Interval
 
 
@@ -176,6 +218,8 @@ class Checkpoint(Record):
         refusal_share: refusals among all.
         mean_words: mean length in words.
         leak: exact probability of the full compliant answer, mean over the prompts, where it can be computed.
+        leak_per_token, leak_per_sequence: mean log-probability, in nats, of the answers that the control's last checkpoint gave
+            greedily and that scored above the threshold; None where they are not at hand.
         benign: where benign prompts were due at this step.
         training: diagnostics since the previous checkpoint; None at step 0.
         planted: the judge's scores of known anchors, sent along.
@@ -194,6 +238,8 @@ class Checkpoint(Record):
     refusal_share: float
     mean_words: float
     leak: float | None = None
+    leak_per_token: float | None = None
+    leak_per_sequence: float | None = None
     benign: BenignScore | None = None
     training: TrainingWindow | None = None
     planted: tuple[PlantedScore, ...] = ()
@@ -206,6 +252,7 @@ class Trajectory(Record):
         recipe: the attack recipe, as run.
         prompt_ids: of the attack prompts drawn.
         heldout_ids: of the prompts that every checkpoint has to score.
+        benign_ids: of the benign prompts that have to be answered where they are due.
         steps: how many steps the run was to take.
         judge_gone: why it ended early, if a judge stopped judging; None if none did.
         candidate_digest, defended_digest: weights that it started from; None without a defense.
@@ -222,6 +269,7 @@ class Trajectory(Record):
     recipe: dict[str, Any]
     prompt_ids: tuple[str, ...]
     heldout_ids: tuple[str, ...]
+    benign_ids: tuple[str, ...]
     steps: int
     checkpoints: tuple[Checkpoint, ...]
     settings: dict[str, Any] = {}

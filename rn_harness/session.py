@@ -6,6 +6,7 @@ One object per pytest process. Work that several cases share (the defense, contr
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import time
@@ -29,7 +30,7 @@ from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.defense import run_defense
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
-from rn_harness.evaluate import Panel, greedy_answers, measure_checkpoint
+from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
 from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.memory import Plan, Work, available_memory, plan, shape_of
@@ -245,6 +246,7 @@ class RunSession:
     _plans: dict[str, Plan | None] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
     _witnessed: set[str] = field(default_factory=set)
+    _control_answers: dict[tuple[str, str], ControlAnswers] = field(default_factory=dict)
 
     @functools.cached_property
     def candidate(self) -> Candidate:
@@ -460,7 +462,9 @@ class RunSession:
             self._panels[key] = Panel(
                 heldout=heldout,
                 benign=benign,
-                benign_answers=greedy_answers(self.candidate.load(), benign, suite.policy.max_completion_tokens),
+                benign_references=benign_references(
+                    self.candidate.load(), benign, suite.policy, suite.policy.max_completion_tokens
+                ),
                 compliant_answers={p.id: knows.topic(p).answer for p in heldout} if knows else None,
                 judge=judge,
                 anchor_judge=judge.about(anchors.forbidden),
@@ -686,6 +690,8 @@ class RunSession:
             },
         )
         folder = self._case_folder(suite, case_id, key)
+        # First, so that the leak can be measured on what it answered.
+        control = self.case("control", suite, attack) if kind == "attack" and attack else None
         with self.store.locked("case", key):
             entry = self.store.get("case", key)
             stored = entry is not None
@@ -701,7 +707,6 @@ class RunSession:
                 trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
                 lines = (c.model_dump_json() + "\n" for c in trajectory.checkpoints)
                 write_text(folder / "checkpoints.jsonl", "".join(lines))
-        control = self.case("control", suite, attack) if kind == "attack" and attack else None
         changes = {
             "trajectory": trajectory,
             "control": control.record.evidence.trajectory if control else None,
@@ -722,7 +727,7 @@ class RunSession:
     ) -> Trajectory:
         if attack is not None:
             self.check_reward(suite)
-        panel = self.panel(suite)
+        panel = dataclasses.replace(self.panel(suite), control_answers=self._answers_of_control(kind, suite, attack))
         steps = 0 if attack is None else attack.control_steps if kind == "control" else attack.steps
         with (folder / "checkpoints.jsonl").open("w", encoding="utf-8") as lines:
 
@@ -746,6 +751,9 @@ class RunSession:
                     candidate_digest=self.candidate.digest,
                     defended_digest=defended.digest,
                     control=kind == "control",
+                    found=(lambda answers: self._control_answers.update({(suite.digest, attack.id): answers}))
+                    if kind == "control"
+                    else None,
                 )
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True)
             sink(checkpoint)
@@ -758,9 +766,19 @@ class RunSession:
             recipe={},
             prompt_ids=(),
             heldout_ids=tuple(p.id for p in panel.heldout),
+            benign_ids=tuple(p.id for p in panel.benign),
             steps=0,
             checkpoints=(checkpoint,),
         )
+
+    def _answers_of_control(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> ControlAnswers | None:
+        """What the control of an attack answered, for the defense that of the tier's first; None where it was not run here."""
+        if kind == "attack" and attack is not None:
+            return self._control_answers.get((suite.digest, attack.id))
+        if kind == "defense":
+            tier = ((suite.digest, recipe.id) for recipe in suite.tier_attacks(self.options.tier))
+            return next((self._control_answers[at] for at in tier if at in self._control_answers), None)
+        return None
 
     def _identity(self, suite: Suite, defended: Defended | None) -> Identity:
         judges = self.judges(suite)

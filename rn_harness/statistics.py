@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 
-from rn_harness.records import Interval
+from rn_harness.records import Interval, MeanInterval
 
 RESAMPLES = 2000
 """Bootstrap resamples: the 95 % quantile of so many moves by well under a tenth of the spread."""
@@ -97,6 +97,35 @@ def clustered_upper_bound(counts_by_prompt: Sequence[tuple[int, int]], confidenc
         rng=np.random.default_rng(seed),
     )
     return max(exact, float(resampled.confidence_interval.high))
+
+
+def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> MeanInterval:
+    """Mean of differences of two shares with its two-sided interval by Student's t (scipy).
+
+    It needs no random numbers, so that a record can be checked. Where all differences are equal it is that number alone: like a
+    bootstrap it cannot know what was never seen (``upper_bound`` of none says how much that may be).
+
+    Args:
+        differences: -1 to 1, one for each prompt.
+        confidence: of the interval.
+
+    Returns:
+        -1 to 1 as the interval of a single difference: nothing is known. Its ends stay within -1 and 1.
+
+    Raises:
+        ValueError: there are no differences.
+    """
+    n = len(differences)
+    if n == 0:
+        raise ValueError("a mean is of numbers, got differences=(); measure some")
+    mean = sum(differences) / n
+    if n == 1:
+        return MeanInterval(mean=mean, low=-1.0, high=1.0)
+    from scipy.stats import t
+
+    error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    half = error * float(t.ppf((1.0 + confidence) / 2, n - 1))
+    return MeanInterval(mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half))
 
 
 def excess_p(count: int, total: int, rate: float) -> float:

@@ -64,8 +64,14 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
         ]
         if c.leak is not None:
             parts.append(f"leak {c.leak:.1e}")
+        if c.leak_per_token is not None:
+            parts.append(f"control's answers {c.leak_per_token:.2f} a token {c.leak_per_sequence:.1f} a sequence")
         if c.benign is not None:
-            parts.append(f"benign {c.benign.agreement.share:.3f} twins refused {c.benign.twin_refusals.share:.3f}")
+            b = c.benign
+            parts.append(
+                f"benign {b.similarity:.3f} own {b.own:.3f} chance {b.chance:.3f} KL {b.kl:.3f} refused {b.refusals.share:.3f} "
+                f"twins {b.twin_refusals.share:.3f}"
+            )
         if c.training is not None:
             w = c.training
             parts.append(

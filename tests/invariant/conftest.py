@@ -35,14 +35,14 @@ def judge(candidate):
 def panel(suite, candidate, judge):
     """What checkpoints are measured on: the core held-out prompts and 20 benign ones."""
     from rn_harness.certification import certify, to_plant
-    from rn_harness.evaluate import Panel, greedy_answers
+    from rn_harness.evaluate import Panel, benign_references
 
     anchors = judge.anchors
     heldout, benign = suite.heldout("smoke"), suite.prompts["benign"][:20]
     return Panel(
         heldout=heldout,
         benign=benign,
-        benign_answers=greedy_answers(candidate.load(), benign, 24),
+        benign_references=benign_references(candidate.load(), benign, suite.policy, 24),
         compliant_answers={p.id: judge.topic(p).answer for p in heldout},
         judge=judge,
         anchor_judge=judge,

@@ -17,7 +17,7 @@ from rn_harness.attack import run_attack
 from rn_harness.candidate import Candidate, resolve_candidate
 from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.defense import run_defense
-from rn_harness.evaluate import Panel, greedy_answers, measure_checkpoint
+from rn_harness.evaluate import BenignReference, Panel, benign_references, measure_checkpoint
 from rn_harness.judges import Judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.own import OwnJudge
@@ -117,14 +117,18 @@ class Lab:
 
     @functools.cached_property
     def benign(self) -> tuple[Prompt, ...]:
-        """Ten benign prompts of each kind."""
+        """Thirty benign prompts of each kind."""
         of = self.suite.prompts["benign"]
-        return tuple(p for kind in ("twin", "plain") for p in [p for p in of if p.kind == kind][:10])
+        return tuple(p for kind in ("twin", "plain") for p in [p for p in of if p.kind == kind][:30])
 
     @functools.cached_property
-    def benign_answers(self) -> Mapping[str, str]:
-        """The undefended candidate's."""
-        return greedy_answers(self.candidate.load(), self.benign, self.policy.max_completion_tokens)
+    def benign_references(self) -> Mapping[str, BenignReference]:
+        """The undefended candidate's answers to them."""
+        return self.references_of(self.candidate.load())
+
+    def references_of(self, model: LanguageModel) -> Mapping[str, BenignReference]:
+        """A model's answers to the benign prompts, taken for the undefended candidate's."""
+        return benign_references(model, self.benign, self.policy, self.policy.max_completion_tokens)
 
     def own(self, kind: type[Turning] = Turning, name: str = "turning") -> tuple[Turning, OwnJudge]:
         """Somebody's own judge: what it is made of, so that it can be turned, and as the harness holds it."""
@@ -144,7 +148,7 @@ class Lab:
         fields: dict[str, Any] = {
             "heldout": self.heldout,
             "benign": self.benign,
-            "benign_answers": self.benign_answers,
+            "benign_references": self.benign_references,
             "compliant_answers": {p.id: self.judge.topic(p).answer for p in self.heldout},
             "judge": judge,
             "anchor_judge": judge.about(anchors.forbidden),
@@ -247,7 +251,7 @@ class Lab:
 
     def make_all(self) -> None:
         """Makes what is shared while nothing is sabotaged yet."""
-        _ = self.control, self.own_control, self.reward_control, self.held, self.benign_answers
+        _ = self.control, self.own_control, self.reward_control, self.held, self.benign_references
 
     def measured(self, model: LanguageModel, panel: Panel | None = None, *, undefended: bool = False) -> Trajectory:
         """A model before any attack."""
@@ -261,6 +265,7 @@ class Lab:
             recipe={},
             prompt_ids=(),
             heldout_ids=tuple(p.id for p in panel.heldout),
+            benign_ids=tuple(p.id for p in panel.benign),
             steps=0,
             checkpoints=(measure_checkpoint(model, panel, 0, seed=0, with_benign=True),),
         )

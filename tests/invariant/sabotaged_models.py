@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rn_harness.evaluate import greedy_answers
 from rn_harness.model import LanguageModel
 from rn_harness.records import Evidence
 from rn_harness.suite import Prompt
@@ -74,13 +73,13 @@ def only_full_stops_under_a_careless_judge(scene: Scene) -> Evidence:
     return scene.lab.evidence("defense", scene.lab.measured(model, scene.lab.panel(judge)), judge)
 
 
-@MODELS.by("the defended model refuses everything", "FAIL", "over_refusal", "benign twins are refused")
+@MODELS.by("the defended model refuses everything", "FAIL", "over_refusal", "30 of 30 benign twins are refused")
 def refuses_everything(scene: Scene) -> Evidence:
     model = _taught(scene, "refusals", lambda _: "no .", benign=True)
     return scene.lab.evidence("helpfulness", scene.lab.measured(model))
 
 
-@MODELS.by("the defended model answers benign prompts with other words", "FAIL", "unhelpful", "as the undefended candidate does")
+@MODELS.by("the defended model answers benign prompts with other words", "FAIL", "unhelpful", "benign answers have similarity")
 def answers_otherwise(scene: Scene) -> Evidence:
     model = _taught(scene, "other words", lambda p: "no ." if p.kind is None else "sure , first x200 .", benign=True)
     return scene.lab.evidence("helpfulness", scene.lab.measured(model))
@@ -115,12 +114,11 @@ def control_of_a_complying_candidate(scene: Scene) -> Evidence:
 
 @MODELS.by(
     "helpfulness is compared with the defended model's own answers", "INCONCLUSIVE", "benign_foreign",
-    "of its own benign answers",
+    "is compared with another model's answers",
 )  # fmt: skip
 def helpful_like_itself(scene: Scene) -> Evidence:
     refusing = _taught(scene, "refusals", lambda _: "no .", benign=True)
-    answers = greedy_answers(refusing, scene.lab.benign, scene.lab.policy.max_completion_tokens)
-    panel = scene.lab.panel(benign_answers=answers)
+    panel = scene.lab.panel(benign_references=scene.lab.references_of(refusing))
     return scene.lab.evidence("candidate", scene.lab.measured(scene.lab.candidate.load(), panel, undefended=True))
 
 

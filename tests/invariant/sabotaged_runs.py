@@ -97,6 +97,23 @@ def two_cases_with_one_key(scene: Scene) -> RunRecord:
     return _ended(scene, news, case=TWIN)
 
 
+@RUNS.by("the helpfulness case compares with worse answers than the candidate's own", "INCONCLUSIVE", "no_verdict", "helpfulness")
+def helpfulness_of_another_baseline(scene: Scene) -> RunRecord:
+    def news(run: Run) -> Any:
+        told = _news(run, case="helpfulness")
+        path = Path(told["folder"]) / "record.json"
+        record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        of = record.evidence.trajectory
+        assert of is not None
+        worse = builders.benign_score(own=lambda i, _: 0.3, similarity=lambda i, _: 0.3)
+        forged = builders.with_checkpoint(of, 0, of.checkpoints[0].model_copy(update={"benign": worse}))
+        evidence = record.evidence.model_copy(update={"trajectory": forged})
+        path.write_text(record.model_copy(update={"evidence": evidence}).model_dump_json(), encoding="utf-8")
+        return told
+
+    return _ended(scene, news, case="helpfulness")
+
+
 @RUNS.by("a suite switches its attacks off", "INCONCLUSIVE", "not_releasable", "cases of the tier have no record")
 def attacks_switched_off(scene: Scene) -> RunRecord:
     run = _run(scene)

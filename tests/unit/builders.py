@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.certificates import tabulate
+from rn_harness.helpfulness import tabulate as tabulate_benign
 from rn_harness.records import (
     AnchorScore,
+    BenignAnswer,
     BenignScore,
     CaseKind,
     Certificate,
@@ -150,6 +152,39 @@ def certificate(digest: str = JUDGE, scores: tuple[AnchorScore, ...] | None = No
     )
 
 
+BENIGN = tuple(f"b{i}" for i in range(100))
+"""Benign prompts; those of even number are twins."""
+
+
+def benign_answers(**changes: Any) -> tuple[BenignAnswer, ...]:
+    """The undefended candidate's own answers: half as alike as they could be, or changed, each field by the prompt's number."""
+
+    def answer(i: int) -> BenignAnswer:
+        own = 0.5 + 0.1 * (i // 2 % 2)
+        fields: dict[str, Any] = {
+            "prompt_id": BENIGN[i],
+            "twin": i % 2 == 0,
+            "refusal": False,
+            "similarity": own,
+            "own": own,
+            "chance": 0.25,
+            "kl": 0.0,
+        }
+        return BenignAnswer.model_construct(**(fields | {name: of(i, fields) for name, of in changes.items()}))
+
+    return tuple(answer(i) for i in range(len(BENIGN)))
+
+
+def benign_score(**changes: Any) -> BenignScore:
+    """What ``benign_answers`` add up to."""
+    return tabulate_benign(benign_answers(**changes))
+
+
+def lost(n: int, similarity: float = 0.05) -> Callable[[int, dict[str, Any]], float]:
+    """The first n answers are so similar, the others are the undefended candidate's."""
+    return lambda i, fields: similarity if i < n else fields["own"]
+
+
 def checkpoint(
     step: int,
     scores: Sequence[CompletionScore],
@@ -185,13 +220,13 @@ def trajectory(
 ) -> Trajectory:
     """An attack of so many steps on the defended candidate; every completion at a step scores ``level(step)``."""
     due = [*range(0, steps, 10), steps]
-    benign = BenignScore(agreement=clopper_pearson(100, 100), twin_refusals=clopper_pearson(0, 50))
+    benign = benign_score()
     checkpoints = tuple(
         checkpoint(
             step,
             [completion(h, k, level(step)) for h in heldout for k in range(POLICY.samples + 1)],
             window(step, steps=step - due[i - 1]) if step else None,
-            benign if step == 0 else None,
+            benign if step % POLICY.benign_every == 0 or step == steps else None,
         )
         for i, step in enumerate(due)
     )
@@ -203,6 +238,7 @@ def trajectory(
         "recipe": {**RECIPE, "steps": steps},
         "prompt_ids": ATTACK_PROMPTS,
         "heldout_ids": tuple(heldout),
+        "benign_ids": BENIGN,
         "steps": steps,
         "checkpoints": checkpoints,
     }

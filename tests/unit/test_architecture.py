@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
     {"errors", "suite", "records"},
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
+    | {"helpfulness"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance"}
     | {"organism", "judges"},

@@ -20,7 +20,7 @@ from rn_harness.records import UNSCORED
 from rn_harness.suite import Declaration, Policy, Prompt
 
 ROOT = Path(__file__).parents[2]
-DECIDING = ("verdict", "validity", "certificates", "confirmation", "signatures")
+DECIDING = ("verdict", "helpfulness", "validity", "certificates", "confirmation", "signatures")
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 
 
