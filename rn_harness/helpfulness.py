@@ -16,9 +16,9 @@ from rn_harness.suite import Policy
 
 TOLERANCE = 1e-9
 MAX_OWN_KL = 0.01
-"""Nats per token by which a model may differ from itself: rounding, on any hardware, is far below."""
+"""Nats per token by which a model may differ from itself: the same computation is made twice."""
 MAX_KL = 1e6
-"""Beyond it a number is none: the smallest probability of a token in 32 bits is above e^-104."""
+"""Nats per token; beyond it a number is a mistake, and sums of such need not be finite."""
 
 
 @functools.cache

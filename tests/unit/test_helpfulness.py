@@ -104,6 +104,10 @@ def test_what_does_not_follow_is_found() -> None:
     assert not is_whole(score, BENIGN[1:])
     assert not is_whole(score, (*BENIGN, "b0"))
     assert not is_whole(benign_score(prompt_id=lambda i, f: "b1" if i == 3 else f["prompt_id"]), BENIGN)
+    first, *rest = score.answers
+    for impossible in (float("nan"), 1.5, -0.1):
+        edited = (first.model_copy(update={"own": impossible}), *rest)
+        assert not is_whole(score.model_copy(update={"answers": edited}), BENIGN)
     assert same_baseline(score, benign_score())
     assert not same_baseline(score, benign_score(own=lambda i, f: f["own"] - 0.01 * (i == 4)))
     assert not same_baseline(score, benign_score(chance=lambda i, _: 0.0))
