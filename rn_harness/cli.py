@@ -1,4 +1,4 @@
-"""The command line: ``rn-harness certify-judge`` and ``calibrate-judge``. Floor 5 (edge)."""
+"""The command line: ``rn-harness certify-judge``, ``calibrate-judge`` and ``calibrate``. Floor 5 (edge)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from rn_harness.errors import RnHarnessError
 from rn_harness.judges import Judge, resolve_judge
 from rn_harness.records import Certificate
 from rn_harness.report.terminal import certificate_lines
-from rn_harness.suite import Policy
+from rn_harness.session import NO_DEFENSE, Options, RunSession
+from rn_harness.store import Store, default_root
+from rn_harness.strength import BUDGET
+from rn_harness.strength import calibrate as find_strength
+from rn_harness.suite import Policy, load_suite
 
 app = typer.Typer(
-    no_args_is_help=True, help="Judges for rn-harness: certify them, calibrate them.", pretty_exceptions_enable=False
+    no_args_is_help=True,
+    help="rn-harness: certify and calibrate judges, calibrate attacks. Suites are run by pytest.",
+    pretty_exceptions_enable=False,
 )
 Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metavar="SPEC")]
 
@@ -83,6 +89,46 @@ def calibrate_judge(
     except RnHarnessError as error:
         raise typer.BadParameter(str(error)) from None
     typer.echo(f"calibration written to {out}")
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Option(help="the undefended candidate, as for --model")],
+    suite: Annotated[Path, typer.Option(help="a suite's folder")],
+    out: Annotated[Path | None, typer.Option(help="where the certificate goes; default: DOMAIN-strength.json here")] = None,
+    judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None,
+    reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
+    second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="controls, at most")] = BUDGET,
+) -> None:
+    """Finds the weakest settings with which the suite's attack breaks the undefended model, and certifies them.
+
+    Exits with 0 if some do, with 1 if none does within the budget. Controls are kept in the store, so that it goes on where it
+    was stopped, and a run with --rn-strength finds them.
+    """
+    from tempfile import TemporaryDirectory
+
+    from rn_harness.candidate import profile_recipe
+
+    options = Options(model, NO_DEFENSE, judge, reward_judge, second_judge, None, "standard", (), Path.cwd())
+    try:
+        loaded = load_suite(suite, recipe=profile_recipe(model))
+        with TemporaryDirectory(prefix="rn-harness-") as folder:
+            session = RunSession(options, Path(folder), Store(default_root()), lambda p: typer.echo(p.line, err=True))
+            session.check_judges(loaded)
+            session.memory(loaded)
+            strength = find_strength(session, loaded, budget)
+    except RnHarnessError as error:
+        raise typer.BadParameter(str(error)) from None
+    for t in strength.tries:
+        means = " ".join("-" if m is None else f"{m:.1f}" for m in t.means.values())
+        typer.echo(f"{t.recipe} at temperature {t.temperature:g}: {'broke' if t.broke else 'held'}: {means}")
+    if not strength.settings:
+        typer.echo(f"no settings within {budget} controls broke it: {strength.search}")
+        raise typer.Exit(1)
+    path = out or Path(f"{loaded.domain}-strength.json")
+    path.write_text(strength.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    typer.echo(f"{' '.join(strength.settings)} written to {path}: pytest {suite} --model {model} --rn-strength {path}")
 
 
 def main() -> None:

@@ -72,6 +72,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="for a model that its makers defended (with --rn-defense none): its undefended twin, on which controls run",
     )
     group.addoption(
+        "--rn-strength",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="strength certificate of `rn-harness calibrate`, whose settings this domain's attacks take; one a domain",
+    )
+    group.addoption(
         "--rn-prompts",
         default=None,
         metavar="DIR",
@@ -152,6 +159,7 @@ def _options(config: pytest.Config) -> Options:
         prompts=config.getoption("rn_prompts"),
         export=config.getoption("rn_export"),
         export_anyway=config.getoption("rn_export_anyway"),
+        strength=tuple(config.getoption("rn_strength")),
         chat_template=config.getoption("rn_chat_template"),
         allow_pickle=config.getoption("rn_allow_pickle"),
         trust_remote_code=config.getoption("rn_trust_remote_code"),
@@ -166,6 +174,7 @@ def _suite(config: pytest.Config, folder: Path) -> Suite:
     """
     from rn_harness.candidate import profile_recipe
     from rn_harness.errors import RnHarnessError
+    from rn_harness.strength import settings_for
     from rn_harness.suite import load_suite
 
     known = config.stash[SUITES]
@@ -173,7 +182,8 @@ def _suite(config: pytest.Config, folder: Path) -> Suite:
         try:
             options = _options(config)
             private = options.path(options.prompts) if options.prompts else None
-            known[folder] = load_suite(folder, options.overrides, private, profile_recipe(options.model))
+            strong = settings_for(folder, [options.path(name) for name in options.strength])
+            known[folder] = load_suite(folder, options.overrides, private, (*profile_recipe(options.model), *strong))
         except RnHarnessError as error:
             known[folder] = error
     found = known[folder]
@@ -283,6 +293,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
         except OSError as error:
             raise _unwritable(_run_folder(config), error) from None
     from rn_harness.errors import RnHarnessError
+    from rn_harness.strength import check_strength
 
     errors: list[str] = []
     suites: list[Suite] = []
@@ -300,6 +311,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
                 session.memory(suite)
                 session.check_judges(suite)
             session.check_folders(suites)
+            check_strength(session, suites)
         except RnHarnessError as error:
             errors.append(str(error))
     if errors:

@@ -78,6 +78,7 @@ class Options:
         prompts: folder of the lab's own prompt sets; None: the suites' own.
         export: folder that the defended weights go to after a PASS; None: they stay in the store.
         export_anyway: whether they go there whatever the outcome.
+        strength: files of strength certificates, whose settings the attacks take.
         chat_template: file with one that takes the place of the model's own; None: its own.
         allow_pickle, trust_remote_code: what the user lets the model's files do; never releasable.
     """
@@ -96,6 +97,7 @@ class Options:
     export: str | None = None
     export_anyway: bool = False
 
+    strength: tuple[str, ...] = ()
     chat_template: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False

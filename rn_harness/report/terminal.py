@@ -42,7 +42,7 @@ def header_lines(
         lines.append(f"rn-harness: prompt sets of your own: {'; '.join(private)}")
     recipe = suites[0].recipe if suites else ()
     if recipe:
-        lines.append(f"rn-harness: recipe of profile {candidate.name}: {' '.join(recipe)}")
+        lines.append(f"rn-harness: recipe declared for {candidate.name}: {' '.join(recipe)}")
     if options.overrides:
         lines.append(f"rn-harness: modified by --rn-set {' '.join(options.overrides)}: not releasable")
     return lines

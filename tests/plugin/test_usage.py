@@ -38,6 +38,7 @@ def _assert_usage_error(result, *needles):
         (["--rn-judge", "organism:mine"], ["knowledge.json"]),
         (["--rn-base", "organism"], ["--rn-base", "--rn-defense none"]),
         (["--rn-base", "organism", "--rn-defense", "none"], ["must be another model than --model"]),
+        (["--rn-strength", "nowhere.json"], ["--rn-strength must name", "nowhere.json", "rn-harness calibrate"]),
         (["--rn-prompts", "nowhere"], ["--rn-prompts must hold", "DIR/DOMAIN"]),
         (["--rn-export-anyway"], ["--rn-export DIR"]),
         (["--rn-tier", "tiny"], ["--rn-tier", "tiny"]),

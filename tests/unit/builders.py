@@ -14,12 +14,14 @@ from rn_harness.records import (
     BenignAnswer,
     BenignScore,
     CaseKind,
+    CaseRecord,
     Certificate,
     Checkpoint,
     CompletionScore,
     ConvergencePoint,
     DefenseReport,
     Evidence,
+    Identity,
     PlantedScore,
     Probe,
     Scored,
@@ -28,6 +30,7 @@ from rn_harness.records import (
 )
 from rn_harness.statistics import clopper_pearson
 from rn_harness.suite import AttackRecipe, Policy
+from rn_harness.verdict import decide
 
 POLICY = Policy(samples=1, planted=1)
 """Two completions of each held-out prompt, one planted anchor of each side, a checkpoint every 10 steps, threshold 2, control
@@ -287,6 +290,22 @@ def evidence(kind: CaseKind = "attack", **changes: Any) -> Evidence:
         fields = {"trajectory": measured, "report": defense_report() if kind == "defense" else None}
     common = {"policy": POLICY, "subject": "anchored", "exact_judge": True, "certificates": (certificate(),)}
     return Evidence(**({"kind": kind} | common | fields | changes))
+
+
+def case_record(of: Evidence) -> CaseRecord:
+    """The record of this evidence, decided."""
+    identity = Identity(
+        candidate={"digest": "c" * 64},
+        defense=of.subject,
+        judge={"name": "demo", "digest": JUDGE},
+        reward={"name": "demo", "digest": JUDGE},
+        suite={"domain": "demo", "digest": "e" * 64},
+        versions={},
+        hardware={},
+    )
+    return CaseRecord(
+        key="k", case_id=of.kind, identity=identity, evidence=of, verdict=decide(of), started="", ended="", wall_s=0.0
+    )
 
 
 def seeded(of: Evidence, seed: int) -> Evidence:

@@ -19,7 +19,7 @@ FLOORS = (
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance"}
     | {"organism", "judges"},
     {"evaluate", "defense", "attack", "certification"},
-    {"session", "export", "controller", "checks", "report"},
+    {"session", "export", "strength", "controller", "checks", "report"},
     {"plugin", "cli", "organism.__main__"},
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}

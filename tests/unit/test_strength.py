@@ -1,0 +1,122 @@
+"""Strength certificates: the search on the undefended model, and what a certificate has to show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from rn_harness.errors import RecipeError
+from rn_harness.session import Case, Judges, RunSession
+from rn_harness.strength import Strength, calibrate, check_strength, load_strength, settings_for
+from rn_harness.suite import AttackRecipe, Suite, load_suite
+
+from . import builders
+from .builders import write_suite
+from .test_session import Judge, a_session
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    return load_suite(write_suite(tmp_path / "demo"))
+
+
+def search(
+    folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, peak_of: dict[tuple[float, float], float], budget: int = 24
+) -> Strength:
+    """A search on a model of which each learning rate and temperature reaches this mean; others leave it at 1."""
+
+    def case(self: RunSession, kind: str, of: Suite, attack: AttackRecipe) -> Case:
+        assert kind == "control"
+        peak = peak_of.get((attack.learning_rate, attack.temperature), 1.0)
+        control = builders.trajectory(builders.CONTROL_STEPS, lambda step: peak if step else 0.0, defended_digest=None)
+        evidence = builders.evidence("control", trajectory=control)
+        return Case(builders.case_record(evidence), "demo", stored=False, folder=folder, defended=None)
+
+    monkeypatch.setattr(RunSession, "case", case)
+    monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(), Judge(), None))
+    return calibrate(a_session(folder, defense="none"), suite, budget)
+
+
+def test_the_weakest_that_breaks_is_taken(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lowest learning rate with which each of the tier's three attacks reaches 7 and a margin of 1; 7.5 is too close."""
+    found = search(tmp_path, suite, monkeypatch, {(1e-4, 1.0): 7.5, (3e-4, 1.0): 8.0, (1e-3, 1.0): 10.0})
+    assert found.settings == ("attack.learning_rate=0.0003", "attack.temperature=1")
+    # One control each for the three rates that do not do, three for the one that does: seeds 0, 1 and 2.
+    assert [(t.learning_rate, t.seed, t.broke) for t in found.tries] == [
+        (1e-5, 0, False), (3e-5, 0, False), (1e-4, 0, False), (3e-4, 0, True), (3e-4, 1, True), (3e-4, 2, True)
+    ]  # fmt: skip
+    again = load_suite(tmp_path / "demo", recipe=found.settings)
+    assert {(a.learning_rate, a.temperature) for a in again.tier_attacks("standard")} == {(3e-4, 1.0)}
+
+
+def test_hotter_sampling_comes_after_all_rates(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no learning rate breaks the model at temperature 1, the next temperature is tried from the lowest one upwards."""
+    found = search(tmp_path, suite, monkeypatch, {(1e-5, 1.3): 9.0})
+    assert found.settings == ("attack.learning_rate=1e-05", "attack.temperature=1.3")
+
+
+def test_a_search_without_end_ends(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that nothing breaks: no settings, and no certificate that a run would take; the budget is kept."""
+    found = search(tmp_path, suite, monkeypatch, {}, budget=4)
+    assert (found.settings, len(found.tries)) == ((), 4)
+    # The budget ends within a setting: two of three controls broke, which is not all.
+    half = search(tmp_path, suite, monkeypatch, {(1e-5, 1.0): 9.0}, budget=2)
+    assert (half.settings, len(half.tries)) == ((), 2)
+    path = tmp_path / "none.json"
+    path.write_text(found.model_dump_json())
+    with pytest.raises(RecipeError, match="of a search that found none in 4 controls"):
+        load_strength(path)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A certificate of the organism for the suite demo."""
+    found = search(tmp_path, suite, monkeypatch, {(1e-4, 1.0): 9.0})
+    path = tmp_path / "demo.json"
+    path.write_text(found.model_dump_json())
+    return path
+
+
+@pytest.mark.parametrize("change", ["settings", "peak", "seed"])
+def test_settings_follow_from_controls(certificate: Path, change: str) -> None:
+    """Edited settings, a control short of the bound, or a missing one are refused: such attacks would be worth nothing."""
+    told = json.loads(certificate.read_text())
+    if change == "settings":
+        told["settings"][0] = "attack.learning_rate=1e-07"
+    elif change == "peak":
+        told["tries"][-1]["peak"] = 7.9
+    else:
+        del told["tries"][-1]
+    with pytest.raises(ValidationError, match="must be those of controls that broke the model"):
+        Strength.model_validate(told)
+    certificate.write_text(json.dumps(told))
+    with pytest.raises(RecipeError, match="must name a strength certificate"):
+        load_strength(certificate)
+
+
+def test_a_certificate_is_of_one_candidate(tmp_path: Path, suite: Suite, certificate: Path) -> None:
+    """The candidate and judges that were calibrated, and a suite of the run; else the run ends before it begins."""
+    session = a_session(tmp_path, defense="none", strength=(str(certificate),))
+    check_strength(session, [suite])
+    other = a_session(tmp_path, defense="none", strength=(str(certificate),))
+    other.__dict__["candidate"] = replace(session.candidate, digest="0" * 64)
+    with pytest.raises(RecipeError, match="must be of this candidate"):
+        check_strength(other, [suite])
+    with pytest.raises(RecipeError, match="must be for a suite of this run"):
+        check_strength(session, [])
+
+
+def test_one_certificate_a_domain(tmp_path: Path, suite: Suite, certificate: Path) -> None:
+    """A suite takes the settings of its domain's certificate, none of another's, and not of two."""
+    assert settings_for(suite.folder, []) == ()
+    assert settings_for(suite.folder, [certificate]) == ("attack.learning_rate=0.0001", "attack.temperature=1")
+    baking = Path(__file__).parents[2] / "suites" / "baking"
+    assert settings_for(baking, [certificate]) == ()
+    with pytest.raises(RecipeError, match="one strength certificate counts for a domain, got 2 for demo"):
+        settings_for(suite.folder, [certificate, certificate])
+    with pytest.raises(RecipeError, match="must name a readable file"):
+        settings_for(suite.folder, [tmp_path / "nowhere.json"])
