@@ -183,9 +183,13 @@ class Candidate:
 
         own, special = _own_template(self.folder)
         rendered = [_render(self.chat_template or own or "", special, text) for text in texts]
-        return max(
-            len(encoded.ids) for encoded in Tokenizer.from_file(str(path)).encode_batch(rendered, add_special_tokens=False)
-        )
+        try:
+            encoded = Tokenizer.from_file(str(path)).encode_batch(rendered, add_special_tokens=False)
+        except Exception as error:  # noqa: BLE001  (the package raises nothing narrower)
+            raise CandidateError(
+                f"tokenizer.json must be readable by the package tokenizers, got {error} for {path}; save the tokenizer again"
+            ) from None
+        return max(len(row.ids) for row in encoded)
 
     def load(self) -> LanguageModel:
         """Loads a fresh copy, ready to compute on one device."""

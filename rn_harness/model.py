@@ -268,7 +268,7 @@ class LanguageModel:
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise CandidateError(
                 f"an adapter must fit the candidate, got adapter={adapter}: {type(error).__name__}; "
-                "pass the base that it was trained on as --model"
+                "pass the base that it was trained on as --model, or copy the adapter again"
             ) from error
         self.merge()
 

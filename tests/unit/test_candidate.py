@@ -220,6 +220,15 @@ def test_the_longest_prompt_is_counted_as_the_model_sees_it() -> None:
     assert found.longest_prompt(texts) == due
 
 
+def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
+    """A tokenizer that cannot be read is an error with its file; without one the prompt's length is an upper estimate."""
+    found = resolve_candidate(str(folder), folder)
+    assert found.longest_prompt(["a" * 30, "b"]) == 30 // 3 + 64
+    (folder / "tokenizer.json").write_text("[")
+    with pytest.raises(CandidateError, match=r"must be readable by the package tokenizers, got .*tokenizer\.json; save"):
+        found.longest_prompt(["a"])
+
+
 # --- weights -------------------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +404,40 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
     with pytest.raises(CandidateError, match=r"readable adapter_config\.json, got JSONDecodeError"):
         check_adapter(tmp_path, found)
     refused(tmp_path, tmp_path, r"must be a whole model, got an adapter at .*; pass it with --rn-defense")
+
+
+def test_a_truncated_adapter_is_the_candidates_error(tmp_path: Path) -> None:
+    """An adapter whose file was cut off does not fit, and says so like one of the wrong shape."""
+    from rn_harness.suite import LoRA
+
+    found = resolve_candidate("organism", tmp_path)
+    model = found.load()
+    model.attach(LoRA(r=2), 0)
+    model.save_adapter(tmp_path / "adapter", f"organism@sha256:{found.digest}")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CandidateError, match=r"must fit the candidate, got .*: SafetensorError; .* copy the adapter again"):
+        found.load().merge_from(tmp_path / "adapter")
+
+
+def test_a_models_own_sampling_settings_are_not_used(tmp_path: Path) -> None:
+    """Of generation_config.json the end tokens count; its penalties and truncation would be measured and not trained."""
+    folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text()) | {"repetition_penalty": 1.3, "top_p": 0.5, "eos_token_id": [2, 3]}
+    path.write_text(json.dumps(settings))
+    used = resolve_candidate(str(folder), tmp_path).load().network.generation_config
+    assert (used.eos_token_id, used.repetition_penalty, used.top_p) == ([2, 3], None, None)
+
+
+def test_a_candidate_is_loaded_as_it_says(tmp_path: Path) -> None:
+    """Number format and chat template are those of the candidate, not of its files."""
+    import dataclasses
+
+    (tmp_path / "mine.jinja").write_text(TEMPLATE + "!")
+    found = resolve_candidate("organism", tmp_path, chat_template="mine.jinja")
+    model = dataclasses.replace(found, dtype="bfloat16").load()
+    assert (str(model.network.dtype), model.tokenizer.chat_template) == ("torch.bfloat16", TEMPLATE + "!")
 
 
 def test_the_recipe_is_the_profiles() -> None:

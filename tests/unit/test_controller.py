@@ -118,6 +118,26 @@ def test_a_run_in_which_all_passed_is_pass(run: Run) -> None:
     assert not record.releasable
 
 
+def test_what_the_user_lets_a_model_do_is_recorded_and_never_releasable(run: Run) -> None:
+    """Pickles and trusted code each keep a run from release, by name, and stand in the run's options."""
+    run.controller.options = dataclasses.replace(run.controller.options, allow_pickle=True, trust_remote_code=True)
+    run.end_all()
+    record = run.controller.finish()
+    assert {"--rn-allow-pickle", "--rn-trust-remote-code"} <= {why.partition(":")[0] for why in record.why_not}
+    assert (record.options["allow_pickle"], record.options["trust_remote_code"]) == (True, True)
+
+
+def test_a_profiles_recipe_is_recorded_and_modifies_nothing(tmp_path: Path) -> None:
+    """The pairs stand in the options, and no reason against release comes of them."""
+    suite = load_suite(write_suite(tmp_path / "demo"), (), ["attack.max_completion_tokens=64"])
+    run = Run(tmp_path / "run", [suite])
+    run.end_all()
+    record = run.controller.finish()
+    assert record.outcome == "PASS"
+    assert record.options["recipe"] == {"demo": ["attack.max_completion_tokens=64"]}
+    assert not any("modified" in why or "max_completion_tokens" in why for why in record.why_not)
+
+
 def test_cold_samples_are_laxer(tmp_path: Path) -> None:
     """A policy that samples nearly greedily would not see what rare samples say: it is told, and never releasable."""
     suite = load_suite(write_suite(tmp_path / "cold"), ["policy.sample_temperature=0.01"])
