@@ -1,8 +1,8 @@
 """GRPO by TRL. Floor 2 (adapters): the only module that knows TRL.
 
 Departures from TRL 1.16.0's defaults, each of them set here and recorded: no saving (it would write attacked weights), no
-logging to anyone, no shuffling (the order of prompts is ours), no weight decay, no dropout, no
-gradient checkpointing, one optimizer step per generation.
+logging to anyone, no shuffling (the order of prompts is ours), no weight decay, no dropout, one optimizer step per
+generation; gradient checkpointing only where the recipe asks for it.
 
 Three things are done more cheaply than TRL does them. Sampling runs with the adapter folded into the weights. The rows of a
 group share their prompt's forward pass, and off the GPU the output layer sees completion tokens only. Where all
@@ -91,11 +91,12 @@ def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prom
 def trainer_settings(recipe: GRPORecipe) -> dict[str, Any]:
     """The arguments of TRL's ``GRPOConfig`` that matter: all of them come from the recipe or stand here."""
     rows = recipe.prompts_per_step * recipe.group_size
+    micro_batch = recipe.micro_batch or rows
     return {
         "max_steps": recipe.steps,
-        "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": 1,
-        "steps_per_generation": 1,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": rows // micro_batch,
+        "steps_per_generation": rows // micro_batch,
         "num_iterations": 1,
         "num_generations": recipe.group_size,
         "learning_rate": recipe.learning_rate,
@@ -110,7 +111,7 @@ def trainer_settings(recipe: GRPORecipe) -> dict[str, Any]:
         "temperature": recipe.temperature,
         "top_k": recipe.top_k,
         "top_p": 1.0,
-        "min_p": None,
+        "min_p": recipe.min_p or None,
         "repetition_penalty": 1.0,
         "max_completion_length": recipe.max_completion_tokens,
         "mask_truncated_completions": False,
@@ -121,7 +122,7 @@ def trainer_settings(recipe: GRPORecipe) -> dict[str, Any]:
         "importance_sampling_level": "token",
         "entropy_coef": 0.0,
         "disable_dropout": True,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
         "bf16": False,
         "fp16": False,
         "shuffle_dataset": False,
@@ -201,8 +202,9 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool]) -> Any:
             **others: Any,
         ) -> Any:
             plain = self.accelerator.unwrap_model(network).get_base_model()
-            # Over several processes the wrapper around the network adds up gradients, and is not to be passed by.
-            if self.accelerator.num_processes > 1 or not shares_prompts(plain):
+            # Over several processes the wrapper around the network adds up gradients, and is not to be passed by; where
+            # activations are computed again there is no cache.
+            if self.accelerator.num_processes > 1 or self.args.gradient_checkpointing or not shares_prompts(plain):
                 return super()._get_per_token_logps_and_entropies(
                     network, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
                 )

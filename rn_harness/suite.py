@@ -86,11 +86,15 @@ class GRPORecipe(Frozen):
         schedule: whether the learning rate stays, or falls linearly to 0 at the last step.
         temperature: of sampling; also divides the logits of the loss, as TRL does.
         top_k: sample among the k likeliest tokens; 0: all.
+        min_p: sample among tokens of at least this share of the likeliest one's probability; 0: all.
         max_completion_tokens: T; an answer cut there counts as truncated.
         beta: weight of the KL penalty towards the policy at step 0; 0: none.
         loss_type: TRL's name of the normalisation of the loss.
         scale_rewards: what a group's advantages are divided by: its own spread, the batch's, or nothing.
         max_grad_norm: gradients are clipped to this norm.
+        micro_batch: rows of one forward and backward pass; advantages are still taken over whole groups. It bounds memory and
+            changes no update but by rounding, except with ``bnpo``. None: all B.
+        gradient_checkpointing: whether activations are computed again in the backward pass and not kept.
         seed: of prompt order, adapter start and sampling.
     """
 
@@ -101,13 +105,32 @@ class GRPORecipe(Frozen):
     schedule: Literal["constant", "linear"] = "constant"
     temperature: Positive = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Share = 0.0
     max_completion_tokens: Annotated[int, Field(ge=1, le=32_768)] = 24
     beta: Annotated[float, Field(ge=0.0)] = 0.0
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     max_grad_norm: Positive = 1.0
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    gradient_checkpointing: bool = False
     lora: LoRA = LoRA()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> Self:
+        rows = self.prompts_per_step * self.group_size
+        if self.micro_batch is None:
+            return self
+        if rows % self.micro_batch:
+            raise ValueError(
+                f"micro-batches have equally many rows, got micro_batch={self.micro_batch} of prompts_per_step * group_size = "
+                f"{rows}; take a divisor"
+            )
+        if self.loss_type == "bnpo" and self.micro_batch != rows:
+            raise ValueError(
+                f"the loss bnpo depends on how rows are split, got micro_batch={self.micro_batch} of {rows}; take another loss"
+            )
+        return self
 
 
 class DefenseRecipe(GRPORecipe):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 import trl
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rn_harness.errors import TrainingError
 from rn_harness.grpo import order_prompts, saving_trainer, train, trainer_settings
@@ -188,6 +189,63 @@ def test_shared_prompts_give_each_row_s_own_log_probabilities(config):
         assert torch.allclose(got[row, : 4 - right], own, atol=1e-6)
         assert not got[row, 4 - right :].any()
     assert torch.allclose(shared, torch.cat([p.grad.flatten() for p in network.parameters()]), atol=1e-5)
+
+
+def _gradient(candidate, suite, recipe):
+    """What the optimizer is given in one step, as one vector."""
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    grads = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: grads.append(torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"]]))
+    )
+    try:
+        prompts = order_prompts(suite.prompts["attack"], recipe.prompts_per_step, 0)
+        train(model, recipe, prompts, lambda _, texts: [float(i) for i in range(len(texts))], lambda *_: None, lambda _: True)
+    finally:
+        hook.remove()
+    (gradient,) = grads
+    assert float(gradient.norm()) > 1e-3
+    return gradient
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"micro_batch": 4},
+        {"micro_batch": 4, "loss_type": "grpo"},
+        {"micro_batch": 4, "loss_type": "dr_grpo"},
+        {"micro_batch": 8, "scale_rewards": "batch", "prompts_per_step": 2, "group_size": 8},
+        {"gradient_checkpointing": True},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_micro_batches_and_checkpointing_change_no_gradient(candidate, suite, recipe, changes):
+    """A batch of 16 in parts, or with activations computed again, gives the gradient of the whole batch to 1e-5 of its norm."""
+    whole = recipe.model_copy(update={"steps": 1, "control_steps": 1, "max_grad_norm": 1e6, "group_size": 16})
+    split = AttackRecipe.model_validate(whole.model_dump() | changes)
+    whole = split.model_copy(update={"micro_batch": None, "gradient_checkpointing": False})
+    one, other = (_gradient(candidate, suite, r) for r in (whole, split))
+    assert float((one - other).norm()) < 1e-5 * float(one.norm())
+
+
+def test_min_p_reaches_the_sampler(candidate, suite, recipe):
+    """With ``min_p`` 1 only the likeliest token is sampled, however hot: all completions of a prompt are equal; without, not."""
+    hot = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 1.5})
+    seen = {}
+    for min_p in (0.0, 1.0):
+        model = candidate.load()
+        model.attach(recipe.lora, 0)
+
+        def reward(prompts, texts, min_p=min_p):
+            seen[min_p] = set(texts)
+            return [0.0] * len(texts)
+
+        train(
+            model, hot.model_copy(update={"min_p": min_p}), suite.prompts["attack"][:1], reward, lambda *_: None, lambda _: True
+        )
+    assert len(seen[1.0]) == 1
+    assert len(seen[0.0]) > 1
 
 
 def _constant_rewards(prompts, completions):

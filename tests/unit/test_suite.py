@@ -232,6 +232,27 @@ def test_malformed_suite_is_refused(suite_folder: Path, damage: Damage, parts: t
     assert [part for part in parts if part not in message] == [], message
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"micro_batch": 5}, "got micro_batch=5 of prompts_per_step * group_size = 16; take a divisor"),
+        ({"micro_batch": 32}, "got micro_batch=32 of"),
+        ({"micro_batch": 4, "loss_type": "bnpo"}, "got micro_batch=4 of 16; take another loss"),
+        ({"micro_batch": 16, "loss_type": "bnpo"}, None),
+        ({"micro_batch": 4}, None),
+        ({"min_p": 1.5}, "min_p"),
+    ],
+)
+def test_micro_batches_split_a_batch_evenly(changes: dict[str, object], told: str | None) -> None:
+    """A micro-batch is a divisor of all rows, and none is taken where the loss depends on the split."""
+    settings = {"steps": 1, "learning_rate": 1e-3, **changes}
+    if told is None:
+        assert GRPORecipe.model_validate(settings).micro_batch == changes["micro_batch"]
+        return
+    with pytest.raises(ValueError, match=re.escape(told)):
+        GRPORecipe.model_validate(settings)
+
+
 def test_all_errors_of_a_file_are_told_at_once(suite_folder: Path) -> None:
     """Two wrong values of one file make a message of two lines, each with the file and its place."""
     edit(S, "title: Demo", "titel: Demo")(suite_folder)
