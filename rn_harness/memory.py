@@ -236,7 +236,12 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
         ),
         *((f"FSDP over {n} cards and {served}", {"cards": n, "checkpointing": True, "judges": 0.0}) for n in CARDS),
     )
-    for name, change in changes:
+    tried: set[str] = set()
+    for option, change in changes:
+        name = option if work.judges else option.replace(f" and {served}", "")  # nothing to serve
+        if name in tried or (name == served and not work.judges):
+            continue
+        tried.add(name)
         if work.device == "cpu" and (change.get("form") == "qlora" or change.get("cards")):
             continue  # both are for accelerators
         changed = plan(shape, dataclasses.replace(work, **change))
