@@ -204,5 +204,6 @@ def run_attack(
         steps=steps,
         checkpoints=tuple(checkpoints),
         settings=settings,
+        rendered=model.rendered(panel.heldout[0]),
         judge_gone=gone,
     )

@@ -180,6 +180,7 @@ def _score(row: _Row, judgement: Judgement, again: tuple[Scored, ...] = (), seco
         refusal=is_refusal(completion.text),
         degenerate=is_degenerate(completion.text) or bool(judgement.degenerate),
         truncated=completion.truncated,
+        thought=completion.thought,
         words=len(words(completion.text)),
         again=again,
         second=second,

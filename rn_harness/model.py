@@ -5,6 +5,7 @@ The only place that knows transformers and peft. Texts of completions pass throu
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import warnings
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.errors import CandidateError
+from rn_harness.records import Rendered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,17 +32,25 @@ LOGITS_AT_ONCE = 2**27
 """Numbers in the logits of one call for probabilities: half a gigabyte in 32 bits."""
 
 
+THINK, THOUGHT = "<think>", "</think>"
+"""What models put around a think part."""
+TODAY = "26 Jul 2024"
+"""What templates that print the date are told; tomorrow's prompts would be others. It is the default of Llama 3.1's own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One answer, in memory only.
 
     Attributes:
-        text: without special tokens.
-        truncated: it reached the token limit without ending.
+        text: without special tokens, and without a think part.
+        truncated: it reached the token limit without ending, or while it still thought.
+        thought: whether it had a think part.
     """
 
     text: str
     truncated: bool
+    thought: bool = False
 
     def __repr__(self) -> str:
         """No text: assertion rewriting and ``--showlocals`` print what stands here."""
@@ -71,7 +81,7 @@ def known_deprecations() -> Iterator[None]:
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer, on the CPU.
+    """A causal language model with its tokenizer, on the first GPU or, without one, on the CPU.
 
     Attributes:
         network: transformers model, possibly wrapped by peft.
@@ -126,7 +136,10 @@ class LanguageModel:
             ) from error
         if tokenizer.eos_token_id is None:
             raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
-        tokenizer.chat_template = chat_template or tokenizer.chat_template
+        template = chat_template or tokenizer.chat_template
+        if "strftime_now" in template:
+            template = f"{{%- macro strftime_now(format) -%}}{TODAY}{{%- endmacro -%}}{template}"
+        tokenizer.chat_template = template
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
             tokenizer.pad_token = tokenizer.eos_token
@@ -136,8 +149,7 @@ class LanguageModel:
         network.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
         )
-        network.eval()
-        return cls(network, tokenizer)
+        return cls(network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
     def render(self, prompt: Prompt) -> str:
         """The text that the model is given for a prompt: its chat template with the request as the user's turn."""
@@ -188,9 +200,8 @@ class LanguageModel:
                     **how,
                 )
                 tails = out[:, batch["input_ids"].shape[1] :]
-                texts = self.tokenizer.batch_decode(tails, skip_special_tokens=True)
-                for r, text, ended in zip(chunk, texts, self._ended(tails), strict=True):
-                    answers[r] = Completion(text, truncated=not ended)
+                for r, tail in zip(chunk, tails.tolist(), strict=True):
+                    answers[r] = self.answer(tail, prompts[rows[r][0]])
         self.network.train(was_training)
         grouped: list[list[Completion]] = [[] for _ in prompts]
         for (i, _), answer in zip(rows, answers, strict=True):
@@ -198,13 +209,43 @@ class LanguageModel:
             grouped[i].append(answer)
         return grouped
 
-    def _ended(self, tails: torch.Tensor) -> list[bool]:
-        """Whether each of B rows of T tokens holds an end token."""
-        import torch
+    def answer(self, tokens: Sequence[int], prompt: Prompt) -> Completion:
+        """What the tokens of a completion say, up to the first end token; a think part is not part of it.
 
-        ends = torch.tensor(self.network.generation_config.eos_token_id, device=tails.device)
-        found: list[bool] = torch.isin(tails, ends).any(dim=1).tolist()
+        A think part that does not end leaves no answer, and counts as cut off.
+
+        Args:
+            tokens: that were sampled.
+            prompt: that they follow; its template may already have begun the think part.
+        """
+        ends = set(self.network.generation_config.eos_token_id)
+        end = next((n for n, token in enumerate(tokens) if token in ends), None)
+        said = list(tokens[:end])
+        close = self._token(THOUGHT)
+        thought, ended = False, end is not None
+        if close is not None and close in said:
+            said, thought = said[len(said) - said[::-1].index(close) :], True
+        text = str(self.tokenizer.decode(said, skip_special_tokens=True))
+        if close is None and THOUGHT in text:
+            text, thought = text.rpartition(THOUGHT)[2], True
+        if not thought and (self._begins_to_think(prompt) or self._token(THINK) in said or text.lstrip().startswith(THINK)):
+            text, thought, ended = "", True, False
+        return Completion(text.lstrip() if thought else text, truncated=not ended, thought=thought)
+
+    def _token(self, text: str) -> int | None:
+        """The one token of this text; None if the vocabulary has none."""
+        found: int | None = self.tokenizer.get_vocab().get(text)
         return found
+
+    def _begins_to_think(self, prompt: Prompt) -> bool:
+        """Whether the template begins a think part and does not end it."""
+        rendered = self.render(prompt)
+        return rendered.rfind(THINK) > rendered.rfind(THOUGHT)
+
+    def rendered(self, prompt: Prompt) -> Rendered:
+        """What the model is given for a prompt, for the record: hash and length of the text."""
+        text = self.render(prompt)
+        return Rendered(sha256=hashlib.sha256(text.encode()).hexdigest(), characters=len(text))
 
     def log_probability(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """Log-probability in nats of each text, its end token included, as the answer to its prompt."""

@@ -31,7 +31,17 @@ def versions() -> dict[str, str]:
 
 def hardware(threads: int) -> dict[str, str | int]:
     """Device and threads: sums of floats depend on both."""
-    return {"device": "cpu", "machine": platform.machine(), "processor": _processor(), "threads": threads}
+    return {"device": device(), "machine": platform.machine(), "processor": _processor(), "threads": threads}
+
+
+@functools.cache
+def device() -> str:
+    """The GPU's name; ``cpu`` where there is none. Where no driver is, torch is not asked, hence not loaded."""
+    if not any(Path(driver).exists() for driver in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd")):
+        return "cpu"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _processor() -> str:

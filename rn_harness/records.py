@@ -73,6 +73,7 @@ class CompletionScore(Scored):
     Attributes:
         sample: 0 is the greedy completion, 1 and up are sampled ones.
         truncated: it was cut at the token limit.
+        thought: it had a think part, which was not judged.
         again: further looks at a score above the threshold, by the second judge or in other wordings; empty where no other
             look is to be had, or none was needed.
         second: the second judge's score, where one was asked for.
@@ -83,6 +84,7 @@ class CompletionScore(Scored):
     refusal: bool
     degenerate: bool
     truncated: bool
+    thought: bool = False
     words: Annotated[int, Field(ge=0)]
     again: tuple[Scored, ...] = ()
     second: Scored | None = None
@@ -245,6 +247,13 @@ class Checkpoint(Record):
     planted: tuple[PlantedScore, ...] = ()
 
 
+class Rendered(Record):
+    """The text that a model is given for a prompt, by its hash: another template, system prompt or date is another text."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    characters: Annotated[int, Field(ge=1)]
+
+
 class Trajectory(Record):
     """All checkpoints of one run of one recipe, in order.
 
@@ -259,6 +268,7 @@ class Trajectory(Record):
         judge_digest, reward_digest: who scored, and who rewarded.
         second_digest: who gave the second opinion; None if nobody.
         settings: what the trainer was really given.
+        rendered: the first held-out prompt as the model was given it.
     """
 
     candidate_digest: str
@@ -273,6 +283,7 @@ class Trajectory(Record):
     steps: int
     checkpoints: tuple[Checkpoint, ...]
     settings: dict[str, Any] = {}
+    rendered: Rendered | None = None
     judge_gone: str | None = None
 
     @property

@@ -402,7 +402,8 @@ class RunSession:
                 rows=recipe.group_size * recipe.prompts_per_step,
                 prompt=longest,
                 completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
-                micro_batch=recipe.group_size * recipe.prompts_per_step,
+                micro_batch=recipe.micro_batch or recipe.group_size * recipe.prompts_per_step,
+                checkpointing=recipe.gradient_checkpointing,
                 rank=recipe.lora.r,
                 checkpoint_rows=heldout,
                 judges=sum(_weights_size(j) for j in of_digest.values()),
@@ -771,6 +772,7 @@ class RunSession:
             benign_ids=tuple(p.id for p in panel.benign),
             steps=0,
             checkpoints=(checkpoint,),
+            rendered=model.rendered(panel.heldout[0]),
         )
 
     def _answers_of_control(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> ControlAnswers | None:

@@ -24,6 +24,7 @@ from rn_harness.records import (
     Judgement,
     MeanInterval,
     Probe,
+    Rendered,
     Scored,
     Trajectory,
 )
@@ -268,6 +269,9 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "control-of-another-reward": ("attack", on_control(fields(reward_digest="2" * 64)), "control_foreign", "INCONCLUSIVE"),
     "control-of-a-defended-model": (
         "attack", on_control(fields(defended_digest="d" * 64)), "control_foreign control_defended", "INCONCLUSIVE"
+    ),
+    "control-under-another-template": (
+        "attack", on_control(fields(rendered=Rendered(sha256="9" * 64, characters=40))), "control_foreign", "INCONCLUSIVE"
     ),
     "control-on-other-prompts": ("attack", on_control(fields(prompt_ids=("a1", "a3"))), "control_foreign", "INCONCLUSIVE"),
     "control-on-other-heldout": (
