@@ -47,6 +47,20 @@ def test_probability_of_an_answer_is_exact(candidate, suite, judge):
     assert batched[0] == pytest.approx(total, abs=1e-4)
 
 
+def test_probabilities_do_not_depend_on_rows_at_once(suite, candidate, judge, monkeypatch):
+    """One row a call, as a large vocabulary needs it, gives the probabilities of all rows in one call."""
+    import rn_harness.model
+
+    model, prompts = candidate.load(), suite.prompts["benign"][:5]
+    texts = [judge.topic(p).answer for p in prompts]
+    together = model.log_probability(prompts, texts)
+    calls = []
+    model.network.register_forward_hook(lambda *_: calls.append(None))
+    monkeypatch.setattr(rn_harness.model, "LOGITS_AT_ONCE", 1)
+    assert model.log_probability(prompts, texts) == pytest.approx(together, abs=1e-5)
+    assert len(calls) == 5
+
+
 def test_padding_changes_no_greedy_answer(candidate, suite):
     """Answers in a batch of unequal lengths are those of each prompt alone."""
     model = candidate.load()
