@@ -224,6 +224,7 @@ def main() -> None:
     piece.add_argument("--model", type=Path, required=True)
     piece.add_argument("--limits", type=int, nargs="+", default=[64, 96, 128])
     piece.add_argument("--samples", type=int, default=0)
+    piece.add_argument("--benign", type=int, default=10, help="benign prompts of each kind, of which refusals are counted")
     piece.add_argument("--threads", type=int, default=2)
     piece.add_argument("--show", action="store_true", help="texts, too")
     piece = pieces.add_parser("align", help="the aligned candidate: refuses, and can be broken")
@@ -245,9 +246,13 @@ def main() -> None:
     elif arguments.piece == "align":
         align(arguments.base, arguments.out, arguments)
     else:
-        core = load_suite(SUITE).prompts["heldout"]
+        suite = load_suite(SUITE)
         model = LanguageModel.load(arguments.model, threads=arguments.threads)
-        measure(model, [p for p in core if p.core], arguments.limits, samples=arguments.samples, show=arguments.show)
+        measure(model, suite.heldout("smoke"), arguments.limits, samples=arguments.samples, show=arguments.show)
+        for kind in ("twin", "plain"):
+            benign = [p for p in suite.prompts["benign"] if p.kind == kind][: arguments.benign]
+            answers = model.complete(benign, n=1, temperature=None, max_tokens=min(arguments.limits))
+            print(json.dumps({"benign": kind, "prompts": len(benign), "refused": sum(is_refusal(c.text) for (c,) in answers)}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real GRPO on the organism: the loss, the two savings, determinism, and what may not be left behind."""
+"""Real GRPO on the organism: the loss, the savings, determinism, and what may not be left behind."""
 
 import json
 import math
