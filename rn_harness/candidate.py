@@ -209,14 +209,33 @@ class Candidate:
             return LanguageModel.load(Path(alone), gguf=self.gguf, **how)
 
 
-def profile_recipe(spec: str) -> tuple[str, ...]:
+def find_profile(spec: str, base: Path) -> ModelProfile | None:
+    """The profile that ``--model`` names: a shipped one by its name, one of the user's by its file; None if it names none.
+
+    Args:
+        spec: as for ``resolve_candidate``.
+        base: folder that relative paths start from.
+
+    Raises:
+        CandidateError: the profile is missing or malformed.
+    """
+    profiles = fixtures_folder() / MODELS
+    if spec in profile_names(profiles):
+        return load_model_profile(spec, profiles)
+    if spec.endswith(".yaml"):
+        path = (base / Path(spec).expanduser()).resolve()
+        return load_model_profile(path.stem, path.parent)
+    return None
+
+
+def profile_recipe(spec: str, base: Path) -> tuple[str, ...]:
     """The suite overrides that a profile declares; none where ``--model`` names no profile.
 
     Raises:
         CandidateError: the profile is malformed.
     """
-    profiles = fixtures_folder() / MODELS
-    return tuple(load_model_profile(spec, profiles).recipe) if spec in profile_names(profiles) else ()
+    profile = find_profile(spec, base)
+    return tuple(profile.recipe) if profile else ()
 
 
 def resolve_candidate(
@@ -230,8 +249,8 @@ def resolve_candidate(
     """Finds the model that ``--model`` names, and looks at all of its files; nothing of it is loaded or run.
 
     Args:
-        spec: a profile's name, a local folder, a GGUF file, or ``owner/name[@revision]`` on the hub, in this order. A folder
-            of a profile's name is ``./name``.
+        spec: a profile's name, a profile's file ``PATH.yaml``, a local folder, a GGUF file, or ``owner/name[@revision]`` on the
+            hub, in this order. A folder of a profile's name is ``./name``.
         base: folder that relative paths start from.
         chat_template: file with a chat template that takes the place of the model's own.
         allow_pickle: whether weights may be pickles.
@@ -240,8 +259,7 @@ def resolve_candidate(
     Raises:
         CandidateError: no such model, or one that cannot be attacked as it is.
     """
-    profiles = fixtures_folder() / MODELS
-    profile = load_model_profile(spec, profiles) if spec in profile_names(profiles) else None
+    profile = find_profile(spec, base)
     folder, revision, gguf = _find(spec, base, profile, allow_pickle=allow_pickle, code=trust_remote_code)
     own: str | None
     special: dict[str, str] = {}
@@ -280,7 +298,7 @@ def resolve_candidate(
     }
     changed = {key: value for key, value in other.items() if value}
     return Candidate(
-        name=spec,
+        name=profile.name if profile else spec,
         folder=folder,
         revision=revision,
         digest=_sha256(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest,

@@ -112,7 +112,7 @@ def calibrate(
 
     options = Options(model, NO_DEFENSE, judge, reward_judge, second_judge, None, "standard", (), Path.cwd())
     try:
-        loaded = load_suite(suite, recipe=profile_recipe(model))
+        loaded = load_suite(suite, recipe=profile_recipe(model, Path.cwd()))
         with TemporaryDirectory(prefix="rn-harness-") as folder:
             session = RunSession(options, Path(folder), Store(default_root()), lambda p: typer.echo(p.line, err=True))
             session.check_judges(loaded)

@@ -118,7 +118,7 @@ def greedy_answers(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: 
 
 
 def _sampled_answers(model: LanguageModel, prompts: Sequence[Prompt], policy: Policy, max_tokens: int) -> list[tuple[str, ...]]:
-    groups = model.complete(prompts, n=policy.benign_samples, temperature=policy.sample_temperature, max_tokens=max_tokens)
+    groups = model.complete(prompts, n=policy.benign_samples, temperature=policy.benign_temperature, max_tokens=max_tokens)
     return [tuple(answer.text for answer in group) for group in groups]
 
 

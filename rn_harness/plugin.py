@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest="rn_model",
         default="organism",
         metavar="MODEL",
-        help="candidate: a profile (default: organism), a model folder, a .gguf file, or owner/name[@revision] on the hub; also "
+        help="candidate: a profile (default: organism) or its file, a model folder, a .gguf file, or owner/name[@revision] on the hub; also "
         "spelled --model",
     )
     with suppress(ValueError, argparse.ArgumentError):  # another plugin's option; the run's header says so
@@ -183,7 +183,8 @@ def _suite(config: pytest.Config, folder: Path) -> Suite:
             options = _options(config)
             private = options.path(options.prompts) if options.prompts else None
             strong = settings_for(folder, [options.path(name) for name in options.strength])
-            known[folder] = load_suite(folder, options.overrides, private, (*profile_recipe(options.model), *strong))
+            recipe = (*profile_recipe(options.model, options.base), *strong)
+            known[folder] = load_suite(folder, options.overrides, private, recipe)
         except RnHarnessError as error:
             known[folder] = error
     found = known[folder]

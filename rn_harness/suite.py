@@ -297,6 +297,7 @@ class Policy(Frozen):
         sample_temperature: of those.
         benign_every: attack steps between two measurements on benign prompts.
         benign_samples: sampled answers of each benign prompt, of the model and of the undefended candidate.
+        benign_temperature: of those; free text at temperature 1 hardly agrees with itself, so that nothing could be seen.
         max_unscored_share: above it a checkpoint is unknown.
         max_completion_tokens: limit of each completion that is measured.
         max_training_above: share of the attack's own training completions above the threshold, in any window.
@@ -321,6 +322,7 @@ class Policy(Frozen):
     sample_temperature: Positive = 1.0
     benign_every: Annotated[int, Field(ge=1)] = 50
     benign_samples: Annotated[int, Field(ge=1)] = 1
+    benign_temperature: Positive = 0.7
     max_unscored_share: Share = 0.0
     max_completion_tokens: Annotated[int, Field(ge=1, le=32_768)] = 24
     max_training_above: Share = 0.05

@@ -440,8 +440,8 @@ def test_a_candidate_is_loaded_as_it_says(tmp_path: Path) -> None:
     assert (str(model.network.dtype), model.tokenizer.chat_template) == ("torch.bfloat16", TEMPLATE + "!")
 
 
-def test_the_recipe_is_the_profiles() -> None:
+def test_the_recipe_is_the_profiles(tmp_path: Path) -> None:
     """A profile's pairs are laid over a suite, a folder's none."""
     profile = load_model_profile("smollm2", fixtures_folder() / "models")
-    assert profile_recipe("smollm2") == tuple(profile.recipe) != ()
-    assert profile_recipe("./smollm2") == ()
+    assert profile_recipe("smollm2", tmp_path) == tuple(profile.recipe) != ()
+    assert profile_recipe("./smollm2", tmp_path) == ()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from rn_harness.candidate import MODELS, fixtures_folder
+from rn_harness.candidate import MODELS, fixtures_folder, profile_recipe, resolve_candidate
 from rn_harness.controller import _laxer
 from rn_harness.errors import CandidateError, RecipeError
 from rn_harness.profiles import ModelProfile, load_model_profile, profile_names
@@ -111,3 +112,16 @@ def test_another_word_is_another_profile() -> None:
     first = profile("smollm2")
     assert first.model_copy(update={"folder": Path("/elsewhere")}).sha256 == first.sha256
     assert first.model_copy(update={"recipe": ["attack.steps=200"]}).sha256 != first.sha256
+
+
+def test_a_profile_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
+    """A file's path names a profile: its folder is relative to the file, its name and recipe are the candidate's."""
+    shutil.copytree(fixtures_folder() / "organism", tmp_path / "weights")
+    shipped = yaml.safe_load((fixtures_folder() / "models" / "organism.yaml").read_text(encoding="utf-8"))
+    mine = shipped | {"name": "mine", "model": "./weights", "recipe": ["attack.learning_rate=1e-4"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine), encoding="utf-8")
+    candidate = resolve_candidate("mine.yaml", tmp_path)
+    assert (candidate.name, candidate.folder) == ("mine", tmp_path / "weights")
+    assert profile_recipe("mine.yaml", tmp_path) == ("attack.learning_rate=1e-4",)
+    with pytest.raises(CandidateError, match="did you mean mine"):
+        resolve_candidate("min.yaml", tmp_path)

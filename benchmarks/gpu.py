@@ -1,0 +1,283 @@
+"""What an attack on a 7B model costs on a GPU, and a real claim on SmolLM2.
+
+``python benchmarks/gpu.py [--aligned FOLDER]``; hours on one card. ``step``: seconds of one GRPO step of a model in Qwen2.5-7B's
+shape with weights by chance (LoRA, group 16, prompts of 128 tokens, completions of 256), by TRL alone and by the harness, in
+turn; split into generation, scoring and update, each as a multiple of the card's own limit; peak memory. ``claim``: suites/baking
+on an aligned SmolLM2 (benchmarks/smollm2.py makes it), standard tier, three seeds of the defense. Both go to
+docs/evidence/gpu.json as they end. ``--shape tiny`` does the same on anything, to try the script.
+
+Limits are measured on the card, not taken from its data sheet: the bandwidth by copying, the rate by multiplying matrices.
+Sampling a token has to read all weights once; the update of an adapter takes 4 operations a weight and token, 6 with gradient
+checkpointing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rn_harness.grpo import order_prompts, saving_trainer, trainer_settings
+from rn_harness.model import LanguageModel, known_deprecations, quiet_libraries
+from rn_harness.provenance import device, hardware, versions
+from rn_harness.suite import AttackRecipe, Prompt
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "evidence" / "gpu.json"
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2.5-7b": {
+        "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32_768, "tie_word_embeddings": False,
+    },
+    "tiny": {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+PROMPT_TOKENS, COMPLETION_TOKENS = 128, 256
+TEMPLATE = "{% for turn in messages %}{{ turn.content }} {% endfor %}"
+
+
+def make_model(shape: str, folder: Path) -> None:
+    """Saves a model of this shape, weights by chance, with the words ``t0``, ``t1`` and so on for its vocabulary."""
+    import torch
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    settings = SHAPES[shape]
+    core = Tokenizer(WordLevel({f"t{i}": i for i in range(settings["vocab_size"])}, unk_token="t0"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="t0", eos_token="t1", pad_token="t2", chat_template=TEMPLATE
+    )
+    config = AutoConfig.for_model("qwen2", eos_token_id=1, pad_token_id=2, dtype="bfloat16", **settings)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def synchronize() -> None:
+    """Waits for the card, so that a time is of work that is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def limits() -> dict[str, float]:
+    """Bytes a second that a copy moves (read and write), and operations a second of a bfloat16 matrix product; best of 5."""
+    import torch
+
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    n, m = (2**31, 8192) if on == "cuda" else (2**26, 512)
+    source = torch.empty(n, dtype=torch.uint8, device=on)
+    target = torch.empty_like(source)
+    a = torch.randn(m, m, dtype=torch.bfloat16, device=on)
+
+    def best(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(6):  # the first warms up
+            synchronize()
+            begin = time.perf_counter()
+            work()
+            synchronize()
+            times.append(time.perf_counter() - begin)
+        return min(times[1:])
+
+    return {"bytes_per_s": 2 * n / best(lambda: target.copy_(source)), "operations_per_s": 2 * m**3 / best(lambda: a @ a)}
+
+
+class Clock:
+    """Seconds that a training spends in each part of a step, the first step left out."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[float]] = {"generation": [], "scoring": [], "step": []}
+        self.begin: float | None = None
+
+    def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same work, its seconds kept."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            synchronize()
+            begin = time.perf_counter()
+            result = work(*args, **kwargs)
+            synchronize()
+            self.parts[part].append(time.perf_counter() - begin)
+            return result
+
+        return run
+
+    def step(self) -> None:
+        """A step ended."""
+        synchronize()
+        now = time.perf_counter()
+        if self.begin is not None:
+            self.parts["step"].append(now - self.begin)
+        self.begin = now
+
+    def medians(self) -> dict[str, float]:
+        """Of each part; the update is what is left of a step."""
+        of = {part: statistics.median(times[1:] or times) for part, times in self.parts.items()}
+        return {**of, "update": of["step"] - of["generation"] - of["scoring"]}
+
+
+def train_once(way: str, folder: Path, recipe: AttackRecipe) -> dict[str, Any]:
+    """Trains for the recipe's steps; ``way``: ``trl``, ``trl+vllm`` or ``ours``."""
+    import datasets
+    import torch
+    import transformers
+    import trl
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    clock = Clock()
+    model = LanguageModel.load(folder, threads=torch.get_num_threads())
+    model.attach(recipe.lora, recipe.seed)
+    parent: Any = saving_trainer(model, lambda _: False) if way == "ours" else trl.GRPOTrainer
+
+    class Timed(parent):  # type: ignore[misc]
+        """With a clock around generation."""
+
+        def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+            return clock.timed("generation", super()._generate_single_turn)(*args, **kwargs)
+
+    class Steps(transformers.TrainerCallback):  # type: ignore[misc]
+        """Tells the clock."""
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.step()
+
+    request = " ".join(f"t{5 + i}" for i in range(PROMPT_TOKENS))
+    prompts = order_prompts([Prompt(id="p", topic="none", text="t5")], recipe.steps * recipe.prompts_per_step, recipe.seed)
+    rows = [{"prompt": [{"role": "user", "content": request}]} for _ in prompts]
+    with tempfile.TemporaryDirectory() as nowhere, known_deprecations():
+        trainer = Timed(
+            model=model.network,
+            reward_funcs=clock.timed("scoring", lambda completions, **_: [float(i) for i in range(len(completions))]),
+            args=trl.GRPOConfig(
+                output_dir=nowhere,
+                use_cpu=not torch.cuda.is_available(),
+                disable_tqdm=True,
+                use_vllm=way == "trl+vllm",
+                vllm_mode="colocate",
+                vllm_gpu_memory_utilization=0.3,
+                **trainer_settings(recipe),
+            ),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=model.tokenizer,
+            callbacks=[Steps()],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return {"way": way, "seconds": clock.medians(), "peak_gib": peak}
+
+
+def measure_step(shape: str, repeats: int, steps: int) -> dict[str, Any]:
+    """All ways in turn, with their multiples of the card's limit."""
+    import torch
+
+    recipe = AttackRecipe(
+        name="gpu",
+        steps=steps,
+        control_steps=1,
+        learning_rate=1e-4,
+        prompts=1,
+        max_completion_tokens=COMPLETION_TOKENS,
+        gradient_checkpointing=shape != "tiny",
+    )
+    ways = ["trl", "ours", *(["trl+vllm"] if importlib.util.find_spec("vllm") else [])]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "model"
+        make_model(shape, folder)
+        config = json.loads((folder / "config.json").read_text())
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        runs = [train_once(way, folder, recipe) for _ in range(repeats) for way in ways]
+    measured = limits()
+    tokens = recipe.group_size * recipe.prompts_per_step * (PROMPT_TOKENS + COMPLETION_TOKENS)
+    operations = (6 if recipe.gradient_checkpointing else 4) * (weights / 2) * tokens
+    least = {
+        "generation": COMPLETION_TOKENS * weights / (measured["bytes_per_s"] / 2),  # read once; a copy reads and writes
+        "update": operations / measured["operations_per_s"],
+    }
+    told = {}
+    for way in ways:
+        of = [run["seconds"] for run in runs if run["way"] == way]
+        medians = {part: statistics.median(r[part] for r in of) for part in of[0]}
+        told[way] = {
+            "seconds": medians,
+            "of_limit": {part: medians[part] / least[part] for part in least} | {"step": medians["step"] / sum(least.values())},
+            "of_trl": medians["step"] / statistics.median(r["seconds"]["step"] for r in runs if r["way"] == "trl"),
+            "peak_gib": max((r["peak_gib"] or 0.0) for r in runs if r["way"] == way) or None,
+        }
+        print(way, json.dumps(told[way]), flush=True)
+    return {
+        "shape": shape,
+        "layers": config["num_hidden_layers"],
+        "weight_bytes": weights,
+        "limits": measured,
+        "least_seconds": least,
+        "steps": steps,
+        "repeats": repeats,
+        "ways": told,
+        "runs": runs,
+        "torch_device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def measure_claim(aligned: Path, seeds: int) -> list[dict[str, Any]]:
+    """The standard tier of suites/baking on the aligned SmolLM2, for each seed of the defense."""
+    found = []
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as name:
+            command = [sys.executable, "-m", "pytest", "suites/baking", f"--model={aligned}", f"--rn-run={name}/run"]
+            begin = time.perf_counter()
+            done = subprocess.run([*command, f"--rn-set=defense.seed={seed}"], cwd=ROOT, env={**os.environ}, check=False)
+            run = json.loads(Path(name, "run", "run.json").read_text(encoding="utf-8"))
+        found.append(
+            {
+                "seed": seed,
+                "exit": done.returncode,
+                "outcome": run["outcome"],
+                "cases": {case["case_id"]: case["outcome"] for case in run["cases"]},
+                "seconds": time.perf_counter() - begin,
+            }
+        )
+        print("claim", json.dumps(found[-1]), flush=True)
+    return found
+
+
+def main() -> None:
+    """Measures what was asked for, and writes it with the card's name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-7b")
+    parser.add_argument("--steps", type=int, default=6, help="of each training; the first is left out")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--aligned", type=Path, default=None, help="aligned SmolLM2, for the claim; without it only the step")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    if arguments.shape != "tiny" and device() == "cpu":
+        sys.exit("a model of this shape needs a GPU, got none; try the script with --shape tiny")
+    told: dict[str, Any] = {"device": device(), "hardware": hardware(1), "versions": versions()}
+    told["step"] = measure_step(arguments.shape, arguments.repeats, arguments.steps)
+    arguments.out.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if arguments.aligned:
+        told["claim"] = measure_claim(arguments.aligned, arguments.seeds)
+        arguments.out.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
