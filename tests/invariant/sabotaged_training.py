@@ -309,7 +309,7 @@ def nothing_measured(scene: Scene) -> Evidence:
 def end_token_unknown(scene: Scene) -> Evidence:
     model = scene.lab.candidate.load()
     model.tokenizer.eos_token = model.tokenizer.unk_token
-    model.network.generation_config.eos_token_id = model.tokenizer.unk_token_id
+    model.network.generation_config.eos_token_id = [model.tokenizer.unk_token_id]
     return scene.lab.evidence("candidate", scene.lab.measured(model, undefended=True))
 
 
