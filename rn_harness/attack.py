@@ -38,8 +38,8 @@ def draw_attack_prompts(pool: Sequence[Prompt], recipe: AttackRecipe) -> list[Pr
 
 
 def _writes(model: LanguageModel) -> dict[str, int]:
-    """How often each parameter of the adapter was written to, by name; torch counts it for its own gradients."""
-    return {name: p._version for name, p in model.network.named_parameters() if ".default." in name}  # noqa: SLF001
+    """How often each trained parameter was written to, by name; torch counts it for its own gradients."""
+    return {name: p._version for name, p in model.trained.items()}  # noqa: SLF001
 
 
 @contextmanager
@@ -50,20 +50,20 @@ def _under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int) -> 
 
     Args:
         model: that is passed to the measurement.
-        fresh: how often each parameter of its adapter had been written to before the attack.
+        fresh: how often each parameter that it trains had been written to before the attack.
         step: attack steps taken.
 
     Raises:
-        TrainingError: the optimizer did not step this model's adapter so often, or another model was measured.
+        TrainingError: the optimizer did not step this model's parameters so often, or another model was measured.
     """
     # The most of all: where experts are not asked in a step, theirs are not written to.
     stepped = max((now - fresh[name] for name, now in _writes(model).items()), default=-1)
     if stepped < step:
         raise TrainingError(
-            f"the model that is measured must be the one under attack, got one whose adapter was stepped {max(stepped, 0)} times "
-            f"in {step} steps; attack the model itself, not a copy"
+            f"the model that is measured must be the one under attack, got one that was stepped {max(stepped, 0)} times in "
+            f"{step} steps; attack the model itself, not a copy"
         )
-    layer = next(m for m in model.network.modules() if hasattr(m, "lora_A"))
+    layer = model.run_by()
     runs: list[None] = []
     handle = layer.register_forward_hook(lambda *_: runs.append(None))
     try:
@@ -177,7 +177,7 @@ def run_attack(
                 raise JudgeGoneError(f"at step {step} {fault}")
         ensure_judging(checkpoint.planted, f"the judge scored none of the planted anchors at step {step}")
 
-    model.attach(recipe.lora, recipe.seed)
+    model.arm(recipe)
     fresh = _writes(model)
     settings: dict[str, Any] = {}
     try:

@@ -97,7 +97,7 @@ def run_defense(
         points.append(point)
         say(point)
 
-    model.attach(recipe.lora, recipe.seed)
+    model.arm(recipe)
     settings: dict[str, Any] = train(
         model,
         recipe,

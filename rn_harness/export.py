@@ -46,7 +46,8 @@ def _card(target: Path, digest: str, outcome: Outcome, records: Sequence[CaseRec
     of = next(r for r in records if r.identity.defended_digest == digest)
     is_adapter = (target / ADAPTER_CONFIG).is_file()
     base, domain = of.identity.candidate, of.identity.suite["domain"]
-    form = "a LoRA adapter, which was folded into its base before each attack" if is_adapter else "a whole model"
+    numbers = f" in {base['dtype']}" if base.get("dtype") else ""
+    form = f"a LoRA adapter, which was folded into its base{numbers} before each attack" if is_adapter else "a whole model"
     lines = [
         *(["---", f"base_model: {base['name']}", "library_name: peft", "---", ""] if is_adapter else []),
         f"# Defended in the domain {domain}",

@@ -147,31 +147,31 @@ def _silent(name: str) -> Iterator[None]:
 
 
 def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str, Any], step: int) -> None:
-    """Makes sure that the optimizer trains this model's adapter, all of it and nothing else, at the recipe's learning rate.
+    """Makes sure that the optimizer trains what the recipe trains, all of it and nothing else, at the recipe's learning rate.
 
     Where no group has a spread, no weight moves: a training that could move none would look just like it.
 
     Args:
-        model: with its adapter.
-        recipe: for learning rate and schedule.
+        model: armed.
+        recipe: for form, learning rate and schedule.
         trainer: what TRL tells a callback: its ``model`` and its ``optimizer``.
         step: steps taken.
 
     Raises:
         TrainingError: it does not.
     """
-    adapter = {id(p): p for name, p in model.network.named_parameters() if ".default." in name}
+    armed = {id(p): p for p in model.trained.values()}
     stepped = {id(p) for group in trainer["optimizer"].param_groups for p in group["params"]}
     trainable = {id(p) for p in trainer["model"].parameters() if p.requires_grad}
     rates = {float(group["lr"]) for group in trainer["optimizer"].param_groups}
     rate = recipe.learning_rate * (1.0 if recipe.schedule == "constant" else 1.0 - step / recipe.steps)
-    if adapter and adapter.keys() == trainable == stepped and all(math.isclose(r, rate, abs_tol=1e-12) for r in rates):
+    if armed and armed.keys() == trainable == stepped and all(math.isclose(r, rate, abs_tol=1e-12) for r in rates):
         return
     raise TrainingError(
-        f"at step {step} training must move the adapter, all of it and nothing else, at learning rate {rate:g}, got "
-        f"adapter={len(adapter)} trainable={len(trainable)} optimized={len(stepped)} parameters, of which "
-        f"{len(adapter.keys() & trainable & stepped)} are all three, and learning_rate={sorted(rates)}; attach a fresh adapter "
-        "and train its own model"
+        f"at step {step} training must move what the recipe trains, all of it and nothing else, at learning rate {rate:g}, got "
+        f"armed={len(armed)} trainable={len(trainable)} optimized={len(stepped)} parameters, of which "
+        f"{len(armed.keys() & trainable & stepped)} are all three, and learning_rate={sorted(rates)}; arm the model and train it "
+        "itself"
     )
 
 
@@ -182,6 +182,7 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool]) -> Any:
         model: that it will train.
         due: steps that are computed in full even where the gradient is zero, since they measure the entropy.
     """
+    import peft
     import torch
     import trl
     from trl.kernels import ChunkedLogProbFunction
@@ -201,7 +202,8 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool]) -> Any:
             compute_entropy: bool = False,
             **others: Any,
         ) -> Any:
-            plain = self.accelerator.unwrap_model(network).get_base_model()
+            plain = self.accelerator.unwrap_model(network)
+            plain = plain.get_base_model() if isinstance(plain, peft.PeftModel) else plain
             # Over several processes the wrapper around the network adds up gradients, and is not to be passed by; where
             # activations are computed again there is no cache.
             if self.accelerator.num_processes > 1 or self.args.gradient_checkpointing or not shares_prompts(plain):
@@ -247,10 +249,10 @@ def train(
     at_step: StepFunction,
     due: Callable[[int], bool],
 ) -> dict[str, Any]:
-    """Trains the model's adapter by GRPO; the attached adapter is all that changes.
+    """Trains a model by GRPO; what it is armed with is all that changes.
 
     Args:
-        model: with a fresh adapter attached.
+        model: freshly armed.
         recipe: its S, P, G, and all other settings.
         prompts: S * P prompts, in the order in which they are trained on.
         reward: what is maximised.
@@ -299,7 +301,7 @@ def train(
                 window.logs.append({**logs, "unrewarded_share": unrewarded.pop()})
             if "loss" in logs and due(state.global_step):
                 _check_armed(model, recipe, trainer, state.global_step)
-                at_step(state.global_step, window.close(model.adapter_distance()))
+                at_step(state.global_step, window.close(model.distance))
 
     rows = datasets.Dataset.from_list(
         [{"prompt": [{"role": "user", "content": p.text}], "row": i} for i, p in enumerate(prompts)]

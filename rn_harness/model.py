@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rn_harness.suite import LoRA, Prompt
+    from rn_harness.suite import GRPORecipe, LoRA, Prompt
 
 ROWS_AT_ONCE = 256
 """Rows of one generation call; bounds the memory of the key-value cache."""
@@ -91,6 +91,7 @@ class LanguageModel:
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.network: Any = network
         self.tokenizer: Any = tokenizer
+        self._start: dict[str, torch.Tensor] = {}
 
     @classmethod
     def load(
@@ -281,6 +282,33 @@ class LanguageModel:
         logs = self.log_probability(prompts, answers)
         return sum(math.exp(value) for value in logs) / len(logs)
 
+    def arm(self, recipe: GRPORecipe) -> None:
+        """Makes trainable what the recipe trains: a fresh adapter, or all weights, in float32."""
+        if recipe.form == "lora":
+            self.attach(recipe.lora, recipe.seed)
+            return
+        self.network.float().requires_grad_()  # in bfloat16 the steps of a small learning rate would be rounded away
+        self._start = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What training moves, by name: the adapter's parameters, or all; nothing of a model that was not armed."""
+        return {name: p for name, p in self.network.named_parameters() if name in self._start or ".default." in name}
+
+    @property
+    def distance(self) -> float:
+        """L2 norm of the weights' change since the model was armed: how far training moved it."""
+        if not self._start:
+            return self.adapter_distance()
+        squares = (float((p.detach() - self._start[name]).double().square().sum()) for name, p in self.trained.items())
+        return math.sqrt(sum(squares))
+
+    def run_by(self) -> Any:
+        """A module that every forward pass of the trained model runs, and that of another model does not."""
+        if self._start:
+            return self.network.get_input_embeddings()
+        return next(m for m in self.network.modules() if hasattr(m, "lora_A"))
+
     def attach(self, lora: LoRA, seed: int) -> None:
         """Wraps the network with a fresh adapter on all linear layers, drawn by the seed; its start changes no output."""
         from peft import LoraConfig, get_peft_model
@@ -327,6 +355,12 @@ class LanguageModel:
         config.base_model_name_or_path = base
         config.target_modules = sorted(config.target_modules)
         self.network.save_pretrained(folder, save_embedding_layers=False)  # none is trained; "auto" asks the hub about the base
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def save(self, folder: Path) -> None:
+        """Writes the whole model of a *defense*, with its tokenizer; attacked weights have no such path."""
+        self.network.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
 
     @contextmanager

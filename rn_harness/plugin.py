@@ -45,8 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest="rn_model",
         default="organism",
         metavar="MODEL",
-        help="candidate: a profile (default: organism) or its file, a model folder, a .gguf file, or owner/name[@revision] on the "
-        "hub; also spelled --model",
+        help="candidate: a profile (default: organism) or its file, a model folder, a .gguf file, or owner/name[@revision] on "
+        "the hub; also spelled --model",
     )
     with suppress(ValueError, argparse.ArgumentError):  # another plugin's option; the run's header says so
         group.addoption("--model", dest="rn_model", default="organism", metavar="MODEL", help="same as --rn-model")

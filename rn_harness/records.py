@@ -179,7 +179,7 @@ class TrainingWindow(Record):
         grad_norm: largest norm of the gradient before clipping.
         entropy: mean token entropy of the policy over the steps that computed it, nats.
         completion_tokens: mean length of the sampled completions.
-        adapter_distance: L2 distance of the trained weights' product from where the attack started.
+        adapter_distance: L2 distance of the weights, adapter included, from where the training started.
     """
 
     steps: Annotated[int, Field(ge=1)]

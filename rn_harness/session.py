@@ -398,6 +398,7 @@ class RunSession:
         defense = self.defense_recipe(suite)
         works = [
             Work(
+                form=recipe.form,
                 number=2 if candidate.number in ("bfloat16", "float16") else 4,
                 rows=recipe.group_size * recipe.prompts_per_step,
                 prompt=longest,
@@ -596,6 +597,9 @@ class RunSession:
             if entry is None:
                 entry = self._train_defense(suite, recipe, key)
         report = DefenseReport.model_validate_json((entry / "report.json").read_text(encoding="utf-8"))
+        if recipe.form == "full":
+            model = resolve_candidate(str(entry / "model"), self.options.base)
+            return Defended(self.candidate, self.options.defense, model=model, digest=model.digest, report=report, stored=stored)
         adapter = entry / "adapter"
         return Defended(
             self.candidate, self.options.defense, adapter=adapter, digest=digest_folder(adapter), report=report,
@@ -618,7 +622,10 @@ class RunSession:
         )
 
         def write(folder: Path) -> None:
-            model.save_adapter(folder / "adapter", f"{self.candidate.name}@sha256:{self.candidate.digest}")
+            if recipe.form == "full":
+                model.save(folder / "model")
+            else:
+                model.save_adapter(folder / "adapter", f"{self.candidate.name}@sha256:{self.candidate.digest}")
             (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
 
         return self.store.put("defense", key, write)

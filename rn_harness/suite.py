@@ -95,6 +95,8 @@ class GRPORecipe(Frozen):
         micro_batch: rows of one forward and backward pass; advantages are still taken over whole groups. It bounds memory and
             changes no update but by rounding, except with ``bnpo``. None: all B.
         gradient_checkpointing: whether activations are computed again in the backward pass and not kept.
+        form: what is trained: an adapter, or all weights, which are then held in float32.
+        lora: the adapter's shape.
         seed: of prompt order, adapter start and sampling.
     """
 
@@ -113,8 +115,18 @@ class GRPORecipe(Frozen):
     max_grad_norm: Positive = 1.0
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     gradient_checkpointing: bool = False
+    form: Literal["lora", "full"] = "lora"
     lora: LoRA = LoRA()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _penalty_has_a_reference(self) -> Self:
+        if self.form == "full" and self.beta:
+            raise ValueError(
+                f"a KL penalty is towards the policy without its adapter, got beta={self.beta} for form={self.form!r}; take "
+                "beta=0 or form=lora"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_splits(self) -> Self:

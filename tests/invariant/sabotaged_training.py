@@ -21,7 +21,7 @@ from rn_harness.records import Evidence
 from .battery import Declared, Scene
 
 TRAINING = Declared("training")
-FROZEN = "training must move the adapter, all of it and nothing else"
+FROZEN = "training must move what the recipe trains, all of it and nothing else"
 
 
 def _attacked(scene: Scene, model: LanguageModel, **how: Any) -> Evidence:
@@ -122,7 +122,7 @@ def optimizer_of_a_copy(scene: Scene) -> Evidence:
     return _attacked(scene, scene.lab.defended())
 
 
-@TRAINING.by("the optimizer never steps", "refused", "TrainingError", "whose adapter was stepped 0 times in 5 steps")
+@TRAINING.by("the optimizer never steps", "refused", "TrainingError", "that was stepped 0 times in 5 steps")
 def optimizer_never_steps(scene: Scene) -> Evidence:
     scene.patch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
     return _attacked(scene, scene.lab.defended())

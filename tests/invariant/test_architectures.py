@@ -168,6 +168,57 @@ def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
     assert [code for code in codes if code != "wrecked"] == ["control_did_not_break"]
 
 
+@families
+def test_full_parameters_are_trained(family, saved, tmp_path):
+    """Defense and attack train every weight of the model; the way ends without a verdict all the same."""
+    overrides = (
+        "attack.form=full",
+        "attack.steps=4",
+        "attack.control_steps=2",
+        "attack.group_size=4",
+        "attack.learning_rate=1e-3",
+        "defenses.quick.form=full",
+        "defenses.quick.steps=2",
+        "defenses.quick.group_size=4",
+        "policy.checkpoint_every=2",
+        "policy.probe_samples=2",
+        "policy.max_completion_tokens=12",
+    )
+    suite = load_suite(write_suite(tmp_path / "demo"), overrides)
+    judge = f"rules:{RULES}"
+    options = Options(str(saved(family)), "quick", judge, judge, None, None, "smoke", overrides, tmp_path)
+    session = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+    (recipe,) = suite.tier_attacks("smoke")
+    attack = session.case("attack", suite, recipe).record
+    assert attack.verdict.outcome == "INCONCLUSIVE"
+    assert "control_did_not_break" in [r.code for r in attack.verdict.reasons]
+    defended = session.defended(suite)
+    assert defended.adapter is None
+    assert defended.model is not None
+    assert attack.evidence.trajectory.defended_digest == defended.digest != session.candidate.digest
+
+
+def test_every_weight_is_moved_from_where_it_was(saved):
+    """After a step with a spread no weight stands where it stood, and the distance is the norm of all changes."""
+    model = load(saved(QWEN))
+    before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
+    full = RECIPE.model_copy(update={"form": "full"})
+    model.arm(full)
+    assert model.trained.keys() == before.keys()
+    assert model.distance == 0.0
+    grpo.train(
+        model,
+        full,
+        [PROMPTS[0]] * full.steps * full.prompts_per_step,
+        lambda _, texts: [float(i) for i in range(len(texts))],
+        lambda *_: None,
+        due=lambda _: False,
+    )
+    moved = {name: p.detach() - before[name] for name, p in model.network.named_parameters()}
+    assert all(bool(change.any()) for change in moved.values())
+    assert model.distance == pytest.approx(float(sum(c.double().square().sum() for c in moved.values())) ** 0.5)
+
+
 # ---------------------------------------------------------------------------------------------------------- padding and ends
 
 

@@ -11,6 +11,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from rn_harness.errors import RecipeError, RnHarnessError, SuiteError
 from rn_harness.suite import (
@@ -589,3 +590,9 @@ def test_a_misspelled_set_is_refused(tmp_path: Path, sets: dict[str, list[str]])
     """A file of another name would be passed over in silence, and the public prompts be used."""
     with pytest.raises(SuiteError, match=r"defense\.yaml, anchor\.yaml, attack\.yaml, heldout\.yaml, benign\.yaml"):
         load_suite(write_suite(tmp_path / "suite"), private=laid_over(tmp_path, **sets))
+
+
+def test_a_penalty_needs_a_reference() -> None:
+    """Where all weights are trained there is no policy without the adapter to stay near to."""
+    with pytest.raises(ValidationError, match="take beta=0 or form=lora"):
+        AttackRecipe(name="x", steps=50, learning_rate=1e-4, prompts=1, form="full", beta=0.1)
