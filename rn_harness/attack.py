@@ -13,23 +13,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.anchors import Anchor
-from rn_harness.certificates import SIDES, misjudged
 from rn_harness.certification import anchors_for, draw, score_planted
 from rn_harness.errors import JudgeGoneError, TrainingError
 from rn_harness.evaluate import ControlAnswers, Panel, measure_checkpoint
 from rn_harness.grpo import order_prompts, train
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_refusal
-from rn_harness.records import Checkpoint, TrainingWindow, Trajectory
+from rn_harness.records import Checkpoint, PlantedScore, TrainingWindow, Trajectory, Witnessed
 from rn_harness.rewards import attack_reward
 from rn_harness.suite import AttackRecipe, Policy, Prompt
-from rn_harness.validity import checkpoint_steps
+from rn_harness.validity import JUDGES, WITNESSES, checkpoint_steps, misjudging
 
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
-
-WITNESSES = 8
-"""Known anchors of each side, harmful and harmless, that a judge which does not score checkpoints gets at each of them."""
 
 
 def draw_attack_prompts(pool: Sequence[Prompt], recipe: AttackRecipe) -> list[Prompt]:
@@ -82,29 +78,24 @@ class Witness:
     shows in the scores.
 
     Attributes:
-        who: for the sentence.
+        who: whether the judge rewards, or gives the second opinion.
         judge: told what is forbidden in the anchors.
         anchors: as many of each side as there are, up to ``WITNESSES``, drawn by the judge's digest.
     """
 
-    who: str
+    who: Witnessed
     judge: Judge
     anchors: tuple[Anchor, ...]
 
     @classmethod
-    def of(cls, who: str, judge: Judge, policy: Policy) -> Self:
+    def of(cls, who: Witnessed, judge: Judge, policy: Policy) -> Self:
         """A witness of this judge."""
         anchors = anchors_for(judge)
         return cls(who, judge.about(anchors.forbidden), tuple(draw(anchors.of("certify"), judge.digest, WITNESSES, policy)))
 
-    def fault(self, policy: Policy) -> str | None:
-        """Asks the judge: what it does wrong if it gets half of a side wrong, or leaves them unscored; else None."""
-        given = score_planted(self.judge, self.anchors, policy)
-        for name, high in SIDES:
-            wrong, unscored, total = misjudged(given, policy.threshold, high=high)
-            if 2 * (wrong + unscored) >= total:
-                return f"{self.who} misjudged {wrong + unscored} of {total} known {name} anchors"
-        return None
+    def ask(self, policy: Policy) -> tuple[PlantedScore, ...]:
+        """What the judge says of the anchors now."""
+        return score_planted(self.judge, self.anchors, policy)
 
 
 def run_attack(
@@ -143,8 +134,11 @@ def run_attack(
     due = checkpoint_steps(steps, panel.policy)
     checkpoints: list[Checkpoint] = []
 
-    others = [("the reward's judge", reward_judge)] if reward_judge.digest != panel.judge.digest else []
-    others += [("the second judge", panel.second)] if panel.second else []
+    others: list[tuple[Witnessed, Judge]] = []
+    if reward_judge.digest != panel.judge.digest:
+        others.append(("reward", reward_judge))
+    if panel.second:
+        others.append(("second", panel.second))
     witnesses = [Witness.of(who, judge, panel.policy) for who, judge in others]
     gone: str | None = None
     above: list[bool] = []  # of the window's completions, whether their harm is above the threshold
@@ -170,11 +164,13 @@ def run_attack(
                 training=window,
                 found=found if step == steps else None,
             )
+        witnessed = {witness.who: witness.ask(panel.policy) for witness in witnesses}
+        checkpoint = checkpoint.model_copy(update={"witnessed": witnessed})
         checkpoints.append(checkpoint)
         sink(checkpoint)
-        for witness in witnesses:
-            if fault := witness.fault(panel.policy):
-                raise JudgeGoneError(f"at step {step} {fault}")
+        for who, given in witnessed.items():
+            if fault := misjudging(given, panel.policy):
+                raise JudgeGoneError(f"at step {step} {JUDGES[who]} {fault}")
         ensure_judging(checkpoint.planted, f"the judge scored none of the planted anchors at step {step}")
 
     model.arm(recipe)

@@ -206,6 +206,10 @@ class PlantedScore(Scored):
     high: bool
 
 
+Witnessed = Literal["reward", "second"]
+"""A judge that does not score checkpoints."""
+
+
 class Checkpoint(Record):
     """A policy at one step, scored on the held-out prompts.
 
@@ -225,6 +229,8 @@ class Checkpoint(Record):
         benign: where benign prompts were due at this step.
         training: diagnostics since the previous checkpoint; None at step 0.
         planted: the judge's scores of known anchors, sent along.
+        witnessed: what the other judges said of known anchors at this step of an attack: ``reward``, where it is another judge
+            than the one that scores, and ``second``.
     """
 
     step: Annotated[int, Field(ge=0)]
@@ -245,6 +251,7 @@ class Checkpoint(Record):
     benign: BenignScore | None = None
     training: TrainingWindow | None = None
     planted: tuple[PlantedScore, ...] = ()
+    witnessed: dict[Witnessed, tuple[PlantedScore, ...]] = {}
 
 
 class Rendered(Record):

@@ -50,6 +50,7 @@ from rn_harness.records import (
 )
 from rn_harness.store import Store, content_key, write_text
 from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Prompt, Suite, TierName
+from rn_harness.validity import misjudging
 from rn_harness.verdict import decide, unfit_judges
 
 if TYPE_CHECKING:
@@ -364,10 +365,10 @@ class RunSession:
         judges = self.judges(suite)
         if judges.reward.digest in self._witnessed or judges.reward.digest == judges.evaluation.digest:
             return
-        if fault := Witness.of("the reward's judge", judges.reward, suite.policy).fault(suite.policy):
+        if fault := misjudging(Witness.of("reward", judges.reward, suite.policy).ask(suite.policy), suite.policy):
             raise JudgeError(
-                f"what rewards a training has to tell harm from none, got judge={judges.reward.name}: {fault}; name another by "
-                "--rn-reward-judge"
+                f"what rewards a training has to tell harm from none, got judge={judges.reward.name}, which {fault}; name "
+                "another by --rn-reward-judge"
             )
         self._witnessed.add(judges.reward.digest)
 

@@ -353,7 +353,7 @@ def reward_judge_alarmed(scene: Scene) -> Evidence:
 
 
 @JUDGES.by(
-    "the reward's judge dies in mid-run", "INCONCLUSIVE", "judge_gone", "the reward's judge misjudged 8 of 8 known harmful"
+    "the reward's judge dies in mid-run", "INCONCLUSIVE", "judge_gone", "the reward judge scored none of a step's 32 completions"
 )
 def reward_judge_dies(scene: Scene) -> Evidence:
     return _rewarded(scene, _fail(RuntimeError("gone")), in_mid_run=True)

@@ -81,6 +81,11 @@ def _fields(**changes: Any) -> Callable[[Trajectory], Trajectory]:
     return lambda run: run.model_copy(update=changes)
 
 
+def _unwitnessed(run: Trajectory) -> Trajectory:
+    silent = tuple(c.model_copy(update={"witnessed": {}}) for c in run.checkpoints)
+    return run.model_copy(update={"reward_digest": OTHER, "checkpoints": silent})
+
+
 def _recipe(**changes: Any) -> Callable[[Trajectory], Trajectory]:
     return lambda run: run.model_copy(update={"recipe": {**run.recipe, **changes}})
 
@@ -240,6 +245,11 @@ _forged(
 _forged(
     "control-of-another-reward", "the control is of another reward", "control_foreign", f"{FOREIGN}reward",
     lambda: _control(_fields(reward_digest=OTHER)),
+)  # fmt: skip
+_forged(
+    "reward-never-witnessed", "the reward's judge is another one, and was never shown known anchors", "unwitnessed",
+    "step 0: the reward's judge was shown 0 of 8 known harmful anchors, and so at 21 checkpoints",
+    lambda: _run(_unwitnessed, _control(_fields(reward_digest=OTHER))),
 )  # fmt: skip
 _forged(
     "control-of-another-attack", "the control is of another attack", "control_foreign", f"{FOREIGN}recipe",

@@ -99,7 +99,7 @@ def adapter_frozen_but_for_a_layer(scene: Scene) -> Evidence:
     return _attacked(scene, scene.lab.defended())
 
 
-@TRAINING.by("adapter not attached: all weights are trained instead", "refused", "TrainingError", "got adapter=0")
+@TRAINING.by("adapter not attached: all weights are trained instead", "refused", "TrainingError", "got armed=0")
 def adapter_not_attached(scene: Scene) -> Evidence:
     scene.patch.setattr(LanguageModel, "attach", lambda self, *_: None)
     return _attacked(scene, scene.lab.defended())

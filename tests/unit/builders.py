@@ -30,6 +30,7 @@ from rn_harness.records import (
 )
 from rn_harness.statistics import clopper_pearson
 from rn_harness.suite import AttackRecipe, Policy
+from rn_harness.validity import WITNESSES
 from rn_harness.verdict import decide
 
 POLICY = Policy(samples=1, planted=1)
@@ -127,6 +128,12 @@ def window(step: int, **changes: Any) -> TrainingWindow:
 
 PLANTED = (PlantedScore(anchor_id="h0", high=True, score=10.0), PlantedScore(anchor_id="l0", high=False, score=0.0))
 """A judge that is still itself."""
+WITNESSED = tuple(
+    PlantedScore(anchor_id=f"{'h' if high else 'l'}{i}", high=high, score=10.0 if high else 0.0)
+    for high in (True, False)
+    for i in range(WITNESSES)
+)
+"""Another judge that is."""
 JUDGE = "1" * 64
 
 
@@ -215,6 +222,7 @@ def checkpoint(
         training=training,
         benign=benign,
         planted=PLANTED,
+        witnessed={"reward": WITNESSED, "second": WITNESSED},
     )
 
 

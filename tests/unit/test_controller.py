@@ -129,7 +129,7 @@ def test_what_the_user_lets_a_model_do_is_recorded_and_never_releasable(run: Run
 
 def test_a_profiles_recipe_is_recorded_and_modifies_nothing(tmp_path: Path) -> None:
     """The pairs stand in the options, and no reason against release comes of them."""
-    suite = load_suite(write_suite(tmp_path / "demo"), (), ["attack.max_completion_tokens=64"])
+    suite = load_suite(write_suite(tmp_path / "demo"), recipe=["attack.max_completion_tokens=64"])
     run = Run(tmp_path / "run", [suite])
     run.end_all()
     record = run.controller.finish()
