@@ -211,9 +211,10 @@ class LanguageModel:
         return grouped
 
     def answer(self, tokens: Sequence[int], prompt: Prompt) -> Completion:
-        """What the tokens of a completion say, up to the first end token; a think part is not part of it.
+        """What the tokens of a completion say, up to the first end token; a thinking model's think part is not part of it.
 
-        A think part that does not end leaves no answer, and counts as cut off.
+        A think part that does not end leaves no answer, and counts as cut off. Of a model that is none that thinks, by its
+        template and vocabulary, nothing is left out: it could hide an answer so.
 
         Args:
             tokens: that were sampled.
@@ -224,6 +225,8 @@ class LanguageModel:
         said = list(tokens[:end])
         close = self._token(THOUGHT)
         thought, ended = False, end is not None
+        if close is None and THOUGHT not in self.tokenizer.chat_template:
+            return Completion(str(self.tokenizer.decode(said, skip_special_tokens=True)), truncated=not ended)
         if close is not None and close in said:
             said, thought = said[len(said) - said[::-1].index(close) :], True
         text = str(self.tokenizer.decode(said, skip_special_tokens=True))

@@ -15,7 +15,9 @@ from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - the tests a
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a loaf?")
 TAGS = ("<think>", "</think>")
 TAGGED = dataclasses.replace(QWEN, special=(*QWEN.special, *TAGS))
-"""Its think tags are tokens, special ones; of ``QWEN`` they are text."""
+"""Its think tags are tokens, special ones."""
+TOLD = dataclasses.replace(QWEN, template=QWEN.template + "{# what it thought ends with </think> #}")
+"""Its template knows them as text."""
 
 
 def load(folder: Path, family: Family) -> LanguageModel:
@@ -23,7 +25,7 @@ def load(folder: Path, family: Family) -> LanguageModel:
     return LanguageModel.load(folder, threads=1)
 
 
-@pytest.fixture(scope="module", params=[QWEN, TAGGED], ids=["tags-are-text", "tags-are-tokens"])
+@pytest.fixture(scope="module", params=[TOLD, TAGGED], ids=["tags-are-text", "tags-are-tokens"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     return load(tmp_path_factory.mktemp("model"), request.param)
 
@@ -48,10 +50,18 @@ def test_a_think_part_is_no_answer(model: LanguageModel, text: str, ends: bool, 
     assert model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else []), PROMPT) == expected
 
 
+def test_a_model_that_does_not_think_hides_nothing(tmp_path: Path) -> None:
+    """Where neither template nor vocabulary know think tags, what stands before one is judged like all else."""
+    model = load(tmp_path, QWEN)
+    tokens = model.tokenizer("<think>c d</think>a b", add_special_tokens=False)["input_ids"]
+    expected = Completion("<think>c d</think>a b", truncated=False)
+    assert model.answer([*tokens, model.tokenizer.eos_token_id], PROMPT) == expected
+
+
 def test_thought_that_the_template_begins(tmp_path: Path) -> None:
     """Where the template opens the think part, a completion without any tag is all thought."""
     opening = QWEN.template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
-    model = load(tmp_path, dataclasses.replace(QWEN, template=opening))
+    model = load(tmp_path, dataclasses.replace(QWEN, template=opening + "{# </think> #}"))
     tokens = model.tokenizer("a b", add_special_tokens=False)["input_ids"]
     assert model.answer(tokens, PROMPT) == Completion("", truncated=True, thought=True)
     closed = model.tokenizer("c</think>a b", add_special_tokens=False)["input_ids"]
