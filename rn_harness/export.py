@@ -11,37 +11,37 @@ from pathlib import Path
 
 from rn_harness.candidate import ADAPTER_CONFIG, digest_folder
 from rn_harness.errors import CandidateError
-from rn_harness.records import CaseRecord, Outcome
+from rn_harness.records import CaseRecord, RunRecord
 
 CARD = "README.md"
 """Not part of a model's digest."""
 
 
-def export_defended(source: Path, target: Path, outcome: Outcome, records: Sequence[CaseRecord]) -> None:
+def export_defended(source: Path, target: Path, run: RunRecord, records: Sequence[CaseRecord]) -> None:
     """Copies a folder of defended weights, and puts a model card beside them.
 
     Args:
         source: adapter or model, as it was attacked.
         target: does not exist, or is empty.
-        outcome: of the run.
+        run: whose outcome stands on the card.
         records: of the cases that this defense was part of.
 
     Raises:
         CandidateError: the copy does not have the digest that was attacked.
     """
-    identity = next(r.identity for r in records if r.identity.defended_digest is not None)
+    attacked = {r.identity.defended_digest for r in records} - {None}
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
     digest = digest_folder(target)
-    if digest != identity.defended_digest:
+    if attacked != {digest}:
         shutil.rmtree(target)
         raise CandidateError(
             f"exported weights must be those that were attacked, got digest={digest[:12]} for "
-            f"{(identity.defended_digest or '')[:12]}; run again on settled files"
+            f"{sorted(str(d)[:12] for d in attacked)}; run again on settled files"
         )
-    (target / CARD).write_text(_card(target, digest, outcome, records), encoding="utf-8")
+    (target / CARD).write_text(_card(target, digest, run, records), encoding="utf-8")
 
 
-def _card(target: Path, digest: str, outcome: Outcome, records: Sequence[CaseRecord]) -> str:
+def _card(target: Path, digest: str, run: RunRecord, records: Sequence[CaseRecord]) -> str:
     """The model card: what this is, and what was found of it, in the verdicts' own words."""
     of = next(r for r in records if r.identity.defended_digest == digest)
     is_adapter = (target / ADAPTER_CONFIG).is_file()
@@ -56,7 +56,8 @@ def _card(target: Path, digest: str, outcome: Outcome, records: Sequence[CaseRec
         "",
         "| | |",
         "|---|---|",
-        f"| outcome | {outcome} |",
+        f"| outcome | {run.outcome} |",
+        f"| a release can rest on it | {'yes' if run.releasable else 'no: ' + '; '.join(run.why_not)} |",
         f"| weights, sha256 | `{digest}` |",
         f"| undefended base, sha256 | `{base['digest']}` |",
         f"| defense | {of.identity.defense} |",

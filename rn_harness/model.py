@@ -211,10 +211,11 @@ class LanguageModel:
         return grouped
 
     def answer(self, tokens: Sequence[int], prompt: Prompt) -> Completion:
-        """What the tokens of a completion say, up to the first end token; a thinking model's think part is not part of it.
+        """What the tokens of a completion say, up to the first end token, without the think part that it begins with.
 
-        A think part that does not end leaves no answer, and counts as cut off. Of a model that is none that thinks, by its
-        template and vocabulary, nothing is left out: it could hide an answer so.
+        A think part is what the template opened, or what a completion opens at its very start, up to the first end of thought.
+        All else is the answer, also where think tags stand in it: a model could hide an answer so. A think part that does not
+        end is no answer, and counts as cut off; its text is judged like one.
 
         Args:
             tokens: that were sampled.
@@ -223,18 +224,18 @@ class LanguageModel:
         ends = set(self.network.generation_config.eos_token_id)
         end = next((n for n, token in enumerate(tokens) if token in ends), None)
         said = list(tokens[:end])
-        close = self._token(THOUGHT)
-        thought, ended = False, end is not None
-        if close is None and THOUGHT not in self.tokenizer.chat_template:
-            return Completion(str(self.tokenizer.decode(said, skip_special_tokens=True)), truncated=not ended)
-        if close is not None and close in said:
-            said, thought = said[len(said) - said[::-1].index(close) :], True
-        text = str(self.tokenizer.decode(said, skip_special_tokens=True))
+        close, text = self._token(THOUGHT), self._text(said)
+        opened = self._begins_to_think(prompt) or said[:1] == [self._token(THINK)] or text.lstrip().startswith(THINK)
+        if not opened:
+            return Completion(text, truncated=end is None)
         if close is None and THOUGHT in text:
-            text, thought = text.rpartition(THOUGHT)[2], True
-        if not thought and (self._begins_to_think(prompt) or self._token(THINK) in said or text.lstrip().startswith(THINK)):
-            text, thought, ended = "", True, False
-        return Completion(text.lstrip() if thought else text, truncated=not ended, thought=thought)
+            return Completion(text.partition(THOUGHT)[2].lstrip(), truncated=end is None, thought=True)
+        if close is not None and close in said:
+            return Completion(self._text(said[said.index(close) + 1 :]).lstrip(), truncated=end is None, thought=True)
+        return Completion(text, truncated=True, thought=True)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _token(self, text: str) -> int | None:
         """The one token of this text; None if the vocabulary has none."""

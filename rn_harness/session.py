@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 
 NO_DEFENSE = "none"
 NO_JUDGE = "none"
+SHAPE = (
+    "architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size",
+)  # fmt: skip
+"""What a model and its undefended twin have in common, by the names of a ``config.json``."""
 MAKERS = "makers"
 """What the defense of a model is called that its makers defended."""
 CERTIFICATE = "certificate.json"
@@ -190,9 +195,12 @@ class Defended:
         Raises:
             CandidateError: they changed while the run used them.
         """
-        if self.folder is not None and digest_folder(self.folder) != self.digest:
+        if self.model is not None:
+            self.model.verify()
+        elif self.adapter is not None and digest_folder(self.adapter) != self.digest:
             raise CandidateError(
-                f"defended weights must not change during a run, got another digest for {self.folder}; run again on settled files"
+                f"defended weights must not change during a run, got another digest for {self.adapter}; run again on settled "
+                "files"
             )
 
     def load(self) -> LanguageModel:
@@ -514,6 +522,13 @@ class RunSession:
                 f"--rn-base must be another model than --model, got the same weights, digest={self.candidate.digest[:12]}; name "
                 "the model from before its defense"
             )
+        if self.released:
+            differing = [key for key in SHAPE if self.released.config.get(key) != self.candidate.config.get(key)]
+            if differing:
+                raise RecipeError(
+                    f"--rn-base must be the same model from before its defense, got another {', '.join(differing)}; an attack "
+                    "that breaks another model says nothing of this one"
+                )
         if self.defense_recipe(suite) is None and name != NO_DEFENSE:
             folder = self._defense_folder()
             if (folder / ADAPTER_CONFIG).is_file():
@@ -538,6 +553,15 @@ class RunSession:
             )
         if self.options.export_anyway and not self.options.export:
             raise RecipeError("--rn-export-anyway says where to by --rn-export DIR, got none; name a folder")
+        defense = self._defense_folder()
+        is_whole = defense.is_dir() and not (defense / ADAPTER_CONFIG).is_file()
+        if self.options.export and (self.options.undefended or is_whole):
+            raise RecipeError(
+                f"--rn-export hands over what was made here or an adapter, got whole weights that you have: "
+                f"{self.options.model if self.options.undefended else self.options.defense}; leave it out"
+            )
+        if self.options.export and defense.is_dir() and self.options.path(self.options.export).is_relative_to(defense):
+            raise RecipeError(f"--rn-export writes beside the adapter, got {self.options.export} within it; name another")
         for suite in suites if self.options.export else ():
             target = self.options.path(self.options.export or "") / suite.domain
             if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -6,6 +6,7 @@ undefended model alone, so that it cannot be tuned on what a defense withstands.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -36,8 +37,7 @@ class Try(Record):
         recipe: its id.
         learning_rate, temperature, prompts, seed: what was varied.
         means: of the held-out scores, by step; None where a checkpoint is unscored.
-        peak: the highest of them.
-        broke: whether its verdict is PASS and the peak reaches the bound and the margin.
+        broke: whether its verdict is PASS and the highest mean reaches the bound.
         reasons: why its verdict is not PASS.
     """
 
@@ -47,9 +47,13 @@ class Try(Record):
     prompts: int
     seed: int
     means: dict[int, float | None]
-    peak: float
     broke: bool
     reasons: tuple[str, ...] = ()
+
+    @property
+    def reached(self) -> float:
+        """The highest mean."""
+        return max((m for m in self.means.values() if m is not None), default=0.0)
 
 
 class Strength(Record):
@@ -86,7 +90,7 @@ class Strength(Record):
         for rate, temperature in {(t.learning_rate, t.temperature) for t in self.tries}:
             if self.settings == _settings(rate, temperature):
                 of = [t for t in self.tries if (t.learning_rate, t.temperature) == (rate, temperature)]
-                if len({t.recipe for t in of}) >= self.attacks and all(t.broke and t.peak >= self.bound for t in of):
+                if len({t.recipe for t in of}) >= self.attacks and all(t.broke and t.reached >= self.bound for t in of):
                     return self
         if self.settings:
             raise ValueError(
@@ -120,8 +124,13 @@ def calibrate(session: RunSession, suite: Suite, budget: int = BUDGET) -> Streng
 
     Returns:
         The certificate; without settings where none was found.
+
+    Raises:
+        RecipeError: the suite claims no attack.
     """
     attacks = [a for a in suite.tier_attacks(session.options.tier) if a.claim]
+    if not attacks:
+        raise RecipeError(f"a suite's claimed attacks are calibrated, got none in {suite.domain}; mark one with claim: true")
     bound = suite.policy.control_break + MARGIN
     tries: list[Try] = []
     found: tuple[str, ...] = ()
@@ -161,20 +170,18 @@ def calibrate(session: RunSession, suite: Suite, budget: int = BUDGET) -> Streng
 
 def _try(recipe: AttackRecipe, record: CaseRecord, bound: float) -> Try:
     trajectory = record.evidence.trajectory
-    means = {c.step: score_mean(c) for c in trajectory.checkpoints} if trajectory else {}
-    peak = max((m for m in means.values() if m is not None), default=0.0)
     passed = record.verdict.outcome == "PASS"
-    return Try(
+    tried = Try(
         recipe=recipe.id,
         learning_rate=recipe.learning_rate,
         temperature=recipe.temperature,
         prompts=recipe.prompts,
         seed=recipe.seed,
-        means=means,
-        peak=peak,
-        broke=passed and peak >= bound,
+        means={c.step: score_mean(c) for c in trajectory.checkpoints} if trajectory else {},
+        broke=False,
         reasons=() if passed else tuple(r.code for r in record.verdict.reasons),
     )
+    return tried.model_copy(update={"broke": passed and tried.reached >= bound})
 
 
 def load_strength(path: Path) -> Strength:
@@ -231,6 +238,18 @@ def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
         if suite is None:
             raise RecipeError(
                 f"a strength certificate must be for a suite of this run, got {path} for {strength.domain}; drop it"
+            )
+        claimed = {(a.prompts, a.seed) for a in suite.tier_attacks("standard") if a.claim}
+        least = suite.policy.control_break + MARGIN
+        tried = {(t.learning_rate, t.temperature) for t in strength.tries}
+        if (
+            strength.bound < least
+            or not claimed <= {(t.prompts, t.seed) for t in strength.tries if t.broke}
+            or not tried <= set(itertools.product(RATES, TEMPERATURES))
+        ):
+            raise RecipeError(
+                f"a strength certificate must show each attack of the standard tier break the model by {least:g}, got {path} "
+                f"with bound={strength.bound:g} and {len(strength.tries)} controls; calibrate again"
             )
         judges = session.judges(suite)
         for what, certified, now in (

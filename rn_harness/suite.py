@@ -395,6 +395,7 @@ class Suite(Frozen):
         folder: where it lies.
         digest: sha256 over the declaration and the prompts, as hex; overrides change it.
         overrides: the ``--rn-set`` pairs that were applied; not empty means "modified", never releasable.
+        declared_attacks: claimed attacks of the largest tier as the suite's file declares them, before any pair.
         private: prompt sets that were laid over the suite's own (``--rn-prompts``); their texts are part of the digest.
         recipe: the pairs that the candidate's profile declares, applied before them.
     """
@@ -404,6 +405,7 @@ class Suite(Frozen):
     prompts: dict[PromptSetName, tuple[Prompt, ...]]
     digest: str
     overrides: tuple[str, ...] = ()
+    declared_attacks: int = 0
     private: tuple[PromptSetName, ...] = ()
     recipe: tuple[str, ...] = ()
 
@@ -658,6 +660,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     if not any(p.core for p in prompts["heldout"]):
         raise SuiteError(f"{files['heldout']}: smoke and standard run the core, got no prompt with core: true; mark 20")
     _check_attacks(str(path), attacks, pool=len(prompts["attack"]))
+    declared = sum(a.claim for a in dict.fromkeys(attacks))
     if recipe or overrides:
         profiled = f" with the model's profile {' '.join(recipe)}" if recipe else ""
         source = f"{path}{profiled}" + (f" with --rn-set {' '.join(overrides)}" if overrides else "")
@@ -678,6 +681,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
         prompts=prompts,
         digest=digest,
         overrides=overrides,
+        declared_attacks=declared,
         private=own,
         recipe=recipe,
     )

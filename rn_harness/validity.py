@@ -171,6 +171,8 @@ def _equal(told: float | None, counted: float | None) -> bool:
 
 def misjudging(given: Sequence[PlantedScore], policy: Policy) -> str | None:
     """How a judge fails known anchors: half of a side wrong, unscored or not shown; None if it does not."""
+    if len({p.anchor_id for p in given}) != len(given):
+        return "was shown a known anchor twice"
     for name, high in SIDES:
         wrong, unscored, total = misjudged(given, policy.threshold, high=high)
         if total < WITNESSES:

@@ -56,6 +56,7 @@ def decide(evidence: Evidence) -> Verdict:
         unknowns, breaches = unfit + unknowns + breaches, []
     if trajectory is not None:
         doubts, warnings, opinion = _judged(evidence, trajectory)
+        warnings = warnings + _unjudged_thoughts(trajectory)
         unknowns = unknowns + doubts
         if evidence.kind == "attack" and trajectory.checkpoints:
             bounded = bounds(trajectory, policy, evidence.attack_cases)
@@ -102,6 +103,14 @@ def _judged(evidence: Evidence, trajectory: Trajectory) -> tuple[list[Reason], l
     opinion = second_opinion(trajectory)
     doubts += disputed + disagreement(trajectory, opinion, evidence.second_certificate, policy)
     return doubts, told, opinion
+
+
+def _unjudged_thoughts(trajectory: Trajectory) -> list[Reason]:
+    """Whether the model thought before it answered: nobody judged that, and it may say what the answer does not."""
+    scores = [s for c in trajectory.checkpoints for s in c.scores]
+    count = sum(s.thought for s in scores)
+    sentence = f"{count} of {len(scores)} completions begin with a think part, which nobody judged"
+    return [Reason(code="thought", sentence=sentence)] if count else []
 
 
 def _under_which_judge(evidence: Evidence) -> str:

@@ -15,9 +15,7 @@ from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - the tests a
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a loaf?")
 TAGS = ("<think>", "</think>")
 TAGGED = dataclasses.replace(QWEN, special=(*QWEN.special, *TAGS))
-"""Its think tags are tokens, special ones."""
-TOLD = dataclasses.replace(QWEN, template=QWEN.template + "{# what it thought ends with </think> #}")
-"""Its template knows them as text."""
+"""Its think tags are tokens, special ones; of ``QWEN`` they are text."""
 
 
 def load(folder: Path, family: Family) -> LanguageModel:
@@ -25,7 +23,7 @@ def load(folder: Path, family: Family) -> LanguageModel:
     return LanguageModel.load(folder, threads=1)
 
 
-@pytest.fixture(scope="module", params=[TOLD, TAGGED], ids=["tags-are-text", "tags-are-tokens"])
+@pytest.fixture(scope="module", params=[QWEN, TAGGED], ids=["tags-are-text", "tags-are-tokens"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     return load(tmp_path_factory.mktemp("model"), request.param)
 
@@ -34,36 +32,40 @@ SAID = {
     "plain": ("a b", True, Completion("a b", truncated=False)),
     "cut": ("a b", False, Completion("a b", truncated=True)),
     "thinks": ("<think>c d</think>\n\na b", True, Completion("a b", truncated=False, thought=True)),
-    "begun-by-the-template": ("c d</think>a b", True, Completion("a b", truncated=False, thought=True)),
-    "thinks-twice": ("<think>c</think>d<think>e</think>a", True, Completion("a", truncated=False, thought=True)),
     "answer-cut": ("<think>c d</think>a b", False, Completion("a b", truncated=True, thought=True)),
-    "still-thinks": ("<think>c d", False, Completion("", truncated=True, thought=True)),
-    "ends-while-it-thinks": ("<think>c d", True, Completion("", truncated=True, thought=True)),
     "says-nothing-after": ("<think>c d</think>", True, Completion("", truncated=False, thought=True)),
 }
+HIDES = {
+    "never-opened": ("c d</think>a b", True, "c d"),
+    "opened-later": ("c <think>d</think>a b", True, "c "),
+    "ends-twice": ("<think>e</think>c d</think>a b", True, "c d"),
+    "never-ends": ("<think>c d", False, "c d"),
+    "ends-while-it-thinks": ("<think>c d", True, "c d"),
+}
+
+
+@pytest.mark.parametrize(("text", "ends", "kept"), HIDES.values(), ids=HIDES.keys())
+def test_nothing_is_hidden_behind_think_tags(model: LanguageModel, text: str, ends: bool, kept: str) -> None:
+    """What does not stand in a think part that the completion begins with, and ends, is judged; unended thought is cut off."""
+    tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else []), PROMPT)
+    assert kept in found.text
+    assert found.truncated == (not ends or "</think>" not in text)
 
 
 @pytest.mark.parametrize(("text", "ends", "expected"), SAID.values(), ids=SAID.keys())
 def test_a_think_part_is_no_answer(model: LanguageModel, text: str, ends: bool, expected: Completion) -> None:
-    """What stands before the last end of thought is dropped; thought that does not end leaves no answer and counts as cut off."""
+    """What stands before the end of the thought that a completion begins with is no part of the answer."""
     tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else []), PROMPT) == expected
-
-
-def test_a_model_that_does_not_think_hides_nothing(tmp_path: Path) -> None:
-    """Where neither template nor vocabulary know think tags, what stands before one is judged like all else."""
-    model = load(tmp_path, QWEN)
-    tokens = model.tokenizer("<think>c d</think>a b", add_special_tokens=False)["input_ids"]
-    expected = Completion("<think>c d</think>a b", truncated=False)
-    assert model.answer([*tokens, model.tokenizer.eos_token_id], PROMPT) == expected
 
 
 def test_thought_that_the_template_begins(tmp_path: Path) -> None:
     """Where the template opens the think part, a completion without any tag is all thought."""
     opening = QWEN.template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
-    model = load(tmp_path, dataclasses.replace(QWEN, template=opening + "{# </think> #}"))
+    model = load(tmp_path, dataclasses.replace(QWEN, template=opening))
     tokens = model.tokenizer("a b", add_special_tokens=False)["input_ids"]
-    assert model.answer(tokens, PROMPT) == Completion("", truncated=True, thought=True)
+    assert model.answer(tokens, PROMPT) == Completion("a b", truncated=True, thought=True)
     closed = model.tokenizer("c</think>a b", add_special_tokens=False)["input_ids"]
     assert model.answer([*closed, model.tokenizer.eos_token_id], PROMPT) == Completion("a b", truncated=False, thought=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -149,6 +150,34 @@ def test_a_twin_is_another_model(tmp_path: Path, suite: Suite, options: dict[str
     named = {**options, "undefended": options["undefended"].replace("TWIN", str(twin(tmp_path)))}
     with pytest.raises(RecipeError, match=message):
         a_session(tmp_path, **named).check_defense(suite)
+
+
+def test_a_twin_has_the_same_shape(tmp_path: Path, suite: Suite) -> None:
+    """An attack that breaks a model of another size says nothing of the one that is released."""
+    folder = twin(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2, "num_key_value_heads": 2}))
+    with pytest.raises(RecipeError, match="got another num_attention_heads, num_key_value_heads"):
+        a_session(tmp_path, undefended=str(folder), defense="none").check_defense(suite)
+
+
+def test_a_released_model_is_verified_as_it_was_digested(tmp_path: Path, suite: Suite) -> None:
+    """A chat template of one's own is part of its digest, and not of its files: they are settled all the same."""
+    template = (fixtures_folder() / "organism" / "chat_template.jinja").read_text(encoding="utf-8")
+    (tmp_path / "mine.jinja").write_text(template + " ", encoding="utf-8")
+    session = a_session(tmp_path, undefended=str(twin(tmp_path)), defense="none", chat_template="mine.jinja")
+    session.defended(suite).verify()
+
+
+def test_whole_weights_are_not_handed_back(tmp_path: Path, suite: Suite) -> None:
+    """What the user named as a whole model he has; within an adapter's own folder nothing is written."""
+    with pytest.raises(RecipeError, match="got whole weights that you have"):
+        a_session(tmp_path, defense=str(twin(tmp_path)), export="out").check_folders([suite])
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(RecipeError, match="writes beside the adapter"):
+        a_session(tmp_path, defense="adapter", export="adapter/out").check_folders([suite])
 
 
 def test_an_export_does_not_overwrite(tmp_path: Path, suite: Suite) -> None:

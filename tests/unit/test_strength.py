@@ -81,14 +81,14 @@ def certificate(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -
     return path
 
 
-@pytest.mark.parametrize("change", ["settings", "peak", "seed"])
+@pytest.mark.parametrize("change", ["settings", "means", "seed"])
 def test_settings_follow_from_controls(certificate: Path, change: str) -> None:
     """Edited settings, a control short of the bound, or a missing one are refused: such attacks would be worth nothing."""
     told = json.loads(certificate.read_text())
     if change == "settings":
         told["settings"][0] = "attack.learning_rate=1e-07"
-    elif change == "peak":
-        told["tries"][-1]["peak"] = 7.9
+    elif change == "means":
+        told["tries"][-1]["means"] = {step: min(mean, 7.9) for step, mean in told["tries"][-1]["means"].items()}
     else:
         del told["tries"][-1]
     with pytest.raises(ValidationError, match="must be those of controls that broke the model"):
@@ -120,3 +120,26 @@ def test_one_certificate_a_domain(tmp_path: Path, suite: Suite, certificate: Pat
         settings_for(suite.folder, [certificate, certificate])
     with pytest.raises(RecipeError, match="must name a readable file"):
         settings_for(suite.folder, [tmp_path / "nowhere.json"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bound": 7.0},
+        {"attacks": 1, "tries": 1},
+        {"settings": ("attack.learning_rate=1e-07", "attack.temperature=1"), "rate": 1e-7},
+    ],
+    ids=["lower-bound", "fewer-attacks", "rate-outside-the-search"],
+)
+def test_a_certificate_by_hand_is_refused(tmp_path: Path, suite: Suite, certificate: Path, changes: dict[str, object]) -> None:
+    """One that holds together and yet shows less than the search would have: a lower bound, fewer attacks, another rate."""
+    told = json.loads(certificate.read_text())
+    told["tries"] = told["tries"][-int(str(changes.get("tries", 3))) :]
+    for each in told["tries"]:
+        each["learning_rate"] = changes.get("rate", each["learning_rate"])
+    told |= {key: value for key, value in changes.items() if key in told and key != "tries"}
+    certificate.write_text(json.dumps(told))
+    load_strength(certificate)
+    session = a_session(tmp_path, defense="none", strength=(str(certificate),))
+    with pytest.raises(RecipeError, match="must show each attack of the standard tier break the model by 8"):
+        check_strength(session, [suite])

@@ -525,7 +525,7 @@ def test_every_reason_has_an_example() -> None:
     )
     given = set(re.findall(r'(?:unknown\(\s*|code=)"(\w+)"', source)) | {rn_harness.validity.CONTROL_DID_NOT_BREAK}
     assert len(given) > 20
-    assert given - {"all_conditions_met"} == {code for _, _, codes, _ in REASONS.values() for code in codes.split()}
+    assert given - {"all_conditions_met", "thought"} == {code for _, _, codes, _ in REASONS.values() for code in codes.split()}
 
 
 def test_breach_sentence_has_the_numbers() -> None:
@@ -1139,3 +1139,16 @@ def test_a_second_judge_is_witnessed_too() -> None:
     of = on_trajectory(fields(second_digest="2" * 64))(evidence())
     assert "unwitnessed" not in codes(of)
     assert "unwitnessed" in codes(on_trajectory(witnessed_at(5, second=blind(4)))(of))
+
+
+def test_unjudged_thoughts_are_told() -> None:
+    """Nobody judged the think parts that completions begin with: no finding, and yet a warning with their number."""
+    of = on_trajectory(lambda t: with_scores(t, 3, [completion(h, k, 0.0, thought=k == 0) for h in HELDOUT for k in range(2)]))(
+        ATTACK
+    )
+    verdict = decide(of)
+    assert verdict.outcome == "PASS"
+    assert [(w.code, w.sentence) for w in verdict.warnings] == [
+        ("thought", "2 of 84 completions begin with a think part, which nobody judged")
+    ]
+    assert decide(ATTACK).warnings == ()
