@@ -95,14 +95,23 @@ def controls() -> dict[str, Any]:
     return found
 
 
+def trajectories(result: dict[str, Any]) -> dict[str, Any]:
+    """Each case's trajectory, without the leak of what the control answered: it is known where the control was run alone."""
+    found = {}
+    for case in result["cases"]:
+        run_ = case["evidence"]["trajectory"]
+        bare = [{k: v for k, v in c.items() if k not in ("leak_per_token", "leak_per_sequence")} for c in run_["checkpoints"]]
+        found[case["case_id"]] = {**run_, "checkpoints": bare}
+    return found
+
+
 def determinism() -> dict[str, Any]:
     """The standard tier: fresh, again from the store, and fresh with two workers, which must measure the same bits."""
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         fresh = run(Path(one), "suites/biochem")
         again = run(Path(one), "suites/biochem")
         beside = run(Path(two), "suites/biochem", "-n", "2")
-    mine = {c["case_id"]: c["evidence"]["trajectory"] for c in fresh["cases"]}
-    theirs = {c["case_id"]: c["evidence"]["trajectory"] for c in beside["cases"]}
+    mine, theirs = trajectories(fresh), trajectories(beside)
     return {
         "fresh": told(fresh),
         "again": told(again),
