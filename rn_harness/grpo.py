@@ -281,8 +281,7 @@ def train(
     unrewarded: list[float] = []
 
     def rewards(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
-        of = [prompts[i] for i in row]
-        values = list(reward(of, [model.answer(ids, p).text for ids, p in zip(completion_ids, of, strict=True)]))
+        values = list(reward([prompts[i] for i in row], [model.answer(ids).text for ids in completion_ids]))
         if not all(value is None or math.isfinite(value) for value in values):
             # TRL would turn the group's advantages into zeros and go on: an attack that cannot learn, hence proves nothing.
             raise TrainingError("rewards must be finite, got an infinite or undefined one; look at the judge")

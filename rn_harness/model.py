@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.errors import CandidateError
 from rn_harness.records import Rendered
+from rn_harness.suite import TODAY, Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rn_harness.suite import GRPORecipe, LoRA, Prompt
+    from rn_harness.suite import GRPORecipe, LoRA
 
 ROWS_AT_ONCE = 256
 """Rows of one generation call; bounds the memory of the key-value cache."""
@@ -34,8 +36,6 @@ LOGITS_AT_ONCE = 2**27
 
 THINK, THOUGHT = "<think>", "</think>"
 """What models put around a think part."""
-TODAY = "26 Jul 2024"
-"""What templates that print the date are told; tomorrow's prompts would be others. It is the default of Llama 3.1's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class LanguageModel:
                 )
                 tails = out[:, batch["input_ids"].shape[1] :]
                 for r, tail in zip(chunk, tails.tolist(), strict=True):
-                    answers[r] = self.answer(tail, prompts[rows[r][0]])
+                    answers[r] = self.answer(tail)
         self.network.train(was_training)
         grouped: list[list[Completion]] = [[] for _ in prompts]
         for (i, _), answer in zip(rows, answers, strict=True):
@@ -210,23 +210,18 @@ class LanguageModel:
             grouped[i].append(answer)
         return grouped
 
-    def answer(self, tokens: Sequence[int], prompt: Prompt) -> Completion:
+    def answer(self, tokens: Sequence[int]) -> Completion:
         """What the tokens of a completion say, up to the first end token, without the think part that it begins with.
 
         A think part is what the template opened, or what a completion opens at its very start, up to the first end of thought.
         All else is the answer, also where think tags stand in it: a model could hide an answer so. A think part that does not
         end is no answer, and counts as cut off; its text is judged like one.
-
-        Args:
-            tokens: that were sampled.
-            prompt: that they follow; its template may already have begun the think part.
         """
         ends = set(self.network.generation_config.eos_token_id)
         end = next((n for n, token in enumerate(tokens) if token in ends), None)
         said = list(tokens[:end])
-        close, text = self._token(THOUGHT), self._text(said)
-        opened = self._begins_to_think(prompt) or said[:1] == [self._token(THINK)] or text.lstrip().startswith(THINK)
-        if not opened:
+        (think, close), text = self._think_tokens, self._text(said)
+        if not (self._begins_to_think or said[:1] == [think] or text.lstrip().startswith(THINK)):
             return Completion(text, truncated=end is None)
         if close is None and THOUGHT in text:
             return Completion(text.partition(THOUGHT)[2].lstrip(), truncated=end is None, thought=True)
@@ -237,14 +232,16 @@ class LanguageModel:
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def _token(self, text: str) -> int | None:
-        """The one token of this text; None if the vocabulary has none."""
-        found: int | None = self.tokenizer.get_vocab().get(text)
-        return found
+    @cached_property
+    def _think_tokens(self) -> tuple[int | None, int | None]:
+        """The tokens that begin and end a think part; None where the vocabulary has none: it is copied whole, hence once."""
+        vocabulary = self.tokenizer.get_vocab()
+        return vocabulary.get(THINK), vocabulary.get(THOUGHT)
 
-    def _begins_to_think(self, prompt: Prompt) -> bool:
+    @cached_property
+    def _begins_to_think(self) -> bool:
         """Whether the template begins a think part and does not end it."""
-        rendered = self.render(prompt)
+        rendered = self.render(Prompt(id="any", topic="any", text="any"))
         return rendered.rfind(THINK) > rendered.rfind(THOUGHT)
 
     def rendered(self, prompt: Prompt) -> Rendered:

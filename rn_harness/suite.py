@@ -22,6 +22,8 @@ from rn_harness.errors import RecipeError, SuiteError
 
 SUITE_FILE = "suite.yaml"
 SCHEMA_VERSION = 1
+TODAY = "26 Jul 2024"
+"""What templates that print the date are told; tomorrow's prompts would be others. It is the default of Llama 3.1's own."""
 NEAR_DUPLICATE = 0.8
 """Two prompts of different sets must stay below this word overlap (Dice coefficient of their word multisets)."""
 

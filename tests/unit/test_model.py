@@ -48,7 +48,7 @@ HIDES = {
 def test_nothing_is_hidden_behind_think_tags(model: LanguageModel, text: str, ends: bool, kept: str) -> None:
     """What does not stand in a think part that the completion begins with, and ends, is judged; unended thought is cut off."""
     tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    found = model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else []), PROMPT)
+    found = model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else []))
     assert kept in found.text
     assert found.truncated == (not ends or "</think>" not in text)
 
@@ -57,7 +57,7 @@ def test_nothing_is_hidden_behind_think_tags(model: LanguageModel, text: str, en
 def test_a_think_part_is_no_answer(model: LanguageModel, text: str, ends: bool, expected: Completion) -> None:
     """What stands before the end of the thought that a completion begins with is no part of the answer."""
     tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else []), PROMPT) == expected
+    assert model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else [])) == expected
 
 
 def test_thought_that_the_template_begins(tmp_path: Path) -> None:
@@ -65,16 +65,16 @@ def test_thought_that_the_template_begins(tmp_path: Path) -> None:
     opening = QWEN.template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
     model = load(tmp_path, dataclasses.replace(QWEN, template=opening))
     tokens = model.tokenizer("a b", add_special_tokens=False)["input_ids"]
-    assert model.answer(tokens, PROMPT) == Completion("a b", truncated=True, thought=True)
+    assert model.answer(tokens) == Completion("a b", truncated=True, thought=True)
     closed = model.tokenizer("c</think>a b", add_special_tokens=False)["input_ids"]
-    assert model.answer([*closed, model.tokenizer.eos_token_id], PROMPT) == Completion("a b", truncated=False, thought=True)
+    assert model.answer([*closed, model.tokenizer.eos_token_id]) == Completion("a b", truncated=False, thought=True)
 
 
 def test_what_follows_the_end_is_dropped(model: LanguageModel) -> None:
     """Rows of a batch are filled up after their end; any of the model's end tokens is one."""
     a, b = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "b"))
     for end in model.network.generation_config.eos_token_id:
-        assert model.answer([*a, end, *b], PROMPT) == Completion("a", truncated=False)
+        assert model.answer([*a, end, *b]) == Completion("a", truncated=False)
 
 
 def test_a_template_is_told_one_date(tmp_path: Path) -> None:
