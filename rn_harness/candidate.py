@@ -5,7 +5,6 @@ Resolving and digesting need no torch; ``load`` does. A candidate is a profile, 
 
 from __future__ import annotations
 
-import datetime
 import difflib
 import fnmatch
 import hashlib
@@ -21,6 +20,7 @@ from rn_harness.errors import CandidateError
 from rn_harness.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.organism.knowledge import KNOWLEDGE_FILE
 from rn_harness.profiles import HUB_ID, ModelProfile, load_model_profile, profile_names
+from rn_harness.suite import TODAY
 from rn_harness.weights import read_config, read_gguf, read_weights
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ MODELS = "models"
 """Folder of the profiles within the fixtures."""
 CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 3, 64
 """Where tokens cannot be counted: a token has at least so many characters, a chat template at most so many tokens."""
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+"""How names of files end that hold weights."""
 _TEMPLATE_REMEDY = "pass one that this model was trained with by --rn-chat-template FILE"
 _PROBE = "rn-harness-asks-this"
 _TRAINING_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
@@ -45,16 +47,16 @@ def fixtures_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "fixtures"
 
 
-def digest_folder(folder: Path, *, follow_links: bool = False, without: Sequence[str] = ("README.md",)) -> str:
-    """The sha256 that identifies a model folder: over file names and contents, by OpenSSF model-signing.
+def hash_files(
+    folder: Path, *, follow_links: bool = False, without: Sequence[str] = ("README.md",), only: str | None = None
+) -> dict[str, str]:
+    """The sha256 of each file of a model folder, by its name, by OpenSSF model-signing.
 
     Args:
         folder: of the model.
         follow_links: whether a symbolic link stands for what it points to, as in a snapshot of the hub's cache.
         without: names of files at its top that do not belong to its identity: its card.
-
-    Returns:
-        64 hex digits: sha256 over the lines ``name sha256`` of all files, sorted by name.
+        only: the one file that counts, as if it were alone; None: all.
 
     Raises:
         CandidateError: the folder is unreadable, or holds a symbolic link that is not to be followed.
@@ -64,36 +66,29 @@ def digest_folder(folder: Path, *, follow_links: bool = False, without: Sequence
     folder = folder.absolute()  # a relative path would not match the ignored one
     settings = hashing.Config().set_ignored_paths(paths=[folder / name for name in without]).set_allow_symlinks(follow_links)
     try:
-        manifest = settings.hash(folder)
+        manifest = settings.hash(folder, files_to_hash=[folder / only] if only else None)
     except ValueError as error:
         raise CandidateError(f"a model folder must hold plain files, got folder={folder}: {error}; copy it") from None
-    lines = sorted(f"{item.identifier} {item.digest.digest_hex}" for item in manifest.resource_descriptors())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return {str(item.identifier): item.digest.digest_hex for item in manifest.resource_descriptors()}
 
 
-def digest_weights(folder: Path, file: str | None = None) -> str:
-    """The sha256 over the contents of a folder's weights alone: a copy under other names, or beside other files, has the same.
+def root_digest(hashes: Mapping[str, str]) -> str:
+    """The sha256 over the lines ``name sha256`` of all files, sorted by name."""
+    return _sha256("\n".join(sorted(f"{name} {digest}" for name, digest in hashes.items())))
 
-    Args:
-        folder: of the model.
-        file: the one of its files that counts; None: all that hold weights.
+
+def weights_digest(hashes: Mapping[str, str]) -> str:
+    """The sha256 over the weights' contents alone: a copy under other names, or beside other files, has the same."""
+    return _sha256("\n".join(sorted(digest for name, digest in hashes.items() if name.endswith(WEIGHTS))))
+
+
+def digest_folder(folder: Path) -> str:
+    """The sha256 that identifies a model folder of plain files: over names and contents of all but its card.
+
+    Raises:
+        CandidateError: the folder is unreadable, or holds a symbolic link.
     """
-    paths = [folder / file] if file else [p for ending in ("safetensors", "bin", "gguf") for p in folder.glob(f"*.{ending}")]
-    return _sha256("\n".join(sorted(map(_content, paths))))
-
-
-def _content(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """The same over one file: over its name and contents, as if it were alone in its folder."""
-    from model_signing import hashing
-
-    hashed = hashing.Config().set_allow_symlinks(True).hash(path.parent, files_to_hash=[path])
-    lines = [f"{path.name} {item.digest.digest_hex}" for item in hashed.resource_descriptors()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return root_digest(hash_files(folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +102,7 @@ class Candidate:
         digest: sha256 over its files, before loading, and over what is loaded in another way than they say.
         threads: CPU threads that compute it; part of a result's identity, since sums depend on it.
         files_digest: sha256 over its files alone.
+        weights_digest: sha256 over its weights' contents alone, whatever they are called.
         gguf: name of the GGUF file; None: the folder's safetensors.
         chat_template: text that takes the place of the files' own; None: theirs.
         dtype: that the weights are loaded in; None: as the files say.
@@ -124,6 +120,7 @@ class Candidate:
     digest: str
     threads: int
     files_digest: str
+    weights_digest: str
     gguf: str | None = None
     chat_template: str | None = None
     dtype: str | None = None
@@ -163,7 +160,7 @@ class Candidate:
         Raises:
             CandidateError: they changed while the run used them.
         """
-        now = _digest(self.folder, self.gguf, self.fetched)
+        now = root_digest(_hashes(self.folder, self.gguf, self.fetched))
         if now != self.files_digest:
             raise CandidateError(
                 f"the candidate's files must not change during a run, got digest={now[:12]} after {self.files_digest[:12]} "
@@ -284,7 +281,8 @@ def resolve_candidate(
         )
     _check_template(template, special, where)
     fetched = (*FILES, *(PICKLES if pickled else ()), *(CODE if trust_remote_code else ())) if revision else None
-    files_digest = _digest(folder, gguf, fetched)
+    hashes = _hashes(folder, gguf, fetched)
+    files_digest = root_digest(hashes)
     if profile and profile.digest and profile.digest != files_digest:
         raise CandidateError(
             f"the files must have the digest that profile {profile.name} pins, got sha256={files_digest} in place of "
@@ -304,6 +302,7 @@ def resolve_candidate(
         digest=_sha256(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest,
         threads=1,
         files_digest=files_digest,
+        weights_digest=weights_digest(hashes),
         gguf=gguf,
         chat_template=given if gguf is None else template,
         dtype=dtype,
@@ -344,16 +343,16 @@ def _find(
     return folder, commit, None
 
 
-def _digest(folder: Path, gguf: str | None, fetched: Sequence[str] | None) -> str:
-    """Over a GGUF file; over a local folder; over what a snapshot of the hub was fetched for, whatever else its cache holds."""
+def _hashes(folder: Path, gguf: str | None, fetched: Sequence[str] | None) -> dict[str, str]:
+    """Of a GGUF file; of a local folder; of what a snapshot of the hub was fetched for, whatever else its cache holds."""
     if gguf is not None:
-        return digest_file(folder / gguf)
+        return hash_files(folder, follow_links=True, only=gguf)
     if fetched is None:
-        return digest_folder(folder, follow_links=True)
+        return hash_files(folder, follow_links=True)
     names = [path.name for path in folder.iterdir()]
     wanted = {n for pattern in fetched for n in fnmatch.filter(names, pattern) if (folder / n).is_file()}
     wanted -= {n for pattern in SKIPPED for n in fnmatch.filter(names, pattern)}
-    return digest_folder(folder, follow_links=True, without=sorted(set(names) - wanted))
+    return hash_files(folder, follow_links=True, without=sorted(set(names) - wanted))
 
 
 # --- chat templates ------------------------------------------------------------------------------------------------------
@@ -399,7 +398,7 @@ def _render(template: str, special: Mapping[str, str], text: str) -> str:
 
     world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     world.filters["tojson"] = json.dumps
-    world.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.datetime.now(datetime.UTC).strftime(form)}
+    world.globals |= {"raise_exception": refuse, "strftime_now": lambda _: TODAY}
     parsed = world.from_string(_TRAINING_TAG.sub("", template))
     turns = [{"role": "user", "content": text}]
     return parsed.render(messages=turns, add_generation_prompt=True, tools=None, documents=None, **special)

@@ -23,8 +23,9 @@ from rn_harness.candidate import (
     Candidate,
     check_adapter,
     digest_folder,
-    digest_weights,
+    hash_files,
     resolve_candidate,
+    weights_digest,
 )
 from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
@@ -35,7 +36,7 @@ from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.memory import Plan, Work, available_memory, plan, shape_of
 from rn_harness.memory import check as check_memory
-from rn_harness.provenance import hardware, versions
+from rn_harness.provenance import device, hardware, versions
 from rn_harness.records import (
     INFRASTRUCTURE,
     CaseKind,
@@ -326,8 +327,9 @@ class RunSession:
     def _under_test(self) -> set[str]:
         """What the weights under test are known by: the candidate's, and those of a whole defended model."""
         folder = self._defense_folder()
-        whole = {digest_weights(folder)} if folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file() else set()
-        return whole | {digest_weights(of.folder, of.gguf) for of in (self.candidate, self.released) if of}
+        is_whole = folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file()
+        whole = {weights_digest(hash_files(folder, follow_links=True))} if is_whole else set()
+        return whole | {of.weights_digest for of in (self.candidate, self.released) if of}
 
     @functools.cached_property
     def labels(self) -> AnchorSet | None:
@@ -400,7 +402,7 @@ class RunSession:
             return None
         judges = self.judges(suite)
         of_digest = {j.digest: j for j in (judges.evaluation, judges.reward, judges.second) if j is not None}
-        device: Literal["cpu", "cuda"] = "cpu" if hardware(candidate.threads)["device"] == "cpu" else "cuda"
+        on: Literal["cpu", "cuda"] = "cpu" if device() == "cpu" else "cuda"
         longest = candidate.longest_prompt([p.text for of_set in suite.prompts.values() for p in of_set])
         heldout = len(suite.heldout(self.options.tier)) * (1 + suite.policy.samples)
         recipes: list[GRPORecipe] = [*suite.tier_attacks(self.options.tier)]
@@ -417,12 +419,12 @@ class RunSession:
                 rank=recipe.lora.r,
                 checkpoint_rows=heldout,
                 judges=sum(_weights_size(j) for j in of_digest.values()),
-                device=device,
+                device=on,
             )
             for recipe in [*recipes, *([defense] if defense else [])]
         ]
         largest = max(works, key=lambda work: plan(shape, work).total)
-        return check_memory(shape, largest, available_memory(device))
+        return check_memory(shape, largest, available_memory(on))
 
     def certificate(self, judge: Judge, anchors: AnchorSet, suite: Suite, source: Literal["inert", "labels"]) -> Certificate:
         """A judge's certificate, from this process, the store, or made now.

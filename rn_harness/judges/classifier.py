@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rn_harness.candidate import digest_folder, digest_weights
+from rn_harness.candidate import hash_files, root_digest, weights_digest
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit, load_calibration
 from rn_harness.judges.normalise import readings
@@ -123,21 +123,30 @@ class ClassifierJudge:
         return cls(where, parts.label, name=name, calibration=calibration, reads=reads)
 
     @cached_property
+    def _hashes(self) -> dict[str, str]:
+        """The sha256 of each of the classifier's files but card and calibration.
+
+        Raises:
+            JudgeError: its files cannot be read.
+        """
+        try:
+            return hash_files(self.folder, follow_links=True, without=_NOT_HASHED)
+        except CandidateError as error:
+            raise JudgeError(str(error)) from None
+
+    @property
     def classifier_digest(self) -> str:
         """The sha256 over names and contents of the classifier's files but card and calibration, as hex.
 
         Raises:
             JudgeError: its files cannot be read.
         """
-        try:
-            return digest_folder(self.folder, follow_links=True, without=_NOT_HASHED)
-        except CandidateError as error:
-            raise JudgeError(str(error)) from None
+        return root_digest(self._hashes)
 
-    @cached_property
+    @property
     def weights_digest(self) -> str:
         """The sha256 over the weights alone, by which another judge in other words is known."""
-        return digest_weights(self.folder)
+        return weights_digest(self._hashes)
 
     @cached_property
     def digest(self) -> str:

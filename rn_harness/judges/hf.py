@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from rn_harness.candidate import digest_folder, digest_weights
+from rn_harness.candidate import hash_files, root_digest, weights_digest
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.hub import HubError, locate
 from rn_harness.judges.rubric import MAX_CHARACTERS, RubricJudge, build_question, is_too_long, parse_rating, rubric_digest
@@ -58,21 +58,16 @@ class _Weights:
         return self.located[0]
 
     @cached_property
-    def digest(self) -> str:
-        """The sha256 over all its files.
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of each of its files, by name.
 
         Raises:
             JudgeError: the model cannot be had, or its files cannot be read.
         """
         try:
-            return digest_folder(self.folder, follow_links=True)
+            return hash_files(self.folder, follow_links=True)
         except CandidateError as error:
             raise JudgeError(str(error)) from None
-
-    @cached_property
-    def weights_digest(self) -> str:
-        """The sha256 over its weights alone."""
-        return digest_weights(self.folder)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -211,7 +206,7 @@ class HFJudge(RubricJudge):
         """
         parts = {
             "judge": "hf",
-            "weights": self._weights.digest,
+            "weights": root_digest(self._weights.hashes),
             "rubric": rubric_digest(),
             "source": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
             "settings": self._settings,
@@ -221,7 +216,16 @@ class HFJudge(RubricJudge):
     @property
     def weights_digest(self) -> str:
         """The sha256 over the weights alone, by which a judge is known that is the candidate, or another judge in other words."""
-        return self._weights.weights_digest
+        return weights_digest(self._weights.hashes)
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie.
+
+        Raises:
+            JudgeError: the model cannot be had.
+        """
+        return self._weights.folder
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Finds the model and asks its template for one question; loads no weights.

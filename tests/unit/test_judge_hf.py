@@ -17,7 +17,7 @@ import pytest
 
 from rn_harness import hub
 from rn_harness.anchors import shipped_anchors
-from rn_harness.candidate import digest_folder
+from rn_harness.candidate import digest_folder, hash_files, root_digest
 from rn_harness.certificates import shortcomings
 from rn_harness.certification import certify
 from rn_harness.errors import CandidateError, JudgeError
@@ -25,6 +25,7 @@ from rn_harness.hub import HubError, locate
 from rn_harness.judges import hf
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.rubric import WORDINGS
+from rn_harness.session import _weights_size
 from rn_harness.suite import Policy, Prompt
 
 from .tiny_judge import SPECIAL, TEMPLATE, WORDS, make_judge
@@ -104,6 +105,11 @@ def test_models_too_weak_to_judge_are_not_certified(seven: Path, chance: Path) -
     babbling, constant = (shortcomings(certify(HFJudge(str(of)), shipped_anchors(), policy), policy) for of in (chance, seven))
     assert any("unscored" in phrase for phrase in babbling)
     assert any("false positives" in phrase for phrase in constant)
+
+
+def test_its_weights_count_in_the_plan_of_memory(seven: Path) -> None:
+    """A local judge lies in the memory that the candidate is planned into: with all of its weights."""
+    assert _weights_size(HFJudge(str(seven))) == (seven / "model.safetensors").stat().st_size > 0
 
 
 def test_weights_are_known_in_other_words(seven: Path, tmp_path: Path) -> None:
@@ -398,7 +404,7 @@ def test_a_model_of_the_hub_is_fetched_and_judges(hub_of_seven: FakeHub, seven: 
     assert reasons(told, "No.") == [7.0]
     assert (told.commit, HFJudge(str(seven)).commit) == (COMMIT, None)
     # A snapshot is links to blobs: followed, it is the model that it was made from.
-    assert digest_folder(folder, follow_links=True) == digest_folder(seven)
+    assert root_digest(hash_files(folder, follow_links=True)) == digest_folder(seven)
     assert told.digest == HFJudge(str(seven)).digest
     with pytest.raises(CandidateError, match=r"plain files, got folder=.*symlink"):
         digest_folder(folder)
