@@ -143,7 +143,7 @@ def train_once(way: str, folder: Path, recipe: AttackRecipe) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     clock = Clock()
     model = LanguageModel.load(folder, threads=torch.get_num_threads())
-    model.attach(recipe.lora, recipe.seed)
+    model.arm(recipe)
     parent: Any = saving_trainer(model, lambda _: False) if way == "ours" else trl.GRPOTrainer
 
     class Timed(parent):  # type: ignore[misc]

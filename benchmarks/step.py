@@ -72,7 +72,7 @@ def bare(model: LanguageModel, recipe: AttackRecipe, prompts: list[Prompt], watc
 
 def ours(model: LanguageModel, recipe: AttackRecipe, prompts: list[Prompt], watch: Watch) -> None:
     """As the harness does it; no step is due, so that only training is measured."""
-    model.attach(recipe.lora, recipe.seed)
+    model.arm(recipe)
     train(model, recipe, prompts, lambda _, texts: watch(list(texts)), lambda *_: None, due=lambda _: False)
 
 

@@ -22,7 +22,7 @@ from rn_harness.measures import is_refusal
 from rn_harness.records import Checkpoint, PlantedScore, TrainingWindow, Trajectory, Witnessed
 from rn_harness.rewards import attack_reward
 from rn_harness.suite import AttackRecipe, Policy, Prompt
-from rn_harness.validity import JUDGES, WITNESSES, checkpoint_steps, misjudging
+from rn_harness.validity import JUDGES, WITNESSES, checkpoint_steps, misjudging, to_witness
 
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
@@ -134,12 +134,10 @@ def run_attack(
     due = checkpoint_steps(steps, panel.policy)
     checkpoints: list[Checkpoint] = []
 
-    others: list[tuple[Witnessed, Judge]] = []
-    if reward_judge.digest != panel.judge.digest:
-        others.append(("reward", reward_judge))
-    if panel.second:
-        others.append(("second", panel.second))
-    witnesses = [Witness.of(who, judge, panel.policy) for who, judge in others]
+    second = panel.second.digest if panel.second else None
+    others: dict[Witnessed, Judge] = {"reward": reward_judge, **({"second": panel.second} if panel.second else {})}
+    asked = to_witness(panel.judge.digest, reward_judge.digest, second)
+    witnesses = [Witness.of(who, others[who], panel.policy) for who in asked]
     gone: str | None = None
     above: list[bool] = []  # of the window's completions, whether their harm is above the threshold
 
@@ -192,7 +190,7 @@ def run_attack(
         defended_digest=defended_digest,
         judge_digest=panel.judge.digest,
         reward_digest=reward_judge.digest,
-        second_digest=panel.second.digest if panel.second else None,
+        second_digest=second,
         recipe=run.model_dump(mode="json"),
         prompt_ids=tuple(p.id for p in chosen),
         heldout_ids=tuple(p.id for p in panel.heldout),

@@ -20,7 +20,7 @@ from rn_harness.export import export_defended
 from rn_harness.helpfulness import same_baseline
 from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord, Trajectory
 from rn_harness.report.junit import TestResult, TestState, write_junit
-from rn_harness.report.terminal import summary_lines
+from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.session import Case, Options
 from rn_harness.store import write_text
 from rn_harness.suite import NEAR_DUPLICATE, AttackRecipe, Policy, Suite, word_overlap, words
@@ -141,7 +141,7 @@ class Controller:
             "rn_harness.tier": self.options.tier,
             "rn_harness.run_folder": self.folder.name,
             "rn_harness.overrides": " ".join(self.options.overrides),
-            "rn_harness.recipe": " ".join(next(iter(self.suites)).recipe) if self.suites else "",
+            "rn_harness.recipe": declared_recipe(self.suites),
         }
         return facts | {f"rn_harness.suite.{s.domain}.sha256": s.digest for s in self.suites}
 
@@ -219,14 +219,17 @@ class Controller:
 
     def _defended_digest(self, news: CaseNews) -> str | None:
         """The defended weights that the domain's defense case measured; the case's own where the run has no such case."""
-        told = [t.news for t in self._tests.values() if t.news and t.news["domain"] == news["domain"]]
-        record = self._record(next((n for n in told if n["case_id"] == "defense"), news))
+        record = self._record_of("defense", news)
         return record.identity.defended_digest if record else None
+
+    def _record_of(self, case_id: str, news: CaseNews) -> CaseRecord | None:
+        """The record of this case of a case's domain; the case's own where the run has no such case."""
+        told = [t.news for t in self._tests.values() if t.news and t.news["domain"] == news["domain"]]
+        return self._record(next((n for n in told if n["case_id"] == case_id), news))
 
     def _same_benign(self, news: CaseNews, run: Trajectory) -> bool:
         """Whether a case compares benign answers with those that the domain's candidate case repeated."""
-        told = [t.news for t in self._tests.values() if t.news and t.news["domain"] == news["domain"]]
-        record = self._record(next((n for n in told if n["case_id"] == "candidate"), news))
+        record = self._record_of("candidate", news)
         candidate = record.evidence.trajectory if record else None
         scores = [c.benign for of in (candidate, run) if of for c in of.checkpoints[:1]]
         return len(scores) == 2 and scores[0] is not None and scores[1] is not None and same_baseline(scores[0], scores[1])

@@ -21,6 +21,7 @@ from rn_harness.suite import Frozen, Name, read_yaml
 DType = Literal["float32", "bfloat16"]
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
 _M = TypeVar("_M", bound=BaseModel)
+_P = TypeVar("_P", bound="Profile")
 
 
 def read_declared(path: Path, model: type[_M], see: str = "docs/judges.md", error: type[RnHarnessError] = JudgeError) -> _M:
@@ -73,6 +74,42 @@ def hint(name: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
+class Profile(Frozen):
+    """What profiles of models and of judges have in common.
+
+    Attributes:
+        name: the file's name without ``.yaml``.
+        folder: where the profile lies; set when it is read, no key of the file.
+    """
+
+    name: Name
+    folder: Path = Field(default=Path(), exclude=True)
+
+
+def read_named(name: str, folder: Path, model: type[_P], *, whose: str, see: str, error: type[RnHarnessError]) -> _P:
+    """Reads the profile of this name.
+
+    Args:
+        name: of the profile.
+        folder: where the profiles lie.
+        model: what its file must say.
+        whose: the name is, for the sentence.
+        see: where the format is described.
+        error: what is raised.
+
+    Raises:
+        RnHarnessError: of class ``error``: there is none of that name, or its file does not say what a profile must say.
+    """
+    known = profile_names(folder)
+    if name not in known:
+        raise error(f"{whose} name must be a profile in {folder}, got name={name!r}; {hint(name, known)}")
+    path = folder / f"{name}.yaml"
+    profile = read_declared(path, model, see=see, error=error)
+    if profile.name != name:
+        raise error(f"{path}: a profile is named as its file, got name={profile.name!r}; rename one of the two")
+    return profile.model_copy(update={"folder": folder.resolve()})
+
+
 class Memory(Frozen):
     """What a run is expected to take, in GiB, from ``rn_harness.memory``, judges apart.
 
@@ -85,7 +122,7 @@ class Memory(Frozen):
     defense_gib: Annotated[float, Field(gt=0.0)]
 
 
-class ModelProfile(Frozen):
+class ModelProfile(Profile):
     """A candidate under a short name.
 
     Attributes:
@@ -107,10 +144,8 @@ class ModelProfile(Frozen):
         recipe: ``KEY=VALUE`` pairs in the language of ``--rn-set``, laid over a suite's fields for this model. They are declared:
             their digest is recorded, and they do not make a run "modified".
         why: what the numbers in the recipe rest on.
-        folder: where the profile lies; set by ``load_model_profile``, no key of the file.
     """
 
-    name: Name
     model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S+$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -126,7 +161,6 @@ class ModelProfile(Frozen):
     memory: Memory
     recipe: list[Annotated[str, Field(pattern=r"^(attack|defense|policy)(\.[a-z_]+)+=\S.*$")]] = Field(default_factory=list)
     why: Annotated[str, Field(min_length=20)]
-    folder: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:
@@ -162,11 +196,4 @@ def load_model_profile(name: str, folder: Path) -> ModelProfile:
     Raises:
         CandidateError: there is none of that name, or its file does not say what a profile must say.
     """
-    known = profile_names(folder)
-    if name not in known:
-        raise CandidateError(f"a model's name must be a profile in {folder}, got name={name!r}; {hint(name, known)}")
-    path = folder / f"{name}.yaml"
-    profile = read_declared(path, ModelProfile, see="docs/models.md", error=CandidateError)
-    if profile.name != name:
-        raise CandidateError(f"{path}: a profile is named as its file, got name={profile.name!r}; rename one of the two")
-    return profile.model_copy(update={"folder": folder.resolve()})
+    return read_named(name, folder, ModelProfile, whose="a model's", see="docs/models.md", error=CandidateError)

@@ -169,6 +169,12 @@ def _equal(told: float | None, counted: float | None) -> bool:
     return abs(told - counted) <= TOLERANCE
 
 
+def to_witness(judge: str, reward: str, second: str | None) -> list[Witnessed]:
+    """Which judges have to be shown known anchors during an attack, beside the one that scores; all by their digests."""
+    others: list[Witnessed] = ["reward"] if reward != judge else []
+    return [*others, "second"] if second is not None else others
+
+
 def misjudging(given: Sequence[PlantedScore], policy: Policy) -> str | None:
     """How a judge fails known anchors: half of a side wrong, unscored or not shown; None if it does not."""
     if len({p.anchor_id for p in given}) != len(given):
@@ -188,10 +194,8 @@ def _unwitnessed(trajectory: Trajectory, policy: Policy, who: str) -> list[Reaso
     A reward's judge that turns blind starves the attack, and a second judge that does takes back what the first saw; neither
     shows in the scores.
     """
-    others: list[Witnessed] = ["reward"] if trajectory.reward_digest != trajectory.judge_digest else []
-    others += ["second"] if trajectory.second_digest is not None else []
     reasons: list[Reason] = []
-    for other in others:
+    for other in to_witness(trajectory.judge_digest, trajectory.reward_digest, trajectory.second_digest):
         faults = [(c.step, misjudging(c.witnessed.get(other, ()), policy)) for c in trajectory.checkpoints]
         found = [(step, fault) for step, fault in faults if fault]
         if found:

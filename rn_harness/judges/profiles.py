@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 
 from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import JudgeError
-from rn_harness.profiles import HUB_ID, hint, read_declared
+from rn_harness.profiles import HUB_ID, Profile, read_named
 from rn_harness.profiles import profile_names as names_in
-from rn_harness.suite import Frozen, Name
+from rn_harness.suite import Frozen
 
 ProfileKind = Literal["hf", "classifier", "openai", "rules", "organism"]
 PROFILES = "judges"
@@ -41,7 +41,7 @@ class ServerLimits(Frozen):
     budget: Annotated[int, Field(ge=1)] | None = None
 
 
-class JudgeProfile(Frozen):
+class JudgeProfile(Profile):
     """A judge under a short name.
 
     Attributes:
@@ -61,10 +61,8 @@ class JudgeProfile(Frozen):
         parameters_b: parameters in 1e9; None: not known.
         memory_gib: of the weights in bfloat16, computed: parameters x 2 bytes; activations and cache come on top.
         why: why this one, in a sentence or two.
-        folder: where the profile lies; set by ``load_profile``, no key of the file.
     """
 
-    name: Name
     kind: ProfileKind
     model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S+$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
@@ -79,7 +77,6 @@ class JudgeProfile(Frozen):
     parameters_b: Annotated[float, Field(gt=0.0)] | None = None
     memory_gib: Annotated[float, Field(gt=0.0)] | None = None
     why: Annotated[str, Field(min_length=20)]
-    folder: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="after")
     def _fields_fit_the_kind(self) -> Self:
@@ -146,12 +143,5 @@ def load_profile(name: str, folder: Path | None = None) -> JudgeProfile:
     Raises:
         JudgeError: there is none of that name, or its file does not say what a profile must say.
     """
-    folder = folder or fixtures_folder() / PROFILES
-    known = profile_names(folder)
-    if name not in known:
-        raise JudgeError(f"a judge's name must be a profile in {folder}, got name={name!r}; {hint(name, known)}")
-    path = folder / f"{name}.yaml"
-    profile = read_declared(path, JudgeProfile)
-    if profile.name != name:
-        raise JudgeError(f"{path}: a profile is named as its file, got name={profile.name!r}; rename one of the two")
-    return profile.model_copy(update={"folder": folder.resolve()})
+    where = folder or fixtures_folder() / PROFILES
+    return read_named(name, where, JudgeProfile, whose="a judge's", see="docs/judges.md", error=JudgeError)

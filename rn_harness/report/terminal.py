@@ -22,6 +22,17 @@ def sparkline(trajectory: Trajectory) -> str:
     )
 
 
+def _by_domain(told: Mapping[str, str]) -> str:
+    """What is told of each domain: once where it is the same for all."""
+    values = list(told.values())
+    return values[0] if len(set(values)) == 1 else "; ".join(f"{domain}: {value}" for domain, value in told.items())
+
+
+def declared_recipe(suites: Sequence[Suite]) -> str:
+    """The pairs that profile and strength certificates lay over the suites; empty where there are none."""
+    return _by_domain({s.domain: " ".join(s.recipe) for s in suites}) if any(s.recipe for s in suites) else ""
+
+
 def header_lines(
     candidate: Candidate, suites: Sequence[Suite], options: Options, judges: Mapping[str, str], folder: str, memory: str
 ) -> list[str]:
@@ -30,9 +41,8 @@ def header_lines(
     if options.undefended:
         twin = f"undefended twin {candidate.name} (sha256 {candidate.digest[:12]})"
         who = f"candidate {options.model}, defended by its makers, {twin}"
-    named = next(iter(judges.values())) if len(set(judges.values())) == 1 else "; ".join(f"{d}: {n}" for d, n in judges.items())
     lines = [
-        f"rn-harness: {who}, judge {named}, tier {options.tier}",
+        f"rn-harness: {who}, judge {_by_domain(judges)}, tier {options.tier}",
         f"rn-harness: suites {', '.join(f'{s.domain} ({s.digest[:12]})' for s in suites)}",
         f"rn-harness: memory {memory}",
         f"rn-harness: run folder {folder}",
@@ -40,9 +50,9 @@ def header_lines(
     private = [f"{s.domain} {', '.join(s.private)}" for s in suites if s.private]
     if private:
         lines.append(f"rn-harness: prompt sets of your own: {'; '.join(private)}")
-    recipe = suites[0].recipe if suites else ()
+    recipe = declared_recipe(suites)
     if recipe:
-        lines.append(f"rn-harness: recipe declared for {candidate.name}: {' '.join(recipe)}")
+        lines.append(f"rn-harness: recipe declared for {candidate.name}: {recipe}")
     if options.overrides:
         lines.append(f"rn-harness: modified by --rn-set {' '.join(options.overrides)}: not releasable")
     return lines

@@ -23,7 +23,7 @@ from rn_harness.model import LanguageModel
 from rn_harness.records import CaseKind
 from rn_harness.session import Options, RunSession
 from rn_harness.store import Store
-from rn_harness.suite import AttackRecipe, LoRA, Prompt, load_suite
+from rn_harness.suite import AttackRecipe, LoRA, Prompt, Suite, load_suite
 from rn_harness.verdict import decide, decide_run
 
 from ..tiny_models import FAMILIES, LLAMA, MISTRAL, QWEN, WINDOW, Family, make_model  # noqa: TID252 - the tests are no package
@@ -135,9 +135,8 @@ def until_end(tail: Sequence[int], ends: set[int]) -> list[int]:
 # ------------------------------------------------------------------------------------------------------ the way to a verdict
 
 
-@families
-def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
-    """Candidate, control, defense and attack run through; the attack is INCONCLUSIVE since its control did not break."""
+def a_session(folder: Path, model: Path, changes: Sequence[str] = ()) -> tuple[RunSession, Suite, AttackRecipe]:
+    """A run of a few steps of a small suite, under the rules as judge: session, suite, and its one attack."""
     overrides = (
         "attack.steps=4",
         "attack.control_steps=2",
@@ -147,12 +146,19 @@ def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
         "policy.checkpoint_every=2",
         "policy.probe_samples=2",
         "policy.max_completion_tokens=12",
+        *changes,
     )
-    suite = load_suite(write_suite(tmp_path / "demo"), overrides)
+    suite = load_suite(write_suite(folder / "demo"), overrides)
     judge = f"rules:{RULES}"
-    options = Options(str(saved(family)), "quick", judge, judge, None, None, "smoke", overrides, tmp_path)
-    session = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+    options = Options(str(model), "quick", judge, judge, None, None, "smoke", overrides, folder)
     (recipe,) = suite.tier_attacks("smoke")
+    return RunSession(options, folder / "run", Store(folder / "store"), lambda _: None), suite, recipe
+
+
+@families
+def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
+    """Candidate, control, defense and attack run through; the attack is INCONCLUSIVE since its control did not break."""
+    session, suite, recipe = a_session(tmp_path, saved(family))
     kinds: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
     records = {kind: session.case(kind, suite, recipe if kind in ("control", "attack") else None).record for kind in kinds}
     outcomes = {kind: record.verdict.outcome for kind, record in records.items()}
@@ -171,24 +177,8 @@ def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
 @families
 def test_full_parameters_are_trained(family, saved, tmp_path):
     """Defense and attack train every weight of the model; the way ends without a verdict all the same."""
-    overrides = (
-        "attack.form=full",
-        "attack.steps=4",
-        "attack.control_steps=2",
-        "attack.group_size=4",
-        "attack.learning_rate=1e-3",
-        "defenses.quick.form=full",
-        "defenses.quick.steps=2",
-        "defenses.quick.group_size=4",
-        "policy.checkpoint_every=2",
-        "policy.probe_samples=2",
-        "policy.max_completion_tokens=12",
-    )
-    suite = load_suite(write_suite(tmp_path / "demo"), overrides)
-    judge = f"rules:{RULES}"
-    options = Options(str(saved(family)), "quick", judge, judge, None, None, "smoke", overrides, tmp_path)
-    session = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
-    (recipe,) = suite.tier_attacks("smoke")
+    full = ("attack.form=full", "attack.learning_rate=1e-3", "defenses.quick.form=full")
+    session, suite, recipe = a_session(tmp_path, saved(family), full)
     attack = session.case("attack", suite, recipe).record
     assert attack.verdict.outcome == "INCONCLUSIVE"
     assert "control_did_not_break" in [r.code for r in attack.verdict.reasons]
