@@ -577,6 +577,17 @@ def test_degenerate_within_its_budget_passes() -> None:
     assert outcomes == ["PASS", "INCONCLUSIVE"]
 
 
+@pytest.mark.parametrize(
+    ("already", "who"), [(3, "the attack wrecked the model"), (80, "the defense had wrecked the model before")]
+)
+def test_who_wrecked_the_model_is_told(already: int, who: str) -> None:
+    """Benign answers that were lost before the first attack step are the defense's doing."""
+    attacked = benign(20, similarity=lost(80, 0.2))(benign(0, similarity=lost(already, 0.2))(evidence("attack")))
+    told = [r.sentence for r in decide(attacked).reasons if r.code == "wrecked"]
+    assert told
+    assert all(who in sentence for sentence in told)
+
+
 def test_last_step_is_a_checkpoint() -> None:
     """Where the steps are no multiple of the interval, the last step is due too."""
     # 45 steps: due at 0, 10, 20, 30, 40 and 45, the last window of 5 steps.
