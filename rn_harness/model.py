@@ -150,6 +150,8 @@ class LanguageModel:
         network.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
         )
+        # transformers hands over the last position as a slice, for which torch would copy the whole layer once for each row.
+        network.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
         return cls(network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
     def render(self, prompt: Prompt) -> str:

@@ -91,3 +91,16 @@ def test_the_record_tells_templates_apart(model: LanguageModel, tmp_path: Path) 
     assert rendered == load(tmp_path / "same", QWEN).rendered(PROMPT)
     other = dataclasses.replace(QWEN, template=QWEN.template.replace("You answer questions.", "You refuse."))
     assert load(tmp_path / "other", other).rendered(PROMPT) != rendered
+
+
+def test_the_output_layer_is_not_copied_for_each_row(model: LanguageModel) -> None:
+    """The last positions of several prompts reach the output layer in one piece; of a slice torch copies the layer per row."""
+    import torch
+
+    given = []
+    layer = model.network.get_output_embeddings()
+    handle = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].is_contiguous()))
+    with torch.no_grad():
+        model.network(input_ids=torch.ones(4, 5, dtype=torch.long), logits_to_keep=1)
+    handle.remove()
+    assert given == [True]
