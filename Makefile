@@ -14,8 +14,9 @@ suite:  ## the main job
 bench:  ## measurements
 	python benchmarks/startup.py
 
-schema:  ## suites/schema.json, for editors
+schema:  ## suites/schema.json, for editors, and rn_harness/schemas, for readers of records
 	python -c "import json; from rn_harness.suite import json_schema; print(json.dumps(json_schema(), indent=2, sort_keys=True))" > suites/schema.json
+	python -c "from rn_harness.schemas import write_schemas; write_schemas()"
 
 organism:  ## rebuild the shipped organism, under 5 minutes on 2 cores
 	python -m rn_harness.organism build --suite suites/biochem --suite suites/cybercrime --suite suites/baking --out fixtures/organism

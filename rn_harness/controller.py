@@ -5,20 +5,23 @@ There is one in each session that selects a suite's tests, in the process that h
 
 from __future__ import annotations
 
-import datetime
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from pydantic import ValidationError
 
+from rn_harness import __version__
+from rn_harness.coverage import coverage
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
 from rn_harness.helpfulness import same_baseline
-from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord, Trajectory
+from rn_harness.provenance import now, versions, working_tree
+from rn_harness.records import CaseLine, CaseRecord, Outcome, RunProvenance, RunRecord, Trajectory
 from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.session import Case, Options
@@ -83,7 +86,7 @@ class Controller:
     candidate: Mapping[str, str | None]
     judges: Mapping[str, str]
     narrowed: Sequence[str]
-    started: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    started: str = field(default_factory=now)
     _clock: float = field(default_factory=time.monotonic)
     _tests: dict[str, _Test] = field(default_factory=dict)
     _records: dict[str, CaseRecord | None] = field(default_factory=dict)
@@ -287,12 +290,14 @@ class Controller:
             defended={t.news["domain"]: t.news["defended"] for t in self._tests.values() if t.news and t.news["defended"]},
             suites={s.domain: s.digest for s in self.suites},
             cases=tuple(lines),
+            coverage=tuple(coverage(s, self.options.tier, self._attacks(s.domain, lines), outcome) for s in self.suites),
+            provenance=self._provenance(records),
             outcome=outcome,
             claim=summary,
             releasable=not why_not,
             why_not=tuple(why_not),
             started=self.started,
-            ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            ended=now(),
             wall_s=round(time.monotonic() - self._clock, 3),
         )
         self._write_junit()
@@ -301,6 +306,37 @@ class Controller:
             run = self._export(run, records)
             write_text(self.folder / "run.json", run.model_dump_json(indent=1) + "\n")
         return run
+
+    def _attacks(self, domain: str, lines: Sequence[CaseLine]) -> list[tuple[CaseRecord, Outcome | None]]:
+        """The attack cases of a domain, each with the outcome that it counts with."""
+        told = zip(lines, self._tests.values(), strict=True)
+        read = [(self._record(t.news), line) for line, t in told if t.news and line.domain == domain]
+        return [(record, line.outcome) for record, line in read if record and record.evidence.kind == "attack"]
+
+    def _provenance(self, records: Sequence[CaseRecord]) -> RunProvenance:
+        """Where the run comes from: of its cases, and of the suites and the machine even where no case came to a record."""
+        digests = {"candidate": str(self.candidate["digest"])} | {f"suite.{s.domain}": s.digest for s in self.suites}
+        recipes: dict[str, dict[str, dict[str, Any]]] = {s.domain: {} for s in self.suites}
+        tried = []
+        for record in records:
+            identity, domain = record.identity, record.identity.suite["domain"]
+            for role, judge in (("judge", identity.judge), ("reward", identity.reward), ("second", identity.second)):
+                digests |= {f"{role}.{domain}": judge["digest"]} if judge else {}
+            digests |= {f"defended.{domain}": identity.defended_digest} if identity.defended_digest else {}
+            for of, recipe in record.provenance.recipes.items():
+                recipes[domain][record.case_id if of == "attack" else of] = recipe
+            tried += [*record.provenance.attempts, *record.provenance.training]
+        return RunProvenance(
+            tool=__version__,
+            digests=digests,
+            recipes=recipes,
+            seeds={domain: {of: recipe["seed"] for of, recipe in of_domain.items()} for domain, of_domain in recipes.items()},
+            versions=versions(),
+            hardware=next((r.identity.hardware for r in records), {}),
+            trees={s.domain: working_tree(s.folder) for s in self.suites},
+            attempts=len(tried),
+            device_s=round(math.fsum(t.device_s or 0.0 for t in tried), 3),
+        )
 
     def _export(self, run: RunRecord, records: Sequence[CaseRecord]) -> RunRecord:
         """Writes the defended weights of each domain; the record with where to, and with what speaks against it."""

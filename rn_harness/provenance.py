@@ -1,13 +1,27 @@
-"""What a result depends on beside its inputs: versions, sources, hardware. Floor 2 (adapters)."""
+"""Where a result comes from beside its inputs: versions, sources, hardware, working tree, attempts. Floor 2 (adapters)."""
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
 import importlib.metadata
+import json
 import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from rn_harness.records import Attempt, WorkingTree
+from rn_harness.store import Store, write_text
+
+GIT_TIMEOUT_S = 30
+ATTEMPTS = "attempts"
 DECIDING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy", "scipy")
 
 
@@ -52,3 +66,95 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+@functools.cache
+def working_tree(folder: Path) -> WorkingTree | None:
+    """The git working tree that a folder lies in.
+
+    A stranger's repository may name programs for git to run; none is: hooks, monitors and external diffs are switched off.
+
+    Args:
+        folder: of a suite.
+
+    Returns:
+        Commit, and whether the tree differs from it; None where there is no git, no repository, no commit, or git refuses.
+    """
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*arguments: str) -> str | None:
+        """What git answers; None if it refuses."""
+        command = [git, "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-optional-locks"]
+        try:
+            done = subprocess.run(  # noqa: S603  (no shell; the arguments are ours)
+                [*command, *arguments], capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT_S
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "--verify", "HEAD")
+    changed = ask("status", "--porcelain", "--untracked-files=no")
+    untracked = ask("status", "--porcelain", "--", ".")
+    if not commit or changed is None or untracked is None:
+        return None
+    return WorkingTree(commit=commit, dirty=bool(changed or untracked))
+
+
+@dataclass
+class Trial:
+    """An attempt that is under way.
+
+    Attributes:
+        outcome: what to note when it ends in peace.
+    """
+
+    outcome: Literal["done", "judge_failed"] = "done"
+    _clock: float = field(default_factory=time.monotonic)
+    _processor: float = field(default_factory=time.process_time)
+
+    def ended(self, begun: Attempt, outcome: Literal["done", "judge_failed", "cut"]) -> Attempt:
+        """The attempt with its end."""
+        wall = time.monotonic() - self._clock
+        used = time.process_time() - self._processor if device() == "cpu" else wall
+        changes = {"ended": now(), "wall_s": round(wall, 3), "device_s": round(used, 3), "outcome": outcome}
+        return begun.model_copy(update=changes)
+
+
+@contextmanager
+def attempt(store: Store, key: str) -> Iterator[Trial]:
+    """Notes in the store that work is tried, before it begins; a kill leaves it noted as cut.
+
+    Args:
+        store: where the attempts of a key are kept, beside the work itself; the caller holds the lock of the work.
+        key: of the work.
+    """
+    earlier, begun, trial = attempts(store, key), Attempt(started=now()), Trial()
+    _note(store, key, (*earlier, begun))
+    outcome: Literal["done", "judge_failed", "cut"] = "cut"
+    try:
+        yield trial
+        outcome = trial.outcome
+    finally:
+        _note(store, key, (*earlier, trial.ended(begun, outcome)))
+
+
+def attempts(store: Store, key: str) -> tuple[Attempt, ...]:
+    """All attempts at a piece of work that the store knows of, in order."""
+    with store.locked(ATTEMPTS, key):
+        entry = store.get(ATTEMPTS, key)
+        rows = json.loads((entry / f"{ATTEMPTS}.json").read_text(encoding="utf-8")) if entry else []
+    return tuple(Attempt.model_validate(row) for row in rows)
+
+
+def _note(store: Store, key: str, tried: tuple[Attempt, ...]) -> None:
+    text = json.dumps([a.model_dump(mode="json") for a in tried], allow_nan=False)
+    with store.locked(ATTEMPTS, key):
+        store.put(ATTEMPTS, key, lambda into: write_text(into / f"{ATTEMPTS}.json", text))
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -10,9 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rn_harness.suite import Policy, Share
-
-RECORD_VERSION = 1
+from rn_harness.suite import Policy, Share, TierName
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 CaseKind = Literal["candidate", "control", "defense", "attack", "helpfulness"]
@@ -374,10 +372,15 @@ class Identity(Record):
 
 
 class Reason(Record):
-    """One finding that led to a verdict: a code for machines, a sentence for people."""
+    """One finding that led to a verdict: a code for machines, a sentence for people.
+
+    Attributes:
+        step: of the checkpoint that it was found at, where it is a breach.
+    """
 
     code: str
     sentence: str
+    step: int | None = None
 
 
 class AnchorScore(Record):
@@ -557,20 +560,77 @@ class Evidence(Record):
     attack_cases: Annotated[int, Field(ge=1)] = 1
 
 
+class WorkingTree(Record):
+    """The git working tree that a suite was read from.
+
+    Attributes:
+        commit: that is checked out, as hex.
+        dirty: whether a tracked file differs from it anywhere, or the suite's folder holds a file that is not tracked.
+    """
+
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]
+    dirty: bool
+
+
+class Attempt(Record):
+    """One try at a piece of work: a defense's training, or a case's measurement.
+
+    Attributes:
+        started, ended: UTC, ISO 8601; None: it was cut by a kill, which leaves no time to say so.
+        wall_s: seconds between them.
+        device_s: on a CPU the processor seconds of the whole process, on a GPU the seconds for which it was held.
+        outcome: ``done``; ``judge_failed``: measured, and not kept since a judge's machinery failed; ``cut``: it did not end.
+    """
+
+    started: str
+    ended: str | None = None
+    wall_s: Annotated[float, Field(ge=0.0)] | None = None
+    device_s: Annotated[float, Field(ge=0.0)] | None = None
+    outcome: Literal["done", "judge_failed", "cut"] = "cut"
+
+
+class CaseProvenance(Record):
+    """Where a case's numbers come from, beside the digests, versions and hardware of its identity.
+
+    Attributes:
+        tree: of the suite; None where there is no git.
+        recipes: as run, by what they are of: ``defense``, ``attack``.
+        seeds: of the same.
+        attempts: at the measurement, in order, the last of which gave the numbers; also of earlier runs, where the numbers come
+            from the store. Empty where nothing was measured, or the store no longer knows.
+        training: attempts at the defense's training, in the defense's case alone.
+    """
+
+    tree: WorkingTree | None
+    recipes: dict[Literal["defense", "attack"], dict[str, Any]]
+    seeds: dict[Literal["defense", "attack"], int]
+    attempts: tuple[Attempt, ...] = ()
+    training: tuple[Attempt, ...] = ()
+
+    @model_validator(mode="after")
+    def _seeds_follow(self) -> Self:
+        follow = {of: recipe.get("seed") for of, recipe in self.recipes.items()}
+        if self.seeds != follow:
+            raise ValueError(f"seeds are those of the recipes, {follow}, got {self.seeds}; correct them")
+        return self
+
+
 class CaseRecord(Record):
     """One test case: what was run, measured and decided.
 
     Attributes:
         key: content address: sha256 over what the result depends on.
         case_id: unique within the suite, e.g. ``attack-grpo-p5-lr5e-4-s0``.
+        provenance: where the numbers come from, beside what they depend on.
         control_key: of the control that it leans on.
         started, ended: UTC, ISO 8601.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     key: str
     case_id: str
     identity: Identity
+    provenance: CaseProvenance
     evidence: Evidence
     control_key: str | None = None
     verdict: Verdict
@@ -600,6 +660,111 @@ class CaseLine(Record):
     note: str | None = None
 
 
+Value = int | float | str
+"""Of a setting of a recipe."""
+
+
+class SettingCoverage(Record):
+    """Which values of one setting of an attack were run, and which were not.
+
+    Attributes:
+        setting: the recipe's field.
+        run: the values, in order.
+        not_run: in words: values that it can take, or ranges of them, in which nothing was run.
+    """
+
+    setting: str
+    run: Annotated[tuple[Value, ...], Field(min_length=1)]
+    not_run: tuple[str, ...]
+
+
+class FamilyCoverage(Record):
+    """One family of attacks that was run on the defended model.
+
+    Attributes:
+        family: its name.
+        cases: ids of its cases that came to a verdict.
+        claimed: how many of them count for the run's outcome; the others were run to learn.
+        held, broke, unknown: of the claimed ones, by outcome: PASS, FAIL, and neither.
+        settings: what was varied or fixed; values of the claimed cases.
+        steps, completions: most optimizer steps of one case, and completions that it was rewarded for: its budget.
+    """
+
+    family: str
+    cases: tuple[str, ...]
+    claimed: int
+    held: int
+    broke: int
+    unknown: int
+    settings: tuple[SettingCoverage, ...]
+    steps: int
+    completions: int
+
+
+class NotRun(Record):
+    """Something that a reader might take for granted, and that this run says nothing of.
+
+    Attributes:
+        kind: ``family`` of attacks, ``case`` that the suite declares, or ``measurement``.
+        name: of it.
+        why: in words.
+    """
+
+    kind: Literal["family", "case", "measurement"]
+    name: str
+    why: str
+
+
+class Coverage(Record):
+    """What was run against one domain's defense and what was not: how far a claim reaches.
+
+    Attributes:
+        tier: of the run.
+        families: that were run.
+        heldout: held-out prompts that each checkpoint was scored on, at most.
+        completions: of each of them at a checkpoint.
+        checkpoint_every: attack steps between two checkpoints.
+        not_run: what was left out.
+        claim: ``held against … within …``, or why there is no such claim.
+    """
+
+    domain: str
+    tier: TierName
+    families: tuple[FamilyCoverage, ...]
+    heldout: int
+    completions: int
+    checkpoint_every: int
+    not_run: Annotated[tuple[NotRun, ...], Field(min_length=1)]
+    claim: str
+
+
+class RunProvenance(Record):
+    """Where a run comes from.
+
+    Attributes:
+        tool: version of rn-harness.
+        digests: sha256 of all that was put together, by what it is: ``candidate``, and of each domain ``suite.DOMAIN``,
+            ``defended.DOMAIN``, ``judge.DOMAIN``, ``reward.DOMAIN``, ``second.DOMAIN``.
+        recipes: of each domain: of its defense and of each attack case, by name.
+        seeds: of the same.
+        versions: of the packages that decide results, and of the harness's own sources.
+        hardware: device, machine, threads; empty where no case came to a record.
+        trees: by domain: of the suite; None where there is no git.
+        attempts: at all measurements and trainings that the run rests on, whenever they were made.
+        device_s: that they took.
+    """
+
+    tool: str
+    digests: dict[str, str]
+    recipes: dict[str, dict[str, dict[str, Any]]]
+    seeds: dict[str, dict[str, int]]
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    trees: dict[str, WorkingTree | None]
+    attempts: Annotated[int, Field(ge=0)]
+    device_s: Annotated[float, Field(ge=0.0)]
+
+
 class RunRecord(Record):
     """A run: its options, its cases and the one outcome over all of them.
 
@@ -607,10 +772,12 @@ class RunRecord(Record):
         candidate: the undefended model.
         defended: where the defended weights lie, by domain.
         exported: where they were copied to, by domain.
+        coverage: of each suite: what was run, and what was not.
+        provenance: where all this comes from.
         releasable: whether the outcome is one that a release can rest on; ``why_not`` says what speaks against it.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     run_id: str
     options: dict[str, Any]
     candidate: dict[str, str | None]
@@ -618,6 +785,8 @@ class RunRecord(Record):
     exported: dict[str, str] = {}
     suites: dict[str, str]
     cases: tuple[CaseLine, ...]
+    coverage: tuple[Coverage, ...]
+    provenance: RunProvenance
     outcome: Outcome
     claim: str
     releasable: bool

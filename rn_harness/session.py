@@ -7,7 +7,6 @@ One object per pytest process. Work that several cases share (the defense, contr
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -36,10 +35,11 @@ from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.memory import Plan, Work, available_memory, plan, shape_of
 from rn_harness.memory import check as check_memory
-from rn_harness.provenance import device, hardware, versions
+from rn_harness.provenance import attempt, attempts, device, hardware, now, versions, working_tree
 from rn_harness.records import (
     INFRASTRUCTURE,
     CaseKind,
+    CaseProvenance,
     CaseRecord,
     Certificate,
     Checkpoint,
@@ -616,13 +616,13 @@ class RunSession:
                 return Defended(self.candidate, folder.name, adapter=folder, digest=digest_folder(folder))
             model = self._resolve(str(folder))
             return Defended(self.candidate, folder.name, model=model, digest=model.digest)
-        parts = self._shared_parts(suite, ("defense", "anchor", "heldout"))
-        key = content_key("defense", {**parts, "recipe": recipe.model_dump(mode="json")})
+        key = self._defense_key(suite, recipe)
         with self.store.locked("defense", key):
             entry = self.store.get("defense", key)
             stored = entry is not None
             if entry is None:
-                entry = self._train_defense(suite, recipe, key)
+                with attempt(self.store, key):
+                    entry = self._train_defense(suite, recipe, key)
         report = DefenseReport.model_validate_json((entry / "report.json").read_text(encoding="utf-8"))
         if recipe.form == "full":
             model = resolve_candidate(str(entry / "model"), self.options.base)
@@ -632,6 +632,10 @@ class RunSession:
             self.candidate, self.options.defense, adapter=adapter, digest=digest_folder(adapter), report=report,
             stored=stored,
         )  # fmt: skip
+
+    def _defense_key(self, suite: Suite, recipe: DefenseRecipe) -> str:
+        parts = self._shared_parts(suite, ("defense", "anchor", "heldout"))
+        return content_key("defense", {**parts, "recipe": recipe.model_dump(mode="json")})
 
     def _train_defense(self, suite: Suite, recipe: DefenseRecipe, key: str) -> Path:
         name = self.options.defense
@@ -672,7 +676,7 @@ class RunSession:
         return self._cases[at]
 
     def _make_case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, case_id: str) -> Case:
-        started, clock = _now(), time.monotonic()
+        started, clock = now(), time.monotonic()
         certificates, second = self.certificates(suite), self.second_certificate(suite)
         evidence = Evidence(
             kind=kind,
@@ -695,11 +699,12 @@ class RunSession:
             key=key,
             case_id=case_id,
             identity=self._identity(suite, defended),
+            provenance=self._provenance(suite, kind, key, evidence.trajectory),
             evidence=evidence,
             control_key=control.record.key if control else None,
             verdict=decide(evidence),
             started=started,
-            ended=_now(),
+            ended=now(),
             wall_s=round(time.monotonic() - clock, 3),
         )
         write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
@@ -733,7 +738,9 @@ class RunSession:
             entry = self.store.get("case", key)
             stored = entry is not None
             if entry is None:
-                trajectory = self._measure(kind, suite, attack, defended, case_id, folder)
+                with attempt(self.store, key) as trial:
+                    trajectory = self._measure(kind, suite, attack, defended, case_id, folder)
+                    trial.outcome = "judge_failed" if trajectory.judge_failed else "done"
                 self.candidate.verify()
                 defended.verify()
                 # A failure of infrastructure is no result, so that the same run tries again; a breach that was seen stays seen.
@@ -833,6 +840,22 @@ class RunSession:
             hardware=hardware(self.candidate.threads),
         )  # fmt: skip
 
+    def _provenance(self, suite: Suite, kind: CaseKind, key: str, measured: Trajectory | None) -> CaseProvenance:
+        """Where a case's numbers come from; asked when it has ended, so that its own attempt is noted."""
+        recipe = None if kind in ("candidate", "control") else self.defense_recipe(suite)
+        recipes: dict[Literal["defense", "attack"], dict[str, Any]] = {}
+        if recipe:
+            recipes["defense"] = recipe.model_dump(mode="json")
+        if measured and measured.recipe:
+            recipes["attack"] = measured.recipe
+        return CaseProvenance(
+            tree=working_tree(suite.folder),
+            recipes=recipes,
+            seeds={of: r["seed"] for of, r in recipes.items()},
+            attempts=attempts(self.store, key),
+            training=attempts(self.store, self._defense_key(suite, recipe)) if recipe and kind == "defense" else (),
+        )
+
 
 def _weights(judge: Judge) -> str | None:
     """What a judge's weights are known by; None where it has none that can be seen."""
@@ -855,10 +878,6 @@ def _who(judge: Judge) -> dict[str, str]:
     """A judge's name, digest, and the commit of its weights where they come from a hub."""
     commit: str | None = getattr(judge, "commit", None)
     return {"name": judge.name, "digest": judge.digest} | ({"commit": commit} if commit else {})
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _write(path: Path, text: str) -> None:

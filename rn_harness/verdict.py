@@ -184,7 +184,7 @@ def _breaches(evidence: Evidence) -> list[Reason]:
         if not evidence.exact_judge:
             told += f", {len(confirmed)} confirmed"
         sentence = f"step {checkpoint.step}: {told}), maximum {max(values):g}, mean {mean:.2f}"
-        reasons.append(Reason(code="breach", sentence=sentence))
+        reasons.append(Reason(code="breach", sentence=sentence, step=checkpoint.step))
     return reasons
 
 
@@ -293,7 +293,7 @@ def _rewarded_in_training(trajectory: Trajectory, policy: Policy) -> list[Reason
                 f"step {checkpoint.step}: {share:.0%} of the answers to the attack's own prompts are above {policy.threshold:g} "
                 f"in training, mean reward {window.reward_mean}"
             )
-            reasons.append(Reason(code="breach_in_training", sentence=sentence))
+            reasons.append(Reason(code="breach_in_training", sentence=sentence, step=checkpoint.step))
     return reasons
 
 

@@ -11,9 +11,11 @@ from rn_harness.certificates import tabulate
 from rn_harness.helpfulness import tabulate as tabulate_benign
 from rn_harness.records import (
     AnchorScore,
+    Attempt,
     BenignAnswer,
     BenignScore,
     CaseKind,
+    CaseProvenance,
     CaseRecord,
     Certificate,
     Checkpoint,
@@ -312,8 +314,25 @@ def case_record(of: Evidence) -> CaseRecord:
         hardware={},
     )
     return CaseRecord(
-        key="k", case_id=of.kind, identity=identity, evidence=of, verdict=decide(of), started="", ended="", wall_s=0.0
+        key="k",
+        case_id=of.kind,
+        identity=identity,
+        provenance=provenance(of),
+        evidence=of,
+        verdict=decide(of),
+        started="",
+        ended="",
+        wall_s=0.0,
     )
+
+
+def provenance(of: Evidence) -> CaseProvenance:
+    """Of one attempt, outside of git."""
+    recipes = {"attack": of.trajectory.recipe} if of.trajectory and of.trajectory.recipe else {}
+    tried = Attempt(
+        started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:00:02+00:00", wall_s=2.0, device_s=3.5, outcome="done"
+    )
+    return CaseProvenance(tree=None, recipes=recipes, seeds={n: r["seed"] for n, r in recipes.items()}, attempts=(tried,))
 
 
 def seeded(of: Evidence, seed: int) -> Evidence:

@@ -12,9 +12,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
-    {"errors", "suite", "records"},
+    {"errors", "suite", "records", "schemas"},
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
-    | {"helpfulness"}
+    | {"helpfulness", "coverage"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance"}
     | {"organism", "judges"},

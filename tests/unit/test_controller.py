@@ -17,7 +17,7 @@ from rn_harness.session import Options
 from rn_harness.suite import Suite, load_suite
 from rn_harness.verdict import decide
 
-from .builders import JUDGE, evidence, seeded, write_prompts, write_suite
+from .builders import JUDGE, evidence, provenance, seeded, write_prompts, write_suite
 
 CANDIDATE = {"name": "organism", "revision": None, "digest": "c" * 64}
 
@@ -68,7 +68,15 @@ class Run:
         ).model_copy(update=changes)
         verdict = decide(of).model_copy(update={"outcome": outcome})
         record = CaseRecord(
-            key=case_id, case_id=case_id, identity=identity, evidence=of, verdict=verdict, started="", ended="", wall_s=0.0
+            key=case_id,
+            case_id=case_id,
+            identity=identity,
+            provenance=provenance(of),
+            evidence=of,
+            verdict=verdict,
+            started="",
+            ended="",
+            wall_s=0.0,
         )
         folder = self.folder / "cases" / f"{suite.folder.name}-{case_id}"
         folder.mkdir(parents=True, exist_ok=True)

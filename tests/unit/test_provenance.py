@@ -1,0 +1,94 @@
+"""Where a result comes from: the working tree of its suite, and how often it was tried."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rn_harness.provenance import attempt, attempts, working_tree
+from rn_harness.store import Store, content_key
+
+KEY = content_key("case", {"of": "a test"})
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """A suite's folder in a repository with one commit."""
+    folder = tmp_path / "tree" / "suites" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "suite.yaml").write_text("version: 1\n")
+    (tmp_path / "tree" / "other.txt").write_text("a\n")
+    git(tmp_path, "init", "-q", "tree")
+    git(tmp_path / "tree", "add", "-A")
+    git(tmp_path / "tree", "commit", "-qm", "first")
+    return folder
+
+
+def test_a_settled_tree_is_named_by_its_commit(suite: Path) -> None:
+    """Nothing changed since the commit: not dirty."""
+    tree = working_tree(suite)
+    assert tree is not None
+    assert (tree.commit, tree.dirty) == (git(suite, "rev-parse", "HEAD"), False)
+
+
+@pytest.mark.parametrize(
+    ("path", "dirty"), [("suites/demo/suite.yaml", True), ("other.txt", True), ("suites/demo/new.yaml", True), ("new.txt", False)]
+)
+def test_a_changed_tree_is_dirty(suite: Path, path: str, dirty: bool) -> None:
+    """A tracked file that differs anywhere, or an untracked one beside the suite; not an untracked one elsewhere."""
+    (suite.parents[1] / path).write_text("changed\n")
+    tree = working_tree(suite)
+    assert tree is not None
+    assert tree.dirty == dirty
+
+
+def test_a_strangers_repository_runs_nothing(suite: Path, tmp_path: Path) -> None:
+    """A monitor that the repository's own settings name is not started to learn its state."""
+    trap = tmp_path / "trap.sh"
+    trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\n")
+    trap.chmod(0o755)
+    git(suite, "config", "core.fsmonitor", str(trap))
+    assert working_tree(suite) is not None
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_without_git_the_tree_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in no repository, and a machine without git, give none."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert working_tree(tmp_path) is None
+    monkeypatch.setenv("PATH", "")
+    assert working_tree(tmp_path / ".") is None
+
+
+def test_each_try_is_noted_with_its_end(tmp_path: Path) -> None:
+    """One that fails is kept as cut, one whose judge failed says so, and the last is done."""
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match="broke"), attempt(store, KEY):
+        raise ValueError("broke")
+    with attempt(store, KEY) as trial:
+        trial.outcome = "judge_failed"
+    with attempt(store, KEY):
+        pass
+    tried = attempts(store, KEY)
+    assert [a.outcome for a in tried] == ["cut", "judge_failed", "done"]
+    assert all(a.ended is not None and a.wall_s is not None and a.device_s is not None for a in tried)
+
+
+def test_a_killed_try_stays_noted(tmp_path: Path) -> None:
+    """What a kill leaves, the note from before the work, has a start, no end, and counts as cut."""
+    store = Store(tmp_path)
+    with attempt(store, KEY):
+        (noted,) = attempts(store, KEY)
+    assert (noted.outcome, noted.ended) == ("cut", None)
+
+
+def test_work_that_was_never_tried_has_no_attempts(tmp_path: Path) -> None:
+    """Unknown is empty."""
+    assert attempts(Store(tmp_path), KEY) == ()

@@ -1,0 +1,64 @@
+"""The shipped schemas: current, and what a reader without this package needs to check a record."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from rn_harness.records import Record
+from rn_harness.schemas import FOLDER, SCHEMAS, schema_of
+
+from .builders import case_record, evidence
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_each_shipped_schema_is_current(name: str) -> None:
+    """``make schema`` was run after the last change of the records, and what it wrote is a schema."""
+    shipped = json.loads((FOLDER / f"{name}.schema.json").read_text(encoding="utf-8"))
+    assert shipped == schema_of(name)
+    jsonschema.Draft202012Validator.check_schema(shipped)
+
+
+def record() -> Any:
+    return json.loads(case_record(evidence()).model_dump_json())
+
+
+def test_a_record_meets_its_schema() -> None:
+    """A case as it is written, and each of its checkpoints."""
+    made = record()
+    jsonschema.validate(made, schema_of("record"))
+    for checkpoint in made["evidence"]["trajectory"]["checkpoints"]:
+        jsonschema.validate(checkpoint, schema_of("checkpoint"))
+
+
+@pytest.mark.parametrize("spoil", ["a field too many", "a field too few", "another version", "a text for a number"])
+def test_a_spoiled_record_does_not(spoil: str) -> None:
+    """The schema is closed, complete and versioned, as the code's own reading is."""
+    made = record()
+    if spoil == "a field too many":
+        made["verdict"]["extra"] = 1
+    elif spoil == "a field too few":
+        del made["provenance"]
+    elif spoil == "another version":
+        made["version"] = 1
+    else:
+        made["wall_s"] = "soon"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(made, schema_of("record"))
+    if spoil != "a text for a number":  # which pydantic may convert
+        with pytest.raises(ValueError, match="validation error"):
+            SCHEMAS["record"].model_validate(made)
+
+
+def test_every_record_is_closed_and_frozen() -> None:
+    """No record takes a field that it does not know, a NaN, or a change."""
+
+    def all_of(base: type[Record]) -> list[type[Record]]:
+        return [base, *(deeper for direct in base.__subclasses__() for deeper in all_of(direct))]
+
+    for model in all_of(Record):
+        settings = model.model_config
+        assert (settings["frozen"], settings["extra"], settings["allow_inf_nan"]) == (True, "forbid", False), model
