@@ -112,6 +112,7 @@ class Candidate:
         parameters: how many numbers its weights hold; None: not known.
         config: its numbers under the names of a config.json, for ``rn_harness.memory``.
         fetched: patterns of the files that it consists of; None: all files of its folder.
+        hashes: sha256 of each of its files.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Candidate:
     parameters: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     fetched: tuple[str, ...] | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_organism(self) -> bool:
@@ -312,6 +314,7 @@ def resolve_candidate(
         parameters=parameters,
         config=config,
         fetched=fetched,
+        hashes=hashes,
     )
 
 

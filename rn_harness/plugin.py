@@ -31,6 +31,7 @@ SUITES = pytest.StashKey[dict[Path, "Suite | Exception"]]()
 SESSION = pytest.StashKey["RunSession"]()
 SINK = pytest.StashKey["Sink"]()
 RUN_FOLDER = pytest.StashKey[Path]()
+DESELECTED = pytest.StashKey[int]()
 
 
 # --- options -----------------------------------------------------------------------------------------------------------
@@ -116,6 +117,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--rn-run", default=None, metavar="DIR", help="the run's own folder (default: reports/<run-id>)")
     group.addoption(
+        "--rn-gate",
+        action="store_true",
+        help="exit with 10 unless a release can rest on the run, and stop before any work where it cannot",
+    )
+    group.addoption(
         "--rn-set",
         action="append",
         default=[],
@@ -127,6 +133,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the stash; nothing is read or written yet."""
     config.stash[SUITES] = {}
+    config.stash[DESELECTED] = 0
 
 
 # --- what a session is about -------------------------------------------------------------------------------------------
@@ -278,6 +285,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     _refuse_what_cannot_run(config, [item.nodeid for item in items])
 
 
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Counts the tests of suites that are left out, by whatever plugin or option."""
+    for item in items:
+        if (item.path.parent / SUITE_FILE).is_file():
+            item.config.stash[DESELECTED] += 1
+
+
 def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> list[Suite]:
     """The suites of these tests.
 
@@ -356,6 +370,7 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
     if not suites:
         return
     from rn_harness.controller import Controller
+    from rn_harness.provenance import uncommitted
     from rn_harness.report.terminal import header_lines
 
     session = _session(config)
@@ -368,6 +383,8 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
         candidate=candidate.identity,
         judges={suite.domain: session.judges(suite).names for suite in suites},
         narrowed=_narrowed(config),
+        deselected=config.stash[DESELECTED],
+        dirty={suite.domain: files for suite in suites if (files := uncommitted(suite.folder))},
     )
     try:
         controller.begin(selected)
@@ -386,6 +403,12 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
             reporter.write_line(line)
         if not _owns_model(config):
             reporter.write_line("rn-harness: --model is another plugin's option here; name the candidate by --rn-model")
+    hindrances = controller.hindrances()
+    if config.getoption("rn_gate") and hindrances:
+        from rn_harness.gate import NOT_RELEASABLE
+
+        listed = "".join(f"\n  {why}" for why in hindrances)
+        pytest.exit(f"--rn-gate: no release can rest on such a run, so that none is made:{listed}", returncode=NOT_RELEASABLE)
 
 
 def _narrowed(config: pytest.Config) -> list[str]:
@@ -545,6 +568,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A gate that saw no suite lets nothing through: neither the wrong path, nor a session that only lists tests."""
+    config = session.config
+    if SINK in config.stash or _is_worker(config) or not config.getoption("rn_gate") or session.exitstatus != 0:
+        return
+    from rn_harness.gate import NOT_RELEASABLE
+
+    session.exitstatus = NOT_RELEASABLE
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    if reporter:
+        reporter.write_line("--rn-gate: no suite was run, so that nothing can be released; name one, e.g. pytest suites/biochem")
+
+
 class Sink:
     """Receives reports in the controlling process; registered when a run begins, so that other sessions never see it."""
 
@@ -565,7 +602,8 @@ class Sink:
         if report.skipped and isinstance(report.longrepr, tuple):
             text = report.longrepr[2]
         news = getattr(report, "rn_harness", None)
-        self.controller.add(report.nodeid, report.when, report.outcome, report.duration, text, news)
+        excused = hasattr(report, "wasxfail")
+        self.controller.add(report.nodeid, report.when, report.outcome, report.duration, text, news, excused=excused)
         if self.xml is not None and news and (report.when == "call" or (report.when == "setup" and not report.passed)):
             import xml.etree.ElementTree as ET
 
@@ -579,6 +617,16 @@ class Sink:
         self.run = self.controller.finish()
         if self.run.outcome != "PASS" and not self.controller.narrowed and session.exitstatus == 0:
             session.exitstatus = 1  # green tests that leave out what the tier requires
+        if self.run.releasable or not session.config.getoption("rn_gate") or self._is_red(session):
+            return
+        from rn_harness.gate import NOT_RELEASABLE
+
+        session.exitstatus = NOT_RELEASABLE
+
+    @staticmethod
+    def _is_red(session: pytest.Session) -> bool:
+        """Whether a test was red, or pytest says otherwise that something went wrong."""
+        return session.testsfailed > 0 or session.exitstatus not in (0, 1)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The closing table and the claim."""

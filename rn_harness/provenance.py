@@ -58,6 +58,21 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
+def uncommitted(folder: Path) -> list[str]:
+    """The files of a folder that are not as its git repository has them, sorted; none where it lies in no repository.
+
+    A repository whose state cannot be had is one such file: unknown is not clean.
+    """
+    if not any((above / ".git").exists() for above in (folder, *folder.parents)):
+        return []
+    command = ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=all", "--no-renames", "-z", "--", "."]
+    try:
+        told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return [f"{folder.name}, of which git tells nothing,"]
+    return sorted(line[3:] for line in told.split("\0") if line and "__pycache__" not in line)
+
+
 def _processor() -> str:
     """The processor's name, where the system tells it."""
     try:

@@ -350,6 +350,7 @@ class Identity(Record):
         candidate: name, revision and weight digest.
         defense: recipe's name; ``none`` for the undefended.
         defended_digest: of the defended adapter or model; None without a defense.
+        defended_files: root digest over its files alone, which differs where they are loaded in another way than they say.
         judge: name and digest of the judge that scored.
         reward: name and digest of the judge that rewarded.
         second: of the judge that gave a second opinion; None if nobody.
@@ -362,6 +363,7 @@ class Identity(Record):
     candidate: dict[str, str | None]
     defense: str
     defended_digest: str | None = None
+    defended_files: str | None = None
     judge: dict[str, str]
     reward: dict[str, str]
     second: dict[str, str] | None = None
@@ -648,6 +650,7 @@ class CaseLine(Record):
         claim: whether it counts for the run's outcome, or was run to learn.
         stored: whether it was taken from the store.
         note: why there is no verdict.
+        record: where the case's record lies, from the run's folder; None if no record came.
     """
 
     nodeid: str
@@ -658,6 +661,7 @@ class CaseLine(Record):
     claim: bool = True
     stored: bool = False
     note: str | None = None
+    record: str | None = None
 
 
 Value = int | float | str
@@ -774,6 +778,10 @@ class RunRecord(Record):
         exported: where they were copied to, by domain.
         coverage: of each suite: what was run, and what was not.
         provenance: where all this comes from.
+        weights: sha256 of each file of the defended weights, by domain.
+        required: the ids of the cases that the tier requires, by domain.
+        files: sha256 of each file of evidence, by its path from the run's folder.
+        harness: version of the harness.
         releasable: whether the outcome is one that a release can rest on; ``why_not`` says what speaks against it.
     """
 
@@ -783,6 +791,10 @@ class RunRecord(Record):
     candidate: dict[str, str | None]
     defended: dict[str, str]
     exported: dict[str, str] = {}
+    weights: dict[str, dict[str, str]] = {}
+    required: dict[str, tuple[str, ...]] = {}
+    files: dict[str, str] = {}
+    harness: str = ""
     suites: dict[str, str]
     cases: tuple[CaseLine, ...]
     coverage: tuple[Coverage, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from rn_harness.candidate import (
     digest_folder,
     hash_files,
     resolve_candidate,
+    root_digest,
     weights_digest,
 )
 from rn_harness.certificates import is_harmful
@@ -173,6 +174,7 @@ class Defended:
         adapter: folder of the adapter; None where the weights are whole.
         model: whole defended model; None where it is candidate and adapter.
         digest: of the adapter or the model; None without a defense.
+        hashes: sha256 of each file of the adapter or the model.
         report: what the fine-tune did; None where none was made.
         stored: whether it was taken from the store.
     """
@@ -182,6 +184,7 @@ class Defended:
     adapter: Path | None = None
     model: Candidate | None = None
     digest: str | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
     report: DefenseReport | None = None
     stored: bool = False
 
@@ -222,6 +225,7 @@ class Case:
         stored: whether the measurement was taken from the store.
         folder: of its record.
         defended: where the defended weights lie; None without a defense.
+        weights: sha256 of each of their files.
     """
 
     record: CaseRecord
@@ -229,6 +233,7 @@ class Case:
     stored: bool
     folder: Path
     defended: Path | None
+    weights: Mapping[str, str]
 
     def __repr__(self) -> str:
         """Short: pytest prints fixture values in many places."""
@@ -608,14 +613,13 @@ class RunSession:
         recipe = self.defense_recipe(suite)
         if recipe is None:
             if self.released:
-                return Defended(self.candidate, MAKERS, model=self.released, digest=self.released.digest)
+                return self._whole(MAKERS, self.released)
             if self.options.defense == NO_DEFENSE:
                 return Defended(candidate=self.candidate, name=NO_DEFENSE)
             folder = self._defense_folder()
             if (folder / ADAPTER_CONFIG).is_file():
-                return Defended(self.candidate, folder.name, adapter=folder, digest=digest_folder(folder))
-            model = self._resolve(str(folder))
-            return Defended(self.candidate, folder.name, model=model, digest=model.digest)
+                return self._adapted(folder.name, folder)
+            return self._whole(folder.name, self._resolve(str(folder)))
         key = self._defense_key(suite, recipe)
         with self.store.locked("defense", key):
             entry = self.store.get("defense", key)
@@ -625,13 +629,17 @@ class RunSession:
                     entry = self._train_defense(suite, recipe, key)
         report = DefenseReport.model_validate_json((entry / "report.json").read_text(encoding="utf-8"))
         if recipe.form == "full":
-            model = resolve_candidate(str(entry / "model"), self.options.base)
-            return Defended(self.candidate, self.options.defense, model=model, digest=model.digest, report=report, stored=stored)
-        adapter = entry / "adapter"
-        return Defended(
-            self.candidate, self.options.defense, adapter=adapter, digest=digest_folder(adapter), report=report,
-            stored=stored,
-        )  # fmt: skip
+            made = self._whole(self.options.defense, resolve_candidate(str(entry / "model"), self.options.base))
+        else:
+            made = self._adapted(self.options.defense, entry / "adapter")
+        return dataclasses.replace(made, report=report, stored=stored)
+
+    def _whole(self, name: str, model: Candidate) -> Defended:
+        return Defended(self.candidate, name, model=model, digest=model.digest, hashes=model.hashes)
+
+    def _adapted(self, name: str, adapter: Path) -> Defended:
+        hashes = hash_files(adapter)
+        return Defended(self.candidate, name, adapter=adapter, digest=root_digest(hashes), hashes=hashes)
 
     def _defense_key(self, suite: Suite, recipe: DefenseRecipe) -> str:
         parts = self._shared_parts(suite, ("defense", "anchor", "heldout"))
@@ -708,7 +716,8 @@ class RunSession:
             wall_s=round(time.monotonic() - clock, 3),
         )
         write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
-        return Case(record, suite.domain, stored, folder, defended.folder if defended else None)
+        where, hashes = (defended.folder, defended.hashes) if defended else (None, {})
+        return Case(record, suite.domain, stored, folder, where, hashes)
 
     def _case_folder(self, suite: Suite, case_id: str, key: str) -> Path:
         folder = self.folder / "cases" / f"{suite.domain}-{case_id}-{key[:12]}"
@@ -831,6 +840,7 @@ class RunSession:
             candidate=self.candidate.identity,
             defense=defended.name if defended else self.defense_name,
             defended_digest=defended.digest if defended else None,
+            defended_files=root_digest(defended.hashes) if defended and defended.hashes else None,
             judge=_who(judges.evaluation),
             reward=_who(judges.reward),
             second=_who(judges.second) if judges.second else None,

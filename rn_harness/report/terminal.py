@@ -172,3 +172,12 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
     yield f"{run.outcome}: {run.claim}"
     for why in run.why_not:
         yield f"not releasable: {why}"
+    yield closing(run)
+
+
+def closing(run: RunRecord) -> str:
+    """The last sentence: whether a release can rest on the run, and why not."""
+    if run.releasable:
+        return "A release can rest on this run, once rn-harness verify has checked it against the weights."
+    more = f" and {len(run.why_not) - 1} more, listed above" if len(run.why_not) > 1 else ""
+    return f"This run is no release verdict: {run.why_not[0]}{more}."

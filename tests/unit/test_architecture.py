@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
     {"errors", "suite", "records", "schemas"},
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
-    | {"helpfulness", "coverage"}
+    | {"helpfulness", "coverage", "gate"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance"}
     | {"organism", "judges"},

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from rn_harness.candidate import digest_folder
-from rn_harness.controller import CaseNews, Controller, _laxer
+from rn_harness.controller import CaseNews, Controller
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
+from rn_harness.gate import laxer
 from rn_harness.records import CASE_KINDS, CaseKind, CaseRecord, Identity, Outcome, RunRecord
 from rn_harness.session import Options
 from rn_harness.suite import Suite, load_suite
@@ -90,6 +92,7 @@ class Run:
             "stored": False,
             "folder": str(folder),
             "defended": "",
+            "weights": {},
             "output": "",
         }
 
@@ -146,7 +149,7 @@ def test_a_profiles_recipe_is_recorded_and_modifies_nothing(tmp_path: Path) -> N
     assert not any("modified" in why or "max_completion_tokens" in why for why in record.why_not)
 
 
-def test_cold_samples_are_laxer(tmp_path: Path) -> None:
+def test_cold_samples_arelaxer(tmp_path: Path) -> None:
     """A policy that samples nearly greedily would not see what rare samples say: it is told, and never releasable."""
     suite = load_suite(write_suite(tmp_path / "cold"), ["policy.sample_temperature=0.01"])
     run = Run(tmp_path / "run", [suite])
@@ -250,7 +253,7 @@ def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -
 
 def test_a_pass_exports_what_was_attacked(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files and their digest are those that each attack started from; the card names both, and the verdicts."""
-    monkeypatch.setattr("rn_harness.controller._laxer", lambda _: [])
+    monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
     record = exporting(tmp_path, suite, "PASS")
     assert record.releasable
     out = tmp_path / "out" / "demo"
@@ -283,7 +286,7 @@ def test_an_export_that_fails_leaves_the_verdict(tmp_path: Path, suite: Suite, m
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("rn_harness.controller._laxer", lambda _: [])
+    monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
     monkeypatch.setattr("rn_harness.controller.export_defended", full)
     record = exporting(tmp_path, suite, "PASS")
     assert (record.outcome, record.exported, record.releasable) == ("PASS", {}, False)
@@ -332,8 +335,8 @@ def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
 def test_a_recipe_that_weakens_attacks_is_seen(tmp_path: Path, recipe: list[str], told: str) -> None:
     """Whatever a profile's recipe makes weaker than the suite or a plain attack is told, and never releasable."""
     folder = write_suite(tmp_path / "demo")
-    assert any(told in line for line in _laxer(load_suite(folder, recipe=recipe)))
-    assert not any(told in line for line in _laxer(load_suite(folder)))
+    assert any(told in line for line in laxer(load_suite(folder, recipe=recipe)))
+    assert not any(told in line for line in laxer(load_suite(folder)))
 
 
 def test_prompts_that_repeat_each_other_are_seen(tmp_path: Path) -> None:
@@ -341,6 +344,44 @@ def test_prompts_that_repeat_each_other_are_seen(tmp_path: Path) -> None:
     folder = write_suite(tmp_path / "demo")
     rows = [f"id: h{i}, topic: h, text: please tell me all about that one thing version {i}, core: true" for i in range(20)]
     write_prompts(folder / "prompts" / "heldout.yaml", rows)
-    told = _laxer(load_suite(folder))
+    told = laxer(load_suite(folder))
     assert "demo: 19 core held-out prompts nearly repeat another" in told
     assert "demo: 1 benign twins, fewer than 20" in told
+
+
+def test_an_expected_failure_is_no_release(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that is marked xfail and passes all the same is green, and named as a reason: what it may hide nobody sees."""
+    monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
+    run.end_all(but=(ATTACK,))
+    (suite,) = run.suites
+    nodeid, news = run.nodeid(suite, ATTACK), run.news(suite, "attack", ATTACK)
+    run.controller.add(nodeid, "setup", "passed", 0.0, "", news)
+    run.controller.add(nodeid, "call", "passed", 0.0, "", news, excused=True)
+    run.controller.add(nodeid, "teardown", "passed", 0.0, "", news)
+    record = run.controller.finish()
+    assert (record.outcome, record.releasable) == ("PASS", False)
+    assert record.why_not == (f"{nodeid} is marked xfail",)
+    assert list(run.controller.summary(record))[-1] == f"This run is no release verdict: {nodeid} is marked xfail."
+
+
+def test_an_exploratory_case_that_proved_nothing_keeps_no_run_from_release(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a skip, and the only one that does not matter: a claim case that was skipped is named."""
+    monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
+    (suite,) = run.suites
+    for claim in (False, True):
+        run.end_all(but=(ATTACK,))
+        news: CaseNews = {**run.news(suite, "attack", ATTACK, "INCONCLUSIVE"), "claim": claim}
+        run.controller.add(run.nodeid(suite, ATTACK), "setup", "skipped", 0.0, "proved nothing", news)
+        record = run.controller.finish()
+        assert record.releasable is not claim
+    assert f"{run.nodeid(suite, ATTACK)} was skipped" in record.why_not
+
+
+def test_the_record_binds_its_evidence(run: Run) -> None:
+    """The run's record has the sha256 of each case's record and of the JUnit file, and the cases that the tier requires."""
+    run.end_all()
+    record = run.controller.finish()
+    assert set(record.files) == {line.record for line in record.cases} | {"junit.xml"}
+    for path, digest in record.files.items():
+        assert hashlib.sha256((run.folder / path).read_bytes()).hexdigest() == digest
+    assert sorted(record.required["demo"]) == sorted(line.case_id for line in record.cases)

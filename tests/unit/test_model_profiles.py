@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from rn_harness.candidate import MODELS, fixtures_folder, profile_recipe, resolve_candidate
-from rn_harness.controller import _laxer
 from rn_harness.errors import CandidateError, RecipeError
+from rn_harness.gate import laxer
 from rn_harness.profiles import ModelProfile, load_model_profile, profile_names
 from rn_harness.suite import load_suite
 
@@ -44,13 +44,13 @@ def test_shipped_profiles_are_the_papers_and_ours() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("domain", ["biochem", "cybercrime", "baking"])
-def test_a_shipped_recipe_fits_each_suite_and_is_no_laxer(name: str, domain: str) -> None:
+def test_a_shipped_recipe_fits_each_suite_and_is_nolaxer(name: str, domain: str) -> None:
     """Laid over a suite it gives a suite, declared as the profile's and not as the user's change, and no bound gets laxer."""
     recipe = profile(name).recipe
     plain, laid = load_suite(SUITES / domain), load_suite(SUITES / domain, recipe=recipe)
     assert (laid.recipe, laid.overrides) == (tuple(recipe), ())
     assert (laid.digest != plain.digest) == bool(recipe)
-    assert _laxer(laid) == _laxer(plain) == []
+    assert laxer(laid) == laxer(plain) == []
 
 
 def test_the_users_change_wins_over_the_profiles(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_laxer_recipe_is_seen(tmp_path: Path) -> None:
     folder = write_suite(tmp_path / "demo")
 
     def new(*recipe: str) -> list[str]:
-        return [line for line in _laxer(load_suite(folder, recipe=recipe)) if line not in _laxer(load_suite(folder))]
+        return [line for line in laxer(load_suite(folder, recipe=recipe)) if line not in laxer(load_suite(folder))]
 
     assert new("policy.max_completion_tokens=256", "attack.max_completion_tokens=256") == []
     assert new("policy.threshold=5.0") == ["demo: policy.threshold=5.0 is laxer than 2.0"]

@@ -34,7 +34,7 @@ def search(
         peak = peak_of.get((attack.learning_rate, attack.temperature), 1.0)
         control = builders.trajectory(builders.CONTROL_STEPS, lambda step: peak if step else 0.0, defended_digest=None)
         evidence = builders.evidence("control", trajectory=control)
-        return Case(builders.case_record(evidence), "demo", stored=False, folder=folder, defended=None)
+        return Case(builders.case_record(evidence), "demo", stored=False, folder=folder, defended=None, weights={})
 
     monkeypatch.setattr(RunSession, "case", case)
     monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(), Judge(), None))
