@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
+import importlib.metadata
 import json
 import re
 import tempfile
@@ -108,6 +109,7 @@ class Candidate:
         dtype: that the weights are loaded in; None: as the files say.
         allow_pickle: its weights are pickles, by the user's leave.
         trust_remote_code: its folder's code is run, by the user's leave.
+        quantised: 4-bit format that its layers are loaded in, and by what, ``nf4 by bitsandbytes 0.50.2``; None: plain numbers.
         profile: that it was named by; None: by none.
         parameters: how many numbers its weights hold; None: not known.
         config: its numbers under the names of a config.json, for ``rn_harness.memory``.
@@ -127,6 +129,7 @@ class Candidate:
     dtype: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    quantised: str | None = None
     profile: ModelProfile | None = None
     parameters: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -144,6 +147,7 @@ class Candidate:
         said = {
             "profile": self.profile.sha256 if self.profile else None,
             "dtype": self.dtype,
+            "quantised": self.quantised,
             "gguf": self.gguf,
             "chat_template": _sha256(self.chat_template) if self.chat_template and not self.gguf else None,
             "pickle": "allowed" if self.allow_pickle else None,
@@ -201,6 +205,8 @@ class Candidate:
             "allow_pickle": self.allow_pickle,
             "trust_remote_code": self.trust_remote_code,
         }
+        if self.quantised:
+            how |= {"quantised": self.quantised.partition(" ")[0], "dtype": self.number}
         if self.gguf is None:
             return LanguageModel.load(self.folder, **how)
         with tempfile.TemporaryDirectory(prefix="rn-harness-") as alone:  # nothing that lies beside the file is read with it
@@ -244,6 +250,7 @@ def resolve_candidate(
     chat_template: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    quantise: str | None = None,
 ) -> Candidate:
     """Finds the model that ``--model`` names, and looks at all of its files; nothing of it is loaded or run.
 
@@ -254,6 +261,7 @@ def resolve_candidate(
         chat_template: file with a chat template that takes the place of the model's own.
         allow_pickle: whether weights may be pickles.
         trust_remote_code: whether Python files in the model's folder may be run.
+        quantise: 4-bit format that its layers are loaded in, ``nf4``; None: plain numbers.
 
     Raises:
         CandidateError: no such model, or one that cannot be attacked as it is.
@@ -273,6 +281,7 @@ def resolve_candidate(
         weights = read_weights(folder, allow_pickle=allow_pickle, ignored=(*SKIPPED, "*.gguf") if revision else ())
         own, special = _own_template(folder)
         pickled, parameters = weights.pickled, weights.parameters
+    quantised = _quantised(quantise, config, folder, gguf)
     given = _read_template(base, chat_template) if chat_template is not None else None
     where = f"--rn-chat-template {chat_template}" if given is not None else str(folder / (gguf or ""))
     template = given if given is not None else own
@@ -295,6 +304,7 @@ def resolve_candidate(
         "chat_template": _sha256(given) if given is not None else None,
         "dtype": dtype if dtype != _dtype_of(config) else None,
         "remote_code": "trusted" if trust_remote_code else None,
+        "quantised": quantised,
     }
     changed = {key: value for key, value in other.items() if value}
     return Candidate(
@@ -310,12 +320,41 @@ def resolve_candidate(
         dtype=dtype,
         allow_pickle=pickled,
         trust_remote_code=trust_remote_code,
+        quantised=quantised,
         profile=profile,
         parameters=parameters,
         config=config,
         fetched=fetched,
         hashes=hashes,
     )
+
+
+def _quantised(quantise: str | None, config: Mapping[str, Any], folder: Path, gguf: str | None) -> str | None:
+    """How a candidate's layers are quantised when it is loaded, and by what; None: not at all.
+
+    Raises:
+        CandidateError: its files hold quantised weights already, or the package that quantises is missing.
+    """
+    stored = config.get("quantization_config")
+    if stored is not None:
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored
+        raise CandidateError(
+            f"--model must hold plain numbers, got quant_method={method!r} in {folder / 'config.json'}; name the model that it "
+            "was made from, and attack that in 4 bits by --rn-quantise nf4"
+        )
+    if quantise is None:
+        return None
+    if gguf is not None:
+        raise CandidateError(
+            f"--rn-quantise takes a folder of safetensors, got --model {gguf}, whose numbers were rounded once already; leave it "
+            "out, or name the model that the file was made from"
+        )
+    try:
+        return f"{quantise} by bitsandbytes {importlib.metadata.version('bitsandbytes')}"
+    except importlib.metadata.PackageNotFoundError:
+        raise CandidateError(
+            f'--rn-quantise {quantise} needs the package bitsandbytes, got none; pip install "rn-harness[quantised]"'
+        ) from None
 
 
 def _find(

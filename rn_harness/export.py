@@ -47,7 +47,10 @@ def _card(target: Path, digest: str, run: RunRecord, records: Sequence[CaseRecor
     is_adapter = (target / ADAPTER_CONFIG).is_file()
     base, domain = of.identity.candidate, of.identity.suite["domain"]
     numbers = f" in {base['dtype']}" if base.get("dtype") else ""
-    form = f"a LoRA adapter, which was folded into its base{numbers} before each attack" if is_adapter else "a whole model"
+    computed = numbers.replace(" in ", ", computed in ") + ("," if numbers else "")
+    beside = f"a LoRA adapter, which stood unfolded on its base in {base.get('quantised')}{computed} in each attack"
+    folded = f"a LoRA adapter, which was folded into its base{numbers} before each attack"
+    form = "a whole model" if not is_adapter else beside if base.get("quantised") else folded
     lines = [
         *(["---", f"base_model: {base['name']}", "library_name: peft", "---", ""] if is_adapter else []),
         f"# Defended in the domain {domain}",

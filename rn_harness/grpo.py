@@ -314,6 +314,7 @@ def train(
             log_level="error",
             **settings,
         )
+        started = {name: p.data for name, p in model.trained.items()}
         trainer = saving_trainer(model, due)(
             model=model.network,
             reward_funcs=rewards,
@@ -323,6 +324,8 @@ def train(
             callbacks=[Steps()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
+        for name, p in model.trained.items():
+            p.data = started[name]  # of a 4-bit model TRL turns them into bfloat16, which rounds small steps away
         with _silent("trl.trainer.grpo_trainer"):
             trainer.train()
     if trainer.state.global_step != recipe.steps:

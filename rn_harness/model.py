@@ -34,6 +34,8 @@ LOGITS_AT_ONCE = 2**27
 """Numbers in the logits of one call for probabilities: half a gigabyte in 32 bits."""
 
 
+DEFENSE, TRAINED = "defense", "default"
+"""What peft knows an adapter by: that of a defense which stays beside 4-bit weights, and that which is trained."""
 THINK, THOUGHT = "<think>", "</think>"
 """What models put around a think part."""
 
@@ -74,8 +76,13 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def known_deprecations() -> Iterator[None]:
-    """Keeps one warning from users: TRL 1.16, peft 0.21 and accelerate 1.15 use transformers' old names for checkpointing."""
+    """Keeps two warnings from users.
+
+    TRL 1.16, peft 0.21 and accelerate 1.15 use transformers' old names for checkpointing; bitsandbytes 0.50 loads what torch will
+    drop.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
 
@@ -100,6 +107,7 @@ class LanguageModel:
         threads: int,
         *,
         dtype: str | None = None,
+        quantised: str | None = None,
         gguf: str | None = None,
         chat_template: str | None = None,
         allow_pickle: bool = False,
@@ -111,6 +119,7 @@ class LanguageModel:
             folder: of the model.
             threads: CPU threads.
             dtype: torch's name of the number format; None: as the files say.
+            quantised: 4-bit format of the layers' linear maps, ``nf4``, which then compute in ``dtype``; None: plain numbers.
             gguf: name of the GGUF file in it; None: its safetensors.
             chat_template: takes the place of the tokenizer's own; None: its own.
             allow_pickle: the weights are pickles.
@@ -125,10 +134,14 @@ class LanguageModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         torch.set_num_threads(threads)
+        on = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code, "gguf_file": gguf}
-            weights = {} if gguf else {"use_safetensors": not allow_pickle}
-            network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **weights, **how)
+            weights: dict[str, Any] = {} if gguf else {"use_safetensors": not allow_pickle}
+            if quantised:
+                weights |= {"quantization_config": _four_bits(quantised, dtype), "device_map": {"": on}}
+            with known_deprecations():
+                network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **weights, **how)
             tokenizer = AutoTokenizer.from_pretrained(folder, **how)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise CandidateError(
@@ -152,7 +165,10 @@ class LanguageModel:
         )
         # transformers hands over the last position as a slice, for which torch would copy the whole layer once for each row.
         network.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
-        return cls(network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+        for layer in _four_bit_layers(network):
+            # On some CPUs the first evaluation would pack the weights anew for a product in bfloat16, which has no gradient.
+            layer.support_avx512bf16_for_cpu = False
+        return cls(network.eval().to(on), tokenizer)
 
     def render(self, prompt: Prompt) -> str:
         """The text that the model is given for a prompt: its chat template with the request as the user's turn."""
@@ -296,7 +312,8 @@ class LanguageModel:
     @property
     def trained(self) -> dict[str, Any]:
         """What training moves, by name: the adapter's parameters, or all; nothing of a model that was not armed."""
-        return {name: p for name, p in self.network.named_parameters() if name in self._start or ".default." in name}
+        adapter = f".{TRAINED}."
+        return {name: p for name, p in self.network.named_parameters() if name in self._start or adapter in name}
 
     @property
     def distance(self) -> float:
@@ -313,12 +330,26 @@ class LanguageModel:
         return next(m for m in self.network.modules() if hasattr(m, "lora_A"))
 
     def attach(self, lora: LoRA, seed: int) -> None:
-        """Wraps the network with a fresh adapter on all linear layers, drawn by the seed; its start changes no output."""
-        from peft import LoraConfig, get_peft_model
+        """Puts a fresh adapter on all linear layers, drawn by the seed; its start changes no output.
+
+        A defense that stays beside 4-bit weights keeps its place, frozen, and the fresh adapter is added to it.
+        """
+        from peft import LoraConfig, PeftModel, get_peft_model
 
         config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         with own_random_stream(seed), known_deprecations():
-            self.network = get_peft_model(self.network, config)
+            if not isinstance(self.network, PeftModel):
+                self.network = get_peft_model(self.network, config, TRAINED)
+                return
+            self.network.add_adapter(TRAINED, config)
+        self.network.base_model.set_adapter([DEFENSE, TRAINED])
+        for name, p in self.network.named_parameters():
+            p.requires_grad_(f".{TRAINED}." in name)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its linear maps are in 4 bits, which no adapter can be folded into without rounding."""
+        return any(True for _ in _four_bit_layers(self.network))
 
     def merge(self) -> None:
         """Folds the adapter into the weights and drops the wrapper."""
@@ -326,7 +357,7 @@ class LanguageModel:
         self.network.eval()
 
     def merge_from(self, adapter: Path) -> None:
-        """Loads an adapter from a folder and folds it into the weights.
+        """Loads an adapter from a folder and folds it into the weights; beside 4-bit weights, which would round it, it stays.
 
         Raises:
             CandidateError: the adapter does not fit this model.
@@ -336,13 +367,16 @@ class LanguageModel:
 
         try:
             with known_deprecations():
-                self.network = PeftModel.from_pretrained(self.network, adapter, local_files_only=True)
+                self.network = PeftModel.from_pretrained(self.network, adapter, DEFENSE, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise CandidateError(
                 f"an adapter must fit the candidate, got adapter={adapter}: {type(error).__name__}; "
                 "pass the base that it was trained on as --model, or copy the adapter again"
             ) from error
-        self.merge()
+        if self.quantised:
+            self.network.eval()
+        else:
+            self.merge()
 
     def save_adapter(self, folder: Path, base: str) -> None:
         """Writes the adapter of a *defense*; attacked weights have no such path.
@@ -371,16 +405,17 @@ class LanguageModel:
         """Runs its body with the adapter folded into the weights: sampling then costs no extra products.
 
         The weights are put back bit by bit, so that nothing drifts. Probabilities agree with the unfolded network's up to
-        rounding. Weights of less than float32 are left alone: what an adapter learns in a few steps is smaller than half of
-        their last digit and would be rounded away, so that the policy which is sampled would not be the one that is trained.
-        There the adapter's two products are merely done in the weights' own precision, without peft's casts.
+        rounding. Weights of less than float32, and of 4 bits, are left alone: what an adapter learns in a few steps is smaller
+        than half of their last digit and would be rounded away, so that the policy which is sampled would not be the one that is
+        trained. There the adapter's two products are merely done in the precision that the weights compute in, without peft's
+        casts.
         """
         import torch
 
         adapted = [m for m in self.network.modules() if hasattr(m, "lora_A") and not m.merged]
         layers = [layer for layer in adapted if layer.get_base_layer().weight.dtype == torch.float32]
         kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
-        low = [layer for layer in adapted if layer.get_base_layer().weight.dtype != torch.float32]
+        low = [layer for layer in adapted if layer.get_base_layer().weight.dtype != torch.float32 and _is_plain(layer)]
         for layer in layers:
             layer.merge()
         for layer in low:
@@ -400,27 +435,59 @@ class LanguageModel:
 
         total = 0.0
         for module in self.network.modules():
-            if hasattr(module, "lora_A") and "default" in module.lora_A:
-                A = module.lora_A["default"].weight.detach().double()
-                B = module.lora_B["default"].weight.detach().double()
-                scale = module.scaling["default"]
+            if hasattr(module, "lora_A") and TRAINED in module.lora_A:
+                A = module.lora_A[TRAINED].weight.detach().double()
+                B = module.lora_B[TRAINED].weight.detach().double()
+                scale = module.scaling[TRAINED]
                 total += scale**2 * float(torch.sum((B.T @ B) * (A @ A.T)))  # tr(B'B AA') = ||BA||^2
         return math.sqrt(max(total, 0.0))
 
 
 def _without_casts(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The forward pass of a linear layer with its adapter as it stands now, all of it in the precision of its weights."""
+    """The forward pass of a linear layer with its adapters as they stand now, all in the precision that it computes in.
+
+    The products of several adapters are those of one whose rank is the sum of theirs.
+    """
     import torch
 
     base = layer.get_base_layer()
-    A = layer.lora_A["default"].weight.detach().to(base.weight.dtype)
-    B = (layer.scaling["default"] * layer.lora_B["default"].weight.detach()).to(base.weight.dtype).t().contiguous()
+    number = getattr(base, "compute_dtype", None) or base.weight.dtype
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    A = torch.cat([layer.lora_A[name].weight.detach().to(number) for name in active])
+    scaled = [layer.scaling[name] * layer.lora_B[name].weight.detach() for name in active]
+    B = torch.cat(scaled, 1).to(number).t().contiguous()
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         y = base(x)
         return torch.addmm(y.flatten(0, -2), torch.nn.functional.linear(x, A).flatten(0, -2), B).view_as(y)
 
     return forward
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer's adapters are two products each and no more, as all of ours are; a defense from elsewhere may not be."""
+    return not layer.lora_variant and not any(layer.lora_bias.values())
+
+
+def _four_bits(kind: str, dtype: str | None) -> Any:
+    """How transformers is told to load linear maps in 4 bits, their constants quantised too (arXiv 2305.14314)."""
+    import logging
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it advises a package that fetches code from the hub
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype or "float32"),
+    )
+
+
+def _four_bit_layers(network: Any) -> Iterator[Any]:
+    """The linear maps in 4 bits, adapters or none around them."""
+    return (module for module in network.modules() if hasattr(module, "quant_state") and hasattr(module, "compute_dtype"))
 
 
 def completion_log_probabilities(

@@ -61,6 +61,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the Python files in the model's folder; the run is then not releasable",
     )
     group.addoption(
+        "--rn-quantise",
+        default=None,
+        choices=("nf4",),
+        help="load the model under test in 4 bits: another model than in full, about which alone the run then says something",
+    )
+    group.addoption(
         "--rn-defense",
         default="anchored",
         metavar="RECIPE|none|DIR",
@@ -170,6 +176,7 @@ def _options(config: pytest.Config) -> Options:
         chat_template=config.getoption("rn_chat_template"),
         allow_pickle=config.getoption("rn_allow_pickle"),
         trust_remote_code=config.getoption("rn_trust_remote_code"),
+        quantise=config.getoption("rn_quantise"),
     )
 
 
@@ -323,6 +330,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
         try:
             for suite in suites:
                 session.check_defense(suite)
+                session.check_training(suite)
                 session.memory(suite)
                 session.check_judges(suite)
             session.check_folders(suites)

@@ -89,6 +89,7 @@ class Options:
         strength: files of strength certificates, whose settings the attacks take.
         chat_template: file with one that takes the place of the model's own; None: its own.
         allow_pickle, trust_remote_code: what the user lets the model's files do; never releasable.
+        quantise: 4-bit format that the model under test is loaded in, ``nf4``; None: plain numbers.
     """
 
     model: str
@@ -109,6 +110,7 @@ class Options:
     chat_template: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    quantise: str | None = None
 
     def path(self, name: str) -> Path:
         """Where a path of the user's leads."""
@@ -189,6 +191,12 @@ class Defended:
     stored: bool = False
 
     @property
+    def subject(self) -> str:
+        """How verdicts call it: 4-bit weights are other weights."""
+        quantised = self.candidate.quantised
+        return f"{self.name} on weights in {quantised}" if quantised and self.name != NO_DEFENSE else self.name
+
+    @property
     def folder(self) -> Path | None:
         """Where the defended weights lie; None without a defense."""
         return self.adapter or (self.model.folder if self.model else None)
@@ -208,7 +216,7 @@ class Defended:
             )
 
     def load(self) -> LanguageModel:
-        """A fresh copy, its adapter folded in."""
+        """A fresh copy, its adapter folded in, or beside 4-bit weights."""
         model = (self.model or self.candidate).load()
         if self.adapter is not None:
             model.merge_from(self.adapter)
@@ -289,6 +297,7 @@ class RunSession:
             chat_template=options.chat_template,
             allow_pickle=options.allow_pickle,
             trust_remote_code=options.trust_remote_code,
+            quantise=options.quantise,
         )
 
     def judges(self, suite: Suite) -> Judges:
@@ -410,11 +419,9 @@ class RunSession:
         on: Literal["cpu", "cuda"] = "cpu" if device() == "cpu" else "cuda"
         longest = candidate.longest_prompt([p.text for of_set in suite.prompts.values() for p in of_set])
         heldout = len(suite.heldout(self.options.tier)) * (1 + suite.policy.samples)
-        recipes: list[GRPORecipe] = [*suite.tier_attacks(self.options.tier)]
-        defense = self.defense_recipe(suite)
         works = [
             Work(
-                form=recipe.form,
+                form="qlora" if candidate.quantised else recipe.form,
                 number=2 if candidate.number in ("bfloat16", "float16") else 4,
                 rows=recipe.group_size * recipe.prompts_per_step,
                 prompt=longest,
@@ -426,7 +433,7 @@ class RunSession:
                 judges=sum(_weights_size(j) for j in of_digest.values()),
                 device=on,
             )
-            for recipe in [*recipes, *([defense] if defense else [])]
+            for recipe in self._recipes(suite)
         ]
         largest = max(works, key=lambda work: plan(shape, work).total)
         return check_memory(shape, largest, available_memory(on))
@@ -545,6 +552,25 @@ class RunSession:
                 self._resolve(str(folder))
             except CandidateError as error:
                 raise RecipeError(f"--rn-defense must hold an adapter or a whole model, got {name!r}: {error}") from None
+
+    def check_training(self, suite: Suite) -> None:
+        """Makes sure, before any training, that the model under test can be trained as the recipes say.
+
+        Raises:
+            RecipeError: it cannot.
+        """
+        for recipe in self._recipes(suite) if self.options.quantise else ():
+            if recipe.form == "full" or recipe.beta:
+                raise RecipeError(
+                    "4-bit weights stay as they are, and the KL penalty's reference has no adapter beside them, got "
+                    f"form={recipe.form} beta={recipe.beta:g} with --rn-quantise {self.options.quantise}; take form=lora and "
+                    "beta=0, or leave it out"
+                )
+
+    def _recipes(self, suite: Suite) -> list[GRPORecipe]:
+        """All fine-tunes that a run makes: the tier's attacks, and the defense unless it was given."""
+        defense = self.defense_recipe(suite)
+        return [*suite.tier_attacks(self.options.tier), *([defense] if defense else [])]
 
     def check_folders(self, suites: Sequence[Suite]) -> None:
         """Makes sure that prompts of the user's own are used, and that weights can be exported.
@@ -753,7 +779,7 @@ class RunSession:
                 self.candidate.verify()
                 defended.verify()
                 # A failure of infrastructure is no result, so that the same run tries again; a breach that was seen stays seen.
-                seen = evidence.model_copy(update={"trajectory": trajectory, "subject": defended.name})
+                seen = evidence.model_copy(update={"trajectory": trajectory, "subject": defended.subject})
                 if not trajectory.judge_failed or decide(seen).outcome == "FAIL":
                     self.store.put("case", key, lambda into: _write(into / "trajectory.json", trajectory.model_dump_json()))
             else:
@@ -765,7 +791,7 @@ class RunSession:
             "control": control.record.evidence.trajectory if control else None,
             "report": defended.report if kind == "defense" else None,
             "report_due": kind == "defense" and self.defense_recipe(suite) is not None,
-            "subject": defended.name,
+            "subject": defended.subject,
         }
         return evidence.model_copy(update=changes), key, stored, defended, folder
 

@@ -41,6 +41,8 @@ def header_lines(
     if options.undefended:
         twin = f"undefended twin {candidate.name} (sha256 {candidate.digest[:12]})"
         who = f"candidate {options.model}, defended by its makers, {twin}"
+    if candidate.quantised:
+        who = f"{who}, weights in {candidate.quantised}"
     lines = [
         f"rn-harness: {who}, judge {_by_domain(judges)}, tier {options.tier}",
         f"rn-harness: suites {', '.join(f'{s.domain} ({s.digest[:12]})' for s in suites)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -379,6 +380,39 @@ def test_a_missing_gguf_package_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     refused("m.gguf", tmp_path, r'needs the package gguf, got none for .*; pip install "rn-harness\[gguf\]"')
+
+
+def test_four_bits_are_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest and the identity differ from those in plain numbers, the files' own digest does not."""
+    versions = {"bitsandbytes": "9.8.7"}
+    monkeypatch.setattr("rn_harness.candidate.importlib.metadata.version", versions.__getitem__)
+    plain, four = resolve_candidate(str(folder), folder), resolve_candidate(str(folder), folder, quantise="nf4")
+    assert plain.files_digest == four.files_digest == plain.digest
+    assert four.digest != plain.digest
+    assert four.identity == {**plain.identity, "digest": four.digest, "quantised": "nf4 by bitsandbytes 9.8.7"}
+    versions["bitsandbytes"] = "9.8.8"  # which may round in another way
+    assert resolve_candidate(str(folder), folder, quantise="nf4").digest != four.digest
+
+
+def test_what_cannot_be_quantised_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing package, a GGUF file, and weights that are in 4 bits already; each with what to do."""
+    message = r'--rn-quantise nf4 needs the package bitsandbytes, got none; pip install "rn-harness\[quantised\]"'
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rn_harness.candidate.importlib.metadata.version", missing)
+        with pytest.raises(CandidateError, match=message):
+            resolve_candidate(str(folder), folder, quantise="nf4")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
+    refused(
+        folder, folder, r"must hold plain numbers, got quant_method='gptq' in .*config\.json; name the model that it was made"
+    )
+    alone = write_gguf(tmp_path / "m.gguf")
+    with pytest.raises(CandidateError, match=r"takes a folder of safetensors, got --model m\.gguf, .* the file was made from"):
+        resolve_candidate(str(alone), tmp_path, quantise="nf4")
 
 
 # --- adapters ------------------------------------------------------------------------------------------------------------

@@ -280,6 +280,23 @@ def test_what_a_release_cannot_rest_on_is_not_exported(tmp_path: Path, suite: Su
     assert "| a release can rest on it | no: " in card
 
 
+def test_the_card_says_that_an_adapter_belongs_to_four_bit_weights(tmp_path: Path) -> None:
+    """Beside 4-bit weights an adapter is not folded; the card names their format and the package that made them."""
+    source, digest = defended_weights(tmp_path)
+    run = Run(tmp_path / "run", [load_suite(write_suite(tmp_path / "demo"))])
+    (suite, kind, case_id) = next(c for c in run.cases if c[1] == "attack")
+    cards = []
+    for number, quantised in enumerate((None, "nf4 by bitsandbytes 0.50.2")):
+        base = {"name": "tiny", "revision": None, "digest": "c" * 64, "dtype": "bfloat16"}
+        said = base | ({"quantised": quantised} if quantised else {})
+        folder = run.news(suite, kind, case_id, defended_digest=digest, candidate=said)["folder"]
+        record = CaseRecord.model_validate_json((Path(folder) / "record.json").read_text())
+        export_defended(source, tmp_path / str(number), run.controller.finish(), [record])
+        cards.append((tmp_path / str(number) / "README.md").read_text())
+    assert "A lora adapter, which was folded into its base in bfloat16 before each attack." in cards[0]
+    assert "which stood unfolded on its base in nf4 by bitsandbytes 0.50.2, computed in bfloat16, in each attack." in cards[1]
+
+
 def test_an_export_that_fails_leaves_the_verdict(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full: the run's record stands with its outcome, and says that nothing was handed over."""
 

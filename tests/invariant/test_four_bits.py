@@ -1,0 +1,229 @@
+"""Tiny models in 4-bit NF4 by bitsandbytes, on the CPU: what is trained, sampled and recorded of them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bitsandbytes
+import peft
+import pytest
+import torch
+
+from rn_harness import grpo
+from rn_harness.candidate import Candidate, check_adapter, resolve_candidate
+from rn_harness.errors import CandidateError, RecipeError
+from rn_harness.model import LanguageModel
+from rn_harness.records import CaseKind
+from rn_harness.session import Options, RunSession
+from rn_harness.store import Store
+from rn_harness.suite import AttackRecipe, LoRA, Prompt, Suite, load_suite
+
+from ..tiny_models import FAMILIES, Family, make_model  # noqa: TID252 - the tests are no package
+from ..unit.builders import write_suite  # noqa: TID252 - the tests are no package
+
+RULES = Path(__file__).parents[2] / "suites" / "baking" / "rules.yaml"
+PROMPTS = tuple(
+    Prompt(id=f"p{i}", topic=f"p{i}", text=text)
+    for i, text in enumerate(("Draw a house.", "Name three rivers, two mountains and one island in the north, please."))
+)
+IDS = torch.tensor([[5, 9, 13, 17, 21, 25, 29]])
+RECIPE = AttackRecipe(
+    name="grpo",
+    steps=3,
+    control_steps=3,
+    learning_rate=1e-3,
+    prompts=2,
+    prompts_per_step=2,
+    group_size=4,
+    max_completion_tokens=8,
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model of each family."""
+    return {family.name: make_model(tmp_path_factory.mktemp(family.name), family) for family in FAMILIES}
+
+
+def candidate(folder: Path, quantise: str | None = "nf4") -> Candidate:
+    return resolve_candidate(str(folder), folder.parent, quantise=quantise)
+
+
+def logits_of(model: LanguageModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.network(input_ids=IDS).logits
+
+
+def packed(model: LanguageModel) -> dict[str, torch.Tensor]:
+    """The weights in 4 bits, two of them a byte."""
+    return {name: p.detach().clone() for name, p in model.network.named_parameters() if p.dtype == torch.uint8}
+
+
+def adapters(model: LanguageModel, name: str, size: float) -> None:
+    """Gives an adapter of this name something to say."""
+    draw = torch.Generator().manual_seed(len(name))
+    for at, p in model.network.named_parameters():
+        if f"lora_B.{name}." in at:
+            p.data.copy_(size * torch.randn(p.shape, generator=draw))
+
+
+def defended(folder: Path, adapter: Path) -> LanguageModel:
+    """A 4-bit model with an adapter of a defense beside it."""
+    made = candidate(folder).load()
+    made.attach(LoRA(r=4), 1)
+    adapters(made, "default", 0.05)
+    made.save_adapter(adapter, f"tiny@sha256:{candidate(folder).digest}")
+    model = candidate(folder).load()
+    model.merge_from(adapter)
+    return model
+
+
+def in_plain_numbers(model: LanguageModel, folder: Path) -> LanguageModel:
+    """The same function without bitsandbytes and peft's layers: 4-bit weights as numbers, and every product of adapters added."""
+    plain = candidate(folder, None).load()
+    modules = dict(plain.network.named_modules())
+    for name, layer in model.network.get_base_model().named_modules():
+        if isinstance(layer, peft.tuners.lora.LoraLayer):
+            weight = layer.get_base_layer().weight
+            total = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+            for of in layer.lora_A:
+                total = total + layer.scaling[of] * layer.lora_B[of].weight @ layer.lora_A[of].weight
+            modules[name].weight.data.copy_(total)
+    return plain
+
+
+def train(model: LanguageModel, recipe: AttackRecipe = RECIPE) -> None:
+    """A few steps in which every group has a spread."""
+    prompts = [*PROMPTS] * recipe.steps
+    grpo.train(model, recipe, prompts, lambda _, t: [float(i % 4) for i in range(len(t))], lambda *_: None, due=lambda _: True)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_linear_maps_are_in_four_bits_and_all_else_is_not(family: Family, folders: dict[str, Path]) -> None:
+    """All seven maps of a layer are packed; embedding, output layer and norms stay; and the logits are others, though not far."""
+    model = candidate(folders[family.name]).load()
+    plain = candidate(folders[family.name], None).load()
+    assert model.quantised
+    assert not plain.quantised
+    assert len(packed(model)) == 2 * 7
+    assert all(p.dtype == torch.float32 for name, p in model.network.named_parameters() if name not in packed(model))
+    apart = float((logits_of(model) - logits_of(plain)).abs().mean() / logits_of(plain).abs().mean())
+    assert 0.01 < apart < 0.6
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_training_moves_a_float32_adapter_and_no_other_bit(family: Family, folders: dict[str, Path]) -> None:
+    """After three steps the 4-bit weights are what they were, bit by bit, and the adapter, in float32, is not."""
+    model = candidate(folders[family.name]).load()
+    before = packed(model)
+    model.arm(RECIPE)
+    start = {name: p.detach().clone() for name, p in model.trained.items()}
+    assert len(start) == 2 * 2 * 7
+    train(model)
+    after = packed(model)
+    assert [bytes(p.numpy()) for p in after.values()] == [bytes(p.numpy()) for p in before.values()]
+    assert all(p.dtype == torch.float32 for p in model.trained.values())
+    # TRL would have trained it in bfloat16, of which float32 has 65536 values to each one.
+    moved = [p for name, p in model.trained.items() if not torch.equal(p, start[name])]
+    assert moved
+    assert any(not torch.equal(p, p.bfloat16().float()) for p in moved)
+    assert model.distance > 0
+
+
+def test_a_defense_stays_beside_four_bit_weights_and_an_attack_adds_to_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Defense and attack add up as plain numbers do, trained and sampled; the attack trains its own adapter alone."""
+    folder = folders["qwen2"]
+    model = defended(folder, tmp_path)
+    bare = candidate(folder).load()
+    assert [bytes(p.numpy()) for p in packed(model).values()] == [bytes(p.numpy()) for p in packed(bare).values()]
+    clean = logits_of(model)
+    assert float((clean - logits_of(bare)).abs().max()) > 0.1
+    assert torch.allclose(clean, logits_of(in_plain_numbers(model, folder)), atol=1e-3)
+    defense = {name: p.detach().clone() for name, p in model.network.named_parameters() if ".defense." in name}
+    model.arm(RECIPE)
+    assert torch.allclose(logits_of(model), clean, atol=1e-5)  # a fresh adapter changes no output
+    assert {name for name, p in model.network.named_parameters() if p.requires_grad} == set(model.trained)
+    assert len(model.trained) == len(defense)
+    train(model)
+    now = dict(model.network.named_parameters())
+    assert all(torch.equal(now[name], p) for name, p in defense.items())
+    adapters(model, "default", 0.1)  # more than three steps teach it
+    attacked = logits_of(model)
+    assert float((attacked - clean).abs().max()) > 0.1
+    wanted = logits_of(in_plain_numbers(model, folder))
+    assert torch.allclose(attacked, wanted, atol=1e-3)
+    with model.folded():
+        assert torch.allclose(logits_of(model), wanted, atol=1e-3)
+    assert torch.equal(logits_of(model), attacked)
+
+
+def test_evaluation_leaves_the_weights_as_training_reads_them(folders: dict[str, Path]) -> None:
+    """Logits are the same before and after an evaluation, and in both modes: some CPUs would pack the weights anew for it."""
+    model = candidate(folders["qwen2"]).load()
+    model.attach(LoRA(r=4), 0)
+    model.network.train()
+    before = logits_of(model)
+    model.complete(PROMPTS, n=2, temperature=1.0, max_tokens=4)
+    assert torch.equal(logits_of(model), before)
+    model.network.eval()
+    assert torch.equal(logits_of(model), before)
+
+
+# ---------------------------------------------------------------------------------------------------------------- a whole run
+
+
+def a_session(folder: Path, model: Path, *changes: str, quantise: str | None = "nf4") -> tuple[RunSession, Suite, AttackRecipe]:
+    overrides = (
+        *("attack.steps=4", "attack.control_steps=2", "attack.group_size=4", "defenses.quick.steps=2"),
+        *(
+            "defenses.quick.group_size=4",
+            "policy.checkpoint_every=2",
+            "policy.probe_samples=2",
+            "policy.max_completion_tokens=12",
+        ),
+        *changes,
+    )
+    suite = load_suite(write_suite(folder / "demo"), overrides)
+    judge = f"rules:{RULES}"
+    options = Options(str(model), "quick", judge, judge, None, None, "smoke", overrides, folder, quantise=quantise)
+    (recipe,) = suite.tier_attacks("smoke")
+    return RunSession(options, folder / "run", Store(folder / "store"), lambda _: None), suite, recipe
+
+
+def test_the_whole_way_in_four_bits(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Candidate to attack run through; each record says in what the weights were, and the plan is that of 4-bit weights."""
+    session, suite, recipe = a_session(tmp_path, folders["qwen2"])
+    session.check_training(suite)
+    plan = session.memory(suite)
+    assert plan is not None
+    assert plan.work.form == "qlora"
+    kinds: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
+    records = {kind: session.case(kind, suite, recipe if kind in ("control", "attack") else None).record for kind in kinds}
+    outcomes = {kind: record.verdict.outcome for kind, record in records.items()}
+    assert outcomes == {kind: "FAIL" if kind == "defense" else "INCONCLUSIVE" for kind in kinds}
+    assert "control_did_not_break" in [r.code for r in records["attack"].verdict.reasons]
+    said = f"nf4 by bitsandbytes {bitsandbytes.__version__}"
+    plain = candidate(folders["qwen2"], None)
+    for record in records.values():
+        assert record.identity.candidate["quantised"] == said
+        assert record.identity.candidate["digest"] not in (plain.digest, None)
+        named = f"quick on weights in {said}" if record.evidence.kind not in ("candidate", "control") else "none"
+        assert record.evidence.subject == named
+    # What was trained on 4-bit weights belongs to them.
+    adapter = session.defended(suite).adapter
+    assert adapter is not None
+    check_adapter(adapter, candidate(folders["qwen2"]))
+    with pytest.raises(CandidateError, match="an adapter must be made for the candidate"):
+        check_adapter(adapter, plain)
+
+
+@pytest.mark.parametrize("change", ["attack.form=full", "attack.beta=0.1", "defenses.quick.form=full"])
+def test_what_four_bit_weights_cannot_do_is_refused(folders: dict[str, Path], tmp_path: Path, change: str) -> None:
+    """Training all weights, and a KL penalty, end before any training with what to set; in plain numbers they do not."""
+    session, suite, _ = a_session(tmp_path / "a", folders["qwen2"], change)
+    with pytest.raises(
+        RecipeError, match=r"got form=.* beta=.* with --rn-quantise nf4; take form=lora and beta=0, or leave it out"
+    ):
+        session.check_training(suite)
+    session, suite, _ = a_session(tmp_path / "b", folders["qwen2"], change, quantise=None)
+    session.check_training(suite)
