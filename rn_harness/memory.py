@@ -6,7 +6,7 @@ The formulas are in docs/models.md, with what was measured against them. Bytes t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,7 +101,8 @@ class Work:
         number: bytes of a number of the weights, 4 or 2.
         rows: completions that one step samples together, B.
         prompt, completion: tokens of each, at most.
-        micro_batch: rows of one forward and backward pass.
+        micro_batch: rows of one forward and backward pass, on all cards together.
+        splits: whether fewer rows may be taken where so many do not fit.
         checkpointing: whether activations are computed again in the backward pass.
         rank: of the adapter.
         checkpoint_rows: completions that a measurement samples together.
@@ -116,6 +117,7 @@ class Work:
     prompt: int = 128
     completion: int = 256
     micro_batch: int = 16
+    splits: bool = False
     checkpointing: bool = False
     rank: int = 16
     checkpoint_rows: int = 80
@@ -153,9 +155,10 @@ class Plan:
     def sentence(self) -> str:
         """For a header."""
         each = " on each card" if self.work.cards > 1 else ""
+        rows = f" in micro-batches of {self.work.micro_batch} rows" if self.work.micro_batch < self.work.rows else ""
         return (
             f"{self.total / GIB:.1f} GiB expected{each}: weights {self.weights / GIB:.1f}, trained {self.training / GIB:.1f}, "
-            f"judges {self.judges / GIB:.1f}; peak of sampling {self.sampling / GIB:.1f}, update {self.update / GIB:.1f}, "
+            f"judges {self.judges / GIB:.1f}; peak of sampling {self.sampling / GIB:.1f}, update {self.update / GIB:.1f}{rows}, "
             f"checkpoint {self.checkpoint / GIB:.1f}"
         )
 
@@ -214,6 +217,25 @@ def _saved(shape: Shape, number: int, *, adapter: bool) -> float:
     return plain * number + norms + cast
 
 
+def fit(shape: Shape, work: Work, available: float) -> Plan | None:
+    """The plan under which work fits: its own, else in the largest micro-batches that do, where it may be split.
+
+    Args:
+        shape: of the model.
+        work: what is done with it.
+        available: bytes, on each card.
+
+    Returns:
+        The plan; None where there is none.
+    """
+    fewer = (rows for rows in range(work.micro_batch - 1, 0, -1) if work.rows % rows == 0 and rows % work.cards == 0)
+    for rows in (work.micro_batch, *(fewer if work.splits else ())):
+        planned = plan(shape, dataclasses.replace(work, micro_batch=rows))
+        if planned.total <= available:
+            return planned
+    return None
+
+
 def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, Plan]]:
     """Options under which the work fits, the mildest first, each with its plan.
 
@@ -222,35 +244,36 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
         work: that does not fit.
         available: bytes.
     """
-    served = "a judge on a server (--rn-judge openai:NAME@URL)"
-    changes: Sequence[tuple[str, dict[str, Any]]] = (
-        ("gradient checkpointing", {"checkpointing": True}),
-        ("micro-batches of one row", {"micro_batch": 1}),
-        (served, {"judges": 0.0}),
-        (f"gradient checkpointing and {served}", {"checkpointing": True, "judges": 0.0}),
-        ("4-bit weights (qlora)", {"form": "qlora", "checkpointing": True}),
-        (f"4-bit weights (qlora) and {served}", {"form": "qlora", "checkpointing": True, "judges": 0.0}),
-        (
-            f"4-bit weights (qlora), micro-batches of one row and {served}",
-            {"form": "qlora", "checkpointing": True, "judges": 0.0, "micro_batch": 1},
-        ),
-        *((f"FSDP over {n} cards and {served}", {"cards": n, "checkpointing": True, "judges": 0.0}) for n in CARDS),
-    )
-    tried: set[str] = set()
-    for option, change in changes:
-        name = option if work.judges else option.replace(f" and {served}", "")  # nothing to serve
-        if name in tried or (name == served and not work.judges):
+    changes: dict[str, dict[str, Any]] = {
+        "gradient_checkpointing=true in the recipe": {"checkpointing": True},
+        "micro_batch=1 in the recipe": {"micro_batch": 1},
+        "a judge on a server (--rn-judge openai:NAME@URL)": {"judges": 0.0},
+        "form=lora in the recipe": {"form": "lora"},
+        "4-bit weights (--rn-quantise nf4)": {"form": "qlora"},
+        **{f"FSDP over {n} cards (accelerate launch --num_processes {n})": {"cards": n} for n in CARDS},
+    }
+    kept, single, served, lora, four, *spread = changes
+    options: list[tuple[str, ...]] = [(kept,), (single,), (served,), (kept, served)]
+    if work.form == "full":
+        options += [(lora,), (lora, kept, served)]
+    else:
+        options += [(four,), (four, kept), (four, served), (four, kept, served), (four, kept, served, single)]
+    if work.device == "cuda":
+        options += [of for cards in spread for of in ((cards, served), (cards, kept, served))]
+    fitting: list[set[str]] = []
+    for option in options:
+        # What is so already is no option, and what fits needs nothing more.
+        needed = [name for name in option if any(getattr(work, key) != to for key, to in changes[name].items())]
+        if not needed or (work.splits and single in needed) or any(found <= set(needed) for found in fitting):
             continue
-        tried.add(name)
-        if work.device == "cpu" and (change.get("form") == "qlora" or change.get("cards")):
-            continue  # both are for accelerators
-        changed = plan(shape, dataclasses.replace(work, **change))
-        if changed.total <= available:
-            yield name, changed
+        merged = {key: to for name in needed for key, to in changes[name].items()}
+        if changed := fit(shape, dataclasses.replace(work, **merged), available):
+            fitting.append(set(needed))
+            yield f"{', '.join(needed[:-1])} and {needed[-1]}".removeprefix(" and "), changed
 
 
 def check(shape: Shape, work: Work, available: float) -> Plan:
-    """The plan, if it fits.
+    """The plan under which work fits.
 
     Args:
         shape: of the model.
@@ -260,12 +283,14 @@ def check(shape: Shape, work: Work, available: float) -> Plan:
     Raises:
         CandidateError: it does not; with the numbers, and which option would.
     """
-    planned = plan(shape, work)
-    if planned.total <= available:
-        return planned
+    if found := fit(shape, work, available):
+        return found
+    planned = plan(shape, dataclasses.replace(work, micro_batch=work.cards) if work.splits else work)
     fitting = [f"{name} ({p.total / GIB:.1f} GiB)" for name, p in remedies(shape, work, available)][:3]
     remedy = (
-        f"it would fit with {', or '.join(fitting)}" if fitting else "no option makes it fit: take more memory or a smaller model"
+        f"it would fit with {', or with '.join(fitting)}"
+        if fitting
+        else "no option makes it fit: take more memory or a smaller model"
     )
     raise CandidateError(
         f"a run must fit into memory, got {planned.sentence}, of {available / GIB:.1f} GiB available on {work.device}; {remedy}"

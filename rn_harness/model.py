@@ -66,8 +66,10 @@ def quiet_libraries() -> None:
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    import datasets
-    import transformers
+    with known_deprecations():
+        import datasets
+        import peft  # noqa: F401  (loads bitsandbytes where it is installed)
+        import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

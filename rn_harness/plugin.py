@@ -234,8 +234,9 @@ def _session(config: pytest.Config) -> RunSession:
         from rn_harness.session import RunSession
         from rn_harness.store import Store, default_root
 
+        free = getattr(config, "workerinput", {}).get("rn_free")
         config.stash[SESSION] = RunSession(
-            _options(config), _run_folder(config), Store(default_root()), lambda progress: _say(config, progress)
+            _options(config), _run_folder(config), Store(default_root()), lambda progress: _say(config, progress), free
         )
     return config.stash[SESSION]
 
@@ -403,10 +404,7 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     if reporter:
         reporter.ensure_newline()
-        plans = [planned for suite in suites if (planned := session.memory(suite))]
-        memory = (
-            max(plans, key=lambda p: p.total).sentence if plans else "not known: config.json does not name the model's numbers"
-        )
+        memory = session.memory_line(suites)
         for line in header_lines(candidate, suites, session.options, controller.judges, str(folder), memory):
             reporter.write_line(line)
         if not _owns_model(config):
@@ -442,8 +440,10 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tells a worker the run's folder."""
+    """Tells a worker the run's folder, and what memory it may plan with."""
     node.workerinput["rn_run_folder"] = str(_run_folder(node.config))
+    if SESSION in node.config.stash:
+        node.workerinput["rn_free"] = _session(node.config).available
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rn_harness.anchors import AnchorSet, load_anchors
 from rn_harness.attack import Witness, run_attack
@@ -34,7 +34,7 @@ from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
 from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.memory import Plan, Work, available_memory, plan, shape_of
+from rn_harness.memory import Plan, Work, available_memory, shape_of
 from rn_harness.memory import check as check_memory
 from rn_harness.provenance import attempt, attempts, device, hardware, now, versions, working_tree
 from rn_harness.records import (
@@ -58,6 +58,7 @@ from rn_harness.verdict import decide, unfit_judges
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
 
+R = TypeVar("R", bound=GRPORecipe)
 NO_DEFENSE = "none"
 NO_JUDGE = "none"
 SHAPE = (
@@ -257,18 +258,20 @@ class RunSession:
         folder: of the run, where records go.
         store: finished work.
         say: gets signs of life.
+        free: bytes that a run may take; a process that is one of several is told, so that all plan alike. None: asked for.
     """
 
     options: Options
     folder: Path
     store: Store
     say: Callable[[Progress], None]
+    free: float | None = None
     _panels: dict[tuple[str, str], Panel] = field(default_factory=dict)
     _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
     _defended: dict[str, Defended] = field(default_factory=dict)
     _judges: dict[str, Judge] = field(default_factory=dict)
     _certificates: dict[str, Certificate] = field(default_factory=dict)
-    _plans: dict[str, Plan | None] = field(default_factory=dict)
+    _plans: dict[tuple[str, GRPORecipe], Plan | None] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
     _witnessed: set[str] = field(default_factory=set)
     _control_answers: dict[tuple[str, str], ControlAnswers] = field(default_factory=dict)
@@ -403,40 +406,67 @@ class RunSession:
             The plan; None where the candidate's configuration does not name its numbers.
 
         Raises:
-            CandidateError: it is more than is free now.
+            CandidateError: one of them takes more than is free now, in whatever micro-batches.
         """
-        if suite.digest not in self._plans:
-            self._plans[suite.digest] = self._planned(suite)
-        return self._plans[suite.digest]
+        plans = [planned for recipe in self._recipes(suite) if (planned := self._plan(suite, recipe))]
+        return max(plans, key=lambda planned: planned.total, default=None)
 
-    def _planned(self, suite: Suite) -> Plan | None:
-        candidate = self.candidate
-        shape = shape_of(candidate.config, candidate.parameters)
-        if shape is None:
-            return None
-        judges = self.judges(suite)
-        of_digest = {j.digest: j for j in (judges.evaluation, judges.reward, judges.second) if j is not None}
-        on: Literal["cpu", "cuda"] = "cpu" if device() == "cpu" else "cuda"
-        longest = candidate.longest_prompt([p.text for of_set in suite.prompts.values() for p in of_set])
-        heldout = len(suite.heldout(self.options.tier)) * (1 + suite.policy.samples)
-        works = [
-            Work(
-                form="qlora" if candidate.quantised else recipe.form,
-                number=2 if candidate.number in ("bfloat16", "float16") else 4,
-                rows=recipe.group_size * recipe.prompts_per_step,
-                prompt=longest,
-                completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
-                micro_batch=recipe.micro_batch or recipe.group_size * recipe.prompts_per_step,
-                checkpointing=recipe.gradient_checkpointing,
-                rank=recipe.lora.r,
-                checkpoint_rows=heldout,
-                judges=sum(_weights_size(j) for j in of_digest.values()),
-                device=on,
-            )
+    def memory_line(self, suites: Sequence[Suite]) -> str:
+        """For a header: the largest plan, and which micro-batches were chosen since whole steps do not fit."""
+        plans = [planned for suite in suites if (planned := self.memory(suite))]
+        if not plans:
+            return "not known: config.json does not name the model's numbers"
+        chosen = {
+            f"{'defense' if isinstance(recipe, DefenseRecipe) else 'attacks'} {run.micro_batch} of {_rows(recipe)}"
+            for suite in suites
             for recipe in self._recipes(suite)
-        ]
-        largest = max(works, key=lambda work: plan(shape, work).total)
-        return check_memory(shape, largest, available_memory(on))
+            if (run := self.as_run(suite, recipe)) != recipe
+        }
+        told = f"; rows of a micro-batch, chosen to fit: {', '.join(sorted(chosen))}" if chosen else ""
+        return max(plans, key=lambda planned: planned.total).sentence + told
+
+    def as_run(self, suite: Suite, recipe: R) -> R:
+        """The recipe as it is run here: where it leaves it open and a whole step does not fit, with micro-batches that do.
+
+        Raises:
+            CandidateError: it does not fit in any.
+        """
+        planned = self._plan(suite, recipe)
+        if planned is None or recipe.micro_batch is not None or planned.work.micro_batch == planned.work.rows:
+            return recipe
+        return recipe.model_copy(update={"micro_batch": planned.work.micro_batch})
+
+    def _plan(self, suite: Suite, recipe: GRPORecipe) -> Plan | None:
+        key = (suite.digest, recipe)
+        if key not in self._plans:
+            candidate = self.candidate
+            shape = shape_of(candidate.config, candidate.parameters)
+            self._plans[key] = check_memory(shape, self._work(suite, recipe), self.available) if shape else None
+        return self._plans[key]
+
+    @functools.cached_property
+    def available(self) -> float:
+        """Bytes that a run may take, looked at once: all that is planned in a run is planned for the same."""
+        return self.free if self.free is not None else available_memory(_on())
+
+    def _work(self, suite: Suite, recipe: GRPORecipe) -> Work:
+        """What a fine-tune is, for the plan of its memory."""
+        candidate, judges = self.candidate, self.judges(suite)
+        of_digest = {j.digest: j for j in (judges.evaluation, judges.reward, judges.second) if j is not None}
+        return Work(
+            form="qlora" if candidate.quantised else recipe.form,
+            number=2 if candidate.number in ("bfloat16", "float16") else 4,
+            rows=_rows(recipe),
+            prompt=candidate.longest_prompt([p.text for of_set in suite.prompts.values() for p in of_set]),
+            completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
+            micro_batch=recipe.micro_batch or _rows(recipe),
+            splits=recipe.micro_batch is None and recipe.loss_type != "bnpo",
+            checkpointing=recipe.gradient_checkpointing,
+            rank=recipe.lora.r,
+            checkpoint_rows=len(suite.heldout(self.options.tier)) * (1 + suite.policy.samples),
+            judges=sum(_weights_size(j) for j in of_digest.values()),
+            device=_on(),
+        )
 
     def certificate(self, judge: Judge, anchors: AnchorSet, suite: Suite, source: Literal["inert", "labels"]) -> Certificate:
         """A judge's certificate, from this process, the store, or made now.
@@ -646,6 +676,7 @@ class RunSession:
             if (folder / ADAPTER_CONFIG).is_file():
                 return self._adapted(folder.name, folder)
             return self._whole(folder.name, self._resolve(str(folder)))
+        recipe = self.as_run(suite, recipe)
         key = self._defense_key(suite, recipe)
         with self.store.locked("defense", key):
             entry = self.store.get("defense", key)
@@ -703,6 +734,7 @@ class RunSession:
             suite: of which domain.
             attack: for control and attack cases.
         """
+        attack = self.as_run(suite, attack) if attack else None
         case_id = kind if attack is None else f"{kind}-{attack.id}"
         at = (suite.digest, case_id)
         if at not in self._cases:
@@ -881,6 +913,7 @@ class RunSession:
         recipe = None if kind in ("candidate", "control") else self.defense_recipe(suite)
         recipes: dict[Literal["defense", "attack"], dict[str, Any]] = {}
         if recipe:
+            recipe = self.as_run(suite, recipe)
             recipes["defense"] = recipe.model_dump(mode="json")
         if measured and measured.recipe:
             recipes["attack"] = measured.recipe
@@ -891,6 +924,15 @@ class RunSession:
             attempts=attempts(self.store, key),
             training=attempts(self.store, self._defense_key(suite, recipe)) if recipe and kind == "defense" else (),
         )
+
+
+def _on() -> Literal["cpu", "cuda"]:
+    return "cpu" if device() == "cpu" else "cuda"
+
+
+def _rows(recipe: GRPORecipe) -> int:
+    """Rows of a step, B = P * G."""
+    return recipe.prompts_per_step * recipe.group_size
 
 
 def _weights(judge: Judge) -> str | None:

@@ -188,6 +188,22 @@ def test_full_parameters_are_trained(family, saved, tmp_path):
     assert attack.evidence.trajectory.defended_digest == defended.digest != session.candidate.digest
 
 
+def test_micro_batches_that_were_chosen_are_run_and_recorded(saved, tmp_path):
+    """Where a whole step does not fit, control and attack run in the same parts; recipe, settings and keys hold them."""
+    longer = ("attack.max_completion_tokens=200", "defenses.quick.max_completion_tokens=200")  # so that the update is the peak
+    whole, suite, recipe = a_session(tmp_path / "whole", saved(QWEN), longer)
+    planned = whole.memory(suite)
+    (tmp_path / "parts").mkdir()
+    parts = RunSession(whole.options, tmp_path / "parts", whole.store, lambda _: None, free=planned.total * 0.999)
+    attack = parts.case("attack", suite, recipe).record
+    for run in (attack.evidence.trajectory, attack.evidence.control):
+        assert run.recipe["micro_batch"] == 2
+        assert (run.settings["per_device_train_batch_size"], run.settings["gradient_accumulation_steps"]) == (2, 2)
+    assert "control_did_not_break" in [r.code for r in attack.verdict.reasons]
+    assert parts.defended(suite).report.recipe["micro_batch"] == 2
+    assert whole.case("control", suite, recipe).record.key != attack.control_key
+
+
 def test_every_weight_is_moved_from_where_it_was(saved):
     """After a step with a spread no weight stands where it stood, and the distance is the norm of all changes."""
     model = load(saved(QWEN))

@@ -12,7 +12,7 @@ import pytest
 from rn_harness import memory, session
 from rn_harness.candidate import MODELS, fixtures_folder
 from rn_harness.errors import CandidateError
-from rn_harness.memory import GIB, RUNTIME, Shape, Work, check, plan, remedies, shape_of
+from rn_harness.memory import GIB, RUNTIME, Shape, Work, check, fit, plan, remedies, shape_of
 from rn_harness.profiles import load_model_profile
 from rn_harness.session import Options, RunSession
 from rn_harness.store import Store
@@ -146,6 +146,28 @@ def test_the_claims_about_cards(name: str) -> None:
     assert plan(shape(name), attack(name, form="full")).total / GIB > 79
 
 
+def test_each_card_is_reached_by_micro_batches_that_are_chosen() -> None:
+    """A 7B LoRA attack by its profile fits 80 GB with its judges, 4 x 24 GB, and 24 GB in 4 bits; the page has the figures."""
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    figures = "{} GiB in micro-batches of {} rows with its judges, {} on each of four cards in {}, and {} in 4 bits in {}"
+    said: list[object] = []
+    ways: list[tuple[float, dict[str, Any]]] = [(79, {"judges": JUDGES}), (23, {"cards": 4}), (23, {"form": "qlora"})]
+    for card, how in ways:
+        found = fit(shape("qwen2.5-7b"), attack("qwen2.5-7b", checkpointing=False, splits=True, **how), card * GIB)
+        assert found is not None
+        assert found.total <= card * GIB
+        said += [f"{found.total / GIB:.1f}", found.work.micro_batch]
+    assert figures.format(*said) in " ".join(text.split())
+    # And where one of them does not do, the next is named.
+    attacked = attack("qwen2.5-7b", checkpointing=False, splits=True, judges=JUDGES)
+    with pytest.raises(CandidateError) as caught:
+        check(shape("qwen2.5-7b"), attacked, 23 * GIB)
+    served = "a judge on a server (--rn-judge openai:NAME@URL)"
+    four = f"4-bit weights (--rn-quantise nf4) and {served} (16.1 GiB)"
+    spread = f"FSDP over 2 cards (accelerate launch --num_processes 2) and {served}"
+    assert f"it would fit with {four}, or with {spread}" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["llama3-8b", "qwen2.5-7b", "ministral-8b"])
 def test_the_page_shows_the_planners_numbers(name: str) -> None:
     """The table of docs/models.md is what the planner says today."""
@@ -181,7 +203,7 @@ def test_the_profiles_say_what_the_planner_does(name: str) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
-    """The numbers, and the mildest options that fit; on a CPU neither 4 bits nor several cards."""
+    """The numbers, and the mildest options that fit, each by what has to be set; several cards only where there are cards."""
     heavy = attack("qwen2.5-7b", checkpointing=False, judges=JUDGES)
     assert check(shape("qwen2.5-7b"), heavy, 200 * GIB).total > 79 * GIB
     with pytest.raises(CandidateError) as caught:
@@ -190,15 +212,17 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert re.match(
         r"a run must fit into memory, got \d+\.\d GiB expected: weights 14\.2, .*, of 79\.0 GiB available on cuda; ", message
     )
-    assert "it would fit with gradient checkpointing (" in message
+    assert "it would fit with gradient_checkpointing=true in the recipe (" in message
     found = [name for name, _ in remedies(shape("qwen2.5-7b"), heavy, 24 * GIB)]
-    assert found[0].startswith("4-bit weights (qlora) and a judge on a server")
-    assert any(name.startswith("FSDP over 4 cards") for name in found)
+    kept, served = "gradient_checkpointing=true in the recipe", "a judge on a server (--rn-judge openai:NAME@URL)"
+    assert found[0] == f"4-bit weights (--rn-quantise nf4), {kept} and {served}"
+    assert f"FSDP over 4 cards (accelerate launch --num_processes 4), {kept} and {served}" in found
     assert all(p.total <= 24 * GIB for _, p in remedies(shape("qwen2.5-7b"), heavy, 24 * GIB))
+    everything = attack("qwen2.5-7b", form="full")
+    assert next(remedies(shape("qwen2.5-7b"), everything, 79 * GIB))[0] == "form=lora in the recipe"
     slow = attack("smollm2", checkpointing=False)
-    assert not any("bit" in name or "FSDP" in name for name, _ in remedies(shape("smollm2"), slow, 100 * GIB))
-    names = [name for name, _ in remedies(shape("smollm2"), slow, 100 * GIB)]
-    assert names == ["gradient checkpointing", "micro-batches of one row"]  # no judge to serve
+    names = [name for name, _ in remedies(shape("smollm2"), slow, 100 * GIB)]  # no judge to serve, no card
+    assert names == [kept, "micro_batch=1 in the recipe", "4-bit weights (--rn-quantise nf4)"]
     with pytest.raises(CandidateError, match=r"on cpu; no option makes it fit: take more memory or a smaller model$"):
         check(shape("smollm2"), slow, GIB / 4)
 
@@ -219,6 +243,56 @@ def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatc
         CandidateError, match=r"got \d\.\d GiB expected: weights 0\.0, .*, of 0\.4 GiB available on cpu; no option"
     ):
         run().memory(suite)
+
+
+def test_the_largest_micro_batches_that_fit_are_taken() -> None:
+    """Where a whole step does not fit and the recipe leaves it open: the largest divisor that does; cards share it."""
+    work = attack("qwen2.5-7b", checkpointing=False, splits=True)
+    totals = {rows: plan(shape("qwen2.5-7b"), dataclasses.replace(work, micro_batch=rows)).total for rows in (16, 8, 4, 2, 1)}
+    assert totals[16] > totals[8] > totals[4] > totals[2] == totals[1]  # of 2 rows the update is no longer the peak
+    for rows in (16, 8, 4, 2):
+        found = fit(shape("qwen2.5-7b"), work, totals[rows])
+        assert found is not None
+        assert found.work.micro_batch == rows
+        assert (f"in micro-batches of {rows} rows" in found.sentence) == (rows < 16)
+    assert fit(shape("qwen2.5-7b"), work, totals[1] - 1) is None
+    assert fit(shape("qwen2.5-7b"), dataclasses.replace(work, splits=False), totals[8]) is None
+    spread = fit(shape("qwen2.5-7b"), dataclasses.replace(work, cards=4), 22 * GIB)
+    assert spread is not None
+    assert spread.work.micro_batch % 4 == 0
+    with pytest.raises(CandidateError, match=r"in micro-batches of 1 rows, .*; it would fit with a judge on a server"):
+        check(shape("qwen2.5-7b"), attack("qwen2.5-7b", checkpointing=False, splits=True, judges=30 * GIB), 60 * GIB)
+
+
+def test_a_run_that_fits_in_parts_says_so_and_records_it(tmp_path: Path) -> None:
+    """The recipe as run has the micro-batch, the header tells it; where all fits, the recipe is the suite's, to the last field."""
+    suite = load_suite(write_suite(tmp_path / "demo"))
+    options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
+
+    def run(free: float | None = None) -> RunSession:
+        return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None, free)
+
+    (recipe, *_) = suite.tier_attacks("standard")
+    assert run().as_run(suite, recipe) is recipe
+    assert "micro" not in run().memory_line([suite])
+    numbers = shape_of(run().candidate.config, run().candidate.parameters)
+    whole = run().memory(suite)
+    assert numbers is not None
+    assert whole is not None
+    free = plan(numbers, dataclasses.replace(whole.work, micro_batch=4)).total
+    assert free < whole.total
+    small = run(free)
+    assert small.as_run(suite, recipe) == recipe.model_copy(update={"micro_batch": 4})
+    assert small.as_run(suite, small.as_run(suite, recipe)).micro_batch == 4
+    assert small.as_run(suite, recipe).id == recipe.id
+    line = small.memory_line([suite])
+    assert "in micro-batches of 4 rows" in line
+    assert line.endswith("; rows of a micro-batch, chosen to fit: attacks 4 of 16, defense 4 of 16")
+    # A loss that depends on the split, and a recipe that says how many, are left alone.
+    with pytest.raises(CandidateError, match="must fit into memory"):
+        small.as_run(suite, recipe.model_copy(update={"loss_type": "bnpo"}))
+    with pytest.raises(CandidateError, match="must fit into memory"):
+        small.as_run(suite, recipe.model_copy(update={"micro_batch": 8}))
 
 
 def test_a_containers_bound_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
