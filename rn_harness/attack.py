@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.anchors import Anchor
 from rn_harness.certification import anchors_for, draw, score_planted
-from rn_harness.errors import JudgeGoneError, TrainingError
+from rn_harness.errors import JudgeGoneError, TrainingError, told
 from rn_harness.evaluate import ControlAnswers, Panel, measure_checkpoint
 from rn_harness.grpo import order_prompts, train
 from rn_harness.judges import Judge, ensure_judging
@@ -110,6 +110,7 @@ def run_attack(
     defended_digest: str | None,
     control: bool,
     found: Callable[[ControlAnswers], None] | None = None,
+    cut: Callable[[Trajectory], None] = lambda _: None,
 ) -> Trajectory:
     """Attacks the model in place; ends early where a judge stops judging, or goes blind, and says so in the trajectory.
 
@@ -123,6 +124,7 @@ def run_attack(
         candidate_digest, defended_digest: what the model was loaded from, for the record.
         control: whether this is the control, which runs for ``control_steps``.
         found: gets the answers above the threshold at the last checkpoint, if there are any.
+        cut: gets what was measured, where anything ends the attack before its last step; the exception then goes on.
 
     Raises:
         TrainingError: the training broke, or it was not this model that was trained or measured; the checkpoints before it
@@ -138,7 +140,6 @@ def run_attack(
     others: dict[Witnessed, Judge] = {"reward": reward_judge, **({"second": panel.second} if panel.second else {})}
     asked = to_witness(panel.judge.digest, reward_judge.digest, second)
     witnesses = [Witness.of(who, others[who], panel.policy) for who in asked]
-    gone: str | None = None
     above: list[bool] = []  # of the window's completions, whether their harm is above the threshold
 
     def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
@@ -171,9 +172,27 @@ def run_attack(
                 raise JudgeGoneError(f"at step {step} {JUDGES[who]} {fault}")
         ensure_judging(checkpoint.planted, f"the judge scored none of the planted anchors at step {step}")
 
+    def trajectory(settings: dict[str, Any], *, gone: str | None = None, stopped: str | None = None) -> Trajectory:
+        return Trajectory(
+            candidate_digest=candidate_digest,
+            defended_digest=defended_digest,
+            judge_digest=panel.judge.digest,
+            reward_digest=reward_judge.digest,
+            second_digest=second,
+            recipe=run.model_dump(mode="json"),
+            prompt_ids=tuple(p.id for p in chosen),
+            heldout_ids=tuple(p.id for p in panel.heldout),
+            benign_ids=tuple(p.id for p in panel.benign),
+            steps=steps,
+            checkpoints=tuple(checkpoints),
+            settings=settings,
+            rendered=model.rendered(panel.heldout[0]) if panel.heldout else None,
+            judge_gone=gone,
+            stopped=stopped,
+        )
+
     model.arm(recipe)
     fresh = _writes(model)
-    settings: dict[str, Any] = {}
     try:
         settings = train(
             model,
@@ -184,20 +203,8 @@ def run_attack(
             due=lambda step: step in due,
         )
     except JudgeGoneError as error:
-        gone = str(error)
-    return Trajectory(
-        candidate_digest=candidate_digest,
-        defended_digest=defended_digest,
-        judge_digest=panel.judge.digest,
-        reward_digest=reward_judge.digest,
-        second_digest=second,
-        recipe=run.model_dump(mode="json"),
-        prompt_ids=tuple(p.id for p in chosen),
-        heldout_ids=tuple(p.id for p in panel.heldout),
-        benign_ids=tuple(p.id for p in panel.benign),
-        steps=steps,
-        checkpoints=tuple(checkpoints),
-        settings=settings,
-        rendered=model.rendered(panel.heldout[0]),
-        judge_gone=gone,
-    )
+        return trajectory({}, gone=str(error))
+    except BaseException as error:
+        cut(trajectory({}, stopped=told(error)))
+        raise
+    return trajectory(settings)

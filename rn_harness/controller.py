@@ -31,6 +31,7 @@ from rn_harness.store import write_text
 from rn_harness.suite import AttackRecipe, Suite
 from rn_harness.verdict import decide, decide_run
 
+RECORDS = "cases/*/record.json"
 Phase = Literal["setup", "call", "teardown"]
 _STATES: dict[Outcome, tuple[TestState, ...]] = {
     "PASS": ("passed",),
@@ -56,7 +57,7 @@ class CaseNews(TypedDict):
 
 @dataclass
 class _Test:
-    """A selected test on its way."""
+    """A selected test on its way; ``told``: whether anything but a passed setup was heard of it."""
 
     nodeid: str
     state: TestState = "error"
@@ -65,6 +66,7 @@ class _Test:
     news: CaseNews | None = None
     ended: bool = False
     excused: bool = False
+    told: bool = False
 
 
 @dataclass
@@ -94,17 +96,25 @@ class Controller:
     _clock: float = field(default_factory=time.monotonic)
     _tests: dict[str, _Test] = field(default_factory=dict)
     _records: dict[str, CaseRecord | None] = field(default_factory=dict)
+    _old: set[tuple[int, int]] = field(default_factory=set)
 
-    def begin(self, nodeids: Sequence[str]) -> None:
+    def begin(self, nodeids: Sequence[str], uncollected: Sequence[str] = ()) -> None:
         """Registers the selected tests; from here on the JUnit file stands, red.
+
+        Args:
+            nodeids: of the tests.
+            uncollected: those of files that could not be collected.
 
         Raises:
             OSError: the run's folder cannot be written to.
         """
         (self.folder / "cases").mkdir(parents=True, exist_ok=True)
+        self._old = {_file_of(path) for path in self.folder.glob(RECORDS)}
         (self.folder / "run.json").unlink(missing_ok=True)  # an earlier run's outcome must not survive a kill of this one
         for nodeid in nodeids:
             self._tests.setdefault(nodeid, _Test(nodeid))
+        for nodeid in uncollected:
+            self._tests[nodeid] = _Test(nodeid, text="no verdict: the file could not be collected", ended=True, told=True)
         self._write_junit()
         self._point_latest()
 
@@ -127,6 +137,7 @@ class Controller:
             return
         test.seconds += seconds
         test.excused = test.excused or excused
+        test.told = test.told or outcome != "passed" or phase != "setup"
         if news and not (test.news and test.news["outcome"] == "FAIL"):  # a breach that was told is not taken back
             test.news = news
         if test.ended and test.state in ("failure", "error"):
@@ -165,9 +176,17 @@ class Controller:
         for test in self._tests.values():
             yield TestResult(test.nodeid, test.state, test.text, self.output_of(test.nodeid), test.seconds)
 
-    def _write_junit(self) -> None:
+    def unended(self) -> list[tuple[str, str]]:
+        """Node id and text of each test of which no outcome was heard."""
+        return [(test.nodeid, test.text) for test in self._tests.values() if not test.told]
+
+    def write_junit(self, path: Path) -> None:
+        """Writes the file as things stand; what has not ended is red."""
         seconds = time.monotonic() - self._clock
-        write_junit(self.folder / "junit.xml", list(self._results()), self.properties, self.started, seconds)
+        write_junit(path, list(self._results()), self.properties, self.started, seconds)
+
+    def _write_junit(self) -> None:
+        self.write_junit(self.folder / "junit.xml")
 
     def _point_latest(self) -> None:
         """``latest`` beside the run folder points to it; where links are not to be had, nothing does."""
@@ -265,9 +284,11 @@ class Controller:
             any(line.domain == s.domain and line.case_id.startswith("attack-") and line.claim for line in lines)
             for s in self.suites
         )
+        records = self.records()
+        cut = self._cut_breaches(records)
+        counted += [("FAIL", True) for _ in cut]
         outcome = decide_run(counted + unrun) if attacked else decide_run([*counted, (None, True)])
         why_not = self._why_not(outcome, missing)
-        records = self.records()
         claims = [
             r.verdict.claim
             for r in records
@@ -275,7 +296,7 @@ class Controller:
         ]
         summary = {
             "PASS": f"held in {len(claims)} of {len(claims)} attack cases, within what was run: {claims[0] if claims else ''}",
-            "FAIL": f"unsafe: {next((r.verdict.claim for r in records if r.verdict.outcome == 'FAIL'), 'see above')}",
+            "FAIL": f"unsafe: {next((r.verdict.claim for r in [*records, *cut] if r.verdict.outcome == 'FAIL'), 'see above')}",
             "INCONCLUSIVE": "nothing is claimed: a case has no verdict, or no attack was run",
         }[outcome]
         run = RunRecord(
@@ -437,9 +458,30 @@ class Controller:
         """The cases' records, as written by whoever ran them."""
         return [record for t in self._tests.values() if t.news and (record := self._record(t.news))]
 
+    def _cut_breaches(self, told: Sequence[CaseRecord]) -> list[CaseRecord]:
+        """Records of this run that no test told of, since something cut it off, and in which a breach was seen."""
+        known = {record.key for record in told}
+        found = []
+        for path in sorted(self.folder.glob(RECORDS)):
+            if _file_of(path) in self._old:  # an earlier run's, in the same folder
+                continue
+            try:
+                record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue  # an unreadable record counts for nothing, and its test has no verdict
+            if record.key not in known and decide(record.evidence).outcome == "FAIL":
+                found.append(record)
+        return found
+
     def summary(self, run: RunRecord) -> Iterator[str]:
         """The closing lines."""
         return summary_lines(run, self.records(), str(self.folder))
+
+
+def _file_of(path: Path) -> tuple[int, int]:
+    """Which file it is: one that is written anew is another, whatever the calendar says."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def _attack_id(run: Trajectory) -> str | None:

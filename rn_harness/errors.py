@@ -5,6 +5,8 @@ Each message has three parts: what was required, what we got (``name=value``), w
 
 from __future__ import annotations
 
+import os
+
 
 class RnHarnessError(Exception):
     """Base of every error that the harness raises on purpose."""
@@ -36,3 +38,15 @@ class TrainingError(RnHarnessError, RuntimeError):
 
 class StoreError(RnHarnessError, OSError):
     """A stored result cannot be read or written."""
+
+
+def told(error: BaseException) -> str:
+    """What may be told of an error on one line: ours whole, the system's without what it was about, of others the type alone."""
+    name = type(error).__name__
+    if isinstance(error, RnHarnessError):
+        return f"{name}: {error}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{name}: {os.strerror(error.errno)}"
+    if isinstance(error, KeyboardInterrupt | MemoryError):
+        return name
+    return f"{name} (its message is withheld: it may quote a completion)"

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
+import resource
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -17,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 if TYPE_CHECKING:
+    from _pytest.junitxml import LogXML
+
     from rn_harness.candidate import Candidate
     from rn_harness.controller import Controller
     from rn_harness.judges import Judge
@@ -32,6 +38,15 @@ SESSION = pytest.StashKey["RunSession"]()
 SINK = pytest.StashKey["Sink"]()
 RUN_FOLDER = pytest.StashKey[Path]()
 DESELECTED = pytest.StashKey[int]()
+UNCOLLECTED = pytest.StashKey["Uncollected"]()
+TERMINATED = pytest.StashKey[bool]()
+PARENT = pytest.StashKey[int]()
+STOPPED = 75
+"""Exit code after SIGTERM: the same command goes on where this run was stopped."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came while suites ran; pytest ends as after an interruption, and everything is written."""
 
 
 # --- options -----------------------------------------------------------------------------------------------------------
@@ -140,6 +155,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """Prepares the stash; nothing is read or written yet."""
     config.stash[SUITES] = {}
     config.stash[DESELECTED] = 0
+    config.stash[UNCOLLECTED] = Uncollected()
+    config.pluginmanager.register(config.stash[UNCOLLECTED], "rn-harness-uncollected")
+
+
+class Uncollected:
+    """What could not be collected; with xdist, in any worker."""
+
+    def __init__(self) -> None:
+        self.nodeids: list[str] = []
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remembers a file that failed."""
+        if report.failed and report.nodeid not in self.nodeids:
+            self.nodeids.append(report.nodeid)
 
 
 # --- what a session is about -------------------------------------------------------------------------------------------
@@ -242,14 +271,20 @@ def _session(config: pytest.Config) -> RunSession:
 
 
 def _say(config: pytest.Config, progress: Progress) -> None:
-    """Shows progress past pytest's capture: a bar on a terminal, a plain line elsewhere; workers write to their stderr."""
+    """Shows progress past pytest's capture: a bar on a terminal, a plain line elsewhere; workers write to their stderr.
+
+    Raises:
+        Terminated: this is a worker, and its controller is gone: nobody would hear the outcome.
+    """
+    if _is_worker(config) and os.getppid() != config.stash.get(PARENT, os.getppid()):
+        raise Terminated
     capture = config.pluginmanager.getplugin("capturemanager")
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     with capture.global_and_fixture_disabled() if capture else nullcontext():
         if _is_worker(config) or reporter is None:
             sys.stderr.write(f"{progress.line}\n")
             sys.stderr.flush()
-        elif reporter.isatty:
+        elif reporter.isatty and not progress.stays:
             reporter.rewrite(progress.bar, erase=True)
         else:
             reporter.ensure_newline()
@@ -275,6 +310,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     else:
         recipes = suite.tier_attacks(metafunc.config.getoption("rn_tier"))
     metafunc.parametrize("attack", recipes, ids=[recipe.id for recipe in recipes], indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Whatever ends this session, an earlier run's outcome must not stand in the folder that it was given."""
+    config = session.config
+    if config.getoption("rn_run") and not _is_worker(config) and not config.option.collectonly:
+        folder = _run_folder(config)
+        try:
+            for name in ("run.json", "junit.xml"):
+                (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -309,12 +357,6 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
     folders = sorted({folder for nodeid in nodeids if (folder := _suite_folder(config, nodeid))})
     if not folders:
         return []
-    if config.getoption("rn_run") and not _is_worker(config) and not config.option.collectonly:
-        # Whatever ends this session, an earlier run's outcome must not stand in its folder.
-        try:
-            (_run_folder(config) / "run.json").unlink(missing_ok=True)
-        except OSError as error:
-            raise _unwritable(_run_folder(config), error) from None
     from rn_harness.errors import RnHarnessError
     from rn_harness.strength import check_strength
 
@@ -327,6 +369,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
             errors.append(str(error))
     errors += _bad_session(config, suites)
     if not errors and not config.option.collectonly:
+        _guard(config)
         session = _session(config)
         try:
             for suite in suites:
@@ -335,12 +378,36 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
                 session.memory(suite)
                 session.check_judges(suite)
             session.check_folders(suites)
+            session.check_room(suites)
             check_strength(session, suites)
         except RnHarnessError as error:
             errors.append(str(error))
     if errors:
         raise pytest.UsageError("\n".join(errors))
     return suites
+
+
+def _guard(config: pytest.Config) -> None:
+    """While suites run: no core dump, which would hold attacked weights; SIGTERM ends the session as an interruption does."""
+    if TERMINATED in config.stash or threading.current_thread() is not threading.main_thread():
+        return
+    config.stash[TERMINATED] = False
+    config.stash[PARENT] = os.getppid()
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+    def stop(*_: Any) -> None:
+        again = config.stash[TERMINATED] and SINK in config.stash and config.stash[SINK].finishing
+        config.stash[TERMINATED] = True
+        if not again:
+            raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, before)
+
+    config.add_cleanup(restore)
 
 
 def _unwritable(folder: Path, error: OSError) -> pytest.UsageError:
@@ -374,7 +441,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def _begin(config: pytest.Config, nodeids: list[str]) -> None:
     if SINK in config.stash:
         return
-    selected = [nodeid for nodeid in nodeids if _suite_folder(config, nodeid)]
+    uncollected = [nodeid for nodeid in config.stash[UNCOLLECTED].nodeids if _suite_folder(config, nodeid)]
+    selected = [*(nodeid for nodeid in nodeids if _suite_folder(config, nodeid)), *uncollected]
     suites = _refuse_what_cannot_run(config, selected)
     if not suites:
         return
@@ -396,10 +464,10 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
         dirty={suite.domain: files for suite in suites if (files := uncommitted(suite.folder))},
     )
     try:
-        controller.begin(selected)
+        controller.begin(selected, uncollected)
+        config.stash[SINK] = Sink(config, controller)
     except OSError as error:
-        raise _unwritable(folder, error) from None
-    config.stash[SINK] = Sink(config, controller)
+        raise _unwritable(Path(error.filename or folder), error) from None
     config.pluginmanager.register(config.stash[SINK], "rn-harness-sink")
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     if reporter:
@@ -532,15 +600,19 @@ def _made(request: pytest.FixtureRequest, make: Callable[[RunSession], T]) -> T:
     __tracebackhide__ = True
     import traceback
 
-    from rn_harness.errors import RnHarnessError
+    from rn_harness.errors import RnHarnessError, told
 
+    if request.config.stash.get(TERMINATED, False):  # raised where Python swallows exceptions
+        raise Terminated
     try:
         return make(_session(request.config))
-    except RnHarnessError as error:
-        text = f"{type(error).__name__}: {error}"
+    except KeyboardInterrupt as error:
+        raise type(error) from None  # without the frames that it came through: --full-trace shows their arguments
     except Exception as error:  # noqa: BLE001  (told below, and never swallowed)
-        frames = "".join(f"\n  {f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_tb(error.__traceback__))
-        text = f"{type(error).__name__} (its message is withheld: it may quote a completion), raised at:{frames}"
+        text = told(error)
+        if not isinstance(error, RnHarnessError):
+            frames = traceback.extract_tb(error.__traceback__)
+            text += ", raised at:" + "".join(f"\n  {f.filename}:{f.lineno} in {f.name}" for f in frames)
     pytest.fail(f"no verdict: {text}", pytrace=False)
 
 
@@ -596,10 +668,15 @@ class Sink:
     def __init__(self, config: pytest.Config, controller: Controller) -> None:
         from _pytest.junitxml import xml_key
 
+        self.config = config
         self.controller = controller
         self.run: RunRecord | None = None
+        self.finishing = False
         self.xml = config.stash.get(xml_key, None)
         if self.xml is not None:
+            path = Path(self.xml.logfile)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            controller.write_junit(path)  # red, until pytest writes it when all has ended
             for name, value in controller.properties.items():
                 self.xml.add_global_property(name, value)
 
@@ -622,8 +699,13 @@ class Sink:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Writes the run's record: also after an interruption, when what has not ended stays without a verdict."""
+        self.finishing = True
+        if self.xml is not None:
+            self._close(self.xml)
         self.run = self.controller.finish()
-        if self.run.outcome != "PASS" and not self.controller.narrowed and session.exitstatus == 0:
+        if self.config.stash.get(TERMINATED, False):
+            session.exitstatus = STOPPED
+        elif self.run.outcome != "PASS" and not self.controller.narrowed and session.exitstatus == 0:
             session.exitstatus = 1  # green tests that leave out what the tier requires
         if self.run.releasable or not session.config.getoption("rn_gate") or self._is_red(session):
             return
@@ -635,6 +717,17 @@ class Sink:
     def _is_red(session: pytest.Session) -> bool:
         """Whether a test was red, or pytest says otherwise that something went wrong."""
         return session.testsfailed > 0 or session.exitstatus not in (0, 1)
+
+    def _close(self, xml: LogXML) -> None:
+        """The user's own JUnit: an error for each test that has not ended, and no nameless rest of one that was cut off."""
+        for reporter in list(xml.node_reporters.values()):
+            if "name" not in reporter.attrs:
+                xml.node_reporters_ordered.remove(reporter)
+        for nodeid, text in self.controller.unended():
+            path, _, name = nodeid.partition("::")
+            xml.pytest_runtest_logreport(
+                pytest.TestReport(nodeid, (path, None, name), {}, "failed", text, "setup", start=0.0, stop=0.0)
+            )
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The closing table and the claim."""

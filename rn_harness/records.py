@@ -274,6 +274,9 @@ class Trajectory(Record):
         second_digest: who gave the second opinion; None if nobody.
         settings: what the trainer was really given.
         rendered: the first held-out prompt as the model was given it.
+        stopped: what cut it off, if anything did; what was measured before stands.
+        earlier: of an attempt that was cut off, the checkpoints that this one, from the same seed, did not repeat; a breach in
+            them is one.
     """
 
     candidate_digest: str
@@ -290,6 +293,8 @@ class Trajectory(Record):
     settings: dict[str, Any] = {}
     rendered: Rendered | None = None
     judge_gone: str | None = None
+    stopped: str | None = None
+    earlier: tuple[Checkpoint, ...] = ()
 
     @property
     def judge_failed(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ from rn_harness.records import (
     Identity,
     Trajectory,
 )
-from rn_harness.store import Store, content_key, write_text
+from rn_harness.store import MARGIN_BYTES, Journal, Store, check_room, content_key, write_text
 from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Prompt, Suite, TierName
 from rn_harness.validity import misjudging
 from rn_harness.verdict import decide, unfit_judges
@@ -69,6 +70,10 @@ SHAPE = (
 MAKERS = "makers"
 """What the defense of a model is called that its makers defended."""
 CERTIFICATE = "certificate.json"
+CHANGES_SHOWN = 6
+FLOAT32_BYTES = 4
+LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence")
+"""What a checkpoint says only if the control ran in the same process; the same attack may be measured without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +153,20 @@ class Progress:
         what: domain and case.
         step, steps: how far it is.
         state: its numbers.
+        stays: whether it stays on a terminal whose last line is redrawn.
     """
 
     what: str
     step: int
     steps: int
     state: str
+    stays: bool = False
 
     @property
     def line(self) -> str:
         """For a log."""
+        if self.stays:
+            return f"{self.what}: {self.state}"
         return f"{self.what}: step {self.step}/{self.steps}: {self.state}"
 
     @property
@@ -630,6 +639,27 @@ class RunSession:
             if target.exists() and (not target.is_dir() or any(target.iterdir())):
                 raise RecipeError(f"--rn-export writes to an empty folder, got {target}; name another or clear it")
 
+    def check_room(self, suites: Sequence[Suite]) -> None:
+        """Makes sure, before any training, that what it comes to can be kept.
+
+        Raises:
+            StoreError: the store, the run's folder, the export's or the temporary one cannot be written to, or is too full.
+        """
+        kept = sum(self._kept_bytes(suite) for suite in suites)
+        check_room(self.store.root, kept + MARGIN_BYTES)
+        check_room(self.folder, MARGIN_BYTES)
+        check_room(Path(tempfile.gettempdir()), MARGIN_BYTES)
+        if self.options.export:
+            check_room(self.options.path(self.options.export), kept + MARGIN_BYTES)
+
+    def _kept_bytes(self, suite: Suite) -> int:
+        """Bytes of the defended weights that are made; 0 where none are, or where the configuration does not name its numbers."""
+        recipe = self.defense_recipe(suite)
+        shape = shape_of(self.candidate.config, self.candidate.parameters)
+        if recipe is None or shape is None:
+            return 0
+        return FLOAT32_BYTES * (shape.parameters if recipe.form == "full" else shape.adapter(recipe.lora.r))
+
     def _defense_folder(self) -> Path:
         return self.options.path(self.options.defense)
 
@@ -677,13 +707,15 @@ class RunSession:
                 return self._adapted(folder.name, folder)
             return self._whole(folder.name, self._resolve(str(folder)))
         recipe = self.as_run(suite, recipe)
-        key = self._defense_key(suite, recipe)
+        parts = self._defense_parts(suite, recipe)
+        key = content_key("defense", parts)
         with self.store.locked("defense", key):
             entry = self.store.get("defense", key)
             stored = entry is not None
             if entry is None:
+                self._tell_change("defense", parts, f"{suite.domain}: defense {self.options.defense}")
                 with attempt(self.store, key):
-                    entry = self._train_defense(suite, recipe, key)
+                    entry = self._train_defense(suite, recipe, key, parts)
         report = DefenseReport.model_validate_json((entry / "report.json").read_text(encoding="utf-8"))
         if recipe.form == "full":
             made = self._whole(self.options.defense, resolve_candidate(str(entry / "model"), self.options.base))
@@ -698,11 +730,11 @@ class RunSession:
         hashes = hash_files(adapter)
         return Defended(self.candidate, name, adapter=adapter, digest=root_digest(hashes), hashes=hashes)
 
-    def _defense_key(self, suite: Suite, recipe: DefenseRecipe) -> str:
-        parts = self._shared_parts(suite, ("defense", "anchor", "heldout"))
-        return content_key("defense", {**parts, "recipe": recipe.model_dump(mode="json")})
+    def _defense_parts(self, suite: Suite, recipe: DefenseRecipe) -> dict[str, Any]:
+        """What a trained defense depends on."""
+        return self._shared_parts(suite, ("defense", "anchor", "heldout")) | {"recipe": recipe.model_dump(mode="json")}
 
-    def _train_defense(self, suite: Suite, recipe: DefenseRecipe, key: str) -> Path:
+    def _train_defense(self, suite: Suite, recipe: DefenseRecipe, key: str, parts: dict[str, Any]) -> Path:
         name = self.options.defense
 
         def say(point: ConvergencePoint) -> None:
@@ -724,7 +756,7 @@ class RunSession:
                 model.save_adapter(folder / "adapter", f"{self.candidate.name}@sha256:{self.candidate.digest}")
             (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
 
-        return self.store.put("defense", key, write)
+        return self.store.put("defense", key, write, parts)
 
     def case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None = None) -> Case:
         """One case, from this process, the store, or made now.
@@ -759,23 +791,39 @@ class RunSession:
             key, stored, defended = content_key("unjudged", {"suite": suite.digest, "case": case_id}), False, None
             folder = self._case_folder(suite, case_id, key)
         else:
-            evidence, key, stored, defended, folder = self._measured(kind, suite, attack, case_id, evidence)
+            begun = (started, clock)
+            evidence, key, stored, defended, folder = self._measured(kind, suite, attack, case_id, evidence, begun)
         control = self.case("control", suite, attack) if evidence.control else None
+        record = self._write_record(suite, case_id, key, defended, evidence, control, folder, (started, clock))
+        where, hashes = (defended.folder, defended.hashes) if defended else (None, {})
+        return Case(record, suite.domain, stored, folder, where, hashes)
+
+    def _write_record(
+        self,
+        suite: Suite,
+        case_id: str,
+        key: str,
+        defended: Defended | None,
+        evidence: Evidence,
+        control: Case | None,
+        folder: Path,
+        begun: tuple[str, float],
+    ) -> CaseRecord:
+        """Decides, and writes what was measured; ``begun`` is when the case did, by the calendar and by the clock."""
         record = CaseRecord(
             key=key,
             case_id=case_id,
             identity=self._identity(suite, defended),
-            provenance=self._provenance(suite, kind, key, evidence.trajectory),
+            provenance=self._provenance(suite, evidence.kind, key, evidence.trajectory),
             evidence=evidence,
             control_key=control.record.key if control else None,
             verdict=decide(evidence),
-            started=started,
+            started=begun[0],
             ended=now(),
-            wall_s=round(time.monotonic() - clock, 3),
+            wall_s=round(time.monotonic() - begun[1], 3),
         )
         write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
-        where, hashes = (defended.folder, defended.hashes) if defended else (None, {})
-        return Case(record, suite.domain, stored, folder, where, hashes)
+        return record
 
     def _case_folder(self, suite: Suite, case_id: str, key: str) -> Path:
         folder = self.folder / "cases" / f"{suite.domain}-{case_id}-{key[:12]}"
@@ -783,49 +831,68 @@ class RunSession:
         return folder
 
     def _measured(
-        self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, case_id: str, evidence: Evidence
+        self,
+        kind: CaseKind,
+        suite: Suite,
+        attack: AttackRecipe | None,
+        case_id: str,
+        evidence: Evidence,
+        begun: tuple[str, float],
     ) -> tuple[Evidence, str, bool, Defended, Path]:
         """The evidence with what was measured, its key, whether it was stored, the defense, and the record's folder."""
         undefended = kind in ("candidate", "control")
         defended = Defended(self.candidate, NO_DEFENSE) if undefended else self.defended(suite)
         sets = ("heldout", "benign", "attack") if attack else ("heldout", "benign")
-        key = content_key(
-            "case",
-            {
-                **self._shared_parts(suite, sets),
-                "case": kind,
-                "defended": defended.digest,
-                "recipe": attack.model_dump(mode="json") if attack else None,
-            },
-        )
+        parts = {
+            **self._shared_parts(suite, sets),
+            "case": kind,
+            "defended": defended.digest,
+            "recipe": attack.model_dump(mode="json") if attack else None,
+        }
+        key = content_key("case", parts)
         folder = self._case_folder(suite, case_id, key)
         # First, so that the leak can be measured on what it answered.
         control = self.case("control", suite, attack) if kind == "attack" and attack else None
-        with self.store.locked("case", key):
-            entry = self.store.get("case", key)
-            stored = entry is not None
-            if entry is None:
-                with attempt(self.store, key) as trial:
-                    trajectory = self._measure(kind, suite, attack, defended, case_id, folder)
-                    trial.outcome = "judge_failed" if trajectory.judge_failed else "done"
-                self.candidate.verify()
-                defended.verify()
-                # A failure of infrastructure is no result, so that the same run tries again; a breach that was seen stays seen.
-                seen = evidence.model_copy(update={"trajectory": trajectory, "subject": defended.subject})
-                if not trajectory.judge_failed or decide(seen).outcome == "FAIL":
-                    self.store.put("case", key, lambda into: _write(into / "trajectory.json", trajectory.model_dump_json()))
-            else:
-                trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
-                lines = (c.model_dump_json() + "\n" for c in trajectory.checkpoints)
-                write_text(folder / "checkpoints.jsonl", "".join(lines))
         changes = {
-            "trajectory": trajectory,
             "control": control.record.evidence.trajectory if control else None,
             "report": defended.report if kind == "defense" else None,
             "report_due": kind == "defense" and self.defense_recipe(suite) is not None,
             "subject": defended.subject,
         }
-        return evidence.model_copy(update=changes), key, stored, defended, folder
+        evidence = evidence.model_copy(update=changes)
+
+        def seen(trajectory: Trajectory) -> CaseRecord:
+            known = evidence.model_copy(update={"trajectory": trajectory})
+            return self._write_record(suite, case_id, key, defended, known, control, folder, begun)
+
+        with self.store.locked("case", key):
+            entry = self.store.get("case", key)
+            stored = entry is not None
+            if entry is None:
+                self._tell_change("case", parts, f"{suite.domain}: {case_id}")
+                journal = self.store.journal(key)
+                with attempt(self.store, key) as trial:
+                    trajectory = self._measure(kind, suite, attack, defended, case_id, folder, journal, seen)
+                    trial.outcome = "judge_failed" if trajectory.judge_failed else "done"
+                self.candidate.verify()
+                defended.verify()
+                # A failure of infrastructure is no result, so that the same run tries again; a breach that was seen stays seen.
+                if not trajectory.judge_failed or seen(trajectory).verdict.outcome == "FAIL":
+                    text = trajectory.model_dump_json()
+                    self.store.put("case", key, lambda into: _write(into / "trajectory.json", text), parts)
+                journal.close()
+            else:
+                trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
+                lines = (c.model_dump_json() + "\n" for c in trajectory.checkpoints)
+                write_text(folder / "checkpoints.jsonl", "".join(lines))
+        return evidence.model_copy(update={"trajectory": trajectory}), key, stored, defended, folder
+
+    def _tell_change(self, kind: str, parts: dict[str, Any], what: str) -> None:
+        """Says in what the stored results differ, where there are some and none of them is this one."""
+        differing = self.store.changed(kind, parts)
+        if differing:
+            shown = ", ".join(differing[:CHANGES_SHOWN]) + (", …" if len(differing) > CHANGES_SHOWN else "")
+            self.say(Progress(what, 0, 0, f"made anew, since the stored one that is most alike differs in {shown}", stays=True))
 
     def _measure(
         self,
@@ -835,7 +902,10 @@ class RunSession:
         defended: Defended,
         case_id: str,
         folder: Path,
+        journal: Journal,
+        seen: Callable[[Trajectory], CaseRecord],
     ) -> Trajectory:
+        """Measures; where that is cut off, what was measured is recorded first, and a breach in it ends the case."""
         if attack is not None:
             self.check_reward(suite)
         panel = dataclasses.replace(self.panel(suite), control_answers=self._answers_of_control(kind, suite, attack))
@@ -843,8 +913,11 @@ class RunSession:
         with (folder / "checkpoints.jsonl").open("w", encoding="utf-8") as lines:
 
             def sink(checkpoint: Checkpoint) -> None:
-                lines.write(checkpoint.model_dump_json() + "\n")
+                text = checkpoint.model_dump_json()
+                lines.write(f"{text}\n")
                 lines.flush()
+                if attack is not None:
+                    journal.add(checkpoint.model_copy(update=dict.fromkeys(LEAK_OF_CONTROL)).model_dump_json())
                 maximum = "unscored" if checkpoint.maximum is None else f"max {checkpoint.maximum:g}"
                 mean = "" if checkpoint.mean is None else f", mean {checkpoint.mean:.2f}"
                 state = f"{maximum}{mean}, {checkpoint.above.count}/{checkpoint.scored} above {suite.policy.threshold:g}"
@@ -852,20 +925,33 @@ class RunSession:
 
             model = defended.load()
             if attack is not None:
-                return run_attack(
-                    model,
-                    attack,
-                    suite.prompts["attack"],
-                    panel,
-                    self.judges(suite).reward,
-                    sink,
-                    candidate_digest=self.candidate.digest,
-                    defended_digest=defended.digest,
-                    control=kind == "control",
-                    found=(lambda answers: self._control_answers.update({(suite.digest, attack.id): answers}))
-                    if kind == "control"
-                    else None,
-                )
+                cuts: list[tuple[Trajectory, CaseRecord]] = []
+
+                def cut(partial: Trajectory) -> None:
+                    known = _with_earlier(partial, journal)
+                    cuts.append((known, seen(known)))
+
+                try:
+                    trajectory = run_attack(
+                        model,
+                        attack,
+                        suite.prompts["attack"],
+                        panel,
+                        self.judges(suite).reward,
+                        sink,
+                        candidate_digest=self.candidate.digest,
+                        defended_digest=defended.digest,
+                        control=kind == "control",
+                        found=(lambda answers: self._control_answers.update({(suite.digest, attack.id): answers}))
+                        if kind == "control"
+                        else None,
+                        cut=cut,
+                    )
+                except Exception:
+                    if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen
+                        return cuts[0][0]
+                    raise
+                return _with_earlier(trajectory, journal)
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True)
             sink(checkpoint)
         return Trajectory(
@@ -922,7 +1008,9 @@ class RunSession:
             recipes=recipes,
             seeds={of: r["seed"] for of, r in recipes.items()},
             attempts=attempts(self.store, key),
-            training=attempts(self.store, self._defense_key(suite, recipe)) if recipe and kind == "defense" else (),
+            training=attempts(self.store, content_key("defense", self._defense_parts(suite, recipe)))
+            if recipe and kind == "defense"
+            else (),
         )
 
 
@@ -933,6 +1021,14 @@ def _on() -> Literal["cpu", "cuda"]:
 def _rows(recipe: GRPORecipe) -> int:
     """Rows of a step, B = P * G."""
     return recipe.prompts_per_step * recipe.group_size
+
+
+def _with_earlier(trajectory: Trajectory, journal: Journal) -> Trajectory:
+    """The trajectory with the checkpoints of an earlier attempt that it does not repeat."""
+    if journal.differs_at is None:
+        return trajectory
+    earlier = tuple(Checkpoint.model_validate_json(line) for line in journal.earlier[journal.differs_at :])
+    return trajectory.model_copy(update={"earlier": earlier})
 
 
 def _weights(judge: Judge) -> str | None:

@@ -2,7 +2,8 @@
 
 A key is a sha256 over everything that the result depends on. An entry is a folder that is written under another name and
 renamed when it is whole, with the digest of each file; an entry that does not match its digests is set aside and made anew.
-Attacked weights never come here: the only weights are a defense's adapter.
+What a case measured before it was cut off stands in a journal until the case is whole. Attacked weights never come here: the
+only weights are a defense's.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,13 @@ from rn_harness.errors import StoreError
 MANIFEST = "entry.json"
 ENTRY_VERSION = 1
 LOCK_TIMEOUT_S = 6 * 3600
+LOCKS, UNFINISHED = "locks", "unfinished"
+DAMAGED = ".damaged"
+MARGIN_BYTES = 64 * 2**20
+"""Free space that is asked for beyond the weights that are kept: records, certificates, logs."""
+DAY_S = 86_400.0
+SAME = frozenset({"forbidden", "case", "recipe.name", "recipe.prompts", "recipe.learning_rate", "recipe.seed"})
+"""Parts of a key that say what is measured; the others say how, and with what."""
 
 
 def default_root() -> Path:
@@ -43,8 +53,51 @@ def content_key(kind: str, parts: dict[str, Any]) -> str:
     Returns:
         64 hex digits.
     """
-    canonical = json.dumps({"kind": kind, "parts": parts}, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return _sha256({"kind": kind, "parts": parts})
+
+
+def _sha256(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def digests_of(parts: Mapping[str, Any]) -> dict[str, str]:
+    """What an entry keeps of the parts of its key: a digest of each, by name, and of each field of a mapping; no text."""
+    flat = {
+        f"{name}.{inner}" if inner else name: value
+        for name, part in parts.items()
+        for inner, value in (part.items() if isinstance(part, dict) and part else [("", part)])
+    }
+    return {name: _sha256(value) for name, value in flat.items()}
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Makes sure, before hours of work, that a folder can be written to and has room.
+
+    Args:
+        folder: made if it is not there.
+        needed: bytes.
+
+    Raises:
+        StoreError: it cannot, or it has not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StoreError(
+            f"results must be kept, got folder={folder}: {error.strerror or error}; name folders that can be written to by "
+            "RN_HARNESS_CACHE, --rn-run or TMPDIR"
+        ) from error
+    if free < needed:
+        raise StoreError(
+            f"results must fit, got {free / 2**20:.0f} MiB free for {needed / 2**20:.0f} in {folder}; make room, or name another "
+            "disk by RN_HARNESS_CACHE, --rn-run or TMPDIR"
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,6 +113,70 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What stands in the store under one name.
+
+    Attributes:
+        kind, name: folder and name in it: a key, a journal, or what is left of damage or of a killed process.
+        size: bytes.
+        used: when it was last read or written, seconds since the epoch.
+        whole: whether it is an entry; else it is never read again.
+        path: where it lies.
+    """
+
+    kind: str
+    name: str
+    size: int
+    used: float
+    whole: bool
+    path: Path
+
+
+@dataclass
+class Journal:
+    """What a case measured, line by line as it is measured, so that a cut leaves it; gone once the case is whole.
+
+    The same case begins again from its seed: as long as it repeats what stands here, nothing is written. Where it does not,
+    the earlier lines are kept beside.
+
+    Attributes:
+        path: of the file.
+        earlier: whole lines of an attempt that was cut.
+        lines: of this attempt.
+        differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
+    """
+
+    path: Path
+    earlier: tuple[str, ...] = ()
+    lines: list[str] = field(default_factory=list)
+    differs_at: int | None = None
+
+    @classmethod
+    def at(cls, path: Path) -> Journal:
+        """The journal, with what an earlier attempt left; a last line that was cut is left out."""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        whole = text.splitlines(keepends=True)
+        return cls(path, tuple(line[:-1] for line in whole if line.endswith("\n")))
+
+    def add(self, line: str) -> None:
+        """One more line; on disk when this returns."""
+        number = len(self.lines)
+        self.lines.append(line)
+        if self.differs_at is None and number < len(self.earlier):
+            if line == self.earlier[number]:
+                return
+            self.differs_at = number
+            aside = next(p for n in range(1, 1000) if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
+            self.path.replace(aside)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, "".join(f"{known}\n" for known in self.lines))
+
+    def close(self) -> None:
+        """The case is whole, and stands elsewhere."""
+        self.path.unlink(missing_ok=True)
 
 
 class Store:
@@ -85,8 +202,10 @@ class Store:
             return None
         problem = self._damage(folder, kind, key)
         if problem is None:
+            with suppress(OSError):  # a store that can be read alone is read
+                os.utime(folder / MANIFEST)
             return folder
-        aside = folder.with_name(f"{folder.name}.damaged")
+        aside = folder.with_name(f"{folder.name}{DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         warnings.warn(f"a stored {kind} was damaged ({problem}); set aside as {aside}, it is made anew", stacklevel=2)
@@ -120,7 +239,7 @@ class Store:
         """
         import filelock
 
-        locks = self.root / "locks"
+        locks = self.root / LOCKS
         try:
             locks.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(locks / f"{kind}-{key}.lock", timeout=LOCK_TIMEOUT_S)
@@ -134,12 +253,78 @@ class Store:
         finally:
             lock.release()
 
-    def put(self, kind: str, key: str, write: Callable[[Path], None]) -> Path:
+    def journal(self, key: str) -> Journal:
+        """The journal of a case."""
+        return Journal.at(self.root / UNFINISHED / f"{key}.jsonl")
+
+    def changed(self, kind: str, parts: Mapping[str, Any]) -> list[str] | None:
+        """In which parts of its key the stored entry that is most alike differs, by name; None if the same was never stored.
+
+        The same: of one domain, case, and attack, in other words of all that ``SAME`` names.
+        """
+        wanted, best = digests_of(parts), None
+        for folder in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
+            try:
+                known = json.loads(folder.read_text(encoding="utf-8"))["parts"]
+                differing = sorted(name for name in wanted.keys() | known.keys() if wanted.get(name) != known.get(name))
+                if not SAME.isdisjoint(differing):
+                    continue
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # made before parts were kept, or damaged: no help here
+            if best is None or len(differing) < len(best):
+                best = differing
+        return best
+
+    def entries(self) -> list[Entry]:
+        """All that stands in the store, locks left out, sorted by address."""
+        found = []
+        for path in sorted(self.root.glob("*/*")):
+            kind = path.parent.name
+            if kind == LOCKS:
+                continue
+            files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+            try:
+                size = sum(p.stat().st_size for p in files)
+                used = (path / MANIFEST if (path / MANIFEST).is_file() else path).stat().st_mtime
+            except FileNotFoundError:
+                continue  # it was removed or renamed while we looked
+            is_whole = (path / MANIFEST).is_file() and not path.name.endswith(DAMAGED) and not path.name.startswith(".")
+            found.append(Entry(kind, path.name, size, used, is_whole, path))
+        return found
+
+    def prune(self, unused_days: float) -> list[Entry]:
+        """Removes what was not used for so long: entries, journals, and what damage or killed processes left.
+
+        Args:
+            unused_days: 0 removes all.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            StoreError: something cannot be removed.
+        """
+        before = time.time() - unused_days * DAY_S
+        old = [entry for entry in self.entries() if entry.used <= before]
+        for entry in old:
+            try:
+                if entry.path.is_dir():
+                    shutil.rmtree(entry.path)
+                else:
+                    entry.path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StoreError(
+                    f"a store that is pruned must be writable, got {entry.path}: {error.strerror or error}; remove it by hand"
+                ) from error
+        return old
+
+    def put(self, kind: str, key: str, write: Callable[[Path], None], parts: Mapping[str, Any] | None = None) -> Path:
         """Adds an entry.
 
         Args:
             kind, key: its address.
             write: fills the folder that it is given.
+            parts: of the key; a digest of each is kept, to say later what changed.
 
         Returns:
             The entry's folder.
@@ -154,7 +339,8 @@ class Store:
                 for p in sorted(temporary.rglob("*"))
                 if p.is_file()
             }
-            write_text(temporary / MANIFEST, json.dumps({"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files}))
+            manifest = {"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files, "parts": digests_of(parts or {})}
+            write_text(temporary / MANIFEST, json.dumps(manifest))
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)

@@ -58,6 +58,8 @@ def incomplete(trajectory: Trajectory, policy: Policy) -> list[Reason]:
     reasons: list[Reason] = []
     if trajectory.judge_gone is not None:
         reasons += unknown("judge_gone", f"the run ended early, and can be run again: {trajectory.judge_gone}")
+    if trajectory.stopped is not None:
+        reasons += unknown("stopped", f"the run was cut off, and can be run again: {trajectory.stopped}")
     due = checkpoint_steps(trajectory.steps, policy)
     got = [c.step for c in trajectory.checkpoints]
     if got != due:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +19,14 @@ import hypothesis.strategies as st
 import pytest
 
 from rn_harness.errors import StoreError
-from rn_harness.store import MANIFEST, Store, content_key, default_root, write_text
+from rn_harness.store import MANIFEST, Journal, Store, check_room, content_key, default_root, digests_of, write_text
 
 KEY = content_key("case", {"model": "x"})
 OTHER = content_key("case", {"model": "y"})
+given_lines = hypothesis.given(
+    lines=st.lists(st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=1), min_size=1, max_size=5),
+    cut=st.integers(min_value=0),
+)
 
 
 def two_files(folder: Path) -> None:
@@ -366,3 +375,178 @@ def test_default_root_is_what_the_variable_says(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("RN_HARNESS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert default_root() == tmp_path / "cache" / "rn-harness"
+
+
+def _make_ten(root: Path, made: Path, number: int) -> None:
+    """Needs ten entries, makes those that are not there, and checks the digest of what it reads."""
+    store = Store(root)
+    for index in range(10):
+        key = content_key("defense", {"index": index})
+        with store.locked("defense", key):
+            if store.get("defense", key) is None:
+
+                def write(folder: Path, index: int = index) -> None:
+                    (folder / "adapter.bin").write_bytes(bytes([index]) * 100_000)
+
+                store.put("defense", key, write)
+                (made / f"{index}-{number}").touch()
+        entry = store.get("defense", key)
+        assert entry is not None
+        assert (entry / "adapter.bin").read_bytes() == bytes([index]) * 100_000
+
+
+def test_eight_processes_share_entries_without_a_race(tmp_path: Path) -> None:
+    """Eight processes that need the same ten entries at once: each is made once, and each process reads all of them whole."""
+    made = tmp_path / "made"
+    made.mkdir()
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_make_ten, args=(tmp_path / "store", made, n)) for n in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 8
+    assert sorted(int(path.name.partition("-")[0]) for path in made.iterdir()) == list(range(10))
+    assert all(entry.whole for entry in Store(tmp_path / "store").entries())
+
+
+def test_a_maker_that_is_killed_leaves_no_entry_and_no_lock(tmp_path: Path) -> None:
+    """SIGKILL between the files and the rename: the entry is not there, the next one makes it, and what is left can be pruned."""
+    store = Store(tmp_path)
+
+    def die() -> None:
+        def write(folder: Path) -> None:
+            two_files(folder)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        with store.locked("defense", KEY):
+            store.put("defense", KEY, write)
+
+    killed = multiprocessing.get_context("fork").Process(target=die)
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    assert store.get("defense", KEY) is None
+    with store.locked("defense", KEY):  # nobody holds it
+        store.put("defense", KEY, two_files)
+    left = [entry for entry in store.entries() if not entry.whole]
+    assert len(left) == 1
+    assert left[0].size == 2 + 256
+
+
+# ------------------------------------------------------------------------------------------------------------- journals
+
+
+def test_a_journal_leaves_what_was_measured(tmp_path: Path) -> None:
+    """Lines stand on disk as soon as they are added; an attempt that repeats them writes nothing and goes on after them."""
+    store = Store(tmp_path)
+    cut = store.journal(KEY)
+    cut.add("one")
+    cut.add("two")
+    cut.path.write_text(cut.path.read_text() + "thr", encoding="utf-8")  # a line that was cut by a full disk
+    again = store.journal(KEY)
+    assert again.earlier == ("one", "two")
+    for line in ("one", "two", "three"):
+        again.add(line)
+    assert again.differs_at is None
+    assert again.path.read_text(encoding="utf-8") == "one\ntwo\nthree\n"
+    again.close()
+    assert list((tmp_path / "unfinished").iterdir()) == []
+
+
+def test_a_journal_that_is_not_repeated_keeps_both(tmp_path: Path) -> None:
+    """From the first other line on the attempt differs; the earlier lines stay beside its own, also the second time."""
+    for attempt, lines in enumerate((["one", "two"], ["one", "TWO"], ["one", "2"])):
+        journal = Store(tmp_path).journal(KEY)
+        for line in lines:
+            journal.add(line)
+        assert journal.differs_at == (1 if attempt else None)
+    kept = {path.name.partition(".jsonl")[2]: path.read_text() for path in (tmp_path / "unfinished").iterdir()}
+    assert kept == {"": "one\n2\n", ".1": "one\ntwo\n", ".2": "one\nTWO\n"}
+
+
+@given_lines
+def test_a_cut_anywhere_is_repeated(tmp_path_factory: pytest.TempPathFactory, lines: list[str], cut: int) -> None:
+    """For every attempt and every byte at which its file is cut, repeating it differs nowhere and ends with all lines."""
+    store = Store(tmp_path_factory.mktemp("journal"))
+    first = store.journal(KEY)
+    for line in lines:
+        first.add(line)
+    whole = first.path.read_bytes()
+    first.path.write_bytes(whole[: cut % (len(whole) + 1)])
+    again = store.journal(KEY)
+    for line in lines:
+        again.add(line)
+    assert again.differs_at is None
+    assert Journal.at(again.path).earlier == tuple(lines)
+
+
+# ------------------------------------------------------------------------------------------------- what changed, pruning
+
+
+def test_what_changed_is_named(tmp_path: Path) -> None:
+    """Of the stored entries of the same case the most alike is compared, part by part; no text of a part is kept."""
+    store = Store(tmp_path)
+    parts = {"case": "attack", "policy": {"samples": 3, "votes": 4}, "prompts": {"attack": ["a text"]}, "candidate": "c1"}
+    assert store.changed("case", parts) is None
+    store.put("case", content_key("case", parts), two_files, parts)
+    assert store.changed("case", parts | {"policy": {"samples": 7, "votes": 4}}) == ["policy.samples"]
+    assert store.changed("case", parts | {"candidate": "c2", "prompts": {"attack": ["b"]}}) == ["candidate", "prompts.attack"]
+    other = parts | {"candidate": "c2"}
+    store.put("case", content_key("case", other), two_files, other)
+    assert store.changed("case", other | {"policy": {"votes": 4}}) == ["policy.samples"]
+    assert store.changed("case", parts | {"case": "control"}) is None
+    assert store.changed("defense", parts) is None
+    assert "a text" not in "".join(p.read_text() for p in tmp_path.rglob(MANIFEST))
+    assert all(len(digest) == 64 for digest in digests_of(parts).values())
+
+
+def test_a_foreign_manifest_does_not_disturb(store: Store) -> None:
+    """An entry without parts, or with a manifest that cannot be read, is passed over."""
+    manifest("[1]")(store.root / "case" / KEY)
+    assert store.changed("case", PARTS) is None
+
+
+def test_prune_removes_what_was_not_used(store: Store) -> None:
+    """What was read or written within the days stays; entries, journals and leftovers that are older go, and nothing else."""
+    store.put("case", OTHER, two_files)
+    store.journal(KEY).add("line")
+    leftover = store.root / "defense" / f".{KEY[:12]}.abc"
+    leftover.mkdir(parents=True)
+    damaged = store.root / "case" / f"{KEY}.damaged"
+    damaged.mkdir()
+    long_ago = time.time() - 40 * 86_400
+    for path in (store.root / "case" / KEY / MANIFEST, store.root / "case" / OTHER / MANIFEST, leftover, damaged):
+        os.utime(path, (long_ago, long_ago))
+    assert store.get("case", OTHER) is not None  # read, hence used
+    names = {(e.kind, e.name, e.whole) for e in store.entries()}
+    assert names == {
+        ("case", KEY, True), ("case", OTHER, True), ("case", damaged.name, False), ("defense", leftover.name, False),
+        ("unfinished", f"{KEY}.jsonl", False),
+    }  # fmt: skip
+    assert {e.path for e in store.prune(30)} == {store.root / "case" / KEY, leftover, damaged}
+    assert {e.name for e in store.entries()} == {OTHER, f"{KEY}.jsonl"}
+    assert len(store.prune(0)) == 2
+    assert store.entries() == []
+
+
+# ----------------------------------------------------------------------------------------------------------------- room
+
+
+def test_room_is_asked_for_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is made and tried by writing; too little space, and a folder that cannot be made, say what to set."""
+    check_room(tmp_path / "new" / "folder", 1)
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(StoreError, match=r"MiB free for \d+ in .*make room"):
+        check_room(tmp_path, 2 * free)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"RN_HARNESS_CACHE, --rn-run or TMPDIR"):
+        check_room(tmp_path / "file", 1)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left"):
+        check_room(tmp_path, 1)

@@ -1,0 +1,51 @@
+"""A pytest plugin for sessions under test: at a set step of the attack, what ``RN_FAULT`` names happens."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import rn_harness.attack as stage
+import rn_harness.session
+
+FAULT, STEP = os.environ["RN_FAULT"], int(os.environ["RN_FAULT_STEP"])
+sound, attack = stage.measure_checkpoint, stage.run_attack
+kinds = []
+
+
+def _full_disk():
+    def refuse(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.fsync = refuse
+
+
+def _strike():
+    if FAULT.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, FAULT))
+    elif FAULT == "orphan":
+        Path("worker.pid").write_text(str(os.getpid()))
+        os.kill(os.getppid(), signal.SIGKILL)
+    elif FAULT == "memory":
+        import torch
+
+        raise torch.OutOfMemoryError("tried to allocate")
+    elif FAULT == "disk":
+        _full_disk()
+    else:
+        raise AssertionError(FAULT)
+
+
+def _measure(model, panel, step, **others):
+    if step == STEP and kinds[-1] == "attack":
+        _strike()
+    return sound(model, panel, step, **others)
+
+
+def _attack(*parts, control, **others):
+    kinds.append("control" if control else "attack")
+    return attack(*parts, control=control, **others)
+
+
+stage.measure_checkpoint = _measure
+rn_harness.session.run_attack = _attack

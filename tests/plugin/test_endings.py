@@ -1,0 +1,198 @@
+"""Sessions that end otherwise than they should: what stands in the files then."""
+
+import json
+import os
+import shutil
+import signal
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import xmlschema
+
+from rn_harness.records import CaseRecord
+
+SCHEMA = xmlschema.XMLSchema(str(Path(__file__).parents[1] / "unit" / "junit-10.xsd"))
+TINY = (
+    "mine/biochem", "--rn-tier=smoke", "--rn-defense=none", "--rn-set=attack.steps=4", "--rn-set=attack.control_steps=4",
+    "--rn-set=policy.checkpoint_every=2", "--rn-set=policy.samples=0", "--junitxml=asked.xml",
+)  # fmt: skip
+"""An attack of four steps on the undefended organism, scored at 0, 2 and 4."""
+BREAKING = ("--rn-set=attack.steps=12", "--rn-set=attack.control_steps=12", "--rn-set=attack.learning_rate=2e-3")
+"""Instead: one that breaks it, scored every other step."""
+ATTACK = ("-k", "attack_stays")
+
+
+@pytest.fixture(scope="module")
+def endings_store(tmp_path_factory):
+    """One store for this module, so that candidate and controls are measured once."""
+    return tmp_path_factory.mktemp("endings-store")
+
+
+@pytest.fixture
+def scene(workspace, endings_store):
+    """A workspace in which a session can be made to fail: ``scene.fail(fault, step, *args)``."""
+    workspace.use_store(endings_store)
+    shutil.copy(Path(__file__).parent / "faults.py", workspace.folder)
+    workspace.pytester.syspathinsert()
+    # What an earlier, green run left where this one writes.
+    (workspace.folder / "asked.xml").write_text('<testsuite name="old" tests="1" failures="0" errors="0"/>')
+
+    def fail(fault, step, *args):
+        workspace.monkeypatch.setenv("RN_FAULT", fault)
+        workspace.monkeypatch.setenv("RN_FAULT_STEP", str(step))
+        return workspace.run(*TINY, "-p", "faults", *args)
+
+    workspace.fail = fail
+    return workspace
+
+
+def _assert_red(scene, selected, run="reports/latest"):
+    """Both JUnit files are valid and have an error or failure for each test that was selected and did not end."""
+    for path in (scene.folder / run / "junit.xml", scene.folder / "asked.xml"):
+        SCHEMA.validate(str(path))
+        suite = ET.parse(path).getroot().find("testsuite")
+        assert int(suite.get("tests")) == selected, path.read_text()
+        assert int(suite.get("errors")) + int(suite.get("failures")) >= 1
+        cases = list(suite.iter("testcase"))
+        assert len(cases) == selected
+        assert all(case.get("name") for case in cases)
+        for case in cases:
+            if "attack_stays" in case.get("name"):
+                assert [child.tag for child in case if child.tag in ("error", "failure")]
+
+
+def _measured(scene, run="reports/latest"):
+    """Steps that the attack's record and its lines hold."""
+    (folder,) = (scene.folder / run).glob("cases/biochem-attack-*")
+    lines = [json.loads(line)["step"] for line in (folder / "checkpoints.jsonl").read_text().splitlines()]
+    record = CaseRecord.model_validate_json((folder / "record.json").read_text())
+    assert [c.step for c in record.evidence.trajectory.checkpoints] == lines
+    assert record.verdict.outcome != "PASS"
+    return lines, record
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "told"),
+    [("SIGINT", 2, "KeyboardInterrupt"), ("SIGTERM", 75, "Terminated"), ("memory", 1, "OutOfMemoryError")],
+)
+def test_what_was_measured_before_a_fault_is_recorded(scene, fault, code, told):
+    """Interrupted, terminated, out of memory: the exit code, two checkpoints and why it stopped, red and valid JUnit."""
+    result = scene.fail(fault, 4, *ATTACK, "-vv", "--full-trace", "--showlocals", "--tb=long")
+    assert result.ret == code, result.text
+    assert "INTERNALERROR" not in result.text
+    _assert_red(scene, 1)
+    steps, record = _measured(scene)
+    assert steps == [0, 2]
+    assert told in record.evidence.trajectory.stopped
+    assert "stopped" in {reason.code for reason in record.verdict.reasons}
+    assert scene.record()["outcome"] == "INCONCLUSIVE"
+    assert "completions = " not in result.text  # no arguments and no locals of what was cut off
+    assert "panel = " not in result.text
+
+
+def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path):
+    """SIGKILL leaves red files and no outcome; the next run repeats the lines bit by bit."""
+    store = tmp_path / "killed"
+    scene.use_store(store)
+    result = scene.fail("SIGKILL", 4, *ATTACK, "--rn-run=run")
+    assert result.ret == -signal.SIGKILL
+    _assert_red(scene, 1, "run")
+    assert not (scene.folder / "run" / "run.json").exists()
+    (journal,) = (store / "unfinished").iterdir()
+    assert [json.loads(line)["step"] for line in journal.read_text().splitlines()] == [0, 2]
+    assert [p.name for p in store.iterdir() if p.name not in ("case", "certificate", "locks", "unfinished")] == []
+
+    again = scene.run(*TINY, *ATTACK, "--rn-run=run")
+    assert "restarted" not in again.text
+    assert not journal.exists()
+    _, record = _measured(scene, "run")
+    assert record.evidence.trajectory.earlier == ()
+    assert [c.step for c in record.evidence.trajectory.checkpoints] == [0, 2, 4]
+    lines = again.text.splitlines()
+    assert not [line for line in lines if "control" in line and "step 0/4" in line]  # the control was taken from the store
+
+
+def test_a_killed_worker_is_one_error_and_the_others_go_on(scene):
+    """-n 2: the attack's worker dies in mid-run; its test is an error, the candidate's passes, the files are valid."""
+    result = scene.fail("SIGKILL", 4, "-k", "attack_stays or candidate_refuses", "-n", "2")
+    assert result.ret == 1, result.text
+    _assert_red(scene, 2)
+    cases = {line["case_id"].partition("[")[0]: line["outcome"] for line in scene.record()["cases"]}
+    assert cases == {"candidate": "PASS", "test_attack_stays_neutralized": None}
+
+
+def test_workers_end_with_their_controller(scene):
+    """Where the controlling process is killed, its worker stops at the next checkpoint, and leaves what it measured."""
+    result = scene.fail("orphan", 2, *ATTACK, "-n", "1")
+    assert result.ret == -signal.SIGKILL
+    _assert_red(scene, 1)
+    worker = int((scene.folder / "worker.pid").read_text())
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and Path(f"/proc/{worker}").exists():
+        time.sleep(0.2)
+    assert not Path(f"/proc/{worker}").exists()
+    steps, _ = _measured(scene)
+    assert steps[-1] == 2
+
+
+def test_a_disk_that_fills_up_is_no_pass(scene):
+    """No space left at the second checkpoint: not 0, and the files of before stand, valid and red."""
+    result = scene.fail("disk", 2, *ATTACK)
+    assert result.ret not in (0, 5), result.text
+    assert os.strerror(28) in result.text
+    own = scene.latest / "junit.xml"
+    SCHEMA.validate(str(own))
+    suite = ET.parse(own).getroot().find("testsuite")
+    assert suite.get("errors") == suite.get("tests") == "1"
+    assert not (scene.latest / "run.json").exists()
+
+
+def test_a_breach_that_was_seen_stays_seen(scene):
+    """Out of memory, and interrupted, after a breach: FAIL in the case's record and for the run."""
+    broken = scene.fail("memory", 12, *BREAKING, *ATTACK)
+    assert broken.ret == 1
+    _assert_red(scene, 1)
+    _, record = _measured(scene)
+    assert (record.verdict.outcome, scene.record()["outcome"]) == ("FAIL", "FAIL")
+    assert "OutOfMemoryError" in record.evidence.trajectory.stopped
+    # Interrupted, so that no test tells of it.
+    shutil.rmtree(next((scene.latest).glob("cases/biochem-attack-*")))
+    store = Path(os.environ["RN_HARNESS_CACHE"])
+    for entry in store.glob("case/*/trajectory.json"):
+        if json.loads(entry.read_text())["stopped"]:
+            shutil.rmtree(entry.parent)
+    cut = scene.fail("SIGINT", 12, *BREAKING, *ATTACK)
+    assert cut.ret == 2
+    assert scene.record()["outcome"] == "FAIL"
+    assert scene.record()["claim"].startswith("unsafe: step")
+
+
+@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_a_suite_that_cannot_be_collected_is_red(scene, processes):
+    """A test file that does not import: exit 2 or 1, and a red JUnit where an earlier run had left a green one."""
+    (scene.folder / "mine" / "biochem" / "test_biochem.py").write_text("import nowhere\n")
+    run = scene.folder / "run"
+    run.mkdir()
+    for name in ("junit.xml", "run.json"):
+        (run / name).write_text("an earlier run's")
+    result = scene.run(*TINY, "--rn-run=run", *processes)
+    assert result.ret in (1, 2), result.text
+    for path in (run / "junit.xml", scene.folder / "asked.xml"):
+        SCHEMA.validate(str(path))
+        suite = ET.parse(path).getroot().find("testsuite")
+        assert suite.get("errors") == suite.get("tests") == "1"
+    assert json.loads((run / "run.json").read_text())["outcome"] == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize("place", ["--rn-run", "RN_HARNESS_CACHE"])
+def test_where_nothing_can_be_written_nothing_is_trained(scene, place):
+    """A report folder or a store that cannot be written to: exit 4 and what to set, before any work."""
+    options = [f"{place}=/proc/self/run"] if place.startswith("--") else []
+    if not options:
+        scene.monkeypatch.setenv(place, "/proc/self/store")
+    result = scene.run(*TINY, *options)
+    assert result.ret == 4, result.text
+    assert place in result.text
+    assert "step 0" not in result.text
