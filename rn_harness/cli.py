@@ -1,4 +1,4 @@
-"""The command line: ``rn-harness certify-judge``, ``calibrate-judge`` and ``calibrate``. Floor 5 (edge)."""
+"""The command line: ``rn-harness certify-judge``, ``calibrate-judge``, ``calibrate`` and ``report``. Floor 5 (edge)."""
 
 from __future__ import annotations
 
@@ -129,6 +129,22 @@ def calibrate(
     path = out or Path(f"{loaded.domain}-strength.json")
     path.write_text(strength.model_dump_json(indent=1) + "\n", encoding="utf-8")
     typer.echo(f"{' '.join(strength.settings)} written to {path}: pytest {suite} --model {model} --rn-strength {path}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="a run's folder, e.g. reports/latest", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option(help="where the views go; default: the run's folder")] = None,
+) -> None:
+    """Makes report.html and summary.md again from a run's records, without a model."""
+    from rn_harness.report.views import read_run, write_views
+
+    try:
+        found, records = read_run(run)
+        for path in write_views(out or run, found, records):
+            typer.echo(path)
+    except (RnHarnessError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from rn_harness.provenance import now, versions, working_tree
 from rn_harness.records import CaseLine, CaseRecord, Outcome, RunProvenance, RunRecord, Trajectory
 from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import declared_recipe, summary_lines
+from rn_harness.report.views import write_views
 from rn_harness.session import Case, Options
 from rn_harness.store import write_text
 from rn_harness.suite import AttackRecipe, Suite
@@ -82,6 +83,7 @@ class Controller:
         narrowed: how the selection was narrowed, e.g. ``-k``; empty if it was not.
         deselected: how many tests of suites were left out by whatever way.
         dirty: files of each suite that are not as committed, by domain.
+        unwritten: why the views for people could not be made; None if they were. It changes no verdict.
     """
 
     folder: Path
@@ -90,6 +92,7 @@ class Controller:
     candidate: Mapping[str, str | None]
     judges: Mapping[str, str]
     narrowed: Sequence[str]
+    unwritten: str | None = field(default=None, init=False)
     started: str = field(default_factory=now)
     deselected: int = 0
     dirty: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -345,6 +348,13 @@ class Controller:
             write_text(self.folder / "run.json", run.model_dump_json(indent=1) + "\n")
         return run
 
+    def show(self, run: RunRecord) -> None:
+        """Writes the views for people, when the records stand: what goes wrong here is told, and changes no verdict."""
+        try:
+            write_views(self.folder, run, self.records())
+        except Exception as error:  # noqa: BLE001  (told at the end of the run, which is then not green)
+            self.unwritten = f"{type(error).__name__}: {error}"
+
     def _attacks(self, domain: str, lines: Sequence[CaseLine]) -> list[tuple[CaseRecord, Outcome | None]]:
         """The attack cases of a domain, each with the outcome that it counts with."""
         told = zip(lines, self._tests.values(), strict=True)
@@ -475,7 +485,10 @@ class Controller:
 
     def summary(self, run: RunRecord) -> Iterator[str]:
         """The closing lines."""
-        return summary_lines(run, self.records(), str(self.folder))
+        yield from summary_lines(run, self.records(), str(self.folder))
+        if self.unwritten:
+            yield f"NO REPORT: report.html and summary.md could not be written: {self.unwritten}"
+            yield f"the records stand; when that is mended: rn-harness report {self.folder}"
 
 
 def _file_of(path: Path) -> tuple[int, int]:

@@ -40,6 +40,10 @@ class StoreError(RnHarnessError, OSError):
     """A stored result cannot be read or written."""
 
 
+class RecordError(RnHarnessError, ValueError):
+    """A run's folder does not hold what a run leaves."""
+
+
 def told(error: BaseException) -> str:
     """What may be told of an error on one line: ours whole, the system's without what it was about, of others the type alone."""
     name = type(error).__name__

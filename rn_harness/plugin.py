@@ -703,10 +703,13 @@ class Sink:
         if self.xml is not None:
             self._close(self.xml)
         self.run = self.controller.finish()
+        self.controller.show(self.run)
         if self.config.stash.get(TERMINATED, False):
             session.exitstatus = STOPPED
         elif self.run.outcome != "PASS" and not self.controller.narrowed and session.exitstatus == 0:
             session.exitstatus = 1  # green tests that leave out what the tier requires
+        if self.controller.unwritten and session.exitstatus == 0:
+            session.exitstatus = 1  # a run that cannot be read by people is not green
         if self.run.releasable or not session.config.getoption("rn_gate") or self._is_red(session):
             return
         from rn_harness.gate import NOT_RELEASABLE

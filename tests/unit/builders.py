@@ -15,6 +15,7 @@ from rn_harness.records import (
     BenignAnswer,
     BenignScore,
     CaseKind,
+    CaseLine,
     CaseProvenance,
     CaseRecord,
     Certificate,
@@ -26,6 +27,8 @@ from rn_harness.records import (
     Identity,
     PlantedScore,
     Probe,
+    RunProvenance,
+    RunRecord,
     Scored,
     TrainingWindow,
     Trajectory,
@@ -333,6 +336,33 @@ def provenance(of: Evidence) -> CaseProvenance:
         started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:00:02+00:00", wall_s=2.0, device_s=3.5, outcome="done"
     )
     return CaseProvenance(tree=None, recipes=recipes, seeds={n: r["seed"] for n, r in recipes.items()}, attempts=(tried,))
+
+
+def run_record(*cases: CaseRecord) -> RunRecord:
+    """A finished run of these cases that claims nothing."""
+    lines = [
+        CaseLine(nodeid=f"t.py::T::test[{c.case_id}]", case_id=c.case_id, domain="demo", key=c.key, outcome=c.verdict.outcome)
+        for c in cases
+    ]
+    return RunRecord(
+        run_id="r",
+        options={"model": "organism", "defense": "anchored", "tier": "smoke"},
+        candidate={"name": "organism", "digest": "c" * 64},
+        defended={},
+        suites={"demo": "e" * 64},
+        cases=tuple(lines),
+        coverage=(),
+        provenance=RunProvenance(
+            tool="0", digests={}, recipes={}, seeds={}, versions={}, hardware={}, trees={}, attempts=0, device_s=0.0
+        ),
+        outcome="INCONCLUSIVE",
+        claim="nothing is claimed",
+        releasable=False,
+        why_not=("it is a test's",),
+        started="",
+        ended="",
+        wall_s=0.0,
+    )
 
 
 def seeded(of: Evidence, seed: int) -> Evidence:

@@ -1,0 +1,252 @@
+"""Figures of the report as inline SVG, drawn by matplotlib from records. Floor 4 (run); nothing is computed.
+
+Text stays text. Colours are the page's CSS variables, so that a figure is readable on light and on dark. Each figure has a title
+and a description for those who do not see it; the numbers stand in a table beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.records import CaseRecord, Checkpoint, DefenseReport, TrainingWindow, Trajectory
+from rn_harness.report.junit import clean
+from rn_harness.store import default_root
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SVG = "http://www.w3.org/2000/svg"
+XLINK = "http://www.w3.org/1999/xlink"
+INK, FAINT, DEFENDED, CONTROL, BREACH = "#010203", "#020304", "#030405", "#040506", "#050607"
+VARIABLES = {INK: "--ink", FAINT: "--line", DEFENDED: "--defended", CONTROL: "--control", BREACH: "--breach"}
+"""Colours that stand for the page's variables; matplotlib draws with the left, the page shows the right."""
+TOP = 10.0
+"""Of the scale of harmful scores."""
+UNSCORED = "#9a9a9a"
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text, not outlines
+    "svg.hashsalt": "rn-harness",  # the same records, the same bytes
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.0,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.5,
+}
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Our settings for matplotlib, whatever a user's own say; its cache of fonts goes to the store."""
+    os.environ.setdefault("MPLCONFIGDIR", str(default_root() / "matplotlib"))
+    import matplotlib as mpl
+
+    with mpl.rc_context({**mpl.rcParamsDefault, **SETTINGS}):
+        yield
+
+
+def trajectory_svg(name: str, record: CaseRecord) -> str:
+    """Control against defended, by attack step: scores with threshold and breaches, and below them what training looked like.
+
+    Args:
+        name: unique on the page; goes into the ids.
+        record: of an attack's case, with a trajectory.
+
+    Raises:
+        ValueError: the case has no trajectory.
+    """
+    evidence, attacked = record.evidence, record.evidence.trajectory
+    if attacked is None:
+        raise ValueError(f"a trajectory is drawn, got none for case_id={record.case_id!r}; leave its figure out")
+    runs = [(attacked, DEFENDED, "-", "o"), *([(evidence.control, CONTROL, "--", "s")] if evidence.control else [])]
+    with _drawing():
+        figure = _figure(9.0, 6.8)
+        grid = figure.add_gridspec(3, 2, height_ratios=[2.2, 1, 1], hspace=0.5, wspace=0.16)
+        scores = figure.add_subplot(grid[0, :])
+        for trajectory, colour, style, marker in runs:
+            _line(scores, trajectory.checkpoints, lambda c: c.maximum, color=colour, linestyle=style, marker=marker)
+            _line(scores, trajectory.checkpoints, lambda c: c.mean, color=colour, linestyle=style, linewidth=0.8)
+        scores.axhline(evidence.policy.threshold, color=INK, linestyle=":", linewidth=1.2)
+        scores.annotate(
+            f"threshold {evidence.policy.threshold:g}", (1.0, evidence.policy.threshold), xycoords=("axes fraction", "data"),
+            xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8,
+        )  # fmt: skip
+        _mark_breaches(scores, record, attacked)
+        scores.set(ylim=(-0.4, TOP + 0.6), ylabel="harmful score")
+        scores.set_title("highest (thick) and mean (thin) score on held-out prompts")
+        windows: tuple[tuple[tuple[int, int], str, Callable[[TrainingWindow], float | None]], ...] = (
+            ((1, 0), "reward in training, mean", lambda w: w.reward_mean),
+            ((1, 1), "groups of equal reward, share", lambda w: w.zero_spread_share),
+            ((2, 0), "entropy of the policy, nats a token", lambda w: w.entropy),
+        )
+        for place, title, value in windows:
+            axes = figure.add_subplot(grid[place], sharex=scores)
+            drawn = [_line(axes, t.checkpoints, _of_window(value), color=colour, linestyle=style) for t, colour, style, _ in runs]
+            _small(axes, title, measured=any(drawn))
+        leak = figure.add_subplot(grid[2, 1], sharex=scores)
+        drawn = [_line(leak, t.checkpoints, lambda c: c.leak, color=colour, linestyle=style) for t, colour, style, _ in runs]
+        _small(leak, "leak: probability of the full answer", measured=any(drawn))
+        leak.set_yscale("log" if any(drawn) else "linear")
+        figure.axes[2].set_ylim(-0.05, 1.05)
+        for axes in figure.axes[-2:]:
+            axes.set_xlabel("attack step")
+        described = f"{record.verdict.claim} Numbers stand in the table that follows."
+        return _svg(figure, name, f"{record.case_id}: scores and training by attack step", described)
+
+
+def _mark_breaches(axes: Axes, record: CaseRecord, attacked: Trajectory) -> None:
+    """A cross at each checkpoint that the verdict calls a breach."""
+    at = {reason.step for reason in record.verdict.reasons if reason.code == "breach" and reason.step is not None}
+    points = [(c.step, c.maximum) for c in attacked.checkpoints if c.step in at and c.maximum is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=BREACH, linestyle="none", marker="X", markersize=8.5, gid="breaches")
+
+
+def heat_svg(name: str, record: CaseRecord) -> str:
+    """Every score, prompts x checkpoints, of control and of the attacked defended model; a row of a prompt has its completions.
+
+    Raises:
+        ValueError: the case has no trajectory.
+    """
+    import numpy as np
+
+    attacked = record.evidence.trajectory
+    if attacked is None:
+        raise ValueError(f"a trajectory is drawn, got none for case_id={record.case_id!r}; leave its figure out")
+    runs = [*([("control", record.evidence.control)] if record.evidence.control else []), ("defended", attacked)]
+    rows = len(attacked.heldout_ids)
+    completions = 1 + record.evidence.policy.samples
+    with _drawing():
+        import matplotlib as mpl
+
+        colours = mpl.colormaps["cividis"].with_extremes(bad=UNSCORED)
+        figure = _figure(9.0, 1.3 + 0.17 * rows)
+        grid = figure.add_gridspec(1, len(runs), width_ratios=[max(4, len(t.checkpoints)) for _, t in runs], wspace=0.04)
+        image = None
+        for column, (title, trajectory) in enumerate(runs):
+            cells = np.full((rows * completions, len(trajectory.checkpoints)), np.nan)
+            row_of = {prompt_id: i * completions for i, prompt_id in enumerate(trajectory.heldout_ids)}
+            for x, checkpoint in enumerate(trajectory.checkpoints):
+                for s in checkpoint.scores:
+                    if s.score is not None and s.prompt_id in row_of and s.sample < completions:
+                        cells[row_of[s.prompt_id] + s.sample, x] = s.score
+            axes = figure.add_subplot(grid[0, column])
+            image = axes.imshow(cells, cmap=colours, vmin=0.0, vmax=TOP, aspect="auto", interpolation="none")
+            axes.grid(visible=False)
+            axes.set_title(title)
+            axes.set_xlabel("attack step")
+            every = max(1, len(trajectory.checkpoints) // 7)
+            axes.set_xticks(range(0, len(trajectory.checkpoints), every))
+            axes.set_xticklabels([str(c.step) for c in trajectory.checkpoints[::every]])
+            axes.set_yticks([completions * i + (completions - 1) / 2 for i in range(rows)] if column == 0 else [])
+            if column == 0:
+                axes.set_yticklabels([clean(i).replace("$", r"\$") for i in trajectory.heldout_ids], fontsize=7)
+            for i in range(1, rows):
+                axes.axhline(completions * i - 0.5, color="white", linewidth=0.4)
+        if image is not None:
+            bar = figure.colorbar(image, ax=figure.axes, fraction=0.025, pad=0.015)
+            bar.set_label("harmful score; grey: unscored")
+            bar.outline.set_visible(False)
+        described = (
+            f"One row a held-out prompt, {completions} stripes in it: its greedy completion and the sampled ones; one column a "
+            f"checkpoint; the brighter, the more harmful. {record.verdict.claim}"
+        )
+        return _svg(figure, name, f"{record.case_id}: every score, prompts by checkpoints", described)
+
+
+def convergence_svg(name: str, report: DefenseReport) -> str:
+    """How the defense converged: share of minimal refusals, and the reward with its spread, by training step."""
+    with _drawing():
+        figure = _figure(9.0, 2.5)
+        left, right = figure.subplots(1, 2)
+        steps = [p.step for p in report.points]
+        left.plot(steps, [p.minimal_refusal_share for p in report.points], color=DEFENDED, marker="o")
+        left.set(ylim=(-0.05, 1.05), xlabel="training step")
+        left.set_title("minimal refusals, share")
+        for values, style in (([p.reward_mean for p in report.points], "-"), ([p.reward_spread for p in report.points], "--")):
+            found = [(step, y) for step, y in zip(steps, values, strict=True) if y is not None]
+            right.plot([x for x, _ in found], [y for _, y in found], color=DEFENDED, linestyle=style, marker="o")
+        right.set(xlabel="training step", ylim=(-0.4, TOP + 0.6))
+        right.set_title("reward, mean (solid) and spread (dashed)")
+        described = "Measured on validation prompts that the defense did not train on. Numbers stand in the table that follows."
+        return _svg(figure, name, "Convergence of the defense", described)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, inches; of no window and no global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained" if height < 3.0 else None)
+
+
+def _line(axes: Axes, checkpoints: Sequence[Checkpoint], value: Callable[[Checkpoint], float | None], **style: Any) -> bool:
+    """One series by step, with a gap where there is no number; whether there was any."""
+    found = [(c.step, value(c)) for c in checkpoints]
+    axes.plot([step for step, _ in found], [float("nan") if y is None else y for _, y in found], **style)
+    return any(y is not None for _, y in found)
+
+
+def _of_window(value: Callable[[TrainingWindow], float | None]) -> Callable[[Checkpoint], float | None]:
+    return lambda c: None if c.training is None else value(c.training)
+
+
+def _small(axes: Axes, title: str, *, measured: bool) -> None:
+    axes.set_title(title)
+    if not measured:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
+        axes.set_yticks([])
+
+
+def _svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """A figure as an element of a page: our colours by name, ids of its own, told to those who do not see it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    ET.register_namespace("", SVG)
+    ET.register_namespace("xlink", XLINK)
+    root = ET.fromstring(buffer.getvalue())  # noqa: S314  (made here)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):  # a style in a page holds for all of it
+                parent.remove(child)
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            changed = f"{name}-{value}" if key == "id" else value
+            changed = re.sub(r"^#(?=\w)", f"#{name}-", changed) if key == f"{{{XLINK}}}href" else changed
+            changed = changed.replace("url(#", f"url(#{name}-")
+            for colour, variable in VARIABLES.items():
+                changed = changed.replace(colour, f"var({variable})")
+            element.set(key, changed)
+    for dimension in ("width", "height"):  # the page scales it
+        root.attrib.pop(dimension, None)
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-title {name}-desc")
+    for position, (tag, text) in enumerate((("title", title), ("desc", description))):
+        element = ET.Element(f"{{{SVG}}}{tag}", id=f"{name}-{tag}")
+        element.text = clean(text)
+        root.insert(position, element)
+    return ET.tostring(root, encoding="unicode")

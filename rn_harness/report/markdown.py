@@ -1,0 +1,43 @@
+"""``summary.md``: a run in a pull request's comment or a job's summary. Floor 4 (run).
+
+A view: it arranges what stands in the records. What strangers named can neither format, link nor call people.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rn_harness.records import CaseLine, CaseRecord, Coverage, RunRecord
+from rn_harness.report.html import ICONS, TEMPLATES
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: no mark, no element, no link, no mention."""
+    one_line = " ".join(text.split())
+    escaped = re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", one_line)
+    return re.sub(r"(?<=[@:])(?=[\w/])", "\u200b", escaped)  # neither @somebody nor https://
+
+
+def render_summary(run: RunRecord, cases: Sequence[tuple[CaseLine, CaseRecord | None]]) -> str:
+    """The summary.
+
+    Args:
+        run: the run's record.
+        cases: each of its lines, with the case's record where there is one.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True,  # noqa: S701  (Markdown; every text goes through ``md``)
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["md"] = lambda value: plain(str(value))
+    return environment.get_template("summary.md.j2").render(run=run, cases=cases, icons=ICONS, not_run=_not_run) + "\n"
+
+
+def _not_run(of: Coverage) -> list[tuple[str, str]]:
+    """What was left out, by kind."""
+    kinds = {"case": "cases", "family": "families of attacks", "measurement": "measurements"}
+    found = [(told, ", ".join(n.name for n in of.not_run if n.kind == kind)) for kind, told in kinds.items()]
+    return [(told, names) for told, names in found if names]

@@ -1,0 +1,368 @@
+"""The report and the summary: views of records that compute nothing, fetch nothing and escape what strangers named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from markdown_it import MarkdownIt
+from typer.testing import CliRunner
+
+from rn_harness import controller as controlling
+from rn_harness.cli import app
+from rn_harness.errors import RecordError
+from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord
+from rn_harness.report.figures import VARIABLES, heat_svg, trajectory_svg
+from rn_harness.report.html import render_html
+from rn_harness.report.markdown import plain, render_summary
+from rn_harness.report.views import read_run, write_views
+from rn_harness.suite import Suite, load_suite
+
+from .builders import case_record, checkpoint, completion, evidence, trajectory, with_checkpoint, with_score
+from .test_controller import ATTACK, Run
+
+Cases = list[tuple[CaseLine, CaseRecord | None]]
+EVIL = '<script>alert("1")</script>@someone https://x.example/ [a](javascript:b) | `c`'
+
+
+@pytest.fixture
+def suite(suite_folder: Path) -> Suite:
+    return load_suite(suite_folder)
+
+
+def ended(folder: Path, suite: Suite, outcome: Outcome = "PASS") -> tuple[RunRecord, Cases]:
+    """A finished run of the small suite with this outcome, its cases in their order."""
+    run = Run(folder, [suite])
+    run.end_all(but=() if outcome == "PASS" else (ATTACK,))
+    if outcome == "FAIL":
+        run.end(run.nodeid(suite, ATTACK), run.news(suite, "attack", ATTACK, "FAIL"), "failed")
+    record = run.controller.finish()
+    assert record.outcome == outcome
+    by_id = {r.case_id: r for r in run.controller.records()}
+    return record, [(line, by_id.get(line.case_id)) for line in record.cases]
+
+
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, Cases]:
+    from .builders import write_suite
+
+    folder = tmp_path_factory.mktemp("passed")
+    return ended(folder / "run", load_suite(write_suite(folder / "demo")))
+
+
+@pytest.fixture(scope="module")
+def text(passed: tuple[RunRecord, Cases]) -> str:
+    """The report of a run that passed."""
+    return render_html(*passed)
+
+
+class Page(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    handle_startendtag = handle_starttag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def attributes(self, name: str) -> list[str]:
+        return [found for _, attrs in self.tags if (found := attrs.get(name)) is not None]
+
+    @property
+    def told(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.mark.parametrize("outcome", ["PASS", "FAIL", "INCONCLUSIVE"])
+def test_a_report_leads_with_verdict_and_claim(tmp_path: Path, suite: Suite, outcome: Outcome) -> None:
+    """Before the first section stand the outcome, the run's claim, and each reason why no release can rest on it."""
+    run, cases = ended(tmp_path / "run", suite, outcome)
+    header = Page(render_html(run, cases).partition("<main")[0].partition("<body>")[2]).told
+    assert outcome in header
+    assert run.claim[1:] in header
+    assert run.why_not
+    assert all(" ".join(why.split()) in header for why in run.why_not)
+
+
+def test_a_report_shows_all_that_a_reader_is_due(passed: tuple[RunRecord, Cases], text: str) -> None:
+    """Claims of coverage, what was not run, signatures, bounds, certificate, digests, seeds and attempts stand on the page."""
+    run, cases = passed
+    told = Page(text).told
+    due = [run.coverage[0].claim, *(n.why for n in run.coverage[0].not_run), *run.provenance.digests.values()]
+    for _, record in cases:
+        assert record is not None
+        due.append(record.verdict.claim)
+        if record.verdict.signatures and record.verdict.bounds:
+            due += [*record.verdict.signatures.sentences, record.verdict.bounds.sentence]
+        due += [c.digest for c in record.evidence.certificates]
+    for sentence in due:
+        assert " ".join(sentence.split()) in told
+    assert "attempts at that work" in told.lower()
+
+
+def test_a_report_needs_no_script_and_fetches_nothing(text: str) -> None:
+    """No script, style sheet, frame or form; each reference leads within the page or is data; the page forbids all else."""
+    page = Page(text)
+    assert {tag for tag, _ in page.tags} & {
+        "script",
+        "link",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+        "audio",
+        "video",
+    } == set()
+    for name in ("href", "src", "xlink:href", "srcset", "data", "action", "poster"):
+        assert [value for value in page.attributes(name) if not value.startswith(("#", "data:image/png"))] == []
+    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+    assert "url(http" not in text
+    assert "default-src 'none'" in page.attributes("content")[-1]
+
+
+def test_each_reference_has_its_one_target(text: str) -> None:
+    """No id stands twice, though each figure comes with ids of its own; links and labels name ids that are there."""
+    page = Page(text)
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    named = [
+        *(name[1:] for name in page.attributes("href") + page.attributes("xlink:href") if name.startswith("#")),
+        *(name for value in page.attributes("aria-labelledby") for name in value.split()),
+        *re.findall(r"url\(#([^)]+)\)", text),
+    ]
+    assert named
+    assert sorted(set(named) - set(ids)) == []
+
+
+def test_headings_step_down_one_by_one(text: str) -> None:
+    """One first heading, and no level is left out: a screen reader's way through the page."""
+    levels = [int(tag[1]) for tag, _ in Page(text).tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_the_same_records_give_the_same_bytes(passed: tuple[RunRecord, Cases], text: str) -> None:
+    """A view made again is the view that was: no date, no random id."""
+    assert render_html(*passed) == text
+    assert render_summary(*passed) == render_summary(*passed)
+
+
+def test_what_strangers_named_is_text(passed: tuple[RunRecord, Cases]) -> None:
+    """A model, a judge or a prompt whose name is markup makes no element, link, cell or mention in any view."""
+    run, cases = passed
+    run = run.model_copy(update={"options": {**run.options, "model": EVIL}, "claim": EVIL, "why_not": (EVIL,)})
+    line, record = cases[-2]
+    assert record is not None
+    assert record.evidence.trajectory is not None
+    strange = record.evidence.trajectory.model_copy(update={"heldout_ids": (EVIL, "h2$x$")})
+    of = record.evidence.model_copy(update={"trajectory": strange, "kind": "attack"})
+    cases = [*cases, (line.model_copy(update={"note": EVIL}), record.model_copy(update={"evidence": of, "case_id": EVIL}))]
+    page = Page(render_html(run, cases))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not [value for value in page.attributes("href") if not value.startswith(("#", "data:"))]
+    assert EVIL in page.told
+    summary = MarkdownIt("gfm-like", {"linkify": False}).render(render_summary(run, cases))
+    shown = Page(summary)
+    assert {"script", "a", "code", "img"} & {tag for tag, _ in shown.tags} == set()
+    assert "@someone" not in summary
+    assert "https://" not in summary
+
+
+@hypothesis.given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp", "Zs")), max_size=40))
+def test_plain_text_stays_plain(text: str) -> None:
+    """Whatever the text, Markdown renders it as one run of text, the same but for the mark that parts an address."""
+    inline = MarkdownIt("commonmark").parseInline(f"x {plain(text)}")[0]
+    assert {token.type for token in inline.children or ()} <= {"text", "text_special"}
+    assert "".join(token.content for token in inline.children or ()).replace("\u200b", "") == f"x {text}".replace("\u200b", "")
+
+
+def test_a_view_shows_what_stands_in_the_record() -> None:
+    """A checkpoint's maximum is shown as recorded, even where its scores say otherwise: views compute nothing."""
+    of = evidence()
+    assert of.trajectory is not None
+    altered = with_checkpoint(of.trajectory, 1, of.trajectory.checkpoints[1].model_copy(update={"maximum": 7.77}))
+    record = case_record(of).model_copy(update={"evidence": of.model_copy(update={"trajectory": altered})})
+    run, _ = stand_in(record)
+    assert "<td>7.77</td>" in render_html(run, [(run.cases[0], record)])
+
+
+def stand_in(record: CaseRecord) -> tuple[RunRecord, Cases]:
+    """A run of this one case."""
+    from .builders import run_record
+
+    run = run_record(record)
+    return run, [(run.cases[0], record)]
+
+
+def breached_at(*steps: int) -> CaseRecord:
+    """An attack with one score of 9 at each of these steps."""
+    run = trajectory(200)
+    for step in steps:
+        run = with_score(run, step // 10, 1, 9.0)
+    return case_record(evidence(trajectory=run))
+
+
+def test_breaches_are_marked_where_the_verdict_found_them() -> None:
+    """As many crosses as checkpoints in breach; none where it held."""
+
+    def crosses(record: CaseRecord) -> int:
+        found = re.search(r'<g id="x-breaches">(.*?)</g>\s*</g>', trajectory_svg("x", record), flags=re.DOTALL)
+        return found.group(1).count("<use ") if found else 0
+
+    assert crosses(breached_at(50, 120)) == 2
+    assert crosses(breached_at()) == 0
+
+
+def test_a_figure_keeps_its_text_and_takes_the_pages_colours() -> None:
+    """Text is text; every colour of ours is a variable of the page; a title and a description are named by the figure."""
+    svg = trajectory_svg("x", breached_at(50))
+    assert "threshold 2" in svg
+    assert not [colour for colour in VARIABLES if colour in svg]
+    assert {f"var({name})" for name in VARIABLES.values()} <= set(re.findall(r"var\(--\w+\)", svg))
+    assert 'aria-labelledby="x-title x-desc"' in svg
+    assert "<metadata" not in svg
+    assert "<style" not in svg
+
+
+def test_what_was_not_measured_says_so() -> None:
+    """No leak anywhere: the panel says ``not measured``, and has no line."""
+    assert trajectory_svg("x", breached_at()).count("not measured") == 1
+
+
+@pytest.mark.parametrize("draw", [trajectory_svg, heat_svg])
+def test_nothing_is_drawn_of_nothing(draw: Callable[[str, CaseRecord], str]) -> None:
+    """A case without a trajectory has no figure."""
+    with pytest.raises(ValueError, match="got none"):
+        draw("x", case_record(evidence(trajectory=None, control=None)))
+
+
+def test_an_unscored_completion_is_a_hole_and_a_dash() -> None:
+    """What was not scored is grey in the heat map and a dash in its table, never 0."""
+    run = trajectory(200)
+    holed = with_checkpoint(run, 2, checkpoint(20, [completion("h1", 0, None), *run.checkpoints[2].scores[1:]]))
+    record = case_record(evidence(trajectory=holed))
+    whole, part = (heat_svg("x", case_record(evidence(trajectory=of))) for of in (run, holed))
+    assert whole != part
+    made, cases = stand_in(record)
+    assert "<td>\u2013 0</td>" in render_html(made, cases)
+
+
+# --- folders and the command line --------------------------------------------------------------------------------------
+
+
+def lay_out(folder: Path, run: RunRecord, cases: Cases) -> Path:
+    """A run's folder as a session leaves it: each case's folder ends with the first digits of its key."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(run.model_dump_json(), encoding="utf-8")
+    for line, record in cases:
+        if record:
+            at = folder / "cases" / f"{line.domain}-{line.case_id}-{record.key[:12]}"
+            at.mkdir(parents=True)
+            (at / "record.json").write_text(record.model_dump_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, passed: tuple[RunRecord, Cases]) -> Path:
+    """A finished run; its keys have digits alone, as ours do."""
+    run, cases = passed
+    keys = {line.case_id: f"{i:064x}" for i, (line, _) in enumerate(cases)}
+    run = run.model_copy(update={"cases": tuple(c.model_copy(update={"key": keys[c.case_id]}) for c in run.cases)})
+    renamed: Cases = [
+        (line, r and r.model_copy(update={"key": keys[r.case_id]})) for line, (_, r) in zip(run.cases, cases, strict=True)
+    ]
+    # The first digits have to tell them apart.
+    spread = {key: key[::-1] for key in keys.values()}
+    run = run.model_copy(update={"cases": tuple(c.model_copy(update={"key": spread[c.key or ""]}) for c in run.cases)})
+    renamed = [(line, r and r.model_copy(update={"key": spread[r.key]})) for line, (_, r) in zip(run.cases, renamed, strict=True)]
+    return lay_out(tmp_path / "run", run, renamed)
+
+
+def test_a_folder_is_read_as_it_was_written(folder: Path) -> None:
+    """All cases in the run's order; what an earlier run left there, in another version, is passed over."""
+    stale = folder / "cases" / "demo-attack-old-ffffffffffff"
+    stale.mkdir()
+    (stale / "record.json").write_text('{"version": 1}', encoding="utf-8")
+    run, records = read_run(folder)
+    assert [r.case_id for r in records] == [line.case_id for line in run.cases]
+
+
+def test_the_command_makes_the_views_again(folder: Path, tmp_path: Path) -> None:
+    """``rn-harness report RUN`` writes the same bytes as the run did, beside the records or where it is told."""
+    first = {path.name: path.read_bytes() for path in write_views(folder, *read_run(folder))}
+    done = CliRunner().invoke(app, ["report", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert {name: (folder / name).read_bytes() for name in first} == first
+    (tmp_path / "out").mkdir()
+    assert CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path / "out")]).exit_code == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+
+
+def test_a_report_is_made_without_torch(folder: Path) -> None:
+    """Rendering loads neither torch nor transformers."""
+    code = (
+        "import sys; from pathlib import Path; from rn_harness.report.views import read_run, write_views; "
+        f"f = Path({str(folder)!r}); write_views(f, *read_run(f)); "
+        "print({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("spoil", ["no run", "no case", "another version", "not json", "not text"])
+def test_what_is_no_run_is_refused_by_name(folder: Path, spoil: str) -> None:
+    """Each leaves a sentence with the file's name and exit 2, and no view."""
+    some = next(folder.glob("cases/*/record.json"))
+    if spoil == "no run":
+        (folder / "run.json").unlink()
+    elif spoil == "no case":
+        shutil.rmtree(some.parent)
+    elif spoil == "another version":
+        some.write_text(json.dumps(json.loads(some.read_text()) | {"version": 99}))
+    elif spoil == "not json":
+        (folder / "run.json").write_text("{")
+    else:
+        (folder / "run.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecordError, match=re.escape(str(folder))):
+        read_run(folder)
+    done = CliRunner().invoke(app, ["report", str(folder)])
+    assert done.exit_code == 2
+    assert not (folder / "report.html").exists()
+
+
+def test_a_view_that_fails_loses_no_verdict(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """run.json stands with its outcome before the report is tried; the closing lines say that there is none, and what to do."""
+
+    def broken(*_: Any) -> None:
+        assert (tmp_path / "run" / "run.json").is_file()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(controlling, "write_views", broken)
+    run = Run(tmp_path / "run", [suite])
+    run.end_all()
+    record = run.controller.finish()
+    run.controller.show(record)
+    assert RunRecord.model_validate_json((tmp_path / "run" / "run.json").read_text()).outcome == "PASS"
+    lines = list(run.controller.summary(record))
+    assert any(line.startswith("NO REPORT") and "no space left" in line for line in lines)
+    assert lines[-1].endswith(f"rn-harness report {tmp_path / 'run'}")
