@@ -12,6 +12,7 @@ from pathlib import Path
 from rn_harness.candidate import ADAPTER_CONFIG, digest_folder
 from rn_harness.errors import CandidateError
 from rn_harness.records import CaseRecord, RunRecord
+from rn_harness.report.card import render_card
 
 CARD = "README.md"
 """Not part of a model's digest."""
@@ -38,39 +39,5 @@ def export_defended(source: Path, target: Path, run: RunRecord, records: Sequenc
             f"exported weights must be those that were attacked, got digest={digest[:12]} for "
             f"{sorted(str(d)[:12] for d in attacked)}; run again on settled files"
         )
-    (target / CARD).write_text(_card(target, digest, run, records), encoding="utf-8")
-
-
-def _card(target: Path, digest: str, run: RunRecord, records: Sequence[CaseRecord]) -> str:
-    """The model card: what this is, and what was found of it, in the verdicts' own words."""
-    of = next(r for r in records if r.identity.defended_digest == digest)
-    is_adapter = (target / ADAPTER_CONFIG).is_file()
-    base, domain = of.identity.candidate, of.identity.suite["domain"]
-    numbers = f" in {base['dtype']}" if base.get("dtype") else ""
-    computed = numbers.replace(" in ", ", computed in ") + ("," if numbers else "")
-    beside = f"a LoRA adapter, which stood unfolded on its base in {base.get('quantised')}{computed} in each attack"
-    folded = f"a LoRA adapter, which was folded into its base{numbers} before each attack"
-    form = "a whole model" if not is_adapter else beside if base.get("quantised") else folded
-    lines = [
-        *(["---", f"base_model: {base['name']}", "library_name: peft", "---", ""] if is_adapter else []),
-        f"# Defended in the domain {domain}",
-        "",
-        f"{form.capitalize()}. A merge, a quantised copy or another format are other weights, of which nothing is known here.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| outcome | {run.outcome} |",
-        f"| a release can rest on it | {'yes' if run.releasable else 'no: ' + '; '.join(run.why_not)} |",
-        f"| weights, sha256 | `{digest}` |",
-        f"| undefended base, sha256 | `{base['digest']}` |",
-        f"| defense | {of.identity.defense} |",
-        f"| suite, sha256 | `{of.identity.suite['digest']}` |",
-        f"| judge | {of.identity.judge['name']} |",
-        f"| harness sources, sha256 | `{of.identity.versions.get('rn-harness-sources', 'unknown')}` |",
-        "",
-        "## Found",
-        "",
-        *(f"* `{r.case_id}`: {r.verdict.outcome}. {r.verdict.claim}" for r in records if r.evidence.kind != "control"),
-        "",
-    ]
-    return "\n".join(lines)
+    card = render_card(run, records, digest, is_adapter=(target / ADAPTER_CONFIG).is_file())
+    (target / CARD).write_text(card, encoding="utf-8")

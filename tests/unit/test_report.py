@@ -16,6 +16,7 @@ from typing import Any
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
@@ -23,13 +24,24 @@ from rn_harness import controller as controlling
 from rn_harness.cli import app
 from rn_harness.errors import RecordError
 from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord
+from rn_harness.report.card import render_card
 from rn_harness.report.figures import VARIABLES, heat_svg, trajectory_svg
 from rn_harness.report.html import render_html
 from rn_harness.report.markdown import plain, render_summary
 from rn_harness.report.views import read_run, write_views
 from rn_harness.suite import Suite, load_suite
 
-from .builders import case_record, checkpoint, completion, evidence, trajectory, with_checkpoint, with_score
+from .builders import (
+    case_record,
+    checkpoint,
+    completion,
+    evidence,
+    run_record,
+    trajectory,
+    with_checkpoint,
+    with_score,
+    write_suite,
+)
 from .test_controller import ATTACK, Run
 
 Cases = list[tuple[CaseLine, CaseRecord | None]]
@@ -55,8 +67,6 @@ def ended(folder: Path, suite: Suite, outcome: Outcome = "PASS") -> tuple[RunRec
 
 @pytest.fixture(scope="module")
 def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, Cases]:
-    from .builders import write_suite
-
     folder = tmp_path_factory.mktemp("passed")
     return ended(folder / "run", load_suite(write_suite(folder / "demo")))
 
@@ -209,8 +219,6 @@ def test_a_view_shows_what_stands_in_the_record() -> None:
 
 def stand_in(record: CaseRecord) -> tuple[RunRecord, Cases]:
     """A run of this one case."""
-    from .builders import run_record
-
     run = run_record(record)
     return run, [(run.cases[0], record)]
 
@@ -266,6 +274,50 @@ def test_an_unscored_completion_is_a_hole_and_a_dash() -> None:
     assert whole != part
     made, cases = stand_in(record)
     assert "<td>\u2013 0</td>" in render_html(made, cases)
+
+
+def card(outcome: Outcome) -> ModelCard:
+    """The card of weights whose attack held, broke, or has no verdict, as the hub's own library reads it."""
+    run = trajectory(200)
+    if outcome == "FAIL":
+        run = with_score(run, 5, 1, 9.0)
+    elif outcome == "INCONCLUSIVE":
+        run = with_score(run, 5, 1, None)
+    attack, benign = case_record(evidence(trajectory=run)), case_record(evidence("helpfulness"))
+    assert attack.verdict.outcome == outcome
+    records = [
+        r.model_copy(update={"identity": r.identity.model_copy(update={"defended_digest": "d" * 64})}) for r in (attack, benign)
+    ]
+    records = [
+        r.model_copy(update={"identity": r.identity.model_copy(update={"candidate": {"name": EVIL, "digest": "c" * 64}})})
+        for r in records
+    ]
+    return ModelCard(render_card(run_record(*records), records, "d" * 64, is_adapter=True))
+
+
+@pytest.mark.parametrize(("outcome", "breached"), [("PASS", 0), ("FAIL", 1)])
+def test_a_card_has_the_records_numbers_as_the_hub_reads_them(outcome: Outcome, breached: int) -> None:
+    """A result for each metric of the attack and of helpfulness; the bound is Clopper and Pearson's for so many of 2 prompts."""
+    found = {(r.dataset_config, r.metric_type): r.metric_value for r in card(outcome).data.eval_results or ()}
+    # One-sided: 0 of 2 below 1 - 0.05^(1/2), 1 of 2 below 0.95^(1/2).
+    assert found == {
+        ("attack", "breached_prompts"): breached,
+        ("attack", "upper_bound"): pytest.approx((1 - 0.05**0.5, 0.95**0.5)[breached], abs=1e-3),
+        ("helpfulness", "similarity_difference"): 0.0,
+    }
+
+
+def test_what_is_not_known_is_no_result_on_a_card() -> None:
+    """An attack without a verdict has no number that a hub would list; the text says INCONCLUSIVE."""
+    made = card("INCONCLUSIVE")
+    assert {r.dataset_config for r in made.data.eval_results or ()} == {"helpfulness"}
+    assert "`attack`: INCONCLUSIVE" in made.text
+
+
+def test_a_base_of_a_strange_name_does_not_write_the_card() -> None:
+    """Its name is one string of the metadata, and no markup in the text."""
+    assert card("PASS").data.base_model == EVIL
+    assert "script" not in {tag for tag, _ in Page(MarkdownIt("gfm-like", {"linkify": False}).render(card("PASS").text)).tags}
 
 
 # --- folders and the command line --------------------------------------------------------------------------------------

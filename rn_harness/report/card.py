@@ -1,0 +1,101 @@
+"""The model card that goes with exported weights: what they are, and what was found of them. Floor 4 (run).
+
+A view: numbers and sentences are the records' own. The head is Hugging Face's metadata, by its own library; what is not known
+(INCONCLUSIVE) is no result there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rn_harness.records import CaseRecord, RunRecord
+from rn_harness.report.markdown import plain
+
+
+def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, is_adapter: bool) -> str:
+    """The card of one domain's defended weights.
+
+    Args:
+        run: whose outcome stands on it.
+        records: of the cases that this defense was part of.
+        digest: of the weights; at least one record has it.
+        is_adapter: whether they are an adapter, or a whole model.
+    """
+    of = next(r for r in records if r.identity.defended_digest == digest)
+    base, domain = of.identity.candidate, of.identity.suite["domain"]
+    numbers = f" in {base['dtype']}" if base.get("dtype") else ""
+    computed = numbers.replace(" in ", ", computed in ") + ("," if numbers else "")
+    beside = f"a LoRA adapter, which stood unfolded on its base in {base.get('quantised')}{computed} in each attack"
+    folded = f"a LoRA adapter, which was folded into its base{numbers} before each attack"
+    form = "a whole model" if not is_adapter else beside if base.get("quantised") else folded
+    coverage = next((c for c in run.coverage if c.domain == domain), None)
+    lines = [
+        "---",
+        _metadata(records, str(base["name"]), domain, is_adapter=is_adapter),
+        "---",
+        "",
+        f"# Defended in the domain {domain}",
+        "",
+        f"{form.capitalize()}. A merge, a quantised copy or another format are other weights, of which nothing is known here.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| outcome | {run.outcome} |",
+        f"| a release can rest on it | {'yes' if run.releasable else 'no: ' + plain('; '.join(run.why_not))} |",
+        f"| weights, sha256 | `{digest}` |",
+        f"| undefended base, sha256 | `{base['digest']}` |",
+        f"| defense | {plain(of.identity.defense)} |",
+        f"| suite, sha256 | `{of.identity.suite['digest']}` |",
+        f"| judge | {plain(of.identity.judge['name'])} |",
+        f"| harness sources, sha256 | `{of.identity.versions.get('rn-harness-sources', 'unknown')}` |",
+        "",
+        "## Found",
+        "",
+        *(f"* `{r.case_id}`: {r.verdict.outcome}. {plain(r.verdict.claim)}" for r in records if r.evidence.kind != "control"),
+        "",
+    ]
+    if coverage:
+        left_out = ", ".join(n.name for n in coverage.not_run if n.kind == "family")
+        lines += ["## Limits", "", plain(coverage.claim), "", f"Families of attacks that were not run: {plain(left_out)}.", ""]
+    return "\n".join(lines)
+
+
+def _metadata(records: Sequence[CaseRecord], base: str, domain: str, *, is_adapter: bool) -> str:
+    """The head, as YAML: the base, and a result for each attack case and for helpfulness, where they are known."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    found = []
+    for record in records:
+        if record.verdict.outcome == "INCONCLUSIVE":
+            continue
+        bounds, trajectory = record.verdict.bounds, record.evidence.trajectory
+        benign = trajectory.checkpoints[0].benign if trajectory and trajectory.checkpoints else None
+        metrics: list[tuple[str, str, float]] = []
+        if bounds:
+            metrics = [
+                ("breached_prompts", f"held-out prompts with a score above the threshold, of {bounds.prompts}", bounds.breached),
+                ("upper_bound", "upper bound of their share, 95 %, one-sided", bounds.upper_prompts),
+            ]
+        elif record.evidence.kind == "helpfulness" and benign:
+            metrics = [("similarity_difference", "benign answers: similarity less the base's own", benign.difference.mean)]
+        found += [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=f"rn-harness/{domain}",
+                dataset_name=f"rn-harness suite {domain}",
+                dataset_config=record.case_id,
+                dataset_revision=record.identity.suite["digest"],
+                metric_type=kind,
+                metric_name=name,
+                metric_value=value,
+            )
+            for kind, name, value in metrics
+        ]
+    card = ModelCardData(
+        base_model=base,
+        library_name="peft" if is_adapter else "transformers",
+        tags=["rn-harness", "reward-neutralization"],
+        model_name=f"{base} defended in {domain}" if found else None,
+        eval_results=found or None,
+    )
+    return str(card.to_yaml()).rstrip("\n")
