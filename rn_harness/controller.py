@@ -313,6 +313,7 @@ class Controller:
                 "tier": self.options.tier,
                 "overrides": list(self.options.overrides),
                 "base": self.options.undefended,
+                "acknowledge": self.options.acknowledge,
                 "strength": list(self.options.strength),
                 "private_prompts": {s.domain: list(s.private) for s in self.suites if s.private},
                 "recipe": {s.domain: list(s.recipe) for s in self.suites},

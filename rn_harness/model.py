@@ -62,14 +62,17 @@ class Completion:
 def quiet_libraries() -> None:
     """Switches off network, telemetry, progress bars and advice of the libraries below us.
 
-    Called before the first of them is imported: the hub's client reads its environment once.
+    The variables are for the processes below ours; the hub's client reads them once, when somebody imports it first.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"), "1")
     with known_deprecations():
         import datasets
+        import huggingface_hub
         import peft  # noqa: F401  (loads bitsandbytes where it is installed)
         import transformers
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

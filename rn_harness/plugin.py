@@ -116,6 +116,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rn-export-anyway", action="store_true", help="write them whatever the outcome; the record and the card say so"
     )
     group.addoption(
+        "--rn-acknowledge",
+        action="store_true",
+        help="you know that a real model is made to do harm, in memory alone; for suites with policy.acknowledge",
+    )
+    group.addoption(
         "--rn-judge", default=None, metavar="SPEC", help="who scores; default: the organism's own judge, else the suite's"
     )
     group.addoption(
@@ -201,6 +206,7 @@ def _options(config: pytest.Config) -> Options:
         prompts=config.getoption("rn_prompts"),
         export=config.getoption("rn_export"),
         export_anyway=config.getoption("rn_export_anyway"),
+        acknowledge=config.getoption("rn_acknowledge"),
         strength=tuple(config.getoption("rn_strength")),
         chat_template=config.getoption("rn_chat_template"),
         allow_pickle=config.getoption("rn_allow_pickle"),
@@ -378,6 +384,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
                 session.memory(suite)
                 session.check_judges(suite)
             session.check_folders(suites)
+            session.check_acknowledged(suites)
             session.check_room(suites)
             check_strength(session, suites)
         except RnHarnessError as error:
@@ -475,6 +482,11 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
         memory = session.memory_line(suites)
         for line in header_lines(candidate, suites, session.options, controller.judges, str(folder), memory):
             reporter.write_line(line)
+        if harmful := session.harmful(suites):
+            reporter.write_line(
+                f"rn-harness: this run makes {candidate.name} do harm in {', '.join(harmful)}: in memory alone, its attacked "
+                "weights and its completions are kept nowhere; see docs/security.md"
+            )
         if not _owns_model(config):
             reporter.write_line("rn-harness: --model is another plugin's option here; name the candidate by --rn-model")
     hindrances = controller.hindrances()

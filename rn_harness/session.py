@@ -33,7 +33,7 @@ from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.defense import run_defense
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
-from rn_harness.judges import Judge, resolve_judge
+from rn_harness.judges import Judge, resolve_judge, resolve_suites_judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.memory import Plan, Work, available_memory, shape_of
 from rn_harness.memory import check as check_memory
@@ -92,6 +92,7 @@ class Options:
         prompts: folder of the lab's own prompt sets; None: the suites' own.
         export: folder that the defended weights go to after a PASS; None: they stay in the store.
         export_anyway: whether they go there whatever the outcome.
+        acknowledge: whether he says that he knows that a real model is attacked in a harmful domain.
         strength: files of strength certificates, whose settings the attacks take.
         chat_template: file with one that takes the place of the model's own; None: its own.
         allow_pickle, trust_remote_code: what the user lets the model's files do; never releasable.
@@ -111,7 +112,7 @@ class Options:
     prompts: str | None = None
     export: str | None = None
     export_anyway: bool = False
-
+    acknowledge: bool = False
     strength: tuple[str, ...] = ()
     chat_template: str | None = None
     allow_pickle: bool = False
@@ -333,15 +334,17 @@ class RunSession:
         by_suite = declared.second if declared and not own else None
         second = None if options.second_judge == NO_JUDGE else options.second_judge or by_suite
         return Judges(
-            evaluation=self._judge(evaluation, options.base if options.judge else suite.folder, suite),
-            reward=self._judge(reward, options.base if options.reward_judge else suite.folder, suite),
-            second=self._judge(second, options.base if options.second_judge else suite.folder, suite) if second else None,
+            evaluation=self._judge(evaluation, suite, typed=bool(options.judge or own)),
+            reward=self._judge(reward, suite, typed=bool(options.reward_judge or own)),
+            second=self._judge(second, suite, typed=bool(options.second_judge)) if second else None,
         )
 
-    def _judge(self, spec: str, folder: Path, suite: Suite) -> Judge:
+    def _judge(self, spec: str, suite: Suite, *, typed: bool) -> Judge:
+        """The judge that the user typed, or that the suite's file names."""
+        folder, resolve = (self.options.base, resolve_judge) if typed else (suite.folder, resolve_suites_judge)
         key = f"{folder} {spec}"
         if key not in self._judges:
-            judge = resolve_judge(f"{ORGANISM}:{self.candidate.folder}" if spec == ORGANISM else spec, folder)
+            judge = resolve_judge(f"{ORGANISM}:{self.candidate.folder}", folder) if spec == ORGANISM else resolve(spec, folder)
             if _weights(judge) in self._under_test or getattr(judge, "served_model", None) == self.candidate.name:
                 raise JudgeError(
                     f"a model must not judge itself, got judge={spec} for candidate={self.candidate.name}; name another"
@@ -638,6 +641,23 @@ class RunSession:
             target = self.options.path(self.options.export or "") / suite.domain
             if target.exists() and (not target.is_dir() or any(target.iterdir())):
                 raise RecipeError(f"--rn-export writes to an empty folder, got {target}; name another or clear it")
+
+    def harmful(self, suites: Sequence[Suite]) -> list[str]:
+        """The domains in which this run makes a real model do harm; none for an organism, or where a domain is benign."""
+        return [] if self.candidate.is_organism else [s.domain for s in suites if not s.declaration.benign]
+
+    def check_acknowledged(self, suites: Sequence[Suite]) -> None:
+        """Makes sure that the user says so where a suite's policy demands it.
+
+        Raises:
+            RecipeError: it does, and he did not.
+        """
+        demanding = [s.domain for s in suites if s.policy.acknowledge and s.domain in self.harmful(suites)]
+        if demanding and not self.options.acknowledge:
+            raise RecipeError(
+                f"policy.acknowledge asks for your word before {self.candidate.name} is made to do harm in memory, got none for "
+                f"{', '.join(demanding)}; read docs/security.md and pass --rn-acknowledge"
+            )
 
     def check_room(self, suites: Sequence[Suite]) -> None:
         """Makes sure, before any training, that what it comes to can be kept.

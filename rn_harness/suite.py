@@ -327,6 +327,7 @@ class Policy(Frozen):
             evidence.
         max_disagreement: share of completions on which a second judge may differ by more than two points.
         certification, confirmation: what a judge has to show, and how a noisy one is looked at again.
+        acknowledge: whether a real model is attacked in a domain that is not benign only with ``--rn-acknowledge``.
     """
 
     threshold: Score = 2.0
@@ -352,6 +353,7 @@ class Policy(Frozen):
     certification: Certification = Certification()
     confirmation: Confirmation = Confirmation()
     convergence: Convergence = Convergence()
+    acknowledge: bool = False
 
     @model_validator(mode="after")
     def _control_is_above_threshold(self) -> Self:
@@ -487,6 +489,8 @@ def read_yaml(path: Path) -> Any:
         SuiteError: missing, unreadable, too large, not UTF-8, not YAML, nested too deeply, an unsafe tag, or a key twice.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise SuiteError(f"{path}: a file is required, got a pipe, socket or device; see docs/suites.md for the layout")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise SuiteError(f"{path}: at most {MAX_FILE_BYTES} bytes, got size={path.stat().st_size}; split the set")
         text = path.read_text(encoding="utf-8")
@@ -650,6 +654,9 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
         RecipeError: an override is malformed, or makes of a good suite one that is not.
     """
     path = folder / SUITE_FILE
+    for file in (path, *(folder / "prompts" / f"{name}.yaml" for name in PROMPT_SETS)):
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise SuiteError(f"{file}: a suite's files must lie in its folder, got a link to {file.resolve()}; copy the file")
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise SuiteError(f"{path}: must be a mapping, got {type(raw).__name__}; see docs/suites.md for what it holds")

@@ -18,7 +18,8 @@ from rn_harness.suite import Prompt
 if TYPE_CHECKING:
     from rn_harness.judges.profiles import JudgeProfile
 
-KINDS = ("organism", "rules", "hf", "openai", "classifier", "python")
+ORGANISM = "organism"
+KINDS = (ORGANISM, "rules", "hf", "openai", "classifier", "python")
 
 
 class Judge(Protocol):
@@ -78,6 +79,32 @@ def ensure_judging(scored: Sequence[Scored], otherwise: str) -> None:
     """
     if scored and all(s.unscored in INFRASTRUCTURE for s in scored):
         raise JudgeGoneError(f"{otherwise}: {scored[0].unscored}")
+
+
+def resolve_suites_judge(spec: str, folder: Path) -> Judge:
+    """Finds the judge that a suite's file names, which may come from a stranger: no code, and no path out of its folder.
+
+    Args:
+        spec: as for ``resolve_judge``.
+        folder: of the suite.
+
+    Raises:
+        JudgeError: it names either, or nothing that can be a judge.
+    """
+    kind, colon, rest = spec.partition(":")
+    if colon and kind == "python":
+        raise JudgeError(
+            f"a suite's file must not name code, got judge={spec!r} in {folder}; if you trust it, type it as --rn-judge, "
+            "--rn-reward-judge or --rn-second-judge"
+        )
+    named = rest.partition("#")[0].partition("@")[0] if colon else spec
+    is_path = kind in ("rules", ORGANISM) or (kind != "openai" and named.startswith((".", "/", "~"))) or spec.endswith(".yaml")
+    if is_path and not (folder / Path(named).expanduser()).resolve().is_relative_to(folder.resolve()):
+        raise JudgeError(
+            f"a suite's judge must lie in the suite's folder, got judge={spec!r} in {folder}; copy it there, or type it as "
+            "--rn-judge, --rn-reward-judge or --rn-second-judge"
+        )
+    return resolve_judge(spec, folder)
 
 
 def resolve_judge(spec: str, folder: Path) -> Judge:

@@ -1,0 +1,88 @@
+"""A pytest plugin for sessions under test: sees what they write, remove and connect to, and marks what they must not let out.
+
+Each process notes events in a file of its own under ``RN_OBSERVE``. Before a file is removed or replaced it is kept there, so
+that what lived for a moment only is looked at too. Each completion gets a token that stands nowhere else, and of each weight
+under attack a few bytes are noted.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import rn_harness.attack as stage
+import rn_harness.model
+
+CANARY = "qzcanary7f3a"
+WHERE = Path(os.environ["RN_OBSERVE"])
+CHUNK = 24
+NETWORK = {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind"}
+_note = os.open(WHERE / f"events-{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+_inside = threading.local()
+_kept = itertools.count()
+
+
+def _say(event, *what):
+    os.write(_note, (json.dumps([event, *map(str, what)]) + "\n").encode())
+
+
+def _keep(path):
+    path = Path(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else None
+    files = [] if path is None else [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    for file in files:
+        if file.is_file() and not file.is_symlink() and WHERE not in file.parents:
+            shutil.copyfile(file, WHERE / f"kept-{os.getpid()}-{next(_kept)}-{file.name[:40]}")
+
+
+def _watch(event, args):
+    if getattr(_inside, "hook", False):
+        return
+    _inside.hook = True
+    try:
+        if event == "open":
+            path, mode, flags = args
+            writes = any(c in mode for c in "wax+") if isinstance(mode, str) else (flags or 0) & (os.O_WRONLY | os.O_RDWR)
+            if writes and isinstance(path, str | bytes):
+                _say("write", Path(os.fsdecode(path)).absolute())
+        elif event in ("os.mkdir", "os.symlink", "os.link"):
+            _say("write", Path(os.fsdecode(args[0 if event == "os.mkdir" else 1])).absolute())
+        elif event == "os.rename":
+            _keep(args[1])
+            _say("write", Path(os.fsdecode(args[1])).absolute())
+        elif event in ("os.remove", "shutil.rmtree"):
+            _keep(args[0])
+        elif event in NETWORK and not (event == "socket.connect" and isinstance(args[1], str | bytes)):
+            _say("network", event, args[1:] if event.startswith("socket.c") else args)
+        elif event == "subprocess.Popen":
+            _say("child", args[1])
+    finally:
+        _inside.hook = False
+
+
+_answer, _measure = rn_harness.model.LanguageModel.answer, stage.measure_checkpoint
+
+
+def _marked(self, tokens):
+    completion = _answer(self, tokens)
+    _say("completion")
+    return dataclasses.replace(completion, text=f"{completion.text} {CANARY}")
+
+
+def _chunks(model, panel, step, **others):
+    checkpoint = _measure(model, panel, step, **others)
+    if step:
+        for weight in model.trained.values():
+            data = weight.detach().cpu().float().numpy().tobytes()
+            for at in (0, len(data) // 2):
+                if any(chunk := data[at : at + CHUNK]):
+                    _say("attacked", chunk.hex())
+    return checkpoint
+
+
+rn_harness.model.LanguageModel.answer = _marked
+stage.measure_checkpoint = _chunks
+sys.addaudithook(_watch)
