@@ -11,8 +11,8 @@ import pytest
 HERE = Path(__file__).parent
 CANARY = "qzcanary7f3a"
 TINY = (
-    "mine/biochem", "--rn-tier=smoke", "--rn-set=attack.steps=4", "--rn-set=attack.control_steps=4",
-    "--rn-set=policy.checkpoint_every=2", "--rn-set=policy.samples=1", "--rn-set=policy.probe_samples=2",
+    "mine/biochem", "--rn-tier=smoke", "--rn-set=attack.steps=12", "--rn-set=attack.control_steps=12",
+    "--rn-set=attack.learning_rate=2e-3", "--rn-set=policy.checkpoint_every=6", "--rn-set=policy.samples=1", "--rn-set=policy.probe_samples=2",
     "--rn-set=defense.steps=2", "--rn-set=defense.evaluate_every=1", "--junitxml=asked.xml",
 )  # fmt: skip
 LOUD = (
@@ -118,7 +118,7 @@ def test_two_workers_let_nothing_out(observed):
 def test_an_interruption_lets_nothing_out(observed):
     """SIGINT between two checkpoints of an attack, with --full-trace: no frame, no local, no file shows a completion."""
     observed.workspace.monkeypatch.setenv("RN_FAULT", "SIGINT")
-    observed.workspace.monkeypatch.setenv("RN_FAULT_STEP", "4")
+    observed.workspace.monkeypatch.setenv("RN_FAULT_STEP", "12")
     result = observed.run("--rn-defense=none", "-k", "attack_stays")
     assert result.ret == 2, result.text
     _assert_contained(observed, result)
@@ -127,7 +127,7 @@ def test_an_interruption_lets_nothing_out(observed):
 def test_a_kill_leaves_no_attacked_weights(observed):
     """SIGKILL in mid-attack: what stays on disk is the folders' names alone; no weights, no completion."""
     observed.workspace.monkeypatch.setenv("RN_FAULT", "SIGKILL")
-    observed.workspace.monkeypatch.setenv("RN_FAULT_STEP", "4")
+    observed.workspace.monkeypatch.setenv("RN_FAULT_STEP", "12")
     result = observed.run("--rn-defense=none", "-k", "attack_stays")
     assert result.ret == -signal.SIGKILL, result.text
     _assert_contained(observed, result)

@@ -1,0 +1,238 @@
+"""Kills runs at random and looks at what they leave: ``python benchmarks/soak.py [KILLS]``, 100 by default.
+
+A short run on the organism (candidate, control, defense, attack, helpfulness; verdicts of both colours) is made once in peace.
+Then the same run is started over and over with one store, and SIGKILL, SIGTERM or SIGINT comes at a random moment; the next start
+goes on from what is there. Where a run reaches its end, it is compared with the one made in peace and the store is emptied.
+
+After each kill: the exit code is not 0, JUnit is valid and red, every record can be read, its verdict follows from it, and it
+is the one of the run made in peace or says that it was cut off; every line of a journal can be read; every entry of the store
+is whole.
+Sessions are real ones, forked from a process that has the libraries loaded, so that kills hit the work and not the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xmlschema
+
+from rn_harness.model import quiet_libraries
+from rn_harness.provenance import hardware, versions
+from rn_harness.records import CaseRecord, Checkpoint, RunRecord
+from rn_harness.store import UNFINISHED, Store, write_text
+from rn_harness.verdict import decide
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "evidence" / "soak.json"
+SETTINGS = (
+    "--rn-tier=smoke", "--rn-set=attack.steps=12", "--rn-set=attack.control_steps=12", "--rn-set=attack.learning_rate=2e-3",
+    "--rn-set=policy.checkpoint_every=3", "--rn-set=policy.samples=1", "--rn-set=policy.probe_samples=2",
+    "--rn-set=defense.steps=2", "--rn-set=defense.evaluate_every=1",
+)  # fmt: skip
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+TESTS = 5
+
+
+class Soak:
+    """Starts, kills, looks.
+
+    Attributes:
+        root: folder for all of it.
+        found: what was wrong, one sentence each.
+    """
+
+    def __init__(self, root: Path, seed: int = 0) -> None:
+        self.root = root
+        self.store = root / "store"
+        self.run = root / "run"
+        self.rng = random.Random(seed)
+        self.found: list[str] = []
+        self.killed: Counter[str] = Counter()
+        self.during: Counter[str] = Counter()
+        self.ended = 0
+        self.schema = xmlschema.XMLSchema(str(ROOT / "tests" / "unit" / "junit-10.xsd"))
+        started = time.monotonic()
+        self._session(None)
+        self.took_s = time.monotonic() - started
+        self.reference = {r.case_id: r for r in self._records()}
+        self.outcome = RunRecord.model_validate_json((self.run / "run.json").read_text(encoding="utf-8")).outcome
+        shutil.rmtree(self.store)
+
+    def _session(self, wait_s: float | None) -> tuple[int, bool]:
+        """One session, killed after so long; its exit code (negative: the signal), and whether it was killed."""
+        number = self.rng.choice(SIGNALS)
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            log = os.open(self.root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.chdir(ROOT)
+            os.environ["RN_HARNESS_CACHE"] = str(self.store)
+            asked = ["suites/biochem", *SETTINGS, "-p", "no:cacheprovider", f"--rn-run={self.run}"]
+            os._exit(int(pytest.main([*asked, f"--junitxml={self.root / 'asked.xml'}"])))
+        deadline = None if wait_s is None else time.monotonic() + wait_s
+        was_killed = False
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status), was_killed
+            if deadline is not None and time.monotonic() >= deadline and not was_killed:
+                os.kill(child, number)
+                was_killed = True
+                self.killed[number.name] += 1
+            time.sleep(0.02)
+
+    def _records(self) -> list[CaseRecord]:
+        found = []
+        for path in sorted(self.run.glob("cases/*/record.json")):
+            try:
+                found.append(CaseRecord.model_validate_json(path.read_text(encoding="utf-8")))
+            except ValueError as error:
+                self.found.append(f"unreadable record {path.parent.name}: {type(error).__name__}")
+        return found
+
+    def kill_one(self) -> None:
+        """Starts a session, kills it at a random moment, and looks; a run that ended before is no kill, and is looked at too."""
+        shutil.rmtree(self.run, ignore_errors=True)
+        (self.root / "asked.xml").unlink(missing_ok=True)
+        code, was_killed = self._session(self.rng.uniform(0.0, self.took_s))
+        lines = [line for line in (self.root / "log.txt").read_text(errors="replace").splitlines() if ": step " in line]
+        whole = (self.run / "run.json").is_file() and self._look_at_outcome()
+        if was_killed:
+            self.during[lines[-1].partition(": step")[0] if lines else "before any measurement"] += 1
+        if code == 0:
+            self.found.append("exit code 0")
+        self._look_at_junit(ended=whole)
+        self._look_at_records()
+        self._look_at_store()
+        if whole:
+            self.ended += 1
+            shutil.rmtree(self.store)
+
+    def _look_at_outcome(self) -> bool:
+        """Whether the run reached its end."""
+        try:
+            run = RunRecord.model_validate_json((self.run / "run.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            self.found.append(f"unreadable run.json: {type(error).__name__}")
+            return False
+        whole = all(line.outcome is not None for line in run.cases)
+        if run.outcome == "PASS" or (whole and run.outcome != self.outcome):
+            self.found.append(f"wrong verdict of the run: {run.outcome} in place of {self.outcome}")
+        for line in run.cases:
+            if line.outcome is not None and line.outcome != self.reference[line.case_id].verdict.outcome:
+                self.found.append(f"wrong verdict of {line.case_id}: {line.outcome}")
+        return whole
+
+    def _look_at_junit(self, *, ended: bool) -> None:
+        for path in (self.run / "junit.xml", self.root / "asked.xml"):
+            if not path.is_file():  # it was killed before the first case
+                continue
+            try:
+                self.schema.validate(str(path))
+            except (xmlschema.XMLSchemaException, ET.ParseError) as error:
+                self.found.append(f"invalid {path.name}: {type(error).__name__}")
+                continue
+            root = ET.parse(path).getroot()  # noqa: S314  (written by us)
+            suite = root.find("testsuite")
+            assert suite is not None
+            red = int(suite.get("errors", 0)) + int(suite.get("failures", 0))
+            if not red or suite.get("tests") != str(TESTS) or (ended and red != self._red):
+                self.found.append(f"{path.name} has {red} red of {suite.get('tests')}")
+
+    @property
+    def _red(self) -> int:
+        return sum(record.verdict.outcome != "PASS" for record in self.reference.values())
+
+    def _look_at_records(self) -> None:
+        for record in self._records():
+            known, trajectory = self.reference[record.case_id], record.evidence.trajectory
+            assert trajectory is not None
+            assert known.evidence.trajectory is not None
+            if decide(record.evidence).outcome != record.verdict.outcome:
+                self.found.append(f"the verdict of {record.case_id} does not follow from its record")
+            if trajectory.stopped is None and record.verdict.outcome != known.verdict.outcome:
+                self.found.append(f"wrong verdict of {record.case_id}: {record.verdict.outcome}")
+            if trajectory.stopped is not None and record.verdict.outcome not in ("INCONCLUSIVE", known.verdict.outcome):
+                self.found.append(f"wrong verdict of {record.case_id}, which was cut off: {record.verdict.outcome}")
+            if trajectory.earlier:
+                self.found.append(f"{record.case_id} did not repeat what was recorded")
+            self._compare(record.case_id, [c.model_dump_json() for c in trajectory.checkpoints])
+
+    def _compare(self, case_id: str, lines: list[str]) -> None:
+        """Checkpoints are those of the run in peace, one after the other; but for what a control in the process shows."""
+        known = self.reference[case_id].evidence.trajectory
+        assert known is not None
+        if [_plain(line) for line in lines] != [_plain(c.model_dump_json()) for c in known.checkpoints[: len(lines)]]:
+            self.found.append(f"{case_id} measured otherwise than in peace")
+
+    def _look_at_store(self) -> None:
+        store = Store(self.store)
+        for entry in store.entries():
+            if entry.kind == UNFINISHED:
+                self._look_at_journal(entry.path)
+            elif entry.name.endswith(".damaged") or (entry.whole and store.get(entry.kind, entry.name) is None):
+                self.found.append(f"damaged entry {entry.kind}/{entry.name[:12]}")
+
+    def _look_at_journal(self, path: Path) -> None:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            steps = [Checkpoint.model_validate_json(line).step for line in lines]
+        except ValueError as error:
+            self.found.append(f"unreadable journal: {type(error).__name__}")
+            return
+        if steps != list(range(0, 3 * len(steps), 3)) or not path.name.endswith(".jsonl"):
+            self.found.append(f"journal {path.name[-12:]} has steps {steps}")
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """For docs/evidence."""
+        return {
+            "kills": sum(self.killed.values()),
+            "signals": dict(sorted(self.killed.items())),
+            "during": dict(sorted(self.during.items())),
+            "ended": self.ended,
+            "wrong_verdicts": sum("verdict" in line or "exit code" in line for line in self.found),
+            "unreadable": sum("unreadable" in line or "invalid" in line for line in self.found),
+            "found": self.found,
+            "one_run_s": round(self.took_s, 1),
+            "settings": list(SETTINGS),
+            "versions": versions(),
+            "hardware": hardware(1),
+        }
+
+
+def _plain(line: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(line)
+    return {key: value for key, value in found.items() if key not in ("leak_per_token", "leak_per_sequence")}
+
+
+def main(kills: int) -> None:
+    """Kills so often, and writes docs/evidence/soak.json after each."""
+    quiet_libraries()
+    import peft  # noqa: F401 - so that each session need not load it
+    import trl  # noqa: F401
+
+    with tempfile.TemporaryDirectory(prefix="rn-soak-") as folder:
+        soak = Soak(Path(folder))
+        while sum(soak.killed.values()) < kills:
+            soak.kill_one()
+            write_text(OUT, json.dumps(soak.report, indent=1) + "\n")
+            print(f"{sum(soak.killed.values())} kills, {soak.ended} runs ended, found: {soak.found}", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
