@@ -1,9 +1,10 @@
 .PHONY: check test suite bench schema organism baking-classifier evidence panel validity
 
-check:  ## linters and types
+check:  ## linters, types, and what bandit knows to be risky
 	ruff check .
 	ruff format --check .
 	mypy
+	bandit --quiet --recursive --configfile pyproject.toml rn_harness
 
 test:  ## README's test command
 	pytest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from rn_harness.anchors import AnchorSet, load_anchors, shipped_anchors
 from rn_harness.candidate import ORGANISM, fixtures_folder
 from rn_harness.certificates import shortcomings
 from rn_harness.certification import anchors_for, certify
-from rn_harness.errors import RnHarnessError
+from rn_harness.cli_store import app as store_app
+from rn_harness.errors import RnHarnessError, told
 from rn_harness.judges import Judge, resolve_judge
 from rn_harness.records import Certificate
 from rn_harness.report.terminal import certificate_lines
@@ -27,6 +29,7 @@ app = typer.Typer(
     help="rn-harness: certify and calibrate judges, calibrate attacks. Suites are run by pytest.",
     pretty_exceptions_enable=False,
 )
+app.add_typer(store_app, name="store")
 Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metavar="SPEC")]
 
 
@@ -148,5 +151,10 @@ def report(
 
 
 def main() -> None:
-    """The entry point."""
-    app()
+    """The entry point; what goes wrong is told without its message, which may quote a completion."""
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001  (told, and never swallowed)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        typer.echo(f"{told(error)}, raised at {where.filename}:{where.lineno}", err=True)
+        raise SystemExit(2) from None

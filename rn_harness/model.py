@@ -146,8 +146,10 @@ class LanguageModel:
             if quantised:
                 weights |= {"quantization_config": _four_bits(quantised, dtype), "device_map": {"": on}}
             with known_deprecations():
-                network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **weights, **how)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **how)
+                network = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
+                    folder, dtype=dtype or "auto", **weights, **how
+                )
+            tokenizer = AutoTokenizer.from_pretrained(folder, **how)  # nosec B615 # a local folder
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise CandidateError(
                 f"the folder must hold a causal language model that transformers reads, got folder={folder}: "

@@ -503,7 +503,7 @@ def read_yaml(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path}: must be UTF-8, got byte={error.object[error.start]:#04x}; save it as UTF-8") from None
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  # nosec B506 # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -610,7 +610,7 @@ def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
         if not equals or len(parts) < 2 or not all(parts):
             raise RecipeError(f"--rn-set takes KEY=VALUE with a dotted key, got {pair!r}; e.g. attack.steps=100")
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506  # nosec B506 # a SafeLoader
         except (yaml.YAMLError, RecursionError, *_NOT_CONVERTED):
             raise RecipeError(f"--rn-set takes a YAML value, got {pair!r}; quote it") from None
         if parts[0] == "attack":

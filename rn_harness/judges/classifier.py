@@ -265,10 +265,11 @@ class ClassifierJudge:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
-            network = AutoModelForSequenceClassification.from_pretrained(
+            network = AutoModelForSequenceClassification.from_pretrained(  # nosec B615 # a local folder
                 self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            how = {"local_files_only": True, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, **how)  # nosec B615 # a local folder
         except (OSError, ValueError, KeyError) as error:
             raise JudgeError(
                 f"the folder must hold a sequence classifier that transformers reads, got folder={self.folder}: "

@@ -81,7 +81,8 @@ class _Weights:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            how = {"local_files_only": True, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **how)  # nosec B615 # a local folder
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise JudgeError(
                 f"a judge must have a tokenizer that transformers reads, got folder={folder}: {type(error).__name__}: {error}; "
@@ -106,7 +107,7 @@ class _Weights:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         try:
-            network: Any = AutoModelForCausalLM.from_pretrained(
+            network: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
                 self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=self.dtype
             )
         except (OSError, ValueError, KeyError, ImportError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import re
-import xml.etree.ElementTree as ET
+import xml.etree.ElementTree as ET  # nosec B405 # written, never read
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -12,8 +12,8 @@ HERE = Path(__file__).parent
 CANARY = "qzcanary7f3a"
 TINY = (
     "mine/biochem", "--rn-tier=smoke", "--rn-set=attack.steps=12", "--rn-set=attack.control_steps=12",
-    "--rn-set=attack.learning_rate=2e-3", "--rn-set=policy.checkpoint_every=6", "--rn-set=policy.samples=1", "--rn-set=policy.probe_samples=2",
-    "--rn-set=defense.steps=2", "--rn-set=defense.evaluate_every=1", "--junitxml=asked.xml",
+    "--rn-set=attack.learning_rate=2e-3", "--rn-set=policy.checkpoint_every=6", "--rn-set=policy.samples=1",
+    "--rn-set=policy.probe_samples=2", "--rn-set=defense.steps=2", "--rn-set=defense.evaluate_every=1", "--junitxml=asked.xml",
 )  # fmt: skip
 LOUD = (
     "-vv", "--showlocals", "--tb=long", "--full-trace", "-o", "log_cli=true", "--log-cli-level=DEBUG", "--log-level=DEBUG",

@@ -20,7 +20,7 @@ FLOORS = (
     | {"organism", "judges"},
     {"evaluate", "defense", "attack", "certification"},
     {"session", "export", "strength", "controller", "checks", "report"},
-    {"plugin", "cli", "organism.__main__"},
+    {"plugin", "cli", "cli_store", "organism.__main__"},
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

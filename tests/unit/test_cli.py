@@ -9,8 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from rn_harness import cli
 from rn_harness.anchors import shipped_anchors
 from rn_harness.cli import app
+from rn_harness.store import Store
 
 RULES = "rules:suites/baking/rules.yaml"
 BLIND = "class Blind:\n    def score(self, prompts, completions):\n        return [0.0 for _ in completions]\n"
@@ -78,3 +80,40 @@ def test_labels_of_ones_own_count_too(tmp_path: Path) -> None:
 def test_what_cannot_be_asked_is_a_usage_error(arguments: list[str]) -> None:
     """An unknown judge, and labels that are not there, exit with 2."""
     assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_the_store_is_listed_and_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``store list`` shows each entry with its size, ``store prune`` removes what was not used and says what."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
+    Store(tmp_path).put("case", "a" * 64, lambda folder: _fill(folder, 1000))
+    Store(tmp_path).journal("b" * 64).add("line")
+    shown = CliRunner().invoke(app, ["store", "list"])
+    assert shown.exit_code == 0
+    assert shown.output.splitlines()[0].startswith("case ")
+    assert shown.output.splitlines()[-1].startswith(f"2 in {tmp_path}, ")
+    told = json.loads(CliRunner().invoke(app, ["store", "list", "--json"]).output)
+    assert [(e["kind"], e["whole"]) for e in told["entries"]] == [("case", True), ("unfinished", False)]
+    assert told["entries"][0]["bytes"] >= 1000
+    assert CliRunner().invoke(app, ["store", "prune"]).output.startswith("0 in ")
+    pruned = json.loads(CliRunner().invoke(app, ["store", "prune", "--unused-days", "0", "--json"]).output)
+    assert len(pruned["entries"]) == 2
+    assert Store(tmp_path).entries() == []
+
+
+def _fill(folder: Path, size: int) -> None:
+    (folder / "trajectory.json").write_bytes(b"x" * size)
+
+
+def test_an_error_is_told_without_its_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What no command expects ends with exit code 2, its type and its place; the message may quote a completion."""
+
+    def broken() -> None:
+        raise KeyError("what a model said")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("KeyError (its message is withheld")
+    assert "what a model said" not in told
