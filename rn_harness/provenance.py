@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import subprocess
+import subprocess  # nosec B404 # git, see _git
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,21 +58,6 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def uncommitted(folder: Path) -> list[str]:
-    """The files of a folder that are not as its git repository has them, sorted; none where it lies in no repository.
-
-    A repository whose state cannot be had is one such file: unknown is not clean.
-    """
-    if not any((above / ".git").exists() for above in (folder, *folder.parents)):
-        return []
-    command = ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=all", "--no-renames", "-z", "--", "."]
-    try:
-        told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return [f"{folder.name}, of which git tells nothing,"]
-    return sorted(line[3:] for line in told.split("\0") if line and "__pycache__" not in line)
-
-
 def _processor() -> str:
     """The processor's name, where the system tells it."""
     try:
@@ -83,11 +68,40 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers in a folder; None where there is no git, or it refuses.
+
+    A stranger's repository may name programs for git to run; none is: hooks, monitors and external diffs are switched off.
+    """
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-optional-locks"]
+    try:
+        done = subprocess.run(  # noqa: S603  # nosec B603 # no shell; the arguments are ours
+            [*command, *arguments], capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def uncommitted(folder: Path) -> list[str]:
+    """The files of a folder that are not as its git repository has them, sorted; none where it lies in no repository.
+
+    A repository whose state cannot be had is one such file: unknown is not clean.
+    """
+    if not any((above / ".git").exists() for above in (folder, *folder.parents)):
+        return []
+    told = _git(folder, "status", "--porcelain", "--untracked-files=all", "--no-renames", "-z", "--", ".")
+    if told is None:
+        return [f"{folder.name}, of which git tells nothing,"]
+    return sorted(line[3:] for line in told.split("\0") if line and "__pycache__" not in line)
+
+
 @functools.cache
 def working_tree(folder: Path) -> WorkingTree | None:
     """The git working tree that a folder lies in.
-
-    A stranger's repository may name programs for git to run; none is: hooks, monitors and external diffs are switched off.
 
     Args:
         folder: of a suite.
@@ -95,27 +109,11 @@ def working_tree(folder: Path) -> WorkingTree | None:
     Returns:
         Commit, and whether the tree differs from it; None where there is no git, no repository, no commit, or git refuses.
     """
-    git = shutil.which("git")
-    if git is None:
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    if not commit or changed is None:
         return None
-
-    def ask(*arguments: str) -> str | None:
-        """What git answers; None if it refuses."""
-        command = [git, "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-optional-locks"]
-        try:
-            done = subprocess.run(  # noqa: S603  (no shell; the arguments are ours)
-                [*command, *arguments], capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT_S
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = ask("rev-parse", "--verify", "HEAD")
-    changed = ask("status", "--porcelain", "--untracked-files=no")
-    untracked = ask("status", "--porcelain", "--", ".")
-    if not commit or changed is None or untracked is None:
-        return None
-    return WorkingTree(commit=commit, dirty=bool(changed or untracked))
+    return WorkingTree(commit=commit.strip(), dirty=bool(changed or uncommitted(folder)))
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from rn_harness.records import CaseLine, CaseRecord, Coverage, RunRecord
 from rn_harness.report.html import ICONS, TEMPLATES
@@ -28,10 +29,10 @@ def render_summary(run: RunRecord, cases: Sequence[tuple[CaseLine, CaseRecord | 
     """
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True,  # noqa: S701  (Markdown; every text goes through ``md``)
-        lstrip_blocks=True,
-    )  # fmt: skip
+    # Markdown has no use for HTML's escapes: every text goes through ``md``.
+    how: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(loader=loader, autoescape=False, **how)  # noqa: S701  # nosec B701
     environment.filters["md"] = lambda value: plain(str(value))
     return environment.get_template("summary.md.j2").render(run=run, cases=cases, icons=ICONS, not_run=_not_run) + "\n"
 
