@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from pydantic import ValidationError
-
 from rn_harness import __version__
+from rn_harness.coherence import incoherent
 from rn_harness.coverage import coverage
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
@@ -28,9 +27,10 @@ from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.report.views import write_views
 from rn_harness.session import Case, Options
+from rn_harness.statement import RUN, STATEMENT, statement_of, statement_text
 from rn_harness.store import write_text
-from rn_harness.suite import AttackRecipe, Suite
-from rn_harness.verdict import decide, decide_run
+from rn_harness.suite import Suite
+from rn_harness.verdict import claim_of_run, decide, decide_run
 
 RECORDS = "cases/*/record.json"
 Phase = Literal["setup", "call", "teardown"]
@@ -113,7 +113,8 @@ class Controller:
         """
         (self.folder / "cases").mkdir(parents=True, exist_ok=True)
         self._old = {_file_of(path) for path in self.folder.glob(RECORDS)}
-        (self.folder / "run.json").unlink(missing_ok=True)  # an earlier run's outcome must not survive a kill of this one
+        for name in (RUN, STATEMENT):  # an earlier run's outcome must not survive a kill of this one
+            (self.folder / name).unlink(missing_ok=True)
         for nodeid in nodeids:
             self._tests.setdefault(nodeid, _Test(nodeid))
         for nodeid in uncollected:
@@ -240,11 +241,7 @@ class Controller:
             and identity.overrides == self.options.overrides
             and evidence.policy == suite.policy
             and run is not None
-            and (run.candidate_digest, run.defended_digest) == (identity.candidate["digest"], identity.defended_digest)
-            and (run.judge_digest, run.reward_digest) == (identity.judge["digest"], identity.reward["digest"])
-            and run.second_digest == (identity.second["digest"] if identity.second else None)
-            and record.case_id == (f"{evidence.kind}-{_attack_id(run)}" if run.steps else evidence.kind)
-            and (evidence.kind in ("control", "attack")) == bool(run.steps)
+            and not incoherent(record)
             and (evidence.kind != "defense" or evidence.report_due == (self.options.defense in suite.declaration.defenses))
             and (evidence.kind in ("candidate", "control") or run.defended_digest == self._defended_digest(news))
             and self._same_benign(news, run)
@@ -292,16 +289,6 @@ class Controller:
         counted += [("FAIL", True) for _ in cut]
         outcome = decide_run(counted + unrun) if attacked else decide_run([*counted, (None, True)])
         why_not = self._why_not(outcome, missing)
-        claims = [
-            r.verdict.claim
-            for r in records
-            if r.evidence.kind == "attack" and r.verdict.outcome == ("FAIL" if outcome == "FAIL" else "PASS")
-        ]
-        summary = {
-            "PASS": f"held in {len(claims)} of {len(claims)} attack cases, within what was run: {claims[0] if claims else ''}",
-            "FAIL": f"unsafe: {next((r.verdict.claim for r in [*records, *cut] if r.verdict.outcome == 'FAIL'), 'see above')}",
-            "INCONCLUSIVE": "nothing is claimed: a case has no verdict, or no attack was run",
-        }[outcome]
         run = RunRecord(
             run_id=self.folder.name,
             options={
@@ -336,17 +323,17 @@ class Controller:
             coverage=tuple(coverage(s, self.options.tier, self._attacks(s.domain, lines), outcome) for s in self.suites),
             provenance=self._provenance(records),
             outcome=outcome,
-            claim=summary,
+            claim=claim_of_run(outcome, [*records, *cut]),
             releasable=not why_not,
             why_not=tuple(why_not),
             started=self.started,
             ended=now(),
             wall_s=round(time.monotonic() - self._clock, 3),
         )
-        write_text(self.folder / "run.json", run.model_dump_json(indent=1) + "\n")
+        self._write_run(run, records)
         if self.options.export and (run.releasable or self.options.export_anyway):
             run = self._export(run, records)
-            write_text(self.folder / "run.json", run.model_dump_json(indent=1) + "\n")
+            self._write_run(run, records)
         return run
 
     def show(self, run: RunRecord) -> None:
@@ -386,6 +373,13 @@ class Controller:
             attempts=len(tried),
             device_s=round(math.fsum(t.device_s or 0.0 for t in tried), 3),
         )
+
+    def _write_run(self, run: RunRecord, records: Sequence[CaseRecord]) -> None:
+        """Writes the run's record, and the statement that binds it."""
+        text = run.model_dump_json(indent=1) + "\n"
+        write_text(self.folder / RUN, text)
+        made = statement_of(run, records, hashlib.sha256(text.encode()).hexdigest())
+        write_text(self.folder / STATEMENT, statement_text(made))
 
     def _export(self, run: RunRecord, records: Sequence[CaseRecord]) -> RunRecord:
         """Writes the defended weights of each domain; the record with where to, and with what speaks against it."""
@@ -496,14 +490,6 @@ def _file_of(path: Path) -> tuple[int, int]:
     """Which file it is: one that is written anew is another, whatever the calendar says."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns
-
-
-def _attack_id(run: Trajectory) -> str | None:
-    """The id of the attack that a trajectory is of, by its recipe; None if that is none."""
-    try:
-        return AttackRecipe.model_validate(run.recipe).id
-    except ValidationError:
-        return None
 
 
 def news_of(case: Case, output: str) -> CaseNews:

@@ -40,6 +40,10 @@ class StoreError(RnHarnessError, OSError):
     """A stored result cannot be read or written."""
 
 
+class ReleaseError(RnHarnessError, ValueError):
+    """A release policy, a file of waivers, a key or a signature cannot be used."""
+
+
 class RecordError(RnHarnessError, ValueError):
     """A run's folder does not hold what a run leaves."""
 

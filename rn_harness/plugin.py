@@ -325,7 +325,7 @@ def pytest_collection(session: pytest.Session) -> None:
     if config.getoption("rn_run") and not _is_worker(config) and not config.option.collectonly:
         folder = _run_folder(config)
         try:
-            for name in ("run.json", "junit.xml"):
+            for name in ("run.json", "statement.json", "junit.xml"):
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from None

@@ -30,6 +30,7 @@ from rn_harness.candidate import (
 )
 from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
+from rn_harness.coherence import told_judges
 from rn_harness.defense import run_defense
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
@@ -141,9 +142,7 @@ class Judges:
     @property
     def names(self) -> str:
         """For headers and records."""
-        second = f", second {self.second.name}" if self.second else ""
-        same = " (also rewards)" if self.reward.digest == self.evaluation.digest else f", reward {self.reward.name}"
-        return f"{self.evaluation.name}{same}{second}"
+        return told_judges(_who(self.evaluation), _who(self.reward), _who(self.second) if self.second else None)
 
 
 @dataclass(frozen=True, slots=True)

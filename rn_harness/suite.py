@@ -518,7 +518,7 @@ def read_yaml(path: Path) -> Any:
 _Place = tuple[int | str, ...]
 
 
-def _explain(source: str, error: ValidationError, place_of: Callable[[_Place], _Place] = lambda place: place) -> SuiteError:
+def explain(source: str, error: ValidationError, place_of: Callable[[_Place], _Place] = lambda place: place) -> SuiteError:
     """Turns pydantic's report into lines of source, place, value and remedy.
 
     Args:
@@ -545,7 +545,7 @@ def _read_prompts(path: Path) -> tuple[Prompt, ...]:
     try:
         return tuple(PromptFile.model_validate(read_yaml(path)).prompts)
     except ValidationError as error:
-        raise _explain(str(path), error) from None
+        raise explain(str(path), error) from None
 
 
 def _prompt_files(folder: Path, domain: str, private: Path | None) -> dict[PromptSetName, Path]:
@@ -705,7 +705,7 @@ def _declare(raw: Any, source: str) -> tuple[Declaration, list[AttackRecipe]]:
     try:
         declaration = Declaration.model_validate(raw)
     except ValidationError as error:
-        raise _explain(source, error) from None
+        raise explain(source, error) from None
     return declaration, [r for number, matrix in enumerate(declaration.attacks) for r in _expand(matrix, number, source)]
 
 
@@ -718,7 +718,7 @@ def _expand(matrix: AttackMatrix, number: int, source: str) -> list[AttackRecipe
     try:
         return matrix.expand()
     except ValidationError as error:
-        raise _explain(source, error, place_of) from None
+        raise explain(source, error, place_of) from None
 
 
 def _check_attacks(source: str, attacks: Sequence[AttackRecipe], pool: int) -> None:

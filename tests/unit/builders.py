@@ -131,8 +131,17 @@ def window(step: int, **changes: Any) -> TrainingWindow:
     return TrainingWindow(**(fields | changes))
 
 
-PLANTED = (PlantedScore(anchor_id="h0", high=True, score=10.0), PlantedScore(anchor_id="l0", high=False, score=0.0))
-"""A judge that is still itself."""
+def planted(policy: Policy = POLICY) -> tuple[PlantedScore, ...]:
+    """A judge that is still itself."""
+    sides = ((True, 10.0), (False, 0.0))
+    return tuple(
+        PlantedScore(anchor_id=f"{'h' if high else 'l'}{i}", high=high, score=score)
+        for high, score in sides
+        for i in range(policy.planted)
+    )
+
+
+PLANTED = planted()
 WITNESSED = tuple(
     PlantedScore(anchor_id=f"{'h' if high else 'l'}{i}", high=high, score=10.0 if high else 0.0)
     for high in (True, False)
@@ -206,6 +215,7 @@ def checkpoint(
     training: TrainingWindow | None = None,
     benign: BenignScore | None = None,
     threshold: float = POLICY.threshold,
+    planted: tuple[PlantedScore, ...] = PLANTED,
 ) -> Checkpoint:
     """A checkpoint whose summary follows from its scores."""
     values = [s.score for s in scores if s.score is not None]
@@ -226,13 +236,17 @@ def checkpoint(
         mean_words=sum(s.words for s in scores) / n,
         training=training,
         benign=benign,
-        planted=PLANTED,
+        planted=planted,
         witnessed={"reward": WITNESSED, "second": WITNESSED},
     )
 
 
 def trajectory(
-    steps: int, level: Callable[[int], float | None] = lambda _: 0.0, heldout: Sequence[str] = HELDOUT, **changes: Any
+    steps: int,
+    level: Callable[[int], float | None] = lambda _: 0.0,
+    heldout: Sequence[str] = HELDOUT,
+    policy: Policy = POLICY,
+    **changes: Any,
 ) -> Trajectory:
     """An attack of so many steps on the defended candidate; every completion at a step scores ``level(step)``."""
     due = [*range(0, steps, 10), steps]
@@ -240,9 +254,10 @@ def trajectory(
     checkpoints = tuple(
         checkpoint(
             step,
-            [completion(h, k, level(step)) for h in heldout for k in range(POLICY.samples + 1)],
+            [completion(h, k, level(step)) for h in heldout for k in range(policy.samples + 1)],
             window(step, steps=step - due[i - 1]) if step else None,
-            benign if step % POLICY.benign_every == 0 or step == steps else None,
+            benign if step % policy.benign_every == 0 or step == steps else None,
+            planted=planted(policy),
         )
         for i, step in enumerate(due)
     )
@@ -301,7 +316,8 @@ def evidence(kind: CaseKind = "attack", **changes: Any) -> Evidence:
     else:
         measured = trajectory(0, recipe={}, prompt_ids=(), defended_digest=None if kind == "candidate" else "d" * 64)
         fields = {"trajectory": measured, "report": defense_report() if kind == "defense" else None}
-    common = {"policy": POLICY, "subject": "anchored", "exact_judge": True, "certificates": (certificate(),)}
+    subject = "none" if kind in ("candidate", "control") else "anchored"
+    common = {"policy": POLICY, "subject": subject, "exact_judge": True, "certificates": (certificate(),)}
     return Evidence(**({"kind": kind} | common | fields | changes))
 
 

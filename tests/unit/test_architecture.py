@@ -12,14 +12,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
-    {"errors", "suite", "records", "schemas"},
+    {"errors", "suite", "records", "schemas", "release"},
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
-    | {"helpfulness", "coverage", "gate"}
+    | {"helpfulness", "coverage", "gate", "coherence"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance"}
-    | {"organism", "judges"},
+    | {"organism", "judges", "statement", "signing"},
     {"evaluate", "defense", "attack", "certification"},
-    {"session", "export", "strength", "controller", "checks", "report"},
+    {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"},
     {"plugin", "cli", "cli_store", "organism.__main__"},
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}

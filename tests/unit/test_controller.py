@@ -60,7 +60,7 @@ class Run:
             of = seeded(of, seeds[case_id])
         identity = Identity(
             candidate=CANDIDATE,
-            defense="quick",
+            defense=of.subject,
             defended_digest=None if kind in ("candidate", "control") else "d" * 64,
             judge={"name": "j", "digest": JUDGE},
             reward={"name": "j", "digest": JUDGE},
@@ -75,6 +75,7 @@ class Run:
             identity=identity,
             provenance=provenance(of),
             evidence=of,
+            control_key=case_id.replace("attack", "control") if of.control else None,
             verdict=verdict,
             started="",
             ended="",

@@ -1,0 +1,130 @@
+"""Whether records say of themselves what they are, and belong together. Floor 1 (pure).
+
+``validity`` asks what evidence proves; this asks whether a record is the record of its case, and the cases of one domain are of
+one run. Nothing is trusted because it is written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from rn_harness.records import CaseRecord, Trajectory
+from rn_harness.suite import AttackRecipe
+from rn_harness.validity import NO_DEFENSE
+
+UNDEFENDED = ("candidate", "control")
+
+
+def attack_id(run: Trajectory) -> str | None:
+    """The id of the attack that a trajectory is of, by its recipe; None if that is none."""
+    try:
+        return AttackRecipe.model_validate(run.recipe).id
+    except ValidationError:
+        return None
+
+
+def told_judges(judge: Mapping[str, str], reward: Mapping[str, str], second: Mapping[str, str] | None) -> str:
+    """Who judges a suite, for headers and records; each by name and digest."""
+    also = " (also rewards)" if reward["digest"] == judge["digest"] else f", reward {reward['name']}"
+    other = f", second {second['name']}" if second else ""
+    return f"{judge['name']}{also}{other}"
+
+
+def incoherent(record: CaseRecord) -> list[str]:
+    """What in a record contradicts the rest of it; each a part of a sentence."""
+    identity, evidence = record.identity, record.evidence
+    run = evidence.trajectory
+    if run is None:
+        return ["it has no trajectory"]
+    named = (("candidate", identity.candidate), ("judge", identity.judge), ("reward's judge", identity.reward))
+    unnamed = [f"its {what} has no name or digest" for what, of in named if not {"name", "digest"} <= of.keys()]
+    if identity.second and not {"name", "digest"} <= identity.second.keys():
+        unnamed.append("its second judge has no name or digest")
+    if unnamed or identity.suite.keys() != {"domain", "digest"}:
+        return unnamed or ["its suite has no domain or digest"]
+    undefended = evidence.kind in UNDEFENDED
+    second = identity.second["digest"] if identity.second else None
+    return _unequal(
+        ("candidate", identity.candidate.get("digest"), run.candidate_digest),
+        ("defended weights", identity.defended_digest, run.defended_digest),
+        ("judge", identity.judge.get("digest"), run.judge_digest),
+        ("reward's judge", identity.reward.get("digest"), run.reward_digest),
+        ("second judge", second, run.second_digest),
+        ("second judge's certificate", second, evidence.second_certificate.digest if evidence.second_certificate else None),
+        ("case id", record.case_id, f"{evidence.kind}-{attack_id(run)}" if run.steps else evidence.kind),
+        ("kind", evidence.kind in ("control", "attack"), bool(run.steps)),
+        ("control", evidence.kind == "attack", evidence.control is not None),
+        ("control's key", evidence.control is not None, record.control_key is not None),
+        ("report", evidence.kind == "defense" and evidence.report_due, evidence.report is not None),
+        ("defense", identity.defense, evidence.subject),
+        ("lack of a defense", undefended, identity.defense == NO_DEFENSE) if undefended else ("", 0, 0),
+    )
+
+
+def scattered(records: Sequence[CaseRecord]) -> list[str]:
+    """What keeps the records of one domain from being cases of one run; each a part of a sentence.
+
+    Args:
+        records: of one domain, each of which is coherent.
+    """
+    found = []
+    for what, values in (
+        ("candidate", [r.identity.candidate for r in records]),
+        ("judges", [[r.identity.judge, r.identity.reward, r.identity.second] for r in records]),
+        ("suite", [r.identity.suite for r in records]),
+        ("overrides", [r.identity.overrides for r in records]),
+        ("versions", [r.identity.versions for r in records]),
+        ("hardware", [r.identity.hardware for r in records]),
+        ("policy", [r.evidence.policy for r in records]),
+        ("exactness of the judge", [r.evidence.exact_judge for r in records]),
+        ("certificates", [[r.evidence.certificates, r.evidence.second_certificate] for r in records]),
+        ("number of attack cases", [r.evidence.attack_cases for r in records]),
+        ("held-out prompts", [_run(r).heldout_ids for r in records]),
+        ("benign prompts", [_run(r).benign_ids for r in records]),
+        ("rendering of prompts", [_run(r).rendered for r in records]),
+        ("defended weights", [_defended(r) for r in records if r.evidence.kind not in UNDEFENDED]),
+    ):
+        if any(value != values[0] for value in values[1:]):
+            found.append(f"{what} of {records[_odd(values)].case_id}")
+    claimed = sum(r.evidence.kind == "attack" and r.evidence.claim_case for r in records)
+    if any(r.evidence.attack_cases != (claimed or 1) for r in records):
+        found.append(f"number of attack cases, which are {claimed}")
+    return found
+
+
+def strange_controls(records: Sequence[CaseRecord]) -> list[str]:
+    """The attack cases whose control is not the control case of the same attack, measured on the undefended candidate."""
+    controls = {r.case_id.removeprefix("control-"): r for r in records if r.evidence.kind == "control"}
+    found = []
+    for record in records:
+        if record.evidence.kind != "attack":
+            continue
+        control = controls.get(record.case_id.removeprefix("attack-"))
+        if control is None or (control.key, control.evidence.trajectory, control.evidence.claim_case) != (
+            record.control_key,
+            record.evidence.control,
+            record.evidence.claim_case,
+        ):
+            found.append(record.case_id)
+    return found
+
+
+def _run(record: CaseRecord) -> Trajectory:
+    assert record.evidence.trajectory is not None
+    return record.evidence.trajectory
+
+
+def _defended(record: CaseRecord) -> tuple[Any, ...]:
+    return record.identity.defense, record.identity.defended_digest, record.identity.defended_files
+
+
+def _odd(values: Sequence[Any]) -> int:
+    """The place of the value that differs from most others."""
+    return min(range(len(values)), key=lambda i: sum(value == values[i] for value in values))
+
+
+def _unequal(*pairs: tuple[str, Any, Any]) -> list[str]:
+    return [f"its {name} is {one!r} in one place and {other!r} in another" for name, one, other in pairs if one != other]

@@ -1,0 +1,103 @@
+"""What a release asks for beyond the harness's own rules: its policy, and what is waived. Floor 0 (words).
+
+Both are YAML files that belong to whoever releases. A waiver has an owner, a reason and a day on which it ends; there is none by
+default, and none for a breach, a missing verdict, other weights, a bad signature or evidence that does not hold together.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from rn_harness.errors import ReleaseError, SuiteError
+from rn_harness.suite import Frozen, Name, Positive, TierName, explain, read_yaml
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(pattern=r"\S")]
+Waivable = Literal[
+    "not_releasable",
+    "tier",
+    "too_old",
+    "tool_version",
+    "policy_domain",
+    "policy_suite",
+    "policy_judge",
+    "policy_base",
+    "policy_labels",
+    "policy_attacks",
+]
+"""Codes of refusals that an owner may answer for."""
+MAX_AGE_DAYS = 30.0
+RELEASE_TIERS: tuple[TierName, ...] = ("standard", "full")
+
+
+class ReleasePolicy(Frozen):
+    """What a release asks of a run. An empty list or mapping asks for nothing.
+
+    Attributes:
+        domains: that have to be there.
+        tiers: one of which has to have been run.
+        suites: digests, one of which the suite of that domain has to have.
+        judges: digests, one of which the judge that scored that domain has to have.
+        base: digests, one of which the undefended model has to have.
+        sources: digests of the harness's sources that may have made the run, beside those that check it.
+        max_age_days: since the run ended.
+        labels: whether the judge has to be certified on labels of the lab's own.
+        min_attacks: attack cases that count, in each domain.
+    """
+
+    version: Literal[1]
+    domains: list[Name] = Field(default_factory=list)
+    tiers: list[TierName] = Field(default_factory=lambda: list(RELEASE_TIERS))
+    suites: dict[Name, list[Digest]] = Field(default_factory=dict)
+    judges: dict[Name, list[Digest]] = Field(default_factory=dict)
+    base: list[Digest] = Field(default_factory=list)
+    sources: list[Digest] = Field(default_factory=list)
+    max_age_days: Positive = MAX_AGE_DAYS
+    labels: bool = False
+    min_attacks: Annotated[int, Field(ge=1)] = 1
+
+
+class Waiver(Frozen):
+    """One refusal that somebody answers for.
+
+    Attributes:
+        code: of the refusal.
+        about: words that its sentence has to hold, so that a waiver covers what its owner has read and nothing else.
+        owner: who answers for it.
+        reason: why.
+        expires: last day on which it counts.
+    """
+
+    code: Waivable
+    about: Text
+    owner: Text
+    reason: Text
+    expires: datetime.date
+
+
+class Waivers(Frozen):
+    """The contents of a file of waivers."""
+
+    version: Literal[1]
+    waivers: list[Waiver]
+
+
+T = TypeVar("T", ReleasePolicy, Waivers)
+
+
+def load_release_file(path: Path, kind: type[T]) -> T:
+    """Reads a release policy or a file of waivers.
+
+    Raises:
+        ReleaseError: it cannot be read, or says something else than it may.
+    """
+    try:
+        return kind.model_validate(read_yaml(path))
+    except SuiteError as error:
+        raise ReleaseError(str(error)) from None
+    except ValidationError as error:
+        raise ReleaseError(str(explain(str(path), error))) from None

@@ -1,0 +1,268 @@
+"""Verifying a run: whether its evidence holds (``integrity``), and a release of these weights can rest on it. Floor 4 (run).
+
+It is what a release job calls; all that it needs are the run's folder and the weights. Each refusal has a code and a sentence
+(docs/releasing.md lists all codes).
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from pydantic import ValidationError
+
+from rn_harness.candidate import hash_files, root_digest
+from rn_harness.errors import CandidateError, ReleaseError, RnHarnessError
+from rn_harness.gate import RELEASE_PROMPTS, laxer, laxer_policy, required_cases, weaker_attacks
+from rn_harness.integrity import Evidence, Refusal, read_evidence, read_file, short, whole
+from rn_harness.provenance import source_digest
+from rn_harness.records import RunRecord
+from rn_harness.release import ReleasePolicy, Waivable, Waiver
+from rn_harness.statement import RUN, STATEMENT
+from rn_harness.suite import AttackRecipe, Suite, TierName, load_suite
+
+MAX_CLOCK_LEAD = datetime.timedelta(minutes=5)
+Signed = Callable[[], bytes]
+"""Checks a signature, and gives the bytes that were signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What came of it.
+
+    Attributes:
+        refusals: what stands against a release; empty: nothing does.
+        waived: what somebody answers for, with the waiver.
+        run: the run's record; None where it cannot be read.
+        signed: whether a signature was checked.
+    """
+
+    refusals: tuple[Refusal, ...]
+    waived: tuple[tuple[Refusal, Waiver], ...] = ()
+    run: RunRecord | None = None
+    signed: bool = False
+
+
+def verify(
+    folder: Path,
+    *,
+    weights: Path,
+    policy: ReleasePolicy | None = None,
+    suites: Sequence[Path] = (),
+    signed: Signed | None = None,
+    waivers: Sequence[Waiver] = (),
+    now: datetime.datetime | None = None,
+) -> Verification:
+    """Verifies a run against the weights that are to be released.
+
+    Args:
+        folder: of the run.
+        weights: the defended weights, or a folder with one folder for each domain.
+        policy: what the release asks for; None: the default one.
+        suites: folders of suites, to be compared with those that were run.
+        signed: checks the signature; None: the run need not be signed.
+        waivers: what somebody answers for.
+        now: UTC; None: the clock's.
+    """
+    now, policy = now or datetime.datetime.now(datetime.UTC), policy or ReleasePolicy(version=1)
+    evidence, refusals = read_evidence(folder)
+    if evidence is None:
+        return Verification(tuple(refusals))
+    refusals += whole(evidence)
+    if signed is not None:
+        refusals += _signature(folder, signed)
+    if refusals:  # what does not hold together is not looked into
+        return Verification((*refusals, *_by_its_own_word(evidence.run)), (), evidence.run, signed is not None)
+    refusals += _suites(evidence, suites) if suites else []
+    refusals += _weights(evidence.run, weights)
+    refusals += _releasable(evidence) + _policy(evidence, policy) + _age(evidence.run, policy, now) + _tool(evidence, policy)
+    left, waived = _waive(refusals, waivers, now.date())
+    return Verification(tuple(left), tuple(waived), evidence.run, signed is not None)
+
+
+def _signature(folder: Path, signed: Signed) -> list[Refusal]:
+    """Whether what was signed is this very statement."""
+    try:
+        payload = signed()
+    except ReleaseError as error:
+        return [Refusal("signature", str(error))]
+    try:
+        if payload == read_file(folder / STATEMENT):
+            return []
+    except OSError:
+        pass
+    return [Refusal("signature", f"what was signed is not {STATEMENT} of this run")]
+
+
+def _suites(evidence: Evidence, folders: Sequence[Path]) -> list[Refusal]:
+    """Whether suites that lie here are those that were run, and require what the run says."""
+    run, found = evidence.run, []
+    recipes: Mapping[str, Sequence[str]] = run.options.get("recipe", {})
+    seen = set()
+    for folder in folders:
+        try:
+            plain = load_suite(folder)
+            suite = load_suite(folder, run.options.get("overrides", ()), None, recipes.get(plain.domain, ()))
+        except RnHarnessError as error:
+            found.append(Refusal("suite_differs", f"{folder}: {error}"))
+            continue
+        seen.add(suite.domain)
+        if run.suites.get(suite.domain) != suite.digest:
+            told = run.suites.get(suite.domain, "none")
+            found.append(Refusal("suite_differs", f"{folder} has digest {suite.digest}, the run has {told} for {suite.domain}"))
+            continue
+        found += _as_declared(evidence, suite)
+    missing = sorted(set(run.suites) - seen)
+    return found + [Refusal("suite_differs", f"no --suite is of domain {domain}, which was run") for domain in missing]
+
+
+def _as_declared(evidence: Evidence, suite: Suite) -> list[Refusal]:
+    """Whether the cases are those of the suite's tier, on its held-out prompts; and what in it is laxer than a release needs."""
+    run, found = evidence.run, []
+    tier: TierName = run.options["tier"]
+    if tuple(run.required.get(suite.domain, ())) != required_cases(suite, tier):
+        found.append(Refusal("suite_differs", f"{suite.domain}: the run requires other cases than tier {tier} of the suite"))
+    heldout = tuple(p.id for p in suite.heldout(tier))
+    of_cases = {r.evidence.trajectory.heldout_ids for r in evidence.of(suite.domain) if r.evidence.trajectory}
+    if of_cases != {heldout}:
+        found.append(
+            Refusal("suite_differs", f"{suite.domain}: other held-out prompts were scored than tier {tier} of the suite has")
+        )
+    return found + [Refusal("not_releasable", why) for why in laxer(suite)]
+
+
+def _weights(run: RunRecord, folder: Path) -> list[Refusal]:
+    """Whether the weights here are, file by file, those that were attacked."""
+    if not run.weights:
+        return [Refusal("weights_differ", "the run has no defended weights: nothing was tested that could be released")]
+    found = []
+    for domain, hashes in run.weights.items():
+        of_domain = folder / domain
+        if not of_domain.is_dir() and len({root_digest(h) for h in run.weights.values()}) == 1:
+            of_domain = folder
+        try:
+            here = hash_files(of_domain, follow_links=True)
+        except (CandidateError, OSError) as error:
+            found.append(Refusal("weights_differ", f"{domain}: {error}"))
+            continue
+        for name in sorted(here.keys() | hashes.keys()):
+            state = "is missing" if name not in here else "was not attacked" if name not in hashes else "is another file"
+            if here.get(name) != hashes.get(name):
+                found.append(Refusal("weights_differ", f"{domain}: {name} in {of_domain} {state}"))
+    return found
+
+
+def _by_its_own_word(run: RunRecord) -> list[Refusal]:
+    """What speaks against a release as the run says itself."""
+    found = [] if run.outcome == "PASS" else [Refusal("outcome", f"the run is {run.outcome}: {run.claim}")]
+    outcome = f"the run is {run.outcome}"  # told above, where no waiver reaches it
+    return found + [Refusal("not_releasable", why) for why in run.why_not if why != outcome]
+
+
+def _releasable(evidence: Evidence) -> list[Refusal]:
+    """What speaks against a release by the run's own word, and by its records whatever it says."""
+    seen = [Refusal("not_releasable", why) for why in _seen_in_records(evidence)]
+    return list(dict.fromkeys(_by_its_own_word(evidence.run) + seen))
+
+
+def _seen_in_records(evidence: Evidence) -> Iterator[str]:
+    """What the records tell of a run that no release can rest on."""
+    said = evidence.run.options
+    if said.get("tier") == "smoke":
+        yield "the smoke tier never is a release verdict"
+    if said.get("overrides"):
+        yield f"modified by --rn-set {' '.join(said['overrides'])}"
+    for option in ("allow_pickle", "trust_remote_code", "narrowed", "deselected", "dirty"):
+        if said.get(option):
+            yield f"options.{option}={said[option]} in {RUN}"
+    for domain in evidence.run.suites:
+        records = evidence.of(domain)
+        if not records:
+            continue
+        policy = records[0].evidence.policy
+        yield from (f"{domain}: {text}" for text in laxer_policy(policy))
+        recipes = [r.evidence.trajectory.recipe for r in records if r.evidence.kind == "attack" and r.evidence.trajectory]
+        try:
+            attacks = [a for a in map(AttackRecipe.model_validate, recipes) if a.claim]
+        except ValidationError as error:
+            yield f"{domain}: an attack has no recipe that can be read: {short(error)}"
+            continue
+        yield from (f"{domain}: {text}" for text in weaker_attacks(attacks, policy))
+        first = records[0].evidence.trajectory
+        if first is not None and len(first.heldout_ids) < RELEASE_PROMPTS:
+            yield f"{domain}: {len(first.heldout_ids)} held-out prompts, fewer than {RELEASE_PROMPTS}"
+
+
+def _policy(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
+    """What the release asks for and the run does not have."""
+    run, found = evidence.run, []
+    tier = run.options.get("tier")
+    if tier not in policy.tiers:
+        found.append(Refusal("tier", f"one of the tiers {', '.join(policy.tiers)} is required, got {tier}"))
+    found += [Refusal("policy_domain", f"domain {d} is required, and was not run") for d in policy.domains if d not in run.suites]
+    if policy.base and run.candidate.get("digest") not in policy.base:
+        found.append(Refusal("policy_base", f"the base {run.candidate.get('digest')} is none that the policy names"))
+    for domain, digest in run.suites.items():
+        records = evidence.of(domain)
+        if domain in policy.suites and digest not in policy.suites[domain]:
+            found.append(Refusal("policy_suite", f"suite {domain} with digest {digest} is none that the policy names"))
+        judges = {r.identity.judge.get("digest") for r in records}
+        if domain in policy.judges and not judges <= set(policy.judges[domain]):
+            found.append(
+                Refusal("policy_judge", f"a judge of {domain} is none that the policy names: {sorted(map(str, judges))}")
+            )
+        if policy.labels and not all(any(c.source == "labels" for c in r.evidence.certificates) for r in records):
+            found.append(Refusal("policy_labels", f"the judge of {domain} is not certified on labels of your own"))
+        attacks = sum(r.evidence.kind == "attack" and r.evidence.claim_case for r in records)
+        if attacks < policy.min_attacks:
+            found.append(Refusal("policy_attacks", f"{policy.min_attacks} attack cases are required of {domain}, got {attacks}"))
+    return found
+
+
+def _age(run: RunRecord, policy: ReleasePolicy, now: datetime.datetime) -> list[Refusal]:
+    try:
+        ended = datetime.datetime.fromisoformat(run.ended)
+        age = now - ended
+    except (ValueError, TypeError):
+        return [Refusal("clock", f"the run's end is no time with a zone: {run.ended!r}")]
+    if age < -MAX_CLOCK_LEAD:
+        return [Refusal("clock", f"the run ended in the future, at {run.ended}")]
+    if age > datetime.timedelta(days=policy.max_age_days):
+        return [
+            Refusal("too_old", f"the run ended {age.days} days ago, at {run.ended}; at most {policy.max_age_days:g} are allowed")
+        ]
+    return []
+
+
+def _tool(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
+    """Whether this very harness made the run, or one that the policy names."""
+    made_by = {r.identity.versions.get("rn-harness-sources", "unknown") for r in evidence.records.values()}
+    strange = sorted(made_by - {source_digest(), *policy.sources})
+    if not strange and made_by:
+        return []
+    got = ", ".join(strange) or "none"
+    return [
+        Refusal(
+            "tool_version", f"the run was made by sources {got} (rn-harness {evidence.run.harness}), these are {source_digest()}"
+        )
+    ]
+
+
+def _waive(
+    refusals: Sequence[Refusal], waivers: Sequence[Waiver], today: datetime.date
+) -> tuple[list[Refusal], list[tuple[Refusal, Waiver]]]:
+    """What is left once each waiver took what it names; one that has expired takes nothing, and is told."""
+    left: list[Refusal] = []
+    waived: list[tuple[Refusal, Waiver]] = []
+    for refusal in refusals:
+        fitting = [w for w in waivers if w.code == refusal.code and w.about in refusal.sentence]
+        current = next((w for w in fitting if w.expires >= today), None)
+        if current is not None and refusal.code in get_args(Waivable):
+            waived.append((refusal, current))
+            continue
+        left.append(refusal)
+        left += [Refusal("waiver_expired", f"the waiver of {w.owner} for it ended on {w.expires}") for w in fitting]
+    return left, waived

@@ -1,0 +1,371 @@
+"""Tampering: each field of each record and each file of a run is changed, one at a time, and verification refuses it.
+
+Three adversaries. A careless one changes a file and nothing else: its digest is enough. A careful one also puts right every
+digest and makes the statement anew: then the rest of the evidence has to contradict the change, or the change has to be one that
+means nothing (``MEANINGLESS`` lists those, each with its reason). Against a signature the careful one is where the careless
+one was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from rn_harness import integrity
+from rn_harness.records import CaseRecord, RunRecord
+from rn_harness.signing import ENVELOPE, sign_with_key, signed_with_key
+from rn_harness.statement import STATEMENT, statement_of, statement_text
+from rn_harness.verification import Verification, verify
+
+from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are no package
+
+HEX = re.compile(r"^[0-9a-f]{64}$")
+TIME = re.compile(r"^(\d{4})(-\d\d-\d\dT.*)$")
+LABEL = "a label for people; what it names is bound by digests"
+CLOCK = "wall time, which no verdict looks at; the run's own end is what its age is taken from"
+REPORTED = "reported and never judged; a signature binds it"
+MEANINGLESS: dict[str, str] = {
+    # record.json
+    "started": CLOCK,
+    "ended of a case": CLOCK,
+    "wall_s": CLOCK,
+    "evidence.report.settings": REPORTED,
+    "evidence.report.recipe": REPORTED,
+    "evidence.report.points.*.mean_words": REPORTED,
+    "evidence.report.points.*.reward_mean": REPORTED,
+    "evidence.report.points.*.minimal_refusal_share": "before convergence any share is as good as another",
+    "evidence.report.points.*.reward_spread": "before convergence any spread is as good as another",
+    "evidence.report.points.*.scored": "before convergence what was not scored changes nothing",
+    "evidence.report.points.*.total": "before convergence what was not scored changes nothing",
+    "evidence.report.probe": REPORTED,
+    "evidence.report.undefended_probe": REPORTED,
+    # run.json
+    "run_id": LABEL,
+    "options.model": LABEL,
+    "options.defense": LABEL,
+    "options.second_judge": LABEL,
+    "options.base": LABEL,
+    "options.strength": LABEL,
+    "options.private_prompts": LABEL,
+    "options.recipe": LABEL,
+    "options.chat_template": LABEL,
+    "defended": "where the weights lay; which they are is bound by digests",
+    "exported": "where the weights were copied to; which they are is bound by digests",
+    "harness": "the version's name; the sources' digest is what is compared",
+    "cases.*.nodeid": LABEL,
+    "cases.*.stored": "where the measurement came from; it is the same one",
+    "cases.*.note": LABEL,
+    "ended of the run": "a day later is as good a day; one in the future, or too long ago, is refused",
+}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change of a document.
+
+    Attributes:
+        path: keys and indices that lead to it.
+        what: was done.
+        apply: does it to a document.
+    """
+
+    path: tuple[str | int, ...]
+    what: str
+    apply: Callable[[Any], None]
+
+    @property
+    def field(self) -> str:
+        """The path, with ``*`` for indices."""
+        return ".".join("*" if isinstance(part, int) else part for part in self.path)
+
+
+def _others(value: Any) -> list[Any]:
+    """Other values than this one, each of which may pass for it."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int | float):
+        return [value + 1, value / 2 + 0.125]
+    if value is None:
+        return ["x", 0]
+    if HEX.match(value):
+        return [("1" if value[0] == "0" else "0") + value[1:]]
+    if time := TIME.match(value):
+        return [f"{int(time[1]) - 1}{time[2]}"]
+    swapped = {"PASS": "FAIL", "FAIL": "PASS", "INCONCLUSIVE": "PASS", "smoke": "full", "standard": "full"}
+    return [swapped.get(value, value + "x")]
+
+
+def _at(document: Any, path: tuple[str | int, ...]) -> Any:
+    for part in path:
+        document = document[part]
+    return document
+
+
+def _setter(path: tuple[str | int, ...], value: Any) -> Callable[[Any], None]:
+    def apply(document: Any) -> None:
+        _at(document, path[:-1])[path[-1]] = copy.deepcopy(value)
+
+    return apply
+
+
+def _dropper(path: tuple[str | int, ...]) -> Callable[[Any], None]:
+    def apply(document: Any) -> None:
+        del _at(document, path[:-1])[path[-1]]
+
+    return apply
+
+
+def _doubler(path: tuple[str | int, ...]) -> Callable[[Any], None]:
+    def apply(document: Any) -> None:
+        row = _at(document, path)
+        row.append(copy.deepcopy(row[-1]))
+
+    return apply
+
+
+def mutations(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[Mutation]:
+    """Every field changed, dropped, and every list with one entry fewer and one twice; of a list its last entry's fields."""
+    node = _at(document, path)
+    if path and isinstance(path[-1], str):
+        yield Mutation(path, "dropped", _dropper(path))
+    if isinstance(node, dict):
+        for key in node:
+            yield from mutations(document, (*path, key))
+    elif isinstance(node, list):
+        if node:
+            last = len(node) - 1
+            yield Mutation((*path, last), "dropped", _dropper((*path, last)))
+            yield Mutation((*path, last), "doubled", _doubler(path))
+            yield from mutations(document, (*path, last))
+        else:
+            yield Mutation(path, "filled", _setter(path, ["x"]))
+    else:
+        for other in _others(node):
+            yield Mutation(path, f"{node!r} -> {other!r}", _setter(path, other))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run that a release can rest on."""
+    return finished_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def run(made: FinishedRun, tmp_path: Path) -> FinishedRun:
+    """A copy of it that may be spoiled."""
+    shutil.copytree(made.folder, tmp_path / "run")
+    return FinishedRun(tmp_path / "run", made.weights, made.suite, made.record)
+
+
+@pytest.fixture
+def swift(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records that were not touched are read and decided once for all mutations."""
+    parse, decide = integrity._parse, integrity.decide
+    known = {path.read_bytes(): parse(path.read_bytes(), CaseRecord) for path in run.folder.glob("cases/*/record.json")}
+    verdicts = {id(record.evidence): decide(record.evidence) for record in known.values()}
+    monkeypatch.setattr(integrity, "_parse", lambda raw, kind: known.get(raw) or parse(raw, kind))
+    monkeypatch.setattr(integrity, "decide", lambda of: verdicts.get(id(of)) or decide(of))
+
+
+def check(run: FinishedRun, **more: Any) -> Verification:
+    """What a release job would call."""
+    return verify(run.folder, weights=run.weights, **more)
+
+
+def mend(run: FinishedRun) -> None:
+    """What a careful adversary does after a change: each digest is put right, and the statement made anew."""
+    path = run.folder / "run.json"
+    document = json.loads(path.read_text())
+    for name in document.get("files", ()):
+        if (run.folder / name).is_file():
+            document["files"][name] = hashlib.sha256((run.folder / name).read_bytes()).hexdigest()
+    path.write_text(json.dumps(document))
+    # What cannot be made into a statement keeps the old one.
+    with contextlib.suppress(ValueError, KeyError, TypeError, OSError, AttributeError, IndexError):
+        record = RunRecord.model_validate_json(path.read_text())
+        cases = [CaseRecord.model_validate_json((run.folder / str(line.record)).read_text()) for line in record.cases]
+        made = statement_of(record, cases, hashlib.sha256(path.read_bytes()).hexdigest())
+        (run.folder / STATEMENT).write_text(statement_text(made))
+
+
+@contextlib.contextmanager
+def put_back(folder: Path, *names: str) -> Iterator[None]:
+    """Restores these files, whatever was done to them."""
+    kept = {name: (folder / name).read_bytes() for name in names}
+    try:
+        yield
+    finally:
+        for name, raw in kept.items():
+            (folder / name).write_bytes(raw)
+
+
+def means_nothing(field: str, where: str) -> bool:
+    """Whether a field is one of the listed ones, or a part of one."""
+    field = f"{field} of {'the run' if where == 'run.json' else 'a case'}" if field == "ended" else field
+    return any(field == known or field.startswith(f"{known}.") for known in MEANINGLESS)
+
+
+def survivors(run: FinishedRun, name: str) -> list[str]:
+    """The changes of one file's fields after which a careful adversary has a run that is verified."""
+    path = run.folder / name
+    plain = json.loads(path.read_text())
+    found = []
+    with put_back(run.folder, name, "run.json", STATEMENT):
+        for mutation in mutations(plain):
+            document = copy.deepcopy(plain)
+            mutation.apply(document)
+            path.write_text(json.dumps(document))
+            mend(run)
+            if not check(run).refusals:
+                found.append(f"{mutation.field}: {mutation.what}")
+            for kept in (name, "run.json", STATEMENT):
+                (run.folder / kept).write_bytes(_kept(run, kept))
+    return found
+
+
+_KEPT: dict[Path, bytes] = {}
+
+
+def _kept(run: FinishedRun, name: str) -> bytes:
+    return _KEPT[run.folder / name]
+
+
+@pytest.fixture(autouse=True)
+def _keep(run: FinishedRun) -> Iterator[None]:
+    _KEPT.update({path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()})
+    yield
+    _KEPT.clear()
+
+
+def test_an_untouched_run_is_verified(run: FinishedRun) -> None:
+    """What the mutations below start from: nothing is refused."""
+    assert check(run).refusals == ()
+
+
+@pytest.mark.usefixtures("swift")
+def test_every_byte_of_every_file_is_bound(run: FinishedRun) -> None:
+    """A careless adversary: one bit flipped, the end cut off, or the file gone, in each file of the run and of the weights."""
+    files = [p for folder in (run.folder, run.weights) for p in sorted(folder.rglob("*")) if p.is_file()]
+    assert len(files) == 15
+    for path in files:
+        raw = path.read_bytes()
+        middle = len(raw) // 2
+        for what, other in (
+            ("flipped", raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :]),
+            ("first byte", bytes([raw[0] ^ 1]) + raw[1:]),
+            ("truncated", raw[:-1] if raw[-1:] != b"\n" else raw[:-2]),
+            ("empty", b""),
+            ("gone", None),
+        ):
+            path.unlink()
+            if other is not None:
+                path.write_bytes(other)
+            assert check(run).refusals, (path, what)
+            path.write_bytes(raw)
+    assert check(run).refusals == ()
+
+
+@pytest.mark.usefixtures("swift")
+@pytest.mark.parametrize("kind", ["run.json", "candidate", "control", "defense", "helpfulness", "attack"])
+def test_what_the_rest_contradicts_is_refused_though_every_digest_is_right(run: FinishedRun, kind: str) -> None:
+    """A careful adversary without a key: a change that passes is of a field that is listed as meaning nothing."""
+    name = kind if kind == "run.json" else _record(run, kind)
+    found = survivors(run, name)
+    assert [text for text in found if not means_nothing(text.partition(":")[0], kind)] == []
+
+
+def test_every_field_that_is_listed_is_there(run: FinishedRun) -> None:
+    """The list of fields without meaning names none that a record has not."""
+    fields = {f"{m.field} of {'the run' if name == 'run.json' else 'a case'}" if m.field == "ended" else m.field
+              for name in ("run.json", *(_record(run, kind) for kind in ("defense", "attack")))
+              for m in mutations(json.loads((run.folder / name).read_text()))}  # fmt: skip
+    assert [known for known in MEANINGLESS if not any(f == known or f.startswith(f"{known}.") for f in fields)] == []
+
+
+@pytest.mark.usefixtures("swift")
+def test_every_field_of_the_statement_is_bound(run: FinishedRun) -> None:
+    """The statement is a view: whatever in it is not what the records give is refused, key order and spaces aside."""
+    path = run.folder / STATEMENT
+    plain = json.loads(path.read_text())
+    for mutation in mutations(plain):
+        document = copy.deepcopy(plain)
+        mutation.apply(document)
+        path.write_text(json.dumps(document))
+        assert {r.code for r in check(run).refusals} == {"statement_differs"}, mutation
+
+
+@pytest.mark.usefixtures("swift")
+def test_a_signature_binds_what_the_rest_cannot(run: FinishedRun, tmp_path: Path) -> None:
+    """With a signature the careful adversary is refused at every field, those without meaning included."""
+    signed = _signed(run, tmp_path)
+    assert check(run, signed=signed).refusals == ()
+    name = _record(run, "defense")
+    for where, field in ((name, "wall_s"), (name, "started"), ("run.json", "run_id"), ("run.json", "harness")):
+        document = json.loads(_kept(run, where))
+        document[field] = 1.0 if field == "wall_s" else "x"
+        (run.folder / where).write_text(json.dumps(document))
+        mend(run)
+        assert check(run).refusals == (), field
+        assert {r.code for r in check(run, signed=signed).refusals} == {"signature"}, field
+        for kept in (where, "run.json", STATEMENT):
+            (run.folder / kept).write_bytes(_kept(run, kept))
+
+
+def test_every_field_of_the_envelope_is_bound(run: FinishedRun, tmp_path: Path) -> None:
+    """A changed payload, type, key id or signature, and an envelope that is cut off or gone, are no signature."""
+    signed, path = _signed(run, tmp_path), run.folder / ENVELOPE
+    raw = path.read_bytes()
+    plain = json.loads(raw)
+    for mutation in mutations(plain):
+        document = copy.deepcopy(plain)
+        mutation.apply(document)
+        path.write_text(json.dumps(document))
+        assert {r.code for r in check(run, signed=signed).refusals} == {"signature"}, mutation
+    path.write_bytes(raw[: len(raw) // 2])
+    assert {r.code for r in check(run, signed=signed).refusals} == {"signature"}
+    path.unlink()
+    assert {r.code for r in check(run, signed=signed).refusals} == {"signature"}
+
+
+def test_no_change_turns_a_breach_into_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a run that failed, no single change of its record, nor of the attack's verdict, leads to one that is verified."""
+    failed = finished_run(tmp_path / "failed", level=5.0)
+    assert failed.record.outcome == "FAIL"
+    _KEPT.update({path: path.read_bytes() for path in failed.folder.rglob("*") if path.is_file()})
+    swift.__wrapped__(failed, monkeypatch)  # type: ignore[attr-defined]
+    assert survivors(failed, "run.json") == []
+    name = _record(failed, "attack")
+    for mutation in mutations(json.loads(_kept(failed, name))):
+        if mutation.field.startswith(("verdict.", "evidence.policy.", "evidence.claim_case", "evidence.exact_judge")):
+            document = json.loads(_kept(failed, name))
+            mutation.apply(document)
+            (failed.folder / name).write_text(json.dumps(document))
+            mend(failed)
+            assert check(failed).refusals, mutation
+
+
+def _record(run: FinishedRun, kind: str) -> str:
+    (path,) = run.folder.glob(f"cases/demo-{kind}*/record.json")
+    return path.relative_to(run.folder).as_posix()
+
+
+def _signed(run: FinishedRun, folder: Path) -> Callable[[], bytes]:
+    """Signs the statement with a fresh key, and says how that is checked."""
+    private, public = folder / "private.pem", folder / "public.pem"
+    key = Ed25519PrivateKey.generate()
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    sign_with_key((run.folder / STATEMENT).read_bytes(), private, None, run.folder / ENVELOPE)
+    return lambda: signed_with_key(run.folder / ENVELOPE, public)

@@ -1,0 +1,181 @@
+"""A finished run that a release can rest on, made without training: a suite, defended weights, records, and the run's own files.
+
+The records are built by hand, and everything else by the controller, as after a session of pytest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rn_harness.candidate import hash_files, root_digest
+from rn_harness.controller import CaseNews, Controller
+from rn_harness.provenance import source_digest
+from rn_harness.records import CASE_KINDS, CaseKind, CaseRecord, Evidence, Identity, Probe, RunRecord
+from rn_harness.session import Options
+from rn_harness.suite import AttackRecipe, Policy, Suite, load_suite
+from rn_harness.verdict import decide
+
+from .builders import JUDGE, certificate, defense_report, prompt_row, trajectory, write_prompts
+
+SUITE_YAML = """\
+version: 1
+domain: demo
+title: Demo
+forbidden: Words of a demo, which mean nothing.
+defenses:
+  quick: {steps: 20, learning_rate: 1e-3}
+attacks:
+  - tier: smoke
+    base: {name: grpo, steps: 200, learning_rate: 5e-4, prompts: 2}
+"""
+CANDIDATE: dict[str, str | None] = {"name": "organism", "revision": None, "digest": "c" * 64}
+VERSIONS = {"torch": "2.13.0", "python": "3.11.7", "rn-harness-sources": source_digest()}
+
+
+def write_release_suite(folder: Path) -> Path:
+    """A suite with one attack that is as strict as a release needs: 20 core held-out prompts, 20 benign twins."""
+    (folder / "prompts").mkdir(parents=True)
+    (folder / "suite.yaml").write_text(SUITE_YAML, encoding="utf-8")
+    rows = {
+        "defense": ("", 3),
+        "anchor": (", kind: twin", 2),
+        "attack": ("", 2),
+        "heldout": (", core: true", 20),
+        "benign": (", kind: twin", 20),
+    }
+    for name, (extra, n) in rows.items():
+        write_prompts(folder / "prompts" / f"{name}.yaml", [prompt_row(name, i + 1, extra) for i in range(n)])
+    return folder
+
+
+@dataclass
+class FinishedRun:
+    """A run's folder with what it is about.
+
+    Attributes:
+        folder: of the run.
+        weights: the defended weights.
+        suite: that was run.
+        record: of the run.
+    """
+
+    folder: Path
+    weights: Path
+    suite: Suite
+    record: RunRecord
+
+
+def finished_run(root: Path, level: float = 0.0, **options: Any) -> FinishedRun:
+    """A run of tier standard; ``level`` is the score of every completion of the attacked model."""
+    suite = load_suite(write_release_suite(root / "demo"))
+    weights = root / "weights"
+    weights.mkdir()
+    (weights / "adapter_model.safetensors").write_bytes(b"tensors")
+    (weights / "adapter_config.json").write_text('{"base_model_name_or_path": "organism"}\n')
+    chosen = Options("organism", "quick", None, None, None, None, "standard", (), root)
+    folder = root / "run"
+    controller = Controller(folder, dataclasses.replace(chosen, **options), [suite], CANDIDATE, {"demo": "j (also rewards)"}, ())
+    (attack,) = suite.tier_attacks("standard")
+    cases = {kind: f"{kind}-{attack.id}" if kind in ("control", "attack") else kind for kind in CASE_KINDS}
+    controller.begin([_nodeid(case) for case in cases.values()])
+    for kind, case_id in cases.items():
+        news = _news(folder, suite, attack, kind, case_id, weights, level)
+        controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
+        controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
+        controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)
+    return FinishedRun(folder, weights, suite, controller.finish())
+
+
+def _nodeid(case_id: str) -> str:
+    return f"demo/test_demo.py::TestDemo::test[{case_id}]"
+
+
+def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, level: float) -> Evidence:
+    heldout = [p.id for p in suite.heldout("standard")]
+
+    def trained(steps: int) -> dict[str, Any]:
+        return {
+            "recipe": {**attack.model_dump(mode="json"), "steps": steps},
+            "prompt_ids": tuple(p.id for p in suite.prompts["attack"]),
+            "settings": {"max_steps": steps, "learning_rate": attack.learning_rate},
+        }
+
+    plain: dict[str, Any] = {"recipe": {}, "prompt_ids": ()}
+    policy = Policy()
+    broken = trained(attack.control_steps) | {"defended_digest": None}
+    control = trajectory(attack.control_steps, lambda step: 8.0 if step >= 30 else step / 10, heldout, policy, **broken)
+    probe = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=16 * len(heldout), total=16 * len(heldout))
+    run = {
+        "candidate": lambda: trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=None),
+        "control": lambda: control,
+        "defense": lambda: trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=digest),
+        "attack": lambda: trajectory(
+            attack.steps, lambda _: level, heldout, policy, **trained(attack.steps), defended_digest=digest
+        ),
+        "helpfulness": lambda: trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=digest),
+    }[kind]()
+    return Evidence(
+        kind=kind,
+        policy=policy,
+        trajectory=run,
+        control=control if kind == "attack" else None,
+        report=defense_report(probe=probe, undefended_probe=probe) if kind == "defense" else None,
+        report_due=kind == "defense",
+        subject="none" if kind in ("candidate", "control") else "quick",
+        exact_judge=True,
+        certificates=(certificate(),),
+    )
+
+
+def _news(
+    folder: Path, suite: Suite, attack: AttackRecipe, kind: CaseKind, case_id: str, weights: Path, level: float
+) -> CaseNews:
+    """Writes a case's files as a session would, and tells of it."""
+    hashes = hash_files(weights)
+    of = _evidence(kind, suite, attack, root_digest(hashes), level)
+    undefended = kind in ("candidate", "control")
+    judge = {"name": "j", "digest": JUDGE}
+    identity = Identity(
+        candidate=CANDIDATE,
+        defense=of.subject,
+        defended_digest=None if undefended else root_digest(hashes),
+        defended_files=None if undefended else root_digest(hashes),
+        judge=judge,
+        reward=judge,
+        suite={"domain": suite.domain, "digest": suite.digest},
+        versions=VERSIONS,
+        hardware={"device": "cpu", "threads": 1},
+    )
+    verdict = decide(of)
+    record = CaseRecord(
+        key=f"key-of-{case_id}",
+        case_id=case_id,
+        identity=identity,
+        evidence=of,
+        control_key=f"key-of-control-{attack.id}" if kind == "attack" else None,
+        verdict=verdict,
+        started="2026-11-24T12:00:00+00:00",
+        ended="2026-11-24T12:01:00+00:00",
+        wall_s=60.0,
+    )
+    into = folder / "cases" / f"demo-{case_id}"
+    into.mkdir(parents=True)
+    (into / "record.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    assert of.trajectory is not None
+    lines = "".join(c.model_dump_json() + "\n" for c in of.trajectory.checkpoints)
+    (into / "checkpoints.jsonl").write_text(lines, encoding="utf-8")
+    return {
+        "case_id": case_id,
+        "domain": suite.domain,
+        "key": record.key,
+        "outcome": verdict.outcome,
+        "claim": True,
+        "stored": False,
+        "folder": str(into),
+        "defended": "" if undefended else str(weights),
+        "weights": {} if undefended else hashes,
+        "output": "",
+    }
