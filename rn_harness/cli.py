@@ -138,14 +138,17 @@ def calibrate(
 def report(
     run: Annotated[Path, typer.Argument(help="a run's folder, e.g. reports/latest", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="where the views go; default: the run's folder")] = None,
+    inspect: Annotated[Path | None, typer.Option(help="folder for a log of each case that Inspect opens; needs an extra")] = None,
 ) -> None:
     """Makes report.html and summary.md again from a run's records, without a model."""
+    from rn_harness.report.inspect_log import write_inspect_logs
     from rn_harness.report.views import read_run, write_views
 
     try:
         found, records = read_run(run)
-        for path in write_views(out or run, found, records):
-            typer.echo(path)
+        written = write_views(out or run, found, records)
+        written += write_inspect_logs(inspect, found, records) if inspect else []
+        typer.echo("\n".join(map(str, written)))
     except (RnHarnessError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
 

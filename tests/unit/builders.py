@@ -339,9 +339,9 @@ def case_record(of: Evidence) -> CaseRecord:
         provenance=provenance(of),
         evidence=of,
         verdict=decide(of),
-        started="",
-        ended="",
-        wall_s=0.0,
+        started="2026-01-01T00:00:00+00:00",
+        ended="2026-01-01T00:00:02+00:00",
+        wall_s=2.0,
     )
 
 
@@ -375,9 +375,9 @@ def run_record(*cases: CaseRecord) -> RunRecord:
         claim="nothing is claimed",
         releasable=False,
         why_not=("it is a test's",),
-        started="",
-        ended="",
-        wall_s=0.0,
+        started="2026-01-01T00:00:00+00:00",
+        ended="2026-01-01T00:00:02+00:00",
+        wall_s=2.0,
     )
 
 

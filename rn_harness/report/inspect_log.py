@@ -1,0 +1,148 @@
+"""A run in the log format of Inspect (inspect.aisi.org.uk), so that its viewer and its tools open it. Floor 4 (run).
+
+A view: one log a case, in it one sample for each prompt and checkpoint, one epoch for each completion. It holds scores, lengths
+and digests; where Inspect has a prompt's and a completion's text, there is the prompt's id and nothing. Needs the extra
+``inspect``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.errors import RecordError
+from rn_harness.records import CaseRecord, Checkpoint, CompletionScore, RunRecord
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog, EvalSample
+
+SCORER = "harm"
+
+
+def write_inspect_logs(folder: Path, run: RunRecord, records: Iterable[CaseRecord]) -> list[Path]:
+    """Writes a log for each case that was measured.
+
+    Returns:
+        The files, ``DOMAIN-CASE.eval``.
+
+    Raises:
+        RecordError: the extra is not installed, or a case's name is none for a file.
+    """
+    try:
+        from inspect_ai.log import write_eval_log
+    except ImportError:
+        raise RecordError(
+            "Inspect's logs are written by its own library, got no inspect_ai; pip install 'rn-harness[inspect]'"
+        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for record in records:
+        if record.evidence.trajectory is not None:
+            name = f"{record.identity.suite['domain']}-{record.case_id}"
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):  # a stranger's record must not choose where we write
+                raise RecordError(f"a case's name makes a file's, got {name!r}; this is no record of ours")
+            path = folder / f"{name}.eval"
+            write_eval_log(to_inspect(run, record), str(path), format="eval")
+            written.append(path)
+    return written
+
+
+def to_inspect(run: RunRecord, record: CaseRecord) -> EvalLog:
+    """One case as a log. Its status is ``success`` where the case has a verdict, whichever; else ``error``.
+
+    Args:
+        run: that it belongs to.
+        record: with a trajectory.
+
+    Raises:
+        ValueError: the case was not measured.
+    """
+    from inspect_ai import log as inspect_log
+
+    trajectory, identity, verdict = record.evidence.trajectory, record.identity, record.verdict
+    if trajectory is None:
+        raise ValueError(f"a log is of a measurement, got none for case_id={record.case_id!r}; leave it out")
+    domain = identity.suite["domain"]
+    tree = record.provenance.tree
+    samples = [sample for c in trajectory.checkpoints for sample in _samples(c)]
+    known = verdict.outcome != "INCONCLUSIVE"
+    sample_ids = list(dict.fromkeys(s.id for s in samples))
+    return inspect_log.EvalLog(
+        status="success" if known else "error",
+        eval=inspect_log.EvalSpec(
+            eval_id=record.key,
+            run_id=run.run_id,
+            created=record.started,
+            task=f"rn-harness/{domain}/{record.case_id}",
+            task_id=record.case_id,
+            task_version=identity.suite["digest"],
+            dataset=inspect_log.EvalDataset(name=f"{domain} held-out prompts", samples=len(sample_ids), sample_ids=sample_ids),
+            model=str(identity.candidate.get("name")),
+            config=inspect_log.EvalConfig(epochs=1 + record.evidence.policy.samples),
+            revision=inspect_log.EvalRevision(type="git", origin="", commit=tree.commit, dirty=tree.dirty) if tree else None,
+            packages=identity.versions,
+            tags=["rn-harness", record.evidence.kind, verdict.outcome],
+            metadata={
+                "outcome": verdict.outcome,
+                "claim": verdict.claim,
+                "reasons": [reason.model_dump() for reason in verdict.reasons],
+                "identity": identity.model_dump(mode="json"),
+                "recipe": trajectory.recipe,
+            },
+        ),
+        plan=inspect_log.EvalPlan(name=record.evidence.kind),
+        results=inspect_log.EvalResults(
+            total_samples=len(samples),
+            completed_samples=len(samples),
+            scores=[
+                inspect_log.EvalScore(
+                    name=SCORER,
+                    scorer=SCORER,
+                    scored_samples=sum(c.scored for c in trajectory.checkpoints),
+                    unscored_samples=sum(c.total - c.scored for c in trajectory.checkpoints),
+                    metrics={m.name: m for m in _metrics(record)},
+                )
+            ],
+        ),
+        stats=inspect_log.EvalStats(started_at=record.started, completed_at=record.ended),
+        error=None if known else inspect_log.EvalError(message=verdict.claim, traceback="", traceback_ansi=""),
+        samples=samples,
+    )
+
+
+def _samples(checkpoint: Checkpoint) -> Iterator[EvalSample]:
+    """The completions of one checkpoint."""
+    from inspect_ai.log import EvalSample
+
+    for s in checkpoint.scores:
+        yield EvalSample(
+            id=f"step {checkpoint.step:04d} {s.prompt_id}",
+            epoch=1 + s.sample,
+            input=s.prompt_id,
+            target="",
+            scores={SCORER: _score(s)},
+            metadata={"step": checkpoint.step, "prompt_id": s.prompt_id, "greedy": s.sample == 0},
+        )
+
+
+def _score(s: CompletionScore) -> Any:
+    """A score as Inspect has it: its own mark, with the reason, where there is none."""
+    from inspect_ai.scorer import Score
+
+    told = {name: getattr(s, name) for name in ("refusal", "degenerate", "truncated", "words")}
+    return Score.unscored(reason=s.unscored, metadata=told) if s.score is None else Score(value=s.score, metadata=told)
+
+
+def _metrics(record: CaseRecord) -> Iterator[Any]:
+    """The numbers that the record has of the whole case."""
+    from inspect_ai.log import EvalMetric
+
+    bounds, trajectory = record.verdict.bounds, record.evidence.trajectory
+    if bounds:
+        yield EvalMetric(name="breached_prompts", value=bounds.breached)
+        yield EvalMetric(name="upper_bound", value=bounds.upper_prompts)
+    elif trajectory and trajectory.checkpoints:
+        last = trajectory.checkpoints[-1]
+        yield from (EvalMetric(name=n, value=v) for n, v in (("maximum", last.maximum), ("mean", last.mean)) if v is not None)

@@ -1,0 +1,189 @@
+"""The report of real runs in a real browser: it renders, fetches nothing, needs no script, and can be read by everybody.
+
+Skipped where Chromium is not installed (Debian: ``apt-get install chromium``); no browser is ever downloaded.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import jsonschema
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+from rn_harness.report.html import SECTIONS
+from rn_harness.schemas import schema_of
+
+SUITES = Path(__file__).parents[2] / "suites"
+SHORT = ("--rn-tier=smoke", "--rn-set=attack.steps=20", "--rn-set=attack.control_steps=20")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+WIDE, NARROW = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
+VIEWS = [("light", WIDE), ("dark", WIDE), ("light", NARROW)]
+NAMES = ["light", "dark", "narrow"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, shared_store):
+    """The folders of a run whose defense held and of one without a defense, which broke; by outcome."""
+    folder = tmp_path_factory.mktemp("reports")
+    shutil.copytree(SUITES / "biochem", folder / "mine" / "biochem")
+    (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib']\n")
+    for name, options in (("PASS", ()), ("FAIL", ("--rn-defense=none",))):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "mine/biochem", *SHORT, *options, f"--rn-run={name}"],
+            cwd=folder,
+            env={**os.environ, "RN_HARNESS_CACHE": str(shared_store)},
+            capture_output=True,
+            text=True,
+            check=False,  # a run that breaks ends with 1
+        )
+        assert json.loads((folder / name / "run.json").read_text())["outcome"] == name, done.stdout
+        assert "NO REPORT" not in done.stdout
+    return {name: folder / name for name in ("PASS", "FAIL")}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium with a fresh profile."""
+    if CHROMIUM is None:
+        pytest.skip("THE REPORT IS NOT LOOKED AT: no Chromium here; apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=list(QUIET))
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def page_of(browser, folder, scheme="light", viewport=None, **options):
+    """The report, opened from disk; ``requested`` and ``said`` are what it asked for and what the console got."""
+    context = browser.new_context(color_scheme=scheme, viewport=viewport or WIDE, **options)
+    page = context.new_page()
+    page.requested, page.said = [], []
+    page.on("request", lambda request: page.requested.append(request.url))
+    page.on("console", lambda message: page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.goto((folder / "report.html").as_uri())
+    yield page
+    context.close()
+
+
+@pytest.mark.parametrize("name", ["run", "record", "checkpoint"])
+def test_what_a_real_run_leaves_meets_the_shipped_schemas(runs, name):
+    """run.json, each case's record.json and each line of checkpoints.jsonl, of a run that held and of one that broke."""
+    files = {"run": "run.json", "record": "cases/*/record.json", "checkpoint": "cases/*/checkpoints.jsonl"}
+    validator = jsonschema.Draft202012Validator(schema_of(name))
+    texts = [path.read_text() for folder in runs.values() for path in folder.glob(files[name])]
+    found = [json.loads(line) for text in texts for line in (text.splitlines() if name == "checkpoint" else [text])]
+    assert len(found) >= 2
+    for each in found:
+        validator.validate(each)
+
+
+@pytest.mark.parametrize("outcome", ["PASS", "FAIL"])
+def test_a_report_renders_and_fetches_nothing(browser, runs, outcome):
+    """All sections and figures are seen, the file itself is all that is asked for, and the console stays empty."""
+    with page_of(browser, runs[outcome], offline=True) as page:
+        assert outcome in page.locator("h1").inner_text()
+        for identifier, title in SECTIONS:
+            assert page.locator(f"h2#{identifier}").inner_text() == title
+            assert page.locator(f"h2#{identifier}").is_visible()
+        boxes = [figure.bounding_box() for figure in page.locator("svg").all()]
+        assert len(boxes) == (3 if outcome == "PASS" else 2)  # trajectories, heat map, and how the defense converged
+        assert all(box["width"] > 500 and box["height"] > 100 for box in boxes)
+        assert page.locator("#attack-0-trajectory-breaches").count() == (outcome == "FAIL")
+        assert {url for url in page.requested if not url.startswith("data:")} == {(runs[outcome] / "report.html").as_uri()}
+        assert page.said == []
+    assert (runs[outcome] / "report.html").stat().st_size < 3_000_000
+
+
+def test_no_script_is_needed(browser, runs):
+    """With scripts off, the page is the same picture."""
+    pictures = []
+    for enabled in (True, False):
+        with page_of(browser, runs["FAIL"], java_script_enabled=enabled) as page:
+            pictures.append(page.screenshot(full_page=True))
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize(("scheme", "viewport"), VIEWS, ids=NAMES)
+@pytest.mark.parametrize("outcome", ["PASS", "FAIL"])
+def test_axe_finds_nothing(browser, runs, outcome, scheme, viewport):
+    """No violation of any weight, contrast included, with all tables open."""
+    with page_of(browser, runs[outcome], scheme, viewport) as page:
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        found = Axe().run(page)
+        assert [(v["id"], v["impact"], [n["target"] for n in v["nodes"]][:3]) for v in found.response["violations"]] == []
+
+
+@pytest.mark.parametrize(("scheme", "viewport"), VIEWS, ids=NAMES)
+def test_nothing_is_cut_off_at_the_side(browser, runs, scheme, viewport):
+    """The page is as wide as the window: what is wider scrolls within its own box."""
+    with page_of(browser, runs["FAIL"], scheme, viewport) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+
+
+def test_figures_are_readable_on_light_and_on_dark(browser, runs):
+    """Text and lines of figures change with the page, and have a contrast of at least 4.5 with it (WCAG 2.2, 1.4.3)."""
+
+    def luminance(colour):
+        parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(weight * p for weight, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    seen = {}
+    for scheme in ("light", "dark"):
+        with page_of(browser, runs["FAIL"], scheme) as page:
+            paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            text = page.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
+            lines = [
+                page.evaluate(f"getComputedStyle(document.querySelector('svg [style*=\"stroke: var({name})\"]')).stroke")
+                for name in ("--defended", "--control")
+            ]
+            seen[scheme] = [text, *lines]
+            for colour in seen[scheme]:
+                high, low = sorted((luminance(colour), paper), reverse=True)
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, colour)
+    assert all(light != dark for light, dark in zip(seen["light"], seen["dark"], strict=True))
+
+
+def test_a_report_can_be_used_by_keyboard(browser, runs):
+    """The first stop is the way past the contents; a figure's numbers open by Enter; scripts are off."""
+    with page_of(browser, runs["PASS"], java_script_enabled=False) as page:
+        page.keyboard.press("Tab")
+        assert page.locator(":focus").inner_text() == "Skip to the report"
+        page.keyboard.press("Enter")
+        assert page.locator(":focus").get_attribute("id") == "main"
+        numbers = page.locator("summary").first
+        assert not page.locator("details table").first.is_visible()
+        numbers.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("details table").first.is_visible()
+
+
+def test_a_figure_is_told_to_those_who_do_not_see_it(browser, runs):
+    """Each figure is an image with a name, and the tables with its numbers follow it within the same figure element."""
+    with page_of(browser, runs["PASS"]) as page:
+        figures = page.get_by_role("img").all()
+        assert len(figures) == 3
+        for figure in figures:
+            name = figure.get_attribute("aria-labelledby").split()[0]
+            assert page.locator(f"#{name}").text_content()
+            assert figure.locator("xpath=ancestor::figure[1]//details//table").count() >= 1
+
+
+def test_a_report_prints_on_white(browser, runs):
+    """Printed from a dark screen it is black on white, without the contents, and comes out as pages."""
+    with page_of(browser, runs["PASS"], "dark") as page:
+        page.emulate_media(media="print", color_scheme="dark")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert not page.locator("nav").is_visible()
+        assert page.pdf().startswith(b"%PDF")

@@ -1,0 +1,93 @@
+"""A run as logs that Inspect itself opens."""
+
+from __future__ import annotations
+
+import math
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rn_harness.errors import RecordError
+from rn_harness.records import CaseRecord
+from rn_harness.report.inspect_log import to_inspect, write_inspect_logs
+
+from .builders import case_record, evidence, run_record, trajectory, with_score
+
+read_eval_log: Any = pytest.importorskip("inspect_ai.log", reason="needs the extra inspect").read_eval_log
+
+
+def attack(*changed: tuple[int, float | None]) -> CaseRecord:
+    """An attack of 21 checkpoints, 2 prompts and 2 completions, with these scores at these checkpoints."""
+    run = trajectory(200)
+    for index, value in changed:
+        run = with_score(run, index, 1, value)
+    return case_record(evidence(trajectory=run))
+
+
+def opened(record: CaseRecord, folder: Path) -> Any:
+    """What Inspect reads of what we write."""
+    (path,) = write_inspect_logs(folder, run_record(record), [record])
+    return read_eval_log(str(path))
+
+
+def test_inspect_reads_every_score(tmp_path: Path) -> None:
+    """21 checkpoints of 2 prompts and 2 completions: 84 samples, the breach among them, and the verdict beside them."""
+    log = opened(attack((5, 9.0)), tmp_path)
+    assert log.status == "success"
+    assert len(log.samples) == 84
+    found = {(s.id, s.epoch): s.scores["harm"].value for s in log.samples}
+    assert found["step 0050 h1", 2] == 9.0
+    assert sum(found.values()) == 9.0
+    assert log.eval.metadata["outcome"] == "FAIL"
+    assert "FAIL" in log.eval.tags
+    (score,) = log.results.scores
+    assert (score.scored_samples, score.unscored_samples) == (84, 0)
+    assert score.metrics["breached_prompts"].value == 1
+
+
+def test_what_is_unscored_is_unscored_there(tmp_path: Path) -> None:
+    """No number stands for a missing score, its reason is kept, and a case without a verdict is an error to Inspect too."""
+    log = opened(attack((5, None)), tmp_path)
+    (hole,) = [s.scores["harm"] for s in log.samples if s.scores["harm"].reason]
+    assert math.isnan(hole.value)
+    assert hole.reason == "unparsable"
+    assert log.status == "error"
+    assert log.error.message.startswith("Nothing is claimed")
+    (score,) = log.results.scores
+    assert (score.scored_samples, score.unscored_samples) == (83, 1)
+
+
+def test_a_log_holds_no_text_of_a_prompt_or_completion(tmp_path: Path) -> None:
+    """Where Inspect has texts there is the prompt's id, no message, and no output."""
+    log = opened(attack(), tmp_path)
+    assert {s.input for s in log.samples} == {"h1", "h2"}
+    assert not any(s.messages or s.output.choices or s.target for s in log.samples)
+
+
+def test_each_measured_case_has_its_log(tmp_path: Path) -> None:
+    """Candidate and attack are written; a case that was not measured is none."""
+    records = [case_record(evidence("candidate")), attack(), case_record(evidence(trajectory=None, control=None))]
+    paths = write_inspect_logs(tmp_path, run_record(*records), records)
+    assert [path.name for path in paths] == ["demo-candidate.eval", "demo-attack.eval"]
+    assert all(zipfile.is_zipfile(path) for path in paths)
+    with pytest.raises(ValueError, match="got none"):
+        to_inspect(run_record(*records), records[-1])
+
+
+def test_a_strangers_record_does_not_choose_where_we_write(tmp_path: Path) -> None:
+    """A case whose name is a path is refused by name."""
+    record = attack().model_copy(update={"case_id": "/../../outside"})
+    with pytest.raises(RecordError, match="outside"):
+        write_inspect_logs(tmp_path / "logs", run_record(record), [record])
+    assert not list(tmp_path.glob("**/*.eval"))
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the extra, and nothing is written."""
+    monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
+    with pytest.raises(RecordError, match=r"pip install 'rn-harness\[inspect\]'"):
+        write_inspect_logs(tmp_path / "logs", run_record(attack()), [attack()])
+    assert not (tmp_path / "logs").exists()
