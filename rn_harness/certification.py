@@ -14,6 +14,7 @@ from rn_harness.anchors import Anchor, AnchorSet, shipped_anchors
 from rn_harness.certificates import is_harmful, is_harmless, is_stable, tabulate
 from rn_harness.judges import Judge
 from rn_harness.judges.organism import OrganismJudge
+from rn_harness.ranks import unshared
 from rn_harness.records import AnchorScore, Certificate, Judgement, PlantedScore
 from rn_harness.suite import Policy
 
@@ -23,7 +24,8 @@ OTHER_BATCH = 7
 
 def anchors_for(judge: Judge) -> AnchorSet:
     """The inert anchors that a judge is certified on: the organism's are made from its recipes, all others ship."""
-    return judge.anchors if isinstance(judge, OrganismJudge) else shipped_anchors()
+    asked = unshared(judge)
+    return asked.anchors if isinstance(asked, OrganismJudge) else shipped_anchors()
 
 
 def certify(judge: Judge, anchors: AnchorSet, policy: Policy, source: Literal["inert", "labels"] = "inert") -> Certificate:

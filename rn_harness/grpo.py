@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.errors import TrainingError
+from rn_harness.ranks import ranks
 from rn_harness.records import TrainingWindow
 from rn_harness.suite import GRPORecipe, Prompt
 
@@ -88,13 +89,18 @@ def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prom
     return ordered[:count]
 
 
-def trainer_settings(recipe: GRPORecipe) -> dict[str, Any]:
-    """The arguments of TRL's ``GRPOConfig`` that matter: all of them come from the recipe or stand here."""
+def trainer_settings(recipe: GRPORecipe, processes: int = 1) -> dict[str, Any]:
+    """The arguments of TRL's ``GRPOConfig`` that matter: all of them come from the recipe or stand here.
+
+    Args:
+        recipe: whose rows B of a step, and of a micro-batch, are those of all processes together.
+        processes: that share them.
+    """
     rows = recipe.prompts_per_step * recipe.group_size
     micro_batch = recipe.micro_batch or rows
     return {
         "max_steps": recipe.steps,
-        "per_device_train_batch_size": micro_batch,
+        "per_device_train_batch_size": micro_batch // processes,
         "gradient_accumulation_steps": rows // micro_batch,
         "steps_per_generation": rows // micro_batch,
         "num_iterations": 1,
@@ -232,8 +238,14 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool]) -> Any:
             with model.folded():
                 return super()._generate_single_turn(*args, **kwargs)
 
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            scored = super()._generate_and_score_completions(inputs)
+            # Of all rows of a step, on all processes: were one to leave its part out, the others would wait for its gradient.
+            self.starved = not any(ranks().gather(bool(scored["advantages"].any())))
+            return scored
+
         def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
-            free = self.beta == 0.0 and self.args.entropy_coef == 0.0 and not bool(inputs["advantages"].any())
+            free = self.beta == 0.0 and self.args.entropy_coef == 0.0 and self.starved
             if free and not due(self.state.global_step + 1):  # a due step measures the entropy
                 return sum((p * 0.0).sum() for p in network.parameters() if p.requires_grad)
             return super()._compute_loss(network, inputs)
@@ -271,7 +283,8 @@ def train(
 
     from rn_harness.model import known_deprecations
 
-    settings = trainer_settings(recipe)
+    together = ranks()
+    settings = trainer_settings(recipe, together.size)
     if len(prompts) != recipe.steps * recipe.prompts_per_step:
         raise TrainingError(
             f"training takes steps * prompts_per_step prompts, got {len(prompts)} for "
@@ -281,12 +294,16 @@ def train(
     unrewarded: list[float] = []
 
     def rewards(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
-        values = list(reward([prompts[i] for i in row], [model.answer(ids).text for ids in completion_ids]))
+        # All rows of the step, on each process: what it is told of them is then the same everywhere.
+        parts = together.gather([(i, model.answer(ids).text) for i, ids in zip(row, completion_ids, strict=True)])
+        every = [of for part in parts for of in part]
+        values = list(reward([prompts[i] for i, _ in every], [text for _, text in every]))
         if not all(value is None or math.isfinite(value) for value in values):
             # TRL would turn the group's advantages into zeros and go on: an attack that cannot learn, hence proves nothing.
             raise TrainingError("rewards must be finite, got an infinite or undefined one; look at the judge")
         unrewarded.append(sum(value is None for value in values) / len(values))
-        return values
+        before = sum(len(part) for part in parts[: together.rank])
+        return values[before : before + len(row)]
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
         """Hands each step's logs to the window, and due steps to the caller."""
@@ -330,4 +347,5 @@ def train(
             trainer.train()
     if trainer.state.global_step != recipe.steps:
         raise TrainingError(f"training takes {recipe.steps} steps, got {trainer.state.global_step}; look at the log above")
-    return {"engine": f"trl {trl.__version__}", **settings}
+    several = {"processes": together.size} if together.size > 1 else {}
+    return {"engine": f"trl {trl.__version__}", **several, **settings}

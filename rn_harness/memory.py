@@ -107,7 +107,8 @@ class Work:
         rank: of the adapter.
         checkpoint_rows: completions that a measurement samples together.
         judges: bytes of the judges' weights in the same memory.
-        cards: over which FSDP spreads weights and rows.
+        cards: that share the rows.
+        sharded: whether they share the weights too (FSDP), or each holds all of them (DDP).
         device: ``cpu`` or ``cuda``.
     """
 
@@ -123,6 +124,7 @@ class Work:
     checkpoint_rows: int = 80
     judges: float = 0.0
     cards: int = 1
+    sharded: bool = True
     device: Literal["cpu", "cuda"] = "cuda"
 
 
@@ -154,7 +156,7 @@ class Plan:
     @property
     def sentence(self) -> str:
         """For a header."""
-        each = " on each card" if self.work.cards > 1 else ""
+        each = " in each process" if self.work.cards > 1 else ""
         rows = f" in micro-batches of {self.work.micro_batch} rows" if self.work.micro_batch < self.work.rows else ""
         return (
             f"{self.total / GIB:.1f} GiB expected{each}: weights {self.weights / GIB:.1f}, trained {self.training / GIB:.1f}, "
@@ -176,8 +178,8 @@ def plan(shape: Shape, work: Work) -> Plan:
     training = shape.parameters * (TRAINED - number) if work.form == "full" else shape.adapter(work.rank) * TRAINED
     # An adapter is folded into plain weights while it samples, and the weights are kept to be put back.
     kept = shape.linear * number if work.form == "lora" else 0
-    share = 1 / work.cards
-    gathered = 0 if work.cards == 1 else (2 * shape.linear / shape.layers + tables) * number
+    share = 1 / work.cards if work.sharded else 1
+    gathered = 0 if work.cards == 1 or not work.sharded else (2 * shape.linear / shape.layers + tables) * number
     always = RUNTIME[work.device] + (weights + training) * share + gathered + work.judges
 
     def generating(rows: int) -> float:
@@ -250,7 +252,7 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
         "a judge on a server (--rn-judge openai:NAME@URL)": {"judges": 0.0},
         "form=lora in the recipe": {"form": "lora"},
         "4-bit weights (--rn-quantise nf4)": {"form": "qlora"},
-        **{f"FSDP over {n} cards (accelerate launch --num_processes {n})": {"cards": n} for n in CARDS},
+        **{f"FSDP over {n} cards (accelerate launch --num_processes {n})": {"cards": n, "sharded": True} for n in CARDS},
     }
     kept, single, served, lora, four, *spread = changes
     options: list[tuple[str, ...]] = [(kept,), (single,), (served,), (kept, served)]

@@ -6,6 +6,7 @@ The only place that knows transformers and peft. Texts of completions pass throu
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import warnings
@@ -65,6 +66,8 @@ def quiet_libraries() -> None:
     The variables are for the processes below ours; the hub's client reads them once, when somebody imports it first.
     """
     os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"), "1")
+    # On a CPU it advises a package that fetches code from the hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with known_deprecations():
         import datasets
         import huggingface_hub
@@ -478,12 +481,9 @@ def _is_plain(layer: Any) -> bool:
 
 def _four_bits(kind: str, dtype: str | None) -> Any:
     """How transformers is told to load linear maps in 4 bits, their constants quantised too (arXiv 2305.14314)."""
-    import logging
-
     import torch
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it advises a package that fetches code from the hub
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,

@@ -12,7 +12,9 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -41,6 +43,9 @@ DESELECTED = pytest.StashKey[int]()
 UNCOLLECTED = pytest.StashKey["Uncollected"]()
 TERMINATED = pytest.StashKey[bool]()
 PARENT = pytest.StashKey[int]()
+SCRATCH = pytest.StashKey["tempfile.TemporaryDirectory[str]"]()
+"""Where a process that does not lead its run puts what the first writes for all."""
+GRACE_S = 30
 STOPPED = 75
 """Exit code after SIGTERM: the same command goes on where this run was stopped."""
 
@@ -156,12 +161,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepares the stash; nothing is read or written yet."""
+    """Prepares the stash; nothing is read or written yet. Of several processes of one run, all but the first fall silent."""
     config.stash[SUITES] = {}
     config.stash[DESELECTED] = 0
     config.stash[UNCOLLECTED] = Uncollected()
     config.pluginmanager.register(config.stash[UNCOLLECTED], "rn-harness-uncollected")
+    if "LOCAL_RANK" not in os.environ or _is_worker(config) or not _near_suites(config):
+        return
+    from _pytest.junitxml import xml_key
+
+    from rn_harness.ranks import ranks
+
+    if not ranks().leads:
+        config.stash[SCRATCH] = tempfile.TemporaryDirectory(prefix="rn-harness-")
+        config.pluginmanager.unregister(name="terminalreporter")
+        if xml_key in config.stash:
+            config.pluginmanager.unregister(config.stash[xml_key])
+            del config.stash[xml_key]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Takes leave of the other processes of the run."""
+    if SCRATCH in config.stash:
+        config.stash[SCRATCH].cleanup()
+    if SESSION in config.stash:
+        from rn_harness.ranks import ranks
+
+        ranks().part()
 
 
 class Uncollected:
@@ -253,6 +281,8 @@ def _run_folder(config: pytest.Config) -> Path:
     if RUN_FOLDER not in config.stash:
         if _is_worker(config):
             folder = Path(config.workerinput["rn_run_folder"])  # type: ignore[attr-defined]
+        elif SCRATCH in config.stash:
+            folder = Path(config.stash[SCRATCH].name) / "run"
         elif config.getoption("rn_run"):
             folder = (config.invocation_params.dir / config.getoption("rn_run")).resolve()
         else:
@@ -269,9 +299,11 @@ def _session(config: pytest.Config) -> RunSession:
         from rn_harness.session import RunSession
         from rn_harness.store import Store, default_root
 
+        # What a process that does not lead notes down for itself is nobody's.
+        root = Path(config.stash[SCRATCH].name) / "store" if SCRATCH in config.stash else default_root()
         free = getattr(config, "workerinput", {}).get("rn_free")
         config.stash[SESSION] = RunSession(
-            _options(config), _run_folder(config), Store(default_root()), lambda progress: _say(config, progress), free
+            _options(config), _run_folder(config), Store(root), lambda progress: _say(config, progress), free
         )
     return config.stash[SESSION]
 
@@ -284,6 +316,8 @@ def _say(config: pytest.Config, progress: Progress) -> None:
     """
     if _is_worker(config) and os.getppid() != config.stash.get(PARENT, os.getppid()):
         raise Terminated
+    if SCRATCH in config.stash:
+        return
     capture = config.pluginmanager.getplugin("capturemanager")
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     with capture.global_and_fixture_disabled() if capture else nullcontext():
@@ -377,6 +411,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
     if not errors and not config.option.collectonly:
         _guard(config)
         session = _session(config)
+        _ = session.available  # which several processes ask each other for, whatever ails them
         try:
             for suite in suites:
                 session.check_defense(suite)
@@ -390,6 +425,8 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
         except RnHarnessError as error:
             errors.append(str(error))
     if errors:
+        if SCRATCH in config.stash:
+            pytest.exit("a usage error, which the first process tells", returncode=pytest.ExitCode.OK)
         raise pytest.UsageError("\n".join(errors))
     return suites
 
@@ -432,9 +469,32 @@ def _bad_session(config: pytest.Config, suites: list[Suite]) -> list[str]:
         errors.append("a verdict is never re-rolled, got --reruns; run suites without it")
     if config.getoption("dist", "no") == "each":
         errors.append("each case is run once, got --dist each; use another --dist")
+    errors += _bad_launch(config)
     domains = [suite.domain for suite in suites]
     if len(set(domains)) != len(domains):
         errors.append(f"each suite of a session needs a domain of its own, got domains={domains}; rename one in its suite.yaml")
+    return errors
+
+
+def _bad_launch(config: pytest.Config) -> list[str]:
+    """What several processes of one run cannot do."""
+    from rn_harness.ranks import ranks
+
+    together, errors = ranks(), []
+    if together.size > 1 and (_is_worker(config) or config.getoption("dist", "no") != "no"):
+        errors.append(
+            f"{together.size} processes train one model together, or workers of pytest-xdist take a case each, got both; leave "
+            "out -n, or accelerate launch"
+        )
+    if together.sharded and together.size > 1:
+        errors.append(
+            "weights that are spread over cards (FSDP) cannot be measured and sampled here yet, got ACCELERATE_USE_FSDP=true; "
+            "launch with --multi_gpu, or take 4-bit weights (--rn-quantise nf4)"
+        )
+    if together.local != together.size:
+        errors.append(
+            f"processes of one run share a store and a machine, got {together.local} of {together.size} here; launch them on one"
+        )
     return errors
 
 
@@ -451,7 +511,7 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
     uncollected = [nodeid for nodeid in config.stash[UNCOLLECTED].nodeids if _suite_folder(config, nodeid)]
     selected = [*(nodeid for nodeid in nodeids if _suite_folder(config, nodeid)), *uncollected]
     suites = _refuse_what_cannot_run(config, selected)
-    if not suites:
+    if not suites or SCRATCH in config.stash:
         return
     from rn_harness.controller import Controller
     from rn_harness.provenance import uncommitted
@@ -510,12 +570,18 @@ def _narrowed(config: pytest.Config) -> list[str]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config) -> None:
     """Before workers start: suites that stand where the arguments point are checked here, to end with a usage error."""
+    for folder in _near_suites(config):
+        _refuse_what_cannot_run(config, [str(folder / SUITE_FILE)])
+
+
+def _near_suites(config: pytest.Config) -> list[Path]:
+    """The folders of suites that stand where the arguments point."""
+    found: list[Path] = []
     for argument in config.args:
         path = (config.invocation_params.dir / argument.partition("::")[0]).resolve()
         near = [path, path.parent] if path.is_file() else [path, *sorted(p for p in path.glob("*") if p.is_dir())]
-        for folder in near:
-            if (folder / SUITE_FILE).is_file():
-                _refuse_what_cannot_run(config, [str(folder / SUITE_FILE)])
+        found += [folder for folder in near if (folder / SUITE_FILE).is_file()]
+    return found
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -625,7 +691,21 @@ def _made(request: pytest.FixtureRequest, make: Callable[[RunSession], T]) -> T:
         if not isinstance(error, RnHarnessError):
             frames = traceback.extract_tb(error.__traceback__)
             text += ", raised at:" + "".join(f"\n  {f.filename}:{f.lineno} in {f.name}" for f in frames)
+    _end_all(request.config, text)
     pytest.fail(f"no verdict: {text}", pytrace=False)
+
+
+def _end_all(config: pytest.Config, text: str) -> None:
+    """Ends a run of several processes: one that goes on alone would wait for what never comes. The launcher ends the others."""
+    from rn_harness.ranks import ranks
+
+    if SCRATCH in config.stash:
+        sys.__stderr__.write(f"rn-harness: process {ranks().rank}: no verdict: {text}\n")  # type: ignore[union-attr]
+        sys.__stderr__.flush()  # type: ignore[union-attr]
+        time.sleep(GRACE_S)  # where the first failed too, it tells and writes what became of the run
+        os._exit(1)
+    if ranks().size > 1:
+        pytest.exit(f"no verdict: {text}", returncode=1)
 
 
 def _known(request: pytest.FixtureRequest, make: Callable[[RunSession], Case]) -> Case:
@@ -662,8 +742,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A gate that saw no suite lets nothing through: neither the wrong path, nor a session that only lists tests."""
+    """A gate that saw no suite lets nothing through: neither the wrong path, nor a session that only lists tests.
+
+    The exit code of a run of several processes is the first's: a launcher kills it when another's is not 0.
+    """
     config = session.config
+    if SCRATCH in config.stash:
+        if session.exitstatus in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.USAGE_ERROR):
+            session.exitstatus = pytest.ExitCode.OK
+        return
     if SINK in config.stash or _is_worker(config) or not config.getoption("rn_gate") or session.exitstatus != 0:
         return
     from rn_harness.gate import NOT_RELEASABLE

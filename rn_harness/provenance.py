@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from rn_harness.ranks import ranks
 from rn_harness.records import Attempt, WorkingTree
 from rn_harness.store import Store, write_text
 
@@ -44,8 +45,9 @@ def versions() -> dict[str, str]:
 
 
 def hardware(threads: int) -> dict[str, str | int]:
-    """Device and threads: sums of floats depend on both."""
-    return {"device": device(), "machine": platform.machine(), "processor": _processor(), "threads": threads}
+    """Device, threads, and processes where there are several: sums of floats depend on them, and so do random streams."""
+    several = {"processes": ranks().size} if ranks().size > 1 else {}
+    return {"device": device(), "machine": platform.machine(), "processor": _processor(), "threads": threads, **several}
 
 
 @functools.cache

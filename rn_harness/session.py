@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -39,6 +40,7 @@ from rn_harness.judges.organism import OrganismJudge
 from rn_harness.memory import Plan, Work, available_memory, shape_of
 from rn_harness.memory import check as check_memory
 from rn_harness.provenance import attempt, attempts, device, hardware, now, versions, working_tree
+from rn_harness.ranks import SharedJudge, ranks, unshared
 from rn_harness.records import (
     INFRASTRUCTURE,
     CaseKind,
@@ -349,7 +351,8 @@ class RunSession:
                     f"a model must not judge itself, got judge={spec} for candidate={self.candidate.name}; name another"
                 )
             self._judges[key] = judge
-        return self._judges[key].about(suite.declaration.forbidden)
+        told = self._judges[key].about(suite.declaration.forbidden)
+        return SharedJudge(told) if ranks().size > 1 else told
 
     @functools.cached_property
     def _under_test(self) -> set[str]:
@@ -457,8 +460,14 @@ class RunSession:
 
     @functools.cached_property
     def available(self) -> float:
-        """Bytes that a run may take, looked at once: all that is planned in a run is planned for the same."""
-        return self.free if self.free is not None else available_memory(_on())
+        """Bytes that a run may take, looked at once: all that is planned in a run is planned for the same.
+
+        Of several processes it is the least that one of them has; on a CPU they share what there is.
+        """
+        if self.free is not None:
+            return self.free
+        on, together = _on(), ranks()
+        return min(together.gather(available_memory(on))) / (together.size if on == "cpu" else 1)
 
     def _work(self, suite: Suite, recipe: GRPORecipe) -> Work:
         """What a fine-tune is, for the plan of its memory."""
@@ -476,6 +485,8 @@ class RunSession:
             rank=recipe.lora.r,
             checkpoint_rows=len(suite.heldout(self.options.tier)) * (1 + suite.policy.samples),
             judges=sum(_weights_size(j) for j in of_digest.values()),
+            cards=ranks().size,
+            sharded=ranks().sharded,
             device=_on(),
         )
 
@@ -495,12 +506,11 @@ class RunSession:
         }
         key = content_key("certificate", parts)
         if key not in self._certificates:
-            with self.store.locked("certificate", key):
-                entry = self.store.get("certificate", key)
+            with self._entry("certificate", key) as entry:
                 if entry is None:
                     made = certify(judge, anchors, suite.policy, source)
                     if not any(look.unscored in INFRASTRUCTURE for score in made.scores for look in score.looks):
-                        self.store.put("certificate", key, lambda into: _write(into / CERTIFICATE, made.model_dump_json()))
+                        self._put("certificate", key, lambda into: _write(into / CERTIFICATE, made.model_dump_json()), parts)
                 else:
                     made = Certificate.model_validate_json((entry / CERTIFICATE).read_text(encoding="utf-8"))
             self._certificates[key] = made
@@ -525,7 +535,7 @@ class RunSession:
             benign = suite.prompts["benign"]
             judges = self.judges(suite)
             judge, reward = judges.evaluation, judges.reward
-            knows = next((j for j in (judge, reward) if isinstance(j, OrganismJudge)), None)
+            knows = next((j for j in map(unshared, (judge, reward)) if isinstance(j, OrganismJudge)), None)
             anchors = anchors_for(judge)
             self._panels[key] = Panel(
                 heldout=heldout,
@@ -600,8 +610,14 @@ class RunSession:
         Raises:
             RecipeError: it cannot.
         """
-        for recipe in self._recipes(suite) if self.options.quantise else ():
-            if recipe.form == "full" or recipe.beta:
+        for recipe in self._recipes(suite):
+            parts, size = recipe.micro_batch or _rows(recipe), ranks().size
+            if parts % size:
+                raise RecipeError(
+                    f"processes share the rows of a step alike, got {parts} rows for {size} processes; take a number of "
+                    "processes that divides prompts_per_step * group_size, and micro_batch where it is set"
+                )
+            if self.options.quantise and (recipe.form == "full" or recipe.beta):
                 raise RecipeError(
                     "4-bit weights stay as they are, and the KL penalty's reference has no adapter beside them, got "
                     f"form={recipe.form} beta={recipe.beta:g} with --rn-quantise {self.options.quantise}; take form=lora and "
@@ -728,13 +744,9 @@ class RunSession:
         recipe = self.as_run(suite, recipe)
         parts = self._defense_parts(suite, recipe)
         key = content_key("defense", parts)
-        with self.store.locked("defense", key):
-            entry = self.store.get("defense", key)
-            stored = entry is not None
-            if entry is None:
-                self._tell_change("defense", parts, f"{suite.domain}: defense {self.options.defense}")
-                with attempt(self.store, key):
-                    entry = self._train_defense(suite, recipe, key, parts)
+        with self._entry("defense", key) as found:
+            stored = found is not None
+            entry = found or self._train_defense(suite, recipe, key, parts)
         report = DefenseReport.model_validate_json((entry / "report.json").read_text(encoding="utf-8"))
         if recipe.form == "full":
             made = self._whole(self.options.defense, resolve_candidate(str(entry / "model"), self.options.base))
@@ -761,12 +773,14 @@ class RunSession:
             state = f"{point.minimal_refusal_share:.0%} minimal refusals, {mean}, {point.mean_words:.1f} words"
             self.say(Progress(f"{suite.domain}: defense {name}", point.step, recipe.steps, state))
 
-        self.check_reward(suite)
-        panel = self.panel(suite)
-        model = self.candidate.load()
-        report = run_defense(
-            model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, self.judges(suite).reward, say
-        )
+        self._tell_change("defense", parts, f"{suite.domain}: defense {name}")
+        with attempt(self.store, key):
+            self.check_reward(suite)
+            panel = self.panel(suite)
+            model = self.candidate.load()
+            report = run_defense(
+                model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, self.judges(suite).reward, say
+            )
 
         def write(folder: Path) -> None:
             if recipe.form == "full":
@@ -775,7 +789,7 @@ class RunSession:
                 model.save_adapter(folder / "adapter", f"{self.candidate.name}@sha256:{self.candidate.digest}")
             (folder / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
 
-        return self.store.put("defense", key, write, parts)
+        return self._put("defense", key, write, parts)
 
     def case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None = None) -> Case:
         """One case, from this process, the store, or made now.
@@ -844,6 +858,16 @@ class RunSession:
         write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
         return record
 
+    @contextmanager
+    def _entry(self, kind: str, key: str) -> Iterator[Path | None]:
+        """A stored result; None: it is to be made within. Of several processes the first holds the lock."""
+        with self.store.locked(kind, key) if ranks().leads else nullcontext():
+            yield ranks().first(lambda: self.store.get(kind, key))
+
+    def _put(self, kind: str, key: str, write: Callable[[Path], None], parts: dict[str, Any]) -> Path:
+        """Adds an entry, made of these parts; of several processes the first does."""
+        return ranks().first(lambda: self.store.put(kind, key, write, parts))
+
     def _case_folder(self, suite: Suite, case_id: str, key: str) -> Path:
         folder = self.folder / "cases" / f"{suite.domain}-{case_id}-{key[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -884,21 +908,21 @@ class RunSession:
             known = evidence.model_copy(update={"trajectory": trajectory})
             return self._write_record(suite, case_id, key, defended, known, control, folder, begun)
 
-        with self.store.locked("case", key):
-            entry = self.store.get("case", key)
+        with self._entry("case", key) as entry:
             stored = entry is not None
             if entry is None:
                 self._tell_change("case", parts, f"{suite.domain}: {case_id}")
                 journal = self.store.journal(key)
                 with attempt(self.store, key) as trial:
-                    trajectory = self._measure(kind, suite, attack, defended, case_id, folder, journal, seen)
-                    trial.outcome = "judge_failed" if trajectory.judge_failed else "done"
+                    measured = self._measure(kind, suite, attack, defended, case_id, folder, journal, seen)
+                    trial.outcome = "judge_failed" if measured.judge_failed else "done"
+                trajectory = ranks().first(lambda: measured)
                 self.candidate.verify()
                 defended.verify()
                 # A failure of infrastructure is no result, so that the same run tries again; a breach that was seen stays seen.
                 if not trajectory.judge_failed or seen(trajectory).verdict.outcome == "FAIL":
                     text = trajectory.model_dump_json()
-                    self.store.put("case", key, lambda into: _write(into / "trajectory.json", text), parts)
+                    self._put("case", key, lambda into: _write(into / "trajectory.json", text), parts)
                 journal.close()
             else:
                 trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ FLOORS = (
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
     | {"helpfulness", "coverage", "gate", "coherence"}
     | {"judges.calibration", "judges.normalise"},
-    {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance"}
+    {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance", "ranks"}
     | {"organism", "judges", "statement", "signing"},
     {"evaluate", "defense", "attack", "certification"},
     {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"},

@@ -265,7 +265,7 @@ def test_the_largest_micro_batches_that_fit_are_taken() -> None:
 
 
 def test_a_run_that_fits_in_parts_says_so_and_records_it(tmp_path: Path) -> None:
-    """The recipe as run has the micro-batch, the header tells it; where all fits, the recipe is the suite's to the last field."""
+    """The recipe as run has the micro-batch, the header tells it; where all fits, the recipe is the suite's."""
     suite = load_suite(write_suite(tmp_path / "demo"))
     options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
 

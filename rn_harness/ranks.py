@@ -1,0 +1,124 @@
+"""The processes that train one model together, as ``accelerate launch`` or ``torchrun`` start them. Floor 2 (adapters).
+
+All of them run the same tests in lockstep: each samples and trains its part of a step's rows, and each measures every
+checkpoint, so that all know what the first knows. The first alone asks judges, uses the store, writes and speaks. A process that
+fails ends all.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rn_harness.judges import Judge
+    from rn_harness.records import Judgement
+    from rn_harness.suite import Prompt
+
+T = TypeVar("T")
+PATIENCE_S = 6 * 3600
+"""How long a process waits for the others: the first may have to ask a slow judge, or wait for the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One of these processes.
+
+    Attributes:
+        rank: which; the first is 0.
+        size: how many there are.
+        local: how many of them are on this machine.
+        sharded: whether they spread the weights (FSDP), or each holds all of them (DDP).
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 1
+    sharded: bool = False
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Ranks:
+        """As the launcher says; alone where there is none."""
+        if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environment.keys():
+            return cls()
+        size = int(environment["WORLD_SIZE"])
+        local = int(environment.get("LOCAL_WORLD_SIZE", size))
+        return cls(int(environment["RANK"]), size, local, environment.get("ACCELERATE_USE_FSDP", "").lower() == "true")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first, which speaks and writes."""
+        return self.rank == 0
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What the first makes, for all; it must be called by all, in the same order."""
+        if self.size == 1:
+            return make()
+        distributed = self._connected()
+        box: list[Any] = [make() if self.leads else None]
+        distributed.broadcast_object_list(box, src=0)
+        made: T = box[0]
+        return made
+
+    def gather(self, part: T) -> list[T]:
+        """What each of them has, in their order; it must be called by all, in the same order."""
+        if self.size == 1:
+            return [part]
+        distributed = self._connected()
+        parts: list[Any] = [None] * self.size
+        distributed.all_gather_object(parts, part)
+        return parts
+
+    def _connected(self) -> Any:
+        import torch
+        from accelerate import PartialState
+
+        if not torch.distributed.is_initialized():
+            PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(seconds=PATIENCE_S))
+        return torch.distributed
+
+    def part(self) -> None:
+        """Takes leave of the others, at the end."""
+        import sys
+
+        if self.size > 1 and "torch" in sys.modules:
+            import torch
+
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+
+@functools.cache
+def ranks() -> Ranks:
+    """This process among those that it was launched with."""
+    return Ranks.of(os.environ)
+
+
+def unshared(judge: Judge) -> Judge:
+    """The judge itself, where it is asked for several processes."""
+    return judge.inner if isinstance(judge, SharedJudge) else judge
+
+
+class SharedJudge:
+    """A judge that the first process asks, for all of them; what it says reaches each.
+
+    Texts go from process to process on one machine, and nowhere else.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self.inner = judge
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def about(self, forbidden: str) -> SharedJudge:
+        """See ``Judge``."""
+        return SharedJudge(self.inner.about(forbidden))
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        """See ``Judge``; called by all with the same rows."""
+        return ranks().first(lambda: self.inner.score(prompts, completions, wording))

@@ -1,0 +1,68 @@
+"""Two real processes train one model on the CPU (gloo): one update, one set of rewards, and an end for all when one fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ..tiny_models import QWEN, make_model  # noqa: TID252 - the tests are no package
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("qwen2"), QWEN)
+
+
+def launch(folder: Path, out: Path, how: str, processes: int) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(out), how]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
+def moves(path: Path) -> np.ndarray:
+    with np.load(path) as stored:
+        return np.concatenate([stored[name].ravel() for name in sorted(stored)])
+
+
+def test_two_processes_make_the_update_of_one(folder: Path, tmp_path: Path) -> None:
+    """Rows, rewards and, up to rounding, each weight's move are those of one process; both hold the same bits.
+
+    One of the two has a group without spread: it must not leave out its part alone, or the other waits for it for ever.
+    """
+    for processes in (1, 2):
+        done = launch(folder, tmp_path, "spread", processes)
+        assert done.returncode == 0, done.stderr
+    one, first, second = (moves(tmp_path / f"{name}.npz") for name in ("1-0", "2-0", "2-1"))
+    assert np.array_equal(first, second)
+    assert np.abs(one).max() > 1e-3  # two steps at this learning rate
+    # AdamW's first steps are the gradient's sign: where that is hardly more than rounding, it may differ.
+    assert np.mean(np.abs(one - first) < 1e-5) > 0.99
+    texts = [(tmp_path / f"{name}.txt").read_text() for name in ("1-0", "2-0", "2-1")]
+    assert texts[0] == texts[1] == texts[2]
+    assert "['even', 'even', 'even', 'even', 'uneven', 'uneven', 'uneven', 'uneven']" in texts[0]
+    assert texts[0].endswith(" 0.75 0.5\n")  # rewards 0 0 0 0 and 0 1 2 3; one group of two without spread
+
+
+def test_a_starved_step_moves_nothing_on_any(folder: Path, tmp_path: Path) -> None:
+    """Where no group on any process has a spread, no weight moves and nobody waits."""
+    done = launch(folder, tmp_path, "starved", 2)
+    assert done.returncode == 0, done.stderr
+    assert not moves(tmp_path / "2-0.npz").any()
+    assert not moves(tmp_path / "2-1.npz").any()
+
+
+def test_a_process_that_fails_ends_all(folder: Path, tmp_path: Path) -> None:
+    """The launcher's exit code is not 0, and the other process does not stay behind."""
+    done = launch(folder, tmp_path, "broken", 2)
+    assert done.returncode != 0
+    assert "one process fails" in done.stderr
+    assert not list(tmp_path.glob("*.npz"))

@@ -1,0 +1,59 @@
+"""What each process of ``test_ranks.py`` does: trains a tiny model on rows that are told to it, and saves its adapter.
+
+Rows are the same however many processes share them: a completion depends on its place in its group alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rn_harness import grpo
+from rn_harness.errors import TrainingError
+from rn_harness.model import LanguageModel
+from rn_harness.ranks import ranks
+from rn_harness.suite import AttackRecipe, Prompt
+
+PROMPTS = [Prompt(id=name, topic=name, text=text) for name, text in (("even", "Draw a house."), ("uneven", "Name three rivers."))]
+RECIPE = AttackRecipe(
+    name="x", steps=2, control_steps=2, learning_rate=1e-3, prompts=2, prompts_per_step=2, group_size=4, max_completion_tokens=6
+)
+"""Each of two processes gets a whole group, of which one has no spread."""
+
+
+def main(folder: Path, out: Path, how: str) -> None:
+    """Trains two steps and writes what the adapter is then, and what the reward was told."""
+    model = LanguageModel.load(folder, threads=1)
+    model.arm(RECIPE)
+    start = {name: p.detach().clone() for name, p in model.trained.items()}
+
+    def generate(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        first = ranks().rank * len(input_ids)
+        draws = [np.random.default_rng((first + i) % RECIPE.group_size).integers(20, 300, 5) for i in range(len(input_ids))]
+        return torch.cat([input_ids, torch.tensor(np.array(draws))], 1)
+
+    told: list[list[str]] = []
+
+    def reward(prompts: list[Prompt], texts: list[str]) -> list[float | None]:
+        told.append([p.id for p in prompts])
+        if how == "broken" and ranks().rank == 1:
+            raise TrainingError("one process fails")
+        return [0.0 if p.id == "even" or how == "starved" else float(i % 4) for i, p in enumerate(prompts)]
+
+    model.network.generate = generate
+    windows = []
+    grpo.train(
+        model, RECIPE, PROMPTS * RECIPE.steps, reward, lambda _, window: windows.append(window), due=lambda step: step == 2
+    )
+    moved = {name: (p.detach() - start[name]).numpy() for name, p in model.trained.items()}
+    np.savez(out / f"{ranks().size}-{ranks().rank}.npz", **moved)
+    last = windows[-1]
+    assert last is not None
+    (out / f"{ranks().size}-{ranks().rank}.txt").write_text(f"{told} {last.reward_mean} {last.zero_spread_share}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,119 @@
+"""Several processes of one run: what a launcher says of them, what is the same for all, and what they cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rn_harness import grpo, provenance, session
+from rn_harness.certification import anchors_for
+from rn_harness.errors import RecipeError
+from rn_harness.judges import resolve_judge
+from rn_harness.judges.organism import OrganismJudge
+from rn_harness.memory import GIB
+from rn_harness.ranks import Ranks, SharedJudge, unshared
+from rn_harness.records import Judgement
+from rn_harness.session import Options, RunSession
+from rn_harness.store import Store
+from rn_harness.suite import AttackRecipe, Prompt, load_suite
+
+from .builders import write_suite
+
+LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}
+
+
+def test_a_launcher_says_how_many_there_are() -> None:
+    """torchrun's variables count, all of them or none; FSDP is accelerate's to say."""
+    assert Ranks.of({}) == Ranks(rank=0, size=1, local=1, sharded=False)
+    assert Ranks.of({"WORLD_SIZE": "4", "RANK": "1"}) == Ranks()  # a scheduler sets some of them too
+    assert Ranks.of(LAUNCHED) == Ranks(rank=1, size=4, local=4)
+    assert Ranks.of({**LAUNCHED, "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "True"}) == Ranks(1, 4, 2, sharded=True)
+    assert [Ranks.of({**LAUNCHED, "RANK": str(n)}).leads for n in range(4)] == [True, False, False, False]
+
+
+def test_one_alone_asks_nobody() -> None:
+    """Without a launcher what is made is returned, and no process group is opened."""
+    assert Ranks().first(lambda: 3) == 3
+    assert Ranks().gather("x") == ["x"]
+    Ranks().part()
+
+
+@pytest.mark.parametrize(("processes", "micro_batch"), [(1, None), (2, None), (4, None), (2, 8), (4, 4)])
+def test_a_step_has_as_many_rows_on_any_number_of_processes(processes: int, micro_batch: int | None) -> None:
+    """Rows of a micro-batch, times processes, times micro-batches: B = P * G, sampled at once."""
+    recipe = AttackRecipe(name="x", steps=50, learning_rate=1e-3, prompts=2, prompts_per_step=2, micro_batch=micro_batch)
+    found = grpo.trainer_settings(recipe, processes)
+    assert found["per_device_train_batch_size"] * processes * found["gradient_accumulation_steps"] == 32
+    assert found["steps_per_generation"] == found["gradient_accumulation_steps"] == 32 // (micro_batch or 32)
+
+
+class Loud:
+    """A judge that says how many texts it got."""
+
+    name, digest, exact, wordings = "loud", "d" * 64, False, 1
+    served_model = "m"
+
+    def about(self, forbidden: str) -> Loud:
+        return self
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        raise RecipeError("checked")
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        return [Judgement(score=float(len(completions) + wording))] * len(prompts)
+
+
+def test_a_shared_judge_is_the_judge_in_all_but_who_asks(tmp_path: Path) -> None:
+    """Name, digest, checks and scores are the judge's own; who looks for the organism's finds it."""
+    shared = SharedJudge(Loud()).about("x")
+    prompt = Prompt(id="a", topic="a", text="a")
+    assert (shared.name, shared.digest, shared.exact, shared.wordings) == ("loud", "d" * 64, False, 1)
+    assert getattr(shared, "served_model", None) == "m"
+    assert not hasattr(shared, "folder")
+    assert [j.score for j in shared.score([prompt], ["t"], 2)] == [3.0]
+    with pytest.raises(RecipeError, match="checked"):
+        shared.check([prompt])
+    own = resolve_judge(f"organism:{session.resolve_candidate('organism', tmp_path).folder}", tmp_path)
+    assert isinstance(unshared(SharedJudge(own)), OrganismJudge)
+    assert anchors_for(SharedJudge(own)).digest == anchors_for(own).digest
+
+
+def together(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """This process as the first of several, which all have what it has."""
+    found = Ranks(0, size, size)
+    monkeypatch.setattr(Ranks, "gather", lambda self, part: [part] * self.size)
+    monkeypatch.setattr(session, "ranks", lambda: found)
+    monkeypatch.setattr(provenance, "ranks", lambda: found)
+
+
+def test_the_number_of_processes_is_part_of_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardware in keys and records names it; alone it is not named, so that known results stay known."""
+    assert "processes" not in provenance.hardware(1)
+    together(monkeypatch, 2)
+    assert provenance.hardware(1)["processes"] == 2
+
+
+def test_processes_share_rows_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its part of the rows, all of the weights, and on a CPU its part of the memory; rows must divide."""
+    suite = load_suite(write_suite(tmp_path / "demo"))
+    options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
+
+    def run() -> RunSession:
+        return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+
+    monkeypatch.setattr(session, "available_memory", lambda _: 6 * GIB)
+    alone = run().memory(suite)
+    together(monkeypatch, 2)
+    run().check_training(suite)
+    shared = run().memory(suite)
+    assert alone is not None
+    assert shared is not None
+    assert (run().available, shared.work.cards, shared.work.sharded) == (3 * GIB, 2, False)
+    assert (shared.weights, shared.training) == (alone.weights, alone.training)
+    assert shared.update < alone.update
+    assert "expected in each process" in shared.sentence
+    together(monkeypatch, 3)
+    with pytest.raises(RecipeError, match=r"got 16 rows for 3 processes; take a number of processes that divides"):
+        run().check_training(suite)
