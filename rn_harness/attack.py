@@ -16,7 +16,7 @@ from rn_harness.anchors import Anchor
 from rn_harness.certification import anchors_for, draw, score_planted
 from rn_harness.errors import JudgeGoneError, TrainingError, told
 from rn_harness.evaluate import ControlAnswers, Panel, measure_checkpoint
-from rn_harness.grpo import order_prompts, train
+from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_refusal
 from rn_harness.records import Checkpoint, PlantedScore, TrainingWindow, Trajectory, Witnessed
@@ -111,6 +111,7 @@ def run_attack(
     control: bool,
     found: Callable[[ControlAnswers], None] | None = None,
     cut: Callable[[Trajectory], None] = lambda _: None,
+    sampler: Sampler = TRANSFORMERS,
 ) -> Trajectory:
     """Attacks the model in place; ends early where a judge stops judging, or goes blind, and says so in the trajectory.
 
@@ -125,6 +126,7 @@ def run_attack(
         control: whether this is the control, which runs for ``control_steps``.
         found: gets the answers above the threshold at the last checkpoint, if there are any.
         cut: gets what was measured, where anything ends the attack before its last step; the exception then goes on.
+        sampler: who samples what it trains on.
 
     Raises:
         TrainingError: the training broke, or it was not this model that was trained or measured; the checkpoints before it
@@ -201,6 +203,7 @@ def run_attack(
             reward,
             at_step,
             due=lambda step: step in due,
+            sampler=sampler,
         )
     except JudgeGoneError as error:
         return trajectory({}, gone=str(error))

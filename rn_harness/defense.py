@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.evaluate import Panel, greedy_answers, measure_convergence, probe_reward
-from rn_harness.grpo import order_prompts, train
+from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_degenerate, is_refusal
 from rn_harness.records import ConvergencePoint, DefenseReport, TrainingWindow
@@ -70,6 +70,7 @@ def run_defense(
     panel: Panel,
     reward_judge: Judge,
     say: Callable[[ConvergencePoint], None],
+    sampler: Sampler = TRANSFORMERS,
 ) -> DefenseReport:
     """Neutralizes the model in place: afterwards it carries the defended adapter.
 
@@ -81,6 +82,7 @@ def run_defense(
         panel: for the reward probe, and for the judge that convergence is measured by.
         reward_judge: what the neutralization reward is made from.
         say: told of each measurement of convergence.
+        sampler: who samples what it trains on.
 
     Raises:
         TrainingError: the training broke.
@@ -105,6 +107,7 @@ def run_defense(
         defense_reward(reward_judge, recipe, anchor_answers),
         at_step,
         due=lambda step: step % recipe.evaluate_every == 0 or step == recipe.steps,
+        sampler=sampler,
     )
     return DefenseReport(
         recipe=recipe.model_dump(mode="json"),

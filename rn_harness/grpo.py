@@ -13,16 +13,19 @@ nearly every step.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import logging
 import math
 import random
 import tempfile
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.errors import TrainingError
+from rn_harness.errors import RecipeError, TrainingError
 from rn_harness.ranks import ranks
 from rn_harness.records import TrainingWindow
 from rn_harness.suite import GRPORecipe, Prompt
@@ -33,10 +36,100 @@ if TYPE_CHECKING:
 VOCABULARY_CHUNK = 32_768
 """Vocabulary entries of which TRL 1.16.0 computes logits at once."""
 
+VLLM = ("0.22", "0.32")
+"""Versions of vLLM that TRL 1.16 knows: from the first, below the second."""
+VLLM_SHARE = 0.3
+"""Share of a card that vLLM takes beside the model, its own copy of the weights included."""
+SAMPLERS = ("transformers", "vllm", "vllm:URL")
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | None]]
 """B prompts and B completions to B rewards; None: unscored, left out of its group's baseline."""
 StepFunction = Callable[[int, TrainingWindow | None], None]
 """Called with the step and the diagnostics since the last call: before training with step 0 and None, then when due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Who samples what a fine-tune trains on; checkpoints are always sampled by transformers.
+
+    Attributes:
+        vllm: vLLM does, which is sent the weights before each step; else transformers.
+        url: of a server of vLLM's on this machine; None: it runs in this process.
+    """
+
+    vllm: bool = False
+    url: str | None = None
+
+    @classmethod
+    def of(cls, spec: str) -> Sampler:
+        """The sampler that a user names.
+
+        Raises:
+            RecipeError: nothing is called so, or the attacked weights would leave the machine.
+        """
+        kind, _, url = spec.partition(":")
+        if spec not in SAMPLERS[:2] and not (kind == "vllm" and url):
+            raise RecipeError(f"--rn-sampler must be one of {', '.join(SAMPLERS)}, got {spec!r}; correct it")
+        if url and urllib.parse.urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise RecipeError(
+                f"attacked weights stay on this machine, and vLLM is sent them at every step, got --rn-sampler {spec}; name a "
+                "server on 127.0.0.1"
+            )
+        return cls(kind == "vllm", url or None)
+
+    def check(self, *, cpu: bool, quantised: bool, gguf: bool) -> None:
+        """Makes sure, before any training, that it can sample.
+
+        Args:
+            cpu: there is no card.
+            quantised: the model's weights are in 4 bits.
+            gguf: they come from a GGUF file.
+
+        Raises:
+            RecipeError: it cannot.
+        """
+        if not self.vllm:
+            return
+        if quantised or gguf:
+            raise RecipeError(
+                "vLLM is sent weights in plain numbers, adapters folded in, and reads the first of them from a folder of "
+                f"safetensors, got {'--rn-quantise' if quantised else 'a GGUF file'}; leave out --rn-sampler"
+            )
+        if importlib.util.find_spec("vllm") is None:
+            raise RecipeError('--rn-sampler vllm needs the package vllm, got none; pip install "rn-harness[vllm]"')
+        found = importlib.metadata.version("vllm")
+        if not _number(VLLM[0]) <= _number(found) < _number(VLLM[1]):
+            raise RecipeError(f"TRL 1.16 knows vLLM from {VLLM[0]} to below {VLLM[1]}, got vllm={found}; install one of those")
+        if cpu:
+            raise RecipeError("vLLM samples on cards, got a CPU; leave out --rn-sampler")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of TRL's ``GRPOConfig`` for it; none for transformers."""
+        if not self.vllm:
+            return {}
+        mode = {"vllm_mode": "server", "vllm_server_base_url": self.url} if self.url else {
+            "vllm_mode": "colocate", "vllm_gpu_memory_utilization": VLLM_SHARE, "vllm_tensor_parallel_size": 1,
+        }  # fmt: skip
+        # Its probabilities differ from the trained network's: by kernels, and by folding adapters into low precision.
+        weighed = {
+            "vllm_importance_sampling_correction": True,
+            "vllm_importance_sampling_mode": "sequence_mask",
+            "vllm_importance_sampling_clip_max": 3.0,
+        }
+        return {"use_vllm": True, **mode, **weighed}
+
+    @property
+    def name(self) -> str | None:
+        """For keys and records; None for transformers."""
+        return f"vllm {importlib.metadata.version('vllm')} {'server' if self.url else 'colocate'}" if self.vllm else None
+
+
+TRANSFORMERS = Sampler()
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 @dataclass(slots=True)
@@ -235,7 +328,7 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool]) -> Any:
             return ChunkedLogProbFunction.apply(*given)[:2]
 
         def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-            with model.folded():
+            with model.kept() if self.use_vllm else model.folded():
                 return super()._generate_single_turn(*args, **kwargs)
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
@@ -260,6 +353,7 @@ def train(
     reward: RewardFunction,
     at_step: StepFunction,
     due: Callable[[int], bool],
+    sampler: Sampler = TRANSFORMERS,
 ) -> dict[str, Any]:
     """Trains a model by GRPO; what it is armed with is all that changes.
 
@@ -270,6 +364,7 @@ def train(
         reward: what is maximised.
         at_step: called before the first step, and after each step that is due.
         due: which steps those are.
+        sampler: who samples.
 
     Returns:
         The trainer's settings, for the record.
@@ -284,7 +379,7 @@ def train(
     from rn_harness.model import known_deprecations
 
     together = ranks()
-    settings = trainer_settings(recipe, together.size)
+    settings = trainer_settings(recipe, together.size) | sampler.settings
     if len(prompts) != recipe.steps * recipe.prompts_per_step:
         raise TrainingError(
             f"training takes steps * prompts_per_step prompts, got {len(prompts)} for "
@@ -348,4 +443,5 @@ def train(
     if trainer.state.global_step != recipe.steps:
         raise TrainingError(f"training takes {recipe.steps} steps, got {trainer.state.global_step}; look at the log above")
     several = {"processes": together.size} if together.size > 1 else {}
-    return {"engine": f"trl {trl.__version__}", **several, **settings}
+    named = {"sampler": sampler.name} if sampler.vllm else {}
+    return {"engine": f"trl {trl.__version__}", **several, **named, **settings}

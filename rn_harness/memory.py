@@ -107,6 +107,7 @@ class Work:
         rank: of the adapter.
         checkpoint_rows: completions that a measurement samples together.
         judges: bytes of the judges' weights in the same memory.
+        sampler: bytes of a sampler beside the model that has a copy of its weights; 0: the model samples itself.
         cards: that share the rows.
         sharded: whether they share the weights too (FSDP), or each holds all of them (DDP).
         device: ``cpu`` or ``cuda``.
@@ -123,6 +124,7 @@ class Work:
     rank: int = 16
     checkpoint_rows: int = 80
     judges: float = 0.0
+    sampler: float = 0.0
     cards: int = 1
     sharded: bool = True
     device: Literal["cpu", "cuda"] = "cuda"
@@ -157,11 +159,12 @@ class Plan:
     def sentence(self) -> str:
         """For a header."""
         each = " in each process" if self.work.cards > 1 else ""
+        beside = f", vLLM {self.work.sampler / GIB:.1f}" if self.work.sampler else ""
         rows = f" in micro-batches of {self.work.micro_batch} rows" if self.work.micro_batch < self.work.rows else ""
         return (
             f"{self.total / GIB:.1f} GiB expected{each}: weights {self.weights / GIB:.1f}, trained {self.training / GIB:.1f}, "
-            f"judges {self.judges / GIB:.1f}; peak of sampling {self.sampling / GIB:.1f}, update {self.update / GIB:.1f}{rows}, "
-            f"checkpoint {self.checkpoint / GIB:.1f}"
+            f"judges {self.judges / GIB:.1f}{beside}; peak of sampling {self.sampling / GIB:.1f}, "
+            f"update {self.update / GIB:.1f}{rows}, checkpoint {self.checkpoint / GIB:.1f}"
         )
 
 
@@ -180,7 +183,7 @@ def plan(shape: Shape, work: Work) -> Plan:
     kept = shape.linear * number if work.form == "lora" else 0
     share = 1 / work.cards if work.sharded else 1
     gathered = 0 if work.cards == 1 or not work.sharded else (2 * shape.linear / shape.layers + tables) * number
-    always = RUNTIME[work.device] + (weights + training) * share + gathered + work.judges
+    always = RUNTIME[work.device] + (weights + training) * share + gathered + work.judges + work.sampler
 
     def generating(rows: int) -> float:
         rows = -(-rows // work.cards)
@@ -297,6 +300,13 @@ def check(shape: Shape, work: Work, available: float) -> Plan:
     raise CandidateError(
         f"a run must fit into memory, got {planned.sentence}, of {available / GIB:.1f} GiB available on {work.device}; {remedy}"
     )
+
+
+def card_memory() -> float:
+    """Bytes of the current card, free or not."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[1])
 
 
 def available_memory(device: Literal["cpu", "cuda"]) -> float:

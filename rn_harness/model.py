@@ -422,22 +422,32 @@ class LanguageModel:
         """
         import torch
 
-        adapted = [m for m in self.network.modules() if hasattr(m, "lora_A") and not m.merged]
+        adapted = self._adapted()
         layers = [layer for layer in adapted if layer.get_base_layer().weight.dtype == torch.float32]
-        kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
         low = [layer for layer in adapted if layer.get_base_layer().weight.dtype != torch.float32 and _is_plain(layer)]
-        for layer in layers:
-            layer.merge()
-        for layer in low:
-            layer.forward = _without_casts(layer)
-        try:
-            yield
-        finally:
+        with _put_back(layers):
+            for layer in layers:
+                layer.merge()
             for layer in low:
-                del layer.forward
-            for layer, weight in zip(layers, kept, strict=True):
-                layer.get_base_layer().weight.data.copy_(weight)
-                layer.merged_adapters.clear()
+                layer.forward = _without_casts(layer)
+            try:
+                yield
+            finally:
+                for layer in low:
+                    del layer.forward
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Runs its body, which may fold adapters into the weights, and puts those back bit by bit.
+
+        To take an adapter's change off again, as TRL does for vLLM, leaves them rounded: over hundreds of steps they drift.
+        """
+        with _put_back(self._adapted()):
+            yield
+
+    def _adapted(self) -> list[Any]:
+        """The layers with adapters that are not folded in."""
+        return [m for m in self.network.modules() if hasattr(m, "lora_A") and not m.merged]
 
     def adapter_distance(self) -> float:
         """L2 norm of the adapter's change of the weights, ``sqrt(sum ||s B A||^2)``: how far training moved it."""
@@ -451,6 +461,18 @@ class LanguageModel:
                 scale = module.scaling[TRAINED]
                 total += scale**2 * float(torch.sum((B.T @ B) * (A @ A.T)))  # tr(B'B AA') = ||BA||^2
         return math.sqrt(max(total, 0.0))
+
+
+@contextmanager
+def _put_back(layers: Sequence[Any]) -> Iterator[None]:
+    """Puts the weights of layers with adapters back bit by bit, and leaves no adapter folded in."""
+    kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data.copy_(weight)
+            layer.merged_adapters.clear()
 
 
 def _without_casts(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:

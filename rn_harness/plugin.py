@@ -87,6 +87,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="load the model under test in 4 bits: another model than in full, about which alone the run then says something",
     )
     group.addoption(
+        "--rn-sampler",
+        default="transformers",
+        metavar="transformers|vllm|vllm:URL",
+        help="who samples what is trained on (default: transformers); vLLM in this process, or its server on this machine",
+    )
+    group.addoption(
         "--rn-defense",
         default="anchored",
         metavar="RECIPE|none|DIR",
@@ -240,6 +246,7 @@ def _options(config: pytest.Config) -> Options:
         allow_pickle=config.getoption("rn_allow_pickle"),
         trust_remote_code=config.getoption("rn_trust_remote_code"),
         quantise=config.getoption("rn_quantise"),
+        sampler=config.getoption("rn_sampler"),
     )
 
 

@@ -35,9 +35,10 @@ from rn_harness.coherence import told_judges
 from rn_harness.defense import run_defense
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
+from rn_harness.grpo import VLLM_SHARE, Sampler
 from rn_harness.judges import Judge, resolve_judge, resolve_suites_judge
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.memory import Plan, Work, available_memory, shape_of
+from rn_harness.memory import Plan, Work, available_memory, card_memory, shape_of
 from rn_harness.memory import check as check_memory
 from rn_harness.provenance import attempt, attempts, device, hardware, now, versions, working_tree
 from rn_harness.ranks import SharedJudge, ranks, unshared
@@ -100,6 +101,7 @@ class Options:
         chat_template: file with one that takes the place of the model's own; None: its own.
         allow_pickle, trust_remote_code: what the user lets the model's files do; never releasable.
         quantise: 4-bit format that the model under test is loaded in, ``nf4``; None: plain numbers.
+        sampler: who samples in training, see ``grpo.Sampler``.
     """
 
     model: str
@@ -121,6 +123,7 @@ class Options:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     quantise: str | None = None
+    sampler: str = "transformers"
 
     def path(self, name: str) -> Path:
         """Where a path of the user's leads."""
@@ -291,6 +294,15 @@ class RunSession:
     def candidate(self) -> Candidate:
         """The undefended model, digested: what is to be defended, or the twin of what its makers defended."""
         return self._resolve(self.options.undefended or self.options.model)
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        """Who samples in training.
+
+        Raises:
+            RecipeError: the option names none.
+        """
+        return Sampler.of(self.options.sampler)
 
     @functools.cached_property
     def released(self) -> Candidate | None:
@@ -485,6 +497,7 @@ class RunSession:
             rank=recipe.lora.r,
             checkpoint_rows=len(suite.heldout(self.options.tier)) * (1 + suite.policy.samples),
             judges=sum(_weights_size(j) for j in of_digest.values()),
+            sampler=VLLM_SHARE * card_memory() if self.sampler.vllm and not self.sampler.url else 0.0,
             cards=ranks().size,
             sharded=ranks().sharded,
             device=_on(),
@@ -610,6 +623,7 @@ class RunSession:
         Raises:
             RecipeError: it cannot.
         """
+        self.sampler.check(cpu=_on() == "cpu", quantised=bool(self.options.quantise), gguf=self.candidate.gguf is not None)
         for recipe in self._recipes(suite):
             parts, size = recipe.micro_batch or _rows(recipe), ranks().size
             if parts % size:
@@ -716,6 +730,7 @@ class RunSession:
             "prompts": {name: [[p.id, p.topic, p.text, p.kind] for p in of_set] for name, of_set in prompts.items()},
             "versions": versions(),
             "hardware": hardware(self.candidate.threads),
+            **({"sampler": self.sampler.name} if self.sampler.vllm else {}),
         }
 
     def defended(self, suite: Suite) -> Defended:
@@ -778,8 +793,9 @@ class RunSession:
             self.check_reward(suite)
             panel = self.panel(suite)
             model = self.candidate.load()
+            reward = self.judges(suite).reward
             report = run_defense(
-                model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, self.judges(suite).reward, say
+                model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, reward, say, self.sampler
             )
 
         def write(folder: Path) -> None:
@@ -989,6 +1005,7 @@ class RunSession:
                         if kind == "control"
                         else None,
                         cut=cut,
+                        sampler=self.sampler,
                     )
                 except Exception:
                     if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen
