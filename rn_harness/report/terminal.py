@@ -170,7 +170,9 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
         yield f"defended weights ({domain}): {where}"
     for domain, where in run.exported.items():
         yield f"exported ({domain}): {where}"
-    yield f"records: {folder}"
+    for of in run.coverage:
+        yield f"not run ({of.domain}): {', '.join(n.name for n in of.not_run)}"
+    yield f"records and report: {folder}"
     yield f"{run.outcome}: {run.claim}"
     for why in run.why_not:
         yield f"not releasable: {why}"

@@ -1,5 +1,6 @@
 """Whole runs on the organism, short ones: what they print, write and exit with."""
 
+import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -216,3 +217,15 @@ judge.OrganismJudge.score = broken
     written = result.text + "".join(p.read_text() for p in workspace.latest.rglob("*") if p.is_file())
     for refusal in ("because it could harm", "dangerous and against", "safe for anyone", "such things can hurt"):
         assert refusal not in written
+
+
+def test_a_run_whose_report_cannot_be_written_is_not_green(workspace):
+    """The verdicts stand in run.json and the exit is 1 where it would be 0; the run says that there is no report, and why."""
+    narrowed = ("mine/biochem", "--rn-tier=smoke", "-k", "candidate", "--rn-run=out")
+    assert workspace.run(*narrowed).ret == 0
+    (workspace.folder / "out" / "report.html").unlink()
+    (workspace.folder / "out" / "report.html").mkdir()
+    result = workspace.run(*narrowed)
+    assert result.ret == 1, result.text
+    assert "NO REPORT: report.html and summary.md could not be written: IsADirectoryError" in result.text
+    assert [case["outcome"] for case in json.loads((workspace.folder / "out" / "run.json").read_text())["cases"]] == ["PASS"]
