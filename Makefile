@@ -1,4 +1,4 @@
-.PHONY: check test suite bench schema organism baking-classifier evidence panel validity
+.PHONY: check test suite site bench schema organism baking-classifier evidence panel validity
 
 check:  ## linters, types, and what bandit knows to be risky
 	ruff check .
@@ -11,6 +11,9 @@ test:  ## README's test command
 
 suite:  ## the main job
 	pytest suites/biochem
+
+site:  ## the pages as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 mkdocs build
 
 bench:  ## measurements
 	python benchmarks/startup.py
