@@ -29,7 +29,6 @@ TILE = (4096, 32_768)
 """Tokens and words of the float32 tiles in which TRL 1.16 computes logits; they never stand in memory whole."""
 TILES = {"cpu": 9, "cuda": 4}
 """Tiles at the peak of an update: measured on a CPU, an upper estimate for a card, where one kernel does most of the work."""
-CARDS = (2, 4, 8)
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 """A container's own bound, which the system's figure does not know."""
 
@@ -255,16 +254,13 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
         "a judge on a server (--rn-judge openai:NAME@URL)": {"judges": 0.0},
         "form=lora in the recipe": {"form": "lora"},
         "4-bit weights (--rn-quantise nf4)": {"form": "qlora"},
-        **{f"FSDP over {n} cards (accelerate launch --num_processes {n})": {"cards": n, "sharded": True} for n in CARDS},
     }
-    kept, single, served, lora, four, *spread = changes
+    kept, single, served, lora, four = changes
     options: list[tuple[str, ...]] = [(kept,), (single,), (served,), (kept, served)]
     if work.form == "full":
         options += [(lora,), (lora, kept, served)]
     else:
         options += [(four,), (four, kept), (four, served), (four, kept, served), (four, kept, served, single)]
-    if work.device == "cuda":
-        options += [of for cards in spread for of in ((cards, served), (cards, kept, served))]
     fitting: list[set[str]] = []
     for option in options:
         # What is so already is no option, and what fits needs nothing more.

@@ -142,7 +142,7 @@ class LanguageModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         torch.set_num_threads(threads)
-        on = "cuda" if torch.cuda.is_available() else "cpu"
+        on = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"  # each process of a run has its own
         try:
             how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code, "gguf_file": gguf}
             weights: dict[str, Any] = {} if gguf else {"use_safetensors": not allow_pickle}
