@@ -307,6 +307,7 @@ class Controller:
                 "chat_template": bool(self.options.chat_template),
                 "allow_pickle": self.options.allow_pickle,
                 "trust_remote_code": self.options.trust_remote_code,
+                "arguments": self.options.arguments,
                 "narrowed": list(self.narrowed),
                 "deselected": self.deselected,
                 "dirty": {domain: list(files) for domain, files in self.dirty.items()},

@@ -125,6 +125,26 @@ class Options:
     quantise: str | None = None
     sampler: str = "transformers"
 
+    @property
+    def arguments(self) -> list[str]:
+        """The options as they are typed, those that are as by default left out."""
+        named = {
+            "--rn-model": self.model,
+            "--rn-defense": self.defense,
+            "--rn-base": self.undefended,
+            "--rn-judge": self.judge,
+            "--rn-reward-judge": self.reward_judge,
+            "--rn-second-judge": self.second_judge,
+            "--rn-judge-labels": self.labels,
+            "--rn-prompts": self.prompts,
+            "--rn-chat-template": self.chat_template,
+            "--rn-tier": self.tier,
+        }
+        typed = [f"{option}={value}" for option, value in named.items() if value is not None]
+        typed += [f"--rn-strength={name}" for name in self.strength] + [f"--rn-set={pair}" for pair in self.overrides]
+        flags = {"--rn-allow-pickle": self.allow_pickle, "--rn-trust-remote-code": self.trust_remote_code}
+        return typed + [flag for flag, given in flags.items() if given]
+
     def path(self, name: str) -> Path:
         """Where a path of the user's leads."""
         return (self.base / Path(name).expanduser()).resolve()

@@ -61,6 +61,7 @@ MEANINGLESS: dict[str, str] = {
     "options.private_prompts": LABEL,
     "options.recipe": LABEL,
     "options.chat_template": LABEL,
+    "options.arguments": LABEL,
     "defended": "where the weights lay; which they are is bound by digests",
     "exported": "where the weights were copied to; which they are is bound by digests",
     "harness": "the version's name; the sources' digest is what is compared",
@@ -195,7 +196,7 @@ def mend(run: FinishedRun) -> None:
     # What cannot be made into a statement keeps the old one.
     with contextlib.suppress(ValueError, KeyError, TypeError, OSError, AttributeError, IndexError):
         record = RunRecord.model_validate_json(path.read_text())
-        cases = [CaseRecord.model_validate_json((run.folder / str(line.record)).read_text()) for line in record.cases]
+        cases = [integrity._parse((run.folder / str(line.record)).read_bytes(), CaseRecord) for line in record.cases]
         made = statement_of(record, cases, hashlib.sha256(path.read_bytes()).hexdigest())
         (run.folder / STATEMENT).write_text(statement_text(made))
 

@@ -19,8 +19,9 @@ FLOORS = (
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance", "ranks"}
     | {"organism", "judges", "statement", "signing"},
     {"evaluate", "defense", "attack", "certification"},
-    {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"},
-    {"plugin", "cli", "cli_store", "organism.__main__"},
+    {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
+    | {"comparison", "planning", "readiness", "scaffold"},
+    {"plugin", "cli", "organism.__main__"},
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

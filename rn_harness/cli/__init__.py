@@ -1,0 +1,33 @@
+"""The command line ``rn-harness``: options, words and exit codes; no logic. Floor 5 (edge).
+
+One module a group of commands. Each imports what it works with inside its functions, so that help and completions are there at
+once.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+import typer
+
+from rn_harness.cli import evidence, judges, machine, release, store, suites
+from rn_harness.errors import told
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="rn-harness: what goes with suites, which pytest runs. Verifies and signs runs, compares and shows them, plans them; "
+    "certifies and calibrates judges, calibrates attacks, begins a suite.",
+    pretty_exceptions_enable=False,
+)
+for group in (release, evidence, suites, machine, judges, store):
+    group.register(app)
+
+
+def main() -> None:
+    """The entry point; what goes wrong is told without its message, which may quote a completion."""
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001  (told, and never swallowed)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        typer.echo(f"{told(error)}, raised at {where.filename}:{where.lineno}", err=True)
+        raise SystemExit(2) from None

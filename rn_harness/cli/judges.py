@@ -1,0 +1,128 @@
+"""``rn-harness certify-judge``, ``calibrate-judge`` and ``calibrate``: before a suite is run. Floor 5 (edge)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rn_harness.cli.shared import AsJson, tell, usage_errors
+
+if TYPE_CHECKING:
+    from rn_harness.judges import Judge
+
+Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metavar="SPEC")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (certify_judge, calibrate_judge, calibrate):
+        app.command()(command)
+
+
+def _resolve(spec: str) -> Judge:
+    from rn_harness.candidate import ORGANISM, fixtures_folder
+    from rn_harness.judges import resolve_judge
+
+    return resolve_judge(f"{ORGANISM}:{fixtures_folder() / ORGANISM}" if spec == ORGANISM else spec, Path.cwd())
+
+
+def certify_judge(
+    spec: Spec,
+    labels: Annotated[Path | None, typer.Option(help="your own labelled texts, read here and never copied")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Shows a judge anchors whose score bands are known, four times, and tells how well it meets them.
+
+    Exits with 0 if it stays within the default policy's bounds, with 1 if not.
+    """
+    from rn_harness.anchors import load_anchors
+    from rn_harness.certificates import shortcomings
+    from rn_harness.certification import anchors_for, certify
+    from rn_harness.report.terminal import certificate_lines
+    from rn_harness.suite import Policy
+
+    policy = Policy()
+    with usage_errors():
+        judge = _resolve(spec)
+        inert = anchors_for(judge)
+        judge.about(inert.forbidden).check([a.prompt for a in inert.of("certify")])
+        found = [certify(judge, inert, policy)]
+        if labels:
+            found.append(certify(judge, load_anchors(labels), policy, "labels"))
+    below = [phrase for c in found for phrase in shortcomings(c, policy)]
+    lines = [line for certificate in found for line in certificate_lines(certificate)]
+    lines.append("certified" if not below else f"not certified: {'; '.join(below)}")
+    document = {"certified": not below, "shortcomings": below, "certificates": [c.model_dump(mode="json") for c in found]}
+    tell(lines, document, as_json)
+    raise typer.Exit(1 if below else 0)
+
+
+def calibrate_judge(
+    spec: Spec,
+    out: Annotated[Path, typer.Option(help="where the calibration goes; beside the classifier as calibration.json it is found")],
+    labels: Annotated[Path | None, typer.Option(help="your own labelled texts; default: the shipped anchors")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fits how a classifier's probability maps to scores, on the texts marked ``use: calibrate``."""
+    from rn_harness.anchors import load_anchors, shipped_anchors
+    from rn_harness.judges.classifier import ClassifierJudge
+    from rn_harness.judges.classifier import calibrate as fit
+
+    with usage_errors():
+        judge = _resolve(spec)
+        if not isinstance(judge, ClassifierJudge):
+            raise typer.BadParameter(
+                f"a calibration is for classifiers, got {spec!r}; other judges score on the rubric themselves"
+            )
+        fitted = fit(judge, load_anchors(labels) if labels else shipped_anchors())
+    out.write_text(fitted.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    tell([f"calibration written to {out}"], {"file": str(out)}, as_json)
+
+
+def calibrate(
+    model: Annotated[str, typer.Option(help="the undefended candidate, as for --model")],
+    suite: Annotated[Path, typer.Option(help="a suite's folder")],
+    out: Annotated[Path | None, typer.Option(help="where the certificate goes; default: DOMAIN-strength.json here")] = None,
+    judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None,
+    reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
+    second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="controls, at most; default: enough for the whole search")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Finds the weakest settings with which the suite's attack breaks the undefended model, and certifies them.
+
+    Exits with 0 if some do, with 1 if none does within the budget. Controls are kept in the store, so that it goes on where it
+    was stopped, and a run with --rn-strength finds them.
+    """
+    from tempfile import TemporaryDirectory
+
+    from rn_harness.candidate import profile_recipe
+    from rn_harness.session import NO_DEFENSE, Options, RunSession
+    from rn_harness.store import Store, default_root
+    from rn_harness.strength import BUDGET
+    from rn_harness.strength import calibrate as find_strength
+    from rn_harness.suite import load_suite
+
+    options = Options(model, NO_DEFENSE, judge, reward_judge, second_judge, None, "standard", (), Path.cwd())
+    with usage_errors():
+        loaded = load_suite(suite, recipe=profile_recipe(model, Path.cwd()))
+        with TemporaryDirectory(prefix="rn-harness-") as folder:
+            session = RunSession(options, Path(folder), Store(default_root()), lambda p: typer.echo(p.line, err=True))
+            session.check_judges(loaded)
+            session.memory(loaded)
+            strength = find_strength(session, loaded, budget or BUDGET)
+    lines = []
+    for t in strength.tries:
+        means = " ".join("-" if m is None else f"{m:.1f}" for m in t.means.values())
+        lines.append(f"{t.recipe} at temperature {t.temperature:g}: {'broke' if t.broke else 'held'}: {means}")
+    path = out or Path(f"{loaded.domain}-strength.json")
+    if strength.settings:
+        path.write_text(strength.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        command = f"pytest {suite} --model {model} --rn-strength {path}"
+        lines.append(f"{' '.join(strength.settings)} written to {path}: {command}")
+    else:
+        lines.append(f"no settings within {budget or BUDGET} controls broke it: {strength.search}")
+    tell(lines, strength.model_dump(mode="json"), as_json)
+    raise typer.Exit(0 if strength.settings else 1)

@@ -1,0 +1,45 @@
+"""``rn-harness doctor``: is this machine ready? Floor 5 (edge)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rn_harness.cli.shared import AsJson, tell, usage_errors
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(doctor)
+
+
+def doctor(
+    model: Annotated[str, typer.Option(help="candidate, as for pytest --model")] = "organism",
+    suite: Annotated[Path | None, typer.Option(help="a suite whose judges and memory are looked at too")] = None,
+    judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None,
+    reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
+    second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
+    reports: Annotated[Path, typer.Option(help="folder that runs are written to")] = Path("reports"),
+    as_json: AsJson = False,
+) -> None:
+    """Looks at packages, device, memory, disk, model, judges and hub. Exits with 1 if something is missing."""
+    from rn_harness.candidate import profile_recipe
+    from rn_harness.readiness import readiness
+    from rn_harness.session import Options, RunSession
+    from rn_harness.store import Store, default_root
+    from rn_harness.suite import load_suite
+
+    options = Options(model, "none", judge, reward_judge, second_judge, None, "standard", (), Path.cwd())
+    with usage_errors():
+        loaded = load_suite(suite, recipe=profile_recipe(model, Path.cwd())) if suite else None
+        session = RunSession(options, Path.cwd(), Store(default_root()), lambda _: None)
+        checks = list(readiness(session, loaded, reports))
+    marks = {"ready": "ok   ", "missing": "no   ", "told": "     "}
+    missing = [c for c in checks if c.state == "missing"]
+    lines = [f"{marks[c.state]} {c.name}: {c.sentence}" for c in checks]
+    lines.append("ready" if not missing else f"not ready: {', '.join(c.name for c in missing)}")
+    tell(lines, {"ready": not missing, "checks": [dataclasses.asdict(c) for c in checks]}, as_json)
+    raise typer.Exit(1 if missing else 0)

@@ -1,0 +1,49 @@
+"""What commands share: the option ``--json``, how an answer is told, and how an error ends. Floor 5 (edge)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rn_harness.errors import RnHarnessError
+
+if TYPE_CHECKING:
+    from rn_harness.integrity import Evidence
+
+AsJson = Annotated[bool, typer.Option("--json", help="for machines: JSON on standard output")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, e.g. reports/latest")]
+
+
+def tell(lines: Iterable[str], document: Any, as_json: bool) -> None:
+    """An answer: as lines for people, or as one JSON document."""
+    typer.echo(json.dumps(document, indent=1, allow_nan=False) if as_json else "\n".join(lines))
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """What cannot be done as it was asked for ends with exit code 2 and the error's sentence."""
+    try:
+        yield
+    except RnHarnessError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def read_run(folder: Path) -> Evidence:
+    """A run that is to be shown; not verified.
+
+    Raises:
+        typer.BadParameter: there is none.
+    """
+    from rn_harness.integrity import read_evidence
+
+    evidence, refusals = read_evidence(folder)
+    if evidence is None:
+        raise typer.BadParameter(
+            f"a run's folder must hold run.json, got {folder}: {refusals[0].sentence}; see reports/ for runs"
+        )
+    return evidence

@@ -1,0 +1,66 @@
+"""``rn-harness store``: what is kept, and its removal. Floor 5 (edge)."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rn_harness.cli.shared import AsJson, tell, usage_errors
+
+if TYPE_CHECKING:
+    from rn_harness.store import Entry
+
+MIB = 2**20
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    group = typer.Typer(no_args_is_help=True, help="What RN_HARNESS_CACHE, else the user's cache folder, keeps of finished work.")
+    group.command("list")(list_entries)
+    group.command()(prune)
+    app.add_typer(group, name="store")
+
+
+def _show(entries: Sequence[Entry], *, as_json: bool) -> None:
+    from rn_harness.store import default_root
+
+    rows = [
+        {
+            "kind": entry.kind,
+            "name": entry.name,
+            "bytes": entry.size,
+            "used": datetime.datetime.fromtimestamp(entry.used, datetime.UTC).isoformat(timespec="seconds"),
+            "whole": entry.whole,
+        }
+        for entry in entries
+    ]
+    note = "  not an entry: left by damage, or by a run that was cut off"
+    lines = [
+        f"{row['kind']:<12} {str(row['name'])[:24]:<24} {row['bytes']:>12} bytes  used {row['used']}"
+        f"{'' if row['whole'] else note}"
+        for row in rows
+    ]
+    lines.append(f"{len(entries)} in {default_root()}, {sum(e.size for e in entries) / MIB:.1f} MiB")
+    tell(lines, {"root": str(default_root()), "entries": rows}, as_json)
+
+
+def list_entries(as_json: AsJson = False) -> None:
+    """Lists finished work, journals of unfinished cases, and what damage left."""
+    from rn_harness.store import Store, default_root
+
+    _show(Store(default_root()).entries(), as_json=as_json)
+
+
+def prune(
+    unused_days: Annotated[float, typer.Option(min=0.0, help="remove what was not used for so many days; 0: all")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Removes what was not used for long, and lists it; a run that uses it at this moment ends without a verdict."""
+    from rn_harness.store import Store, default_root
+
+    with usage_errors():
+        removed = Store(default_root()).prune(unused_days)
+    _show(removed, as_json=as_json)

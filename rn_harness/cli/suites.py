@@ -1,0 +1,159 @@
+"""``rn-harness list``, ``plan`` and ``new-suite``: before a run. Floor 5 (edge)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rn_harness.cli.shared import AsJson, tell, usage_errors
+
+
+class Listed(StrEnum):
+    """What can be listed."""
+
+    suites = "suites"
+    cases = "cases"
+    profiles = "profiles"
+    judges = "judges"
+
+
+class Tier(StrEnum):
+    """The tiers of a suite."""
+
+    smoke = "smoke"
+    standard = "standard"
+    full = "full"
+
+
+Suites = Annotated[list[Path], typer.Argument(metavar="SUITE", help="a suite's folder, or a folder with suites")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("list")(list_)
+    app.command()(plan)
+    app.command()(new_suite)
+
+
+def list_(
+    what: Annotated[Listed, typer.Argument(help="suites, cases of suites, profiles of models, or judges")],
+    suites: Annotated[Path, typer.Option(help="folder with suites, or one of them")] = Path("suites"),
+    tier: Annotated[Tier, typer.Option(help="of the cases")] = Tier.standard,
+    as_json: AsJson = False,
+) -> None:
+    """Lists suites, cases, profiles or judges, by name; nothing is loaded."""
+    with usage_errors():
+        rows = {
+            Listed.suites: lambda: _suites(suites),
+            Listed.cases: lambda: _cases(suites, tier),
+            Listed.profiles: _profiles,
+            Listed.judges: _judges,
+        }[what]()
+    tell(["  ".join(str(value) for value in row.values()) for row in rows], rows, as_json)
+
+
+def _load(folder: Path) -> list[Any]:
+    from rn_harness.suite import iter_suites, load_suite
+
+    found = [load_suite(path) for path in iter_suites(folder)]
+    if not found:
+        raise typer.BadParameter(f"a folder with suites is required, got none in {folder}; rn-harness new-suite NAME begins one")
+    return found
+
+
+def _suites(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {"domain": s.domain, "folder": str(s.folder), "sha256": s.digest, "title": s.declaration.title} for s in _load(folder)
+    ]
+
+
+def _cases(folder: Path, tier: Tier) -> list[dict[str, Any]]:
+    from rn_harness.gate import required_cases
+
+    return [{"domain": s.domain, "case": case} for s in _load(folder) for case in required_cases(s, tier.value)]
+
+
+def _profiles() -> list[dict[str, Any]]:
+    from rn_harness.candidate import MODELS, fixtures_folder
+    from rn_harness.profiles import load_model_profile, profile_names
+
+    folder = fixtures_folder() / MODELS
+    loaded = ((name, load_model_profile(name, folder)) for name in profile_names(folder))
+    return [{"name": name, "model": p.model, "licence": p.licence} for name, p in loaded]
+
+
+def _judges() -> list[dict[str, Any]]:
+    from rn_harness.judges.profiles import load_profile, profile_names
+
+    return [{"name": name, "licence": load_profile(name).licence} for name in profile_names()]
+
+
+def plan(
+    suites: Suites,
+    model: Annotated[str, typer.Option(help="candidate, as for pytest --model")] = "organism",
+    tier: Annotated[Tier, typer.Option(help="which cases")] = Tier.standard,
+    defense: Annotated[str, typer.Option(help="as for --rn-defense")] = "anchored",
+    judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None,
+    reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
+    second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
+    earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports"),
+    as_json: AsJson = False,
+) -> None:
+    """Says what a run would do: cases, memory, time and device hours; nothing is loaded or run."""
+    from rn_harness.candidate import profile_recipe
+    from rn_harness.planning import plan_run
+    from rn_harness.provenance import device
+    from rn_harness.session import Options, RunSession
+    from rn_harness.store import Store, default_root
+    from rn_harness.suite import iter_suites, load_suite
+
+    options = Options(model, defense, judge, reward_judge, second_judge, None, tier.value, (), Path.cwd())
+    with usage_errors():
+        recipe = profile_recipe(model, Path.cwd())
+        loaded = [load_suite(path, recipe=recipe) for folder in suites for path in iter_suites(folder)]
+        if not loaded:
+            raise typer.BadParameter(f"a suite's folder is required, got {', '.join(map(str, suites))}; rn-harness list suites")
+        nobody: Callable[[Any], None] = lambda _: None  # noqa: E731  (nothing long is done here)
+        made = plan_run(RunSession(options, Path.cwd(), Store(default_root()), nobody), loaded, earlier)
+    seconds = made.seconds
+    lines = [
+        f"{c.domain} {c.case_id}: {'time not known' if c.seconds is None else f'about {c.seconds:.0f} s'}" for c in made.cases
+    ]
+    lines += [f"memory {sentence}" for sentence in made.memory]
+    basis = f"medians of {len(made.runs)} earlier runs in {earlier}: {', '.join(made.runs)}"
+    if seconds is None:
+        lines.append(f"time: not known: no earlier run in {earlier} did each kind of case on this model; run tier smoke first")
+    else:
+        lines.append(f"time: about {seconds / 60:.0f} minutes, {seconds / 3600:.2f} hours of {device()}; {basis}")
+    document = {
+        "cases": [dataclasses.asdict(c) for c in made.cases],
+        "memory": list(made.memory),
+        "seconds": seconds,
+        "device_hours": None if seconds is None else round(seconds / 3600, 3),
+        "device": device(),
+        "rests_on": list(made.runs),
+    }
+    tell(lines, document, as_json)
+
+
+def new_suite(
+    name: Annotated[str, typer.Argument(help="of the domain: lower case, digits, _")],
+    into: Annotated[Path, typer.Option(help="folder that the suite's folder goes to")] = Path("suites"),
+    as_json: AsJson = False,
+) -> None:
+    """Begins a suite that runs at once on the organism; its files say what to replace."""
+    from rn_harness.scaffold import write_suite
+
+    with usage_errors():
+        folder = write_suite(name, into)
+    lines = [
+        f"{folder} is there; it runs at once: pytest {folder} --rn-tier smoke",
+        f"replace its prompts, then: python -m rn_harness.organism build --suite {folder} --out organism-{name}",
+        f"and: pytest {folder} --model organism-{name}",
+    ]
+    tell(lines, {"folder": str(folder)}, as_json)

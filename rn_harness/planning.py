@@ -1,0 +1,97 @@
+"""What a run would do: its cases, its memory, and how long it takes by earlier runs. Floor 4 (run). Nothing is loaded or run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rn_harness.errors import RnHarnessError
+from rn_harness.gate import required_cases
+from rn_harness.integrity import read_evidence
+from rn_harness.session import RunSession
+from rn_harness.statement import RUN
+from rn_harness.suite import Suite
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCase:
+    """One case that would run.
+
+    Attributes:
+        domain, case_id: which.
+        seconds: that it may take; None: no earlier run tells.
+        rests_on: how many earlier cases that figure is the median of.
+    """
+
+    domain: str
+    case_id: str
+    seconds: float | None
+    rests_on: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What would run.
+
+    Attributes:
+        cases: in the order of the suites.
+        memory: a sentence for each suite.
+        runs: earlier runs that the times come from.
+    """
+
+    cases: tuple[PlannedCase, ...]
+    memory: tuple[str, ...]
+    runs: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """All cases one after another; None where the time of one is not known."""
+        times = [case.seconds for case in self.cases]
+        return None if None in times or not times else sum(t for t in times if t is not None)
+
+
+def plan_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> RunPlan:
+    """Plans a run.
+
+    A case's time is the median of the same kind of case on the same model and machine that an earlier run did itself, scaled by
+    its attack's steps; the defense's own time is in the first of its cases.
+
+    Args:
+        session: with the options of the run.
+        suites: that would be run.
+        earlier: folder with the folders of earlier runs.
+    """
+    seen: dict[str, list[float]] = {}
+    used = []
+    for path in sorted(earlier.glob(f"*/{RUN}")):
+        evidence = None if path.parent.is_symlink() else read_evidence(path.parent)[0]
+        if evidence is None or evidence.run.candidate.get("digest") != session.candidate.digest:
+            continue
+        measured = {line.record for line in evidence.run.cases if not line.stored}
+        for name, record in evidence.records.items():
+            steps = record.evidence.trajectory.steps if record.evidence.trajectory else None
+            if name in measured and steps is not None:
+                seen.setdefault(record.evidence.kind, []).append(record.wall_s / max(steps, 1))
+                used.append(path.parent.name)
+    cases = []
+    for suite in suites:
+        attacks = {a.id: a for a in suite.tier_attacks(session.options.tier)}
+        for case_id in required_cases(suite, session.options.tier):
+            kind, _, attack = case_id.partition("-")
+            recipe = attacks.get(attack)
+            steps = 1 if recipe is None else recipe.control_steps if kind == "control" else recipe.steps
+            times = seen.get(kind, [])
+            seconds = round(statistics.median(times) * steps, 1) if times else None
+            cases.append(PlannedCase(suite.domain, case_id, seconds, len(times)))
+    memory = tuple(f"{suite.domain}: {_memory(session, suite)}" for suite in suites)
+    return RunPlan(tuple(cases), memory, tuple(dict.fromkeys(used)))
+
+
+def _memory(session: RunSession, suite: Suite) -> str:
+    try:
+        planned = session.memory(suite)
+    except RnHarnessError as error:
+        return f"not known: {error}"
+    return planned.sentence if planned else "not known: config.json does not name the model's numbers"

@@ -1,0 +1,109 @@
+"""Whether a machine is ready for a run: what is asked, what is there, what to do. Floor 4 (run).
+
+Nothing is loaded; what a run would fetch from the hub to find its model and its judges is fetched here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rn_harness.errors import RnHarnessError
+from rn_harness.memory import GIB, available_memory
+from rn_harness.provenance import DECIDING_PACKAGES, device
+from rn_harness.session import RunSession
+from rn_harness.suite import Suite
+
+MIN_DISK_BYTES = 2 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that a run needs.
+
+    Attributes:
+        name: of it.
+        state: ``ready``, ``missing``, or ``told`` where there is nothing to be missing.
+        sentence: what is there, or what to do.
+    """
+
+    name: str
+    state: Literal["ready", "missing", "told"]
+    sentence: str
+
+
+def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterator[Check]:
+    """Checks one thing after another.
+
+    Args:
+        session: with model, judges and store as a run would have them.
+        suite: that would be run; None: judges are not looked at.
+        reports: folder that runs are written to.
+    """
+    yield Check("python", "told", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield from _packages()
+    where = device()
+    yield Check("device", "ready", where)
+    free = available_memory("cpu" if where == "cpu" else "cuda")
+    yield Check("memory", "ready", f"{free / GIB:.1f} GiB are free now")
+    yield _folder("store", session.store.root, "set RN_HARNESS_CACHE to a folder that is")
+    yield _folder("reports", reports, "pass --rn-run DIR")
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    yield Check(
+        "hub", "told", "offline by HF_HUB_OFFLINE=1: only its cache is used" if offline else "asked for what is named by it"
+    )
+    model = _asked("model", lambda: f"{session.candidate.name} (sha256 {session.candidate.digest[:12]})")
+    yield model
+    if suite is not None and model.state == "ready":
+        yield _asked("judges", lambda: _judges(session, suite))
+        yield _asked(
+            "run's memory", lambda: planned.sentence if (planned := session.memory(suite)) else "not known for this model"
+        )
+
+
+def _packages() -> Iterator[Check]:
+    pinned = {}
+    constraints = Path("constraints.txt")
+    if constraints.is_file():
+        rows = (line.partition("==") for line in constraints.read_text(encoding="utf-8").splitlines())
+        pinned = {name.strip(): version.strip() for name, equals, version in rows if equals}
+    for name in DECIDING_PACKAGES:
+        version = importlib.metadata.version(name)
+        due = pinned.get(name)
+        if due is not None and version.partition("+")[0] != due.partition("+")[0]:
+            yield Check(name, "missing", f"{version}, constraints.txt has {due}; pip install -c constraints.txt {name}")
+        else:
+            yield Check(name, "ready", f"{version}{', as pinned' if due else ''}")
+
+
+def _folder(name: str, folder: Path, remedy: str) -> Check:
+    """Whether a folder can be written to and has space; it is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Check(name, "missing", f"{folder} cannot be written to: {error}; {remedy}")
+    if free < MIN_DISK_BYTES:
+        return Check(name, "missing", f"{folder} has {free / GIB:.1f} GiB free, needs {MIN_DISK_BYTES / GIB:.0f}; {remedy}")
+    return Check(name, "ready", f"{folder}, {free / GIB:.1f} GiB free")
+
+
+def _asked(name: str, ask: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ready", ask())
+    except RnHarnessError as error:
+        return Check(name, "missing", str(error))
+
+
+def _judges(session: RunSession, suite: Suite) -> str:
+    session.check_judges(suite)
+    return session.judges(suite).names
