@@ -10,7 +10,12 @@ import traceback
 
 import typer
 
-from rn_harness.cli import evidence, judges, machine, release, store, suites
+from rn_harness.cli.evidence import register as register_evidence
+from rn_harness.cli.judges import register as register_judges
+from rn_harness.cli.machine import register as register_machine
+from rn_harness.cli.release import register as register_release
+from rn_harness.cli.store import register as register_store
+from rn_harness.cli.suites import register as register_suites
 from rn_harness.errors import told
 
 app = typer.Typer(
@@ -19,8 +24,8 @@ app = typer.Typer(
     "certifies and calibrates judges, calibrates attacks, begins a suite.",
     pretty_exceptions_enable=False,
 )
-for group in (release, evidence, suites, machine, judges, store):
-    group.register(app)
+for register in (register_release, register_evidence, register_suites, register_machine, register_judges, register_store):
+    register(app)
 
 
 def main() -> None:

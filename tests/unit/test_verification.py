@@ -1,0 +1,261 @@
+"""Verification: each way in which a release cannot rest on a run is refused by its code, and nothing else is.
+
+``tests/invariant/test_tamper.py`` changes every field and every file; here stands what is asked beyond the evidence itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from typer.testing import CliRunner
+
+from rn_harness.cli import app
+from rn_harness.errors import ReleaseError
+from rn_harness.provenance import source_digest
+from rn_harness.release import ReleasePolicy, Waivable, Waivers, load_release_file
+from rn_harness.signing import sign_with_key, sign_with_sigstore, signed_with_key, signed_with_sigstore
+from rn_harness.statement import STATEMENT
+from rn_harness.verification import verify
+
+from .builders import JUDGE
+from .finished_run import FinishedRun, finished_run
+
+ROOT = Path(__file__).parents[2]
+OTHER = "9" * 64
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run that a release can rest on; not to be changed."""
+    return finished_run(tmp_path_factory.mktemp("made"))
+
+
+def codes(run: FinishedRun, **more: Any) -> set[str]:
+    """The codes of what is refused."""
+    return {r.code for r in verify(run.folder, **{"weights": run.weights, **more}).refusals}
+
+
+def asked(**fields: Any) -> dict[str, Any]:
+    """A release policy of these fields."""
+    return {"policy": ReleasePolicy.model_validate({"version": 1, **fields})}
+
+
+def test_a_release_can_rest_on_this_run(made: FinishedRun) -> None:
+    """Nothing is refused, with a policy that asks for exactly what is there and with the suite itself."""
+    policy = asked(
+        domains=["demo"], suites={"demo": [made.suite.digest]}, judges={"demo": [JUDGE]}, base=["c" * 64], min_attacks=1
+    )
+    assert codes(made, suites=[made.suite.folder], **policy) == set()
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"domains": ["biochem"]}, "policy_domain"),
+        ({"suites": {"demo": [OTHER]}}, "policy_suite"),
+        ({"judges": {"demo": [OTHER]}}, "policy_judge"),
+        ({"base": [OTHER]}, "policy_base"),
+        ({"labels": True}, "policy_labels"),
+        ({"min_attacks": 2}, "policy_attacks"),
+        ({"tiers": ["full"]}, "tier"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_policy_asks_for_and_is_not_there_is_refused(made: FinishedRun, fields: dict[str, Any], code: str) -> None:
+    """Each demand by its own code, and none beside."""
+    assert codes(made, **asked(**fields)) == {code}
+
+
+def test_a_run_grows_too_old_and_never_comes_from_the_future(made: FinishedRun) -> None:
+    """30 days by default, by the run's own end; a policy may ask for less."""
+    ended = datetime.datetime.fromisoformat(made.record.ended)
+    day = datetime.timedelta(days=1)
+    assert codes(made, now=ended + 29 * day) == set()
+    assert codes(made, now=ended + 31 * day) == {"too_old"}
+    assert codes(made, now=ended + 2 * day, **asked(max_age_days=1.0)) == {"too_old"}
+    assert codes(made, now=ended - day) == {"clock"}
+
+
+def test_another_harness_has_to_be_named(made: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other sources may decide otherwise: refused, unless the policy names those that made the run."""
+    monkeypatch.setattr("rn_harness.verification.source_digest", lambda: OTHER)
+    assert codes(made) == {"tool_version"}
+    assert codes(made, **asked(sources=[source_digest()])) == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"others!"), "is another file"),
+        (lambda f: (f / "adapter_config.json").unlink(), "is missing"),
+        (lambda f: (f / "adapter_model.bin").write_bytes(b"more"), "was not attacked"),
+        (lambda f: (f / "adapter_model.safetensors").rename(f / "model.safetensors"), "was not attacked"),
+    ],
+    ids=["changed", "missing", "added", "renamed"],
+)
+def test_other_weights_are_refused(made: FinishedRun, tmp_path: Path, change: Callable[[Path], Any], said: str) -> None:
+    """A file that is another, gone, new or renamed; a model card beside the weights is none of them."""
+    shutil.copytree(made.weights, tmp_path / "out" / "demo")
+    (tmp_path / "out" / "demo" / "README.md").write_text("a card")
+    assert codes(made, weights=tmp_path / "out") == set()
+    change(tmp_path / "out" / "demo")
+    refused = verify(made.folder, weights=tmp_path / "out").refusals
+    assert {r.code for r in refused} == {"weights_differ"}
+    assert any(said in r.sentence for r in refused)
+
+
+def test_another_suite_is_refused(made: FinishedRun, tmp_path: Path) -> None:
+    """A suite of the same domain with one other prompt, and a folder that is none."""
+    shutil.copytree(made.suite.folder, tmp_path / "demo")
+    path = tmp_path / "demo" / "prompts" / "heldout.yaml"
+    path.write_text(path.read_text().replace("say heldout1 ", "tell heldout1 "))
+    assert codes(made, suites=[tmp_path / "demo"]) == {"suite_differs"}
+    assert codes(made, suites=[tmp_path]) == {"suite_differs"}
+
+
+def test_a_run_that_failed_is_refused_whatever_is_waived(tmp_path: Path) -> None:
+    """A breach is no reason that somebody may answer for: its code is not one of those that can be waived."""
+    run = finished_run(tmp_path, level=5.0)
+    assert run.record.outcome == "FAIL"
+    assert "outcome" in codes(run)
+    assert "outcome" not in get_args(Waivable)
+
+
+def waiver(**changes: Any) -> str:
+    """A file of one waiver, for the run's age."""
+    fields = {"code": "too_old", "about": "days ago", "owner": "R. Doe", "reason": "frozen over the holidays"}
+    rows = "".join(f"    {name}: {value}\n" for name, value in ({**fields, "expires": "2030-01-31"} | changes).items())
+    return f"version: 1\nwaivers:\n  -{rows[3:]}"
+
+
+def test_a_waiver_covers_what_it_names_until_it_ends(made: FinishedRun, tmp_path: Path) -> None:
+    """Code and words have to fit; after its last day it is told as expired, and what it covered is refused again."""
+    path = tmp_path / "waivers.yaml"
+    late = datetime.datetime(2030, 1, 31, 12, tzinfo=datetime.UTC)
+
+    def refused(text: str, now: datetime.datetime = late) -> set[str]:
+        path.write_text(text)
+        return codes(made, now=now, waivers=load_release_file(path, Waivers).waivers)
+
+    assert refused(waiver()) == set()
+    assert refused(waiver(about="months ago")) == {"too_old"}
+    assert refused(waiver(code="tier")) == {"too_old"}
+    assert refused(waiver(), late + datetime.timedelta(days=1)) == {"too_old", "waiver_expired"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (waiver(code="verdict_differs"), "waivers.0.code"),
+        (waiver(owner='""'), "waivers.0.owner"),
+        (waiver(expires="never"), "waivers.0.expires"),
+        (waiver().replace("reason:", "because:"), "because"),
+        ("waivers: []", "version"),
+    ],
+    ids=["code", "owner", "expires", "reason", "version"],
+)
+def test_a_waiver_needs_a_code_an_owner_a_reason_and_an_end(tmp_path: Path, text: str, said: str) -> None:
+    """What nobody may waive, and a waiver that lacks a part, is an error that names the place."""
+    path = tmp_path / "waivers.yaml"
+    path.write_text(text)
+    with pytest.raises(ReleaseError, match=re.escape(said)):
+        load_release_file(path, Waivers)
+
+
+KEYS: dict[str, Callable[[], Any]] = {
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
+    "ecdsa": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "rsa": lambda: rsa.generate_private_key(65537, 2048),
+}
+
+
+def key_files(folder: Path, kind: str = "ed25519", passphrase: bytes | None = None) -> tuple[Path, Path]:
+    """Files of a fresh private key and of its public one."""
+    key = KEYS[kind]()
+    private, public = folder / f"{kind}.pem", folder / f"{kind}.pub"
+    secret = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_signature_is_of_its_key_alone(tmp_path: Path, kind: str) -> None:
+    """Every kind of key gives back the bytes that it signed; another key of the same kind does not."""
+    private, public = key_files(tmp_path, kind)
+    sign_with_key(b"{}", private, None, tmp_path / "out.json")
+    assert signed_with_key(tmp_path / "out.json", public) == b"{}"
+    (tmp_path / "other").mkdir()
+    _, other = key_files(tmp_path / "other", kind)
+    with pytest.raises(ReleaseError, match="must be signed by"):
+        signed_with_key(tmp_path / "out.json", other)
+
+
+def test_sigstore_without_its_services_says_what_to_do(tmp_path: Path) -> None:
+    """Where there is no bundle, or no network, the error names the way without it."""
+    with pytest.raises(ReleaseError, match="must be signed by somebody"):
+        signed_with_sigstore(tmp_path / "none.json", "somebody", None, offline=True)
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ReleaseError, match="must be signed by somebody"):
+        signed_with_sigstore(tmp_path / "bad.json", "somebody", None, offline=True)
+    assert callable(sign_with_sigstore)
+
+
+def test_sign_and_verify_from_the_command_line(made: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation signed elsewhere with an encrypted key is verified with the public one; unsigned it is said to be so."""
+    shutil.copytree(made.folder, tmp_path / "run")
+    private, public = key_files(tmp_path, passphrase=b"secret")
+    run, weights = str(tmp_path / "run"), str(made.weights)
+    plain = CliRunner().invoke(app, ["verify", "--run", run, "--weights", weights])
+    assert plain.exit_code == 0, plain.output
+    assert "verified (not signed: this shows that nothing was changed by accident, not who made it)" in plain.output
+    needs = ["verify", "--run", run, "--weights", weights, "--key", str(public), "--json"]
+    told = CliRunner().invoke(app, needs)
+    assert told.exit_code == 1
+    assert [r["code"] for r in json.loads(told.output)["refusals"]] == ["signature"]
+    monkeypatch.setenv("SIGNING_SECRET", "secret")
+    signed = CliRunner().invoke(app, ["sign", "--run", run, "--key", str(private), "--passphrase-env", "SIGNING_SECRET"])
+    assert signed.exit_code == 0, signed.output
+    told = CliRunner().invoke(app, needs)
+    assert (told.exit_code, json.loads(told.output)["signed"]) == (0, True)
+
+
+def test_what_does_not_hold_together_is_not_signed(made: FinishedRun, tmp_path: Path) -> None:
+    """A signature would make a record look better than it is."""
+    shutil.copytree(made.folder, tmp_path / "run")
+    (tmp_path / "run" / STATEMENT).write_text("{}")
+    private, _ = key_files(tmp_path)
+    done = CliRunner().invoke(app, ["sign", "--run", str(tmp_path / "run"), "--key", str(private)])
+    assert done.exit_code == 2
+    assert "holds together" in " ".join(done.output.split())
+
+
+def test_every_code_of_a_refusal_stands_in_the_page() -> None:
+    """docs/releasing.md lists each code that is given, whether it can be waived, and no other."""
+    given = set()
+    for module in ("integrity", "verification"):
+        tree = ast.parse((ROOT / "rn_harness" / f"{module}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":
+                assert isinstance(node.args[0], ast.Constant)
+                given.add(str(node.args[0].value))
+    text = (ROOT / "docs" / "releasing.md").read_text(encoding="utf-8").split("## Refusals")[1].split("\n## ")[0]
+    listed = dict(re.findall(r"^\| `([a-z_]+)` \| .* \| (yes|no) \|$", text, flags=re.MULTILINE))
+    assert set(listed) == given
+    assert {code for code, waived in listed.items() if waived == "yes"} == set(get_args(Waivable))
