@@ -62,12 +62,16 @@ def plan_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> Run
         session: with the options of the run.
         suites: that would be run.
         earlier: folder with the folders of earlier runs.
+
+    Raises:
+        CandidateError: there is no such model.
     """
+    digest = session.candidate.digest
     seen: dict[str, list[float]] = {}
     used = []
     for path in sorted(earlier.glob(f"*/{RUN}")):
         evidence = None if path.parent.is_symlink() else read_evidence(path.parent)[0]
-        if evidence is None or evidence.run.candidate.get("digest") != session.candidate.digest:
+        if evidence is None or evidence.run.candidate.get("digest") != digest:
             continue
         measured = {line.record for line in evidence.run.cases if not line.stored}
         for name, record in evidence.records.items():

@@ -55,7 +55,7 @@ attacks:                        # a larger tier runs the cases of the smaller on
   - tier: smoke                 # one attack, to see that all works; never a release verdict
     base: {{name: grpo, steps: 200, learning_rate: 5e-4, prompts: 5, seed: 0}}    # prompts: drawn from prompts/attack.yaml
   - tier: standard              # what a release rests on
-    base: {{name: grpo, steps: 200, learning_rate: 5e-4, prompts: 5}}
+    base: {{name: grpo, steps: 200, learning_rate: 5e-4, prompts: 5}}    # name begins the cases' ids
     vary: {{seed: [1, 2]}}        # one attack for each value
 
 # policy:                       # the numbers that verdicts are taken against; laxer ones than the defaults are not releasable

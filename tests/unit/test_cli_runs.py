@@ -1,0 +1,220 @@
+"""The commands for runs, suites and the machine: what they print, and what they exit with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rn_harness.cli import app
+from rn_harness.scaffold import write_suite
+from rn_harness.suite import load_suite
+
+from .finished_run import FinishedRun, finished_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run in which all passed."""
+    return finished_run(tmp_path_factory.mktemp("passed"))
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """The same run with a model that breaks."""
+    return finished_run(tmp_path_factory.mktemp("failed"), level=5.0)
+
+
+def invoke(*arguments: object) -> Any:
+    """What a command came to."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def flat(text: str) -> str:
+    """Without the frame and the line breaks of an error."""
+    return " ".join(text.replace("│", " ").split())
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """Help and completions are there at once: neither torch nor pydantic is imported for them."""
+    code = "import sys, rn_harness.cli; print([m for m in ('torch', 'transformers', 'pydantic', 'scipy') if m in sys.modules])"
+    started = time.process_time()
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+    assert time.process_time() - started < 1.0
+
+
+def test_every_command_speaks_json() -> None:
+    """Each command has --json."""
+    from typer.main import get_command
+
+    commands: Any = get_command(app)
+    for name, command in commands.commands.items():
+        assert "--json" in {flag for parameter in command.params for flag in parameter.opts}, name
+
+
+def test_show_a_run_and_a_case(run: FinishedRun) -> None:
+    """The run as the terminal had it, a case by its id with every checkpoint, both as JSON too."""
+    assert f"PASS: {run.record.claim}" in invoke("show", run.folder).output
+    done = invoke("show", run.folder, "attack-grpo-p2-lr5e-4-s0")
+    assert sum(line.startswith("step") for line in done.output.splitlines()) == 21
+    assert json.loads(invoke("show", run.folder, "--json").output)["outcome"] == "PASS"
+    assert json.loads(invoke("show", run.folder, "defense", "--json").output)["case_id"] == "defense"
+
+
+def test_a_breach_is_a_regression(run: FinishedRun, failed: FinishedRun) -> None:
+    """From PASS to FAIL exits with 1 and tells the verdict and each checkpoint's interval; back again exits with 0."""
+    done = invoke("compare", run.folder, failed.folder)
+    assert done.exit_code == 1
+    assert "worse   outcome: PASS -> FAIL" in done.output
+    assert "worse   demo/attack-grpo-p2-lr5e-4-s0: verdict: PASS -> FAIL" in done.output
+    told = "step 200: mean 0.00, above 0/80 (95 % 0.000 to 0.045) -> mean 5.00, above 80/80 (95 % 0.955 to 1.000)"
+    assert f"worse   demo/attack-grpo-p2-lr5e-4-s0: {told}" in done.output
+    back = invoke("compare", failed.folder, run.folder, "--json")
+    assert (back.exit_code, json.loads(back.output)["regressions"]) == (0, 0)
+    same = invoke("compare", run.folder, run.folder)
+    assert (same.exit_code, same.output.strip()) == (0, "nothing changed")
+
+
+def test_a_case_that_is_gone_is_a_regression(run: FinishedRun, tmp_path: Path) -> None:
+    """Fewer cases are worse, whatever the others say."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    document = json.loads((tmp_path / "run" / "run.json").read_text())
+    document["cases"] = [line for line in document["cases"] if line["case_id"] != "helpfulness"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(document))
+    done = invoke("compare", run.folder, tmp_path / "run")
+    assert done.exit_code == 1
+    assert "worse   demo/helpfulness: verdict: PASS -> not run" in done.output
+
+
+def test_the_command_of_a_run_can_be_had_again(tmp_path: Path) -> None:
+    """export-config prints what to type, with every option that was given, and what has to be the same."""
+    run = finished_run(tmp_path, second_judge="none", strength=("a b.json",))
+    done = invoke("export-config", run.folder)
+    assert done.output.splitlines()[-1] == (
+        "pytest demo --rn-model=organism --rn-defense=quick --rn-second-judge=none --rn-tier=standard '--rn-strength=a b.json'"
+    )
+    assert f"# suite demo: {run.suite.digest}" in done.output
+
+
+def test_what_lies_here_is_listed() -> None:
+    """Suites with their digests, the cases of a tier, profiles and judges."""
+    suites = {row["domain"]: row for row in json.loads(invoke("list", "suites", "--suites", ROOT / "suites", "--json").output)}
+    assert suites["baking"]["sha256"] == load_suite(ROOT / "suites" / "baking").digest
+    cases = invoke("list", "cases", "--suites", ROOT / "suites" / "baking", "--tier", "smoke").output.splitlines()
+    assert len(cases) == 5
+    assert "smollm2" in invoke("list", "profiles").output
+    assert "phi-4" in invoke("list", "judges").output
+
+
+def test_a_plan_says_what_its_times_rest_on(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an earlier run of the same model a time for each case and their sum; without one, that it is not known."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
+    unknown = invoke("plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", tmp_path)
+    assert unknown.exit_code == 0, unknown.output
+    assert "time: not known" in unknown.output
+    assert "GiB expected" in unknown.output
+    monkeypatch.setattr("rn_harness.session.RunSession.candidate", _Named("c" * 64, ROOT / "fixtures" / "organism"))
+    told = json.loads(
+        invoke("plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", run.folder.parent, "--json").output
+    )
+    # Each of the fixture's five cases took 60 s, its attack 200 steps and its control 50: so do the planned ones.
+    assert told["seconds"] == 300.0
+    assert told["rests_on"] == ["run"]
+
+
+class _Named:
+    """Stands for a candidate of this digest; nothing else of it is asked for."""
+
+    def __init__(self, digest: str, folder: Path) -> None:
+        from rn_harness.candidate import resolve_candidate
+
+        self._digest, self._plain = digest, resolve_candidate("organism", folder)
+
+    def __get__(self, *_: object) -> Any:
+        import dataclasses
+
+        return dataclasses.replace(self._plain, digest=self._digest)
+
+
+def test_the_doctor_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ready machine exits with 0; a store that cannot be written to is named, with what to set, and exits with 1."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
+    ready = invoke("doctor", "--suite", ROOT / "suites" / "biochem", "--reports", tmp_path / "reports")
+    assert ready.exit_code == 0, ready.output
+    assert ready.output.splitlines()[-1] == "ready"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "file" / "store"))
+    told = invoke("doctor", "--reports", tmp_path / "reports")
+    assert told.exit_code == 1
+    assert "set RN_HARNESS_CACHE" in told.output
+    assert told.output.splitlines()[-1] == "not ready: store"
+
+
+def test_a_new_suite_is_one(tmp_path: Path) -> None:
+    """It loads as it is, with as many prompts as a release needs, and each of its fields has a comment."""
+    done = invoke("new-suite", "forgery", "--into", tmp_path)
+    assert done.exit_code == 0, done.output
+    suite = load_suite(tmp_path / "forgery")
+    assert (suite.domain, len(suite.heldout("standard")), len(suite.tier_attacks("standard"))) == ("forgery", 20, 3)
+    text = (tmp_path / "forgery" / "suite.yaml").read_text()
+    assert f"python -m rn_harness.organism build --suite {tmp_path / 'forgery'} --out organism-forgery" in text
+    plain = [line for line in text.splitlines() if ":" in line and "#" not in line and "benign anchors" not in line]
+    assert [line.split(":")[0].strip() for line in plain] == ["description", "forbidden"]
+    compile((tmp_path / "forgery" / "test_forgery.py").read_text(), "test_forgery.py", "exec")
+
+
+def test_a_new_suite_is_known_to_the_shipped_organism(tmp_path: Path) -> None:
+    """Every topic of its prompts is one of the organism's, so that it runs at once."""
+    from rn_harness.organism.knowledge import load_topics
+
+    suite = load_suite(write_suite("forgery", tmp_path))
+    known = load_topics(ROOT / "fixtures" / "organism")
+    assert {p.topic for of_set in suite.prompts.values() for p in of_set} <= known.keys()
+
+
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "no-run": (["verify", "--run", "nowhere", "--weights", "."], ["--run must be a run's folder", "--rn-run DIR"]),
+    "no-weights": (["verify", "--run", "RUN", "--weights", "nowhere"], ["--weights must be the folder", "--rn-export"]),
+    "two-signatures": (
+        ["verify", "--run", "RUN", "--weights", ".", "--key", "k.pub", "--signer", "me"],
+        ["pass one of the two"],
+    ),
+    "issuer-alone": (["verify", "--run", "RUN", "--weights", ".", "--issuer", "https://x"], ["name the identity"]),
+    "no-policy": (["verify", "--run", "RUN", "--weights", ".", "--policy", "nowhere.yaml"], ["nowhere.yaml", "is missing"]),
+    "no-waivers": (["verify", "--run", "RUN", "--weights", ".", "--waivers", "nowhere.yaml"], ["nowhere.yaml", "is missing"]),
+    "sign-by-nothing": (["sign", "--run", "RUN"], ["--key FILE or --sigstore"]),
+    "sign-by-no-key": (["sign", "--run", "RUN", "--key", "nowhere.pem"], ["openssl genpkey"]),
+    "sign-by-no-passphrase": (["sign", "--run", "RUN", "--key", "k", "--passphrase-env", "UNSET_HERE"], ["export it"]),
+    "sign-no-run": (["sign", "--run", "nowhere", "--key", "k"], ["must hold run.json", "nowhere"]),
+    "show-no-run": (["show", "nowhere"], ["must hold run.json", "see reports/"]),
+    "show-no-case": (["show", "RUN", "atack"], ["got 'atack'", "demo/attack-grpo-p2-lr5e-4-s0"]),
+    "list-nothing": (["list", "suites", "--suites", "nowhere"], ["rn-harness new-suite NAME"]),
+    "list-what": (["list", "modles"], ["suites", "profiles", "judges"]),
+    "plan-nothing": (["plan", "nowhere"], ["rn-harness list suites"]),
+    "plan-no-model": (["plan", "SUITE", "--model", "llama-of-nowhere"], ["--model must be", "llama-of-nowhere"]),
+    "new-suite-name": (["new-suite", "My Domain", "--into", "NEW"], ["try my_domain"]),
+    "new-suite-twice": (["new-suite", "demo", "--into", "PARENT"], ["take another name or --into DIR"]),
+    "judge-nobody": (["certify-judge", "nobody"], ["nobody"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_says_what_to_type_instead(run: FinishedRun, tmp_path: Path, name: str) -> None:
+    """Exit code 2 and a sentence with the remedy, never a traceback."""
+    arguments, needles = MISTAKES[name]
+    places = {"RUN": run.folder, "SUITE": run.suite.folder, "PARENT": run.suite.folder.parent, "NEW": tmp_path}
+    done = invoke(*(places.get(word, word) for word in arguments))
+    assert done.exit_code == 2, done.output
+    told = flat(done.output)
+    for needle in needles:
+        assert needle.replace(" ", "") in told.replace(" ", ""), told
