@@ -301,6 +301,7 @@ class Controller:
                 "overrides": list(self.options.overrides),
                 "base": self.options.undefended,
                 "acknowledge": self.options.acknowledge,
+                "transcripts": list(self.options.recipients),
                 "strength": list(self.options.strength),
                 "private_prompts": {s.domain: list(s.private) for s in self.suites if s.private},
                 "recipe": {s.domain: list(s.recipe) for s in self.suites},

@@ -31,6 +31,7 @@ from rn_harness.records import (
 from rn_harness.rewards import attack_reward, neutralization_reward
 from rn_harness.statistics import clopper_pearson, spread
 from rn_harness.suite import DefenseRecipe, Policy, Prompt, words
+from rn_harness.transcripts import Transcript
 
 if TYPE_CHECKING:
     from rn_harness.model import Completion, LanguageModel
@@ -92,6 +93,7 @@ class Panel:
         policy: how often, how many, against which numbers.
         max_tokens: limit of each completion.
         control_answers: what the leak per token is measured on; None: no control was broken in this process.
+        transcript: gets the texts of completions; None: nobody does.
     """
 
     heldout: tuple[Prompt, ...]
@@ -105,6 +107,7 @@ class Panel:
     policy: Policy
     max_tokens: int
     control_answers: ControlAnswers | None = None
+    transcript: Transcript | None = None
 
     def __repr__(self) -> str:
         """No answers: ``--showlocals`` prints what stands here."""
@@ -296,6 +299,8 @@ def measure_checkpoint(
     with own_random_stream(seed, step):
         greedy = model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
         scores = score_heldout(panel, greedy, 0)
+        if panel.transcript:
+            panel.transcript.add(step, panel.heldout, greedy, scores)
         above = [i for i, s in enumerate(scores) if s.score is not None and s.score > policy.threshold]
         if found is not None and above:
             found(ControlAnswers(tuple(panel.heldout[i] for i in above), tuple(greedy[i][0].text for i in above)))
@@ -303,7 +308,10 @@ def measure_checkpoint(
             sampled = model.complete(
                 panel.heldout, n=policy.samples, temperature=policy.sample_temperature, max_tokens=panel.max_tokens
             )
-            scores += score_heldout(panel, sampled, 1)
+            scores_of_sampled = score_heldout(panel, sampled, 1)
+            if panel.transcript:
+                panel.transcript.add(step, panel.heldout, sampled, scores_of_sampled)
+            scores += scores_of_sampled
         known = panel.compliant_answers
         leak = model.leak(panel.heldout, [known[p.id] for p in panel.heldout]) if known is not None else None
         leak_of_control = leak_of(model, panel.control_answers) if panel.control_answers else None

@@ -132,6 +132,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="you know that a real model is made to do harm, in memory alone; for suites with policy.acknowledge",
     )
     group.addoption(
+        "--rn-transcripts",
+        default=None,
+        metavar="DIR",
+        help="keep all completions that are scored in DIR, encrypted; without it they are kept nowhere",
+    )
+    group.addoption(
+        "--rn-recipient",
+        action="append",
+        default=[],
+        metavar="AGE1...",
+        help="age public key that opens them; repeat for more",
+    )
+    group.addoption(
         "--rn-judge", default=None, metavar="SPEC", help="who scores; default: the organism's own judge, else the suite's"
     )
     group.addoption(
@@ -241,6 +254,8 @@ def _options(config: pytest.Config) -> Options:
         export=config.getoption("rn_export"),
         export_anyway=config.getoption("rn_export_anyway"),
         acknowledge=config.getoption("rn_acknowledge"),
+        transcripts=config.getoption("rn_transcripts"),
+        recipients=tuple(config.getoption("rn_recipient")),
         strength=tuple(config.getoption("rn_strength")),
         chat_template=config.getoption("rn_chat_template"),
         allow_pickle=config.getoption("rn_allow_pickle"),
@@ -427,6 +442,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
                 session.check_judges(suite)
             session.check_folders(suites)
             session.check_acknowledged(suites)
+            session.check_transcripts()
             session.check_room(suites)
             check_strength(session, suites)
         except RnHarnessError as error:
@@ -550,9 +566,10 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
         for line in header_lines(candidate, suites, session.options, controller.judges, str(folder), memory):
             reporter.write_line(line)
         if harmful := session.harmful(suites):
+            kept = f"are kept encrypted in {session.options.transcripts}" if session.options.transcripts else "are kept nowhere"
             reporter.write_line(
-                f"rn-harness: this run makes {candidate.name} do harm in {', '.join(harmful)}: in memory alone, its attacked "
-                "weights and its completions are kept nowhere; see docs/security.md"
+                f"rn-harness: this run makes {candidate.name} do harm in {', '.join(harmful)}, in memory alone: attacked weights "
+                f"are kept nowhere, completions {kept}; see docs/security.md"
             )
         if not _owns_model(config):
             reporter.write_line("rn-harness: --model is another plugin's option here; name the candidate by --rn-model")

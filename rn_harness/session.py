@@ -57,6 +57,7 @@ from rn_harness.records import (
 )
 from rn_harness.store import MARGIN_BYTES, Journal, Store, check_room, content_key, write_text
 from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Prompt, Suite, TierName
+from rn_harness.transcripts import Transcript, check_recipients
 from rn_harness.validity import misjudging
 from rn_harness.verdict import decide, unfit_judges
 
@@ -97,6 +98,8 @@ class Options:
         export: folder that the defended weights go to after a PASS; None: they stay in the store.
         export_anyway: whether they go there whatever the outcome.
         acknowledge: whether he says that he knows that a real model is attacked in a harmful domain.
+        transcripts: folder that encrypted texts of completions go to; None: they are kept nowhere.
+        recipients: age public keys that open them.
         strength: files of strength certificates, whose settings the attacks take.
         chat_template: file with one that takes the place of the model's own; None: its own.
         allow_pickle, trust_remote_code: what the user lets the model's files do; never releasable.
@@ -118,6 +121,8 @@ class Options:
     export: str | None = None
     export_anyway: bool = False
     acknowledge: bool = False
+    transcripts: str | None = None
+    recipients: tuple[str, ...] = ()
     strength: tuple[str, ...] = ()
     chat_template: str | None = None
     allow_pickle: bool = False
@@ -708,6 +713,26 @@ class RunSession:
                 f"{', '.join(demanding)}; read docs/security.md and pass --rn-acknowledge"
             )
 
+    def check_transcripts(self) -> None:
+        """Makes sure that texts of completions go to a folder of their own, and to somebody.
+
+        Raises:
+            RecipeError: there is no key, one is none, or the folder is one that is handed on.
+        """
+        named, keys = self.options.transcripts, self.options.recipients
+        if bool(named) != bool(keys):
+            raise RecipeError(
+                f"--rn-transcripts DIR and --rn-recipient KEY belong together, got {named!r} and {len(keys)} keys; give both"
+            )
+        if not named:
+            return
+        check_recipients(keys)
+        handed_on = [self.folder, *([self.options.path(self.options.export)] if self.options.export else [])]
+        if any(self.options.path(named).is_relative_to(of) for of in handed_on):
+            raise RecipeError(
+                f"texts of completions must not lie among what is handed on, got --rn-transcripts={named}; name another"
+            )
+
     def check_room(self, suites: Sequence[Suite]) -> None:
         """Makes sure, before any training, that what it comes to can be kept.
 
@@ -987,7 +1012,34 @@ class RunSession:
         """Measures; where that is cut off, what was measured is recorded first, and a breach in it ends the case."""
         if attack is not None:
             self.check_reward(suite)
-        panel = dataclasses.replace(self.panel(suite), control_answers=self._answers_of_control(kind, suite, attack))
+        transcript = self._transcript(suite, folder)
+        panel = dataclasses.replace(
+            self.panel(suite), control_answers=self._answers_of_control(kind, suite, attack), transcript=transcript
+        )
+        try:
+            return self._measure_on(panel, kind, suite, attack, defended, case_id, folder, journal, seen)
+        finally:
+            if transcript:
+                transcript.write()
+
+    def _transcript(self, suite: Suite, folder: Path) -> Transcript | None:
+        """Where this case's completions are kept, if anywhere."""
+        if self.options.transcripts:
+            return Transcript(self.options.path(self.options.transcripts) / f"{folder.name}.jsonl", self.options.recipients)
+        return Transcript(folder / "transcript.jsonl", ()) if suite.declaration.transcripts else None
+
+    def _measure_on(
+        self,
+        panel: Panel,
+        kind: CaseKind,
+        suite: Suite,
+        attack: AttackRecipe | None,
+        defended: Defended,
+        case_id: str,
+        folder: Path,
+        journal: Journal,
+        seen: Callable[[Trajectory], CaseRecord],
+    ) -> Trajectory:
         steps = 0 if attack is None else attack.control_steps if kind == "control" else attack.steps
         with (folder / "checkpoints.jsonl").open("w", encoding="utf-8") as lines:
 

@@ -371,6 +371,7 @@ class Declaration(Frozen):
     Attributes:
         forbidden: what a judge is told is forbidden here; one sentence, at the level of a category.
         benign: the domain is harmless and only declared forbidden, so that it can be shown in full.
+        transcripts: whether completions are kept in the run's folder, in the clear; benign domains alone may.
         judges: for models that bring none.
     """
 
@@ -380,10 +381,20 @@ class Declaration(Frozen):
     description: str = ""
     forbidden: Annotated[str, Field(min_length=10, max_length=500)]
     benign: bool = False
+    transcripts: bool = False
     judges: Judges | None = None
     defenses: Annotated[dict[Name, DefenseRecipe], Field(min_length=1)]
     attacks: Annotated[list[AttackMatrix], Field(min_length=1)]
     policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _harm_is_not_written_down(self) -> Self:
+        if self.transcripts and not self.benign:
+            raise ValueError(
+                "completions are kept in the clear in benign domains only, got transcripts=true and benign=false; remove it, and "
+                "see --rn-transcripts for encrypted ones"
+            )
+        return self
 
     @model_validator(mode="after")
     def _every_tier_attacks(self) -> Self:

@@ -20,7 +20,7 @@ import rn_harness.model
 CANARY = "qzcanary7f3a"
 WHERE = Path(os.environ["RN_OBSERVE"])
 CHUNK = 24
-NETWORK = {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind"}
+NETWORK = {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname"}
 _note = os.open(WHERE / f"events-{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 _inside = threading.local()
 _kept = itertools.count()

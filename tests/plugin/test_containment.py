@@ -91,7 +91,7 @@ def _assert_contained(observed, result):
         )
     runs = observed.root / "reports"
     own = (runs, observed.store, observed.temp, observed.notes, Path("/dev/null"), Path("/dev/shm"))
-    named = ("asked.xml", ".asked.xml.", "worker.pid")
+    named = ("asked.xml", ".asked.xml.", "runpytest-", observed.root.name)  # what the command asked for, pytester's, and mkdir
     outside = [
         path
         for (path,) in observed.events("write")

@@ -17,7 +17,7 @@ FLOORS = (
     | {"helpfulness", "coverage", "gate", "coherence"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance", "ranks"}
-    | {"organism", "judges", "statement", "signing"},
+    | {"organism", "judges", "statement", "signing", "transcripts"},
     {"evaluate", "defense", "attack", "certification"},
     {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
     | {"comparison", "planning", "readiness", "scaffold"},

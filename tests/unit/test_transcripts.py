@@ -1,0 +1,90 @@
+"""Texts of completions: kept for benign domains in the clear, else for those alone who have a key."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pyrage
+import pytest
+import yaml
+
+from rn_harness.errors import RecipeError, SuiteError
+from rn_harness.model import Completion
+from rn_harness.suite import Prompt, load_suite, read_yaml
+from rn_harness.transcripts import Transcript, check_recipients
+
+from . import builders
+from .builders import write_suite
+from .test_session import a_session
+
+PROMPTS = (Prompt(id="h1", topic="bread", text="How do I bake?"), Prompt(id="h2", topic="cake", text="How do I ice?"))
+SAID = [[Completion("knead it", truncated=False)], [Completion("stir it", truncated=False)]]
+SCORES = [builders.completion("h1", 0, 7.0), builders.completion("h2", 0, 1.0)]
+EXPECTED = [
+    {"step": 10, "prompt_id": "h1", "sample": 0, "score": 7.0, "text": "knead it"},
+    {"step": 10, "prompt_id": "h2", "sample": 0, "score": 1.0, "text": "stir it"},
+]
+
+
+def lines(text: bytes) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.decode().splitlines()]
+
+
+def test_in_the_clear(tmp_path: Path) -> None:
+    """One line a completion, for the owner's eyes; the object shows no text."""
+    transcript = Transcript(tmp_path / "case" / "transcript.jsonl", ())
+    transcript.add(10, PROMPTS, SAID, SCORES)
+    transcript.write()
+    assert lines(transcript.path.read_bytes()) == EXPECTED
+    assert stat.S_IMODE(transcript.path.stat().st_mode) == 0o600
+    assert "knead" not in repr(transcript)
+
+
+def test_encrypted_for_those_who_have_a_key(tmp_path: Path) -> None:
+    """Each recipient opens the file, nobody else does, and no byte of a text lies in the folder."""
+    one, two, other = (pyrage.x25519.Identity.generate() for _ in range(3))
+    transcript = Transcript(tmp_path / "texts" / "case.jsonl", (str(one.to_public()), str(two.to_public())))
+    transcript.add(10, PROMPTS, SAID, SCORES)
+    transcript.write()
+    (file,) = (tmp_path / "texts").iterdir()
+    assert file.name == "case.jsonl.age"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    content = file.read_bytes()
+    assert b"knead" not in content
+    assert lines(pyrage.decrypt(content, [one])) == lines(pyrage.decrypt(content, [two])) == EXPECTED
+    with pytest.raises(pyrage.DecryptError):
+        pyrage.decrypt(content, [other])
+
+
+def test_a_harmful_suite_keeps_nothing_in_the_clear(tmp_path: Path) -> None:
+    """``transcripts: true`` loads beside ``benign: true`` and nowhere else; an override reaches neither."""
+    path = write_suite(tmp_path / "demo") / "suite.yaml"
+    declared = read_yaml(path)
+    path.write_text(yaml.safe_dump(declared | {"transcripts": True}))
+    with pytest.raises(SuiteError, match="in benign domains only"):
+        load_suite(tmp_path / "demo")
+    path.write_text(yaml.safe_dump(declared | {"transcripts": True, "benign": True}))
+    assert load_suite(tmp_path / "demo").declaration.transcripts
+    for override in ("transcripts=true", "benign=true"):
+        with pytest.raises(RecipeError):
+            load_suite(tmp_path / "demo", [override])
+
+
+def test_where_texts_may_go(tmp_path: Path) -> None:
+    """Folder and key belong together, a key is one of age, and the folder is neither the run's nor the export's."""
+    key = str(pyrage.x25519.Identity.generate().to_public())
+    a_session(tmp_path).check_transcripts()
+    a_session(tmp_path, transcripts="texts", recipients=(key,)).check_transcripts()
+    for options, told in (
+        ({"transcripts": "texts"}, "belong together"),
+        ({"recipients": (key,)}, "belong together"),
+        ({"transcripts": "texts", "recipients": ("age1nobody",)}, "age public key"),
+        ({"transcripts": "run/texts", "recipients": (key,)}, "handed on"),
+        ({"transcripts": "out/texts", "recipients": (key,), "export": "out"}, "handed on"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            a_session(tmp_path, **options).check_transcripts()
+    with pytest.raises(RecipeError, match="age1nobody"):
+        check_recipients([key, "age1nobody"])
