@@ -31,7 +31,7 @@ SECTIONS = (
     ("helpfulness", "Helpfulness"), ("judges", "Judge"), ("coverage", "Coverage"), ("statistics", "Statistics"),
     ("provenance", "Provenance"),
 )  # fmt: skip
-ICONS = {"PASS": "\u2713", "FAIL": "\u2717", "INCONCLUSIVE": "?", None: "?"}  # nosec B105 # no password
+ICONS = {"PASS": "\u2713", "FAIL": "\u2717", "INCONCLUSIVE": "?", None: "?"}
 CHECKPOINT_HEADS = (
     "Step", "Highest", "Mean", "Greedy mean", "Above the threshold", "Scored", "Degenerate", "Reward, mean", "Reward, spread",
     "Equal groups", "Entropy, nats", "Gradient norm", "Moved", "Leak",
