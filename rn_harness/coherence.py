@@ -58,7 +58,10 @@ def incoherent(record: CaseRecord) -> list[str]:
         ("kind", evidence.kind in ("control", "attack"), bool(run.steps)),
         ("control", evidence.kind == "attack", evidence.control is not None),
         ("control's key", evidence.control is not None, record.control_key is not None),
-        ("report", evidence.kind == "defense" and evidence.report_due, evidence.report is not None),
+        ("report", evidence.report_due, evidence.report is not None),
+        ("duty to report", evidence.report_due, evidence.report_due and evidence.kind == "defense"),
+        ("list of defended files", identity.defended_digest is None, identity.defended_files is None),
+        ("training", bool(run.steps), bool(run.prompt_ids or run.recipe or run.settings)),
         ("defense", identity.defense, evidence.subject),
         ("lack of a defense", undefended, identity.defense == NO_DEFENSE) if undefended else ("", 0, 0),
     )

@@ -264,8 +264,10 @@ def _foreign_facts(run: RunRecord, records: list[CaseRecord]) -> list[str]:
     recipes = said.get("recipe")
     if not isinstance(recipes, dict) or not all(isinstance(pairs, list) for pairs in recipes.values()):
         found.append(f"recipe is {recipes!r}, and no list for each domain")
-    if said.get("tier") not in get_args(TierName):
-        found.append(f"tier is {said.get('tier')!r}")
+    if said.get("tier") not in get_args(TierName) or f"--rn-tier={said['tier']}" not in said.get("arguments", ()):
+        found.append(f"tier is {said.get('tier')!r}, its arguments are {said.get('arguments')}")
+    if not said.keys() >= {"narrowed", "deselected", "dirty"}:
+        found.append("options do not say how the selection was narrowed, and whether its suites were as committed")
     defended = {r.identity.suite["domain"]: r.identity.defended_files for r in records if r.evidence.kind not in UNDEFENDED}
     if {domain: root_digest(hashes) for domain, hashes in run.weights.items()} != {d: f for d, f in defended.items() if f}:
         found.append("list of defended weights is not of the weights that its cases measured")

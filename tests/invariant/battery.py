@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from rn_harness.errors import RnHarnessError
 from rn_harness.records import Evidence, RunRecord
 from rn_harness.verdict import decide
+from rn_harness.verification import Verification
 
 from .lab import Lab
 
 Expected = Literal["FAIL", "INCONCLUSIVE", "refused"]
-Area = Literal["training", "judges", "models", "prompts", "records", "runs"]
+Area = Literal["training", "judges", "models", "prompts", "records", "runs", "releases"]
 AREAS: dict[Area, str] = {
     "training": "Training and measuring: short real runs of GRPO, in which one thing is sabotaged",
     "judges": "Judges: short real runs, or real certificates",
@@ -29,6 +30,7 @@ AREAS: dict[Area, str] = {
     "prompts": "Prompt sets",
     "records": "Records: forged evidence",
     "runs": "Runs: files, workers and cases",
+    "releases": "Releases: what is handed to `rn-harness verify`",
 }
 BEGIN, END = "<!-- the battery, written by make validity -->", "<!-- end of the battery -->"
 VERDICTS: dict[Expected, str] = {"FAIL": "FAIL", "INCONCLUSIVE": "INCONCLUSIVE", "refused": "refused, no verdict"}
@@ -49,7 +51,7 @@ class Scene:
     folder: Path
 
 
-Made = Evidence | RunRecord
+Made = Evidence | RunRecord | Verification
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,12 @@ class Seen:
 
 
 def observe(made: Made) -> Seen:
-    """What the harness says of evidence or of a run."""
+    """What the harness says of evidence or of a run, or ``verify`` of a run that is to be released."""
     if isinstance(made, Evidence):
         verdict = decide(made)
         return Seen(verdict.outcome, tuple((r.code, r.sentence) for r in verdict.reasons))
+    if isinstance(made, Verification):
+        return Seen("refused" if made.refusals else "PASS", tuple((r.code, r.sentence) for r in made.refusals))
     lines = [("no_verdict", f"{line.case_id}: {line.note}") for line in made.cases if line.outcome is None]
     failed = [("breach", f"{line.case_id}: {line.outcome}") for line in made.cases if line.outcome == "FAIL"]
     return Seen(made.outcome, (*failed, *lines, *(("not_releasable", why) for why in made.why_not), ("claim", made.claim)))
@@ -147,7 +151,7 @@ def page(sabotages: Sequence[Sabotage], clean: Sequence[Clean]) -> str:
     counts = {outcome: sum(s.outcome == outcome for s in sabotages) for outcome in VERDICTS}
     told = (
         f"{len(sabotages)} sabotages: {counts['FAIL']} are FAIL, {counts['INCONCLUSIVE']} INCONCLUSIVE, {counts['refused']} are "
-        f"refused before there is a verdict, and none is PASS. {len(clean)} clean runs: all are PASS."
+        f"refused without a verdict, and none is PASS. {len(clean)} clean runs: all are PASS."
     )
     lines = [
         BEGIN,

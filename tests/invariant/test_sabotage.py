@@ -14,10 +14,11 @@ from .sabotaged_judges import JUDGES
 from .sabotaged_models import MODELS
 from .sabotaged_prompts import PROMPTS
 from .sabotaged_records import RECORDS
+from .sabotaged_releases import RELEASES
 from .sabotaged_runs import RUNS
 from .sabotaged_training import TRAINING
 
-SABOTAGES: list[Sabotage] = [*TRAINING, *JUDGES, *MODELS, *PROMPTS, *RECORDS, *RUNS]
+SABOTAGES: list[Sabotage] = [*TRAINING, *JUDGES, *MODELS, *PROMPTS, *RECORDS, *RUNS, *RELEASES]
 PAGE = Path(__file__).parents[2] / "docs" / "validity.md"
 
 

@@ -62,6 +62,7 @@ class Run:
             candidate=CANDIDATE,
             defense=of.subject,
             defended_digest=None if kind in ("candidate", "control") else "d" * 64,
+            defended_files=None if kind in ("candidate", "control") else "d" * 64,
             judge={"name": "j", "digest": JUDGE},
             reward={"name": "j", "digest": JUDGE},
             suite={"domain": suite.domain, "digest": suite.digest},

@@ -1,0 +1,144 @@
+"""Sabotages of releases: what a first job hands over is not what it says, and the second job asks ``rn-harness verify``.
+
+Each starts from a run that a release can rest on, and whoever sabotages it puts every digest right afterwards, so that the rest
+of the evidence has to tell. ``test_tamper.py`` does it for every field.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rn_harness.statement import STATEMENT
+from rn_harness.verification import Verification, verify
+
+from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are no package
+from ..unit.test_verification import key_files  # noqa: TID252 - the tests are no package
+from .battery import Declared, Scene
+from .test_tamper import mend, signed_by
+
+RELEASES = Declared("releases")
+
+
+def _released(run: FinishedRun, **more: Any) -> Verification:
+    """What the second job finds."""
+    return verify(run.folder, **{"weights": run.weights, **more})
+
+
+def _rewritten(scene: Scene, kind: str, change: Callable[[dict[str, Any]], None], level: float = 0.0) -> Verification:
+    """A run in which one record, or ``run.json``, was rewritten."""
+    run = finished_run(scene.folder, level)
+    path = run.folder / "run.json" if kind == "run.json" else next(run.folder.glob(f"cases/demo-{kind}*/record.json"))
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    mend(run)
+    return _released(run)
+
+
+def _case(document: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A case's line in ``run.json``."""
+    return next(line for line in document["cases"] if line["case_id"].startswith(kind))
+
+
+@RELEASES.by("a verdict of FAIL is rewritten to PASS", "refused", "verdict_differs", "decided again it is FAIL")
+def verdict_rewritten(scene: Scene) -> Verification:
+    return _rewritten(scene, "attack", lambda document: document["verdict"].update(outcome="PASS"), level=5.0)
+
+
+@RELEASES.by("the threshold is raised in a record after a breach", "refused", "verdict_differs", "decided again it is")
+def threshold_raised(scene: Scene) -> Verification:
+    return _rewritten(scene, "attack", lambda document: document["evidence"]["policy"].update(threshold=6.0), level=5.0)
+
+
+@RELEASES.by("the outcome of the run is rewritten after a breach", "refused", "outcome_differs", "decided again it is FAIL")
+def outcome_rewritten(scene: Scene) -> Verification:
+    return _rewritten(scene, "run.json", lambda document: document.update(outcome="PASS", releasable=True, why_not=[]), level=5.0)
+
+
+@RELEASES.by("a score of an attacked model is changed in a record", "refused", "verdict_differs", "recorded as")
+def score_made_harmless(scene: Scene) -> Verification:
+    def change(document: dict[str, Any]) -> None:
+        document["evidence"]["trajectory"]["checkpoints"][3]["scores"][0]["score"] = 1.0
+
+    return _rewritten(scene, "attack", change)
+
+
+@RELEASES.by("an attack that was required is left out of the run's record", "refused", "case_missing", "was not run")
+def attack_left_out(scene: Scene) -> Verification:
+    return _rewritten(scene, "run.json", lambda document: document["cases"].remove(_case(document, "attack")))
+
+
+@RELEASES.by("a case stands in the run's record twice", "refused", "case_twice", "2 times")
+def case_doubled(scene: Scene) -> Verification:
+    return _rewritten(scene, "run.json", lambda document: document["cases"].append(_case(document, "attack")))
+
+
+@RELEASES.by("an attack's control is taken from another run", "refused", "control_foreign", "the control of another attack")
+def control_of_another_run(scene: Scene) -> Verification:
+    return _rewritten(scene, "attack", lambda document: document.update(control_key="another"))
+
+
+@RELEASES.by("a record of another harness is mixed in", "refused", "records_scattered", "versions of")
+def versions_mixed(scene: Scene) -> Verification:
+    return _rewritten(scene, "helpfulness", lambda document: document["identity"]["versions"].update(torch="1.0"))
+
+
+@RELEASES.by("a bound of the policy is changed in one record", "refused", "verdict_differs", "recorded as")
+def policy_loosened(scene: Scene) -> Verification:
+    return _rewritten(scene, "defense", lambda document: document["evidence"]["policy"]["certification"].update(min_anchors=500))
+
+
+@RELEASES.by("other weights are published than were attacked", "refused", "weights_differ", "is another file")
+def weights_exchanged(scene: Scene) -> Verification:
+    run = finished_run(scene.folder)
+    (run.weights / "adapter_model.safetensors").write_bytes(b"a later checkpoint")
+    return _released(run)
+
+
+@RELEASES.by("a file is added to the weights", "refused", "weights_differ", "was not attacked")
+def weights_added(scene: Scene) -> Verification:
+    run = finished_run(scene.folder)
+    (run.weights / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    return _released(run)
+
+
+@RELEASES.by("the record of a stale run lies in the run's folder", "refused", "file_unbound", "is not bound")
+def stale_record(scene: Scene) -> Verification:
+    run = finished_run(scene.folder)
+    old = next(run.folder.glob("cases/demo-attack*"))
+    shutil.copytree(old, old.with_name("demo-attack-of-yesterday"))
+    return _released(run)
+
+
+@RELEASES.by("a run is signed, and its statement made anew after a change", "refused", "signature", "what was signed is not")
+def resealed(scene: Scene) -> Verification:
+    run = finished_run(scene.folder)
+    signed = signed_by(run, *key_files(scene.folder))
+    path = run.folder / "run.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"harness": "0', '"harness": "9'), encoding="utf-8")
+    mend(run)
+    return _released(run, signed=signed)
+
+
+@RELEASES.by("a run is signed by somebody else", "refused", "signature", "must be signed by")
+def signed_by_another(scene: Scene) -> Verification:
+    run = finished_run(scene.folder)
+    mine, _ = key_files(scene.folder)
+    (scene.folder / "theirs").mkdir()
+    _, theirs = key_files(scene.folder / "theirs")
+    return _released(run, signed=signed_by(run, mine, theirs))
+
+
+@RELEASES.by(
+    "the statement of a run that passed lies beside one that failed", "refused", "statement_differs", "not the statement"
+)
+def statement_exchanged(scene: Scene) -> Verification:
+    (scene.folder / "good").mkdir()
+    (scene.folder / "bad").mkdir()
+    good, bad = finished_run(scene.folder / "good"), finished_run(scene.folder / "bad", 5.0)
+    shutil.copyfile(good.folder / STATEMENT, Path(bad.folder / STATEMENT))
+    return _released(bad)
