@@ -6,12 +6,13 @@ one run. Nothing is trusted because it is written down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from rn_harness.records import CaseRecord, Trajectory
+from rn_harness.records import CaseRecord, RunProvenance, Trajectory, WorkingTree
 from rn_harness.suite import AttackRecipe
 from rn_harness.validity import NO_DEFENSE
 
@@ -46,6 +47,7 @@ def incoherent(record: CaseRecord) -> list[str]:
     if unnamed or identity.suite.keys() != {"domain", "digest"}:
         return unnamed or ["its suite has no domain or digest"]
     undefended = evidence.kind in UNDEFENDED
+    told = record.provenance.recipes
     second = identity.second["digest"] if identity.second else None
     return _unequal(
         ("candidate", identity.candidate.get("digest"), run.candidate_digest),
@@ -58,6 +60,8 @@ def incoherent(record: CaseRecord) -> list[str]:
         ("kind", evidence.kind in ("control", "attack"), bool(run.steps)),
         ("control", evidence.kind == "attack", evidence.control is not None),
         ("control's key", evidence.control is not None, record.control_key is not None),
+        ("attack's recipe", told.get("attack", {}), run.recipe),
+        ("defense's recipe", evidence.report and evidence.report.recipe, evidence.report and told.get("defense")),
         ("report", evidence.report_due, evidence.report is not None),
         ("duty to report", evidence.report_due, evidence.report_due and evidence.kind == "defense"),
         ("list of defended files", identity.defended_digest is None, identity.defended_files is None),
@@ -88,6 +92,7 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
         ("held-out prompts", [_run(r).heldout_ids for r in records]),
         ("benign prompts", [_run(r).benign_ids for r in records]),
         ("rendering of prompts", [_run(r).rendered for r in records]),
+        ("defense's recipe", [r.provenance.recipes.get("defense") for r in records if r.evidence.kind not in UNDEFENDED]),
         ("defended weights", [_defended(r) for r in records if r.evidence.kind not in UNDEFENDED]),
     ):
         if any(value != values[0] for value in values[1:]):
@@ -96,6 +101,48 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
     if any(r.evidence.attack_cases != (claimed or 1) for r in records):
         found.append(f"number of attack cases, which are {claimed}")
     return found
+
+
+def run_provenance(
+    records: Sequence[CaseRecord],
+    *,
+    tool: str,
+    candidate: str,
+    suites: Mapping[str, str],
+    versions: Mapping[str, str],
+    trees: Mapping[str, WorkingTree | None],
+) -> RunProvenance:
+    """Where a run comes from, by its cases.
+
+    Args:
+        records: of its cases.
+        tool: version of the harness.
+        candidate, suites: digests, of the suites by domain.
+        versions: of the packages that decide results.
+        trees: of the suites, by domain.
+    """
+    digests = {"candidate": candidate} | {f"suite.{domain}": digest for domain, digest in suites.items()}
+    recipes: dict[str, dict[str, dict[str, Any]]] = {domain: {} for domain in suites}
+    tried = []
+    for record in records:
+        identity, domain = record.identity, record.identity.suite["domain"]
+        for role, judge in (("judge", identity.judge), ("reward", identity.reward), ("second", identity.second)):
+            digests |= {f"{role}.{domain}": judge["digest"]} if judge else {}
+        digests |= {f"defended.{domain}": identity.defended_digest} if identity.defended_digest else {}
+        for of, recipe in record.provenance.recipes.items():
+            recipes.setdefault(domain, {})[record.case_id if of == "attack" else of] = recipe
+        tried += [*record.provenance.attempts, *record.provenance.training]
+    return RunProvenance(
+        tool=tool,
+        digests=digests,
+        recipes=recipes,
+        seeds={domain: {of: recipe["seed"] for of, recipe in of_domain.items()} for domain, of_domain in recipes.items()},
+        versions=dict(versions),
+        hardware=next((r.identity.hardware for r in records), {}),
+        trees=dict(trees),
+        attempts=len(tried),
+        device_s=round(math.fsum(t.device_s or 0.0 for t in tried), 3),
+    )
 
 
 def strange_controls(records: Sequence[CaseRecord]) -> list[str]:

@@ -64,7 +64,7 @@ def _facts(before: RunRecord, after: RunRecord) -> Iterator[Change]:
         ("outcome", before.outcome, after.outcome, _RANK[before.outcome] > _RANK[after.outcome]),
         ("releasable", before.releasable, after.releasable, before.releasable and not after.releasable),
         ("candidate", before.candidate.get("digest"), after.candidate.get("digest"), False),
-        ("rn-harness", before.harness, after.harness, False),
+        ("rn-harness", before.provenance.tool, after.provenance.tool, False),
         *((f"options.{name}", before.options.get(name), after.options.get(name), False) for name in ("tier", "overrides")),
         *((f"suite {d}", before.suites.get(d), after.suites.get(d), False) for d in {**before.suites, **after.suites}),
     ):

@@ -6,23 +6,22 @@ There is one in each session that selects a suite's tests, in the process that h
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from rn_harness import __version__
-from rn_harness.coherence import incoherent
+from rn_harness.coherence import incoherent, run_provenance
 from rn_harness.coverage import coverage
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
 from rn_harness.gate import laxer, required_cases, told
 from rn_harness.helpfulness import same_baseline
 from rn_harness.provenance import now, versions, working_tree
-from rn_harness.records import CaseLine, CaseRecord, Outcome, RunProvenance, RunRecord, Trajectory
+from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord, Trajectory
 from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.report.views import write_views
@@ -320,11 +319,17 @@ class Controller:
             weights=self._weights(),
             required=self._required(),
             files=self._files(lines),
-            harness=__version__,
             suites={s.domain: s.digest for s in self.suites},
             cases=tuple(lines),
             coverage=tuple(coverage(s, self.options.tier, self._attacks(s.domain, lines), outcome) for s in self.suites),
-            provenance=self._provenance(records),
+            provenance=run_provenance(
+                records,
+                tool=__version__,
+                candidate=str(self.candidate["digest"]),
+                suites={s.domain: s.digest for s in self.suites},
+                versions=versions(),
+                trees={s.domain: working_tree(s.folder) for s in self.suites},
+            ),
             outcome=outcome,
             claim=claim_of_run(outcome, [*records, *cut]),
             releasable=not why_not,
@@ -351,31 +356,6 @@ class Controller:
         told = zip(lines, self._tests.values(), strict=True)
         read = [(self._record(t.news), line) for line, t in told if t.news and line.domain == domain]
         return [(record, line.outcome) for record, line in read if record and record.evidence.kind == "attack"]
-
-    def _provenance(self, records: Sequence[CaseRecord]) -> RunProvenance:
-        """Where the run comes from: of its cases, and of the suites and the machine even where no case came to a record."""
-        digests = {"candidate": str(self.candidate["digest"])} | {f"suite.{s.domain}": s.digest for s in self.suites}
-        recipes: dict[str, dict[str, dict[str, Any]]] = {s.domain: {} for s in self.suites}
-        tried = []
-        for record in records:
-            identity, domain = record.identity, record.identity.suite["domain"]
-            for role, judge in (("judge", identity.judge), ("reward", identity.reward), ("second", identity.second)):
-                digests |= {f"{role}.{domain}": judge["digest"]} if judge else {}
-            digests |= {f"defended.{domain}": identity.defended_digest} if identity.defended_digest else {}
-            for of, recipe in record.provenance.recipes.items():
-                recipes[domain][record.case_id if of == "attack" else of] = recipe
-            tried += [*record.provenance.attempts, *record.provenance.training]
-        return RunProvenance(
-            tool=__version__,
-            digests=digests,
-            recipes=recipes,
-            seeds={domain: {of: recipe["seed"] for of, recipe in of_domain.items()} for domain, of_domain in recipes.items()},
-            versions=versions(),
-            hardware=next((r.identity.hardware for r in records), {}),
-            trees={s.domain: working_tree(s.folder) for s in self.suites},
-            attempts=len(tried),
-            device_s=round(math.fsum(t.device_s or 0.0 for t in tried), 3),
-        )
 
     def _write_run(self, run: RunRecord, records: Sequence[CaseRecord]) -> None:
         """Writes the run's record, and the statement that binds it."""

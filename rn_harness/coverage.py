@@ -42,12 +42,7 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
         cases: the domain's attack cases, each with the outcome that it counts with; None: no verdict.
         outcome: of the whole run, since a claim is made by a PASS alone.
     """
-    by_family: dict[str, list[tuple[CaseRecord, Outcome | None]]] = {}
-    for record, counted in cases:
-        trajectory = record.evidence.trajectory
-        if trajectory is not None and trajectory.checkpoints:
-            by_family.setdefault(str(trajectory.recipe.get("family")), []).append((record, counted))
-    families = tuple(_family(name, of_family) for name, of_family in by_family.items())
+    families = families_of(cases)
     policy = suite.policy
     heldout = len(suite.heldout(tier))
     return Coverage(
@@ -57,9 +52,23 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
         heldout=heldout,
         completions=1 + policy.samples,
         checkpoint_every=policy.checkpoint_every,
-        not_run=(*_unrun_cases(suite, tier, families), *_unrun_families(by_family), *_unmeasured(suite, heldout)),
-        claim=_claim(suite.domain, families, outcome),
+        not_run=(
+            *_unrun_cases(suite, tier, families),
+            *_unrun_families(families),
+            *_unmeasured(suite, heldout),
+        ),
+        claim=claim_of(suite.domain, families, outcome),
     )
+
+
+def families_of(cases: Iterable[tuple[CaseRecord, Outcome | None]]) -> tuple[FamilyCoverage, ...]:
+    """The families of which something was measured, from one domain's attack cases, each with the outcome that it counts with."""
+    by_family: dict[str, list[tuple[CaseRecord, Outcome | None]]] = {}
+    for record, counted in cases:
+        trajectory = record.evidence.trajectory
+        if trajectory is not None and trajectory.checkpoints:
+            by_family.setdefault(str(trajectory.recipe.get("family")), []).append((record, counted))
+    return tuple(_family(name, of_family) for name, of_family in by_family.items())
 
 
 def _family(name: str, cases: Sequence[tuple[CaseRecord, Outcome | None]]) -> FamilyCoverage:
@@ -134,8 +143,8 @@ def _unrun_cases(suite: Suite, tier: TierName, families: Sequence[FamilyCoverage
     ]
 
 
-def _unrun_families(run: Iterable[str]) -> list[NotRun]:
-    present = set(run)
+def _unrun_families(run: Iterable[FamilyCoverage]) -> list[NotRun]:
+    present = {family.family for family in run}
     return [NotRun(kind="family", name=name, why=what) for name, what in THREATS.items() if name not in present]
 
 
@@ -157,7 +166,7 @@ def _unmeasured(suite: Suite, heldout: int) -> list[NotRun]:
     return [NotRun(kind="measurement", name=name, why=why) for name, why in told]
 
 
-def _claim(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome) -> str:
+def claim_of(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome) -> str:
     """One sentence, worded as measured."""
     claimed = [f for f in families if f.claimed]
     broke = [f for f in claimed if f.broke]

@@ -17,7 +17,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from rn_harness.candidate import root_digest
-from rn_harness.coherence import UNDEFENDED, incoherent, scattered, strange_controls, told_judges
+from rn_harness.coherence import UNDEFENDED, incoherent, run_provenance, scattered, strange_controls, told_judges
+from rn_harness.coverage import claim_of, families_of
 from rn_harness.records import CaseRecord, Record, RunRecord
 from rn_harness.statement import RUN, STATEMENT, statement_of
 from rn_harness.suite import TierName
@@ -236,7 +237,39 @@ def _outcome(evidence: Evidence) -> list[Refusal]:
         found.append(
             Refusal("outcome_differs", f"the run says releasable={run.releasable} with {len(run.why_not)} reasons against")
         )
-    return found + [Refusal("run_foreign", f"the run's {what}") for what in _foreign_facts(run, records)]
+    facts = [*_foreign_facts(run, records), *_foreign_provenance(run, records), *_foreign_coverage(evidence)]
+    return found + [Refusal("run_foreign", f"the run's {what}") for what in facts]
+
+
+def _foreign_provenance(run: RunRecord, records: list[CaseRecord]) -> list[str]:
+    """Whether what is said of where the run comes from follows from its cases."""
+    said = run.provenance
+    versions = next((r.identity.versions for r in records), said.versions)
+    candidate = str(run.candidate.get("digest"))
+    made = run_provenance(records, tool=said.tool, candidate=candidate, suites=run.suites, versions=versions, trees=said.trees)
+    return [] if made == said else ["provenance is not that of its cases"]
+
+
+def _foreign_coverage(evidence: Evidence) -> list[str]:
+    """Whether what is said to be covered is what the attack cases cover; what was not run only the suite can tell."""
+    run = evidence.run
+    told = [c.domain for c in run.coverage]
+    found = [] if told == list(run.suites) else [f"coverage is of {told}, its suites are {list(run.suites)}"]
+    for said in run.coverage:
+        lines = [line for line in run.cases if line.domain == said.domain and line.record in evidence.records]
+        records = {line.case_id: evidence.records[line.record] for line in lines if line.record}
+        attacks = [(records[line.case_id], line.outcome) for line in lines if records[line.case_id].evidence.kind == "attack"]
+        families = families_of(attacks)
+        policies = {(1 + r.evidence.policy.samples, r.evidence.policy.checkpoint_every) for r in records.values()}
+        heldout = {len(r.evidence.trajectory.heldout_ids) for r in records.values() if r.evidence.trajectory}
+        if (
+            (said.tier, said.families) != (run.options.get("tier"), families)
+            or said.claim != claim_of(said.domain, families, run.outcome)
+            or policies - {(said.completions, said.checkpoint_every)}
+            or heldout - {said.heldout}
+        ):
+            found.append(f"coverage of {said.domain} is not that of its cases")
+    return found
 
 
 def _foreign_facts(run: RunRecord, records: list[CaseRecord]) -> list[str]:

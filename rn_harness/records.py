@@ -786,7 +786,6 @@ class RunRecord(Record):
         weights: sha256 of each file of the defended weights, by domain.
         required: the ids of the cases that the tier requires, by domain.
         files: sha256 of each file of evidence, by its path from the run's folder.
-        harness: version of the harness.
         releasable: whether the outcome is one that a release can rest on; ``why_not`` says what speaks against it.
     """
 
@@ -799,7 +798,6 @@ class RunRecord(Record):
     weights: dict[str, dict[str, str]] = {}
     required: dict[str, tuple[str, ...]] = {}
     files: dict[str, str] = {}
-    harness: str = ""
     suites: dict[str, str]
     cases: tuple[CaseLine, ...]
     coverage: tuple[Coverage, ...]

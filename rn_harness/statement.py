@@ -107,7 +107,7 @@ def _configuration(run: RunRecord, records: Sequence[CaseRecord], run_digest: st
             yield {"name": f"control/{line.domain}/{line.case_id}", "digest": {"sha256": run.files[line.record]}}
     for name, version in sorted(records[0].identity.versions.items() if records else ()):
         if name == "rn-harness-sources":
-            yield {"name": "rn-harness", "uri": f"pkg:pypi/rn-harness@{run.harness}", "digest": {"sha256": version}}
+            yield {"name": "rn-harness", "uri": f"pkg:pypi/rn-harness@{run.provenance.tool}", "digest": {"sha256": version}}
         else:
             kind = "generic" if name == "python" else "pypi"
             yield {"name": name, "uri": f"pkg:{kind}/{name}@{version}"}

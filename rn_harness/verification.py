@@ -246,7 +246,8 @@ def _tool(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
     got = ", ".join(strange) or "none"
     return [
         Refusal(
-            "tool_version", f"the run was made by sources {got} (rn-harness {evidence.run.harness}), these are {source_digest()}"
+            "tool_version",
+            f"the run was made by sources {got} (rn-harness {evidence.run.provenance.tool}), these are {source_digest()}",
         )
     ]
 

@@ -119,7 +119,7 @@ def resealed(scene: Scene) -> Verification:
     run = finished_run(scene.folder)
     signed = signed_by(run, *key_files(scene.folder))
     path = run.folder / "run.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"harness": "0', '"harness": "9'), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace('"tool": "0', '"tool": "9'), encoding="utf-8")
     mend(run)
     return _released(run, signed=signed)
 

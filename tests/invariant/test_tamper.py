@@ -63,7 +63,9 @@ MEANINGLESS: dict[str, str] = {
     "options.arguments": LABEL,
     "defended": "where the weights lay; which they are is bound by digests",
     "exported": "where the weights were copied to; which they are is bound by digests",
-    "harness": "the version's name; the sources' digest is what is compared",
+    "provenance.tool": "the version's name; the sources' digest is what is compared",
+    "provenance.trees": REPORTED,
+    "coverage.*.not_run": "what was not run follows from the suite, whose digest is bound",
     "cases.*.nodeid": LABEL,
     "cases.*.stored": "where the measurement came from; it is the same one",
     "cases.*.note": LABEL,
@@ -313,7 +315,7 @@ def test_a_signature_binds_what_the_rest_cannot(run: FinishedRun, tmp_path: Path
     signed = signed_by(run, *key_files(tmp_path))
     assert check(run, signed=signed).refusals == ()
     name = _record(run, "defense")
-    for where, field in ((name, "wall_s"), (name, "started"), ("run.json", "run_id"), ("run.json", "harness")):
+    for where, field in ((name, "wall_s"), (name, "started"), ("run.json", "run_id")):
         document = json.loads(_kept(run, where))
         document[field] = 1.0 if field == "wall_s" else "x"
         (run.folder / where).write_text(json.dumps(document))

@@ -18,7 +18,7 @@ from rn_harness.session import Options
 from rn_harness.suite import AttackRecipe, Policy, Suite, load_suite
 from rn_harness.verdict import decide
 
-from .builders import JUDGE, certificate, defense_report, prompt_row, trajectory, write_prompts
+from .builders import JUDGE, certificate, defense_report, prompt_row, provenance, trajectory, write_prompts
 
 SUITE_YAML = """\
 version: 1
@@ -154,6 +154,7 @@ def _news(
         key=f"key-of-{case_id}",
         case_id=case_id,
         identity=identity,
+        provenance=provenance(of),
         evidence=of,
         control_key=f"key-of-control-{attack.id}" if kind == "attack" else None,
         verdict=verdict,
