@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -330,6 +330,12 @@ def _session(config: pytest.Config) -> RunSession:
     return config.stash[SESSION]
 
 
+def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
+    """Lets its body write past pytest's capture."""
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    return capture.global_and_fixture_disabled() if capture else nullcontext()  # type: ignore[no-any-return]
+
+
 def _say(config: pytest.Config, progress: Progress) -> None:
     """Shows progress past pytest's capture: a bar on a terminal, a plain line elsewhere; workers write to their stderr.
 
@@ -340,9 +346,8 @@ def _say(config: pytest.Config, progress: Progress) -> None:
         raise Terminated
     if SCRATCH in config.stash:
         return
-    capture = config.pluginmanager.getplugin("capturemanager")
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
-    with capture.global_and_fixture_disabled() if capture else nullcontext():
+    with _uncaptured(config):
         if _is_worker(config) or reporter is None:
             sys.stderr.write(f"{progress.line}\n")
             sys.stderr.flush()
@@ -724,8 +729,9 @@ def _end_all(config: pytest.Config, text: str) -> None:
     from rn_harness.ranks import ranks
 
     if SCRATCH in config.stash:
-        sys.__stderr__.write(f"rn-harness: process {ranks().rank}: no verdict: {text}\n")  # type: ignore[union-attr]
-        sys.__stderr__.flush()  # type: ignore[union-attr]
+        with _uncaptured(config):
+            sys.stderr.write(f"rn-harness: process {ranks().rank}: no verdict: {text}\n")
+            sys.stderr.flush()
         time.sleep(GRACE_S)  # where the first failed too, it tells and writes what became of the run
         os._exit(1)
     if ranks().size > 1:
