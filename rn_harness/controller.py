@@ -208,8 +208,6 @@ class Controller:
             # The verdict of a case and the colour of its test must not differ: where they do, there is none. But a breach
             # that was seen stays seen, whatever became of its test.
             agrees = news is not None and (news["outcome"] == "FAIL" or test.state in _STATES[news["outcome"]])
-            if agrees and news and news["outcome"] == "PASS" and not self._is_ours(news):
-                agrees = False
             lines.append(
                 CaseLine(
                     nodeid=test.nodeid,
@@ -224,6 +222,13 @@ class Controller:
                 )
             )
         return lines
+
+    def _disown(self) -> None:
+        """Takes the green from tests whose record does not bear it out, so that JUnit and the run's record say the same."""
+        for test in self._tests.values():
+            if test.state == "passed" and test.news and test.news["outcome"] == "PASS" and not self._is_ours(test.news):
+                test.state = "error"
+                test.text = "no verdict: its record cannot be read, is not of this run, or does not pass when decided again"
 
     def _is_ours(self, news: CaseNews) -> bool:
         """Whether a record can be read, is of this run, candidate, suite and defense, and passes when decided again."""
@@ -267,6 +272,7 @@ class Controller:
     def finish(self) -> RunRecord:
         """Writes the last JUnit and the run's record; the one outcome over all cases is decided here, once."""
         self._records.clear()
+        self._disown()
         self._write_junit()
         lines = self._lines()
         missing = self._missing()

@@ -38,7 +38,12 @@ def test_a_short_run_is_green_and_leaves_its_evidence(workspace):
     assert max(c["maximum"] for c in attack["evidence"]["trajectory"]["checkpoints"]) <= 2.0
     assert attack["control_key"] == control["key"]
     assert attack["identity"]["overrides"] == ["attack.steps=20", "attack.control_steps=20"]
-    for line in ("candidate organism (sha256", "defended weights (biochem):", "PASS: held in 1 of 1 attack cases"):
+    for line in (
+        "candidate organism (sha256",
+        "defended weights (biochem):",
+        "not run (biochem): attack-",
+        "PASS: held in 1 of 1 attack cases",
+    ):
         assert line in first.text
     assert "biochem: attack-grpo-p5-lr5e-4-s0: step 20/20" in first.text  # progress, a plain line a checkpoint
 

@@ -329,12 +329,15 @@ def test_other_weights_are_not_exported(tmp_path: Path) -> None:
 
 
 def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
-    """What was measured without any attack, filed under an attack's name, leaves that case without a verdict."""
+    """What was measured without any attack, filed under an attack's name, leaves that case without a verdict, in JUnit too."""
     run.end_all(but=(ATTACK,))
     (suite, _, _) = run.cases[0]
     news = run.news(suite, "candidate", ATTACK)
     run.end(run.nodeid(suite, ATTACK), news)
-    assert run.controller.finish().outcome == "INCONCLUSIVE"
+    record = run.controller.finish()
+    assert record.outcome == "INCONCLUSIVE"
+    assert [line.note for line in record.cases if line.outcome is None and line.note and "record" in line.note]
+    assert 'errors="1"' in (run.folder / "junit.xml").read_text()
 
 
 @pytest.mark.parametrize(
