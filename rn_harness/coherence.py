@@ -65,6 +65,8 @@ def incoherent(record: CaseRecord) -> list[str]:
         ("report", evidence.report_due, evidence.report is not None),
         ("duty to report", evidence.report_due, evidence.report_due and evidence.kind == "defense"),
         ("list of defended files", identity.defended_digest is None, identity.defended_files is None),
+        ("number of training steps", run.steps, run.settings.get("max_steps", run.steps)),
+        ("list of settings", sorted(run.settings), sorted((evidence.control or run).settings)),
         ("training", bool(run.steps), bool(run.prompt_ids or run.recipe or run.settings)),
         ("defense", identity.defense, evidence.subject),
         ("lack of a defense", undefended, identity.defense == NO_DEFENSE) if undefended else ("", 0, 0),
