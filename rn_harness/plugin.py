@@ -333,7 +333,7 @@ def _session(config: pytest.Config) -> RunSession:
 def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
     """Lets its body write past pytest's capture."""
     capture: Any = config.pluginmanager.getplugin("capturemanager")
-    return capture.global_and_fixture_disabled() if capture else nullcontext()  # type: ignore[no-any-return]
+    return capture.global_and_fixture_disabled() if capture else nullcontext()
 
 
 def _say(config: pytest.Config, progress: Progress) -> None:
