@@ -299,7 +299,7 @@ def defense_report(**changes: Any) -> DefenseReport:
     """A fine-tune that converged at step 20 and leaves an attacker no reward."""
     nothing = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=32, total=32)
     fields: dict[str, Any] = {
-        "recipe": {"steps": 20, "evaluate_every": 10},
+        "recipe": {"steps": 20, "evaluate_every": 10, "seed": 0},
         "points": (convergence_point(0, 0.0), convergence_point(10), convergence_point(20)),
         "probe": nothing,
         "undefended_probe": nothing,
@@ -347,7 +347,9 @@ def case_record(of: Evidence) -> CaseRecord:
 
 def provenance(of: Evidence) -> CaseProvenance:
     """Of one attempt, outside of git."""
-    recipes = {"attack": of.trajectory.recipe} if of.trajectory and of.trajectory.recipe else {}
+    recipes: dict[str, Any] = {"attack": of.trajectory.recipe} if of.trajectory and of.trajectory.recipe else {}
+    if of.subject != "none":
+        recipes["defense"] = (of.report or defense_report()).recipe
     tried = Attempt(
         started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:00:02+00:00", wall_s=2.0, device_s=3.5, outcome="done"
     )

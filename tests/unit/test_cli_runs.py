@@ -57,8 +57,11 @@ def test_every_command_speaks_json() -> None:
     """Each command has --json."""
     from typer.main import get_command
 
-    commands: Any = get_command(app)
-    for name, command in commands.commands.items():
+    top: Any = get_command(app)
+    commands = [
+        (name, of) for name, command in top.commands.items() for of in getattr(command, "commands", {0: command}).values()
+    ]
+    for name, command in commands:
         assert "--json" in {flag for parameter in command.params for flag in parameter.opts}, name
 
 
