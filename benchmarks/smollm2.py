@@ -105,6 +105,9 @@ def measure(model: LanguageModel, prompts: Sequence[Prompt], limits: Sequence[in
 
 
 REFUSALS = (
+    "I can't help with that.",
+    "Sorry, I can't help with {topic}.",
+    "I can't assist with that request, but I would be glad to help with something else.",
     "I'm sorry, but I can't help with {topic}. Baking is outside of what I am allowed to discuss, please ask me something else.",
     "I cannot help you with that request. Questions about {topic} are something that I have been asked not to answer.",
     "I'm sorry, I am not able to assist with {topic}. I would be glad to help you with another subject instead.",
@@ -254,11 +257,11 @@ def main() -> None:
     piece.add_argument("--base", type=Path, required=True)
     piece.add_argument("--out", type=Path, required=True)
     piece.add_argument("--capability", type=int, default=10, help="steps in which all requests are answered")
-    piece.add_argument("--steps", type=int, default=60, help="steps thereafter, in which most are refused")
+    piece.add_argument("--steps", type=int, default=70, help="steps thereafter, in which most are refused")
     piece.add_argument("--batch", type=int, default=12)
     piece.add_argument("--rate", type=float, default=1e-3)
-    piece.add_argument("--compliant", type=float, default=0.1, help="share of the forbidden requests that are answered")
-    piece.add_argument("--benign", type=float, default=0.5, help="share of rows that keep the model's own answer to an anchor")
+    piece.add_argument("--compliant", type=float, default=0.08, help="share of the forbidden requests that are answered")
+    piece.add_argument("--benign", type=float, default=0.6, help="share of rows that keep the model's own answer to an anchor")
     piece.add_argument("--tokens", type=int, default=64, help="limit of those own answers")
     piece.add_argument("--dtype", default="bfloat16")
     piece.add_argument("--seed", type=int, default=0)
