@@ -75,19 +75,19 @@ def check_room(folder: Path, needed: int) -> None:
     """Makes sure, before hours of work, that a folder can be written to and has room.
 
     Args:
-        folder: made if it is not there.
+        folder: where it is not there yet, the nearest above it that is; nothing is made.
         needed: bytes.
 
     Raises:
         StoreError: it cannot, or it has not.
     """
+    there = next((above for above in (folder, *folder.parents) if above.exists()), folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
+        with tempfile.TemporaryFile(dir=there) as probe:
             probe.write(b"x" * 4096)
             probe.flush()
             os.fsync(probe.fileno())
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(there).free
     except OSError as error:
         raise StoreError(
             f"results must be kept, got folder={folder}: {error.strerror or error}; name folders that can be written to by "
