@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.soak
 HERE = Path(__file__).parent
 CANARY = "qzcanary7f3a"
 TINY = (

@@ -20,6 +20,7 @@ def _launch(workspace, *args):
     return result
 
 
+@pytest.mark.soak
 def test_two_processes_make_one_run(workspace):
     """One terminal, one record a case, one JUnit, in which the number of processes is recorded; a second run finds all stored."""
     done = _launch(workspace, "mine/biochem", *SHORT, "--junitxml", "asked.xml")
@@ -43,6 +44,7 @@ def test_two_processes_make_one_run(workspace):
     assert all(case["stored"] for case in workspace.record()["cases"])
 
 
+@pytest.mark.soak
 def test_a_process_that_fails_ends_the_run(workspace):
     """The second fails in the middle of the control: the exit code is not 0, JUnit stays red, and no outcome is left."""
     workspace.pytester.makepyfile(
