@@ -102,7 +102,7 @@ def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path
     assert not (scene.folder / "run" / "run.json").exists()
     (journal,) = (store / "unfinished").iterdir()
     assert [json.loads(line)["step"] for line in journal.read_text().splitlines()] == [0, 2]
-    assert [p.name for p in store.iterdir() if p.name not in ("case", "certificate", "locks", "unfinished")] == []
+    assert [p.name for p in store.iterdir() if p.name not in ("attempts", "case", "certificate", "locks", "unfinished")] == []
 
     again = scene.run(*TINY, *ATTACK, "--rn-run=run")
     assert "restarted" not in again.text
