@@ -151,7 +151,7 @@ def loss_of_nothing(scene: Scene) -> Evidence:
 @TRAINING.by("training ends after half of the steps", "refused", "TrainingError", "training takes 10 steps, got 7")
 def training_ends_early(scene: Scene) -> Evidence:
     settings = rn_harness.grpo.trainer_settings
-    scene.patch.setattr(rn_harness.grpo, "trainer_settings", lambda recipe: settings(recipe) | {"max_steps": 7})
+    scene.patch.setattr(rn_harness.grpo, "trainer_settings", lambda *how: settings(*how) | {"max_steps": 7})
     return _attacked(scene, scene.lab.defended())
 
 
