@@ -333,7 +333,7 @@ class Controller:
                 tool=__version__,
                 candidate=str(self.candidate["digest"]),
                 suites={s.domain: s.digest for s in self.suites},
-                versions=next((r.identity.versions for r in records), None) or versions(),
+                versions=next((r.identity.versions for r in records), versions()),
                 trees={s.domain: working_tree(s.folder) for s in self.suites},
             ),
             outcome=outcome,
