@@ -534,7 +534,7 @@ def test_prune_removes_what_was_not_used(store: Store) -> None:
 
 
 def test_room_is_asked_for_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What there is of a folder's path is tried by writing, and nothing is left; too little space, or no folder, says what to set."""
+    """What there is of a path is tried by writing, and nothing is left; too little space, or no folder, says what to set."""
     check_room(tmp_path / "new" / "folder", 1)
     assert list(tmp_path.iterdir()) == []
     free = shutil.disk_usage(tmp_path).free
