@@ -1012,36 +1012,10 @@ class RunSession:
         """Measures; where that is cut off, what was measured is recorded first, and a breach in it ends the case."""
         if attack is not None:
             self.check_reward(suite)
-        transcript = self._transcript(suite, folder)
-        panel = dataclasses.replace(
-            self.panel(suite), control_answers=self._answers_of_control(kind, suite, attack), transcript=transcript
-        )
-        try:
-            return self._measure_on(panel, kind, suite, attack, defended, case_id, folder, journal, seen)
-        finally:
-            if transcript:
-                transcript.write()
-
-    def _transcript(self, suite: Suite, folder: Path) -> Transcript | None:
-        """Where this case's completions are kept, if anywhere."""
-        if self.options.transcripts:
-            return Transcript(self.options.path(self.options.transcripts) / f"{folder.name}.jsonl", self.options.recipients)
-        return Transcript(folder / "transcript.jsonl", ()) if suite.declaration.transcripts else None
-
-    def _measure_on(
-        self,
-        panel: Panel,
-        kind: CaseKind,
-        suite: Suite,
-        attack: AttackRecipe | None,
-        defended: Defended,
-        case_id: str,
-        folder: Path,
-        journal: Journal,
-        seen: Callable[[Trajectory], CaseRecord],
-    ) -> Trajectory:
         steps = 0 if attack is None else attack.control_steps if kind == "control" else attack.steps
-        with (folder / "checkpoints.jsonl").open("w", encoding="utf-8") as lines:
+        answers = self._answers_of_control(kind, suite, attack)
+        with self._transcript(suite, folder) as transcript, (folder / "checkpoints.jsonl").open("w", encoding="utf-8") as lines:
+            panel = dataclasses.replace(self.panel(suite), control_answers=answers, transcript=transcript)
 
             def sink(checkpoint: Checkpoint) -> None:
                 text = checkpoint.model_dump_json()
@@ -1100,6 +1074,21 @@ class RunSession:
             checkpoints=(checkpoint,),
             rendered=model.rendered(panel.heldout[0]),
         )
+
+    @contextmanager
+    def _transcript(self, suite: Suite, folder: Path) -> Iterator[Transcript | None]:
+        """Where a case's completions are kept, if anywhere; written when its body ends, however it does."""
+        transcript = None
+        if self.options.transcripts:
+            path = self.options.path(self.options.transcripts) / f"{folder.name}.jsonl"
+            transcript = Transcript(path, self.options.recipients)
+        elif suite.declaration.transcripts:
+            transcript = Transcript(folder / "transcript.jsonl", ())
+        try:
+            yield transcript
+        finally:
+            if transcript:
+                transcript.write()
 
     def _answers_of_control(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> ControlAnswers | None:
         """What the control of an attack answered, for the defense that of the tier's first; None where it was not run here."""
