@@ -1077,7 +1077,7 @@ class RunSession:
 
     @contextmanager
     def _transcript(self, suite: Suite, folder: Path) -> Iterator[Transcript | None]:
-        """Where a case's completions are kept, if anywhere; written when its body ends, however it does."""
+        """Where a case's completions are kept, if anywhere. The first process writes them when the body ends, however it does."""
         transcript = None
         if self.options.transcripts:
             path = self.options.path(self.options.transcripts) / f"{folder.name}.jsonl"
@@ -1087,7 +1087,7 @@ class RunSession:
         try:
             yield transcript
         finally:
-            if transcript:
+            if transcript and ranks().leads:
                 transcript.write()
 
     def _answers_of_control(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> ControlAnswers | None:

@@ -10,8 +10,10 @@ import pyrage
 import pytest
 import yaml
 
+import rn_harness.session as session_module
 from rn_harness.errors import RecipeError, SuiteError
 from rn_harness.model import Completion
+from rn_harness.ranks import Ranks
 from rn_harness.suite import Prompt, load_suite, read_yaml
 from rn_harness.transcripts import Transcript, check_recipients
 
@@ -88,3 +90,17 @@ def test_where_texts_may_go(tmp_path: Path) -> None:
             a_session(tmp_path, **options).check_transcripts()
     with pytest.raises(RecipeError, match="age1nobody"):
         check_recipients([key, "age1nobody"])
+
+
+@pytest.mark.parametrize(("rank", "kept"), [(0, ["case.jsonl.age"]), (1, [])])
+def test_of_several_processes_the_first_keeps_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, kept: list[str]
+) -> None:
+    """All measure the same case, and two that write one file would take it from each other."""
+    monkeypatch.setattr(session_module, "ranks", lambda: Ranks(rank, 2, 2))
+    key = str(pyrage.x25519.Identity.generate().to_public())
+    session = a_session(tmp_path, transcripts="texts", recipients=(key,))
+    with session._transcript(load_suite(write_suite(tmp_path / "demo")), tmp_path / "case"):
+        pass
+    folder = session.options.path("texts")
+    assert ([p.name for p in folder.iterdir()] if folder.is_dir() else []) == kept
