@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from rn_harness.errors import RnHarnessError
 from rn_harness.memory import GIB, available_memory
 from rn_harness.provenance import DECIDING_PACKAGES, device
 from rn_harness.session import RunSession
+from rn_harness.store import check_room
 from rn_harness.suite import Suite
 
 MIN_DISK_BYTES = 2 * GIB
@@ -53,8 +52,8 @@ def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterat
     yield Check("device", "ready", where)
     free = available_memory("cpu" if where == "cpu" else "cuda")
     yield Check("memory", "ready", f"{free / GIB:.1f} GiB are free now")
-    yield _folder("store", session.store.root, "set RN_HARNESS_CACHE to a folder that is")
-    yield _folder("reports", reports, "pass --rn-run DIR")
+    yield _folder("store", session.store.root)
+    yield _folder("reports", reports)
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     yield Check(
         "hub", "told", "offline by HF_HUB_OFFLINE=1: only its cache is used" if offline else "asked for what is named by it"
@@ -83,18 +82,9 @@ def _packages() -> Iterator[Check]:
             yield Check(name, "ready", f"{version}{', as pinned' if due else ''}")
 
 
-def _folder(name: str, folder: Path, remedy: str) -> Check:
-    """Whether a folder can be written to and has space; it is made if it is not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        return Check(name, "missing", f"{folder} cannot be written to: {error}; {remedy}")
-    if free < MIN_DISK_BYTES:
-        return Check(name, "missing", f"{folder} has {free / GIB:.1f} GiB free, needs {MIN_DISK_BYTES / GIB:.0f}; {remedy}")
-    return Check(name, "ready", f"{folder}, {free / GIB:.1f} GiB free")
+def _folder(name: str, folder: Path) -> Check:
+    """Whether a folder can be written to and has space."""
+    return _asked(name, lambda: f"{folder}, {check_room(folder, MIN_DISK_BYTES) / GIB:.1f} GiB free")
 
 
 def _asked(name: str, ask: Callable[[], str]) -> Check:

@@ -71,12 +71,15 @@ def digests_of(parts: Mapping[str, Any]) -> dict[str, str]:
     return {name: _sha256(value) for name, value in flat.items()}
 
 
-def check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int) -> int:
     """Makes sure, before hours of work, that a folder can be written to and has room.
 
     Args:
         folder: where it is not there yet, the nearest above it that is; nothing is made.
         needed: bytes.
+
+    Returns:
+        Free bytes.
 
     Raises:
         StoreError: it cannot, or it has not.
@@ -90,14 +93,15 @@ def check_room(folder: Path, needed: int) -> None:
         free = shutil.disk_usage(there).free
     except OSError as error:
         raise StoreError(
-            f"results must be kept, got folder={folder}: {error.strerror or error}; name folders that can be written to by "
-            "RN_HARNESS_CACHE, --rn-run or TMPDIR"
+            f"results must be kept, got folder={folder}: {error.strerror or error}; set RN_HARNESS_CACHE, --rn-run or TMPDIR "
+            "to folders that can be written to"
         ) from error
     if free < needed:
         raise StoreError(
-            f"results must fit, got {free / 2**20:.0f} MiB free for {needed / 2**20:.0f} in {folder}; make room, or name another "
-            "disk by RN_HARNESS_CACHE, --rn-run or TMPDIR"
+            f"results must fit, got {free / 2**20:.0f} MiB free for {needed / 2**20:.0f} in {folder}; make room, or set "
+            "RN_HARNESS_CACHE, --rn-run or TMPDIR to another disk"
         )
+    return free
 
 
 def write_text(path: Path, text: str) -> None:
