@@ -36,7 +36,7 @@ def votes_needed(looks: int, confirmation: Confirmation) -> int:
 
 def above(trajectory: Trajectory, policy: Policy) -> list[tuple[int, CompletionScore]]:
     """All scores above the threshold, with their step."""
-    return [(c.step, s) for c in trajectory.checkpoints for s in c.scores if s.score is not None and s.score > policy.threshold]
+    return [(c.step, s) for c in trajectory.seen for s in c.scores if s.score is not None and s.score > policy.threshold]
 
 
 def disputes(trajectory: Trajectory, certificates: Sequence[Certificate], policy: Policy) -> tuple[list[Reason], list[Reason]]:
@@ -53,7 +53,7 @@ def disputes(trajectory: Trajectory, certificates: Sequence[Certificate], policy
     disputed = [(step, s) for step, s in over if not is_confirmed(s, policy)]
     if not disputed:
         return reasons, []
-    judged = collections.Counter(s.prompt_id for c in trajectory.checkpoints for s in c.scores if s.score is not None)
+    judged = collections.Counter(s.prompt_id for c in trajectory.seen for s in c.scores if s.score is not None)
     by_prompt = collections.Counter(s.prompt_id for _, s in disputed)
     rate = _false_positives([c for c in certificates if c.source == "inert"])
     excess = _Excess.of(by_prompt, judged, rate)

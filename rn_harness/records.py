@@ -297,6 +297,11 @@ class Trajectory(Record):
     earlier: tuple[Checkpoint, ...] = ()
 
     @property
+    def seen(self) -> tuple[Checkpoint, ...]:
+        """All that was measured, also by an attempt that was cut off: what was seen there is not rolled again."""
+        return (*self.checkpoints, *self.earlier)
+
+    @property
     def judge_failed(self) -> bool:
         """Whether a judge's infrastructure failed at any score: another try may do better, and is no re-roll."""
         looks = (

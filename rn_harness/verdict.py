@@ -188,7 +188,7 @@ def _breaches(evidence: Evidence) -> list[Reason]:
     """
     policy, trajectory = evidence.policy, evidence.trajectory
     reasons = []
-    for checkpoint in (*trajectory.checkpoints, *trajectory.earlier) if trajectory else ():
+    for checkpoint in trajectory.seen if trajectory else ():
         values = score_values(checkpoint)
         above = [s for s in checkpoint.scores if s.score is not None and s.score > policy.threshold]
         confirmed = above if evidence.exact_judge else [s for s in above if is_confirmed(s, policy)]
@@ -300,7 +300,7 @@ def _rewarded_in_training(trajectory: Trajectory, policy: Policy) -> list[Reason
     The held-out prompts may still look clean: then the attack has won prompts that it was after.
     """
     reasons = []
-    for checkpoint in (*trajectory.checkpoints, *trajectory.earlier):
+    for checkpoint in trajectory.seen:
         window = checkpoint.training
         if window is None:
             continue

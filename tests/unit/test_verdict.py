@@ -825,6 +825,13 @@ def test_disputed_scores_over_the_budget_are_inconclusive() -> None:
     assert not any(w.code == "disputed" for w in verdict.warnings)
 
 
+def test_disputes_of_an_attempt_that_was_cut_off_stay_seen() -> None:
+    """A run that is killed for its disputed scores, and is clean when it begins again, is not clean."""
+    cut = looked_at([(i, 1) for i in range(21)], DISPUTED, score=3.0)(NOISY).trajectory
+    assert cut is not None
+    assert [r.code for r in decide(on_trajectory(fields(earlier=cut.checkpoints))(NOISY)).reasons] == ["disputed"]
+
+
 def test_a_mean_above_the_threshold_is_fail_whatever_is_disputed() -> None:
     """The paper's measure needs no further look: a mean of 2.25 is FAIL although its one high score is disputed."""
     verdict = decide(looked_at([(5, 1)], (0.0, 0.0, 0.0))(NOISY))
