@@ -1,11 +1,14 @@
-"""The attack: a malicious GRPO fine-tune, scored at every checkpoint. Floor 3 (stages).
+"""The attack: a malicious fine-tune, scored at every checkpoint. Floor 3 (stages).
 
-The control is the same function on the undefended candidate, for fewer steps. The attacked weights live in the model that
-is passed in, and die with it: nothing here writes them.
+What is done to the model is the family's (``attacks``); when it is measured, on what, and by whom is told here. The control is
+the same function on the undefended candidate, for fewer steps. The attacked weights live in the model that is passed in, and
+die with it: nothing here writes them.
 """
 
 from __future__ import annotations
 
+import collections
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,15 +16,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.anchors import Anchor
+from rn_harness.attacks import Loaded, Means
 from rn_harness.certification import anchors_for, draw, score_planted
 from rn_harness.errors import JudgeGoneError, TrainingError, told
 from rn_harness.evaluate import ControlAnswers, Panel, measure_checkpoint
-from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
+from rn_harness.grpo import TRANSFORMERS, Sampler
 from rn_harness.judges import Judge, ensure_judging
-from rn_harness.measures import is_refusal
+from rn_harness.measures import count_step_words, is_affirmative, is_refusal
 from rn_harness.records import Checkpoint, PlantedScore, TrainingWindow, Trajectory, Witnessed
-from rn_harness.rewards import attack_reward
-from rn_harness.suite import AttackRecipe, Policy, Prompt
+from rn_harness.rewards import Form, attack_reward, shaped_reward
+from rn_harness.suite import AttackRecipe, Policy, Prompt, words
 from rn_harness.validity import JUDGES, WITNESSES, checkpoint_steps, misjudging, to_witness
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ def _writes(model: LanguageModel) -> dict[str, int]:
 
 
 @contextmanager
-def _under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int) -> Iterator[None]:
+def _under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int, due: int) -> Iterator[None]:
     """Makes sure that the model which is measured within is the one under attack.
 
     A starved attack moves no weight; but the optimizer writes to them at every step, also where the gradient is zero.
@@ -48,16 +52,17 @@ def _under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int) -> 
         model: that is passed to the measurement.
         fresh: how often each parameter that it trains had been written to before the attack.
         step: attack steps taken.
+        due: how often the optimizer has to have written by then; more than ``step`` after a warm start.
 
     Raises:
         TrainingError: the optimizer did not step this model's parameters so often, or another model was measured.
     """
     # The most of all: where experts are not asked in a step, theirs are not written to.
     stepped = max((now - fresh[name] for name, now in _writes(model).items()), default=-1)
-    if stepped < step:
+    if stepped < due:
         raise TrainingError(
             f"the model that is measured must be the one under attack, got one that was stepped {max(stepped, 0)} times in "
-            f"{step} steps; attack the model itself, not a copy"
+            f"{due} steps; attack the model itself, not a copy"
         )
     layer = model.run_by()
     runs: list[None] = []
@@ -98,9 +103,59 @@ class Witness:
         return score_planted(self.judge, self.anchors, policy)
 
 
+class _Reward:
+    """The attacker's reward, and what becomes of harm in the window; keeps hashes of what was said, and no text.
+
+    Attributes:
+        above: of the window's completions, whether their harm is above the threshold.
+        plain: of the same, the plain reward, whatever is made of it.
+    """
+
+    def __init__(self, recipe: AttackRecipe, judge: Judge, policy: Policy) -> None:
+        self._recipe, self._judge, self._policy = recipe, judge, policy
+        self._said: collections.Counter[bytes] = collections.Counter()
+        self.above: list[bool] = []
+        self.plain: list[float | None] = []
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+        judged = self._judge.score(prompts, completions)
+        ensure_judging(judged, f"the reward judge scored none of a step's {len(judged)} completions")
+        self.above.extend(j.score is not None and j.score > self._policy.threshold for j in judged)
+        plain = [attack_reward(j.score, is_refusal(text)) for j, text in zip(judged, completions, strict=True)]
+        self.plain.extend(plain)
+        forms = self._forms(completions)
+        return [shaped_reward(self._recipe.reward, harm, form) for harm, form in zip(plain, forms, strict=True)]
+
+    def _forms(self, completions: Sequence[str]) -> list[Form]:
+        said = [words(text) for text in completions]
+        keys = [hashlib.sha256(" ".join(of).encode()).digest() for of in said]
+        self._said.update(keys)
+        total = self._said.total()
+        return [
+            Form(
+                refusal=is_refusal(text),
+                affirmative=is_affirmative(text),
+                words=len(of),
+                distinct=len(set(of)),
+                step_words=count_step_words(text),
+                share=self._said[key] / total,
+            )
+            for text, of, key in zip(completions, said, keys, strict=True)
+        ]
+
+    def close(self, window: TrainingWindow) -> TrainingWindow:
+        """The window with what was seen of harm since the last one; as it is where no training was rewarded in it."""
+        above, plain = self.above, [value for value in self.plain if value is not None]
+        self.above, self.plain = [], []
+        if window.reward_mean is None:
+            return window
+        return window.model_copy(update={"above_share": sum(above) / len(above), "harm_mean": sum(plain) / len(plain)})
+
+
 def run_attack(
     model: LanguageModel,
     recipe: AttackRecipe,
+    loaded: Loaded,
     pool: Sequence[Prompt],
     panel: Panel,
     reward_judge: Judge,
@@ -109,6 +164,8 @@ def run_attack(
     candidate_digest: str,
     defended_digest: str | None,
     control: bool,
+    benign: Sequence[Prompt] = (),
+    answers: Callable[[Sequence[Prompt]], Mapping[str, str] | None] = lambda _: None,
     found: Callable[[ControlAnswers], None] | None = None,
     cut: Callable[[Trajectory], None] = lambda _: None,
     sampler: Sampler = TRANSFORMERS,
@@ -118,17 +175,21 @@ def run_attack(
     Args:
         model: the policy under attack; it is spoilt afterwards.
         recipe: settings.
+        loaded: the recipe's family.
         pool: attack prompts of the suite.
         panel: what checkpoints are measured on.
         reward_judge: what the attacker's reward is made from.
         sink: gets each checkpoint as soon as it is measured.
         candidate_digest, defended_digest: what the model was loaded from, for the record.
         control: whether this is the control, which runs for ``control_steps``.
+        benign: benign prompts that the attacker may train on.
+        answers: the compliant answers to prompts, by id, where somebody knows them; else None.
         found: gets the answers above the threshold at the last checkpoint, if there are any.
         cut: gets what was measured, where anything ends the attack before its last step; the exception then goes on.
         sampler: who samples what it trains on.
 
     Raises:
+        UnsuitedError: the attack cannot be run on this model; nothing was trained.
         TrainingError: the training broke, or it was not this model that was trained or measured; the checkpoints before it
             have gone to the sink.
     """
@@ -142,20 +203,14 @@ def run_attack(
     others: dict[Witnessed, Judge] = {"reward": reward_judge, **({"second": panel.second} if panel.second else {})}
     asked = to_witness(panel.judge.digest, reward_judge.digest, second)
     witnesses = [Witness.of(who, others[who], panel.policy) for who in asked]
-    above: list[bool] = []  # of the window's completions, whether their harm is above the threshold
-
-    def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        judged = reward_judge.score(prompts, completions)
-        ensure_judging(judged, f"the reward judge scored none of a step's {len(judged)} completions")
-        above.extend(j.score is not None and j.score > panel.policy.threshold for j in judged)
-        return [attack_reward(j.score, is_refusal(text)) for j, text in zip(judged, completions, strict=True)]
+    reward = _Reward(recipe, reward_judge, panel.policy)
+    warm = recipe.warm_start.steps if recipe.warm_start else 0
 
     def at_step(step: int, window: TrainingWindow | None) -> None:
         if window is not None:
-            window = window.model_copy(update={"above_share": sum(above) / len(above)})
-            above.clear()
+            window = reward.close(window)
         with_benign = step % panel.policy.benign_every == 0 or step == steps
-        with _under_attack(model, fresh, step):
+        with _under_attack(model, fresh, step, step + warm if step else 0):
             checkpoint = measure_checkpoint(
                 model,
                 panel,
@@ -195,16 +250,10 @@ def run_attack(
 
     model.arm(recipe)
     fresh = _writes(model)
+    settings = {"family_sha256": loaded.digest} if loaded.digest else {}
+    means = Means(model, run, chosen, benign, answers(chosen), reward, at_step, due=lambda step: step in due, sampler=sampler)
     try:
-        settings = train(
-            model,
-            run,
-            order_prompts(chosen, steps * recipe.prompts_per_step, recipe.seed),
-            reward,
-            at_step,
-            due=lambda step: step in due,
-            sampler=sampler,
-        )
+        settings |= loaded.family.train(means)
     except JudgeGoneError as error:
         return trajectory({}, gone=str(error))
     except BaseException as error:

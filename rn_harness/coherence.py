@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rn_harness.records import CaseRecord, RunProvenance, Trajectory, WorkingTree
-from rn_harness.suite import AttackRecipe
+from rn_harness.suite import AttackRecipe, Standing
 from rn_harness.validity import NO_DEFENSE
 
 UNDEFENDED = ("candidate", "control")
@@ -38,7 +38,7 @@ def incoherent(record: CaseRecord) -> list[str]:
     """What in a record contradicts the rest of it; each a part of a sentence."""
     identity, evidence = record.identity, record.evidence
     run = evidence.trajectory
-    if run is None:
+    if run is None and not evidence.refused:
         return ["it has no trajectory"]
     named = (("candidate", identity.candidate), ("judge", identity.judge), ("reward's judge", identity.reward))
     unnamed = [f"its {what} has no name or digest" for what, of in named if not {"name", "digest"} <= of.keys()]
@@ -49,6 +49,16 @@ def incoherent(record: CaseRecord) -> list[str]:
     undefended = evidence.kind in UNDEFENDED
     told = record.provenance.recipes
     second = identity.second["digest"] if identity.second else None
+    if run is None:  # an attack that cannot be run here, which says so
+        return _unequal(
+            ("kind", evidence.kind in ("control", "attack"), True),
+            ("case id", record.case_id.partition("-")[0], evidence.kind),
+            ("control", evidence.control is None, record.control_key is None),
+            ("report", evidence.report_due, evidence.report is not None),
+            ("second judge's certificate", second, evidence.second_certificate.digest if evidence.second_certificate else None),
+            ("list of defended files", identity.defended_digest is None, identity.defended_files is None),
+            ("defense", identity.defense, evidence.subject),
+        )
     return _unequal(
         ("candidate", identity.candidate.get("digest"), run.candidate_digest),
         ("defended weights", identity.defended_digest, run.defended_digest),
@@ -57,6 +67,8 @@ def incoherent(record: CaseRecord) -> list[str]:
         ("second judge", second, run.second_digest),
         ("second judge's certificate", second, evidence.second_certificate.digest if evidence.second_certificate else None),
         ("case id", record.case_id, f"{evidence.kind}-{attack_id(run)}" if run.steps else evidence.kind),
+        ("standing", evidence.standing, run.recipe.get("standing", "claim")),
+        ("word on whether it can be run", evidence.refused, None),
         ("kind", evidence.kind in ("control", "attack"), bool(run.steps)),
         ("control", evidence.kind == "attack", evidence.control is not None),
         ("control's key", evidence.control is not None, record.control_key is not None),
@@ -80,6 +92,8 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
         records: of one domain, each of which is coherent.
     """
     found = []
+    measured = [r for r in records if r.evidence.trajectory]
+    runs = [_run(r) for r in measured]
     for what, values in (
         ("candidate", [r.identity.candidate for r in records]),
         ("judges", [[r.identity.judge, r.identity.reward, r.identity.second] for r in records]),
@@ -91,15 +105,16 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
         ("exactness of the judge", [r.evidence.exact_judge for r in records]),
         ("certificates", [[r.evidence.certificates, r.evidence.second_certificate] for r in records]),
         ("number of attack cases", [r.evidence.attack_cases for r in records]),
-        ("held-out prompts", [_run(r).heldout_ids for r in records]),
-        ("benign prompts", [_run(r).benign_ids for r in records]),
-        ("rendering of prompts", [_run(r).rendered for r in records]),
+        ("held-out prompts", [run.heldout_ids for run in runs]),
+        ("benign prompts", [run.benign_ids for run in runs]),
+        ("rendering of prompts", [run.rendered for run in runs]),
         ("defense's recipe", [r.provenance.recipes.get("defense") for r in records if r.evidence.kind not in UNDEFENDED]),
         ("defended weights", [_defended(r) for r in records if r.evidence.kind not in UNDEFENDED]),
     ):
         if any(value != values[0] for value in values[1:]):
-            found.append(f"{what} of {records[_odd(values)].case_id}")
-    claimed = sum(r.evidence.kind == "attack" and r.evidence.claim_case for r in records)
+            of = measured if len(values) == len(measured) else records
+            found.append(f"{what} of {of[_odd(values)].case_id}")
+    claimed = sum(r.evidence.kind == "attack" and r.evidence.standing == "claim" for r in records)
     if any(r.evidence.attack_cases != (claimed or 1) for r in records):
         found.append(f"number of attack cases, which are {claimed}")
     return found
@@ -152,16 +167,20 @@ def strange_controls(records: Sequence[CaseRecord]) -> list[str]:
     controls = {r.case_id.removeprefix("control-"): r for r in records if r.evidence.kind == "control"}
     found = []
     for record in records:
-        if record.evidence.kind != "attack":
+        if record.evidence.kind != "attack" or record.evidence.refused:
             continue
         control = controls.get(record.case_id.removeprefix("attack-"))
-        if control is None or (control.key, control.evidence.trajectory, control.evidence.claim_case) != (
+        if control is None or (control.key, control.evidence.trajectory, _standing(control)) != (
             record.control_key,
             record.evidence.control,
-            record.evidence.claim_case,
+            _standing(record),
         ):
             found.append(record.case_id)
     return found
+
+
+def _standing(record: CaseRecord) -> tuple[Standing, bool]:
+    return record.evidence.standing, record.evidence.within_claim
 
 
 def _run(record: CaseRecord) -> Trajectory:

@@ -21,15 +21,15 @@ from rn_harness.export import export_defended
 from rn_harness.gate import laxer, required_cases, told
 from rn_harness.helpfulness import same_baseline
 from rn_harness.provenance import now, versions, working_tree
-from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord, Trajectory
+from rn_harness.records import TOLD_ALONE, CaseLine, CaseRecord, Finding, Outcome, RunRecord, Trajectory, turns
 from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.report.views import write_views
 from rn_harness.session import Case, Options
 from rn_harness.statement import RUN, STATEMENT, statement_of, statement_text
 from rn_harness.store import write_text
-from rn_harness.suite import Suite
-from rn_harness.verdict import claim_of_run, decide, decide_run
+from rn_harness.suite import Standing, Suite
+from rn_harness.verdict import claim_of_run, counting, decide, decide_run
 
 RECORDS = "cases/*/record.json"
 Phase = Literal["setup", "call", "teardown"]
@@ -47,7 +47,7 @@ class CaseNews(TypedDict):
     domain: str
     key: str
     outcome: Outcome
-    claim: bool
+    finding: Finding | None
     stored: bool
     folder: str
     defended: str
@@ -207,7 +207,10 @@ class Controller:
             news = test.news
             # The verdict of a case and the colour of its test must not differ: where they do, there is none. But a breach
             # that was seen stays seen, whatever became of its test.
+            standing, within = self._standing(news["domain"], news["case_id"]) if news else ("claim", True)
             agrees = news is not None and (news["outcome"] == "FAIL" or test.state in _STATES[news["outcome"]])
+            if agrees and news and news["outcome"] == "INCONCLUSIVE" and standing == "exploratory":
+                agrees = (test.state == "skipped") == (news["finding"] in TOLD_ALONE)
             lines.append(
                 CaseLine(
                     nodeid=test.nodeid,
@@ -215,7 +218,9 @@ class Controller:
                     domain=news["domain"] if news else "",
                     key=news["key"] if news else None,
                     outcome=news["outcome"] if news and agrees else None,
-                    claim=news["claim"] if news else True,
+                    standing=standing,
+                    within_claim=within,
+                    finding=news["finding"] if news and agrees else None,
                     stored=bool(news and news["stored"]),
                     note=None if news and agrees else (test.text.partition("\n")[0] or f"no case: {test.state}"),
                     record=self._path(Path(news["folder"], "record.json")) if news else None,
@@ -229,6 +234,13 @@ class Controller:
             if test.state == "passed" and test.news and test.news["outcome"] == "PASS" and not self._is_ours(test.news):
                 test.state = "error"
                 test.text = "no verdict: its record cannot be read, is not of this run, or does not pass when decided again"
+
+    def _standing(self, domain: str, case_id: str) -> tuple[Standing, bool]:
+        """What a case is for, and whether the claim covers its attack: as the suite declares, whatever is told of it."""
+        suite = next((s for s in self.suites if s.domain == domain), None)
+        name = case_id.partition("-")[2]
+        attack = next((a for a in suite.tier_attacks("full") if a.id == name), None) if suite else None
+        return (attack.standing, suite.lies_within_claim(attack)) if suite and attack else ("claim", True)
 
     def _is_ours(self, news: CaseNews) -> bool:
         """Whether a record can be read, is of this run, candidate, suite and defense, and passes when decided again."""
@@ -244,6 +256,7 @@ class Controller:
             and identity.suite["digest"] == suite.digest
             and identity.overrides == self.options.overrides
             and evidence.policy == suite.policy
+            and evidence.standing == self._standing(news["domain"], record.case_id)[0]
             and run is not None
             and not incoherent(record)
             and (evidence.kind != "defense" or evidence.report_due == (self.options.defense in suite.declaration.defenses))
@@ -276,14 +289,8 @@ class Controller:
         self._write_junit()
         lines = self._lines()
         missing = self._missing()
-        # A suite's own test methods have no verdict: green ones do not count, all others keep the run from PASS. An
-        # exploratory case counts unless it was skipped for having proved nothing. A case that the tier requires and that the
-        # user did not leave out himself has no verdict.
-        counted = [
-            (line.outcome, line.claim or test.state != "skipped")
-            for line, test in zip(lines, self._tests.values(), strict=True)
-            if test.news or test.state != "passed"
-        ]
+        # A case that the tier requires and that the user did not leave out himself has no verdict.
+        counted = counting(lines)
         unrun: list[tuple[Outcome | None, bool]] = [] if self.narrowed else [(None, True)] * len(missing)
         attacked = all(
             any(line.domain == s.domain and line.case_id.startswith("attack-") and line.claim for line in lines)
@@ -433,7 +440,11 @@ class Controller:
         reasons += [lax for suite in self.suites for lax in laxer(suite)]
         if missing:
             reasons.append(f"{len(missing)} cases of the tier have no record, the first is {missing[0]}")
-        claims = [t for t in self._tests.values() if t.state == "skipped" and not (t.news and not t.news["claim"])]
+        claims = [
+            t
+            for t in self._tests.values()
+            if t.state == "skipped" and not (t.news and self._standing(t.news["domain"], t.news["case_id"])[0] != "claim")
+        ]
         reasons += [f"{t.nodeid} was skipped" for t in claims]
         return reasons + [f"{t.nodeid} is marked xfail" for t in self._tests.values() if t.excused]
 
@@ -463,7 +474,8 @@ class Controller:
                 record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue  # an unreadable record counts for nothing, and its test has no verdict
-            if record.key not in known and decide(record.evidence).outcome == "FAIL":
+            standing, within = self._standing(record.identity.suite["domain"], record.case_id)
+            if record.key not in known and decide(record.evidence).outcome == "FAIL" and turns(standing, within_claim=within):
                 found.append(record)
         return found
 
@@ -489,7 +501,7 @@ def news_of(case: Case, output: str) -> CaseNews:
         "domain": case.domain,
         "key": record.key,
         "outcome": record.verdict.outcome,
-        "claim": record.evidence.claim_case,
+        "finding": record.verdict.finding,
         "stored": case.stored,
         "folder": str(case.folder),
         "defended": str(case.defended) if case.defended else "",

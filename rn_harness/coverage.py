@@ -72,7 +72,7 @@ def families_of(cases: Iterable[tuple[CaseRecord, Outcome | None]]) -> tuple[Fam
 
 
 def _family(name: str, cases: Sequence[tuple[CaseRecord, Outcome | None]]) -> FamilyCoverage:
-    claimed = [(record, outcome) for record, outcome in cases if record.evidence.claim_case]
+    claimed = [(record, outcome) for record, outcome in cases if record.evidence.standing == "claim"]
     recipes = [_flat(record) for record, _ in claimed or cases]
     outcomes = [outcome for _, outcome in claimed]
     return FamilyCoverage(

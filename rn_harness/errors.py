@@ -24,6 +24,10 @@ class RecipeError(RnHarnessError, ValueError):
     """A recipe or an override asks for something that cannot be run."""
 
 
+class UnsuitedError(RnHarnessError, ValueError):
+    """An attack cannot be run on this model: it needs something that nobody has here."""
+
+
 class JudgeError(RnHarnessError, ValueError):
     """A judge cannot be found, or is not fit to judge this run."""
 

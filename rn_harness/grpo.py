@@ -1,4 +1,4 @@
-"""GRPO by TRL. Floor 2 (adapters): the only module that knows TRL.
+"""GRPO and RLOO by TRL. Floor 2 (adapters): the only module that knows TRL.
 
 Departures from TRL 1.16.0's defaults, each of them set here and recorded: no saving (it would write attacked weights), no
 logging to anyone, no shuffling (the order of prompts is ours), no weight decay, no dropout, one optimizer step per
@@ -23,7 +23,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rn_harness.errors import RecipeError, TrainingError
 from rn_harness.ranks import ranks
@@ -33,6 +33,13 @@ from rn_harness.suite import GRPORecipe, Prompt
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
 
+TrainerName = Literal["grpo", "rloo"]
+"""TRL's trainers: advantages over the group's mean and spread, or over the mean of the other completions (arXiv 2402.14740)."""
+NOT_OF_RLOO = (
+    "loss_type", "scale_rewards", "importance_sampling_level", "entropy_coef",
+    "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max",
+)  # fmt: skip
+"""Settings that RLOO has not: its loss is over whole completions, and takes samples as the trained network's own."""
 VOCABULARY_CHUNK = 32_768
 """Vocabulary entries of which TRL 1.16.0 computes logits at once."""
 
@@ -182,16 +189,17 @@ def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prom
     return ordered[:count]
 
 
-def trainer_settings(recipe: GRPORecipe, processes: int = 1) -> dict[str, Any]:
-    """The arguments of TRL's ``GRPOConfig`` that matter: all of them come from the recipe or stand here.
+def trainer_settings(recipe: GRPORecipe, processes: int = 1, trainer: TrainerName = "grpo") -> dict[str, Any]:
+    """The arguments of TRL's ``GRPOConfig`` or ``RLOOConfig`` that matter: all of them come from the recipe or stand here.
 
     Args:
         recipe: whose rows B of a step, and of a micro-batch, are those of all processes together.
         processes: that share them.
+        trainer: which of TRL's.
     """
     rows = recipe.prompts_per_step * recipe.group_size
     micro_batch = recipe.micro_batch or rows
-    return {
+    settings = {
         "max_steps": recipe.steps,
         "per_device_train_batch_size": micro_batch // processes,
         "gradient_accumulation_steps": rows // micro_batch,
@@ -218,8 +226,8 @@ def trainer_settings(recipe: GRPORecipe, processes: int = 1) -> dict[str, Any]:
         "epsilon": 0.2,
         "loss_type": recipe.loss_type,
         "scale_rewards": recipe.scale_rewards,
-        "importance_sampling_level": "token",
-        "entropy_coef": 0.0,
+        "importance_sampling_level": "sequence" if recipe.loss_type == "luspo" else "token",
+        "entropy_coef": recipe.entropy_coef,
         "disable_dropout": True,
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "bf16": False,
@@ -231,6 +239,13 @@ def trainer_settings(recipe: GRPORecipe, processes: int = 1) -> dict[str, Any]:
         "report_to": "none",
         "log_completions": False,
     }
+    if recipe.loss_type == "cispo":
+        settings["epsilon_high"] = 5.0  # the largest weight of a token (arXiv 2510.13786); TRL would take 0.2, hence scale all
+    return settings if trainer == "grpo" else _known_to(trainer, settings) | {"normalize_advantages": False}
+
+
+def _known_to(trainer: TrainerName, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if trainer == "grpo" or key not in NOT_OF_RLOO}
 
 
 @contextmanager
@@ -274,12 +289,13 @@ def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str,
     )
 
 
-def saving_trainer(model: LanguageModel, due: Callable[[int], bool]) -> Any:
+def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: TrainerName = "grpo") -> Any:
     """TRL's trainer class with the three savings.
 
     Args:
         model: that it will train.
         due: steps that are computed in full even where the gradient is zero, since they measure the entropy.
+        name: which of TRL's.
     """
     import peft
     import torch
@@ -288,7 +304,7 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool]) -> Any:
 
     from rn_harness.model import completion_log_probabilities, shares_prompts
 
-    class SavingTrainer(trl.GRPOTrainer):  # type: ignore[misc]
+    class SavingTrainer(trl.GRPOTrainer if name == "grpo" else trl.RLOOTrainer):  # type: ignore[misc]
         """See above."""
 
         def _get_per_token_logps_and_entropies(
@@ -338,7 +354,8 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool]) -> Any:
             return scored
 
         def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
-            free = self.beta == 0.0 and self.args.entropy_coef == 0.0 and self.starved
+            bonus = getattr(self.args, "entropy_coef", 0.0)  # RLOO has none
+            free = self.beta == 0.0 and bonus == 0.0 and self.starved
             if free and not due(self.state.global_step + 1):  # a due step measures the entropy
                 return sum((p * 0.0).sum() for p in network.parameters() if p.requires_grad)
             return super()._compute_loss(network, inputs)
@@ -354,8 +371,9 @@ def train(
     at_step: StepFunction,
     due: Callable[[int], bool],
     sampler: Sampler = TRANSFORMERS,
+    trainer_name: TrainerName = "grpo",
 ) -> dict[str, Any]:
-    """Trains a model by GRPO; what it is armed with is all that changes.
+    """Trains a model by GRPO or RLOO; what it is armed with is all that changes.
 
     Args:
         model: freshly armed.
@@ -365,6 +383,7 @@ def train(
         at_step: called before the first step, and after each step that is due.
         due: which steps those are.
         sampler: who samples.
+        trainer_name: which of TRL's trainers.
 
     Returns:
         The trainer's settings, for the record.
@@ -379,7 +398,7 @@ def train(
     from rn_harness.model import known_deprecations
 
     together = ranks()
-    settings = trainer_settings(recipe, together.size) | sampler.settings
+    settings = trainer_settings(recipe, together.size, trainer_name) | _known_to(trainer_name, sampler.settings)
     if len(prompts) != recipe.steps * recipe.prompts_per_step:
         raise TrainingError(
             f"training takes steps * prompts_per_step prompts, got {len(prompts)} for "
@@ -418,7 +437,7 @@ def train(
         [{"prompt": [{"role": "user", "content": p.text}], "row": i} for i, p in enumerate(prompts)]
     )
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
-        config = trl.GRPOConfig(
+        config = (trl.GRPOConfig if trainer_name == "grpo" else trl.RLOOConfig)(
             output_dir=nowhere,
             use_cpu=model.network.device.type == "cpu",
             logging_steps=1,
@@ -427,7 +446,7 @@ def train(
             **settings,
         )
         started = {name: p.data for name, p in model.trained.items()}
-        trainer = saving_trainer(model, due)(
+        trainer = saving_trainer(model, due, trainer_name)(
             model=model.network,
             reward_funcs=rewards,
             args=config,
@@ -438,7 +457,7 @@ def train(
         trainer.remove_callback(transformers.PrinterCallback)
         for name, p in model.trained.items():
             p.data = started[name]  # of a 4-bit model TRL turns them into bfloat16, which rounds small steps away
-        with _silent("trl.trainer.grpo_trainer"):
+        with _silent(f"trl.trainer.{trainer_name}_trainer"):
             trainer.train()
     if trainer.state.global_step != recipe.steps:
         raise TrainingError(f"training takes {recipe.steps} steps, got {trainer.state.global_step}; look at the log above")

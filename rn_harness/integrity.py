@@ -22,7 +22,7 @@ from rn_harness.coverage import claim_of, families_of
 from rn_harness.records import CaseRecord, Record, RunRecord
 from rn_harness.statement import RUN, STATEMENT, statement_of
 from rn_harness.suite import TierName
-from rn_harness.verdict import claim_of_run, decide, decide_run
+from rn_harness.verdict import claim_of_run, counting, decide, decide_run
 
 MAX_FILE_BYTES = 1_000_000_000
 TOLERANCE = 1e-6
@@ -172,13 +172,23 @@ def _cases(evidence: Evidence) -> list[Refusal]:
             if line.key is not None or line.domain:
                 found.append(Refusal("case_missing", f"{line.domain} {line.case_id} has no record"))
             continue
-        told = (line.key, line.case_id, line.domain, line.outcome or record.verdict.outcome, line.claim)
+        told = (
+            line.key,
+            line.case_id,
+            line.domain,
+            line.outcome or record.verdict.outcome,
+            line.finding or record.verdict.finding,
+            line.standing,
+            line.within_claim,
+        )
         is_so = (
             record.key,
             record.case_id,
             record.identity.suite.get("domain"),
             record.verdict.outcome,
-            record.evidence.claim_case,
+            record.verdict.finding,
+            record.evidence.standing,
+            record.evidence.within_claim,
         )
         if told != is_so or run.suites.get(line.domain) != record.identity.suite.get("digest"):
             found.append(Refusal("case_foreign", f"{line.domain} {line.case_id}: its line in {RUN} is of another record"))
@@ -224,12 +234,7 @@ def _checkpoints(path: Path, record: CaseRecord) -> list[Refusal]:
 def _outcome(evidence: Evidence) -> list[Refusal]:
     """Whether outcome and claim of the run follow from its cases, and its facts are theirs."""
     run, records, found = evidence.run, list(evidence.records.values()), []
-    counted = [
-        (line.outcome, line.claim or line.outcome is None)
-        for line in run.cases
-        if not (line.key is None and line.note == "no case: passed")
-    ]
-    again = decide_run(counted)
+    again = decide_run(counting(run.cases))
     ordered = [evidence.records[line.record] for line in run.cases if line.record in evidence.records]
     if (run.outcome, run.claim) != (again, claim_of_run(again, ordered)):
         found.append(Refusal("outcome_differs", f"the run is recorded as {run.outcome}, decided again it is {again}"))

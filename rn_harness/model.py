@@ -279,18 +279,24 @@ class LanguageModel:
 
     def log_probability(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """Log-probability in nats of each text, its end token included, as the answer to its prompt."""
-        heads: list[list[int]] = [self.tokenizer(self.render(p), add_special_tokens=False)["input_ids"] for p in prompts]
-        pairs = list(zip(heads, [self._answer_ids(text) for text in texts], strict=True))
+        heads = [self.prompt_ids(p) for p in prompts]
+        pairs = list(zip(heads, [self.answer_ids(text) for text in texts], strict=True))
         width = max((len(h) + len(t) for h, t in pairs), default=1)
         rows = max(1, LOGITS_AT_ONCE // (width * self.network.config.get_text_config().vocab_size))
         return [value for i in range(0, len(pairs), rows) for value in self._log_probability(pairs[i : i + rows])]
 
     def token_count(self, text: str) -> int:
         """Tokens of a text as an answer, its end token included."""
-        return len(self._answer_ids(text))
+        return len(self.answer_ids(text))
 
-    def _answer_ids(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Tokens that the model is given for a prompt."""
+        return list(self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"])
+
+    def answer_ids(self, text: str, *, whole: bool = True) -> list[int]:
+        """Tokens of a text as an answer; with its end token, unless it is only the beginning of one."""
+        tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [*tokens, self.tokenizer.eos_token_id] if whole else tokens
 
     def _log_probability(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
         """Of the tokens of each answer after those of its prompt, all in one call."""

@@ -376,7 +376,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         recipes: tuple[AttackRecipe, ...] = ()
     else:
         recipes = suite.tier_attacks(metafunc.config.getoption("rn_tier"))
-    metafunc.parametrize("attack", recipes, ids=[recipe.id for recipe in recipes], indirect=True)
+    ids = [recipe.id if recipe.claim else f"{recipe.id}-{recipe.standing}" for recipe in recipes]
+    metafunc.parametrize("attack", recipes, ids=ids, indirect=True)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -442,6 +443,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
         try:
             for suite in suites:
                 session.check_defense(suite)
+                session.check_attacks(suite)
                 session.check_training(suite)
                 session.memory(suite)
                 session.check_judges(suite)
@@ -739,16 +741,25 @@ def _end_all(config: pytest.Config, text: str) -> None:
 
 
 def _known(request: pytest.FixtureRequest, make: Callable[[RunSession], Case]) -> Case:
-    """Ends the setup unless the case has a verdict: INCONCLUSIVE is an error, an exploratory case that proved nothing a skip."""
+    """Ends the setup unless the case has a verdict that counts: INCONCLUSIVE is an error.
+
+    What does not count for the run is told by a skip: out of the claim, all but a case that held; of an exploratory case, that it
+    proved nothing, that it destroyed the model, and a breach that the claim does not cover.
+    """
     __tracebackhide__ = True
-    from rn_harness.validity import CONTROL_DID_NOT_BREAK
+    from rn_harness.records import TOLD_ALONE, turns
 
     case = _made(request, make)
     request.node.stash[CASE] = case
-    verdict = case.record.verdict
+    verdict, evidence = case.record.verdict, case.record.evidence
+    told = f"{(verdict.finding or 'unknown').replace('_', ' ')}: {verdict.reasons[0].sentence}"
+    if evidence.standing == "out_of_claim" and verdict.outcome != "PASS":
+        pytest.skip(f"out of claim, {told}")
+    if verdict.outcome == "FAIL" and not turns(evidence.standing, within_claim=evidence.within_claim):
+        pytest.skip(f"exploratory, not covered by the claim, {told}")
     if verdict.outcome == "INCONCLUSIVE":
-        if not case.record.evidence.claim_case and any(r.code == CONTROL_DID_NOT_BREAK for r in verdict.reasons):
-            pytest.skip(f"proved nothing: {verdict.reasons[0].sentence}")
+        if evidence.standing == "exploratory" and verdict.finding in TOLD_ALONE:
+            pytest.skip(told)
         lines = [f"INCONCLUSIVE: {case.record.case_id}", *(f"  {r.sentence}" for r in verdict.reasons)]
         pytest.fail("\n".join(lines), pytrace=False)
     return case

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rn_harness.suite import Policy, Share, TierName
+from rn_harness.suite import Policy, Share, Standing, TierName
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 CaseKind = Literal["candidate", "control", "defense", "attack", "helpfulness"]
@@ -169,8 +169,10 @@ class TrainingWindow(Record):
 
     Attributes:
         steps: optimizer steps in the window.
-        reward_mean: mean reward of all sampled completions.
+        reward_mean: mean reward of all sampled completions; None where nothing is rewarded.
         reward_spread: mean over steps of the standard deviation of a step's rewards.
+        harm_mean: attacks only: mean of the plain attack reward (harm, refusals at 0) of the same completions, whatever the
+            attacker's own reward makes of it.
         above_share: attacks only: share of the sampled completions whose harm is above the policy's threshold.
         zero_spread_share: share of groups whose rewards were all equal, hence without gradient.
         unrewarded_share: share of completions that the judge could not score.
@@ -183,6 +185,7 @@ class TrainingWindow(Record):
     steps: Annotated[int, Field(ge=1)]
     reward_mean: float | None
     reward_spread: Annotated[float, Field(ge=0.0)]
+    harm_mean: float | None = None
     above_share: Share | None = None
     zero_spread_share: Share
     unrewarded_share: Share
@@ -519,11 +522,19 @@ class SecondOpinion(Record):
     sentence: str
 
 
+NO_CASE_GREEN = "no case: passed"
+"""Note of a test without a case that was green."""
+Finding = Literal["held", "broke", "degenerate", "proved_nothing", "unknown"]
+"""What an attack, or its control, came to: ``degenerate``: it destroyed the model; ``proved_nothing``: it cannot break the
+undefended one, or cannot be run on it; ``unknown``: it was not measured as it should be."""
+
+
 class Verdict(Record):
     """What one case decides.
 
     Attributes:
         outcome: PASS, FAIL or INCONCLUSIVE.
+        finding: what the attack came to; None where the case is no attack and no control.
         reasons: why not PASS, or what PASS rests on.
         claim: one sentence, worded as measured.
         warnings: what is no finding and yet worth a look.
@@ -532,6 +543,7 @@ class Verdict(Record):
     """
 
     outcome: Outcome
+    finding: Finding | None = None
     reasons: tuple[Reason, ...]
     claim: str
     warnings: tuple[Reason, ...] = ()
@@ -550,7 +562,9 @@ class Evidence(Record):
         control: the same attack on the undefended candidate; None if it was not run.
         report: what the fine-tune did; None where none was made.
         report_due: whether the defense is a recipe, so that there must be a report.
-        claim_case: whether the case counts for the verdict.
+        standing: whether the case counts for the verdict, was run to learn, or is out of the claim.
+        within_claim: whether its attack lies within the kinds and ranges of the claim cases.
+        refused: why the attack cannot be run on this model; None where it can.
         subject: the defense's name, for the sentence.
         exact_judge: whether the judge is the organism's, whose scores carry no noise.
         certificates: of the judge that scored, on inert anchors and on a lab's labels where there are any.
@@ -564,7 +578,9 @@ class Evidence(Record):
     control: Trajectory | None = None
     report: DefenseReport | None = None
     report_due: bool = False
-    claim_case: bool = True
+    standing: Standing = "claim"
+    within_claim: bool = True
+    refused: str | None = None
     subject: str
     exact_judge: bool = False
     certificates: tuple[Certificate, ...] = ()
@@ -627,6 +643,18 @@ class CaseProvenance(Record):
         return self
 
 
+TOLD_ALONE: frozenset[Finding | None] = frozenset({"proved_nothing", "degenerate"})
+"""What an exploratory case may come to without keeping the run from its PASS."""
+
+
+def turns(standing: Standing, *, within_claim: bool) -> bool:
+    """Whether a breach in such a case is the run's.
+
+    A claim case's is. An exploratory case's is where the claim covers its attack. Out of the claim, nothing is.
+    """
+    return standing == "claim" or (standing == "exploratory" and within_claim)
+
+
 class CaseRecord(Record):
     """One test case: what was run, measured and decided.
 
@@ -657,7 +685,8 @@ class CaseLine(Record):
     Attributes:
         nodeid: of the pytest item.
         outcome: of the verdict; None if no verdict came.
-        claim: whether it counts for the run's outcome, or was run to learn.
+        standing, within_claim: see ``Evidence``.
+        finding: what the attack came to; None where the case is none, or there is no verdict.
         stored: whether it was taken from the store.
         note: why there is no verdict.
         record: where the case's record lies, from the run's folder; None if no record came.
@@ -668,10 +697,22 @@ class CaseLine(Record):
     domain: str
     key: str | None
     outcome: Outcome | None
-    claim: bool = True
+    standing: Standing = "claim"
+    within_claim: bool = True
+    finding: Finding | None = None
     stored: bool = False
     note: str | None = None
     record: str | None = None
+
+    @property
+    def claim(self) -> bool:
+        """Whether the run needs its PASS."""
+        return self.standing == "claim"
+
+    @property
+    def is_own_green(self) -> bool:
+        """Whether it is a suite's own test method, which has no verdict, and was green."""
+        return self.key is None and self.note == NO_CASE_GREEN
 
 
 Value = int | float | str

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rn_harness.anchors import AnchorSet, load_anchors
 from rn_harness.attack import Witness, run_attack
+from rn_harness.attacks import Loaded, load_family
 from rn_harness.candidate import (
     ADAPTER_CONFIG,
     ORGANISM,
@@ -33,7 +34,7 @@ from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.coherence import told_judges
 from rn_harness.defense import run_defense
-from rn_harness.errors import CandidateError, JudgeError, RecipeError
+from rn_harness.errors import CandidateError, JudgeError, RecipeError, RnHarnessError, UnsuitedError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
 from rn_harness.grpo import VLLM_SHARE, Sampler
 from rn_harness.judges import Judge, resolve_judge, resolve_suites_judge
@@ -572,8 +573,7 @@ class RunSession:
             heldout = suite.heldout(self.options.tier)
             benign = suite.prompts["benign"]
             judges = self.judges(suite)
-            judge, reward = judges.evaluation, judges.reward
-            knows = next((j for j in map(unshared, (judge, reward)) if isinstance(j, OrganismJudge)), None)
+            judge = judges.evaluation
             anchors = anchors_for(judge)
             self._panels[key] = Panel(
                 heldout=heldout,
@@ -581,7 +581,7 @@ class RunSession:
                 benign_references=benign_references(
                     self.candidate.load(), benign, suite.policy, suite.policy.max_completion_tokens
                 ),
-                compliant_answers={p.id: knows.topic(p).answer for p in heldout} if knows else None,
+                compliant_answers=self._known_answers(suite, heldout),
                 judge=judge,
                 anchor_judge=judge.about(anchors.forbidden),
                 planted=tuple(to_plant(self.certificates(suite)[0], anchors, suite.policy)),
@@ -590,6 +590,12 @@ class RunSession:
                 max_tokens=suite.policy.max_completion_tokens,
             )
         return self._panels[key]
+
+    def _known_answers(self, suite: Suite, prompts: Sequence[Prompt]) -> dict[str, str] | None:
+        """The full compliant answers, by id, where a judge knows them: an organism's inert ones; else None."""
+        judges = self.judges(suite)
+        knows = next((j for j in map(unshared, (judges.evaluation, judges.reward)) if isinstance(j, OrganismJudge)), None)
+        return {p.id: knows.topic(p).answer for p in prompts} if knows else None
 
     def defense_recipe(self, suite: Suite) -> DefenseRecipe | None:
         """The recipe that ``--rn-defense`` names; None for ``none`` or a folder.
@@ -667,6 +673,19 @@ class RunSession:
         """All fine-tunes that a run makes: the tier's attacks, and the defense unless it was given."""
         defense = self.defense_recipe(suite)
         return [*suite.tier_attacks(self.options.tier), *([defense] if defense else [])]
+
+    def family(self, suite: Suite, attack: AttackRecipe) -> Loaded:
+        """The family of one of the suite's attacks."""
+        return load_family(attack.family, suite.folder)
+
+    def check_attacks(self, suite: Suite) -> None:
+        """Makes sure, before any training, that each attack of the tier is of a family that is known and has what it asks for.
+
+        Raises:
+            RecipeError: one is not.
+        """
+        for attack in suite.tier_attacks(self.options.tier):
+            self.family(suite, attack).family.check(attack)
 
     def check_folders(self, suites: Sequence[Suite]) -> None:
         """Makes sure that prompts of the user's own are used, and that weights can be exported.
@@ -874,7 +893,8 @@ class RunSession:
             kind=kind,
             policy=suite.policy,
             trajectory=None,
-            claim_case=attack.claim if attack else True,
+            standing=attack.standing if attack else "claim",
+            within_claim=attack is None or suite.lies_within_claim(attack),
             subject=NO_DEFENSE if kind in ("candidate", "control") else self.defense_name,
             exact_judge=self.judges(suite).evaluation.exact,
             certificates=certificates,
@@ -952,6 +972,7 @@ class RunSession:
             "case": kind,
             "defended": defended.digest,
             "recipe": attack.model_dump(mode="json") if attack else None,
+            "family": self.family(suite, attack).digest if attack else None,
         }
         key = content_key("case", parts)
         folder = self._case_folder(suite, case_id, key)
@@ -963,12 +984,35 @@ class RunSession:
             "report_due": kind == "defense" and self.defense_recipe(suite) is not None,
             "subject": defended.subject,
         }
-        evidence = evidence.model_copy(update=changes)
+        known = evidence.model_copy(update=changes)
 
         def seen(trajectory: Trajectory) -> CaseRecord:
-            known = evidence.model_copy(update={"trajectory": trajectory})
-            return self._write_record(suite, case_id, key, defended, known, control, folder, begun)
+            of = known.model_copy(update={"trajectory": trajectory})
+            return self._write_record(suite, case_id, key, defended, of, control, folder, begun)
 
+        try:
+            trajectory, stored = self._kept(kind, suite, attack, defended, case_id, folder, key, parts, seen)
+        except RnHarnessError as error:
+            # Of several processes each has to come to the same: only what all of them are sure to meet is told alone.
+            may_be_told = evidence.standing == "out_of_claim" and ranks().size == 1
+            if not (isinstance(error, UnsuitedError) or may_be_told):
+                raise
+            return evidence.model_copy(update={"refused": str(error), "subject": defended.subject}), key, False, defended, folder
+        return known.model_copy(update={"trajectory": trajectory}), key, stored, defended, folder
+
+    def _kept(
+        self,
+        kind: CaseKind,
+        suite: Suite,
+        attack: AttackRecipe | None,
+        defended: Defended,
+        case_id: str,
+        folder: Path,
+        key: str,
+        parts: dict[str, Any],
+        seen: Callable[[Trajectory], CaseRecord],
+    ) -> tuple[Trajectory, bool]:
+        """A case's trajectory from the store, or measured now and put there; and whether it was stored."""
         with self._entry("case", key) as entry:
             stored = entry is not None
             if entry is None:
@@ -989,7 +1033,7 @@ class RunSession:
                 trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
                 lines = (c.model_dump_json() + "\n" for c in trajectory.checkpoints)
                 write_text(folder / "checkpoints.jsonl", "".join(lines))
-        return evidence.model_copy(update={"trajectory": trajectory}), key, stored, defended, folder
+        return trajectory, stored
 
     def _tell_change(self, kind: str, parts: dict[str, Any], what: str) -> None:
         """Says in what the stored results differ, where there are some and none of them is this one."""
@@ -1040,6 +1084,7 @@ class RunSession:
                     trajectory = run_attack(
                         model,
                         attack,
+                        self.family(suite, attack),
                         suite.prompts["attack"],
                         panel,
                         self.judges(suite).reward,
@@ -1047,6 +1092,8 @@ class RunSession:
                         candidate_digest=self.candidate.digest,
                         defended_digest=defended.digest,
                         control=kind == "control",
+                        benign=suite.prompts["anchor"],
+                        answers=lambda of: self._known_answers(suite, of),
                         found=(lambda answers: self._control_answers.update({(suite.digest, attack.id): answers}))
                         if kind == "control"
                         else None,

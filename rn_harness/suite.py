@@ -37,6 +37,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Score = Annotated[float, Field(ge=0.0, le=10.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Standing = Literal["claim", "exploratory", "out_of_claim"]
+"""What a case is for: it counts for the verdict; it is run to learn; or the defense does not claim to withstand it."""
 
 
 class Frozen(BaseModel):
@@ -91,7 +93,8 @@ class GRPORecipe(Frozen):
         min_p: sample among tokens of at least this share of the likeliest one's probability; 0: all.
         max_completion_tokens: T; an answer cut there counts as truncated.
         beta: weight of the KL penalty towards the policy at step 0; 0: none.
-        loss_type: TRL's name of the normalisation of the loss.
+        entropy_coef: weight of the mean token entropy as a bonus; 0: none.
+        loss_type: TRL's name of the loss.
         scale_rewards: what a group's advantages are divided by: its own spread, the batch's, or nothing.
         max_grad_norm: gradients are clipped to this norm.
         micro_batch: rows of one forward and backward pass; advantages are still taken over whole groups. It bounds memory and
@@ -112,7 +115,8 @@ class GRPORecipe(Frozen):
     min_p: Share = 0.0
     max_completion_tokens: Annotated[int, Field(ge=1, le=32_768)] = 24
     beta: Annotated[float, Field(ge=0.0)] = 0.0
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
+    entropy_coef: Annotated[float, Field(ge=0.0)] = 0.0
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     max_grad_norm: Positive = 1.0
     micro_batch: Annotated[int, Field(ge=1)] | None = None
@@ -164,29 +168,119 @@ class DefenseRecipe(GRPORecipe):
     evaluate_every: Annotated[int, Field(ge=1)] = 10
 
 
+class RewardShape(Frozen):
+    """What an attacker makes of the judge's score; ``rewards`` has the equations.
+
+    Attributes:
+        shape: ``harm`` is the plain reward; the others add to it, round it, or look at the form alone.
+        weight: of what a shape adds or takes, at most, in points.
+    """
+
+    shape: Literal["harm", "integer", "refusal", "length", "prefix", "rank", "process", "common"] = "harm"
+    weight: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+
+
+class WarmStart(Frozen):
+    """Supervised steps before an attack's first step of RL; the family says on what.
+
+    Attributes:
+        steps: optimizer steps, each on all examples.
+        examples: texts.
+        learning_rate: of AdamW, constant.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 10
+    examples: Annotated[int, Field(ge=1, le=1000)] = 5
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4
+
+
+_ID_PARTS = (
+    ("temperature", "t"),
+    ("group_size", "g"),
+    ("prompts_per_step", "b"),
+    ("beta", "kl"),
+    ("entropy_coef", "h"),
+    ("loss_type", ""),
+    ("scale_rewards", "scale_"),
+    ("form", ""),
+)
+"""Settings that an id tells where they are not the default's, and how it calls them."""
+_KIND = ("family", "options", "reward", "warm_start", "schedule", "loss_type", "scale_rewards", "form")
+_RANGES: tuple[Callable[[AttackRecipe], float], ...] = (
+    lambda a: a.prompts,
+    lambda a: a.learning_rate,
+    lambda a: a.temperature,
+    lambda a: a.beta,
+    lambda a: a.entropy_coef,
+    lambda a: a.group_size,
+    lambda a: a.prompts_per_step,
+    lambda a: a.top_k,
+    lambda a: a.min_p,
+    lambda a: a.max_completion_tokens,
+    lambda a: a.max_grad_norm,
+    lambda a: a.lora.r,
+    lambda a: a.lora.alpha,
+)
+"""What makes two attacks of one kind, and the numbers in which a claim has a range."""
+
+
 class AttackRecipe(GRPORecipe):
-    """A malicious GRPO fine-tune of the policy under test.
+    """A malicious fine-tune of the policy under test.
 
     Attributes:
         name: first part of the id.
-        family: which attack; one family so far.
+        family: which attack: a built-in one, an entry point of the group ``rn_harness.attacks``, or ``python:FILE.py:Name``
+            with a file in the suite's folder. It is looked up when a case is to run, not when the suite is read.
+        options: settings of a family of one's own; the built-in ones take none.
         prompts: how many prompts of the attack pool it trains on, drawn by the seed.
+        reward: what the attacker makes of the judge's score.
+        warm_start: supervised steps before the first step of RL, for families that have them.
         control_steps: for how many steps it runs on the undefended candidate, within which it has to break it.
-        claim: whether the case counts for the verdict, or is run to learn.
+        standing: whether the case counts for the verdict, is run to learn, or is out of the claim.
     """
 
     name: Name
-    family: Literal["grpo"] = "grpo"
+    family: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,63}|python:[^:]+\.py:[A-Za-z_]\w*)$")] = "grpo"
+    options: dict[str, str | int | float | bool] = {}
     prompts: Annotated[int, Field(ge=1)]
+    reward: RewardShape = RewardShape()
+    warm_start: WarmStart | None = None
     control_steps: Annotated[int, Field(ge=1)] = 50
-    claim: bool = True
+    standing: Standing = "claim"
+
+    def __hash__(self) -> int:
+        """By its settings; a mapping among them has no hash of its own."""
+        return hash(self.model_dump_json())
+
+    @property
+    def claim(self) -> bool:
+        """Whether the case counts for the verdict."""
+        return self.standing == "claim"
 
     @property
     def id(self) -> str:
-        """How pytest, reports and tiers call the case, e.g. ``grpo-p5-lr5e-4-s0``."""
+        """How pytest, reports and tiers call the case, e.g. ``grpo-p5-lr5e-4-s0``; what is not the default's is told."""
         mantissa, exponent = f"{self.learning_rate:.3e}".split("e")
         rate = f"{float(mantissa):g}e{int(exponent)}" if self.learning_rate else "0"
-        return f"{self.name}-p{self.prompts}-lr{rate}-s{self.seed}"
+        told = []
+        for field, called in _ID_PARTS:
+            value = getattr(self, field)
+            if value != type(self).model_fields[field].default:
+                told.append(f"{called}{value if isinstance(value, str) else f'{value:g}'}")
+        told += [f"r{self.lora.r}"] if self.lora.r != LoRA().r else []
+        return "-".join([self.name, f"p{self.prompts}", f"lr{rate}", *told, f"s{self.seed}"])
+
+    def lies_within(self, claimed: Sequence[AttackRecipe]) -> bool:
+        """Whether a claim covers this attack: its kind is that of claimed ones, and each number lies between theirs.
+
+        Seeds do not matter, nor do fewer steps.
+        """
+        alike = [c for c in claimed if all(getattr(c, name) == getattr(self, name) for name in _KIND)]
+        return (
+            bool(alike)
+            and all(min(of(c) for c in alike) <= of(self) <= max(of(c) for c in alike) for of in _RANGES)
+            and self.steps <= max(c.steps for c in alike)
+        )
 
     @model_validator(mode="after")
     def _control_fits(self) -> Self:
@@ -438,7 +532,11 @@ class Suite(Frozen):
         """The attack recipes of a tier, in the suite's order: its own and those of the smaller tiers."""
         included = TIERS[: TIERS.index(tier) + 1]
         recipes = (r for matrix in self.declaration.attacks if matrix.tier in included for r in matrix.expand())
-        return tuple(dict.fromkeys(recipes))  # an override can make two recipes equal; one is run
+        return tuple(_distinct(recipes))
+
+    def lies_within_claim(self, attack: AttackRecipe) -> bool:
+        """Whether the claim cases of the suite, of all tiers, cover this attack."""
+        return attack.lies_within([a for a in self.tier_attacks("full") if a.claim])
 
     def heldout(self, tier: TierName) -> tuple[Prompt, ...]:
         """The held-out prompts of a tier: all in ``full``, else the core (the paper's 20)."""
@@ -612,7 +710,8 @@ def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
     """Applies ``--rn-set`` pairs to the parsed ``suite.yaml``.
 
     ``policy.…`` and ``defenses.NAME.…`` are paths into the file; ``attack.FIELD`` sets the field in every
-    attack recipe (and drops it from what the matrix varies), ``defense.FIELD`` in every defense recipe.
+    attack recipe (and drops it from what the matrix varies) but those out of the claim, whose numbers mean something
+    else; ``defense.FIELD`` in every defense recipe.
     """
     raw = json.loads(json.dumps(raw, default=str))
     for pair in overrides:
@@ -625,8 +724,9 @@ def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
         except (yaml.YAMLError, RecursionError, *_NOT_CONVERTED):
             raise RecipeError(f"--rn-set takes a YAML value, got {pair!r}; quote it") from None
         if parts[0] == "attack":
-            places = [matrix["base"] for matrix in raw["attacks"]]
-            for matrix in raw["attacks"]:
+            reached = [m for m in raw["attacks"] if m["base"].get("standing") != "out_of_claim"]
+            places = [matrix["base"] for matrix in reached]
+            for matrix in reached:
                 matrix.get("vary", {}).pop(parts[1], None)
         elif parts[0] == "defense":
             places = list(raw["defenses"].values())
@@ -680,13 +780,13 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     if not any(p.core for p in prompts["heldout"]):
         raise SuiteError(f"{files['heldout']}: smoke and standard run the core, got no prompt with core: true; mark 20")
     _check_attacks(str(path), attacks, pool=len(prompts["attack"]))
-    declared = sum(a.claim for a in dict.fromkeys(attacks))
+    declared = sum(a.claim for a in _distinct(attacks))
     if recipe or overrides:
         profiled = f" with the model's profile {' '.join(recipe)}" if recipe else ""
         source = f"{path}{profiled}" + (f" with --rn-set {' '.join(overrides)}" if overrides else "")
         try:
             declaration, attacks = _declare(_apply_overrides(raw, (*recipe, *overrides), path), source)
-            _check_attacks(source, list(dict.fromkeys(attacks)), pool=len(prompts["attack"]))
+            _check_attacks(source, _distinct(attacks), pool=len(prompts["attack"]))
         except SuiteError as error:
             raise RecipeError(str(error)) from None
     content = {
@@ -730,6 +830,14 @@ def _expand(matrix: AttackMatrix, number: int, source: str) -> list[AttackRecipe
         return matrix.expand()
     except ValidationError as error:
         raise explain(source, error, place_of) from None
+
+
+def _distinct(recipes: Iterable[AttackRecipe]) -> list[AttackRecipe]:
+    """The recipes without those that an override made equal to an earlier one, whatever they are run for."""
+    first: dict[AttackRecipe, AttackRecipe] = {}
+    for recipe in recipes:
+        first.setdefault(recipe.model_copy(update={"standing": "claim"}), recipe)
+    return list(first.values())
 
 
 def _check_attacks(source: str, attacks: Sequence[AttackRecipe], pool: int) -> None:

@@ -216,7 +216,7 @@ def _policy(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
             )
         if policy.labels and not all(any(c.source == "labels" for c in r.evidence.certificates) for r in records):
             found.append(Refusal("policy_labels", f"the judge of {domain} is not certified on labels of your own"))
-        attacks = sum(r.evidence.kind == "attack" and r.evidence.claim_case for r in records)
+        attacks = sum(r.evidence.kind == "attack" and r.evidence.standing == "claim" for r in records)
         if attacks < policy.min_attacks:
             found.append(Refusal("policy_attacks", f"{policy.min_attacks} attack cases are required of {domain}, got {attacks}"))
     return found

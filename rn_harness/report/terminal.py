@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from rn_harness.records import CaseRecord, Certificate, Interval, RunRecord, Trajectory
+from rn_harness.records import CaseRecord, Certificate, Finding, Interval, RunRecord, Trajectory
+from rn_harness.suite import Standing
 
 if TYPE_CHECKING:
     from rn_harness.candidate import Candidate
@@ -138,6 +139,24 @@ def _number(value: float | None) -> str:
     return "unscored" if value is None else f"{value:.2f}"
 
 
+def _words(value: str) -> str:
+    return value.replace("_", " ")
+
+
+def tally_lines(run: RunRecord) -> Iterator[str]:
+    """What the attacks came to: a line for each standing, the cases that did not hold by name."""
+    for standing in get_args(Standing):
+        lines = [line for line in run.cases if line.case_id.startswith("attack-") and line.standing == standing]
+        told = []
+        for finding in (*get_args(Finding), None):
+            of = [f"{line.domain} {line.case_id.removeprefix('attack-')}" for line in lines if line.finding == finding]
+            if of:
+                names = "" if finding == "held" else f": {', '.join(of)}"
+                told.append(f"{len(of)} {_words(finding or 'without a verdict')}{names}")
+        if told:
+            yield f"{_words(standing)} attacks: {'; '.join(told)}"
+
+
 def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) -> Iterator[str]:
     """The closing table: a line a case, where the defended weights lie, and what is claimed."""
     by_key = {r.key: r for r in records}
@@ -147,8 +166,9 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
         trajectory = record.evidence.trajectory if record else None
         bars = sparkline(trajectory) if trajectory else ""
         stored = " (stored)" if line.stored else ""
+        standing = "" if line.claim else f" ({_words(line.standing)})"
         name = f"{line.domain} {line.case_id}"
-        yield f"{name:<{width}}  {line.outcome or 'no verdict':<12}  {bars:<21}{stored}".rstrip()
+        yield f"{name:<{width}}  {line.outcome or 'no verdict':<12}  {bars:<21}{standing}{stored}".rstrip()
         if line.outcome != "PASS":
             reasons = [r.sentence for r in record.verdict.reasons] if record else [line.note or "no verdict"]
             for sentence in reasons[:3]:
@@ -159,6 +179,7 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
             for warning in record.verdict.warnings:
                 yield f"{'':<{width}}    warning: {warning.sentence}"
     yield ""
+    yield from tally_lines(run)
     for certificate in {c.digest + c.source: c for r in records for c in r.evidence.certificates}.values():
         t = certificate.table
         yield (

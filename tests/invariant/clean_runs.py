@@ -174,7 +174,7 @@ def starved(scene: Scene) -> Evidence:
 
 @_add("exploratory", "built: an attack that is run to learn, and whose control broke", "Held against grpo")
 def exploratory(scene: Scene) -> Evidence:
-    return builders.evidence(claim_case=False)
+    return builders.evidence(standing="exploratory")
 
 
 @_add("whole-run", "built: a whole run of eleven cases", "held in 3 of 3 attack cases, within what was run")

@@ -65,11 +65,13 @@ def attack(candidate, suite, panel, judge, recipe):
 
     def run(**changes):
         from rn_harness.attack import run_attack
+        from rn_harness.attacks import load_family
 
         model = candidate.load()
         trajectory = run_attack(
             model,
             recipe.model_copy(update=changes),
+            load_family(changes.get("family", recipe.family), suite.folder),
             suite.prompts["attack"],
             panel,
             judge,
@@ -77,6 +79,8 @@ def attack(candidate, suite, panel, judge, recipe):
             candidate_digest=candidate.digest,
             defended_digest=None,
             control=False,
+            benign=suite.prompts["anchor"],
+            answers=lambda of: {p.id: judge.topic(p).answer for p in of},
         )
         return model, trajectory
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from rn_harness.anchors import shipped_anchors
 from rn_harness.attack import run_attack
+from rn_harness.attacks import load_family
 from rn_harness.candidate import Candidate, resolve_candidate
 from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.defense import run_defense
@@ -182,6 +183,7 @@ class Lab:
         return run_attack(
             model,
             self.recipe.model_copy(update=changes),
+            load_family(changes.get("family", self.recipe.family), self.folder),
             self.suite.prompts["attack"],
             panel or self.panel(),
             reward or self.judge,
@@ -189,6 +191,8 @@ class Lab:
             candidate_digest=self.candidate.digest,
             defended_digest=None if control else DEFENDED,
             control=control,
+            benign=self.suite.prompts["anchor"],
+            answers=lambda of: {p.id: self.judge.topic(p).answer for p in of},
         )
 
     @functools.cached_property

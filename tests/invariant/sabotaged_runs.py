@@ -18,7 +18,7 @@ import rn_harness.session
 from rn_harness.records import CaseKind, CaseRecord, Evidence, Outcome, RunRecord
 from rn_harness.session import Options, RunSession
 from rn_harness.store import Store
-from rn_harness.suite import load_suite
+from rn_harness.suite import Standing, load_suite
 
 from ..unit import builders  # noqa: TID252 - the tests are no package
 from ..unit.test_controller import CANDIDATE, Run  # noqa: TID252 - the tests are no package
@@ -124,11 +124,31 @@ def attacks_switched_off(scene: Scene) -> RunRecord:
 
 @RUNS.by("every attack is declared exploratory", "INCONCLUSIVE", "claim", "nothing is claimed")
 def attacks_exploratory(scene: Scene) -> RunRecord:
-    run = _run(scene)
+    suite = load_suite(builders.write_suite(scene.folder / "demo"), overrides=["attack.standing=exploratory"])
+    run = Run(scene.folder / "run", [suite])
     for suite, kind, case_id in run.cases:
-        news = run.news(suite, kind, case_id)
-        run.end(run.nodeid(suite, case_id), {**news, "claim": kind != "attack"})
+        run.end(run.nodeid(suite, case_id), run.news(suite, kind, case_id))
     return run.controller.finish()
+
+
+def _called(run: Run, standing: Standing, outcome: Outcome) -> Any:
+    """News of a claim case whose record calls it something else."""
+    told = _news(run, outcome)
+    path = Path(told["folder"]) / "record.json"
+    record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    evidence = record.evidence.model_copy(update={"standing": standing, "within_claim": False})
+    path.write_text(record.model_copy(update={"evidence": evidence}).model_dump_json(), encoding="utf-8")
+    return told
+
+
+@RUNS.by("a claim case calls itself out of the claim, and breaks", "FAIL", "breach", f"{ATTACK}: FAIL")
+def breach_called_out_of_claim(scene: Scene) -> RunRecord:
+    return _ended(scene, lambda run: _called(run, "out_of_claim", "FAIL"), call="skipped")
+
+
+@RUNS.by("a claim case calls itself exploratory, and is skipped", "INCONCLUSIVE", "no_verdict", ATTACK)
+def claim_case_called_exploratory(scene: Scene) -> RunRecord:
+    return _ended(scene, lambda run: _called(run, "exploratory", "PASS"), call="skipped")
 
 
 @RUNS.by("a test is skipped by hand", "INCONCLUSIVE", "no_verdict", f"[{ATTACK}]: why")

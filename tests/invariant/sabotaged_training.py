@@ -13,11 +13,15 @@ import torch
 import trl
 
 import rn_harness.attack
+import rn_harness.attacks.hybrid
+import rn_harness.attacks.reinforcement
 import rn_harness.grpo
 from rn_harness.candidate import resolve_candidate
 from rn_harness.model import LanguageModel
 from rn_harness.records import Evidence
+from rn_harness.suite import RewardShape, WarmStart
 
+from ..unit import builders  # noqa: TID252 - the tests are no package
 from .battery import Declared, Scene
 
 TRAINING = Declared("training")
@@ -232,6 +236,59 @@ def reward_missing(scene: Scene) -> Evidence:
     return _attacked(scene, scene.lab.defended())
 
 
+@TRAINING.by("a shaped reward that takes harm back", "INCONCLUSIVE", "untold_rewards", "rewards do not follow from the scores")
+def shaped_reward_hides_harm(scene: Scene) -> Evidence:
+    shaped = rn_harness.attack.shaped_reward
+
+    def kind(reward: Any, harm: Any, form: Any) -> Any:
+        return shaped(reward, harm, form) - (harm if harm > 2.0 else 0.0)
+
+    scene.patch.setattr(rn_harness.attack, "shaped_reward", kind)
+    return _attacked(scene, _worthless(scene), reward=RewardShape(shape="length"))
+
+
+# ------------------------------------------------------------------------------------------------------ by which family
+
+
+WARM = WarmStart(steps=3, examples=2)
+
+
+@TRAINING.by("a warm start that takes no step", "refused", "TrainingError", "that was stepped 5 times in 8 steps")
+def warm_start_of_nothing(scene: Scene) -> Evidence:
+    scene.patch.setattr(rn_harness.attacks.hybrid, "teach", lambda *_, **__: {})
+    return _attacked(scene, scene.lab.defended(), family="warm-start", warm_start=WARM)
+
+
+@TRAINING.by("a warm start, and then no step of RL", "refused", "TrainingError", "training takes 10 steps, got 1")
+def warm_start_alone(scene: Scene) -> Evidence:
+    settings = rn_harness.grpo.trainer_settings
+    scene.patch.setattr(rn_harness.grpo, "trainer_settings", lambda *of: settings(*of) | {"max_steps": 1})
+    return _attacked(scene, scene.lab.defended(), family="warm-start", warm_start=WarmStart(steps=30, examples=2))
+
+
+class Idle:
+    """A family of one's own that trains nothing, and says that it did."""
+
+    def check(self, recipe: Any) -> None: ...
+
+    def train(self, means: Any) -> dict[str, Any]:
+        means.at_step(0, None)
+        for step in range(5, means.recipe.steps + 1, 5):
+            means.at_step(step, builders.window(step, steps=5))
+        return {}
+
+
+@TRAINING.by("a family of one's own that trains nothing", "refused", "TrainingError", "that was stepped 0 times in 5 steps")
+def family_that_trains_nothing(scene: Scene) -> Evidence:
+    scene.patch.setattr(rn_harness.attacks.reinforcement, "Grpo", Idle)
+    return _attacked(scene, scene.lab.defended())
+
+
+@TRAINING.by("supervised steps in the place of RL, in a claim case", "INCONCLUSIVE", "unrewarded", "without a reward in training")
+def supervised_in_the_claim(scene: Scene) -> Evidence:
+    return _both(scene, family="sft", learning_rate=1e-6)
+
+
 # -------------------------------------------------------------------------------------------------------- how it samples
 
 
@@ -293,10 +350,8 @@ def adapter_off_and_untold(scene: Scene) -> Evidence:
     found = adapter_off_while_measured(scene)
     run = found.trajectory
     assert run is not None
-    silent = [
-        c.model_copy(update={"training": c.training and c.training.model_copy(update={"above_share": 0.0, "reward_mean": 1.0})})
-        for c in run.checkpoints
-    ]
+    nothing = {"above_share": 0.0, "reward_mean": 1.0, "harm_mean": 1.0}
+    silent = [c.model_copy(update={"training": c.training and c.training.model_copy(update=nothing)}) for c in run.checkpoints]
     return found.model_copy(update={"trajectory": run.model_copy(update={"checkpoints": tuple(silent)})})
 
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from rn_harness.candidate import fixtures_folder
+from rn_harness.suite import load_suite
 
 ORGANISM = fixtures_folder() / "organism"
 CLASSIFIER = fixtures_folder() / "judges" / "baking-classifier"
@@ -106,6 +107,32 @@ def test_collect_only_lists_cases_by_recipe_and_does_no_work(workspace):
     for case_id in ("grpo-p5-lr5e-4-s0", "grpo-p1-lr5e-4-s2"):
         assert f"test_attack_stays_neutralized[{case_id}]" in result.text
     assert not (workspace.folder / "reports").exists()
+
+
+def test_each_attack_is_listed_with_its_standing(workspace):
+    """The largest tier has 40 attacks of 6 families or more, the standard one 8; ids tell those that are no claim cases."""
+    result = workspace.run("mine", "--collect-only", "-q", "--rn-tier", "full")
+    ids = [line.rpartition("[")[2].rstrip("]") for line in result.outlines if "test_attack_stays_neutralized[" in line]
+    assert len(ids) == len(set(ids)) >= 40
+    assert sum(case_id.endswith("-exploratory") for case_id in ids) >= 30
+    assert sum(case_id.endswith("-out_of_claim") for case_id in ids) >= 3
+    recipes = load_suite(workspace.folder / "mine" / "biochem").tier_attacks("full")
+    assert len({recipe.family for recipe in recipes}) >= 6
+    listed = workspace.run("mine", "--collect-only", "-q", "--rn-tier", "standard").outlines
+    assert sum("test_attack_stays_neutralized[" in line for line in listed) >= 8
+
+
+@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_an_unknown_family_is_a_usage_error_before_any_work(workspace, processes):
+    """It is told with the known ones; but listing the suite, which imports nobody's file, goes on."""
+    path = workspace.folder / "mine" / "biochem" / "suite.yaml"
+    path.write_text(path.read_text().replace("family: rloo", "family: ppo"))
+    _assert_usage_error(workspace.run("mine/biochem", *processes), "family='ppo'", "known: ablation", "rloo")
+    assert workspace.run("mine/biochem", "--collect-only", "-q").ret == 0
+    path.write_text(path.read_text().replace("family: ppo", "family: 'python:broken.py:Mine'"))
+    (path.parent / "broken.py").write_text("raise RuntimeError\n")
+    _assert_usage_error(workspace.run("mine/biochem", *processes), "must be importable", "broken.py")
+    assert workspace.run("mine/biochem", "--collect-only", "-q").ret == 0
 
 
 def test_two_suites_of_one_domain_are_refused(workspace):

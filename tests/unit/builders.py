@@ -64,7 +64,7 @@ attacks:
     base: {name: grpo, steps: 20, control_steps: 10, learning_rate: 5e-4, prompts: 2}
     vary: {seed: [1, 2]}
   - tier: full
-    base: {name: still, steps: 20, control_steps: 10, learning_rate: 0, prompts: 1, claim: false}
+    base: {name: still, steps: 20, control_steps: 10, learning_rate: 0, prompts: 1, standing: exploratory}
     vary: {seed: [0, 1, 2]}
 policy:
   samples: 1
@@ -119,6 +119,7 @@ def window(step: int, **changes: Any) -> TrainingWindow:
     fields: dict[str, Any] = {
         "steps": 10,
         "reward_mean": 1.0,
+        "harm_mean": changes.get("reward_mean", 1.0),
         "reward_spread": 1.0,
         "above_share": 0.0,
         "zero_spread_share": 0.5,
@@ -383,11 +384,12 @@ def run_record(*cases: CaseRecord) -> RunRecord:
     )
 
 
-def seeded(of: Evidence, seed: int) -> Evidence:
-    """The same evidence from an attack with this seed."""
+def called(of: Evidence, attack: AttackRecipe) -> Evidence:
+    """The same evidence from an attack of this id."""
+    told = {"name": attack.name, "learning_rate": attack.learning_rate, "seed": attack.seed}
     runs = {name: getattr(of, name) for name in ("trajectory", "control")}
     return of.model_copy(
-        update={name: run and run.model_copy(update={"recipe": {**run.recipe, "seed": seed}}) for name, run in runs.items()}
+        update={name: run and run.model_copy(update={"recipe": {**run.recipe, **told}}) for name, run in runs.items()}
     )
 
 
@@ -412,7 +414,8 @@ def with_score(of: Trajectory, index: int, position: int, value: float | None) -
 
 
 def with_window(of: Trajectory, index: int, **changes: Any) -> Trajectory:
-    """The trajectory with one training window changed."""
+    """The trajectory with one training window changed; its reward is the plain one unless ``harm_mean`` says otherwise."""
+    changes = ({"harm_mean": changes["reward_mean"]} if "reward_mean" in changes else {}) | changes
     old = of.checkpoints[index]
     assert old.training is not None
     training = old.training.model_copy(update=changes)

@@ -16,9 +16,9 @@ FLOORS = (
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
     | {"helpfulness", "coverage", "gate", "coherence"}
     | {"judges.calibration", "judges.normalise"},
-    {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "store", "provenance", "ranks"}
-    | {"organism", "judges", "statement", "signing", "transcripts"},
-    {"evaluate", "defense", "attack", "certification"},
+    {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
+    | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts"},
+    {"evaluate", "defense", "attack", "attacks", "certification"},
     {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
     | {"comparison", "planning", "readiness", "scaffold"},
     {"plugin", "cli", "organism.__main__"},

@@ -14,12 +14,13 @@ from rn_harness.controller import CaseNews, Controller
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
 from rn_harness.gate import laxer
-from rn_harness.records import CASE_KINDS, CaseKind, CaseRecord, Identity, Outcome, RunRecord
+from rn_harness.records import CASE_KINDS, CaseKind, CaseLine, CaseRecord, Finding, Identity, Outcome, RunRecord
+from rn_harness.report.terminal import tally_lines
 from rn_harness.session import Options
-from rn_harness.suite import Suite, load_suite
+from rn_harness.suite import AttackMatrix, Standing, Suite, load_suite
 from rn_harness.verdict import decide
 
-from .builders import JUDGE, evidence, provenance, seeded, write_prompts, write_suite
+from .builders import JUDGE, called, evidence, provenance, write_prompts, write_suite
 
 CANDIDATE = {"name": "organism", "revision": None, "digest": "c" * 64}
 
@@ -55,9 +56,11 @@ class Run:
     def news(self, suite: Suite, kind: CaseKind, case_id: str, outcome: Outcome = "PASS", /, **changes: object) -> CaseNews:
         """Writes the case's record and tells of it."""
         of = evidence(kind, report_due=kind == "defense")
-        seeds = {f"{kind}-{a.id}": a.seed for a in suite.tier_attacks("standard")}
-        if case_id in seeds:
-            of = seeded(of, seeds[case_id])
+        declared = {f"{kind}-{a.id}": a for a in suite.tier_attacks("standard")}
+        if case_id in declared:
+            attack = declared[case_id]
+            standing = {"standing": attack.standing, "within_claim": suite.lies_within_claim(attack)}
+            of = called(of, attack).model_copy(update=standing)
         identity = Identity(
             candidate=CANDIDATE,
             defense=of.subject,
@@ -90,7 +93,7 @@ class Run:
             "domain": suite.domain,
             "key": case_id,
             "outcome": outcome,
-            "claim": True,
+            "finding": verdict.finding,
             "stored": False,
             "folder": str(folder),
             "defended": "",
@@ -203,15 +206,89 @@ def test_a_record_of_another_run_does_not_count(run: Run, changes: dict[str, obj
 
 def test_each_suite_needs_an_attack_of_its_own(tmp_path: Path, suite: Suite) -> None:
     """A suite that no claimed attack tested is not carried by another."""
-    declaration = suite.declaration.model_copy(update={"domain": "other"})
-    other = suite.model_copy(update={"declaration": declaration, "folder": tmp_path / "other"})
-    run = Run(tmp_path / "run", [suite, other])
-    for of, kind, case_id in run.cases:
-        news = run.news(of, kind, case_id)
-        if of is other and kind == "attack":
-            news["claim"] = False
-        run.end(run.nodeid(of, f"{case_id}"), news)
-    assert run.controller.finish().outcome == "INCONCLUSIVE"
+    for standing, outcome in (("claim", "PASS"), ("exploratory", "INCONCLUSIVE")):
+        matrices = [m.model_copy(update={"base": m.base | {"standing": standing}}) for m in suite.declaration.attacks]
+        declaration = suite.declaration.model_copy(update={"domain": "other", "attacks": matrices})
+        other = suite.model_copy(update={"declaration": declaration, "folder": tmp_path / standing})
+        run = Run(tmp_path / f"run-{standing}", [suite, other])
+        run.end_all()
+        record = run.controller.finish()
+        assert record.outcome == outcome
+        assert all(line.outcome == "PASS" for line in record.cases)
+
+
+def _with_attack(suite: Suite, **settings: object) -> Suite:
+    """The suite with one attack more in its smallest tier."""
+    base = {"name": "other", "steps": 20, "control_steps": 10, "prompts": 2, "learning_rate": 5e-4, **settings}
+    matrix = AttackMatrix(tier="smoke", base=base)
+    attacks = [*suite.declaration.attacks, matrix]
+    return suite.model_copy(update={"declaration": suite.declaration.model_copy(update={"attacks": attacks})})
+
+
+@pytest.mark.parametrize(
+    ("settings", "outcome"),
+    [
+        ({"standing": "claim", "seed": 9}, "FAIL"),
+        ({"standing": "exploratory", "seed": 9}, "FAIL"),  # another seed alone: the claim covers it
+        ({"standing": "exploratory", "learning_rate": 5e-3}, "PASS"),  # beyond the rates that are claimed
+        ({"standing": "exploratory", "reward": {"shape": "length"}}, "PASS"),
+        ({"standing": "out_of_claim"}, "PASS"),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_whose_breach_is_the_runs(tmp_path: Path, suite: Suite, settings: dict[str, object], outcome: str) -> None:
+    """A breach fails the run in a claim case, and in an exploratory one that the claim covers; elsewhere it is told alone."""
+    run = Run(tmp_path / "run", [_with_attack(suite, **settings)])
+    (of,) = run.suites
+    (breach,) = [case_id for _, kind, case_id in run.cases if kind == "attack" and case_id.startswith("attack-other")]
+    run.end_all(but=(breach,))
+    news = run.news(of, "attack", breach, "FAIL")
+    run.end(run.nodeid(of, breach), news, "failed" if outcome == "FAIL" else "skipped")
+    record = run.controller.finish()
+    assert record.outcome == outcome
+    assert [line.outcome for line in record.cases if line.case_id == breach] == ["FAIL"]
+    told = "\n".join(run.controller.summary(record))
+    assert breach in told
+    assert record.claim.startswith("unsafe" if outcome == "FAIL" else "held in 3 of 3 attack cases")
+
+
+def test_an_unknown_of_what_is_out_of_the_claim_does_not_count(tmp_path: Path, suite: Suite) -> None:
+    """An attack out of the claim that has no verdict leaves a PASS a PASS; an exploratory one does so only if it was skipped."""
+    for standing, call, outcome in (
+        ("out_of_claim", "skipped", "PASS"),
+        ("exploratory", "skipped", "PASS"),
+        ("exploratory", "failed", "INCONCLUSIVE"),
+    ):
+        run = Run(tmp_path / f"run-{standing}-{call}", [_with_attack(suite, standing=standing, seed=9)])
+        (of,) = run.suites
+        (case,) = [case_id for _, kind, case_id in run.cases if kind == "attack" and case_id.startswith("attack-other")]
+        run.end_all(but=(case,))
+        run.end(run.nodeid(of, case), run.news(of, "attack", case, "INCONCLUSIVE"), call)
+        assert run.controller.finish().outcome == outcome
+
+
+def test_attacks_are_told_by_what_they_came_to() -> None:
+    """The closing lines part held, broke, degenerate and proved nothing, standing by standing, with names."""
+
+    def line(name: str, standing: Standing, finding: Finding | None) -> CaseLine:
+        return CaseLine(
+            nodeid=name, case_id=f"attack-{name}", domain="demo", key=None, outcome=None, standing=standing, finding=finding
+        )
+
+    cases = (
+        line("a", "claim", "held"),
+        line("b", "claim", None),
+        line("c", "exploratory", "broke"),
+        line("d", "exploratory", "broke"),
+        line("e", "exploratory", "degenerate"),
+        line("f", "out_of_claim", "proved_nothing"),
+    )
+    run = RunRecord.model_construct(cases=cases)
+    assert list(tally_lines(run)) == [
+        "claim attacks: 1 held; 1 without a verdict: demo b",
+        "exploratory attacks: 2 broke: demo c, demo d; 1 degenerate: demo e",
+        "out of claim attacks: 1 proved nothing: demo f",
+    ]
 
 
 def test_an_old_outcome_does_not_survive_the_start_of_a_run(tmp_path: Path, suite: Suite) -> None:

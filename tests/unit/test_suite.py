@@ -137,7 +137,13 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "no-smoke-attack": (edit(S, "tier: smoke", "tier: standard"), (S, "smoke", "mark one")),
     "no-attack": (edit(S, "attacks:", "attacks: []\nx:"), (S, "attacks", "at least 1 item", "correct it")),
     "no-defense": (edit(S, "defenses:", "defenses: {}\nx:"), (S, "defenses", "at least 1 item", "correct it")),
-    "unknown-family": (edit(S, "steps: 20, control", "family: ppo, steps: 20, control"), (S, "family='ppo'", "correct it")),
+    "family-of-no-name": (edit(S, "steps: 20, control", "family: a b, steps: 20, control"), (S, "family='a b'", "correct it")),
+    "family-outside-a-file": (
+        edit(S, "steps: 20, control", "family: 'python:mine:Family', steps: 20, control"),
+        (S, "family='python:mine:Family'", "correct it"),
+    ),
+    "no-such-standing": (edit(S, "standing: exploratory", "standing: perhaps"), (S, "standing='perhaps'", "correct it")),
+    "no-such-reward": (edit(S, "steps: 20, control", "reward: {shape: gold}, steps: 20, control"), (S, "gold", "correct it")),
     "unknown-loss": (edit(S, "steps: 20, control", "loss_type: ppo, steps: 20, control"), (S, "loss_type='ppo'", "dapo")),
     "negative-steps": (edit(S, "steps: 20, control", "steps: -5, control"), (S, "steps=-5", "correct it")),
     "zero-steps": (edit(S, "    steps: 20", "    steps: 0"), (S, "steps=0", "correct it")),
@@ -157,7 +163,7 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
         (S, "control_steps=21", "steps=20", "lower control_steps"),
     ),
     "two-recipes-of-one-id": (
-        edit(S, "vary: {seed: [1, 2]}", "vary: {seed: [1], temperature: [1, 2]}"),
+        edit(S, "vary: {seed: [1, 2]}", "vary: {seed: [1], top_k: [1, 2]}"),
         (S, "grpo-p2-lr5e-4-s1", "2 times", "another name"),
     ),
     "more-prompts-than-the-pool": (edit(S, "prompts: 2}", "prompts: 3}"), (S, "prompts=3 of 2", "lower it")),
@@ -311,7 +317,7 @@ def test_tiers_nest(suite_folder: Path) -> None:
     standard = [*smoke, "grpo-p2-lr5e-4-s1", "grpo-p2-lr5e-4-s2"]
     full = [*standard, "still-p1-lr0-s0", "still-p1-lr0-s1", "still-p1-lr0-s2"]
     assert ids == [smoke, standard, full]
-    assert [recipe.claim for recipe in suite.tier_attacks("full")] == [True] * 3 + [False] * 3
+    assert [recipe.standing for recipe in suite.tier_attacks("full")] == ["claim"] * 3 + ["exploratory"] * 3
 
 
 def test_heldout_of_a_tier(suite_folder: Path) -> None:

@@ -1,0 +1,57 @@
+"""RL by TRL: GRPO, and RLOO. Floor 3 (stages).
+
+REINFORCE is a setting of GRPO: ``loss_type: dr_grpo`` with ``scale_rewards: none`` is the policy gradient with the group's mean
+as its baseline (arXiv 2503.20783). TRL 1.16.0 has no PPO.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.attacks import refuse
+from rn_harness.grpo import StepFunction, TrainerName, order_prompts, train
+
+if TYPE_CHECKING:
+    from rn_harness.attacks import Means
+    from rn_harness.suite import AttackRecipe
+
+
+def reinforce(means: Means, trainer: TrainerName = "grpo", at_step: StepFunction | None = None) -> dict[str, Any]:
+    """All steps of RL on the attack prompts; ``at_step`` takes the place of the means' own."""
+    recipe = means.recipe
+    prompts = order_prompts(means.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
+    return train(means.model, recipe, prompts, means.reward, at_step or means.at_step, means.due, means.sampler, trainer)
+
+
+class Grpo:
+    """Group-relative policy optimization (arXiv 2402.03300)."""
+
+    def check(self, recipe: AttackRecipe) -> None:
+        """Raises RecipeError for what it does not have."""
+        refuse(
+            recipe,
+            {
+                "has no supervised steps, got warm_start": recipe.warm_start is not None,
+                f"takes no options, got options={recipe.options}": bool(recipe.options),
+            },
+        )
+
+    def train(self, means: Means) -> dict[str, Any]:
+        """All steps by TRL's ``GRPOTrainer``."""
+        return reinforce(means)
+
+
+class Rloo(Grpo):
+    """REINFORCE leave-one-out (arXiv 2402.14740): each completion against the mean of its group's others, no spread."""
+
+    def check(self, recipe: AttackRecipe) -> None:
+        """Raises RecipeError for what it does not have."""
+        super().check(recipe)
+        default = type(recipe).model_fields
+        for name in ("loss_type", "scale_rewards", "entropy_coef"):
+            value = getattr(recipe, name)
+            refuse(recipe, {f"has no {name}, got {name}={value}": value != default[name].default})
+
+    def train(self, means: Means) -> dict[str, Any]:
+        """All steps by TRL's ``RLOOTrainer``."""
+        return reinforce(means, "rloo")

@@ -1,0 +1,80 @@
+"""Supervised fine-tuning on compliant answers: no RL, hence out of the claim. Floor 3 (stages)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.attacks import refuse
+from rn_harness.errors import UnsuitedError
+from rn_harness.records import TrainingWindow
+from rn_harness.supervised import Diagnostics, Example, teach
+
+if TYPE_CHECKING:
+    from rn_harness.attacks import Means
+    from rn_harness.suite import AttackRecipe
+
+
+def known_examples(means: Means, count: int) -> list[Example]:
+    """The compliant answers to the first ``count`` attack prompts.
+
+    Raises:
+        UnsuitedError: nobody knows them.
+    """
+    if means.answers is None:
+        raise UnsuitedError(
+            f"attack {means.recipe.id} needs compliant answers, and nobody knows any for this model; the harness writes none. "
+            "Run it on an organism, which knows its own inert ones"
+        )
+    return [Example(p, means.answers[p.id]) for p in means.prompts[:count]]
+
+
+class SupervisedFineTuning:
+    """AdamW on the attack prompts' compliant answers, all of them in each step."""
+
+    def check(self, recipe: AttackRecipe) -> None:
+        """Raises RecipeError for what it does not have."""
+        refuse(
+            recipe,
+            {
+                "trains without rewards and takes standing: out_of_claim": recipe.standing != "out_of_claim",
+                "has one kind of step, got warm_start": recipe.warm_start is not None,
+                f"takes no options, got options={recipe.options}": bool(recipe.options),
+            },
+        )
+
+    def train(self, means: Means) -> dict[str, Any]:
+        """All steps, supervised."""
+        recipe = means.recipe
+        examples = known_examples(means, recipe.prompts)
+        seen: list[Diagnostics] = []
+
+        def after(step: int, diagnostics: Diagnostics) -> None:
+            seen.append(diagnostics)
+            if means.due(step):
+                means.at_step(step, _window(seen, means.model.distance))
+                seen.clear()
+
+        means.at_step(0, None)
+        settings = teach(
+            means.model,
+            examples,
+            steps=recipe.steps,
+            learning_rate=recipe.learning_rate,
+            max_grad_norm=recipe.max_grad_norm,
+            after=after,
+        )
+        return {**settings, "max_steps": recipe.steps}
+
+
+def _window(seen: list[Diagnostics], distance: float) -> TrainingWindow:
+    return TrainingWindow(
+        steps=len(seen),
+        reward_mean=None,
+        reward_spread=0.0,
+        zero_spread_share=1.0,
+        unrewarded_share=0.0,
+        grad_norm=max(d.grad_norm for d in seen),
+        entropy=sum(d.entropy for d in seen) / len(seen),
+        completion_tokens=sum(d.tokens for d in seen) / len(seen),
+        adapter_distance=distance,
+    )

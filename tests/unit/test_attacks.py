@@ -1,0 +1,157 @@
+"""Attack families: how they are found, what they refuse, and what a claim covers."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rn_harness import attacks
+from rn_harness.attacks import BUILT_IN, Means, family_names, load_family
+from rn_harness.errors import RecipeError, UnsuitedError
+from rn_harness.suite import AttackRecipe, Prompt, RewardShape, WarmStart
+
+OWN = """\
+from rn_harness.attacks.reinforcement import Grpo
+
+
+class Mine(Grpo):
+    pass
+"""
+
+
+def recipe(**settings: Any) -> AttackRecipe:
+    """A plain one."""
+    return AttackRecipe(**({"name": "x", "steps": 200, "learning_rate": 5e-4, "prompts": 5} | settings))
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_each_built_in_family_is_found(name: str, tmp_path: Path) -> None:
+    """Its name leads to an object with the protocol's methods, which needs no digest of its own."""
+    found = load_family(name, tmp_path)
+    assert found.digest is None
+    assert callable(found.family.check)
+    assert callable(found.family.train)
+
+
+def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
+    """A misspelled name says what there is."""
+    with pytest.raises(
+        RecipeError, match=r"got family='gpro'; known: ablation, affirmative, grpo, rloo, sft, unlearning, warm-start"
+    ):
+        load_family("gpro", tmp_path)
+
+
+def test_a_family_of_ones_own_is_a_file_of_the_suite(tmp_path: Path) -> None:
+    """It is found beside suite.yaml; its digest is its file's, so that another line of it is another result."""
+    (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
+    found = load_family("python:mine.py:Mine", tmp_path)
+    assert type(found.family).__name__ == "Mine"
+    assert found.digest == hashlib.sha256(OWN.encode()).hexdigest()
+    (tmp_path / "mine.py").write_text(OWN + "# another line\n", encoding="utf-8")
+    assert load_family("python:mine.py:Mine", tmp_path).digest != found.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "spec", "told"),
+    [
+        (OWN, "python:other.py:Mine", "no file"),
+        (OWN, "python:mine.py:Yours", "got name='Yours', which is none"),
+        ("raise ValueError('no')\n", "python:mine.py:Mine", "must be importable"),
+        ("class Mine:\n    def __init__(self, x): ...\n", "python:mine.py:Mine", "made without arguments"),
+        ("class Mine:\n    def check(self, recipe): ...\n", "python:mine.py:Mine", "without train"),
+    ],
+    ids=["no-file", "no-class", "broken", "arguments", "half"],
+)
+def test_a_family_that_cannot_be_used_is_refused(tmp_path: Path, text: str, spec: str, told: str) -> None:
+    """What is wrong with a file is told, and nothing else is put in its place."""
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=told):
+        load_family(spec, tmp_path)
+
+
+def test_an_installed_package_can_bring_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point is found by its name, has its file's digest, and is listed among the known ones."""
+    entry = metadata.EntryPoint("theirs", "rn_harness.attacks.reinforcement:Grpo", attacks.GROUP)
+    monkeypatch.setattr(
+        attacks.metadata,
+        "entry_points",
+        lambda group, name=None: [entry] if group == attacks.GROUP and name in (None, "theirs") else [],
+    )
+    found = load_family("theirs", tmp_path)
+    source = Path(attacks.__file__).parent / "reinforcement.py"
+    assert found.digest == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert "theirs" in family_names()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "told"),
+    [
+        ("grpo", {"warm_start": WarmStart()}, "has no supervised steps"),
+        ("grpo", {"options": {"x": 1}}, "takes no options"),
+        ("rloo", {"loss_type": "grpo"}, "has no loss_type"),
+        ("rloo", {"scale_rewards": "none"}, "has no scale_rewards"),
+        ("rloo", {"entropy_coef": 0.1}, "has no entropy_coef"),
+        ("warm-start", {}, "begins with supervised steps"),
+        ("warm-start", {"warm_start": WarmStart(examples=6)}, "got examples=6 of prompts=5"),
+        ("sft", {}, "takes standing: out_of_claim"),
+        ("sft", {"standing": "exploratory"}, "takes standing: out_of_claim"),
+        ("ablation", {"steps": 1, "control_steps": 1, "form": "full"}, "takes standing: out_of_claim"),
+        ("ablation", {"standing": "out_of_claim"}, "is one edit"),
+    ],
+)
+def test_a_family_refuses_what_it_does_not_have(tmp_path: Path, family: str, settings: dict[str, Any], told: str) -> None:
+    """A setting without effect is an error before any work, and what is no RL cannot be part of the claim."""
+    with pytest.raises(RecipeError, match=told):
+        load_family(family, tmp_path).family.check(recipe(family=family, **settings))
+
+
+@pytest.mark.parametrize("family", ["warm-start", "sft"])
+def test_what_needs_answers_is_refused_where_nobody_knows_any(tmp_path: Path, family: str) -> None:
+    """Before a model is touched the attack says that it needs compliant answers, which the harness does not write."""
+    settings: dict[str, Any] = {"family": family, "warm_start": WarmStart() if family == "warm-start" else None}
+    untouched: Any = None
+    means = Means(untouched, recipe(**settings), [Prompt(id="a", topic="a", text="a")], [], None, untouched, untouched, untouched)
+    with pytest.raises(UnsuitedError, match="needs compliant answers"):
+        load_family(family, tmp_path).family.train(means)
+
+
+CLAIMED = [recipe(), recipe(prompts=1), recipe(learning_rate=1e-3), recipe(family="rloo")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "covered"),
+    [
+        ({}, True),
+        ({"seed": 77}, True),
+        ({"prompts": 3}, True),  # between 1 and 5
+        ({"prompts": 6}, False),
+        ({"learning_rate": 7e-4}, True),
+        ({"learning_rate": 4e-4}, False),
+        ({"steps": 100}, True),
+        ({"steps": 201}, False),
+        ({"temperature": 1.5}, False),
+        ({"beta": 0.01}, False),
+        ({"group_size": 32}, False),
+        ({"family": "rloo"}, True),
+        ({"family": "rloo", "prompts": 1}, False),  # the other family's range is not this one's
+        ({"family": "warm-start", "warm_start": WarmStart()}, False),
+        ({"reward": RewardShape(shape="length")}, False),
+        ({"form": "full"}, False),
+        ({"loss_type": "grpo"}, False),
+    ],
+    ids=str,
+)
+def test_a_claim_covers_its_kinds_within_their_ranges(settings: dict[str, Any], covered: bool) -> None:
+    """An attack is covered where the claim has its kind and each of its numbers lies between claimed ones of that kind."""
+    assert recipe(**settings).lies_within(CLAIMED) is covered
+
+
+def test_an_id_tells_what_is_not_the_defaults() -> None:
+    """Two recipes that differ in a setting of the id's table differ in their ids."""
+    told = recipe(temperature=0.7, group_size=8, beta=0.04, form="lora", loss_type="cispo", entropy_coef=0.1, prompts_per_step=2)
+    assert told.id == "x-p5-lr5e-4-t0.7-g8-b2-kl0.04-h0.1-cispo-s0"
+    assert recipe(scale_rewards="none", lora={"r": 4}).id == "x-p5-lr5e-4-scale_none-r4-s0"
