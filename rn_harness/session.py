@@ -312,6 +312,7 @@ class RunSession:
     _judges: dict[str, Judge] = field(default_factory=dict)
     _certificates: dict[str, Certificate] = field(default_factory=dict)
     _plans: dict[tuple[str, GRPORecipe], Plan | None] = field(default_factory=dict)
+    _longest: dict[str, int] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
     _witnessed: set[str] = field(default_factory=set)
     _control_answers: dict[tuple[str, str], ControlAnswers] = field(default_factory=dict)
@@ -454,13 +455,15 @@ class RunSession:
     def memory(self, suite: Suite) -> Plan | None:
         """What the largest of the suite's fine-tunes takes, by ``rn_harness.memory``; asked before anything is loaded.
 
+        The defense and the claim cases count: another case for which there is no room is told when its turn comes.
+
         Returns:
             The plan; None where the candidate's configuration does not name its numbers.
 
         Raises:
             CandidateError: one of them takes more than is free now, in whatever micro-batches.
         """
-        plans = [planned for recipe in self._recipes(suite) if (planned := self._plan(suite, recipe))]
+        plans = [planned for recipe in self._needed(suite) if (planned := self._plan(suite, recipe))]
         return max(plans, key=lambda planned: planned.total, default=None)
 
     def memory_line(self, suites: Sequence[Suite]) -> str:
@@ -480,9 +483,13 @@ class RunSession:
     def as_run(self, suite: Suite, recipe: R) -> R:
         """The recipe as it is run here: where it leaves it open and a whole step does not fit, with micro-batches that do.
 
+        One that is not needed and cannot be trained here stays as it is: when its turn comes, that is told.
+
         Raises:
             CandidateError: it does not fit in any.
         """
+        if self._hindrance(suite, recipe):
+            return recipe
         planned = self._plan(suite, recipe)
         if planned is None or recipe.micro_batch is not None or planned.work.micro_batch == planned.work.rows:
             return recipe
@@ -507,6 +514,12 @@ class RunSession:
         on, together = _on(), ranks()
         return min(together.gather(available_memory(on))) / (together.size if on == "cpu" else 1)
 
+    def _longest_prompt(self, suite: Suite) -> int:
+        if suite.digest not in self._longest:
+            texts = [p.text for of_set in suite.prompts.values() for p in of_set]
+            self._longest[suite.digest] = self.candidate.longest_prompt(texts)
+        return self._longest[suite.digest]
+
     def _work(self, suite: Suite, recipe: GRPORecipe) -> Work:
         """What a fine-tune is, for the plan of its memory."""
         candidate, judges = self.candidate, self.judges(suite)
@@ -515,7 +528,7 @@ class RunSession:
             form="qlora" if candidate.quantised else recipe.form,
             number=2 if candidate.number in ("bfloat16", "float16") else 4,
             rows=_rows(recipe),
-            prompt=candidate.longest_prompt([p.text for of_set in suite.prompts.values() for p in of_set]),
+            prompt=self._longest_prompt(suite),
             completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
             micro_batch=recipe.micro_batch or _rows(recipe),
             splits=recipe.micro_batch is None and recipe.loss_type != "bnpo",
@@ -649,30 +662,48 @@ class RunSession:
                 raise RecipeError(f"--rn-defense must hold an adapter or a whole model, got {name!r}: {error}") from None
 
     def check_training(self, suite: Suite) -> None:
-        """Makes sure, before any training, that the model under test can be trained as the recipes say.
+        """Makes sure, before any training, that the model under test can be trained as the defense and the claim cases say.
 
         Raises:
             RecipeError: it cannot.
         """
         self.sampler.check(cpu=_on() == "cpu", quantised=bool(self.options.quantise), gguf=self.candidate.gguf is not None)
-        for recipe in self._recipes(suite):
-            parts, size = recipe.micro_batch or _rows(recipe), ranks().size
-            if parts % size:
-                raise RecipeError(
-                    f"processes share the rows of a step alike, got {parts} rows for {size} processes; take a number of "
-                    "processes that divides prompts_per_step * group_size, and micro_batch where it is set"
-                )
-            if self.options.quantise and (recipe.form == "full" or recipe.beta):
-                raise RecipeError(
-                    "4-bit weights stay as they are, and the KL penalty's reference has no adapter beside them, got "
-                    f"form={recipe.form} beta={recipe.beta:g} with --rn-quantise {self.options.quantise}; take form=lora and "
-                    "beta=0, or leave it out"
-                )
+        for recipe in self._needed(suite):
+            self._check_trainable(recipe)
+
+    def _check_trainable(self, recipe: GRPORecipe) -> None:
+        parts, size = recipe.micro_batch or _rows(recipe), ranks().size
+        if parts % size:
+            raise RecipeError(
+                f"processes share the rows of a step alike, got {parts} rows for {size} processes; take a number of "
+                "processes that divides prompts_per_step * group_size, and micro_batch where it is set"
+            )
+        if self.options.quantise and (recipe.form == "full" or recipe.beta):
+            raise RecipeError(
+                "4-bit weights stay as they are, and the KL penalty's reference has no adapter beside them, got "
+                f"form={recipe.form} beta={recipe.beta:g} with --rn-quantise {self.options.quantise}; take form=lora and "
+                "beta=0, or leave it out"
+            )
+
+    def _hindrance(self, suite: Suite, recipe: GRPORecipe) -> str | None:
+        """Why an attack that is no claim case cannot be trained here; None where it can, and for what is needed."""
+        if not isinstance(recipe, AttackRecipe) or recipe.claim:
+            return None
+        try:
+            self._check_trainable(recipe)
+            self._plan(suite, recipe)
+        except (RecipeError, CandidateError) as error:
+            return str(error)
+        return None
 
     def _recipes(self, suite: Suite) -> list[GRPORecipe]:
         """All fine-tunes that a run makes: the tier's attacks, and the defense unless it was given."""
         defense = self.defense_recipe(suite)
         return [*suite.tier_attacks(self.options.tier), *([defense] if defense else [])]
+
+    def _needed(self, suite: Suite) -> list[GRPORecipe]:
+        """Those of them without which a run has no verdict: the defense and the claim cases."""
+        return [r for r in self._recipes(suite) if not isinstance(r, AttackRecipe) or r.claim]
 
     def family(self, suite: Suite, attack: AttackRecipe) -> Loaded:
         """The family of one of the suite's attacks."""
@@ -1056,6 +1087,8 @@ class RunSession:
         """Measures; where that is cut off, what was measured is recorded first, and a breach in it ends the case."""
         if attack is not None:
             self.check_reward(suite)
+            if hindrance := self._hindrance(suite, attack):
+                raise UnsuitedError(f"attack {attack.id} cannot be trained here: {hindrance}")
         steps = 0 if attack is None else attack.control_steps if kind == "control" else attack.steps
         answers = self._answers_of_control(kind, suite, attack)
         with self._transcript(suite, folder) as transcript, (folder / "checkpoints.jsonl").open("w", encoding="utf-8") as lines:

@@ -13,11 +13,11 @@ import pytest
 
 from rn_harness.anchors import shipped_anchors
 from rn_harness.candidate import fixtures_folder
-from rn_harness.errors import JudgeError, RecipeError
+from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.records import Judgement, Trajectory
 from rn_harness.session import Judges, Options, RunSession
 from rn_harness.store import Store
-from rn_harness.suite import AttackRecipe, Prompt, Suite, load_suite
+from rn_harness.suite import AttackMatrix, AttackRecipe, Prompt, Suite, load_suite
 
 from . import builders
 from .builders import write_suite
@@ -210,6 +210,30 @@ def test_a_breach_stays_seen(
 ) -> None:
     """What a stopped judge left is measured again in the next run, unless a breach was seen: that is not re-rolled."""
     assert _is_kept(tmp_path, suite, monkeypatch, "attack", trajectory) is kept
+
+
+def test_an_attack_without_room_is_told_and_the_others_go_on(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory for an exploratory case alone does not end the session before it begins: the case says what it lacks."""
+    base = {**suite.declaration.attacks[0].base, "name": "all", "form": "full", "standing": "exploratory"}
+    attacks = [*suite.declaration.attacks, AttackMatrix(tier="smoke", base=base)]
+    suite = suite.model_copy(update={"declaration": suite.declaration.model_copy(update={"attacks": attacks})})
+
+    def planned(self: RunSession, of: Suite, recipe: AttackRecipe) -> None:
+        if recipe.form == "full":
+            raise CandidateError("memory must suffice")
+
+    monkeypatch.setattr(RunSession, "_plan", planned)
+    monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None))
+    monkeypatch.setattr(RunSession, "certificates", lambda *_: (builders.certificate(),))
+    session = a_session(tmp_path, defense="none")
+    assert session.memory(suite) is None
+    (recipe,) = [a for a in suite.tier_attacks("smoke") if not a.claim]
+    record = session.case("control", suite, recipe).record
+    assert record.evidence.refused is not None
+    assert "cannot be trained here: memory must suffice" in record.evidence.refused
+    assert (record.verdict.outcome, record.verdict.finding) == ("INCONCLUSIVE", "proved_nothing")
 
 
 def test_a_control_whose_judge_stopped_is_not_kept(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
