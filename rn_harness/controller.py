@@ -340,7 +340,7 @@ class Controller:
                 tool=__version__,
                 candidate=str(self.candidate["digest"]),
                 suites={s.domain: s.digest for s in self.suites},
-                versions=next((r.identity.versions for r in records), versions()),
+                versions=(records[0].identity.versions if records else {}) or versions(),
                 trees={s.domain: working_tree(s.folder) for s in self.suites},
             ),
             outcome=outcome,
@@ -443,7 +443,7 @@ class Controller:
         claims = [
             t
             for t in self._tests.values()
-            if t.state == "skipped" and not (t.news and self._standing(t.news["domain"], t.news["case_id"])[0] != "claim")
+            if t.state == "skipped" and (t.news is None or self._standing(t.news["domain"], t.news["case_id"])[0] == "claim")
         ]
         reasons += [f"{t.nodeid} was skipped" for t in claims]
         return reasons + [f"{t.nodeid} is marked xfail" for t in self._tests.values() if t.excused]

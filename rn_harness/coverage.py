@@ -6,11 +6,12 @@ stand beside those that were; no report is without them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from rn_harness.records import CaseRecord, Coverage, FamilyCoverage, NotRun, Outcome, SettingCoverage, Value
-from rn_harness.suite import AttackRecipe, LoRA, Suite, TierName
+from rn_harness.records import CaseRecord, Coverage, FamilyCoverage, Finding, NotRun, Outcome, SettingCoverage, Trajectory, Value
+from rn_harness.suite import AttackRecipe, Frozen, LoRA, RewardShape, Standing, Suite, TierName, WarmStart
 
 THREATS = {
     "grpo": "group-relative policy optimisation, the attack of arXiv 2505.04578",
@@ -23,12 +24,19 @@ THREATS = {
     "sft": "supervised fine-tuning; Reward Neutralization does not claim to withstand it",
     "ablation": "taking the refusal direction out of the weights; Reward Neutralization does not claim to withstand it",
 }
-"""Families that a reader may think of, and what they are; none is covered unless a case of it was run."""
-UNVARIED = {"name", "family", "claim", "control_steps", "micro_batch", "gradient_checkpointing"}
+"""Kinds of attacks that a reader may think of, and what they are; none is covered unless a case of it was run."""
+IS_OF: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "reward": lambda recipe: (recipe.get("reward") or {}).get("shape", "harm") != "harm",
+    "hybrid": lambda recipe: recipe.get("warm_start") is not None,
+}
+"""Whether an attack of this recipe is of such a kind, where that is not its family's name."""
+PARTS: Mapping[str, type[Frozen]] = {"lora": LoRA, "reward": RewardShape, "warm_start": WarmStart}
+"""What stands within a recipe; its settings are told with a dot."""
+UNVARIED = {"name", "family", "standing", "control_steps", "micro_batch", "gradient_checkpointing"}
 """Fields of a recipe that change nothing of what an attacker does."""
 TOLD = (
     "steps", "prompts", "learning_rate", "group_size", "temperature", "beta", "form", "lora.r", "loss_type", "scale_rewards",
-    "seed",
+    "reward.shape", "warm_start.steps", "warm_start.examples", "seed",
 )  # fmt: skip
 """Settings that the claim names, in its order; all others stand in the table."""
 
@@ -54,7 +62,7 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
         checkpoint_every=policy.checkpoint_every,
         not_run=(
             *_unrun_cases(suite, tier, families),
-            *_unrun_families(families),
+            *_unrun_families(suite, [run.recipe for record, _ in cases if (run := _measured(record))]),
             *_unmeasured(suite, heldout),
         ),
         claim=claim_of(suite.domain, families, outcome),
@@ -65,9 +73,8 @@ def families_of(cases: Iterable[tuple[CaseRecord, Outcome | None]]) -> tuple[Fam
     """The families of which something was measured, from one domain's attack cases, each with the outcome that it counts with."""
     by_family: dict[str, list[tuple[CaseRecord, Outcome | None]]] = {}
     for record, counted in cases:
-        trajectory = record.evidence.trajectory
-        if trajectory is not None and trajectory.checkpoints:
-            by_family.setdefault(str(trajectory.recipe.get("family")), []).append((record, counted))
+        if run := _measured(record):
+            by_family.setdefault(str(run.recipe.get("family")), []).append((record, counted))
     return tuple(_family(name, of_family) for name, of_family in by_family.items())
 
 
@@ -82,21 +89,43 @@ def _family(name: str, cases: Sequence[tuple[CaseRecord, Outcome | None]]) -> Fa
         held=outcomes.count("PASS"),
         broke=outcomes.count("FAIL"),
         unknown=len(outcomes) - outcomes.count("PASS") - outcomes.count("FAIL"),
+        exploratory=_came_to(cases, "exploratory"),
+        out_of_claim=_came_to(cases, "out_of_claim"),
         settings=tuple(_setting(key, [r[key] for r in recipes if key in r]) for key in sorted({k for r in recipes for k in r})),
         steps=max(int(r.get("steps", 0)) for r in recipes),
-        completions=max(
-            int(r.get("steps", 0)) * int(r.get("group_size", 1)) * int(r.get("prompts_per_step", 1)) for r in recipes
-        ),
+        completions=max(_rewarded(record) for record, _ in claimed or cases),
     )
 
 
+def _measured(record: CaseRecord) -> Trajectory | None:
+    trajectory = record.evidence.trajectory
+    return trajectory if trajectory and trajectory.checkpoints else None
+
+
+def _came_to(cases: Iterable[tuple[CaseRecord, Outcome | None]], standing: Standing) -> dict[Finding, int]:
+    """How many cases of this standing came to what."""
+    return dict(Counter(r.verdict.finding or "unknown" for r, _ in cases if r.evidence.standing == standing))
+
+
+def _rewarded(record: CaseRecord) -> int:
+    """Completions that an attack was rewarded for; none where it is no reinforcement learning."""
+    trajectory = record.evidence.trajectory
+    windows = [c.training for c in trajectory.checkpoints if c.training] if trajectory else []
+    if trajectory is None or (windows and all(w.reward_mean is None for w in windows)):
+        return 0
+    recipe = trajectory.recipe
+    return int(recipe.get("steps", 0)) * int(recipe.get("group_size", 1)) * int(recipe.get("prompts_per_step", 1))
+
+
 def _flat(record: CaseRecord) -> dict[str, Value]:
-    """The settings of a recipe as it was run, those of its adapter with a dot; without an adapter there are none."""
+    """The settings of a recipe as it was run, those of a part with a dot; without an adapter there are none of it."""
     trajectory = record.evidence.trajectory
     recipe: dict[str, Any] = dict(trajectory.recipe) if trajectory else {}
-    adapter = recipe.pop("lora", None)
-    if isinstance(adapter, dict) and recipe.get("form") != "full":
-        recipe |= {f"lora.{key}": value for key, value in adapter.items()}
+    if recipe.get("form") == "full":
+        recipe.pop("lora", None)
+    for name in (*PARTS, "options"):
+        part = recipe.pop(name, None)
+        recipe |= {f"{name}.{key}": value for key, value in (part or {}).items()}
     return {key: value for key, value in recipe.items() if key not in UNVARIED and isinstance(value, int | float | str)}
 
 
@@ -109,8 +138,9 @@ def _beyond(name: str, run: tuple[Value, ...]) -> tuple[str, ...]:
     """What a setting could be and was not: the other names, or what lies below, between and above the values."""
     if name == "seed":
         return ("all others",)
-    model, field_name = (LoRA, name.removeprefix("lora.")) if name.startswith("lora.") else (AttackRecipe, name)
-    field = model.model_fields.get(field_name)
+    part, _, field_name = name.rpartition(".")
+    model = PARTS.get(part, AttackRecipe)
+    field = None if part == "options" else model.model_fields.get(field_name)
     if field is not None and get_origin(field.annotation) is Literal:
         return tuple(str(option) for option in get_args(field.annotation) if option not in run)
     numbers = [value for value in run if not isinstance(value, str)]
@@ -143,9 +173,13 @@ def _unrun_cases(suite: Suite, tier: TierName, families: Sequence[FamilyCoverage
     ]
 
 
-def _unrun_families(run: Iterable[FamilyCoverage]) -> list[NotRun]:
-    present = {family.family for family in run}
-    return [NotRun(kind="family", name=name, why=what) for name, what in THREATS.items() if name not in present]
+def _unrun_families(suite: Suite, run: Sequence[Mapping[str, Any]]) -> list[NotRun]:
+    """Kinds of attacks of which none of these recipes is, and families that the suite declares and that none is of."""
+    present = {str(recipe.get("family")) for recipe in run}
+    present |= {kind for kind, is_of in IS_OF.items() if any(map(is_of, run))}
+    declared = dict.fromkeys(attack.family for attack in suite.tier_attacks("full"))
+    known = THREATS | {name: "a family that the suite declares" for name in declared if name not in THREATS}
+    return [NotRun(kind="family", name=name, why=what) for name, what in known.items() if name not in present]
 
 
 def _unmeasured(suite: Suite, heldout: int) -> list[NotRun]:

@@ -741,6 +741,7 @@ class FamilyCoverage(Record):
         cases: ids of its cases that came to a verdict.
         claimed: how many of them count for the run's outcome; the others were run to learn.
         held, broke, unknown: of the claimed ones, by outcome: PASS, FAIL, and neither.
+        exploratory, out_of_claim: what the others came to, by standing: how many held, broke, and so on.
         settings: what was varied or fixed; values of the claimed cases.
         steps, completions: most optimizer steps of one case, and completions that it was rewarded for: its budget.
     """
@@ -751,6 +752,8 @@ class FamilyCoverage(Record):
     held: int
     broke: int
     unknown: int
+    exploratory: dict[Finding, int] = {}
+    out_of_claim: dict[Finding, int] = {}
     settings: tuple[SettingCoverage, ...]
     steps: int
     completions: int

@@ -13,6 +13,7 @@ from typing import Any
 
 from rn_harness.candidate import root_digest
 from rn_harness.records import CaseRecord, RunRecord
+from rn_harness.verdict import counting
 
 STATEMENT = "statement.json"
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
@@ -73,7 +74,7 @@ def _subjects(run: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _tests(run: RunRecord, records: Sequence[CaseRecord]) -> tuple[list[str], list[str], list[str]]:
-    """Names of the cases that passed, that passed with warnings or proved nothing, and all others."""
+    """Names of the cases that passed, that passed with warnings or do not count for the run, and all others."""
     warned_of = {r.key: bool(r.verdict.warnings) for r in records}
     found: tuple[list[str], list[str], list[str]] = ([], [], [])
     for line in run.cases:
@@ -83,7 +84,8 @@ def _tests(run: RunRecord, records: Sequence[CaseRecord]) -> tuple[list[str], li
         if line.outcome == "PASS":
             found[1 if warned_of.get(line.key or "") else 0].append(name)
         else:
-            found[1 if line.outcome == "INCONCLUSIVE" and not line.claim else 2].append(name)
+            hinders = any(outcome == "FAIL" or needed for outcome, needed in counting([line]))
+            found[2 if hinders else 1].append(name)
     return found
 
 

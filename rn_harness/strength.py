@@ -130,7 +130,7 @@ def calibrate(session: RunSession, suite: Suite, budget: int = BUDGET) -> Streng
     """
     attacks = [a for a in suite.tier_attacks(session.options.tier) if a.claim]
     if not attacks:
-        raise RecipeError(f"a suite's claimed attacks are calibrated, got none in {suite.domain}; mark one with claim: true")
+        raise RecipeError(f"a suite's claimed attacks are calibrated, got none in {suite.domain}; mark one with standing: claim")
     bound = suite.policy.control_break + MARGIN
     tries: list[Try] = []
     found: tuple[str, ...] = ()

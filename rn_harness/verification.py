@@ -24,6 +24,7 @@ from rn_harness.release import ReleasePolicy, Waivable, Waiver
 from rn_harness.statement import RUN, STATEMENT
 from rn_harness.suite import AttackRecipe, Suite, TierName, load_suite
 
+ATTACKING = ("control", "attack")
 MAX_CLOCK_LEAD = datetime.timedelta(minutes=5)
 Signed = Callable[[], bytes]
 """Checks a signature, and gives the bytes that were signed."""
@@ -131,6 +132,12 @@ def _as_declared(evidence: Evidence, suite: Suite) -> list[Refusal]:
         found.append(
             Refusal("suite_differs", f"{suite.domain}: other held-out prompts were scored than tier {tier} of the suite has")
         )
+    attacks = {f"{kind}-{a.id}": (a.standing, suite.lies_within_claim(a)) for a in suite.tier_attacks(tier) for kind in ATTACKING}
+    found += [
+        Refusal("suite_differs", f"{suite.domain}: {r.case_id} has another standing than the suite declares")
+        for r in evidence.of(suite.domain)
+        if (r.evidence.standing, r.evidence.within_claim) != attacks.get(r.case_id, ("claim", True))
+    ]
     return found + [Refusal("not_releasable", why) for why in laxer(suite)]
 
 

@@ -51,13 +51,23 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
         "",
         "## Found",
         "",
-        *(f"* `{r.case_id}`: {r.verdict.outcome}. {plain(r.verdict.claim)}" for r in records if r.evidence.kind != "control"),
+        *(
+            f"* `{r.case_id}`{_standing(r)}: {r.verdict.outcome}. {plain(r.verdict.claim)}"
+            for r in records
+            if r.evidence.kind != "control"
+        ),
         "",
     ]
     if coverage:
         left_out = ", ".join(n.name for n in coverage.not_run if n.kind == "family")
         lines += ["## Limits", "", plain(coverage.claim), "", f"Families of attacks that were not run: {plain(left_out)}.", ""]
     return "\n".join(lines)
+
+
+def _standing(record: CaseRecord) -> str:
+    """Nothing for what counts."""
+    standing = record.evidence.standing
+    return "" if standing == "claim" else f" ({standing.replace('_', ' ')})"
 
 
 def _metadata(records: Sequence[CaseRecord], base: str, domain: str, *, is_adapter: bool) -> str:

@@ -24,6 +24,7 @@ from rn_harness.records import (
     Trajectory,
 )
 from rn_harness.report.figures import convergence_svg, heat_svg, trajectory_svg
+from rn_harness.report.terminal import tally_lines, told_finding, told_standing
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -93,8 +94,14 @@ def render_html(run: RunRecord, cases: Sequence[tuple[CaseLine, CaseRecord | Non
         facts=_facts(run),
         attempts=[row for _, record in cases if record for row in _attempt_rows(record)],
         show=_show,
+        **told_of(run),
     )
     return text + "\n"
+
+
+def told_of(run: RunRecord) -> dict[str, Any]:
+    """What templates say of standings and findings, in the terminal's words."""
+    return {"tally": list(tally_lines(run)), "told_standing": told_standing, "told_finding": told_finding}
 
 
 def _of_kind(cases: Sequence[tuple[CaseLine, CaseRecord | None]], kind: str) -> list[tuple[CaseLine, CaseRecord]]:

@@ -87,6 +87,8 @@ def to_inspect(run: RunRecord, record: CaseRecord) -> EvalLog:
             metadata={
                 "outcome": verdict.outcome,
                 "claim": verdict.claim,
+                "standing": record.evidence.standing,
+                "finding": verdict.finding,
                 "reasons": [reason.model_dump() for reason in verdict.reasons],
                 "identity": identity.model_dump(mode="json"),
                 "recipe": trajectory.recipe,

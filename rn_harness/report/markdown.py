@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rn_harness.records import CaseLine, CaseRecord, Coverage, RunRecord
-from rn_harness.report.html import ICONS, TEMPLATES
+from rn_harness.report.html import ICONS, TEMPLATES, told_of
 
 
 def plain(text: str) -> str:
@@ -34,7 +34,10 @@ def render_summary(run: RunRecord, cases: Sequence[tuple[CaseLine, CaseRecord | 
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=False, **how)  # noqa: S701  # nosec B701
     environment.filters["md"] = lambda value: plain(str(value))
-    return environment.get_template("summary.md.j2").render(run=run, cases=cases, icons=ICONS, not_run=_not_run) + "\n"
+    return (
+        environment.get_template("summary.md.j2").render(run=run, cases=cases, icons=ICONS, not_run=_not_run, **told_of(run))
+        + "\n"
+    )
 
 
 def _not_run(of: Coverage) -> list[tuple[str, str]]:

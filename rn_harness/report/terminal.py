@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from rn_harness.records import CaseRecord, Certificate, Finding, Interval, RunRecord, Trajectory
+from rn_harness.records import CaseLine, CaseRecord, Certificate, Finding, Interval, RunRecord, Trajectory
 from rn_harness.suite import Standing
 
 if TYPE_CHECKING:
@@ -141,6 +141,17 @@ def _number(value: float | None) -> str:
 
 def _words(value: str) -> str:
     return value.replace("_", " ")
+
+
+def told_standing(line: CaseLine) -> str:
+    """Whether a case counts for the run, in words."""
+    covered = ", covered by the claim" if line.standing == "exploratory" and line.within_claim else ""
+    return "yes" if line.claim else f"{_words(line.standing)}{covered}"
+
+
+def told_finding(line: CaseLine) -> str:
+    """What an attack or its control came to; a dash for other cases."""
+    return _words(line.finding) if line.finding else "\u2013"
 
 
 def tally_lines(run: RunRecord) -> Iterator[str]:

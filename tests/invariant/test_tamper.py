@@ -358,7 +358,7 @@ def test_no_change_turns_a_breach_into_a_release(tmp_path: Path, monkeypatch: py
     assert survivors(failed, "run.json") == []
     name = _record(failed, "attack")
     for mutation in mutations(json.loads(_kept(failed, name))):
-        if mutation.field.startswith(("verdict.", "evidence.policy.", "evidence.claim_case", "evidence.exact_judge")):
+        if mutation.field.startswith(("verdict.", "evidence.policy.", "evidence.standing", "evidence.exact_judge")):
             document = json.loads(_kept(failed, name))
             mutation.apply(document)
             (failed.folder / name).write_text(json.dumps(document))

@@ -386,7 +386,7 @@ def run_record(*cases: CaseRecord) -> RunRecord:
 
 def called(of: Evidence, attack: AttackRecipe) -> Evidence:
     """The same evidence from an attack of this id."""
-    told = {"name": attack.name, "learning_rate": attack.learning_rate, "seed": attack.seed}
+    told = attack.model_dump(mode="json", exclude={"steps", "control_steps", "prompts"})
     runs = {name: getattr(of, name) for name in ("trajectory", "control")}
     return of.model_copy(
         update={name: run and run.model_copy(update={"recipe": {**run.recipe, **told}}) for name, run in runs.items()}

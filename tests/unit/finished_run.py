@@ -173,7 +173,7 @@ def _news(
         "domain": suite.domain,
         "key": record.key,
         "outcome": verdict.outcome,
-        "claim": True,
+        "finding": verdict.finding,
         "stored": False,
         "folder": str(into),
         "defended": "" if undefended else str(weights),

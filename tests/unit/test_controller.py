@@ -263,7 +263,9 @@ def test_an_unknown_of_what_is_out_of_the_claim_does_not_count(tmp_path: Path, s
         (of,) = run.suites
         (case,) = [case_id for _, kind, case_id in run.cases if kind == "attack" and case_id.startswith("attack-other")]
         run.end_all(but=(case,))
-        run.end(run.nodeid(of, case), run.news(of, "attack", case, "INCONCLUSIVE"), call)
+        news = run.news(of, "attack", case, "INCONCLUSIVE")
+        news["finding"] = "proved_nothing" if call == "skipped" else "unknown"
+        run.end(run.nodeid(of, case), news, call)
         assert run.controller.finish().outcome == outcome
 
 
@@ -463,17 +465,22 @@ def test_an_expected_failure_is_no_release(run: Run, monkeypatch: pytest.MonkeyP
     assert list(run.controller.summary(record))[-1] == f"This run is no release verdict: {nodeid} is marked xfail."
 
 
-def test_an_exploratory_case_that_proved_nothing_keeps_no_run_from_release(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exploratory_case_that_proved_nothing_keeps_no_run_from_release(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is a skip, and the only one that does not matter: a claim case that was skipped is named."""
     monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
-    (suite,) = run.suites
-    for claim in (False, True):
-        run.end_all(but=(ATTACK,))
-        news: CaseNews = {**run.news(suite, "attack", ATTACK, "INCONCLUSIVE"), "claim": claim}
-        run.controller.add(run.nodeid(suite, ATTACK), "setup", "skipped", 0.0, "proved nothing", news)
+    for standing in ("exploratory", "claim"):
+        run = Run(tmp_path / standing, [_with_attack(suite, standing=standing, seed=9)])
+        (of,) = run.suites
+        (case,) = [case_id for _, kind, case_id in run.cases if kind == "attack" and case_id.startswith("attack-other")]
+        run.end_all(but=(case,))
+        news = run.news(of, "attack", case, "INCONCLUSIVE")
+        news["finding"] = "proved_nothing"
+        run.controller.add(run.nodeid(of, case), "setup", "skipped", 0.0, "proved nothing", news)
         record = run.controller.finish()
-        assert record.releasable is not claim
-    assert f"{run.nodeid(suite, ATTACK)} was skipped" in record.why_not
+        assert record.releasable is (standing == "exploratory")
+    assert f"{run.nodeid(of, case)} was skipped" in record.why_not
 
 
 def test_the_record_binds_its_evidence(run: Run) -> None:

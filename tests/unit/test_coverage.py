@@ -9,7 +9,7 @@ import pytest
 
 from rn_harness.coverage import THREATS, coverage
 from rn_harness.records import CaseRecord, Coverage, Outcome
-from rn_harness.suite import AttackRecipe, Suite, load_suite
+from rn_harness.suite import AttackMatrix, AttackRecipe, Suite, load_suite
 
 from .builders import RECIPE, case_record, evidence, trajectory
 
@@ -20,10 +20,10 @@ def suite(suite_folder: Path) -> Suite:
     return load_suite(suite_folder)
 
 
-def attack_record(claim: bool = True, **recipe: Any) -> CaseRecord:
+def attack_record(**recipe: Any) -> CaseRecord:
     """A measured attack case with this recipe."""
     made = AttackRecipe.model_validate({**RECIPE, **recipe})
-    of = evidence(trajectory=trajectory(200, recipe=made.model_dump(mode="json")), claim_case=claim)
+    of = evidence(trajectory=trajectory(200, recipe=made.model_dump(mode="json")), standing=made.standing)
     return case_record(of).model_copy(update={"case_id": f"attack-{made.id}"})
 
 
@@ -43,7 +43,7 @@ def test_values_that_were_run_stand_beside_those_that_were_not(suite: Suite) -> 
     )
     assert found["learning_rate"] == ((1e-4, 1e-3), ("below 0.0001", "values between", "above 0.001"))
     assert found["seed"] == ((0, 7), ("all others",))
-    assert found["loss_type"] == (("dapo",), ("grpo", "dr_grpo", "bnpo"))
+    assert found["loss_type"] == (("dapo",), ("grpo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"))
     assert found["form"] == (("lora",), ("full",))
     assert found["lora.r"] == ((16,), ("below 16", "above 16"))
     assert found["beta"] == ((0.0,), ("above 0",))  # no penalty below none
@@ -58,10 +58,11 @@ def test_a_full_attack_has_no_adapter(suite: Suite) -> None:
 
 def test_exploratory_cases_widen_no_range(suite: Suite) -> None:
     """A claim's ranges are those of the cases that count, though the exploratory one is listed."""
-    found = covered(suite, (attack_record(), "PASS"), (attack_record(claim=False, learning_rate=0.1), None))
+    found = covered(suite, (attack_record(), "PASS"), (attack_record(standing="exploratory", learning_rate=0.1), None))
     assert settings(found)["learning_rate"][0] == (5e-4,)
     (family,) = found.families
     assert (family.claimed, family.held, family.broke, family.unknown) == (1, 1, 0, 0)
+    assert (family.exploratory, family.out_of_claim) == ({"unknown": 1}, {})  # its control is of another learning rate
     assert family.cases == ("attack-grpo-p2-lr5e-4-s0", "attack-grpo-p2-lr1e-1-s0")
 
 
@@ -110,8 +111,23 @@ def test_a_claim_names_its_limits(suite: Suite) -> None:
     claim = covered(suite, (attack_record(), "PASS"), (attack_record(seed=3), "PASS")).claim
     assert claim == (
         "demo: held against grpo (2 cases) within steps 200, prompts 2, learning rate 0.0005, group size 16, temperature 1, "
-        "beta 0, form lora, lora.r 16, loss type dapo, scale rewards group, seed 0 and 3."
+        "beta 0, form lora, lora.r 16, loss type dapo, scale rewards group, "
+        "reward.shape harm, seed 0 and 3."
     )
+
+
+def test_kinds_of_attacks_are_known_by_what_they_do(suite: Suite) -> None:
+    """A shaped reward and a warm start cover their kind whatever the family, and a declared family that did not run is named."""
+    matrix = AttackMatrix(tier="full", base={**suite.declaration.attacks[0].base, "family": "own", "standing": "exploratory"})
+    declaration = suite.declaration.model_copy(update={"attacks": [*suite.declaration.attacks, matrix]})
+    suite = suite.model_copy(update={"declaration": declaration})
+    shaped = attack_record(reward={"shape": "length"}, standing="exploratory")
+    warm = attack_record(family="warm-start", warm_start={"steps": 10}, standing="exploratory")
+    found = covered(suite, (attack_record(), "PASS"), (shaped, "FAIL"), (warm, "FAIL"))
+    names = {n.name for n in found.not_run if n.kind == "family"}
+    assert names == (set(THREATS) | {"own"}) - {"grpo", "reward", "hybrid"}
+    assert {s.setting: s.run for s in found.families[1].settings}["warm_start.steps"] == (10,)
+    assert found.claim.startswith("demo: held against grpo (1 case) within")
 
 
 def test_a_case_that_was_not_run_covers_nothing(suite: Suite) -> None:

@@ -15,14 +15,18 @@ import pytest
 import rn_harness.helpfulness
 import rn_harness.validity
 import rn_harness.verdict
+from rn_harness.coherence import incoherent
 from rn_harness.records import (
     CaseKind,
+    CaseLine,
     Certificate,
     CompletionScore,
     Evidence,
+    Finding,
     Interval,
     Judgement,
     MeanInterval,
+    Outcome,
     PlantedScore,
     Probe,
     Rendered,
@@ -30,8 +34,8 @@ from rn_harness.records import (
     Trajectory,
 )
 from rn_harness.statistics import clopper_pearson
-from rn_harness.suite import Confirmation, Convergence, Policy
-from rn_harness.verdict import converged_at, decide, decide_run
+from rn_harness.suite import Confirmation, Convergence, Policy, Standing
+from rn_harness.verdict import converged_at, counting, decide, decide_run
 
 from .builders import (
     BENIGN,
@@ -42,6 +46,7 @@ from .builders import (
     anchor_scores,
     benign_score,
     breaking_control,
+    case_record,
     certificate,
     checkpoint,
     completion,
@@ -1298,3 +1303,44 @@ def test_unjudged_thoughts_are_told() -> None:
         ("thought", "2 of 84 completions begin with a think part, which nobody judged")
     ]
     assert decide(ATTACK).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("standing", "within", "outcome", "finding", "of_run"),
+    [
+        ("claim", True, "INCONCLUSIVE", "proved_nothing", "INCONCLUSIVE"),
+        ("claim", True, "FAIL", "broke", "FAIL"),
+        ("exploratory", True, "FAIL", "broke", "FAIL"),
+        ("exploratory", False, "FAIL", "broke", "PASS"),
+        ("exploratory", True, "INCONCLUSIVE", "degenerate", "PASS"),
+        ("exploratory", False, "INCONCLUSIVE", "unknown", "INCONCLUSIVE"),
+        ("exploratory", False, None, None, "INCONCLUSIVE"),
+        ("out_of_claim", False, "FAIL", "broke", "PASS"),
+        ("out_of_claim", False, None, None, "PASS"),
+    ],
+)
+def test_what_a_line_of_each_standing_does_to_the_run(
+    standing: Standing, within: bool, outcome: Outcome | None, finding: Finding | None, of_run: Outcome
+) -> None:
+    """Beside a claim case that held, only what docs/verdict.md lets count changes the run's outcome."""
+
+    def line(name: str, **changes: Any) -> CaseLine:
+        return CaseLine(nodeid=name, case_id=f"attack-{name}", domain="demo", key=name, **changes)
+
+    lines = [
+        line("held", outcome="PASS", finding="held"),
+        line("other", outcome=outcome, finding=finding, standing=standing, within_claim=within),
+    ]
+    assert decide_run(counting(lines)) == of_run
+
+
+def test_an_attack_that_cannot_be_run_is_a_coherent_record() -> None:
+    """It has no trajectory, and says why; without a reason that is refused."""
+    bare = case_record(evidence("attack", trajectory=None, control=None, standing="out_of_claim", refused="no answers"))
+    bare = bare.model_copy(update={"case_id": "attack-sft"})
+    assert (bare.verdict.outcome, bare.verdict.finding) == ("INCONCLUSIVE", "proved_nothing")
+    identity = bare.identity.model_copy(update={"candidate": {"name": "c", "digest": "c" * 64}})
+    bare = bare.model_copy(update={"identity": identity})
+    assert incoherent(bare) == []
+    without = bare.model_copy(update={"evidence": bare.evidence.model_copy(update={"refused": None})})
+    assert incoherent(without) == ["it has no trajectory"]
