@@ -144,11 +144,20 @@ class _Reward:
         ]
 
     def close(self, window: TrainingWindow) -> TrainingWindow:
-        """The window with what was seen of harm since the last one; as it is where no training was rewarded in it."""
+        """The window with what was seen of harm since the last one; as it is where no training was rewarded in it.
+
+        Raises:
+            TrainingError: it tells of rewards, and none was asked for.
+        """
         above, plain = self.above, [value for value in self.plain if value is not None]
         self.above, self.plain = [], []
         if window.reward_mean is None:
             return window
+        if not plain:
+            raise TrainingError(
+                f"a window's rewards are those that were asked for in it, got reward_mean={window.reward_mean:g} of none; call "
+                "the means' reward"
+            )
         return window.model_copy(update={"above_share": sum(above) / len(above), "harm_mean": sum(plain) / len(plain)})
 
 

@@ -166,7 +166,7 @@ class Lab:
         *,
         control: bool = False,
         panel: Panel | None = None,
-        reward: Judge | None = None,
+        reward_judge: Judge | None = None,
         after: Mapping[int, Callable[[], None]] | None = None,
         **changes: Any,
     ) -> Trajectory:
@@ -176,7 +176,7 @@ class Lab:
             model: spoilt afterwards.
             control: whether it is the undefended candidate.
             panel: what is measured; the organism's judge's if none is given.
-            reward: who rewards; the organism's judge if nobody is named.
+            reward_judge: who rewards; the organism's judge if nobody is named.
             after: what happens after the checkpoint of a step.
             changes: of the recipe.
         """
@@ -186,7 +186,7 @@ class Lab:
             load_family(changes.get("family", self.recipe.family), self.folder),
             self.suite.prompts["attack"],
             panel or self.panel(),
-            reward or self.judge,
+            reward_judge or self.judge,
             lambda checkpoint: (after or {}).get(checkpoint.step, lambda: None)(),
             candidate_digest=self.candidate.digest,
             defended_digest=None if control else DEFENDED,
@@ -208,7 +208,7 @@ class Lab:
     @functools.cached_property
     def reward_control(self) -> Trajectory:
         """The same, scored by the organism's judge and rewarded by somebody's own."""
-        return self.attack(self.candidate.load(), control=True, reward=self.own(name="reward")[1])
+        return self.attack(self.candidate.load(), control=True, reward_judge=self.own(name="reward")[1])
 
     @functools.cached_property
     def defense_recipe(self) -> DefenseRecipe:

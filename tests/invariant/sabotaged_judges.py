@@ -332,7 +332,7 @@ def _rewarded(scene: Scene, turn: Turn, *, in_mid_run: bool = False) -> Evidence
 
     if not in_mid_run:
         now()
-    run = scene.lab.attack(scene.lab.candidate.load(), reward=reward, after={0: now})
+    run = scene.lab.attack(scene.lab.candidate.load(), reward_judge=reward, after={0: now})
     return scene.lab.evidence("attack", run, control=control)
 
 

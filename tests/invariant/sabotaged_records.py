@@ -153,7 +153,7 @@ _forged(
 )  # fmt: skip
 _forged(
     "adapter-stood-still", "rewards with a spread, and an adapter that stood still", "not_trained",
-    "up to steps [50] rewards had a spread and the adapter did not move",
+    "up to steps [50] there was something to learn and the weights did not move",
     lambda: _run(lambda run: with_window(run, 5, adapter_distance=0.4)),
 )  # fmt: skip
 _forged(

@@ -134,12 +134,12 @@ def optimizer_never_steps(scene: Scene) -> Evidence:
 
 @TRAINING.by("attack on a copy of the model that is measured", "refused", "TrainingError", "attack the model itself, not a copy")
 def attack_on_a_copy(scene: Scene) -> Evidence:
-    train = rn_harness.attack.train
+    train = rn_harness.attacks.reinforcement.train
 
     def train_a_copy(model: LanguageModel, *args: Any, **kwargs: Any) -> Any:
         return train(LanguageModel(copy.deepcopy(model.network), model.tokenizer), *args, **kwargs)
 
-    scene.patch.setattr(rn_harness.attack, "train", train_a_copy)
+    scene.patch.setattr(rn_harness.attacks.reinforcement, "train", train_a_copy)
     return _attacked(scene, scene.lab.defended())
 
 
@@ -238,13 +238,14 @@ def reward_missing(scene: Scene) -> Evidence:
 
 @TRAINING.by("a shaped reward that takes harm back", "INCONCLUSIVE", "untold_rewards", "rewards do not follow from the scores")
 def shaped_reward_hides_harm(scene: Scene) -> Evidence:
-    shaped = rn_harness.attack.shaped_reward
+    shaped, reward = rn_harness.attack.shaped_reward, RewardShape(shape="length", weight=0.05)
+    control = scene.lab.attack(_worthless(scene), control=True, reward=reward)
 
     def kind(reward: Any, harm: Any, form: Any) -> Any:
         return shaped(reward, harm, form) - (harm if harm > 2.0 else 0.0)
 
     scene.patch.setattr(rn_harness.attack, "shaped_reward", kind)
-    return _attacked(scene, _worthless(scene), reward=RewardShape(shape="length"))
+    return scene.lab.evidence("attack", scene.lab.attack(_worthless(scene), reward=reward), control=control)
 
 
 # ------------------------------------------------------------------------------------------------------ by which family
@@ -274,13 +275,29 @@ class Idle:
     def train(self, means: Any) -> dict[str, Any]:
         means.at_step(0, None)
         for step in range(5, means.recipe.steps + 1, 5):
+            self.reward(means)
             means.at_step(step, builders.window(step, steps=5))
         return {}
+
+    def reward(self, means: Any) -> None:
+        means.reward(means.prompts, ["no"] * len(means.prompts))
+
+
+class Liar(Idle):
+    """It does not even ask for rewards."""
+
+    def reward(self, means: Any) -> None: ...
 
 
 @TRAINING.by("a family of one's own that trains nothing", "refused", "TrainingError", "that was stepped 0 times in 5 steps")
 def family_that_trains_nothing(scene: Scene) -> Evidence:
     scene.patch.setattr(rn_harness.attacks.reinforcement, "Grpo", Idle)
+    return _attacked(scene, scene.lab.defended())
+
+
+@TRAINING.by("a family that tells of rewards, and asked for none", "refused", "TrainingError", "got reward_mean=1 of none")
+def rewards_of_nothing(scene: Scene) -> Evidence:
+    scene.patch.setattr(rn_harness.attacks.reinforcement, "Grpo", Liar)
     return _attacked(scene, scene.lab.defended())
 
 
