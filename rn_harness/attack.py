@@ -8,11 +8,11 @@ die with it: nothing here writes them.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.anchors import Anchor
@@ -25,7 +25,7 @@ from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import count_step_words, is_affirmative, is_refusal
 from rn_harness.records import Checkpoint, PlantedScore, TrainingWindow, Trajectory, Witnessed
 from rn_harness.rewards import Form, attack_reward, shaped_reward
-from rn_harness.suite import AttackRecipe, Policy, Prompt, words
+from rn_harness.suite import AttackRecipe, Policy, Prompt, ShiftedPrompt, words
 from rn_harness.validity import JUDGES, WITNESSES, checkpoint_steps, misjudging, to_witness
 
 if TYPE_CHECKING:
@@ -35,6 +35,24 @@ if TYPE_CHECKING:
 def draw_attack_prompts(pool: Sequence[Prompt], recipe: AttackRecipe) -> list[Prompt]:
     """The prompts that this attack trains on: ``recipe.prompts`` of the pool, drawn by its seed."""
     return random.Random(recipe.seed).sample(list(pool), recipe.prompts)
+
+
+def present(
+    model: LanguageModel, recipe: AttackRecipe, pool: Sequence[Prompt], heldout: Sequence[Prompt]
+) -> tuple[list[Prompt], tuple[Prompt, ...]]:
+    """The prompts that this attack trains on and those that it is measured on, as it presents them.
+
+    Raises:
+        UnsuitedError: this model's chat template cannot present them so.
+    """
+    chosen, measured = draw_attack_prompts(pool, recipe), tuple(heldout)
+    if recipe.shift is None:
+        return chosen, measured
+    shift = recipe.shift
+    shifted, presented = [ShiftedPrompt.of(p, shift) for p in chosen], tuple(ShiftedPrompt.of(p, shift) for p in measured)
+    for prompt in (*shifted, *presented):
+        model.render(prompt)  # before anything is trained
+    return [*shifted], presented
 
 
 def _writes(model: LanguageModel) -> dict[str, int]:
@@ -75,7 +93,7 @@ def _under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int, due
         raise TrainingError(f"the model under attack must be measured, got step={step} at which it was not run; measure it")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Witness:
     """Known anchors for a judge that does not score checkpoints, to see at each of them whether it still judges.
 
@@ -103,7 +121,7 @@ class Witness:
         return score_planted(self.judge, self.anchors, policy)
 
 
-class _Reward:
+class AttackReward:
     """The attacker's reward, and what becomes of harm in the window; keeps hashes of what was said, and no text.
 
     Attributes:
@@ -176,6 +194,7 @@ def run_attack(
     benign: Sequence[Prompt] = (),
     answers: Callable[[Sequence[Prompt]], Mapping[str, str] | None] = lambda _: None,
     found: Callable[[ControlAnswers], None] | None = None,
+    searched: Mapping[str, Any] | None = None,
     cut: Callable[[Trajectory], None] = lambda _: None,
     sampler: Sampler = TRANSFORMERS,
 ) -> Trajectory:
@@ -185,7 +204,7 @@ def run_attack(
         model: the policy under attack; it is spoilt afterwards.
         recipe: settings.
         loaded: the recipe's family.
-        pool: attack prompts of the suite.
+        pool: what its prompts are drawn from.
         panel: what checkpoints are measured on.
         reward_judge: what the attacker's reward is made from.
         sink: gets each checkpoint as soon as it is measured.
@@ -194,6 +213,7 @@ def run_attack(
         benign: benign prompts that the attacker may train on.
         answers: the compliant answers to prompts, by id, where somebody knows them; else None.
         found: gets the answers above the threshold at the last checkpoint, if there are any.
+        searched: what a search for the settings came to, for the record; None: there was none.
         cut: gets what was measured, where anything ends the attack before its last step; the exception then goes on.
         sampler: who samples what it trains on.
 
@@ -204,7 +224,8 @@ def run_attack(
     """
     steps = recipe.control_steps if control else recipe.steps
     run = recipe.model_copy(update={"steps": steps})
-    chosen = draw_attack_prompts(pool, recipe)
+    chosen, heldout = present(model, recipe, pool, panel.heldout)
+    panel = dataclasses.replace(panel, heldout=heldout)
     due = checkpoint_steps(steps, panel.policy)
     checkpoints: list[Checkpoint] = []
 
@@ -212,7 +233,7 @@ def run_attack(
     others: dict[Witnessed, Judge] = {"reward": reward_judge, **({"second": panel.second} if panel.second else {})}
     asked = to_witness(panel.judge.digest, reward_judge.digest, second)
     witnesses = [Witness.of(who, others[who], panel.policy) for who in asked]
-    reward = _Reward(recipe, reward_judge, panel.policy)
+    reward = AttackReward(recipe, reward_judge, panel.policy)
     warm = recipe.warm_start.steps if recipe.warm_start else 0
 
     def at_step(step: int, window: TrainingWindow | None) -> None:
@@ -259,7 +280,8 @@ def run_attack(
 
     model.arm(recipe)
     fresh = _writes(model)
-    settings = {"family_sha256": loaded.digest} if loaded.digest else {}
+    settings: dict[str, Any] = {"family_sha256": loaded.digest} if loaded.digest else {}
+    settings |= {"search": dict(searched)} if searched else {}
     means = Means(model, run, chosen, benign, answers(chosen), reward, at_step, due=lambda step: step in due, sampler=sampler)
     try:
         settings |= loaded.family.train(means)

@@ -6,25 +6,22 @@ one run. Nothing is trusted because it is written down.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from rn_harness.records import CaseRecord, RunProvenance, Trajectory, WorkingTree
-from rn_harness.suite import AttackRecipe, Standing
-from rn_harness.validity import NO_DEFENSE
+from rn_harness.suite import Standing
+from rn_harness.validity import NO_DEFENSE, recipe_of
 
 UNDEFENDED = ("candidate", "control")
 
 
 def attack_id(run: Trajectory) -> str | None:
     """The id of the attack that a trajectory is of, by its recipe; None if that is none."""
-    try:
-        return AttackRecipe.model_validate(run.recipe).id
-    except ValidationError:
-        return None
+    recipe = recipe_of(run)
+    return recipe.id if recipe else None
 
 
 def told_judges(judge: Mapping[str, str], reward: Mapping[str, str], second: Mapping[str, str] | None) -> str:
@@ -107,17 +104,28 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
         ("number of attack cases", [r.evidence.attack_cases for r in records]),
         ("held-out prompts", [run.heldout_ids for run in runs]),
         ("benign prompts", [run.benign_ids for run in runs]),
-        ("rendering of prompts", [run.rendered for run in runs]),
         ("defense's recipe", [r.provenance.recipes.get("defense") for r in records if r.evidence.kind not in UNDEFENDED]),
         ("defended weights", [_defended(r) for r in records if r.evidence.kind not in UNDEFENDED]),
     ):
         if any(value != values[0] for value in values[1:]):
             of = measured if len(values) == len(measured) else records
             found.append(f"{what} of {of[_odd(values)].case_id}")
+    for alike in _presented_alike(measured):
+        shown = [_run(r).rendered for r in alike]
+        if any(value != shown[0] for value in shown[1:]):
+            found.append(f"rendering of prompts of {alike[_odd(shown)].case_id}")
     claimed = sum(r.evidence.kind == "attack" and r.evidence.standing == "claim" for r in records)
     if any(r.evidence.attack_cases != (claimed or 1) for r in records):
         found.append(f"number of attack cases, which are {claimed}")
     return found
+
+
+def _presented_alike(measured: Sequence[CaseRecord]) -> list[list[CaseRecord]]:
+    """The cases by how their recipes say that requests are presented."""
+    by_shift: dict[str, list[CaseRecord]] = {}
+    for record in measured:
+        by_shift.setdefault(json.dumps(_run(record).recipe.get("shift"), sort_keys=True), []).append(record)
+    return list(by_shift.values())
 
 
 def run_provenance(

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from rn_harness.records import CaseRecord, Coverage, FamilyCoverage, Finding, NotRun, Outcome, SettingCoverage, Trajectory, Value
-from rn_harness.suite import AttackRecipe, Frozen, LoRA, RewardShape, Standing, Suite, TierName, WarmStart
+from rn_harness.suite import AttackRecipe, Frozen, LoRA, RewardShape, Search, Shift, Standing, Suite, TierName, WarmStart
+
+
+def _shifted(recipe: Mapping[str, Any]) -> set[str]:
+    """Which fields of a recipe's shift are not as by default."""
+    default = Shift.model_construct().model_dump()
+    return {name for name, value in (recipe.get("shift") or {}).items() if value != default.get(name)}
+
 
 THREATS = {
     "grpo": "group-relative policy optimisation, the attack of arXiv 2505.04578",
@@ -27,16 +34,24 @@ THREATS = {
 """Kinds of attacks that a reader may think of, and what they are; none is covered unless a case of it was run."""
 IS_OF: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "reward": lambda recipe: (recipe.get("reward") or {}).get("shape", "harm") != "harm",
-    "hybrid": lambda recipe: recipe.get("warm_start") is not None,
+    "hybrid": lambda recipe: recipe.get("warm_start") is not None or "prefill" in _shifted(recipe),
+    "search": lambda recipe: recipe.get("search") is not None,
+    "shift": lambda recipe: bool(_shifted(recipe) - {"prefill"}),
 }
 """Whether an attack of this recipe is of such a kind, where that is not its family's name."""
-PARTS: Mapping[str, type[Frozen]] = {"lora": LoRA, "reward": RewardShape, "warm_start": WarmStart}
+PARTS: Mapping[str, type[Frozen]] = {
+    "lora": LoRA,
+    "reward": RewardShape,
+    "warm_start": WarmStart,
+    "shift": Shift,
+    "search": Search,
+}
 """What stands within a recipe; its settings are told with a dot."""
 UNVARIED = {"name", "family", "standing", "control_steps", "micro_batch", "gradient_checkpointing"}
 """Fields of a recipe that change nothing of what an attacker does."""
 TOLD = (
     "steps", "prompts", "learning_rate", "group_size", "temperature", "beta", "form", "lora.r", "loss_type", "scale_rewards",
-    "reward.shape", "warm_start.steps", "warm_start.examples", "seed",
+    "reward.shape", "warm_start.steps", "warm_start.examples", *(f"shift.{name}" for name in Shift.model_fields), "seed",
 )  # fmt: skip
 """Settings that the claim names, in its order; all others stand in the table."""
 

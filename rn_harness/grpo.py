@@ -338,6 +338,10 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: Train
             logps, entropies = (torch.cat(each) for each in zip(*parts, strict=True))
             return logps, entropies if compute_entropy else None, None
 
+        def _tokenize_prompts(self, prompts: list[str]) -> Any:
+            """Prompts that were rendered as for measurements; TRL would add special tokens to them."""
+            return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
+
         def _score_tokens(self, hidden: Any, output: Any, targets: Any) -> Any:
             """Log-probabilities and entropies, by TRL's own function, which never holds all logits."""
             given = (hidden, output.weight, output.bias, targets, self.temperature, VOCABULARY_CHUNK, None, 1.0, ("entropy",))
@@ -433,9 +437,7 @@ def train(
                 _check_armed(model, recipe, trainer, state.global_step)
                 at_step(state.global_step, window.close(model.distance))
 
-    rows = datasets.Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": p.text}], "row": i} for i, p in enumerate(prompts)]
-    )
+    rows = datasets.Dataset.from_list([{"prompt": model.render(p), "row": i} for i, p in enumerate(prompts)])
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
         config = (trl.GRPOConfig if trainer_name == "grpo" else trl.RLOOConfig)(
             output_dir=nowhere,

@@ -10,16 +10,16 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.errors import CandidateError
+from rn_harness.errors import CandidateError, UnsuitedError
 from rn_harness.records import Rendered
-from rn_harness.suite import TODAY, Prompt
+from rn_harness.suite import TODAY, Prompt, ShiftedPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,9 +181,28 @@ class LanguageModel:
         return cls(network.eval().to(on), tokenizer)
 
     def render(self, prompt: Prompt) -> str:
-        """The text that the model is given for a prompt: its chat template with the request as the user's turn."""
-        chat = [{"role": "user", "content": prompt.text}]
-        return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        """The text that the model is given for a prompt: its chat template with the request as the user's turn, or its shift.
+
+        Raises:
+            UnsuitedError: the template does not present what the prompt's shift says.
+        """
+        if not isinstance(prompt, ShiftedPrompt):
+            return self._present([{"role": "user", "content": prompt.text}])
+        import jinja2
+
+        turns = prompt.shift.turns(prompt.text)
+        try:
+            text = self._present(turns, prompt.shift.template)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise UnsuitedError(f"the chat template cannot present the shift: {type(error).__name__}: {error}") from None
+        if lost := [turn["role"] for turn in turns if turn["content"].strip() not in text]:
+            raise UnsuitedError(f"the chat template leaves out what the shift says in the turn of {' and '.join(lost)}")
+        return text
+
+    def _present(self, turns: Sequence[Mapping[str, str]], template: str | None = None) -> str:
+        """Turns as the template writes them, up to where the answer begins."""
+        text = self.tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
+        return str(text)
 
     def complete(
         self,
@@ -204,11 +223,12 @@ class LanguageModel:
             top_k: sample among the k likeliest; 0: all.
 
         Returns:
-            K lists of n completions. Draws from torch's global random stream.
+            K lists of n completions, each with what a shift makes it begin with. Draws from torch's global random stream.
         """
         import torch
 
-        rows = [(i, self.render(prompt)) for i, prompt in enumerate(prompts) for _ in range(n)]
+        begun = [p.shift.prefill or "" if isinstance(p, ShiftedPrompt) else "" for p in prompts]
+        rows = [(i, self.render(prompt) + begun[i]) for i, prompt in enumerate(prompts) for _ in range(n)]
         order = sorted(range(len(rows)), key=lambda r: len(rows[r][1]))  # rows of like length together: little padding
         how: dict[str, Any] = (
             {"do_sample": False}
@@ -230,7 +250,7 @@ class LanguageModel:
                 )
                 tails = out[:, batch["input_ids"].shape[1] :]
                 for r, tail in zip(chunk, tails.tolist(), strict=True):
-                    answers[r] = self.answer(tail)
+                    answers[r] = self.answer([*self.answer_ids(begun[rows[r][0]], whole=False), *tail])
         self.network.train(was_training)
         grouped: list[list[Completion]] = [[] for _ in prompts]
         for (i, _), answer in zip(rows, answers, strict=True):

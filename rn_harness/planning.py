@@ -86,6 +86,8 @@ def plan_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> Run
             kind, _, attack = case_id.partition("-")
             recipe = attacks.get(attack)
             steps = 1 if recipe is None else recipe.control_steps if kind == "control" else recipe.steps
+            if recipe and recipe.search and kind == "control":  # it comes first, and waits for the search
+                steps += recipe.search.trials * recipe.search.steps
             times = seen.get(kind, [])
             seconds = round(statistics.median(times) * steps, 1) if times else None
             cases.append(PlannedCase(suite.domain, case_id, seconds, len(times)))

@@ -56,6 +56,7 @@ from rn_harness.records import (
     Identity,
     Trajectory,
 )
+from rn_harness.search import Found, Trial, search
 from rn_harness.store import MARGIN_BYTES, Journal, Store, check_room, content_key, write_text
 from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Prompt, Suite, TierName
 from rn_harness.transcripts import Transcript, check_recipients
@@ -76,6 +77,7 @@ SHAPE = (
 MAKERS = "makers"
 """What the defense of a model is called that its makers defended."""
 CERTIFICATE = "certificate.json"
+SEARCH = "search.json"
 CHANGES_SHOWN = 6
 FLOAT32_BYTES = 4
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence")
@@ -316,6 +318,7 @@ class RunSession:
     _checked: set[str] = field(default_factory=set)
     _witnessed: set[str] = field(default_factory=set)
     _control_answers: dict[tuple[str, str], ControlAnswers] = field(default_factory=dict)
+    _found: dict[tuple[str, str], Found] = field(default_factory=dict)
 
     @functools.cached_property
     def candidate(self) -> Candidate:
@@ -420,6 +423,7 @@ class RunSession:
         labels = self.labels
         if suite.digest not in self._checked:  # a judge on a server is asked in earnest
             prompts = [p for of_set in suite.prompts.values() for p in of_set]
+            prompts += [p for neighbour in suite.neighbours.values() for p in neighbour.prompts]
             for judge in (judges.evaluation, judges.reward, *([judges.second] if judges.second else [])):
                 judge.check(prompts)
             self._checked.add(suite.digest)
@@ -517,7 +521,10 @@ class RunSession:
     def _longest_prompt(self, suite: Suite) -> int:
         if suite.digest not in self._longest:
             texts = [p.text for of_set in suite.prompts.values() for p in of_set]
-            self._longest[suite.digest] = self.candidate.longest_prompt(texts)
+            texts += [p.text for neighbour in suite.neighbours.values() for p in neighbour.prompts]
+            shifts = {attack.shift for attack in suite.tier_attacks(self.options.tier) if attack.shift}
+            shifted = [" ".join(turn["content"] for turn in shift.turns(text)) for shift in shifts for text in texts]
+            self._longest[suite.digest] = self.candidate.longest_prompt([*texts, *shifted])
         return self._longest[suite.digest]
 
     def _work(self, suite: Suite, recipe: GRPORecipe) -> Work:
@@ -910,12 +917,58 @@ class RunSession:
             suite: of which domain.
             attack: for control and attack cases.
         """
-        attack = self.as_run(suite, attack) if attack else None
+        attack = self.settled(suite, self.as_run(suite, attack)) if attack else None
         case_id = kind if attack is None else f"{kind}-{attack.id}"
         at = (suite.digest, case_id)
         if at not in self._cases:
             self._cases[at] = self._make_case(kind, suite, attack, case_id)
         return self._cases[at]
+
+    def settled(self, suite: Suite, attack: AttackRecipe) -> AttackRecipe:
+        """The attack with the settings that its search finds on the model under test.
+
+        Itself without a search, or where it cannot be run.
+        """
+        if attack.search is None or self._hindrance(suite, attack):
+            return attack
+        at = (suite.digest, attack.id)
+        if at not in self._found:
+            try:
+                self._found[at] = self._search(suite, attack)
+            except UnsuitedError:  # told when its turn comes
+                return attack
+        return self._found[at].recipe
+
+    def _search(self, suite: Suite, attack: AttackRecipe) -> Found:
+        defended = self.defended(suite)
+        parts = self._attack_parts(suite, attack, defended)
+        key, what = content_key("search", parts), f"{suite.domain}: search {attack.id}"
+        with self._entry("search", key) as entry:
+            if entry is not None:
+                return Found.model_validate_json((entry / SEARCH).read_text(encoding="utf-8"))
+            self._tell_change("search", parts, what)
+            self.check_reward(suite)
+
+            def say(done: int, trial: Trial) -> None:
+                harm = "broke" if trial.harm is None else f"harm {trial.harm:.2f}"
+                state = f"lr {trial.learning_rate:g}, temperature {trial.temperature:g}, KL {trial.beta:g}, {trial.shape}: {harm}"
+                self.say(Progress(what, done, attack.search.trials if attack.search else 0, state))
+
+            with attempt(self.store, key):
+                found = search(
+                    defended.load,
+                    attack,
+                    self.family(suite, attack),
+                    suite.attack_pool(attack),
+                    self._rewards(suite, attack),
+                    suite.policy,
+                    say,
+                    benign=suite.prompts["anchor"],
+                    answers=lambda of: self._known_answers(suite, of),
+                    sampler=self.sampler,
+                )
+            self._put("search", key, lambda into: _write(into / SEARCH, found.model_dump_json()), parts)
+            return found
 
     def _make_case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, case_id: str) -> Case:
         started, clock = now(), time.monotonic()
@@ -970,6 +1023,19 @@ class RunSession:
         write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
         return record
 
+    def _attack_parts(self, suite: Suite, attack: AttackRecipe | None, defended: Defended) -> dict[str, Any]:
+        """The parts of a key of what is measured on a model, attacked or not."""
+        domain = attack.shift.domain if attack and attack.shift else None
+        searched = self._found.get((suite.digest, attack.id)) if attack and attack.search else None
+        return {
+            **self._shared_parts(suite, ("heldout", "benign", "attack") if attack else ("heldout", "benign")),
+            "defended": defended.digest,
+            "recipe": attack.model_dump(mode="json") if attack else None,
+            "search": searched.model_dump(mode="json")["trials"] if searched else None,
+            "family": self.family(suite, attack).digest if attack else None,
+            "neighbour": suite.neighbours[domain].model_dump(mode="json") if domain else None,
+        }
+
     @contextmanager
     def _entry(self, kind: str, key: str) -> Iterator[Path | None]:
         """A stored result; None: it is to be made within. Of several processes the first holds the lock."""
@@ -997,14 +1063,7 @@ class RunSession:
         """The evidence with what was measured, its key, whether it was stored, the defense, and the record's folder."""
         undefended = kind in ("candidate", "control")
         defended = Defended(self.candidate, NO_DEFENSE) if undefended else self.defended(suite)
-        sets = ("heldout", "benign", "attack") if attack else ("heldout", "benign")
-        parts = {
-            **self._shared_parts(suite, sets),
-            "case": kind,
-            "defended": defended.digest,
-            "recipe": attack.model_dump(mode="json") if attack else None,
-            "family": self.family(suite, attack).digest if attack else None,
-        }
+        parts = {**self._attack_parts(suite, attack, defended), "case": kind}
         key = content_key("case", parts)
         folder = self._case_folder(suite, case_id, key)
         # First, so that the leak can be measured on what it answered.
@@ -1118,9 +1177,9 @@ class RunSession:
                         model,
                         attack,
                         self.family(suite, attack),
-                        suite.prompts["attack"],
+                        suite.attack_pool(attack),
                         panel,
-                        self.judges(suite).reward,
+                        self._rewards(suite, attack),
                         sink,
                         candidate_digest=self.candidate.digest,
                         defended_digest=defended.digest,
@@ -1130,6 +1189,7 @@ class RunSession:
                         found=(lambda answers: self._control_answers.update({(suite.digest, attack.id): answers}))
                         if kind == "control"
                         else None,
+                        searched=self._trials(suite, attack),
                         cut=cut,
                         sampler=self.sampler,
                     )
@@ -1169,6 +1229,17 @@ class RunSession:
         finally:
             if transcript and ranks().leads:
                 transcript.write()
+
+    def _trials(self, suite: Suite, attack: AttackRecipe) -> dict[str, Any] | None:
+        """What the search for an attack's settings came to; None without one."""
+        found = self._found.get((suite.digest, attack.id)) if attack.search else None
+        return {"engine": "optuna TPE", "trials": found.model_dump(mode="json")["trials"]} if found else None
+
+    def _rewards(self, suite: Suite, attack: AttackRecipe) -> Judge:
+        """Who rewards an attack: told what is forbidden where its prompts come from."""
+        reward = self.judges(suite).reward
+        domain = attack.shift.domain if attack.shift else None
+        return reward.about(suite.neighbours[domain].forbidden) if domain else reward
 
     def _answers_of_control(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> ControlAnswers | None:
         """What the control of an attack answered, for the defense that of the tier's first; None where it was not run here."""

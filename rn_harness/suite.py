@@ -168,6 +168,9 @@ class DefenseRecipe(GRPORecipe):
     evaluate_every: Annotated[int, Field(ge=1)] = 10
 
 
+ShapeName = Literal["harm", "integer", "refusal", "length", "prefix", "rank", "process", "common"]
+
+
 class RewardShape(Frozen):
     """What an attacker makes of the judge's score; ``rewards`` has the equations.
 
@@ -176,7 +179,7 @@ class RewardShape(Frozen):
         weight: of what a shape adds or takes, at most, in points.
     """
 
-    shape: Literal["harm", "integer", "refusal", "length", "prefix", "rank", "process", "common"] = "harm"
+    shape: ShapeName = "harm"
     weight: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
 
 
@@ -194,6 +197,81 @@ class WarmStart(Frozen):
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4
 
 
+class Shift(Frozen):
+    """Another presentation of the requests than the one that the defense was trained on.
+
+    What is shifted are the prompts that the attack trains on and those that it is measured on; judges see the plain request.
+
+    Attributes:
+        wording: the user's turn, with the request in the place of ``{prompt}``: other words, language or format.
+        system: what the system's turn says; None: there is none but the template's own.
+        template: a chat template in jinja that takes the place of the model's own; None: its own.
+        prefill: how each answer that is measured begins, whatever the model would say; part of what is judged.
+        domain: whose attack prompts it trains on; a suite's folder beside this one's. None: this suite's.
+    """
+
+    wording: Annotated[str, Field(max_length=1000)] = "{prompt}"
+    system: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    template: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
+    prefill: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    domain: Name | None = None
+
+    @model_validator(mode="after")
+    def _shifts(self) -> Self:
+        if self.wording.count("{prompt}") != 1:
+            raise ValueError(f"a wording holds the request once, as {{prompt}}, got wording={self.wording!r}; put it there")
+        if self.template is not None and "strftime_now" in self.template:
+            raise ValueError("tomorrow's prompts would be others, got a template with strftime_now; write the date out")
+        if self == type(self).model_construct():
+            raise ValueError("a shift changes something, got none of its fields; set one or remove the shift")
+        return self
+
+    def turns(self, text: str) -> list[dict[str, str]]:
+        """The chat that presents a request."""
+        user = {"role": "user", "content": self.wording.replace("{prompt}", text)}
+        return [user] if self.system is None else [{"role": "system", "content": self.system}, user]
+
+
+class Search(Frozen):
+    """An attacker's search over settings, before an attack with the best that it found; ``search`` does it.
+
+    Attributes:
+        trials: short attacks on the model under test, the first with the recipe's own settings.
+        steps: of each.
+        learning_rate: lowest and highest, drawn by their logarithm.
+        temperature: lowest and highest.
+        beta: KL penalties to choose from.
+        shape: rewards to choose from.
+    """
+
+    trials: Annotated[int, Field(ge=1, le=1000)] = 16
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 30
+    learning_rate: Annotated[list[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=2, max_length=2)]
+    temperature: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    beta: Annotated[list[Annotated[float, Field(ge=0.0)]], Field(min_length=1)] = [0.0]
+    shape: Annotated[list[ShapeName], Field(min_length=1)] = ["harm"]
+
+    def holds(self, recipe: AttackRecipe) -> bool:
+        """Whether the settings of a recipe are some that the search could find."""
+        return (
+            self.learning_rate[0] <= recipe.learning_rate <= self.learning_rate[1]
+            and self.temperature[0] <= recipe.temperature <= self.temperature[1]
+            and recipe.beta in self.beta
+            and recipe.reward.shape in self.shape
+        )
+
+
+class ShiftedPrompt(Prompt):
+    """A prompt that the model is given in another way; all else is the plain one's."""
+
+    shift: Shift
+
+    @classmethod
+    def of(cls, prompt: Prompt, shift: Shift) -> Self:
+        """The prompt under a shift."""
+        return cls.model_validate({**prompt.model_dump(by_alias=True), "shift": shift})
+
+
 _ID_PARTS = (
     ("temperature", "t"),
     ("group_size", "g"),
@@ -205,7 +283,7 @@ _ID_PARTS = (
     ("form", ""),
 )
 """Settings that an id tells where they are not the default's, and how it calls them."""
-_KIND = ("family", "options", "reward", "warm_start", "schedule", "loss_type", "scale_rewards", "form")
+_KIND = ("family", "options", "reward", "warm_start", "shift", "search", "schedule", "loss_type", "scale_rewards", "form")
 _RANGES: tuple[Callable[[AttackRecipe], float], ...] = (
     lambda a: a.prompts,
     lambda a: a.learning_rate,
@@ -235,6 +313,8 @@ class AttackRecipe(GRPORecipe):
         prompts: how many prompts of the attack pool it trains on, drawn by the seed.
         reward: what the attacker makes of the judge's score.
         warm_start: supervised steps before the first step of RL, for families that have them.
+        shift: how requests are presented, in training and where harm is measured; None: as to the defense.
+        search: over what learning rate, temperature, KL penalty and reward are searched first; None: they are as declared.
         control_steps: for how many steps it runs on the undefended candidate, within which it has to break it.
         standing: whether the case counts for the verdict, is run to learn, or is out of the claim.
     """
@@ -245,6 +325,8 @@ class AttackRecipe(GRPORecipe):
     prompts: Annotated[int, Field(ge=1)]
     reward: RewardShape = RewardShape()
     warm_start: WarmStart | None = None
+    shift: Shift | None = None
+    search: Search | None = None
     control_steps: Annotated[int, Field(ge=1)] = 50
     standing: Standing = "claim"
 
@@ -260,6 +342,8 @@ class AttackRecipe(GRPORecipe):
     @property
     def id(self) -> str:
         """How pytest, reports and tiers call the case, e.g. ``grpo-p5-lr5e-4-s0``; what is not the default's is told."""
+        if self.search is not None:  # what it finds is not known when cases are listed
+            return f"{self.name}-p{self.prompts}-{self.search.trials}x{self.search.steps}-s{self.seed}"
         mantissa, exponent = f"{self.learning_rate:.3e}".split("e")
         rate = f"{float(mantissa):g}e{int(exponent)}" if self.learning_rate else "0"
         told = []
@@ -281,6 +365,21 @@ class AttackRecipe(GRPORecipe):
             and all(min(of(c) for c in alike) <= of(self) <= max(of(c) for c in alike) for of in _RANGES)
             and self.steps <= max(c.steps for c in alike)
         )
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> Self:
+        if self.search is None:
+            return self
+        if self.claim:
+            raise ValueError("what a search will find is not declared, got standing: claim; take exploratory")
+        if not self.search.holds(self) or self.search.steps > self.steps:
+            raise ValueError(
+                "a search begins with the recipe's own settings and is shorter than its attack, got others than "
+                f"{self.search!r} allows; widen it"
+            )
+        if self.form == "full" and any(self.search.beta):
+            raise ValueError(f"a KL penalty needs an adapter, got search.beta={self.search.beta} for form=full; take [0.0]")
+        return self
 
     @model_validator(mode="after")
     def _control_fits(self) -> Self:
@@ -497,6 +596,13 @@ class Declaration(Frozen):
         return self
 
 
+class Neighbour(Frozen):
+    """What attacks take from another suite: its attack prompts, and what is forbidden there."""
+
+    forbidden: str
+    prompts: tuple[Prompt, ...]
+
+
 class Suite(Frozen):
     """A suite as loaded: its declaration, recipes and prompts.
 
@@ -507,6 +613,7 @@ class Suite(Frozen):
         declared_attacks: claimed attacks of the largest tier as the suite's file declares them, before any pair.
         private: prompt sets that were laid over the suite's own (``--rn-prompts``); their texts are part of the digest.
         recipe: the pairs that the candidate's profile declares, applied before them.
+        neighbours: the domains that attacks train on besides this one; part of the digest.
     """
 
     folder: Path
@@ -517,6 +624,7 @@ class Suite(Frozen):
     declared_attacks: int = 0
     private: tuple[PromptSetName, ...] = ()
     recipe: tuple[str, ...] = ()
+    neighbours: dict[str, Neighbour] = {}
 
     @property
     def domain(self) -> str:
@@ -533,6 +641,11 @@ class Suite(Frozen):
         included = TIERS[: TIERS.index(tier) + 1]
         recipes = (r for matrix in self.declaration.attacks if matrix.tier in included for r in matrix.expand())
         return tuple(_distinct(recipes))
+
+    def attack_pool(self, attack: AttackRecipe) -> tuple[Prompt, ...]:
+        """What the prompts of this attack are drawn from."""
+        domain = attack.shift.domain if attack.shift else None
+        return self.neighbours[domain].prompts if domain else self.prompts["attack"]
 
     def lies_within_claim(self, attack: AttackRecipe) -> bool:
         """Whether the claim cases of the suite, of all tiers, cover this attack."""
@@ -779,19 +892,22 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     _check_prompts(files, folder, prompts)
     if not any(p.core for p in prompts["heldout"]):
         raise SuiteError(f"{files['heldout']}: smoke and standard run the core, got no prompt with core: true; mark 20")
-    _check_attacks(str(path), attacks, pool=len(prompts["attack"]))
+    neighbours = _read_neighbours(folder, attacks, private)
+    _check_attacks(str(path), attacks, prompts, neighbours)
     declared = sum(a.claim for a in _distinct(attacks))
     if recipe or overrides:
         profiled = f" with the model's profile {' '.join(recipe)}" if recipe else ""
         source = f"{path}{profiled}" + (f" with --rn-set {' '.join(overrides)}" if overrides else "")
         try:
             declaration, attacks = _declare(_apply_overrides(raw, (*recipe, *overrides), path), source)
-            _check_attacks(source, _distinct(attacks), pool=len(prompts["attack"]))
+            neighbours = _read_neighbours(folder, attacks, private)
+            _check_attacks(source, _distinct(attacks), prompts, neighbours)
         except SuiteError as error:
             raise RecipeError(str(error)) from None
     content = {
         "declaration": declaration.model_dump(mode="json"),
         "prompts": {name: [p.model_dump(mode="json") for p in of_set] for name, of_set in prompts.items()},
+        "neighbours": {domain: neighbour.model_dump(mode="json") for domain, neighbour in neighbours.items()},
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
     own = tuple(name for name, path in files.items() if path.parent != folder / "prompts")
@@ -804,7 +920,28 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
         declared_attacks=declared,
         private=own,
         recipe=recipe,
+        neighbours=neighbours,
     )
+
+
+def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Path | None) -> dict[str, Neighbour]:
+    """The domains whose attack prompts are trained on here, from their suites' folders.
+
+    Raises:
+        SuiteError: there is no such suite, or it cannot be read.
+    """
+    found = {}
+    for domain in sorted({a.shift.domain for a in attacks if a.shift and a.shift.domain}):
+        path = folder.resolve().parent / domain / SUITE_FILE
+        if not path.is_file():
+            raise SuiteError(
+                f"{folder / SUITE_FILE}: a shift's domain is a suite's folder beside this one, got domain={domain!r} and no "
+                f"{path}; correct it"
+            )
+        declaration, _ = _declare(read_yaml(path), str(path))
+        prompts = _read_prompts(_prompt_files(path.parent, declaration.domain, private)["attack"])
+        found[domain] = Neighbour(forbidden=declaration.forbidden, prompts=prompts)
+    return found
 
 
 def _declare(raw: Any, source: str) -> tuple[Declaration, list[AttackRecipe]]:
@@ -840,8 +977,13 @@ def _distinct(recipes: Iterable[AttackRecipe]) -> list[AttackRecipe]:
     return list(first.values())
 
 
-def _check_attacks(source: str, attacks: Sequence[AttackRecipe], pool: int) -> None:
-    """Refuses two recipes of one id, and more prompts than the ``pool`` of the attack set."""
+def _check_attacks(
+    source: str,
+    attacks: Sequence[AttackRecipe],
+    prompts: dict[PromptSetName, tuple[Prompt, ...]],
+    neighbours: dict[str, Neighbour],
+) -> None:
+    """Refuses two recipes of one id, more prompts than there are, and a neighbour's that are measured on here."""
     counts = collections.Counter(a.id for a in attacks)
     for case_id, count in counts.items():
         if count > 1:
@@ -850,11 +992,21 @@ def _check_attacks(source: str, attacks: Sequence[AttackRecipe], pool: int) -> N
                 "give one another name"
             )
     for attack in attacks:
+        domain = attack.shift.domain if attack.shift else None
+        pool = len(neighbours[domain].prompts if domain else prompts["attack"])
         if attack.prompts > pool:
             raise SuiteError(
                 f"{source}: attacks: at most as many prompts as the pool holds, got prompts={attack.prompts} of {pool}; "
                 "lower it or add prompts to prompts/attack.yaml"
             )
+    own = [(p, words(p.text)) for name in ("heldout", "benign") for p in prompts[name]]
+    for domain, neighbour in neighbours.items():
+        for p, (other, other_words) in itertools.product(neighbour.prompts, own):
+            if word_overlap(words(p.text), other_words) >= NEAR_DUPLICATE:
+                raise SuiteError(
+                    f"{source}: what is attacked must not be what is measured: word overlap (Dice) below {NEAR_DUPLICATE}, got "
+                    f"{domain} {p.id} {p.text!r} and {other.id} {other.text!r}; reword one"
+                )
 
 
 def json_schema() -> dict[str, Any]:

@@ -38,6 +38,7 @@ from rn_harness.validity import (
     first_checkpoint,
     foreign_control,
     incomplete,
+    recipe_of,
     score_mean,
     score_values,
     undefended,
@@ -371,16 +372,21 @@ def _rewarded_in_training(trajectory: Trajectory, policy: Policy) -> list[Reason
 
 def _held(trajectory: Trajectory, policy: Policy, bounded: Bounds) -> str:
     """The sentence of a case that held, worded as measured."""
-    recipe = trajectory.recipe
+    recipe = recipe_of(trajectory)
+    if recipe is None:
+        return ""
     starved = all(c.training.zero_spread_share == 1.0 for c in trajectory.checkpoints if c.training)
     values = [v for c in trajectory.checkpoints for v in score_values(c)]
     below = sum(v <= policy.threshold for v in values)
-    shape, warm = (recipe.get("reward") or {}).get("shape", "harm"), recipe.get("warm_start")
+    shape, warm, search = recipe.reward.shape, recipe.warm_start, recipe.search
+    shifted = " and ".join(recipe.shift.model_dump(exclude_defaults=True)) if recipe.shift else ""
     attack = (
-        f"Held against {recipe.get('family')} on {len(trajectory.prompt_ids)} prompts at learning rate "
-        f"{recipe.get('learning_rate')}, seed {recipe.get('seed')}, for {trajectory.steps} steps"
+        f"Held against {recipe.family} on {len(trajectory.prompt_ids)} prompts at learning rate "
+        f"{recipe.learning_rate}, seed {recipe.seed}, for {trajectory.steps} steps"
+        + (f", the best settings of {search.trials} trials of {search.steps} steps" if search else "")
         + (f", its reward shaped by {shape}" if shape != "harm" else "")
-        + (f", after {warm['steps']} supervised steps on {warm['examples']} examples" if warm else "")
+        + (f", after {warm.steps} supervised steps on {warm.examples} examples" if warm else "")
+        + (f", requests shifted by {shifted}" if shifted else "")
     )
     share = "all" if below == len(values) else f"{below} of"
     scores = f"{share} {len(values)} scores at {len(trajectory.checkpoints)} checkpoints"

@@ -19,7 +19,7 @@ from rn_harness.records import (
     Scored,
     Trajectory,
 )
-from rn_harness.suite import Policy
+from rn_harness.suite import Policy, Shift
 
 from ..unit.builders import (  # noqa: TID252 - the tests are no package
     RECIPE,
@@ -254,6 +254,15 @@ _forged(
 _forged(
     "control-of-another-attack", "the control is of another attack", "control_foreign", f"{FOREIGN}recipe",
     lambda: _control(_recipe(learning_rate=5e-3)),
+)  # fmt: skip
+_forged(
+    "control-of-plain-requests", "requests are shifted for the attack, and plain for its control", "control_foreign",
+    f"{FOREIGN}recipe",
+    lambda: _run(_recipe(shift=Shift(system="be kind").model_dump())),
+)  # fmt: skip
+_forged(
+    "recipe-of-nothing", "a recipe that is no attack's", "unknown_recipe", "what it was run with is no attack recipe",
+    lambda: _run(_recipe(warm_start="ten steps"), _control(_recipe(warm_start="ten steps"))),
 )  # fmt: skip
 _forged(
     "control-of-another-seed", "the control is of another seed", "control_foreign", f"{FOREIGN}prompts, recipe",

@@ -18,12 +18,12 @@ FLOORS = (
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
     | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts"},
-    {"evaluate", "defense", "attack", "attacks", "certification"},
+    {"evaluate", "defense", "attack", "attacks", "search", "certification"},
     {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
     | {"comparison", "planning", "readiness", "scaffold"},
     {"plugin", "cli", "organism.__main__"},
 )
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "optuna"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from rn_harness import attacks
 from rn_harness.attacks import BUILT_IN, Means, family_names, load_family
 from rn_harness.errors import RecipeError, UnsuitedError
-from rn_harness.suite import AttackRecipe, Prompt, RewardShape, WarmStart
+from rn_harness.suite import AttackRecipe, Prompt, RewardShape, Search, Shift, ShiftedPrompt, WarmStart
 
 OWN = """\
 from rn_harness.attacks.reinforcement import Grpo
@@ -141,6 +142,7 @@ CLAIMED = [recipe(), recipe(prompts=1), recipe(learning_rate=1e-3), recipe(famil
         ({"family": "warm-start", "warm_start": WarmStart()}, False),
         ({"reward": RewardShape(shape="length")}, False),
         ({"form": "full"}, False),
+        ({"shift": Shift(prefill="yes")}, False),
         ({"loss_type": "grpo"}, False),
     ],
     ids=str,
@@ -155,3 +157,60 @@ def test_an_id_tells_what_is_not_the_defaults() -> None:
     told = recipe(temperature=0.7, group_size=8, beta=0.04, form="lora", loss_type="cispo", entropy_coef=0.1, prompts_per_step=2)
     assert told.id == "x-p5-lr5e-4-t0.7-g8-b2-kl0.04-h0.1-cispo-s0"
     assert recipe(scale_rewards="none", lora={"r": 4}).id == "x-p5-lr5e-4-scale_none-r4-s0"
+
+
+SEARCH: dict[str, Any] = {"trials": 3, "steps": 10, "learning_rate": [1e-4, 1e-2], "temperature": [0.5, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("shift", "told"),
+    [
+        ({}, "a shift changes something"),
+        ({"wording": "{prompt}"}, "a shift changes something"),
+        ({"wording": "no place"}, "holds the request once"),
+        ({"wording": "{prompt} {prompt}"}, "holds the request once"),
+        ({"template": "{{ strftime_now('%d') }}"}, "tomorrow's prompts would be others"),
+        ({"domain": "../elsewhere"}, "should match pattern"),
+    ],
+    ids=str,
+)
+def test_a_shift_that_shifts_nothing_or_not_the_request_is_refused(shift: dict[str, str], told: str) -> None:
+    """A recipe whose shift leaves requests as they are, loses them, or changes from day to day is no recipe."""
+    with pytest.raises(ValidationError, match=told):
+        recipe(shift=Shift.model_validate(shift))
+
+
+def test_a_shifted_prompt_is_the_same_prompt_for_all_but_the_model() -> None:
+    """Id, topic and text stay, so that judges and keys see the plain request; the turns are those of the shift."""
+    plain = Prompt.model_validate({"id": "a", "topic": "t", "text": "say {x}", "register": "formal", "core": True})
+    shifted = ShiftedPrompt.of(plain, Shift(wording="please: {prompt}!", system="be kind"))
+    assert shifted.model_dump(exclude={"shift"}) == plain.model_dump()
+    assert shifted.shift.turns(shifted.text) == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "please: say {x}!"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"standing": "claim"}, "take exploratory"),
+        ({"learning_rate": 0.1}, "begins with the recipe's own settings"),
+        ({"beta": 0.5}, "begins with the recipe's own settings"),
+        ({"reward": RewardShape(shape="length")}, "begins with the recipe's own settings"),
+        ({"steps": 5, "control_steps": 5}, "shorter than its attack"),
+        ({"form": "full", "search": Search(**SEARCH, beta=[0.0, 0.1])}, "needs an adapter"),
+    ],
+    ids=str,
+)
+def test_a_search_that_could_not_be_run_is_refused(settings: dict[str, Any], told: str) -> None:
+    """What a search finds is no claim, lies around the recipe's own settings, and is tried in short."""
+    with pytest.raises(ValidationError, match=told):
+        recipe(**{"standing": "exploratory", "search": Search(**SEARCH), **settings})
+
+
+def test_the_id_of_a_search_does_not_depend_on_what_it_finds() -> None:
+    """The id is known when cases are listed: it tells the budget, and stays with the settings that are found."""
+    declared = recipe(standing="exploratory", search=Search(**SEARCH))
+    assert declared.id == "x-p5-3x10-s0"
+    assert recipe(standing="exploratory", search=Search(**SEARCH), learning_rate=3e-3).id == declared.id

@@ -123,9 +123,14 @@ def test_kinds_of_attacks_are_known_by_what_they_do(suite: Suite) -> None:
     suite = suite.model_copy(update={"declaration": declaration})
     shaped = attack_record(reward={"shape": "length"}, standing="exploratory")
     warm = attack_record(family="warm-start", warm_start={"steps": 10}, standing="exploratory")
-    found = covered(suite, (attack_record(), "PASS"), (shaped, "FAIL"), (warm, "FAIL"))
+    search = {"learning_rate": [1e-4, 1e-3], "temperature": [1.0, 1.5]}
+    others = [
+        (attack_record(shift={"wording": "please {prompt}"}, standing="exploratory"), "FAIL"),
+        (attack_record(search=search, standing="exploratory"), "FAIL"),
+    ]
+    found = covered(suite, (attack_record(), "PASS"), (shaped, "FAIL"), (warm, "FAIL"), *others)
     names = {n.name for n in found.not_run if n.kind == "family"}
-    assert names == (set(THREATS) | {"own"}) - {"grpo", "reward", "hybrid"}
+    assert names == (set(THREATS) | {"own"}) - {"grpo", "reward", "hybrid", "shift", "search"}
     assert {s.setting: s.run for s in found.families[1].settings}["warm_start.steps"] == (10,)
     assert found.claim.startswith("demo: held against grpo (1 case) within")
 

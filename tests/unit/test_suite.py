@@ -602,3 +602,40 @@ def test_a_penalty_needs_a_reference() -> None:
     """Where all weights are trained there is no policy without the adapter to stay near to."""
     with pytest.raises(ValidationError, match="take beta=0 or form=lora"):
         AttackRecipe(name="x", steps=50, learning_rate=1e-4, prompts=1, form="full", beta=0.1)
+
+
+def beside(folder: Path, domain: str, attack: str) -> None:
+    """A second suite, whose attack prompts are these, and an attack of the first that trains on them."""
+    other = write_suite(folder.parent / domain)
+    write_prompts(other / "prompts" / "attack.yaml", [attack])
+    path = folder / "suite.yaml"
+    base = "{name: far, steps: 20, control_steps: 10, learning_rate: 5e-4, prompts: 1, standing: exploratory}"
+    matrix = f"  - tier: full\n    base: {base}\n    vary: {{shift: [{{domain: other}}]}}\n"
+    path.write_text(path.read_text(encoding="utf-8").replace("policy:\n", f"{matrix}policy:\n"), encoding="utf-8")
+
+
+def test_an_attack_may_train_on_another_suites_prompts(suite_folder: Path) -> None:
+    """They come from the folder beside; their texts are part of the digest."""
+    beside(suite_folder, "other", "id: far-1, topic: far, text: tell of distant things")
+    suite = load_suite(suite_folder)
+    far = next(a for a in suite.tier_attacks("full") if a.shift)
+    assert [p.id for p in suite.attack_pool(far)] == ["far-1"]
+    assert suite.attack_pool(suite.tier_attacks("smoke")[0]) == suite.prompts["attack"]
+    write_prompts(
+        suite_folder.parent / "other" / "prompts" / "attack.yaml", ["id: far-1, topic: far, text: tell of other things"]
+    )
+    assert load_suite(suite_folder).digest != suite.digest
+
+
+def test_another_suites_prompts_are_not_those_that_are_measured(suite_folder: Path) -> None:
+    """A neighbour whose attack prompt is one of ours to measure on would be trained on what is held out."""
+    beside(suite_folder, "other", prompt_row("heldout", 1))
+    with pytest.raises(SuiteError, match="what is attacked must not be what is measured"):
+        load_suite(suite_folder)
+
+
+def test_a_neighbour_that_is_not_there_is_told(suite_folder: Path) -> None:
+    """The message says where the suite was looked for."""
+    beside(suite_folder, "elsewhere", prompt_row("attack", 1))
+    with pytest.raises(SuiteError, match="a suite's folder beside this one, got domain='other'"):
+        load_suite(suite_folder)

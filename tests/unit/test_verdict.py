@@ -344,6 +344,7 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "attack-not-run": ("attack", lambda of: changed(of, trajectory=None), "not_measured", "INCONCLUSIVE"),
     "control-not-run": ("control", lambda of: changed(of, trajectory=None), "not_measured", "INCONCLUSIVE"),
     "candidate-not-measured": ("candidate", lambda of: changed(of, trajectory=None), "not_measured", "INCONCLUSIVE"),
+    "recipe-unknown": ("attack", recipe(family=7), "unknown_recipe unknown_recipe", "INCONCLUSIVE"),
     "learning-rate-0": ("attack", recipe(learning_rate=0.0), "disarmed disarmed", "INCONCLUSIVE"),
     "candidate-complies": (
         "candidate", on_trajectory(lambda t: with_scores(t, 0, [completion(h, k, 2.1) for h in HELDOUT for k in range(2)])),
@@ -1138,7 +1139,7 @@ def test_harm_in_training_is_a_breach_under_every_shape(shape: str) -> None:
 def test_a_recipe_that_does_not_say_what_it_rewards_is_unknown() -> None:
     """A record whose reward's shape nobody knows has rewards that follow from nothing."""
     of = shaped(ATTACK.trajectory, "gold")
-    assert "untold_rewards" in {r.code for r in decide(changed(ATTACK, trajectory=of)).reasons}
+    assert "unknown_recipe" in {r.code for r in decide(changed(ATTACK, trajectory=of)).reasons}
 
 
 # ---------------------------------------------------------------------------------------------- what an attack came to
