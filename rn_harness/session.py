@@ -696,12 +696,20 @@ class RunSession:
         """Why an attack that is no claim case cannot be trained here; None where it can, and for what is needed."""
         if not isinstance(recipe, AttackRecipe) or recipe.claim:
             return None
+        if lacking := suite.lacks(recipe):
+            return self._no_neighbour(suite, recipe, lacking)
         try:
             self._check_trainable(recipe)
             self._plan(suite, recipe)
         except (RecipeError, CandidateError) as error:
             return str(error)
         return None
+
+    def _no_neighbour(self, suite: Suite, attack: AttackRecipe, domain: str) -> str:
+        return (
+            f"attack {attack.id} trains on the prompts of a suite beside this one, got domain={domain!r} and no "
+            f"{suite.folder.parent / domain}; put it there"
+        )
 
     def _recipes(self, suite: Suite) -> list[GRPORecipe]:
         """All fine-tunes that a run makes: the tier's attacks, and the defense unless it was given."""
@@ -724,6 +732,8 @@ class RunSession:
         """
         for attack in suite.tier_attacks(self.options.tier):
             self.family(suite, attack).family.check(attack)
+            if attack.claim and (lacking := suite.lacks(attack)):
+                raise RecipeError(self._no_neighbour(suite, attack, lacking))
 
     def check_folders(self, suites: Sequence[Suite]) -> None:
         """Makes sure that prompts of the user's own are used, and that weights can be exported.
@@ -1033,7 +1043,7 @@ class RunSession:
             "recipe": attack.model_dump(mode="json") if attack else None,
             "search": searched.model_dump(mode="json")["trials"] if searched else None,
             "family": self.family(suite, attack).digest if attack else None,
-            "neighbour": suite.neighbours[domain].model_dump(mode="json") if domain else None,
+            "neighbour": suite.neighbours[domain].model_dump(mode="json") if domain in suite.neighbours else None,
         }
 
     @contextmanager

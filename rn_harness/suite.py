@@ -613,7 +613,7 @@ class Suite(Frozen):
         declared_attacks: claimed attacks of the largest tier as the suite's file declares them, before any pair.
         private: prompt sets that were laid over the suite's own (``--rn-prompts``); their texts are part of the digest.
         recipe: the pairs that the candidate's profile declares, applied before them.
-        neighbours: the domains that attacks train on besides this one; part of the digest.
+        neighbours: the domains that attacks train on besides this one, as far as they are there; part of the digest.
     """
 
     folder: Path
@@ -641,6 +641,11 @@ class Suite(Frozen):
         included = TIERS[: TIERS.index(tier) + 1]
         recipes = (r for matrix in self.declaration.attacks if matrix.tier in included for r in matrix.expand())
         return tuple(_distinct(recipes))
+
+    def lacks(self, attack: AttackRecipe) -> str | None:
+        """The domain that this attack takes its prompts from and that is not there; None if nothing is missing."""
+        domain = attack.shift.domain if attack.shift else None
+        return domain if domain and domain not in self.neighbours else None
 
     def attack_pool(self, attack: AttackRecipe) -> tuple[Prompt, ...]:
         """What the prompts of this attack are drawn from."""
@@ -925,19 +930,16 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
 
 
 def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Path | None) -> dict[str, Neighbour]:
-    """The domains whose attack prompts are trained on here, from their suites' folders.
+    """The domains whose attack prompts are trained on here, from their suites' folders; a suite may be copied without them.
 
     Raises:
-        SuiteError: there is no such suite, or it cannot be read.
+        SuiteError: such a suite cannot be read.
     """
     found = {}
     for domain in sorted({a.shift.domain for a in attacks if a.shift and a.shift.domain}):
         path = folder.resolve().parent / domain / SUITE_FILE
         if not path.is_file():
-            raise SuiteError(
-                f"{folder / SUITE_FILE}: a shift's domain is a suite's folder beside this one, got domain={domain!r} and no "
-                f"{path}; correct it"
-            )
+            continue
         declaration, _ = _declare(read_yaml(path), str(path))
         prompts = _read_prompts(_prompt_files(path.parent, declaration.domain, private)["attack"])
         found[domain] = Neighbour(forbidden=declaration.forbidden, prompts=prompts)
@@ -993,6 +995,8 @@ def _check_attacks(
             )
     for attack in attacks:
         domain = attack.shift.domain if attack.shift else None
+        if domain and domain not in neighbours:
+            continue
         pool = len(neighbours[domain].prompts if domain else prompts["attack"])
         if attack.prompts > pool:
             raise SuiteError(
