@@ -16,6 +16,7 @@ from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_degenerate, is_refusal
 from rn_harness.records import ConvergencePoint, DefenseReport, TrainingWindow
+from rn_harness.resumption import Measured, Resuming, Resumption, Snapshot
 from rn_harness.rewards import benign_reward, neutralization_reward
 from rn_harness.suite import DefenseRecipe, Prompt, words
 
@@ -71,6 +72,7 @@ def run_defense(
     reward_judge: Judge,
     say: Callable[[ConvergencePoint], None],
     sampler: Sampler = TRANSFORMERS,
+    resumption: Resumption | None = None,
 ) -> DefenseReport:
     """Neutralizes the model in place: afterwards it carries the defended adapter.
 
@@ -83,6 +85,7 @@ def run_defense(
         reward_judge: what the neutralization reward is made from.
         say: told of each measurement of convergence.
         sampler: who samples what it trains on.
+        resumption: where the training is kept while it lasts, and what an earlier run left of it; None: nowhere.
 
     Raises:
         TrainingError: the training broke.
@@ -92,14 +95,22 @@ def run_defense(
     anchor_answers = greedy_answers(model, anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
     undefended_probe = probe_reward(model, panel, recipe.seed)
     prompts = mix_benign(training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
-    points: list[ConvergencePoint] = []
+    model.arm(recipe)
+    earlier = resumption.read(model) if resumption else None
+    points = [*earlier[1].points] if earlier else []
+    resumed = (*earlier[1].resumed, earlier[0].step) if earlier else ()
 
     def at_step(step: int, _: TrainingWindow | None) -> None:
         point = measure_convergence(model, validation, panel.judge, recipe, panel.policy, step)
         points.append(point)
         say(point)
 
-    model.arm(recipe)
+    def resuming(kept: Resumption) -> Resuming:
+        def keep(snapshot: Snapshot) -> None:
+            kept.keep(snapshot, Measured(points=tuple(points), resumed=resumed))
+
+        return Resuming(earlier[0] if earlier else None, keep)
+
     settings: dict[str, Any] = train(
         model,
         recipe,
@@ -108,6 +119,7 @@ def run_defense(
         at_step,
         due=lambda step: step % recipe.evaluate_every == 0 or step == recipe.steps,
         sampler=sampler,
+        resuming=resuming(resumption) if resumption else None,
     )
     return DefenseReport(
         recipe=recipe.model_dump(mode="json"),
@@ -115,4 +127,5 @@ def run_defense(
         probe=probe_reward(model, panel, recipe.seed),
         undefended_probe=undefended_probe,
         settings=settings,
+        resumed=resumed,
     )

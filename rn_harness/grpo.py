@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rn_harness.errors import RecipeError, TrainingError
 from rn_harness.ranks import ranks
 from rn_harness.records import TrainingWindow
+from rn_harness.resumption import Resuming
 from rn_harness.suite import GRPORecipe, Prompt
 
 if TYPE_CHECKING:
@@ -376,6 +377,7 @@ def train(
     due: Callable[[int], bool],
     sampler: Sampler = TRANSFORMERS,
     trainer_name: TrainerName = "grpo",
+    resuming: Resuming | None = None,
 ) -> dict[str, Any]:
     """Trains a model by GRPO or RLOO; what it is armed with is all that changes.
 
@@ -384,16 +386,18 @@ def train(
         recipe: its S, P, G, and all other settings.
         prompts: S * P prompts, in the order in which they are trained on.
         reward: what is maximised.
-        at_step: called before the first step, and after each step that is due.
+        at_step: called before the first step, and after each step that is due; of a training that goes on those that are left.
         due: which steps those are.
         sampler: who samples.
         trainer_name: which of TRL's trainers.
+        resuming: of a defense: where it goes on, and who keeps its state; None: nothing of it is kept.
 
     Returns:
         The trainer's settings, for the record.
 
     Raises:
-        TrainingError: a reward or a gradient is infinite or not a number, training ended early, or it could not move the adapter.
+        TrainingError: a reward or a gradient is infinite or not a number, training ended early, it could not move the adapter, or
+            an attack's state was to be kept.
     """
     import datasets
     import transformers
@@ -401,6 +405,7 @@ def train(
 
     from rn_harness.model import known_deprecations
 
+    first = resuming.first(recipe) if resuming else 0
     together = ranks()
     settings = trainer_settings(recipe, together.size, trainer_name) | _known_to(trainer_name, sampler.settings)
     if len(prompts) != recipe.steps * recipe.prompts_per_step:
@@ -427,8 +432,9 @@ def train(
         """Hands each step's logs to the window, and due steps to the caller."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-            _check_armed(model, recipe, trainer, 0)
-            at_step(0, None)
+            _check_armed(model, recipe, trainer, first)
+            if not first:
+                at_step(0, None)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **trainer: Any) -> None:
             if "loss" in logs:
@@ -437,7 +443,8 @@ def train(
                 _check_armed(model, recipe, trainer, state.global_step)
                 at_step(state.global_step, window.close(model.distance))
 
-    rows = datasets.Dataset.from_list([{"prompt": model.render(p), "row": i} for i, p in enumerate(prompts)])
+    left = [*enumerate(prompts)][first * recipe.prompts_per_step :]
+    rows = datasets.Dataset.from_list([{"prompt": model.render(p), "row": i} for i, p in left])
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
         config = (trl.GRPOConfig if trainer_name == "grpo" else trl.RLOOConfig)(
             output_dir=nowhere,
@@ -454,7 +461,7 @@ def train(
             args=config,
             train_dataset=rows,
             processing_class=model.tokenizer,
-            callbacks=[Steps()],
+            callbacks=[*([resuming.callback(model, recipe, due)] if resuming else []), Steps()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         for name, p in model.trained.items():

@@ -347,6 +347,7 @@ class DefenseReport(Record):
         points: convergence, measured at step 0 and every ``evaluate_every``.
         probe, undefended_probe: equation 3 after and before.
         settings: what the trainer was really given.
+        resumed: the steps from which it went on after it was cut off, in order; empty: it was trained in one go.
     """
 
     recipe: dict[str, Any]
@@ -354,6 +355,7 @@ class DefenseReport(Record):
     probe: Probe
     undefended_probe: Probe
     settings: dict[str, Any] = {}
+    resumed: tuple[Annotated[int, Field(ge=1)], ...] = ()
 
 
 class Identity(Record):

@@ -56,6 +56,7 @@ from rn_harness.records import (
     Identity,
     Trajectory,
 )
+from rn_harness.resumption import COPIES, Resumption
 from rn_harness.search import Found, Trial, search
 from rn_harness.store import MARGIN_BYTES, Journal, Store, check_room, content_key, write_text
 from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Prompt, Suite, TierName
@@ -807,7 +808,7 @@ class RunSession:
             StoreError: the store, the run's folder, the export's or the temporary one cannot be written to, or is too full.
         """
         kept = sum(self._kept_bytes(suite) for suite in suites)
-        check_room(self.store.root, kept + MARGIN_BYTES)
+        check_room(self.store.root, 2 * COPIES * kept + MARGIN_BYTES)  # one snapshot of a training takes the place of another
         check_room(self.folder, MARGIN_BYTES)
         check_room(Path(tempfile.gettempdir()), MARGIN_BYTES)
         if self.options.export:
@@ -873,7 +874,10 @@ class RunSession:
         key = content_key("defense", parts)
         with self._entry("defense", key) as found:
             stored = found is not None
-            entry = found or self._train_defense(suite, recipe, key, parts)
+            what = f"{suite.domain}: defense {self.options.defense}"
+            resumption = Resumption(self.store, key, recipe, lambda state: self.say(Progress(what, 0, 0, state, stays=True)))
+            entry = found or self._train_defense(suite, recipe, key, parts, resumption)
+            resumption.close()
         report = DefenseReport.model_validate_json((entry / "report.json").read_text(encoding="utf-8"))
         if recipe.form == "full":
             made = self._whole(self.options.defense, resolve_candidate(str(entry / "model"), self.options.base))
@@ -892,7 +896,9 @@ class RunSession:
         """What a trained defense depends on."""
         return self._shared_parts(suite, ("defense", "anchor", "heldout")) | {"recipe": recipe.model_dump(mode="json")}
 
-    def _train_defense(self, suite: Suite, recipe: DefenseRecipe, key: str, parts: dict[str, Any]) -> Path:
+    def _train_defense(
+        self, suite: Suite, recipe: DefenseRecipe, key: str, parts: dict[str, Any], resumption: Resumption
+    ) -> Path:
         name = self.options.defense
 
         def say(point: ConvergencePoint) -> None:
@@ -906,9 +912,8 @@ class RunSession:
             panel = self.panel(suite)
             model = self.candidate.load()
             reward = self.judges(suite).reward
-            report = run_defense(
-                model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, reward, say, self.sampler
-            )
+            harmful, anchors = suite.prompts["defense"], suite.prompts["anchor"]
+            report = run_defense(model, recipe, harmful, anchors, panel, reward, say, self.sampler, resumption)
 
         def write(folder: Path) -> None:
             if recipe.form == "full":

@@ -2,8 +2,8 @@
 
 A key is a sha256 over everything that the result depends on. An entry is a folder that is written under another name and
 renamed when it is whole, with the digest of each file; an entry that does not match its digests is set aside and made anew.
-What a case measured before it was cut off stands in a journal until the case is whole. Attacked weights never come here: the
-only weights are a defense's.
+What a case measured before it was cut off stands in a journal until the case is whole, and a defense's training under the kind
+``partial`` until the defense is. Attacked weights never come here: the only weights are a defense's.
 """
 
 from __future__ import annotations
@@ -209,11 +209,22 @@ class Store:
             with suppress(OSError):  # a store that can be read alone is read
                 os.utime(folder / MANIFEST)
             return folder
+        self.set_aside(kind, key, problem)
+        return None
+
+    def set_aside(self, kind: str, key: str, problem: str) -> None:
+        """Renames an entry that is damaged to ``*.damaged``, with a warning that says why."""
+        folder = self._folder(kind, key)
         aside = folder.with_name(f"{folder.name}{DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-        warnings.warn(f"a stored {kind} was damaged ({problem}); set aside as {aside}, it is made anew", stacklevel=2)
-        return None
+        warnings.warn(f"a stored {kind} was damaged ({problem}); set aside as {aside}, it is made anew", stacklevel=3)
+
+    def remove(self, kind: str, key: str) -> None:
+        """Removes an entry, if it is there; the caller holds its lock."""
+        folder = self._folder(kind, key)
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
     def _damage(self, folder: Path, kind: str, key: str) -> str | None:
         try:
@@ -345,9 +356,17 @@ class Store:
             }
             manifest = {"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files, "parts": digests_of(parts or {})}
             write_text(temporary / MANIFEST, json.dumps(manifest))
-            if final.exists():
-                shutil.rmtree(final)
-            temporary.rename(final)
+            if final.exists():  # the old one is out of the way in an instant, and its files are removed when the new one stands
+                replaced = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{key[:12]}."))
+                final.rename(replaced)
+                try:
+                    temporary.rename(final)
+                except OSError:
+                    replaced.rename(final)
+                    raise
+                shutil.rmtree(replaced)
+            else:
+                temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

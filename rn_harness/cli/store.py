@@ -37,18 +37,29 @@ def _show(entries: Sequence[Entry], *, as_json: bool) -> None:
         }
         for entry in entries
     ]
-    note = "  not an entry: left by damage, or by a run that was cut off"
     lines = [
-        f"{row['kind']:<12} {str(row['name'])[:24]:<24} {row['bytes']:>12} bytes  used {row['used']}"
-        f"{'' if row['whole'] else note}"
-        for row in rows
+        f"{entry.kind:<12} {entry.name[:24]:<24} {entry.size:>12} bytes  used {row['used']}{_note(entry)}"
+        for entry, row in zip(entries, rows, strict=True)
     ]
     lines.append(f"{len(entries)} in {default_root()}, {sum(e.size for e in entries) / MIB:.1f} MiB")
     tell(lines, {"root": str(default_root()), "entries": rows}, as_json)
 
 
+def _note(entry: Entry) -> str:
+    """What an entry is, where it is no finished work."""
+    from rn_harness.resumption import PARTIAL
+
+    if not entry.whole:
+        return "  not an entry: left by damage, or by a run that was cut off"
+    return (
+        "  a defense's training that is under way or was cut off: the same command goes on from it"
+        if entry.kind == PARTIAL
+        else ""
+    )
+
+
 def list_entries(as_json: AsJson = False) -> None:
-    """Lists finished work, journals of unfinished cases, and what damage left."""
+    """Lists finished work, journals of unfinished cases, defenses in training, and what damage left."""
     from rn_harness.store import Store, default_root
 
     _show(Store(default_root()).entries(), as_json=as_json)

@@ -108,6 +108,8 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
             f"reward {_number(p.reward_mean)} spread {_number(p.reward_spread)}, words {p.mean_words:.1f}"
             for p in r.points
         ]
+        if r.resumed:
+            lines.append(f"trained on from step {', '.join(map(str, r.resumed))}, where it had been cut off")
         lines.append(
             f"reward probe: mean {_number(r.probe.mean)} spread {_number(r.probe.spread)} maximum "
             f"{_number(r.probe.maximum)} of {r.probe.total}; undefended: mean {_number(r.undefended_probe.mean)} "

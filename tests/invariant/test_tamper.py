@@ -53,6 +53,7 @@ MEANINGLESS: dict[str, str] = {
     "evidence.report.points.*.total": "before convergence what was not scored changes nothing",
     "evidence.report.probe": REPORTED,
     "evidence.report.undefended_probe": REPORTED,
+    "evidence.report.resumed": REPORTED,
     # run.json
     "run_id": LABEL,
     "options.model": LABEL,

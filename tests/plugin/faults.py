@@ -1,4 +1,4 @@
-"""A pytest plugin for sessions under test: at a set step of the attack, what ``RN_FAULT`` names happens."""
+"""A pytest plugin for sessions under test: at a set step of the attack, or of the defense, what ``RN_FAULT`` names happens."""
 
 import errno
 import os
@@ -6,10 +6,11 @@ import signal
 from pathlib import Path
 
 import rn_harness.attack as stage
+import rn_harness.defense
 import rn_harness.session
 
 FAULT, STEP = os.environ["RN_FAULT"], int(os.environ["RN_FAULT_STEP"])
-sound, attack = stage.measure_checkpoint, stage.run_attack
+sound, attack, converged = stage.measure_checkpoint, stage.run_attack, rn_harness.defense.measure_convergence
 kinds = []
 
 
@@ -37,9 +38,15 @@ def _strike():
 
 
 def _measure(model, panel, step, **others):
-    if step == STEP and kinds[-1] == "attack":
+    if step == STEP and kinds[-1] == "attack" and FAULT != "defense":
         _strike()
     return sound(model, panel, step, **others)
+
+
+def _measure_defense(model, prompts, judge, recipe, policy, step):
+    if step == STEP and FAULT == "defense":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return converged(model, prompts, judge, recipe, policy, step)
 
 
 def _attack(*parts, control, **others):
@@ -49,3 +56,4 @@ def _attack(*parts, control, **others):
 
 stage.measure_checkpoint = _measure
 rn_harness.session.run_attack = _attack
+rn_harness.defense.measure_convergence = _measure_defense

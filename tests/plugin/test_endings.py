@@ -1,5 +1,6 @@
 """Sessions that end otherwise than they should: what stands in the files then."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -112,6 +113,43 @@ def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path
     assert [c.step for c in record.evidence.trajectory.checkpoints] == [0, 2, 4]
     lines = again.text.splitlines()
     assert not [line for line in lines if "control" in line and "step 0/4" in line]  # the control was taken from the store
+
+
+def _defended(store):
+    """The sha256 of the one defense's weights in a store, and its report."""
+    (entry,) = (store / "defense").iterdir()
+    weights = (entry / "adapter" / "adapter_model.safetensors").read_bytes()
+    return hashlib.sha256(weights).hexdigest(), json.loads((entry / "report.json").read_text())
+
+
+def test_a_defense_that_was_killed_twice_is_the_one_of_a_run_that_was_not(scene, tmp_path):
+    """SIGKILL at steps 4 and 6 of 8: the same command goes on from steps 2 and 4, and says so; the weights are bitwise equal."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    options = (
+        "--rn-defense=anchored", "--rn-set=defense.steps=8", "--rn-set=defense.evaluate_every=2", "--rn-set=defense.group_size=8",
+        "--rn-set=policy.probe_samples=2", "-k", "defense_converges",
+    )  # fmt: skip
+    scene.use_store(killed)
+    for fault, step, begins in (("defense", 4, None), ("defense", 6, 2), ("none", 0, 4)):
+        result = scene.fail(fault, step, *options)
+        assert result.ret == (-signal.SIGKILL if fault == "defense" else 1), result.text
+        assert ("goes on from step" in result.text) == (begins is not None)
+        if begins is not None:
+            assert f"biochem: defense anchored: goes on from step {begins} of 8, where an earlier run was cut off" in result.text
+            assert f"step {begins}/8" not in result.text
+        if fault == "defense":
+            (entry,) = (killed / "partial").iterdir()
+            assert {path.name for path in entry.iterdir()} == {"defense_training.pt", "entry.json", "measured.json"}
+    assert list((killed / "partial").iterdir()) == []  # the defense is whole
+    report = scene.cases()["defense"]["evidence"]["report"]
+    assert report["resumed"] == [2, 4]
+    assert [outcome["outcome"] for outcome in scene.cases()["defense"]["provenance"]["training"]] == ["cut", "cut", "done"]
+
+    scene.use_store(whole)
+    assert scene.fail("none", 0, *options).ret == 1
+    weights, plain = _defended(whole)
+    assert plain["resumed"] == []
+    assert _defended(killed) == (weights, {**plain, "resumed": [2, 4]})
 
 
 def test_a_killed_worker_is_one_error_and_the_others_go_on(scene):

@@ -122,7 +122,7 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, l
         policy=policy,
         trajectory=run,
         control=control if kind == "attack" else None,
-        report=defense_report(probe=probe, undefended_probe=probe) if kind == "defense" else None,
+        report=defense_report(probe=probe, undefended_probe=probe, resumed=(10,)) if kind == "defense" else None,
         report_due=kind == "defense",
         subject="none" if kind in ("candidate", "control") else "quick",
         exact_judge=True,

@@ -17,7 +17,7 @@ FLOORS = (
     | {"helpfulness", "coverage", "gate", "coherence"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
-    | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts"},
+    | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption"},
     {"evaluate", "defense", "attack", "attacks", "search", "certification"},
     {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
     | {"comparison", "planning", "readiness", "scaffold"},

@@ -87,16 +87,19 @@ def test_the_store_is_listed_and_pruned(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
     Store(tmp_path).put("case", "a" * 64, lambda folder: _fill(folder, 1000))
     Store(tmp_path).journal("b" * 64).add("line")
+    Store(tmp_path).put("partial", "c" * 64, lambda folder: _fill(folder, 500))
     shown = CliRunner().invoke(app, ["store", "list"])
     assert shown.exit_code == 0
     assert shown.output.splitlines()[0].startswith("case ")
-    assert shown.output.splitlines()[-1].startswith(f"2 in {tmp_path}, ")
+    assert shown.output.splitlines()[-1].startswith(f"3 in {tmp_path}, ")
+    (partial,) = [line for line in shown.output.splitlines() if line.startswith("partial ")]
+    assert partial.endswith("  a defense's training that is under way or was cut off: the same command goes on from it")
     told = json.loads(CliRunner().invoke(app, ["store", "list", "--json"]).output)
-    assert [(e["kind"], e["whole"]) for e in told["entries"]] == [("case", True), ("unfinished", False)]
+    assert [(e["kind"], e["whole"]) for e in told["entries"]] == [("case", True), ("partial", True), ("unfinished", False)]
     assert told["entries"][0]["bytes"] >= 1000
     assert CliRunner().invoke(app, ["store", "prune"]).output.startswith("0 in ")
     pruned = json.loads(CliRunner().invoke(app, ["store", "prune", "--unused-days", "0", "--json"]).output)
-    assert len(pruned["entries"]) == 2
+    assert [e["kind"] for e in pruned["entries"]] == ["case", "partial", "unfinished"]
     assert Store(tmp_path).entries() == []
 
 

@@ -28,6 +28,7 @@ from rn_harness.report.card import render_card
 from rn_harness.report.figures import VARIABLES, heat_svg, trajectory_svg
 from rn_harness.report.html import render_html
 from rn_harness.report.markdown import plain, render_summary
+from rn_harness.report.terminal import checkpoint_lines
 from rn_harness.report.views import read_run, write_views
 from rn_harness.suite import Suite, load_suite
 
@@ -35,6 +36,7 @@ from .builders import (
     case_record,
     checkpoint,
     completion,
+    defense_report,
     evidence,
     run_record,
     trajectory,
@@ -215,6 +217,15 @@ def test_a_view_shows_what_stands_in_the_record() -> None:
     record = case_record(of).model_copy(update={"evidence": of.model_copy(update={"trajectory": altered})})
     run, _ = stand_in(record)
     assert "<td>7.77</td>" in render_html(run, [(run.cases[0], record)])
+
+
+@pytest.mark.parametrize("resumed", [(), (20, 40)])
+def test_a_defense_says_from_which_steps_it_went_on(resumed: tuple[int, ...]) -> None:
+    """Report and terminal name the steps at which the training had been cut off; one in one go says nothing of it."""
+    record = case_record(evidence("defense", report=defense_report(resumed=resumed)))
+    told = "rained on from step 20, 40, where it had been cut off"
+    assert (told in render_html(*stand_in(record))) == bool(resumed)
+    assert any(told in line for line in checkpoint_lines(record)) == bool(resumed)
 
 
 def stand_in(record: CaseRecord) -> tuple[RunRecord, Cases]:

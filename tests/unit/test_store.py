@@ -172,6 +172,29 @@ def test_failed_rewrite_keeps_the_old_entry(store: Store) -> None:
     assert (store.get("case", KEY) / "a.json").read_text(encoding="utf-8") == "{}"
 
 
+def test_an_entry_that_cannot_be_replaced_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the new entry cannot take its place, the old one is put back, and nothing else is left."""
+    before, sound = everything(store), Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target == store.root / "case" / KEY and (self / "c.json").exists():
+            raise OSError(errno.EIO, "no")
+        return sound(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no"):
+        store.put("case", KEY, lambda into: (into / "c.json").write_text("1", encoding="utf-8"))
+    assert store.get("case", KEY) is not None
+    assert everything(store) == before
+
+
+def test_removal_leaves_nothing(store: Store) -> None:
+    """A removed entry is gone; what is not there is removed without a word."""
+    for _ in range(2):
+        store.remove("case", KEY)
+        assert everything(store) == {"case"}
+
+
 def test_entry_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
     """While an entry is written, others do not find it."""
     store = Store(tmp_path)

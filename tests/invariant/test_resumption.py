@@ -1,0 +1,218 @@
+"""A defense that was cut off goes on from its snapshot, bit by bit; what is none of its own is set aside; an attack has none."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from rn_harness.defense import run_defense
+from rn_harness.errors import TrainingError
+from rn_harness.grpo import order_prompts, train
+from rn_harness.resumption import MEASURED, PARTIAL, STATE, Resuming, Resumption, Snapshot
+from rn_harness.store import MANIFEST, Store, content_key
+from rn_harness.suite import DefenseRecipe
+
+KEY, OTHER = (content_key("defense", {"of": name}) for name in ("this", "another"))
+
+
+class CutError(Exception):
+    """The training ends here."""
+
+
+class Defense:
+    """A defense of 6 steps on the organism, measured every second one, and its store."""
+
+    def __init__(self, candidate, suite, panel, root):
+        self.candidate, self.suite, self.panel, self.store = candidate, suite, panel, Store(root)
+        self.folder = root / PARTIAL / KEY
+
+    def train(self, *, kept=True, cut=None, told=lambda _: None, **changes):
+        """Returns (weights, report). ``cut``: at which measurement it ends."""
+        declared = self.suite.declaration.defenses["anchored"].model_dump()
+        recipe = DefenseRecipe(**(declared | {"steps": 6, "evaluate_every": 2, "group_size": 8, **changes}))
+
+        def say(point):
+            if point.step == cut:
+                raise CutError
+
+        model, prompts = self.candidate.load(), self.suite.prompts
+        resumption = Resumption(self.store, KEY, recipe, told) if kept else None
+        report = run_defense(
+            model, recipe, prompts["defense"], prompts["anchor"], self.panel, self.panel.judge, say, resumption=resumption
+        )
+        return {name: p.detach().clone() for name, p in model.trained.items()}, report
+
+    def state(self):
+        """What stands in the snapshot."""
+        return torch.load(self.folder / STATE, weights_only=True)
+
+    def put(self, state, measured=None):
+        """Another snapshot in its place, with digests that are right."""
+        measured = measured or (self.folder / MEASURED).read_text()
+
+        def write(folder):
+            torch.save(state, folder / STATE)
+            (folder / MEASURED).write_text(measured)
+
+        return self.store.put(PARTIAL, KEY, write)
+
+
+@pytest.fixture
+def defense(candidate, suite, panel, tmp_path):
+    """One that was never begun."""
+    return Defense(candidate, suite, panel, tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def left(candidate, suite, panel, tmp_path_factory):
+    """What a defense left that was cut off at its measurement of step 4: a snapshot of step 2."""
+    made = Defense(candidate, suite, panel, tmp_path_factory.mktemp("left"))
+    with pytest.raises(CutError):
+        made.train(cut=4)
+    return made
+
+
+@pytest.fixture
+def cut_off(left, defense):
+    """The same, to be spoilt."""
+    shutil.copytree(left.store.root, defense.store.root)
+    return defense
+
+
+def _same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"schedule": "constant", "micro_batch": 4, "benign_share": 0.0}, {"form": "full", "learning_rate": 1e-4}],
+    ids=["anchored", "micro-batches", "all-weights"],
+)
+def test_a_training_that_was_cut_off_twice_ends_bit_by_bit_as_one_that_was_not(defense, changes):
+    """Weights and report are equal, but for the steps from which it went on; keeping snapshots changes nothing either."""
+    whole, report = defense.train(kept=False, **changes)
+    for cut in (4, 6):
+        with pytest.raises(CutError):
+            defense.train(cut=cut, **changes)
+    torch.manual_seed(99)  # what another process would draw
+    resumed, again = defense.train(**changes)
+    assert again.resumed == (2, 4)
+    assert _same(whole, resumed)
+    assert again.model_copy(update={"resumed": ()}) == report
+    assert any(float(p.abs().sum()) > 0 for name, p in whole.items() if "lora_B" in name or changes.get("form") == "full")
+
+
+def test_a_snapshot_holds_all_that_the_next_step_depends_on(cut_off):
+    """Weights, optimizer, random stream: where one of them is another, the end is another. So the comparison above sees each."""
+    whole, _ = cut_off.train(kept=False)
+    sound, measured = cut_off.state(), (cut_off.folder / MEASURED).read_text()
+    assert sound["step"] == 2
+
+    def ends_elsewhere(spoil):
+        cut_off.put(sound, measured)
+        spoilt = cut_off.state()
+        spoil(spoilt)
+        cut_off.put(spoilt)
+        other, report = cut_off.train()
+        assert report.resumed == (2,)
+        return not _same(whole, other)
+
+    torch.manual_seed(5)
+    stream = torch.get_rng_state()
+    assert ends_elsewhere(lambda of: of["weights"].update({name: p * (1 + 1e-6) for name, p in of["weights"].items()}))
+    assert ends_elsewhere(lambda of: [means["exp_avg"].mul_(0.5) for means in of["optimizer"]["state"].values()])
+    assert ends_elsewhere(lambda of: of["streams"][0].update(torch=stream))
+    assert not ends_elsewhere(lambda of: None)
+
+
+def _flip(of):
+    data = bytearray((of.folder / STATE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (of.folder / STATE).write_bytes(bytes(data))
+
+
+def _foreign(of):
+    """Whole, and of another defense: renamed to this address."""
+    of.folder.rename(of.folder.with_name(OTHER))
+    (of.folder.with_name(OTHER) / MANIFEST).write_text((of.folder.with_name(OTHER) / MANIFEST).read_text().replace(KEY, OTHER))
+    assert of.store.get(PARTIAL, OTHER)
+    of.folder.with_name(OTHER).rename(of.folder)
+
+
+class Payload:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (print, ("RAN",))
+
+
+def _changed(**changes):
+    def spoil(of):
+        state = of.state()
+        of.put(state | {name: change(state[name]) for name, change in changes.items()})
+
+    return spoil
+
+
+def _more_points(of):
+    measured = json.loads((of.folder / MEASURED).read_text())
+    measured["points"].append(measured["points"][-1])
+    of.put(of.state(), json.dumps(measured))
+
+
+DAMAGES = {
+    "a bit is flipped": (_flip, f"{STATE} changed"),
+    "of another defense": (_foreign, f"{MANIFEST}: of another version or address"),
+    "a file is missing": (lambda of: (of.folder / MEASURED).unlink(), "files are missing or added"),
+    "a pickle that runs code": (_changed(optimizer=lambda _: Payload()), "it cannot be read: UnpicklingError"),
+    "of a larger adapter": (
+        _changed(weights=lambda of: {name: torch.cat([p, p]) for name, p in of.items()}), "its weights are of another form",
+    ),
+    "of another optimizer": (_changed(optimizer=lambda of: {**of, "state": {}}), "its optimizer is of another form"),
+    "of a step that is not kept": (_changed(step=lambda _: 3), "it stands at step 3, at which none is kept"),
+    "of two processes": (_changed(streams=lambda of: of * 2), "it is of another number of processes"),
+    "points of other steps": (_more_points, "what was measured is of other steps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "why"), DAMAGES.values(), ids=DAMAGES)
+def test_what_is_no_snapshot_of_this_training_is_set_aside(cut_off, capsys, spoil, why):
+    """A warning says why, the entry is put aside, training begins at step 0, and no code of the file is run."""
+    spoil(cut_off)
+    told = []
+    with pytest.warns(UserWarning, match=f"a stored partial was damaged \\({why}\\)"), pytest.raises(CutError):
+        cut_off.train(cut=0, told=told.append)
+    assert told == []
+    assert cut_off.folder.with_name(f"{KEY}.damaged").is_dir()
+    assert not cut_off.folder.exists()
+    assert "RAN" not in capsys.readouterr().out
+
+
+def test_the_payload_would_run_where_it_is_unpickled(capsys):
+    """The pickle of the test above does what it is feared for."""
+    pickle.loads(pickle.dumps(Payload()))
+    assert "RAN" in capsys.readouterr().out
+
+
+def test_an_attack_has_no_snapshot(candidate, suite, panel, recipe, tmp_path):
+    """Each way to one refuses an attack's recipe, before anything is trained: nothing is kept, no reward is asked for."""
+    model = candidate.load()
+    model.arm(recipe)
+    kept, asked = [], []
+
+    def reward(prompts, completions):
+        asked.append(len(completions))
+        return [0.0] * len(completions)
+
+    resuming = Resuming(None, kept.append)
+    prompts = order_prompts(suite.prompts["attack"], recipe.steps * recipe.prompts_per_step, 0)
+    with pytest.raises(TrainingError, match=r"only a defense's training is kept, got recipe=AttackRecipe"):
+        train(model, recipe, prompts, reward, lambda *_: None, lambda _: True, resuming=resuming)
+    with pytest.raises(TrainingError, match="only a defense's training is kept"):
+        Resumption(Store(tmp_path / "store"), KEY, recipe, lambda _: None)
+    with pytest.raises(TrainingError, match="only a defense's training is kept"):
+        Snapshot.take(model, recipe, 1, None, None)
+    assert (kept, asked) == ([], [])
+    assert not (tmp_path / "store").exists()
