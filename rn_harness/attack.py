@@ -197,6 +197,7 @@ def run_attack(
     searched: Mapping[str, Any] | None = None,
     cut: Callable[[Trajectory], None] = lambda _: None,
     sampler: Sampler = TRANSFORMERS,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> Trajectory:
     """Attacks the model in place; ends early where a judge stops judging, or goes blind, and says so in the trajectory.
 
@@ -216,6 +217,7 @@ def run_attack(
         searched: what a search for the settings came to, for the record; None: there was none.
         cut: gets what was measured, where anything ends the attack before its last step; the exception then goes on.
         sampler: who samples what it trains on.
+        tick: told of each step.
 
     Raises:
         UnsuitedError: the attack cannot be run on this model; nothing was trained.
@@ -282,7 +284,9 @@ def run_attack(
     fresh = _writes(model)
     settings: dict[str, Any] = {"family_sha256": loaded.digest} if loaded.digest else {}
     settings |= {"search": dict(searched)} if searched else {}
-    means = Means(model, run, chosen, benign, answers(chosen), reward, at_step, due=lambda step: step in due, sampler=sampler)
+    means = Means(
+        model, run, chosen, benign, answers(chosen), reward, at_step, due=lambda step: step in due, sampler=sampler, tick=tick
+    )
     try:
         settings |= loaded.family.train(means)
     except JudgeGoneError as error:

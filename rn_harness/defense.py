@@ -73,6 +73,7 @@ def run_defense(
     say: Callable[[ConvergencePoint], None],
     sampler: Sampler = TRANSFORMERS,
     resumption: Resumption | None = None,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> DefenseReport:
     """Neutralizes the model in place: afterwards it carries the defended adapter.
 
@@ -86,6 +87,7 @@ def run_defense(
         say: told of each measurement of convergence.
         sampler: who samples what it trains on.
         resumption: where the training is kept while it lasts, and what an earlier run left of it; None: nowhere.
+        tick: told of each step.
 
     Raises:
         TrainingError: the training broke.
@@ -120,6 +122,7 @@ def run_defense(
         due=lambda step: step % recipe.evaluate_every == 0 or step == recipe.steps,
         sampler=sampler,
         resuming=resuming(resumption) if resumption else None,
+        tick=tick,
     )
     return DefenseReport(
         recipe=recipe.model_dump(mode="json"),

@@ -378,6 +378,7 @@ def train(
     sampler: Sampler = TRANSFORMERS,
     trainer_name: TrainerName = "grpo",
     resuming: Resuming | None = None,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains a model by GRPO or RLOO; what it is armed with is all that changes.
 
@@ -391,6 +392,7 @@ def train(
         sampler: who samples.
         trainer_name: which of TRL's trainers.
         resuming: of a defense: where it goes on, and who keeps its state; None: nothing of it is kept.
+        tick: told of each step.
 
     Returns:
         The trainer's settings, for the record.
@@ -439,6 +441,7 @@ def train(
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **trainer: Any) -> None:
             if "loss" in logs:
                 window.logs.append({**logs, "unrewarded_share": unrewarded.pop()})
+                tick(state.global_step)
             if "loss" in logs and due(state.global_step):
                 _check_armed(model, recipe, trainer, state.global_step)
                 at_step(state.global_step, window.close(model.distance))

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from rn_harness.controller import Controller
     from rn_harness.judges import Judge
     from rn_harness.records import RunRecord, Trajectory
-    from rn_harness.session import Case, Defended, Options, Progress, RunSession
+    from rn_harness.report.progress import Progress, ProgressView
+    from rn_harness.session import Case, Defended, Options, RunSession
     from rn_harness.suite import AttackRecipe, Suite
 
 T = TypeVar("T")
 SUITE_FILE = "suite.yaml"
 CASE = pytest.StashKey["Case"]()
 SUITES = pytest.StashKey[dict[Path, "Suite | Exception"]]()
+PROGRESS = pytest.StashKey["ProgressView"]()
 SESSION = pytest.StashKey["RunSession"]()
 SINK = pytest.StashKey["Sink"]()
 RUN_FOLDER = pytest.StashKey[Path]()
@@ -166,6 +168,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rn-tier", default="standard", choices=("smoke", "standard", "full"), help="which cases (default: standard)"
     )
     group.addoption("--rn-run", default=None, metavar="DIR", help="the run's own folder (default: reports/<run-id>)")
+    group.addoption(
+        "--rn-quiet", action="store_true", help="no progress while cases run: neither bars nor lines; results are told as ever"
+    )
     group.addoption(
         "--rn-gate",
         action="store_true",
@@ -337,7 +342,7 @@ def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
 
 
 def _say(config: pytest.Config, progress: Progress) -> None:
-    """Shows progress past pytest's capture: a bar on a terminal, a plain line elsewhere; workers write to their stderr.
+    """Shows progress past pytest's capture: a bar on a terminal, plain lines elsewhere; workers write to their stderr.
 
     Raises:
         Terminated: this is a worker, and its controller is gone: nobody would hear the outcome.
@@ -346,16 +351,24 @@ def _say(config: pytest.Config, progress: Progress) -> None:
         raise Terminated
     if SCRATCH in config.stash:
         return
-    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     with _uncaptured(config):
-        if _is_worker(config) or reporter is None:
-            sys.stderr.write(f"{progress.line}\n")
-            sys.stderr.flush()
-        elif reporter.isatty and not progress.stays:
-            reporter.rewrite(progress.bar, erase=True)
-        else:
-            reporter.ensure_newline()
-            reporter.write_line(progress.line)
+        _progress(config).show(progress)
+
+
+def _progress(config: pytest.Config) -> ProgressView:
+    if PROGRESS not in config.stash:
+        from rn_harness.report import progress
+
+        reporter = None if _is_worker(config) else config.pluginmanager.getplugin("terminalreporter")
+        config.stash[PROGRESS] = progress.ProgressView(reporter, quiet=config.getoption("rn_quiet"))
+    return config.stash[PROGRESS]
+
+
+def _end_progress(config: pytest.Config) -> None:
+    """Ends a bar that still stands, since its work was cut off."""
+    if PROGRESS in config.stash:
+        with _uncaptured(config):
+            config.stash[PROGRESS].end()
 
 
 # --- collection --------------------------------------------------------------------------------------------------------
@@ -722,6 +735,8 @@ def _made(request: pytest.FixtureRequest, make: Callable[[RunSession], T]) -> T:
         if not isinstance(error, RnHarnessError):
             frames = traceback.extract_tb(error.__traceback__)
             text += ", raised at:" + "".join(f"\n  {f.filename}:{f.lineno} in {f.name}" for f in frames)
+    finally:
+        _end_progress(request.config)
     _end_all(request.config, text)
     pytest.fail(f"no verdict: {text}", pytrace=False)
 

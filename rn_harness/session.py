@@ -56,6 +56,7 @@ from rn_harness.records import (
     Identity,
     Trajectory,
 )
+from rn_harness.report.progress import Progress
 from rn_harness.resumption import COPIES, Resumption
 from rn_harness.search import Found, Trial, search
 from rn_harness.store import MARGIN_BYTES, Journal, Store, check_room, content_key, write_text
@@ -177,37 +178,6 @@ class Judges:
     def names(self) -> str:
         """For headers and records."""
         return told_judges(_who(self.evaluation), _who(self.reward), _who(self.second) if self.second else None)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One sign of life of long work.
-
-    Attributes:
-        what: domain and case.
-        step, steps: how far it is.
-        state: its numbers.
-        stays: whether it stays on a terminal whose last line is redrawn.
-    """
-
-    what: str
-    step: int
-    steps: int
-    state: str
-    stays: bool = False
-
-    @property
-    def line(self) -> str:
-        """For a log."""
-        if self.stays:
-            return f"{self.what}: {self.state}"
-        return f"{self.what}: step {self.step}/{self.steps}: {self.state}"
-
-    @property
-    def bar(self) -> str:
-        """For a terminal that redraws its last line."""
-        done = round(20 * self.step / self.steps) if self.steps else 20
-        return f"{self.what} [{'#' * done}{'.' * (20 - done)}] {self.step}/{self.steps} {self.state}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -913,7 +883,18 @@ class RunSession:
             model = self.candidate.load()
             reward = self.judges(suite).reward
             harmful, anchors = suite.prompts["defense"], suite.prompts["anchor"]
-            report = run_defense(model, recipe, harmful, anchors, panel, reward, say, self.sampler, resumption)
+            report = run_defense(
+                model,
+                recipe,
+                harmful,
+                anchors,
+                panel,
+                reward,
+                say,
+                self.sampler,
+                resumption,
+                tick=lambda step: self.say(Progress(f"{suite.domain}: defense {name}", step, recipe.steps)),
+            )
 
         def write(folder: Path) -> None:
             if recipe.form == "full":
@@ -1207,6 +1188,7 @@ class RunSession:
                         searched=self._trials(suite, attack),
                         cut=cut,
                         sampler=self.sampler,
+                        tick=lambda step: self.say(Progress(f"{suite.domain}: {case_id}", step, steps)),
                     )
                 except Exception:
                     if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen

@@ -55,6 +55,7 @@ class Means:
             since the last call.
         due: which steps those are.
         sampler: who samples what it trains on by RL.
+        tick: may be told of each step that is taken, for whoever watches.
     """
 
     model: LanguageModel
@@ -66,6 +67,7 @@ class Means:
     at_step: StepFunction
     due: Callable[[int], bool]
     sampler: Sampler = TRANSFORMERS
+    tick: Callable[[int], None] = lambda _: None
 
     def __repr__(self) -> str:
         """No answers."""

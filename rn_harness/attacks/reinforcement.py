@@ -20,7 +20,8 @@ def reinforce(means: Means, trainer: TrainerName = "grpo", at_step: StepFunction
     """All steps of RL on the attack prompts; ``at_step`` takes the place of the means' own."""
     recipe = means.recipe
     prompts = order_prompts(means.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
-    return train(means.model, recipe, prompts, means.reward, at_step or means.at_step, means.due, means.sampler, trainer)
+    at_step = at_step or means.at_step
+    return train(means.model, recipe, prompts, means.reward, at_step, means.due, means.sampler, trainer, tick=means.tick)
 
 
 class Grpo:

@@ -50,6 +50,7 @@ class SupervisedFineTuning:
 
         def after(step: int, diagnostics: Diagnostics) -> None:
             seen.append(diagnostics)
+            means.tick(step)
             if means.due(step):
                 means.at_step(step, _window(seen, means.model.distance))
                 seen.clear()
