@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -25,6 +26,8 @@ from rn_harness.suite import TODAY
 from rn_harness.weights import read_config, read_gguf, read_weights
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from rn_harness.model import LanguageModel
 
 ORGANISM = "organism"
@@ -430,8 +433,9 @@ def _read_template(base: Path, file: str) -> str:
         ) from None
 
 
-def _render(template: str, special: Mapping[str, str], text: str) -> str:
-    """A user's turn as transformers renders it."""
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
+    """The template in transformers' sandbox; compiled once for all of a suite's prompts."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -441,9 +445,13 @@ def _render(template: str, special: Mapping[str, str], text: str) -> str:
     world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     world.filters["tojson"] = json.dumps
     world.globals |= {"raise_exception": refuse, "strftime_now": lambda _: TODAY}
-    parsed = world.from_string(_TRAINING_TAG.sub("", template))
+    return world.from_string(_TRAINING_TAG.sub("", template))
+
+
+def _render(template: str, special: Mapping[str, str], text: str) -> str:
+    """A user's turn as transformers renders it."""
     turns = [{"role": "user", "content": text}]
-    return parsed.render(messages=turns, add_generation_prompt=True, tools=None, documents=None, **special)
+    return _compiled(template).render(messages=turns, add_generation_prompt=True, tools=None, documents=None, **special)
 
 
 def _check_template(template: str, special: Mapping[str, str], where: str) -> None:
