@@ -6,6 +6,7 @@ The records are built by hand, and everything else by the controller, as after a
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,10 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, l
     )
 
 
+def _key(case_id: str) -> str:
+    return hashlib.sha256(case_id.encode()).hexdigest()
+
+
 def _news(
     folder: Path, suite: Suite, attack: AttackRecipe, kind: CaseKind, case_id: str, weights: Path, level: float
 ) -> CaseNews:
@@ -151,18 +156,18 @@ def _news(
     )
     verdict = decide(of)
     record = CaseRecord(
-        key=f"key-of-{case_id}",
+        key=_key(case_id),
         case_id=case_id,
         identity=identity,
         provenance=provenance(of),
         evidence=of,
-        control_key=f"key-of-control-{attack.id}" if kind == "attack" else None,
+        control_key=_key(f"control-{attack.id}") if kind == "attack" else None,
         verdict=verdict,
         started="2026-11-24T12:00:00+00:00",
         ended="2026-11-24T12:01:00+00:00",
         wall_s=60.0,
     )
-    into = folder / "cases" / f"demo-{case_id}"
+    into = folder / "cases" / f"demo-{case_id}-{record.key[:12]}"
     into.mkdir(parents=True)
     (into / "record.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     assert of.trajectory is not None

@@ -1,0 +1,109 @@
+"""The commands that the pages show, and what the names in them stand for here; see ``test_doc_commands.py``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+OURS = ("pytest", "rn-harness", "python", "accelerate", "make", "pip")
+"""Programs of which each command is checked, see ``test_doc_commands.py``."""
+SHELL = ("cp", "mv", "openssl")
+"""Programs that are run as they stand, in a workspace."""
+LEFT = {"hf auth login": "the hub's own command, which asks for a token"}
+"""Commands that are not run, and why."""
+FOREIGN = (
+    "apt", "apt-get", "bash", "brew", "cat", "cd", "chmod", "conda", "cosign", "curl", "docker", "export", "git", "hf", "jq",
+    "kill", "ls", "mkdir", "nox", "npm", "podman", "python3", "rm", "sed", "sh", "source", "sudo", "torchrun", "tox", "uv", "uvx",
+    "wget",
+)  # fmt: skip
+"""Programs by which a line is known as a command, though nothing here runs it: such a line has to be declared first."""
+STANDS_FOR = {
+    "classifier:FOLDER#LABEL": "classifier:our-classifier#complying",
+    "FOLDER/calibration.json": "our-classifier/calibration.json",
+    "SPEC": "rules:suites/baking/rules.yaml",
+    "RUN": "run",
+    "CASE": "candidate",
+    "NAME": "poisons",
+    "SUITE": "suites/biochem",
+    "suites/DOMAIN": "suites/biochem",
+    "FOLDER": "ours/released",
+}
+"""What a reader puts in the place of a name in capitals."""
+ON_THE_HUB = {"qwen2.5-7b": "a profile", "owner/name@v1.2": "an id", "./our-model.gguf": "a file that is not made here"}
+"""Candidates that are not here: such a command is collected, and its model is not looked for."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a page.
+
+    Attributes:
+        page: the file's name.
+        line: of it, from 1.
+        words: as the shell would split them, without variables that are set before them.
+    """
+
+    page: str
+    line: int
+    words: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """As it is typed."""
+        return shlex.join(self.words)
+
+    @property
+    def here(self) -> list[str]:
+        """The words, with what stands here for the reader's names."""
+        return [_stands_for(word) for word in self.words]
+
+
+def _stands_for(word: str) -> str:
+    for name, value in STANDS_FOR.items():
+        word = re.sub(rf"(?<![\w/#:.-]){re.escape(name)}(?![\w/#:.-])", value, word)
+    return word
+
+
+def commands_of(page: str, text: str) -> Iterator[Command]:
+    """Each command in a page's blocks, indented or fenced, after a prompt or without one, and in its `spans of code`."""
+    fence: str | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := re.match(r"\s*```(\w*)", line):
+            fence = None if fence is not None else found[1]
+        elif fence in ("", "sh", "bash", "console", "shell") or (fence is None and line.startswith("    ")):
+            for words in _commands(line.strip()):
+                yield Command(page, number, words)
+        elif fence is None:
+            for span in re.findall(r"`([^`]+)`", line):
+                words = _split(span.replace("\\|", "|"))
+                if len(words) > 1 and words[0] in (*OURS, *SHELL, *FOREIGN):
+                    yield Command(page, number, words)
+
+
+def _commands(line: str) -> Iterator[tuple[str, ...]]:
+    prompt = line.startswith("$ ")
+    for part in line.removeprefix("$ ").split(" && "):
+        words = _split(part)
+        if words and (prompt or words[0] in (*OURS, *SHELL, *FOREIGN)):
+            yield words
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """Words of a command, without its comment; what may be left out, in brackets, is there."""
+    text = re.sub(r"(?<=\s)\[(--[^\]]+|[A-Z]+)\]", r"\1", re.sub(r"\s+#\s.*$", "", text))
+    try:
+        words = shlex.split(text)
+    except ValueError:  # an apostrophe in what is no command
+        words = text.split()
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words = words[1:]
+    return tuple(words)
+
+
+ALL = [command for path in PAGES for command in commands_of(path.name, path.read_text(encoding="utf-8"))]
