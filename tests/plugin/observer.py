@@ -2,7 +2,7 @@
 
 Each process notes events in a file of its own under ``RN_OBSERVE``. Before a file is removed or replaced it is kept there, so
 that what lived for a moment only is looked at too. Each completion gets a token that stands nowhere else, and of each weight
-under attack a few bytes are noted.
+that an attack moved a few bytes are noted.
 """
 
 import dataclasses
@@ -63,6 +63,7 @@ def _watch(event, args):
         _inside.hook = False
 
 
+_fresh = {}
 _answer, _measure = rn_harness.model.LanguageModel.answer, stage.measure_checkpoint
 
 
@@ -74,12 +75,14 @@ def _marked(self, tokens):
 
 def _chunks(model, panel, step, **others):
     checkpoint = _measure(model, panel, step, **others)
-    if step:
-        for weight in model.trained.values():
-            data = weight.detach().cpu().float().numpy().tobytes()
-            for at in (0, len(data) // 2):
-                if any(chunk := data[at : at + CHUNK]):
-                    _say("attacked", chunk.hex())
+    for name, weight in model.trained.items():
+        data = weight.detach().cpu().float().numpy().tobytes()
+        for at in (0, len(data) // 2):
+            chunk = data[at : at + CHUNK]
+            if step == 0:
+                _fresh[name, at] = chunk
+            elif chunk != _fresh[name, at]:  # else it is what the seed drew, from which a defense of that seed begins, too
+                _say("attacked", chunk.hex())
     return checkpoint
 
 
