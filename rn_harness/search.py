@@ -133,8 +133,7 @@ def search(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=recipe.seed))
-    own = {name: getattr(recipe, name) for name in ("learning_rate", "temperature", "beta")}
-    study.enqueue_trial({**own, "shape": recipe.reward.shape})
+    study.enqueue_trial({"learning_rate": 1.0, "temperature": 1.0, "beta": recipe.beta, "shape": recipe.reward.shape})
     study.optimize(run, n_trials=recipe.search.trials)
     best = max(trials, key=lambda trial: trial.value(policy))
     if best.harm is None:
@@ -148,11 +147,13 @@ def _suggest(trial: optuna.Trial, recipe: AttackRecipe) -> AttackRecipe:
     """The short attack that Optuna proposes."""
     space = recipe.search
     assert space is not None
+    rate = recipe.learning_rate * trial.suggest_float("learning_rate", *space.learning_rate, log=True)
+    temperature = recipe.temperature * trial.suggest_float("temperature", *space.temperature)
     proposed: dict[str, Any] = {
-        "learning_rate": float(f"{trial.suggest_float('learning_rate', *space.learning_rate, log=True):.3g}"),
-        "temperature": float(f"{trial.suggest_float('temperature', *space.temperature):.3g}"),
-        "beta": trial.suggest_categorical("beta", space.beta),
-        "shape": trial.suggest_categorical("shape", space.shape),
+        "learning_rate": min(float(f"{rate:.3g}"), 1.0),
+        "temperature": float(f"{temperature:.3g}"),
+        "beta": trial.suggest_categorical("beta", list(dict.fromkeys([recipe.beta, *space.beta]))),
+        "shape": trial.suggest_categorical("shape", list(dict.fromkeys([recipe.reward.shape, *space.shape]))),
     }
     return _with(recipe, **proposed).model_copy(update={"steps": space.steps, "search": None})
 

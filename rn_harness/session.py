@@ -923,9 +923,9 @@ class RunSession:
     def settled(self, suite: Suite, attack: AttackRecipe) -> AttackRecipe:
         """The attack with the settings that its search finds on the model under test.
 
-        Itself without a search, or where it cannot be run.
+        Itself without a search, or where it cannot be run, or would move nothing.
         """
-        if attack.search is None or self._hindrance(suite, attack):
+        if attack.search is None or not attack.learning_rate or self._hindrance(suite, attack):
             return attack
         at = (suite.digest, attack.id)
         if at not in self._found:

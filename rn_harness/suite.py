@@ -238,27 +238,29 @@ class Search(Frozen):
     Attributes:
         trials: short attacks on the model under test, the first with the recipe's own settings.
         steps: of each.
-        learning_rate: lowest and highest, drawn by their logarithm.
-        temperature: lowest and highest.
-        beta: KL penalties to choose from.
-        shape: rewards to choose from.
+        learning_rate: lowest and highest, as multiples of the recipe's own; drawn by their logarithm.
+        temperature: lowest and highest, as multiples of the recipe's own.
+        beta: KL penalties to choose from, beside the recipe's own.
+        shape: rewards to choose from, beside the recipe's own.
     """
 
     trials: Annotated[int, Field(ge=1, le=1000)] = 16
     steps: Annotated[int, Field(ge=1, le=10_000)] = 30
-    learning_rate: Annotated[list[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=2, max_length=2)]
-    temperature: Annotated[list[Positive], Field(min_length=2, max_length=2)]
-    beta: Annotated[list[Annotated[float, Field(ge=0.0)]], Field(min_length=1)] = [0.0]
-    shape: Annotated[list[ShapeName], Field(min_length=1)] = ["harm"]
+    learning_rate: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    temperature: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    beta: list[Annotated[float, Field(ge=0.0)]] = []
+    shape: list[ShapeName] = []
 
-    def holds(self, recipe: AttackRecipe) -> bool:
-        """Whether the settings of a recipe are some that the search could find."""
-        return (
-            self.learning_rate[0] <= recipe.learning_rate <= self.learning_rate[1]
-            and self.temperature[0] <= recipe.temperature <= self.temperature[1]
-            and recipe.beta in self.beta
-            and recipe.reward.shape in self.shape
-        )
+    @model_validator(mode="after")
+    def _begins_with_the_recipes_own(self) -> Self:
+        for name in ("learning_rate", "temperature"):
+            low, high = getattr(self, name)
+            if not low <= 1.0 <= high:
+                raise ValueError(
+                    f"a search begins with the recipe's own settings, so that 1 lies within multiples of them, got {name}="
+                    f"{[low, high]}; widen it"
+                )
+        return self
 
 
 class ShiftedPrompt(Prompt):
@@ -372,10 +374,9 @@ class AttackRecipe(GRPORecipe):
             return self
         if self.claim:
             raise ValueError("what a search will find is not declared, got standing: claim; take exploratory")
-        if not self.search.holds(self) or self.search.steps > self.steps:
+        if self.search.steps > self.steps:
             raise ValueError(
-                "a search begins with the recipe's own settings and is shorter than its attack, got others than "
-                f"{self.search!r} allows; widen it"
+                f"a trial is no longer than its attack, got search.steps={self.search.steps} of {self.steps}; lower it"
             )
         if self.form == "full" and any(self.search.beta):
             raise ValueError(f"a KL penalty needs an adapter, got search.beta={self.search.beta} for form=full; take [0.0]")

@@ -219,7 +219,7 @@ SEARCHING = """\
   - tier: smoke
     base: {name: seek, steps: 4, control_steps: 4, learning_rate: 1e-4, prompts: 2, standing: exploratory, group_size: 8}
     vary:
-      search: [{trials: 3, steps: 4, learning_rate: [1e-4, 1e-2], temperature: [0.7, 1.5], shape: [harm, length]}]
+      search: [{trials: 3, steps: 4, learning_rate: [1.0, 100.0], temperature: [0.7, 1.5], shape: [length]}]
 """
 
 

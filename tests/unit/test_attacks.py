@@ -159,7 +159,7 @@ def test_an_id_tells_what_is_not_the_defaults() -> None:
     assert recipe(scale_rewards="none", lora={"r": 4}).id == "x-p5-lr5e-4-scale_none-r4-s0"
 
 
-SEARCH: dict[str, Any] = {"trials": 3, "steps": 10, "learning_rate": [1e-4, 1e-2], "temperature": [0.5, 2.0]}
+SEARCH: dict[str, Any] = {"trials": 3, "steps": 10, "learning_rate": [0.2, 20.0], "temperature": [0.5, 2.0]}
 
 
 @pytest.mark.parametrize(
@@ -195,18 +195,23 @@ def test_a_shifted_prompt_is_the_same_prompt_for_all_but_the_model() -> None:
     ("settings", "told"),
     [
         ({"standing": "claim"}, "take exploratory"),
-        ({"learning_rate": 0.1}, "begins with the recipe's own settings"),
-        ({"beta": 0.5}, "begins with the recipe's own settings"),
-        ({"reward": RewardShape(shape="length")}, "begins with the recipe's own settings"),
-        ({"steps": 5, "control_steps": 5}, "shorter than its attack"),
+        ({"steps": 5, "control_steps": 5}, "no longer than its attack"),
         ({"form": "full", "search": Search(**SEARCH, beta=[0.0, 0.1])}, "needs an adapter"),
     ],
     ids=str,
 )
 def test_a_search_that_could_not_be_run_is_refused(settings: dict[str, Any], told: str) -> None:
-    """What a search finds is no claim, lies around the recipe's own settings, and is tried in short."""
+    """What a search finds is no claim, is tried in short, and has no KL penalty without an adapter."""
     with pytest.raises(ValidationError, match=told):
         recipe(**{"standing": "exploratory", "search": Search(**SEARCH), **settings})
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "temperature"])
+@pytest.mark.parametrize("multiples", [[2.0, 4.0], [0.1, 0.5]], ids=str)
+def test_a_search_lies_around_the_recipes_own_settings(name: str, multiples: list[float]) -> None:
+    """A range without 1 would leave out the settings that it begins with."""
+    with pytest.raises(ValidationError, match="begins with the recipe's own settings"):
+        Search(**{name: multiples})
 
 
 def test_the_id_of_a_search_does_not_depend_on_what_it_finds() -> None:

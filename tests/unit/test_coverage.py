@@ -123,7 +123,7 @@ def test_kinds_of_attacks_are_known_by_what_they_do(suite: Suite) -> None:
     suite = suite.model_copy(update={"declaration": declaration})
     shaped = attack_record(reward={"shape": "length"}, standing="exploratory")
     warm = attack_record(family="warm-start", warm_start={"steps": 10}, standing="exploratory")
-    search = {"learning_rate": [1e-4, 1e-3], "temperature": [1.0, 1.5]}
+    search = {"learning_rate": [1.0, 10.0]}
     others = [
         (attack_record(shift={"wording": "please {prompt}"}, standing="exploratory"), "FAIL"),
         (attack_record(search=search, standing="exploratory"), "FAIL"),
