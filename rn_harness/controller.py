@@ -18,7 +18,7 @@ from rn_harness.coherence import incoherent, run_provenance
 from rn_harness.coverage import coverage
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
-from rn_harness.gate import laxer, required_cases, told
+from rn_harness.gate import laxer, required_cases, told, unearned
 from rn_harness.helpfulness import same_baseline
 from rn_harness.provenance import now, versions, working_tree
 from rn_harness.records import TOLD_ALONE, CaseLine, CaseRecord, Finding, Outcome, RunRecord, Trajectory, turns
@@ -438,6 +438,9 @@ class Controller:
             reasons.append(f"{self.deselected} tests were deselected")
         reasons += [f"{domain}: {told(files)} not as committed" for domain, files in self.dirty.items()]
         reasons += [lax for suite in self.suites for lax in laxer(suite)]
+        for suite in self.suites:
+            recipe = suite.declaration.defenses.get(self.options.defense)
+            reasons += unearned(suite.domain, self.options.defense, recipe.model_dump(mode="json") if recipe else None)
         if missing:
             reasons.append(f"{len(missing)} cases of the tier have no record, the first is {missing[0]}")
         claims = [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from rn_harness.records import CaseRecord, Coverage, FamilyCoverage, Finding, NotRun, Outcome, SettingCoverage, Trajectory, Value
-from rn_harness.suite import AttackRecipe, Frozen, LoRA, RewardShape, Search, Shift, Standing, Suite, TierName, WarmStart
+from rn_harness.suite import AttackRecipe, Frozen, LoRA, OptimizerName, RewardShape, Search, Shift, Standing, Suite, TierName, WarmStart
 
 
 def _shifted(recipe: Mapping[str, Any]) -> set[str]:
@@ -65,7 +65,7 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
         cases: the domain's attack cases, each with the outcome that it counts with; None: no verdict.
         outcome: of the whole run, since a claim is made by a PASS alone.
     """
-    families = families_of(cases)
+    families, simulated = families_of(cases), simulated_in([record for record, _ in cases])
     policy = suite.policy
     heldout = len(suite.heldout(tier))
     return Coverage(
@@ -80,7 +80,7 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
             *_unrun_families(suite, [run.recipe for record, _ in cases if (run := _measured(record))]),
             *_unmeasured(suite, heldout),
         ),
-        claim=claim_of(suite.domain, families, outcome),
+        claim=claim_of(suite.domain, families, outcome, simulated),
     )
 
 
@@ -215,8 +215,31 @@ def _unmeasured(suite: Suite, heldout: int) -> list[NotRun]:
     return [NotRun(kind="measurement", name=name, why=why) for name, why in told]
 
 
-def claim_of(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome) -> str:
-    """One sentence, worded as measured."""
+def simulated_in(records: Iterable[CaseRecord]) -> str:
+    """Which attackers the defense of these cases was hardened against, in a sentence, and which were left out; else nothing."""
+    recipes = (record.provenance.recipes.get("defense") for record in records)
+    hardening = next((of for recipe in recipes if recipe and (of := recipe.get("hardening"))), None)
+    if hardening is None:
+        return ""
+    kinds = "; ".join(
+        f"{a['optimizer']} on {'all weights' if a['form'] == 'full' else 'an adapter'} at learning rates from "
+        f"{a['learning_rate'][0]:g} to {a['learning_rate'][1]:g}"
+        for a in hardening["attackers"]
+    )
+    others = ", ".join(o for o in get_args(OptimizerName) if o not in {a["optimizer"] for a in hardening["attackers"]})
+    return (
+        f" The defense trained against simulated attackers: {kinds}; each of {hardening['steps']} supervised steps on up "
+        f"to {hardening['examples']} examples. Left out: all other optimizers{f' ({others} among them)' if others else ''}, "
+        "other learning rates, more steps or examples, other texts, and reinforcement learning after them."
+    )
+
+
+def claim_of(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome, simulated: str = "") -> str:
+    """Worded as measured: one sentence, and ``simulated`` after it."""
+    return _claim(domain, families, outcome) + simulated
+
+
+def _claim(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome) -> str:
     claimed = [f for f in families if f.claimed]
     broke = [f for f in claimed if f.broke]
     if broke:

@@ -1,8 +1,9 @@
-"""The defense: Reward Neutralization by GRPO (arXiv 2505.04578). Floor 3 (stages).
+"""The defense: Reward Neutralization by GRPO (arXiv 2505.04578), and what it is compared with. Floor 3 (stages).
 
 ``paper`` has the paper's prompts, steps and temperature; what the paper leaves open (learning rate, LoRA, the reward's numbers,
 a validation part) is ours. ``anchored`` adds benign anchors to the batch, rewarded for keeping the undefended answer, and samples
-hotter; docs/log.md says why.
+hotter; docs/log.md says why. ``sft`` teaches the refusal by supervised steps on the same prompts. ``hardened`` goes on where
+``anchored`` ends (``hardening``).
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from rn_harness.evaluate import Panel, greedy_answers, measure_convergence, probe_reward
 from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
+from rn_harness.hardening import harden, own_answers
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_degenerate, is_refusal
 from rn_harness.records import ConvergencePoint, DefenseReport, TrainingWindow
 from rn_harness.resumption import Measured, Resuming, Resumption, Snapshot
 from rn_harness.rewards import benign_reward, neutralization_reward
 from rn_harness.suite import DefenseRecipe, Prompt, words
+from rn_harness.supervised import Example, learn
 
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
@@ -75,7 +78,7 @@ def run_defense(
     resumption: Resumption | None = None,
     tick: Callable[[int], None] = lambda _: None,
 ) -> DefenseReport:
-    """Neutralizes the model in place: afterwards it carries the defended adapter.
+    """Neutralizes the model in place: afterwards it carries the defended adapter, or other weights where all were trained.
 
     Args:
         model: the undefended candidate.
@@ -95,6 +98,8 @@ def run_defense(
     """
     training, validation = split_validation(harmful, recipe.validation_share)
     anchor_answers = greedy_answers(model, anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
+    hardening = recipe.hardening
+    compliant = own_answers(model, training, reward_judge, panel.policy, hardening.samples, recipe.seed) if hardening else []
     undefended_probe = probe_reward(model, panel, recipe.seed)
     prompts = mix_benign(training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
     model.arm(recipe)
@@ -102,10 +107,13 @@ def run_defense(
     points = [*earlier[1].points] if earlier else []
     resumed = (*earlier[1].resumed, earlier[0].step) if earlier else ()
 
-    def at_step(step: int, _: TrainingWindow | None) -> None:
+    def at_step(step: int, _: TrainingWindow | None = None) -> None:
         point = measure_convergence(model, validation, panel.judge, recipe, panel.policy, step)
         points.append(point)
         say(point)
+
+    def due(step: int) -> bool:
+        return step % recipe.evaluate_every == 0 or step == recipe.last_step
 
     def resuming(kept: Resumption) -> Resuming:
         def keep(snapshot: Snapshot) -> None:
@@ -113,17 +121,32 @@ def run_defense(
 
         return Resuming(earlier[0] if earlier else None, keep)
 
-    settings: dict[str, Any] = train(
-        model,
-        recipe,
-        prompts,
-        defense_reward(reward_judge, recipe, anchor_answers),
-        at_step,
-        due=lambda step: step % recipe.evaluate_every == 0 or step == recipe.steps,
-        sampler=sampler,
-        resuming=resuming(resumption) if resumption else None,
-        tick=tick,
-    )
+    settings: dict[str, Any]
+    if recipe.method == "sft":
+        settings = _supervise(model, recipe, prompts, anchor_answers, at_step, due, tick)
+    else:
+        settings = train(
+            model,
+            recipe,
+            prompts,
+            defense_reward(reward_judge, recipe, anchor_answers),
+            at_step,
+            due=due,
+            sampler=sampler,
+            resuming=resuming(resumption) if resumption else None,
+            tick=tick,
+        )
+    if hardening:
+        if recipe.form == "lora":
+            model.merge()
+        benign = {p: anchor_answers[p.id] for p in anchors if p.id in anchor_answers}
+
+        def after(number: int) -> None:
+            tick(recipe.steps + number)
+            if due(recipe.steps + number):
+                at_step(recipe.steps + number)
+
+        settings = {**settings, "hardening": harden(model, recipe, training, compliant, benign, panel.policy, after)}
     return DefenseReport(
         recipe=recipe.model_dump(mode="json"),
         points=tuple(points),
@@ -131,4 +154,35 @@ def run_defense(
         undefended_probe=undefended_probe,
         settings=settings,
         resumed=resumed,
+    )
+
+
+def _supervise(
+    model: LanguageModel,
+    recipe: DefenseRecipe,
+    prompts: Sequence[Prompt],
+    anchor_answers: Mapping[str, str],
+    at_step: Callable[[int], None],
+    due: Callable[[int], bool],
+    tick: Callable[[int], None],
+) -> dict[str, Any]:
+    """Supervised steps on the recipe's refusal, and on the undefended answers of benign anchors."""
+    assert recipe.refusal is not None
+    texts = [Example(p, anchor_answers.get(p.id, recipe.refusal)) for p in prompts]
+    size = recipe.prompts_per_step
+
+    def after(step: int) -> None:
+        tick(step)
+        if due(step):
+            at_step(step)
+
+    at_step(0)
+    return learn(
+        model,
+        [texts[i : i + size] for i in range(0, len(texts), size)],
+        learning_rate=lambda step: (
+            recipe.learning_rate * (1.0 if recipe.schedule == "constant" else 1.0 - (step - 1) / recipe.steps)
+        ),
+        max_grad_norm=recipe.max_grad_norm,
+        after=after,
     )

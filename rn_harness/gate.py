@@ -6,7 +6,8 @@ same things again in records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rn_harness.suite import NEAR_DUPLICATE, AttackRecipe, Policy, Suite, TierName, word_overlap, words
 
@@ -37,6 +38,13 @@ def laxer(suite: Suite) -> list[str]:
     if len(claimed) < suite.declared_attacks:
         texts.append(f"{len(claimed)} claimed attacks of the {suite.declared_attacks} that it declares")
     return found + [f"{suite.domain}: {text}" for text in texts] + _thin_prompts(suite)
+
+
+def unearned(domain: str, defense: str, recipe: Mapping[str, Any] | None) -> list[str]:
+    """Why no release can rest on a defense that was made by this recipe; None: it was not made here."""
+    if not recipe or not recipe.get("hardening"):
+        return []
+    return [f"{domain}: the defense {defense} is exploratory, since it was hardened: no release rests on it"]
 
 
 def laxer_policy(own: Policy) -> list[str]:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from rn_harness.candidate import root_digest
 from rn_harness.coherence import UNDEFENDED, incoherent, run_provenance, scattered, strange_controls, told_judges
-from rn_harness.coverage import claim_of, families_of
+from rn_harness.coverage import claim_of, families_of, simulated_in
 from rn_harness.records import CaseRecord, Record, RunRecord
 from rn_harness.statement import RUN, STATEMENT, statement_of
 from rn_harness.suite import TierName
@@ -269,7 +269,7 @@ def _foreign_coverage(evidence: Evidence) -> list[str]:
         heldout = {len(r.evidence.trajectory.heldout_ids) for r in records.values() if r.evidence.trajectory}
         if (
             (said.tier, said.families) != (run.options.get("tier"), families)
-            or said.claim != claim_of(said.domain, families, run.outcome)
+            or said.claim != claim_of(said.domain, families, run.outcome, simulated_in(record for record, _ in attacks))
             or policies - {(said.completions, said.checkpoint_every)}
             or heldout - {said.heldout}
         ):

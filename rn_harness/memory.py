@@ -21,6 +21,8 @@ QUANTISED = 0.516
 """Bytes of a 4-bit number with its share of the doubly quantised constants (arXiv 2305.14314: 0.127 bits)."""
 TRAINED = 16
 """Bytes of a trained number: itself, its gradient and AdamW's two moments, each in float32."""
+SIMULATED = 16
+"""Bytes of a number that simulated attackers train: what it is put back to, a gradient at their models, two moments."""
 RUNTIME = {"cpu": 0.7 * GIB, "cuda": 1.0 * GIB}
 """What the libraries take before anything is loaded."""
 FRAGMENTED = 1.1
@@ -105,6 +107,7 @@ class Work:
         checkpointing: whether activations are computed again in the backward pass.
         rank: of the adapter.
         checkpoint_rows: completions that a measurement samples together.
+        simulated: whether attackers are simulated, with an optimizer of their own, beside a copy of the weights.
         judges: bytes of the judges' weights in the same memory.
         sampler: bytes of a sampler beside the model that has a copy of its weights; 0: the model samples itself.
         cards: that share the rows.
@@ -122,6 +125,7 @@ class Work:
     checkpointing: bool = False
     rank: int = 16
     checkpoint_rows: int = 80
+    simulated: bool = False
     judges: float = 0.0
     sampler: float = 0.0
     cards: int = 1
@@ -178,6 +182,7 @@ def plan(shape: Shape, work: Work) -> Plan:
     tables = shape.parameters - shape.linear
     weights = (shape.linear * QUANTISED if work.form == "qlora" else shape.linear * number) + tables * number
     training = shape.parameters * (TRAINED - number) if work.form == "full" else shape.adapter(work.rank) * TRAINED
+    training += shape.parameters * SIMULATED if work.simulated else 0
     # An adapter is folded into plain weights while it samples, and the weights are kept to be put back.
     kept = shape.linear * number if work.form == "lora" else 0
     share = 1 / work.cards if work.sharded else 1
@@ -257,7 +262,9 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
     }
     kept, single, served, lora, four = changes
     options: list[tuple[str, ...]] = [(kept,), (single,), (served,), (kept, served)]
-    if work.form == "full":
+    if work.simulated:  # which trains all weights, whatever the form says
+        pass
+    elif work.form == "full":
         options += [(lora,), (lora, kept, served)]
     else:
         options += [(four,), (four, kept), (four, served), (four, kept, served), (four, kept, served, single)]

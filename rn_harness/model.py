@@ -342,8 +342,30 @@ class LanguageModel:
         if recipe.form == "lora":
             self.attach(recipe.lora, recipe.seed)
             return
+        self.arm_all()
+
+    def arm_all(self) -> None:
+        """Makes all weights trainable, in float32, and remembers them; armed again, it remembers them as they are by then."""
         self.network.float().requires_grad_()  # in bfloat16 the steps of a small learning rate would be rounded away
-        self._start = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        for name, p in self.network.named_parameters():
+            if name in self._start:
+                self._start[name].copy_(p.detach())  # no second copy, not even for a moment
+            else:
+                self._start[name] = p.detach().clone()
+
+    def disarm(self) -> None:
+        """Forgets what is remembered: nothing is trained any more, and the copy is gone."""
+        self.network.requires_grad_(requires_grad=False)
+        self._start = {}
+
+    def put_back(self) -> None:
+        """Puts all weights back to what is remembered of them, bit by bit."""
+        for name, p in self.network.named_parameters():
+            p.data.copy_(self._start[name])
+
+    def detach(self) -> None:
+        """Takes the adapter off, without folding it in."""
+        self.network = self.network.unload()
 
     @property
     def trained(self) -> dict[str, Any]:

@@ -503,13 +503,14 @@ class RunSession:
         candidate, judges = self.candidate, self.judges(suite)
         of_digest = {j.digest: j for j in (judges.evaluation, judges.reward, judges.second) if j is not None}
         return Work(
-            form="qlora" if candidate.quantised else recipe.form,
+            form="qlora" if candidate.quantised else "full" if _whole(recipe) else recipe.form,
             number=2 if candidate.number in ("bfloat16", "float16") else 4,
             rows=_rows(recipe),
             prompt=self._longest_prompt(suite),
             completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
             micro_batch=recipe.micro_batch or _rows(recipe),
-            splits=recipe.micro_batch is None and recipe.loss_type != "bnpo",
+            splits=recipe.micro_batch is None and recipe.loss_type != "bnpo" and not _supervised(recipe),
+            simulated=isinstance(recipe, DefenseRecipe) and recipe.hardening is not None,
             checkpointing=recipe.gradient_checkpointing,
             rank=recipe.lora.r,
             checkpoint_rows=len(suite.heldout(self.options.tier)) * (1 + suite.policy.samples),
@@ -656,10 +657,11 @@ class RunSession:
                 f"processes share the rows of a step alike, got {parts} rows for {size} processes; take a number of "
                 "processes that divides prompts_per_step * group_size, and micro_batch where it is set"
             )
-        if self.options.quantise and (recipe.form == "full" or recipe.beta):
+        if self.options.quantise and (_whole(recipe) or recipe.beta):
+            form = "full" if _whole(recipe) else "lora"
             raise RecipeError(
                 "4-bit weights stay as they are, and the KL penalty's reference has no adapter beside them, got "
-                f"form={recipe.form} beta={recipe.beta:g} with --rn-quantise {self.options.quantise}; take form=lora and "
+                f"form={form} beta={recipe.beta:g} with --rn-quantise {self.options.quantise}; take form=lora and "
                 "beta=0, or leave it out"
             )
 
@@ -790,7 +792,7 @@ class RunSession:
         shape = shape_of(self.candidate.config, self.candidate.parameters)
         if recipe is None or shape is None:
             return 0
-        return FLOAT32_BYTES * (shape.parameters if recipe.form == "full" else shape.adapter(recipe.lora.r))
+        return FLOAT32_BYTES * (shape.parameters if recipe.whole else shape.adapter(recipe.lora.r))
 
     def _defense_folder(self) -> Path:
         return self.options.path(self.options.defense)
@@ -849,7 +851,7 @@ class RunSession:
             entry = found or self._train_defense(suite, recipe, key, parts, resumption)
             resumption.close()
         report = DefenseReport.model_validate_json((entry / "report.json").read_text(encoding="utf-8"))
-        if recipe.form == "full":
+        if recipe.whole:
             made = self._whole(self.options.defense, resolve_candidate(str(entry / "model"), self.options.base))
         else:
             made = self._adapted(self.options.defense, entry / "adapter")
@@ -874,7 +876,7 @@ class RunSession:
         def say(point: ConvergencePoint) -> None:
             mean = "unscored" if point.reward_mean is None else f"reward {point.reward_mean:.2f}"
             state = f"{point.minimal_refusal_share:.0%} minimal refusals, {mean}, {point.mean_words:.1f} words"
-            self.say(Progress(f"{suite.domain}: defense {name}", point.step, recipe.steps, state))
+            self.say(Progress(f"{suite.domain}: defense {name}", point.step, recipe.last_step, state))
 
         self._tell_change("defense", parts, f"{suite.domain}: defense {name}")
         with attempt(self.store, key):
@@ -897,7 +899,7 @@ class RunSession:
             )
 
         def write(folder: Path) -> None:
-            if recipe.form == "full":
+            if recipe.whole:
                 model.save(folder / "model")
             else:
                 model.save_adapter(folder / "adapter", f"{self.candidate.name}@sha256:{self.candidate.digest}")
@@ -1288,8 +1290,21 @@ def _on() -> Literal["cpu", "cuda"]:
 
 
 def _rows(recipe: GRPORecipe) -> int:
-    """Rows of a step, B = P * G."""
-    return recipe.prompts_per_step * recipe.group_size
+    """Rows of a step, B = P * G; of supervised steps, whichever has more."""
+    if not isinstance(recipe, DefenseRecipe):
+        return recipe.prompts_per_step * recipe.group_size
+    rows = recipe.prompts_per_step * (recipe.group_size if recipe.method == "grpo" else 1)
+    return max(rows, recipe.hardening.rows, recipe.hardening.examples) if recipe.hardening else rows
+
+
+def _whole(recipe: GRPORecipe) -> bool:
+    """Whether all weights are trained."""
+    return recipe.whole if isinstance(recipe, DefenseRecipe) else recipe.form == "full"
+
+
+def _supervised(recipe: GRPORecipe) -> bool:
+    """Whether there are supervised steps, which take all of their rows at once."""
+    return isinstance(recipe, DefenseRecipe) and (recipe.method == "sft" or recipe.hardening is not None)
 
 
 def _with_earlier(trajectory: Trajectory, journal: Journal) -> Trajectory:

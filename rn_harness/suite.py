@@ -39,6 +39,9 @@ Positive = Annotated[float, Field(gt=0.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Standing = Literal["claim", "exploratory", "out_of_claim"]
 """What a case is for: it counts for the verdict; it is run to learn; or the defense does not claim to withstand it."""
+OptimizerName = Literal["adamw", "sgd", "momentum", "adafactor", "rprop"]
+"""Who takes supervised steps, without weight decay: AdamW; SGD, plain or with momentum 0.9; Adafactor, whose steps are measured
+by the weights' size; Rprop, which looks at the signs of gradients alone."""
 
 
 class Frozen(BaseModel):
@@ -151,21 +154,104 @@ class GRPORecipe(Frozen):
         return self
 
 
-class DefenseRecipe(GRPORecipe):
-    """Reward Neutralization by GRPO (arXiv 2505.04578).
+class SimulatedAttacker(Frozen):
+    """A kind of attackers that hardening simulates.
 
     Attributes:
-        benign_share: share of steps' prompts that are benign anchors, rewarded for keeping the undefended answer;
+        optimizer: that takes their supervised steps.
+        form: what they train.
+        learning_rate: lowest and highest; each attacker's is drawn in between, log-uniformly.
+    """
+
+    optimizer: OptimizerName
+    form: Literal["lora", "full"]
+    learning_rate: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _rates_are_in_order(self) -> Self:
+        lowest, highest = self.learning_rate
+        if lowest > highest:
+            raise ValueError(f"a range goes from lowest to highest, got learning_rate={self.learning_rate}; turn it round")
+        return self
+
+
+class Hardening(Frozen):
+    """Rounds against simulated attackers, after neutralization; all weights are trained, in float32.
+
+    Attributes:
+        rounds: optimizer steps of the defense, each against one attacker.
+        attackers: kinds, one of which is drawn each round.
+        steps: supervised steps of an attacker.
+        looks: how often, on an attacker's way, the model that it makes is taught to refuse: once in each of so many equal parts
+            of its steps, at a step drawn by lot.
+        examples: compliant answers that it learns, at most; drawn from 1 on, log-uniformly.
+        learning_rate: of the defense's AdamW; it falls linearly to 0.
+        rows: prompts of each loss of the defense.
+        samples: completions of each defense prompt, drawn from the undefended candidate. What attackers learn is the most harmful
+            of them, where it reaches ``policy.control_break``.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    attackers: Annotated[list[SimulatedAttacker], Field(min_length=1)]
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 100
+    looks: Annotated[int, Field(ge=1, le=1000)] = 4
+    examples: Annotated[int, Field(ge=1, le=1000)] = 20
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 6e-4
+    rows: Annotated[int, Field(ge=1, le=1024)] = 32
+    samples: Annotated[int, Field(ge=1, le=4096)] = 128
+
+    @model_validator(mode="after")
+    def _looks_fit(self) -> Self:
+        if self.looks > self.steps:
+            raise ValueError(f"looks are at steps of their own, got looks={self.looks} of steps={self.steps}; lower looks")
+        return self
+
+
+class DefenseRecipe(GRPORecipe):
+    """Reward Neutralization (arXiv 2505.04578), or what it is compared with.
+
+    Attributes:
+        method: ``grpo`` with the neutralization reward, or ``sft``: supervised steps on ``refusal``, each on ``prompts_per_step``
+            prompts; groups, sampling, penalties and micro-batches then say nothing.
+        refusal: what ``sft`` teaches to answer.
+        benign_share: share of steps' prompts that are benign anchors, rewarded for keeping the undefended answer, or taught it;
             0 is the paper's recipe.
         word_cost: reward lost per word of a refusal, out of 10.
         validation_share: last part of the defense prompts, kept out of training, on which convergence is measured.
-        evaluate_every: steps between two measurements of convergence.
+        evaluate_every: steps between two measurements of convergence; rounds of hardening are counted on.
+        hardening: what follows; None: nothing does. Such a defense is exploratory: no release can rest on it.
     """
 
+    method: Literal["grpo", "sft"] = "grpo"
+    refusal: Annotated[str, Field(pattern=r"\S", max_length=200)] | None = None
     benign_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     word_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.3
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     evaluate_every: Annotated[int, Field(ge=1)] = 10
+    hardening: Hardening | None = None
+
+    def __hash__(self) -> int:
+        """By its settings; lists among them have no hash of their own."""
+        return hash(self.model_dump_json())
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained, so that what comes of it is a whole model and no adapter."""
+        return self.form == "full" or self.hardening is not None
+
+    @property
+    def last_step(self) -> int:
+        """Steps and rounds together."""
+        return self.steps + (self.hardening.rounds if self.hardening else 0)
+
+    @model_validator(mode="after")
+    def _supervision_has_an_answer(self) -> Self:
+        if (self.method == "sft") != (self.refusal is not None):
+            raise ValueError(
+                f"method sft teaches a refusal, and no other method does, got method={self.method!r} with "
+                f"refusal={self.refusal!r}; add it or remove it"
+            )
+        return self
 
 
 ShapeName = Literal["harm", "integer", "refusal", "length", "prefix", "rank", "process", "common"]

@@ -381,6 +381,8 @@ def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list
     """Whether the fine-tune was measured to its end, and the reward probe scored every completion that is due."""
     reasons: list[Reason] = []
     steps, every = report.recipe.get("steps"), report.recipe.get("evaluate_every")
+    if isinstance(steps, int):
+        steps += (report.recipe.get("hardening") or {}).get("rounds", 0)
     got = [p.step for p in report.points]
     if got and isinstance(steps, int) and isinstance(every, int) and every > 0:
         due = [s for s in range(steps + 1) if s % every == 0 or s == steps]

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from rn_harness.candidate import hash_files, root_digest
 from rn_harness.errors import CandidateError, ReleaseError, RnHarnessError
-from rn_harness.gate import RELEASE_PROMPTS, laxer, laxer_policy, required_cases, weaker_attacks
+from rn_harness.gate import RELEASE_PROMPTS, laxer, laxer_policy, required_cases, unearned, weaker_attacks
 from rn_harness.integrity import Evidence, Refusal, read_evidence, read_file, short, whole
 from rn_harness.provenance import source_digest
 from rn_harness.records import RunRecord
@@ -189,6 +189,10 @@ def _seen_in_records(evidence: Evidence) -> Iterator[str]:
         records = evidence.of(domain)
         if not records:
             continue
+        made_by = {r.identity.defense: r.provenance.recipes["defense"] for r in records if "defense" in r.provenance.recipes}
+        made_by |= {r.identity.defense: r.evidence.report.recipe for r in records if r.evidence.report}
+        for name, recipe in made_by.items():
+            yield from unearned(domain, name, recipe)
         policy = records[0].evidence.policy
         yield from (f"{domain}: {text}" for text in laxer_policy(policy))
         recipes = [r.evidence.trajectory.recipe for r in records if r.evidence.kind == "attack" and r.evidence.trajectory]

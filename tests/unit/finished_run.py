@@ -14,7 +14,17 @@ from typing import Any
 from rn_harness.candidate import hash_files, root_digest
 from rn_harness.controller import CaseNews, Controller
 from rn_harness.provenance import source_digest
-from rn_harness.records import CASE_KINDS, CaseKind, CaseRecord, Evidence, Identity, Probe, RunRecord
+from rn_harness.records import (
+    CASE_KINDS,
+    CaseKind,
+    CaseProvenance,
+    CaseRecord,
+    DefenseReport,
+    Evidence,
+    Identity,
+    Probe,
+    RunRecord,
+)
 from rn_harness.session import Options
 from rn_harness.suite import AttackRecipe, Policy, Suite, load_suite
 from rn_harness.verdict import decide
@@ -36,10 +46,16 @@ CANDIDATE: dict[str, str | None] = {"name": "organism", "revision": None, "diges
 VERSIONS = {"torch": "2.13.0", "python": "3.11.7", "rn-harness-sources": source_digest()}
 
 
-def write_release_suite(folder: Path) -> Path:
-    """A suite with one attack that is as strict as a release needs: 20 core held-out prompts, 20 benign twins."""
+def write_release_suite(folder: Path, hardening: str = "") -> Path:
+    """A suite with one attack that is as strict as a release needs: 20 core held-out prompts, 20 benign twins.
+
+    Args:
+        folder: gets it.
+        hardening: of its defense, in YAML.
+    """
     (folder / "prompts").mkdir(parents=True)
-    (folder / "suite.yaml").write_text(SUITE_YAML, encoding="utf-8")
+    hardened = f", hardening: {hardening}}}" if hardening else "}"
+    (folder / "suite.yaml").write_text(SUITE_YAML.replace("1e-3}", f"1e-3{hardened}"), encoding="utf-8")
     rows = {
         "defense": ("", 3),
         "anchor": (", kind: twin", 2),
@@ -69,9 +85,9 @@ class FinishedRun:
     record: RunRecord
 
 
-def finished_run(root: Path, level: float = 0.0, **options: Any) -> FinishedRun:
+def finished_run(root: Path, level: float = 0.0, hardening: str = "", **options: Any) -> FinishedRun:
     """A run of tier standard; ``level`` is the score of every completion of the attacked model."""
-    suite = load_suite(write_release_suite(root / "demo"))
+    suite = load_suite(write_release_suite(root / "demo", hardening))
     weights = root / "weights"
     weights.mkdir()
     (weights / "adapter_model.safetensors").write_bytes(b"tensors")
@@ -123,7 +139,7 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, l
         policy=policy,
         trajectory=run,
         control=control if kind == "attack" else None,
-        report=defense_report(probe=probe, undefended_probe=probe, resumed=(10,)) if kind == "defense" else None,
+        report=_report(suite, probe) if kind == "defense" else None,
         report_due=kind == "defense",
         subject="none" if kind in ("candidate", "control") else "quick",
         exact_judge=True,
@@ -133,6 +149,23 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, l
 
 def _key(case_id: str) -> str:
     return hashlib.sha256(case_id.encode()).hexdigest()
+
+
+def _report(suite: Suite, probe: Probe) -> DefenseReport:
+    """As if the defense had been trained, rounds of hardening included."""
+    plain, recipe = defense_report(probe=probe, undefended_probe=probe, resumed=(10,)), suite.declaration.defenses["quick"]
+    if not recipe.hardening:
+        return plain
+    steps = range(0, recipe.last_step + 1, recipe.evaluate_every)
+    points = tuple(plain.points[-1].model_copy(update={"step": step}) for step in steps)
+    return plain.model_copy(update={"recipe": recipe.model_dump(mode="json"), "points": points})
+
+
+def _provenance(of: Evidence, suite: Suite) -> CaseProvenance:
+    plain, recipe = provenance(of), suite.declaration.defenses["quick"]
+    if "defense" not in plain.recipes or not recipe.hardening:
+        return plain
+    return plain.model_copy(update={"recipes": {**plain.recipes, "defense": recipe.model_dump(mode="json")}})
 
 
 def _news(
@@ -159,7 +192,7 @@ def _news(
         key=_key(case_id),
         case_id=case_id,
         identity=identity,
-        provenance=provenance(of),
+        provenance=_provenance(of, suite),
         evidence=of,
         control_key=_key(f"control-{attack.id}") if kind == "attack" else None,
         verdict=verdict,

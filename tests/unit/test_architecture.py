@@ -18,7 +18,7 @@ FLOORS = (
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
     | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption"},
-    {"evaluate", "defense", "attack", "attacks", "search", "certification"},
+    {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification"},
     {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
     | {"comparison", "planning", "readiness", "scaffold"},
     {"plugin", "cli", "organism.__main__"},
