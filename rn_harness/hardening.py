@@ -1,22 +1,22 @@
 """Hardening: rounds against simulated attackers, after neutralization. Floor 3 (stages).
 
 Reward Neutralization makes compliant answers rare in what a model samples, not far away in its weights: ten supervised steps on
-five examples bring them back. Each round here, an attacker drawn by lot fine-tunes the model on compliant answers; the gradient
-of refusing *there*, on other prompts, is added to that of refusing and of answering benign prompts *here*, and the model is
-stepped. First order: how the attacked weights depend on the model's own is taken to be the identity. It is what model-agnostic
-meta-learning does (arXiv 1703.03400, 1803.02999), and tamper-resistant training (arXiv 2408.00761).
+five examples bring them back. Here attackers drawn by lot fine-tune the model on compliant answers, one after the other. Several
+times on an attacker's way, the gradient of refusing other prompts *there* and of answering benign ones is added to that of the
+same *here*, and the model's own weights are stepped; the attacker goes on from where it was, moved along. First order: how the
+attacked weights depend on the model's own is taken to be the identity. It is what model-agnostic meta-learning does
+(arXiv 1703.03400, 1803.02999), and tamper-resistant training (arXiv 2408.00761).
 
-The attack is made in place and taken back, so that one copy of the weights is held beside them, and one gradient.
+All is done in place: the model's own weights are held once beside the attacked ones, and twice for the time of a step.
 """
 
 from __future__ import annotations
 
 import collections
-import functools
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from rn_harness.errors import TrainingError
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_minimal_refusal
 from rn_harness.suite import Policy, Prompt, SimulatedAttacker
-from rn_harness.supervised import Example, batch_of, engine, make_optimizer, take_step, teach
+from rn_harness.supervised import Diagnostics, Example, batch_of, engine, make_optimizer, take_step, teach
 
 if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
@@ -147,83 +147,111 @@ def harden(
     hardening = recipe.hardening
     assert hardening is not None
     refusal = minimal_refusal(model, prompts, policy)
-    refusals = [Example(p, refusal) for p in prompts]
-    kept = [Example(p, text) for p, text in benign.items()]
     rng = random.Random(recipe.seed)
-    model.arm_all()
-    parameters = list(model.trained.values())
-    stepper = make_optimizer("adamw", parameters, hardening.learning_rate)
+    defense = _Defense(
+        model=model,
+        hardening=hardening,
+        refusals=[Example(p, refusal) for p in prompts],
+        kept=[Example(p, text) for p, text in benign.items()],
+        rng=rng,
+        max_grad_norm=recipe.max_grad_norm,
+    )
     drawn: list[Drawn] = []
-
-    def loss(examples: Sequence[Example]) -> Any:
-        return batch_of(model, rng.sample(examples, min(hardening.rows, len(examples)))).loss(model.network)[1]
-
     for number in range(1, hardening.rounds + 1):
         attacker = draw_attacker(hardening, len(compliant), rng)
         drawn.append(attacker)
         learned = rng.sample(compliant, attacker.examples)
-        asked = {e.prompt.id for e in learned}
-        others = [e for e in refusals if e.prompt.id not in asked]
         model.arm_all()
         if attacker.kind.form == "lora":
             model.attach(recipe.lora, rng.randrange(2**31))
-        gradient = _gradient_under_attack(
-            model, attacker, learned, parameters, functools.partial(loss, others), recipe.max_grad_norm
+        asked = {e.prompt.id for e in learned}
+
+        def look(step: int, _: Diagnostics, looks: Sequence[int] = attacker.looks, asked: set[str] = asked) -> None:
+            if step in looks:
+                defense.step(asked)
+
+        teach(
+            model,
+            learned,
+            steps=attacker.looks[-1],
+            learning_rate=attacker.learning_rate,
+            max_grad_norm=recipe.max_grad_norm,
+            optimizer=attacker.kind.optimizer,
+            after=look,
         )
         if attacker.kind.form == "lora":
             model.detach()
-        model.put_back()
-        for p, of_attacked in zip(parameters, gradient, strict=True):
-            p.requires_grad_()
-            p.grad = of_attacked
-        here = loss(refusals)
-        (here + loss(kept) if kept else here).backward()
-        for group in stepper.param_groups:
-            group["lr"] = hardening.learning_rate * (1.0 - (number - 1) / hardening.rounds)
-        take_step(stepper, parameters, recipe.max_grad_norm, number)
+        else:
+            model.put_back()
         after(number)
     model.disarm()
     return {
         **engine("adamw"),
         "learning_rate": hardening.learning_rate,
         "rounds": hardening.rounds,
+        "steps": defense.taken,
         "answers": len(compliant),
         "simulated": [_told(kind, drawn) for kind in hardening.attackers],
     }
 
 
-def _gradient_under_attack(
-    model: LanguageModel,
-    attacker: Drawn,
-    examples: Sequence[Example],
-    parameters: Sequence[Any],
-    loss: Callable[[], Any],
-    max_grad_norm: float,
-) -> list[Any]:
-    """Of the loss with respect to all weights, the mean over looks at what the attacker makes of the model, in place."""
-    import torch
+class _Defense:
+    """Whose steps are taken on an attacker's way: the model's own weights are stepped, and the attacker's change of them goes on.
 
-    total = [torch.zeros_like(p) for p in parameters]
+    Attributes:
+        taken: steps.
+    """
 
-    def look() -> None:
-        trains = [p.requires_grad for p in parameters]
+    def __init__(
+        self,
+        model: LanguageModel,
+        hardening: Hardening,
+        refusals: Sequence[Example],
+        kept: Sequence[Example],
+        rng: random.Random,
+        max_grad_norm: float,
+    ) -> None:
+        self._model, self._hardening, self._rng, self._max_grad_norm = model, hardening, rng, max_grad_norm
+        self._refusals, self._kept = refusals, kept
+        self._parameters = list(model.network.parameters())
+        model.arm_all()
+        self._stepper = make_optimizer("adamw", self._parameters, hardening.learning_rate)
+        self.taken = 0
+
+    def step(self, asked: Container[str]) -> None:
+        """One, against the attacked model as it stands.
+
+        Args:
+            asked: ids of the prompts that the attacker learns, which refusals are not asked of there.
+        """
+        parameters = self._parameters
+        trained = [p.requires_grad for p in parameters]
         for p in parameters:
             p.requires_grad_()
-        for sum_, of in zip(total, torch.autograd.grad(loss(), list(parameters)), strict=True):
-            sum_.add_(of, alpha=1 / len(attacker.looks))
-        for p, trained in zip(parameters, trains, strict=True):
-            p.requires_grad_(trained)
+        # Benign answers there too: else refusing there makes the model refuse benign prompts here.
+        kept = [self._kept] if self._kept else []
+        there = self._gradient([[e for e in self._refusals if e.prompt.id not in asked], *kept])
+        with self._model.own_weights():
+            here = self._gradient([self._refusals, *kept])
+            for p, one, other in zip(parameters, there, here, strict=True):
+                p.grad = one + other
+            share = self.taken / (self._hardening.rounds * self._hardening.looks)
+            for group in self._stepper.param_groups:
+                group["lr"] = self._hardening.learning_rate * (1.0 - share)
+            self.taken += 1
+            take_step(self._stepper, parameters, self._max_grad_norm, self.taken)
+        for p, of_attacker in zip(parameters, trained, strict=True):
+            p.requires_grad_(of_attacker)
 
-    teach(
-        model,
-        examples,
-        steps=attacker.looks[-1],
-        learning_rate=attacker.learning_rate,
-        max_grad_norm=max_grad_norm,
-        optimizer=attacker.kind.optimizer,
-        after=lambda step, _: look() if step in attacker.looks else None,
-    )
-    return total
+    def _gradient(self, parts: Sequence[Sequence[Example]]) -> Sequence[Any]:
+        """Of the sum of losses, each on some of its texts, with respect to all weights."""
+        import torch
+
+        rows = self._hardening.rows
+        drawn = [self._rng.sample(texts, min(rows, len(texts))) for texts in parts]
+        loss = sum(batch_of(self._model, texts).loss(self._model.network)[1] for texts in drawn)
+        gradient: Sequence[Any] = torch.autograd.grad(loss, self._parameters)
+        return gradient
 
 
 def _told(kind: SimulatedAttacker, drawn: Sequence[Drawn]) -> dict[str, Any]:

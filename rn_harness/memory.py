@@ -21,8 +21,8 @@ QUANTISED = 0.516
 """Bytes of a 4-bit number with its share of the doubly quantised constants (arXiv 2305.14314: 0.127 bits)."""
 TRAINED = 16
 """Bytes of a trained number: itself, its gradient and AdamW's two moments, each in float32."""
-SIMULATED = 16
-"""Bytes of a number that simulated attackers train: what it is put back to, a gradient at their models, two moments."""
+SIMULATED = 20
+"""Bytes of a number that simulated attackers train: its own value, theirs kept aside, a second gradient, two moments."""
 RUNTIME = {"cpu": 0.7 * GIB, "cuda": 1.0 * GIB}
 """What the libraries take before anything is loaded."""
 FRAGMENTED = 1.1

@@ -363,6 +363,29 @@ class LanguageModel:
         for name, p in self.network.named_parameters():
             p.data.copy_(self._start[name])
 
+    @contextmanager
+    def own_weights(self) -> Iterator[None]:
+        """Runs its body with the weights that are remembered, and no adapter; what it changes of them is remembered.
+
+        Afterwards an adapter is back, and weights that had been trained are as far from the remembered ones as before.
+        """
+        plain = getattr(self.network, "disable_adapter", None)
+        if plain is not None:  # weights under an adapter are the remembered ones
+            with plain():
+                yield
+            return
+        import torch
+
+        changed = [p.detach().clone() for p in self.network.parameters()]
+        for p, before in zip(changed, self._start.values(), strict=True):
+            p.sub_(before)
+        self.put_back()
+        yield
+        with torch.no_grad():
+            for p, change, of in zip(self.network.parameters(), changed, self._start.values(), strict=True):
+                of.copy_(p)
+                p.add_(change)
+
     def detach(self) -> None:
         """Takes the adapter off, without folding it in."""
         self.network = self.network.unload()

@@ -179,11 +179,10 @@ class Hardening(Frozen):
     """Rounds against simulated attackers, after neutralization; all weights are trained, in float32.
 
     Attributes:
-        rounds: optimizer steps of the defense, each against one attacker.
+        rounds: attackers, one after the other.
         attackers: kinds, one of which is drawn each round.
         steps: supervised steps of an attacker.
-        looks: how often, on an attacker's way, the model that it makes is taught to refuse: once in each of so many equal parts
-            of its steps, at a step drawn by lot.
+        looks: steps of the defense on an attacker's way: one in each of so many equal parts of its steps, drawn by lot.
         examples: compliant answers that it learns, at most; drawn from 1 on, log-uniformly.
         learning_rate: of the defense's AdamW; it falls linearly to 0.
         rows: prompts of each loss of the defense.
@@ -194,9 +193,9 @@ class Hardening(Frozen):
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     attackers: Annotated[list[SimulatedAttacker], Field(min_length=1)]
     steps: Annotated[int, Field(ge=1, le=10_000)] = 100
-    looks: Annotated[int, Field(ge=1, le=1000)] = 4
+    looks: Annotated[int, Field(ge=1, le=1000)] = 5
     examples: Annotated[int, Field(ge=1, le=1000)] = 20
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 6e-4
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 3e-4
     rows: Annotated[int, Field(ge=1, le=1024)] = 32
     samples: Annotated[int, Field(ge=1, le=4096)] = 128
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ import torch
 
 from rn_harness.defense import run_defense, split_validation
 from rn_harness.errors import TrainingError
-from rn_harness.hardening import Drawn, _gradient_under_attack, harden, own_answers
+from rn_harness.hardening import draw_attacker, harden, minimal_refusal, own_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.measures import is_refusal
 from rn_harness.model import LanguageModel
 from rn_harness.session import Options, RunSession
 from rn_harness.store import Store
-from rn_harness.suite import Hardening, LoRA, SimulatedAttacker, load_suite
+from rn_harness.suite import Hardening, SimulatedAttacker, load_suite
 from rn_harness.supervised import Example, batch_of, teach
 from rn_harness.verdict import converged_at
 
@@ -89,7 +90,7 @@ def test_attackers_learn_what_the_candidate_itself_complies_with(suite, candidat
 def test_simulated_attacks_leave_no_trace(neutral, suite, prompts, known):
     """With steps of the defense too small for float32, all weights are what they were, bit by bit; no adapter stays."""
     before = {name: p.detach().clone() for name, p in neutral.network.named_parameters()}
-    told = harden(neutral, recipe_of(suite, learning_rate=1e-30), prompts, known, {}, suite.policy, lambda _: None)
+    told = harden(neutral, recipe_of(suite, rounds=8, learning_rate=1e-30), prompts, known, {}, suite.policy, lambda _: None)
     after = dict(neutral.network.named_parameters())
     assert {kind["form"] for kind in told["simulated"] if kind["rounds"]} == {"full", "lora"}
     assert after.keys() == before.keys()
@@ -97,35 +98,66 @@ def test_simulated_attacks_leave_no_trace(neutral, suite, prompts, known):
     assert neutral.trained == {}
 
 
+def gradients(model, *parts):
+    """Of the sum of losses of these texts, with respect to all weights, by name; in a pass of its own."""
+    model.network.requires_grad_()
+    model.network.zero_grad()
+    for texts in parts:
+        batch_of(model, texts).loss(model.network)[1].backward()
+    return {name: p.grad.clone() for name, p in model.network.named_parameters()}
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.form)
-def test_the_gradient_is_that_at_the_attacked_models(neutral, known, prompts, kind):
-    """Mean of those at copies that were attacked for 2 and for 5 steps; of an adapter, with it folded into the weights."""
-    attacker, learned = Drawn(kind, learning_rate=1e-3, examples=3, looks=(2, 5)), known[:3]
-    refusals = [Example(p, "sorry .") for p in prompts[12:20]]
-    expected = None
-    for steps in attacker.looks:
-        attacked = LanguageModel(copy.deepcopy(neutral.network), neutral.tokenizer)
-        attacked.arm_all() if kind.form == "full" else attacked.attach(LoRA(), 7)
-        teach(attacked, learned, steps=steps, learning_rate=1e-3, max_grad_norm=1.0)
-        if kind.form == "lora":
-            attacked.merge()
-        attacked.network.requires_grad_()
-        batch_of(attacked, refusals).loss(attacked.network)[1].backward()
-        found = [p.grad / 2 for p in attacked.network.parameters()]
-        expected = found if expected is None else [a + b for a, b in zip(expected, found, strict=True)]
+def test_a_step_takes_the_gradient_there_and_here(neutral, suite, prompts, known, kind):
+    """It is AdamW's on the sum of the gradient at an attacked copy, an adapter folded in, and of that at the model itself."""
+    learned, few = known[:2], prompts[12:20]
+    anchors = suite.prompts["anchor"][:3]
+    kept = {p: a.text for p, (a,) in zip(anchors, neutral.complete(anchors, n=1, temperature=None, max_tokens=24), strict=True)}
+    rate = kind.learning_rate[1]
+    only = kind.model_copy(update={"learning_rate": [rate, rate]})
+    recipe = recipe_of(suite, rounds=1, attackers=[only], steps=30, looks=1, examples=1, rows=100)
+    drawn = random.Random(recipe.seed)  # what harden draws, in its order
+    attacker = draw_attacker(recipe.hardening, 2, drawn)
+    texts = drawn.sample(learned, 1)
+    seed = drawn.randrange(2**31) if kind.form == "lora" else 0
+    answer = minimal_refusal(neutral, few, suite.policy)
+    refusals, benign = [Example(p, answer) for p in few], [Example(p, text) for p, text in kept.items()]
+
+    attacked, expected = (LanguageModel(copy.deepcopy(neutral.network), neutral.tokenizer) for _ in range(2))
+    attacked.arm_all() if kind.form == "full" else attacked.attach(recipe.lora, seed)
+    teach(attacked, texts, steps=attacker.looks[-1], learning_rate=rate, max_grad_norm=1.0)
+    if kind.form == "lora":
+        attacked.merge()
+    there, here = gradients(attacked, refusals, benign), gradients(expected, refusals, benign)
+    for name, p in expected.network.named_parameters():
+        p.grad = there[name] + here[name]
+    torch.nn.utils.clip_grad_norm_(list(expected.network.parameters()), recipe.max_grad_norm)
+    torch.optim.AdamW(expected.network.parameters(), lr=recipe.hardening.learning_rate, weight_decay=0.0).step()
+    assert torch.cat([g.flatten() for g in there.values()]).norm() > 0.1
+
+    told = harden(neutral, recipe, few, learned, kept, suite.policy, lambda _: None)
+    assert told["steps"] == 1
+    # AdamW's first step is of one size for all weights, by the gradient's sign: rounding turns it where that is nearly 0.
+    own = dict(neutral.network.named_parameters())
+    gaps = torch.cat([(own[name] - p).abs().flatten() for name, p in expected.network.named_parameters()])
+    assert (gaps < 0.01 * recipe.hardening.learning_rate).float().mean() > 0.99
+
+
+def test_an_attacker_goes_on_from_where_it_was(neutral, known):
+    """Weights that an attacker changed are as far from the model's own after these were stepped as they were before."""
     neutral.arm_all()
-    parameters = list(neutral.trained.values())
-    if kind.form == "lora":
-        neutral.attach(LoRA(), 7)
-    got = _gradient_under_attack(
-        neutral, attacker, learned, parameters, lambda: batch_of(neutral, refusals).loss(neutral.network)[1], 1.0
-    )
-    norm = torch.sqrt(sum(g.square().sum() for g in expected))
-    gap = torch.sqrt(sum((a - b).square().sum() for a, b in zip(got, expected, strict=True)))
-    assert norm > 0.1
-    assert gap < 1e-3 * norm
-    if kind.form == "lora":
-        assert not any(p.requires_grad for p in parameters)  # its attacker trains the adapter alone
+    start = [p.detach().clone() for p in neutral.network.parameters()]
+    teach(neutral, known[:2], steps=2, learning_rate=1e-3, max_grad_norm=1.0)
+    attacked = [p.detach().clone() for p in neutral.network.parameters()]
+    with neutral.own_weights(), torch.no_grad():
+        assert all(torch.equal(p, before) for p, before in zip(neutral.network.parameters(), start, strict=True))
+        for p in neutral.network.parameters():
+            p.add_(0.25)
+    for p, there in zip(neutral.network.parameters(), attacked, strict=True):
+        assert torch.allclose(p, there + 0.25, atol=1e-6)
+    neutral.put_back()
+    for p, before in zip(neutral.network.parameters(), start, strict=True):
+        assert torch.equal(p, before + 0.25)
 
 
 def test_hardening_moves_the_boundary(neutral, suite, prompts, known, panel, judge):
@@ -156,7 +188,7 @@ def test_a_hardened_defense_is_made_kept_and_loaded_whole(tmp_path):
     overrides = (
         "defenses.hardened.steps=40",
         "defenses.hardened.hardening.rounds=3",
-        "defenses.hardened.hardening.steps=4",
+        "defenses.hardened.hardening.steps=5",
         "defenses.hardened.hardening.samples=32",
         "policy.probe_samples=2",
     )

@@ -154,7 +154,7 @@ def test_no_release_rests_on_a_hardened_defense(tmp_path: Path) -> None:
 
 
 def test_simulated_attackers_take_memory() -> None:
-    """16 bytes more of each number: the copy, a gradient, and two moments; and form=lora would not help, so it is not offered."""
+    """20 bytes more of each number: two copies, a gradient, and two moments. form=lora would not help: it is not offered."""
     shape = Shape(parameters=10**9, layers=10, hidden=1024, intermediate=4096, queries=1024, keys=1024, vocabulary=32_000)
     work = Work(form="full", rows=16)
     simulated = Work(form="full", rows=16, simulated=True)
