@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from rn_harness.records import CaseRecord, Coverage, FamilyCoverage, Finding, NotRun, Outcome, SettingCoverage, Trajectory, Value
-from rn_harness.suite import AttackRecipe, Frozen, LoRA, OptimizerName, RewardShape, Search, Shift, Standing, Suite, TierName, WarmStart
+from rn_harness.suite import (
+    AttackRecipe,
+    Frozen,
+    LoRA,
+    OptimizerName,
+    RewardShape,
+    Search,
+    Shift,
+    Standing,
+    Suite,
+    TierName,
+    WarmStart,
+)
 
 
 def _shifted(recipe: Mapping[str, Any]) -> set[str]:

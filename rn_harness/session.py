@@ -895,7 +895,7 @@ class RunSession:
                 say,
                 self.sampler,
                 resumption,
-                tick=lambda step: self.say(Progress(f"{suite.domain}: defense {name}", step, recipe.steps)),
+                tick=lambda step: self.say(Progress(f"{suite.domain}: defense {name}", step, recipe.last_step)),
             )
 
         def write(folder: Path) -> None:
