@@ -1,4 +1,4 @@
-.PHONY: check test suite site bench schema organism baking-classifier evidence panel validity
+.PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening validity
 
 check:  ## linters, types, and what bandit knows to be risky
 	ruff check .
@@ -33,6 +33,9 @@ evidence:  ## docs/evidence: what the organism shows, about an hour on 2 cores
 
 panel:  ## docs/evidence/panel.json: broken defenses, and whether the gate fails them, about an hour on 2 cores
 	python benchmarks/panel.py
+
+hardening:  ## docs/evidence/hardening.json and the tables of docs/findings.md: supervised attackers against each defense, in pieces
+	python benchmarks/hardening.py
 
 validity:  ## docs/validity.md: the table of the battery of sabotages, from its declarations
 	pytest tests/invariant/test_sabotage.py -k page --rewrite-reference
