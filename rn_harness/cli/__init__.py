@@ -16,15 +16,18 @@ from rn_harness.cli.machine import register as register_machine
 from rn_harness.cli.release import register as register_release
 from rn_harness.cli.store import register as register_store
 from rn_harness.cli.suites import register as register_suites
+from rn_harness.cli.utility import register as register_utility
 from rn_harness.errors import told
 
 app = typer.Typer(
     no_args_is_help=True,
     help="rn-harness: what goes with suites, which pytest runs. Verifies and signs runs, compares and shows them, plans them; "
-    "certifies and calibrates judges, calibrates attacks, begins a suite.",
+    "certifies and calibrates judges, calibrates attacks, measures a defense's cost, begins a suite.",
     pretty_exceptions_enable=False,
 )
-for register in (register_release, register_evidence, register_suites, register_machine, register_judges, register_store):
+for register in (
+    register_release, register_evidence, register_suites, register_machine, register_judges, register_utility, register_store,
+):  # fmt: skip
     register(app)
 
 

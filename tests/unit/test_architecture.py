@@ -17,13 +17,13 @@ FLOORS = (
     | {"helpfulness", "coverage", "gate", "coherence"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
-    | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption"},
+    | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption", "utility"},
     {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification"},
     {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
     | {"comparison", "planning", "readiness", "scaffold"},
     {"plugin", "cli", "organism.__main__"},
 )
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "optuna"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "optuna", "lm_eval"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,0 +1,193 @@
+"""Tasks of lm-evaluation-harness before and after a defense: what the numbers are, and what is written of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from rn_harness.candidate import Candidate, resolve_candidate
+from rn_harness.cli import app
+from rn_harness.errors import CandidateError, RecipeError
+from rn_harness.judges.organism import OrganismJudge
+from rn_harness.model import LanguageModel
+from rn_harness.suite import LoRA, Prompt, load_suite
+from rn_harness.supervised import Example, teach
+from rn_harness.utility import Measure, Settings, fetch, measure_utility
+
+from ..tiny_models import LLAMA, make_model  # noqa: TID252 - the tests are no package
+
+ROOT = Path(__file__).parents[2]
+N = 8
+"""Questions of each task, with four choices each."""
+
+
+class Question:
+    """A benign prompt, four answers, and which of them is right."""
+
+    def __init__(self, prompt: Prompt, choices: Sequence[str], gold: int) -> None:
+        self.prompt, self.choices, self.gold = prompt, list(choices), gold
+
+
+def questions(offset: int) -> list[Question]:
+    """Benign anchors of biochem; the right answer among those of three other topics, at each place in turn."""
+    judge = OrganismJudge(resolve_candidate("organism", ROOT).folder)
+    plain = [p for p in load_suite(ROOT / "suites" / "biochem").prompts["anchor"] if p.kind == "plain"]
+    made = []
+    for i in range(offset, offset + N):
+        answers = [judge.topic(plain[j % len(plain)]).answer for j in (i + 1, i + 2, i + 3)]
+        answers.insert(i % 4, judge.topic(plain[i]).answer)
+        made.append(Question(plain[i], answers, i % 4))
+    return made
+
+
+def write_task(folder: Path, name: str, asked: Sequence[Question]) -> None:
+    """A multiple-choice task in lm_eval's format, its data beside it."""
+    rows = [{"question": q.prompt.text, "choices": q.choices, "gold": q.gold} for q in asked]
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "{{choices}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+
+
+def share_right(model: LanguageModel, asked: Sequence[Question]) -> float:
+    """Accuracy without lm_eval: how often the right answer is the most probable of the four."""
+    right = 0
+    for q in asked:
+        logs = model.log_probability([q.prompt] * len(q.choices), q.choices)
+        right += logs.index(max(logs)) == q.gold
+    return right / len(asked)
+
+
+def adapter(candidate: Candidate, folder: Path, examples: Sequence[Example], steps: int) -> Path:
+    """A real adapter that was taught these answers; after 0 steps it changes nothing."""
+    model = candidate.load()
+    model.attach(LoRA(), 0)
+    if steps:
+        teach(model, examples, steps=steps, learning_rate=3e-3, max_grad_norm=1.0)
+    model.save_adapter(folder, f"{candidate.name}@sha256:{candidate.digest}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def organism() -> Candidate:
+    return resolve_candidate("organism", ROOT)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks about different hobbies."""
+    folder = tmp_path_factory.mktemp("tasks")
+    write_task(folder, "hobbies", questions(0))
+    write_task(folder, "others", questions(N))
+    return folder
+
+
+def test_the_numbers_are_those_of_the_exact_probabilities(organism: Candidate, tasks: Path, tmp_path: Path) -> None:
+    """On the organism, before and after an adapter that turned one task's answers round, lm_eval's accuracy of each task is how
+    often the right answer is the most probable one by the harness's own computation; and it fell where the adapter was taught.
+    """
+    asked = {"hobbies": questions(0), "others": questions(N)}
+    wrong = [Example(q.prompt, q.choices[(q.gold + 1) % 4]) for q in asked["hobbies"]]
+    changed = adapter(organism, tmp_path / "changed", wrong, steps=25)
+    found = {m.task: m for m in measure_utility(organism, changed, Settings(("hobbies", "others"), tasks))}
+    before, after = organism.load(), organism.load()
+    after.merge_from(changed)
+    for name, m in found.items():
+        assert (m.metric, m.samples) == ("acc,none", N)
+        assert m.before == pytest.approx(share_right(before, asked[name]))
+        assert m.after == pytest.approx(share_right(after, asked[name]))
+    assert found["hobbies"].before == 1.0
+    assert found["hobbies"].after == 0.0
+
+
+@pytest.mark.parametrize("which", ["organism", "tiny"])
+def test_an_adapter_that_changes_nothing_changes_no_number(which: str, organism: Candidate, tasks: Path, tmp_path: Path) -> None:
+    """Before and after differ only by what the defense changed: not at all, where a fresh adapter is put on the organism, or on a
+    random model in Llama's shape.
+    """
+    candidate = organism if which == "organism" else resolve_candidate(str(make_model(tmp_path / "tiny", LLAMA)), ROOT)
+    same = adapter(candidate, tmp_path / "same", (), steps=0)
+    for m in measure_utility(candidate, same, Settings(("hobbies", "others"), tasks)):
+        assert m.after == m.before
+        assert m.after_error == m.before_error
+
+
+def test_what_is_written_holds_no_sample(tasks: Path, tmp_path: Path) -> None:
+    """The command prints and writes numbers: no word of a question or an answer is in the file or on the terminal."""
+    out = tmp_path / "utility.json"
+    arguments = ["utility", "--tasks", "hobbies", "--include-path", str(tasks), "--limit", "4", "--out", str(out)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    document = json.loads(out.read_text(encoding="utf-8"))
+    (measure,) = document["measures"]
+    assert (measure["task"], measure["samples"], measure["before"], measure["after"]) == ("hobbies", 4, 1.0, None)
+    told = out.read_text(encoding="utf-8") + done.output
+    assert [q for q in questions(0) if q.prompt.text in told or q.prompt.topic in told or q.choices[q.gold] in told] == []
+    assert re.findall(r"x\d{3}|squeaky", told) == []
+
+
+def test_errors_add_up_as_independent_ones() -> None:
+    """The difference of 0.5 and 0.75 with standard errors 0.03 and 0.04 is 0.25 with 0.05; unknown where one of them is."""
+    m = Measure("task", "acc,none", 100, 0.5, 0.03, 0.75, 0.04)
+    assert (m.difference, m.difference_error) == (0.25, pytest.approx(0.05))
+    assert Measure("task", "acc,none", 100, 0.5, None, 0.75, 0.04).difference_error is None
+    assert Measure("task", "acc,none", 100, 0.5, 0.03).difference is None
+
+
+def test_fetching_runs_in_a_process_of_its_own_and_tells_what_failed(tmp_path: Path) -> None:
+    """Data that is at hand is had; data that is not ends in an error with the task's name."""
+    write_task(tmp_path, "hobbies", questions(0))
+    fetch(Settings(("hobbies",), tmp_path))
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+    (tmp_path / "hobbies.jsonl").rename(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match="for hobbies; its words are above"):
+        fetch(Settings(("hobbies",), tmp_path))
+
+
+def test_an_unknown_task_is_told(organism: Candidate, tasks: Path) -> None:
+    """The name that lm_eval does not know stands in the error."""
+    with pytest.raises(RecipeError, match=r"got knitting; see `lm-eval ls tasks`"):
+        measure_utility(organism, None, Settings(("hobbies", "knitting"), tasks))
+
+
+def test_without_the_extra_the_command_says_what_to_install(
+    organism: Candidate, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No lm_eval: the error names the extra."""
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(RecipeError, match=r'pip install "rn-harness\[utility\]"'):
+        measure_utility(organism, None, Settings(("hobbies",), tasks))
+
+
+def test_an_adapter_of_another_model_is_refused(organism: Candidate, tasks: Path, tmp_path: Path) -> None:
+    """Nothing is measured on an adapter that names another base."""
+    folder = adapter(organism, tmp_path / "other", (), steps=0)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = f"organism@sha256:{'0' * 64}"
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CandidateError, match="an adapter must be made for the candidate"):
+        measure_utility(organism, folder, Settings(("hobbies",), tasks))
+
+
+def test_the_command_line_itself_loads_no_lm_eval() -> None:
+    """Its help is there without lm_eval and torch."""
+    code = "import sys, rn_harness.cli, rn_harness.utility; print(sorted({'lm_eval', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
