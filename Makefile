@@ -1,4 +1,4 @@
-.PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening validity
+.PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening finetunability cross-domain validity
 
 check:  ## linters, types, and what bandit knows to be risky
 	ruff check .
@@ -36,6 +36,12 @@ panel:  ## docs/evidence/panel.json: broken defenses, and whether the gate fails
 
 hardening:  ## docs/evidence/hardening.json and the tables of docs/findings.md: supervised attackers against each defense, in pieces
 	python benchmarks/hardening.py
+
+finetunability:  ## docs/findings.md: steps to learn a harmless task, by defense, about 15 minutes on one core
+	python benchmarks/finetunability.py
+
+cross-domain:  ## docs/findings.md: a defense under attack in other domains, about 15 minutes on one core
+	python benchmarks/cross_domain.py
 
 validity:  ## docs/validity.md: the table of the battery of sabotages, from its declarations
 	pytest tests/invariant/test_sabotage.py -k page --rewrite-reference
