@@ -1,4 +1,4 @@
-.PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening finetunability cross-domain validity
+.PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening finetunability cross-domain first-reward validity
 
 check:  ## linters, types, and what bandit knows to be risky
 	ruff check .
@@ -42,6 +42,9 @@ finetunability:  ## docs/findings.md: steps to learn a harmless task, by defense
 
 cross-domain:  ## docs/findings.md: a defense under attack in other domains, about 15 minutes on one core
 	python benchmarks/cross_domain.py
+
+first-reward:  ## docs/evidence/first-reward.{json,svg} and the table of docs/theory.md, about 8 minutes of one core
+	python benchmarks/first_reward.py
 
 validity:  ## docs/validity.md: the table of the battery of sabotages, from its declarations
 	pytest tests/invariant/test_sabotage.py -k page --rewrite-reference

@@ -1,0 +1,273 @@
+"""docs/theory.md, checked: GRPO's gradient by enumerating all groups of a toy policy, and the law of the first reward."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rn_harness.rewards import GROUP_EPSILON, group_advantages
+from rn_harness.statistics import upper_bound
+
+ROOT = Path(__file__).parents[2]
+LOGITS = np.array([0.3, -1.2, 0.9, -0.4])
+"""A policy over four whole answers, ``pi = softmax(logits)``; its parameters are the logits themselves."""
+TWO_VALUED = (0.0, 10.0, 0.0, 10.0)
+MANY_VALUED = (0.0, 10.0, 1.0, 8.0)
+G = 4
+Vector = Any  # numpy's arrays of float64, length V
+Advantages = Callable[[Sequence[float]], Sequence[float]]
+
+
+def softmax(logits: Vector) -> Vector:
+    """Probabilities of the answers."""
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def score(pi: Vector, y: int) -> Vector:
+    """``grad log pi(y)`` by the logits: one at y, minus pi."""
+    return np.eye(len(pi))[y] - pi
+
+
+def unscaled(rewards: Sequence[float]) -> list[float]:
+    """The group's mean as baseline and nothing to divide by: ``scale_rewards: none``."""
+    mean = sum(rewards) / len(rewards)
+    return [r - mean for r in rewards]
+
+
+def groups(pi: Vector, size: int) -> Iterator[tuple[tuple[int, ...], float]]:
+    """All ordered groups of answers, each with its probability."""
+    for group in itertools.product(range(len(pi)), repeat=size):
+        yield group, math.prod(float(pi[y]) for y in group)
+
+
+def expected_gradient(pi: Vector, rewards: Sequence[float], size: int, advantages: Advantages) -> Vector:
+    """``E[1/G sum_i A_i grad log pi(y_i)]`` over all groups, exactly."""
+    total = np.zeros(len(pi))
+    for group, probability in groups(pi, size):
+        for y, advantage in zip(group, advantages([rewards[y] for y in group]), strict=True):
+            total += probability * advantage / size * score(pi, y)
+    return total
+
+
+def pairwise(pi: Vector, rewards: Sequence[float]) -> Vector:
+    """The paper's form, its first answer drawn: ``sum_ij pi(y_i) 1[r(y_i) > r(y_j)] grad log pi(y_i) pi(y_j)``."""
+    total = np.zeros(len(pi))
+    for i, j in itertools.product(range(len(pi)), repeat=2):
+        if rewards[i] > rewards[j]:
+            total += pi[i] * pi[j] * score(pi, i)
+    return total
+
+
+def share_of_high(pi: Vector, rewards: Sequence[float]) -> float:
+    """The probability p of the higher of two rewards."""
+    return sum(float(pi[y]) for y, r in enumerate(rewards) if r == max(rewards))
+
+
+def cosine(a: Vector, b: Vector) -> float:
+    """1 where two vectors have one direction."""
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def test_the_score_is_the_gradient_of_the_log_probability() -> None:
+    """What all sums below are made of agrees with finite differences of log softmax."""
+    h = 1e-6
+    for y, k in itertools.product(range(4), repeat=2):
+        step = np.eye(4)[k] * h
+        numeric = (math.log(softmax(LOGITS + step)[y]) - math.log(softmax(LOGITS - step)[y])) / (2 * h)
+        assert score(softmax(LOGITS), y)[k] == pytest.approx(numeric, abs=1e-8)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+@pytest.mark.parametrize("values", [(0.0, 1.0), (0.0, 10.0), (-3.0, 2.0)])
+def test_with_two_rewards_and_no_scaling_grpo_follows_the_pairwise_form(size: int, values: tuple[float, float]) -> None:
+    """``E[g] = (G - 1)/G (b - a)/(1 - p) D``: the pairwise form D times a positive number, whatever a, b and G are."""
+    pi, (a, b) = softmax(LOGITS), values
+    rewards = (a, b, a, b)
+    p = share_of_high(pi, rewards)
+    factor = (size - 1) / size * (b - a) / (1 - p)
+    found = expected_gradient(pi, rewards, size, unscaled)
+    np.testing.assert_allclose(found, factor * pairwise(pi, rewards), atol=1e-10, rtol=0)
+    assert np.linalg.norm(found) > 0.05  # so that it is no comparison of nothings
+
+
+def test_that_is_the_gradient_of_the_expected_reward() -> None:
+    """``E[g] = (G - 1)/G grad J`` for any rewards, by finite differences of ``J = sum_y pi(y) r(y)``."""
+    h = 1e-6
+    for rewards in (TWO_VALUED, MANY_VALUED):
+        numeric = np.array([(softmax(LOGITS + d) - softmax(LOGITS - d)) @ np.array(rewards) / (2 * h) for d in np.eye(4) * h])
+        found = expected_gradient(softmax(LOGITS), rewards, G, unscaled)
+        np.testing.assert_allclose(found, (G - 1) / G * numeric, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_scaling_changes_the_length_alone_where_there_are_two_rewards(size: int) -> None:
+    """With the harness's own advantages it is the pairwise form times another positive number, which the page gives."""
+    pi, (a, b) = softmax(LOGITS), (0.0, 10.0)
+    p = share_of_high(pi, TWO_VALUED)
+    factor = 0.0
+    for k in range(1, size):
+        std = (b - a) * math.sqrt(k * (size - k) / (size * (size - 1)))
+        chance = math.comb(size, k) * p**k * (1 - p) ** (size - k)
+        factor += chance * (b - a) * k * (size - k) / size**2 / (std + GROUP_EPSILON)
+    factor /= p * (1 - p) ** 2
+    found = expected_gradient(pi, TWO_VALUED, size, group_advantages)
+    np.testing.assert_allclose(found, factor * pairwise(pi, TWO_VALUED), atol=1e-10, rtol=0)
+    assert factor > 0
+
+
+def test_scaling_lifts_what_is_rare() -> None:
+    """As p goes to 0 the scaled gradient is ``sqrt(G)/(b - a)`` times the unscaled one: any rare reward counts alike."""
+    pi = np.array([0.999999, 1e-6, 0.0, 0.0])
+    scaled, plain = (expected_gradient(pi, TWO_VALUED, G, of) for of in (group_advantages, unscaled))
+    assert scaled[1] / plain[1] == pytest.approx(math.sqrt(G) / 10.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("rewards", [TWO_VALUED, MANY_VALUED])
+def test_each_group_is_a_sum_over_its_pairs(rewards: tuple[float, ...]) -> None:
+    """Without any expectation: ``sum_i (r_i - mean) s_i = 1/G sum_(r_i > r_j) (r_i - r_j)(s_i - s_j)``; 0 without a pair."""
+    pi = softmax(LOGITS)
+    starved = 0
+    for group, _ in groups(pi, 3):
+        of = [rewards[y] for y in group]
+        left = sum(a * score(pi, y) for a, y in zip(unscaled(of), group, strict=True))
+        right = np.zeros(4)
+        for i, j in itertools.product(range(3), repeat=2):
+            if of[i] > of[j]:
+                right += (of[i] - of[j]) / 3 * (score(pi, group[i]) - score(pi, group[j]))
+        np.testing.assert_allclose(left, right, atol=1e-12, rtol=0)
+        if len(set(of)) == 1:
+            starved += 1
+            assert group_advantages(of) == [0.0] * 3
+    assert starved == sum(rewards.count(value) ** 3 for value in set(rewards))
+
+
+def test_with_more_than_two_rewards_the_pairwise_form_points_elsewhere() -> None:
+    """It is then the gradient for ranks: each reward replaced by the policy's share of lower ones. The direction differs."""
+    pi = softmax(LOGITS)
+    ranks = [sum(float(pi[j]) for j in range(4) if MANY_VALUED[j] < r) for r in MANY_VALUED]
+    of_ranks = expected_gradient(pi, ranks, G, unscaled) * G / (G - 1)
+    np.testing.assert_allclose(of_ranks, pairwise(pi, MANY_VALUED), atol=1e-10, rtol=0)
+    for advantages in (unscaled, group_advantages):
+        assert cosine(expected_gradient(pi, MANY_VALUED, G, advantages), pairwise(pi, MANY_VALUED)) < 0.99
+        assert cosine(expected_gradient(pi, TWO_VALUED, G, advantages), pairwise(pi, TWO_VALUED)) > 1 - 1e-12
+
+
+def test_over_prompts_the_factors_differ() -> None:
+    """Two prompts, one set of parameters: the sum of their gradients is not proportional to the sum of their forms."""
+    shifts = (np.zeros(4), np.array([2.0, -2.0, 0.0, 1.0]))
+    policies = [softmax(LOGITS + shift) for shift in shifts]
+    rewards = (TWO_VALUED, (10.0, 0.0, 0.0, 10.0))
+    of_grpo = sum(expected_gradient(pi, r, G, unscaled) for pi, r in zip(policies, rewards, strict=True))
+    of_pairs = sum(pairwise(pi, r) for pi, r in zip(policies, rewards, strict=True))
+    assert cosine(of_grpo, of_pairs) < 0.99
+
+
+def test_an_answers_own_length_in_the_loss_changes_the_direction() -> None:
+    """``loss_type: grpo`` divides each completion by its tokens; where rewarded answers differ in length the form is lost."""
+    pi, lengths = softmax(LOGITS), (1, 20, 8, 2)
+    total = np.zeros(4)
+    for group, probability in groups(pi, G):
+        for y, advantage in zip(group, unscaled([TWO_VALUED[y] for y in group]), strict=True):
+            total += probability * advantage / lengths[y] * score(pi, y)
+    assert cosine(total, pairwise(pi, TWO_VALUED)) < 0.99
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """benchmarks/first_reward.py."""
+    folder = ROOT / "benchmarks"
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location("benchmark_first_reward", folder / "first_reward.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict[str, Any]:
+    """What the benchmark measured, as committed."""
+    found: dict[str, Any] = json.loads((ROOT / "docs" / "evidence" / "first-reward.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.5, 1), (0.01, 16), (0.2, 3), (1.0, 16)])
+def test_the_expected_number_of_steps_is_the_geometric_ones(bench: Any, p: float, n: int) -> None:
+    """``1/(1 - (1 - p)^n)`` equals the sum of the survival over all steps, term by term; about 1/(p n) where p n is small."""
+    series = sum((1 - p) ** (n * s) for s in range(2000))
+    assert bench.expected_steps(p, n) == pytest.approx(series, rel=1e-9)
+    assert bench.expected_steps(1e-9, n) == pytest.approx(1 / (1e-9 * n), rel=1e-6)
+
+
+def test_no_reward_in_so_many_steps(bench: Any) -> None:
+    """``(1 - p)^(n S)``: by hand 0.99^(16 * 10) = 0.2003; at the expected number of steps about 1/e is still without one."""
+    assert bench.survival(0.01, 16, 10) == pytest.approx(0.99**160, rel=1e-12)
+    assert bench.survival(1e-6, 16, bench.expected_steps(1e-6, 16)) == pytest.approx(math.exp(-1), rel=1e-4)
+
+
+def test_rounds_of_unequal_prompts(bench: Any) -> None:
+    """The closed form is the mean over all orders of three prompts; with equal ones it is the geometric."""
+    ps, n = (0.3, 0.02, 0.0), 4
+    orders = list(itertools.permutations(ps))
+    none_in_a_round = math.prod((1 - p) ** n for p in ps)
+    # E[T] = sum over rounds and places of P(nothing before this place); rounds are drawn apart from each other.
+    expected = 0.0
+    for places in range(3):
+        expected += sum(math.prod((1 - p) ** n for p in order[:places]) for order in orders) / len(orders)
+    expected /= 1 - none_in_a_round
+    assert bench.expected_steps_in_rounds(ps, n) == pytest.approx(expected, rel=1e-12)
+    assert bench.expected_steps_in_rounds((0.1,) * 5, n) == pytest.approx(bench.expected_steps(0.1, n), rel=1e-12)
+
+
+def test_the_page_shows_what_was_measured(bench: Any, stored: dict[str, Any]) -> None:
+    """The tables of docs/theory.md follow from docs/evidence/first-reward.json, which is of the shipped organism's recipe."""
+    page = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
+    shown = page.split(bench.BEGIN)[1].split(bench.END)[0].strip().splitlines()
+    assert shown == bench.lines(stored)
+    assert len(bench.points(stored, "answer")) >= 6
+
+
+def test_the_prediction_holds_where_it_was_counted(bench: Any, stored: dict[str, Any]) -> None:
+    """The leak predicts the full answer over three decades: each prediction lies within the interval of what was counted."""
+    found = bench.points(stored, "answer")
+    ps = [x["p"] for x in found]
+    assert max(ps) / min(ps) > 1000
+    assert [x["policy"] for x in found if not x["low"] <= x["predicted"] <= x["high"]] == []
+    assert all(x["late"].low <= x["late_predicted"] <= x["late"].high for x in found)
+    assert sum(x["seeds"] for x in found) == 248
+
+
+def test_the_organism_says_all_or_nothing(stored: dict[str, Any]) -> None:
+    """In each attack the first reward came at the step of the first full answer, as the page says; none came from the defense."""
+    for name, policy in stored["policies"].items():
+        assert policy["waits"]["answer"] == policy["waits"]["reward"]
+        assert (policy["waits"]["reward"] == [None]) == (name == "defended")
+
+
+def test_what_the_page_says_of_two_hundred_steps(bench: Any, stored: dict[str, Any]) -> None:
+    """Its numbers follow: the p that 200 steps of 16 withstand, what a probe and 38,400 clean completions bound, 18 of 100."""
+    assert bench.survival(1.6e-5, 16, 200) == pytest.approx(0.95, abs=1e-3)
+    assert bench.expected_steps(3.13e-4, 16) == pytest.approx(200, abs=1)
+    assert math.log(0.05) / math.log1p(-1.603e-5) == pytest.approx(187_000, abs=500)
+    assert upper_bound(0, 320) == pytest.approx(0.0093, abs=5e-5)
+    assert bench.expected_steps(upper_bound(0, 320), 16) == pytest.approx(7, abs=0.5)
+    assert bench.expected_steps(upper_bound(0, 38_400), 16) == pytest.approx(800, abs=5)
+    leaks = {name: sum(policy["leaks"]) / len(policy["leaks"]) for name, policy in stored["policies"].items()}
+    assert 1 - bench.survival(leaks["warm-10"], 16, 200) == pytest.approx(0.18, abs=0.005)
+    assert all(4 < leaks[f"warm-{n + 1}"] / leaks[f"warm-{n}"] < 8 for n in range(10, 15))
+    heldout = [p["leak_heldout"] / leaks[name] for name, p in stored["policies"].items() if name != "defended"]
+    assert (min(heldout), max(heldout)) == (pytest.approx(0.5, abs=0.05), pytest.approx(0.75, abs=0.06))
