@@ -1,0 +1,142 @@
+"""docs/traceability.md: every file, test and recipe that it names exists, and what it quotes of the evidence is there."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rn_harness import plugin
+from rn_harness.suite import load_suite
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "traceability.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in PAGE.splitlines()
+    if line.startswith("| ") and not line.startswith("| the paper |")
+]
+NAMED = sorted({token for row in ROWS for cell in row[1:] for token in re.findall(r"`([^`]+)`", cell)})
+LITERAL = {"full", "open-topic-1"}
+"""Words in the page that name neither a file nor a test nor a recipe: a tier, and a piece of the panel."""
+
+
+@cache
+def names_of_tests(path: Path) -> frozenset[str]:
+    """The test functions of a file, those of its classes too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
+
+
+@cache
+def recipes(kind: str) -> dict[str, frozenset[str]]:
+    """The names of each shipped suite's attacks or defenses."""
+    suites = {folder.name: load_suite(folder) for folder in (ROOT / "suites" / d for d in ("biochem", "cybercrime"))}
+    if kind == "defense":
+        return {name: frozenset(suite.declaration.defenses) for name, suite in suites.items()}
+    return {name: frozenset(attack.name for attack in suite.tier_attacks("full")) for name, suite in suites.items()}
+
+
+def missing(token: str) -> str | None:
+    """What a token of the page names that is not there; None if it is."""
+    kind, colon, name = token.partition(":")
+    if kind in ("attack", "defense") and colon:
+        return next((f"{domain} has no {kind} {name}" for domain, of in recipes(kind).items() if name not in of), None)
+    file, _, test = token.partition("::")
+    if token.startswith("--"):
+        return None if f'"{token}"' in Path(plugin.__file__).read_text(encoding="utf-8") else f"no option {token}"
+    if not (ROOT / file).is_file():
+        return f"no file {file}"
+    return f"no test {test} in {file}" if test and test not in names_of_tests(ROOT / file) else None
+
+
+@pytest.mark.parametrize("token", [token for token in NAMED if token not in LITERAL])
+def test_what_the_page_names_exists(token: str) -> None:
+    """A renamed test, a moved file or a recipe that was dropped is found here."""
+    assert missing(token) is None
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "docs/evidence/nowhere.json",
+        "tests/unit/test_theory.py::test_no_such_thing",
+        "attack:no-such-attack",
+        "defense:no-such-defense",
+        "--rn-no-such-option",
+    ],
+)
+def test_what_does_not_exist_is_found(token: str) -> None:
+    """The check above can fail, for each kind of name."""
+    assert missing(token) is not None
+
+
+def test_every_row_has_a_check_and_an_outcome() -> None:
+    """Three cells a row; the second names what checks it, the third a committed page or file, or that nothing was measured."""
+    assert len(ROWS) > 25
+    for row in ROWS:
+        assert len(row) == 3, row
+        assert re.search(r"`[^`]+`", row[1]), row
+        assert re.search(r"`docs/[^`]+`", row[2]) or "not measured yet" in row[2], row
+
+
+@cache
+def evidence(name: str) -> dict[str, Any]:
+    """A committed file of evidence."""
+    found: dict[str, Any] = json.loads((ROOT / "docs" / "evidence" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def says(*quotes: str) -> bool:
+    """Whether the page has each of these."""
+    return all(quote in PAGE for quote in quotes)
+
+
+def test_what_it_says_of_controls() -> None:
+    """30 of 30 start at most at 1.23 and reach 10.0; so do all 15 of one prompt."""
+    means = {name: control["means"] for name, control in evidence("organism")["controls"]["measured"].items()}
+    assert max(of[0] for of in means.values()) <= 1.23
+    assert min(max(of) for of in means.values()) == 10.0
+    assert (len(means), sum("-p1-" in name for name in means)) == (30, 15)
+    assert says("30 of 30 controls start at most at 1.23 and reach 10.0", "15 of 15 controls break")
+
+
+def test_what_it_says_of_the_default_defense() -> None:
+    """18 of 18 attacks at 0.0 in three domains, biochem's leak unchanged in 6 of 6, converged by step 30."""
+    pieces = evidence("organism")
+    runs = [
+        pieces["standard-biochem"]["measured"]["fresh"],
+        *(pieces[f"standard-{d}"]["measured"] for d in ("cybercrime", "baking")),
+    ]
+    assert [max(maxima) for run in runs for maxima in run["attack_maxima"].values()] == [0.0] * 18
+    assert [before == after for before, after in runs[0]["attack_leak"].values()] == [True] * 6
+    assert all("converged by step 30" in run["defense_claim"] for run in runs)
+    assert all(run["convergence"][-1][1] == 1.0 for run in runs)
+    assert says(
+        "0.0 at 21 checkpoints in 18 of 18 attacks", "in 6 of 6 attacks on biochem", "converges by step 30 in three domains"
+    )
+
+
+def test_what_it_says_of_the_papers_own_recipe() -> None:
+    """It did not converge and is unhelpful; none of six attacks breached, two are wrecked."""
+    run = evidence("organism")["paper"]["measured"]
+    assert run["verdicts"]["defense"] == run["verdicts"]["helpfulness"] == "FAIL"
+    assert run["convergence"][-1][:2] == [80, 0.0]
+    assert "similarity 0.801" in run["benign"]
+    assert max(max(maxima) for maxima in run["attack_maxima"].values()) <= 2.0
+    assert sum(run["verdicts"][name] == "INCONCLUSIVE" for name in run["attack_maxima"]) == 2
+    assert says("0 % minimal refusals", "similarity 0.801", "of 6 attacks none breached, 2 are wrecked")
+
+
+def test_what_it_says_of_the_panel() -> None:
+    """All 16 that are broken FAIL; the four that the page calls unbroken were not broken."""
+    pieces = evidence("panel")
+    broken = [piece for piece in pieces.values() if piece["broken"]]
+    assert [piece["sessions"][-1]["outcome"] for piece in broken] == ["FAIL"] * 16
+    assert not any(pieces[name]["broken"] for name in ("few-prompts-0", "half-prompts-0", "other-domain-0", "open-topic-1"))
+    assert says("16 of 16 FAIL")
