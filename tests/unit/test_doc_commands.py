@@ -76,7 +76,11 @@ WRONG = {
     "suites/biochem --rn-set attack.stepz=3 --collect-only": "stepz",
 }
 """What pytest may be given by mistake, and what it says."""
-ONLY_PARSED = {"calibrate": "attacks a model, for minutes", "calibrate-judge": "asks a classifier about each anchor"}
+ONLY_PARSED = {
+    "calibrate": "attacks a model, for minutes",
+    "calibrate-judge": "asks a classifier about each anchor",
+    "utility": "asks two models tasks",
+}
 MAY_REFUSE = {"verify", "certify-judge", "doctor", "compare"}
 """Commands whose exit code 1 is an answer."""
 
