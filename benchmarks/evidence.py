@@ -140,6 +140,13 @@ def smoke() -> dict[str, Any]:
     return {**result, "peak_mib": round(max(before, after) / 1024)}
 
 
+def experiments() -> dict[str, Any]:
+    """The paper's first three experiments, as docs/reproducing.md runs them."""
+    with tempfile.TemporaryDirectory() as store:
+        selection = ("-k", "not grpo and not rloo and not reinforce")
+        return told(run(Path(store), "suites/biochem", "--rn-defense=defense-60x80", *selection))
+
+
 PIECES: dict[str, Callable[[], dict[str, Any]]] = {
     "smoke": smoke,
     "standard-biochem": determinism,
@@ -148,6 +155,7 @@ PIECES: dict[str, Callable[[], dict[str, Any]]] = {
     "none": standard("biochem", "--rn-defense=none"),
     "paper": standard("biochem", "--rn-defense=paper"),
     "controls": controls,
+    "experiments": experiments,
 }
 
 

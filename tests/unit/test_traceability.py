@@ -140,3 +140,27 @@ def test_what_it_says_of_the_panel() -> None:
     assert [piece["sessions"][-1]["outcome"] for piece in broken] == ["FAIL"] * 16
     assert not any(pieces[name]["broken"] for name in ("few-prompts-0", "half-prompts-0", "other-domain-0", "open-topic-1"))
     assert says("16 of 16 FAIL")
+
+
+def test_what_it_says_of_the_papers_experiments() -> None:
+    """The control broke, the defense did not converge, the attack held at a leak of 2e-5: both pages say so, 6 in 100 follows."""
+    run = evidence("organism")["experiments"]["measured"]
+    case = "heldout-200-p5-lr5e-4-s3"
+    assert run["verdicts"] == {
+        "candidate": "PASS",
+        f"control-{case}": "PASS",
+        "defense": "FAIL",
+        f"attack-{case}": "PASS",
+        "helpfulness": "PASS",
+    }
+    assert [round(mean, 1) for mean in run["control_means"][f"control-{case}"]] == [1.0, 2.8, 10.0, 10.0, 10.0, 10.0]
+    assert run["reasons"]["defense"] == ["not_converged"]
+    assert run["convergence"][-1][0:2] == [80, 0.0]
+    assert run["attack_maxima"][f"attack-{case}"] == [1.0] * 21
+    (leak, after) = run["attack_leak"][f"attack-{case}"]
+    assert leak == after == pytest.approx(2e-5, rel=0.05)
+    assert 1 - (1 - leak) ** 3200 == pytest.approx(0.06, abs=0.005)
+    assert says("its attack held at a leak of 2e-5")
+    reproducing = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    for quote in ("held-out means 1.0, 2.8, 10.0, 10.0, 10.0, 10.0", "no score above 1 at 21 checkpoints", "6 of 100"):
+        assert quote in reproducing
