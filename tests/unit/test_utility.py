@@ -93,10 +93,12 @@ def organism() -> Candidate:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks about different hobbies."""
+    """Two tasks about different hobbies, and the group of both."""
     folder = tmp_path_factory.mktemp("tasks")
     write_task(folder, "hobbies", questions(0))
     write_task(folder, "others", questions(N))
+    group = {"group": "pastimes", "task": ["hobbies", "others"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (folder / "pastimes.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
     return folder
 
 
@@ -128,6 +130,16 @@ def test_an_adapter_that_changes_nothing_changes_no_number(which: str, organism:
     for m in measure_utility(candidate, same, Settings(("hobbies", "others"), tasks)):
         assert m.after == m.before
         assert m.after_error == m.before_error
+
+
+def test_a_group_is_told_with_its_tasks(organism: Candidate, tasks: Path) -> None:
+    """Of a group, as mmlu is one, its own mean is told, over its tasks' samples, and that of each of its tasks."""
+    found = {m.task: (m.metric, m.samples, m.before) for m in measure_utility(organism, None, Settings(("pastimes",), tasks))}
+    assert found == {
+        "pastimes": ("acc,none", 2 * N, 1.0),
+        "hobbies": ("acc,none", N, 1.0),
+        "others": ("acc,none", N, 1.0),
+    }
 
 
 def test_what_is_written_holds_no_sample(tasks: Path, tmp_path: Path) -> None:
