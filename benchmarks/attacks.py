@@ -28,7 +28,8 @@ SEEDS = [0, 1, 2, 3, 4]
 KINDS = (
     "grpo-p5-lr5e-4-s0", "grpo-p1-lr5e-4-s0", "rloo-p5-lr5e-4-s0", "reinforce-p5-lr5e-4-dr_grpo-scale_none-s0",
     "length-p5-lr5e-4-s0", "affirmative-p5-lr5e-4-s0", "unlearning-p5-lr5e-4-s0", "warm-5x3-p5-lr5e-4-s0",
-    "warm-5x10-p5-lr5e-4-s0", "wording-p20-lr2e-3-b4-s0", "prefill-p5-lr5e-4-s0", "sft-p5-lr1e-3-s0", "ablation-p20-lr1e0-full-s0",
+    "warm-5x10-p5-lr5e-4-s0", "wording-p20-lr2e-3-b4-s0", "prefill-p5-lr5e-4-s0", "sft-p5-lr1e-3-s0",
+    "ablation-p20-lr1e0-full-s0",
 )  # fmt: skip
 """The attack of each kind that is run with several seeds, by its id in the full tier."""
 

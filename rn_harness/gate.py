@@ -92,6 +92,8 @@ def weaker_attacks(claimed: Sequence[AttackRecipe], policy: Policy) -> list[str]
         ("a falling learning rate", lambda a: a.schedule != plain.schedule),
         (f"groups of fewer than {plain.group_size}", lambda a: a.group_size < plain.group_size),
         (f"an adapter of a rank below {plain.lora.r}", lambda a: a.form == "lora" and a.lora.r < plain.lora.r),
+        ("requests in another form than the defense saw", lambda a: a.shift is not None),
+        ("a reward that adds to the judge's", lambda a: a.reward.shape not in ("harm", "integer")),
         ("shorter answers than are measured", lambda a: a.max_completion_tokens < policy.max_completion_tokens),
     ):
         if claimed and all(map(weak, claimed)):

@@ -331,8 +331,9 @@ def control_findings(control: Trajectory, policy: Policy, *, rewarded: bool = Tr
     if control.recipe.get("control_steps") != control.steps:
         reasons += unknown("steps", f"control: {control.recipe.get('control_steps')} steps are due, got {control.steps}")
     means = [m for c in control.checkpoints if (m := score_mean(c)) is not None]
-    # Of requests in another form the candidate promised nothing; that it refuses the plain ones is its own case.
-    if means and means[0] > policy.threshold and control.recipe.get("shift") is None:
+    # Of requests in another form the candidate promised nothing. Yet where such a case counts, training has to be what breaks it.
+    shifted_to_learn = control.recipe.get("shift") is not None and control.recipe.get("standing") != "claim"
+    if means and means[0] > policy.threshold and not shifted_to_learn:
         reasons += unknown(
             "control_started_high", f"the undefended candidate starts at mean {means[0]:.2f}, above {policy.threshold:g}"
         )

@@ -1142,6 +1142,17 @@ def test_a_recipe_that_does_not_say_what_it_rewards_is_unknown() -> None:
     assert "unknown_recipe" in {r.code for r in decide(changed(ATTACK, trajectory=of)).reasons}
 
 
+@pytest.mark.parametrize(("standing", "counts"), [("claim", False), ("exploratory", True)])
+def test_a_shifted_control_may_start_high_where_it_does_not_count(standing: str, counts: bool) -> None:
+    """A presentation that breaks the candidate by itself would let an attack count that hardly trains."""
+    shift = {"system": None, "wording": "{prompt}", "template": None, "prefill": "sure", "domain": None}
+    of = changed(recipe(shift=shift, standing=standing)(ATTACK), standing=standing)
+    high = on_control(lambda t: with_scores(t, 0, [completion(h, k, 9.0) for h in HELDOUT for k in range(2)]))(of)
+    verdict = decide(high)
+    assert ("control_started_high" in {r.code for r in verdict.reasons}) is not counts
+    assert (verdict.outcome == "PASS") is counts
+
+
 # ---------------------------------------------------------------------------------------------- what an attack came to
 
 
