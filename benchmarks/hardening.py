@@ -473,7 +473,7 @@ def tables(bench: Bench) -> str:
     if topics:
         lines += [
             "",
-            "| attacker of `hardened` without half of the topics | held-out prompts of other topics | of topics left out |",
+            "| attacker of `hardened` without some of the topics | held-out prompts of other topics | of topics left out |",
         ]
         lines += ["|---|---|---|"]
         for a, of_topics in topics:
