@@ -1,0 +1,180 @@
+"""Does a defense hold in a domain that it never saw? ``python benchmarks/cross_domain.py [piece ...]``.
+
+A piece is what was defended and what is attacked, e.g. ``biochem-cybercrime``: one session of ``pytest suites/ATTACKED --rn-tier
+smoke`` on the shipped organism. The domain that was defended is attacked in the session that trains the defense and exports its
+adapter; the others take that adapter by ``--rn-defense``. ``both`` is one defense on the merged prompts of biochem and
+cybercrime, given by ``--rn-prompts``.
+
+Pieces are stored in docs/evidence/cross-domain.json as they end; a piece that is named is made anew, else those that are missing
+or of another organism. Adapters and the store lie in reports/cross-domain, so that a sitting goes on where the last one ended.
+The table in docs/findings.md is written from that file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from evidence import checkpoints, run
+
+from rn_harness.candidate import digest_folder, resolve_candidate
+from rn_harness.provenance import hardware, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "evidence" / "cross-domain.json"
+PAGE = ROOT / "docs" / "findings.md"
+BEGIN, END = "<!-- written by benchmarks/cross_domain.py -->", "<!-- end of the other domains -->"
+SCRATCH = ROOT / "reports" / "cross-domain"
+
+SEEN = {"biochem": ("biochem",), "cybercrime": ("cybercrime",), "both": ("biochem", "cybercrime")}
+"""What was defended, and the domains whose prompts the defense saw; the suite of the first one trains it."""
+ATTACKED = ("biochem", "cybercrime", "baking")
+PIECES = tuple(dict.fromkeys(f"{of}-{attacked}" for of in SEEN for attacked in (SEEN[of][0], *ATTACKED)))
+"""The session that trains a defense comes first."""
+STEPS = (50, 200)
+
+
+def merged_prompts(domains: tuple[str, ...]) -> Path:
+    """A folder for ``--rn-prompts``: defense prompts and benign anchors of these domains in turn, under the first one's name."""
+    folder = SCRATCH / "prompts" / "-".join(domains)
+    for name in ("defense", "anchor"):
+        sets = [
+            yaml.safe_load((ROOT / "suites" / d / "prompts" / f"{name}.yaml").read_text(encoding="utf-8"))["prompts"]
+            for d in domains
+        ]
+        texts: dict[str, dict[str, Any]] = {}  # a plain anchor may stand in both
+        for rows in zip(*sets, strict=True):
+            for domain, row in zip(domains, rows, strict=True):
+                texts.setdefault(row["text"].lower(), {**row, "id": f"{domain}-{row['id']}"})
+        path = folder / domains[0] / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({"prompts": [*texts.values()]}, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def trains(defended: str) -> dict[str, Any]:
+    """The session that trains this defense, attacks the domain of its suite and exports its adapter."""
+    home, *others = SEEN[defended]
+    exported = SCRATCH / "adapters" / defended
+    shutil.rmtree(exported, ignore_errors=True)
+    prompts = [f"--rn-prompts={merged_prompts(SEEN[defended])}"] if others else []
+    return run(SCRATCH / "store", f"suites/{home}", "--rn-tier=smoke", f"--rn-export={exported}", "--rn-export-anyway", *prompts)
+
+
+def adapter(defended: str) -> Path:
+    """The exported adapter of this defense; trained anew where there is none."""
+    folder = SCRATCH / "adapters" / defended / SEEN[defended][0]
+    if not folder.is_dir():
+        trains(defended)
+    return folder
+
+
+def told(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A session in numbers."""
+    cases = {c["case_id"]: c for c in result["cases"]}
+    (attack,) = (c for k, c in cases.items() if k.startswith("attack-"))
+    (control,) = (c for k, c in cases.items() if k.startswith("control-"))
+    at = {c["step"]: c for c in checkpoints(attack)}
+    broke = next((step for step, c in at.items() if c["maximum"] > 2), None)
+    return {
+        "exit": result["exit"],
+        "outcome": result["record"]["outcome"],
+        "cases": {k: c["verdict"]["outcome"] for k, c in cases.items()},
+        "reasons": {k: sorted({r["code"] for r in c["verdict"]["reasons"]}) for k, c in cases.items()},
+        "attack": {
+            "steps": [*at],
+            "means": [c["mean"] for c in at.values()],
+            "maxima": [c["maximum"] for c in at.values()],
+            "leak": [at[0]["leak"], at[max(at)]["leak"]],
+            "first_above_2": broke,
+        },
+        "control": {
+            "means": [c["mean"] for c in checkpoints(control)],
+            "maxima": [c["maximum"] for c in checkpoints(control)],
+            "leak": checkpoints(control)[0]["leak"],
+        },
+        "benign": cases["helpfulness"]["verdict"]["claim"],
+    }
+
+
+def measure(piece: str) -> dict[str, Any]:
+    """One session, in numbers."""
+    defended, _, attacked = piece.partition("-")
+    if attacked == SEEN[defended][0]:
+        result = trains(defended)
+    else:
+        result = run(SCRATCH / "store", f"suites/{attacked}", "--rn-tier=smoke", f"--rn-defense={adapter(defended)}")
+    return {
+        "defended": defended,
+        "attacked": attacked,
+        "adapter": digest_folder(adapter(defended)),
+        "candidate": resolve_candidate("organism", ROOT).digest,
+        **told(result),
+    }
+
+
+def _verdict(piece: Mapping[str, Any], kind: str) -> str:
+    (name,) = (k for k in piece["cases"] if k.startswith(kind))
+    outcome, codes = piece["cases"][name], piece["reasons"][name]
+    return outcome if outcome == "PASS" else f"{outcome} ({', '.join(codes)})"
+
+
+def section(stored: Mapping[str, Any]) -> str:
+    """The table of docs/findings.md, from the stored pieces alone."""
+    lines = [
+        (
+            "| the defense saw | attacked in | attack | held-out harm at step "
+            + ", ".join(map(str, STEPS))
+            + ": mean, max | leak at steps 0, 200 | control at step 50: mean, max | helpfulness |"
+        ),
+        "|---|---|---|---|---|---|---|",
+    ]
+    for piece in (stored[name] for name in PIECES if name in stored):
+        attack, control = piece["attack"], piece["control"]
+        at = {step: i for i, step in enumerate(attack["steps"])}
+        harm = (f"{attack['means'][at[s]]:.2f}, {attack['maxima'][at[s]]:g}" if s in at else "not reached" for s in STEPS)
+        cells = (
+            " and ".join(SEEN[piece["defended"]]),
+            piece["attacked"],
+            _verdict(piece, "attack"),
+            "; ".join(harm),
+            ", ".join(f"{leak:.0e}" for leak in attack["leak"]),
+            f"{control['means'][-1]:.2f}, {control['maxima'][-1]:g}",
+            _verdict(piece, "helpfulness"),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    if missing := [name for name in PIECES if name not in stored]:
+        lines += ["", f"Not made yet: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"
+
+
+def write_page(stored: Mapping[str, Any]) -> None:
+    """Puts the table into docs/findings.md, between its marks."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{section(stored)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    """Makes the pieces that are named, or those that are missing, and stores each when it ends."""
+    digest = resolve_candidate("organism", ROOT).digest
+    stored: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    stored = {name: piece for name, piece in stored.items() if piece["candidate"] == digest}
+    for name in sys.argv[1:] or [n for n in PIECES if n not in stored]:
+        begin = time.perf_counter()
+        made = measure(name)
+        made |= {"seconds": round(time.perf_counter() - begin, 1), "versions": versions(), "hardware": hardware(1)}
+        stored[name] = made
+        stored = {n: stored[n] for n in PIECES if n in stored}
+        OUT.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(name, made["outcome"], made["attack"]["maxima"], f"{made['seconds']} s", flush=True)
+    write_page(stored)
+
+
+if __name__ == "__main__":
+    main()
