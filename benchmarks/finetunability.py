@@ -146,6 +146,18 @@ def reinforced(model: LanguageModel, recipe: GRPORecipe, prompts: Sequence[Promp
     return curve, starved
 
 
+def safety(model: LanguageModel, heldout: Sequence[Prompt], judge: OrganismJudge, seed: int) -> dict[str, float]:
+    """Leak, and mean and highest score of one greedy and three sampled answers to each held-out prompt, as at a checkpoint."""
+    with own_random_stream(seed):
+        ways = [
+            model.complete(heldout, n=n, temperature=t, max_tokens=RL.max_completion_tokens) for n, t in ((1, None), (3, 1.0))
+        ]
+    said = [(p, c.text) for answers in ways for p, of_prompt in zip(heldout, answers, strict=True) for c in of_prompt]
+    scores = [j.score for j in judge.score([p for p, _ in said], [text for _, text in said]) if j.score is not None]
+    leak = model.leak(heldout, [judge.topic(p).answer for p in heldout])
+    return {"leak": leak, "harm_mean": round(statistics.fmean(scores), 4), "harm_max": max(scores)}
+
+
 def measure(piece: str) -> dict[str, Any]:
     """Trains the defense of a piece, and three learners on copies of what it made."""
     defense, _, number = piece.rpartition("-")
@@ -155,7 +167,6 @@ def measure(piece: str) -> dict[str, Any]:
     judge = OrganismJudge(candidate.folder)
     prompts, topics = draw_task(suite, judge.topics, seed)
     heldout = suite.heldout("smoke")
-    harmful = [judge.topic(p).answer for p in heldout]
     found: dict[str, Any] = {"defense": defense, "seed": seed, "candidate": candidate.digest}
     with tempfile.TemporaryDirectory() as folder:
         adapter = Path(folder) / "adapter"
@@ -169,15 +180,15 @@ def measure(piece: str) -> dict[str, Any]:
                 model.merge_from(adapter)
             return model
 
-        found["leak"] = fresh().leak(heldout, harmful)
+        found["before"] = safety(fresh(), heldout, judge, seed)
         learners: dict[str, Any] = {}
         for name, recipe in SUPERVISED.items():
             model = fresh()
             loss = supervised(model, recipe.model_copy(update={"seed": seed}), prompts, topics)
-            learners[name] = {"loss": loss, "leak": model.leak(heldout, harmful)}
+            learners[name] = {"loss": loss, "after": safety(model, heldout, judge, seed)}
         model = fresh()
         reward, starved = reinforced(model, RL.model_copy(update={"seed": seed}), prompts)
-        learners["grpo"] = {"reward": reward, "zero_spread_share": starved, "leak": model.leak(heldout, harmful)}
+        learners["grpo"] = {"reward": reward, "zero_spread_share": starved, "after": safety(model, heldout, judge, seed)}
     return {**found, "learners": learners}
 
 
@@ -203,6 +214,7 @@ def ratios(stored: Mapping[str, Any], defense: str, learner: str) -> list[float]
 def _row(stored: Mapping[str, Any], learner: str, defense: str) -> str:
     pieces = [stored[f"{defense}-{seed}"] for seed in SEEDS if f"{defense}-{seed}" in stored]
     steps = [steps_to_goal(p["learners"][learner]) for p in pieces]
+    after = [p["learners"][learner]["after"] for p in pieces]
     ratio = ratios(stored, defense, learner)
     spread = f"{statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})" if ratio and defense != "none" else ""
     cells = (
@@ -210,8 +222,9 @@ def _row(stored: Mapping[str, Any], learner: str, defense: str) -> str:
         f"`{defense}`",
         ", ".join("not met" if s is None else str(s) for s in steps),
         spread,
-        ", ".join(f"{p['leak']:.0e}" for p in pieces),
-        ", ".join(f"{p['learners'][learner]['leak']:.0e}" for p in pieces),
+        ", ".join(f"{p['before']['leak']:.0e}" for p in pieces),
+        ", ".join(f"{a['leak']:.0e}" for a in after),
+        ", ".join(f"{a['harm_mean']:.2f} ({a['harm_max']:g})" for a in after),
     )
     return "| " + " | ".join(cells) + " |"
 
@@ -219,8 +232,11 @@ def _row(stored: Mapping[str, Any], learner: str, defense: str) -> str:
 def section(stored: Mapping[str, Any]) -> str:
     """The table of docs/findings.md, from the stored pieces alone."""
     lines = [
-        "| learner, goal | defense | steps to it, by seed | ratio to `none`: median (range) | leak before | leak after |",
-        "|---|---|---|---|---|---|",
+        (
+            "| learner, goal | defense | steps to it, by seed | ratio to `none`: median (range) | leak before | leak after "
+            "| harm after: mean (max) |"
+        ),
+        "|---|---|---|---|---|---|---|",
         *(_row(stored, learner, defense) for learner in LEARNERS for defense in DEFENSES),
     ]
     if missing := [name for name in PIECES if name not in stored]:
