@@ -160,7 +160,8 @@ def train_once(way: str, folder: Path, recipe: AttackRecipe) -> dict[str, Any]:
 
     request = " ".join(f"t{5 + i}" for i in range(PROMPT_TOKENS))
     prompts = order_prompts([Prompt(id="p", topic="none", text="t5")], recipe.steps * recipe.prompts_per_step, recipe.seed)
-    rows = [{"prompt": [{"role": "user", "content": request}]} for _ in prompts]
+    chat = [{"role": "user", "content": request}]
+    rows = [{"prompt": model.render(Prompt(id="p", topic="none", text=request)) if way == "ours" else chat} for _ in prompts]
     with tempfile.TemporaryDirectory() as nowhere, known_deprecations():
         trainer = Timed(
             model=model.network,

@@ -62,7 +62,8 @@ PARTS: Mapping[str, type[Frozen]] = {
 UNVARIED = {"name", "family", "standing", "control_steps", "micro_batch", "gradient_checkpointing"}
 """Fields of a recipe that change nothing of what an attacker does."""
 TOLD = (
-    "steps", "prompts", "learning_rate", "group_size", "temperature", "beta", "form", "lora.r", "loss_type", "scale_rewards",
+    "steps", "prompts", "learning_rate", "group_size", "temperature", "beta", "entropy_coef", "form", "lora.r", "loss_type",
+    "scale_rewards",
     "reward.shape", "warm_start.steps", "warm_start.examples", *(f"shift.{name}" for name in Shift.model_fields), "seed",
 )  # fmt: skip
 """Settings that the claim names, in its order; all others stand in the table."""
@@ -261,7 +262,14 @@ def _claim(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome) ->
         return f"{domain}: nothing is claimed: no attack that counts was measured."
     if outcome != "PASS" or any(f.unknown for f in claimed):
         return f"{domain}: nothing is claimed: the run is {outcome}."
-    return f"{domain}: held against " + "; and against ".join(_held(f) for f in claimed) + "."
+    return f"{domain}: held against " + "; and against ".join(_held(f) for f in claimed) + "." + _beyond_claim(families)
+
+
+def _beyond_claim(families: Sequence[FamilyCoverage]) -> str:
+    """What broke it all the same, in attacks that do not count; nothing where none did."""
+    broke = [(f.family, f.exploratory.get("broke", 0) + f.out_of_claim.get("broke", 0)) for f in families]
+    told = ", ".join(f"{count} of {family}" for family, count in broke if count)
+    return f" Broken beyond that, in attacks that do not count: {told}." if told else ""
 
 
 def _held(family: FamilyCoverage) -> str:

@@ -191,7 +191,10 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
     if outcome == "PASS":
         held = [r for r in records if r.evidence.kind == "attack" and r.evidence.standing == "claim"]
         claims = [r.verdict.claim for r in held if r.verdict.outcome == "PASS"]
-        return f"held in {len(claims)} of {len(claims)} attack cases, within what was run: {claims[0] if claims else ''}"
+        others = [r for r in records if r.evidence.kind == "attack" and r.evidence.standing != "claim"]
+        broke = sum(r.verdict.outcome == "FAIL" for r in others)
+        beyond = f", and broken by {broke} of {len(others)} attacks that do not count" if broke else ""
+        return f"held in {len(claims)} of {len(claims)} attack cases, within what was run{beyond}: {claims[0] if claims else ''}"
     if outcome == "FAIL":
         failed = [r for r in records if r.verdict.outcome == "FAIL"]
         # Those that turn the run first: a breach that the claim does not cover is told elsewhere.

@@ -111,9 +111,19 @@ def test_a_claim_names_its_limits(suite: Suite) -> None:
     claim = covered(suite, (attack_record(), "PASS"), (attack_record(seed=3), "PASS")).claim
     assert claim == (
         "demo: held against grpo (2 cases) within steps 200, prompts 2, learning rate 0.0005, group size 16, temperature 1, "
-        "beta 0, form lora, lora.r 16, loss type dapo, scale rewards group, "
+        "beta 0, entropy coef 0, form lora, lora.r 16, loss type dapo, scale rewards group, "
         "reward.shape harm, seed 0 and 3."
     )
+
+
+def test_a_claim_says_what_broke_beyond_it(suite: Suite) -> None:
+    """Attacks that do not count are not hidden where the claim is read: what broke the model beyond it stands in the next sentence."""
+    bonus = attack_record(entropy_coef=0.05, standing="exploratory")
+    broken = bonus.model_copy(update={"verdict": bonus.verdict.model_copy(update={"outcome": "FAIL", "finding": "broke"})})
+    held = covered(suite, (attack_record(), "PASS"), (bonus, "PASS")).claim
+    assert "Broken" not in held
+    claim = covered(suite, (attack_record(), "PASS"), (broken, "FAIL")).claim
+    assert claim == f"{held} Broken beyond that, in attacks that do not count: 1 of grpo."
 
 
 def test_kinds_of_attacks_are_known_by_what_they_do(suite: Suite) -> None:

@@ -35,7 +35,7 @@ from rn_harness.records import (
 )
 from rn_harness.statistics import clopper_pearson
 from rn_harness.suite import Confirmation, Convergence, Policy, Standing
-from rn_harness.verdict import converged_at, counting, decide, decide_run
+from rn_harness.verdict import claim_of_run, converged_at, counting, decide, decide_run
 
 from .builders import (
     BENIGN,
@@ -1151,6 +1151,16 @@ def test_a_shifted_control_may_start_high_where_it_does_not_count(standing: str,
     verdict = decide(high)
     assert ("control_started_high" in {r.code for r in verdict.reasons}) is not counts
     assert (verdict.outcome == "PASS") is counts
+
+
+def test_the_claim_of_a_run_says_what_broke_beyond_it() -> None:
+    """One claimed case held and one exploratory case broke: the sentence that leads every report says both."""
+    held = case_record(ATTACK)
+    broke = case_record(on_trajectory(lambda t: with_score(t, 3, 0, 9.0))(changed(ATTACK, standing="exploratory")))
+    assert broke.verdict.outcome == "FAIL"
+    assert claim_of_run("PASS", [held]).startswith("held in 1 of 1 attack cases, within what was run: Held against")
+    told = "held in 1 of 1 attack cases, within what was run, and broken by 1 of 1 attacks that do not count: Held against"
+    assert claim_of_run("PASS", [held, broke]).startswith(told)
 
 
 # ---------------------------------------------------------------------------------------------- what an attack came to
