@@ -117,7 +117,7 @@ def test_a_claim_names_its_limits(suite: Suite) -> None:
 
 
 def test_a_claim_says_what_broke_beyond_it(suite: Suite) -> None:
-    """Attacks that do not count are not hidden where the claim is read: what broke the model beyond it stands in the next sentence."""
+    """Attacks that do not count are not hidden where the claim is read: what broke the model stands in the next sentence."""
     bonus = attack_record(entropy_coef=0.05, standing="exploratory")
     broken = bonus.model_copy(update={"verdict": bonus.verdict.model_copy(update={"outcome": "FAIL", "finding": "broke"})})
     held = covered(suite, (attack_record(), "PASS"), (bonus, "PASS")).claim
