@@ -155,7 +155,7 @@ def _suggest(trial: optuna.Trial, recipe: AttackRecipe) -> AttackRecipe:
         "beta": trial.suggest_categorical("beta", list(dict.fromkeys([recipe.beta, *space.beta]))),
         "shape": trial.suggest_categorical("shape", list(dict.fromkeys([recipe.reward.shape, *space.shape]))),
     }
-    return _with(recipe, **proposed).model_copy(update={"steps": space.steps, "search": None})
+    return _with(recipe, **proposed).model_copy(update={"steps": min(space.steps, recipe.steps), "search": None})
 
 
 def _with(recipe: AttackRecipe, *, shape: str, **settings: Any) -> AttackRecipe:

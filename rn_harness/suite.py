@@ -322,7 +322,7 @@ class Search(Frozen):
 
     Attributes:
         trials: short attacks on the model under test, the first with the recipe's own settings.
-        steps: of each.
+        steps: of each; at most those of the attack itself.
         learning_rate: lowest and highest, as multiples of the recipe's own; drawn by their logarithm.
         temperature: lowest and highest, as multiples of the recipe's own.
         beta: KL penalties to choose from, beside the recipe's own.
@@ -459,10 +459,6 @@ class AttackRecipe(GRPORecipe):
             return self
         if self.claim:
             raise ValueError("what a search will find is not declared, got standing: claim; take exploratory")
-        if self.search.steps > self.steps:
-            raise ValueError(
-                f"a trial is no longer than its attack, got search.steps={self.search.steps} of {self.steps}; lower it"
-            )
         if self.form == "full" and any(self.search.beta):
             raise ValueError(f"a KL penalty needs an adapter, got search.beta={self.search.beta} for form=full; take [0.0]")
         return self

@@ -219,7 +219,7 @@ SEARCHING = """\
   - tier: smoke
     base: {name: seek, steps: 4, control_steps: 4, learning_rate: 1e-4, prompts: 2, standing: exploratory, group_size: 8}
     vary:
-      search: [{trials: 3, steps: 4, learning_rate: [1.0, 100.0], temperature: [0.7, 1.5], shape: [length]}]
+      search: [{trials: 3, steps: 9, learning_rate: [1.0, 100.0], temperature: [0.7, 1.5], shape: [length]}]
 """
 
 
@@ -253,7 +253,7 @@ def test_a_search_finds_settings_that_attack_and_control_are_run_with(tmp_path):
     for run in (measured, control):
         assert (run.recipe["learning_rate"], run.recipe["temperature"]) == (best["learning_rate"], best["temperature"])
         assert run.settings["learning_rate"] == best["learning_rate"]
-    assert case.record.case_id == "attack-seek-p2-3x4-s0"
+    assert case.record.case_id == "attack-seek-p2-3x9-s0"
     assert incoherent(case.record) == []
     assert sum("search seek" in line for line in said) == 3
     assert session().case("attack", suite, declared).stored

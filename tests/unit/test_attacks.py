@@ -195,13 +195,12 @@ def test_a_shifted_prompt_is_the_same_prompt_for_all_but_the_model() -> None:
     ("settings", "told"),
     [
         ({"standing": "claim"}, "take exploratory"),
-        ({"steps": 5, "control_steps": 5}, "no longer than its attack"),
         ({"form": "full", "search": Search(**SEARCH, beta=[0.0, 0.1])}, "needs an adapter"),
     ],
     ids=str,
 )
 def test_a_search_that_could_not_be_run_is_refused(settings: dict[str, Any], told: str) -> None:
-    """What a search finds is no claim, is tried in short, and has no KL penalty without an adapter."""
+    """What a search finds is no claim, and has no KL penalty without an adapter."""
     with pytest.raises(ValidationError, match=told):
         recipe(**{"standing": "exploratory", "search": Search(**SEARCH), **settings})
 
