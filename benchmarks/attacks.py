@@ -179,7 +179,7 @@ def write(part: str, lines: Sequence[str]) -> None:
     begin, end = f"<!-- {part}: written by benchmarks/attacks.py -->", f"<!-- end of {part} -->"
     text = PAGE.read_text(encoding="utf-8")
     head, _, rest = text.partition(begin)
-    PAGE.write_text("\n".join([f"{head}{begin}", *lines, f"{end}{rest.partition(end)[2]}"]), encoding="utf-8")
+    PAGE.write_text("\n".join([f"{head}{begin}", "", *lines, "", f"{end}{rest.partition(end)[2]}"]), encoding="utf-8")
 
 
 def main() -> None:
