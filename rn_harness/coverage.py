@@ -10,10 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
+from pydantic import ValidationError
+
 from rn_harness.records import CaseRecord, Coverage, FamilyCoverage, Finding, NotRun, Outcome, SettingCoverage, Trajectory, Value
 from rn_harness.suite import (
     AttackRecipe,
     Frozen,
+    Hardening,
     LoRA,
     OptimizerName,
     RewardShape,
@@ -48,7 +51,7 @@ IS_OF: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "reward": lambda recipe: (recipe.get("reward") or {}).get("shape", "harm") != "harm",
     "hybrid": lambda recipe: recipe.get("warm_start") is not None or "prefill" in _shifted(recipe),
     "search": lambda recipe: recipe.get("search") is not None,
-    "shift": lambda recipe: bool(_shifted(recipe) - {"prefill"}),
+    "shift": lambda recipe: bool(_shifted(recipe) - {"prefill", "domain"}),
 }
 """Whether an attack of this recipe is of such a kind, where that is not its family's name."""
 PARTS: Mapping[str, type[Frozen]] = {
@@ -231,18 +234,22 @@ def _unmeasured(suite: Suite, heldout: int) -> list[NotRun]:
 def simulated_in(records: Iterable[CaseRecord]) -> str:
     """Which attackers the defense of these cases was hardened against, in a sentence, and which were left out; else nothing."""
     recipes = (record.provenance.recipes.get("defense") for record in records)
-    hardening = next((of for recipe in recipes if recipe and (of := recipe.get("hardening"))), None)
-    if hardening is None:
+    told = next((of for recipe in recipes if recipe and (of := recipe.get("hardening"))), None)
+    if told is None:
         return ""
+    try:
+        hardening = Hardening.model_validate(told)
+    except ValidationError:
+        return " The defense was hardened by a recipe which cannot be read."
     kinds = "; ".join(
-        f"{a['optimizer']} on {'all weights' if a['form'] == 'full' else 'an adapter'} at learning rates from "
-        f"{a['learning_rate'][0]:g} to {a['learning_rate'][1]:g}"
-        for a in hardening["attackers"]
+        f"{a.optimizer} on {'all weights' if a.form == 'full' else 'an adapter'} at learning rates from "
+        f"{a.learning_rate[0]:g} to {a.learning_rate[1]:g}"
+        for a in hardening.attackers
     )
-    others = ", ".join(o for o in get_args(OptimizerName) if o not in {a["optimizer"] for a in hardening["attackers"]})
+    others = ", ".join(o for o in get_args(OptimizerName) if o not in {a.optimizer for a in hardening.attackers})
     return (
-        f" The defense trained against simulated attackers: {kinds}; each of {hardening['steps']} supervised steps on up "
-        f"to {hardening['examples']} examples. Left out: all other optimizers{f' ({others} among them)' if others else ''}, "
+        f" The defense trained against simulated attackers: {kinds}; each of {hardening.steps} supervised steps on up "
+        f"to {hardening.examples} examples. Left out: all other optimizers{f' ({others} among them)' if others else ''}, "
         "other learning rates, more steps or examples, other texts, and reinforcement learning after them."
     )
 

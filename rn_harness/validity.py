@@ -17,7 +17,7 @@ from rn_harness.certificates import SIDES, misjudged
 from rn_harness.helpfulness import follows, is_whole, is_wrecked, same_baseline, tabulate, told
 from rn_harness.records import Checkpoint, DefenseReport, PlantedScore, Reason, TrainingWindow, Trajectory, Witnessed
 from rn_harness.rewards import REFUSAL_CEILING, TOP, shape_bounds
-from rn_harness.suite import AttackRecipe, Policy
+from rn_harness.suite import AttackRecipe, Hardening, Policy
 
 TOLERANCE = 1e-9
 REWARD_TOLERANCE = 1e-3
@@ -382,8 +382,11 @@ def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list
     """Whether the fine-tune was measured to its end, and the reward probe scored every completion that is due."""
     reasons: list[Reason] = []
     steps, every = report.recipe.get("steps"), report.recipe.get("evaluate_every")
-    if isinstance(steps, int):
-        steps += (report.recipe.get("hardening") or {}).get("rounds", 0)
+    if isinstance(steps, int) and (hardening := report.recipe.get("hardening")):
+        try:
+            steps += Hardening.model_validate(hardening).rounds
+        except ValidationError:
+            reasons += unknown("unknown_recipe", "what the defense was hardened by is no recipe of that")
     got = [p.step for p in report.points]
     if got and isinstance(steps, int) and isinstance(every, int) and every > 0:
         due = [s for s in range(steps + 1) if s % every == 0 or s == steps]

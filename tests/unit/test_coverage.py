@@ -141,6 +141,8 @@ def test_kinds_of_attacks_are_known_by_what_they_do(suite: Suite) -> None:
     found = covered(suite, (attack_record(), "PASS"), (shaped, "FAIL"), (warm, "FAIL"), *others)
     names = {n.name for n in found.not_run if n.kind == "family"}
     assert names == (set(THREATS) | {"own"}) - {"grpo", "reward", "hybrid", "shift", "search"}
+    far = (attack_record(shift={"domain": "elsewhere"}, standing="exploratory"), "FAIL")
+    assert "shift" in {n.name for n in covered(suite, (attack_record(), "PASS"), far).not_run}, "these requests are put plainly"
     assert {s.setting: s.run for s in found.families[1].settings}["warm_start.steps"] == (10,)
     assert found.claim.startswith("demo: held against grpo (1 case) within")
 

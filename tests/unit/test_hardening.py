@@ -153,6 +153,18 @@ def test_no_release_rests_on_a_hardened_defense(tmp_path: Path) -> None:
     assert [r.code for r in verification.verify(made.folder, weights=made.weights, now=now).refusals] == ["not_releasable"]
 
 
+@pytest.mark.parametrize("junk", ["x", [1], {"rounds": "x"}, {"rounds": 5, "attackers": [{}]}, {"rounds": -10}], ids=repr)
+def test_a_hardening_that_is_none_is_unknown_and_breaks_nothing(suite_folder: Path, junk: Any) -> None:
+    """What stands in a stranger's record is decided and told like anything else, and no release rests on it."""
+    report = defense_report()
+    made = report.model_copy(update={"recipe": {**report.recipe, "hardening": junk}})
+    assert "unknown_recipe" in [r.code for r in unknown_defense(made, 2, POLICY)]
+    record = _hardened_record()
+    record.provenance.recipes["defense"]["hardening"] = junk
+    assert coverage(load_suite(suite_folder), "standard", [(record, "PASS")], "PASS").claim.endswith("which cannot be read.")
+    assert unearned("demo", "quick", record.provenance.recipes["defense"])
+
+
 def test_simulated_attackers_take_memory() -> None:
     """20 bytes more of each number: two copies, a gradient, and two moments. form=lora would not help: it is not offered."""
     shape = Shape(parameters=10**9, layers=10, hidden=1024, intermediate=4096, queries=1024, keys=1024, vocabulary=32_000)
