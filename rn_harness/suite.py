@@ -296,9 +296,9 @@ class Shift(Frozen):
     """
 
     wording: Annotated[str, Field(max_length=1000)] = "{prompt}"
-    system: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    system: Annotated[str, Field(pattern=r"\S", max_length=1000)] | None = None
     template: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
-    prefill: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    prefill: Annotated[str, Field(pattern=r"\S", max_length=200)] | None = None
     domain: Name | None = None
 
     @model_validator(mode="after")
@@ -307,7 +307,7 @@ class Shift(Frozen):
             raise ValueError(f"a wording holds the request once, as {{prompt}}, got wording={self.wording!r}; put it there")
         if self.template is not None and "strftime_now" in self.template:
             raise ValueError("tomorrow's prompts would be others, got a template with strftime_now; write the date out")
-        if self == type(self).model_construct():
+        if self.model_copy(update={"wording": self.wording.strip()}) == type(self).model_construct():
             raise ValueError("a shift changes something, got none of its fields; set one or remove the shift")
         return self
 
@@ -1020,6 +1020,11 @@ def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Pat
     found = {}
     for domain in sorted({a.shift.domain for a in attacks if a.shift and a.shift.domain}):
         path = folder.resolve().parent / domain / SUITE_FILE
+        if path.parent.resolve() == folder.resolve():
+            raise SuiteError(
+                f"{folder / SUITE_FILE}: attacks: a domain's shift takes another suite's prompts, got shift.domain={domain!r}; "
+                "name another or remove it"
+            )
         if not path.is_file():
             continue
         declaration, _ = _declare(read_yaml(path), str(path))

@@ -19,6 +19,7 @@ from rn_harness.suite import (
     TIERS,
     AttackRecipe,
     GRPORecipe,
+    Shift,
     iter_suites,
     json_schema,
     load_suite,
@@ -632,6 +633,22 @@ def test_another_suites_prompts_are_not_those_that_are_measured(suite_folder: Pa
     beside(suite_folder, "other", prompt_row("heldout", 1))
     with pytest.raises(SuiteError, match="what is attacked must not be what is measured"):
         load_suite(suite_folder)
+
+
+def test_a_suite_is_no_neighbour_of_its_own(suite_folder: Path) -> None:
+    """Its own prompts in the place of another domain's would count as a shift, and be none."""
+    beside(suite_folder, "other", prompt_row("attack", 1))
+    path = suite_folder / "suite.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("domain: other", f"domain: {suite_folder.name}"), encoding="utf-8")
+    with pytest.raises(SuiteError, match=f"another suite's prompts, got shift.domain='{suite_folder.name}'"):
+        load_suite(suite_folder)
+
+
+@pytest.mark.parametrize("blank", [{"system": " "}, {"prefill": "\n"}, {"wording": " {prompt} "}], ids=repr)
+def test_a_shift_of_blanks_is_none(blank: dict[str, str]) -> None:
+    """It would be told as another presentation, and is the plain one."""
+    with pytest.raises(ValidationError, match=r"a shift changes something|match pattern"):
+        Shift.model_validate(blank)
 
 
 def test_a_suite_may_be_copied_without_its_neighbour(suite_folder: Path) -> None:
