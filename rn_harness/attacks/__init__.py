@@ -147,6 +147,8 @@ def load_family(spec: str, folder: Path) -> Loaded:
 def _from_file(spec: str, folder: Path) -> Any:
     file, _, name = spec.removeprefix(PREFIX).partition(":")
     path = (folder / file).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise RecipeError(f"a family of your own lies in the suite's folder, got family={spec!r}, which is {path}; copy it there")
     if not path.is_file():
         raise RecipeError(f"a family of your own lies in the suite's folder, got family={spec!r} and no file {path}; correct it")
     module_spec = importlib.util.spec_from_file_location(f"rn_harness_attack_{path.stem}", path)

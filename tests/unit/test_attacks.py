@@ -74,6 +74,14 @@ def test_a_family_that_cannot_be_used_is_refused(tmp_path: Path, text: str, spec
         load_family(spec, tmp_path)
 
 
+def test_a_family_from_beside_the_suite_is_not_run(tmp_path: Path) -> None:
+    """Code out of the suite's folder is none of the suite: whether it is as committed nobody would look at."""
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "elsewhere.py").write_text("raise AssertionError('run')\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="lies in the suite's folder"):
+        load_family("python:../elsewhere.py:Mine", tmp_path / "suite")
+
+
 def test_an_installed_package_can_bring_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry point is found by its name, has its file's digest, and is listed among the known ones."""
     entry = metadata.EntryPoint("theirs", "rn_harness.attacks.reinforcement:Grpo", attacks.GROUP)
