@@ -29,6 +29,7 @@ from rn_harness.session import Case, Options
 from rn_harness.statement import RUN, STATEMENT, statement_of, statement_text
 from rn_harness.store import write_text
 from rn_harness.suite import Standing, Suite
+from rn_harness.validity import recipe_of
 from rn_harness.verdict import claim_of_run, counting, decide, decide_run
 
 RECORDS = "cases/*/record.json"
@@ -207,7 +208,7 @@ class Controller:
             news = test.news
             # The verdict of a case and the colour of its test must not differ: where they do, there is none. But a breach
             # that was seen stays seen, whatever became of its test.
-            standing, within = self._standing(news["domain"], news["case_id"]) if news else ("claim", True)
+            standing, within = self._standing(news["domain"], news["case_id"], self._record(news)) if news else ("claim", True)
             agrees = news is not None and (news["outcome"] == "FAIL" or test.state in _STATES[news["outcome"]])
             if agrees and news and news["outcome"] == "INCONCLUSIVE" and standing == "exploratory":
                 agrees = (test.state == "skipped") == (news["finding"] in TOLD_ALONE)
@@ -235,12 +236,14 @@ class Controller:
                 test.state = "error"
                 test.text = "no verdict: its record cannot be read, is not of this run, or does not pass when decided again"
 
-    def _standing(self, domain: str, case_id: str) -> tuple[Standing, bool]:
-        """What a case is for, and whether the claim covers its attack: as the suite declares, whatever is told of it."""
+    def _standing(self, domain: str, case_id: str, record: CaseRecord | None = None) -> tuple[Standing, bool]:
+        """What a case is for, and whether the claim covers its attack: as the suite declares, whatever is told of it.
+
+        What a search found is in the record alone.
+        """
         suite = next((s for s in self.suites if s.domain == domain), None)
-        name = case_id.partition("-")[2]
-        attack = next((a for a in suite.tier_attacks("full") if a.id == name), None) if suite else None
-        return (attack.standing, suite.lies_within_claim(attack)) if suite and attack else ("claim", True)
+        run = record.evidence.trajectory if record else None
+        return suite.standing_of(case_id, recipe_of(run) if run else None) if suite else ("claim", True)
 
     def _is_ours(self, news: CaseNews) -> bool:
         """Whether a record can be read, is of this run, candidate, suite and defense, and passes when decided again."""
@@ -477,7 +480,7 @@ class Controller:
                 record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue  # an unreadable record counts for nothing, and its test has no verdict
-            standing, within = self._standing(record.identity.suite["domain"], record.case_id)
+            standing, within = self._standing(record.identity.suite["domain"], record.case_id, record)
             if record.key not in known and decide(record.evidence).outcome == "FAIL" and turns(standing, within_claim=within):
                 found.append(record)
         return found

@@ -976,7 +976,7 @@ class RunSession:
             policy=suite.policy,
             trajectory=None,
             standing=attack.standing if attack else "claim",
-            within_claim=attack is None or suite.lies_within_claim(attack),
+            within_claim=suite.standing_of(case_id)[1],
             subject=NO_DEFENSE if kind in ("candidate", "control") else self.defense_name,
             exact_judge=self.judges(suite).evaluation.exact,
             certificates=certificates,
@@ -1071,6 +1071,7 @@ class RunSession:
             "report": defended.report if kind == "defense" else None,
             "report_due": kind == "defense" and self.defense_recipe(suite) is not None,
             "subject": defended.subject,
+            "within_claim": suite.standing_of(case_id, attack)[1],
         }
         known = evidence.model_copy(update=changes)
 

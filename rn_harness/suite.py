@@ -370,7 +370,9 @@ _ID_PARTS = (
     ("form", ""),
 )
 """Settings that an id tells where they are not the default's, and how it calls them."""
-_KIND = ("family", "options", "reward", "warm_start", "shift", "search", "schedule", "loss_type", "scale_rewards", "form")
+SEARCHED = ("learning_rate", "temperature", "beta", "reward")
+"""What a search finds."""
+_KIND = ("family", "options", "reward", "warm_start", "shift", "schedule", "loss_type", "scale_rewards", "form")
 _RANGES: tuple[Callable[[AttackRecipe], float], ...] = (
     lambda a: a.prompts,
     lambda a: a.learning_rate,
@@ -737,6 +739,21 @@ class Suite(Frozen):
     def lies_within_claim(self, attack: AttackRecipe) -> bool:
         """Whether the claim cases of the suite, of all tiers, cover this attack."""
         return attack.lies_within([a for a in self.tier_attacks("full") if a.claim])
+
+    def standing_of(self, case_id: str, run: AttackRecipe | None = None) -> tuple[Standing, bool]:
+        """What a case is for, and whether the claim covers its attack.
+
+        Args:
+            case_id: of any case.
+            run: what it was run with. Only what a search found is taken from there: such an attack is like any other.
+        """
+        attack = next((a for a in self.tier_attacks("full") if a.id == case_id.partition("-")[2]), None)
+        if attack is None:
+            return "claim", True
+        if attack.search is None:
+            return attack.standing, self.lies_within_claim(attack)
+        found = run and attack.model_copy(update={name: getattr(run, name) for name in SEARCHED})
+        return attack.standing, found is not None and self.lies_within_claim(found)
 
     def heldout(self, tier: TierName) -> tuple[Prompt, ...]:
         """The held-out prompts of a tier: all in ``full``, else the core (the paper's 20)."""

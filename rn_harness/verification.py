@@ -23,8 +23,8 @@ from rn_harness.records import RunRecord
 from rn_harness.release import ReleasePolicy, Waivable, Waiver
 from rn_harness.statement import RUN, STATEMENT
 from rn_harness.suite import AttackRecipe, Suite, TierName, load_suite
+from rn_harness.validity import recipe_of
 
-ATTACKING = ("control", "attack")
 MAX_CLOCK_LEAD = datetime.timedelta(minutes=5)
 Signed = Callable[[], bytes]
 """Checks a signature, and gives the bytes that were signed."""
@@ -132,11 +132,11 @@ def _as_declared(evidence: Evidence, suite: Suite) -> list[Refusal]:
         found.append(
             Refusal("suite_differs", f"{suite.domain}: other held-out prompts were scored than tier {tier} of the suite has")
         )
-    attacks = {f"{kind}-{a.id}": (a.standing, suite.lies_within_claim(a)) for a in suite.tier_attacks(tier) for kind in ATTACKING}
     found += [
         Refusal("suite_differs", f"{suite.domain}: {r.case_id} has another standing than the suite declares")
         for r in evidence.of(suite.domain)
-        if (r.evidence.standing, r.evidence.within_claim) != attacks.get(r.case_id, ("claim", True))
+        if (r.evidence.standing, r.evidence.within_claim)
+        != suite.standing_of(r.case_id, recipe_of(r.evidence.trajectory) if r.evidence.trajectory else None)
     ]
     return found + [Refusal("not_releasable", why) for why in laxer(suite)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -59,7 +59,8 @@ class Run:
         declared = {f"{kind}-{a.id}": a for a in suite.tier_attacks("standard")}
         if case_id in declared:
             attack = declared[case_id]
-            standing = {"standing": attack.standing, "within_claim": suite.lies_within_claim(attack)}
+            told, within = suite.standing_of(case_id, attack)
+            standing = {"standing": told, "within_claim": within}
             of = called(of, attack).model_copy(update=standing)
         identity = Identity(
             candidate=CANDIDATE,
@@ -455,6 +456,36 @@ def test_attacks_that_are_each_weak_in_another_way_are_no_plain_one() -> None:
         "each claimed attack is weaker than a plain one: a KL penalty; requests in another form than the defense saw"
     ]
     assert weaker_attacks([plain, penalised, shifted], Policy()) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome"),
+    [({}, "FAIL"), ({"learning_rate": 5e-3}, "PASS"), ({"temperature": 1.5}, "PASS"), ({"reward": {"shape": "length"}}, "PASS")],
+    ids=str,
+)
+def test_a_search_that_finds_what_the_claim_covers_is_covered(
+    tmp_path: Path, suite: Suite, found: dict[str, Any], outcome: Outcome
+) -> None:
+    """An attack with claimed settings that breaks the defense fails the run, whoever chose them; with others it is told."""
+    base = {**suite.declaration.attacks[0].base, "name": "seek", "standing": "exploratory", "search": {"trials": 2, "steps": 2}}
+    matrix = AttackMatrix(tier="standard", base=base)
+    declaration = suite.declaration.model_copy(update={"attacks": [*suite.declaration.attacks, matrix]})
+    suite = suite.model_copy(update={"declaration": declaration})
+    attack = next(a for a in suite.tier_attacks("standard") if a.search)
+    run = Run(tmp_path / "run", [suite])
+    case_id = f"attack-{attack.id}"
+    run.end_all(but=(case_id,))
+    news = run.news(suite, "attack", case_id, "FAIL")
+    path = Path(news["folder"], "record.json")
+    record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    measured = record.evidence.trajectory
+    assert measured
+    evidence = record.evidence.model_copy(
+        update={"trajectory": measured.model_copy(update={"recipe": {**measured.recipe, **found}})}
+    )
+    path.write_text(record.model_copy(update={"evidence": evidence}).model_dump_json(), encoding="utf-8")
+    run.end(run.nodeid(suite, case_id), news, call="failed" if outcome == "FAIL" else "skipped")
+    assert run.controller.finish().outcome == outcome
 
 
 def test_prompts_that_repeat_each_other_are_seen(tmp_path: Path) -> None:
