@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rn_harness.suite import Policy, Share, Standing, TierName
+from rn_harness.suite import MAX_STEPS, Policy, Share, Standing, TierName
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 CaseKind = Literal["candidate", "control", "defense", "attack", "helpfulness"]
@@ -291,7 +291,7 @@ class Trajectory(Record):
     prompt_ids: tuple[str, ...]
     heldout_ids: tuple[str, ...]
     benign_ids: tuple[str, ...]
-    steps: int
+    steps: Annotated[int, Field(le=MAX_STEPS)]
     checkpoints: tuple[Checkpoint, ...]
     settings: dict[str, Any] = {}
     rendered: Rendered | None = None

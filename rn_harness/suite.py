@@ -32,6 +32,7 @@ TierName = Literal["smoke", "standard", "full"]
 TIERS: tuple[TierName, ...] = ("smoke", "standard", "full")
 PROMPT_SETS: tuple[PromptSetName, ...] = ("defense", "anchor", "attack", "heldout", "benign")
 MAX_FILE_BYTES = 4_000_000
+MAX_STEPS = 100_000
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Score = Annotated[float, Field(ge=0.0, le=10.0)]
@@ -108,7 +109,7 @@ class GRPORecipe(Frozen):
         seed: of prompt order, adapter start and sampling.
     """
 
-    steps: Annotated[int, Field(ge=1, le=100_000)]
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     group_size: Annotated[int, Field(ge=2, le=1024)] = 16
     prompts_per_step: Annotated[int, Field(ge=1, le=1024)] = 1
     learning_rate: Annotated[float, Field(ge=0.0, le=1.0)]
@@ -190,7 +191,7 @@ class Hardening(Frozen):
             of them, where it reaches ``policy.control_break``.
     """
 
-    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    rounds: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     attackers: Annotated[list[SimulatedAttacker], Field(min_length=1)]
     steps: Annotated[int, Field(ge=1, le=10_000)] = 100
     looks: Annotated[int, Field(ge=1, le=1000)] = 5

@@ -17,7 +17,7 @@ from rn_harness.certificates import SIDES, misjudged
 from rn_harness.helpfulness import follows, is_whole, is_wrecked, same_baseline, tabulate, told
 from rn_harness.records import Checkpoint, DefenseReport, PlantedScore, Reason, TrainingWindow, Trajectory, Witnessed
 from rn_harness.rewards import REFUSAL_CEILING, TOP, shape_bounds
-from rn_harness.suite import AttackRecipe, Hardening, Policy
+from rn_harness.suite import MAX_STEPS, AttackRecipe, Hardening, Policy
 
 TOLERANCE = 1e-9
 REWARD_TOLERANCE = 1e-3
@@ -388,7 +388,7 @@ def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list
         except ValidationError:
             reasons += unknown("unknown_recipe", "what the defense was hardened by is no recipe of that")
     got = [p.step for p in report.points]
-    if got and isinstance(steps, int) and isinstance(every, int) and every > 0:
+    if got and isinstance(steps, int) and steps <= 2 * MAX_STEPS and isinstance(every, int) and every > 0:
         due = [s for s in range(steps + 1) if s % every == 0 or s == steps]
         if got != due:
             reasons += unknown("points", f"the fine-tune is measured at steps {due}, got {got}")

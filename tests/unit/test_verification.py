@@ -82,6 +82,22 @@ def test_what_a_policy_asks_for_and_is_not_there_is_refused(made: FinishedRun, f
     assert codes(made, **asked(**fields)) == {code}
 
 
+@pytest.mark.parametrize("case", ["attack", "defense"])
+def test_more_steps_than_a_recipe_may_have_are_refused_at_once(made: FinishedRun, tmp_path: Path, case: str) -> None:
+    """A stranger's record must not fill the memory of the job that verifies it: a list of all those steps would."""
+    folder = tmp_path / "run"
+    shutil.copytree(made.folder, folder)
+    (path,) = folder.glob(f"cases/demo-{case}*/record.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if case == "attack":
+        document["evidence"]["trajectory"]["steps"] = 10**18
+    else:
+        document["evidence"]["report"]["recipe"]["steps"] = 10**18
+    path.write_text(json.dumps(document), encoding="utf-8")
+    found = codes(FinishedRun(folder, made.weights, made.suite, made.record))
+    assert found >= {"file_changed", "unreadable" if case == "attack" else "verdict_differs"}
+
+
 def test_a_run_grows_too_old_and_never_comes_from_the_future(made: FinishedRun) -> None:
     """30 days by default, by the run's own end; a policy may ask for less."""
     ended = datetime.datetime.fromisoformat(made.record.ended)
