@@ -30,7 +30,7 @@ def test_a_short_run_is_green_and_leaves_its_evidence(workspace):
     smoke, overridden, short = record["why_not"]
     assert "smoke" in smoke
     assert "modified" in overridden
-    assert "8 attacks are laxer than 200 steps" in short
+    assert "13 attacks are laxer than 200 steps" in short
     cases = workspace.cases()
     control, attack = cases["control-grpo-p5-lr5e-4-s0"], cases["attack-grpo-p5-lr5e-4-s0"]
     assert [c["step"] for c in attack["evidence"]["trajectory"]["checkpoints"]] == [0, 10, 20]
