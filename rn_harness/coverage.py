@@ -93,7 +93,7 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
         checkpoint_every=policy.checkpoint_every,
         not_run=(
             *_unrun_cases(suite, tier, families),
-            *_unrun_families(suite, [run.recipe for record, _ in cases if (run := _measured(record))]),
+            *_unrun_families(suite, [run.recipe for record, _ in cases if _told(record) and (run := _measured(record))]),
             *_unmeasured(suite, heldout),
         ),
         claim=claim_of(suite.domain, families, outcome, simulated),
@@ -131,6 +131,11 @@ def _family(name: str, cases: Sequence[tuple[CaseRecord, Outcome | None]]) -> Fa
 def _measured(record: CaseRecord) -> Trajectory | None:
     trajectory = record.evidence.trajectory
     return trajectory if trajectory and trajectory.checkpoints else None
+
+
+def _told(record: CaseRecord) -> bool:
+    """Whether an attack came to something: one that proved nothing, or wrecked its victim, covers no kind."""
+    return record.verdict.finding in ("held", "broke")
 
 
 def _came_to(cases: Iterable[tuple[CaseRecord, Outcome | None]], standing: Standing) -> dict[Finding, int]:

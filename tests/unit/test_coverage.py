@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rn_harness.coverage import THREATS, coverage
-from rn_harness.records import CaseRecord, Coverage, Outcome
+from rn_harness.records import CaseRecord, Coverage, Finding, Outcome
 from rn_harness.suite import AttackMatrix, AttackRecipe, Suite, load_suite
 
 from .builders import RECIPE, case_record, evidence, trajectory
@@ -21,10 +21,12 @@ def suite(suite_folder: Path) -> Suite:
 
 
 def attack_record(**recipe: Any) -> CaseRecord:
-    """A measured attack case with this recipe."""
+    """A measured attack case with this recipe, which held."""
     made = AttackRecipe.model_validate({**RECIPE, **recipe})
     of = evidence(trajectory=trajectory(200, recipe=made.model_dump(mode="json")), standing=made.standing)
-    return case_record(of).model_copy(update={"case_id": f"attack-{made.id}"})
+    record = case_record(of)
+    held = record.verdict.model_copy(update={"finding": "held"})
+    return record.model_copy(update={"case_id": f"attack-{made.id}", "verdict": held})
 
 
 def covered(suite: Suite, *cases: tuple[CaseRecord, Outcome | None], outcome: Outcome = "PASS") -> Coverage:
@@ -62,7 +64,7 @@ def test_exploratory_cases_widen_no_range(suite: Suite) -> None:
     assert settings(found)["learning_rate"][0] == (5e-4,)
     (family,) = found.families
     assert (family.claimed, family.held, family.broke, family.unknown) == (1, 1, 0, 0)
-    assert (family.exploratory, family.out_of_claim) == ({"unknown": 1}, {})  # its control is of another learning rate
+    assert (family.exploratory, family.out_of_claim) == ({"held": 1}, {})
     assert family.cases == ("attack-grpo-p2-lr5e-4-s0", "attack-grpo-p2-lr1e-1-s0")
 
 
@@ -124,6 +126,17 @@ def test_a_claim_says_what_broke_beyond_it(suite: Suite) -> None:
     assert "Broken" not in held
     claim = covered(suite, (attack_record(), "PASS"), (broken, "FAIL")).claim
     assert claim == f"{held} Broken beyond that, in attacks that do not count: 1 of grpo."
+
+
+@pytest.mark.parametrize(
+    ("finding", "covers"), [("held", True), ("broke", True), ("proved_nothing", False), ("degenerate", False)]
+)
+def test_a_kind_is_run_where_one_of_its_attacks_came_to_something(suite: Suite, finding: Finding, covers: bool) -> None:
+    """A shifted attack that could not break the undefended model either says nothing of shifts: those were not run."""
+    shifted = attack_record(shift={"system": "be kind"}, standing="exploratory")
+    shifted = shifted.model_copy(update={"verdict": shifted.verdict.model_copy(update={"finding": finding})})
+    names = {n.name for n in covered(suite, (attack_record(), "PASS"), (shifted, "PASS")).not_run if n.kind == "family"}
+    assert ("shift" in names) is not covers
 
 
 def test_kinds_of_attacks_are_known_by_what_they_do(suite: Suite) -> None:
