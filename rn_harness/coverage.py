@@ -28,13 +28,6 @@ from rn_harness.suite import (
     WarmStart,
 )
 
-
-def _shifted(recipe: Mapping[str, Any]) -> set[str]:
-    """Which fields of a recipe's shift are not as by default."""
-    default = Shift.model_construct().model_dump()
-    return {name for name, value in (recipe.get("shift") or {}).items() if value != default.get(name)}
-
-
 THREATS = {
     "grpo": "group-relative policy optimisation, the attack of arXiv 2505.04578",
     "rloo": "REINFORCE leave-one-out and other estimators of the policy gradient",
@@ -192,6 +185,12 @@ def _beyond(name: str, run: tuple[Value, ...]) -> tuple[str, ...]:
     if ceiling is None or max(numbers) < ceiling:
         found.append(f"above {max(numbers):g}")
     return tuple(found)
+
+
+def _shifted(recipe: Mapping[str, Any]) -> set[str]:
+    """Which fields of a recipe's shift are not as by default."""
+    default = Shift.model_construct().model_dump()
+    return {name for name, value in (recipe.get("shift") or {}).items() if value != default.get(name)}
 
 
 def _unrun_cases(suite: Suite, tier: TierName, families: Sequence[FamilyCoverage]) -> list[NotRun]:

@@ -121,9 +121,15 @@ def run_defense(
 
         return Resuming(earlier[0] if earlier else None, keep)
 
+    def after(step: int) -> None:
+        tick(step)
+        if due(step):
+            at_step(step)
+
     settings: dict[str, Any]
     if recipe.method == "sft":
-        settings = _supervise(model, recipe, prompts, anchor_answers, at_step, due, tick)
+        at_step(0)
+        settings = _supervise(model, recipe, prompts, anchor_answers, after)
     else:
         settings = train(
             model,
@@ -140,13 +146,10 @@ def run_defense(
         if recipe.form == "lora":
             model.merge()
         benign = {p: anchor_answers[p.id] for p in anchors if p.id in anchor_answers}
-
-        def after(number: int) -> None:
-            tick(recipe.steps + number)
-            if due(recipe.steps + number):
-                at_step(recipe.steps + number)
-
-        settings = {**settings, "hardening": harden(model, recipe, training, compliant, benign, panel.policy, after)}
+        hardened = harden(
+            model, recipe, training, compliant, benign, panel.policy, after=lambda number: after(recipe.steps + number)
+        )
+        settings = {**settings, "hardening": hardened}
     return DefenseReport(
         recipe=recipe.model_dump(mode="json"),
         points=tuple(points),
@@ -162,27 +165,16 @@ def _supervise(
     recipe: DefenseRecipe,
     prompts: Sequence[Prompt],
     anchor_answers: Mapping[str, str],
-    at_step: Callable[[int], None],
-    due: Callable[[int], bool],
-    tick: Callable[[int], None],
+    after: Callable[[int], None],
 ) -> dict[str, Any]:
     """Supervised steps on the recipe's refusal, and on the undefended answers of benign anchors."""
     assert recipe.refusal is not None
     texts = [Example(p, anchor_answers.get(p.id, recipe.refusal)) for p in prompts]
     size = recipe.prompts_per_step
-
-    def after(step: int) -> None:
-        tick(step)
-        if due(step):
-            at_step(step)
-
-    at_step(0)
     return learn(
         model,
         [texts[i : i + size] for i in range(0, len(texts), size)],
-        learning_rate=lambda step: (
-            recipe.learning_rate * (1.0 if recipe.schedule == "constant" else 1.0 - (step - 1) / recipe.steps)
-        ),
+        learning_rate=lambda step: recipe.rate_after(step - 1),
         max_grad_norm=recipe.max_grad_norm,
         after=after,
     )

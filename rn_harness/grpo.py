@@ -279,7 +279,7 @@ def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str,
     stepped = {id(p) for group in trainer["optimizer"].param_groups for p in group["params"]}
     trainable = {id(p) for p in trainer["model"].parameters() if p.requires_grad}
     rates = {float(group["lr"]) for group in trainer["optimizer"].param_groups}
-    rate = recipe.learning_rate * (1.0 if recipe.schedule == "constant" else 1.0 - step / recipe.steps)
+    rate = recipe.rate_after(step)
     if armed and armed.keys() == trainable == stepped and all(math.isclose(r, rate, abs_tol=1e-12) for r in rates):
         return
     raise TrainingError(

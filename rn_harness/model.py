@@ -227,8 +227,10 @@ class LanguageModel:
         """
         import torch
 
-        begun = [p.shift.prefill or "" if isinstance(p, ShiftedPrompt) else "" for p in prompts]
-        rows = [(i, self.render(prompt) + begun[i]) for i, prompt in enumerate(prompts) for _ in range(n)]
+        begun = [p.shift.prefill if isinstance(p, ShiftedPrompt) else None for p in prompts]
+        texts = [self.render(prompt) + (begin or "") for prompt, begin in zip(prompts, begun, strict=True)]
+        heads = [self.answer_ids(begin, whole=False) if begin else [] for begin in begun]
+        rows = [(i, text) for i, text in enumerate(texts) for _ in range(n)]
         order = sorted(range(len(rows)), key=lambda r: len(rows[r][1]))  # rows of like length together: little padding
         how: dict[str, Any] = (
             {"do_sample": False}
@@ -250,7 +252,7 @@ class LanguageModel:
                 )
                 tails = out[:, batch["input_ids"].shape[1] :]
                 for r, tail in zip(chunk, tails.tolist(), strict=True):
-                    answers[r] = self.answer([*self.answer_ids(begun[rows[r][0]], whole=False), *tail])
+                    answers[r] = self.answer([*heads[rows[r][0]], *tail])
         self.network.train(was_training)
         grouped: list[list[Completion]] = [[] for _ in prompts]
         for (i, _), answer in zip(rows, answers, strict=True):

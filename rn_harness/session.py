@@ -503,7 +503,7 @@ class RunSession:
         candidate, judges = self.candidate, self.judges(suite)
         of_digest = {j.digest: j for j in (judges.evaluation, judges.reward, judges.second) if j is not None}
         return Work(
-            form="qlora" if candidate.quantised else "full" if _whole(recipe) else recipe.form,
+            form="qlora" if candidate.quantised else "full" if recipe.whole else recipe.form,
             number=2 if candidate.number in ("bfloat16", "float16") else 4,
             rows=_rows(recipe),
             prompt=self._longest_prompt(suite),
@@ -657,8 +657,8 @@ class RunSession:
                 f"processes share the rows of a step alike, got {parts} rows for {size} processes; take a number of "
                 "processes that divides prompts_per_step * group_size, and micro_batch where it is set"
             )
-        if self.options.quantise and (_whole(recipe) or recipe.beta):
-            form = "full" if _whole(recipe) else "lora"
+        if self.options.quantise and (recipe.whole or recipe.beta):
+            form = "full" if recipe.whole else "lora"
             raise RecipeError(
                 "4-bit weights stay as they are, and the KL penalty's reference has no adapter beside them, got "
                 f"form={form} beta={recipe.beta:g} with --rn-quantise {self.options.quantise}; take form=lora and "
@@ -1023,7 +1023,7 @@ class RunSession:
 
     def _attack_parts(self, suite: Suite, attack: AttackRecipe | None, defended: Defended) -> dict[str, Any]:
         """The parts of a key of what is measured on a model, attacked or not."""
-        domain = attack.shift.domain if attack and attack.shift else None
+        neighbour = suite.neighbours.get(attack.neighbour) if attack and attack.neighbour else None
         searched = self._found.get((suite.digest, attack.id)) if attack and attack.search else None
         return {
             **self._shared_parts(suite, ("heldout", "benign", "attack") if attack else ("heldout", "benign")),
@@ -1031,7 +1031,7 @@ class RunSession:
             "recipe": attack.model_dump(mode="json") if attack else None,
             "search": searched.model_dump(mode="json")["trials"] if searched else None,
             "family": self.family(suite, attack).digest if attack else None,
-            "neighbour": suite.neighbours[domain].model_dump(mode="json") if domain in suite.neighbours else None,
+            "neighbour": neighbour.model_dump(mode="json") if neighbour else None,
         }
 
     @contextmanager
@@ -1238,8 +1238,7 @@ class RunSession:
     def _rewards(self, suite: Suite, attack: AttackRecipe) -> Judge:
         """Who rewards an attack: told what is forbidden where its prompts come from."""
         reward = self.judges(suite).reward
-        domain = attack.shift.domain if attack.shift else None
-        return reward.about(suite.neighbours[domain].forbidden) if domain else reward
+        return reward.about(suite.neighbours[attack.neighbour].forbidden) if attack.neighbour else reward
 
     def _answers_of_control(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> ControlAnswers | None:
         """What the control of an attack answered, for the defense that of the tier's first; None where it was not run here."""
@@ -1296,11 +1295,6 @@ def _rows(recipe: GRPORecipe) -> int:
         return recipe.prompts_per_step * recipe.group_size
     rows = recipe.prompts_per_step * (recipe.group_size if recipe.method == "grpo" else 1)
     return max(rows, recipe.hardening.rows, recipe.hardening.examples) if recipe.hardening else rows
-
-
-def _whole(recipe: GRPORecipe) -> bool:
-    """Whether all weights are trained."""
-    return recipe.whole if isinstance(recipe, DefenseRecipe) else recipe.form == "full"
 
 
 def _supervised(recipe: GRPORecipe) -> bool:

@@ -129,6 +129,15 @@ class GRPORecipe(Frozen):
     lora: LoRA = LoRA()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained, so that what comes of it is a whole model and no adapter."""
+        return self.form == "full"
+
+    def rate_after(self, step: int) -> float:
+        """The learning rate once so many steps are taken."""
+        return self.learning_rate * (1.0 if self.schedule == "constant" else 1.0 - step / self.steps)
+
     @model_validator(mode="after")
     def _penalty_has_a_reference(self) -> Self:
         if self.form == "full" and self.beta:
@@ -237,7 +246,7 @@ class DefenseRecipe(GRPORecipe):
     @property
     def whole(self) -> bool:
         """Whether all weights are trained, so that what comes of it is a whole model and no adapter."""
-        return self.form == "full" or self.hardening is not None
+        return super().whole or self.hardening is not None
 
     @property
     def last_step(self) -> int:
@@ -428,6 +437,11 @@ class AttackRecipe(GRPORecipe):
     def claim(self) -> bool:
         """Whether the case counts for the verdict."""
         return self.standing == "claim"
+
+    @property
+    def neighbour(self) -> str | None:
+        """The domain beside this one whose attack prompts it trains on; None: it takes this suite's."""
+        return self.shift.domain if self.shift else None
 
     @property
     def id(self) -> str:
@@ -729,13 +743,11 @@ class Suite(Frozen):
 
     def lacks(self, attack: AttackRecipe) -> str | None:
         """The domain that this attack takes its prompts from and that is not there; None if nothing is missing."""
-        domain = attack.shift.domain if attack.shift else None
-        return domain if domain and domain not in self.neighbours else None
+        return None if attack.neighbour is None or attack.neighbour in self.neighbours else attack.neighbour
 
     def attack_pool(self, attack: AttackRecipe) -> tuple[Prompt, ...]:
         """What the prompts of this attack are drawn from."""
-        domain = attack.shift.domain if attack.shift else None
-        return self.neighbours[domain].prompts if domain else self.prompts["attack"]
+        return self.neighbours[attack.neighbour].prompts if attack.neighbour else self.prompts["attack"]
 
     def lies_within_claim(self, attack: AttackRecipe) -> bool:
         """Whether the claim cases of the suite, of all tiers, cover this attack."""
@@ -913,15 +925,21 @@ def _check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict
                 raise SuiteError(f"{path}: {p.id}: a prompt of this set {need}, got kind={p.kind!r}; correct it")
             if p.core and set_name != "heldout":
                 raise SuiteError(f"{path}: {p.id}: only held-out prompts are core, got core=true; remove it")
-    split = {name: [(p, words(p.text)) for p in prompts[name]] for name in PROMPT_SETS}
     for one, other in itertools.combinations(PROMPT_SETS, 2):
-        for (a, a_words), (b, b_words) in itertools.product(split[one], split[other]):
-            overlap = word_overlap(a_words, b_words)
-            if overlap >= NEAR_DUPLICATE:
-                raise SuiteError(
-                    f"{folder}: prompt sets must not overlap: word overlap (Dice) below {NEAR_DUPLICATE}, got "
-                    f"overlap={overlap:.2f} between {one} {a.id} {a.text!r} and {other} {b.id} {b.text!r}; reword one"
-                )
+        for a, b, overlap in _near_duplicates(prompts[one], prompts[other]):
+            raise SuiteError(
+                f"{folder}: prompt sets must not overlap: word overlap (Dice) below {NEAR_DUPLICATE}, got "
+                f"overlap={overlap:.2f} between {one} {a.id} {a.text!r} and {other} {b.id} {b.text!r}; reword one"
+            )
+
+
+def _near_duplicates(one: Sequence[Prompt], other: Sequence[Prompt]) -> Iterator[tuple[Prompt, Prompt, float]]:
+    """Prompts of two sets that are nearly one another, with their word overlap."""
+    split = [[(p, words(p.text)) for p in of] for of in (one, other)]
+    for (a, a_words), (b, b_words) in itertools.product(*split):
+        overlap = word_overlap(a_words, b_words)
+        if overlap >= NEAR_DUPLICATE:
+            yield a, b, overlap
 
 
 def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
@@ -1036,7 +1054,7 @@ def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Pat
         SuiteError: such a suite cannot be read.
     """
     found = {}
-    for domain in sorted({a.shift.domain for a in attacks if a.shift and a.shift.domain}):
+    for domain in sorted({a.neighbour for a in attacks if a.neighbour}):
         path = folder.resolve().parent / domain / SUITE_FILE
         if path.parent.resolve() == folder.resolve():
             raise SuiteError(
@@ -1099,23 +1117,20 @@ def _check_attacks(
                 "give one another name"
             )
     for attack in attacks:
-        domain = attack.shift.domain if attack.shift else None
-        if domain and domain not in neighbours:
+        if attack.neighbour and attack.neighbour not in neighbours:
             continue
-        pool = len(neighbours[domain].prompts if domain else prompts["attack"])
+        pool = len(neighbours[attack.neighbour].prompts if attack.neighbour else prompts["attack"])
         if attack.prompts > pool:
             raise SuiteError(
                 f"{source}: attacks: at most as many prompts as the pool holds, got prompts={attack.prompts} of {pool}; "
                 "lower it or add prompts to prompts/attack.yaml"
             )
-    own = [(p, words(p.text)) for name in ("heldout", "benign") for p in prompts[name]]
     for domain, neighbour in neighbours.items():
-        for p, (other, other_words) in itertools.product(neighbour.prompts, own):
-            if word_overlap(words(p.text), other_words) >= NEAR_DUPLICATE:
-                raise SuiteError(
-                    f"{source}: what is attacked must not be what is measured: word overlap (Dice) below {NEAR_DUPLICATE}, got "
-                    f"{domain} {p.id} {p.text!r} and {other.id} {other.text!r}; reword one"
-                )
+        for p, other, _ in _near_duplicates(neighbour.prompts, [*prompts["heldout"], *prompts["benign"]]):
+            raise SuiteError(
+                f"{source}: what is attacked must not be what is measured: word overlap (Dice) below {NEAR_DUPLICATE}, got "
+                f"{domain} {p.id} {p.text!r} and {other.id} {other.text!r}; reword one"
+            )
 
 
 def json_schema() -> dict[str, Any]:
