@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pieces
 import yaml
 
 from rn_harness.provenance import hardware, versions
@@ -176,10 +177,7 @@ def flips(rows: Mapping[str, Mapping[str, Any]], repeated: Mapping[str, bool]) -
 
 def write(part: str, lines: Sequence[str]) -> None:
     """Puts a part's tables into the page."""
-    begin, end = f"<!-- {part}: written by benchmarks/attacks.py -->", f"<!-- end of {part} -->"
-    text = PAGE.read_text(encoding="utf-8")
-    head, _, rest = text.partition(begin)
-    PAGE.write_text("\n".join([f"{head}{begin}", "", *lines, "", f"{end}{rest.partition(end)[2]}"]), encoding="utf-8")
+    pieces.put(PAGE, f"<!-- {part}: written by benchmarks/attacks.py -->", f"<!-- end of {part} -->", "\n".join(lines))
 
 
 def main() -> None:
@@ -187,10 +185,10 @@ def main() -> None:
     part = sys.argv[1]
     folder = Path(sys.argv[2] if len(sys.argv) > 2 else ROOT / "build" / "attacks").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    stored = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    stored = pieces.read(OUT)
     found = {"full": full, "seeds": seeds}[part](folder)
     stored[part] = {**found, "versions": versions(), "hardware": hardware(1)}
-    OUT.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    pieces.store(OUT, stored)
     write(part, table(found["attacks"]) if part == "full" else flips(found["attacks"], found["repeated"]))
 
 

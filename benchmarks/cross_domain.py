@@ -12,19 +12,17 @@ The table in docs/findings.md is written from that file.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pieces
 import yaml
 from evidence import checkpoints, run
 
 from rn_harness.candidate import digest_folder, resolve_candidate
-from rn_harness.provenance import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "cross-domain.json"
@@ -154,26 +152,10 @@ def section(stored: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_page(stored: Mapping[str, Any]) -> None:
-    """Puts the table into docs/findings.md, between its marks."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{section(stored)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-
-
 def main() -> None:
-    """Makes the pieces that are named, or those that are missing, and stores each when it ends."""
-    digest = resolve_candidate("organism", ROOT).digest
-    stored: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
-    stored = {name: piece for name, piece in stored.items() if piece["candidate"] == digest}
-    for name in sys.argv[1:] or [n for n in PIECES if n not in stored]:
-        begin = time.perf_counter()
-        made = measure(name)
-        made |= {"seconds": round(time.perf_counter() - begin, 1), "versions": versions(), "hardware": hardware(1)}
-        stored[name] = made
-        stored = {n: stored[n] for n in PIECES if n in stored}
-        OUT.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        print(name, made["outcome"], made["attack"]["maxima"], f"{made['seconds']} s", flush=True)
-    write_page(stored)
+    """Makes the pieces that are named, or those that are missing, and writes the table."""
+    stored = pieces.make(OUT, PIECES, sys.argv[1:], measure, lambda made: (made["outcome"], made["attack"]["maxima"]))
+    pieces.put(PAGE, BEGIN, END, section(stored))
 
 
 if __name__ == "__main__":

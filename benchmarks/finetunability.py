@@ -12,18 +12,17 @@ missing or of another organism. Table and figure are written from that file.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
 import re
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pieces
 from panel import Bench, reinforce
 
 from rn_harness.candidate import resolve_candidate
@@ -31,7 +30,6 @@ from rn_harness.grpo import order_prompts, train
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.model import LanguageModel, own_random_stream
 from rn_harness.organism.knowledge import Topic, draw_topics
-from rn_harness.provenance import hardware, versions
 from rn_harness.records import TrainingWindow
 from rn_harness.suite import GRPORecipe, Prompt, Suite, load_suite, words
 from rn_harness.supervised import Diagnostics, Example, teach
@@ -266,27 +264,16 @@ def draw(stored: Mapping[str, Any]) -> None:
         figure.savefig(FIGURE, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
 
 
-def write_page(stored: Mapping[str, Any]) -> None:
-    """Puts the table into docs/findings.md, between its marks."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{section(stored)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+def reached(made: Mapping[str, Any]) -> tuple[object, ...]:
+    """What is printed of a piece: the steps that each learner took."""
+    return ({k: steps_to_goal(v) for k, v in made["learners"].items()},)
 
 
 def main() -> None:
-    """Makes the pieces that are named, or those that are missing, and stores each when it ends."""
-    digest = resolve_candidate("organism", ROOT).digest
-    stored: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
-    stored = {name: piece for name, piece in stored.items() if piece["candidate"] == digest}
-    for name in sys.argv[1:] or [n for n in PIECES if n not in stored]:
-        begin = time.perf_counter()
-        made = measure(name)
-        made |= {"seconds": round(time.perf_counter() - begin, 1), "versions": versions(), "hardware": hardware(1)}
-        stored[name] = made
-        stored = {n: stored[n] for n in PIECES if n in stored}
-        OUT.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        print(name, {k: steps_to_goal(v) for k, v in made["learners"].items()}, f"{made['seconds']} s", flush=True)
+    """Makes the pieces that are named, or those that are missing, and writes the table."""
+    stored = pieces.make(OUT, PIECES, sys.argv[1:], measure, reached)
     draw(stored)
-    write_page(stored)
+    pieces.put(PAGE, BEGIN, END, section(stored))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pieces
 from panel import Bench, reinforce
 
 from rn_harness.attack import draw_attack_prompts
@@ -271,8 +272,7 @@ def lines(stored: dict[str, Any]) -> list[str]:
 
 def write_page(stored: dict[str, Any]) -> None:
     """The tables into docs/theory.md, and the figure."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text("\n".join([before + BEGIN, "", *lines(stored), "", END]) + rest.split(END)[1], encoding="utf-8")
+    pieces.put(PAGE, BEGIN, END, "\n".join(lines(stored)))
     import matplotlib as mpl
 
     mpl.use("svg")

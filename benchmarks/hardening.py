@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pieces import put
+
 from rn_harness.candidate import Candidate, resolve_candidate
 from rn_harness.defense import run_defense
 from rn_harness.evaluate import Panel, greedy_answers
@@ -482,13 +484,6 @@ def tables(bench: Bench) -> str:
     return "\n".join(lines)
 
 
-def write_page(bench: Bench) -> None:
-    """Puts the tables between the marks."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(bench)}\n\n{END}{after}", encoding="utf-8")
-
-
 def main(named: Sequence[str]) -> None:
     """Measures what is named anew, else what is missing; then draws."""
     bench = Bench()
@@ -505,7 +500,7 @@ def main(named: Sequence[str]) -> None:
             for defense, seed in these:
                 stage(bench, defense, seed)
     draw(bench)
-    write_page(bench)
+    put(PAGE, BEGIN, END, tables(bench))
 
 
 if __name__ == "__main__":

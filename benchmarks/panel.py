@@ -9,17 +9,18 @@ The table in docs/validity.md is written from that file.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pieces
 
 from rn_harness.candidate import Candidate, digest_folder, resolve_candidate
 from rn_harness.defense import defense_reward, mix_benign, run_defense
@@ -28,7 +29,6 @@ from rn_harness.grpo import train
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.model import LanguageModel, own_random_stream
 from rn_harness.organism.knowledge import REFUSALS
-from rn_harness.provenance import hardware, versions
 from rn_harness.statistics import clopper_pearson
 from rn_harness.suite import LoRA, Prompt, Suite, load_suite
 from rn_harness.verdict import converged_at
@@ -391,12 +391,6 @@ def is_failed(piece: Mapping[str, Any]) -> bool:
     return any(session["outcome"] == "FAIL" for session in piece["sessions"])
 
 
-def load() -> dict[str, Any]:
-    """The stored pieces, by name."""
-    stored: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
-    return stored
-
-
 def _rate(count: int, total: int) -> str:
     interval = clopper_pearson(count, total)
     return f"{count} of {total} (95 % interval {100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
@@ -472,29 +466,21 @@ def write_page(stored: Mapping[str, Any]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     if BEGIN not in text:
         text = f"{text.rstrip()}\n\n{HEADING}\n\n{INTRODUCTION}\n{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{section(stored)}\n{END}{after}", encoding="utf-8")
+        PAGE.write_text(text, encoding="utf-8")
+    pieces.put(PAGE, BEGIN, END, section(stored))
 
 
 def main() -> None:
     """Makes the pieces that are named, or those that are missing, and stores each when it ends."""
-    digest = resolve_candidate("organism", ROOT).digest
-    stored = {name: piece for name, piece in load().items() if piece["candidate"] == digest}
-    store = Path(tempfile.mkdtemp(prefix="rn-harness-panel-"))
-    try:
-        for name in sys.argv[1:] or [n for n in PIECES if n not in stored]:
-            begin = time.perf_counter()
-            made = measure(name, store)
-            made |= {"seconds": round(time.perf_counter() - begin, 1), "versions": versions(), "hardware": hardware(1)}
-            stored[name] = made
-            stored = {n: stored[n] for n in PIECES if n in stored}
-            OUT.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            outcome = sessions[-1]["outcome"] if (sessions := made["sessions"]) else "not judged"
-            print(name, f"broken={made['broken']}", outcome, *sorted(found_by(made)), f"{made['seconds']} s", flush=True)
-    finally:
-        shutil.rmtree(store)
+    with tempfile.TemporaryDirectory(prefix="rn-harness-panel-") as name:
+        stored = pieces.make(OUT, PIECES, sys.argv[1:], functools.partial(measure, store=Path(name)), said_of)
     write_page(stored)
+
+
+def said_of(made: Mapping[str, Any]) -> tuple[object, ...]:
+    """What is printed of a piece."""
+    outcome = sessions[-1]["outcome"] if (sessions := made["sessions"]) else "not judged"
+    return (f"broken={made['broken']}", outcome, *sorted(found_by(made)))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import pieces
 
 from rn_harness.attack import run_attack
 from rn_harness.attacks import load_family
@@ -191,17 +193,22 @@ def attacks_on(bench: Bench, adapter: Path) -> dict[str, Any]:
     return {"grpo": bench.attacked(adapter, PLAIN)} | {name: bench.attacked(adapter, warm(n)) for name, n in WARM.items()}
 
 
-def steps(bench: Bench) -> Iterator[Row]:
-    """The default defense, for more and for fewer steps."""
+def varied(bench: Bench, part: str, field: str, values: Sequence[float]) -> Iterator[Row]:
+    """The default defense with other values of a field, attacked."""
     for seed in SEEDS:
-        for n in STEPS:
+        for value in values:
 
-            def row(n: int = n, seed: int = seed) -> dict[str, Any]:
-                recipe = bench.suite.declaration.defenses["anchored"].model_copy(update={"steps": n, "seed": seed})
-                adapter, facts = bench.defended(f"steps-{n}-{seed}", recipe)
+            def row(value: float = value, seed: int = seed) -> dict[str, Any]:
+                recipe = bench.suite.declaration.defenses["anchored"].model_copy(update={field: value, "seed": seed})
+                adapter, facts = bench.defended(f"{part}-{value}-{seed}", recipe)
                 return {"defense": facts, "attacks": attacks_on(bench, adapter)}
 
-            yield f"{n}-{seed}", row
+            yield f"{value}-{seed}", row
+
+
+def steps(bench: Bench) -> Iterator[Row]:
+    """The default defense, for more and for fewer steps."""
+    return varied(bench, "steps", "steps", STEPS)
 
 
 def prompts(bench: Bench) -> Iterator[Row]:
@@ -235,15 +242,7 @@ def judges(bench: Bench) -> Iterator[Row]:
 
 def style(bench: Bench) -> Iterator[Row]:
     """The default defense, with less and less against long refusals."""
-    for seed in SEEDS:
-        for cost in COSTS:
-
-            def row(cost: float = cost, seed: int = seed) -> dict[str, Any]:
-                recipe = bench.suite.declaration.defenses["anchored"].model_copy(update={"word_cost": cost, "seed": seed})
-                adapter, facts = bench.defended(f"style-{cost}-{seed}", recipe)
-                return {"defense": facts, "attacks": attacks_on(bench, adapter)}
-
-            yield f"{cost}-{seed}", row
+    return varied(bench, "style", "word_cost", COSTS)
 
 
 def entropy(bench: Bench) -> Iterator[Row]:
@@ -423,6 +422,7 @@ def table_of_predictors(stored: dict[str, Any]) -> list[str]:
 
 def draw(stored: dict[str, Any]) -> None:
     """Leak and boundary, by the defense's steps and by how long its refusals are."""
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -437,11 +437,12 @@ def draw(stored: dict[str, Any]) -> None:
         edges = other.scatter(xs, [12 if n is None else n for n in edge], c="#d55e00", marker="x")
         other.set(ylabel="supervised steps (12: none up to 10)", ylim=(0, 13))
     figure.legend([leaks, edges], ["leak", "fewest supervised steps that break it"], loc="outside lower center", ncols=2)
-    figure.savefig(IMAGES / "questions.svg")
+    with mpl.rc_context({"svg.hashsalt": "questions"}):  # the same file from the same rows
+        figure.savefig(IMAGES / "questions.svg", metadata={"Date": None, "Creator": None})
 
 
 def write_tables(stored: dict[str, Any]) -> None:
-    """Puts each table into the page, where it has a place."""
+    """Puts each table into its place in the page."""
     tables: dict[str, Callable[[dict[str, Any]], list[str]]] = {
         "prompts": table_of_prompts,
         "judges": table_of_judges,
@@ -451,24 +452,14 @@ def write_tables(stored: dict[str, Any]) -> None:
     }
     made = {name: make(stored[name]["rows"]) for name, make in tables.items() if name in stored}
     made["predictors"] = table_of_predictors(stored)
-    text = PAGE.read_text(encoding="utf-8")
     for name, lines in made.items():
-        begin, end = f"<!-- {name}: written by benchmarks/questions.py -->", f"<!-- end of {name} -->"
-        head, mark, rest = text.partition(begin)
-        if mark:
-            text = "\n".join([f"{head}{begin}", "", *lines, "", f"{end}{rest.partition(end)[2]}"])
-    PAGE.write_text(text, encoding="utf-8")
+        pieces.put(PAGE, f"<!-- {name}: written by benchmarks/questions.py -->", f"<!-- end of {name} -->", "\n".join(lines))
     draw(stored)
-
-
-def store(stored: dict[str, Any]) -> None:
-    """Writes all rows."""
-    OUT.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Measures the parts that are named anew, or the rows that are missing, and writes the tables."""
-    stored = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    stored = pieces.read(OUT)
     named = [name for name in sys.argv[1:] if name != "tables"]
     for name in named:
         stored.pop(name, None)
@@ -480,7 +471,7 @@ def main() -> None:
                 if key not in part["rows"]:
                     begin = time.perf_counter()
                     part["rows"][key] = row()
-                    store(stored)
+                    pieces.store(OUT, stored)
                     print(name, key, f"{time.perf_counter() - begin:.0f} s", flush=True)
     write_tables(stored)
 

@@ -16,7 +16,9 @@ def _benchmark(name):
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)  # they import one another, as scripts do
+        spec.loader.exec_module(module)
     return module
 
 

@@ -1,0 +1,67 @@
+"""What several benchmarks share: pieces that are stored when they end, and text between two marks of a page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rn_harness.candidate import resolve_candidate
+from rn_harness.provenance import hardware, versions
+
+
+def read(out: Path) -> dict[str, Any]:
+    """What is stored; nothing where there is no file."""
+    stored: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    return stored
+
+
+def store(out: Path, stored: Mapping[str, Any]) -> None:
+    """Writes all of it."""
+    out.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def make(
+    out: Path,
+    pieces: Sequence[str],
+    named: Sequence[str],
+    measure: Callable[[str], dict[str, Any]],
+    tell: Callable[[dict[str, Any]], Sequence[object]],
+) -> dict[str, Any]:
+    """Makes the pieces that are named, or those that are missing or of another organism, and stores each when it ends.
+
+    Args:
+        out: JSON file.
+        pieces: all there are, in their order.
+        named: to be made anew.
+        measure: makes one, with the ``candidate`` that it is of.
+        tell: what is printed of one.
+
+    Returns:
+        All that are stored.
+    """
+    root = Path(__file__).resolve().parents[1]
+    digest = resolve_candidate("organism", root).digest
+    stored = {name: piece for name, piece in read(out).items() if piece["candidate"] == digest}
+    for name in named or [n for n in pieces if n not in stored]:
+        begin = time.perf_counter()
+        made = measure(name)
+        made |= {"seconds": round(time.perf_counter() - begin, 1), "versions": versions(), "hardware": hardware(1)}
+        stored[name] = made
+        stored = {n: stored[n] for n in pieces if n in stored}
+        store(out, stored)
+        print(name, *tell(made), f"{made['seconds']} s", flush=True)
+    return stored
+
+
+def put(page: Path, begin: str, end: str, text: str) -> None:
+    """Puts text between two marks of a page, in the place of what stands there.
+
+    Raises:
+        ValueError: a mark is missing, or stands there twice.
+    """
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    page.write_text(f"{before}{begin}\n\n{text.rstrip()}\n\n{end}{after}", encoding="utf-8")
