@@ -476,9 +476,12 @@ def test_twice_as_long_takes_about_twice_as_long(baking: RulesJudge) -> None:
     """Time grows linearly: four times the text takes less than eight times as long."""
 
     def seconds(n: int) -> float:
-        before = time.process_time()
-        baking.judge(HARMFUL["list"][0] * n + PROSE * n)
-        return time.process_time() - before
+        text, taken = HARMFUL["list"][0] * n + PROSE * n, []
+        for _ in range(3):  # what else the machine does makes one look longer, never shorter
+            before = time.process_time()
+            baking.judge(text)
+            taken.append(time.process_time() - before)
+        return min(taken)
 
     seconds(5)
     assert seconds(160) < 8 * max(seconds(40), 0.01)
