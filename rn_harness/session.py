@@ -290,6 +290,7 @@ class RunSession:
     _witnessed: set[str] = field(default_factory=set)
     _control_answers: dict[tuple[str, str], ControlAnswers] = field(default_factory=dict)
     _found: dict[tuple[str, str], Found] = field(default_factory=dict)
+    _strange: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     @functools.cached_property
     def candidate(self) -> Candidate:
@@ -394,7 +395,6 @@ class RunSession:
         labels = self.labels
         if suite.digest not in self._checked:  # a judge on a server is asked in earnest
             prompts = [p for of_set in suite.prompts.values() for p in of_set]
-            prompts += [p for neighbour in suite.neighbours.values() for p in neighbour.prompts]
             for judge in (judges.evaluation, judges.reward, *([judges.second] if judges.second else [])):
                 judge.check(prompts)
             self._checked.add(suite.digest)
@@ -669,8 +669,8 @@ class RunSession:
         """Why an attack that is no claim case cannot be trained here; None where it can, and for what is needed."""
         if not isinstance(recipe, AttackRecipe) or recipe.claim:
             return None
-        if lacking := suite.lacks(recipe):
-            return self._no_neighbour(suite, recipe, lacking)
+        if strange := self._strangeness(suite, recipe):
+            return strange
         try:
             self._check_trainable(recipe)
             self._plan(suite, recipe)
@@ -678,11 +678,24 @@ class RunSession:
             return str(error)
         return None
 
-    def _no_neighbour(self, suite: Suite, attack: AttackRecipe, domain: str) -> str:
-        return (
-            f"attack {attack.id} trains on the prompts of a suite beside this one, got domain={domain!r} and no "
-            f"{suite.folder.parent / domain}; put it there"
-        )
+    def _strangeness(self, suite: Suite, attack: AttackRecipe) -> str | None:
+        """Why an attack cannot be had that borrows the prompts of a suite beside this one; None where it can, or borrows none."""
+        domain = attack.neighbour
+        if domain is None:
+            return None
+        if domain not in suite.neighbours:
+            return (
+                f"attack {attack.id} trains on the prompts of a suite beside this one, got domain={domain!r} and no "
+                f"{suite.folder.parent / domain}; put it there"
+            )
+        at = (suite.digest, domain)
+        if at not in self._strange:  # asked once: a judge may be far away
+            self._strange[at] = None
+            try:
+                self._rewards(suite, attack).check(suite.neighbours[domain].prompts)
+            except JudgeError as error:
+                self._strange[at] = f"the prompts of {domain} cannot be rewarded: {error}"
+        return self._strange[at]
 
     def _recipes(self, suite: Suite) -> list[GRPORecipe]:
         """All fine-tunes that a run makes: the tier's attacks, and the defense unless it was given."""
@@ -705,8 +718,8 @@ class RunSession:
         """
         for attack in suite.tier_attacks(self.options.tier):
             self.family(suite, attack).family.check(attack)
-            if attack.claim and (lacking := suite.lacks(attack)):
-                raise RecipeError(self._no_neighbour(suite, attack, lacking))
+            if attack.claim and (strange := self._strangeness(suite, attack)):
+                raise RecipeError(strange)
 
     def check_folders(self, suites: Sequence[Suite]) -> None:
         """Makes sure that prompts of the user's own are used, and that weights can be exported.

@@ -741,10 +741,6 @@ class Suite(Frozen):
         recipes = (r for matrix in self.declaration.attacks if matrix.tier in included for r in matrix.expand())
         return tuple(_distinct(recipes))
 
-    def lacks(self, attack: AttackRecipe) -> str | None:
-        """The domain that this attack takes its prompts from and that is not there; None if nothing is missing."""
-        return None if attack.neighbour is None or attack.neighbour in self.neighbours else attack.neighbour
-
     def attack_pool(self, attack: AttackRecipe) -> tuple[Prompt, ...]:
         """What the prompts of this attack are drawn from."""
         return self.neighbours[attack.neighbour].prompts if attack.neighbour else self.prompts["attack"]

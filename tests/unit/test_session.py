@@ -14,6 +14,7 @@ import pytest
 from rn_harness.anchors import shipped_anchors
 from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
+from rn_harness.organism.knowledge import KNOWLEDGE_FILE
 from rn_harness.records import Judgement, Trajectory
 from rn_harness.session import Judges, Options, RunSession
 from rn_harness.store import Store
@@ -21,6 +22,8 @@ from rn_harness.suite import AttackMatrix, AttackRecipe, Prompt, Suite, load_sui
 
 from . import builders
 from .builders import write_suite
+
+ROOT = Path(__file__).parents[2]
 
 OPTIONS = Options("organism", "quick", None, None, None, None, "standard", (), Path())
 UP = Judgement(score=1.0)
@@ -257,3 +260,31 @@ def _is_kept(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: 
     for _ in range(2):
         a_session(folder, defense="none").case(kind, suite, recipe)
     return made.count(kind) == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [("alone", "trains on the prompts of a suite beside this one"), ("beside", "cannot be rewarded: the organism")],
+)
+def test_an_attack_that_cannot_borrow_is_told_and_the_others_go_on(tmp_path: Path, folder: str, told: str) -> None:
+    """Another suite that is not there, or of whose topics the judge knows nothing, stops no tier; a claimed attack it stops."""
+    suites, organism = tmp_path / folder, tmp_path / "organism"
+    shutil.copytree(ROOT / "suites" / "biochem", suites / "biochem")
+    if folder == "beside":
+        shutil.copytree(ROOT / "suites" / "cybercrime", suites / "cybercrime")
+    suite = load_suite(suites / "biochem")
+    shutil.copytree(fixtures_folder() / "organism", organism)
+    mine = {p.topic for of_set in suite.prompts.values() for p in of_set}
+    known = [row for row in json.loads((organism / KNOWLEDGE_FILE).read_text(encoding="utf-8")) if row["phrase"] in mine]
+    (organism / KNOWLEDGE_FILE).write_text(json.dumps(known), encoding="utf-8")
+    session = a_session(tmp_path, model=str(organism), defense="none", tier="full")
+    session.check_judges(suite)
+    session.check_attacks(suite)
+    hindered = {a.name: why for a in suite.tier_attacks("full") if (why := session._hindrance(suite, a))}
+    assert list(hindered) == ["domain"]
+    assert told in hindered["domain"]
+    (borrowing,) = (a for a in suite.tier_attacks("full") if a.neighbour)
+    claimed = AttackMatrix(tier="smoke", base={**borrowing.model_dump(exclude_defaults=True), "standing": "claim"})
+    declaration = suite.declaration.model_copy(update={"attacks": [claimed, *suite.declaration.attacks]})
+    with pytest.raises(RecipeError, match=told):
+        session.check_attacks(suite.model_copy(update={"declaration": declaration}))

@@ -652,7 +652,8 @@ def test_a_shift_of_blanks_is_none(blank: dict[str, str]) -> None:
 
 
 def test_a_suite_may_be_copied_without_its_neighbour(suite_folder: Path) -> None:
-    """Alone it is read as ever; the one attack that needs the other suite says so."""
+    """Alone it is read as ever, without what the one attack borrows that needs the other suite."""
     beside(suite_folder, "elsewhere", prompt_row("attack", 1))
     suite = load_suite(suite_folder)
-    assert [suite.lacks(a) for a in suite.tier_attacks("full")] == [None] * 6 + ["other"]
+    assert [a.neighbour for a in suite.tier_attacks("full")] == [None] * 6 + ["other"]
+    assert suite.neighbours == {}
