@@ -807,7 +807,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         if session.exitstatus in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.USAGE_ERROR):
             session.exitstatus = pytest.ExitCode.OK
         return
-    if SINK in config.stash or _is_worker(config) or not config.getoption("rn_gate") or session.exitstatus != 0:
+    if SINK in config.stash or _is_worker(config):
+        return
+    if session.exitstatus == pytest.ExitCode.INTERRUPTED and _near_suites(config):
+        _tell_interrupted(config)
+    if not config.getoption("rn_gate") or session.exitstatus != 0:
         return
     from rn_harness.gate import NOT_RELEASABLE
 
@@ -815,6 +819,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     if reporter:
         reporter.write_line("--rn-gate: no suite was run, so that nothing can be released; name one, e.g. pytest suites/biochem")
+
+
+def _tell_interrupted(config: pytest.Config) -> None:
+    """Puts an error into the user's own JUnit, which pytest would write with no test in it where it was cut off before any."""
+    from _pytest.junitxml import xml_key
+
+    xml = config.stash.get(xml_key, None)
+    if xml is not None:
+        at = ("rn-harness", None, "interrupted")
+        text = "no verdict: interrupted before the first test"
+        xml.pytest_runtest_logreport(
+            pytest.TestReport("rn-harness::interrupted", at, {}, "failed", text, "setup", start=0.0, stop=0.0)
+        )
 
 
 class Sink:

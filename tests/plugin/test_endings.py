@@ -224,6 +224,16 @@ def test_a_suite_that_cannot_be_collected_is_red(scene, processes):
     assert json.loads((run / "run.json").read_text())["outcome"] == "INCONCLUSIVE"
 
 
+def test_an_interruption_before_the_first_test_leaves_no_empty_junit(scene):
+    """Ctrl-C while tests are collected: exit 2, and one error in the user's JUnit, where pytest would write none."""
+    (scene.folder / "mine" / "biochem" / "test_biochem.py").write_text("raise KeyboardInterrupt\n")
+    result = scene.run(*TINY)
+    assert result.ret == 2, result.text
+    SCHEMA.validate(str(scene.folder / "asked.xml"))
+    suite = ET.parse(scene.folder / "asked.xml").getroot().find("testsuite")
+    assert suite.get("errors") == suite.get("tests") == "1"
+
+
 @pytest.mark.parametrize("place", ["--rn-run", "RN_HARNESS_CACHE"])
 def test_where_nothing_can_be_written_nothing_is_trained(scene, place):
     """A report folder or a store that cannot be written to: exit 4 and what to set, before any work."""
