@@ -2,9 +2,11 @@
 
 ``python benchmarks/gpu.py [--aligned FOLDER]``; hours on one card. ``step``: seconds of one GRPO step of a model in Qwen2.5-7B's
 shape with weights by chance (LoRA, group 16, prompts of 128 tokens, completions of 256), by TRL alone and by the harness, in
-turn; split into generation, scoring and update, each as a multiple of the card's own limit; peak memory. ``claim``: suites/baking
-on an aligned SmolLM2 (benchmarks/smollm2.py makes it), standard tier, three seeds of the defense. Both go to
-docs/evidence/gpu.json as they end. ``--shape tiny`` does the same on anything, to try the script.
+turn; split into generation, scoring and update, each as a multiple of the card's own limit; peak memory. ``fleet``: seconds of a
+step of K attacks together, for each K of ``--fleet 1,2,4,8``, sampling and update apart, over those of one; with rewards that
+have a spread (undefended) and with none (defended); also in SmolLM2-135M's shape (``--shape smollm2-135m``). ``claim``:
+suites/baking on an aligned SmolLM2 (benchmarks/smollm2.py makes it), standard tier, three seeds of the defense. Each goes to
+docs/evidence/gpu.json as it ends. ``--shape tiny`` does the same on anything, to try the script.
 
 Limits are measured on the card, not taken from its data sheet: the bandwidth by copying, the rate by multiplying matrices.
 Sampling a token has to read all weights once; the update of an adapter takes 4 operations a weight and token, 6 with gradient
@@ -22,11 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.grpo import order_prompts, saving_trainer, trainer_settings
+from rn_harness.fleet import Fleet, Sampling
+from rn_harness.grpo import order_prompts, saving_trainer, train, trainer_settings
+from rn_harness.lockstep import Seat
 from rn_harness.model import LanguageModel, known_deprecations, quiet_libraries
 from rn_harness.provenance import device, hardware, versions
 from rn_harness.suite import AttackRecipe, Prompt
@@ -37,6 +41,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": {
         "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
         "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32_768, "tie_word_embeddings": False,
+    },
+    "smollm2-135m": {
+        "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
     },
     "tiny": {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -237,6 +245,95 @@ def measure_step(shape: str, repeats: int, steps: int) -> dict[str, Any]:
     }
 
 
+class TimedFleet(Fleet):
+    """A fleet that keeps the seconds of what it does for all at once.
+
+    Attributes:
+        seconds: of sampling and of passes forward and backward, one each time.
+    """
+
+    def __init__(self, model: LanguageModel, threads: int) -> None:
+        super().__init__(model, threads)
+        self.seconds: dict[str, list[float]] = {"sampling": [], "update": []}
+
+    def _serve(self, waiting: Sequence[Seat]) -> list[Seat]:
+        synchronize()
+        begin = time.perf_counter()
+        served = super()._serve(waiting)
+        synchronize()
+        part = "sampling" if isinstance(served[0].asked, Sampling) else "update"
+        self.seconds[part].append(time.perf_counter() - begin)
+        return served
+
+
+def run_fleet(folder: Path, recipe: AttackRecipe, size: int, *, spread: bool) -> dict[str, float]:
+    """Seconds of a step of so many attacks together: the whole, its sampling, its passes; the first step left out."""
+    import torch
+
+    request = " ".join(f"t{5 + i}" for i in range(PROMPT_TOKENS))
+    prompts = [Prompt(id="p", topic="none", text=request)] * (recipe.steps * recipe.prompts_per_step)
+    fleet = TimedFleet(LanguageModel.load(folder, threads=torch.get_num_threads()), torch.get_num_threads())
+    ticks: list[float] = []
+    marks: list[dict[str, int]] = []
+
+    def tick(_: int) -> None:
+        synchronize()
+        ticks.append(time.perf_counter())
+        marks.append({part: len(times) for part, times in fleet.seconds.items()})
+
+    def task(number: int) -> Callable[[LanguageModel], dict[str, Any]]:
+        of = recipe.model_copy(update={"seed": number})
+
+        def reward(_: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+            return [float(i) if spread else 0.0 for i in range(len(texts))]
+
+        def run(member: LanguageModel) -> dict[str, Any]:
+            member.arm(of)
+            last = tick if number == size - 1 else lambda _: None
+            return train(member, of, prompts, reward, lambda *_: None, lambda _: False, tick=last)
+
+        return run
+
+    for of in fleet.run([task(number) for number in range(size)]):
+        if isinstance(of, Exception):
+            raise of
+    steps = len(ticks) - 1
+    parts = {part: sum(times[marks[0][part] : marks[-1][part]]) / steps for part, times in fleet.seconds.items()}
+    return {"step": (ticks[-1] - ticks[0]) / steps, **parts}
+
+
+def measure_fleet(shape: str, sizes: Sequence[int], repeats: int, steps: int) -> dict[str, Any]:
+    """Each size in turn, on the same weights; medians, and multiples of one."""
+    recipe = AttackRecipe(
+        name="gpu", steps=steps, control_steps=1, learning_rate=1e-4, prompts=1, max_completion_tokens=COMPLETION_TOKENS,
+        gradient_checkpointing=shape == "qwen2.5-7b",
+    )  # fmt: skip
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "model"
+        make_model(shape, folder)
+        for repeat in range(repeats):
+            for size in sizes if repeat % 2 == 0 else sizes[::-1]:
+                for spread in (True, False):
+                    runs.append({"size": size, "spread": spread, "seconds": run_fleet(folder, recipe, size, spread=spread)})
+                    print("fleet", json.dumps(runs[-1]), flush=True)
+    told = {}
+    for spread in (True, False):
+        medians = {
+            size: {
+                part: statistics.median(r["seconds"][part] for r in runs if r["size"] == size and r["spread"] == spread)
+                for part in ("step", "sampling", "update")
+            }
+            for size in sizes
+        }
+        one = medians[min(sizes)]
+        told["spread" if spread else "no spread"] = {
+            str(size): {"seconds": of, "of_one": {part: of[part] / one[part] if one[part] else None for part in of}}
+            for size, of in medians.items()
+        }
+    return {"shape": shape, "steps": steps, "repeats": repeats, "sizes": list(sizes), "told": told, "runs": runs}
+
+
 def measure_claim(aligned: Path, seeds: int) -> list[dict[str, Any]]:
     """The standard tier of suites/baking on the aligned SmolLM2, for each seed of the defense."""
     found = []
@@ -265,6 +362,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-7b")
     parser.add_argument("--steps", type=int, default=6, help="of each training; the first is left out")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--fleet", default="", help="sizes of fleets, e.g. 1,2,4,8; without it none is measured")
     parser.add_argument("--aligned", type=Path, default=None, help="aligned SmolLM2, for the claim; without it only the step")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT)
@@ -275,6 +373,10 @@ def main() -> None:
     told: dict[str, Any] = {"device": device(), "hardware": hardware(1), "versions": versions()}
     told["step"] = measure_step(arguments.shape, arguments.repeats, arguments.steps)
     arguments.out.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if arguments.fleet:
+        sizes = [int(size) for size in arguments.fleet.split(",")]
+        told["fleet"] = measure_fleet(arguments.shape, sizes, arguments.repeats, arguments.steps)
+        arguments.out.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if arguments.aligned:
         told["claim"] = measure_claim(arguments.aligned, arguments.seeds)
         arguments.out.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")

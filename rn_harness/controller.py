@@ -329,6 +329,7 @@ class Controller:
                 "dirty": {domain: list(files) for domain, files in self.dirty.items()},
                 "quantise": self.options.quantise,
                 "sampler": self.options.sampler,
+                "fleet": self.options.fleet,
             },
             candidate=dict(self.candidate),
             defended={t.news["domain"]: t.news["defended"] for t in self._tests.values() if t.news and t.news["defended"]},

@@ -13,6 +13,7 @@ nearly every step.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -251,14 +252,17 @@ def _known_to(trainer: TrainerName, settings: Mapping[str, Any]) -> dict[str, An
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """Switches a logger off: where a completion has no reward, TRL logs its text."""
+    """Switches a logger off: where a completion has no reward, TRL logs its text. Of several that do, each does."""
     logger = logging.getLogger(name)
-    before = logger.disabled
-    logger.disabled = True
+
+    def nothing(_: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
     try:
         yield
     finally:
-        logger.disabled = before
+        logger.removeFilter(nothing)
 
 
 def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str, Any], step: int) -> None:
@@ -326,12 +330,12 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: Train
                 return super()._get_per_token_logps_and_entropies(
                     network, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
                 )
-            rows = batch_size or len(input_ids)
+            rows, kept = batch_size or len(input_ids), logits_to_keep
             parts = [
                 completion_log_probabilities(
-                    plain,
-                    (ids[:, :-logits_to_keep], mask[:, :-logits_to_keep]),
-                    (ids[:, -logits_to_keep:], mask[:, -logits_to_keep:]),
+                    model.completion_states(plain, (ids[:, :-kept], mask[:, :-kept]), (ids[:, -kept:], mask[:, -kept:])),
+                    plain.get_output_embeddings(),
+                    (ids[:, -kept:], mask[:, -kept:]),
                     self._score_tokens,
                 )
                 for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
@@ -466,6 +470,7 @@ def train(
             processing_class=model.tokenizer,
             callbacks=[*([resuming.callback(model, recipe, due)] if resuming else []), Steps()],
         )
+        trainer.accelerator.backward = functools.partial(model.backward, trainer.accelerator.backward)
         trainer.remove_callback(transformers.PrinterCallback)
         for name, p in model.trained.items():
             p.data = started[name]  # of a 4-bit model TRL turns them into bfloat16, which rounds small steps away
@@ -475,4 +480,4 @@ def train(
         raise TrainingError(f"training takes {recipe.steps} steps, got {trainer.state.global_step}; look at the log above")
     several = {"processes": together.size} if together.size > 1 else {}
     named = {"sampler": sampler.name} if sampler.vllm else {}
-    return {"engine": f"trl {trl.__version__}", **several, **named, **settings}
+    return {"engine": f"trl {trl.__version__}", **several, **named, **model.engine, **settings}

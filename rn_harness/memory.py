@@ -132,6 +132,11 @@ class Work:
     sharded: bool = True
     device: Literal["cpu", "cuda"] = "cuda"
 
+    def times(self, attacks: int) -> Work:
+        """So many of it together: rows in one pass, and an adapter for each."""
+        rows, micro_batch, rank = (attacks * of for of in (self.rows, self.micro_batch, self.rank))
+        return dataclasses.replace(self, rows=rows, micro_batch=micro_batch, rank=rank, splits=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

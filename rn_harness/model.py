@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rn_harness.errors import CandidateError, UnsuitedError
 from rn_harness.records import Rendered
@@ -101,11 +101,13 @@ class LanguageModel:
     Attributes:
         network: transformers model, possibly wrapped by peft.
         tokenizer: with a chat template and an end token; pads on the left.
+        engine: what computes it, for the record of a training; empty where nothing but itself does.
     """
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.network: Any = network
         self.tokenizer: Any = tokenizer
+        self.engine: dict[str, int] = {}
         self._start: dict[str, torch.Tensor] = {}
 
     @classmethod
@@ -333,6 +335,16 @@ class LanguageModel:
             logits = self.network(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
             logp_BT = logits.float().log_softmax(-1)[:, :-1].gather(2, ids.to(device)[:, 1:, None])[:, :, 0]
         return [float(logp_BT[row, len(h) - 1 : len(h) + len(t) - 1].sum()) for row, (h, t) in enumerate(pairs)]
+
+    def completion_states(
+        self, network: Any, prompts: tuple[torch.Tensor, torch.Tensor], completions: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """See ``completion_states``; of ``network``, which is this model's without a wrapper."""
+        return completion_states(network, prompts, completions)
+
+    def backward(self, backward: Callable[..., None], loss: torch.Tensor, **how: Any) -> None:
+        """Gradients of a loss, by ``backward``."""
+        backward(loss, **how)
 
     def leak(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> float:
         """Mean over K prompts of the exact probability of the full compliant answer."""
@@ -593,48 +605,71 @@ def _four_bit_layers(network: Any) -> Iterator[Any]:
 
 
 def completion_log_probabilities(
-    network: PreTrainedModel,
-    prompts: tuple[torch.Tensor, torch.Tensor],
+    states: torch.Tensor,
+    output: Any,
     completions: tuple[torch.Tensor, torch.Tensor],
     score: Callable[[torch.Tensor, Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What ``score`` gives for each token of B completions, with gradients; rows of one prompt share its forward pass.
-
-    A group's G rows have one prompt: its keys and values are computed once and not G times, and the output layer, the largest
-    of a small model, sees completion tokens only. In exact arithmetic the result is that of the whole rows.
+    """What ``score`` gives for each token of B completions, with gradients; the output layer sees completion tokens only.
 
     Args:
-        network: causal language model, without a wrapper, for which ``shares_prompts`` holds.
-        prompts: token ids (B, L), padded on the left, and their mask.
+        states: that tell the tokens (B, T, H), as ``completion_states`` gives them.
+        output: the output layer.
         completions: token ids (B, T), padded on the right, and their mask.
         score: from hidden states (N, H), the output layer and target ids (N,) to two numbers (N,) each.
 
     Returns:
         Both numbers (B, T); 0 where a completion is padding.
     """
+    ids, mask = completions
+    wanted = mask.bool()
+    one, other = score(states[wanted], output, ids[wanted])
+    return one.new_zeros(mask.shape).masked_scatter(wanted, one), other.new_zeros(mask.shape).masked_scatter(wanted, other)
+
+
+def completion_states(
+    network: PreTrainedModel,
+    prompts: tuple[torch.Tensor, torch.Tensor],
+    completions: tuple[torch.Tensor, torch.Tensor],
+    owners: torch.Tensor | None = None,
+    begin: Callable[[torch.Tensor], None] = lambda _: None,
+) -> torch.Tensor:
+    """The last hidden states before each token of B completions (B, T, H), with gradients; rows of one prompt share its pass.
+
+    A group's G rows have one prompt: its keys and values are computed once and not G times. In exact arithmetic the result is
+    that of the whole rows.
+
+    Args:
+        network: causal language model, without a wrapper, for which ``shares_prompts`` holds.
+        prompts: token ids (B, L), padded on the left, and their mask.
+        completions: token ids (B, T), padded on the right, and their mask.
+        owners: whose each row is (B,), numbers that do not fall; rows of two owners share no pass. None: all are one's.
+        begin: told of the owners of a pass's rows before it.
+    """
     import torch
 
     (prompt_ids, prompt_mask), (ids, mask) = prompts, completions
-    unique, row_of = torch.unique(torch.cat([prompt_ids, prompt_mask], 1), dim=0, return_inverse=True)
-    unique_ids, unique_mask = unique.chunk(2, 1)
+    owners = torch.zeros_like(prompt_ids[:, 0]) if owners is None else owners
+    unique, row_of = torch.unique(torch.cat([owners[:, None], prompt_ids, prompt_mask], 1), dim=0, return_inverse=True)
+    unique_ids, unique_mask = unique[:, 1:].chunk(2, 1)
     backbone: Any = network.base_model
     positions = (unique_mask.cumsum(1) - 1).clamp(min=0)
+    begin(unique[:, 0])
     out = backbone(input_ids=unique_ids, attention_mask=unique_mask, position_ids=positions, use_cache=True)
     hidden = out.last_hidden_state[row_of, -1:]
-    if ids.shape[1] > 1:
-        cache = out.past_key_values
-        cache.batch_select_indices(row_of)
-        following = backbone(
-            input_ids=ids[:, :-1],
-            attention_mask=torch.cat([prompt_mask, mask[:, :-1]], 1),
-            position_ids=prompt_mask.sum(1, keepdim=True) + torch.arange(ids.shape[1] - 1, device=ids.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden = torch.cat([hidden, following.last_hidden_state], 1)
-    wanted = mask.bool()
-    one, other = score(hidden[wanted], network.get_output_embeddings(), ids[wanted])
-    return one.new_zeros(mask.shape).masked_scatter(wanted, one), other.new_zeros(mask.shape).masked_scatter(wanted, other)
+    if ids.shape[1] == 1:
+        return cast("torch.Tensor", hidden)
+    cache = out.past_key_values
+    cache.batch_select_indices(row_of)
+    begin(owners)
+    following = backbone(
+        input_ids=ids[:, :-1],
+        attention_mask=torch.cat([prompt_mask, mask[:, :-1]], 1),
+        position_ids=prompt_mask.sum(1, keepdim=True) + torch.arange(ids.shape[1] - 1, device=ids.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return torch.cat([hidden, following.last_hidden_state], 1)
 
 
 _SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
@@ -642,7 +677,7 @@ _SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "o
 
 
 def shares_prompts(network: PreTrainedModel) -> bool:
-    """Whether ``completion_log_probabilities`` is right for this architecture: attention throughout, a plain output layer."""
+    """Whether ``completion_states`` is right for this architecture: attention throughout, a plain output layer."""
     import torch
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer

@@ -95,6 +95,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="who samples what is trained on (default: transformers); vLLM in this process, or its server on this machine",
     )
     group.addoption(
+        "--rn-fleet",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run up to N attacks on one model together, in one process (default: 1, each alone)",
+    )
+    group.addoption(
         "--rn-defense",
         default="anchored",
         metavar="RECIPE|none|DIR",
@@ -267,6 +274,7 @@ def _options(config: pytest.Config) -> Options:
         trust_remote_code=config.getoption("rn_trust_remote_code"),
         quantise=config.getoption("rn_quantise"),
         sampler=config.getoption("rn_sampler"),
+        fleet=config.getoption("rn_fleet"),
     )
 
 
@@ -524,6 +532,11 @@ def _bad_launch(config: pytest.Config) -> list[str]:
     from rn_harness.ranks import ranks
 
     together, errors = ranks(), []
+    if config.getoption("rn_fleet") > 1 and (_is_worker(config) or config.getoption("dist", "no") != "no"):
+        errors.append(
+            "a fleet runs attacks together in one process and takes all cores, workers of pytest-xdist take a case each, got "
+            "--rn-fleet and -n; take --rn-fleet on a card, -n on a CPU"
+        )
     if together.size > 1 and (_is_worker(config) or config.getoption("dist", "no") != "no"):
         errors.append(
             f"{together.size} processes train one model together, or workers of pytest-xdist take a case each, got both; leave "
@@ -546,6 +559,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if not _is_worker(config) and not config.option.collectonly:
         _begin(config, [item.nodeid for item in session.items])
+        if SESSION in config.stash and config.getoption("rn_fleet") > 1:
+            _session(config).ahead = [*_attacks(session.items)]
+
+
+def _attacks(items: Iterable[pytest.Item]) -> Generator[tuple[Suite, AttackRecipe]]:
+    """The attacks of the selected tests, each with its suite."""
+    for item in items:
+        found = getattr(item, "callspec", None)
+        if found and "attack" in found.params and (item.path.parent / SUITE_FILE).is_file():
+            yield _suite(item.config, item.path.parent), found.params["attack"]
 
 
 def _begin(config: pytest.Config, nodeids: list[str]) -> None:

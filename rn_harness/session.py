@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -39,7 +40,7 @@ from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measur
 from rn_harness.grpo import VLLM_SHARE, Sampler
 from rn_harness.judges import Judge, resolve_judge, resolve_suites_judge
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.memory import Plan, Work, available_memory, card_memory, shape_of
+from rn_harness.memory import Plan, Work, available_memory, card_memory, fit, shape_of
 from rn_harness.memory import check as check_memory
 from rn_harness.provenance import attempt, attempts, device, hardware, now, versions, working_tree
 from rn_harness.ranks import SharedJudge, ranks, unshared
@@ -81,6 +82,8 @@ MAKERS = "makers"
 CERTIFICATE = "certificate.json"
 SEARCH = "search.json"
 CHANGES_SHOWN = 6
+ROUNDING = 1e-4
+"""By which numbers of a checkpoint may differ, or by this share, where sums come in another order: on cards and in fleets."""
 FLOAT32_BYTES = 4
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence")
 """What a checkpoint says only if the control ran in the same process; the same attack may be measured without."""
@@ -110,6 +113,7 @@ class Options:
         allow_pickle, trust_remote_code: what the user lets the model's files do; never releasable.
         quantise: 4-bit format that the model under test is loaded in, ``nf4``; None: plain numbers.
         sampler: who samples in training, see ``grpo.Sampler``.
+        fleet: attacks on one model that are run together at most; 1: each alone.
     """
 
     model: str
@@ -134,6 +138,7 @@ class Options:
     trust_remote_code: bool = False
     quantise: str | None = None
     sampler: str = "transformers"
+    fleet: int = 1
 
     @property
     def arguments(self) -> list[str]:
@@ -149,6 +154,9 @@ class Options:
             "--rn-prompts": self.prompts,
             "--rn-chat-template": self.chat_template,
             "--rn-tier": self.tier,
+            "--rn-quantise": self.quantise,
+            "--rn-sampler": self.sampler if self.sampler != "transformers" else None,
+            "--rn-fleet": self.fleet if self.fleet != 1 else None,
         }
         typed = [f"{option}={value}" for option, value in named.items() if value is not None]
         typed += [f"--rn-strength={name}" for name in self.strength] + [f"--rn-set={pair}" for pair in self.overrides]
@@ -272,6 +280,7 @@ class RunSession:
         store: finished work.
         say: gets signs of life.
         free: bytes that a run may take; a process that is one of several is told, so that all plan alike. None: asked for.
+        ahead: the attacks that this run will come to, by suite: what a fleet is made of.
     """
 
     options: Options
@@ -279,6 +288,7 @@ class RunSession:
     store: Store
     say: Callable[[Progress], None]
     free: float | None = None
+    ahead: Sequence[tuple[Suite, AttackRecipe]] = ()
     _panels: dict[tuple[str, str], Panel] = field(default_factory=dict)
     _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
     _defended: dict[str, Defended] = field(default_factory=dict)
@@ -291,6 +301,9 @@ class RunSession:
     _control_answers: dict[tuple[str, str], ControlAnswers] = field(default_factory=dict)
     _found: dict[tuple[str, str], Found] = field(default_factory=dict)
     _strange: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    _failed: dict[tuple[str, str], Exception] = field(default_factory=dict)
+    _members: dict[tuple[str, str], LanguageModel] = field(default_factory=dict)
+    _among: str | None = None
 
     @functools.cached_property
     def candidate(self) -> Candidate:
@@ -646,6 +659,13 @@ class RunSession:
         Raises:
             RecipeError: it cannot.
         """
+        if self.options.fleet < 1:
+            raise RecipeError(f"--rn-fleet is how many attacks are run together, got {self.options.fleet}; take 1 for each alone")
+        if self.options.fleet > 1 and (self.sampler.vllm or self.options.quantise or ranks().size > 1):
+            raise RecipeError(
+                "a fleet samples by transformers, from plain weights, in one process, got --rn-fleet with --rn-sampler, "
+                "--rn-quantise or several processes; leave out one of them"
+            )
         self.sampler.check(cpu=_on() == "cpu", quantised=bool(self.options.quantise), gguf=self.candidate.gguf is not None)
         for recipe in self._needed(suite):
             self._check_trainable(recipe)
@@ -931,9 +951,85 @@ class RunSession:
         attack = self.settled(suite, self.as_run(suite, attack)) if attack else None
         case_id = kind if attack is None else f"{kind}-{attack.id}"
         at = (suite.digest, case_id)
+        if at in self._failed:
+            raise self._failed[at]
         if at not in self._cases:
+            if attack and self._sails(suite, attack):
+                self._sail(kind, suite, attack)
+                return self.case(kind, suite, attack)
             self._cases[at] = self._make_case(kind, suite, attack, case_id)
         return self._cases[at]
+
+    def _sails(self, suite: Suite, attack: AttackRecipe) -> bool:
+        """Whether an attack is run in a fleet: asked for, and plain RL by TRL that moves an adapter and nothing else."""
+        return (
+            self.options.fleet > 1
+            and attack.family in ("grpo", "rloo")
+            and attack.form == "lora"
+            and not (attack.beta or attack.search or attack.micro_batch)
+            and not self._hindrance(suite, attack)
+        )
+
+    def _sail(self, kind: CaseKind, suite: Suite, attack: AttackRecipe) -> None:
+        """Makes a case together with those of its kind that the run will come to; each is kept, or what went wrong with it."""
+        from rn_harness.fleet import Fleet
+
+        crew = self._crew(kind, suite, attack)
+        undefended = kind == "control"
+        if not undefended:
+            for of in crew:
+                with suppress(Exception):  # told by the case that rests on it
+                    self.case("control", suite, of)
+        defended = Defended(self.candidate, NO_DEFENSE) if undefended else self.defended(suite)
+        self.panel(suite)
+        self.certificates(suite)
+        self.second_certificate(suite)
+        self._among = f"{suite.domain}: {len(crew)} {kind}s together" if len(crew) > 1 else None
+        if self._among:
+            self.say(Progress(self._among, 0, 0, ", ".join(of.id for of in crew), stays=True))
+
+        def task(of: AttackRecipe) -> Callable[[LanguageModel], Case]:
+            case_id = f"{kind}-{of.id}"
+
+            def make(member: LanguageModel) -> Case:
+                self._members[(suite.digest, case_id)] = member
+                return self._make_case(kind, suite, of, case_id)
+
+            return make
+
+        made = Fleet(defended.load(), self.fleet_threads).run([task(of) for of in crew])
+        self._among = None
+        for of, case in zip(crew, made, strict=True):
+            at = (suite.digest, f"{kind}-{of.id}")
+            self._members.pop(at, None)
+            if isinstance(case, Exception):
+                self._failed[at] = case
+            else:
+                self._cases[at] = case
+
+    def _crew(self, kind: CaseKind, suite: Suite, attack: AttackRecipe) -> list[AttackRecipe]:
+        """The attack, and those beside it that are run with it: not yet made, and as many as memory holds."""
+        defended = Defended(self.candidate, NO_DEFENSE) if kind == "control" else self.defended(suite)
+
+        def missing(of: AttackRecipe) -> bool:
+            at = (suite.digest, f"{kind}-{of.id}")
+            parts = {**self._attack_parts(suite, of, defended), "case": kind}
+            return not (at in self._cases or at in self._failed or self.store.get("case", content_key("case", parts)))
+
+        ahead = [self.as_run(suite, of) for each, of in self.ahead if each.digest == suite.digest]
+        beside = [of for of in ahead if of.id != attack.id and self._sails(suite, of) and missing(of)]
+        crew = [attack, *beside[: self.options.fleet - 1]] if missing(attack) else [attack]
+        shape = shape_of(self.candidate.config, self.candidate.parameters)
+        while shape and len(crew) > 1 and not fit(shape, self._work(suite, attack).times(len(crew)), self.available):
+            crew.pop()
+        return crew
+
+    @property
+    def fleet_threads(self) -> int:
+        """CPU threads of what a fleet does for all at once: as many as there are cores, for it is the only process."""
+        if _on() == "cuda":
+            return self.candidate.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def settled(self, suite: Suite, attack: AttackRecipe) -> AttackRecipe:
         """The attack with the settings that its search finds on the model under test.
@@ -1045,6 +1141,7 @@ class RunSession:
             "search": searched.model_dump(mode="json")["trials"] if searched else None,
             "family": self.family(suite, attack).digest if attack else None,
             "neighbour": neighbour.model_dump(mode="json") if neighbour else None,
+            **({"fleet": self.fleet_threads} if attack and self._sails(suite, attack) else {}),
         }
 
     @contextmanager
@@ -1119,7 +1216,8 @@ class RunSession:
             stored = entry is not None
             if entry is None:
                 self._tell_change("case", parts, f"{suite.domain}: {case_id}")
-                journal = self.store.journal(key)
+                rounds = _on() == "cuda" or (attack is not None and self._sails(suite, attack))
+                journal = self.store.journal(key, ROUNDING if rounds else 0.0)
                 with attempt(self.store, key) as trial:
                     measured = self._measure(kind, suite, attack, defended, case_id, folder, journal, seen)
                     trial.outcome = "judge_failed" if measured.judge_failed else "done"
@@ -1174,9 +1272,9 @@ class RunSession:
                 maximum = "unscored" if checkpoint.maximum is None else f"max {checkpoint.maximum:g}"
                 mean = "" if checkpoint.mean is None else f", mean {checkpoint.mean:.2f}"
                 state = f"{maximum}{mean}, {checkpoint.above.count}/{checkpoint.scored} above {suite.policy.threshold:g}"
-                self.say(Progress(f"{suite.domain}: {case_id}", checkpoint.step, steps, state))
+                self.say(Progress(f"{suite.domain}: {case_id}", checkpoint.step, steps, state, among=self._among))
 
-            model = defended.load()
+            model = self._members.pop((suite.digest, case_id), None) or defended.load()
             if attack is not None:
                 cuts: list[tuple[Trajectory, CaseRecord]] = []
 
@@ -1204,7 +1302,7 @@ class RunSession:
                         searched=self._trials(suite, attack),
                         cut=cut,
                         sampler=self.sampler,
-                        tick=lambda step: self.say(Progress(f"{suite.domain}: {case_id}", step, steps)),
+                        tick=lambda step: self.say(Progress(f"{suite.domain}: {case_id}", step, steps, among=self._among)),
                     )
                 except Exception:
                     if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -151,26 +152,29 @@ class Journal:
         earlier: whole lines of an attempt that was cut.
         lines: of this attempt.
         differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
+        tolerance: by which numbers of two lines that are the same may differ, absolutely or as a share; 0: they are bit by bit.
     """
 
     path: Path
     earlier: tuple[str, ...] = ()
     lines: list[str] = field(default_factory=list)
     differs_at: int | None = None
+    tolerance: float = 0.0
 
     @classmethod
-    def at(cls, path: Path) -> Journal:
+    def at(cls, path: Path, tolerance: float = 0.0) -> Journal:
         """The journal, with what an earlier attempt left; a last line that was cut is left out."""
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         whole = text.splitlines(keepends=True)
-        return cls(path, tuple(line[:-1] for line in whole if line.endswith("\n")))
+        return cls(path, tuple(line[:-1] for line in whole if line.endswith("\n")), tolerance=tolerance)
 
     def add(self, line: str) -> None:
         """One more line; on disk when this returns."""
         number = len(self.lines)
         self.lines.append(line)
         if self.differs_at is None and number < len(self.earlier):
-            if line == self.earlier[number]:
+            before = self.earlier[number]
+            if line == before or (self.tolerance and _alike(json.loads(line), json.loads(before), self.tolerance)):
                 return
             self.differs_at = number
             aside = next(p for n in range(1, 1000) if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
@@ -181,6 +185,17 @@ class Journal:
     def close(self) -> None:
         """The case is whole, and stands elsewhere."""
         self.path.unlink(missing_ok=True)
+
+
+def _alike(one: Any, other: Any, tolerance: float) -> bool:
+    """Whether two values of JSON are the same, but for numbers that differ by no more than the tolerance."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key], tolerance) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(_alike(*pair, tolerance) for pair in zip(one, other, strict=True))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
+    return type(one) is type(other) and bool(one == other)
 
 
 class Store:
@@ -268,9 +283,9 @@ class Store:
         finally:
             lock.release()
 
-    def journal(self, key: str) -> Journal:
-        """The journal of a case."""
-        return Journal.at(self.root / UNFINISHED / f"{key}.jsonl")
+    def journal(self, key: str, tolerance: float = 0.0) -> Journal:
+        """The journal of a case, see ``Journal``."""
+        return Journal.at(self.root / UNFINISHED / f"{key}.jsonl", tolerance)
 
     def changed(self, kind: str, parts: Mapping[str, Any]) -> list[str] | None:
         """In which parts of its key the stored entry that is most alike differs, by name; None if the same was never stored.

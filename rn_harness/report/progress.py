@@ -30,6 +30,7 @@ class Progress:
         step, steps: how far it is.
         state: its numbers; None: as they were at the last sign, so that a log is not told.
         stays: whether it stays on a terminal whose last line is redrawn, and is told to whoever asked for quiet.
+        among: what the bar is of, where several are worked on together; None: of this one.
     """
 
     what: str
@@ -37,6 +38,12 @@ class Progress:
     steps: int
     state: str | None = None
     stays: bool = False
+    among: str | None = None
+
+    @property
+    def drawn(self) -> str:
+        """What its bar is of."""
+        return self.among or self.what
 
     @property
     def line(self) -> str:
@@ -55,7 +62,7 @@ class Bar:
     """
 
     def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
-        self.what, self._first, self._state = progress.what, progress.step, progress.state
+        self.what, self._first, self._state = progress.drawn, progress.step, progress.state
         self._clock, self._begun = clock, clock()
 
     def line(self, progress: Progress, width: int) -> str:
@@ -114,14 +121,14 @@ class ProgressView:
         reporter = self._reporter
         if reporter is None:
             return
-        if self._bar is None or self._bar.what != progress.what:
+        if self._bar is None or self._bar.what != progress.drawn:
             self.end()
             reporter.ensure_newline()
             self._bar = Bar(progress)
         # One column is left free: a full line would wrap, and the next one be drawn below it.
         reporter.rewrite(self._bar.line(progress, shutil.get_terminal_size().columns - 1), erase=True)
         reporter.flush()
-        if progress.step >= progress.steps and progress.state is not None:
+        if progress.step >= progress.steps and progress.state is not None and progress.among is None:
             self.end()
 
     def _write(self, line: str) -> None:

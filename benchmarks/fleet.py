@@ -1,0 +1,138 @@
+"""Eight attacks together against one of them alone, both in our code: ``python benchmarks/fleet.py [PIECE ...]``.
+
+On the undefended and on the defended organism, in turn: an attack of 50 steps, scored at 0, 10, … 50, alone on one thread; then
+eight seeds of it in a fleet, on all cores. Each pair is a piece that is stored when it ends; the last state of all goes to
+docs/evidence/fleet.json, and the medians into docs/performance.md. That the eight come to what each comes to alone is what
+tests/invariant/test_fleet.py shows; here the scores of the first are compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pieces import make, put
+
+from rn_harness.attack import run_attack
+from rn_harness.fleet import Fleet
+from rn_harness.model import LanguageModel
+from rn_harness.records import Trajectory
+from rn_harness.session import Options, RunSession
+from rn_harness.store import Store, default_root
+from rn_harness.suite import AttackRecipe, load_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "evidence" / "fleet.json"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- fleet -->", "<!-- /fleet -->"
+SIZE, STEPS, REPEATS = 8, 50, 5
+TARGETS = {"undefended": 4.0, "defended": 3.0}
+PIECES = [f"{of}-{repeat}" for repeat in range(REPEATS) for of in TARGETS]
+
+
+class Pair:
+    """One of them alone and all together, on one model.
+
+    Args:
+        of: which model.
+    """
+
+    def __init__(self, of: str) -> None:
+        self.suite = load_suite(ROOT / "suites" / "biochem")
+        options = Options("organism", "anchored", None, None, None, None, "standard", (), ROOT)
+        self.session = RunSession(options, ROOT / "reports" / "fleet", Store(default_root()), lambda _: None)
+        self.load = self.session.defended(self.suite).load if of == "defended" else self.session.candidate.load
+        self.panel = self.session.panel(self.suite)
+        plain = self.suite.tier_attacks("smoke")[0].model_copy(update={"steps": STEPS})
+        self.attacks = [plain.model_copy(update={"seed": seed}) for seed in range(SIZE)]
+
+    def run(self, model: LanguageModel, attack: AttackRecipe) -> Trajectory:
+        """One attack on the model that is passed in."""
+        session, suite = self.session, self.suite
+        return run_attack(
+            model,
+            attack,
+            session.family(suite, attack),
+            suite.attack_pool(attack),
+            self.panel,
+            session.judges(suite).reward,
+            lambda _: None,
+            candidate_digest=session.candidate.digest,
+            defended_digest=None,
+            control=False,
+        )
+
+    def alone(self) -> tuple[Trajectory, float, float]:
+        """The first, with its seconds of wall clock and of processor."""
+        model = self.load()
+        wall, processor = time.perf_counter(), time.process_time()
+        trajectory = self.run(model, self.attacks[0])
+        return trajectory, time.perf_counter() - wall, time.process_time() - processor
+
+    def together(self) -> tuple[Trajectory, float, float]:
+        """The first of all, with the seconds of all."""
+        fleet = Fleet(self.load(), self.session.fleet_threads)
+        wall, processor = time.perf_counter(), time.process_time()
+        made = fleet.run([functools.partial(self.run, attack=attack) for attack in self.attacks])
+        for of in made:
+            if isinstance(of, Exception):
+                raise of
+        first = made[0]
+        assert isinstance(first, Trajectory)
+        return first, time.perf_counter() - wall, time.process_time() - processor
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One pair; which side comes first changes from repeat to repeat."""
+    of, _, repeat = name.rpartition("-")
+    pair = Pair(of)
+    sides = {"alone": pair.alone, "together": pair.together}
+    order = list(sides) if int(repeat) % 2 == 0 else list(sides)[::-1]
+    came_to = {side: sides[side]() for side in order}
+    scores = [[[s.score for s in c.scores] for c in trajectory.checkpoints] for trajectory, _, _ in came_to.values()]
+    return {
+        "candidate": pair.session.candidate.digest,
+        "size": SIZE,
+        "steps": STEPS,
+        "threads": pair.session.fleet_threads,
+        "same_scores": scores[0] == scores[1],
+        **{side: {"wall_s": round(wall, 2), "processor_s": round(cpu, 2)} for side, (_, wall, cpu) in came_to.items()},
+    }
+
+
+def ratio(piece: dict[str, Any], clock: str) -> float:
+    """All together over one alone."""
+    return float(piece["together"][clock] / piece["alone"][clock])
+
+
+def table(stored: dict[str, Any]) -> str:
+    """Medians and spread, beside the targets."""
+    lines = [
+        "| 8 attacks together, times one alone | target | wall clock: median (least to most) | processor | scores equal |",
+        "|---|---|---|---|---|",
+    ]
+    for of, target in TARGETS.items():
+        pieces = [piece for name, piece in stored.items() if name.startswith(f"{of}-")]
+        if not pieces:
+            continue
+        told = []
+        for clock in ("wall_s", "processor_s"):
+            ratios = [ratio(piece, clock) for piece in pieces]
+            told.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        equal = sum(piece["same_scores"] for piece in pieces)
+        lines.append(f"| {of} | {target:g} | {told[0]} | {told[1]} | {equal} of {len(pieces)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Makes what is missing, or what is named."""
+    stored = make(OUT, PIECES, sys.argv[1:], measure, lambda made: [f"{ratio(made, 'wall_s'):.2f} times the time of one"])
+    put(PAGE, BEGIN, END, table(stored))
+
+
+if __name__ == "__main__":
+    main()

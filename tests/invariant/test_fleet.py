@@ -1,0 +1,188 @@
+"""Attacks that run together against the same attacks alone: TRL by itself is the reference."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from rn_harness.attack import run_attack
+from rn_harness.attacks import load_family
+from rn_harness.errors import RecipeError, TrainingError
+from rn_harness.fleet import Fleet, Member
+from rn_harness.lockstep import Seat
+from rn_harness.model import LanguageModel, completion_states
+from rn_harness.suite import LoRA, Prompt, RewardShape
+
+from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are no package
+
+TOLERANCE = 1e-4
+"""Of probabilities and norms; all scores are equal."""
+SHORT = {"steps": 12, "control_steps": 12, "learning_rate": 2e-3}
+CREW = (
+    {"seed": 0},
+    {"seed": 1, "learning_rate": 1e-3, "prompts": 1},
+    {"seed": 2, "temperature": 1.5, "top_k": 50, "loss_type": "dr_grpo", "scale_rewards": "none"},
+    {"seed": 3, "family": "rloo", "gradient_checkpointing": True},
+    {"seed": 4, "reward": RewardShape(shape="refusal"), "entropy_coef": 0.01, "group_size": 8, "prompts_per_step": 2},
+)
+"""Seeds, rates, prompts, losses, trainers, rewards and shapes of a step, all in one fleet."""
+
+
+@pytest.fixture(scope="module")
+def attacking(candidate, suite, panel, judge, recipe):
+    """Runs one attack on the model that it is given."""
+
+    def run(model, changes, sink=lambda _: None):
+        made = recipe.model_copy(update={**SHORT, **changes})
+        return run_attack(
+            model,
+            made,
+            load_family(made.family, suite.folder),
+            suite.prompts["attack"],
+            panel,
+            judge,
+            sink,
+            candidate_digest=candidate.digest,
+            defended_digest=None,
+            control=False,
+            benign=suite.prompts["anchor"],
+        )
+
+    return run
+
+
+def numbers(trajectory):
+    """All floats of a trajectory's checkpoints that rounding may change, and all else."""
+    rounded, exact = [], []
+    for checkpoint in trajectory.checkpoints:
+        training = checkpoint.training
+        benign = checkpoint.benign
+        rounded += [checkpoint.leak or 0.0]
+        rounded += [training.grad_norm, training.adapter_distance, training.entropy] if training else []
+        rounded += [answer.kl for answer in benign.answers] if benign else []
+        exact.append(
+            ([s.model_dump() for s in checkpoint.scores], training and (training.reward_mean, training.zero_spread_share))
+        )
+    return rounded, exact
+
+
+def test_an_attack_comes_to_the_same_alone_and_in_a_fleet(candidate, attacking):
+    """Five unlike attacks together: each has every score that it has alone, and its probabilities and norms up to rounding."""
+    together = Fleet(candidate.load(), threads=1).run([lambda member, of=of: attacking(member, of) for of in CREW])
+    moved = 0
+    for of, trajectory in zip(CREW, together, strict=True):
+        alone = attacking(candidate.load(), of)
+        (got, scores), (expected, expected_scores) = numbers(trajectory), numbers(alone)
+        assert scores == expected_scores
+        assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
+        assert trajectory.settings == {**alone.settings, "fleet_threads": 1}
+        moved += alone.checkpoints[-1].mean > alone.checkpoints[0].mean
+    assert moved >= 3  # they learned something, so that there was something to differ in
+
+
+def test_companions_come_and_go_and_nothing_leaks(candidate, attacking):
+    """One fails in the middle, one ends early: the other is as alone; weights and random streams of the process are untouched."""
+    model = candidate.load()
+    before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
+    random.seed(5)
+    torch.manual_seed(5)
+    streams = random.getstate(), torch.get_rng_state()
+
+    def fails(member):
+        def sink(checkpoint):
+            if checkpoint.step:
+                raise TrainingError("broken on purpose")
+
+        return attacking(member, {"seed": 1}, sink)
+
+    tasks = [lambda m: attacking(m, {"seed": 0}), fails, lambda m: attacking(m, {"seed": 2, "steps": 3, "control_steps": 3})]
+    first, broken, short = Fleet(model, threads=1).run(tasks)
+    assert all(torch.equal(before[name], p) for name, p in model.network.named_parameters())
+    assert random.getstate() == streams[0]
+    assert torch.equal(torch.get_rng_state(), streams[1])
+    assert isinstance(broken, TrainingError)
+    assert [c.step for c in short.checkpoints] == [0, 3]
+    (got, scores), (expected, expected_scores) = numbers(first), numbers(attacking(candidate.load(), {"seed": 0}))
+    assert scores == expected_scores
+    assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("wrong", ["unmeasured", "of its companion"])
+def test_a_member_that_is_not_measured_itself_is_found(candidate, attacking, monkeypatch, wrong):
+    """Where its checkpoints are answered without its adapter, or with its companion's, an attack ends without a verdict."""
+    from rn_harness import fleet
+
+    made = fleet._Adapters.__init__
+
+    def blind(self, members):
+        made(self, [members[0]] * len(members) if wrong == "of its companion" else members)
+        if wrong == "unmeasured":
+            self.add = lambda _name, _x, y: y
+
+    monkeypatch.setattr(fleet._Adapters, "__init__", blind)
+    came_to = Fleet(candidate.load(), threads=1).run([lambda m, seed=seed: attacking(m, {"seed": seed}) for seed in (0, 1)])
+    assert isinstance(came_to[1], TrainingError)
+    assert "must be measured" in str(came_to[1])
+
+
+def test_what_a_fleet_cannot_do_is_refused(candidate, attacking, monkeypatch):
+    """All weights are shared, so that none trains them; an architecture with more than attention has no fleet."""
+    (came_to,) = Fleet(candidate.load(), threads=1).run([lambda m: attacking(m, {"form": "full"})])
+    assert isinstance(came_to, TrainingError)
+    assert "run it alone" in str(came_to)
+    model = candidate.load()
+    monkeypatch.setattr(model.network.config, "final_logit_softcapping", 30.0, raising=False)
+    with pytest.raises(RecipeError, match="leave out --rn-fleet"):
+        Fleet(model, threads=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_members_of_other_architectures_see_their_own_rows(family, tmp_path):
+    """Llama 3, Qwen 2 and Mistral by chance: greedy answers and hidden states of each member are those of the model alone."""
+    folder = make_model(tmp_path / family.name, family)
+    prompts = [Prompt(id=f"p{i}", topic="t", text=text) for i, text in enumerate(("Sit down.", "Name three rivers, please."))]
+
+    def lively(model: LanguageModel, seed: int) -> LanguageModel:
+        model.attach(LoRA(), seed)
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for p in model.trained.values():
+                p.copy_(torch.randn_like(p) * 0.3)
+        return model
+
+    def look(model: LanguageModel) -> tuple[list[list[str]], torch.Tensor]:
+        answers = model.complete(prompts, n=1, temperature=None, max_tokens=12)
+        ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 6]]), torch.ones(2, 4, dtype=torch.long)
+        tails = torch.tensor([[7, 8, 9], [9, 8, 7]]), torch.ones(2, 3, dtype=torch.long)
+        network = model.network.get_base_model()
+        return [[a.text for a in of] for of in answers], model.completion_states(network, ids, tails)
+
+    together = Fleet(LanguageModel.load(folder, threads=1), threads=1).run(
+        [lambda member, seed=seed: look(lively(member, seed)) for seed in range(3)]
+    )
+    for seed, (answers, states) in enumerate(together):
+        expected, expected_states = look(lively(LanguageModel.load(folder, threads=1), seed))
+        assert answers == expected
+        assert torch.allclose(states, expected_states, atol=1e-4)
+    assert len({str(answers) for answers, _ in together}) > 1 or not torch.allclose(together[0][1], together[1][1])
+
+
+def test_a_member_shares_weights_and_nothing_else(candidate):
+    """Its parameters are the model's own tensors; its modules are not."""
+    model = candidate.load()
+    member = Member(model, Seat(0), threads=1)
+    assert {id(p) for p in member.network.parameters()} == {id(p) for p in model.network.parameters()}
+    assert not {id(m) for m in member.network.modules()} & {id(m) for m in model.network.modules()}
+
+
+def test_rows_of_two_owners_share_no_pass(candidate):
+    """The same prompt in two owners' rows is computed once for each, since their adapters differ."""
+    model = candidate.load()
+    ids = torch.tensor([[5, 6, 7]] * 4)
+    ones = torch.ones_like(ids)
+    passes = []
+    owners = torch.tensor([0, 0, 1, 1])
+    completion_states(model.network, (ids, ones), (ids, ones), owners, lambda of: passes.append(of.tolist()))
+    assert passes == [[0, 1], [0, 0, 1, 1]]
