@@ -421,13 +421,12 @@ def _streams() -> _Streams:
     import torch
     from accelerate.state import GradientState
 
-    cards = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return _Streams(
-        torch.get_rng_state(),
-        cards,
-        random.getstate(),
-        np.random.get_state(),  # noqa: NPY002
-        dict(GradientState._shared_state),  # noqa: SLF001
+        cpu=torch.get_rng_state(),
+        cards=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        python=random.getstate(),
+        numpy=np.random.get_state(),  # noqa: NPY002
+        gradients={key: copy.copy(of) if isinstance(of, list) else of for key, of in GradientState._shared_state.items()},  # noqa: SLF001
     )
 
 

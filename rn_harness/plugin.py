@@ -331,9 +331,12 @@ def _run_folder(config: pytest.Config) -> Path:
 
 def _session(config: pytest.Config) -> RunSession:
     if SESSION not in config.stash:
+        from rn_harness.provenance import take_card
         from rn_harness.session import RunSession
         from rn_harness.store import Store, default_root
 
+        if _is_worker(config):
+            take_card(int(config.workerinput["workerid"].removeprefix("gw")))  # type: ignore[attr-defined]
         # What a process that does not lead notes down for itself is nobody's.
         root = Path(config.stash[SCRATCH].name) / "store" if SCRATCH in config.stash else default_root()
         free = getattr(config, "workerinput", {}).get("rn_free")

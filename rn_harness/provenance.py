@@ -7,11 +7,12 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess  # nosec B404 # git, see _git
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,11 +54,40 @@ def hardware(threads: int) -> dict[str, str | int]:
 @functools.cache
 def device() -> str:
     """The GPU's name; ``cpu`` where there is none. Where no driver is, torch is not asked, hence not loaded."""
-    if not any(Path(driver).exists() for driver in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd")):
+    if not _has_driver():
         return "cpu"
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def take_card(worker: int, environment: MutableMapping[str, str] = os.environ, count: Callable[[], int] | None = None) -> None:
+    """Leaves this process one of the cards that its caller lets it see; workers take turns, each keeps its own.
+
+    Args:
+        worker: number of this one, from 0.
+        environment: has the caller's ``CUDA_VISIBLE_DEVICES``, if he set it.
+        count: cards of the machine; None: they are asked for. None may be in use by this process yet.
+    """
+    name = "CUDA_VISIBLE_DEVICES"
+    seen = [card for card in environment[name].split(",") if card.strip()] if name in environment else None
+    if seen is None:
+        seen = [str(card) for card in range((count or _cards)())]
+    if len(seen) > 1:
+        environment[name] = seen[worker % len(seen)]
+
+
+def _has_driver() -> bool:
+    return any(Path(driver).exists() for driver in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd"))
+
+
+def _cards() -> int:
+    """How many the machine has; they are counted, and none is taken into use."""
+    if not _has_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _processor() -> str:

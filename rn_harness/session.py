@@ -954,7 +954,7 @@ class RunSession:
         if at in self._failed:
             raise self._failed[at]
         if at not in self._cases:
-            if attack and self._sails(suite, attack):
+            if attack and self._sails(suite, attack) and self._is_missing(kind, suite, attack):
                 self._sail(kind, suite, attack)
                 return self.case(kind, suite, attack)
             self._cases[at] = self._make_case(kind, suite, attack, case_id)
@@ -1009,20 +1009,20 @@ class RunSession:
 
     def _crew(self, kind: CaseKind, suite: Suite, attack: AttackRecipe) -> list[AttackRecipe]:
         """The attack, and those beside it that are run with it: not yet made, and as many as memory holds."""
-        defended = Defended(self.candidate, NO_DEFENSE) if kind == "control" else self.defended(suite)
-
-        def missing(of: AttackRecipe) -> bool:
-            at = (suite.digest, f"{kind}-{of.id}")
-            parts = {**self._attack_parts(suite, of, defended), "case": kind}
-            return not (at in self._cases or at in self._failed or self.store.get("case", content_key("case", parts)))
-
         ahead = [self.as_run(suite, of) for each, of in self.ahead if each.digest == suite.digest]
-        beside = [of for of in ahead if of.id != attack.id and self._sails(suite, of) and missing(of)]
-        crew = [attack, *beside[: self.options.fleet - 1]] if missing(attack) else [attack]
+        beside = [of for of in ahead if of.id != attack.id and self._sails(suite, of) and self._is_missing(kind, suite, of)]
+        crew = [attack, *beside[: self.options.fleet - 1]]
         shape = shape_of(self.candidate.config, self.candidate.parameters)
         while shape and len(crew) > 1 and not fit(shape, self._work(suite, attack).times(len(crew)), self.available):
             crew.pop()
         return crew
+
+    def _is_missing(self, kind: CaseKind, suite: Suite, attack: AttackRecipe) -> bool:
+        """Whether a case was neither made nor stored, and did not go wrong."""
+        at = (suite.digest, f"{kind}-{attack.id}")
+        defended = Defended(self.candidate, NO_DEFENSE) if kind == "control" else self.defended(suite)
+        parts = {**self._attack_parts(suite, attack, defended), "case": kind}
+        return not (at in self._cases or at in self._failed or self.store.get("case", content_key("case", parts)))
 
     @property
     def fleet_threads(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.provenance import attempt, attempts, working_tree
+from rn_harness.provenance import attempt, attempts, take_card, working_tree
 from rn_harness.store import Store, content_key
 
 KEY = content_key("case", {"of": "a test"})
@@ -92,3 +92,22 @@ def test_a_killed_try_stays_noted(tmp_path: Path) -> None:
 def test_work_that_was_never_tried_has_no_attempts(tmp_path: Path) -> None:
     """Unknown is empty."""
     assert attempts(Store(tmp_path), KEY) == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "cards", "taken"),
+    [
+        (None, 0, [None, None, None]),
+        (None, 1, [None, None, None]),
+        (None, 2, ["0", "1", "0"]),
+        ("", 4, ["", "", ""]),
+        ("3", 4, ["3", "3", "3"]),
+        ("3,GPU-a", 4, ["3", "GPU-a", "3"]),
+    ],
+)
+def test_workers_take_turns_at_the_cards_that_their_caller_shows_them(given: str | None, cards: int, taken: list[str]) -> None:
+    """Each gets one of them and sees no other; where there is none, or one, nothing changes."""
+    for worker, expected in enumerate(taken):
+        environment = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+        take_card(worker, environment, lambda: cards)
+        assert environment.get("CUDA_VISIBLE_DEVICES") == expected

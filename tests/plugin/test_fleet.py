@@ -1,0 +1,106 @@
+"""Sessions with ``--rn-fleet``: the same verdicts as without, and each case's own end."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rn_harness.records import CaseRecord
+
+SETTINGS = (
+    "mine/biochem", "--rn-tier=standard", "--rn-defense=none", "--rn-set=attack.steps=8", "--rn-set=attack.control_steps=8",
+    "--rn-set=attack.learning_rate=2e-3", "--rn-set=policy.checkpoint_every=4", "--rn-set=policy.samples=1",
+)  # fmt: skip
+THREE = ("-k", "attack_stays and grpo-p1")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One store for this module, so that controls are measured once."""
+    return tmp_path_factory.mktemp("fleet-store")
+
+
+@pytest.fixture
+def scene(workspace, store):
+    """A workspace whose sessions share the module's store, and in which they can be made to fail."""
+    workspace.use_store(store)
+    shutil.copy(Path(__file__).parent / "faults.py", workspace.folder)
+    workspace.pytester.syspathinsert()
+    return workspace
+
+
+def _records(scene):
+    found = [CaseRecord.model_validate_json(p.read_text()) for p in scene.latest.glob("cases/*/record.json")]
+    return {record.case_id: record for record in found}
+
+
+def _scores(record):
+    return [[s.model_dump() for s in c.scores] for c in record.evidence.trajectory.checkpoints]
+
+
+def test_three_attacks_together_are_the_three_alone(scene):
+    """Each has a record with the scores and findings that it has alone, under its own key; run again, all are stored."""
+    together = scene.run(*SETTINGS, *THREE, "--rn-fleet=3")
+    assert "biochem: 3 controls together: " in together.text
+    assert "biochem: 3 attacks together: " in together.text
+    fleet = _records(scene)
+    outcomes = {line["case_id"]: (line["outcome"], line["finding"]) for line in scene.record()["cases"]}
+    assert scene.record()["options"]["fleet"] == 3
+    assert "--rn-fleet=3" in scene.record()["options"]["arguments"]
+    attacks = [case_id for case_id in fleet if case_id.startswith("attack-")]
+    assert len(attacks) == 3
+    for record in fleet.values():
+        assert record.evidence.trajectory.settings["fleet_threads"] >= 1
+        assert record.evidence.trajectory.stopped is None
+
+    again = scene.run(*SETTINGS, *THREE, "--rn-fleet=3")
+    assert " together: " not in again.text
+    assert {line["stored"] for line in scene.record()["cases"]} == {True}
+
+    scene.run(*SETTINGS, *THREE)
+    alone = _records(scene)
+    assert {line["case_id"]: (line["outcome"], line["finding"]) for line in scene.record()["cases"]} == outcomes
+    assert {line["stored"] for line in scene.record()["cases"]} == {False}
+    for case_id, record in fleet.items():
+        assert record.key != alone[case_id].key
+        assert _scores(record) == _scores(alone[case_id])
+
+
+@pytest.mark.parametrize(("fault", "code"), [("SIGINT", 2), ("SIGTERM", 75)])
+def test_an_interruption_leaves_what_each_of_them_measured(scene, tmp_path, fault, code):
+    """Three are cut off in the middle: each has its record with what was measured and why it stopped, and none is green."""
+    scene.use_store(tmp_path / "cut")
+    scene.monkeypatch.setenv("RN_FAULT", fault)
+    scene.monkeypatch.setenv("RN_FAULT_STEP", "4")
+    result = scene.run(*SETTINGS, *THREE, "--rn-fleet=3", "-p", "faults", "--junitxml=asked.xml")
+    assert result.ret == code, result.text
+    attacks = {case_id: record for case_id, record in _records(scene).items() if case_id.startswith("attack-")}
+    assert len(attacks) == 3
+    for record in attacks.values():
+        assert record.verdict.outcome != "PASS"
+        assert record.evidence.trajectory.stopped is not None
+        assert record.evidence.trajectory.checkpoints[0].step == 0
+    assert scene.record()["outcome"] != "PASS"
+    assert len(list((tmp_path / "cut" / "unfinished").iterdir())) == 3
+    assert "completions = " not in result.text
+
+    scene.monkeypatch.undo()
+    scene.use_store(tmp_path / "cut")
+    rest = scene.run(*SETTINGS, *THREE, "--rn-fleet=3")
+    assert "restarted" not in rest.text
+    assert not list((tmp_path / "cut" / "unfinished").iterdir())
+    assert {json.loads(p.read_text())["evidence"]["trajectory"]["stopped"] for p in scene.latest.glob("cases/*/record.json")} == {
+        None
+    }
+
+
+def test_a_judge_that_dies_in_one_ends_that_one(scene, tmp_path):
+    """Out of memory at a step of all attacks: errors, no verdicts, and the session goes on to its end."""
+    scene.use_store(tmp_path / "memory")
+    scene.monkeypatch.setenv("RN_FAULT", "memory")
+    scene.monkeypatch.setenv("RN_FAULT_STEP", "4")
+    result = scene.run(*SETTINGS, *THREE, "--rn-fleet=3", "-p", "faults")
+    assert result.ret == 1, result.text
+    result.assert_outcomes(errors=3)
+    assert "OutOfMemoryError" in result.text
