@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -787,7 +788,7 @@ def word_overlap(a: Sequence[str], b: Sequence[str]) -> float:
     return 2 * shared / (len(a) + len(b))
 
 
-class _Loader(yaml.SafeLoader):
+class _Constructor(yaml.constructor.SafeConstructor):
     """Safe YAML that refuses duplicate keys: PyYAML would keep the last and say nothing."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -802,19 +803,35 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _resolve_floats(loader: type[_Loader]) -> None:
-    """YAML 1.1 reads ``5e-4`` as a string; read it as the number that everyone means."""
-    loader.add_implicit_resolver(
+class _Loader(_Constructor, yaml.SafeLoader):
+    """Reads by PyYAML itself."""
+
+
+class _QuickLoader(_Constructor, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads by libyaml, which takes a seventh of the time; by PyYAML itself where that was built without it."""
+
+
+for _loader in (_Loader, _QuickLoader):  # YAML 1.1 reads ``5e-4`` as a string; read it as the number that everyone means
+    _loader.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
         list("-+0123456789"),
     )
 
-
-_resolve_floats(_Loader)
-
 _NOT_CONVERTED = (ValueError, LookupError, AttributeError)
 """What PyYAML lets through for a scalar that looks or is tagged like a date, number or truth value and is none."""
+
+
+_READ_OTHERWISE = re.compile(r"[\t\ufeff]|(?<!\w)!|[|>][-+\d]*#")
+"""What libyaml reads in another way than PyYAML: tabs, byte order marks, tags, a comment behind a block's sign."""
+
+
+def _parse(text: str) -> Any:
+    """The contents of a YAML text; what libyaml refuses PyYAML reads again, and tells the place and what is wrong."""
+    if not _READ_OTHERWISE.search(text):
+        with suppress(yaml.YAMLError, RecursionError, *_NOT_CONVERTED):
+            return yaml.load(text, Loader=_QuickLoader)  # noqa: S506  # nosec B506 # a SafeLoader
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  # nosec B506 # a SafeLoader
 
 
 def read_yaml(path: Path) -> Any:
@@ -838,7 +855,7 @@ def read_yaml(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path}: must be UTF-8, got byte={error.object[error.start]:#04x}; save it as UTF-8") from None
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  # nosec B506 # a SafeLoader
+        return _parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -931,11 +948,22 @@ def _check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict
 
 def _near_duplicates(one: Sequence[Prompt], other: Sequence[Prompt]) -> Iterator[tuple[Prompt, Prompt, float]]:
     """Prompts of two sets that are nearly one another, with their word overlap."""
-    split = [[(p, words(p.text)) for p in of] for of in (one, other)]
+    split = [[(p, _numbered(words(p.text))) for p in of] for of in (one, other)]
     for (a, a_words), (b, b_words) in itertools.product(*split):
-        overlap = word_overlap(a_words, b_words)
+        both = len(a_words) + len(b_words)
+        overlap = 2 * len(a_words & b_words) / both if both else 1.0  # word_overlap, without counting each pair's words anew
         if overlap >= NEAR_DUPLICATE:
             yield a, b, overlap
+
+
+def _numbered(of: Sequence[str]) -> frozenset[tuple[str, int]]:
+    """A word multiset as a set: each word with how many of it came before."""
+    seen: collections.Counter[str] = collections.Counter()
+    found = set()
+    for word in of:
+        found.add((word, seen[word]))
+        seen[word] += 1
+    return frozenset(found)
 
 
 def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
@@ -952,7 +980,7 @@ def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
         if not equals or len(parts) < 2 or not all(parts):
             raise RecipeError(f"--rn-set takes KEY=VALUE with a dotted key, got {pair!r}; e.g. attack.steps=100")
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506  # nosec B506 # a SafeLoader
+            value = _parse(text)
         except (yaml.YAMLError, RecursionError, *_NOT_CONVERTED):
             raise RecipeError(f"--rn-set takes a YAML value, got {pair!r}; quote it") from None
         if parts[0] == "attack":

@@ -13,13 +13,19 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import RecipeError, RnHarnessError, SuiteError
 from rn_harness.suite import (
     MAX_FILE_BYTES,
+    NEAR_DUPLICATE,
     TIERS,
     AttackRecipe,
     GRPORecipe,
+    Prompt,
     Shift,
+    _Loader,
+    _near_duplicates,
+    _parse,
     iter_suites,
     json_schema,
     load_suite,
@@ -352,6 +358,38 @@ def test_attack_id(rate: float, expected: str) -> None:
     assert AttackRecipe(name="grpo", steps=200, learning_rate=rate, prompts=5).id == expected
 
 
+def _read_by(loader: type[yaml.SafeLoader], text: str) -> str | None:
+    """What a loader makes of a text; None where it refuses. As text: what is not a number is not equal to itself."""
+    try:
+        return repr(yaml.load(text, Loader=loader))
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError):
+        return None
+
+
+@pytest.mark.parametrize(
+    "path", [*SUITES.rglob("*.yaml"), *fixtures_folder().rglob("*.yaml")], ids=lambda p: f"{p.parent.name}/{p.name}"
+)
+def test_shipped_files_are_read_alike_by_libyaml(path: Path) -> None:
+    """Each shipped file is read as PyYAML itself reads it: the quicker reader changes no suite's digest."""
+    text = path.read_text(encoding="utf-8")
+    assert read_yaml(path) == yaml.load(text, Loader=_Loader)
+
+
+YAML_PIECES = (
+    "a", "b: ", "b:", ": ", ",", "- ", "-", "\n", "\n  ", "\n    ", "{", "}", "[", "]", ", ", "'", '"', "#", " #", "\t", "|", ">",
+    "&x ", "*x", "!!str ", "! ", "5e-4", "1", "yes", "~", "? ", "%", "---\n", "...\n", "\ufeff", "<<: ", "0x1", "1_0", "1:2",
+    "2020-01-01", ".inf",
+)  # fmt: skip
+
+
+@hypothesis.given(st.lists(st.sampled_from(YAML_PIECES), max_size=14).map("".join))
+def test_libyaml_reads_no_text_otherwise(text: str) -> None:
+    """A text that PyYAML reads comes out the same, whichever of the two readers is asked first."""
+    plain = _read_by(_Loader, text)
+    if plain is not None:
+        assert repr(_parse(text)) == plain
+
+
 def test_scientific_numbers_are_floats(tmp_path: Path) -> None:
     """``5e-4`` is a number for suites, while PyYAML's own loader keeps reading a string."""
     (tmp_path / "x.yaml").write_text("{a: 5e-4, b: 1E+3, c: -2.5e-1, d: 5e, e: e-4, f: 'x5e-4'}", encoding="utf-8")
@@ -519,6 +557,15 @@ def test_word_overlap_is_symmetric(a: list[str], b: list[str]) -> None:
 def test_word_overlap_ignores_order(pair: tuple[list[str], list[str]]) -> None:
     """A permutation overlaps with its original by 1."""
     assert word_overlap(*pair) == 1.0
+
+
+@hypothesis.given(WORDS, WORDS)
+def test_near_duplicates_are_found_by_word_overlap(a: list[str], b: list[str]) -> None:
+    """Two prompts of different sets are near duplicates where their word overlap says so, and are told with that number."""
+    one, other = (Prompt(id="p", topic="t", text=" ".join(of) or "?") for of in (a, b))
+    overlap = word_overlap(a, b)
+    found = [found for _, _, found in _near_duplicates([one], [other])]
+    assert found == ([overlap] if overlap >= NEAR_DUPLICATE else [])
 
 
 def test_words_have_no_case_or_punctuation() -> None:
