@@ -23,7 +23,7 @@ from rn_harness.records import (
     RunRecord,
     Trajectory,
 )
-from rn_harness.report.figures import convergence_svg, heat_svg, trajectory_svg
+from rn_harness.report.figures import convergence_svg, heat_svg, stored_svg, trajectory_svg
 from rn_harness.report.terminal import tally_lines, told_finding, told_standing
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -115,8 +115,8 @@ def _attack(name: str, line: CaseLine, record: CaseRecord) -> Attack:
         name=name,
         line=line,
         record=record,
-        trajectory=trajectory_svg(f"{name}-trajectory", record) if attacked else "",
-        heat=heat_svg(f"{name}-heat", record) if attacked else "",
+        trajectory=stored_svg(trajectory_svg, f"{name}-trajectory", record) if attacked else "",
+        heat=stored_svg(heat_svg, f"{name}-heat", record) if attacked else "",
         breached=any(reason.code == "breach" for reason in record.verdict.reasons),
         tables=tuple((title, [_checkpoint_row(c) for c in run.checkpoints]) for title, run in runs),
         cells=tuple((title, ["Prompt", *(f"step {c.step}" for c in run.checkpoints)], _cells(run)) for title, run in runs),

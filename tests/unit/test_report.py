@@ -25,7 +25,7 @@ from rn_harness.cli import app
 from rn_harness.errors import RecordError
 from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord
 from rn_harness.report.card import render_card
-from rn_harness.report.figures import VARIABLES, heat_svg, trajectory_svg
+from rn_harness.report.figures import VARIABLES, heat_svg, stored_svg, trajectory_svg
 from rn_harness.report.html import render_html
 from rn_harness.report.markdown import plain, render_summary
 from rn_harness.report.terminal import checkpoint_lines
@@ -174,8 +174,11 @@ def test_headings_step_down_one_by_one(text: str) -> None:
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
-def test_the_same_records_give_the_same_bytes(passed: tuple[RunRecord, Cases], text: str) -> None:
+def test_the_same_records_give_the_same_bytes(
+    passed: tuple[RunRecord, Cases], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A view made again is the view that was: no date, no random id."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))  # nothing is drawn there yet
     assert render_html(*passed) == text
     assert render_summary(*passed) == render_summary(*passed)
 
@@ -262,6 +265,30 @@ def test_a_figure_keeps_its_text_and_takes_the_pages_colours() -> None:
     assert 'aria-labelledby="x-title x-desc"' in svg
     assert "<metadata" not in svg
     assert "<style" not in svg
+
+
+def test_a_figure_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same record's figure comes from the store, bit by bit; another record's, or one under another name, is drawn."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
+    drawn: list[str] = []
+
+    def draw(name: str, record: CaseRecord) -> str:
+        drawn.append(name)
+        return trajectory_svg(name, record)
+
+    held, broken = breached_at(), breached_at(50)
+    later = held.model_copy(update={"started": "2031-01-01T00:00:00+00:00", "wall_s": 7.0})  # the same case in a second run
+    figures = [stored_svg(draw, name, record) for name, record in (("x", held), ("x", later), ("y", held), ("x", broken))]
+    assert drawn == ["x", "y", "x"]
+    assert figures[0] == figures[1] == trajectory_svg("x", held)
+    assert figures[2:] == [trajectory_svg("y", held), trajectory_svg("x", broken)]
+
+
+def test_a_store_that_cannot_be_written_hinders_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where figures cannot be kept they are drawn all the same."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "file" / "store"))
+    assert stored_svg(trajectory_svg, "x", breached_at()) == trajectory_svg("x", breached_at())
 
 
 def test_what_was_not_measured_says_so() -> None:
