@@ -1,8 +1,8 @@
 """A local instruction model as a judge. Floor 2 (adapters): the only judge that generates text in this process.
 
-It is asked with the rubric (``rn_harness.judges.rubric``) through its own chat template, greedily. Weights are loaded at the
-first score; no code of the model's folder is run. Completions are tokenized as plain text, so that one that spells out the
-template's control tokens cannot leave its turn.
+It is asked with the rubric (``rn_harness.judges.rubric``), or another question, through its own chat template, greedily. Weights
+are loaded at the first question; no code of the model's folder is run. What it is asked about is tokenized as plain text, so that
+a completion that spells out control tokens of the template cannot leave its turn.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from typing import Any, Self
 from rn_harness.candidate import hash_files, root_digest, weights_digest
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.hub import HubError, locate
-from rn_harness.judges.rubric import MAX_CHARACTERS, RubricJudge, build_question, is_too_long, parse_rating, rubric_digest
+from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
 from rn_harness.model import quiet_libraries
-from rn_harness.records import Judgement
-from rn_harness.suite import Prompt
 
 PREFIX = "hf:"
 TOKENS_AT_ONCE = 32_768
@@ -228,56 +226,60 @@ class HFJudge(RubricJudge):
         """
         return self._weights.folder
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    @property
+    def max_characters(self) -> int:
+        """Longer completions are not judged."""
+        return int(self._settings["max_characters"])
+
+    def reach(self) -> None:
         """Finds the model and asks its template for one question; loads no weights.
 
         Raises:
-            JudgeError: it is not told what is forbidden, or model, tokenizer or chat template are not to be had or not fit.
+            JudgeError: model, tokenizer or chat template are not to be had or not fit.
         """
-        self._encode(self._told(), "any request", "any answer", 0)
+        self._encode([{"role": "user", "content": "any question"}])
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        """Rates B completions, rows of like length together.
+    def ask(self, questions: Sequence[Question | None]) -> list[Reply]:
+        """Answers B questions, rows of like length together.
 
         What does not fit the model is ``too_long``. A row on which the model fails also when it stands alone is
         ``judge_error``.
 
         Raises:
-            JudgeError: it is not told what is forbidden, or the model cannot be loaded.
+            JudgeError: the model cannot be loaded.
         """
-        forbidden = self._told()
-        judgements: list[Judgement | None] = [None] * len(completions)
+        replies: dict[int, Reply] = {}
         rows: dict[int, list[int]] = {}
         opened: dict[int, str] = {}
-        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            if is_too_long(completion, self._settings["max_characters"]):
-                judgements[i] = Judgement(score=None, unscored="too_long")
+        for i, question in enumerate(questions):
+            if question is None:
+                replies[i] = Reply(unscored="too_long")
                 continue
             try:
-                ids, opening = self._encode(forbidden, prompt.text, completion, wording)
-            except JudgeError as error:  # check() asked the template before: this is about this completion
+                ids, opening = self._encode(question)
+            except JudgeError as error:  # reach() asked the template before: this is about this completion
                 _log.warning("the judge %s cannot be asked: %s", self.name, error)
-                judgements[i] = Judgement(score=None, unscored="judge_error")
+                replies[i] = Reply(unscored="judge_error")
                 continue
             if len(ids) + self._settings["max_new_tokens"] > self._context():
-                judgements[i] = Judgement(score=None, unscored="too_long")
+                replies[i] = Reply(unscored="too_long")
             else:
                 rows[i], opened[i] = ids, opening
         for batch in self._batches(rows):
             for i, answer in zip(batch, self._answers([rows[i] for i in batch]), strict=True):
                 if answer is None:
-                    judgements[i] = Judgement(score=None, unscored="judge_error")
+                    replies[i] = Reply(unscored="judge_error")
                 else:
                     reply, complete = answer
-                    judgements[i] = parse_rating(opened[i] + reply, complete=complete)
-        return [judgement for judgement in judgements if judgement is not None]
+                    replies[i] = Reply(opened[i] + reply, complete)
+        return [replies[i] for i in range(len(questions))]
 
     def _context(self) -> float:
         """Tokens that the model can hold, reply included; without end where its configuration names no limit."""
         return getattr(self._weights.network.config.get_text_config(), "max_position_embeddings", None) or float("inf")
 
-    def _encode(self, forbidden: str, request: str, completion: str, wording: int) -> tuple[list[int], str]:
-        """Token ids of a question, and what the template already began of the reply's thinking.
+    def _encode(self, turns: Question) -> tuple[list[int], str]:
+        """Token ids of a question of one turn, and what the template already began of the reply's thinking.
 
         Raises:
             JudgeError: the template fails, or changes the question.
@@ -285,7 +287,6 @@ class HFJudge(RubricJudge):
         from jinja2 import TemplateError
 
         tokenizer = self._weights.tokenizer
-        turns = build_question(forbidden, request, completion, wording)
         try:
             rendered = str(
                 tokenizer.apply_chat_template(

@@ -1,9 +1,9 @@
 """A model on an OpenAI-compatible server as a judge. Floor 2 (adapters): the only module that sends texts over a network.
 
-It is asked with the rubric (``rn_harness.judges.rubric``). Failures of transport are tried again, a bounded number of times;
-an answer never is, however unwelcome. The key comes from the environment and goes to the server alone: no name, digest,
-error or log holds it. What runs behind the server cannot be digested: the digest covers its address and the model's name. The
-request asks for greedy decoding; other settings that a server adds, such as a model's own repetition penalty, are its own.
+It is asked with the rubric (``rn_harness.judges.rubric``), or another question. Failures of transport are tried again, a bounded
+number of times; an answer never is, however unwelcome. The key comes from the environment and goes to the server alone: no name,
+digest, error or log holds it. What runs behind the server cannot be digested: the digest covers its address and the model's name.
+The request asks for greedy decoding; other settings that a server adds, such as a model's own repetition penalty, are its own.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from rn_harness.errors import JudgeError
-from rn_harness.judges.rubric import MAX_CHARACTERS, RubricJudge, build_question, is_too_long, parse_rating, rubric_digest
-from rn_harness.records import Judgement, Unscored
-from rn_harness.suite import Prompt
+from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -153,14 +151,18 @@ class OpenAIJudge(RubricJudge):
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    @property
+    def max_characters(self) -> int:
+        """Longer completions are not judged."""
+        return self._settings.max_characters
+
+    def reach(self) -> None:
         """Asks the server for its models and for one token.
 
         Raises:
-            JudgeError: it is not told what is forbidden; the client is not installed; there is no key for a remote server; the
-                server cannot be reached, refuses the key, or has no such model.
+            JudgeError: the client is not installed; there is no key for a remote server; the server cannot be reached, refuses
+                the key, or has no such model.
         """
-        self._told()
         if importlib.util.find_spec("openai") is None:
             raise JudgeError("a judge on a server needs the client, got no openai installed; pip install 'rn-harness[openai]'")
         self._key()
@@ -172,19 +174,12 @@ class OpenAIJudge(RubricJudge):
             # Without the cause: a server may repeat the key in its message.
             raise JudgeError(self._explain(error)) from None
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        """Rates B completions.
+    def ask(self, questions: Sequence[Question | None]) -> list[Reply]:
+        """Sends B questions, several at a time.
 
         Raises:
-            JudgeError: it is not told what is forbidden, or there is no key for a remote server.
+            JudgeError: there is no key for a remote server.
         """
-        forbidden = self._told()
-        questions = [
-            None
-            if is_too_long(completion, self._settings.max_characters)
-            else build_question(forbidden, prompt.text, completion, wording)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
         self._key()
         return asyncio.run(self._batch(questions))
 
@@ -280,15 +275,15 @@ class OpenAIJudge(RubricJudge):
             return f"the server must be reachable, {got}; start it, or correct the address"
         return f"the server must speak the OpenAI protocol, {got}; correct the address, which mostly ends in /v1"
 
-    async def _batch(self, questions: Sequence[list[dict[str, str]] | None]) -> list[Judgement]:
-        """Judges B questions; None stands for a completion that is too long."""
+    async def _batch(self, questions: Sequence[Question | None]) -> list[Reply]:
+        """Answers B questions; None stands for material that is too long."""
         gate = asyncio.Semaphore(self._settings.concurrency)
         failures: _Failures = collections.Counter()
         async with self._client() as client:
 
-            async def ask(question: list[dict[str, str]] | None) -> Judgement:
+            async def ask(question: Question | None) -> Reply:
                 if question is None:
-                    return _unscored("too_long")
+                    return Reply(unscored="too_long")
                 async with gate:
                     return await self._ask(client, question, failures)
 
@@ -300,9 +295,9 @@ class OpenAIJudge(RubricJudge):
                 await asyncio.gather(*late, return_exceptions=True)
         if failures:
             _log.warning("the judge %s failed: %s", self.name, ", ".join(f"{n} x {what}" for what, n in failures.items()))
-        return [_unscored("judge_timeout") if task.cancelled() else task.result() for task in tasks]
+        return [Reply(unscored="judge_timeout") if task.cancelled() else task.result() for task in tasks]
 
-    async def _send(self, client: AsyncOpenAI, question: list[dict[str, str]], max_tokens: int) -> Any:
+    async def _send(self, client: AsyncOpenAI, question: Question, max_tokens: int) -> Any:
         return await client.chat.completions.create(
             model=self._model,
             messages=question,  # type: ignore[arg-type]  # turns of the user, as plain dictionaries
@@ -311,7 +306,7 @@ class OpenAIJudge(RubricJudge):
             seed=0,
         )
 
-    async def _tried(self, client: AsyncOpenAI, question: list[dict[str, str]], max_tokens: int, failures: _Failures) -> Any:
+    async def _tried(self, client: AsyncOpenAI, question: Question, max_tokens: int, failures: _Failures) -> Any:
         """Sends one question until it is answered or tries are used up.
 
         Raises:
@@ -335,37 +330,33 @@ class OpenAIJudge(RubricJudge):
                 wait_s *= 2
         raise AssertionError
 
-    async def _ask(self, client: AsyncOpenAI, question: list[dict[str, str]], failures: _Failures) -> Judgement:
-        """The judgement that the server gives on one question, or the reason why it gives none."""
+    async def _ask(self, client: AsyncOpenAI, question: Question, failures: _Failures) -> Reply:
+        """What the server replies to one question, or the reason why it gives none."""
         import openai
 
         try:
             answer = await self._tried(client, question, self._settings.max_new_tokens, failures)
         except _BudgetError:
-            return _unscored("judge_budget")
+            return Reply(unscored="judge_budget")
         except (TimeoutError, openai.APITimeoutError):
-            return _unscored("judge_timeout")
+            return Reply(unscored="judge_timeout")
         except Exception as error:  # noqa: BLE001 - whatever a foreign client makes of foreign bytes is this item's alone
             failures[type(error).__name__] += 1
-            return _unscored("too_long" if _exceeds_context(error) else "judge_error")
+            return Reply(unscored="too_long" if _exceeds_context(error) else "judge_error")
         return self._read(answer)
 
-    def _read(self, answer: Any) -> Judgement:
-        """The judgement that a server's answer holds."""
+    def _read(self, answer: Any) -> Reply:
+        """The reply that a server's answer holds."""
         choices = getattr(answer, "choices", None)
         if getattr(answer, "model", None) != self._model or not isinstance(choices, list) or not choices:
-            return _unscored("judge_error")  # another model than named, or none of the protocol's answers
+            return Reply(unscored="judge_error")  # another model than named, or none of the protocol's answers
         message = getattr(choices[0], "message", None)
         content = getattr(message, "content", None)
         if getattr(message, "refusal", None) and not content:
-            return _unscored("judge_refused")
+            return Reply(unscored="judge_refused")
         if not isinstance(content, str):
-            return _unscored("unparsable")
-        return parse_rating(content, complete=getattr(choices[0], "finish_reason", None) == "stop")
-
-
-def _unscored(reason: Unscored) -> Judgement:
-    return Judgement(score=None, unscored=reason)
+            return Reply(unscored="unparsable")
+        return Reply(content, complete=getattr(choices[0], "finish_reason", None) == "stop")
 
 
 def _asked_to_wait_s(error: Exception) -> float:

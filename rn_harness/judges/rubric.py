@@ -6,18 +6,22 @@ reader would not see is written out; what a chat format would take for one of it
 
 from __future__ import annotations
 
+import abc
 import copy
 import hashlib
 import itertools
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from rn_harness.errors import JudgeError
 from rn_harness.measures import is_refusal
-from rn_harness.records import Judgement
+from rn_harness.records import Judgement, Unscored
+from rn_harness.suite import Prompt
 
 MAX_CHARACTERS = 24_000
 """Longer completions are not judged. They are never cut, since what is cut off may be what counts."""
@@ -137,8 +141,33 @@ _NUMBER = re.compile(
 )
 
 
-class RubricJudge:
+Question = list[dict[str, str]]
+"""Chat turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a language model wrote to a question, in memory only, or why it wrote nothing.
+
+    Attributes:
+        text: the reply.
+        complete: whether the model ended it by itself.
+        unscored: why there is none.
+    """
+
+    text: str = ""
+    complete: bool = True
+    unscored: Unscored | None = None
+
+    def __repr__(self) -> str:
+        """No text: a judge may quote what it was shown."""
+        return f"Reply(<{len(self.text)} characters>, complete={self.complete}, unscored={self.unscored!r})"
+
+
+class RubricJudge(abc.ABC):
     """What judges that read the rubric have in common: they err, know all wordings, and have to be told what is forbidden.
+
+    They are language models that answer any question, greedily; ``judges.preference`` asks them another one.
 
     Attributes:
         name: its spec.
@@ -171,6 +200,57 @@ class RubricJudge:
                 "in suite.yaml, or call about() first"
             )
         return self._forbidden
+
+    @property
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """The sha256 over what decides its replies and their reading."""
+
+    @property
+    @abc.abstractmethod
+    def max_characters(self) -> int:
+        """Longer completions are not judged."""
+
+    @abc.abstractmethod
+    def reach(self) -> None:
+        """Makes sure that it can be asked; loads no weights.
+
+        Raises:
+            JudgeError: it cannot.
+        """
+
+    @abc.abstractmethod
+    def ask(self, questions: Sequence[Question | None]) -> list[Reply]:
+        """The reply to each of B questions, in order; None stands for material that is too long.
+
+        Raises:
+            JudgeError: it cannot be asked at all.
+        """
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Makes sure that it was told what is forbidden, and can be asked.
+
+        Raises:
+            JudgeError: it was not, or cannot.
+        """
+        self._told()
+        self.reach()
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        """Rates B completions.
+
+        Raises:
+            JudgeError: it is not told what is forbidden, or cannot be asked at all.
+        """
+        forbidden = self._told()
+        questions = [
+            None if is_too_long(completion, self.max_characters) else build_question(forbidden, prompt.text, completion, wording)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return [
+            Judgement(score=None, unscored=r.unscored) if r.unscored else parse_rating(r.text, complete=r.complete)
+            for r in self.ask(questions)
+        ]
 
 
 def visible(text: str) -> str:
@@ -205,7 +285,7 @@ def mark_of(request: str, completion: str) -> str:
     return next(mark for mark in marks if mark not in request and mark not in completion)
 
 
-def build_question(forbidden: str, request: str, completion: str, wording: int = 0) -> list[dict[str, str]]:
+def build_question(forbidden: str, request: str, completion: str, wording: int = 0) -> Question:
     """The question as chat turns: one turn of the user, since not every chat template has a system's.
 
     Args:
@@ -240,7 +320,7 @@ def parse_rating(reply: str, *, complete: bool = True) -> Judgement:
         complete: whether the judge ended it by itself. If not, its last line is no verdict: a ``1`` may have been meant as
             the beginning of ``10``.
     """
-    said = _without_thinking(reply)
+    said = without_thinking(reply)
     if said is None:
         return Judgement(score=None, unscored="unparsable")
     lines = [line.strip() for line in said.strip().splitlines()]
@@ -261,7 +341,7 @@ def parse_rating(reply: str, *, complete: bool = True) -> Judgement:
     return Judgement(score=rating, degenerate=True if incoherent else None)
 
 
-def _without_thinking(reply: str) -> str | None:
+def without_thinking(reply: str) -> str | None:
     """What follows the thinking; None if the thinking never ended. Some templates open it themselves, so its start may lack."""
     tags = list(_THINKING.finditer(reply))
     if not tags:

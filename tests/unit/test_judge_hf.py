@@ -24,7 +24,7 @@ from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.hub import HubError, locate
 from rn_harness.judges import hf
 from rn_harness.judges.hf import HFJudge
-from rn_harness.judges.rubric import WORDINGS
+from rn_harness.judges.rubric import WORDINGS, build_question
 from rn_harness.session import _weights_size
 from rn_harness.suite import Policy, Prompt
 
@@ -128,7 +128,7 @@ def test_a_completion_with_control_tokens_stays_in_its_turn(seven: Path, monkeyp
     ids = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
 
     def special(completion: str) -> list[int]:
-        tokens, _ = told._encode(FORBIDDEN, PROMPT.text, completion, 0)
+        tokens, _ = told._encode(build_question(FORBIDDEN, PROMPT.text, completion))
         return [token for token in tokens if token in (ids["<user>"], ids["<reply>"], ids["<end>"])]
 
     # <user> question <end> <reply>: the template's own three, and none of the completion's.
@@ -159,7 +159,8 @@ def test_each_row_has_its_own_reply(tmp_path: Path) -> None:
     """A model that looks at the question answers each row by its own, in a batch of unequal lengths, whatever its neighbours."""
     folder = make_judge(tmp_path, None, seed=1)
     told = judge(folder, max_new_tokens=6)
-    rows = [told._encode(FORBIDDEN, PROMPT.text, text, 0)[0] for text in ("no", "sure 7 " * 40, "I cannot " * 9, "Rating: 1")]
+    texts = ("no", "sure 7 " * 40, "I cannot " * 9, "Rating: 1")
+    rows = [told._encode(build_question(FORBIDDEN, PROMPT.text, text))[0] for text in texts]
     together = list(told._generate(rows))
     alone = [answer for row in rows for answer in told._generate([row])]
     assert together == alone
@@ -177,7 +178,7 @@ def test_batches_hold_rows_and_tokens(seven: Path, monkeypatch: pytest.MonkeyPat
 def test_a_prompt_beyond_the_context_is_too_long(tmp_path: Path) -> None:
     """What the model cannot hold, reply included, is unscored and not cut."""
     told = judge(make_judge(tmp_path, SEVEN, context=500))
-    fits = 500 - 16 - len(told._encode(FORBIDDEN, PROMPT.text, "", 0)[0])
+    fits = 500 - 16 - len(told._encode(build_question(FORBIDDEN, PROMPT.text, ""))[0])
     assert fits > 20
     assert reasons(told, "x " * fits, "x " * (fits + 1)) == [7.0, "too_long"]
 
@@ -185,7 +186,7 @@ def test_a_prompt_beyond_the_context_is_too_long(tmp_path: Path) -> None:
 def test_one_bad_row_costs_no_other(seven: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A row on which the model fails, alone too, is a judge's error; the others of its batch are scored."""
     told = judge(seven)
-    bad = len(told._encode(FORBIDDEN, PROMPT.text, "poison " * 5, 0)[0])
+    bad = len(told._encode(build_question(FORBIDDEN, PROMPT.text, "poison " * 5))[0])
     generate = told._generate
 
     def failing(rows: list[list[int]]) -> Iterator[tuple[str, bool]]:
