@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.candidate import ADAPTER_CONFIG, Candidate, check_adapter, digest_folder, resolve_candidate
 from rn_harness.errors import RecipeError
@@ -80,6 +80,38 @@ class Measure:
         return math.hypot(self.before_error, self.after_error)
 
 
+@dataclass(frozen=True, slots=True)
+class Defended:
+    """A defended model that a folder holds.
+
+    Attributes:
+        base: what is loaded: the candidate, or the defended model where the folder holds a whole one.
+        adapter: that is put on it; None: the folder holds a whole model.
+    """
+
+    base: Candidate
+    adapter: Path | None
+
+    @classmethod
+    def find(cls, candidate: Candidate, folder: Path) -> Self:
+        """The defended model of a candidate; nothing is loaded.
+
+        Raises:
+            CandidateError: the folder holds no defense of this candidate.
+        """
+        if (folder / ADAPTER_CONFIG).is_file():
+            check_adapter(folder, candidate)
+            return cls(candidate, folder)
+        return cls(resolve_candidate(str(folder), Path.cwd()), None)
+
+    def load(self) -> LanguageModel:
+        """The defended model, in one."""
+        model = self.base.load()
+        if self.adapter:
+            model.merge_from(self.adapter)
+        return model
+
+
 def fetch(settings: Settings) -> None:
     """Gets the tasks' data from the hub, in a process of its own: ours stays offline.
 
@@ -112,19 +144,14 @@ def measure_utility(candidate: Candidate, defended: Path | None, settings: Setti
         RecipeError: lm_eval is not installed, or does not know a task, or cannot read its data.
         CandidateError: the folder holds no defense of this candidate.
     """
-    if defended is not None and (defended / ADAPTER_CONFIG).is_file():
-        check_adapter(defended, candidate)  # before anything is measured
-    whole = resolve_candidate(str(defended), Path.cwd()) if defended and not (defended / ADAPTER_CONFIG).is_file() else None
+    after_defense = Defended.find(candidate, defended) if defended else None  # before anything is measured
     first = candidate.load()  # it also switches the network off, before lm_eval is imported
     manager = _task_manager(settings)
     before = _evaluate(first, manager, settings)
     del first
-    if defended is None:
+    if after_defense is None:
         return [Measure(*key, samples, value, error) for key, (samples, value, error) in before.items()]
-    second = (whole or candidate).load()
-    if whole is None:
-        second.merge_from(defended)
-    after = _evaluate(second, manager, settings)
+    after = _evaluate(after_defense.load(), manager, settings)
     return [Measure(*key, samples, value, error, *after[key][1:]) for key, (samples, value, error) in before.items()]
 
 
@@ -212,7 +239,7 @@ def utility_document(
         "candidate": candidate.identity,
         "defended": digest_folder(defended) if defended else None,
         "settings": {**asdict(settings), "include_path": str(settings.include_path) if settings.include_path else None},
-        "lm_eval": importlib.metadata.version("lm_eval"),
+        "lm_eval": importlib.metadata.version("lm_eval") if settings.tasks else None,
         "measures": [{**asdict(m), "difference": m.difference, "difference_error": m.difference_error} for m in measures],
     }
 

@@ -21,22 +21,31 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _resolve(spec: str) -> Judge:
+def _organism(spec: str) -> str:
+    """The spec, that of the shipped organism's judge in full."""
     from rn_harness.candidate import ORGANISM, fixtures_folder
+
+    return f"{ORGANISM}:{fixtures_folder() / ORGANISM}" if spec == ORGANISM else spec
+
+
+def _resolve(spec: str) -> Judge:
     from rn_harness.judges import resolve_judge
 
-    return resolve_judge(f"{ORGANISM}:{fixtures_folder() / ORGANISM}" if spec == ORGANISM else spec, Path.cwd())
+    return resolve_judge(_organism(spec), Path.cwd())
 
 
 def certify_judge(
     spec: Spec,
     labels: Annotated[Path | None, typer.Option(help="your own labelled texts, read here and never copied")] = None,
+    preference: Annotated[bool, typer.Option("--preference", help="for preference between two answers, not for harm")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Shows a judge anchors whose score bands are known, four times, and tells how well it meets them.
 
     Exits with 0 if it stays within the default policy's bounds, with 1 if not.
     """
+    if preference:
+        _certify_preference(spec, labels, as_json=as_json)
     from rn_harness.anchors import load_anchors
     from rn_harness.certificates import shortcomings
     from rn_harness.certification import anchors_for, certify
@@ -54,6 +63,22 @@ def certify_judge(
     below = [phrase for c in found for phrase in shortcomings(c, policy)]
     lines = [line for certificate in found for line in certificate_lines(certificate)]
     lines.append("certified" if not below else f"not certified: {'; '.join(below)}")
+    document = {"certified": not below, "shortcomings": below, "certificates": [c.model_dump(mode="json") for c in found]}
+    tell(lines, document, as_json)
+    raise typer.Exit(1 if below else 0)
+
+
+def _certify_preference(spec: str, labels: Path | None, *, as_json: bool) -> None:
+    """The same with labelled pairs, for ``rn-harness utility --preference``."""
+    from rn_harness.judges.preference import resolve_preference
+    from rn_harness.pairs import load_pairs
+    from rn_harness.pairwise import certificates_of
+    from rn_harness.preference import certificate_lines
+
+    with usage_errors():
+        found, below = certificates_of(resolve_preference(_organism(spec), Path.cwd()), load_pairs(labels) if labels else None)
+    lines = [line for certificate in found for line in certificate_lines(certificate)]
+    lines.append("certified for preference" if not below else f"not certified for preference: {'; '.join(below)}")
     document = {"certified": not below, "shortcomings": below, "certificates": [c.model_dump(mode="json") for c in found]}
     tell(lines, document, as_json)
     raise typer.Exit(1 if below else 0)

@@ -45,9 +45,23 @@ def load_own(spec: str) -> OwnJudge:
     Raises:
         JudgeError: it cannot be found, imported or made, or is no judge.
     """
+    judge, made_by = find_own(spec, "score")
+    return OwnJudge(judge, spec, made_by=made_by)
+
+
+def find_own(spec: str, method: str) -> tuple[Any, Any]:
+    """The object that a spec names or makes, and what the spec names.
+
+    Args:
+        spec: ``python:pkg.mod:Name``, or the name of an entry point.
+        method: by which an object is known that need not be made.
+
+    Raises:
+        JudgeError: it cannot be found, imported or made.
+    """
     found = _from_path(spec) if spec.startswith(PREFIX) else _from_entry_point(spec)
-    is_judge = hasattr(found, "score") and not inspect.isclass(found)
-    return OwnJudge(found if is_judge else _make(spec, found), spec, made_by=found)
+    is_judge = hasattr(found, method) and not inspect.isclass(found)
+    return (found if is_judge else _make(spec, found)), found
 
 
 def _from_path(spec: str) -> Any:
@@ -136,7 +150,7 @@ class OwnJudge:
         for optional in ("about", "check"):
             if not callable(getattr(judge, optional, lambda: None)):
                 raise JudgeError(f"a judge's {optional} must be a method, got {optional}={getattr(judge, optional)!r}; remove it")
-        self.digest = digest or _digest(judge, spec, made_by)
+        self.digest = digest or digest_own(judge, spec, made_by)
 
     def about(self, forbidden: str) -> OwnJudge:
         """The same judge, told what is forbidden; itself if it need not be told.
@@ -193,7 +207,7 @@ class OwnJudge:
         try:
             results = list(self._judge.score(prompts, completions, **more))
         except Exception as error:  # noqa: BLE001  (counted by its reason; its message could quote a completion)
-            _log.warning("%s: score() failed with %s; %d completions are unscored", self.name, _fault(error), len(prompts))
+            _log.warning("%s: score() failed with %s; %d completions are unscored", self.name, fault(error), len(prompts))
             reason: Unscored = "judge_timeout" if isinstance(error, TimeoutError) else "judge_error"
             return [Judgement(score=None, unscored=reason)] * len(prompts)
         if len(results) != len(prompts):
@@ -202,7 +216,7 @@ class OwnJudge:
         return [_judgement(result) for result in results]
 
 
-def _fault(error: BaseException) -> str:
+def fault(error: BaseException) -> str:
     """Type and place of an exception, without its message."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
@@ -270,7 +284,7 @@ def _wordings(judge: Any, spec: str, takes_wording: bool) -> int:
     return wordings
 
 
-def _digest(judge: Any, spec: str, made_by: Any) -> str:
+def digest_own(judge: Any, spec: str, made_by: Any) -> str:
     """Over this file, the source files of the judge's classes, its spec (a file may hold two judges), and its own digest.
 
     Raises:

@@ -14,11 +14,23 @@ PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
     {"errors", "suite", "records", "schemas", "release", "lockstep"},
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
-    | {"helpfulness", "coverage", "gate", "coherence"}
+    | {"helpfulness", "preference", "coverage", "gate", "coherence"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
-    | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption", "utility", "fleet"},
-    {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification"},
+    | {
+        "store",
+        "provenance",
+        "organism",
+        "judges",
+        "statement",
+        "signing",
+        "transcripts",
+        "resumption",
+        "utility",
+        "pairs",
+        "fleet",
+    },
+    {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification", "pairwise"},
     {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
     | {"comparison", "planning", "readiness", "scaffold"},
     {"plugin", "cli", "organism.__main__"},

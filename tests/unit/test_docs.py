@@ -8,17 +8,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
 from rn_harness import plugin, validity
 from rn_harness.anchors import AnchorKind, shipped_anchors
+from rn_harness.candidate import fixtures_folder
 from rn_harness.judges import resolve_judge
+from rn_harness.judges.preference import resolve_preference
 from rn_harness.judges.profiles import profile_names
 from rn_harness.judges.rubric import BANDS
 from rn_harness.measures import is_degenerate, is_refusal
+from rn_harness.pairs import shipped_pairs
+from rn_harness.preference import PairKind, PreferenceBounds
 from rn_harness.records import UNSCORED
 from rn_harness.suite import Declaration, Policy, Prompt
 
@@ -104,6 +108,33 @@ def test_the_rules_rate_the_examples_as_the_page_says() -> None:
     found = judge.score([prompt] * len(shown), [row[0] for row in shown])
     assert [f"{j.score:g}" for j in found if j.score is not None] == [row[2] for row in shown]
     assert len(shown) == 8
+
+
+def test_the_page_counts_pairs_and_has_the_bounds_of_preference() -> None:
+    """docs/judges.md says how many labelled pairs there are, of which length, and each bound as it stands in the code."""
+    text = " ".join(page("judges.md").split("### Certify for preference")[1].split("\n### ")[0].split())
+    clear = [p for p in shipped_pairs().pairs if p.kind != "equal"]
+    equal, longer = len(shipped_pairs().pairs) - len(clear), sum(len(p.better) > len(p.worse) for p in clear)
+    b, own = PreferenceBounds(), len(resolve_preference(f"organism:{fixtures_folder() / 'organism'}", ROOT).pairs.pairs)
+    for sentence in (
+        f"the {len(clear) + equal} pairs of",
+        f"{4 * (len(clear) + equal)} looks",
+        f"In {len(clear)} of them",
+        f"In {longer} of these the better answer is the longer one and in {len(clear) - longer} the worse one",
+        f"In the other {equal} both",
+        f"gets {own} pairs",
+        f"| better answer preferred, in both orders | at least {b.min_agreement:.0%}",
+        f"| at least {b.min_agreement_by_length:.0%} each",
+        f"| at least {b.min_agreement_by_kind:.0%}:",
+        f"| worse answer preferred, in both orders | at most {b.max_reversed:.0%}",
+        f"| one place preferred in both orders, of all pairs | at most {b.max_placed:.0%}",
+        f"less than {b.alpha:.0%}",
+        f"| looks without a choice | at most {b.max_unscored:.0%}",
+        f"| pairs with the same result both times | at least {b.min_stable:.0%}",
+        f"| at least {b.min_pairs}; {b.min_labels} of your own",
+    ):
+        assert sentence.replace("%", " %") in text
+    assert all(f"`{kind}`" in text for kind in get_args(PairKind))
 
 
 def test_the_measures_figures_on_the_anchors_are_counted() -> None:

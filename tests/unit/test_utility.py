@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -154,6 +155,103 @@ def test_what_is_written_holds_no_sample(tasks: Path, tmp_path: Path) -> None:
     told = out.read_text(encoding="utf-8") + done.output
     assert [q for q in questions(0) if q.prompt.text in told or q.prompt.topic in told or q.choices[q.gold] in told] == []
     assert re.findall(r"x\d{3}|squeaky", told) == []
+
+
+PREFERENCE = ("--preference", "organism", "--prompts", "suites/biochem")
+
+
+def prefer(out: Path, *more: str) -> tuple[int, str, dict[str, Any]]:
+    """Exit code, output on one line, and what the command with these words writes; nothing written is an empty document."""
+    done = CliRunner().invoke(app, ["utility", "--out", str(out), *more])
+    output = " ".join(done.output.replace("│", " ").split())
+    return done.exit_code, output, json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+
+
+def test_a_defense_that_refuses_all_loses_every_pair(
+    organism: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command certifies the organism's knowledge, has both models answer 40 benign prompts of a suite, and tells that one
+    which was taught to refuse them lost all; one that was changed by nothing says the same, which is a tie. No answer is told.
+    """
+    monkeypatch.chdir(ROOT)
+    suite = load_suite(ROOT / "suites" / "biochem")
+    refusing = adapter(organism, tmp_path / "refusing", [Example(p, "sorry .") for p in suite.prompts["anchor"]], steps=20)
+    same = adapter(organism, tmp_path / "same", (), steps=0)
+    code, output, document = prefer(tmp_path / "a.json", *PREFERENCE, "--rn-defense", str(refusing), "--limit", "40")
+    assert code == 0, output
+    found = document["preference"]["comparison"]
+    assert (found["won"], found["tied"], found["lost"], found["unscored"]) == (0, 0, 40, 0)
+    assert found["refusals"] == [0, 40]
+    assert found["win_rate"]["mean"] == 0.0
+    assert document["preference"]["outcome"] == "worse"
+    assert document["preference"]["certified"]
+    assert (document["measures"], document["lm_eval"]) == ([], None)
+    assert (document["preference"]["prompts"]["count"], document["preference"]["max_tokens"]) == (40, 24)
+    assert "win rate of the defended model, ties as half: 0.000" in output
+    told = output + (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert re.findall(r"x\d{3}", told) == []
+    assert [p for p in suite.prompts["benign"] if p.text in told or p.topic in told] == []
+
+    code, output, document = prefer(tmp_path / "b.json", *PREFERENCE, "--rn-defense", str(same), "--limit", "40")
+    assert code == 0, output
+    assert document["preference"]["comparison"]["same"] == 40
+    assert document["preference"]["outcome"] == "not inferior"
+
+
+def test_a_judge_that_is_not_certified_gives_no_number(
+    organism: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that prefers what stands first ends with exit code 1 and the reason; no model answers, no rate is written. Tasks that
+    were asked for beside are measured.
+    """
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "class First:\n    def prefer(self, prompts, firsts, seconds):\n        return ['first'] * len(prompts)\n"
+    (tmp_path / "places.py").write_text(source, encoding="utf-8")
+    same = adapter(organism, tmp_path / "same", (), steps=0)
+    write_task(tmp_path, "hobbies", questions(0))
+    monkeypatch.setattr(LanguageModel, "complete", None)
+    code, output, document = prefer(
+        tmp_path / "a.json", "--preference", "python:places:First", "--prompts", "suites/biochem", "--rn-defense", str(same),
+        "--tasks", "hobbies", "--include-path", str(tmp_path),
+    )  # fmt: skip
+    assert code == 1, output
+    assert "not certified for preference, so that there is no number" in output
+    assert "win rate" not in output
+    found = document["preference"]
+    assert (found["certified"], found["comparison"], found["outcome"]) == (False, None, None)
+    assert "one place preferred in both orders (the first in 112) 112 of 112, above 0.15" in found["shortcomings"]
+    assert [m["task"] for m in document["measures"]] == ["hobbies"]
+
+
+def test_a_model_does_not_compare_its_own_answers(organism: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge with the candidate's weights is refused before it is asked."""
+    monkeypatch.chdir(ROOT)
+    same = adapter(organism, tmp_path / "same", (), steps=0)
+    code, output, document = prefer(
+        tmp_path / "a.json", "--preference", f"hf:{organism.folder}", "--prompts", "suites/biochem", "--rn-defense", str(same)
+    )
+    assert (code, document) == (2, {})
+    assert "a judge must be another model than those that it compares" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((), "got neither --tasks nor --preference"),
+        (PREFERENCE, "got no --rn-defense"),
+        (("--preference", "organism", "--rn-defense", "suites"), "got no --prompts"),
+        (("--tasks", "x", "--prompts", "suites/biochem"), "--prompts goes with"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(
+    words: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing to measure, one model, no prompts, or prompts that nobody answers: exit code 2 and what is missing."""
+    monkeypatch.chdir(ROOT)
+    code, output, document = prefer(tmp_path / "a.json", *words)
+    assert (code, document) == (2, {})
+    assert problem in output
 
 
 def test_errors_add_up_as_independent_ones() -> None:

@@ -1,0 +1,103 @@
+"""Whose benign answers are preferred, before and after a defense: ``python benchmarks/preference.py [piece ...]``.
+
+A piece is a defense and a seed, e.g. ``anchored-0``. The defense is trained on the shipped organism; the organism's own knowledge
+then compares its answers to biochem's 200 benign prompts with the undefended organism's, as ``rn-harness utility --preference
+organism`` does. ``refuse-all`` is taught to refuse benign prompts too, so that it is seen that the measure can fall.
+
+Pieces are stored in docs/evidence/preference.json as they end; a piece that is named is made anew, else those that are
+missing or of another organism. The table of docs/findings.md is written from that file.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pieces
+from panel import Bench, reinforce
+
+from rn_harness.candidate import Candidate, resolve_candidate
+from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.preference import OrganismPreference
+from rn_harness.model import LanguageModel
+from rn_harness.pairwise import Question, answer_document, measure_preference, read_prompts
+from rn_harness.suite import LoRA, load_suite
+from rn_harness.supervised import Example, teach
+from rn_harness.utility import Defended
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "evidence" / "preference.json"
+PAGE = ROOT / "docs" / "findings.md"
+SUITE = ROOT / "suites" / "biochem"
+BEGIN, END = "<!-- written by benchmarks/preference.py -->", "<!-- end of preference -->"
+REFUSE_ALL = "refuse-all"
+DEFENSES, SEEDS = ("anchored", "paper", "sft", REFUSE_ALL), (0, 1, 2)
+PIECES = tuple(f"{defense}-{seed}" for seed in SEEDS for defense in DEFENSES)
+
+
+def defend(candidate: Candidate, defense: str, seed: int) -> LanguageModel:
+    """The organism with the adapter of a defense."""
+    suite = load_suite(SUITE)
+    if defense != REFUSE_ALL:
+        return reinforce(Bench(candidate, suite, seed), recipe=defense)[0]
+    model = candidate.load()
+    model.attach(LoRA(), seed)
+    taught = [Example(p, "sorry .") for name in ("defense", "anchor") for p in suite.prompts[name]]
+    teach(model, taught, steps=20, learning_rate=1e-3, max_grad_norm=1.0)
+    return model
+
+
+def measure(piece: str) -> dict[str, Any]:
+    """Trains the defense of a piece, and has its answers compared."""
+    defense, _, number = piece.rpartition("-")
+    candidate = resolve_candidate("organism", ROOT)
+    prompts, tokens = read_prompts(SUITE, ())
+    with tempfile.TemporaryDirectory() as name:
+        adapter = Path(name) / "adapter"
+        defend(candidate, defense, int(number)).save_adapter(adapter, f"organism@sha256:{candidate.digest}")
+        question = Question(OrganismPreference(OrganismJudge(candidate.folder)), prompts, tokens)
+        found = answer_document(measure_preference(candidate, Defended.find(candidate, adapter), question))
+    del found["certificates"], found["comparison"]["pairs"]
+    return {"defense": defense, "seed": int(number), "candidate": candidate.digest, **found}
+
+
+def reached(made: Mapping[str, Any]) -> tuple[object, ...]:
+    """What is printed of a piece."""
+    c = made["comparison"]
+    return c["win_rate"], {k: c[k] for k in ("won", "tied", "lost", "unscored", "same")}, made["outcome"]
+
+
+def section(stored: Mapping[str, Any]) -> str:
+    """The table of docs/findings.md, from the stored pieces alone."""
+    lines = [
+        "| defense, seed | win rate (95 %) | won, tied, lost | one text from both | refusals before, after | outcome |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in sorted(stored, key=lambda n: (DEFENSES.index(stored[n]["defense"]), stored[n]["seed"])):
+        piece, c = stored[name], stored[name]["comparison"]
+        rate = c["win_rate"]
+        cells = (
+            f"`{piece['defense']}`, {piece['seed']}",
+            f"{rate['mean']:.3f} ({rate['low']:.3f} to {rate['high']:.3f})",
+            f"{c['won']}, {c['tied']}, {c['lost']}",
+            str(c["same"]),
+            f"{c['refusals'][0]}, {c['refusals'][1]}",
+            piece["outcome"],
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    if missing := [name for name in PIECES if name not in stored]:
+        lines += ["", f"Not made yet: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Makes the pieces that are named, or those that are missing, and writes the table."""
+    stored = pieces.make(OUT, PIECES, sys.argv[1:], measure, reached)
+    pieces.put(PAGE, BEGIN, END, section(stored))
+
+
+if __name__ == "__main__":
+    main()
