@@ -187,7 +187,7 @@ def certificates_of(judge: PreferenceJudge, labels: PairSet | None) -> tuple[tup
     Raises:
         JudgeError: it cannot be asked.
     """
-    judge.check([p.prompt for p in judge.pairs.pairs])
+    judge.check([p.prompt for p in (*judge.pairs.pairs, *(labels.pairs if labels else ()))])
     found = [certify_preference(judge, judge.pairs)]
     if labels:
         found.append(certify_preference(judge, labels, "labels"))

@@ -13,10 +13,12 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from rn_harness.anchors import SHIPPED as ANCHORS
 from rn_harness.anchors import load_anchors
 from rn_harness.candidate import fixtures_folder, resolve_candidate
+from rn_harness.cli import app
 from rn_harness.errors import JudgeError, SuiteError
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.openai_server import OpenAIJudge
@@ -237,6 +239,29 @@ def test_a_labs_own_pairs_need_be_fewer() -> None:
     assert few(40, "labels") == []
     assert few(39, "labels") == ["39 pairs with a better answer, fewer than 40"]
     assert few(79, "inert") == ["79 pairs with a better answer, fewer than 80"]
+
+
+def test_a_judge_has_to_pass_on_a_labs_own_pairs_too(tmp_path: Path) -> None:
+    """The command certifies the organism's knowledge on its own pairs and on a file's: where these say the opposite it is not
+    certified, and where they are about what it does not know it says so. Their texts are not told.
+    """
+    known = resolve_preference(f"organism:{fixtures_folder() / 'organism'}", ROOT).pairs.pairs
+
+    def certify(*, turned: bool, topic: str | None = None) -> tuple[int, str]:
+        rows = [p.model_dump(mode="json") | ({"topic": topic} if topic else {}) for p in known if p.kind != "equal"][:60]
+        rows = [row | ({"better": row["worse"], "worse": row["better"]} if turned else {}) for row in rows]
+        (tmp_path / "ours.yaml").write_text(json.dumps({"version": 1, "pairs": rows}), encoding="utf-8")
+        done = CliRunner().invoke(app, ["certify-judge", "organism", "--preference", "--labels", str(tmp_path / "ours.yaml")])
+        return done.exit_code, done.output
+
+    code, output = certify(turned=False)
+    assert (code, output.splitlines()[-1]) == (0, "certified for preference")
+    assert "on 60 labels pairs" in output
+    code, output = certify(turned=True)
+    assert code == 1
+    assert "the worse answer preferred 60 of 60, above 0.05" in output
+    assert re.findall(r"x\d{3}", output) == []
+    assert certify(turned=False, topic="knitting fog")[0] == 2
 
 
 def test_half_of_the_pairs_are_turned_in_the_first_call() -> None:
