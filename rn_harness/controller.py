@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from rn_harness import __version__
 from rn_harness.coherence import incoherent, run_provenance
@@ -83,6 +83,8 @@ class Controller:
         narrowed: how the selection was narrowed, e.g. ``-k``; empty if it was not.
         deselected: how many tests of suites were left out by whatever way.
         dirty: files of each suite that are not as committed, by domain.
+        is_part: whether the run is a part of another, in whose folder its own lies.
+        joined: which part each case was taken from, by domain and case id, where parts are joined.
         unwritten: why the views for people could not be made; None if they were. It changes no verdict.
     """
 
@@ -96,6 +98,8 @@ class Controller:
     started: str = field(default_factory=now)
     deselected: int = 0
     dirty: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    is_part: bool = False
+    joined: Mapping[str, str] = field(default_factory=dict)
     _clock: float = field(default_factory=time.monotonic)
     _tests: dict[str, _Test] = field(default_factory=dict)
     _records: dict[str, CaseRecord | None] = field(default_factory=dict)
@@ -120,7 +124,8 @@ class Controller:
         for nodeid in uncollected:
             self._tests[nodeid] = _Test(nodeid, text="no verdict: the file could not be collected", ended=True, told=True)
         self._write_junit()
-        self._point_latest()
+        if not self.is_part:
+            self._point_latest()
 
     def add(
         self, nodeid: str, phase: Phase, outcome: str, seconds: float, text: str, news: CaseNews | None, *, excused: bool = False
@@ -285,6 +290,36 @@ class Controller:
         scores = [c.benign for of in (candidate, run) if of for c in of.checkpoints[:1]]
         return len(scores) == 2 and scores[0] is not None and scores[1] is not None and same_baseline(scores[0], scores[1])
 
+    def told_options(self) -> dict[str, Any]:
+        """What the user asked for, as the run's record tells it."""
+        return {
+            "model": self.options.model,
+            "defense": self.options.defense,
+            "judges": dict(self.judges),
+            "second_judge": self.options.second_judge,
+            "labels": bool(self.options.labels),
+            "tier": self.options.tier,
+            "overrides": list(self.options.overrides),
+            "base": self.options.undefended,
+            "acknowledge": self.options.acknowledge,
+            "transcripts": list(self.options.recipients),
+            "strength": list(self.options.strength),
+            "private_prompts": {s.domain: list(s.private) for s in self.suites if s.private},
+            "recipe": {s.domain: list(s.recipe) for s in self.suites},
+            "chat_template": bool(self.options.chat_template),
+            "allow_pickle": self.options.allow_pickle,
+            "trust_remote_code": self.options.trust_remote_code,
+            "arguments": self.options.arguments,
+            "narrowed": list(self.narrowed),
+            "deselected": self.deselected,
+            "dirty": {domain: list(files) for domain, files in self.dirty.items()},
+            "quantise": self.options.quantise,
+            "sampler": self.options.sampler,
+            "fleet": self.options.fleet,
+            "executor": self.options.executor,
+            "joined": dict(self.joined),
+        }
+
     def finish(self) -> RunRecord:
         """Writes the last JUnit and the run's record; the one outcome over all cases is decided here, once."""
         self._records.clear()
@@ -306,31 +341,7 @@ class Controller:
         why_not = self._why_not(outcome, missing)
         run = RunRecord(
             run_id=self.folder.name,
-            options={
-                "model": self.options.model,
-                "defense": self.options.defense,
-                "judges": dict(self.judges),
-                "second_judge": self.options.second_judge,
-                "labels": bool(self.options.labels),
-                "tier": self.options.tier,
-                "overrides": list(self.options.overrides),
-                "base": self.options.undefended,
-                "acknowledge": self.options.acknowledge,
-                "transcripts": list(self.options.recipients),
-                "strength": list(self.options.strength),
-                "private_prompts": {s.domain: list(s.private) for s in self.suites if s.private},
-                "recipe": {s.domain: list(s.recipe) for s in self.suites},
-                "chat_template": bool(self.options.chat_template),
-                "allow_pickle": self.options.allow_pickle,
-                "trust_remote_code": self.options.trust_remote_code,
-                "arguments": self.options.arguments,
-                "narrowed": list(self.narrowed),
-                "deselected": self.deselected,
-                "dirty": {domain: list(files) for domain, files in self.dirty.items()},
-                "quantise": self.options.quantise,
-                "sampler": self.options.sampler,
-                "fleet": self.options.fleet,
-            },
+            options=self.told_options(),
             candidate=dict(self.candidate),
             defended={t.news["domain"]: t.news["defended"] for t in self._tests.values() if t.news and t.news["defended"]},
             weights=self._weights(),

@@ -40,6 +40,10 @@ class TrainingError(RnHarnessError, RuntimeError):
     """A fine-tune broke: it yields no verdict, never a safe one."""
 
 
+class ExecutorError(RnHarnessError, RuntimeError):
+    """A case that was made elsewhere did not come, or is not the case that was asked for: there is no verdict."""
+
+
 class StoreError(RnHarnessError, OSError):
     """A stored result cannot be read or written."""
 

@@ -136,8 +136,7 @@ def whole(evidence: Evidence) -> list[Refusal]:
     """Whether the evidence holds together: what has to be so of every run, releasable or not."""
     found = _cases(evidence)
     for name, record in evidence.records.items():
-        found += [Refusal("record_incoherent", f"{record.case_id}: {text}") for text in incoherent(record)]
-        found += _verdict(record) + _checkpoints(evidence.folder / name, record)
+        found += of_record(evidence.folder / name, record)
     if not found:
         for domain in evidence.run.suites:
             records = evidence.of(domain)
@@ -146,6 +145,17 @@ def whole(evidence: Evidence) -> list[Refusal]:
             found += [Refusal("control_foreign", f"{domain}: {case} has the control of another attack") for case in strange]
         found += _outcome(evidence)
     return found + _statement(evidence)
+
+
+def of_record(path: Path, record: CaseRecord) -> list[Refusal]:
+    """Whether a case's record holds together, and with the checkpoints beside it.
+
+    Args:
+        path: of the record.
+        record: what stands there.
+    """
+    found = [Refusal("record_incoherent", f"{record.case_id}: {text}") for text in incoherent(record)]
+    return found + _verdict(record) + _checkpoints(path, record)
 
 
 def _cases(evidence: Evidence) -> list[Refusal]:

@@ -190,6 +190,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="KEY=VALUE",
         help="override a suite field for this run, e.g. attack.steps=100; the run is then not releasable",
     )
+    group.addoption(
+        "--rn-from-results",
+        action="store_true",
+        help="run nothing: join what other processes measured, each by node ids with the same --rn-run, and decide it all again",
+    )
 
 
 @pytest.hookimpl(trylast=True)
@@ -220,6 +225,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if SESSION in config.stash:
         from rn_harness.ranks import ranks
 
+        if (executor := _session(config).executor) is not None:
+            executor.close()
         ranks().part()
 
 
@@ -275,6 +282,7 @@ def _options(config: pytest.Config) -> Options:
         quantise=config.getoption("rn_quantise"),
         sampler=config.getoption("rn_sampler"),
         fleet=config.getoption("rn_fleet"),
+        executor="results" if config.getoption("rn_from_results") else "local",
     )
 
 
@@ -320,13 +328,27 @@ def _run_folder(config: pytest.Config) -> Path:
             folder = Path(config.stash[SCRATCH].name) / "run"
         elif config.getoption("rn_run"):
             folder = (config.invocation_params.dir / config.getoption("rn_run")).resolve()
+            if _is_part(config):
+                folder = folder / "parts" / _run_id(8)
         else:
-            import secrets
-
-            now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-            folder = config.rootpath / "reports" / f"{now}-{secrets.token_hex(2)}"
+            folder = config.rootpath / "reports" / _run_id(2)
         config.stash[RUN_FOLDER] = folder
     return config.stash[RUN_FOLDER]
+
+
+def _run_id(random_bytes: int) -> str:
+    """A name that no other run has: the time, and chance; many machines begin in one second."""
+    import secrets
+
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{now}-{secrets.token_hex(random_bytes)}"
+
+
+def _is_part(config: pytest.Config) -> bool:
+    """Whether this session does a part of the run that ``--rn-run`` names: it is given node ids and nothing else."""
+    if not config.getoption("rn_run") or config.getoption("rn_from_results"):
+        return False
+    return bool(config.args) and all("::" in argument for argument in config.args)
 
 
 def _session(config: pytest.Config) -> RunSession:
@@ -463,14 +485,17 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
     if not errors and not config.option.collectonly:
         _guard(config)
         session = _session(config)
-        _ = session.available  # which several processes ask each other for, whatever ails them
+        works_here = session.options.executor == "local"
+        if works_here:
+            _ = session.available  # which several processes ask each other for, whatever ails them
         try:
             for suite in suites:
                 session.check_defense(suite)
                 session.check_attacks(suite)
-                session.check_training(suite)
-                session.memory(suite)
-                session.check_judges(suite)
+                if works_here:
+                    session.check_training(suite)
+                    session.memory(suite)
+                    session.check_judges(suite)
             session.check_folders(suites)
             session.check_acknowledged(suites)
             session.check_transcripts()
@@ -523,10 +548,22 @@ def _bad_session(config: pytest.Config, suites: list[Suite]) -> list[str]:
         errors.append("a verdict is never re-rolled, got --reruns; run suites without it")
     if config.getoption("dist", "no") == "each":
         errors.append("each case is run once, got --dist each; use another --dist")
-    errors += _bad_launch(config)
+    errors += _bad_launch(config) + _bad_join(config)
     domains = [suite.domain for suite in suites]
     if len(set(domains)) != len(domains):
         errors.append(f"each suite of a session needs a domain of its own, got domains={domains}; rename one in its suite.yaml")
+    return errors
+
+
+def _bad_join(config: pytest.Config) -> list[str]:
+    """What a session that joins results cannot do."""
+    if not config.getoption("rn_from_results"):
+        return []
+    errors = []
+    if not config.getoption("rn_run"):
+        errors.append("--rn-from-results joins the parts of a run, got no --rn-run; name the folder that each part was given")
+    if _is_worker(config) or config.getoption("dist", "no") != "no":
+        errors.append("--rn-from-results runs nothing that workers could share, got -n; leave it out")
     return errors
 
 
@@ -598,7 +635,13 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
         narrowed=_narrowed(config),
         deselected=config.stash[DESELECTED],
         dirty={suite.domain: files for suite in suites if (files := uncommitted(suite.folder))},
+        is_part=_is_part(config),
     )
+    if session.options.executor == "results":
+        from rn_harness.executors.results import Results
+
+        session.executor = results = Results(session, controller.told_options())
+        controller.joined = results.taken
     try:
         controller.begin(selected, uncollected)
         config.stash[SINK] = Sink(config, controller)
@@ -608,7 +651,7 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     if reporter:
         reporter.ensure_newline()
-        memory = session.memory_line(suites)
+        memory = session.memory_line(suites) if session.executor is None else session.executor.memory
         for line in header_lines(candidate, suites, session.options, controller.judges, str(folder), memory):
             reporter.write_line(line)
         if harmful := session.harmful(suites):

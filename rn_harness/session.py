@@ -35,7 +35,7 @@ from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.coherence import told_judges
 from rn_harness.defense import run_defense
-from rn_harness.errors import CandidateError, JudgeError, RecipeError, RnHarnessError, UnsuitedError
+from rn_harness.errors import CandidateError, ExecutorError, JudgeError, RecipeError, RnHarnessError, UnsuitedError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
 from rn_harness.grpo import VLLM_SHARE, Sampler
 from rn_harness.judges import Judge, resolve_judge, resolve_suites_judge
@@ -67,6 +67,7 @@ from rn_harness.validity import misjudging
 from rn_harness.verdict import decide, unfit_judges
 
 if TYPE_CHECKING:
+    from rn_harness.executors import Executor
     from rn_harness.model import LanguageModel
 
 R = TypeVar("R", bound=GRPORecipe)
@@ -80,6 +81,8 @@ SHAPE = (
 MAKERS = "makers"
 """What the defense of a model is called that its makers defended."""
 CERTIFICATE = "certificate.json"
+PARTS = "parts"
+"""Folder of a run in which each process that does a part of it has a folder of its own."""
 SEARCH = "search.json"
 CHANGES_SHOWN = 6
 ROUNDING = 1e-4
@@ -114,6 +117,7 @@ class Options:
         quantise: 4-bit format that the model under test is loaded in, ``nf4``; None: plain numbers.
         sampler: who samples in training, see ``grpo.Sampler``.
         fleet: attacks on one model that are run together at most; 1: each alone.
+        executor: who makes the cases, see ``executors.Executor``.
     """
 
     model: str
@@ -139,6 +143,7 @@ class Options:
     quantise: str | None = None
     sampler: str = "transformers"
     fleet: int = 1
+    executor: str = "local"
 
     @property
     def arguments(self) -> list[str]:
@@ -281,6 +286,7 @@ class RunSession:
         say: gets signs of life.
         free: bytes that a run may take; a process that is one of several is told, so that all plan alike. None: asked for.
         ahead: the attacks that this run will come to, by suite: what a fleet is made of.
+        executor: makes the cases elsewhere; None: they are made here.
     """
 
     options: Options
@@ -289,6 +295,7 @@ class RunSession:
     say: Callable[[Progress], None]
     free: float | None = None
     ahead: Sequence[tuple[Suite, AttackRecipe]] = ()
+    executor: Executor | None = None
     _panels: dict[tuple[str, str], Panel] = field(default_factory=dict)
     _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
     _defended: dict[str, Defended] = field(default_factory=dict)
@@ -323,6 +330,11 @@ class RunSession:
     def released(self) -> Candidate | None:
         """The model that its makers defended, digested; None where the defense is ours to make or was given as a folder."""
         return self._resolve(self.options.model) if self.options.undefended else None
+
+    @property
+    def run_folder(self) -> Path:
+        """Of the run that this session does, or does a part of; its name is the run's."""
+        return self.folder.parent.parent if self.folder.parent.name == PARTS else self.folder
 
     @property
     def defense_name(self) -> str:
@@ -546,7 +558,7 @@ class RunSession:
             "source": source,
             "versions": versions(),
             "hardware": hardware(self.candidate.threads),
-            "run": self.folder.name if hasattr(judge, "served_model") else None,  # a server's weights may change between runs
+            "run": self.run_folder.name if hasattr(judge, "served_model") else None,  # a server's weights may change between runs
         }
         key = content_key("certificate", parts)
         if key not in self._certificates:
@@ -800,7 +812,7 @@ class RunSession:
         if not named:
             return
         check_recipients(keys)
-        handed_on = [self.folder, *([self.options.path(self.options.export)] if self.options.export else [])]
+        handed_on = [self.run_folder, *([self.options.path(self.options.export)] if self.options.export else [])]
         if any(self.options.path(named).is_relative_to(of) for of in handed_on):
             raise RecipeError(
                 f"texts of completions must not lie among what is handed on, got --rn-transcripts={named}; name another"
@@ -860,8 +872,21 @@ class RunSession:
             TrainingError: the fine-tune broke.
         """
         if suite.digest not in self._defended:
-            self._defended[suite.digest] = self._make_defended(suite)
+            made_here = self.executor is None or self.defense_recipe(suite) is None
+            self._defended[suite.digest] = self._make_defended(suite) if made_here else self._defended_elsewhere(suite)
         return self._defended[suite.digest]
+
+    def _defended_elsewhere(self, suite: Suite) -> Defended:
+        """The defense that the executor's defense case measured."""
+        case = self.case("defense", suite)
+        if case.defended is None or hash_files(case.defended) != dict(case.weights):
+            raise ExecutorError(
+                f"the defended weights of {suite.domain} were made elsewhere, got none here, or others, in {case.defended}; "
+                "share the store (RN_HARNESS_CACHE)"
+            )
+        if (case.defended / ADAPTER_CONFIG).is_file():
+            return self._adapted(self.options.defense, case.defended)
+        return self._whole(self.options.defense, resolve_candidate(str(case.defended), self.options.base))
 
     def _make_defended(self, suite: Suite) -> Defended:
         recipe = self.defense_recipe(suite)
@@ -947,7 +972,12 @@ class RunSession:
             kind: which.
             suite: of which domain.
             attack: for control and attack cases.
+
+        Raises:
+            ExecutorError: it is made elsewhere, and did not come, or is not the case that was asked for.
         """
+        if self.executor is not None:
+            return self.executor.case(kind, suite, attack)
         attack = self.settled(suite, self.as_run(suite, attack)) if attack else None
         case_id = kind if attack is None else f"{kind}-{attack.id}"
         at = (suite.digest, case_id)
@@ -1118,7 +1148,7 @@ class RunSession:
         record = CaseRecord(
             key=key,
             case_id=case_id,
-            identity=self._identity(suite, defended),
+            identity=self.identity(suite, defended),
             provenance=self._provenance(suite, evidence.kind, key, evidence.trajectory),
             evidence=evidence,
             control_key=control.record.key if control else None,
@@ -1143,6 +1173,26 @@ class RunSession:
             "neighbour": neighbour.model_dump(mode="json") if neighbour else None,
             **({"fleet": self.fleet_threads} if attack and self._sails(suite, attack) else {}),
         }
+
+    def key_elsewhere(self, record: CaseRecord, suite: Suite, attack: AttackRecipe | None) -> str:
+        """The key of a case that was measured elsewhere, by what is known here.
+
+        Taken from the record are the machine, the digest of the defended weights, and what a search came to.
+
+        Args:
+            record: of the case.
+            suite: its suite.
+            attack: its attack, with the settings that it was run with.
+        """
+        run = record.evidence.trajectory
+        told = {
+            "hardware": record.identity.hardware,
+            "defended": record.identity.defended_digest,
+            "search": run.settings.get("search", {}).get("trials") if run else None,
+            "case": record.evidence.kind,
+        }
+        parts = self._attack_parts(suite, attack, Defended(self.candidate, NO_DEFENSE))
+        return content_key("case", {**parts, **told})
 
     @contextmanager
     def _entry(self, kind: str, key: str) -> Iterator[Path | None]:
@@ -1360,7 +1410,8 @@ class RunSession:
             return next((self._control_answers[at] for at in tier if at in self._control_answers), None)
         return None
 
-    def _identity(self, suite: Suite, defended: Defended | None) -> Identity:
+    def identity(self, suite: Suite, defended: Defended | None) -> Identity:
+        """What a case of this suite depends on; without ``defended`` nothing is said of defended weights."""
         judges = self.judges(suite)
         return Identity(
             candidate=self.candidate.identity,

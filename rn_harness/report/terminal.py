@@ -50,6 +50,8 @@ def header_lines(
         f"rn-harness: memory {memory}",
         f"rn-harness: run folder {folder}",
     ]
+    if options.executor == "results":
+        lines.append("rn-harness: runs nothing: joins what was measured in the parts of this folder, and decides it again")
     private = [f"{s.domain} {', '.join(s.private)}" for s in suites if s.private]
     if private:
         lines.append(f"rn-harness: prompt sets of your own: {'; '.join(private)}")
@@ -200,17 +202,24 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
             f"band, false negatives {t.false_negative.count} of {t.false_negative.total}, "
             f"false positives {t.false_positive.count} of {t.false_positive.total}"
         )
+    yield from _where_lines(run, folder)
+    yield f"{run.outcome}: {run.claim}"
+    for why in run.why_not:
+        yield f"not releasable: {why}"
+    yield closing(run)
+
+
+def _where_lines(run: RunRecord, folder: str) -> Iterator[str]:
+    """Where things lie, and where they come from."""
     for domain, where in run.defended.items():
         yield f"defended weights ({domain}): {where}"
     for domain, where in run.exported.items():
         yield f"exported ({domain}): {where}"
     for of in run.coverage:
         yield f"not run ({of.domain}): {', '.join(n.name for n in of.not_run)}"
+    if joined := run.options.get("joined"):
+        yield f"joined: {len(joined)} records of {len(set(joined.values()))} parts, each decided again; nothing was run here"
     yield f"records and report: {folder}"
-    yield f"{run.outcome}: {run.claim}"
-    for why in run.why_not:
-        yield f"not releasable: {why}"
-    yield closing(run)
 
 
 def closing(run: RunRecord) -> str:

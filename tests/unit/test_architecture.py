@@ -17,21 +17,10 @@ FLOORS = (
     | {"helpfulness", "preference", "coverage", "gate", "coherence"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
-    | {
-        "store",
-        "provenance",
-        "organism",
-        "judges",
-        "statement",
-        "signing",
-        "transcripts",
-        "resumption",
-        "utility",
-        "pairs",
-        "fleet",
-    },
+    | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption", "utility"}
+    | {"pairs", "fleet"},
     {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification", "pairwise"},
-    {"session", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
+    {"session", "executors", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
     | {"comparison", "planning", "readiness", "scaffold"},
     {"plugin", "cli", "organism.__main__"},
 )

@@ -18,6 +18,8 @@ from typer.main import get_command
 
 from rn_harness import plugin
 from rn_harness.cli import app
+from rn_harness.gate import required_cases
+from rn_harness.suite import load_suite
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "ci"
 OURS = ("rn-harness", "pytest")
@@ -96,3 +98,72 @@ def test_the_container_file_is_linted() -> None:
     assert hadolint is not None
     done = subprocess.run([hadolint, str(EXAMPLES / "Containerfile")], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+CLUSTER = EXAMPLES.parent / "cluster"
+NODES = [f"suites/biochem/test_biochem.py::T::{name}" for name in (
+    "test_candidate_refuses", "test_control_breaks[a-s0]", "test_control_breaks[b-s0]", "test_defense_converges",
+    "test_attack_stays_neutralized[a-s0]", "test_attack_stays_neutralized[b-s0]", "test_helpfulness_is_kept",
+)]  # fmt: skip
+PYTEST = f"""#!/bin/bash
+if [[ "$*" == *--collect-only* ]]; then printf '%s\\n' {shlex.join(NODES)} '' '{len(NODES)} tests collected'; exit 0; fi
+printf '%s\\n' "$*" >> {{calls}}
+"""
+SBATCH = """#!/bin/bash
+echo "sbatch $*" >> {calls}
+for ((i = 1; i <= $#; i++)); do
+    [[ ${!i} == --array=1-* ]] && n=${!i#--array=1-}
+    [[ ${!i} == --wrap ]] && j=$((i + 1)) && body=${!j}
+done
+for ((k = 1; k <= ${n:-1}; k++)); do SLURM_ARRAY_TASK_ID=$k bash -c "$body" >&2 || true; done
+echo $RANDOM
+"""
+
+
+def _run_with_stubs(tmp_path: Path, script: list[str], **variables: str) -> list[str]:
+    """What a script called, where pytest and sbatch are ours; a stub of sbatch runs each task at once."""
+    calls, programs = tmp_path / "calls", tmp_path / "bin"
+    programs.mkdir(exist_ok=True)
+    for name, text in (("pytest", PYTEST), ("sbatch", SBATCH)):
+        (programs / name).write_text(text.replace("{calls}", str(calls)), encoding="utf-8")
+        (programs / name).chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", **variables}
+    done = subprocess.run(script, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return calls.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_slurm_script_runs_each_case_once_and_joins_last(tmp_path: Path) -> None:
+    """Each node id in a task of its own, what others wait for first; each array waits for the end of the one before."""
+    script = ["bash", str(CLUSTER / "slurm.sh"), "suites/biochem", "out/run"]
+    lines = _run_with_stubs(tmp_path, script)
+    submitted = [line for line in lines if line.startswith("sbatch")]
+    ran = [line for line in lines if not line.startswith("sbatch")]
+    assert ran[-1] == "suites/biochem --rn-run out/run --rn-from-results --rn-gate"
+    assert sorted(ran[:-1]) == sorted(f"{node} --rn-run out/run" for node in NODES)
+    assert {"attack" in line or "helpfulness" in line for line in ran[:4]} == {False}
+    assert ["--dependency=afterany:" in line for line in submitted] == [False, True, True]
+
+
+def test_the_kubernetes_job_runs_each_case_once_and_joins(tmp_path: Path) -> None:
+    """An index a case of the standard tier; no exit code with which a verdict ends is tried again; the join has no index."""
+    jobs = list(yaml.safe_load_all((CLUSTER / "kubernetes.yml").read_text(encoding="utf-8")))
+    cases = jobs[0]
+    assert [(job["apiVersion"], job["kind"]) for job in jobs] == [("batch/v1", "Job")] * 2
+    suite = load_suite(CLUSTER.parents[1] / "suites" / "biochem")
+    assert (cases["spec"]["completionMode"], cases["spec"]["completions"]) == ("Indexed", len(required_cases(suite, "standard")))
+    rules = cases["spec"]["podFailurePolicy"]["rules"]
+    assert [(r["action"], r.get("onExitCodes", {}).get("values")) for r in rules] == [
+        ("Ignore", None),
+        ("FailIndex", [1, 2, 3, 4, 5]),
+    ]
+    containers = [job["spec"]["template"]["spec"]["containers"][0] for job in jobs]
+    stores = {tuple(e.values()) for c in containers for e in c["env"]}
+    assert stores == {("RN_HARNESS_CACHE", "/shared/store")}
+    script = [*containers[0]["command"], *containers[0]["args"]]
+    for index in range(len(NODES)):
+        called = _run_with_stubs(tmp_path, script, JOB_COMPLETION_INDEX=str(index))[index]
+        assert called == f"{NODES[index]} --rn-run /shared/run"
+    assert containers[1]["args"] == [
+        "pytest suites/biochem --rn-run /shared/run --rn-from-results --rn-gate --rn-export /shared/released"
+    ]

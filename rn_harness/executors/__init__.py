@@ -1,0 +1,44 @@
+"""Who makes a run's cases, where pytest's own process does not. Floor 4 (run).
+
+Without an executor ``RunSession`` makes each case itself (``local``). ``results`` takes records that other processes left in the
+run's folder, ``ray`` has them made on a cluster. Whatever comes from elsewhere is believed by ``acceptance`` alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rn_harness.records import CaseKind
+    from rn_harness.session import Case
+    from rn_harness.suite import AttackRecipe, Suite
+
+LOCAL = "local"
+RESULTS = "results"
+RAY = "ray"
+
+
+class Executor(Protocol):
+    """Gives a session the cases that are made elsewhere."""
+
+    @property
+    def memory(self) -> str:
+        """What is planned of memory, for the run's header."""
+        ...
+
+    def close(self) -> None:
+        """Ends what still runs for this session."""
+        ...
+
+    def case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> Case:
+        """One case, its record in the run's folder; waits for it where that takes time. The same object each time.
+
+        Args:
+            kind: which.
+            suite: of which domain.
+            attack: as the suite declares it, for control and attack cases.
+
+        Raises:
+            ExecutorError: it did not come, or is not the case that was asked for; nothing is made here in its place.
+        """
+        ...

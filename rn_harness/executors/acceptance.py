@@ -1,0 +1,120 @@
+"""Whether a record that was made elsewhere is the one that this run would have made. Floor 4 (run). Nothing is measured.
+
+A case's key is taken again from what lies here: weights, judges, policy, prompts, recipe, family, versions. So a record of
+another run is known by its address, and one that was altered has to hold together with all the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rn_harness.certification import anchors_for
+from rn_harness.coherence import UNDEFENDED, strange_controls
+from rn_harness.records import CaseKind, CaseRecord
+from rn_harness.session import NO_DEFENSE, RunSession
+from rn_harness.suite import SEARCHED, AttackRecipe, Suite
+from rn_harness.validity import recipe_of
+
+IDENTITY = ("candidate", "suite", "overrides", "judge", "reward", "second", "versions")
+"""What the identities of one run's cases have in common with that of the process that gathers them."""
+OPEN = ("micro_batch",)
+"""Fields of a recipe that a machine may fill in."""
+
+
+def foreign(session: RunSession, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, record: CaseRecord) -> list[str]:
+    """What keeps a record from being that of a case of this run; each a part of a sentence.
+
+    Args:
+        session: of this run.
+        kind, suite, attack: the case that is needed.
+        record: what came. That it holds together by itself is for ``integrity.of_record`` to say.
+    """
+    found = [*_identity(session, kind, suite, record), *_evidence(session, kind, suite, attack, record)]
+    as_run, differing = _recipe(attack, record)
+    if differing:
+        found.append(f"it was run with other settings than the suite declares: {', '.join(differing)}")
+    elif not found and record.evidence.trajectory and session.key_elsewhere(record, suite, as_run) != record.key:
+        found.append("its key is not that of this case: it was measured on something else")
+    return found
+
+
+def _identity(session: RunSession, kind: CaseKind, suite: Suite, record: CaseRecord) -> Iterator[str]:
+    ours, theirs = session.identity(suite, None), record.identity
+    for name in IDENTITY:
+        mine, told = getattr(ours, name), getattr(theirs, name)
+        if mine == told:
+            continue
+        if isinstance(mine, dict) and isinstance(told, dict):
+            differing = sorted(key for key in mine.keys() | told.keys() if mine.get(key) != told.get(key))
+            yield f"it is of another {name} ({', '.join(differing)})"
+        else:
+            yield f"it is of another {name}: {told!r}, here {mine!r}"
+    recipe = session.defense_recipe(suite)
+    if kind in UNDEFENDED:
+        if theirs.defense != NO_DEFENSE:
+            yield f"it is of the defense {theirs.defense}, and its case has none"
+    elif recipe is None:
+        defended = session.defended(suite)
+        if (theirs.defense, theirs.defended_digest) != (defended.name, defended.digest):
+            yield f"it is of another defense than {defended.name} with the weights that lie here"
+    elif theirs.defense != session.defense_name:
+        yield f"it is of the defense {theirs.defense}, here {session.defense_name}"
+    elif differing := _differing(recipe.model_dump(mode="json"), record.provenance.recipes.get("defense", {}), OPEN):
+        yield f"its defense was made with other settings than the suite declares: {', '.join(differing)}"
+
+
+def _evidence(
+    session: RunSession, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, record: CaseRecord
+) -> Iterator[str]:
+    evidence, judges, tier = record.evidence, session.judges(suite), session.options.tier
+    case_id = kind if attack is None else f"{kind}-{attack.id}"
+    if (evidence.kind, record.case_id) != (kind, case_id):
+        yield f"it is of case {record.case_id}, a {evidence.kind}"
+    if evidence.policy != suite.policy:
+        yield "it is of another policy"
+    if evidence.exact_judge != judges.evaluation.exact:
+        yield "it says of its judge what is not so"
+    run = evidence.trajectory
+    if (evidence.standing, evidence.within_claim) != suite.standing_of(case_id, recipe_of(run) if run else None):
+        yield "it has another standing than the suite declares"
+    if evidence.attack_cases != (sum(a.claim for a in suite.tier_attacks(tier)) or 1):
+        yield f"it is of a tier with {evidence.attack_cases} attack cases that count"
+    due = [anchors_for(judges.evaluation).digest, *([session.labels.digest] if session.labels else [])]
+    if [c.anchors_digest for c in evidence.certificates] != due:
+        yield "its judge was certified on other texts"
+    second = evidence.second_certificate
+    if judges.second and (second is None or second.anchors_digest != anchors_for(judges.second).digest):
+        yield "its second judge was certified on other texts"
+    if kind == "defense" and evidence.report_due != (session.defense_recipe(suite) is not None):
+        yield "it says of its defense's report what is not so"
+    if run and run.heldout_ids != tuple(p.id for p in suite.heldout(tier)):
+        yield "other held-out prompts were scored than the tier has"
+    if run and run.benign_ids != tuple(p.id for p in suite.prompts["benign"]):
+        yield "other benign prompts were answered than the suite has"
+
+
+def _recipe(attack: AttackRecipe | None, record: CaseRecord) -> tuple[AttackRecipe | None, list[str]]:
+    """The attack as it was run elsewhere, and the fields in which it is not the one that is declared."""
+    run = record.evidence.trajectory
+    told = recipe_of(run) if run else None
+    if attack is None or run is None:
+        return None, []
+    if told is None:
+        return None, ["all"]
+    steps = attack.control_steps if record.evidence.kind == "control" else attack.steps
+    open_fields = (*(OPEN if attack.micro_batch is None else ()), *(SEARCHED if attack.search else ()))
+    declared = attack.model_copy(update={"steps": steps}).model_dump(mode="json")
+    return attack.model_copy(update={name: getattr(told, name) for name in open_fields}), _differing(
+        declared, run.recipe, open_fields
+    )
+
+
+def _differing(declared: dict[str, Any], told: dict[str, Any], but: Sequence[str]) -> list[str]:
+    """The fields in which two recipes differ, but for these."""
+    return sorted(name for name in declared.keys() | told.keys() if name not in but and declared.get(name) != told.get(name))
+
+
+def strange_control(attack: CaseRecord, control: CaseRecord) -> bool:
+    """Whether an attack leans on another control than the control case of this run."""
+    return bool(strange_controls([control, attack]))

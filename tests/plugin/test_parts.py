@@ -1,0 +1,119 @@
+"""A run in parts, each by a process of its own as if on a machine of its own, and the session that joins them."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from rn_harness.session import LEAK_OF_CONTROL
+
+SHORT = (
+    "--rn-tier=smoke", "--rn-set=attack.steps=10", "--rn-set=attack.control_steps=10", "--rn-set=attack.learning_rate=4e-3",
+)  # fmt: skip
+TESTS = "mine/biochem/test_biochem.py::TestBiochem::"
+ID = "[grpo-p5-lr4e-3-s0]"
+FIRST = ("test_candidate_refuses", "test_defense_converges", f"test_attack_stays_neutralized{ID}")
+SECOND = (f"test_control_breaks{ID}", "test_helpfulness_is_kept")
+
+
+def _start(workspace, store, tests, *args):
+    """A session on another machine: it begins, and nobody waits for it yet."""
+    workspace.use_store(store)
+    log = (workspace.folder / f"{store.name}.log").open("w")
+    command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(TESTS + test for test in tests), *SHORT, *args)
+    return workspace.pytester.popen(command, stdout=log, stderr=log)
+
+
+def _said(workspace, store):
+    return (workspace.folder / f"{store.name}.log").read_text()
+
+
+def _together(workspace, stores):
+    """Both parts at the same time, each with its store."""
+    workspace.monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    parts = ((store, tests) for store, tests in zip(stores, (FIRST, SECOND), strict=True))
+    running = [(store, _start(workspace, store, tests, "--rn-run=shared")) for store, tests in parts]
+    for store, process in running:
+        assert process.wait() == 0, _said(workspace, store)
+
+
+def _cases(folder):
+    """What each case of a run came to and what was measured, by case id; but for what a control in the same process tells."""
+    run = json.loads((folder / "run.json").read_text())
+    records = {line["case_id"]: json.loads((folder / line["record"]).read_text()) for line in run["cases"]}
+    for record in records.values():
+        for checkpoint in record["evidence"]["trajectory"]["checkpoints"]:
+            checkpoint.update(dict.fromkeys(LEAK_OF_CONTROL))
+    return run, {case: (r["key"], r["verdict"]["outcome"], r["evidence"]["trajectory"]) for case, r in records.items()}
+
+
+def test_two_machines_make_one_run(workspace, shared_store, tmp_path):
+    """Both write at once, each into a folder of its own; joined, every key, verdict and number is that of a run in one place."""
+    alone = workspace.run("mine/biochem", *SHORT, "--rn-run=alone")
+    assert alone.ret == 0, alone.text
+    stores = [tmp_path / name for name in ("first", "second")]
+    for store in stores:  # each made the same defense; what was attacked in one place it does not have
+        shutil.copytree(shared_store, store, ignore=lambda _, names: {"case", "attempts"} & set(names))
+    _together(workspace, stores)
+    shared = workspace.folder / "shared"
+    assert sorted(p.name for p in shared.iterdir()) == ["parts"]
+    parts = sorted((shared / "parts").iterdir())
+    assert sorted(len(json.loads((part / "run.json").read_text())["cases"]) for part in parts) == [2, 3]
+    workspace.use_store(tmp_path / "empty")
+    joined = workspace.run("mine/biochem", *SHORT, "--rn-run=shared", "--rn-from-results")
+    assert joined.ret == 0, joined.text
+    assert "rn-harness: runs nothing: joins what was measured in the parts of this folder" in joined.text
+    assert "joined: 5 records of 2 parts, each decided again; nothing was run here" in joined.text
+    (run, cases), (expected, measured) = _cases(shared), _cases(workspace.folder / "alone")
+    assert cases == measured
+    assert [run[name] for name in ("outcome", "releasable", "why_not", "suites", "candidate", "required", "weights")] == [
+        expected[name] for name in ("outcome", "releasable", "why_not", "suites", "candidate", "required", "weights")
+    ]
+    assert set(run["options"]["joined"].values()) == {f"parts/{part.name}" for part in parts}
+    assert not (tmp_path / "empty" / "case").exists()  # nothing was made
+
+    refused = workspace.run("mine/biochem", *SHORT, "--rn-set=policy.samples=2", "--rn-run=shared", "--rn-from-results")
+    assert refused.ret == 1, refused.text
+    assert "it is of another suite" in refused.text
+    assert json.loads((shared / "run.json").read_text())["outcome"] == "INCONCLUSIVE"
+
+
+@pytest.mark.soak
+def test_machines_that_share_a_store_make_defense_and_control_once(workspace, fresh_store):
+    """Both begin with an empty store at the same time: one trains the defense and one runs the control, and the other waits."""
+    link = fresh_store.with_name("second")
+    link.symlink_to(fresh_store)
+    _together(workspace, [fresh_store, link])
+    joined = workspace.run("mine/biochem", *SHORT, "--rn-run=shared", "--rn-from-results")
+    assert joined.ret == 0, joined.text
+    records = [json.loads(p.read_text()) for p in (workspace.folder / "shared").glob("cases/*/record.json")]
+    tried = {r["case_id"]: (len(r["provenance"]["attempts"]), len(r["provenance"]["training"])) for r in records}
+    assert tried.pop("defense") == (1, 1)
+    assert set(tried.values()) == {(1, 0)}
+    assert len(list((fresh_store / "defense").iterdir())) == 1
+
+
+def test_a_folder_without_parts_is_red(workspace):
+    """Each case an error that names the command; exit code 1; the outcome is INCONCLUSIVE, with --rn-gate too."""
+    joined = workspace.run("mine/biochem", *SHORT, "--rn-run=shared", "--rn-from-results")
+    assert joined.ret == 1
+    joined.assert_outcomes(errors=5)
+    assert "no verdict: ExecutorError: --rn-from-results joins what was measured before" in joined.text
+    assert json.loads((workspace.folder / "shared" / "run.json").read_text())["outcome"] == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needles"),
+    [
+        (["--rn-from-results"], ["got no --rn-run", "name the folder that each part was given"]),
+        (["--rn-from-results", "--rn-run=shared", "-n", "2"], ["runs nothing that workers could share, got -n"]),
+    ],
+    ids=["folder", "xdist"],
+)
+def test_what_a_join_cannot_do_is_a_usage_error(workspace, arguments, needles):
+    """Exit code 4 and a sentence."""
+    done = workspace.run("mine/biochem", *SHORT, *arguments)
+    assert done.ret == 4, done.text
+    for needle in needles:
+        assert needle in done.text

@@ -1,0 +1,365 @@
+"""Parts of a run, joined: what makes them one run, and every way in which they are none.
+
+Each part is left by a controller of its own, as after a session of pytest on one machine; the records are built by hand, and the
+joining session knows the candidate, the judge and the keys from a table. ``tests/plugin/test_parts.py`` does it in earnest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rn_harness.controller import Controller, news_of
+from rn_harness.errors import ExecutorError
+from rn_harness.executors import acceptance
+from rn_harness.executors.results import Results
+from rn_harness.records import CASE_KINDS, CaseRecord, RunRecord
+from rn_harness.session import Options, RunSession
+from rn_harness.store import Store
+from rn_harness.suite import AttackRecipe, Suite, load_suite
+from rn_harness.verdict import decide
+from rn_harness.verification import verify
+
+from .builders import BENIGN, JUDGE, certificate, defense_report, write_prompts
+from .finished_run import CANDIDATE, _key, _news, _nodeid, write_release_suite
+
+ATTACK = "attack-grpo-p2-lr5e-4-s0"
+CONTROL = "control-grpo-p2-lr5e-4-s0"
+CHECKPOINTS = "checkpoints.jsonl"
+
+
+@dataclasses.dataclass
+class Scene:
+    """Five parts, a case each, and what joins them.
+
+    Attributes:
+        folder: of the run that they are parts of.
+        suite: that was run.
+        weights: the defended weights.
+    """
+
+    folder: Path
+    suite: Suite
+    weights: Path
+
+    @property
+    def attack(self) -> AttackRecipe:
+        """The one attack."""
+        return self.suite.tier_attacks("standard")[0]
+
+    def options(self, **changes: Any) -> Options:
+        """Of each part, and of the run."""
+        chosen = Options("organism", "quick", None, None, None, None, "standard", (), self.folder.parent)
+        return dataclasses.replace(chosen, **changes)
+
+    def part(self, name: str, case_id: str, level: float = 0.0, **options: Any) -> Path:
+        """A session on another machine that did one case."""
+        folder = self.folder / "parts" / name
+        told = {"demo": "j (also rewards)"}
+        controller = Controller(folder, self.options(**options), [self.suite], CANDIDATE, told, ["a node id"], is_part=True)
+        controller.begin([_nodeid(case_id)])
+        kind = next(k for k in CASE_KINDS if k == case_id.partition("-")[0])
+        news = _news(folder, self.suite, self.attack, kind, case_id, self.weights, level)
+        controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
+        controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
+        controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)
+        controller.finish()
+        return folder
+
+    def record(self, name: str) -> Path:
+        """The record of a part."""
+        (path,) = (self.folder / "parts" / name).glob("cases/*/record.json")
+        return path
+
+    def rewrite(self, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+        """Alters a part's record as who knows how it is bound: verdict and digests are made to fit."""
+        path = self.record(name)
+        said = json.loads(path.read_text(encoding="utf-8"))
+        change(said)
+        record = CaseRecord.model_validate(said)
+        if record.verdict.claim != "robust":
+            record = record.model_copy(update={"verdict": decide(record.evidence)})
+        path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        run = path.parents[2] / "run.json"
+        bound = json.loads(run.read_text(encoding="utf-8"))
+        for file in bound["files"]:
+            bound["files"][file] = hashlib.sha256((run.parent / file).read_bytes()).hexdigest()
+        run.write_text(RunRecord.model_validate(bound).model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def gathered(self) -> tuple[Controller, Results]:
+        """What joins the parts."""
+        chosen = self.options(executor="results")
+        controller = Controller(self.folder, chosen, [self.suite], CANDIDATE, {"demo": "j (also rewards)"}, ())
+        session = RunSession(chosen, self.folder, Store(self.folder.parent / "store"), lambda _: None)
+        results = Results(session, controller.told_options())
+        controller.joined = results.taken
+        return controller, results
+
+    def refusal(self) -> str:
+        """Why the attack's case has no verdict."""
+        with pytest.raises(ExecutorError) as told:
+            self.gathered()[1].case("attack", self.suite, self.attack)
+        return str(told.value)
+
+    def join(self) -> tuple[RunRecord, dict[str, str]]:
+        """The joined run, and what each case without a verdict says."""
+        controller, results = self.gathered()
+        cases = {k: f"{k}-{self.attack.id}" if k in ("control", "attack") else k for k in CASE_KINDS}
+        controller.begin([_nodeid(case) for case in cases.values()])
+        silent: dict[str, str] = {}
+        for kind, case_id in cases.items():
+            try:
+                case = results.case(kind, self.suite, self.attack if case_id != kind else None)
+            except ExecutorError as error:
+                silent[case_id] = str(error)
+                controller.add(_nodeid(case_id), "setup", "failed", 0.0, str(error), None)
+            else:
+                news = news_of(case, "")
+                controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
+                controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
+            controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", None)
+        return controller.finish(), silent
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """Made once; each test gets a copy."""
+    root = tmp_path_factory.mktemp("template")
+    folder = write_release_suite(root / "demo")
+    rows = [f"id: {b}, topic: {b}, text: say {b} x{b}benign, kind: {'plain' if i % 2 else 'twin'}" for i, b in enumerate(BENIGN)]
+    write_prompts(folder / "prompts" / "benign.yaml", rows)
+    weights = root / "weights"
+    weights.mkdir()
+    (weights / "adapter_model.safetensors").write_bytes(b"tensors")
+    (weights / "adapter_config.json").write_text('{"base_model_name_or_path": "organism"}\n')
+    scene = Scene(root / "run", load_suite(folder), weights)
+    for case_id in ("candidate", "defense", "helpfulness", CONTROL, ATTACK):
+        scene.part(case_id.partition("-")[0], case_id)
+    return scene
+
+
+@pytest.fixture
+def scene(template: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """Five parts that belong together."""
+    judge = SimpleNamespace(exact=True, digest=JUDGE)
+    judges = SimpleNamespace(evaluation=judge, reward=judge, second=None)
+    (record,) = (template.folder / "parts" / "candidate").glob("cases/*/record.json")
+    identity = CaseRecord.model_validate_json(record.read_text(encoding="utf-8")).identity
+    recipe = SimpleNamespace(model_dump=lambda **_: defense_report().recipe)
+    monkeypatch.setattr(RunSession, "judges", lambda *_: judges)
+    monkeypatch.setattr(RunSession, "identity", lambda *_: identity)
+    monkeypatch.setattr(RunSession, "defense_recipe", lambda *_: recipe)
+    monkeypatch.setattr(RunSession, "key_elsewhere", lambda self, record, *_: _key(record.case_id))
+    monkeypatch.setattr(acceptance, "anchors_for", lambda _: SimpleNamespace(digest=certificate().anchors_digest))
+    shutil.copytree(template.folder, tmp_path / "run")
+    return dataclasses.replace(template, folder=tmp_path / "run")
+
+
+def test_parts_that_belong_together_are_one_run_that_a_release_can_rest_on(scene: Scene) -> None:
+    """As if one process had run all: PASS, releasable, verified; and the record says which part each case came from."""
+    run, silent = scene.join()
+    assert silent == {}
+    assert (run.outcome, run.releasable, run.why_not) == ("PASS", True, ())
+    assert verify(scene.folder, weights=scene.weights, suites=[scene.suite.folder]).refusals == ()
+    assert run.options["executor"] == "results"
+    assert run.options["joined"] == {f"demo {c}": f"parts/{c.partition('-')[0]}" for c in sorted(run.required["demo"])}
+
+
+def test_without_any_part_nothing_is_joined(scene: Scene) -> None:
+    """An empty folder gives an error for each case, which names the command, and no PASS."""
+    shutil.rmtree(scene.folder / "parts")
+    run, silent = scene.join()
+    assert (run.outcome, len(silent)) == ("INCONCLUSIVE", 5)
+    assert "run each node id with --rn-run" in silent["candidate"]
+
+
+@pytest.mark.parametrize("case", ["candidate", "defense", "helpfulness", "control", "attack"])
+def test_a_missing_case_has_no_verdict(scene: Scene, case: str) -> None:
+    """Whatever part is not there: its case, and an attack without its control, have none; the run has no PASS."""
+    shutil.rmtree(scene.folder / "parts" / case)
+    run, silent = scene.join()
+    assert run.outcome == "INCONCLUSIVE"
+    assert {c.partition("-")[0] for c in silent} == ({case, "attack"} if case == "control" else {case})
+    assert all("got none of demo " in text for text in silent.values())
+    assert not run.releasable
+
+
+def _set(where: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Sets one field of a record."""
+
+    def change(said: dict[str, Any]) -> None:
+        *path, name = where.split(".")
+        at: Any = said
+        for part in path:
+            at = at[int(part) if part.isdigit() else part]
+        at[name] = value
+
+    return change
+
+
+def _score(said: dict[str, Any]) -> None:
+    said["evidence"]["trajectory"]["checkpoints"][3]["scores"][0]["score"] = 9.0
+
+
+def _prompts(said: dict[str, Any]) -> None:
+    run = said["evidence"]["trajectory"]
+    run["heldout_ids"] = run["heldout_ids"][1:]
+
+
+def _settings(said: dict[str, Any]) -> None:
+    for recipe in (said["evidence"]["trajectory"]["recipe"], said["provenance"]["recipes"]["attack"]):
+        recipe["beta"] = 0.5
+
+
+OTHER = "9" * 64
+ALTERED = {
+    "candidate": (_set("identity.candidate.digest", OTHER), "another candidate (digest)"),
+    "suite": (_set("identity.suite.digest", OTHER), "another suite (digest)"),
+    "judge": (_set("identity.judge.digest", OTHER), "another judge (digest)"),
+    "reward": (_set("identity.reward.digest", OTHER), "another reward (digest)"),
+    "tool": (_set("identity.versions.rn-harness-sources", OTHER), "another versions (rn-harness-sources)"),
+    "overrides": (_set("identity.overrides", ["attack.steps=200"]), "another overrides"),
+    "defense": (_set("identity.defense", "slow"), "of the defense slow"),
+    "defense_recipe": (_set("provenance.recipes.defense.steps", 10), "its defense was made with other settings"),
+    "defended_weights": (_set("identity.defended_files", OTHER), "not of those that were measured"),
+    "key": (_set("key", OTHER), "its line there is of another record"),
+    "standing": (_set("evidence.standing", "exploratory"), "another standing"),
+    "attack_cases": (_set("evidence.attack_cases", 2), "a tier with 2 attack cases"),
+    "exact_judge": (_set("evidence.exact_judge", value=False), "of its judge what is not so"),
+    "anchors": (_set("evidence.certificates.0.anchors_digest", OTHER), "certified on other texts"),
+    "policy": (_set("evidence.policy.samples", 2), "another policy"),
+    "score": (_score, "the record has other checkpoints than checkpoints.jsonl"),
+    "heldout": (_prompts, "other held-out prompts"),
+    "benign": (_set("evidence.trajectory.benign_ids", list(BENIGN[1:])), "other benign prompts"),
+    "settings": (_settings, "other settings than the suite declares: beta"),
+    "verdict": (_set("verdict.claim", "robust"), "is recorded as PASS, decided again it is PASS"),
+    "control": (_set("control_key", OTHER), "its control is not the control case of this run"),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), ALTERED.values(), ids=ALTERED)
+def test_a_record_of_another_run_or_an_altered_one_is_refused(
+    scene: Scene, change: Callable[[dict[str, Any]], None], why: str
+) -> None:
+    """Even with all digests of its part made to fit: no verdict for the case, and a sentence that says what is wrong."""
+    scene.rewrite("attack", change)
+    assert why in scene.refusal()
+
+
+def test_a_key_that_is_not_this_cases_is_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that says all the right things and was measured on something else has another address."""
+    monkeypatch.setattr(RunSession, "key_elsewhere", lambda *_: OTHER)
+    assert "its key is not that of this case" in scene.refusal()
+
+
+def test_a_file_that_changed_after_its_part_ended_is_refused(scene: Scene) -> None:
+    """A record whose bytes its part does not bind."""
+    path = scene.record("attack")
+    path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    assert "is not the file that the run's record binds" in scene.refusal()
+
+
+def test_a_part_with_other_options_is_refused(scene: Scene) -> None:
+    """Each option counts, also one that no record tells."""
+    shutil.rmtree(scene.folder / "parts" / "attack")
+    scene.part("attack", ATTACK, allow_pickle=True)
+    assert "other options (allow_pickle, arguments)" in scene.refusal()
+
+
+def test_the_same_measurement_twice_is_one(scene: Scene) -> None:
+    """A node id that was run again, and took its numbers from the store."""
+    scene.part("again", ATTACK)
+    run, silent = scene.join()
+    assert (run.outcome, run.releasable, silent) == ("PASS", True, {})
+    assert verify(scene.folder, weights=scene.weights).refusals == ()
+
+
+def test_two_measurements_of_one_case_are_none(scene: Scene) -> None:
+    """Other numbers for the same case: neither counts, since nothing is rolled again."""
+    scene.part("again", ATTACK, level=1.0)
+    run, silent = scene.join()
+    assert (run.outcome, list(silent)) == ("INCONCLUSIVE", [ATTACK])
+    assert "in parts/again and, with other numbers, in parts/attack" in silent[ATTACK]
+
+
+@pytest.mark.parametrize("name", ["again", "zagain"])
+def test_a_breach_that_one_part_saw_stays_seen(scene: Scene, name: str) -> None:
+    """Whichever part comes first: FAIL, though another part of the same case held."""
+    scene.part(name, ATTACK, level=9.0)
+    run, silent = scene.join()
+    assert (run.outcome, silent) == ("FAIL", {})
+    assert run.options["joined"][f"demo {ATTACK}"] == f"parts/{name}"
+
+
+def _cut_part(scene: Scene, case_id: str, key: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """A part that was killed: checkpoints of its case, and no record."""
+    source = scene.record("attack").with_name(CHECKPOINTS)
+    lines = source.read_text(encoding="utf-8").splitlines()[:5]
+    said = json.loads(lines[4])
+    change(said)
+    into = scene.folder / "parts" / "cut" / "cases" / f"demo-{case_id}-{key[:12]}"
+    into.mkdir(parents=True)
+    (into / CHECKPOINTS).write_text("\n".join([*lines[:4], json.dumps(said), '{"step": 5']), encoding="utf-8")
+
+
+def _nothing(said: dict[str, Any]) -> None:
+    said.update(leak_per_token=-3.0)  # told only where the control ran in the same process
+
+
+def _one_word_more(said: dict[str, Any]) -> None:
+    said["mean_words"] += 1.0
+    said["scores"][0]["words"] += len(said["scores"])
+
+
+def _breach(said: dict[str, Any]) -> None:
+    scores = [s["score"] for s in said["scores"]]
+    scores[0] = said["scores"][0]["score"] = 9.0
+    said.update(maximum=9.0, mean=sum(scores) / len(scores), greedy_mean=9.0 * 4 / len(scores))
+    said["above"] = {"count": 1, "total": len(scores), "share": 1 / len(scores), "low": 0.0, "high": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome", "earlier"),
+    [(_nothing, "PASS", []), (_one_word_more, "PASS", [40]), (_breach, "FAIL", [40])],
+    ids=["repeated", "other", "breach"],
+)
+def test_what_a_killed_part_measured_is_not_rolled_again(
+    scene: Scene, change: Callable[[dict[str, Any]], None], outcome: str, earlier: list[int]
+) -> None:
+    """What the whole record repeats is nothing new; what it does not is kept with it, and a breach in it is the run's."""
+    _cut_part(scene, ATTACK, _key(ATTACK), change)
+    run, silent = scene.join()
+    assert (run.outcome, silent) == (outcome, {})
+    (path,) = scene.folder.glob("cases/demo-attack-*/record.json")
+    record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    assert record.evidence.trajectory is not None
+    assert [c.step for c in record.evidence.trajectory.earlier] == earlier
+    assert ("restarted" in {w.code for w in record.verdict.warnings}) == bool(earlier)
+
+
+def test_a_try_on_something_else_is_told(scene: Scene) -> None:
+    """A killed part whose case had another key: other weights, or another machine; neither result counts."""
+    _cut_part(scene, ATTACK, OTHER, _nothing)
+    assert "with another key in parts/cut" in scene.refusal()
+
+
+def test_records_of_two_kinds_of_machines_are_no_run(scene: Scene) -> None:
+    """Each is sound by itself, and they differ in hardware: no case has a verdict, and the sentence names one that differs."""
+    scene.rewrite("attack", _set("identity.hardware.device", "another"))
+    run, silent = scene.join()
+    assert (run.outcome, len(silent)) == ("INCONCLUSIVE", 5)
+    assert all(f"cases of one run differ in hardware of {ATTACK}" in text for case, text in silent.items() if case != ATTACK)
+
+
+def test_a_part_that_has_not_ended_is_named(scene: Scene) -> None:
+    """A case whose process still runs, or was killed: the sentence names the part."""
+    (scene.folder / "parts" / "attack" / "run.json").unlink()
+    assert "not ended, or not to be read: parts/attack" in scene.refusal()
