@@ -6,6 +6,7 @@ Each message has three parts: what was required, what we got (``name=value``), w
 from __future__ import annotations
 
 import os
+import traceback
 
 
 class RnHarnessError(Exception):
@@ -66,3 +67,12 @@ def told(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | MemoryError):
         return name
     return f"{name} (its message is withheld: it may quote a completion)"
+
+
+def told_in_full(error: BaseException) -> str:
+    """What may be told of an error: as ``told``, and where it was raised, unless it is ours and says what to do."""
+    text = told(error)
+    if not isinstance(error, RnHarnessError):
+        frames = traceback.extract_tb(error.__traceback__)
+        text += ", raised at:" + "".join(f"\n  {f.filename}:{f.lineno} in {f.name}" for f in frames)
+    return text

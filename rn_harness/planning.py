@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rn_harness.errors import RnHarnessError
+from rn_harness.executors.order import Demand, demand_of, makespan, needs, tasks_of
 from rn_harness.gate import required_cases
 from rn_harness.integrity import read_evidence
 from rn_harness.session import RunSession
@@ -23,12 +24,14 @@ class PlannedCase:
         domain, case_id: which.
         seconds: that it may take; None: no earlier run tells.
         rests_on: how many earlier cases that figure is the median of.
+        demand: what it takes while it runs, on a machine like this one.
     """
 
     domain: str
     case_id: str
     seconds: float | None
     rests_on: int
+    demand: Demand
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +42,25 @@ class RunPlan:
         cases: in the order of the suites.
         memory: a sentence for each suite.
         runs: earlier runs that the times come from.
+        waits: for which cases each waits, by domain and case id.
     """
 
     cases: tuple[PlannedCase, ...]
     memory: tuple[str, ...]
     runs: tuple[str, ...]
+    waits: Mapping[str, tuple[str, ...]]
 
     @property
     def seconds(self) -> float | None:
         """All cases one after another; None where the time of one is not known."""
         times = [case.seconds for case in self.cases]
         return None if None in times or not times else sum(t for t in times if t is not None)
+
+    def seconds_on(self, slots: int) -> float | None:
+        """All cases, so many at a time, none before what it waits for; None where the time of one is not known."""
+        lengths = {_name(case.domain, case.case_id): case.seconds for case in self.cases}
+        known = {name: seconds for name, seconds in lengths.items() if seconds is not None}
+        return makespan(known, self.waits, slots) if known and len(known) == len(lengths) else None
 
 
 def plan_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> RunPlan:
@@ -79,8 +90,10 @@ def plan_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> Run
             if name in measured and steps is not None:
                 seen.setdefault(record.evidence.kind, []).append(record.wall_s / max(steps, 1))
                 used.append(path.parent.name)
-    cases = []
+    cases, waits = [], {}
     for suite in suites:
+        tasks = {task.case_id: task for task in tasks_of(suite, suite.tier_attacks(session.options.tier))}
+        trained = session.defense_recipe(suite) is not None
         attacks = {a.id: a for a in suite.tier_attacks(session.options.tier)}
         for case_id in required_cases(suite, session.options.tier):
             kind, _, attack = case_id.partition("-")
@@ -90,9 +103,15 @@ def plan_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> Run
                 steps += recipe.search.trials * recipe.search.steps
             times = seen.get(kind, [])
             seconds = round(statistics.median(times) * steps, 1) if times else None
-            cases.append(PlannedCase(suite.domain, case_id, seconds, len(times)))
+            task = tasks[case_id]
+            cases.append(PlannedCase(suite.domain, case_id, seconds, len(times), demand_of(session, task)))
+            waits[_name(suite.domain, case_id)] = tuple(_name(suite.domain, n.case_id) for n in needs(task, trained=trained))
     memory = tuple(f"{suite.domain}: {_memory(session, suite)}" for suite in suites)
-    return RunPlan(tuple(cases), memory, tuple(dict.fromkeys(used)))
+    return RunPlan(tuple(cases), memory, tuple(dict.fromkeys(used)), waits)
+
+
+def _name(domain: str, case_id: str) -> str:
+    return f"{domain} {case_id}"
 
 
 def _memory(session: RunSession, suite: Suite) -> str:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -191,6 +191,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="override a suite field for this run, e.g. attack.steps=100; the run is then not releasable",
     )
     group.addoption(
+        "--rn-executor",
+        default="local",
+        metavar="local|ray[:ADDRESS]",
+        help="who makes the cases: pytest's own processes (default: local), or a Ray cluster, which this process only asks",
+    )
+    group.addoption(
         "--rn-from-results",
         action="store_true",
         help="run nothing: join what other processes measured, each by node ids with the same --rn-run, and decide it all again",
@@ -282,7 +288,7 @@ def _options(config: pytest.Config) -> Options:
         quantise=config.getoption("rn_quantise"),
         sampler=config.getoption("rn_sampler"),
         fleet=config.getoption("rn_fleet"),
-        executor="results" if config.getoption("rn_from_results") else "local",
+        executor="results" if config.getoption("rn_from_results") else config.getoption("rn_executor"),
     )
 
 
@@ -548,7 +554,7 @@ def _bad_session(config: pytest.Config, suites: list[Suite]) -> list[str]:
         errors.append("a verdict is never re-rolled, got --reruns; run suites without it")
     if config.getoption("dist", "no") == "each":
         errors.append("each case is run once, got --dist each; use another --dist")
-    errors += _bad_launch(config) + _bad_join(config)
+    errors += _bad_launch(config) + _bad_join(config) + _bad_executor(config)
     domains = [suite.domain for suite in suites]
     if len(set(domains)) != len(domains):
         errors.append(f"each suite of a session needs a domain of its own, got domains={domains}; rename one in its suite.yaml")
@@ -564,6 +570,33 @@ def _bad_join(config: pytest.Config) -> list[str]:
         errors.append("--rn-from-results joins the parts of a run, got no --rn-run; name the folder that each part was given")
     if _is_worker(config) or config.getoption("dist", "no") != "no":
         errors.append("--rn-from-results runs nothing that workers could share, got -n; leave it out")
+    if config.getoption("rn_fleet") > 1:
+        errors.append(
+            "parts of a run take each attack alone, got --rn-from-results with --rn-fleet; leave it out, of the parts too"
+        )
+    return errors
+
+
+def _bad_executor(config: pytest.Config) -> list[str]:
+    """What a cluster is not asked for."""
+    from rn_harness.ranks import ranks
+
+    asked: str = config.getoption("rn_executor")
+    if asked == "local":
+        return []
+    if asked.partition(":")[0] != "ray":
+        return [f"--rn-executor must be local, ray or ray:ADDRESS, got {asked!r}"]
+    errors = []
+    if config.getoption("rn_from_results"):
+        errors.append(f"--rn-from-results runs nothing, got --rn-executor {asked}; leave one of them out")
+    if _is_worker(config) or config.getoption("dist", "no") != "no":
+        errors.append(
+            f"Ray runs as many cases at a time as its machines have room for, got -n with --rn-executor {asked}; leave out -n"
+        )
+    if config.getoption("rn_fleet") > 1:
+        errors.append(f"Ray takes each attack alone, got --rn-fleet with --rn-executor {asked}; leave one of them out")
+    if ranks().size > 1:
+        errors.append(f"Ray begins processes of its own, got accelerate launch with --rn-executor {asked}; leave one of them out")
     return errors
 
 
@@ -598,7 +631,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Without xdist: the selection is known, the run begins."""
     config = session.config
     if not _is_worker(config) and not config.option.collectonly:
-        _begin(config, [item.nodeid for item in session.items])
+        _begin(config, [item.nodeid for item in session.items], session.items)
         if SESSION in config.stash and config.getoption("rn_fleet") > 1:
             _session(config).ahead = [*_attacks(session.items)]
 
@@ -611,7 +644,7 @@ def _attacks(items: Iterable[pytest.Item]) -> Generator[tuple[Suite, AttackRecip
             yield _suite(item.config, item.path.parent), found.params["attack"]
 
 
-def _begin(config: pytest.Config, nodeids: list[str]) -> None:
+def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Item] = ()) -> None:
     if SINK in config.stash:
         return
     uncollected = [nodeid for nodeid in config.stash[UNCOLLECTED].nodeids if _suite_folder(config, nodeid)]
@@ -624,6 +657,8 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
     from rn_harness.report.terminal import header_lines
 
     session = _session(config)
+    if session.options.executor.startswith("ray"):
+        _begin_on_ray(config, items)
     candidate = session.candidate
     folder = _run_folder(config)
     controller = Controller(
@@ -668,6 +703,31 @@ def _begin(config: pytest.Config, nodeids: list[str]) -> None:
 
         listed = "".join(f"\n  {why}" for why in hindrances)
         pytest.exit(f"--rn-gate: no release can rest on such a run, so that none is made:{listed}", returncode=NOT_RELEASABLE)
+
+
+def _begin_on_ray(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Submits the cases that the tests ask for.
+
+    Raises:
+        pytest.UsageError: the run cannot be made there.
+    """
+    from rn_harness.errors import RnHarnessError
+    from rn_harness.executors.on_ray import OnRay
+    from rn_harness.executors.order import CaseTask
+    from rn_harness.records import CASE_KINDS
+
+    tasks = []
+    for item in items:
+        if _suite_folder(config, item.nodeid) is None:
+            continue
+        suite, parameters = _suite(config, item.path.parent), getattr(getattr(item, "callspec", None), "params", {})
+        kinds = [kind for kind in CASE_KINDS if f"{kind}_case" in getattr(item, "fixturenames", ())]
+        tasks += [CaseTask(k, suite, parameters.get("attack") if k in ("control", "attack") else None) for k in kinds]
+    session = _session(config)
+    try:
+        session.executor = OnRay.begin(session, tasks)
+    except RnHarnessError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _narrowed(config: pytest.Config) -> list[str]:
@@ -789,9 +849,7 @@ def helpfulness_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
 def _made(request: pytest.FixtureRequest, make: Callable[[RunSession], T]) -> T:
     """Runs work in a fixture's setup; what goes wrong is told without arguments or locals, which may hold completions."""
     __tracebackhide__ = True
-    import traceback
-
-    from rn_harness.errors import RnHarnessError, told
+    from rn_harness.errors import told_in_full
 
     if request.config.stash.get(TERMINATED, False):  # raised where Python swallows exceptions
         raise Terminated
@@ -800,10 +858,7 @@ def _made(request: pytest.FixtureRequest, make: Callable[[RunSession], T]) -> T:
     except KeyboardInterrupt as error:
         raise type(error) from None  # without the frames that it came through: --full-trace shows their arguments
     except Exception as error:  # noqa: BLE001  (told below, and never swallowed)
-        text = told(error)
-        if not isinstance(error, RnHarnessError):
-            frames = traceback.extract_tb(error.__traceback__)
-            text += ", raised at:" + "".join(f"\n  {f.filename}:{f.lineno} in {f.name}" for f in frames)
+        text = told_in_full(error)
     finally:
         _end_progress(request.config)
     _end_all(request.config, text)

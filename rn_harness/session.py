@@ -495,6 +495,19 @@ class RunSession:
             return recipe
         return recipe.model_copy(update={"micro_batch": planned.work.micro_batch})
 
+    def planned(self, suite: Suite, recipe: GRPORecipe) -> Plan | None:
+        """What one fine-tune takes; None where that is not known, or where it cannot be trained here, as its own case tells.
+
+        Raises:
+            CandidateError: it is needed, and does not fit.
+        """
+        return None if self._hindrance(suite, recipe) else self._plan(suite, recipe)
+
+    @property
+    def on(self) -> Literal["cpu", "cuda"]:
+        """What the model under test is computed on in this process."""
+        return _on()
+
     def _plan(self, suite: Suite, recipe: GRPORecipe) -> Plan | None:
         key = (suite.digest, recipe)
         if key not in self._plans:

@@ -102,9 +102,10 @@ def plan(
     reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
     second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
     earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports"),
+    slots: Annotated[int, typer.Option(min=1, help="cases that run at a time, as on a cluster")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Says what a run would do: cases, memory, time and device hours; nothing is loaded or run."""
+    """Says what a run would do: cases and what each takes, memory, time and device hours; nothing is loaded or run."""
     from rn_harness.candidate import profile_recipe
     from rn_harness.planning import plan_run
     from rn_harness.provenance import device
@@ -122,7 +123,8 @@ def plan(
         made = plan_run(RunSession(options, Path.cwd(), Store(default_root()), nobody), loaded, earlier)
     seconds = made.seconds
     lines = [
-        f"{c.domain} {c.case_id}: {'time not known' if c.seconds is None else f'about {c.seconds:.0f} s'}" for c in made.cases
+        f"{c.domain} {c.case_id}: {'time not known' if c.seconds is None else f'about {c.seconds:.0f} s'}; {c.demand.sentence}"
+        for c in made.cases
     ]
     lines += [f"memory {sentence}" for sentence in made.memory]
     basis = f"medians of {len(made.runs)} earlier runs in {earlier}: {', '.join(made.runs)}"
@@ -130,10 +132,15 @@ def plan(
         lines.append(f"time: not known: no earlier run in {earlier} did each kind of case on this model; run tier smoke first")
     else:
         lines.append(f"time: about {seconds / 60:.0f} minutes, {seconds / 3600:.2f} hours of {device()}; {basis}")
+    wall = made.seconds_on(slots)
+    if wall is not None and slots > 1:
+        lines.append(f"with {slots} cases at a time: about {wall / 60:.0f} minutes, longest first, each after what it waits for")
     document = {
         "cases": [dataclasses.asdict(c) for c in made.cases],
         "memory": list(made.memory),
         "seconds": seconds,
+        "slots": slots,
+        "wall_seconds": wall,
         "device_hours": None if seconds is None else round(seconds / 3600, 3),
         "device": device(),
         "rests_on": list(made.runs),

@@ -50,6 +50,8 @@ def header_lines(
         f"rn-harness: memory {memory}",
         f"rn-harness: run folder {folder}",
     ]
+    if options.executor.startswith("ray"):
+        lines.append("rn-harness: cases run on a Ray cluster; this process holds no accelerator")
     if options.executor == "results":
         lines.append("rn-harness: runs nothing: joins what was measured in the parts of this folder, and decides it again")
     private = [f"{s.domain} {', '.join(s.private)}" for s in suites if s.private]

@@ -108,8 +108,12 @@ def test_a_folder_without_parts_is_red(workspace):
     [
         (["--rn-from-results"], ["got no --rn-run", "name the folder that each part was given"]),
         (["--rn-from-results", "--rn-run=shared", "-n", "2"], ["runs nothing that workers could share, got -n"]),
+        (
+            ["--rn-from-results", "--rn-run=shared", "--rn-fleet=4"],
+            ["take each attack alone, got --rn-from-results with --rn-fleet"],
+        ),
     ],
-    ids=["folder", "xdist"],
+    ids=["folder", "xdist", "fleet"],
 )
 def test_what_a_join_cannot_do_is_a_usage_error(workspace, arguments, needles):
     """Exit code 4 and a sentence."""

@@ -126,12 +126,17 @@ def test_a_plan_says_what_its_times_rest_on(run: FinishedRun, tmp_path: Path, mo
     assert unknown.exit_code == 0, unknown.output
     assert "time: not known" in unknown.output
     assert "GiB expected" in unknown.output
+    assert "baking defense: time not known; 1 CPU, 1.0 GiB" in unknown.output
     monkeypatch.setattr("rn_harness.session.RunSession.candidate", _Named("c" * 64, ROOT / "fixtures" / "organism"))
     told = json.loads(
-        invoke("plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", run.folder.parent, "--json").output
+        invoke(
+            "plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", run.folder.parent, "--slots", "2", "--json"
+        ).output
     )
     # Each of the fixture's five cases took 60 s, its attack 200 steps and its control 50: so do the planned ones.
     assert told["seconds"] == 300.0
+    # Two at a time: the candidate alone, then defense and control, then attack and helpfulness.
+    assert told["wall_seconds"] == 180.0
     assert told["rests_on"] == ["run"]
 
 

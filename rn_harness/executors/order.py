@@ -1,0 +1,187 @@
+"""Which cases wait for which, what each takes of a machine, and which comes first. Floor 4 (run). Nothing is loaded or run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rn_harness.errors import RnHarnessError
+from rn_harness.memory import GIB, RUNTIME, Plan, card_memory
+from rn_harness.records import CaseKind
+from rn_harness.session import RunSession
+from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Suite
+
+SHARE_OF_A_CARD = 1.1
+"""What a case is given of a card's memory, over what is planned for it."""
+
+
+@dataclass(frozen=True)
+class CaseTask:
+    """One case that is to be made."""
+
+    kind: CaseKind
+    suite: Suite
+    attack: AttackRecipe | None = None
+
+    @property
+    def case_id(self) -> str:
+        """As in its record."""
+        return self.kind if self.attack is None else f"{self.kind}-{self.attack.id}"
+
+    @property
+    def name(self) -> str:
+        """Of all tasks of a run."""
+        return f"{self.suite.domain}: {self.case_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a case takes while it runs.
+
+    Attributes:
+        cpus: as many as it computes threads with.
+        gpus: cards, or a share of one.
+        memory: bytes of the machine's, not the card's; 0 where that is not known.
+    """
+
+    cpus: int
+    gpus: float
+    memory: int
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        card = f", {self.gpus:g} of a card" if self.gpus else ""
+        memory = f"{self.memory / GIB:.1f} GiB" if self.memory else "memory not known"
+        return f"{self.cpus} CPU{card}, {memory}"
+
+
+def tasks_of(suite: Suite, attacks: Iterable[AttackRecipe]) -> list[CaseTask]:
+    """All cases of a suite with these attacks."""
+    alone: tuple[CaseKind, ...] = ("candidate", "defense", "helpfulness")
+    paired: tuple[CaseKind, ...] = ("control", "attack")
+    return [*(CaseTask(k, suite) for k in alone), *(CaseTask(k, suite, a) for a in attacks for k in paired)]
+
+
+def needs(task: CaseTask, *, trained: bool) -> tuple[CaseTask, ...]:
+    """The cases whose results a case takes: the candidate's has the judge's certificate, the defense's the defended weights.
+
+    Args:
+        task: of the case.
+        trained: whether the defense is made by a recipe.
+    """
+    suite = task.suite
+    first, defense = CaseTask("candidate", suite), CaseTask("defense", suite)
+    if task.kind == "candidate":
+        return ()
+    defended = (defense,) if trained else (first,)
+    if task.kind == "control":  # a search looks for settings on the defended model, and its control waits for them
+        return defended if task.attack and task.attack.search else (first,)
+    if task.kind == "attack":
+        return (*defended, CaseTask("control", suite, task.attack))
+    return (first,) if task.kind == "defense" else defended
+
+
+def closed(tasks: Iterable[CaseTask], *, trained: bool) -> list[CaseTask]:
+    """The tasks with all that they need, each once, by name: what is needed comes first."""
+    found: dict[str, CaseTask] = {}
+
+    def add(task: CaseTask) -> None:
+        for needed in needs(task, trained=trained):
+            add(needed)
+        found.setdefault(task.name, task)
+
+    for task in tasks:
+        add(task)
+    return list(found.values())
+
+
+def length(task: CaseTask, defense: DefenseRecipe | None) -> float:
+    """How long a case is, in completions that are sampled and trained on; a measurement without training counts as one."""
+    recipe: GRPORecipe | None = defense if task.kind == "defense" else task.attack
+    if recipe is None:
+        return 1.0
+    steps = recipe.steps
+    if isinstance(recipe, AttackRecipe):
+        steps = recipe.control_steps if task.kind == "control" else recipe.steps
+        if recipe.search and task.kind == "control":
+            steps += recipe.search.trials * recipe.search.steps
+    return 1.0 + steps * recipe.prompts_per_step * recipe.group_size
+
+
+def ranked(lengths: Mapping[str, float], waits: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """How long it takes from the beginning of each task to the end of the last that waits for it; the longest is to begin first.
+
+    Args:
+        lengths: of each task, by name, in whatever unit.
+        waits: names of those that each waits for.
+    """
+    found: dict[str, float] = {}
+
+    def rank(name: str) -> float:
+        if name not in found:
+            found[name] = lengths[name] + max((rank(other) for other, of in waits.items() if name in of), default=0.0)
+        return found[name]
+
+    return {name: rank(name) for name in lengths}
+
+
+def makespan(lengths: Mapping[str, float], waits: Mapping[str, Sequence[str]], slots: int) -> float:
+    """How long all tasks take on so many machines, each as soon as it can, of those that wait the longest first.
+
+    Args:
+        lengths: of each task, by name.
+        waits: names of those that each waits for.
+        slots: tasks that run at a time.
+    """
+    order = ranked(lengths, waits)
+    ends: dict[str, float] = {}
+    running: dict[str, float] = {}
+    left, clock = set(lengths), 0.0
+    while left or running:
+        ready = sorted((n for n in left if all(w in ends for w in waits[n])), key=lambda n: -order[n])
+        for name in ready[: slots - len(running)]:
+            running[name] = clock + lengths[name]
+            left.discard(name)
+        clock = min(running.values())
+        ended = [name for name, at in running.items() if at <= clock]
+        ends |= {name: running.pop(name) for name in ended}
+    return clock
+
+
+def demand_of(session: RunSession, task: CaseTask) -> Demand:
+    """What a case takes on a machine like this one, by ``rn_harness.memory``.
+
+    Args:
+        session: of a process that has a card to itself, where there are cards.
+        task: of the case.
+    """
+    planned = _planned(session, task)
+    cpus = session.candidate.threads
+    if planned is None:
+        return Demand(cpus, 1.0 if session.on == "cuda" else 0.0, 0)
+    if planned.work.device == "cpu":
+        return Demand(cpus, 0.0, math.ceil(planned.total))
+    return Demand(cpus, share_of_card(planned.total, card_memory()), math.ceil(planned.weights + RUNTIME["cpu"]))
+
+
+def share_of_card(needed: float, card: float) -> float:
+    """One over the number of such cases that a card has room for, at least one.
+
+    Args:
+        needed: bytes that are planned.
+        card: bytes of it.
+    """
+    return 1.0 / max(1, int(card / (needed * SHARE_OF_A_CARD)))
+
+
+def _planned(session: RunSession, task: CaseTask) -> Plan | None:
+    recipe: GRPORecipe | None = task.attack
+    if recipe is None and task.kind == "defense":
+        recipe = session.defense_recipe(task.suite)
+    recipe = recipe or next(iter(task.suite.tier_attacks(session.options.tier)), None)
+    try:
+        return session.planned(task.suite, recipe) if recipe else None
+    except RnHarnessError:  # told where the run is checked, or when the case's turn comes
+        return None

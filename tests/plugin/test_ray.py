@@ -1,0 +1,200 @@
+"""Cases on a Ray cluster of several nodes, all of them processes of this machine."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray import cloudpickle
+from ray.cluster_utils import Cluster as Nodes
+
+import rn_harness.executors.on_ray as on_ray
+from rn_harness.executors.order import Demand
+from rn_harness.executors.worker import Entry, Outcome
+from rn_harness.session import LEAK_OF_CONTROL
+
+ONE = Demand(cpus=1, gpus=0.0, memory=0)
+
+
+def _nodes(count, **each):
+    """A cluster whose head runs nothing, and its nodes of two slots each."""
+    cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
+    return cluster, [cluster.add_node(num_cpus=2, **{name: of(i) for name, of in each.items()}) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Four nodes of two slots each, and a head without any."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        cluster, added = _nodes(4)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield cluster, added
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def jobs(nodes, tmp_path, monkeypatch):
+    """What submits jobs, done by ``_work``; ``jobs.told`` is what was said."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    told = []
+    cluster = on_ray.Cluster(nodes[0].address, _work, told.append)
+    cluster.told = told
+    yield cluster
+    cluster.close()
+
+
+def _job(name, **order):
+    waits, rank = order.pop("waits", ()), order.pop("rank", 0.0)
+    return on_ray.Job(name, {"name": name, **order}, ONE, waits, rank)
+
+
+def _work(order, given, tell):
+    """In place of a case: notes that it began, sleeps, and gives back a little text."""
+    if "log" in order:
+        with Path(order["log"]).open("a") as log:
+            log.write(order["name"] + "\n")
+    time.sleep(order.get("sleep", 0.0))
+    if order.get("end") == "worker":
+        os._exit(1)
+    if order.get("end") == "error":
+        raise RuntimeError("a text that may quote a completion")
+    entries = (Entry("defense", order["name"], {"adapter/weights": b"w" * order["gives"]}),) if "gives" in order else ()
+    told = ",".join(f"{e.key}:{len(e.files['adapter/weights'])}" for e in given)
+    return Outcome(error=order.get("told"), folder=order["name"], files={"record.json": told.encode()}, entries=entries)
+
+
+def test_forty_cases_over_four_nodes_one_of_which_dies(nodes, jobs, tmp_path):
+    """A node is killed in mid-run: every case has its one result, which is what the same work gives here; what the node's death
+    cut began again, and is noted as cut."""
+    log = tmp_path / "log"
+    asked = [_job(f"case {i}", sleep=2.0, log=str(log)) for i in range(40)]
+    jobs.add(asked)
+    jobs.result("case 0")
+    begun = len(log.read_text().splitlines())
+    assert begun < 40
+    cluster, added = nodes
+    cluster.remove_node(added.pop(), allow_graceful=False)
+    done = {job.name: jobs.result(job.name) for job in asked}
+    assert {name: of.outcome for name, of in done.items()} == {job.name: _work({"name": job.name}, (), None) for job in asked}
+    begun = log.read_text().splitlines()
+    cut = {name: len(of.failed) for name, of in done.items() if of.failed}
+    assert cut
+    assert all(a.outcome == "cut" and a.ended for of in done.values() for a in of.failed)
+    assert len(begun) <= 40 + sum(cut.values())
+    assert max(begun.count(job.name) for job in asked) <= 1 + on_ray.RETRIES
+    assert {p.what for p in jobs.told if "a machine failed" in p.state} == set(cut)
+
+
+def test_a_case_that_ends_its_worker_each_time_is_given_up(jobs, tmp_path):
+    """Four tries, each noted; then an error, which whatever waits for it tells and does not begin."""
+    log = tmp_path / "log"
+    jobs.add([_job("deadly", end="worker", log=str(log)), _job("after", waits=("deadly",), log=str(log))])
+    done = jobs.result("deadly")
+    assert log.read_text().splitlines() == ["deadly"] * 4
+    assert done.outcome.error == "its machine failed 4 times, at last with WorkerCrashedError"
+    assert [a.outcome for a in done.failed] == ["cut"] * 4
+    assert jobs.result("after").outcome.error.startswith("it needs deadly, which has no verdict: its machine failed")
+
+
+def test_an_error_is_never_tried_again_and_quotes_nothing(jobs, tmp_path):
+    """One try; the error by its name."""
+    log = tmp_path / "log"
+    jobs.add([_job("wrong", end="error", log=str(log)), _job("told", told="no verdict", log=str(log))])
+    assert jobs.result("wrong").outcome.error == "its process on the cluster failed: RuntimeError"
+    assert jobs.result("told").outcome.error == "no verdict"
+    assert sorted(log.read_text().splitlines()) == ["told", "wrong"]
+
+
+def test_what_a_case_needs_is_made_first_and_handed_on(jobs):
+    """Large entries, from two cases to a third; what has the most behind it is submitted first of what can begin."""
+    first = [_job("control", gives=10, rank=2.0), _job("defense", gives=3_000_000, rank=3.0)]
+    jobs.add([_job("attack", waits=("defense", "control")), *first])
+    assert list(jobs._running.values()) == ["defense", "control"]
+    assert jobs.result("attack").outcome.files["record.json"] == b"defense:3000000,control:10"
+
+
+def test_a_case_that_no_node_has_room_for_is_told_before_it_waits_for_ever(jobs):
+    """What is asked for and the most that a node has; None where there is room."""
+    assert jobs.unfit({"small": ONE}) is None
+    told = jobs.unfit({"small": ONE, "large": Demand(cpus=3, gpus=1.0, memory=0)})
+    assert told == "a node must have room for large, got at most CPU 2 of 3, GPU 0 of 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needles"),
+    [
+        (["--rn-executor=ray", "-n", "2"], ["Ray runs as many cases at a time as its machines have room for", "leave out -n"]),
+        (["--rn-executor=ray", "--rn-fleet=4"], ["Ray takes each attack alone, got --rn-fleet"]),
+        (["--rn-executor=ray", "--rn-from-results", "--rn-run=run"], ["runs nothing, got --rn-executor ray"]),
+        (["--rn-executor=slurm"], ["must be local, ray or ray:ADDRESS, got 'slurm'"]),
+        (["--rn-executor=ray:127.0.0.1:1"], ["must be that of a cluster that runs, got '127.0.0.1:1'", "ray start --head"]),
+        (["--rn-executor=ray:nowhere"], ["must be that of a cluster that runs, got 'nowhere'"]),
+        (["--rn-executor=ray", "-p", "without_ray"], ["pip install 'rn-harness[ray]'"]),
+    ],
+    ids=["xdist", "fleet", "join", "unknown", "nowhere", "no address", "not installed"],
+)
+def test_what_cannot_be_run_on_a_cluster_is_a_usage_error(workspace, arguments, needles):
+    """Exit code 4 and a sentence that says what to do."""
+    workspace.pytester.makepyfile(without_ray="import sys\n\nsys.modules['ray'] = None\n")
+    workspace.pytester.syspathinsert()
+    done = workspace.run("mine/biochem", *arguments)
+    assert done.ret == 4, done.text
+    for needle in needles:
+        assert needle in done.text
+
+
+SHORT = (
+    "--rn-tier=standard",
+    "--rn-set=attack.steps=10",
+    "--rn-set=attack.control_steps=10",
+    "--rn-set=attack.learning_rate=4e-3",
+)
+
+
+def _cases(folder):
+    """What each case of a run came to and what was measured; but for what a control in the same process tells."""
+    run = json.loads((folder / "run.json").read_text())
+    records = {line["case_id"]: json.loads((folder / line["record"]).read_text()) for line in run["cases"]}
+    for record in records.values():
+        for checkpoint in record["evidence"]["trajectory"]["checkpoints"]:
+            checkpoint.update(dict.fromkeys(LEAK_OF_CONTROL))
+    return run, {case: (r["key"], r["verdict"]["outcome"], r["evidence"]["trajectory"]) for case, r in records.items()}, records
+
+
+@pytest.mark.soak
+def test_attacks_over_four_nodes_one_of_which_dies(workspace, tmp_path, nodes):
+    """The standard tier on nodes with stores of their own, one killed while it attacks: each case once, with the key, verdict and
+    numbers of a run in one process; the defense was trained once, and what was cut stands in the records."""
+    ray.shutdown()
+    stores = [tmp_path / f"node{i}" for i in range(4)]
+    workspace.monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cluster, added = _nodes(4, env_vars=lambda i: {"RN_HARNESS_CACHE": str(stores[i])})
+    try:
+        workspace.use_store(tmp_path / "driver")
+        log = workspace.folder / "log"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "mine/biochem", *SHORT, "--rn-run=spread"]
+        with log.open("w") as told:
+            running = workspace.pytester.popen([*command, f"--rn-executor=ray:{cluster.address}"], stdout=told, stderr=told)
+        while ": attack-" not in log.read_text() or not (busy := [i for i in range(4) if list(stores[i].glob("unfinished/*"))]):
+            assert running.poll() is None, log.read_text()
+            time.sleep(0.2)
+        cluster.remove_node(added[busy[0]], allow_graceful=False)
+        assert running.wait() == 0, log.read_text()
+    finally:
+        cluster.shutdown()
+    alone = workspace.run("mine/biochem", *SHORT, "--rn-run=alone")
+    assert alone.ret == 0, alone.text
+    (run, cases, records), (expected, measured, _) = _cases(workspace.folder / "spread"), _cases(workspace.folder / "alone")
+    assert len(run["cases"]) == len({line["case_id"] for line in run["cases"]}) == 21
+    assert cases == measured
+    assert (run["outcome"], run["weights"], run["why_not"]) == (expected["outcome"], expected["weights"], expected["why_not"])
+    assert sum(len(r["provenance"]["training"]) for r in records.values()) == 1
+    assert any(a["outcome"] == "cut" for r in records.values() for a in r["provenance"]["attempts"])
+    assert run["options"]["executor"].startswith("ray:")

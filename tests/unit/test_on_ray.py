@@ -1,0 +1,193 @@
+"""What a worker gives back, and what is made of it; without a cluster. ``tests/plugin/test_ray.py`` has real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rn_harness.errors import ExecutorError, TrainingError
+from rn_harness.executors import on_ray, worker
+from rn_harness.executors.on_ray import Done, OnRay
+from rn_harness.executors.order import CaseTask
+from rn_harness.executors.worker import Entry, Order, Outcome, Remembering, Survey, make_case, take_in
+from rn_harness.integrity import Refusal
+from rn_harness.records import Attempt, CaseRecord
+from rn_harness.session import Case, RunSession
+from rn_harness.store import Store
+from rn_harness.suite import Suite, load_suite
+
+from .builders import case_record, evidence, write_suite
+from .test_session import OPTIONS, a_session
+
+RECORD = case_record(evidence("candidate"))
+CUT = Attempt(started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:00:01+00:00", outcome="cut")
+DONE = Attempt(started="2026-01-01T00:00:02+00:00", outcome="done")
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    """A small one."""
+    return load_suite(write_suite(tmp_path / "demo"))
+
+
+def test_entries_go_from_one_store_to_another(tmp_path: Path) -> None:
+    """What was read or added, of the kinds that others need, whole and once; what is there is left as it is."""
+    here, there = Remembering(tmp_path / "here"), Store(tmp_path / "there")
+    for kind, key in (("defense", "a"), ("case", "b"), ("partial", "c"), ("defense", "unused")):
+        Store(here.root).put(kind, key, lambda into: (into / "weights.bin").write_bytes(b"\0\1") and None)
+    for kind, key in (("defense", "a"), ("case", "b"), ("partial", "c"), ("case", "missing")):
+        here.get(kind, key)
+    entries = here.entries_for_others()
+    assert [(e.kind, e.key, e.files) for e in entries] == [
+        ("defense", "a", {"weights.bin": b"\0\1"}),
+        ("case", "b", {"weights.bin": b"\0\1"}),
+    ]
+    take_in(there, entries)
+    found = there.get("defense", "a")
+    assert found is not None
+    before = (found / "weights.bin").stat().st_mtime_ns
+    take_in(there, [Entry("defense", "a", {"weights.bin": b"other"})])
+    assert ((found / "weights.bin").stat().st_mtime_ns, (found / "weights.bin").read_bytes()) == (before, b"\0\1")
+
+
+def _order(suite: Suite, folder: Path, **options: Any) -> Order:
+    chosen = dataclasses.replace(OPTIONS, base=folder, executor="ray", **options)
+    return Order(chosen, "the-run", CaseTask("candidate", suite), 1e9, wanted=True)
+
+
+def test_a_worker_makes_a_case_as_pytests_process_would(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a session of its own that makes cases itself and is called as the run; files come back, and nothing is left behind."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
+    seen: list[RunSession] = []
+
+    def case(self: RunSession, *_: Any) -> Case:
+        seen.append(self)
+        folder = self.folder / "cases" / "demo-candidate-0123456789ab"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text("{}")
+        self.options.path(self.options.transcripts or "").mkdir()
+        (self.options.path(self.options.transcripts or "") / "demo.jsonl").write_bytes(b"age")
+        self.store.put("certificate", "k", lambda into: (into / "certificate.json").write_text("{}") and None)
+        self.store.get("certificate", "k")
+        return Case(
+            RECORD, "demo", stored=True, folder=folder, defended=self.store.root / "defense" / "x" / "adapter", weights={}
+        )
+
+    monkeypatch.setattr(RunSession, "case", case)
+    outcome = make_case(_order(suite, tmp_path, transcripts="texts", export="out"), (), lambda _: None)
+    (session,) = seen
+    assert (session.run_folder.name, session.free, session.executor) == ("the-run", 1e9, None)
+    assert (session.options.executor, session.options.export) == ("local", None)
+    assert outcome == Outcome(
+        error=None,
+        folder="demo-candidate-0123456789ab",
+        files={"record.json": b"{}"},
+        transcripts={"demo.jsonl": b"age"},
+        stored=True,
+        defended="adapter",
+        entries=(Entry("certificate", "k", {"certificate.json": b"{}"}),),
+    )
+    assert not session.folder.exists()
+
+
+def test_what_goes_wrong_in_a_worker_is_told_and_not_raised(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error as in one process, what was measured before it, and no entries for others."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
+
+    def case(self: RunSession, *_: Any) -> Case:
+        folder = self.folder / "cases" / "demo-candidate-0123456789ab"
+        folder.mkdir(parents=True)
+        (folder / "checkpoints.jsonl").write_text("")
+        raise TrainingError("the loss must be a number, got nan; lower the rate")
+
+    monkeypatch.setattr(RunSession, "case", case)
+    outcome = make_case(_order(suite, tmp_path), (), lambda _: None)
+    assert outcome.error == "TrainingError: the loss must be a number, got nan; lower the rate"
+    assert (list(outcome.files), outcome.entries) == (["checkpoints.jsonl"], ())
+
+
+@dataclasses.dataclass
+class Played:
+    """A cluster on which all is done."""
+
+    done: dict[str, Done]
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+    def result(self, name: str) -> Done:
+        """What was done."""
+        return self.done[name]
+
+
+def _taken(tmp_path: Path, suite: Suite, outcome: Outcome, *failed: Attempt) -> Case:
+    task = CaseTask("candidate", suite)
+    played: Any = Played({task.name: Done(outcome, failed)})
+    executor = OnRay(a_session(tmp_path), played, Survey((), "", 1e9, {}))
+    first = executor.case("candidate", suite, None)
+    assert executor.case("candidate", suite, None) is first
+    return first
+
+
+def _outcome(record: CaseRecord = RECORD, **changes: Any) -> Outcome:
+    files = {"record.json": record.model_dump_json().encode(), "checkpoints.jsonl": b""}
+    return Outcome(**({"error": None, "folder": "demo-candidate-0123456789ab", "files": files} | changes))
+
+
+def test_a_record_that_came_back_stands_in_the_runs_folder(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tries that a machine cut before the one that gave the numbers."""
+    monkeypatch.setattr(on_ray, "of_record", lambda *_: [])
+    monkeypatch.setattr(on_ray, "foreign", lambda *_: [])
+    case = _taken(tmp_path, suite, _outcome(stored=True), CUT, CUT)
+    stands = CaseRecord.model_validate_json((case.folder / "record.json").read_text(encoding="utf-8"))
+    assert (case.folder.parent.parent, case.stored) == (tmp_path / "run", True)
+    assert stands == case.record
+    assert [a.outcome for a in stands.provenance.attempts] == ["cut", "cut", "done"]
+
+
+def test_a_try_that_a_shared_store_noted_is_not_noted_twice() -> None:
+    """Of two that were cut the store knows one: one is added."""
+    provenance = RECORD.provenance.model_copy(update={"attempts": (CUT, DONE)})
+    record = on_ray._with_failures(RECORD.model_copy(update={"provenance": provenance}), [CUT, CUT])
+    assert record.provenance.attempts == (CUT, CUT, DONE)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        (_outcome(error="its machine failed 4 times"), "its machine failed 4 times"),
+        (Outcome(error=None), "no case came of it"),
+        (_outcome(files={}), "a record must come back, got KeyError"),
+        (_outcome(files={"record.json": b"{}"}), "a record must come back, got ValidationError"),
+    ],
+    ids=["error", "nothing", "no record", "no such record"],
+)
+def test_what_is_no_record_is_no_verdict(tmp_path: Path, suite: Suite, outcome: Outcome, why: str) -> None:
+    """An error with a sentence; what was measured stands in the folder."""
+    with pytest.raises(ExecutorError, match=why):
+        _taken(tmp_path, suite, outcome)
+    assert sorted(outcome.files) == sorted(p.name for p in (tmp_path / "run").glob("cases/*/*"))
+
+
+@pytest.mark.parametrize("check", ["of_record", "foreign"])
+def test_a_record_that_is_not_of_this_run_is_no_verdict(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, check: str
+) -> None:
+    """Each of the two checks that a joined part has to pass counts here."""
+    monkeypatch.setattr(on_ray, "of_record", lambda *_: [Refusal("x", "it is of_record")] if check == "of_record" else [])
+    monkeypatch.setattr(on_ray, "foreign", lambda *_: ["it is foreign"] if check == "foreign" else [])
+    with pytest.raises(ExecutorError, match=f"must be one of this run, got: it is {check}; have the same files"):
+        _taken(tmp_path, suite, _outcome())
+
+
+def test_a_worker_leaves_no_core_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold attacked weights."""
+    limits: list[tuple[int, tuple[int, int]]] = []
+    monkeypatch.setattr(worker.resource, "setrlimit", lambda *limit: limits.append(limit))
+    worker._no_core_dump()
+    assert limits == [(worker.resource.RLIMIT_CORE, (0, worker.resource.getrlimit(worker.resource.RLIMIT_CORE)[1]))]
