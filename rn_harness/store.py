@@ -174,7 +174,7 @@ class Journal:
         self.lines.append(line)
         if self.differs_at is None and number < len(self.earlier):
             before = self.earlier[number]
-            if line == before or (self.tolerance and _alike(json.loads(line), json.loads(before), self.tolerance)):
+            if line == before or (self.tolerance and alike(json.loads(line), json.loads(before), self.tolerance)):
                 return
             self.differs_at = number
             aside = next(p for n in range(1, 1000) if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
@@ -187,12 +187,12 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _alike(one: Any, other: Any, tolerance: float) -> bool:
+def alike(one: Any, other: Any, tolerance: float) -> bool:
     """Whether two values of JSON are the same, but for numbers that differ by no more than the tolerance."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_alike(one[key], other[key], tolerance) for key in one)
+        return one.keys() == other.keys() and all(alike(one[key], other[key], tolerance) for key in one)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(_alike(*pair, tolerance) for pair in zip(one, other, strict=True))
+        return len(one) == len(other) and all(alike(*pair, tolerance) for pair in zip(one, other, strict=True))
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
     return type(one) is type(other) and bool(one == other)

@@ -21,9 +21,9 @@ from rn_harness.errors import ExecutorError
 from rn_harness.executors.acceptance import foreign, strange_control
 from rn_harness.integrity import Evidence, Refusal, of_record, read_evidence, read_file, short
 from rn_harness.records import CaseKind, CaseLine, CaseRecord, Checkpoint, Trajectory
-from rn_harness.session import LEAK_OF_CONTROL, PARTS, Case, RunSession
+from rn_harness.session import LEAK_OF_CONTROL, PARTS, ROUNDING, Case, RunSession
 from rn_harness.statement import RUN
-from rn_harness.store import write_text
+from rn_harness.store import alike, write_text
 from rn_harness.suite import AttackRecipe, Suite
 from rn_harness.verdict import decide
 
@@ -228,7 +228,8 @@ class Results:
         """
         run = found.record.evidence.trajectory
         stem = f"{found.line.domain}-{found.line.case_id}-"
-        own = [_bare(c) for c in run.checkpoints] if run else []
+        own = [_bare(c).model_dump(mode="json") for c in run.checkpoints] if run else []
+        tolerance = 0.0 if found.record.identity.hardware.get("device") == "cpu" else ROUNDING
         for part in self.parts:
             for folder in sorted((part.folder / "cases").glob("*")):
                 if not re.fullmatch(re.escape(stem) + "[0-9a-f]{12}", folder.name) or folder == found.folder:
@@ -239,8 +240,9 @@ class Results:
                         "another machine, or another version made it; make a new run"
                     )
                 theirs = _checkpoints(folder / CHECKPOINTS, what, part)
-                same = next((i for i, c in enumerate(theirs) if i >= len(own) or _bare(c) != own[i]), len(theirs))
-                yield from theirs[same:]
+                said = [_bare(c).model_dump(mode="json") for c in theirs]
+                differing = (i for i, of in enumerate(said) if i >= len(own) or not alike(of, own[i], tolerance))
+                yield from theirs[next(differing, len(theirs)) :]
 
     def _strays(self, suite: Suite) -> list[str]:
         """What keeps the records of a domain from being cases of one run, where each of them is there and sound."""

@@ -186,14 +186,15 @@ def test_attacks_over_four_nodes_one_of_which_dies(workspace, tmp_path, nodes):
             assert running.poll() is None, log.read_text()
             time.sleep(0.2)
         cluster.remove_node(added[busy[0]], allow_graceful=False)
-        assert running.wait() == 0, log.read_text()
+        code = running.wait()
     finally:
         cluster.shutdown()
     alone = workspace.run("mine/biochem", *SHORT, "--rn-run=alone")
-    assert alone.ret == 0, alone.text
+    assert code == alone.ret == 1, log.read_text()  # some controls do not break in so few steps, and say so
     (run, cases, records), (expected, measured, _) = _cases(workspace.folder / "spread"), _cases(workspace.folder / "alone")
     assert len(run["cases"]) == len({line["case_id"] for line in run["cases"]}) == 21
     assert cases == measured
+    assert {of[1] for of in cases.values()} == {"PASS", "INCONCLUSIVE"}
     assert (run["outcome"], run["weights"], run["why_not"]) == (expected["outcome"], expected["weights"], expected["why_not"])
     assert sum(len(r["provenance"]["training"]) for r in records.values()) == 1
     assert any(a["outcome"] == "cut" for r in records.values() for a in r["provenance"]["attempts"])

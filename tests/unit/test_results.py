@@ -345,6 +345,22 @@ def test_what_a_killed_part_measured_is_not_rolled_again(
     assert ("restarted" in {w.code for w in record.verdict.warnings}) == bool(earlier)
 
 
+def test_on_a_card_rounding_is_no_other_measurement(scene: Scene) -> None:
+    """Sums come in another order there: a number that differs in its fifth digit is the same, on a CPU it is not."""
+
+    def rounded(said: dict[str, Any]) -> None:
+        said["training"]["grad_norm"] *= 1.00001
+
+    _cut_part(scene, ATTACK, _key(ATTACK), rounded)
+    results = scene.gathered()[1]
+    found = results._find("demo", ATTACK)
+    assert [c.step for c in results._other_tries(found, "it")] == [40]
+    hardware = found.record.identity.hardware | {"device": "a card"}
+    identity = found.record.identity.model_copy(update={"hardware": hardware})
+    on_card = dataclasses.replace(found, record=found.record.model_copy(update={"identity": identity}))
+    assert list(results._other_tries(on_card, "it")) == []
+
+
 def test_a_try_on_something_else_is_told(scene: Scene) -> None:
     """A killed part whose case had another key: other weights, or another machine; neither result counts."""
     _cut_part(scene, ATTACK, OTHER, _nothing)
