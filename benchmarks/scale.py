@@ -1,12 +1,13 @@
 """What a tier costs on models of 7 and 70 billion weights, on paper: ``python benchmarks/scale.py`` writes it into docs/scale.md.
 
-Nothing of this was measured on a card. From the suite come numbers of steps, rows and checkpoints; from the card's data sheet its
-bandwidth and its rate; from us, as assumptions that the page states, how much of them is reached, and how long answers are. Change
-an assumption here and run it again.
+Nothing of this was measured on a card. From the suite come numbers of steps, rows and checkpoints; from the card's data sheet
+its bandwidth and its rate; from us, as assumptions that the page states, how much of them is reached, and how long answers are.
+Change an assumption here and run it again.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,20 +119,18 @@ def tier_hours(model: Model, suite: Suite, tier: TierName) -> tuple[dict[str, fl
 def tables(suite: Suite) -> str:
     """For the page."""
     lines = [
-        "| model | tier | card hours of one candidate | dollars | hours on 1 card | on 8 | on 64 | cards for 1000 candidates a day |",
+        "| model | tier | card hours of one candidate | dollars | hours on 1 card | on 8 | on 64 | cards for 1000 a day |",
         "|---|---|---|---|---|---|---|---|",
     ]
     shares = ["| model | tier | defense | sampling | update | rewarding | checkpoints |", "|---|---|---|---|---|---|---|"]
-    for model in MODELS:
-        for tier in ("standard", "full"):
-            parts, chain = tier_hours(model, suite, tier)
-            total = sum(parts.values())
-            walls = " | ".join(f"{max(total / cards, chain):.1f}" for cards in (1, 8, 64))
-            lines.append(
-                f"| {model.name} | {tier} | {total:.1f} | {total * DOLLARS:.0f} | {walls} | {total * 1000 / 24:.0f} |"
-            )
-            told = " | ".join(f"{parts[part] / total:.0%}" for part in ("defense", "sampling", "update", "rewarding", "checkpoints"))
-            shares.append(f"| {model.name} | {tier} | {told} |")
+    tiers: tuple[TierName, ...] = ("standard", "full")
+    for model, tier in itertools.product(MODELS, tiers):
+        parts, chain = tier_hours(model, suite, tier)
+        total = sum(parts.values())
+        walls = " | ".join(f"{max(total / cards, chain):.1f}" for cards in (1, 8, 64))
+        lines.append(f"| {model.name} | {tier} | {total:.1f} | {total * DOLLARS:.0f} | {walls} | {total * 1000 / 24:.0f} |")
+        told = " | ".join(f"{parts[of] / total:.0%}" for of in ("defense", "sampling", "update", "rewarding", "checkpoints"))
+        shares.append(f"| {model.name} | {tier} | {told} |")
     return "\n".join([*lines, "", "Where the hours go:", "", *shares])
 
 
