@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rn_harness.candidate import Candidate
     from rn_harness.controller import Controller
     from rn_harness.judges import Judge
-    from rn_harness.records import RunRecord, Trajectory
+    from rn_harness.records import CaseKind, RunRecord, Trajectory
     from rn_harness.report.progress import Progress, ProgressView
     from rn_harness.session import Case, Defended, Options, RunSession
     from rn_harness.suite import AttackRecipe, Suite
@@ -636,12 +636,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             _session(config).ahead = [*_attacks(session.items)]
 
 
-def _attacks(items: Iterable[pytest.Item]) -> Generator[tuple[Suite, AttackRecipe]]:
-    """The attacks of the selected tests, each with its suite."""
+def _attacks(items: Iterable[pytest.Item]) -> Generator[tuple[CaseKind, Suite, AttackRecipe]]:
+    """The controls and attacks that the selected tests come to, each with its suite."""
+    kinds: dict[str, CaseKind] = {"control_case": "control", "attack_case": "attack"}
     for item in items:
         found = getattr(item, "callspec", None)
         if found and "attack" in found.params and (item.path.parent / SUITE_FILE).is_file():
-            yield _suite(item.config, item.path.parent), found.params["attack"]
+            asked = getattr(item, "fixturenames", ())
+            for kind in (kind for fixture, kind in kinds.items() if fixture in asked):
+                yield kind, _suite(item.config, item.path.parent), found.params["attack"]
 
 
 def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Item] = ()) -> None:

@@ -285,7 +285,7 @@ class RunSession:
         store: finished work.
         say: gets signs of life.
         free: bytes that a run may take; a process that is one of several is told, so that all plan alike. None: asked for.
-        ahead: the attacks that this run will come to, by suite: what a fleet is made of.
+        ahead: the controls and attacks that this run will come to, by suite: what a fleet is made of.
         executor: makes the cases elsewhere; None: they are made here.
     """
 
@@ -294,7 +294,7 @@ class RunSession:
     store: Store
     say: Callable[[Progress], None]
     free: float | None = None
-    ahead: Sequence[tuple[Suite, AttackRecipe]] = ()
+    ahead: Sequence[tuple[CaseKind, Suite, AttackRecipe]] = ()
     executor: Executor | None = None
     _panels: dict[tuple[str, str], Panel] = field(default_factory=dict)
     _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
@@ -1052,8 +1052,10 @@ class RunSession:
 
     def _crew(self, kind: CaseKind, suite: Suite, attack: AttackRecipe) -> list[AttackRecipe]:
         """The attack, and those beside it that are run with it: not yet made, and as many as memory holds."""
-        ahead = [self.as_run(suite, of) for each, of in self.ahead if each.digest == suite.digest]
-        beside = [of for of in ahead if of.id != attack.id and self._sails(suite, of) and self._is_missing(kind, suite, of)]
+        wanted = (kind, "attack")  # which comes to its control too
+        ahead = [of for case, each, of in self.ahead if case in wanted and each.digest == suite.digest and of.id != attack.id]
+        as_run = {of.id: self.as_run(suite, of) for of in ahead}  # once: two members of one case would wait for each other
+        beside = [of for of in as_run.values() if self._sails(suite, of) and self._is_missing(kind, suite, of)]
         crew = [attack, *beside[: self.options.fleet - 1]]
         shape = shape_of(self.candidate.config, self.candidate.parameters)
         while shape and len(crew) > 1 and not fit(shape, self._work(suite, attack).times(len(crew)), self.available):

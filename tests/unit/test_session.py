@@ -288,3 +288,13 @@ def test_an_attack_that_cannot_borrow_is_told_and_the_others_go_on(tmp_path: Pat
     declaration = suite.declaration.model_copy(update={"attacks": [claimed, *suite.declaration.attacks]})
     with pytest.raises(RecipeError, match=told):
         session.check_attacks(suite.model_copy(update={"declaration": declaration}))
+
+
+def test_a_fleet_has_each_case_once_and_none_that_was_not_asked_for(suite: Suite, tmp_path: Path) -> None:
+    """Tests of a control and of its attack name one attack; controls are made for attacks, attacks not for controls."""
+    asked, beside, control_alone = (suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(3))
+    run = a_session(tmp_path, defense="none", fleet=9)
+    controls = [("control", suite, of) for of in (asked, beside, control_alone)]
+    run.ahead = [*controls, ("attack", suite, asked), ("attack", suite, beside)]  # type: ignore[list-item]
+    assert run._crew("control", suite, asked) == [asked, beside, control_alone]
+    assert run._crew("attack", suite, asked) == [asked, beside]
