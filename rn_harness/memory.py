@@ -6,7 +6,7 @@ The formulas are in docs/models.md, with what was measured against them. Bytes t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -132,10 +132,20 @@ class Work:
     sharded: bool = True
     device: Literal["cpu", "cuda"] = "cuda"
 
-    def times(self, attacks: int) -> Work:
-        """So many of it together: rows in one pass, and an adapter for each."""
-        rows, micro_batch, rank = (attacks * of for of in (self.rows, self.micro_batch, self.rank))
-        return dataclasses.replace(self, rows=rows, micro_batch=micro_batch, rank=rank, splits=False)
+    @classmethod
+    def together(cls, attacks: Sequence[Work]) -> Work:
+        """Attacks on one model together: rows of all in one pass, an adapter for each, room for the longest in each row."""
+        return dataclasses.replace(
+            attacks[0],
+            rows=sum(of.rows for of in attacks),
+            prompt=max(of.prompt for of in attacks),
+            completion=max(of.completion for of in attacks),
+            micro_batch=sum(of.micro_batch for of in attacks),
+            splits=False,
+            checkpointing=all(of.checkpointing for of in attacks),
+            rank=sum(of.rank for of in attacks),
+            checkpoint_rows=sum(of.checkpoint_rows for of in attacks),
+        )
 
 
 @dataclass(frozen=True, slots=True)

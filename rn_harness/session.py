@@ -1058,7 +1058,7 @@ class RunSession:
         beside = [of for of in as_run.values() if self._sails(suite, of) and self._is_missing(kind, suite, of)]
         crew = [attack, *beside[: self.options.fleet - 1]]
         shape = shape_of(self.candidate.config, self.candidate.parameters)
-        while shape and len(crew) > 1 and not fit(shape, self._work(suite, attack).times(len(crew)), self.available):
+        while shape and len(crew) > 1 and not fit(shape, Work.together([self._work(suite, of) for of in crew]), self.available):
             crew.pop()
         return crew
 

@@ -304,3 +304,16 @@ def test_a_containers_bound_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert memory.available_memory("cpu") == pytest.approx(free, rel=0.2)
     bound.write_text(f"{2 * GIB}\n")
     assert memory.available_memory("cpu") < 2 * GIB
+
+
+def test_attacks_together_take_what_each_of_them_asks_for() -> None:
+    """Rows, adapters and measurements of all, the longest row of any; activations are kept where one of them keeps them."""
+    small = attack("llama3-8b", rows=4, micro_batch=4, rank=4, checkpoint_rows=80, prompt=64, completion=256)
+    large = attack("llama3-8b", rows=32, micro_batch=32, rank=64, checkpoint_rows=80, prompt=128, completion=32, checkpointing=False)
+    both = Work.together([small, large])
+    assert (both.rows, both.micro_batch, both.rank, both.checkpoint_rows) == (36, 36, 68, 160)
+    assert (both.prompt, both.completion, both.checkpointing) == (128, 256, False)
+    assert both == Work.together([large, small])
+    # 160 rows of a checkpoint, in each of which 384 tokens have keys and values, 131 072 bytes each, are 7.5 GiB.
+    planned, alone = (plan(shape("llama3-8b"), of).checkpoint for of in (both, small))
+    assert planned - alone > 80 * 384 * 131_072
