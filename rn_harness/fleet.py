@@ -232,7 +232,7 @@ class Fleet:
         owners = torch.arange(len(asking)).repeat_interleave(torch.tensor([c.rows for c in choosers])).to(ids.device)
         tokens = torch.empty(len(ids), 0, dtype=ids.dtype, device=ids.device)
         given, positions, cache = ids, (mask.cumsum(1) - 1).clamp(min=0), None
-        with torch.no_grad(), self._adapted(asking) as adapters:
+        with torch.no_grad(), self._adapted(asking, sampling=True) as adapters:
             while True:
                 adapters.rows_of(owners[live])
                 out = self._network(
@@ -257,9 +257,9 @@ class Fleet:
             seat.answer(torch.cat([seat.asked.prompts[0], of[:, : chooser.taken]], 1))
 
     @contextmanager
-    def _adapted(self, asking: Sequence[Seat]) -> Iterator[_Adapters]:
+    def _adapted(self, asking: Sequence[Seat], *, sampling: bool = False) -> Iterator[_Adapters]:
         """Runs passes of the shared network, each part of its rows with one member's adapter."""
-        adapters = self._adapters = _Adapters([self._members[seat.number] for seat in asking])
+        adapters = self._adapters = _Adapters([self._members[seat.number] for seat in asking], sampling=sampling)
         if not self._hooked:
             for name in adapters.layers:
                 self._network.get_submodule(name).register_forward_hook(partial(self._adapt, name))
@@ -278,14 +278,19 @@ class Fleet:
 class _Adapters:
     """The adapters of some members, for passes in which the rows of each stand together.
 
+    Args:
+        members: whose they are.
+        sampling: they compute in what the weights are, as alone; else in 32 bits, as peft does where something is learned or
+            a probability told.
+
     Attributes:
         layers: names of the layers that have one.
         sizes: rows of each member in the pass.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], *, sampling: bool) -> None:
         self._layers = [member.adapter_layers for member in members]
-        self._members = members
+        self._members, self._sampling = members, sampling
         self.layers = self._layers[0].keys()
         self.sizes: list[int] = []
         self._stacks: dict[str, tuple[Any, Any]] = {}
@@ -306,9 +311,9 @@ class _Adapters:
             low = torch.bmm(parts.reshape(len(self.sizes), -1, x.shape[-1]), A)
             if low.dtype == y.dtype:
                 return torch.baddbmm(y.reshape(len(self.sizes), -1, y.shape[-1]), low, B).view_as(y)
-            return y + torch.bmm(low, B).view_as(y).to(y.dtype)
+            return (y + torch.bmm(low, B).view_as(y)).to(y.dtype)
         rows = zip(parts.split(self.sizes), A, B, strict=True)  # type: ignore[no-untyped-call]
-        return y + torch.cat([part @ a @ b for part, a, b in rows]).to(y.dtype)
+        return (y + torch.cat([part @ a @ b for part, a, b in rows])).to(y.dtype)
 
     def _stack(self, name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """(K, in, r) and (K, r, out), the second with the scale."""
@@ -319,8 +324,7 @@ class _Adapters:
             A = torch.stack([m.passing(layer.lora_A[TRAINED].weight) for m, layer in zip(self._members, of, strict=True)])
             B = torch.stack([layer.scaling[TRAINED] * layer.lora_B[TRAINED].weight for layer in of])
             A, B = A.transpose(1, 2).contiguous(), B.transpose(1, 2).contiguous()
-            # Sampling computes in what the weights are, as alone; what learns computes in 32 bits, as peft does.
-            self._stacks[name] = (A, B) if torch.is_grad_enabled() else (A.to(dtype), B.to(dtype))
+            self._stacks[name] = (A.to(dtype), B.to(dtype)) if self._sampling else (A, B)
         return self._stacks[name]
 
 

@@ -116,8 +116,8 @@ def test_a_member_that_is_not_measured_itself_is_found(candidate, attacking, mon
 
     made = fleet._Adapters.__init__
 
-    def blind(self, members):
-        made(self, [members[0]] * len(members) if wrong == "of its companion" else members)
+    def blind(self, members, *, sampling):
+        made(self, [members[0]] * len(members) if wrong == "of its companion" else members, sampling=sampling)
         if wrong == "unmeasured":
             self.add = lambda _name, _x, y: y
 
@@ -167,6 +167,31 @@ def test_members_of_other_architectures_see_their_own_rows(family, tmp_path):
         assert answers == expected
         assert torch.allclose(states, expected_states, atol=1e-4)
     assert len({str(answers) for answers, _ in together}) > 1 or not torch.allclose(together[0][1], together[1][1])
+
+
+def test_probabilities_in_low_precision_are_those_that_are_learned_from(tmp_path):
+    """In bfloat16 an adapter counts in 32 bits wherever a probability is told, as alone: else RLOO's old ones are another policy's."""
+    folder = make_model(tmp_path / "llama", FAMILIES[0])
+    ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 6]]), torch.ones(2, 4, dtype=torch.long)
+    tails = torch.tensor([[7, 8, 9], [9, 8, 7]]), torch.ones(2, 3, dtype=torch.long)
+
+    def states(model):
+        model.attach(LoRA(), 0)
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            for p in model.trained.values():
+                p.copy_(torch.randn_like(p) * 0.3)
+        network = model.network.get_base_model()
+        learned = model.completion_states(network, ids, tails).detach()
+        with torch.no_grad():
+            return learned, model.completion_states(network, ids, tails)
+
+    def load():
+        return LanguageModel.load(folder, threads=1, dtype="bfloat16")
+
+    ((learned, told),) = Fleet(load(), threads=1).run([states])
+    assert torch.equal(learned, told)
+    assert torch.equal(*states(load()))
 
 
 def test_a_member_shares_weights_and_nothing_else(candidate):
