@@ -170,7 +170,7 @@ def test_members_of_other_architectures_see_their_own_rows(family, tmp_path):
 
 
 def test_probabilities_in_low_precision_are_those_that_are_learned_from(tmp_path):
-    """In bfloat16 an adapter counts in 32 bits wherever a probability is told, as alone: else RLOO's old ones are another policy's."""
+    """In bfloat16 an adapter counts in 32 bits wherever a probability is told, as alone; RLOO compares with such ones."""
     folder = make_model(tmp_path / "llama", FAMILIES[0])
     ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 6]]), torch.ones(2, 4, dtype=torch.long)
     tails = torch.tensor([[7, 8, 9], [9, 8, 7]]), torch.ones(2, 3, dtype=torch.long)

@@ -309,7 +309,9 @@ def test_a_containers_bound_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_attacks_together_take_what_each_of_them_asks_for() -> None:
     """Rows, adapters and measurements of all, the longest row of any; activations are kept where one of them keeps them."""
     small = attack("llama3-8b", rows=4, micro_batch=4, rank=4, checkpoint_rows=80, prompt=64, completion=256)
-    large = attack("llama3-8b", rows=32, micro_batch=32, rank=64, checkpoint_rows=80, prompt=128, completion=32, checkpointing=False)
+    large = attack(
+        "llama3-8b", rows=32, micro_batch=32, rank=64, checkpoint_rows=80, prompt=128, completion=32, checkpointing=False
+    )
     both = Work.together([small, large])
     assert (both.rows, both.micro_batch, both.rank, both.checkpoint_rows) == (36, 36, 68, 160)
     assert (both.prompt, both.completion, both.checkpointing) == (128, 256, False)
