@@ -7,6 +7,7 @@ touch those of another, so that its result does not depend on its companions, bu
 
 from __future__ import annotations
 
+import collections
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -166,6 +167,7 @@ class Fleet:
         self._members: dict[int, Member] = {}
         self._adapters: _Adapters | None = None
         self._hooked = False
+        self._served: collections.Counter[int] = collections.Counter()
 
     def run(self, tasks: Sequence[Callable[[LanguageModel], T]]) -> list[T | Exception]:
         """What each came to, in their order: its result, or the exception that ended it, which ends no other.
@@ -197,6 +199,8 @@ class Fleet:
         import torch
 
         torch.set_num_threads(self._threads)
+        # Whoever lags comes first, so that all stay together.
+        waiting = sorted(waiting, key=lambda seat: self._served[seat.number])
         by_kind = {kind: [s for s in waiting if isinstance(s.asked, kind)] for kind in (Backward, States, Sampling)}
         if asking := by_kind[Backward]:
             torch.autograd.backward([seat.asked.loss for seat in asking])
@@ -208,6 +212,7 @@ class Fleet:
         else:
             asking = _at_once(by_kind[Sampling])
             self._sample(asking)
+        self._served.update(seat.number for seat in asking)
         return asking
 
     def _go_forward(self, asking: Sequence[Seat], learning: bool) -> None:
