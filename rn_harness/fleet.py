@@ -310,6 +310,11 @@ class _Adapters:
         """A layer's output (B, L, out) with the adapters' part, ``s B A x``, each member's for its own rows."""
         import torch
 
+        if x.dim() != 3 or len(x) != sum(self.sizes):  # as of experts, who see some tokens of some rows: nobody knows whose
+            raise RecipeError(
+                f"a fleet passes rows (B, L, {x.shape[-1]}) to each layer with an adapter, got {tuple(x.shape)} for "
+                f"{sum(self.sizes)} rows in {name}; leave out --rn-fleet"
+            )
         A, B = self._stack(name, x.dtype)
         parts = x.to(A.dtype)
         if len(set(self.sizes)) == 1:
@@ -321,13 +326,17 @@ class _Adapters:
         return (y + torch.cat([part @ a @ b for part, a, b in rows])).to(y.dtype)
 
     def _stack(self, name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """(K, in, r) and (K, r, out), the second with the scale."""
+        """(K, in, r) and (K, r, out), the second with the scale; to the largest rank, beyond their own with zeros."""
         import torch
+        from torch.nn.functional import pad
 
         if name not in self._stacks:
             of = [layers[name] for layers in self._layers]
-            A = torch.stack([m.passing(layer.lora_A[TRAINED].weight) for m, layer in zip(self._members, of, strict=True)])
-            B = torch.stack([layer.scaling[TRAINED] * layer.lora_B[TRAINED].weight for layer in of])
+            lacking = [max(layer.r[TRAINED] for layer in of) - layer.r[TRAINED] for layer in of]
+            first = [m.passing(layer.lora_A[TRAINED].weight) for m, layer in zip(self._members, of, strict=True)]
+            second = [layer.scaling[TRAINED] * layer.lora_B[TRAINED].weight for layer in of]
+            A = torch.stack([pad(a, (0, 0, 0, more)) for a, more in zip(first, lacking, strict=True)])
+            B = torch.stack([pad(b, (0, more)) for b, more in zip(second, lacking, strict=True)])
             A, B = A.transpose(1, 2).contiguous(), B.transpose(1, 2).contiguous()
             self._stacks[name] = (A.to(dtype), B.to(dtype)) if self._sampling else (A, B)
         return self._stacks[name]

@@ -10,7 +10,7 @@ import torch
 from rn_harness.attack import run_attack
 from rn_harness.attacks import load_family
 from rn_harness.errors import RecipeError, TrainingError
-from rn_harness.fleet import Fleet, Member
+from rn_harness.fleet import Fleet, Member, _Adapters
 from rn_harness.lockstep import Seat
 from rn_harness.model import LanguageModel, completion_states
 from rn_harness.suite import LoRA, Prompt, RewardShape
@@ -140,12 +140,12 @@ def test_what_a_fleet_cannot_do_is_refused(candidate, attacking, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_members_of_other_architectures_see_their_own_rows(family, tmp_path):
-    """Llama 3, Qwen 2 and Mistral by chance: greedy answers and hidden states of each member are those of the model alone."""
+    """Llama 3, Qwen 2 and Mistral by chance, adapters of three ranks: greedy answers and hidden states are those alone."""
     folder = make_model(tmp_path / family.name, family)
     prompts = [Prompt(id=f"p{i}", topic="t", text=text) for i, text in enumerate(("Sit down.", "Name three rivers, please."))]
 
     def lively(model: LanguageModel, seed: int) -> LanguageModel:
-        model.attach(LoRA(), seed)
+        model.attach(LoRA(r=2 + 3 * seed, alpha=8.0), seed)
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             for p in model.trained.values():
@@ -200,6 +200,20 @@ def test_a_member_shares_weights_and_nothing_else(candidate):
     member = Member(model, Seat(0), threads=1)
     assert {id(p) for p in member.network.parameters()} == {id(p) for p in model.network.parameters()}
     assert not {id(m) for m in member.network.modules()} & {id(m) for m in model.network.modules()}
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (3, 4, 64)], ids=["some tokens", "some rows"])
+def test_a_layer_that_does_not_see_all_rows_is_refused(tmp_path, shape):
+    """An expert sees the tokens that a router sends it: they would be taken for rows, and get a companion's adapter."""
+    member = Member(LanguageModel.load(make_model(tmp_path / "llama", FAMILIES[0]), threads=1), Seat(0), threads=1)
+    member.attach(LoRA(), 0)
+    (name, *_) = member.adapter_layers
+    adapters = _Adapters([member, member], sampling=True)
+    adapters.rows_of(torch.tensor([0, 0, 1, 1]))
+    rows = torch.ones(4, 4, 64)
+    assert adapters.add(name, rows, rows).shape == rows.shape
+    with pytest.raises(RecipeError, match=r"for 4 rows in .*; leave out --rn-fleet"):
+        adapters.add(name, torch.ones(shape), torch.ones(shape))
 
 
 def test_rows_of_two_owners_share_no_pass(candidate):
