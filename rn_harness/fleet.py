@@ -168,6 +168,7 @@ class Fleet:
         self._adapters: _Adapters | None = None
         self._hooked = False
         self._served: collections.Counter[int] = collections.Counter()
+        self._lockstep = Lockstep(self._serve, _streams, _resume)
 
     def run(self, tasks: Sequence[Callable[[LanguageModel], T]]) -> list[T | Exception]:
         """What each came to, in their order: its result, or the exception that ended it, which ends no other.
@@ -190,7 +191,7 @@ class Fleet:
         before = torch.get_num_threads()
         try:
             with known_deprecations():
-                return Lockstep(self._serve, _streams, _resume).run([seated(task) for task in tasks])
+                return self._lockstep.run([seated(task) for task in tasks])
         finally:
             torch.set_num_threads(before)
 
@@ -249,7 +250,7 @@ class Fleet:
                 chosen = torch.cat([chooser(of) for chooser, of in zip(choosers, _split(scores, choosers), strict=True)])
                 tokens = torch.cat([tokens, chosen[:, None]], 1)
                 going = torch.cat([chooser.going for chooser in choosers])
-                if not going.any():
+                if self._lockstep.stopped or not going.any():  # whoever stops a process does not wait for a long answer
                     break
                 cache, mask = out.past_key_values, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
                 positions = positions[:, -1:] + 1
@@ -259,7 +260,10 @@ class Fleet:
                     live, mask, positions = live[kept], mask[kept], positions[kept]
                 given = chosen[live][:, None]
         for seat, chooser, of in zip(asking, choosers, _split(tokens, choosers), strict=True):
-            seat.answer(torch.cat([seat.asked.prompts[0], of[:, : chooser.taken]], 1))
+            if chooser.failed:
+                seat.fail(chooser.failed)
+            else:
+                seat.answer(torch.cat([seat.asked.prompts[0], of[:, : chooser.taken]], 1))
 
     @contextmanager
     def _adapted(self, asking: Sequence[Seat], *, sampling: bool = False) -> Iterator[_Adapters]:
@@ -349,6 +353,7 @@ class _Chooser:
         rows: how many, B.
         going: of each row, whether it has not ended (B,).
         taken: tokens so far, until all rows have ended.
+        failed: why it can choose no more, as where its own attack has led to no numbers; its companions go on.
     """
 
     def __init__(self, seat: Seat) -> None:
@@ -358,6 +363,7 @@ class _Chooser:
         settings = seat.asked.settings
         ids: torch.Tensor = seat.asked.prompts[0]
         self.rows, self.taken = len(ids), 0
+        self.failed: Exception | None = None
         self.going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         self._seat, self._ids, self._limit, self._samples = seat, ids, settings.max_new_tokens, bool(settings.do_sample)
         self._ends, self._pad = torch.tensor(settings.eos_token_id, device=ids.device), settings.pad_token_id
@@ -376,8 +382,16 @@ class _Chooser:
         """The next token of each row (B,), from scores (B, V) that count for rows that have not ended; else padding."""
         import torch
 
-        if not self.going.any():
-            return torch.full((self.rows,), self._pad, dtype=self._ids.dtype, device=self._ids.device)
+        if self.going.any():
+            try:
+                return self._choose(scores)
+            except Exception as error:  # noqa: BLE001 (told to whom it belongs)
+                self.failed, self.going = error, torch.zeros_like(self.going)
+        return torch.full((self.rows,), self._pad, dtype=self._ids.dtype, device=self._ids.device)
+
+    def _choose(self, scores: torch.Tensor) -> torch.Tensor:
+        import torch
+
         self.taken += 1
         if self._samples:
             for warper in self._warpers:

@@ -93,6 +93,11 @@ class Lockstep:
         self._serve, self._keep, self._restore = serve, keep, restore
         self._stop: BaseException | None = None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether all are to end, so that nothing need be served any more."""
+        return self._stop is not None
+
     def run(self, tasks: Sequence[Callable[[Seat], T]]) -> list[T | Exception]:
         """What each came to, in their order: its result, or the exception that ended it, which ends no other.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 
 import pytest
 import torch
@@ -192,6 +194,47 @@ def test_probabilities_in_low_precision_are_those_that_are_learned_from(tmp_path
     ((learned, told),) = Fleet(load(), threads=1).run([states])
     assert torch.equal(learned, told)
     assert torch.equal(*states(load()))
+
+
+def test_one_that_has_no_numbers_any_more_ends_no_other(tmp_path):
+    """Where one attack has led to no numbers nothing can be sampled from it; its companion answers as alone."""
+    folder = make_model(tmp_path / "llama", FAMILIES[0])
+    prompts = [Prompt(id="p", topic="t", text="Sit down.")]
+
+    def answers(model, weight):
+        model.attach(LoRA(), 0)
+        with torch.no_grad():
+            for p in model.trained.values():
+                p.fill_(weight)
+        torch.manual_seed(0)
+        return [a.text for a in model.complete(prompts, n=3, temperature=1.0, max_tokens=8)[0]]
+
+    tasks = [lambda member, weight=weight: answers(member, weight) for weight in (float("nan"), 0.01)]
+    broken, sound = Fleet(LanguageModel.load(folder, threads=1), threads=1).run(tasks)
+    assert isinstance(broken, RuntimeError)
+    assert sound == answers(LanguageModel.load(folder, threads=1), 0.01)
+
+
+def test_an_interruption_does_not_wait_for_a_long_answer(tmp_path):
+    """Ctrl-C in the third of many tokens ends sampling soon after it."""
+    fleet = Fleet(LanguageModel.load(make_model(tmp_path / "llama", FAMILIES[0]), threads=1), threads=1)
+    passes = []
+
+    def strike(*_):
+        passes.append(None)
+        if len(passes) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    fleet._network.register_forward_hook(strike)
+
+    def endless(member):
+        member.attach(LoRA(), 0)
+        ids = torch.ones(1, 2, dtype=torch.long)
+        member.network.generate(input_ids=ids, attention_mask=ids, do_sample=False, max_new_tokens=3000, eos_token_id=[-1])
+
+    with pytest.raises(KeyboardInterrupt):
+        fleet.run([endless])
+    assert 3 <= len(passes) < 3000
 
 
 def test_a_member_shares_weights_and_nothing_else(candidate):
