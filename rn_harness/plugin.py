@@ -706,10 +706,12 @@ def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Ite
 
         listed = "".join(f"\n  {why}" for why in hindrances)
         pytest.exit(f"--rn-gate: no release can rest on such a run, so that none is made:{listed}", returncode=NOT_RELEASABLE)
+    if session.executor is not None:
+        session.executor.start()
 
 
 def _begin_on_ray(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
-    """Submits the cases that the tests ask for.
+    """Connects to the cluster, and looks there whether the cases that the tests ask for can be made.
 
     Raises:
         pytest.UsageError: the run cannot be made there.

@@ -26,6 +26,10 @@ class Executor(Protocol):
         """What is planned of memory, for the run's header."""
         ...
 
+    def start(self) -> None:
+        """Begins the work, once nothing speaks against the run."""
+        ...
+
     def close(self) -> None:
         """Ends what still runs for this session."""
         ...

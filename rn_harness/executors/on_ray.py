@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +116,7 @@ class Cluster:
             RecipeError: Ray is not installed, or the cluster cannot be reached.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a run is told to anybody
+        on_termination = signal.getsignal(signal.SIGTERM)
         try:
             import ray
         except ImportError:
@@ -128,6 +131,8 @@ class Cluster:
                     f"{type(error).__name__}; ray status shows one, ray start --head begins one"
                 ) from None
             self._ours = True
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_termination)  # Ray puts one in its place that ends this process as it stands
         # From here on this process sees no card: none of its memory is taken from the cases.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -311,11 +316,12 @@ class OnRay:
     session: RunSession
     cluster: Cluster
     surveyed: Survey
+    tasks: Sequence[CaseTask] = ()
     _cases: dict[str, Case] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, session: RunSession, tasks: Sequence[CaseTask], work: Work = make_case) -> OnRay:
-        """Connects, and makes sure before any work that the run can be made there.
+        """Connects, and makes sure before any work that the run can be made there; ``start`` submits it.
 
         Args:
             session: of the process with pytest.
@@ -335,9 +341,7 @@ class OnRay:
         errors = [*surveyed.errors, *filter(None, [cluster.unfit(surveyed.demands)])]
         if errors:
             raise RecipeError("\n".join(errors))
-        made = cls(session, cluster, surveyed)
-        made._add(every)
-        return made
+        return cls(session, cluster, surveyed, every)
 
     def case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> Case:
         """One case; waits for it."""
@@ -352,6 +356,10 @@ class OnRay:
     def memory(self) -> str:
         """For the header: what was planned where a case would run."""
         return f"of each case: {self.surveyed.memory}"
+
+    def start(self) -> None:
+        """Submits what the run will ask for."""
+        self._add(self.tasks)
 
     def close(self) -> None:
         """Ends what runs."""

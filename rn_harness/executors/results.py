@@ -92,6 +92,9 @@ class Results:
         """For the header."""
         return "not planned: nothing is run"
 
+    def start(self) -> None:
+        """There is nothing to begin."""
+
     def close(self) -> None:
         """There is nothing to end."""
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,24 @@ def test_what_cannot_be_run_on_a_cluster_is_a_usage_error(workspace, arguments, 
     assert done.ret == 4, done.text
     for needle in needles:
         assert needle in done.text
+
+
+def test_a_termination_ends_as_without_a_cluster(workspace, fresh_store):
+    """SIGTERM while the first case runs: exit code 75, a red JUnit, and a record without a PASS."""
+    workspace.use_store(fresh_store)
+    log = workspace.folder / "log"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "mine/biochem", "--rn-tier=smoke", "--rn-run=run"]
+    with log.open("w") as told:
+        running = workspace.pytester.popen([*command, "--rn-executor=ray"], stdout=told, stderr=told)
+    while not (workspace.folder / "run" / "junit.xml").exists():
+        assert running.poll() is None, log.read_text()
+        time.sleep(0.2)
+    time.sleep(1.0)
+    running.terminate()
+    assert running.wait(timeout=120) == 75, log.read_text()
+    assert json.loads((workspace.folder / "run" / "run.json").read_text())["outcome"] == "INCONCLUSIVE"
+    suite = ET.parse(workspace.folder / "run" / "junit.xml").getroot().find("testsuite")
+    assert int(suite.get("errors")) >= 4
 
 
 SHORT = (

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from rn_harness.candidate import hash_files
 from rn_harness.controller import Controller, news_of
 from rn_harness.errors import ExecutorError
 from rn_harness.executors import acceptance
@@ -171,6 +172,22 @@ def test_parts_that_belong_together_are_one_run_that_a_release_can_rest_on(scene
     assert verify(scene.folder, weights=scene.weights, suites=[scene.suite.folder]).refusals == ()
     assert run.options["executor"] == "results"
     assert run.options["joined"] == {f"demo {c}": f"parts/{c.partition('-')[0]}" for c in sorted(run.required["demo"])}
+
+
+def test_a_suites_own_test_gets_the_weights_that_the_defenses_part_measured(scene: Scene, tmp_path: Path) -> None:
+    """From where they lie, file by file the same; other files there are an error, and nothing is trained in their place."""
+    results = scene.gathered()[1]
+    results.session.executor = results
+    assert results.session.defended(scene.suite).hashes == hash_files(scene.weights)
+    other = tmp_path / "other"
+    shutil.copytree(scene.weights, other)
+    (other / "adapter_model.safetensors").write_bytes(b"others")
+    results = scene.gathered()[1]
+    results.session.executor = results
+    at = (scene.suite.digest, "defense")
+    results._cases[at] = dataclasses.replace(results.case("defense", scene.suite, None), defended=other)
+    with pytest.raises(ExecutorError, match=r"got none here, or others, in .*other; share the store"):
+        results.session.defended(scene.suite)
 
 
 def test_without_any_part_nothing_is_joined(scene: Scene) -> None:
