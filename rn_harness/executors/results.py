@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +53,10 @@ class Part:
     def name(self) -> str:
         """For sentences."""
         return f"{PARTS}/{self.folder.name}"
+
+    def binds(self, path: Path) -> bool:
+        """Whether its record says what stands in a file of it, so that this was looked at."""
+        return self.evidence is not None and path.relative_to(self.folder).as_posix() in self.evidence.run.files
 
 
 @dataclass(frozen=True)
@@ -267,8 +270,9 @@ class Results:
         run = record.evidence.trajectory
         if run is not None:
             write_text(folder / CHECKPOINTS, "".join(c.model_dump_json() + "\n" for c in run.checkpoints))
-        if (found.folder / TRANSCRIPT).is_file():
-            shutil.copyfile(found.folder / TRANSCRIPT, folder / TRANSCRIPT)
+        transcript = found.folder / TRANSCRIPT
+        if found.part.binds(transcript):
+            write_text(folder / TRANSCRIPT, read_file(transcript).decode("utf-8"))
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
         return folder
 

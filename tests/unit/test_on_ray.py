@@ -103,6 +103,8 @@ def test_what_goes_wrong_in_a_worker_is_told_and_not_raised(
         folder = self.folder / "cases" / "demo-candidate-0123456789ab"
         folder.mkdir(parents=True)
         (folder / "checkpoints.jsonl").write_text("")
+        self.store.put("certificate", "k", lambda into: (into / "certificate.json").write_text("{}") and None)
+        self.store.get("certificate", "k")
         raise TrainingError("the loss must be a number, got nan; lower the rate")
 
     monkeypatch.setattr(RunSession, "case", case)

@@ -91,6 +91,11 @@ def test_all_cases_on_so_many_machines(slots: int, expected: float) -> None:
     assert makespan(LENGTHS, WAITS, slots) == expected
 
 
+def test_the_longest_begins_first() -> None:
+    """On two machines one takes 3 and the other 1 and 1; the short ones first would take 1 and 3."""
+    assert makespan({"a": 1.0, "b": 1.0, "long": 3.0}, {"a": (), "b": (), "long": ()}, 2) == 3.0
+
+
 @given(st.lists(st.floats(0.1, 100.0), min_size=1, max_size=20), st.integers(1, 8))
 def test_no_plan_is_shorter_than_what_there_is_to_do(lengths: list[float], slots: int) -> None:
     """At least the longest case and a fair share of all; at most one after another."""

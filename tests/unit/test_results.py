@@ -291,6 +291,14 @@ def test_a_part_with_other_options_is_refused(scene: Scene) -> None:
     assert "other options (allow_pickle, arguments)" in scene.refusal()
 
 
+def test_a_file_that_no_part_binds_does_not_come_along(scene: Scene, tmp_path: Path) -> None:
+    """A link that was laid beside a record leads nowhere: what it points to stays where it is."""
+    (tmp_path / "secret").write_text("a secret", encoding="utf-8")
+    scene.record("attack").with_name("transcript.jsonl").symlink_to(tmp_path / "secret")
+    case = scene.gathered()[1].case("attack", scene.suite, scene.attack)
+    assert sorted(p.name for p in case.folder.iterdir()) == [CHECKPOINTS, "record.json"]
+
+
 def test_the_same_measurement_twice_is_one(scene: Scene) -> None:
     """A node id that was run again, and took its numbers from the store."""
     scene.part("again", ATTACK)
