@@ -13,7 +13,7 @@ import re
 import xml.etree.ElementTree as ET  # nosec B405 # reads what was made here
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rn_harness.provenance import source_digest
 from rn_harness.records import CaseRecord, Checkpoint, DefenseReport, TrainingWindow, Trajectory
@@ -72,17 +72,21 @@ def _drawing() -> Iterator[None]:
         yield
 
 
-def stored_svg(draw: Callable[[str, CaseRecord], str], name: str, record: CaseRecord) -> str:
-    """What ``draw`` makes of a case's record: from the store, where it drew the same before; else drawn now, and kept there.
+R = TypeVar("R", CaseRecord, DefenseReport)
+
+
+def stored_svg(draw: Callable[[str, R], str], name: str, record: R) -> str:
+    """What ``draw`` makes of a record: from the store, where it drew the same before; else drawn now, and kept there.
 
     A figure takes a fifth of a second, and those of a run whose cases are all stored took half of its time.
 
     Args:
         draw: of the functions below.
         name: unique on the page; goes into the ids.
-        record: of an attack's case, with a trajectory.
+        record: that it draws.
     """
-    shown = record.model_dump_json(include={"case_id", "evidence", "verdict"})
+    # The rest of a case's record, when it was measured and by what attempts, is in no figure.
+    shown = record.model_dump_json(include={"case_id", "evidence", "verdict"} if isinstance(record, CaseRecord) else None)
     drawn_by = {"sources": source_digest(), "matplotlib": importlib.metadata.version("matplotlib")}
     key = content_key("figure", {"figure": draw.__name__, "name": name, "shown": shown, **drawn_by})
     store = Store(default_root())

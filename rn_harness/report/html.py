@@ -155,7 +155,7 @@ def _defense(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
         (title, number(p.mean), number(p.spread), number(p.maximum), f"{p.scored} of {p.total}")
         for title, p in ((("undefended", report.undefended_probe), ("defended", report.probe)) if report else ())
     ]
-    figure = convergence_svg(f"{name}-convergence", report) if report else ""
+    figure = stored_svg(convergence_svg, f"{name}-convergence", report) if report else ""
     return {"name": name, "domain": line.domain, "record": record, "figure": figure, "points": points, "probes": probes}
 
 

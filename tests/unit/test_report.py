@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -282,6 +283,26 @@ def test_a_figure_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert drawn == ["x", "y", "x"]
     assert figures[0] == figures[1] == trajectory_svg("x", held)
     assert figures[2:] == [trajectory_svg("y", held), trajectory_svg("x", broken)]
+
+
+def test_a_run_whose_figures_are_stored_loads_no_matplotlib(folder: Path, tmp_path: Path) -> None:
+    """What draws takes a second to load: a report of stored figures alone is made without it, and is the same."""
+    code = (
+        "import sys; from pathlib import Path; from rn_harness.report.views import read_run, write_views; "
+        f"folder = Path({str(folder)!r}); write_views(folder, *read_run(folder)); print('matplotlib' in sys.modules)"
+    )
+    told = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"RN_HARNESS_CACHE": str(tmp_path)},
+        )
+        told.append((done.stdout.strip(), (folder / "report.html").read_text(encoding="utf-8")))
+    assert [loaded for loaded, _ in told] == ["True", "False"]
+    assert told[0][1] == told[1][1]
 
 
 def test_a_store_that_cannot_be_written_hinders_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
