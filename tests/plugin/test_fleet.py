@@ -85,8 +85,6 @@ def test_an_interruption_leaves_what_each_of_them_measured(scene, tmp_path, faul
     assert len(list((tmp_path / "cut" / "unfinished").iterdir())) == 3
     assert "completions = " not in result.text
 
-    scene.monkeypatch.undo()
-    scene.use_store(tmp_path / "cut")
     rest = scene.run(*SETTINGS, *THREE, "--rn-fleet=3")
     assert "restarted" not in rest.text
     assert not list((tmp_path / "cut" / "unfinished").iterdir())
