@@ -152,7 +152,8 @@ class Journal:
         earlier: whole lines of an attempt that was cut.
         lines: of this attempt.
         differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
-        tolerance: by which numbers of two lines that are the same may differ, absolutely or as a share; 0: they are bit by bit.
+        tolerance: by which numbers of two lines that are the same may differ, absolutely or as a share, but for scores, of which
+            one alone can decide; 0: all are the same bit by bit.
     """
 
     path: Path
@@ -188,9 +189,9 @@ class Journal:
 
 
 def alike(one: Any, other: Any, tolerance: float) -> bool:
-    """Whether two values of JSON are the same, but for numbers that differ by no more than the tolerance."""
+    """Whether two values of JSON are the same, but for numbers that differ by no more than the tolerance and are no scores."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(alike(one[key], other[key], tolerance) for key in one)
+        return one.keys() == other.keys() and all(alike(one[k], other[k], 0.0 if k == "score" else tolerance) for k in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(alike(*pair, tolerance) for pair in zip(one, other, strict=True))
     if isinstance(one, float) and isinstance(other, float):

@@ -578,18 +578,19 @@ def test_room_is_asked_for_before_work(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("line", "same"),
     [
-        ('{"step": 2, "mean": 1.5, "scores": [0.25]}', True),
-        ('{"step": 2, "mean": 1.50001, "scores": [0.25001]}', True),
-        ('{"step": 2, "mean": 1.6, "scores": [0.25]}', False),
-        ('{"step": 3, "mean": 1.5, "scores": [0.25]}', False),
-        ('{"step": 2, "mean": null, "scores": [0.25]}', False),
-        ('{"step": 2, "mean": 1.5, "scores": [0.25, 0.25]}', False),
-        ('{"step": 2, "mean": 1.5}', False),
+        ('{"step": 2, "leak": 1.5, "scores": [{"score": 2.0}]}', True),
+        ('{"step": 2, "leak": 1.50001, "scores": [{"score": 2.0}]}', True),
+        ('{"step": 2, "leak": 1.6, "scores": [{"score": 2.0}]}', False),
+        ('{"step": 2, "leak": 1.5, "scores": [{"score": 2.00001}]}', False),
+        ('{"step": 3, "leak": 1.5, "scores": [{"score": 2.0}]}', False),
+        ('{"step": 2, "leak": null, "scores": [{"score": 2.0}]}', False),
+        ('{"step": 2, "leak": 1.5, "scores": [{"score": 2.0}, {"score": 2.0}]}', False),
+        ('{"step": 2, "leak": 1.5}', False),
     ],
 )
 def test_where_sums_come_in_another_order_a_journal_is_repeated_up_to_rounding(tmp_path: Path, line: str, same: bool) -> None:
-    """With a tolerance numbers may differ by it, and nothing else may; without one no digit may."""
-    first = '{"step": 2, "mean": 1.5, "scores": [0.25]}'
+    """With a tolerance numbers may differ by it, but no score, which may lie on a threshold; without one no digit may."""
+    first = '{"step": 2, "leak": 1.5, "scores": [{"score": 2.0}]}'
     Store(tmp_path).journal(KEY).add(first)
     again = Store(tmp_path).journal(KEY, 1e-4)
     again.add(line)
