@@ -8,6 +8,7 @@ them ask is served at once. So a result depends on what was asked, and on nothin
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -70,6 +71,7 @@ class Seat:
         try:
             ended(self._error or task(self))
         except BaseException as error:  # noqa: BLE001 (told)
+            traceback.clear_frames(error.__traceback__)  # who keeps the exception would keep what its frames held
             ended(error)
         self.ended = True
         self._back.release()

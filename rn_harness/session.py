@@ -86,7 +86,7 @@ PARTS = "parts"
 SEARCH = "search.json"
 CHANGES_SHOWN = 6
 ROUNDING = 1e-4
-"""By which numbers of a checkpoint, but no scores, may differ, or by this share: on cards and in fleets sums have another order."""
+"""By which numbers of a checkpoint that are no scores may differ, or by this share: on cards and in fleets sums vary in order."""
 FLOAT32_BYTES = 4
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence")
 """What a checkpoint says only if the control ran in the same process; the same attack may be measured without."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -89,6 +92,36 @@ def test_an_exception_ends_one_and_no_other() -> None:
         raise failing
 
     assert Lockstep(least).run([asking([1, 2]), fails]) == [[(1, 2), (2, 1)], failing]
+
+
+@pytest.mark.parametrize("where", ["in it", "while it was served"])
+def test_an_exception_that_is_kept_holds_nothing_of_what_failed(where: str) -> None:
+    """What a task had in hand is freed, whoever keeps the exception: a card's memory would be gone for the rest of a session."""
+    held: list[weakref.ref[Any]] = []
+
+    class Big:
+        pass
+
+    def hold() -> Big:
+        big = Big()
+        held.append(weakref.ref(big))
+        return big
+
+    def serve(waiting: Sequence[Seat]) -> list[Seat]:
+        big = hold()
+        raise MemoryError(repr(big))
+
+    def fails(seat: Seat) -> None:
+        big = hold()
+        if where == "in it":
+            raise MemoryError(repr(big))
+        seat.ask(1)
+
+    (came_to,) = Lockstep(serve).run([fails])
+    gc.collect()
+    assert isinstance(came_to, MemoryError)
+    assert held
+    assert [ref() for ref in held] == [None] * len(held)
 
 
 def test_what_cannot_be_served_is_told_to_each_that_waits() -> None:
