@@ -25,11 +25,11 @@ SHORT = {"steps": 12, "control_steps": 12, "learning_rate": 2e-3}
 CREW = (
     {"seed": 0},
     {"seed": 1, "learning_rate": 1e-3, "prompts": 1},
-    {"seed": 2, "temperature": 1.5, "top_k": 50, "loss_type": "dr_grpo", "scale_rewards": "none"},
+    {"seed": 2, "temperature": 1.5, "top_k": 50, "loss_type": "dr_grpo", "scale_rewards": "none", "lora": LoRA(r=4, alpha=8.0)},
     {"seed": 3, "family": "rloo", "gradient_checkpointing": True},
     {"seed": 4, "reward": RewardShape(shape="refusal"), "entropy_coef": 0.01, "group_size": 8, "prompts_per_step": 2},
 )
-"""Seeds, rates, prompts, losses, trainers, rewards and shapes of a step, all in one fleet."""
+"""Seeds, rates, prompts, losses, trainers, rewards, ranks and shapes of a step, all in one fleet."""
 
 
 @pytest.fixture(scope="module")
