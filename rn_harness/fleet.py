@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Tokens = tuple["torch.Tensor", "torch.Tensor"]
 """Token ids and their mask, (B, L) each."""
+STRETCHED = frozenset({"dynamic", "longrope"})
+"""What transformers calls rules for positions that change with the longest row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +147,12 @@ def _twin(network: Any) -> Any:
     return copy.deepcopy(network, shared)
 
 
+def _rope_types(network: Any) -> set[str]:
+    """By which rules positions turn queries and keys; some models have one for each kind of layer."""
+    given = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
+    return {of["rope_type"] for of in (given, *given.values()) if isinstance(of, dict) and of.get("rope_type")}
+
+
 class Fleet:
     """Runs several attacks on one model.
 
@@ -161,6 +169,11 @@ class Fleet:
             raise RecipeError(
                 "a fleet passes rows with other adapters through plain weights and attention alone, got "
                 f"{type(model.network).__name__}{' in 4 bits' if model.quantised else ''}; leave out --rn-fleet"
+            )
+        if stretched := _rope_types(model.network) & STRETCHED:
+            raise RecipeError(
+                "rows of a fleet must not depend on each other, and this model's positions are turned by the longest row of a "
+                f"pass, got rope_type={', '.join(sorted(stretched))}; leave out --rn-fleet"
             )
         self._model, self._threads = model, threads
         self._network = _twin(model.network)

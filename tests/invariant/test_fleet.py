@@ -130,14 +130,19 @@ def test_a_member_that_is_not_measured_itself_is_found(candidate, attacking, mon
 
 
 def test_what_a_fleet_cannot_do_is_refused(candidate, attacking, monkeypatch):
-    """All weights are shared, so that none trains them; an architecture with more than attention has no fleet."""
+    """All weights are shared, so that none trains them; no fleet for more than attention, or where rows turn each other's."""
     (came_to,) = Fleet(candidate.load(), threads=1).run([lambda m: attacking(m, {"form": "full"})])
     assert isinstance(came_to, TrainingError)
     assert "run it alone" in str(came_to)
     model = candidate.load()
-    monkeypatch.setattr(model.network.config, "final_logit_softcapping", 30.0, raising=False)
-    with pytest.raises(RecipeError, match="leave out --rn-fleet"):
-        Fleet(model, threads=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.network.config, "final_logit_softcapping", 30.0, raising=False)
+        with pytest.raises(RecipeError, match="leave out --rn-fleet"):
+            Fleet(model, threads=1)
+    for given in ({"rope_type": "longrope"}, {"full_attention": {"rope_type": "longrope"}, "linear": {"rope_type": "default"}}):
+        monkeypatch.setattr(model.network.config, "rope_parameters", given)
+        with pytest.raises(RecipeError, match="got rope_type=longrope; leave out --rn-fleet"):
+            Fleet(model, threads=1)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
