@@ -1040,11 +1040,13 @@ class RunSession:
 
             return make
 
-        made = Fleet(defended.load(), self.fleet_threads).run([task(of) for of in crew])
-        self._among = None
+        try:
+            made = Fleet(defended.load(), self.fleet_threads).run([task(of) for of in crew])
+        finally:
+            self._among = None
+            self._members.clear()  # one that is left would wait for a fleet that has ended
         for of, case in zip(crew, made, strict=True):
             at = (suite.digest, f"{kind}-{of.id}")
-            self._members.pop(at, None)
             if isinstance(case, Exception):
                 self._failed[at] = case
             else:

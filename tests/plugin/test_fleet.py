@@ -93,8 +93,8 @@ def test_an_interruption_leaves_what_each_of_them_measured(scene, tmp_path, faul
     }
 
 
-def test_a_judge_that_dies_in_one_ends_that_one(scene, tmp_path):
-    """Out of memory at a step of all attacks: errors, no verdicts, and the session goes on to its end."""
+def test_out_of_memory_in_all_of_them_is_an_error_of_each(scene, tmp_path):
+    """At one step of all attacks: errors, no verdicts, and the session goes on to its end."""
     scene.use_store(tmp_path / "memory")
     scene.monkeypatch.setenv("RN_FAULT", "memory")
     scene.monkeypatch.setenv("RN_FAULT_STEP", "4")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rn_harness import session
 from rn_harness.anchors import shipped_anchors
 from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
@@ -298,3 +299,31 @@ def test_a_fleet_has_each_case_once_and_none_that_was_not_asked_for(suite: Suite
     run.ahead = [*controls, ("attack", suite, asked), ("attack", suite, beside)]  # type: ignore[list-item]
     assert run._crew("control", suite, asked) == [asked, beside, control_alone]
     assert run._crew("attack", suite, asked) == [asked, beside]
+
+
+def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, or cut off by a time limit: no later case is shown as one of it, or given a member that waits for it."""
+    from rn_harness import fleet
+
+    class Cut:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def run(self, tasks: Sequence[Any]) -> None:
+            with pytest.raises(ZeroDivisionError):
+                tasks[0](object())
+            pytest.fail("Timeout")
+
+    run = a_session(tmp_path, defense="none", fleet=2)
+    crew = [suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(2)]
+    run.ahead = [("control", suite, of) for of in crew]
+    monkeypatch.setattr(fleet, "Fleet", Cut)
+    monkeypatch.setattr(session.Defended, "load", lambda _: None)
+    monkeypatch.setattr(run, "_make_case", lambda *_: 1 / 0)
+    for name in ("panel", "certificates", "second_certificate"):
+        monkeypatch.setattr(run, name, lambda _: None)
+    with pytest.raises(pytest.fail.Exception, match="Timeout"):
+        run.case("control", suite, crew[0])
+    assert (run._among, run._members, run._cases, run._failed) == (None, {}, {}, {})
