@@ -174,14 +174,22 @@ class Journal:
         number = len(self.lines)
         self.lines.append(line)
         if self.differs_at is None and number < len(self.earlier):
-            before = self.earlier[number]
-            if line == before or (self.tolerance and alike(json.loads(line), json.loads(before), self.tolerance)):
+            if self._repeats(line, self.earlier[number]):
                 return
             self.differs_at = number
             aside = next(p for n in range(1, 1000) if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
             self.path.replace(aside)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, "".join(f"{known}\n" for known in self.lines))
+
+    def _repeats(self, line: str, before: str) -> bool:
+        """Whether a line is the earlier one again; one that was damaged on disk is another, and not in the way for ever."""
+        if line == before or not self.tolerance:
+            return line == before
+        try:
+            return alike(json.loads(line), json.loads(before), self.tolerance)
+        except ValueError:
+            return False
 
     def close(self) -> None:
         """The case is whole, and stands elsewhere."""
