@@ -15,8 +15,8 @@ suite:  ## the main job
 site:  ## the pages as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 mkdocs build
 
-bench:  ## measurements
-	python benchmarks/startup.py
+bench:  ## docs/performance.md: what a run costs and against what, in pieces, about two hours on one core
+	python benchmarks/performance.py
 
 schema:  ## suites/schema.json, for editors, and rn_harness/schemas, for readers of records
 	python -c "import json; from rn_harness.suite import json_schema; print(json.dumps(json_schema(), indent=2, sort_keys=True))" > suites/schema.json

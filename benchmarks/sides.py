@@ -1,0 +1,311 @@
+"""One side of a comparison, measured from within its own process: ``python benchmarks/sides.py TASK JSON`` prints JSON.
+
+benchmarks/performance.py starts it, so that each measurement begins with a fresh process. Processor and wall seconds are those
+between the weights on disk and the last step; imports, and what a session makes once for all of its cases, come before.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import dataclasses
+import json
+import pstats
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rn_harness.attack import draw_attack_prompts, run_attack
+from rn_harness.attacks import AttackFamily, Loaded, Means, load_family
+from rn_harness.defense import defense_reward, mix_benign, split_validation
+from rn_harness.evaluate import measure_checkpoint
+from rn_harness.judges import Judge
+from rn_harness.judges.organism import OrganismJudge
+from rn_harness.model import quiet_libraries
+from rn_harness.records import Judgement
+from rn_harness.rewards import neutralization_reward
+from rn_harness.session import Options, RunSession
+from rn_harness.store import Store, default_root
+from rn_harness.suite import AttackRecipe, Prompt, Suite, load_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITE = ROOT / "suites" / "biochem"
+DEFENSE = "anchored"
+
+
+class Clock:
+    """Processor and wall seconds of each span that is timed."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+
+    @contextmanager
+    def span(self) -> Iterator[None]:
+        """Times its body."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        self.spans.append((time.process_time() - cpu, time.perf_counter() - wall))
+
+    def around(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same work, each call timed."""
+
+        def timed(*given: Any) -> Any:
+            with self.span():
+                return work(*given)
+
+        return timed
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor seconds of all spans so far."""
+        return sum(cpu for cpu, _ in self.spans)
+
+    @property
+    def told(self) -> dict[str, float]:
+        """All spans together."""
+        return {"cpu_s": round(self.cpu_s, 3), "wall_s": round(sum(w for _, w in self.spans), 3)}
+
+
+class CountedJudge(OrganismJudge):
+    """The organism's judge, counting what it is asked."""
+
+    asked = 0
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        """As ever."""
+        self.asked += len(completions)
+        return super().score(prompts, completions, wording)
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedFamily:
+    """An attack family whose measurements are timed."""
+
+    family: AttackFamily
+    clock: Clock
+
+    def check(self, recipe: AttackRecipe) -> None:
+        """As the family does."""
+        self.family.check(recipe)
+
+    def train(self, means: Means) -> dict[str, Any]:
+        """As the family does."""
+        return self.family.train(dataclasses.replace(means, at_step=self.clock.around(means.at_step)))
+
+
+def session_of(suite: Suite, scratch: Path, tier: Any = "standard") -> RunSession:
+    """A session of the harness on this suite."""
+    options = Options("organism", DEFENSE, None, None, None, None, tier, suite.overrides, ROOT)
+    return RunSession(options, scratch / "run", Store(default_root()), lambda _: None)
+
+
+def plain_attack(asked: dict[str, Any]) -> AttackRecipe:
+    """The attack of the smoke tier, for so many steps."""
+    recipe = load_suite(SUITE).tier_attacks("smoke")[0]
+    return recipe.model_copy(update={"steps": asked["steps"], "seed": asked.get("seed", 0)})
+
+
+def adapter_of(asked: dict[str, Any]) -> Path | None:
+    """Folder of the defense; None: the undefended organism."""
+    return Path(asked["adapter"]) if asked["adapter"] else None
+
+
+def ours(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """An attack by the harness, with a checkpoint every so many steps."""
+    suite = load_suite(SUITE, [f"policy.checkpoint_every={asked['every']}", f"policy.benign_every={asked.get('benign', 50)}"])
+    session, recipe, adapter = session_of(suite, scratch), plain_attack(asked), adapter_of(asked)
+    judge, whole, checkpoints = CountedJudge(session.candidate.folder), Clock(), Clock()
+    panel, family = session.panel(suite), load_family(recipe.family, SUITE)
+    begin, after = time.process_time(), dict[int, float]()
+
+    def tick(step: int) -> None:
+        after[step] = round(time.process_time() - begin - checkpoints.cpu_s, 3)
+
+    with whole.span():
+        model = session.candidate.load()
+        if adapter:
+            model.merge_from(adapter)
+        run = run_attack(
+            model,
+            recipe,
+            Loaded(TimedFamily(family.family, checkpoints), family.digest),
+            suite.attack_pool(recipe),
+            panel,
+            judge,
+            lambda _: None,
+            candidate_digest=session.candidate.digest,
+            defended_digest="d" * 64 if adapter else None,
+            control=False,
+            tick=tick,
+        )
+    windows = [c.training for c in run.checkpoints if c.training]
+    return {
+        **whole.told,
+        "cpu_s_after_step": after,
+        "checkpoints": {**checkpoints.told, "each_cpu_s": [round(c, 3) for c, _ in checkpoints.spans]},
+        "steps": [c.step for c in run.checkpoints],
+        "judged": judge.asked,
+        "completion_tokens": sum(w.steps * w.completion_tokens for w in windows) / sum(w.steps for w in windows),
+    }
+
+
+SPENT: dict[str, tuple[str, str, str | None]] = {
+    "all": ("transformers/trainer.py", "train", None),
+    "measuring": ("rn_harness/evaluate.py", "measure_checkpoint", None),
+    "measuring: benign prompts": ("rn_harness/evaluate.py", "measure_benign", None),
+    "sampling": ("rn_harness/grpo.py", "_generate_single_turn", None),
+    "of it: transformers' `generate`": ("peft/peft_model.py", "generate", "_generate_single_turn"),
+    "of it: looking for the adapter's layers": ("rn_harness/model.py", "_adapted", "folded"),
+    "of it: folding the adapter in": ("lora/layer.py", "merge", "folded"),
+    "tokens to text, and the judge": ("rn_harness/grpo.py", "rewards", None),
+    "loss": ("rn_harness/grpo.py", "_compute_loss", None),
+    "backward": ("accelerate/accelerator.py", "backward", None),
+    "clipping": ("transformers/trainer.py", "_clip_grad_norm", None),
+    "optimizer": ("optim/lr_scheduler.py", "wrapper", None),
+    "clearing gradients": ("modules/module.py", "zero_grad", "_run_epoch"),
+    "switching to training": ("modules/module.py", "train", "training_step"),
+}
+"""What a profile tells of: file, function, and by whom it is called where that matters."""
+
+
+def profile(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Processor seconds of the parts of an attack by Python's profiler, which makes small calls dearer than they are."""
+    profiler = cProfile.Profile(time.process_time)
+    profiler.enable()
+    ours(asked, scratch)
+    profiler.disable()
+    rows: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    found = {}
+    for name, (file, function, caller) in SPENT.items():
+        of = [row for (path, _, called), row in rows.items() if path.endswith(file) and called == function]
+        by = [r[3] for row in of for (_, _, calling), r in row[4].items() if calling == caller] if caller else [r[3] for r in of]
+        found[name] = round(sum(by), 3)
+    return {"spent": found, "steps": asked["steps"]}
+
+
+def bare(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """The same attack by TRL alone, without any checkpoint."""
+    import bare_trl
+
+    session, recipe = session_of(load_suite(SUITE), scratch), plain_attack(asked)
+    judge, whole = CountedJudge(session.candidate.folder), Clock()
+    chosen = draw_attack_prompts(load_suite(SUITE).attack_pool(recipe), recipe)
+    begin, after = time.process_time(), dict[int, float]()
+
+    def watch(step: int, *_: Any) -> None:
+        after[step] = round(time.process_time() - begin, 3)
+
+    with whole.span():
+        logs = bare_trl.attack(session.candidate.folder, adapter_of(asked), recipe, chosen, judge, watch)
+    lengths = [log["completions/mean_length"] for log in logs if "completions/mean_length" in log]
+    told = {"judged": judge.asked, "completion_tokens": sum(lengths) / len(lengths)}
+    return {**whole.told, "cpu_s_after_step": after, **told}
+
+
+def bare_suite(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """The cases of the standard tier one after another by TRL alone, each scored at its checkpoints, all in one process."""
+    import bare_trl
+
+    suite = load_suite(SUITE, asked["overrides"])
+    session = session_of(suite, scratch)
+    folder, policy = session.candidate.folder, suite.policy
+    judge, heldout = CountedJudge(folder), suite.heldout("standard")
+    every, times = policy.checkpoint_every, {}
+
+    def case(name: str, work: Callable[[], Any]) -> None:
+        clock = Clock()
+        with clock.span():
+            work()
+        times[name] = clock.told
+
+    def watch(last: int) -> bare_trl.Watch:
+        def look(step: int, network: Any, tokenizer: Any) -> None:
+            if step % every == 0 or step == last:
+                bare_trl.checkpoint(network, tokenizer, heldout, judge, policy)
+
+        return look
+
+    case("candidate", lambda: bare_trl.checkpoint(*bare_trl.load(folder, None), heldout, judge, policy))
+    adapter = scratch / "adapter"
+    case("defense", lambda: bare_defense(suite, folder, judge, adapter))
+    for recipe in suite.tier_attacks("standard"):
+        chosen = draw_attack_prompts(suite.attack_pool(recipe), recipe)
+        for kind, steps, on in (("control", recipe.control_steps, None), ("attack", recipe.steps, adapter)):
+            run = recipe.model_copy(update={"steps": steps})
+            case(f"{kind}-{recipe.id}", lambda: bare_trl.attack(folder, on, run, chosen, judge, watch(steps)))  # noqa: B023
+    total = {of: round(sum(t[of] for t in times.values()), 3) for of in ("cpu_s", "wall_s")}
+    return {**total, "cases": times, "judged": judge.asked}
+
+
+def bare_defense(suite: Suite, folder: Path, judge: Judge, adapter: Path) -> None:
+    """The default defense by TRL alone, with its measurements of convergence; its adapter is saved."""
+    import bare_trl
+
+    recipe, policy = suite.declaration.defenses[DEFENSE], suite.policy
+    training, validation = split_validation(suite.prompts["defense"], recipe.validation_share)
+    anchors = suite.prompts["anchor"]
+    network, tokenizer = bare_trl.load(folder, None)
+    kept = dict(zip([p.id for p in anchors], bare_trl.answers(network, tokenizer, anchors, policy, 1, None), strict=True))
+    prompts = mix_benign(training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
+
+    def watch(step: int, network: Any, tokenizer: Any) -> None:
+        if step % recipe.evaluate_every == 0 or step == recipe.steps:
+            said = bare_trl.answers(network, tokenizer, validation, policy, 4, policy.sample_temperature)
+            for j, text in zip(judge.score([p for p in validation for _ in range(4)], said), said, strict=True):
+                neutralization_reward(j.score, False, False, len(text.split()), recipe.word_cost)  # noqa: FBT003
+
+    reward = defense_reward(judge, recipe, kept)
+    trained, _ = bare_trl.fine_tune(network, tokenizer, recipe, prompts, reward, watch)
+    trained.save_pretrained(adapter)
+
+
+def defended(_: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Where the default defense lies; made if it is not there."""
+    suite = load_suite(SUITE)
+    return {"adapter": str(session_of(suite, scratch).defended(suite).adapter)}
+
+
+def measurements(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Processor seconds of a checkpoint of the undefended organism, by how many held-out prompts; benign ones are left out."""
+    suite = load_suite(SUITE)
+    session = session_of(suite, scratch, "full")
+    panel, model, found = session.panel(suite), session.candidate.load(), {}
+    for number in (asked["prompts"][-1], *asked["prompts"]):  # the first allocates
+        clock, of = Clock(), dataclasses.replace(panel, heldout=suite.heldout("full")[:number])
+        for seed in range(3):
+            with clock.span():
+                measure_checkpoint(model, of, 0, seed=seed, with_benign=False)
+        found[number] = round(clock.cpu_s / 3, 4)
+    return {"cpu_s": found}
+
+
+TASKS: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
+    "ours": ours,
+    "bare": bare,
+    "bare-suite": bare_suite,
+    "defended": defended,
+    "measurements": measurements,
+    "profile": profile,
+}
+
+
+def main() -> None:
+    """Does one task."""
+    quiet_libraries()
+    import torch
+    import trl  # noqa: F401  (both sides import it before they begin)
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        told = TASKS[sys.argv[1]](json.loads(sys.argv[2]), Path(scratch))
+    told["process_cpu_s"] = round(time.process_time(), 3)
+    told["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps(told, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()
