@@ -1,7 +1,7 @@
 """Eight attacks together against one of them alone, both in our code: ``python benchmarks/fleet.py [PIECE ...]``.
 
-On the undefended and on the defended organism, in turn: an attack of 30 steps, scored at 0, 10, 20 and 30, alone on one thread; then
-eight seeds of it in a fleet, on all cores. Each pair is a piece that is stored when it ends; the last state of all goes to
+On the undefended and on the defended organism, in turn: an attack of 30 steps, scored at 0, 10, 20 and 30, alone on one thread;
+then eight seeds of it in a fleet, on all cores. Each pair is a piece that is stored when it ends; the last state of all goes to
 docs/evidence/fleet.json, and the medians into docs/performance.md. That the eight come to what each comes to alone is what
 tests/invariant/test_fleet.py shows; here the scores of the first are compared.
 """
