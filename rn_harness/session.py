@@ -35,7 +35,7 @@ from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
 from rn_harness.coherence import told_judges
 from rn_harness.defense import run_defense
-from rn_harness.errors import CandidateError, ExecutorError, JudgeError, RecipeError, RnHarnessError, UnsuitedError
+from rn_harness.errors import CandidateError, ExecutorError, JudgeError, RecipeError, RnHarnessError, StoreError, UnsuitedError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
 from rn_harness.grpo import VLLM_SHARE, Sampler
 from rn_harness.judges import Judge, resolve_judge, resolve_suites_judge
@@ -1341,7 +1341,10 @@ class RunSession:
                 state = f"{maximum}{mean}, {checkpoint.above.count}/{checkpoint.scored} above {suite.policy.threshold:g}"
                 self.say(Progress(f"{suite.domain}: {case_id}", checkpoint.step, steps, state, among=self._among))
 
-            model = self._members.pop((suite.digest, case_id), None) or defended.load()
+            member = self._members.pop((suite.digest, case_id), None)
+            if member is None and attack is not None and self._sails(suite, attack):
+                raise StoreError(f"a stored case must stay until it is read, got {case_id} taken away meanwhile; run again")
+            model = member or defended.load()
             if attack is not None:
                 cuts: list[tuple[Trajectory, CaseRecord]] = []
 

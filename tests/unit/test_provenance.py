@@ -103,6 +103,7 @@ def test_work_that_was_never_tried_has_no_attempts(tmp_path: Path) -> None:
         ("", 4, ["", "", ""]),
         ("3", 4, ["3", "3", "3"]),
         ("3,GPU-a", 4, ["3", "GPU-a", "3"]),
+        ("3,1,-1,2", 4, ["3", "1", "3"]),
     ],
 )
 def test_workers_take_turns_at_the_cards_that_their_caller_shows_them(given: str | None, cards: int, taken: list[str]) -> None:
