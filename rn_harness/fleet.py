@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rn_harness.errors import RecipeError, TrainingError
 from rn_harness.lockstep import Lockstep, Seat
 from rn_harness.model import ROWS_AT_ONCE, TRAINED, LanguageModel, completion_states, known_deprecations, shares_prompts
+from rn_harness.streams import Chooser, keep, resume, split
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +181,7 @@ class Fleet:
         self._adapters: _Adapters | None = None
         self._hooked = False
         self._served: collections.Counter[int] = collections.Counter()
-        self._lockstep = Lockstep(self._serve, _streams, _resume)
+        self._lockstep = Lockstep(self._serve, keep, resume)
 
     def run(self, tasks: Sequence[Callable[[LanguageModel], T]]) -> list[T | Exception]:
         """What each came to, in their order: its result, or the exception that ended it, which ends no other.
@@ -246,7 +246,7 @@ class Fleet:
         import torch
 
         ids, mask = _stacked([seat.asked.prompts for seat in asking], left=True)
-        choosers = [_Chooser(seat) for seat in asking]
+        choosers = [Chooser(seat) for seat in asking]
         live = torch.arange(len(ids), device=ids.device)  # the rows that are still computed
         owners = torch.arange(len(asking)).repeat_interleave(torch.tensor([c.rows for c in choosers])).to(ids.device)
         tokens = torch.empty(len(ids), 0, dtype=ids.dtype, device=ids.device)
@@ -260,7 +260,7 @@ class Fleet:
                 )  # fmt: skip
                 scores = out.logits[:, -1].float().new_zeros(len(ids), out.logits.shape[-1])
                 scores[live] = out.logits[:, -1].float()
-                chosen = torch.cat([chooser(of) for chooser, of in zip(choosers, _split(scores, choosers), strict=True)])
+                chosen = torch.cat([chooser(of) for chooser, of in zip(choosers, split(scores, choosers), strict=True)])
                 tokens = torch.cat([tokens, chosen[:, None]], 1)
                 going = torch.cat([chooser.going for chooser in choosers])
                 if self._lockstep.stopped or not going.any():  # whoever stops a process does not wait for a long answer
@@ -272,7 +272,7 @@ class Fleet:
                     cache.batch_select_indices(kept.nonzero()[:, 0])
                     live, mask, positions = live[kept], mask[kept], positions[kept]
                 given = chosen[live][:, None]
-        for seat, chooser, of in zip(asking, choosers, _split(tokens, choosers), strict=True):
+        for seat, chooser, of in zip(asking, choosers, split(tokens, choosers), strict=True):
             if chooser.failed:
                 seat.fail(chooser.failed)
             else:
@@ -359,71 +359,6 @@ class _Adapters:
         return self._stacks[name]
 
 
-class _Chooser:
-    """Chooses one member's tokens, as transformers would alone: by its own settings, from its own random stream.
-
-    Attributes:
-        rows: how many, B.
-        going: of each row, whether it has not ended (B,).
-        taken: tokens so far, until all rows have ended.
-        failed: why it can choose no more, as where its own attack has led to no numbers; its companions go on.
-    """
-
-    def __init__(self, seat: Seat) -> None:
-        import torch
-        from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-        settings = seat.asked.settings
-        ids: torch.Tensor = seat.asked.prompts[0]
-        self.rows, self.taken = len(ids), 0
-        self.failed: Exception | None = None
-        self.going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        self._seat, self._ids, self._limit, self._samples = seat, ids, settings.max_new_tokens, bool(settings.do_sample)
-        self._ends, self._pad = torch.tensor(settings.eos_token_id, device=ids.device), settings.pad_token_id
-        # In the order in which transformers has them; none of them looks at the tokens so far.
-        self._warpers: list[Any] = []
-        if settings.temperature not in (None, 1.0):
-            self._warpers.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_k:
-            self._warpers.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p not in (None, 1.0):
-            self._warpers.append(TopPLogitsWarper(settings.top_p))
-        if settings.min_p:
-            self._warpers.append(MinPLogitsWarper(settings.min_p))
-
-    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
-        """The next token of each row (B,), from scores (B, V) that count for rows that have not ended; else padding."""
-        import torch
-
-        if self.going.any():
-            try:
-                return self._choose(scores)
-            except Exception as error:  # noqa: BLE001 (told to whom it belongs)
-                self.failed, self.going = error, torch.zeros_like(self.going)
-        return torch.full((self.rows,), self._pad, dtype=self._ids.dtype, device=self._ids.device)
-
-    def _choose(self, scores: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        self.taken += 1
-        if self._samples:
-            for warper in self._warpers:
-                scores = warper(self._ids, scores)
-            with _drawing(self._seat, scores.device) as stream:
-                tokens = torch.multinomial(scores.softmax(-1), 1, generator=stream)[:, 0]
-        else:
-            tokens = scores.argmax(-1)
-        chosen: torch.Tensor = tokens.where(self.going, self._pad)
-        self.going = self.going & ~torch.isin(chosen, self._ends) & (self.taken < self._limit)
-        return chosen
-
-
-def _split(rows: torch.Tensor, choosers: Sequence[_Chooser]) -> tuple[torch.Tensor, ...]:
-    """Each one's rows."""
-    parts: tuple[torch.Tensor, ...] = rows.split([chooser.rows for chooser in choosers])  # type: ignore[no-untyped-call]
-    return parts
-
-
 def _at_once(asking: Sequence[Seat]) -> list[Seat]:
     """The first of them, as many as have their rows done at once."""
     chunk: list[Seat] = []
@@ -448,57 +383,3 @@ def _stacked(parts: Sequence[Tokens], *, left: bool) -> Tokens:
         return pad(tensor, (fill, 0) if left else (0, fill))
 
     return torch.cat([wide(ids) for ids, _ in parts]), torch.cat([wide(mask) for _, mask in parts])
-
-
-@dataclass
-class _Streams:
-    """What belongs to one attack and is one for a whole process: random streams, and what accelerate is in the middle of."""
-
-    cpu: Any
-    cards: list[Any]
-    python: Any
-    numpy: Any
-    gradients: dict[str, Any]
-
-
-def _streams() -> _Streams:
-    import numpy as np
-    import torch
-    from accelerate.state import GradientState
-
-    return _Streams(
-        cpu=torch.get_rng_state(),
-        cards=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        python=random.getstate(),
-        numpy=np.random.get_state(),  # noqa: NPY002
-        gradients={key: copy.copy(of) if isinstance(of, list) else of for key, of in GradientState._shared_state.items()},  # noqa: SLF001
-    )
-
-
-def _resume(streams: _Streams) -> None:
-    import numpy as np
-    import torch
-    from accelerate.state import GradientState
-
-    torch.set_rng_state(streams.cpu)
-    if streams.cards:
-        torch.cuda.set_rng_state_all(streams.cards)
-    random.setstate(streams.python)
-    np.random.set_state(streams.numpy)  # noqa: NPY002
-    GradientState._shared_state.clear()  # noqa: SLF001
-    GradientState._shared_state.update(streams.gradients)  # noqa: SLF001
-
-
-@contextmanager
-def _drawing(seat: Seat, device: torch.device) -> Iterator[torch.Generator]:
-    """A member's random stream on a device, from where it stands; what is drawn moves it on."""
-    import torch
-
-    streams: _Streams = seat.state
-    stream = torch.Generator(device)
-    stream.set_state(streams.cards[device.index] if device.type == "cuda" else streams.cpu)
-    yield stream
-    if device.type == "cuda":
-        streams.cards[device.index] = stream.get_state()
-    else:
-        streams.cpu = stream.get_state()

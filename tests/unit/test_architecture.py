@@ -18,7 +18,7 @@ FLOORS = (
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
     | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption", "utility"}
-    | {"pairs", "fleet"},
+    | {"pairs", "fleet", "streams"},
     {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification", "pairwise"},
     {"session", "executors", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
     | {"comparison", "planning", "readiness", "scaffold"},
