@@ -46,7 +46,7 @@ def test_two_processes_make_one_run(workspace):
 
 @pytest.mark.soak
 def test_a_process_that_fails_ends_the_run(workspace):
-    """The second fails in the middle of the control: the exit code is not 0, JUnit is red, and nothing says more than INCONCLUSIVE."""
+    """The second fails in the middle of the control: the exit code is not 0, JUnit is red, and no case gets a verdict."""
     workspace.pytester.makepyfile(
         broken="""
         import os
