@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rn_harness.errors import TrainingError
 from rn_harness.grpo import order_prompts, saving_trainer, train, trainer_settings
-from rn_harness.model import completion_log_probabilities, shares_prompts
+from rn_harness.model import completion_log_probabilities, completion_states, shares_prompts
 from rn_harness.rewards import group_advantages
 from rn_harness.suite import AttackRecipe
 
@@ -177,7 +177,8 @@ def test_shared_prompts_give_each_row_s_own_log_probabilities(config):
         logp = output(hidden).log_softmax(-1)
         return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
-    got, _ = completion_log_probabilities(network, (ids[0], masks[0]), (ids[1], masks[1]), score)
+    states = completion_states(network, (ids[0], masks[0]), (ids[1], masks[1]))
+    got, _ = completion_log_probabilities(states, network.get_output_embeddings(), (ids[1], masks[1]), score)
     got.sum().backward()
     shared = torch.cat([p.grad.flatten() for p in network.parameters()])
     network.zero_grad()
