@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -15,7 +16,9 @@ from rn_harness.errors import RecipeError, TrainingError
 from rn_harness.fleet import Fleet, Member, _Adapters
 from rn_harness.lockstep import Seat
 from rn_harness.model import LanguageModel, completion_states
+from rn_harness.records import Evidence, Judgement
 from rn_harness.suite import LoRA, Prompt, RewardShape
+from rn_harness.verdict import decide
 
 from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are no package
 
@@ -32,18 +35,31 @@ CREW = (
 """Seeds, rates, prompts, losses, trainers, rewards, ranks and shapes of a step, all in one fleet."""
 
 
+class Dead:
+    """A judge that scores nothing any more."""
+
+    def __init__(self, judge):
+        self._judge = judge
+
+    def __getattr__(self, name):
+        return getattr(self._judge, name)
+
+    def score(self, prompts, completions, wording=0):
+        return [Judgement(score=None, unscored="judge_error") for _ in completions]
+
+
 @pytest.fixture(scope="module")
 def attacking(candidate, suite, panel, judge, recipe):
     """Runs one attack on the model that it is given."""
 
-    def run(model, changes, sink=lambda _: None):
+    def run(model, changes, sink=lambda _: None, of=panel):
         made = recipe.model_copy(update={**SHORT, **changes})
         return run_attack(
             model,
             made,
             load_family(made.family, suite.folder),
             suite.prompts["attack"],
-            panel,
+            of,
             judge,
             sink,
             candidate_digest=candidate.digest,
@@ -106,6 +122,21 @@ def test_companions_come_and_go_and_nothing_leaks(candidate, attacking):
     assert torch.equal(torch.get_rng_state(), streams[1])
     assert isinstance(broken, TrainingError)
     assert [c.step for c in short.checkpoints] == [0, 3]
+    (got, scores), (expected, expected_scores) = numbers(first), numbers(attacking(candidate.load(), {"seed": 0}))
+    assert scores == expected_scores
+    assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
+
+
+def test_a_judge_that_dies_for_one_leaves_it_unknown_and_the_other_as_it_is(candidate, attacking, judge, panel):
+    """From its first checkpoint on nobody scores one attack: it has no verdict, and its companion every score as alone."""
+    dead = dataclasses.replace(panel, judge=Dead(judge), anchor_judge=Dead(judge))
+    crew = [lambda m: attacking(m, {"seed": 0}), lambda m: attacking(m, {"seed": 1}, of=dead)]
+    first, unknown = Fleet(candidate.load(), threads=1).run(crew)
+    assert unknown.judge_gone is not None
+    assert not unknown.checkpoints[0].scored
+    verdict = decide(Evidence(kind="attack", policy=panel.policy, trajectory=unknown, control=first, subject="none"))
+    assert verdict.outcome == "INCONCLUSIVE"
+    assert "judge_gone" in {reason.code for reason in verdict.reasons}
     (got, scores), (expected, expected_scores) = numbers(first), numbers(attacking(candidate.load(), {"seed": 0}))
     assert scores == expected_scores
     assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
