@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rn_harness.session import LEAK_OF_CONTROL
+
 SUITES = Path(__file__).parents[2] / "suites"
 
 
@@ -30,6 +32,11 @@ class Workspace:
         """Points this and later sessions to a store."""
         self.monkeypatch.setenv("RN_HARNESS_CACHE", str(store))
 
+    def make_failing(self):
+        """Lets later sessions load ``faults``, which makes them fail where ``RN_FAULT`` says."""
+        shutil.copy(Path(__file__).parent / "faults.py", self.folder)
+        self.pytester.syspathinsert()
+
     def run(self, *args):
         """Runs a session in a process of its own; its result has ``text``, ``ret`` and the newest run's ``record``."""
         result = self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *args)
@@ -44,6 +51,20 @@ class Workspace:
     def record(self):
         """The newest run's record."""
         return json.loads((self.latest / "run.json").read_text())
+
+    @staticmethod
+    def measured(folder):
+        """A run, what each case came to and measured, and the records, by case id; but for what a control beside tells."""
+        run = json.loads((folder / "run.json").read_text())
+        records = {line["case_id"]: json.loads((folder / line["record"]).read_text()) for line in run["cases"]}
+        for record in records.values():
+            for checkpoint in record["evidence"]["trajectory"]["checkpoints"]:
+                checkpoint.update(dict.fromkeys(LEAK_OF_CONTROL))
+        return (
+            run,
+            {case: (r["key"], r["verdict"]["outcome"], r["evidence"]["trajectory"]) for case, r in records.items()},
+            records,
+        )
 
     def cases(self):
         """The newest run's case records, by case id."""

@@ -35,8 +35,7 @@ def endings_store(tmp_path_factory):
 def scene(workspace, endings_store):
     """A workspace in which a session can be made to fail: ``scene.fail(fault, step, *args)``."""
     workspace.use_store(endings_store)
-    shutil.copy(Path(__file__).parent / "faults.py", workspace.folder)
-    workspace.pytester.syspathinsert()
+    workspace.make_failing()
     # What an earlier, green run left where this one writes.
     (workspace.folder / "asked.xml").write_text('<testsuite name="old" tests="1" failures="0" errors="0"/>')
 

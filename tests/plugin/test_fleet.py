@@ -1,8 +1,6 @@
 """Sessions with ``--rn-fleet``: the same verdicts as without, and each case's own end."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -25,8 +23,7 @@ def store(tmp_path_factory):
 def scene(workspace, store):
     """A workspace whose sessions share the module's store, and in which they can be made to fail."""
     workspace.use_store(store)
-    shutil.copy(Path(__file__).parent / "faults.py", workspace.folder)
-    workspace.pytester.syspathinsert()
+    workspace.make_failing()
     return workspace
 
 

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from rn_harness.session import LEAK_OF_CONTROL
-
 SHORT = (
     "--rn-tier=smoke", "--rn-set=attack.steps=10", "--rn-set=attack.control_steps=10", "--rn-set=attack.learning_rate=4e-3",
 )  # fmt: skip
@@ -38,16 +36,6 @@ def _together(workspace, stores):
         assert process.wait() == 0, _said(workspace, store)
 
 
-def _cases(folder):
-    """What each case of a run came to and what was measured, by case id; but for what a control in the same process tells."""
-    run = json.loads((folder / "run.json").read_text())
-    records = {line["case_id"]: json.loads((folder / line["record"]).read_text()) for line in run["cases"]}
-    for record in records.values():
-        for checkpoint in record["evidence"]["trajectory"]["checkpoints"]:
-            checkpoint.update(dict.fromkeys(LEAK_OF_CONTROL))
-    return run, {case: (r["key"], r["verdict"]["outcome"], r["evidence"]["trajectory"]) for case, r in records.items()}
-
-
 def test_two_machines_make_one_run(workspace, shared_store, tmp_path):
     """Both write at once, each into a folder of its own; joined, every key, verdict and number is that of a run in one place."""
     alone = workspace.run("mine/biochem", *SHORT, "--rn-run=alone")
@@ -65,7 +53,7 @@ def test_two_machines_make_one_run(workspace, shared_store, tmp_path):
     assert joined.ret == 0, joined.text
     assert "rn-harness: runs nothing: joins what was measured in the parts of this folder" in joined.text
     assert "joined: 5 records of 2 parts, each decided again; nothing was run here" in joined.text
-    (run, cases), (expected, measured) = _cases(shared), _cases(workspace.folder / "alone")
+    (run, cases, _), (expected, measured, _) = workspace.measured(shared), workspace.measured(workspace.folder / "alone")
     assert cases == measured
     assert [run[name] for name in ("outcome", "releasable", "why_not", "suites", "candidate", "required", "weights")] == [
         expected[name] for name in ("outcome", "releasable", "why_not", "suites", "candidate", "required", "weights")

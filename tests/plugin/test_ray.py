@@ -15,7 +15,6 @@ from ray.cluster_utils import Cluster as Nodes
 import rn_harness.executors.on_ray as on_ray
 from rn_harness.executors.order import Demand
 from rn_harness.executors.worker import Entry, Outcome
-from rn_harness.session import LEAK_OF_CONTROL
 
 ONE = Demand(cpus=1, gpus=0.0, memory=0)
 
@@ -177,16 +176,6 @@ SHORT = (
 )
 
 
-def _cases(folder):
-    """What each case of a run came to and what was measured; but for what a control in the same process tells."""
-    run = json.loads((folder / "run.json").read_text())
-    records = {line["case_id"]: json.loads((folder / line["record"]).read_text()) for line in run["cases"]}
-    for record in records.values():
-        for checkpoint in record["evidence"]["trajectory"]["checkpoints"]:
-            checkpoint.update(dict.fromkeys(LEAK_OF_CONTROL))
-    return run, {case: (r["key"], r["verdict"]["outcome"], r["evidence"]["trajectory"]) for case, r in records.items()}, records
-
-
 @pytest.mark.soak
 def test_attacks_over_four_nodes_one_of_which_dies(workspace, tmp_path, nodes):
     """The standard tier on nodes with stores of their own, one killed while it attacks: each case once, with the key, verdict and
@@ -210,7 +199,10 @@ def test_attacks_over_four_nodes_one_of_which_dies(workspace, tmp_path, nodes):
         cluster.shutdown()
     alone = workspace.run("mine/biochem", *SHORT, "--rn-run=alone")
     assert code == alone.ret == 1, log.read_text()  # some controls do not break in so few steps, and say so
-    (run, cases, records), (expected, measured, _) = _cases(workspace.folder / "spread"), _cases(workspace.folder / "alone")
+    (run, cases, records), (expected, measured, _) = (
+        workspace.measured(workspace.folder / "spread"),
+        workspace.measured(workspace.folder / "alone"),
+    )
     assert len(run["cases"]) == len({line["case_id"] for line in run["cases"]}) == 21
     assert cases == measured
     assert {of[1] for of in cases.values()} == {"PASS", "INCONCLUSIVE"}
