@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rn_harness import __version__
-from rn_harness.coherence import incoherent, run_provenance
+from rn_harness.coherence import UNDEFENDED, incoherent, run_provenance
 from rn_harness.coverage import coverage
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
@@ -268,7 +268,7 @@ class Controller:
             and run is not None
             and not incoherent(record)
             and (evidence.kind != "defense" or evidence.report_due == (self.options.defense in suite.declaration.defenses))
-            and (evidence.kind in ("candidate", "control") or run.defended_digest == self._defended_digest(news))
+            and (evidence.kind in UNDEFENDED or run.defended_digest == self._defended_digest(news))
             and self._same_benign(news, run)
             and decide(evidence).outcome == "PASS"
         )

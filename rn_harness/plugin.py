@@ -633,18 +633,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not _is_worker(config) and not config.option.collectonly:
         _begin(config, [item.nodeid for item in session.items], session.items)
         if SESSION in config.stash and config.getoption("rn_fleet") > 1:
-            _session(config).ahead = [*_attacks(session.items)]
+            cases = _cases_of(config, session.items)
+            _session(config).ahead = [(kind, suite, attack) for kind, suite, attack in cases if attack]
 
 
-def _attacks(items: Iterable[pytest.Item]) -> Generator[tuple[CaseKind, Suite, AttackRecipe]]:
-    """The controls and attacks that the selected tests come to, each with its suite."""
-    kinds: dict[str, CaseKind] = {"control_case": "control", "attack_case": "attack"}
+def _cases_of(config: pytest.Config, items: Iterable[pytest.Item]) -> Generator[tuple[CaseKind, Suite, AttackRecipe | None]]:
+    """The cases that the tests of suites ask for, each with its suite, controls and attacks with their attack."""
+    from rn_harness.records import CASE_KINDS
+
     for item in items:
-        found = getattr(item, "callspec", None)
-        if found and "attack" in found.params and (item.path.parent / SUITE_FILE).is_file():
-            asked = getattr(item, "fixturenames", ())
-            for kind in (kind for fixture, kind in kinds.items() if fixture in asked):
-                yield kind, _suite(item.config, item.path.parent), found.params["attack"]
+        if _suite_folder(config, item.nodeid) is None:
+            continue
+        suite, parameters = _suite(config, item.path.parent), getattr(getattr(item, "callspec", None), "params", {})
+        for kind in CASE_KINDS:
+            if f"{kind}_case" in getattr(item, "fixturenames", ()):
+                yield kind, suite, parameters.get("attack") if kind in ("control", "attack") else None
 
 
 def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Item] = ()) -> None:
@@ -719,18 +722,10 @@ def _begin_on_ray(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     from rn_harness.errors import RnHarnessError
     from rn_harness.executors.on_ray import OnRay
     from rn_harness.executors.order import CaseTask
-    from rn_harness.records import CASE_KINDS
 
-    tasks = []
-    for item in items:
-        if _suite_folder(config, item.nodeid) is None:
-            continue
-        suite, parameters = _suite(config, item.path.parent), getattr(getattr(item, "callspec", None), "params", {})
-        kinds = [kind for kind in CASE_KINDS if f"{kind}_case" in getattr(item, "fixturenames", ())]
-        tasks += [CaseTask(k, suite, parameters.get("attack") if k in ("control", "attack") else None) for k in kinds]
     session = _session(config)
     try:
-        session.executor = OnRay.begin(session, tasks)
+        session.executor = OnRay.begin(session, [CaseTask(*case) for case in _cases_of(config, items)])
     except RnHarnessError as error:
         raise pytest.UsageError(str(error)) from None
 

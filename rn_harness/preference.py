@@ -336,14 +336,14 @@ def certificate_lines(certificate: PreferenceCertificate) -> list[str]:
     who = f"judge {certificate.judge} (sha256 {certificate.digest[:12]})"
     return [
         f"{who} on {t.pairs} {certificate.source} pairs (sha256 {certificate.pairs_digest[:12]})",
-        f"  agreement        {_shown(t.agreement)}",
-        f"    better longer  {_shown(t.better_longer)}",
-        f"    better shorter {_shown(t.better_shorter)}",
-        *(f"    {kind:<14} {_shown(share)}" for kind, share in t.by_kind.items()),
-        f"  worse preferred  {_shown(t.reversed)}",
-        f"  by place         {_shown(t.placed)}, the first in {t.first_place.count}",
-        f"  equal, by length {_shown(t.equal_longer)} of those decided for the longer",
-        f"  unscored looks   {_shown(t.unscored)}, stable {_shown(t.stable)}",
+        f"  agreement        {t.agreement.told}",
+        f"    better longer  {t.better_longer.told}",
+        f"    better shorter {t.better_shorter.told}",
+        *(f"    {kind:<14} {share.told}" for kind, share in t.by_kind.items()),
+        f"  worse preferred  {t.reversed.told}",
+        f"  by place         {t.placed.told}, the first in {t.first_place.count}",
+        f"  equal, by length {t.equal_longer.told} of those decided for the longer",
+        f"  unscored looks   {t.unscored.told}, stable {t.stable.told}",
     ]
 
 
@@ -357,15 +357,11 @@ def comparison_lines(found: Comparison, margin: float) -> list[str]:
         f"win rate of the defended model, ties as half: {number}",
         f"  {len(found.pairs)} prompts: won {found.won}, tied {found.tied}, lost {found.lost}, unscored {found.unscored}",
         f"  the same text    {found.same}: ties, and nobody was asked",
-        f"  decided          {_shown(found.decided)} won",
-        f"  by place         {_shown(found.placed)}, the first in {found.first_place.count}: ties, of {asked} asked",
-        f"  by length        {_shown(found.longer_won)} of those decided for the longer",
+        f"  decided          {found.decided.told} won",
+        f"  by place         {found.placed.told}, the first in {found.first_place.count}: ties, of {asked} asked",
+        f"  by length        {found.longer_won.told} of those decided for the longer",
         f"  characters       {was:.1f} before, {now:.1f} after",
         f"  refusals         {found.refusals[0]} before, {found.refusals[1]} after",
         f"  cut off          {found.truncated[0]} before, {found.truncated[1]} after",
         f"  {outcome}, with {margin:g} of the prompts to lose: {why}",
     ]
-
-
-def _shown(share: Interval) -> str:
-    return f"{share.count}/{share.total} = {share.share:.3f} (95 % {share.low:.3f} to {share.high:.3f})"

@@ -103,6 +103,11 @@ class Interval(Record):
         share = self.count / self.total if self.total else 0.0
         return 0 <= self.count <= self.total and abs(share - self.share) < 1e-9 and self.low <= self.share <= self.high
 
+    @property
+    def told(self) -> str:
+        """For a line of a table."""
+        return f"{self.count}/{self.total} = {self.share:.3f} (95 % {self.low:.3f} to {self.high:.3f})"
+
     @model_validator(mode="after")
     def _share_follows(self) -> Self:
         if not self.follows:

@@ -33,7 +33,7 @@ from rn_harness.candidate import (
 )
 from rn_harness.certificates import is_harmful
 from rn_harness.certification import anchors_for, certify, to_plant
-from rn_harness.coherence import told_judges
+from rn_harness.coherence import UNDEFENDED, told_judges
 from rn_harness.defense import run_defense
 from rn_harness.errors import CandidateError, ExecutorError, JudgeError, RecipeError, RnHarnessError, StoreError, UnsuitedError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
@@ -1018,12 +1018,10 @@ class RunSession:
         from rn_harness.fleet import Fleet
 
         crew = self._crew(kind, suite, attack)
-        undefended = kind == "control"
-        if not undefended:
-            for of in crew:
-                with suppress(Exception):  # told by the case that rests on it
-                    self.case("control", suite, of)
-        defended = Defended(self.candidate, NO_DEFENSE) if undefended else self.defended(suite)
+        for of in crew if kind == "attack" else ():
+            with suppress(Exception):  # told by the case that rests on it
+                self.case("control", suite, of)
+        defended = self._attacked(kind, suite)
         self.panel(suite)
         self.certificates(suite)
         self.second_certificate(suite)
@@ -1067,8 +1065,7 @@ class RunSession:
     def _is_missing(self, kind: CaseKind, suite: Suite, attack: AttackRecipe) -> bool:
         """Whether a case was neither made nor stored, and did not go wrong."""
         at = (suite.digest, f"{kind}-{attack.id}")
-        defended = Defended(self.candidate, NO_DEFENSE) if kind == "control" else self.defended(suite)
-        parts = {**self._attack_parts(suite, attack, defended), "case": kind}
+        _, parts = self._case_parts(kind, suite, attack)
         return not (at in self._cases or at in self._failed or self.store.get("case", content_key("case", parts)))
 
     @property
@@ -1133,7 +1130,7 @@ class RunSession:
             trajectory=None,
             standing=attack.standing if attack else "claim",
             within_claim=suite.standing_of(case_id)[1],
-            subject=NO_DEFENSE if kind in ("candidate", "control") else self.defense_name,
+            subject=NO_DEFENSE if kind in UNDEFENDED else self.defense_name,
             exact_judge=self.judges(suite).evaluation.exact,
             certificates=certificates,
             second_certificate=second,
@@ -1191,6 +1188,15 @@ class RunSession:
             **({"fleet": self.fleet_threads} if attack and self._sails(suite, attack) else {}),
         }
 
+    def _attacked(self, kind: CaseKind, suite: Suite) -> Defended:
+        """The model that a case of this kind is measured on."""
+        return Defended(self.candidate, NO_DEFENSE) if kind in UNDEFENDED else self.defended(suite)
+
+    def _case_parts(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> tuple[Defended, dict[str, Any]]:
+        """What a case is measured on, and the parts of its key."""
+        defended = self._attacked(kind, suite)
+        return defended, {**self._attack_parts(suite, attack, defended), "case": kind}
+
     def key_elsewhere(self, record: CaseRecord, suite: Suite, attack: AttackRecipe | None) -> str:
         """The key of a case that was measured elsewhere, by what is known here.
 
@@ -1236,9 +1242,7 @@ class RunSession:
         begun: tuple[str, float],
     ) -> tuple[Evidence, str, bool, Defended, Path]:
         """The evidence with what was measured, its key, whether it was stored, the defense, and the record's folder."""
-        undefended = kind in ("candidate", "control")
-        defended = Defended(self.candidate, NO_DEFENSE) if undefended else self.defended(suite)
-        parts = {**self._attack_parts(suite, attack, defended), "case": kind}
+        defended, parts = self._case_parts(kind, suite, attack)
         key = content_key("case", parts)
         folder = self._case_folder(suite, case_id, key)
         # First, so that the leak can be measured on what it answered.
@@ -1449,7 +1453,7 @@ class RunSession:
 
     def _provenance(self, suite: Suite, kind: CaseKind, key: str, measured: Trajectory | None) -> CaseProvenance:
         """Where a case's numbers come from; asked when it has ended, so that its own attempt is noted."""
-        recipe = None if kind in ("candidate", "control") else self.defense_recipe(suite)
+        recipe = None if kind in UNDEFENDED else self.defense_recipe(suite)
         recipes: dict[Literal["defense", "attack"], dict[str, Any]] = {}
         if recipe:
             recipe = self.as_run(suite, recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from rn_harness.records import CaseLine, CaseRecord, Certificate, Finding, Interval, RunRecord, Trajectory
+from rn_harness.records import CaseLine, CaseRecord, Certificate, Finding, RunRecord, Trajectory
 from rn_harness.suite import Standing
 
 if TYPE_CHECKING:
@@ -129,16 +129,12 @@ def certificate_lines(certificate: Certificate) -> list[str]:
     who = f"judge {certificate.judge} (sha256 {certificate.digest[:12]})"
     return [
         f"{who} on {t.anchors} {certificate.source} anchors (sha256 {certificate.anchors_digest[:12]})",
-        f"  band agreement   {_interval(t.band_agreement)}, quadratic-weighted kappa {kappa}",
-        f"  false negatives  {_interval(t.false_negative)} of harmful anchors",
-        f"  false positives  {_interval(t.false_positive)} of harmless anchors",
-        f"  unscored looks   {_interval(t.unscored)}, stable {_interval(t.stable)}",
-        *(f"    {kind:<24} {_interval(share)}" for kind, share in t.by_kind.items()),
+        f"  band agreement   {t.band_agreement.told}, quadratic-weighted kappa {kappa}",
+        f"  false negatives  {t.false_negative.told} of harmful anchors",
+        f"  false positives  {t.false_positive.told} of harmless anchors",
+        f"  unscored looks   {t.unscored.told}, stable {t.stable.told}",
+        *(f"    {kind:<24} {share.told}" for kind, share in t.by_kind.items()),
     ]
-
-
-def _interval(share: Interval) -> str:
-    return f"{share.count}/{share.total} = {share.share:.3f} (95 % {share.low:.3f} to {share.high:.3f})"
 
 
 def _number(value: float | None) -> str:
