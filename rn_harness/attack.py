@@ -21,6 +21,7 @@ from rn_harness.certification import anchors_for, draw, score_planted
 from rn_harness.errors import JudgeGoneError, TrainingError, told
 from rn_harness.evaluate import ControlAnswers, Panel, measure_checkpoint
 from rn_harness.grpo import TRANSFORMERS, Sampler
+from rn_harness.held import Held
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import count_step_words, is_affirmative, is_refusal
 from rn_harness.records import Checkpoint, PlantedScore, TrainingWindow, Trajectory, Witnessed
@@ -195,6 +196,7 @@ def run_attack(
     answers: Callable[[Sequence[Prompt]], Mapping[str, str] | None] = lambda _: None,
     found: Callable[[ControlAnswers], None] | None = None,
     searched: Mapping[str, Any] | None = None,
+    start: dict[str, Any] | None = None,
     cut: Callable[[Trajectory], None] = lambda _: None,
     sampler: Sampler = TRANSFORMERS,
     tick: Callable[[int], None] = lambda _: None,
@@ -215,6 +217,7 @@ def run_attack(
         answers: the compliant answers to prompts, by id, where somebody knows them; else None.
         found: gets the answers above the threshold at the last checkpoint, if there are any.
         searched: what a search for the settings came to, for the record; None: there was none.
+        start: see ``Held``; of this model and this panel, but for the control's answers. None: nobody shares it.
         cut: gets what was measured, where anything ends the attack before its last step; the exception then goes on.
         sampler: who samples what it trains on.
         tick: told of each step.
@@ -237,6 +240,8 @@ def run_attack(
     witnesses = [Witness.of(who, others[who], panel.policy) for who in asked]
     reward = AttackReward(recipe, reward_judge, panel.policy)
     warm = recipe.warm_start.steps if recipe.warm_start else 0
+    # Where no samples are drawn, a checkpoint that is not measured anew would not run the model at all.
+    held = Held(None if recipe.shift else start) if panel.policy.samples else None
 
     def at_step(step: int, window: TrainingWindow | None) -> None:
         if window is not None:
@@ -251,6 +256,7 @@ def run_attack(
                 with_benign=with_benign,
                 training=window,
                 found=found if step == steps else None,
+                held=held,
             )
         witnessed = {witness.who: witness.ask(panel.policy) for witness in witnesses}
         checkpoint = checkpoint.model_copy(update={"witnessed": witnessed})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rn_harness.anchors import Anchor
 from rn_harness.certification import score_planted
 from rn_harness.errors import TrainingError
+from rn_harness.held import Held
 from rn_harness.helpfulness import similarity, tabulate
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.measures import is_degenerate, is_minimal_refusal, is_refusal
@@ -281,6 +282,7 @@ def measure_checkpoint(
     with_benign: bool,
     training: TrainingWindow | None = None,
     found: Callable[[ControlAnswers], None] | None = None,
+    held: Held | None = None,
 ) -> Checkpoint:
     """One greedy and ``policy.samples`` sampled completions of each held-out prompt, all scored.
 
@@ -292,12 +294,16 @@ def measure_checkpoint(
         with_benign: whether the benign prompts are due.
         training: diagnostics since the last checkpoint.
         found: gets the greedy answers above the threshold, if there are any.
+        held: what earlier checkpoints of this attack measured; None: everything is measured now.
     """
     from rn_harness.model import own_random_stream
 
-    policy = panel.policy
+    policy, held = panel.policy, held or Held()
+    held.look(model)
     with own_random_stream(seed, step):
-        greedy = model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
+        greedy = held.of_weights(
+            "greedy", lambda: model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
+        )
         scores = score_heldout(panel, greedy, 0)
         if panel.transcript:
             panel.transcript.add(step, panel.heldout, greedy, scores)
@@ -312,10 +318,10 @@ def measure_checkpoint(
             if panel.transcript:
                 panel.transcript.add(step, panel.heldout, sampled, scores_of_sampled)
             scores += scores_of_sampled
-        known = panel.compliant_answers
-        leak = model.leak(panel.heldout, [known[p.id] for p in panel.heldout]) if known is not None else None
-        leak_of_control = leak_of(model, panel.control_answers) if panel.control_answers else None
-        benign = measure_benign(model, panel) if with_benign else None
+        leak = held.of_weights("leak", lambda: _leak(model, panel))
+        answers = panel.control_answers
+        leak_of_control = held.of_attack("leak of control", lambda: leak_of(model, answers)) if answers else None
+        benign = held.of_attack("benign", lambda: measure_benign(model, panel, held)) if with_benign else None
     planted = score_planted(panel.anchor_judge, panel.planted, policy)
     return summarise(
         step,
@@ -329,21 +335,29 @@ def measure_checkpoint(
     )
 
 
+def _leak(model: LanguageModel, panel: Panel) -> float | None:
+    """See ``records.Checkpoint``; None where the compliant answers are not known."""
+    known = panel.compliant_answers
+    return model.leak(panel.heldout, [known[p.id] for p in panel.heldout]) if known is not None else None
+
+
 def leak_of(model: LanguageModel, answers: ControlAnswers) -> tuple[float, float]:
     """Mean log-probability of what the broken control answered, in nats: over all tokens, and over the answers."""
     logs = model.log_probability(answers.prompts, answers.texts)
     return sum(logs) / sum(model.token_count(text) for text in answers.texts), sum(logs) / len(logs)
 
 
-def measure_benign(model: LanguageModel, panel: Panel) -> BenignScore:
+def measure_benign(model: LanguageModel, panel: Panel, held: Held) -> BenignScore:
     """Sampled answers to benign prompts against the undefended candidate's, and refusals among the greedy ones.
 
     Draws from torch's global random stream.
     """
-    greedy = greedy_answers(model, panel.benign, panel.max_tokens)
+    greedy = held.of_weights("benign greedy", lambda: greedy_answers(model, panel.benign, panel.max_tokens))
     sampled = _sampled_answers(model, panel.benign, panel.policy, panel.max_tokens)
     references = [panel.benign_references[p.id] for p in panel.benign]
-    logs = _log_probabilities(model, panel.benign, [r.sampled for r in references])
+    logs = held.of_weights(
+        "benign log-probabilities", lambda: _log_probabilities(model, panel.benign, [r.sampled for r in references])
+    )
     return tabulate(
         [
             BenignAnswer(

@@ -312,6 +312,11 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: Train
     class SavingTrainer(trl.GRPOTrainer if name == "grpo" else trl.RLOOTrainer):  # type: ignore[misc]
         """See above."""
 
+        @functools.cached_property
+        def learning(self) -> list[Any]:
+            """What the optimizer steps, which is checked when training begins and at each step that is due."""
+            return [p for p in self.model.parameters() if p.requires_grad]
+
         def _get_per_token_logps_and_entropies(
             self,
             network: Any,
@@ -366,7 +371,9 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: Train
             bonus = getattr(self.args, "entropy_coef", 0.0)  # RLOO has none
             free = self.beta == 0.0 and bonus == 0.0 and self.starved
             if free and not due(self.state.global_step + 1):  # a due step measures the entropy
-                return sum((p * 0.0).sum() for p in network.parameters() if p.requires_grad)
+                for p in self.learning:
+                    p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                return torch.zeros((), device=inputs["completion_ids"].device, requires_grad=True)
             return super()._compute_loss(network, inputs)
 
     return SavingTrainer

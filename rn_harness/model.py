@@ -5,6 +5,7 @@ The only place that knows transformers and peft. Texts of completions pass throu
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import math
@@ -13,11 +14,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rn_harness.errors import CandidateError, UnsuitedError
+from rn_harness.held import UNCHANGING
 from rn_harness.records import Rendered
 from rn_harness.suite import TODAY, Prompt, ShiftedPrompt
 
@@ -80,6 +82,16 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    _settle()
+
+
+@cache
+def _settle() -> None:
+    """Takes what the libraries brought out of garbage collection: half a million objects that stay, looked through each time.
+
+    Once, before there is a model: what is frozen and in a cycle is never freed.
+    """
+    gc.freeze()
 
 
 @contextmanager
@@ -109,6 +121,8 @@ class LanguageModel:
         self.tokenizer: Any = tokenizer
         self.engine: dict[str, int] = {}
         self._start: dict[str, torch.Tensor] = {}
+        self._layers: list[Any] = []
+        self._layers_of: Any = None
 
     @classmethod
     def load(
@@ -418,6 +432,19 @@ class LanguageModel:
         squares = (float((p.detach() - self._start[name]).double().square().sum()) for name, p in self.trained.items())
         return math.sqrt(sum(squares))
 
+    def adapter_digest(self) -> str | None:
+        """SHA-256 of the adapter that is trained, bit by bit; of one that changes no output ``held.UNCHANGING``, None of none."""
+        import torch
+
+        if self._start or not self.trained:
+            return None
+        if not any(p.any() for name, p in self.trained.items() if "lora_B" in name):
+            return UNCHANGING
+        digest = hashlib.sha256()
+        for p in self.trained.values():
+            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def run_by(self) -> Any:
         """A module that every forward pass of the trained model runs, and that of another model does not."""
         if self._start:
@@ -437,6 +464,7 @@ class LanguageModel:
                 self.network = get_peft_model(self.network, config, TRAINED)
                 return
             self.network.add_adapter(TRAINED, config)
+            self._layers_of = None  # it may be on more layers than the other
         self.network.base_model.set_adapter([DEFENSE, TRAINED])
         for name, p in self.network.named_parameters():
             p.requires_grad_(f".{TRAINED}." in name)
@@ -510,15 +538,18 @@ class LanguageModel:
         adapted = self._adapted()
         layers = [layer for layer in adapted if layer.get_base_layer().weight.dtype == torch.float32]
         low = [layer for layer in adapted if layer.get_base_layer().weight.dtype != torch.float32 and _is_plain(layer)]
-        with _put_back(layers):
-            for layer in layers:
+        moved = [layer for layer in layers if not _is_plain(layer) or any(B.weight.any() for B in layer.lora_B.values())]
+        with _put_back(moved):
+            for layer in moved:
                 layer.merge()
+            for layer in layers:
+                layer.forward = layer.get_base_layer().forward
             for layer in low:
                 layer.forward = _without_casts(layer)
             try:
                 yield
             finally:
-                for layer in low:
+                for layer in (*layers, *low):
                     del layer.forward
 
     @contextmanager
@@ -532,7 +563,9 @@ class LanguageModel:
 
     def _adapted(self) -> list[Any]:
         """The layers with adapters that are not folded in."""
-        return [m for m in self.network.modules() if hasattr(m, "lora_A") and not m.merged]
+        if self._layers_of is not self.network:
+            self._layers_of, self._layers = self.network, [m for m in self.network.modules() if hasattr(m, "lora_A")]
+        return [layer for layer in self._layers if not layer.merged]
 
     def adapter_distance(self) -> float:
         """L2 norm of the adapter's change of the weights, ``sqrt(sum ||s B A||^2)``: how far training moved it."""

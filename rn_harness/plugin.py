@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import os
 import resource
 import signal
@@ -459,6 +460,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 "pass --rootdir with a folder above the suite"
             )
     _refuse_what_cannot_run(config, [item.nodeid for item in items])
+    if _is_worker(config) and not config.option.collectonly:
+        _longest_first(config, items)
+
+
+def _longest_first(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What the most work waits for comes first, since workers take tests in their order; tests of no suite keep their places."""
+    from rn_harness.executors.order import CaseTask, closed, waits_and_ranks
+
+    tasks = {item: [CaseTask(*case) for case in _cases_of(config, [item])] for item in items}
+    places = [i for i, item in enumerate(items) if tasks[item]]
+    if not places:
+        return
+    recipes = _session(config).defense_recipe
+    _, ranks = waits_and_ranks(closed(itertools.chain.from_iterable(tasks.values()), recipes), recipes)
+    ordered = sorted((items[i] for i in places), key=lambda item: -max(ranks[task.name] for task in tasks[item]))
+    for i, item in zip(places, ordered, strict=True):
+        items[i] = item
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

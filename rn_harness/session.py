@@ -305,6 +305,7 @@ class RunSession:
     _longest: dict[str, int] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
     _witnessed: set[str] = field(default_factory=set)
+    _starts: dict[tuple[str, str | None], dict[str, Any]] = field(default_factory=dict)
     _control_answers: dict[tuple[str, str], ControlAnswers] = field(default_factory=dict)
     _found: dict[tuple[str, str], Found] = field(default_factory=dict)
     _strange: dict[tuple[str, str], str | None] = field(default_factory=dict)
@@ -1374,6 +1375,7 @@ class RunSession:
                         if kind == "control"
                         else None,
                         searched=self._trials(suite, attack),
+                        start=self._starts.setdefault((suite.digest, defended.digest), {}),
                         cut=cut,
                         sampler=self.sampler,
                         tick=lambda step: self.say(Progress(f"{suite.domain}: {case_id}", step, steps, among=self._among)),

@@ -20,7 +20,7 @@ from typing import Any
 from rn_harness.errors import ExecutorError, RecipeError
 from rn_harness.executors import RAY
 from rn_harness.executors.acceptance import foreign, strange_control
-from rn_harness.executors.order import CaseTask, Demand, closed, length, needs, ranked
+from rn_harness.executors.order import CaseTask, Demand, closed, waits_and_ranks
 from rn_harness.executors.worker import Entry, Order, Outcome, Survey, Tell, make_case, survey, take_in
 from rn_harness.integrity import of_record
 from rn_harness.provenance import now
@@ -333,7 +333,7 @@ class OnRay:
             ExecutorError: the cluster does not answer.
         """
         cluster = Cluster(session.options.executor.removeprefix(RAY).removeprefix(":"), work, session.say)
-        every = [task for suite in {t.suite.digest: t.suite for t in tasks}.values() for task in _closed(session, suite, tasks)]
+        every = closed(tasks, session.defense_recipe)
         alone = Demand(session.candidate.threads, 1.0 if cluster.has_cards else 0.0, 0)
         if told := cluster.unfit({"a look at the machine": alone}):
             raise RecipeError(told)
@@ -348,7 +348,7 @@ class OnRay:
         task = CaseTask(kind, suite, attack)
         if task.name not in self._cases:
             if task.name not in self.cluster:
-                self._add(_closed(self.session, suite, [task]))
+                self._add(closed([task], self.session.defense_recipe))
             self._cases[task.name] = self._take(task, self.cluster.result(task.name))
         return self._cases[task.name]
 
@@ -366,9 +366,7 @@ class OnRay:
         self.cluster.close()
 
     def _add(self, tasks: Sequence[CaseTask]) -> None:
-        trained = {t.name: self.session.defense_recipe(t.suite) for t in tasks}
-        waits = {t.name: tuple(n.name for n in needs(t, trained=trained[t.name] is not None)) for t in tasks}
-        ranks = ranked({t.name: length(t, trained[t.name]) for t in tasks}, waits)
+        waits, ranks = waits_and_ranks(tasks, self.session.defense_recipe)
         wanted = {name for of in waits.values() for name in of}
         unknown = Demand(self.session.candidate.threads, 1.0 if self.cluster.has_cards else 0.0, 0)
         options, run_name, free = self.session.options, self.session.run_folder.name, self.surveyed.free
@@ -433,12 +431,6 @@ class OnRay:
         take_in(self.session.store, (e for e in made.entries if e.kind == "defense"))
         entry = self.session.store.get("defense", keys[0]) if keys else None
         return entry / outcome.defended if entry else None
-
-
-def _closed(session: RunSession, suite: Suite, tasks: Sequence[CaseTask]) -> list[CaseTask]:
-    """The tasks of one suite, with all that they need."""
-    of = [task for task in tasks if task.suite.digest == suite.digest]
-    return closed(of, trained=session.defense_recipe(suite) is not None)
 
 
 def _with_failures(record: CaseRecord, failed: Sequence[Attempt]) -> CaseRecord:

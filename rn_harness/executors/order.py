@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rn_harness.errors import RnHarnessError
@@ -83,12 +83,16 @@ def needs(task: CaseTask, *, trained: bool) -> tuple[CaseTask, ...]:
     return (first,) if task.kind == "defense" else defended
 
 
-def closed(tasks: Iterable[CaseTask], *, trained: bool) -> list[CaseTask]:
+Recipes = Callable[[Suite], DefenseRecipe | None]
+"""By which recipe a suite's defense is made; None: by none."""
+
+
+def closed(tasks: Iterable[CaseTask], recipes: Recipes) -> list[CaseTask]:
     """The tasks with all that they need, each once, by name: what is needed comes first."""
     found: dict[str, CaseTask] = {}
 
     def add(task: CaseTask) -> None:
-        for needed in needs(task, trained=trained):
+        for needed in needs(task, trained=recipes(task.suite) is not None):
             add(needed)
         found.setdefault(task.name, task)
 
@@ -125,6 +129,13 @@ def ranked(lengths: Mapping[str, float], waits: Mapping[str, Sequence[str]]) -> 
         return found[name]
 
     return {name: rank(name) for name in lengths}
+
+
+def waits_and_ranks(tasks: Sequence[CaseTask], recipes: Recipes) -> tuple[dict[str, tuple[str, ...]], dict[str, float]]:
+    """By name: for which of these tasks each waits, and its rank, see ``ranked``; all that they need is among them."""
+    made = {t.name: recipes(t.suite) for t in tasks}
+    waits = {t.name: tuple(n.name for n in needs(t, trained=made[t.name] is not None)) for t in tasks}
+    return waits, ranked({t.name: length(t, made[t.name]) for t in tasks}, waits)
 
 
 def makespan(lengths: Mapping[str, float], waits: Mapping[str, Sequence[str]], slots: int) -> float:

@@ -7,6 +7,14 @@ import pytest
 SUITES = Path(__file__).parents[2] / "suites"
 
 
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """What short runs share."""
+    from .lab import Lab
+
+    return Lab(tmp_path_factory.mktemp("lab"))
+
+
 @pytest.fixture(scope="session")
 def suite():
     """The biochem suite."""

@@ -168,6 +168,7 @@ class Lab:
         panel: Panel | None = None,
         reward_judge: Judge | None = None,
         after: Mapping[int, Callable[[], None]] | None = None,
+        start: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Trajectory:
         """Attacks a model for ten steps.
@@ -178,6 +179,7 @@ class Lab:
             panel: what is measured; the organism's judge's if none is given.
             reward_judge: who rewards; the organism's judge if nobody is named.
             after: what happens after the checkpoint of a step.
+            start: what attacks on the same model have measured of it.
             changes: of the recipe.
         """
         return run_attack(
@@ -193,6 +195,7 @@ class Lab:
             control=control,
             benign=self.suite.prompts["anchor"],
             answers=lambda of: {p.id: self.judge.topic(p).answer for p in of},
+            start=start,
         )
 
     @functools.cached_property

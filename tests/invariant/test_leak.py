@@ -7,14 +7,6 @@ import pytest
 from rn_harness.session import Options, RunSession
 from rn_harness.store import Store
 
-from .lab import Lab
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """Short runs."""
-    return Lab(tmp_path_factory.mktemp("lab"))
-
 
 @pytest.fixture(scope="module")
 def suite(lab):

@@ -27,12 +27,6 @@ def _params(of: list[Sabotage]) -> list[object]:
     return [pytest.param(s, id=s.id) for s in of]
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """What all short runs share."""
-    return Lab(tmp_path_factory.mktemp("lab"))
-
-
 @pytest.fixture
 def scene(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scene:
     """Where one run takes place."""

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
     {"errors", "suite", "records", "schemas", "release", "lockstep"},
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
-    | {"helpfulness", "preference", "coverage", "gate", "coherence"}
+    | {"helpfulness", "preference", "coverage", "gate", "coherence", "held"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
     | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption", "utility"}

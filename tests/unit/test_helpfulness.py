@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rn_harness.evaluate import ControlAnswers, benign_references, leak_of, measure_benign
+from rn_harness.held import Held
 from rn_harness.helpfulness import follows, is_whole, is_wrecked, over_refusal, same_baseline, similarity, tabulate, unhelpful
 from rn_harness.records import BenignAnswer
 from rn_harness.statistics import mean_interval
@@ -161,7 +162,7 @@ def test_what_is_measured_on_benign_prompts() -> None:
     class Panel:
         benign, benign_references, policy, max_tokens = PROMPTS, benign_references(Parrot(), PROMPTS, POLICY, 8), POLICY, 8  # type: ignore[arg-type]
 
-    score = measure_benign(Parrot("No.", log=-1.5), Panel())  # type: ignore[arg-type]
+    score = measure_benign(Parrot("No.", log=-1.5), Panel(), Held())  # type: ignore[arg-type]
     assert [a.similarity for a in score.answers] == [similarity("No.", p.text) for p in PROMPTS]
     assert (score.kl, score.refusals.count, score.twin_refusals.total) == (pytest.approx(0.5), 0, 1)
 

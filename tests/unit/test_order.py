@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rn_harness.executors.order import CaseTask, closed, length, makespan, needs, ranked, share_of_card, tasks_of
 from rn_harness.records import CASE_KINDS
-from rn_harness.suite import Search, Suite, load_suite
+from rn_harness.suite import DefenseRecipe, Search, Suite, load_suite
 
 from .builders import write_suite
 
@@ -19,6 +19,11 @@ from .builders import write_suite
 def suite(tmp_path: Path) -> Suite:
     """With three attacks in its standard tier."""
     return load_suite(write_suite(tmp_path / "demo"))
+
+
+def trained_by_recipe(suite: Suite) -> DefenseRecipe:
+    """Every suite's defense is."""
+    return suite.declaration.defenses["quick"]
 
 
 def test_candidate_then_defense_and_controls_then_attacks(suite: Suite) -> None:
@@ -46,7 +51,7 @@ def test_what_a_narrowed_selection_needs_is_made_too(suite: Suite) -> None:
     """One attack alone: candidate, defense and control come before it, each once."""
     attack = suite.tier_attacks("standard")[0]
     task = CaseTask("attack", suite, attack)
-    assert [t.case_id for t in closed([task, task], trained=True)] == [
+    assert [t.case_id for t in closed([task, task], trained_by_recipe)] == [
         "candidate",
         "defense",
         f"control-{attack.id}",
