@@ -11,6 +11,7 @@ import functools
 import os
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -250,12 +251,12 @@ class Defended:
         return model
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Case:
     """A case as it ended.
 
     Attributes:
-        record: what was measured and decided.
+        kept: what was measured and decided; packed where another case was asked for since.
         domain: of its suite.
         stored: whether the measurement was taken from the store.
         folder: of its record.
@@ -263,12 +264,24 @@ class Case:
         weights: sha256 of each of their files.
     """
 
-    record: CaseRecord
+    kept: CaseRecord | bytes
     domain: str
     stored: bool
     folder: Path
     defended: Path | None
     weights: Mapping[str, str]
+
+    @property
+    def record(self) -> CaseRecord:
+        """What was measured and decided."""
+        if isinstance(self.kept, bytes):
+            return CaseRecord.model_validate_json(zlib.decompress(self.kept))
+        return self.kept
+
+    def pack(self) -> None:
+        """Makes the record small, so that memory does not grow with the number of cases: an attack's 3 MiB become 30 KiB."""
+        if not isinstance(self.kept, bytes):
+            self.kept = zlib.compress(self.kept.model_dump_json().encode())
 
     def __repr__(self) -> str:
         """Short: pytest prints fixture values in many places."""
@@ -1002,6 +1015,9 @@ class RunSession:
                 self._sail(kind, suite, attack)
                 return self.case(kind, suite, attack)
             self._cases[at] = self._make_case(kind, suite, attack, case_id)
+        for other, case in self._cases.items():
+            if other != at:
+                case.pack()
         return self._cases[at]
 
     def _sails(self, suite: Suite, attack: AttackRecipe) -> bool:

@@ -81,11 +81,12 @@ def test_attacks_on_one_model_share_its_beginning_and_nothing_else(lab, asked):
     assert asked["greedy"] - before["greedy"] == 2 * 5 - 2  # the second's beginning is the first's, held-out and benign
     assert asked["sampled"] - before["sampled"] == 2 * 5
     third = lab.attack(lab.candidate.load(), control=True, start=start, shift=Shift(prefill="Sure,"))
-    assert third.checkpoints[0].mean > first.checkpoints[0].mean  # it is measured on other prompts
+    assert third.checkpoints[0].greedy_mean > first.checkpoints[0].greedy_mean  # it is measured on other prompts
 
 
 def test_without_samples_everything_is_measured_anew(lab, asked):
     """Else no checkpoint of a starved attack would run the model at all."""
     bare = lab.panel(policy=lab.policy.model_copy(update={"samples": 0}))
-    lab.attack(lab.defended(), panel=bare)
-    assert asked["greedy"] == 3 + 2
+    model, before = lab.defended(), dict(asked)
+    lab.attack(model, panel=bare)
+    assert asked["greedy"] - before["greedy"] == 3 + 2

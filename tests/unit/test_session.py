@@ -17,7 +17,7 @@ from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.organism.knowledge import KNOWLEDGE_FILE
 from rn_harness.records import Judgement, Trajectory
-from rn_harness.session import Judges, Options, RunSession
+from rn_harness.session import Case, Judges, Options, RunSession
 from rn_harness.store import Store
 from rn_harness.suite import AttackMatrix, AttackRecipe, Prompt, Suite, load_suite
 
@@ -327,3 +327,22 @@ def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
     with pytest.raises(pytest.fail.Exception, match="Timeout"):
         run.case("control", suite, crew[0])
     assert (run._among, run._members, run._cases, run._failed) == (None, {}, {}, {})
+
+
+def test_a_session_keeps_one_record_at_hand_and_packs_the_others(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 cases: 39 are a tenth as large or less, each is asked for again and equal to what was measured."""
+
+    def made(_: RunSession, kind: str, of: Suite, attack: AttackRecipe, case_id: str) -> Case:
+        record = builders.case_record(builders.evidence("control")).model_copy(update={"case_id": case_id})
+        return Case(record, of.domain, stored=False, folder=tmp_path, defended=None, weights={})
+
+    run = a_session(tmp_path, defense="none")
+    monkeypatch.setattr(RunSession, "_make_case", made)
+    attacks = [suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(40)]
+    records = [run.case("control", suite, attack).record for attack in attacks]
+    packed = [len(case.kept) for case in run._cases.values() if isinstance(case.kept, bytes)]
+    assert len(packed) == 39
+    assert max(packed) < len(records[0].model_dump_json()) / 10
+    assert [run.case("control", suite, attack).record for attack in attacks] == records
