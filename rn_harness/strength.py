@@ -28,6 +28,8 @@ MARGIN = 1.0
 """Points above the policy's bound that a control has to reach: one that barely breaks may not break the next time."""
 BUDGET = 24
 """Controls, at most."""
+SHOWN = 20
+"""Characters of a digest, or of a sampler's name, in a message."""
 
 
 class Try(Record):
@@ -60,9 +62,10 @@ class Strength(Record):
     """A strength certificate: with which settings attacks on one candidate, in one domain, are worth something.
 
     Attributes:
-        candidate: digest of the undefended model.
+        candidate: digest of the undefended model, in the numbers that it was loaded in.
         domain, suite: the domain, and the digest of the suite that was attacked.
         judge, reward: digests.
+        sampler: who sampled in training, with its version; None: transformers.
         settings: ``KEY=VALUE`` pairs in the language of ``--rn-set``; none where the search found none.
         attacks: how many attacks of the suite a setting has to work for.
         bound: held-out mean that every control below had to reach.
@@ -76,6 +79,7 @@ class Strength(Record):
     suite: str
     judge: str
     reward: str
+    sampler: str | None = None
     settings: tuple[Annotated[str, Field(pattern=r"^attack\.(learning_rate|temperature)=\S+$")], ...]
     attacks: Annotated[int, Field(ge=1)]
     bound: float
@@ -154,6 +158,7 @@ def calibrate(session: RunSession, suite: Suite, budget: int = BUDGET) -> Streng
         suite=suite.digest,
         judge=judges.evaluation.digest,
         reward=judges.reward.digest,
+        sampler=session.sampler.name,
         settings=found,
         attacks=len(set(next(settings_of(attacks)))),
         bound=bound,
@@ -224,7 +229,7 @@ def settings_for(folder: Path, paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure that certificates are of this candidate and these judges, and for suites of this run.
+    """Makes sure that certificates are of this candidate, these judges and this sampler, and for suites of this run.
 
     A suite may have changed since: that the settings break the candidate is shown by each run's own controls.
 
@@ -256,9 +261,10 @@ def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
             ("candidate", strength.candidate, session.candidate.digest),
             ("judge", strength.judge, judges.evaluation.digest),
             ("reward judge", strength.reward, judges.reward.digest),
+            ("sampler", strength.sampler or "transformers", session.sampler.name or "transformers"),
         ):
             if certified != now:
                 raise RecipeError(
-                    f"a strength certificate must be of this {what}, got sha256={certified[:12]} for {now[:12]} in {path}; "
-                    "calibrate again"
+                    f"a strength certificate must be of this {what}, got {certified[:SHOWN]} for {now[:SHOWN]} in {path}; "
+                    "calibrate again, with the run's judges, --quantise and --sampler"
                 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +16,12 @@ if TYPE_CHECKING:
     from rn_harness.judges import Judge
 
 Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metavar="SPEC")]
+
+
+class Quantised(StrEnum):
+    """The 4-bit formats that a model is loaded in."""
+
+    nf4 = "nf4"
 
 
 def register(app: typer.Typer) -> None:
@@ -113,6 +122,8 @@ def calibrate(
     judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None,
     reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
     second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
+    quantise: Annotated[Quantised | None, typer.Option(help="as for --rn-quantise")] = None,
+    sampler: Annotated[str, typer.Option(help="as for --rn-sampler", metavar="transformers|vllm|vllm:URL")] = "transformers",
     budget: Annotated[int | None, typer.Option(min=1, help="controls, at most; default: enough for the whole search")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -130,11 +141,16 @@ def calibrate(
     from rn_harness.strength import calibrate as find_strength
     from rn_harness.suite import load_suite
 
-    options = Options(model, NO_DEFENSE, judge, reward_judge, second_judge, None, "standard", (), Path.cwd())
+    options = Options(
+        *(model, NO_DEFENSE, judge, reward_judge, second_judge, None, "standard", (), Path.cwd()),
+        quantise=quantise.value if quantise else None,
+        sampler=sampler,
+    )
     with usage_errors():
         loaded = load_suite(suite, recipe=profile_recipe(model, Path.cwd()))
         with TemporaryDirectory(prefix="rn-harness-") as folder:
             session = RunSession(options, Path(folder), Store(default_root()), lambda p: typer.echo(p.line, err=True))
+            session.check_training(loaded)
             session.check_judges(loaded)
             session.memory(loaded)
             strength = find_strength(session, loaded, budget or BUDGET)
@@ -145,8 +161,9 @@ def calibrate(
     path = out or Path(f"{loaded.domain}-strength.json")
     if strength.settings:
         path.write_text(strength.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        command = f"pytest {suite} --model {model} --rn-strength {path}"
-        lines.append(f"{' '.join(strength.settings)} written to {path}: {command}")
+        settings = dataclasses.replace(options, strength=(str(path),)).arguments
+        said = [of for of in settings if not of.startswith(("--rn-defense=", "--rn-tier="))]  # which a run chooses
+        lines.append(f"{' '.join(strength.settings)} written to {path}: {shlex.join(['pytest', str(suite), *said])}")
     else:
         lines.append(f"no settings within {budget or BUDGET} controls broke it: {strength.search}")
     tell(lines, strength.model_dump(mode="json"), as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
+from rn_harness.grpo import Sampler
 from rn_harness.scaffold import write_suite
-from rn_harness.suite import load_suite
+from rn_harness.session import Options, RunSession
+from rn_harness.strength import Strength
+from rn_harness.suite import Suite, load_suite
 
 from .finished_run import FinishedRun, finished_run
 
@@ -42,6 +46,30 @@ def invoke(*arguments: object) -> Any:
 def flat(text: str) -> str:
     """Without the frame and the line breaks of an error."""
     return " ".join(text.replace("│", " ").split())
+
+
+def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model, judges, 4 bits and sampler reach the search, and the run that it tells to make is given the same."""
+    asked: list[Options] = []
+
+    def searched(session: RunSession, suite: Suite, budget: int) -> Strength:
+        asked.append(session.options)
+        return Strength.model_construct(domain=suite.domain, settings=("attack.learning_rate=0.001",), search="", tries=())
+
+    monkeypatch.setattr("rn_harness.strength.calibrate", searched)
+    monkeypatch.setattr(Sampler, "check", lambda *_, **__: None)  # there is no card
+    monkeypatch.setattr("rn_harness.session.card_memory", lambda: 0.0)
+    out = tmp_path / "strength.json"
+    form = ["--quantise", "nf4", "--sampler", "vllm", "--second-judge", "none"]
+    suite = ROOT / "suites" / "biochem"
+    done = invoke("calibrate", "--model", "organism", "--suite", suite, "--out", out, *form)
+    assert done.exit_code == 0, done.output
+    assert [(o.model, o.quantise, o.sampler, o.second_judge) for o in asked] == [("organism", "nf4", "vllm", "none")]
+    told = done.output.splitlines()[-1].partition(": ")[2]
+    assert shlex.split(told) == [
+        *("pytest", str(suite), "--rn-model=organism", "--rn-second-judge=none"),
+        *("--rn-quantise=nf4", "--rn-sampler=vllm", f"--rn-strength={out}"),
+    ]
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -212,6 +240,12 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "plan-no-model": (["plan", "SUITE", "--model", "llama-of-nowhere"], ["--model must be", "llama-of-nowhere"]),
     "new-suite-name": (["new-suite", "My Domain", "--into", "NEW"], ["try my_domain"]),
     "new-suite-twice": (["new-suite", "demo", "--into", "PARENT"], ["take another name or --into DIR"]),
+    "calibrate-no-sampler": (["calibrate", "--model", "organism", "--suite", "SUITE", "--sampler", "vlm"], ["must be one of"]),
+    "calibrate-sampler": (
+        ["calibrate", "--model", "organism", "--suite", "SUITE", "--sampler", "vllm", "--quantise", "nf4"],
+        ["vLLM is sent weights in plain numbers", "got --rn-quantise"],
+    ),
+    "calibrate-format": (["calibrate", "--model", "organism", "--suite", "SUITE", "--quantise", "int8"], ["'nf4'"]),
     "judge-nobody": (["certify-judge", "nobody"], ["nobody"]),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,12 @@ def suite(tmp_path: Path) -> Suite:
 
 
 def search(
-    folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, peak_of: dict[tuple[float, float], float], budget: int = 24
+    folder: Path,
+    suite: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    peak_of: dict[tuple[float, float], float],
+    budget: int = 24,
+    **form: str,
 ) -> Strength:
     """A search on a model of which each learning rate and temperature reaches this mean; others leave it at 1."""
 
@@ -38,7 +44,7 @@ def search(
 
     monkeypatch.setattr(RunSession, "case", case)
     monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(), Judge(), None))
-    return calibrate(a_session(folder, defense="none"), suite, budget)
+    return calibrate(a_session(folder, defense="none", **form), suite, budget)
 
 
 def test_the_weakest_that_breaks_is_taken(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +114,42 @@ def test_a_certificate_is_of_one_candidate(tmp_path: Path, suite: Suite, certifi
         check_strength(other, [suite])
     with pytest.raises(RecipeError, match="must be for a suite of this run"):
         check_strength(session, [])
+
+
+def test_a_certificate_is_of_one_form(tmp_path: Path, suite: Suite, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One made on plain numbers does not count for 4 bits, one by transformers not for vLLM; and neither the other way round."""
+    find = importlib.metadata.version
+    told = {"bitsandbytes": "9.8.7", "vllm": "0.24.0"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: told.get(name) or find(name))
+    forms: list[dict[str, str]] = [{}, {"quantise": "nf4"}, {"sampler": "vllm"}]
+    for made in forms:
+        session = a_session(tmp_path, defense="none", **made)
+        of_form = {"candidate": session.candidate.digest, "sampler": session.sampler.name}
+        certificate.write_text(json.dumps({**json.loads(certificate.read_text()), **of_form}))
+        for used in forms:
+            run = a_session(tmp_path, defense="none", strength=(str(certificate),), **used)
+            if used == made:
+                check_strength(run, [suite])
+                continue
+            what = "candidate" if "quantise" in {**made, **used} else "sampler"
+            with pytest.raises(
+                RecipeError, match=f"must be of this {what}, got .*; calibrate again, with .* --quantise and --sampler"
+            ):
+                check_strength(run, [suite])
+
+
+@pytest.mark.parametrize("form", [{}, {"quantise": "nf4"}, {"sampler": "vllm"}], ids=["plain", "four-bits", "vllm"])
+def test_the_search_says_in_which_form_it_was_made(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, form: dict[str, str]
+) -> None:
+    """The digest is that of the model as it was loaded, and the sampler has its version."""
+    find = importlib.metadata.version
+    told = {"bitsandbytes": "9.8.7", "vllm": "0.24.0"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: told.get(name) or find(name))
+    found = search(tmp_path, suite, monkeypatch, {(1e-4, 1.0): 9.0}, **form)
+    assert found.candidate == a_session(tmp_path, **form).candidate.digest
+    assert (found.candidate != a_session(tmp_path).candidate.digest) == ("quantise" in form)
+    assert found.sampler == ("vllm 0.24.0 colocate" if "sampler" in form else None)
 
 
 def test_one_certificate_a_domain(tmp_path: Path, suite: Suite, certificate: Path) -> None:
