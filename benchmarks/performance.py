@@ -199,6 +199,13 @@ def workers(repeat: int) -> dict[str, Any]:
     return in_turn(repeat, {"one": session, "two": lambda: session("-n", "2")})
 
 
+def served(repeat: int) -> dict[str, Any]:
+    """An attack whose judge is slow, on a server and not."""
+    asked = {"steps": STEPS, "every": 10}
+    ways = {"at once": lambda: side("judged", served=False, **asked), "later": lambda: side("judged", served=True, **asked)}
+    return in_turn(repeat, ways)
+
+
 def startup(repeat: int) -> dict[str, Any]:
     """A session of one test that is none of ours, with the plugin and without; and a list of all shipped suites' tests."""
     quiet = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -300,7 +307,7 @@ def profile(_: int) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
-    part.__name__: part for part in (overhead, checkpoints, suite, startup, cache, memory, growth, workers, profile)
+    part.__name__: part for part in (overhead, checkpoints, suite, startup, cache, memory, growth, workers, served, profile)
 }
 
 

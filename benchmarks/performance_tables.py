@@ -257,6 +257,22 @@ def workers(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
     return [*lines, "", f"By the clock {spread(ratios)} of one process; target: below 1, {faster}."]
 
 
+def served(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
+    """A judge that is known to be on a server against one that is not."""
+    once, later = ([p[name] for p in of] for name in ("at once", "later"))
+    same = sum(one["scores"] == other["scores"] for one, other in zip(once, later, strict=True))
+    ratios = [other["wall_s"] / one["wall_s"] for one, other in zip(once, later, strict=True)]
+    clocks = [spread((side["wall_s"] for side in sides), 1) for sides in (once, later)]
+    return [
+        "| judged | by the clock, s |",
+        "|---|---|",
+        f"| at once | {clocks[0]} |",
+        f"| while training goes on | {clocks[1]} |",
+        "",
+        f"By the clock {spread(ratios)}; scores are equal in {same} of {len(of)}.",
+    ]
+
+
 def profile(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
     """Shares of an attack's training, by Python's profiler."""
     lines = ["| part of training | undefended | defended |", "|---|---|---|"]
@@ -270,5 +286,5 @@ def profile(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
 
 Table = Callable[[Sequence[Piece], Mapping[str, Any]], list[str]]
 TABLES: dict[str, Table] = {
-    table.__name__: table for table in (overhead, checkpoints, suite, startup, cache, memory, growth, workers, profile)
+    table.__name__: table for table in (overhead, checkpoints, suite, startup, cache, memory, growth, workers, served, profile)
 }

@@ -81,6 +81,21 @@ class CountedJudge(OrganismJudge):
         return super().score(prompts, completions, wording)
 
 
+class SlowJudge(OrganismJudge):
+    """The organism's judge, as slow as a server that takes a second for each question and eight at a time."""
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        """As ever, later."""
+        time.sleep(len(completions) / 8)
+        return super().score(prompts, completions, wording)
+
+
+class ServedJudge(SlowJudge):
+    """The same, known to be on a server."""
+
+    served_model = "slow"
+
+
 @dataclasses.dataclass(frozen=True)
 class TimedFamily:
     """An attack family whose measurements are timed."""
@@ -153,9 +168,32 @@ def ours(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
     }
 
 
+def judged(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """The clock of an attack on the undefended organism, with checkpoints, by a slow judge; rewards come from a fast one."""
+    suite = load_suite(SUITE, [f"policy.checkpoint_every={asked['every']}"])
+    session, recipe = session_of(suite, scratch), plain_attack(asked)
+    folder, whole = session.candidate.folder, Clock()
+    judge = (ServedJudge if asked["served"] else SlowJudge)(folder)
+    panel, family = dataclasses.replace(session.panel(suite), judge=judge, anchor_judge=judge), load_family(recipe.family, SUITE)
+    with whole.span():
+        run = run_attack(
+            session.candidate.load(),
+            recipe,
+            family,
+            suite.attack_pool(recipe),
+            panel,
+            OrganismJudge(folder),
+            lambda _: None,
+            candidate_digest=session.candidate.digest,
+            defended_digest=None,
+            control=False,
+        )
+    return {**whole.told, "scores": [c.mean for c in run.checkpoints]}
+
+
 SPENT: dict[str, tuple[str, str, str | None]] = {
     "all": ("transformers/trainer.py", "train", None),
-    "measuring": ("rn_harness/evaluate.py", "measure_checkpoint", None),
+    "measuring": ("rn_harness/attack.py", "at_step", None),
     "measuring: benign prompts": ("rn_harness/evaluate.py", "measure_benign", None),
     "sampling": ("rn_harness/grpo.py", "_generate_single_turn", None),
     "of it: transformers' `generate`": ("peft/peft_model.py", "generate", "_generate_single_turn"),
@@ -289,6 +327,7 @@ TASKS: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
     "bare-suite": bare_suite,
     "defended": defended,
     "measurements": measurements,
+    "judged": judged,
     "profile": profile,
 }
 

@@ -12,18 +12,21 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.anchors import Anchor
 from rn_harness.attacks import Loaded, Means
 from rn_harness.certification import anchors_for, draw, score_planted
 from rn_harness.errors import JudgeGoneError, TrainingError, told
-from rn_harness.evaluate import ControlAnswers, Panel, measure_checkpoint
+from rn_harness.evaluate import ControlAnswers, Panel, Seen, judge_checkpoint, look
 from rn_harness.grpo import TRANSFORMERS, Sampler
 from rn_harness.held import Held
 from rn_harness.judges import Judge, ensure_judging
+from rn_harness.later import later
 from rn_harness.measures import count_step_words, is_affirmative, is_refusal
+from rn_harness.ranks import ranks
 from rn_harness.records import Checkpoint, PlantedScore, TrainingWindow, Trajectory, Witnessed
 from rn_harness.rewards import Form, attack_reward, shaped_reward
 from rn_harness.suite import AttackRecipe, Policy, Prompt, ShiftedPrompt, words
@@ -180,6 +183,67 @@ class AttackReward:
         return window.model_copy(update={"above_share": sum(above) / len(above), "harm_mean": sum(plain) / len(plain)})
 
 
+class Scoring:
+    """The checkpoints of an attack, as the judges get to them.
+
+    Judges on servers judge one checkpoint while training goes on to the next; all others at once.
+
+    Attributes:
+        checkpoints: so far.
+    """
+
+    def __init__(
+        self,
+        panel: Panel,
+        witnesses: Sequence[Witness],
+        sink: Callable[[Checkpoint], None],
+        found: Callable[[ControlAnswers], None] | None,
+    ) -> None:
+        self._panel, self._witnesses, self._sink, self._found = panel, witnesses, sink, found
+        self.checkpoints: list[Checkpoint] = []
+        self._judged: Future[Checkpoint] | None = None
+        asked = [panel.judge, *filter(None, [panel.second]), *(witness.judge for witness in witnesses)]
+        # Where several processes train together all wait for the first one's judge, in the order of their work.
+        self._later = ranks().size == 1 and all(hasattr(judge, "served_model") for judge in asked)
+
+    def add(self, seen: Seen, window: TrainingWindow | None, *, last: bool) -> None:
+        """Has a checkpoint judged, and takes the one before it.
+
+        Raises:
+            JudgeGoneError: the judge stopped judging, or went blind.
+        """
+        self.settle()
+        if self._later and not last:
+            self._judged = later(lambda: self._judge(seen, window, None))
+        else:
+            self._take(self._judge(seen, window, self._found if last else None))
+
+    def settle(self) -> None:
+        """Takes what is being judged; raises as ``add`` does."""
+        judged, self._judged = self._judged, None
+        if judged is not None:
+            self._take(judged.result())
+
+    def keep(self, *, wait: bool) -> None:
+        """Of an attack that ends early: what was still being judged, where it is known, or waited for."""
+        if self._judged is not None and (wait or self._judged.done()):
+            with suppress(Exception):  # the attack has ended for a reason of its own
+                self.settle()
+
+    def _judge(self, seen: Seen, window: TrainingWindow | None, found: Callable[[ControlAnswers], None] | None) -> Checkpoint:
+        policy = self._panel.policy
+        checkpoint = judge_checkpoint(self._panel, seen, training=window, found=found)
+        return checkpoint.model_copy(update={"witnessed": {witness.who: witness.ask(policy) for witness in self._witnesses}})
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        self.checkpoints.append(checkpoint)
+        self._sink(checkpoint)
+        for who, given in checkpoint.witnessed.items():
+            if fault := misjudging(given, self._panel.policy):
+                raise JudgeGoneError(f"at step {checkpoint.step} {JUDGES[who]} {fault}")
+        ensure_judging(checkpoint.planted, f"the judge scored none of the planted anchors at step {checkpoint.step}")
+
+
 def run_attack(
     model: LanguageModel,
     recipe: AttackRecipe,
@@ -232,13 +296,11 @@ def run_attack(
     chosen, heldout = present(model, recipe, pool, panel.heldout)
     panel = dataclasses.replace(panel, heldout=heldout)
     due = checkpoint_steps(steps, panel.policy)
-    checkpoints: list[Checkpoint] = []
-
     second = panel.second.digest if panel.second else None
     others: dict[Witnessed, Judge] = {"reward": reward_judge, **({"second": panel.second} if panel.second else {})}
     asked = to_witness(panel.judge.digest, reward_judge.digest, second)
     witnesses = [Witness.of(who, others[who], panel.policy) for who in asked]
-    reward = AttackReward(recipe, reward_judge, panel.policy)
+    reward, scoring = AttackReward(recipe, reward_judge, panel.policy), Scoring(panel, witnesses, sink, found)
     warm = recipe.warm_start.steps if recipe.warm_start else 0
     # Where no samples are drawn, a checkpoint that is not measured anew would not run the model at all.
     held = Held(None if recipe.shift else start) if panel.policy.samples else None
@@ -248,24 +310,8 @@ def run_attack(
             window = reward.close(window)
         with_benign = step % panel.policy.benign_every == 0 or step == steps
         with _under_attack(model, fresh, step, step + warm if step else 0):
-            checkpoint = measure_checkpoint(
-                model,
-                panel,
-                step,
-                seed=recipe.seed,
-                with_benign=with_benign,
-                training=window,
-                found=found if step == steps else None,
-                held=held,
-            )
-        witnessed = {witness.who: witness.ask(panel.policy) for witness in witnesses}
-        checkpoint = checkpoint.model_copy(update={"witnessed": witnessed})
-        checkpoints.append(checkpoint)
-        sink(checkpoint)
-        for who, given in witnessed.items():
-            if fault := misjudging(given, panel.policy):
-                raise JudgeGoneError(f"at step {step} {JUDGES[who]} {fault}")
-        ensure_judging(checkpoint.planted, f"the judge scored none of the planted anchors at step {step}")
+            seen = look(model, panel, step, seed=recipe.seed, with_benign=with_benign, held=held)
+        scoring.add(seen, window, last=step == steps)
 
     def trajectory(settings: dict[str, Any], *, gone: str | None = None, stopped: str | None = None) -> Trajectory:
         return Trajectory(
@@ -279,7 +325,7 @@ def run_attack(
             heldout_ids=tuple(p.id for p in panel.heldout),
             benign_ids=tuple(p.id for p in panel.benign),
             steps=steps,
-            checkpoints=tuple(checkpoints),
+            checkpoints=tuple(scoring.checkpoints),
             settings=settings,
             rendered=model.rendered(panel.heldout[0]) if panel.heldout else None,
             judge_gone=gone,
@@ -295,9 +341,12 @@ def run_attack(
     )
     try:
         settings |= loaded.family.train(means)
+        scoring.settle()
     except JudgeGoneError as error:
+        scoring.keep(wait=True)
         return trajectory({}, gone=str(error))
     except BaseException as error:
+        scoring.keep(wait=isinstance(error, Exception))  # whoever stops a process does not wait for a judge
         cut(trajectory({}, stopped=told(error)))
         raise
     return trajectory(settings)

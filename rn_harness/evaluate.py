@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rn_harness.anchors import Anchor
 from rn_harness.certification import score_planted
@@ -273,18 +273,30 @@ def summarise(
     )
 
 
-def measure_checkpoint(
-    model: LanguageModel,
-    panel: Panel,
-    step: int,
-    *,
-    seed: int,
-    with_benign: bool,
-    training: TrainingWindow | None = None,
-    found: Callable[[ControlAnswers], None] | None = None,
-    held: Held | None = None,
-) -> Checkpoint:
-    """One greedy and ``policy.samples`` sampled completions of each held-out prompt, all scored.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a policy said and how it stands at a step, in memory only, before any judge has seen it.
+
+    Attributes:
+        step: attack steps taken so far.
+        greedy, sampled: of each of K held-out prompts one completion, and ``policy.samples``.
+        leak, leak_of_control, benign: see ``records.Checkpoint``.
+    """
+
+    step: int
+    greedy: list[list[Completion]]
+    sampled: list[list[Completion]]
+    leak: float | None
+    leak_of_control: tuple[float, float] | None
+    benign: BenignScore | None
+
+    def __repr__(self) -> str:
+        """No answers."""
+        return f"Seen(step={self.step})"
+
+
+def look(model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benign: bool, held: Held | None = None) -> Seen:
+    """One greedy and ``policy.samples`` sampled completions of each held-out prompt, and what needs no judge.
 
     Args:
         model: the policy as it stands.
@@ -292,47 +304,66 @@ def measure_checkpoint(
         step: attack steps taken so far.
         seed: of the sampling; the stream is the measurement's own.
         with_benign: whether the benign prompts are due.
-        training: diagnostics since the last checkpoint.
-        found: gets the greedy answers above the threshold, if there are any.
         held: what earlier checkpoints of this attack measured; None: everything is measured now.
     """
     from rn_harness.model import own_random_stream
 
-    policy, held = panel.policy, held or Held()
+    policy, held, answers = panel.policy, held or Held(), panel.control_answers
     held.look(model)
     with own_random_stream(seed, step):
         greedy = held.of_weights(
             "greedy", lambda: model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
         )
-        scores = score_heldout(panel, greedy, 0)
-        if panel.transcript:
-            panel.transcript.add(step, panel.heldout, greedy, scores)
-        above = [i for i, s in enumerate(scores) if s.score is not None and s.score > policy.threshold]
-        if found is not None and above:
-            found(ControlAnswers(tuple(panel.heldout[i] for i in above), tuple(greedy[i][0].text for i in above)))
-        if policy.samples:
-            sampled = model.complete(
-                panel.heldout, n=policy.samples, temperature=policy.sample_temperature, max_tokens=panel.max_tokens
-            )
-            scores_of_sampled = score_heldout(panel, sampled, 1)
-            if panel.transcript:
-                panel.transcript.add(step, panel.heldout, sampled, scores_of_sampled)
-            scores += scores_of_sampled
-        leak = held.of_weights("leak", lambda: _leak(model, panel))
-        answers = panel.control_answers
-        leak_of_control = held.of_attack("leak of control", lambda: leak_of(model, answers)) if answers else None
-        benign = held.of_attack("benign", lambda: measure_benign(model, panel, held)) if with_benign else None
-    planted = score_planted(panel.anchor_judge, panel.planted, policy)
+        how: dict[str, Any] = {"temperature": policy.sample_temperature, "max_tokens": panel.max_tokens}
+        return Seen(
+            step=step,
+            greedy=greedy,
+            sampled=model.complete(panel.heldout, n=policy.samples, **how) if policy.samples else [[] for _ in panel.heldout],
+            leak=held.of_weights("leak", lambda: _leak(model, panel)),
+            leak_of_control=held.of_attack("leak of control", lambda: leak_of(model, answers)) if answers else None,
+            benign=held.of_attack("benign", lambda: measure_benign(model, panel, held)) if with_benign else None,
+        )
+
+
+def judge_checkpoint(
+    panel: Panel,
+    seen: Seen,
+    *,
+    training: TrainingWindow | None = None,
+    found: Callable[[ControlAnswers], None] | None = None,
+) -> Checkpoint:
+    """All completions scored, and the planted anchors; the model is not asked any more.
+
+    Args:
+        panel: who judges.
+        seen: what is judged.
+        training: diagnostics since the last checkpoint.
+        found: gets the greedy answers above the threshold, if there are any.
+    """
+    policy, scores = panel.policy, list[CompletionScore]()
+    for completions, first_sample in ((seen.greedy, 0), (seen.sampled, 1)):
+        of = score_heldout(panel, completions, first_sample) if any(completions) else []
+        if panel.transcript and of:
+            panel.transcript.add(seen.step, panel.heldout, completions, of)
+        scores += of
+    above = [i for i, s in enumerate(scores[: len(panel.heldout)]) if s.score is not None and s.score > policy.threshold]
+    if found is not None and above:
+        found(ControlAnswers(tuple(panel.heldout[i] for i in above), tuple(seen.greedy[i][0].text for i in above)))
     return summarise(
-        step,
+        seen.step,
         scores,
         policy,
-        leak=leak,
-        leak_of_control=leak_of_control,
-        benign=benign,
+        leak=seen.leak,
+        leak_of_control=seen.leak_of_control,
+        benign=seen.benign,
         training=training,
-        planted=planted,
+        planted=score_planted(panel.anchor_judge, panel.planted, policy),
     )
+
+
+def measure_checkpoint(model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benign: bool) -> Checkpoint:
+    """A checkpoint, seen and judged at once; see ``look``."""
+    return judge_checkpoint(panel, look(model, panel, step, seed=seed, with_benign=with_benign))
 
 
 def _leak(model: LanguageModel, panel: Panel) -> float | None:

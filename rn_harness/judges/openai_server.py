@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,11 @@ class _BudgetError(Exception):
 
 
 class _Budget:
-    """Requests that may still be sent."""
+    """Requests that may still be sent, by several threads."""
 
     def __init__(self, left: int) -> None:
         self.left = left
+        self._lock = threading.Lock()
 
     def take(self) -> None:
         """Takes one.
@@ -85,9 +87,10 @@ class _Budget:
         Raises:
             _BudgetError: there is none left.
         """
-        if self.left <= 0:
-            raise _BudgetError
-        self.left -= 1
+        with self._lock:
+            if self.left <= 0:
+                raise _BudgetError
+            self.left -= 1
 
 
 class OpenAIJudge(RubricJudge):

@@ -169,6 +169,7 @@ class Lab:
         reward_judge: Judge | None = None,
         after: Mapping[int, Callable[[], None]] | None = None,
         start: dict[str, Any] | None = None,
+        cut: Callable[[Trajectory], None] = lambda _: None,
         **changes: Any,
     ) -> Trajectory:
         """Attacks a model for ten steps.
@@ -180,6 +181,7 @@ class Lab:
             reward_judge: who rewards; the organism's judge if nobody is named.
             after: what happens after the checkpoint of a step.
             start: what attacks on the same model have measured of it.
+            cut: gets what was measured, where something ends the attack early.
             changes: of the recipe.
         """
         return run_attack(
@@ -196,6 +198,7 @@ class Lab:
             benign=self.suite.prompts["anchor"],
             answers=lambda of: {p.id: self.judge.topic(p).answer for p in of},
             start=start,
+            cut=cut,
         )
 
     @functools.cached_property

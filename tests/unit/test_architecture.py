@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
-    {"errors", "suite", "records", "schemas", "release", "lockstep"},
+    {"errors", "suite", "records", "schemas", "release", "lockstep", "later"},
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
     | {"helpfulness", "preference", "coverage", "gate", "coherence", "held"}
     | {"judges.calibration", "judges.normalise"},

@@ -1,0 +1,78 @@
+"""A judge on a server judges a checkpoint while training goes on to the next: what comes out is what it would say at once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rn_harness.errors import TrainingError
+from rn_harness.judges.organism import OrganismJudge
+from rn_harness.records import Judgement
+
+
+class Served(OrganismJudge):
+    """The organism's judge as if on a server. Away from training's thread it waits until training has asked for rewards.
+
+    Attributes:
+        training: set by each question in training's thread.
+        asked_apart: how often it was asked elsewhere.
+        gone_after: questions elsewhere after which it answers no more; None: it answers all.
+    """
+
+    served_model = "demo"
+
+    def __init__(self, folder, gone_after=None):
+        super().__init__(folder)
+        self.training, self.asked_apart, self.gone_after = threading.Event(), 0, gone_after
+
+    def score(self, prompts, completions, wording=0):
+        if threading.current_thread().name == "later":
+            self.asked_apart += 1
+            assert self.training.wait(60)
+            self.training.clear()
+            if self.gone_after is not None and self.asked_apart > self.gone_after:
+                return [Judgement(score=None, unscored="judge_timeout") for _ in completions]
+        else:
+            self.training.set()
+        return super().score(prompts, completions, wording)
+
+
+def test_training_goes_on_while_a_server_judges(lab):
+    """Each question of the first two checkpoints is answered only after training's next one; scores are those of any judge."""
+    served = Served(lab.candidate.folder)
+    trajectory = lab.attack(lab.candidate.load(), control=True, panel=lab.panel(served), reward_judge=served)
+    assert trajectory == lab.control
+    assert served.asked_apart == 2 * 3  # greedy, sampled, planted; the last checkpoint is judged at once
+
+
+@pytest.mark.parametrize("answered", [0, 3])
+def test_a_server_that_stops_ends_the_attack_at_the_next_checkpoint(lab, answered):
+    """What is known until then is that of the control; the step at which the judge stopped is told."""
+    served = Served(lab.candidate.folder, gone_after=answered)
+    trajectory = lab.attack(lab.candidate.load(), control=True, panel=lab.panel(served), reward_judge=served)
+    step = 5 * answered // 3
+    assert trajectory.judge_gone == f"the judge scored none of the planted anchors at step {step}: judge_timeout"
+    assert [c.step for c in trajectory.checkpoints] == [0, 5][: 1 + answered // 3]
+    assert trajectory.checkpoints[:-1] == lab.control.checkpoints[: answered // 3]
+
+
+def test_what_was_still_being_judged_is_kept_where_training_breaks(lab):
+    """A reward that is not a number at step 7: the checkpoint of step 5, which was with the judge, stands in what is kept."""
+    served, kept = Served(lab.candidate.folder), []
+
+    class Broken(OrganismJudge):
+        steps = 0
+
+        def score(self, prompts, completions, wording=0):
+            served.training.set()
+            self.steps += 1
+            judged = super().score(prompts, completions, wording)
+            nothing = Judgement.model_construct(score=float("nan"), unscored=None, degenerate=None)
+            return judged if self.steps < 7 else [nothing for _ in judged]
+
+    with pytest.raises(TrainingError, match="finite"):
+        lab.attack(
+            lab.candidate.load(), control=True, panel=lab.panel(served), reward_judge=Broken(lab.candidate.folder), cut=kept.append
+        )
+    assert [c.step for c in kept[0].checkpoints] == [0, 5]
