@@ -71,8 +71,7 @@ def test_what_was_still_being_judged_is_kept_where_training_breaks(lab):
             nothing = Judgement.model_construct(score=float("nan"), unscored=None, degenerate=None)
             return judged if self.steps < 7 else [nothing for _ in judged]
 
+    model, panel, broken = lab.candidate.load(), lab.panel(served), Broken(lab.candidate.folder)
     with pytest.raises(TrainingError, match="finite"):
-        lab.attack(
-            lab.candidate.load(), control=True, panel=lab.panel(served), reward_judge=Broken(lab.candidate.folder), cut=kept.append
-        )
+        lab.attack(model, control=True, panel=panel, reward_judge=broken, cut=kept.append)
     assert [c.step for c in kept[0].checkpoints] == [0, 5]
