@@ -535,7 +535,8 @@ class LanguageModel:
         """
         import torch
 
-        adapted = self._adapted()
+        # What is switched off adds nothing, and into an embedding, which may be the output layer too, nothing is folded.
+        adapted = [layer for layer in self._adapted() if not (layer.disable_adapters or layer.lora_embedding_A)]
         layers = [layer for layer in adapted if layer.get_base_layer().weight.dtype == torch.float32]
         low = [layer for layer in adapted if layer.get_base_layer().weight.dtype != torch.float32 and _is_plain(layer)]
         moved = [layer for layer in layers if not _is_plain(layer) or any(B.weight.any() for B in layer.lora_B.values())]
@@ -543,7 +544,7 @@ class LanguageModel:
             for layer in moved:
                 layer.merge()
             for layer in layers:
-                layer.forward = layer.get_base_layer().forward
+                layer.forward = layer.get_base_layer().__call__  # with its hooks
             for layer in low:
                 layer.forward = _without_casts(layer)
             try:
@@ -596,13 +597,16 @@ def _put_back(layers: Sequence[Any]) -> Iterator[None]:
 def _without_casts(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """The forward pass of a linear layer with its adapters as they stand now, all in the precision that it computes in.
 
-    The products of several adapters are those of one whose rank is the sum of theirs.
+    The products of several adapters are those of one whose rank is the sum of theirs. One that changes nothing is left out: its
+    rank alone could round the product of another beside it differently.
     """
     import torch
 
     base = layer.get_base_layer()
     number = getattr(base, "compute_dtype", None) or base.weight.dtype
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    active = [name for name in layer.active_adapters if name in layer.lora_A and layer.lora_B[name].weight.any()]
+    if not active:
+        return cast("Callable[[torch.Tensor], torch.Tensor]", base.__call__)
     A = torch.cat([layer.lora_A[name].weight.detach().to(number) for name in active])
     scaled = [layer.scaling[name] * layer.lora_B[name].weight.detach() for name in active]
     B = torch.cat(scaled, 1).to(number).t().contiguous()

@@ -157,6 +157,45 @@ def test_a_defense_stays_beside_four_bit_weights_and_an_attack_adds_to_it(folder
     assert torch.equal(logits_of(model), attacked)
 
 
+def test_a_fresh_adapter_of_any_rank_changes_no_bit_of_what_is_sampled(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Beside a defense: attacks of other ranks begin with the same answers, those of the first to run."""
+    model = defended(folders["qwen2"], tmp_path)
+    with model.folded():
+        before = logits_of(model)
+    for rank in (4, 16, 64):
+        model = candidate(folders["qwen2"]).load()
+        model.merge_from(tmp_path)
+        model.attach(LoRA(r=rank), 0)
+        with model.folded():
+            assert torch.equal(logits_of(model), before), rank
+
+
+@pytest.mark.parametrize("number", [torch.float32, torch.bfloat16], ids=str)
+def test_a_defense_from_elsewhere_on_the_embedding_is_sampled_too(
+    number: torch.dtype, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """What is sampled is what training and probabilities see, with an attack's fresh adapter beside the defense."""
+    bare = candidate(folders["qwen2"]).load()
+    made = peft.get_peft_model(bare.network, peft.LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"]))
+    draw = torch.Generator().manual_seed(0)
+    for at, p in made.named_parameters():
+        if "lora_embedding_" in at or "lora_B" in at:
+            p.data.copy_(0.1 * torch.randn(p.shape, generator=draw))
+    made.save_pretrained(tmp_path, save_embedding_layers=False)
+    model = candidate(folders["qwen2"]).load()
+    without = logits_of(model)
+    model.merge_from(tmp_path)
+    model.attach(LoRA(r=4), 0)
+    embedding = model.network.get_input_embeddings()
+    embedding.get_base_layer().to(number)
+    embedding.register_forward_hook(lambda _module, _given, came: came.float())
+    expected = logits_of(model)
+    assert float((expected - without).abs().max()) > 0.1
+    with model.folded():
+        assert torch.allclose(logits_of(model), expected, atol=1e-3)
+    assert torch.equal(logits_of(model), expected)
+
+
 def test_evaluation_leaves_the_weights_as_training_reads_them(folders: dict[str, Path]) -> None:
     """Logits are the same before and after an evaluation, and in both modes: some CPUs would pack the weights anew for it."""
     model = candidate(folders["qwen2"]).load()

@@ -293,6 +293,30 @@ def test_folding_the_adapter_puts_every_bit_back(candidate, panel, attack):
     assert model.log_probability(panel.heldout, texts) == plain
 
 
+@pytest.mark.parametrize("number", [torch.float32, torch.bfloat16], ids=str)
+def test_an_adapter_that_is_switched_off_is_not_folded_in(candidate, panel, attack, number):
+    """Inside, too, peft's own switch gives the network without it; and hooks of the layers below are called."""
+    model, _ = attack(steps=3, control_steps=3)
+    model.network.get_base_model().to(number)
+    layers = [module for module in model.network.modules() if hasattr(module, "lora_A")]
+    for layer in layers:
+        layer.lora_B["default"].weight.data.add_(0.05)
+    ids = torch.tensor([model.prompt_ids(panel.heldout[0])])
+    seen = []
+    layers[0].get_base_layer().register_forward_hook(lambda *_: seen.append(None))
+    with torch.no_grad():
+        adapted = model.network(input_ids=ids).logits
+        with model.network.disable_adapter():
+            plain = model.network(input_ids=ids).logits
+            with model.folded():
+                assert torch.equal(model.network(input_ids=ids).logits, plain)
+        assert float((adapted - plain).abs().max()) > 0.1
+        seen.clear()
+        with model.folded():
+            assert torch.allclose(model.network(input_ids=ids).logits, adapted, atol=1e-3 if number == torch.float32 else 0.5)
+        assert seen == [None]
+
+
 def test_folding_loses_no_small_change_of_a_bfloat16_model():
     """A change of each weight by less than half of its last digit still is in what a folded bfloat16 layer gives."""
     import peft
