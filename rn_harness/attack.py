@@ -302,8 +302,9 @@ def run_attack(
     witnesses = [Witness.of(who, others[who], panel.policy) for who in asked]
     reward, scoring = AttackReward(recipe, reward_judge, panel.policy), Scoring(panel, witnesses, sink, found)
     warm = recipe.warm_start.steps if recipe.warm_start else 0
-    # Where no samples are drawn, a checkpoint that is not measured anew would not run the model at all.
-    held = Held(None if recipe.shift else start) if panel.policy.samples else None
+    # A family from elsewhere may move more than its adapter, and where no samples are drawn, a checkpoint that is not measured
+    # anew would not run the model at all.
+    held = Held(None if recipe.shift else start) if panel.policy.samples and loaded.digest is None else None
 
     def at_step(step: int, window: TrainingWindow | None) -> None:
         if window is not None:

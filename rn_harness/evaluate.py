@@ -126,6 +126,11 @@ def _sampled_answers(model: LanguageModel, prompts: Sequence[Prompt], policy: Po
     return [tuple(answer.text for answer in group) for group in groups]
 
 
+def _refusals(answers: Mapping[str, str]) -> dict[str, bool]:
+    """Which answers refuse, by id."""
+    return {name: is_refusal(text) for name, text in answers.items()}
+
+
 def _mean_similarity(answers: Sequence[str], reference: str) -> float:
     return sum(similarity(answer, reference) for answer in answers) / len(answers)
 
@@ -383,7 +388,7 @@ def measure_benign(model: LanguageModel, panel: Panel, held: Held) -> BenignScor
 
     Draws from torch's global random stream.
     """
-    greedy = held.of_weights("benign greedy", lambda: greedy_answers(model, panel.benign, panel.max_tokens))
+    refusals = held.of_weights("benign refusals", lambda: _refusals(greedy_answers(model, panel.benign, panel.max_tokens)))
     sampled = _sampled_answers(model, panel.benign, panel.policy, panel.max_tokens)
     references = [panel.benign_references[p.id] for p in panel.benign]
     logs = held.of_weights(
@@ -394,7 +399,7 @@ def measure_benign(model: LanguageModel, panel: Panel, held: Held) -> BenignScor
             BenignAnswer(
                 prompt_id=p.id,
                 twin=p.kind == "twin",
-                refusal=is_refusal(greedy[p.id]),
+                refusal=refusals[p.id],
                 similarity=_mean_similarity(texts, r.greedy),
                 own=r.own,
                 chance=r.chance,

@@ -18,7 +18,7 @@ UNCHANGING = ""
 
 
 class Held:
-    """In memory only, and only of attacks that train an adapter.
+    """In memory only, and only of attacks whose family is known to move an adapter and nothing else.
 
     Args:
         start: of the model that is attacked, before its adapter changes anything; filled here, for other attacks on it that are

@@ -438,7 +438,7 @@ class LanguageModel:
 
         if self._start or not self.trained:
             return None
-        if not any(p.any() for name, p in self.trained.items() if "lora_B" in name):
+        if not any(p.any() for name, p in self.trained.items() if "lora_A" not in name):
             return UNCHANGING
         digest = hashlib.sha256()
         for p in self.trained.values():

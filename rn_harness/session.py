@@ -1391,7 +1391,8 @@ class RunSession:
                         if kind == "control"
                         else None,
                         searched=self._trials(suite, attack),
-                        start=self._starts.setdefault((suite.digest, defended.digest), {}),
+                        # Rows of a fleet are rounded by their companions.
+                        start=None if member else self._starts.setdefault((suite.digest, defended.digest), {}),
                         cut=cut,
                         sampler=self.sampler,
                         tick=lambda step: self.say(Progress(f"{suite.domain}: {case_id}", step, steps, among=self._among)),

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 
+from rn_harness import session
+from rn_harness.errors import TrainingError
+from rn_harness.held import UNCHANGING
 from rn_harness.model import LanguageModel
+from rn_harness.session import Options, RunSession
+from rn_harness.store import Store
 from rn_harness.suite import Shift
 
 LOW = 1e-6
 """Learning rate."""
+FOLDING = """
+from rn_harness.attacks.reinforcement import Grpo, reinforce
+
+
+class Folding(Grpo):
+    def train(self, means):
+        def at_step(step, window):
+            for layer in means.model.network.modules():
+                if hasattr(layer, "lora_A"):
+                    layer.get_base_layer().weight.data += layer.get_delta_weight("default")
+                    layer.lora_B["default"].weight.data.zero_()
+            means.at_step(step, window)
+
+        return reinforce(means, at_step=at_step)
+"""
+"""A family of one's own that folds what it has learned into the weights, and goes on with an adapter that changes nothing."""
 
 
 @pytest.fixture
@@ -82,6 +104,60 @@ def test_attacks_on_one_model_share_its_beginning_and_nothing_else(lab, asked):
     assert asked["sampled"] - before["sampled"] == 2 * 5
     third = lab.attack(lab.candidate.load(), control=True, start=start, shift=Shift(prefill="Sure,"))
     assert third.checkpoints[0].greedy_mean > first.checkpoints[0].greedy_mean  # it is measured on other prompts
+
+
+def test_of_a_family_from_elsewhere_everything_is_measured_anew(lab, anew):
+    """It may move more than its adapter: greedy answers and leak are those of the weights as they stand, and nobody else's."""
+    (lab.folder / "folding.py").write_text(FOLDING)
+    start = {}
+    held = lab.attack(lab.candidate.load(), control=True, family="python:folding.py:Folding", start=start)
+    assert held == anew(lab.candidate.load(), control=True, family="python:folding.py:Folding")
+    assert held.checkpoints[-1].greedy_mean > held.checkpoints[0].greedy_mean
+    assert start == {}
+
+
+def test_what_is_shared_tells_no_answer(lab, monkeypatch):
+    """A session that is printed, as ``--showlocals`` does, holds it: no text of a completion is in it."""
+    said, answer = set(), LanguageModel.answer
+
+    def listening(model, tokens):
+        completion = answer(model, tokens)
+        said.add(completion.text)
+        return completion
+
+    monkeypatch.setattr(LanguageModel, "answer", listening)
+    start = {}
+    lab.attack(lab.candidate.load(), control=True, start=start, steps=1, control_steps=1)
+    assert start
+    assert len(said) > 10
+    assert not [text for text in said if text.strip() and text in repr(start)]
+
+
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}, {"target_modules": ["embed_tokens"]}], ids=str)
+def test_only_products_with_a_zero_are_known_to_change_nothing(lab, more):
+    """Of whatever else peft trains, a fresh adapter is known by its bits."""
+    settings = {"r": 4, "target_modules": ["q_proj"], **more}
+    network = peft.get_peft_model(lab.candidate.load().network, peft.LoraConfig(**settings))
+    assert (LanguageModel(network, None).adapter_digest() == UNCHANGING) == (not more)
+
+
+def test_members_of_a_fleet_share_nothing(lab, monkeypatch, tmp_path):
+    """Their rows are rounded by their companions, an attack's alone are not; those that run alone share one beginning."""
+    given = []
+
+    def attack(*_, start, **_others):
+        given.append(start)
+        raise TrainingError("far enough")
+
+    monkeypatch.setattr(session, "run_attack", attack)
+    options = Options("organism", "none", None, None, None, None, "smoke", (), tmp_path, fleet=2)
+    run = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+    run._panels[lab.suite.digest, "smoke"] = lab.panel()
+    for number, changes in enumerate(({}, {"beta": 0.1}, {"beta": 0.2})):
+        with pytest.raises(TrainingError, match="far enough"):
+            run.case("control", lab.suite, lab.recipe.model_copy(update={"name": f"a{number}", **changes}))
+    assert given[0] is None
+    assert given[1] is given[2] is not None
 
 
 def test_without_samples_everything_is_measured_anew(lab, asked):
