@@ -224,6 +224,11 @@ class Scoring:
         if judged is not None:
             self._take(judged.result())
 
+    def look(self) -> None:
+        """Takes what has been judged by now; raises as ``add`` does."""
+        if self._judged is not None and self._judged.done():
+            self.settle()
+
     def keep(self, *, wait: bool) -> None:
         """Of an attack that ends early: what was still being judged, where it is known, or waited for."""
         if self._judged is not None and (wait or self._judged.done()):
@@ -314,6 +319,10 @@ def run_attack(
             seen = look(model, panel, step, seed=recipe.seed, with_benign=with_benign, held=held)
         scoring.add(seen, window, last=step == steps)
 
+    def at_tick(step: int) -> None:
+        tick(step)
+        scoring.look()
+
     def trajectory(settings: dict[str, Any], *, gone: str | None = None, stopped: str | None = None) -> Trajectory:
         return Trajectory(
             candidate_digest=candidate_digest,
@@ -338,7 +347,7 @@ def run_attack(
     settings: dict[str, Any] = {"family_sha256": loaded.digest} if loaded.digest else {}
     settings |= {"search": dict(searched)} if searched else {}
     means = Means(
-        model, run, chosen, benign, answers(chosen), reward, at_step, due=lambda step: step in due, sampler=sampler, tick=tick
+        model, run, chosen, benign, answers(chosen), reward, at_step, due=lambda step: step in due, sampler=sampler, tick=at_tick
     )
     try:
         settings |= loaded.family.train(means)

@@ -170,6 +170,7 @@ class Lab:
         after: Mapping[int, Callable[[], None]] | None = None,
         start: dict[str, Any] | None = None,
         cut: Callable[[Trajectory], None] = lambda _: None,
+        tick: Callable[[int], object] = lambda _: None,
         **changes: Any,
     ) -> Trajectory:
         """Attacks a model for ten steps.
@@ -182,6 +183,7 @@ class Lab:
             after: what happens after the checkpoint of a step.
             start: what attacks on the same model have measured of it.
             cut: gets what was measured, where something ends the attack early.
+            tick: told of each step.
             changes: of the recipe.
         """
         return run_attack(
@@ -199,6 +201,7 @@ class Lab:
             answers=lambda of: {p.id: self.judge.topic(p).answer for p in of},
             start=start,
             cut=cut,
+            tick=tick,
         )
 
     @functools.cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_training_goes_on_while_a_server_judges(lab):
 
 
 @pytest.mark.parametrize("answered", [0, 3])
-def test_a_server_that_stops_ends_the_attack_at_the_next_checkpoint(lab, answered):
+def test_a_server_that_stops_ends_the_attack(lab, answered):
     """What is known until then is that of the control; the step at which the judge stopped is told."""
     served = Served(lab.candidate.folder, gone_after=answered)
     trajectory = lab.attack(lab.candidate.load(), control=True, panel=lab.panel(served), reward_judge=served)
@@ -75,3 +76,18 @@ def test_what_was_still_being_judged_is_kept_where_training_breaks(lab):
     with pytest.raises(TrainingError, match="finite"):
         lab.attack(model, control=True, panel=panel, reward_judge=broken, cut=kept.append)
     assert [c.step for c in kept[0].checkpoints] == [0, 5]
+
+
+def test_what_is_judged_is_taken_at_the_next_step(lab):
+    """And not at the next checkpoint: a kill in between would lose it."""
+    served, steps, taken = Served(lab.candidate.folder), [], {}
+    lab.attack(
+        lab.candidate.load(),
+        control=True,
+        panel=lab.panel(served),
+        reward_judge=served,
+        after={step: lambda step=step: taken.update({step: len(steps)}) for step in (0, 5, 10)},
+        tick=lambda step: (steps.append(step), time.sleep(0.2)),
+    )
+    assert taken[0] < 5
+    assert 5 < taken[5] < 10
