@@ -89,8 +89,9 @@ def quiet_libraries() -> None:
 def _settle() -> None:
     """Takes what the libraries brought out of garbage collection: half a million objects that stay, looked through each time.
 
-    Once, before there is a model: what is frozen and in a cycle is never freed.
+    Once, before there is a model: what is frozen and in a cycle is never freed, hence not what others left behind by then.
     """
+    gc.collect()
     gc.freeze()
 
 

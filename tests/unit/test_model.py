@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,30 @@ def test_the_record_tells_templates_apart(model: LanguageModel, tmp_path: Path) 
     assert rendered == load(tmp_path / "same", QWEN).rendered(PROMPT)
     other = dataclasses.replace(QWEN, template=QWEN.template.replace("You answer questions.", "You refuse."))
     assert load(tmp_path / "other", other).rendered(PROMPT) != rendered
+
+
+LEFT = """
+import gc, weakref
+
+class Model:
+    pass
+
+gc.disable()
+left = Model()
+left.itself, seen = left, weakref.ref(left)
+del left
+from rn_harness.model import quiet_libraries
+quiet_libraries()
+assert gc.get_freeze_count() > 100_000
+gc.collect()
+assert seen() is None
+"""
+
+
+def test_what_others_left_in_cycles_is_freed() -> None:
+    """A user's own tests may have dropped a model just before: the libraries' objects stay for good, that one does not."""
+    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_output_layer_is_not_copied_for_each_row(model: LanguageModel) -> None:
