@@ -313,8 +313,11 @@ def look(model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benig
     """
     from rn_harness.model import own_random_stream
 
-    policy, held, answers = panel.policy, held or Held(), panel.control_answers
-    held.look(model)
+    policy, answers = panel.policy, panel.control_answers
+    if held is None:
+        held = Held()
+    else:
+        held.look(model)
     with own_random_stream(seed, step):
         greedy = held.of_weights(
             "greedy", lambda: model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)

@@ -106,12 +106,17 @@ def test_attacks_on_one_model_share_its_beginning_and_nothing_else(lab, asked):
     assert third.checkpoints[0].greedy_mean > first.checkpoints[0].greedy_mean  # it is measured on other prompts
 
 
-def test_of_a_family_from_elsewhere_everything_is_measured_anew(lab, anew):
-    """It may move more than its adapter: greedy answers and leak are those of the weights as they stand, and nobody else's."""
+def test_of_a_family_from_elsewhere_everything_is_measured_anew(lab, anew, monkeypatch):
+    """It may move more than its adapter: greedy answers and leak are those of the weights as they stand, and nobody else's.
+
+    Its adapter may be of any kind, and is not looked at.
+    """
     (lab.folder / "folding.py").write_text(FOLDING)
+    every = anew(lab.candidate.load(), control=True, family="python:folding.py:Folding")
     start = {}
+    monkeypatch.delattr(LanguageModel, "adapter_digest")
     held = lab.attack(lab.candidate.load(), control=True, family="python:folding.py:Folding", start=start)
-    assert held == anew(lab.candidate.load(), control=True, family="python:folding.py:Folding")
+    assert held == every
     assert held.checkpoints[-1].greedy_mean > held.checkpoints[0].greedy_mean
     assert start == {}
 
