@@ -10,7 +10,7 @@ import rn_harness.defense
 import rn_harness.session
 
 FAULT, STEP = os.environ["RN_FAULT"], int(os.environ["RN_FAULT_STEP"])
-sound, attack, converged = stage.measure_checkpoint, stage.run_attack, rn_harness.defense.measure_convergence
+sound, attack, converged = stage.look, stage.run_attack, rn_harness.defense.measure_convergence
 kinds = []
 
 
@@ -54,6 +54,6 @@ def _attack(*parts, control, **others):
     return attack(*parts, control=control, **others)
 
 
-stage.measure_checkpoint = _measure
+stage.look = _measure
 rn_harness.session.run_attack = _attack
 rn_harness.defense.measure_convergence = _measure_defense

@@ -64,7 +64,7 @@ def _watch(event, args):
 
 
 _fresh = {}
-_answer, _measure = rn_harness.model.LanguageModel.answer, stage.measure_checkpoint
+_answer, _measure = rn_harness.model.LanguageModel.answer, stage.look
 
 
 def _marked(self, tokens):
@@ -87,5 +87,5 @@ def _chunks(model, panel, step, **others):
 
 
 rn_harness.model.LanguageModel.answer = _marked
-stage.measure_checkpoint = _chunks
+stage.look = _chunks
 sys.addaudithook(_watch)

@@ -54,14 +54,14 @@ def test_a_process_that_fails_ends_the_run(workspace):
         from rn_harness import attack, plugin
 
         plugin.GRACE_S = 1
-        measure = attack.measure_checkpoint
+        measure = attack.look
 
         def broken(model, panel, step, **how):
             if os.environ["RANK"] == "1" and step == 10:
                 raise RuntimeError("a text that may quote a completion")
             return measure(model, panel, step, **how)
 
-        attack.measure_checkpoint = broken
+        attack.look = broken
         """
     )
     workspace.pytester.syspathinsert()
