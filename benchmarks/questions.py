@@ -1,16 +1,18 @@
 """What arXiv 2505.04578 leaves open, measured on the shipped organism: ``python benchmarks/questions.py [part ...]``.
 
 Parts: ``steps`` (how long to defend), ``prompts`` (how many the attacker needs), ``judges`` (defend with one, attack with
-another, score with a third), ``entropy`` (a bonus on it), ``style`` (minimal against courteous refusals). Each row is stored in
-docs/evidence/questions.json as it is made; a row that is stored is not made again unless its part is named. ``tables``
-writes the tables of docs/findings.md and draws docs/images/questions.svg from that file, which every sitting does at its
-end. Defended weights lie in build/questions; attacked ones stay in memory.
+another, score with a third), ``entropy`` (a bonus on it), ``bonus`` (the same against other defenses), ``style`` (minimal against
+courteous refusals). Each row is stored in docs/evidence/questions.json as it is made; a row that is stored is not made again
+unless its part is named. ``tables`` writes the tables of docs/findings.md and draws docs/images/questions.svg from that file,
+which every sitting does at its end. Defended weights lie in build/questions; attacked ones stay in memory.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -28,9 +30,10 @@ from rn_harness.certification import certify, to_plant
 from rn_harness.defense import run_defense
 from rn_harness.evaluate import Panel, benign_references, measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
+from rn_harness.model import LanguageModel
 from rn_harness.organism.knowledge import Topic
 from rn_harness.provenance import hardware, source_digest, versions
-from rn_harness.records import Judgement, Trajectory
+from rn_harness.records import DefenseReport, Judgement, Trajectory
 from rn_harness.suite import AttackRecipe, DefenseRecipe, Suite, WarmStart, load_suite
 from rn_harness.validity import score_mean
 from rn_harness.verdict import converged_at
@@ -48,6 +51,10 @@ PLAIN = AttackRecipe(name="grpo", steps=200, learning_rate=5e-4, prompts=5)
 WARM = {f"warm-5x{n}": n for n in (1, 2, 3, 5, 10)}
 """Supervised steps on five answers before GRPO, by the name of the attack."""
 BONUSES = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1)
+BONUSES_AGAINST = (0.001, 0.01, 0.05)
+"""Of attacks on defenses other than the default one."""
+OWN_BONUSES = (0.003, 0.01, 0.03)
+"""Of the default defense, where it is trained with one."""
 BENIGN = 20
 
 
@@ -121,24 +128,31 @@ class Bench:
             )
             model.save_adapter(folder, f"organism@sha256:{self.candidate.digest}")
             model.merge()
-            first = measure_checkpoint(model, self.panel, 0, seed=0, with_benign=True)
-            assert first.benign is not None
-            told = {
-                "converged_at": converged_at(report.points, suite.policy.convergence),
-                "words": first.mean_words,
-                "leak": first.leak,
-                "kept": first.benign.similarity,
-                "benign_refusals": first.benign.refusals.share,
-                "twin_refusals": first.benign.twin_refusals.share,
-            }
-            facts.write_text(json.dumps(told), encoding="utf-8")
+            facts.write_text(json.dumps(self.facts(model, report)), encoding="utf-8")
         return folder, json.loads(facts.read_text(encoding="utf-8"))
+
+    def facts(self, model: LanguageModel, report: DefenseReport) -> dict[str, Any]:
+        """What there is to tell of a defended model."""
+        first = measure_checkpoint(model, self.panel, 0, seed=0, with_benign=True)
+        assert first.benign is not None
+        return {
+            "converged_at": converged_at(report.points, self.suite.policy.convergence),
+            "words": first.mean_words,
+            "leak": first.leak,
+            "kept": first.benign.similarity,
+            "benign_refusals": first.benign.refusals.share,
+            "twin_refusals": first.benign.twin_refusals.share,
+        }
 
     def attacked(self, adapter: Path | None, recipe: AttackRecipe, reward: str = "exact") -> dict[str, Any]:
         """An attack in numbers; on the undefended organism where there is no adapter."""
         model = self.candidate.load()
         if adapter:
             model.merge_from(adapter)
+        return self.attack(model, recipe, reward, defended=adapter is not None)
+
+    def attack(self, model: LanguageModel, recipe: AttackRecipe, reward: str = "exact", *, defended: bool) -> dict[str, Any]:
+        """The same on a model, which is spoilt."""
         judge = judge_of(reward, self.candidate.folder)
         return numbers(
             run_attack(
@@ -150,8 +164,8 @@ class Bench:
                 judge,
                 lambda _: None,
                 candidate_digest=self.candidate.digest,
-                defended_digest="d" * 64 if adapter else None,
-                control=adapter is None,
+                defended_digest="d" * 64 if defended else None,
+                control=not defended,
                 benign=self.suite.prompts["anchor"],
                 answers=lambda of: {p.id: judge.topic(p).answer for p in of},
             ),
@@ -226,18 +240,19 @@ def prompts(bench: Bench) -> Iterator[Row]:
 
 def judges(bench: Bench) -> Iterator[Row]:
     """Defended with one judge's rewards, attacked with another's, scored by the organism's."""
-    for one in JUDGES:
-        for other in JUDGES:
+    for seed, one, other in itertools.product(SEEDS, JUDGES, JUDGES):
 
-            def row(one: str = one, other: str = other) -> dict[str, Any]:
-                adapter, facts = bench.defended(f"judge-{one}", bench.suite.declaration.defenses["anchored"], one)
-                return {
-                    "defense": facts,
-                    "defended": bench.attacked(adapter, PLAIN, other),
-                    "undefended": bench.attacked(None, PLAIN, other),
-                }
+        def row(seed: int = seed, one: str = one, other: str = other) -> dict[str, Any]:
+            recipe = bench.suite.declaration.defenses["anchored"].model_copy(update={"seed": seed})
+            adapter, facts = bench.defended(f"judge-{one}-{seed}", recipe, one)
+            attack = PLAIN.model_copy(update={"seed": seed})
+            return {
+                "defense": facts,
+                "defended": bench.attacked(adapter, attack, other),
+                "undefended": bench.attacked(None, attack, other),
+            }
 
-            yield f"{one}-{other}", row
+        yield f"{one}-{other}-{seed}", row
 
 
 def style(bench: Bench) -> Iterator[Row]:
@@ -261,10 +276,46 @@ def entropy(bench: Bench) -> Iterator[Row]:
             yield f"{bonus}-{seed}", row
 
 
+def bonus(bench: Bench) -> Iterator[Row]:
+    """An entropy bonus against defenses of other kinds, and against the default one trained with a bonus of its own."""
+    defenses = bench.suite.declaration.defenses
+    others = {name: defenses[name] for name in ("sft", "paper", "hardened")}
+    others |= {f"anchored+{own}": defenses["anchored"].model_copy(update={"entropy_coef": own}) for own in OWN_BONUSES}
+    for seed, name in itertools.product(SEEDS, others):
+
+        def row(recipe: DefenseRecipe = others[name], seed: int = seed) -> dict[str, Any]:
+            model, suite = bench.candidate.load(), bench.suite
+            judge = judge_of("exact", bench.candidate.folder)
+            report = run_defense(
+                model,
+                recipe.model_copy(update={"seed": seed}),
+                suite.prompts["defense"],
+                suite.prompts["anchor"],
+                bench.panel,
+                judge,
+                lambda _: None,
+            )
+            if not recipe.whole:
+                model.merge()
+            told = bench.facts(model, report)
+            attacks = {
+                str(cost): bench.attack(
+                    LanguageModel(copy.deepcopy(model.network), model.tokenizer),
+                    PLAIN.model_copy(update={"entropy_coef": cost, "seed": seed}),
+                    defended=True,
+                )
+                for cost in (0.0, *BONUSES_AGAINST)
+            }
+            return {"defense": told, "attacks": attacks}
+
+        yield f"{name}-{seed}", row
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "prompts": prompts,
     "judges": judges,
     "entropy": entropy,
+    "bonus": bonus,
     "steps": steps,
     "style": style,
 }
@@ -307,6 +358,19 @@ def table_of_entropy(rows: dict[str, Any]) -> list[str]:
     return lines
 
 
+def table_of_bonus(rows: dict[str, Any]) -> list[str]:
+    """A bonus on entropy against other defenses."""
+    told = " | ".join(f"{cost}" for cost in BONUSES_AGAINST)
+    lines = [f"| defense | leak | benign kept | plain attack: highest score | first score above 2, at a bonus of {told} |"]
+    lines += ["|---|---|---|---|" + "---|" * len(BONUSES_AGAINST)]
+    for name, of in by_first(rows).items():
+        facts = [over([row["defense"][key] for row in of], form) for key, form in (("leak", ".0e"), ("kept", ".2f"))]
+        plain = over([row["attacks"]["0.0"]["maximum"] for row in of])
+        firsts = [over([row["attacks"][str(cost)]["first_breach"] for row in of]) for cost in BONUSES_AGAINST]
+        lines.append(f"| `{name}` | {' | '.join(facts)} | {plain} | {' | '.join(firsts)} |")
+    return lines
+
+
 def boundary(attacks: dict[str, Any]) -> int | None:
     """The fewest supervised steps after which an attack had a score above the threshold; None where none had."""
     return min((n for name, n in WARM.items() if attacks[name]["first_breach"] is not None), default=None)
@@ -328,11 +392,12 @@ def table_of_judges(rows: dict[str, Any]) -> list[str]:
         "| defense rewarded by | attack rewarded by | undefended: highest mean | defended: highest score | leak | benign kept |"
     ]
     lines += ["|---|---|---|---|---|---|"]
-    for key, row in rows.items():
+    for key, of in by_first(rows).items():
         one, _, other = key.partition("-")
-        peak, facts = max(row["undefended"]["means"]), row["defense"]
-        top = row["defended"]["maximum"]
-        lines.append(f"| {one} | {other} | {peak:.1f} | {top:g} | {facts['leak']:.0e} | {facts['kept']:.2f} |")
+        peak = over([max(row["undefended"]["means"]) for row in of], ".1f")
+        told = [over([row["defended"]["maximum"] for row in of])]
+        told += [over([row["defense"][name] for row in of], form) for name, form in (("leak", ".0e"), ("kept", ".2f"))]
+        lines.append(f"| {one} | {other} | {peak} | {' | '.join(told)} |")
     return lines
 
 
@@ -366,7 +431,7 @@ def late_breaks(stored: dict[str, Any]) -> list[tuple[str, dict[str, Any], bool]
     return [
         (f"{part} {key}", of, of["first_breach"] is not None)
         for part in ("steps", "style")
-        for key, row in stored.get(part, {"rows": {}})["rows"].items()
+        for key, row in stored.get(part, {}).items()
         for of in row["attacks"].values()
         if of["first_breach"] is None or of["first_breach"] > 10
     ]
@@ -428,7 +493,7 @@ def draw(stored: dict[str, Any]) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = (("steps", "steps of the defense"), ("style", "words of an answer"))
     for axes, (part, label) in zip(figure.subplots(1, 2), panels, strict=True):
-        rows = stored.get(part, {"rows": {}})["rows"]
+        rows = stored.get(part, {})
         xs = [int(key.partition("-")[0]) if part == "steps" else row["defense"]["words"] for key, row in rows.items()]
         edge = [boundary(row["attacks"]) for row in rows.values()]
         leaks = axes.scatter(xs, [row["defense"]["leak"] for row in rows.values()], c="#0072b2")
@@ -447,10 +512,11 @@ def write_tables(stored: dict[str, Any]) -> None:
         "prompts": table_of_prompts,
         "judges": table_of_judges,
         "entropy": table_of_entropy,
+        "bonus": table_of_bonus,
         "steps": lambda rows: table_of_defenses(rows, "steps"),
         "style": lambda rows: table_of_defenses(rows, "reward lost per word"),
     }
-    made = {name: make(stored[name]["rows"]) for name, make in tables.items() if name in stored}
+    made = {name: make(stored[name]) for name, make in tables.items() if name in stored}
     made["predictors"] = table_of_predictors(stored)
     for name, lines in made.items():
         pieces.put(PAGE, f"<!-- {name}: written by benchmarks/questions.py -->", f"<!-- end of {name} -->", "\n".join(lines))
@@ -466,11 +532,11 @@ def main() -> None:
     if sys.argv[1:] != ["tables"]:
         bench = Bench()
         for name in named or PARTS:
-            part = stored.setdefault(name, {"rows": {}, "versions": versions(), "hardware": hardware(1)})
+            rows = stored.setdefault(name, {})
             for key, row in PARTS[name](bench):
-                if key not in part["rows"]:
+                if key not in rows:
                     begin = time.perf_counter()
-                    part["rows"][key] = row()
+                    rows[key] = row() | {"versions": versions(), "hardware": hardware(1)}
                     pieces.store(OUT, stored)
                     print(name, key, f"{time.perf_counter() - begin:.0f} s", flush=True)
     write_tables(stored)
