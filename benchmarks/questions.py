@@ -9,7 +9,6 @@ which every sitting does at its end. Defended weights lie in build/questions; at
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import itertools
@@ -297,16 +296,14 @@ def bonus(bench: Bench) -> Iterator[Row]:
             )
             if not recipe.whole:
                 model.merge()
-            told = bench.facts(model, report)
-            attacks = {
-                str(cost): bench.attack(
-                    LanguageModel(copy.deepcopy(model.network), model.tokenizer),
-                    PLAIN.model_copy(update={"entropy_coef": cost, "seed": seed}),
-                    defended=True,
-                )
-                for cost in (0.0, *BONUSES_AGAINST)
-            }
-            return {"defense": told, "attacks": attacks}
+            told, weights = bench.facts(model, report), model.network.state_dict()
+
+            def attacked(cost: float) -> dict[str, Any]:
+                copy = bench.candidate.load()  # TRL has put the trained network's own forward pass into it
+                copy.network.load_state_dict(weights)
+                return bench.attack(copy, PLAIN.model_copy(update={"entropy_coef": cost, "seed": seed}), defended=True)
+
+            return {"defense": told, "attacks": {str(cost): attacked(cost) for cost in (0.0, *BONUSES_AGAINST)}}
 
         yield f"{name}-{seed}", row
 
