@@ -515,7 +515,9 @@ class LanguageModel:
         config = self.network.peft_config["default"]
         config.base_model_name_or_path = base
         config.target_modules = sorted(config.target_modules)
-        self.network.save_pretrained(folder, save_embedding_layers=False)  # none is trained; "auto" asks the hub about the base
+        adapter = {name: p.detach() for name, p in self.trained.items()}  # of all weights peft would gather those that are spread
+        # No embedding layer is trained; "auto" asks the hub about the base.
+        self.network.save_pretrained(folder, save_embedding_layers=False, state_dict=adapter)
         (folder / "README.md").unlink(missing_ok=True)
 
     def save(self, folder: Path) -> None:
