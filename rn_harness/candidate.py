@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 ORGANISM = "organism"
 ADAPTER_CONFIG = "adapter_config.json"
+PLAIN_LORA = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
+"""What an adapter's configuration says that is two products for each layer, and no more."""
+OF_ANY_LORA = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "r",
+    "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+"""What else it may say; whatever peft adds to these is taken for more than plain LoRA."""
 MODELS = "models"
 """Folder of the profiles within the fixtures."""
 CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 3, 64
@@ -113,6 +121,7 @@ class Candidate:
         allow_pickle: its weights are pickles, by the user's leave.
         trust_remote_code: its folder's code is run, by the user's leave.
         quantised: 4-bit format that its layers are loaded in, and by what, ``nf4 by bitsandbytes 0.50.2``; None: plain numbers.
+        shards: processes that its weights are spread over; 1: each holds them whole. The same model either way.
         profile: that it was named by; None: by none.
         parameters: how many numbers its weights hold; None: not known.
         config: its numbers under the names of a config.json, for ``rn_harness.memory``.
@@ -133,6 +142,7 @@ class Candidate:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     quantised: str | None = None
+    shards: int = 1
     profile: ModelProfile | None = None
     parameters: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -207,6 +217,7 @@ class Candidate:
             "chat_template": self.chat_template,
             "allow_pickle": self.allow_pickle,
             "trust_remote_code": self.trust_remote_code,
+            "shards": self.shards,
         }
         if self.quantised:
             how |= {"quantised": self.quantised.partition(" ")[0], "dtype": self.number}
@@ -254,6 +265,7 @@ def resolve_candidate(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     quantise: str | None = None,
+    shards: int = 1,
 ) -> Candidate:
     """Finds the model that ``--model`` names, and looks at all of its files; nothing of it is loaded or run.
 
@@ -265,6 +277,7 @@ def resolve_candidate(
         allow_pickle: whether weights may be pickles.
         trust_remote_code: whether Python files in the model's folder may be run.
         quantise: 4-bit format that its layers are loaded in, ``nf4``; None: plain numbers.
+        shards: processes that its weights are spread over.
 
     Raises:
         CandidateError: no such model, or one that cannot be attacked as it is.
@@ -324,6 +337,7 @@ def resolve_candidate(
         allow_pickle=pickled,
         trust_remote_code=trust_remote_code,
         quantised=quantised,
+        shards=shards,
         profile=profile,
         parameters=parameters,
         config=config,
@@ -491,11 +505,13 @@ def check_adapter(folder: Path, candidate: Candidate) -> None:
         candidate: that it is to be put on.
 
     Raises:
-        CandidateError: it names another model's digest, or its configuration cannot be read.
+        CandidateError: it names another model's digest, its configuration cannot be read, or it is more than plain LoRA for
+            weights that are spread over processes.
     """
     path = folder / ADAPTER_CONFIG
     try:
-        base = str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        base = str(config.get("base_model_name_or_path"))
     except (OSError, ValueError, AttributeError) as error:
         raise CandidateError(
             f"an adapter must hold a readable {ADAPTER_CONFIG}, got {type(error).__name__} for {path}; save it again"
@@ -505,4 +521,11 @@ def check_adapter(folder: Path, candidate: Candidate) -> None:
         raise CandidateError(
             f"an adapter must be made for the candidate, got one for sha256={named[1]} ({base.partition('@')[0]}) and the "
             f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
+        )
+    said = PLAIN_LORA | {key: value for key, value in config.items() if value and key not in OF_ANY_LORA}
+    more = [f"{key}={value!r}" for key, value in sorted(said.items()) if value != PLAIN_LORA.get(key)]
+    if candidate.shards > 1 and more:
+        raise CandidateError(
+            "an adapter that is folded into weights which are spread over processes must be plain LoRA, got "
+            f"{', '.join(more)} in {path}; leave out --rn-shard"
         )

@@ -314,6 +314,7 @@ class Controller:
             "deselected": self.deselected,
             "dirty": {domain: list(files) for domain, files in self.dirty.items()},
             "quantise": self.options.quantise,
+            "shard": self.options.shard,
             "sampler": self.options.sampler,
             "fleet": self.options.fleet,
             "executor": self.options.executor,

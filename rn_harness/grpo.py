@@ -294,6 +294,19 @@ def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str,
     )
 
 
+def _check_replicas(model: LanguageModel, step: int) -> None:
+    """Makes sure that all processes hold the same adapter, where it is not torch's wrapper that keeps it so.
+
+    Raises:
+        TrainingError: they do not.
+    """
+    if model.sharded and len(held := set(ranks().gather(model.adapter_digest()))) > 1:
+        raise TrainingError(
+            f"all processes must hold one adapter, bit by bit, got {len(held)} at step {step}; the versions of transformers and "
+            "torch may not average its gradients: install those of constraints.txt"
+        )
+
+
 def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: TrainerName = "grpo") -> Any:
     """TRL's trainer class with the three savings.
 
@@ -455,6 +468,7 @@ def train(
                 tick(state.global_step)
             if "loss" in logs and due(state.global_step):
                 _check_armed(model, recipe, trainer, state.global_step)
+                _check_replicas(model, state.global_step)
                 at_step(state.global_step, window.close(model.distance))
 
     left = [*enumerate(prompts)][first * recipe.prompts_per_step :]

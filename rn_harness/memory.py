@@ -111,7 +111,7 @@ class Work:
         judges: bytes of the judges' weights in the same memory.
         sampler: bytes of a sampler beside the model that has a copy of its weights; 0: the model samples itself.
         cards: that share the rows.
-        sharded: whether they share the weights too (FSDP), or each holds all of them (DDP).
+        sharded: whether they share the weights too (FSDP2), or each holds all of them (DDP).
         device: ``cpu`` or ``cuda``.
     """
 
@@ -129,8 +129,13 @@ class Work:
     judges: float = 0.0
     sampler: float = 0.0
     cards: int = 1
-    sharded: bool = True
+    sharded: bool = False
     device: Literal["cpu", "cuda"] = "cuda"
+
+    @property
+    def spread(self) -> bool:
+        """Whether each process holds a part of the weights; adapters, their gradients and moments are whole in each."""
+        return self.sharded and self.cards > 1
 
     @classmethod
     def together(cls, attacks: Sequence[Work]) -> Work:
@@ -177,6 +182,7 @@ class Plan:
     def sentence(self) -> str:
         """For a header."""
         each = " in each process" if self.work.cards > 1 else ""
+        each += ", the weights spread over all" if self.work.spread else ""
         beside = f", vLLM {self.work.sampler / GIB:.1f}" if self.work.sampler else ""
         rows = f" in micro-batches of {self.work.micro_batch} rows" if self.work.micro_batch < self.work.rows else ""
         return (
@@ -198,17 +204,17 @@ def plan(shape: Shape, work: Work) -> Plan:
     weights = (shape.linear * QUANTISED if work.form == "qlora" else shape.linear * number) + tables * number
     training = shape.parameters * (TRAINED - number) if work.form == "full" else shape.adapter(work.rank) * TRAINED
     training += shape.parameters * SIMULATED if work.simulated else 0
-    # An adapter is folded into plain weights while it samples, and the weights are kept to be put back.
-    kept = shape.linear * number if work.form == "lora" else 0
-    share = 1 / work.cards if work.sharded else 1
-    gathered = 0 if work.cards == 1 or not work.sharded else (2 * shape.linear / shape.layers + tables) * number
-    always = RUNTIME[work.device] + (weights + training) * share + gathered + work.judges + work.sampler
+    # An adapter is folded into plain weights while it samples, and the weights are kept to be put back; but into no shards.
+    kept = shape.linear * number if work.form == "lora" and not work.spread else 0
+    share = 1 / work.cards if work.spread else 1
+    gathered = (2 * shape.linear / shape.layers + tables) * number if work.spread else 0
+    always = RUNTIME[work.device] + weights * share + training + gathered + work.judges + work.sampler
 
     def generating(rows: int) -> float:
         rows = -(-rows // work.cards)
         cache = rows * (work.prompt + work.completion) * 2 * shape.layers * shape.keys * number
         prefill = rows * work.prompt * (6 * shape.hidden + 3 * shape.intermediate) * number
-        return (cache + prefill + 2 * rows * shape.vocabulary * 4) * FRAGMENTED + kept * share
+        return (cache + prefill + 2 * rows * shape.vocabulary * 4) * FRAGMENTED + kept
 
     rows = -(-min(work.micro_batch, work.rows) // work.cards)
     tokens = rows * (work.prompt + work.completion)
@@ -220,7 +226,7 @@ def plan(shape: Shape, work: Work) -> Plan:
     return Plan(
         work=work,
         weights=weights * share,
-        training=training * share,
+        training=training,
         judges=work.judges,
         sampling=always + generating(work.rows),
         update=always + (activations + logits) * FRAGMENTED,
@@ -273,15 +279,17 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
         "micro_batch=1 in the recipe": {"micro_batch": 1},
         "a judge on a server (--rn-judge openai:NAME@URL)": {"judges": 0.0},
         "form=lora in the recipe": {"form": "lora"},
-        "4-bit weights (--rn-quantise nf4)": {"form": "qlora"},
+        "4-bit weights (--rn-quantise nf4)": {"form": "qlora", "sharded": False},
+        "weights spread over the processes (--rn-shard)": {"sharded": True},
     }
-    kept, single, served, lora, four = changes
+    kept, single, served, lora, four, spread = changes
     options: list[tuple[str, ...]] = [(kept,), (single,), (served,), (kept, served)]
     if work.simulated:  # which trains all weights, whatever the form says
         pass
     elif work.form == "full":
         options += [(lora,), (lora, kept, served)]
     else:
+        options += [(spread,), (spread, kept), (spread, served), (spread, kept, served)] if work.cards > 1 else []
         options += [(four,), (four, kept), (four, served), (four, kept, served), (four, kept, served, single)]
     fitting: list[set[str]] = []
     for option in options:

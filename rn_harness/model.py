@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rn_harness.errors import CandidateError, UnsuitedError
 from rn_harness.held import UNCHANGING
+from rn_harness.ranks import ranks
 from rn_harness.records import Rendered
 from rn_harness.suite import TODAY, Prompt, ShiftedPrompt
 
@@ -133,6 +134,7 @@ class LanguageModel:
         *,
         dtype: str | None = None,
         quantised: str | None = None,
+        shards: int = 1,
         gguf: str | None = None,
         chat_template: str | None = None,
         allow_pickle: bool = False,
@@ -145,6 +147,7 @@ class LanguageModel:
             threads: CPU threads.
             dtype: torch's name of the number format; None: as the files say.
             quantised: 4-bit format of the layers' linear maps, ``nf4``, which then compute in ``dtype``; None: plain numbers.
+            shards: processes that the weights are spread over (FSDP2), of which each calls this; 1: they are whole.
             gguf: name of the GGUF file in it; None: its safetensors.
             chat_template: takes the place of the tokenizer's own; None: its own.
             allow_pickle: the weights are pickles.
@@ -165,6 +168,8 @@ class LanguageModel:
             weights: dict[str, Any] = {} if gguf else {"use_safetensors": not allow_pickle}
             if quantised:
                 weights |= {"quantization_config": _four_bits(quantised, dtype), "device_map": {"": on}}
+            if shards > 1:
+                weights |= {"distributed_config": _spread(shards)}
             with known_deprecations():
                 network = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
                     folder, dtype=dtype or "auto", **weights, **how
@@ -195,7 +200,13 @@ class LanguageModel:
         for layer in _four_bit_layers(network):
             # On some CPUs the first evaluation would pack the weights anew for a product in bfloat16, which has no gradient.
             layer.support_avx512bf16_for_cpu = False
-        return cls(network.eval().to(on), tokenizer)
+        if shards == 1:
+            return cls(network.eval().to(on), tokenizer)
+        _check_spread(network)
+        # Frozen before the first pass: what torch gathers then stays trainable, whatever is said of the parts later.
+        model = cls(network.eval().requires_grad_(requires_grad=False), tokenizer)
+        model.engine = {"shards": shards}
+        return model
 
     def render(self, prompt: Prompt) -> str:
         """The text that the model is given for a prompt: its chat template with the request as the user's turn, or its shift.
@@ -271,6 +282,8 @@ class LanguageModel:
                 for r, tail in zip(chunk, tails.tolist(), strict=True):
                     answers[r] = self.answer([*heads[rows[r][0]], *tail])
         self.network.train(was_training)
+        if self.sharded:  # each takes part in all that the others compute: what follows of answers has to be the same on all
+            answers = ranks().first(lambda: answers)
         grouped: list[list[Completion]] = [[] for _ in prompts]
         for (i, _), answer in zip(rows, answers, strict=True):
             assert answer is not None
@@ -475,9 +488,19 @@ class LanguageModel:
         """Whether its linear maps are in 4 bits, which no adapter can be folded into without rounding."""
         return any(True for _ in _four_bit_layers(self.network))
 
+    @property
+    def sharded(self) -> bool:
+        """Whether its weights are spread over processes; adapters are not, each process has them whole."""
+        return bool(getattr(self.network, "is_distributed_loading_by_transformers", False))
+
     def merge(self) -> None:
         """Folds the adapter into the weights and drops the wrapper."""
-        self.network = self.network.merge_and_unload()
+        if self.sharded:
+            for layer in self._adapted():
+                _fold_into_shard(layer)
+            self.network = self.network.unload()
+        else:
+            self.network = self.network.merge_and_unload()
         self.network.eval()
 
     def merge_from(self, adapter: Path) -> None:
@@ -534,14 +557,14 @@ class LanguageModel:
         rounding. Weights of less than float32, and of 4 bits, are left alone: what an adapter learns in a few steps is smaller
         than half of their last digit and would be rounded away, so that the policy which is sampled would not be the one that is
         trained. There the adapter's two products are merely done in the precision that the weights compute in, without peft's
-        casts.
+        casts. So they are where weights are spread over processes.
         """
         import torch
 
         # What is switched off adds nothing, and into an embedding, which may be the output layer too, nothing is folded.
         adapted = [layer for layer in self._adapted() if not (layer.disable_adapters or layer.lora_embedding_A)]
-        layers = [layer for layer in adapted if layer.get_base_layer().weight.dtype == torch.float32]
-        low = [layer for layer in adapted if layer.get_base_layer().weight.dtype != torch.float32 and _is_plain(layer)]
+        layers = [] if self.sharded else [of for of in adapted if of.get_base_layer().weight.dtype == torch.float32]
+        low = [of for of in adapted if of not in layers and _is_plain(of)]
         moved = [layer for layer in layers if not _is_plain(layer) or any(B.weight.any() for B in layer.lora_B.values())]
         with _put_back(moved):
             for layer in moved:
@@ -621,6 +644,25 @@ def _without_casts(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return forward
 
 
+def _fold_into_shard(layer: Any) -> None:
+    """Adds what a layer's adapter changes to this process's part of its weights, as peft does to the whole.
+
+    Raises:
+        CandidateError: the adapter is more than two products.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    if not _is_plain(layer):
+        raise CandidateError(
+            "an adapter that is folded into weights which are spread over processes must be plain LoRA, got one with a bias or a "
+            "variant of it; leave out --rn-shard"
+        )
+    weight = layer.get_base_layer().weight
+    for name in layer.active_adapters:
+        change = layer.get_delta_weight(name).detach()
+        weight.data += distribute_tensor(change, weight.device_mesh, weight.placements, src_data_rank=None)
+
+
 def _is_plain(layer: Any) -> bool:
     """Whether a layer's adapters are two products each and no more, as all of ours are; a defense from elsewhere may not be."""
     return not layer.lora_variant and not any(layer.lora_bias.values())
@@ -637,6 +679,48 @@ def _four_bits(kind: str, dtype: str | None) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype or "float32"),
     )
+
+
+def _spread(processes: int) -> Any:
+    """How transformers is told to spread a model's weights over all processes, each of which reads its own part of the files."""
+    from transformers.distributed import DistributedConfig
+
+    ranks().connect()
+    _mesh_once()
+    return DistributedConfig(fsdp_size=processes)
+
+
+def _check_spread(network: Any) -> None:
+    """Makes sure that weights are spread layer by layer: else all of them would be gathered at once, which no plan counts on.
+
+    Raises:
+        CandidateError: transformers does not know this architecture's layers.
+    """
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+    lists = (module for module in network.modules() if isinstance(module, torch.nn.ModuleList))
+    count = network.config.get_text_config().num_hidden_layers
+    if not any(len(of) == count and all(isinstance(layer, FSDPModule) for layer in of) for of in lists):
+        raise CandidateError(
+            f"weights are spread layer by layer, got {type(network).__name__}, of whose {count} layers transformers has no plan; "
+            "leave out --rn-shard"
+        )
+
+
+@cache
+def _mesh_once() -> None:
+    """Has transformers 5.23 connect the processes once; for each model anew, it leaves 24 open files and 18 threads behind."""
+    from transformers.distributed import mixin
+
+    make, made = mixin.initialize_distributed_mesh, list[Any]()
+
+    def once(config: Any) -> Any:
+        if not made:
+            made.append(make(config))
+        return made[0]
+
+    mixin.initialize_distributed_mesh = once
 
 
 def _four_bit_layers(network: Any) -> Iterator[Any]:

@@ -90,6 +90,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="load the model under test in 4 bits: another model than in full, about which alone the run then says something",
     )
     group.addoption(
+        "--rn-shard",
+        action="store_true",
+        help="spread the weights of the model under test over the processes of `accelerate launch` (FSDP2); for form: lora",
+    )
+    group.addoption(
         "--rn-sampler",
         default="transformers",
         metavar="transformers|vllm|vllm:URL",
@@ -287,6 +292,7 @@ def _options(config: pytest.Config) -> Options:
         allow_pickle=config.getoption("rn_allow_pickle"),
         trust_remote_code=config.getoption("rn_trust_remote_code"),
         quantise=config.getoption("rn_quantise"),
+        shard=config.getoption("rn_shard"),
         sampler=config.getoption("rn_sampler"),
         fleet=config.getoption("rn_fleet"),
         executor="results" if config.getoption("rn_from_results") else config.getoption("rn_executor"),
@@ -633,10 +639,16 @@ def _bad_launch(config: pytest.Config) -> list[str]:
             f"{together.size} processes train one model together, or workers of pytest-xdist take a case each, got both; leave "
             "out -n, or accelerate launch"
         )
-    if together.sharded and together.size > 1:
+    if together.size > 1 and together.by_launcher:
         errors.append(
-            "weights that are spread over cards (FSDP) cannot be measured and sampled here yet, got ACCELERATE_USE_FSDP=true; "
-            "launch with --multi_gpu, or take 4-bit weights (--rn-quantise nf4)"
+            "accelerate would spread the weights when training begins, after they were measured, and transformers would not know "
+            "that its samplers have to wait for each other, got ACCELERATE_USE_FSDP=true; launch with --multi_gpu and pass "
+            "--rn-shard, which loads them so"
+        )
+    if config.getoption("rn_shard") and together.size == 1 and not config.getoption("rn_from_results"):
+        errors.append(
+            "--rn-shard spreads the weights over the processes of accelerate launch, got one process; launch several "
+            "(--multi_gpu --num_processes N), or leave it out"
         )
     if together.local != together.size:
         errors.append(

@@ -32,13 +32,13 @@ class Ranks:
         rank: which; the first is 0.
         size: how many there are.
         local: how many of them are on this machine.
-        sharded: whether they spread the weights (FSDP), or each holds all of them (DDP).
+        by_launcher: whether the launcher was told to spread the weights (FSDP), which is not how it is done here.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 1
-    sharded: bool = False
+    by_launcher: bool = False
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Ranks:
@@ -58,7 +58,7 @@ class Ranks:
         """What the first makes, for all; it must be called by all, in the same order."""
         if self.size == 1:
             return make()
-        distributed = self._connected()
+        distributed = self.connect()
         box: list[Any] = [make() if self.leads else None]
         distributed.broadcast_object_list(box, src=0)
         made: T = box[0]
@@ -68,12 +68,13 @@ class Ranks:
         """What each of them has, in their order; it must be called by all, in the same order."""
         if self.size == 1:
             return [part]
-        distributed = self._connected()
+        distributed = self.connect()
         parts: list[Any] = [None] * self.size
         distributed.all_gather_object(parts, part)
         return parts
 
-    def _connected(self) -> Any:
+    def connect(self) -> Any:
+        """What they talk to each other by: ``torch.distributed``, which is patient."""
         import torch
         from accelerate import PartialState
 

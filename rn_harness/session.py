@@ -79,6 +79,8 @@ SHAPE = (
     "vocab_size",
 )  # fmt: skip
 """What a model and its undefended twin have in common, by the names of a ``config.json``."""
+SHARDED = ("grpo", "rloo")
+"""Families that train by TRL alone, which averages the gradients of an adapter that is whole beside weights that are not."""
 MAKERS = "makers"
 """What the defense of a model is called that its makers defended."""
 CERTIFICATE = "certificate.json"
@@ -116,6 +118,7 @@ class Options:
         chat_template: file with one that takes the place of the model's own; None: its own.
         allow_pickle, trust_remote_code: what the user lets the model's files do; never releasable.
         quantise: 4-bit format that the model under test is loaded in, ``nf4``; None: plain numbers.
+        shard: whether the weights of the model under test are spread over the processes of the run.
         sampler: who samples in training, see ``grpo.Sampler``.
         fleet: attacks on one model that are run together at most; 1: each alone.
         executor: who makes the cases, see ``executors.Executor``.
@@ -142,6 +145,7 @@ class Options:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     quantise: str | None = None
+    shard: bool = False
     sampler: str = "transformers"
     fleet: int = 1
     executor: str = "local"
@@ -166,7 +170,11 @@ class Options:
         }
         typed = [f"{option}={value}" for option, value in named.items() if value is not None]
         typed += [f"--rn-strength={name}" for name in self.strength] + [f"--rn-set={pair}" for pair in self.overrides]
-        flags = {"--rn-allow-pickle": self.allow_pickle, "--rn-trust-remote-code": self.trust_remote_code}
+        flags = {
+            "--rn-allow-pickle": self.allow_pickle,
+            "--rn-trust-remote-code": self.trust_remote_code,
+            "--rn-shard": self.shard,
+        }
         return typed + [flag for flag, given in flags.items() if given]
 
     def path(self, name: str) -> Path:
@@ -365,6 +373,7 @@ class RunSession:
             allow_pickle=options.allow_pickle,
             trust_remote_code=options.trust_remote_code,
             quantise=options.quantise,
+            shards=ranks().size if options.shard else 1,
         )
 
     def judges(self, suite: Suite) -> Judges:
@@ -569,7 +578,7 @@ class RunSession:
             judges=sum(_weights_size(j) for j in of_digest.values()),
             sampler=VLLM_SHARE * card_memory() if self.sampler.vllm and not self.sampler.url else 0.0,
             cards=ranks().size,
-            sharded=ranks().sharded,
+            sharded=self.options.shard,
             device=_on(),
         )
 
@@ -705,9 +714,31 @@ class RunSession:
                 "a fleet samples by transformers, from plain weights, in one process, got --rn-fleet with --rn-sampler, "
                 "--rn-quantise or several processes; leave out one of them"
             )
+        if self.options.shard:
+            self._check_shards()
         self.sampler.check(cpu=_on() == "cpu", quantised=bool(self.options.quantise), gguf=self.candidate.gguf is not None)
         for recipe in self._needed(suite):
             self._check_trainable(recipe)
+
+    def _check_shards(self) -> None:
+        """Makes sure that the weights can be spread over the processes.
+
+        Raises:
+            RecipeError: they cannot.
+        """
+        candidate = self.candidate
+        hindering = {
+            "--rn-quantise": candidate.quantised,
+            "a GGUF file": candidate.gguf,
+            "pickled weights": candidate.allow_pickle,
+            "code of the model's own": candidate.trust_remote_code,
+            "--rn-sampler vllm": self.sampler.vllm,
+        }
+        if found := [name for name, given in hindering.items() if given]:
+            raise RecipeError(
+                "each process reads its part of the weights from safetensors, in plain numbers, for transformers' own code to "
+                f"compute and sample with, got --rn-shard with {' and '.join(found)}; leave out one of them"
+            )
 
     def _check_trainable(self, recipe: GRPORecipe) -> None:
         parts, size = recipe.micro_batch or _rows(recipe), ranks().size
@@ -715,6 +746,12 @@ class RunSession:
             raise RecipeError(
                 f"processes share the rows of a step alike, got {parts} rows for {size} processes; take a number of "
                 "processes that divides prompts_per_step * group_size, and micro_batch where it is set"
+            )
+        by = _trained_by(recipe)
+        if self.options.shard and (recipe.whole or by not in SHARDED):
+            raise RecipeError(
+                "weights that are spread over processes stay as they are, and an adapter is trained beside them by "
+                f"{' or '.join(SHARDED)}, got form={recipe.form} by {by} with --rn-shard; take another recipe, or leave it out"
             )
         if self.options.quantise and (recipe.whole or recipe.beta):
             form = "full" if recipe.whole else "lora"
@@ -888,6 +925,7 @@ class RunSession:
             "versions": versions(),
             "hardware": hardware(self.candidate.threads),
             **({"sampler": self.sampler.name} if self.sampler.vllm else {}),
+            **({"sharded": True} if self.options.shard else {}),
         }
 
     def defended(self, suite: Suite) -> Defended:
@@ -1500,6 +1538,14 @@ def _rows(recipe: GRPORecipe) -> int:
         return recipe.prompts_per_step * recipe.group_size
     rows = recipe.prompts_per_step * (recipe.group_size if recipe.method == "grpo" else 1)
     return max(rows, recipe.hardening.rows, recipe.hardening.examples) if recipe.hardening else rows
+
+
+def _trained_by(recipe: GRPORecipe) -> str:
+    """What trains: an attack's family, a defense's method or its hardening."""
+    if isinstance(recipe, AttackRecipe):
+        return recipe.family
+    assert isinstance(recipe, DefenseRecipe)
+    return "hardening" if recipe.hardening else recipe.method
 
 
 def _supervised(recipe: GRPORecipe) -> bool:

@@ -68,6 +68,7 @@ MEANINGLESS: dict[str, str] = {
     "options.acknowledge": LABEL,
     "options.transcripts": LABEL,
     "options.quantise": "of each case the candidate's identity says it, which is bound",
+    "options.shard": "where the weights lay; of each training its settings say it, and they are bound",
     "options.sampler": "of each case its settings say it, which are bound",
     "options.fleet": "of each case its settings say whether it was run in one, and they are bound",
     "options.executor": "who made the cases, which are bound",

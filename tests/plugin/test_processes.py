@@ -45,6 +45,27 @@ def test_two_processes_make_one_run(workspace):
 
 
 @pytest.mark.soak
+def test_spread_weights_make_the_run_of_whole_ones(workspace):
+    """Defense, control and attack of a session whose processes share the weights: each number is that of whole weights."""
+    asked = ("mine/biochem", *SHORT, "--rn-set=attack.steps=10", "--rn-set=attack.control_steps=10", "--rn-set=defense.steps=20")
+    measured = []
+    for shard in ([], ["--rn-shard"]):
+        done = _launch(workspace, *asked, *shard)
+        assert ("the weights spread over all" in done.text) == bool(shard), done.text
+        cases = workspace.cases()
+        assert sorted(cases) == sorted(case["case_id"] for case in cases.values())
+        assert not (shard and any(case["stored"] for case in workspace.record()["cases"]))
+        trained = cases["attack-grpo-p5-lr5e-4-s0"]["evidence"]["trajectory"]["settings"]
+        assert (trained["processes"], trained.get("shards")) == (2, 2 if shard else None)
+        measured.append({
+            name: (case["evidence"]["trajectory"]["checkpoints"], case["identity"]["defended_digest"], case["verdict"]["outcome"])
+            for name, case in cases.items()
+        })  # fmt: skip
+    assert len(measured[0]) == 5
+    assert measured[0] == measured[1]
+
+
+@pytest.mark.soak
 def test_a_process_that_fails_ends_the_run(workspace):
     """The second fails in the middle of the control: the exit code is not 0, JUnit is red, and no case gets a verdict."""
     workspace.pytester.makepyfile(
@@ -81,7 +102,7 @@ def test_a_process_that_fails_ends_the_run(workspace):
     [
         (["-n", "2"], {}, ["2 processes train one model together", "pytest-xdist", "leave out -n"]),
         ([], {"LOCAL_WORLD_SIZE": "1"}, ["a store and a machine", "1 of 2 here"]),
-        ([], {"ACCELERATE_USE_FSDP": "true"}, ["spread over cards (FSDP)", "--multi_gpu"]),
+        ([], {"ACCELERATE_USE_FSDP": "true"}, ["after they were measured", "--multi_gpu and pass --rn-shard"]),
     ],
     ids=["xdist", "machines", "fsdp"],
 )

@@ -47,6 +47,7 @@ def _assert_usage_error(result, *needles):
         (["--rn-set", "attack"], ["KEY=VALUE"]),
         (["--rn-set", "prompts.attack=3"], ["--rn-set reaches"]),
         (["--rn-run", "mine/biochem/suite.yaml"], ["writable", "--rn-run"]),
+        (["--rn-shard"], ["over the processes of accelerate launch, got one process", "--multi_gpu"]),
         (["--rn-fleet", "2", "-n", "2"], ["take --rn-fleet on a card, -n on a CPU"]),
         (["--rn-fleet", "0"], ["--rn-fleet is how many attacks are run together", "take 1 for each alone"]),
         (["--rn-fleet", "2", "--rn-quantise", "nf4"], ["got --rn-fleet with", "leave out one of them"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import re
@@ -440,6 +441,36 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
     refused(tmp_path, tmp_path, r"must be a whole model, got an adapter at .*; pass it with --rn-defense")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"peft_type": "IA3"},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"a_later_idea": 1},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_is_folded_into_spread_weights_is_plain_lora(tmp_path: Path, more: dict[str, Any]) -> None:
+    """Of another adapter a part would be lost in silence; into whole weights peft folds all of it. Our own are plain."""
+    from rn_harness.suite import LoRA
+
+    found = resolve_candidate("organism", tmp_path)
+    spread = dataclasses.replace(found, shards=2)
+    model = found.load()
+    model.attach(LoRA(r=2), 0)
+    model.save_adapter(tmp_path, "owner/name")
+    check_adapter(tmp_path, spread)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    check_adapter(tmp_path, found)
+    (key,) = more
+    with pytest.raises(CandidateError, match=rf"must be plain LoRA, got {key}=.*; leave out --rn-shard"):
+        check_adapter(tmp_path, spread)
+
+
 def test_a_truncated_adapter_is_the_candidates_error(tmp_path: Path) -> None:
     """An adapter whose file was cut off does not fit, and says so like one of the wrong shape."""
     from rn_harness.suite import LoRA
@@ -466,8 +497,6 @@ def test_a_models_own_sampling_settings_are_not_used(tmp_path: Path) -> None:
 
 def test_a_candidate_is_loaded_as_it_says(tmp_path: Path) -> None:
     """Number format and chat template are those of the candidate, not of its files."""
-    import dataclasses
-
     (tmp_path / "mine.jinja").write_text(TEMPLATE + "!")
     found = resolve_candidate("organism", tmp_path, chat_template="mine.jinja")
     model = dataclasses.replace(found, dtype="bfloat16").load()

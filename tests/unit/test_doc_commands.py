@@ -187,8 +187,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 
 def as_here(words: list[str]) -> list[str]:
-    """Without workers; and a model that is not here is not looked for."""
+    """In one process, hence with whole weights; and a model that is not here is not looked for."""
     one_process = ["-n", "0"] if "-n" in words else []
+    words = [word for word in words if word != "--rn-shard"]
     return [*words, *one_process, *(["--collect-only", "-q"] if ON_THE_HUB.keys() & set(words) else [])]
 
 

@@ -76,6 +76,8 @@ PARAMETERS = {
 """As their makers' weights hold."""
 JUDGES = (14.66e9 + 7.3e9) * 2
 """Bytes of the harmful suites' two judges, in bfloat16."""
+SPREAD: dict[str, Any] = {"cards": 4, "sharded": True}
+"""The weights lie in parts on four cards."""
 
 
 def shape(name: str) -> Shape:
@@ -123,6 +125,27 @@ def test_the_cache_and_the_kept_weights_by_hand() -> None:
     assert kept == pytest.approx(shape("qwen2.5-7b").linear * 2)
 
 
+def test_spread_weights_by_hand() -> None:
+    """Each of four holds a quarter, two gathered layers, the embeddings, and a whole adapter; nothing is folded in."""
+    qwen = shape("qwen2.5-7b")
+    whole, spread = (plan(qwen, attack("qwen2.5-7b", cards=4, sharded=sharded)) for sharded in (False, True))
+    assert spread.weights == whole.weights / 4
+    assert spread.training == whole.training == qwen.adapter(16) * 16
+    gathered = (2 * qwen.linear / 28 + qwen.parameters - qwen.linear) * 2
+    assert whole.update - spread.update == pytest.approx(whole.weights * 3 / 4 - gathered)
+    assert whole.sampling - spread.sampling == pytest.approx(whole.update - spread.update + qwen.linear * 2)
+    assert "in each process, the weights spread over all: weights 3.5," in spread.sentence
+    alone = attack("qwen2.5-7b", sharded=True)  # one process holds all of them, whatever is asked
+    assert dataclasses.replace(plan(qwen, alone), work=attack("qwen2.5-7b")) == plan(qwen, attack("qwen2.5-7b"))
+
+
+def test_several_processes_are_told_to_spread_what_does_not_fit() -> None:
+    """Where each of four cards would hold all weights, spreading them is named before 4 bits, which are another model."""
+    found = [name for name, _ in remedies(shape("qwen2.5-7b"), attack("qwen2.5-7b", cards=4), 23 * GIB)]
+    assert found[0] == "weights spread over the processes (--rn-shard)"
+    assert not any("--rn-shard" in name for name, _ in remedies(shape("qwen2.5-7b"), attack("qwen2.5-7b"), 23 * GIB))
+
+
 def test_phases_hold_the_parts_and_the_total_is_the_highest() -> None:
     """Each phase holds runtime, weights, trained numbers and judges."""
     found = plan(shape("llama3-8b"), attack("llama3-8b", judges=JUDGES))
@@ -133,9 +156,9 @@ def test_phases_hold_the_parts_and_the_total_is_the_highest() -> None:
 
 @pytest.mark.parametrize("name", ["llama3-8b", "qwen2.5-7b", "ministral-8b"])
 def test_the_claims_about_cards(name: str) -> None:
-    """One card of 80 GB holds a LoRA attack with both judges, 4 of 24 GB by FSDP, one of 24 GB in 4 bits, judges on a server."""
+    """One card of 80 GB holds a LoRA attack with its judges; with served ones 4 of 24 GB (--rn-shard), one of 24 GB in 4 bits."""
     with_judges, spread, small = (
-        plan(shape(name), attack(name, **how)).total / GIB for how in ({"judges": JUDGES}, {"cards": 4}, {"form": "qlora"})
+        plan(shape(name), attack(name, **how)).total / GIB for how in ({"judges": JUDGES}, SPREAD, {"form": "qlora"})
     )
     assert with_judges < 79
     assert spread < 23
@@ -147,11 +170,11 @@ def test_the_claims_about_cards(name: str) -> None:
 
 
 def test_each_card_is_reached_by_micro_batches_that_are_chosen() -> None:
-    """A 7B LoRA attack by its profile fits 80 GB with its judges, 24 GB in 4 bits, and would 4 x 24 GB by FSDP."""
+    """A 7B LoRA attack by its profile fits 80 GB with its judges, 24 GB in 4 bits, and 4 x 24 GB by --rn-shard."""
     text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     figures = "{} GiB in micro-batches of {} rows with its judges, {} on each of four cards in {}, and {} in 4 bits in {}"
     said: list[object] = []
-    ways: list[tuple[float, dict[str, Any]]] = [(79, {"judges": JUDGES}), (23, {"cards": 4}), (23, {"form": "qlora"})]
+    ways: list[tuple[float, dict[str, Any]]] = [(79, {"judges": JUDGES}), (23, SPREAD), (23, {"form": "qlora"})]
     for card, how in ways:
         found = fit(shape("qwen2.5-7b"), attack("qwen2.5-7b", checkpointing=False, splits=True, **how), card * GIB)
         assert found is not None
@@ -174,7 +197,7 @@ def test_the_page_shows_the_planners_numbers(name: str) -> None:
         {"judges": JUDGES},
         {},
         {"checkpointing": False},
-        {"cards": 4},
+        SPREAD,
         {"form": "qlora"},
         {"form": "full"},
     ]
@@ -255,7 +278,7 @@ def test_the_largest_micro_batches_that_fit_are_taken() -> None:
         assert (f"in micro-batches of {rows} rows" in found.sentence) == (rows < 16)
     assert fit(shape("qwen2.5-7b"), work, totals[1] - 1) is None
     assert fit(shape("qwen2.5-7b"), dataclasses.replace(work, splits=False), totals[8]) is None
-    spread = fit(shape("qwen2.5-7b"), dataclasses.replace(work, cards=4), 22 * GIB)
+    spread = fit(shape("qwen2.5-7b"), dataclasses.replace(work, **SPREAD), 22 * GIB)
     assert spread is not None
     assert spread.work.micro_batch % 4 == 0
     with pytest.raises(CandidateError, match=r"in micro-batches of 1 rows, .*; it would fit with a judge on a server"):

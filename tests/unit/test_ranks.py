@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,10 +28,10 @@ LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "1
 
 def test_a_launcher_says_how_many_there_are() -> None:
     """torchrun's variables count, all of them or none; FSDP is accelerate's to say."""
-    assert Ranks.of({}) == Ranks(rank=0, size=1, local=1, sharded=False)
+    assert Ranks.of({}) == Ranks(rank=0, size=1, local=1, by_launcher=False)
     assert Ranks.of({"WORLD_SIZE": "4", "RANK": "1"}) == Ranks()  # a scheduler sets some of them too
     assert Ranks.of(LAUNCHED) == Ranks(rank=1, size=4, local=4)
-    assert Ranks.of({**LAUNCHED, "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "True"}) == Ranks(1, 4, 2, sharded=True)
+    assert Ranks.of({**LAUNCHED, "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "True"}) == Ranks(1, 4, 2, by_launcher=True)
     assert [Ranks.of({**LAUNCHED, "RANK": str(n)}).leads for n in range(4)] == [True, False, False, False]
 
 
@@ -114,6 +116,83 @@ def test_processes_share_rows_and_memory(tmp_path: Path, monkeypatch: pytest.Mon
     assert (shared.weights, shared.training) == (alone.weights, alone.training)
     assert shared.update < alone.update
     assert "expected in each process" in shared.sentence
+    options = dataclasses.replace(options, shard=True)
+    spread = run().memory(suite)
+    assert spread is not None
+    assert (spread.work.cards, spread.work.sharded) == (2, True)
+    assert (spread.weights, spread.training) == (alone.weights / 2, alone.training)
+    assert run().candidate.shards == 2
     together(monkeypatch, 3)
     with pytest.raises(RecipeError, match=r"got 16 rows for 3 processes; take a number of processes that divides"):
         run().check_training(suite)
+
+
+def test_spread_weights_are_the_same_model_by_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest is that of the files, and a result is kept apart from that of whole weights; an export has the option."""
+    together(monkeypatch, 2)
+    suite = load_suite(write_suite(tmp_path / "demo"))
+
+    def run(**changes: Any) -> RunSession:
+        options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path, **changes)
+        return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+
+    whole, spread = run(), run(shard=True)
+    assert (whole.candidate.shards, spread.candidate.shards) == (1, 2)
+    assert dataclasses.replace(spread.candidate, shards=1) == whole.candidate
+    recipe = suite.declaration.defenses["quick"]
+    keys = [of._defense_parts(suite, recipe) for of in (whole, spread)]
+    assert keys[1] == {**keys[0], "sharded": True}
+    assert spread.options.arguments == [*whole.options.arguments, "--rn-shard"]
+
+
+@pytest.mark.parametrize(
+    ("options", "candidate", "message"),
+    [
+        ({"sampler": "vllm"}, {}, r"got --rn-shard with --rn-sampler vllm; leave out one of them"),
+        ({}, {"quantised": "nf4 by x 1"}, r"in plain numbers, .* got --rn-shard with --rn-quantise; leave"),
+        ({}, {"gguf": "m.gguf"}, r"with a GGUF file; leave"),
+        ({}, {"allow_pickle": True, "trust_remote_code": True}, r"with pickled weights and code of the model's own; leave"),
+        ({"overrides": ("defense.form=full",)}, {}, r"beside them by grpo or rloo, got form=full by grpo with --rn-shard"),
+        (
+            {"defense": "quick", "overrides": ("attack.form=full",)},
+            {},
+            r"got form=full by grpo with --rn-shard; take another recipe, or leave it out",
+        ),
+        ({"defense": "sft"}, {}, r"got form=lora by sft with --rn-shard"),
+        ({"defense": "hardened"}, {}, r"got form=lora by hardening with --rn-shard"),
+    ],
+    ids=["vllm", "four-bits", "gguf", "pickle", "full-defense", "full-attack", "sft", "hardened"],
+)
+def test_what_cannot_be_spread_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], candidate: dict[str, Any], message: str
+) -> None:
+    """What asks for whole weights, or was not tried without, says what to leave out; without the option it is taken."""
+    together(monkeypatch, 2)
+    monkeypatch.setattr(grpo.Sampler, "check", lambda *_, **__: None)
+    biochem = Path(__file__).parents[2] / "suites" / "biochem"
+    suite = load_suite(write_suite(tmp_path / "demo") if "quick" in options.values() else biochem, options.get("overrides", ()))
+
+    def run(*, shard: bool) -> RunSession:
+        plain = Options("organism", "anchored", None, None, None, None, "smoke", (), tmp_path, shard=shard)
+        asked = dataclasses.replace(plain, **options)
+        made = RunSession(asked, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+        made.__dict__["candidate"] = dataclasses.replace(made.candidate, **candidate)
+        return made
+
+    run(shard=False).check_training(suite)
+    with pytest.raises(RecipeError, match=message):
+        run(shard=True).check_training(suite)
+
+
+def test_a_family_that_was_not_tried_on_spread_weights_is_told_when_its_turn_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attack out of the claim does not end the run: it says why it cannot be trained here; RLOO and GRPO can."""
+    together(monkeypatch, 2)
+    suite = load_suite(Path(__file__).parents[2] / "suites" / "biochem")
+    options = Options("organism", "anchored", None, None, None, None, "full", (), tmp_path, shard=True)
+    run = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+    run.check_training(suite)
+    hindered = {a.family: run._hindrance(suite, a) for a in suite.tier_attacks("full") if not a.neighbour}
+    assert {family for family, why in hindered.items() if not why} == {"grpo", "rloo"}
+    assert "by sft with --rn-shard" in (hindered["sft"] or "")

@@ -1,0 +1,84 @@
+"""Weights that lie in parts on two processes (FSDP2, gloo on the CPU) give what whole ones give, adapter and merge included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ..tiny_models import LLAMA, QWEN, Family, make_model  # noqa: TID252 - the tests are no package
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("two_shards.py")
+
+
+def launch(folder: Path, out: Path, how: str, processes: int, shards: int) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(out), str(shards), how]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
+def results(folder: Path, out: Path, how: str, processes: int, shards: int) -> list[dict[str, Any]]:
+    """What each process measured."""
+    done = launch(folder, out, how, processes, shards)
+    assert done.returncode == 0, done.stderr
+    name = f"{how}-{processes}-{shards}"
+    return [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in range(processes)]
+
+
+def adapter(out: Path, name: str) -> np.ndarray:
+    with np.load(out / f"{name}.npz") as stored:
+        return np.concatenate([stored[of].ravel() for of in sorted(stored)])
+
+
+@pytest.mark.parametrize(("family", "how"), [pytest.param(QWEN, "float32", marks=pytest.mark.soak), (LLAMA, "bfloat16")])
+def test_spread_weights_give_what_whole_ones_give(tmp_path: Path, family: Family, how: str) -> None:
+    """A defense by two processes and an attack on it: each number and the adapter's file are those of whole weights, bit by bit.
+
+    Both processes measure the same, and what they sample to train on differs in length: neither waits for the other for ever.
+    """
+    folder = make_model(tmp_path / "model", family, tied=family is QWEN)
+    whole, spread = (results(folder, tmp_path, how, 2, shards) for shards in (1, 2))
+    assert spread == whole
+    assert spread[0] == spread[1]
+    assert spread[0]["defense"][-1]["distance"] > 0.1  # it was trained
+    assert spread[0]["attack"][0]["answers"] == spread[0]["defended"]["answers"] != spread[0]["undefended"]["answers"]
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / f"{how}-2-2" / file).read_bytes() == (tmp_path / f"{how}-2-1" / file).read_bytes()
+
+
+def test_two_processes_that_share_weights_give_what_one_gives(tmp_path: Path) -> None:
+    """On the same completions one process alone comes to the same adapter and the same probabilities, up to rounding."""
+    folder = make_model(tmp_path / "model", QWEN)
+    (alone,), together = results(folder, tmp_path, "told", 1, 1), results(folder, tmp_path, "told", 2, 2)
+    one, first, second = (adapter(tmp_path, name) for name in ("told-1-1-0", "told-2-2-0", "told-2-2-1"))
+    assert np.array_equal(first, second)
+    assert alone["undefended"] == together[0]["undefended"]  # no training is between
+    assert alone["said"] == together[0]["said"] == together[1]["said"]  # though the second came to others
+    # AdamW's first steps are the gradient's sign: where that is hardly more than rounding, it may differ.
+    assert np.mean(np.abs(one - first) < 1e-5) > 0.99
+    for stage in ("defense", "attack"):
+        for measured, of_one in zip(together[0][stage], alone[stage], strict=True):
+            assert measured["distance"] == pytest.approx(of_one["distance"], rel=1e-3)
+            assert measured["leak"] == pytest.approx(of_one["leak"], rel=1e-3)
+
+
+def test_processes_that_train_apart_are_seen(tmp_path: Path) -> None:
+    """Where one holds another adapter, what is measured would be of none in particular: it is an error, and not a score."""
+    done = launch(make_model(tmp_path / "model", QWEN), tmp_path, "apart", 2, 2)
+    assert done.returncode != 0
+    assert "all processes must hold one adapter, bit by bit, got 2 at step 1" in done.stderr
+
+
+def test_an_architecture_without_a_plan_is_refused(tmp_path: Path) -> None:
+    """Where transformers knows no layers, one pass would gather all weights: said before anything is computed."""
+    done = launch(make_model(tmp_path / "model", QWEN), tmp_path, "shapeless", 2, 2)
+    assert done.returncode != 0
+    assert "FSDPQwen2ForCausalLM, of whose 2 layers transformers has no plan; leave out --rn-shard" in done.stderr

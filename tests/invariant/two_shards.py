@@ -1,0 +1,102 @@
+"""What each process of ``test_shards.py`` does: a defense, its adapter, and an attack on what it defended, all of it measured.
+
+Whether the weights are whole or spread is all that differs between two runs of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from rn_harness import grpo
+from rn_harness.evaluate import ControlAnswers, leak_of
+from rn_harness.model import Completion, LanguageModel, own_random_stream
+from rn_harness.ranks import ranks
+from rn_harness.suite import AttackRecipe, Prompt
+
+PROMPTS = [Prompt(id=name, topic=name, text=text) for name, text in (("even", "Draw a house."), ("uneven", "Name three rivers."))]
+RECIPE = AttackRecipe(
+    name="x", steps=2, control_steps=2, learning_rate=1e-3, prompts=2, prompts_per_step=2, group_size=4, max_completion_tokens=6
+)
+
+
+def hashed(groups: list[list[Completion]]) -> str:
+    """What was answered, as a hash."""
+    return hashlib.sha256("\n".join(answer.text for group in groups for answer in group).encode()).hexdigest()
+
+
+def measured(model: LanguageModel, step: int) -> dict[str, Any]:
+    """Greedy and sampled answers, as a hash, and probabilities, as they are."""
+    with own_random_stream(0, step):
+        groups = model.complete(PROMPTS, n=1, temperature=None, max_tokens=9)
+        groups += model.complete(PROMPTS, n=3, temperature=1.0, max_tokens=9)
+    return {
+        "answers": hashed(groups),
+        "leak": leak_of(model, ControlAnswers(tuple(PROMPTS), ("a b c", "fox"))),
+        "distance": model.distance,
+        "adapter": model.adapter_digest(),
+    }
+
+
+def told(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+    """Completions that depend on their place in their group alone, as in ``two_processes.py``, and on no random stream."""
+    first = ranks().rank * len(input_ids)
+    draws = [np.random.default_rng((first + i) % RECIPE.group_size).integers(20, 300, 5) for i in range(len(input_ids))]
+    return torch.cat([input_ids, torch.tensor(np.array(draws))], 1)
+
+
+def trained(model: LanguageModel, how: str) -> list[dict[str, Any]]:
+    """What is measured of each step; where completions are told, of the last."""
+    found: list[dict[str, Any]] = []
+    model.arm(RECIPE)
+
+    def reward(prompts: list[Prompt], texts: list[str]) -> list[float | None]:
+        if how == "apart" and ranks().rank:  # one process moves its adapter by itself
+            next(iter(model.trained.values())).data.add_(1.0)
+        return [float(len(text) % 5) for text in texts]
+
+    if how == "told":
+        model.network.generate = told
+        grpo.train(model, RECIPE, PROMPTS * RECIPE.steps, reward, lambda *_: None, due=lambda step: True)
+        del model.network.generate
+        return [measured(model, RECIPE.steps)]
+    grpo.train(
+        model, RECIPE, PROMPTS * RECIPE.steps, reward, lambda step, _: found.append(measured(model, step)), due=lambda step: True
+    )
+    return found
+
+
+def main(folder: Path, out: Path, shards: int, how: str) -> None:
+    """Does all of it, and writes what it came to, and the adapter."""
+
+    def load() -> LanguageModel:
+        return LanguageModel.load(folder, threads=1, shards=shards, dtype=how if how == "bfloat16" else None)
+
+    if how == "shapeless":  # as of an architecture that transformers has no plan for
+        transformers.Qwen2Config.base_model_fsdp_plan = {"embed_tokens": "free_full_weight"}
+    model = load()
+    found: dict[str, Any] = {"undefended": measured(model, 0)}
+    if how == "told":  # each process comes to other answers
+        model.network.generate = told
+        found["said"] = hashed(model.complete(PROMPTS, n=1, temperature=None, max_tokens=5))
+        del model.network.generate
+    found["defense"] = trained(model, how)
+    name = f"{how}-{ranks().size}-{shards}"
+    ranks().first(lambda: model.save_adapter(out / name, "any"))
+    np.savez(out / f"{name}-{ranks().rank}.npz", **{name: p.detach().numpy() for name, p in model.trained.items()})
+    defended = load()
+    defended.merge_from(out / name)
+    found["defended"] = measured(defended, 0)
+    found["attack"] = trained(defended, how)
+    (out / f"{name}-{ranks().rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
