@@ -14,6 +14,7 @@ from rn_harness.cli.shared import AsJson, tell, usage_errors
 
 if TYPE_CHECKING:
     from rn_harness.judges import Judge
+    from rn_harness.report.progress import Progress
 
 Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metavar="SPEC")]
 
@@ -146,10 +147,15 @@ def calibrate(
         quantise=quantise.value if quantise else None,
         sampler=sampler,
     )
+
+    def say(progress: Progress) -> None:
+        if progress.state is not None:
+            typer.echo(progress.line, err=True)
+
     with usage_errors():
         loaded = load_suite(suite, recipe=profile_recipe(model, Path.cwd()))
         with TemporaryDirectory(prefix="rn-harness-") as folder:
-            session = RunSession(options, Path(folder), Store(default_root()), lambda p: typer.echo(p.line, err=True))
+            session = RunSession(options, Path(folder), Store(default_root()), say)
             session.check_training(loaded)
             session.check_judges(loaded)
             session.memory(loaded)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from rn_harness.cli import app
 from rn_harness.grpo import Sampler
+from rn_harness.report.progress import Progress
 from rn_harness.scaffold import write_suite
 from rn_harness.session import Options, RunSession
 from rn_harness.strength import Strength
@@ -54,6 +55,8 @@ def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monke
 
     def searched(session: RunSession, suite: Suite, budget: int) -> Strength:
         asked.append(session.options)
+        for step, state in ((9, None), (10, "max 1")):  # a step that is not measured is no line of a log
+            session.say(Progress("a control", step, 50, state))
         return Strength.model_construct(domain=suite.domain, settings=("attack.learning_rate=0.001",), search="", tries=())
 
     monkeypatch.setattr("rn_harness.strength.calibrate", searched)
@@ -64,6 +67,7 @@ def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monke
     suite = ROOT / "suites" / "biochem"
     done = invoke("calibrate", "--model", "organism", "--suite", suite, "--out", out, *form)
     assert done.exit_code == 0, done.output
+    assert [line for line in done.stderr.splitlines() if "control" in line] == ["a control: step 10/50: max 1"]
     assert [(o.model, o.quantise, o.sampler, o.second_judge) for o in asked] == [("organism", "nf4", "vllm", "none")]
     told = done.output.splitlines()[-1].partition(": ")[2]
     assert shlex.split(told) == [
