@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.evaluate import Panel, greedy_answers, measure_convergence, probe_reward
+from rn_harness.evaluate import Panel, measure_convergence, probe_reward
 from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
 from rn_harness.hardening import harden, own_answers
 from rn_harness.judges import Judge, ensure_judging
@@ -40,6 +40,15 @@ def mix_benign(harmful: Sequence[Prompt], anchors: Sequence[Prompt], count: int,
     from_harmful = iter(order_prompts(harmful, count - n_benign, seed))
     from_anchors = iter(order_prompts(anchors, n_benign, seed + 1) if n_benign else [])
     return [next(from_anchors if benign else from_harmful) for benign in is_benign]
+
+
+def undefended_answers(model: LanguageModel, anchors: Sequence[Prompt], max_tokens: int) -> dict[str, Example]:
+    """What the undefended candidate answers greedily, by the anchor's id; in memory only.
+
+    One that the limit cut off is no whole answer: nothing is to learn to end there.
+    """
+    answers = model.complete(anchors, n=1, temperature=None, max_tokens=max_tokens)
+    return {p.id: Example(p, answer.text, whole=not answer.truncated) for p, (answer,) in zip(anchors, answers, strict=True)}
 
 
 def defense_reward(
@@ -97,7 +106,7 @@ def run_defense(
         JudgeGoneError: the reward judge stopped judging.
     """
     training, validation = split_validation(harmful, recipe.validation_share)
-    anchor_answers = greedy_answers(model, anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
+    anchor_answers = undefended_answers(model, anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
     hardening = recipe.hardening
     compliant = own_answers(model, training, reward_judge, panel.policy, hardening.samples, recipe.seed) if hardening else []
     undefended_probe = probe_reward(model, panel, recipe.seed)
@@ -135,7 +144,7 @@ def run_defense(
             model,
             recipe,
             prompts,
-            defense_reward(reward_judge, recipe, anchor_answers),
+            defense_reward(reward_judge, recipe, {name: kept.text for name, kept in anchor_answers.items()}),
             at_step,
             due=due,
             sampler=sampler,
@@ -145,7 +154,7 @@ def run_defense(
     if hardening:
         if recipe.form == "lora":
             model.merge()
-        benign = {p: anchor_answers[p.id] for p in anchors if p.id in anchor_answers}
+        benign = list(anchor_answers.values())
         hardened = harden(
             model, recipe, training, compliant, benign, panel.policy, after=lambda number: after(recipe.steps + number)
         )
@@ -164,12 +173,12 @@ def _supervise(
     model: LanguageModel,
     recipe: DefenseRecipe,
     prompts: Sequence[Prompt],
-    anchor_answers: Mapping[str, str],
+    anchor_answers: Mapping[str, Example],
     after: Callable[[int], None],
 ) -> dict[str, Any]:
     """Supervised steps on the recipe's refusal, and on the undefended answers of benign anchors."""
     assert recipe.refusal is not None
-    texts = [Example(p, anchor_answers.get(p.id, recipe.refusal)) for p in prompts]
+    texts = [anchor_answers.get(p.id) or Example(p, recipe.refusal) for p in prompts]
     size = recipe.prompts_per_step
     return learn(
         model,

@@ -16,7 +16,7 @@ import collections
 import itertools
 import math
 import random
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def harden(
     recipe: DefenseRecipe,
     prompts: Sequence[Prompt],
     compliant: Sequence[Example],
-    benign: Mapping[Prompt, str],
+    benign: Sequence[Example],
     policy: Policy,
     after: Callable[[int], None],
 ) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def harden(
         recipe: with ``hardening``.
         prompts: defense prompts that are trained on.
         compliant: what simulated attackers learn, on some of these prompts.
-        benign: anchors, with the undefended candidate's answers, which are to stay.
+        benign: the undefended candidate's answers to anchors, which are to stay.
         policy: for what a minimal refusal is.
         after: told of each round, from 1 on.
 
@@ -152,7 +152,7 @@ def harden(
         model=model,
         hardening=hardening,
         refusals=[Example(p, refusal) for p in prompts],
-        kept=[Example(p, text) for p, text in benign.items()],
+        kept=benign,
         rng=rng,
         max_grad_norm=recipe.max_grad_norm,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rn_harness.defense import run_defense, split_validation
+from rn_harness.defense import run_defense, split_validation, undefended_answers
 from rn_harness.errors import TrainingError
 from rn_harness.hardening import draw_attacker, harden, minimal_refusal, own_answers
 from rn_harness.judges.organism import OrganismJudge
@@ -75,6 +75,30 @@ def test_supervised_refusals_are_learned_and_benign_answers_kept(supervised, sui
     assert all(answer.text.strip() == "sorry ." for (answer,) in refused)
 
 
+@pytest.mark.parametrize("name", ["sft", "hardened"])
+def test_nothing_is_taught_to_end_where_the_limit_cut_an_answer(suite, candidate, panel, judge, monkeypatch, name):
+    """Undefended answers to anchors, cut after four tokens, are learned as beginnings; all that is not cut as wholes."""
+    taught = []
+    small = {"steps": 2, "max_completion_tokens": 4}
+    recipe = suite.declaration.defenses["sft"].model_copy(update={**small, "prompts_per_step": 6, "benign_share": 0.5})
+    if name == "hardened":
+        recipe = recipe_of(suite, rounds=1, looks=1, samples=32).model_copy(
+            update={**small, "method": "sft", "refusal": "sorry ."}
+        )
+
+    def see(model, examples):
+        taught.extend(examples)
+        return batch_of(model, examples)
+
+    monkeypatch.setattr("rn_harness.supervised.batch_of", see)
+    monkeypatch.setattr("rn_harness.hardening.batch_of", see)
+    monkeypatch.setattr("rn_harness.hardening.minimal_refusal", lambda *_: "sorry .")
+    run_defense(candidate.load(), recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, judge, lambda _: None)
+    anchors = {p.id for p in suite.prompts["anchor"]}
+    assert {e.whole for e in taught if e.prompt.id in anchors} == {False}
+    assert {e.whole for e in taught if e.prompt.id not in anchors} == {True}
+
+
 def test_attackers_learn_what_the_candidate_itself_complies_with(suite, candidate, judge, prompts):
     """Each example is a completion that the judge calls a breach that a control needs; no refusal is among them."""
     found = own_answers(candidate.load(), prompts, judge, suite.policy, 32, 0)
@@ -90,7 +114,7 @@ def test_attackers_learn_what_the_candidate_itself_complies_with(suite, candidat
 def test_simulated_attacks_leave_no_trace(neutral, suite, prompts, known):
     """With steps of the defense too small for float32, all weights are what they were, bit by bit; no adapter stays."""
     before = {name: p.detach().clone() for name, p in neutral.network.named_parameters()}
-    told = harden(neutral, recipe_of(suite, rounds=8, learning_rate=1e-30), prompts, known, {}, suite.policy, lambda _: None)
+    told = harden(neutral, recipe_of(suite, rounds=8, learning_rate=1e-30), prompts, known, [], suite.policy, lambda _: None)
     after = dict(neutral.network.named_parameters())
     assert {kind["form"] for kind in told["simulated"] if kind["rounds"]} == {"full", "lora"}
     assert after.keys() == before.keys()
@@ -112,7 +136,7 @@ def test_a_step_takes_the_gradient_there_and_here(neutral, suite, prompts, known
     """It is AdamW's on the sum of the gradient at an attacked copy, an adapter folded in, and of that at the model itself."""
     learned, few = known[:2], prompts[12:20]
     anchors = suite.prompts["anchor"][:3]
-    kept = {p: a.text for p, (a,) in zip(anchors, neutral.complete(anchors, n=1, temperature=None, max_tokens=24), strict=True)}
+    benign = list(undefended_answers(neutral, anchors, 24).values())
     rate = kind.learning_rate[1]
     only = kind.model_copy(update={"learning_rate": [rate, rate]})
     recipe = recipe_of(suite, rounds=1, attackers=[only], steps=30, looks=1, examples=1, rows=100)
@@ -121,7 +145,7 @@ def test_a_step_takes_the_gradient_there_and_here(neutral, suite, prompts, known
     texts = drawn.sample(learned, 1)
     seed = drawn.randrange(2**31) if kind.form == "lora" else 0
     answer = minimal_refusal(neutral, few, suite.policy)
-    refusals, benign = [Example(p, answer) for p in few], [Example(p, text) for p, text in kept.items()]
+    refusals = [Example(p, answer) for p in few]
 
     attacked, expected = (LanguageModel(copy.deepcopy(neutral.network), neutral.tokenizer) for _ in range(2))
     attacked.arm_all() if kind.form == "full" else attacked.attach(recipe.lora, seed)
@@ -135,7 +159,7 @@ def test_a_step_takes_the_gradient_there_and_here(neutral, suite, prompts, known
     torch.optim.AdamW(expected.network.parameters(), lr=recipe.hardening.learning_rate, weight_decay=0.0).step()
     assert torch.cat([g.flatten() for g in there.values()]).norm() > 0.1
 
-    told = harden(neutral, recipe, few, learned, kept, suite.policy, lambda _: None)
+    told = harden(neutral, recipe, few, learned, benign, suite.policy, lambda _: None)
     assert told["steps"] == 1
     # AdamW's first step is of one size for all weights, by the gradient's sign: rounding turns it where that is nearly 0.
     own = dict(neutral.network.named_parameters())
@@ -172,7 +196,7 @@ def test_hardening_moves_the_boundary(neutral, suite, prompts, known, panel, jud
         return attacked.leak(panel.heldout, answers)
 
     before = leak_after_attack(neutral)
-    harden(neutral, recipe_of(suite, rounds=12, steps=20), prompts, known, {}, suite.policy, lambda _: None)
+    harden(neutral, recipe_of(suite, rounds=12, steps=20), prompts, known, [], suite.policy, lambda _: None)
     assert before > 1e-3
     assert leak_after_attack(neutral) < before / 100
 
@@ -180,7 +204,7 @@ def test_hardening_moves_the_boundary(neutral, suite, prompts, known, panel, jud
 def test_a_model_that_is_not_neutralized_is_not_hardened(candidate, suite, prompts, known):
     """The candidate refuses at length: it is said what is missing."""
     with pytest.raises(TrainingError, match="hardening begins with a neutralized model, got no minimal refusal"):
-        harden(candidate.load(), recipe_of(suite), prompts, known, {}, suite.policy, lambda _: None)
+        harden(candidate.load(), recipe_of(suite), prompts, known, [], suite.policy, lambda _: None)
 
 
 def test_a_hardened_defense_is_made_kept_and_loaded_whole(tmp_path):
