@@ -539,8 +539,8 @@ class LanguageModel:
         config.base_model_name_or_path = base
         config.target_modules = sorted(config.target_modules)
         adapter = {name: p.detach() for name, p in self.trained.items()}  # of all weights peft would gather those that are spread
-        # No embedding layer is trained; "auto" asks the hub about the base.
-        self.network.save_pretrained(folder, save_embedding_layers=False, state_dict=adapter)
+        # No embedding is trained ("auto" asks the hub about the base); beside a KL penalty TRL leaves an adapter of its own.
+        self.network.save_pretrained(folder, save_embedding_layers=False, state_dict=adapter, selected_adapters=[TRAINED])
         (folder / "README.md").unlink(missing_ok=True)
 
     def save(self, folder: Path) -> None:

@@ -280,6 +280,17 @@ def test_leaving_out_zero_gradients_changes_no_bit(candidate, suite, recipe, war
     assert (moved > 0) == (warm_steps > 0)
 
 
+def test_a_penalty_leaves_no_second_adapter_in_what_is_saved(candidate, suite, recipe, tmp_path):
+    """What a KL penalty is measured against, a copy of the adapter's start, is not among the files of a defense."""
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    penal = recipe.model_copy(update={"steps": 1, "control_steps": 1, "beta": 0.1})
+    train(model, penal, suite.prompts["attack"][:1], _constant_rewards, lambda *_: None, lambda _: True)
+    assert len(model.network.peft_config) == 2
+    model.save_adapter(tmp_path, "base")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
 def test_folding_the_adapter_puts_every_bit_back(candidate, panel, attack):
     """Inside, logits agree with the unfolded network's to rounding; outside, all weights are what they were."""
     model, _ = attack(steps=3, control_steps=3)
