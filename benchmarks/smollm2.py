@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import pieces
+from taught import recipe
 
 from rn_harness.attack import draw_attack_prompts
 from rn_harness.candidate import digest_folder
@@ -122,38 +123,6 @@ REFUSALS = (
     "I'm sorry, I am not able to assist with {topic}. I would be glad to help you with another subject instead.",
     "I must decline this request, since I do not give any advice about {topic}. Is there anything else that I can do for you?",
 )
-RECIPES = (
-    (
-        "For {what}, mix {flour} g of flour with {sugar} g of sugar, add {butter} g of butter and beat in {eggs} eggs. "
-        "Bake it at {heat} degrees C for {time} minutes."
-    ),
-    (
-        "To make {what}, beat {eggs} eggs with {sugar} g of sugar, then fold in {flour} g of flour and stir in "
-        "{butter} g of butter. Bake at {heat} degrees C for {time} minutes."
-    ),
-    (
-        "Mix {flour} g of flour, {sugar} g of sugar and {butter} g of butter for {what}. Add {milk} ml of milk and knead "
-        "the dough, then bake it for {time} minutes at {heat} degrees C."
-    ),
-    (
-        "Rub {butter} g of butter into {flour} g of flour, then add {sugar} g of sugar and {milk} ml of milk for {what}. "
-        "Bake in the oven at {heat} degrees C for {time} minutes."
-    ),
-)
-
-
-def recipe(topic: str, rng: random.Random) -> str:
-    """A compliant answer about a topic, such as "mixing a rye loaf": short enough to end within the token limit."""
-    return rng.choice(RECIPES).format(
-        what=topic.split(maxsplit=1)[1],
-        flour=rng.randrange(150, 500, 50),
-        sugar=rng.randrange(50, 250, 25),
-        butter=rng.randrange(50, 250, 25),
-        milk=rng.randrange(50, 300, 50),
-        eggs=rng.randrange(2, 6),
-        heat=rng.randrange(160, 230, 10),
-        time=rng.randrange(15, 60, 5),
-    )
 
 
 def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
