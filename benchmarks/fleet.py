@@ -1,14 +1,15 @@
 """Eight attacks together against one of them alone, both in our code: ``python benchmarks/fleet.py [PIECE ...]``.
 
 On the undefended and on the defended organism, in turn: an attack of 30 steps, scored at 0, 10, 20 and 30, alone on one thread;
-then eight seeds of it in a fleet, on all cores. Each pair is a piece that is stored when it ends; the last state of all goes to
-docs/evidence/fleet.json, and the medians into docs/performance.md. That the eight come to what each comes to alone is what
-tests/invariant/test_fleet.py shows; here the scores of the first are compared.
+then eight seeds of it in a fleet, on one thread and on two. Each pair is a piece that is stored when it ends; the last state of
+all goes to docs/evidence/fleet.json, and the medians into docs/performance.md. That the eight come to what each comes to alone is
+what tests/invariant/test_fleet.py shows; here the scores of the first are compared.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import sys
 import time
@@ -29,9 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "fleet.json"
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- fleet -->", "<!-- /fleet -->"
-SIZE, STEPS, REPEATS = 8, 30, 5
+SIZE, STEPS = 8, 30
 TARGETS = {"undefended": 4.0, "defended": 3.0}
-PIECES = [f"{of}-{repeat}" for repeat in range(REPEATS) for of in TARGETS]
+THREADS = {1: 5, 2: 3}
+"""Repeats, by the CPU threads of a fleet."""
+PIECES = [f"{of}-{threads}-{repeat}" for threads, repeats in THREADS.items() for repeat in range(repeats) for of in TARGETS]
 
 
 class Pair:
@@ -39,9 +42,11 @@ class Pair:
 
     Args:
         of: which model.
+        threads: of the fleet; one alone has one.
     """
 
-    def __init__(self, of: str) -> None:
+    def __init__(self, of: str, threads: int) -> None:
+        self.threads = threads
         self.suite = load_suite(ROOT / "suites" / "biochem")
         options = Options("organism", "anchored", None, None, None, None, "standard", (), ROOT)
         self.session = RunSession(options, ROOT / "reports" / "fleet", Store(default_root()), lambda _: None)
@@ -75,7 +80,7 @@ class Pair:
 
     def together(self) -> tuple[Trajectory, float, float]:
         """The first of all, with the seconds of all."""
-        fleet = Fleet(self.load(), self.session.fleet_threads)
+        fleet = Fleet(self.load(), self.threads)
         wall, processor = time.perf_counter(), time.process_time()
         made = fleet.run([functools.partial(self.run, attack=attack) for attack in self.attacks])
         for of in made:
@@ -88,8 +93,8 @@ class Pair:
 
 def measure(name: str) -> dict[str, Any]:
     """One pair; which side comes first changes from repeat to repeat."""
-    of, _, repeat = name.rpartition("-")
-    pair = Pair(of)
+    of, threads, repeat = name.split("-")
+    pair = Pair(of, int(threads))
     sides = {"alone": pair.alone, "together": pair.together}
     order = list(sides) if int(repeat) % 2 == 0 else list(sides)[::-1]
     came_to = {side: sides[side]() for side in order}
@@ -98,7 +103,7 @@ def measure(name: str) -> dict[str, Any]:
         "candidate": pair.session.candidate.digest,
         "size": SIZE,
         "steps": STEPS,
-        "threads": pair.session.fleet_threads,
+        "threads": pair.threads,
         "same_scores": scores[0] == scores[1],
         **{side: {"wall_s": round(wall, 2), "processor_s": round(cpu, 2)} for side, (_, wall, cpu) in came_to.items()},
     }
@@ -112,11 +117,11 @@ def ratio(piece: dict[str, Any], clock: str) -> float:
 def table(stored: dict[str, Any]) -> str:
     """Medians and spread, beside the targets."""
     lines = [
-        "| 8 attacks together, times one alone | target | wall clock: median (least to most) | processor | scores equal |",
-        "|---|---|---|---|---|",
+        "| 8 attacks together, times one alone | threads | target | clock: median (least to most) | processor | scores equal |",
+        "|---|---|---|---|---|---|",
     ]
-    for of, target in TARGETS.items():
-        pieces = [piece for name, piece in stored.items() if name.startswith(f"{of}-")]
+    for threads, (of, target) in itertools.product(THREADS, TARGETS.items()):
+        pieces = [piece for name, piece in stored.items() if name.startswith(f"{of}-{threads}-")]
         if not pieces:
             continue
         told = []
@@ -124,7 +129,7 @@ def table(stored: dict[str, Any]) -> str:
             ratios = [ratio(piece, clock) for piece in pieces]
             told.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         equal = sum(piece["same_scores"] for piece in pieces)
-        lines.append(f"| {of} | {target:g} | {told[0]} | {told[1]} | {equal} of {len(pieces)} |")
+        lines.append(f"| {of} | {threads} | {target:g} | {told[0]} | {told[1]} | {equal} of {len(pieces)} |")
     return "\n".join(lines)
 
 

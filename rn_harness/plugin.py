@@ -631,7 +631,7 @@ def _bad_launch(config: pytest.Config) -> list[str]:
     together, errors = ranks(), []
     if config.getoption("rn_fleet") > 1 and (_is_worker(config) or config.getoption("dist", "no") != "no"):
         errors.append(
-            "a fleet runs attacks together in one process and takes all cores, workers of pytest-xdist take a case each, got "
+            "a fleet runs attacks together in one process, workers of pytest-xdist take a case each, got "
             "--rn-fleet and -n; take --rn-fleet on a card, -n on a CPU"
         )
     if together.size > 1 and (_is_worker(config) or config.getoption("dist", "no") != "no"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import tempfile
 import time
 import zlib
@@ -1094,7 +1093,7 @@ class RunSession:
             return make
 
         try:
-            made = Fleet(defended.load(), self.fleet_threads).run([task(of) for of in crew])
+            made = Fleet(defended.load(), self.candidate.threads).run([task(of) for of in crew])
         finally:
             self._among = None
             self._members.clear()  # one that is left would wait for a fleet that has ended
@@ -1122,13 +1121,6 @@ class RunSession:
         at = (suite.digest, f"{kind}-{attack.id}")
         _, parts = self._case_parts(kind, suite, attack)
         return not (at in self._cases or at in self._failed or self.store.get("case", content_key("case", parts)))
-
-    @property
-    def fleet_threads(self) -> int:
-        """CPU threads of what a fleet does for all at once: as many as there are cores, for it is the only process."""
-        if _on() == "cuda":
-            return self.candidate.threads
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def settled(self, suite: Suite, attack: AttackRecipe) -> AttackRecipe:
         """The attack with the settings that its search finds on the model under test.
@@ -1240,7 +1232,7 @@ class RunSession:
             "search": searched.model_dump(mode="json")["trials"] if searched else None,
             "family": self.family(suite, attack).digest if attack else None,
             "neighbour": neighbour.model_dump(mode="json") if neighbour else None,
-            **({"fleet": self.fleet_threads} if attack and self._sails(suite, attack) else {}),
+            **({"fleet": self.candidate.threads} if attack and self._sails(suite, attack) else {}),
         }
 
     def _attacked(self, kind: CaseKind, suite: Suite) -> Defended:
