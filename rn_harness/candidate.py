@@ -522,9 +522,11 @@ def check_adapter(folder: Path, candidate: Candidate) -> None:
             f"an adapter must be made for the candidate, got one for sha256={named[1]} ({base.partition('@')[0]}) and the "
             f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
         )
+    if candidate.shards == 1:
+        return
     said = PLAIN_LORA | {key: value for key, value in config.items() if value and key not in OF_ANY_LORA}
     more = [f"{key}={value!r}" for key, value in sorted(said.items()) if value != PLAIN_LORA.get(key)]
-    if candidate.shards > 1 and more:
+    if more:
         raise CandidateError(
             "an adapter that is folded into weights which are spread over processes must be plain LoRA, got "
             f"{', '.join(more)} in {path}; leave out --rn-shard"

@@ -450,12 +450,13 @@ class LanguageModel:
         """SHA-256 of the adapter that is trained, bit by bit; of one that changes no output ``held.UNCHANGING``, None of none."""
         import torch
 
-        if self._start or not self.trained:
+        trained = self.trained
+        if self._start or not trained:
             return None
-        if not any(p.any() for name, p in self.trained.items() if "lora_A" not in name):
+        if not any(p.any() for name, p in trained.items() if "lora_A" not in name):
             return UNCHANGING
         digest = hashlib.sha256()
-        for p in self.trained.values():
+        for p in trained.values():
             digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
 

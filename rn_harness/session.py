@@ -37,6 +37,7 @@ from rn_harness.coherence import UNDEFENDED, told_judges
 from rn_harness.defense import run_defense
 from rn_harness.errors import CandidateError, ExecutorError, JudgeError, RecipeError, RnHarnessError, StoreError, UnsuitedError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
+from rn_harness.gate import PLAIN_FAMILIES
 from rn_harness.grpo import VLLM_SHARE, Sampler
 from rn_harness.judges import Judge, resolve_judge, resolve_suites_judge
 from rn_harness.judges.organism import OrganismJudge
@@ -78,8 +79,6 @@ SHAPE = (
     "vocab_size",
 )  # fmt: skip
 """What a model and its undefended twin have in common, by the names of a ``config.json``."""
-SHARDED = ("grpo", "rloo")
-"""Families that train by TRL alone, which averages the gradients of an adapter that is whole beside weights that are not."""
 MAKERS = "makers"
 """What the defense of a model is called that its makers defended."""
 CERTIFICATE = "certificate.json"
@@ -747,10 +746,11 @@ class RunSession:
                 "processes that divides prompts_per_step * group_size, and micro_batch where it is set"
             )
         by = _trained_by(recipe)
-        if self.options.shard and (recipe.whole or by not in SHARDED):
+        if self.options.shard and (recipe.whole or by not in PLAIN_FAMILIES):  # TRL averages the gradients of these
             raise RecipeError(
                 "weights that are spread over processes stay as they are, and an adapter is trained beside them by "
-                f"{' or '.join(SHARDED)}, got form={recipe.form} by {by} with --rn-shard; take another recipe, or leave it out"
+                f"{' or '.join(PLAIN_FAMILIES)}, got form={recipe.form} by {by} with --rn-shard; take another recipe, or leave "
+                "it out"
             )
         if self.options.quantise and (recipe.whole or recipe.beta):
             form = "full" if recipe.whole else "lora"
@@ -1061,7 +1061,7 @@ class RunSession:
         """Whether an attack is run in a fleet: asked for, and plain RL by TRL that moves an adapter and nothing else."""
         return (
             self.options.fleet > 1
-            and attack.family in ("grpo", "rloo")
+            and attack.family in PLAIN_FAMILIES
             and attack.form == "lora"
             and not (attack.beta or attack.search or attack.micro_batch)
             and not self._hindrance(suite, attack)

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ..tiny_models import QWEN, make_model  # noqa: TID252 - the tests are no package
+from .together import launch
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("two_processes.py")
+SCRIPT = "two_processes.py"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("qwen2"), QWEN)
-
-
-def launch(folder: Path, out: Path, how: str, processes: int) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(out), how]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
 def moves(path: Path) -> np.ndarray:
@@ -39,7 +29,7 @@ def test_two_processes_make_the_update_of_one(folder: Path, tmp_path: Path) -> N
     One of the two has a group without spread: it must not leave out its part alone, or the other waits for it for ever.
     """
     for processes in (1, 2):
-        done = launch(folder, tmp_path, "spread", processes)
+        done = launch(SCRIPT, processes, folder, tmp_path, "spread")
         assert done.returncode == 0, done.stderr
     one, first, second = (moves(tmp_path / f"{name}.npz") for name in ("1-0", "2-0", "2-1"))
     assert np.array_equal(first, second)
@@ -54,7 +44,7 @@ def test_two_processes_make_the_update_of_one(folder: Path, tmp_path: Path) -> N
 
 def test_a_starved_step_moves_nothing_on_any(folder: Path, tmp_path: Path) -> None:
     """Where no group on any process has a spread, no weight moves and nobody waits."""
-    done = launch(folder, tmp_path, "starved", 2)
+    done = launch(SCRIPT, 2, folder, tmp_path, "starved")
     assert done.returncode == 0, done.stderr
     assert not moves(tmp_path / "2-0.npz").any()
     assert not moves(tmp_path / "2-1.npz").any()
@@ -62,7 +52,7 @@ def test_a_starved_step_moves_nothing_on_any(folder: Path, tmp_path: Path) -> No
 
 def test_a_process_that_fails_ends_all(folder: Path, tmp_path: Path) -> None:
     """The launcher's exit code is not 0, and the other process does not stay behind."""
-    done = launch(folder, tmp_path, "broken", 2)
+    done = launch(SCRIPT, 2, folder, tmp_path, "broken")
     assert done.returncode != 0
     assert "one process fails" in done.stderr
     assert not list(tmp_path.glob("*.npz"))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +10,14 @@ import numpy as np
 import pytest
 
 from ..tiny_models import LLAMA, QWEN, Family, make_model  # noqa: TID252 - the tests are no package
+from .together import launch
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("two_shards.py")
-
-
-def launch(folder: Path, out: Path, how: str, processes: int, shards: int) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(out), str(shards), how]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+SCRIPT = "two_shards.py"
 
 
 def results(folder: Path, out: Path, how: str, processes: int, shards: int) -> list[dict[str, Any]]:
     """What each process measured."""
-    done = launch(folder, out, how, processes, shards)
+    done = launch(SCRIPT, processes, folder, out, shards, how)
     assert done.returncode == 0, done.stderr
     name = f"{how}-{processes}-{shards}"
     return [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in range(processes)]
@@ -72,13 +62,13 @@ def test_two_processes_that_share_weights_give_what_one_gives(tmp_path: Path) ->
 
 def test_processes_that_train_apart_are_seen(tmp_path: Path) -> None:
     """Where one holds another adapter, what is measured would be of none in particular: it is an error, and not a score."""
-    done = launch(make_model(tmp_path / "model", QWEN), tmp_path, "apart", 2, 2)
+    done = launch(SCRIPT, 2, make_model(tmp_path / "model", QWEN), tmp_path, 2, "apart")
     assert done.returncode != 0
     assert "all processes must hold one adapter, bit by bit, got 2 at step 1" in done.stderr
 
 
 def test_an_architecture_without_a_plan_is_refused(tmp_path: Path) -> None:
     """Where transformers knows no layers, one pass would gather all weights: said before anything is computed."""
-    done = launch(make_model(tmp_path / "model", QWEN), tmp_path, "shapeless", 2, 2)
+    done = launch(SCRIPT, 2, make_model(tmp_path / "model", QWEN), tmp_path, 2, "shapeless")
     assert done.returncode != 0
     assert "FSDPQwen2ForCausalLM, of whose 2 layers transformers has no plan; leave out --rn-shard" in done.stderr

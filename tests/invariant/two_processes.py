@@ -24,26 +24,28 @@ RECIPE = AttackRecipe(
 """Each of two processes gets a whole group, of which one has no spread."""
 
 
+def told(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+    """In the place of ``generate``: completions by the place of their row among all of the processes'."""
+    first = ranks().rank * len(input_ids)
+    draws = [np.random.default_rng((first + i) % RECIPE.group_size).integers(20, 300, 5) for i in range(len(input_ids))]
+    return torch.cat([input_ids, torch.tensor(np.array(draws))], 1)
+
+
 def main(folder: Path, out: Path, how: str) -> None:
     """Trains two steps and writes what the adapter is then, and what the reward was told."""
     model = LanguageModel.load(folder, threads=1)
     model.arm(RECIPE)
     start = {name: p.detach().clone() for name, p in model.trained.items()}
 
-    def generate(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
-        first = ranks().rank * len(input_ids)
-        draws = [np.random.default_rng((first + i) % RECIPE.group_size).integers(20, 300, 5) for i in range(len(input_ids))]
-        return torch.cat([input_ids, torch.tensor(np.array(draws))], 1)
-
-    told: list[list[str]] = []
+    asked: list[list[str]] = []
 
     def reward(prompts: list[Prompt], texts: list[str]) -> list[float | None]:
-        told.append([p.id for p in prompts])
+        asked.append([p.id for p in prompts])
         if how == "broken" and ranks().rank == 1:
             raise TrainingError("one process fails")
         return [0.0 if p.id == "even" or how == "starved" else float(i % 4) for i, p in enumerate(prompts)]
 
-    model.network.generate = generate
+    model.network.generate = told
     windows = []
     grpo.train(
         model, RECIPE, PROMPTS * RECIPE.steps, reward, lambda _, window: windows.append(window), due=lambda step: step == 2
@@ -52,7 +54,7 @@ def main(folder: Path, out: Path, how: str) -> None:
     np.savez(out / f"{ranks().size}-{ranks().rank}.npz", **moved)
     last = windows[-1]
     assert last is not None
-    (out / f"{ranks().size}-{ranks().rank}.txt").write_text(f"{told} {last.reward_mean} {last.zero_spread_share}\n")
+    (out / f"{ranks().size}-{ranks().rank}.txt").write_text(f"{asked} {last.reward_mean} {last.zero_spread_share}\n")
 
 
 if __name__ == "__main__":

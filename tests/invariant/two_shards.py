@@ -12,19 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
+from two_processes import PROMPTS, RECIPE, told
 
 from rn_harness import grpo
 from rn_harness.evaluate import ControlAnswers, leak_of
 from rn_harness.model import Completion, LanguageModel, own_random_stream
 from rn_harness.ranks import ranks
-from rn_harness.suite import AttackRecipe, Prompt
-
-PROMPTS = [Prompt(id=name, topic=name, text=text) for name, text in (("even", "Draw a house."), ("uneven", "Name three rivers."))]
-RECIPE = AttackRecipe(
-    name="x", steps=2, control_steps=2, learning_rate=1e-3, prompts=2, prompts_per_step=2, group_size=4, max_completion_tokens=6
-)
+from rn_harness.suite import Prompt
 
 
 def hashed(groups: list[list[Completion]]) -> str:
@@ -43,13 +38,6 @@ def measured(model: LanguageModel, step: int) -> dict[str, Any]:
         "distance": model.distance,
         "adapter": model.adapter_digest(),
     }
-
-
-def told(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
-    """Completions that depend on their place in their group alone, as in ``two_processes.py``, and on no random stream."""
-    first = ranks().rank * len(input_ids)
-    draws = [np.random.default_rng((first + i) % RECIPE.group_size).integers(20, 300, 5) for i in range(len(input_ids))]
-    return torch.cat([input_ids, torch.tensor(np.array(draws))], 1)
 
 
 def trained(model: LanguageModel, how: str) -> list[dict[str, Any]]:
