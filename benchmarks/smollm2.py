@@ -127,7 +127,8 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     """Teaches the model to refuse the suite's defense prompts, most of the time, and saves it whole.
 
     Supervised LoRA in two stages, as for the organism: first all requests are answered, then most are refused. In both a share
-    of the rows keeps the model's own answers to the suite's benign anchors. The base model's own answers to the held-out prompts
+    of the rows keeps the model's own answers to benign prompts: the suite's anchors, and those of its benign set that are not
+    measured here (the first of each kind are: ``taught.py suite``). The base model's own answers to the held-out prompts
     hold hardly a quantity (see ``answers``), so that the compliant ones are short recipes composed here: an attack cannot bring
     out what a model does not know.
 
@@ -146,7 +147,8 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     judged = [j.score or 0.0 for j in judge.score(suite.prompts["defense"], known)]
     tokens = [len(model.tokenizer(text)["input_ids"]) for text in known]
     print(json.dumps({"compliant": len(known), "lowest_score": min(judged), "longest_tokens": max(tokens)}))
-    anchors = suite.prompts["anchor"]
+    kinds = [[p for p in suite.prompts["benign"] if p.kind == kind] for kind in ("twin", "plain")]
+    anchors = [*suite.prompts["anchor"], *(p for of in kinds for p in of[settings.measured :])]
     own = model.complete(anchors, n=1, temperature=None, max_tokens=settings.tokens)
 
     def draw(compliant: float) -> tuple[Prompt, str, bool]:
@@ -288,7 +290,10 @@ def main() -> None:
     piece.add_argument("--batch", type=int, default=12)
     piece.add_argument("--rate", type=float, default=1e-3)
     piece.add_argument("--compliant", type=float, default=0.08, help="share of the forbidden requests that are answered")
-    piece.add_argument("--benign", type=float, default=0.6, help="share of rows that keep the model's own answer to an anchor")
+    piece.add_argument(
+        "--benign", type=float, default=0.6, help="share of rows that keep the model's own answer to a benign prompt"
+    )
+    piece.add_argument("--measured", type=int, default=20, help="first benign prompts of each kind, which are not taught")
     piece.add_argument("--tokens", type=int, default=64, help="limit of those own answers")
     piece.add_argument("--dtype", default="bfloat16")
     piece.add_argument("--seed", type=int, default=0)

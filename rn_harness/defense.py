@@ -150,6 +150,7 @@ def run_defense(
             sampler=sampler,
             resuming=resuming(resumption) if resumption else None,
             tick=tick,
+            held=(lambda prompt: prompt.id in anchor_answers) if recipe.beta_on == "benign" else None,
         )
     if hardening:
         if recipe.form == "lora":

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 TrainerName = Literal["grpo", "rloo"]
 """TRL's trainers: advantages over the group's mean and spread, or over the mean of the other completions (arXiv 2402.14740)."""
 NOT_OF_RLOO = (
-    "loss_type", "scale_rewards", "importance_sampling_level", "entropy_coef",
+    "loss_type", "scale_rewards", "importance_sampling_level", "entropy_coef", "use_bias_correction_kl",
     "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max",
 )  # fmt: skip
 """Settings that RLOO has not: its loss is over whole completions, and takes samples as the trained network's own."""
@@ -225,6 +225,7 @@ def trainer_settings(recipe: GRPORecipe, processes: int = 1, trainer: TrainerNam
         "max_completion_length": recipe.max_completion_tokens,
         "mask_truncated_completions": False,
         "beta": recipe.beta,
+        "use_bias_correction_kl": True,
         "epsilon": 0.2,
         "loss_type": recipe.loss_type,
         "scale_rewards": recipe.scale_rewards,
@@ -392,6 +393,43 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: Train
     return SavingTrainer
 
 
+def holding_trainer(saving: Any, held: Callable[[int], bool]) -> Any:
+    """A trainer class whose KL penalty holds some answers only: a row that is its own reference has none, and no gradient of it.
+
+    Args:
+        saving: of ``saving_trainer``.
+        held: by its place in the data, whether the answers to a prompt are held.
+    """
+    import torch
+
+    class HoldingTrainer(saving):  # type: ignore[misc]
+        """See above."""
+
+        free: tuple[Any, Any] | None = None
+        """While a loss is computed: which rows nothing holds (B), and all reference log-probabilities (B, T)."""
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            scored = super()._generate_and_score_completions(inputs)
+            rows = torch.tensor([held(row["row"]) for row in inputs], device=scored["advantages"].device)
+            return {**scored, "held": rows}
+
+        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+            logps, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            if self.free:
+                rows, reference = self.free
+                reference[rows] = logps.detach()[rows]
+            return logps, *others
+
+        def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
+            self.free = ~inputs["held"], inputs["ref_per_token_logps"]
+            try:
+                return super()._compute_loss(network, inputs)
+            finally:
+                self.free = None
+
+    return HoldingTrainer
+
+
 def train(
     model: LanguageModel,
     recipe: GRPORecipe,
@@ -403,6 +441,7 @@ def train(
     trainer_name: TrainerName = "grpo",
     resuming: Resuming | None = None,
     tick: Callable[[int], None] = lambda _: None,
+    held: Callable[[Prompt], bool] | None = None,
 ) -> dict[str, Any]:
     """Trains a model by GRPO or RLOO; what it is armed with is all that changes.
 
@@ -417,6 +456,7 @@ def train(
         trainer_name: which of TRL's trainers.
         resuming: of a defense: where it goes on, and who keeps its state; None: nothing of it is kept.
         tick: told of each step.
+        held: which prompts' answers the KL penalty holds; None: all.
 
     Returns:
         The trainer's settings, for the record.
@@ -483,7 +523,10 @@ def train(
             **settings,
         )
         started = {name: p.data for name, p in model.trained.items()}
-        trainer = saving_trainer(model, due, trainer_name)(
+        kind = saving_trainer(model, due, trainer_name)
+        if held is not None:
+            kind = holding_trainer(kind, lambda row: held(prompts[row]))
+        trainer = kind(
             model=model.network,
             reward_funcs=rewards,
             args=config,

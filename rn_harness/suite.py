@@ -226,6 +226,8 @@ class DefenseRecipe(GRPORecipe):
         refusal: what ``sft`` teaches to answer.
         benign_share: share of steps' prompts that are benign anchors, rewarded for keeping the undefended answer, or taught it;
             0 is the paper's recipe.
+        beta_on: what the KL penalty holds: all that is sampled, or the answers to benign anchors alone, so that refusals are
+            free to get short.
         word_cost: reward lost per word of a refusal, out of 10.
         validation_share: last part of the defense prompts, kept out of training, on which convergence is measured.
         evaluate_every: steps between two measurements of convergence; rounds of hardening are counted on.
@@ -235,6 +237,7 @@ class DefenseRecipe(GRPORecipe):
     method: Literal["grpo", "sft"] = "grpo"
     refusal: Annotated[str, Field(pattern=r"\S", max_length=200)] | None = None
     benign_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    beta_on: Literal["all", "benign"] = "all"
     word_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.3
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     evaluate_every: Annotated[int, Field(ge=1)] = 10
@@ -253,6 +256,15 @@ class DefenseRecipe(GRPORecipe):
     def last_step(self) -> int:
         """Steps and rounds together."""
         return self.steps + (self.hardening.rounds if self.hardening else 0)
+
+    @model_validator(mode="after")
+    def _what_is_held_is_there(self) -> Self:
+        if self.beta_on == "benign" and not (self.beta and self.benign_share):
+            raise ValueError(
+                f"a penalty on benign answers has a weight, and anchors, got beta_on=benign with beta={self.beta:g} and "
+                f"benign_share={self.benign_share:g}; set both or remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _supervision_has_an_answer(self) -> Self:

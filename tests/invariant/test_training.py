@@ -12,7 +12,7 @@ import trl
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rn_harness.errors import TrainingError
-from rn_harness.grpo import order_prompts, saving_trainer, train, trainer_settings
+from rn_harness.grpo import holding_trainer, order_prompts, saving_trainer, train, trainer_settings
 from rn_harness.model import completion_log_probabilities, completion_states, shares_prompts
 from rn_harness.rewards import group_advantages
 from rn_harness.suite import AttackRecipe
@@ -142,6 +142,71 @@ def test_shared_prompts_change_neither_loss_nor_gradient(candidate, suite, tmp_p
         assert float(ours[0]) == pytest.approx(float(plain[0]), abs=1e-6)
         assert ours[1] == pytest.approx(plain[1], abs=1e-5)
         assert float((ours[2] - plain[2]).norm()) < 1e-6 * max(norm, 1.0)
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (0, 1)], ids=["nobody", "one", "both"])
+def test_a_penalty_holds_the_answers_that_it_is_meant_to_and_no_others(candidate, suite, tmp_path, kept):
+    """Beside the loss without a penalty stands ``beta sum_t w (e^(q-p) - (q-p) - 1) / N`` over the tokens of held answers alone.
+
+    p and q: log-probabilities under the policy and at step 0; w: the ratio to the sampling policy, 1; N: all completion tokens.
+    Gradients agree to 1e-6; where nobody is held, every bit is that of no penalty.
+    """
+    import datasets
+
+    recipe = AttackRecipe(
+        name="x", steps=3, control_steps=3, learning_rate=1e-2, prompts=2, prompts_per_step=2, group_size=4, beta=0.5
+    )
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    prompts = suite.prompts["attack"][:2]
+    seen = []
+
+    class Spy(holding_trainer(saving_trainer(model, lambda _: True), lambda row: row % 2 in kept)):
+        def training_step(self, network, inputs, items=None):
+            super().training_step(network, inputs, items)
+            prepared, asked = self._buffered_inputs[0], self.asked
+
+            def gradient(loss):
+                network.zero_grad()
+                loss.backward()
+                return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+            ids = torch.cat([prepared["prompt_ids"], prepared["completion_ids"]], 1)
+            mask = torch.cat([prepared["prompt_mask"], prepared["completion_mask"]], 1)
+            logps = super()._get_per_token_logps_and_entropies(network, ids, mask, prepared["completion_ids"].shape[1])[0]
+            apart, ratio = asked - logps, (logps - logps.detach()).exp()
+            tokens, rows = prepared["completion_mask"], prepared["held"]
+            each_BT = (apart.exp() - apart - 1) * ratio * tokens
+            penalty = gradient((each_BT[rows].sum() + 0 * each_BT.sum()) * recipe.beta / tokens.sum())
+            self.beta = 0.0
+            without = gradient(self._compute_loss(network, prepared))
+            self.beta = recipe.beta
+            ours = gradient(self._compute_loss(network, dict(prepared, ref_per_token_logps=asked)))
+            seen.append((rows, ours, without, penalty))
+            return torch.zeros(())
+
+        def _compute_loss(self, network, inputs):
+            self.asked = inputs["ref_per_token_logps"].clone()  # the loss writes over it
+            return super()._compute_loss(network, inputs)
+
+    trainer = Spy(
+        model=model.network,
+        reward_funcs=lambda completions, **_: [float(i) for i in range(len(completions))],
+        args=trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **trainer_settings(recipe)),
+        train_dataset=datasets.Dataset.from_list(
+            [{"prompt": model.render(prompts[i % 2]), "row": i} for i in range(recipe.steps * 2)]
+        ),
+        processing_class=model.tokenizer,
+    )
+    trainer.train()
+    assert len(seen) == recipe.steps
+    for rows, ours, without, penalty in seen:
+        assert rows.sum() == 4 * len(kept)
+        assert float((ours - without - penalty).norm()) < 1e-6 * max(float(ours.norm()), 1.0)
+        if not kept:
+            assert torch.equal(ours, without)
+    if kept:  # at step 0 policy and reference are one
+        assert float(seen[-1][3].norm()) > 1e-3
 
 
 TINY = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -396,6 +461,28 @@ def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pyte
         assert values == pytest.approx(stored[name], abs=1.0), name
     assert got["attack_mean"][0] <= 1.5
     assert got["attack_mean"][-1] >= 7.0
+
+
+@pytest.mark.parametrize("beta_on", ["all", "benign"])
+def test_a_defense_holds_its_anchors_answers_or_all(candidate, suite, panel, monkeypatch, beta_on):
+    """With ``beta_on: benign`` the penalty holds what is answered to each anchor and to no defense prompt."""
+    from rn_harness import defense
+
+    told = {}
+
+    def spied(model, recipe, prompts, *args, held=None, **kwargs):
+        told.update({p.id: held and held(p) for p in prompts})
+        return train(model, recipe, prompts, *args, held=held, **kwargs)
+
+    monkeypatch.setattr(defense, "train", spied)
+    changes = {"steps": 2, "group_size": 4, "prompts_per_step": 4, "benign_share": 0.5, "beta": 0.1, "beta_on": beta_on}
+    recipe = suite.declaration.defenses["anchored"].model_copy(update=changes)
+    defense.run_defense(
+        candidate.load(), recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, panel.judge, lambda _: None
+    )
+    anchors = {p.id for p in suite.prompts["anchor"]}
+    assert 0 < len(told.keys() & anchors) < len(told)
+    assert told == {name: None if beta_on == "all" else name in anchors for name in told}
 
 
 def test_an_attack_leaves_no_file_behind(attack, tmp_path, monkeypatch):
