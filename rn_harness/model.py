@@ -96,6 +96,19 @@ def _settle() -> None:
     gc.freeze()
 
 
+def check_whole(loaded: Mapping[str, Any]) -> None:
+    """Makes sure that the files held all weights: transformers draws missing ones by chance, each time others under one digest.
+
+    Args:
+        loaded: what transformers tells of its loading.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"no {missing[0]}, the first of {len(missing)} missing tensors that the configuration asks for")
+
+
 @contextmanager
 def known_deprecations() -> Iterator[None]:
     """Keeps two warnings from users.
@@ -174,11 +187,12 @@ class LanguageModel:
                 network = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
                     folder, dtype=dtype or "auto", **weights, **how
                 )
+            check_whole(loaded)
             tokenizer = AutoTokenizer.from_pretrained(folder, **how)  # nosec B615 # a local folder
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise CandidateError(
-                f"the folder must hold a causal language model that transformers reads, got folder={folder}: "
-                f"{type(error).__name__}: {error}; export it again with save_pretrained"
+                f"the files must hold a causal language model that transformers reads, got {(folder / (gguf or '')).resolve()}: "
+                f"{type(error).__name__}: {error}; copy them again, or export them again with save_pretrained"
             ) from error
         if tokenizer.eos_token_id is None:
             raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")

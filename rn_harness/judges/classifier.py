@@ -258,16 +258,17 @@ class ClassifierJudge:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Network and tokenizer; no code of the folder is run."""
-        from rn_harness.model import quiet_libraries
+        from rn_harness.model import check_whole, quiet_libraries
 
         quiet_libraries()
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
-            network = AutoModelForSequenceClassification.from_pretrained(  # nosec B615 # a local folder
-                self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            network, loaded = AutoModelForSequenceClassification.from_pretrained(  # nosec B615 # a local folder
+                self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
+            check_whole(loaded)
             how = {"local_files_only": True, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(self.folder, **how)  # nosec B615 # a local folder
         except (OSError, ValueError, KeyError) as error:

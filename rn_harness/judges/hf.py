@@ -19,7 +19,7 @@ from rn_harness.candidate import hash_files, root_digest, weights_digest
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.hub import HubError, locate
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
-from rn_harness.model import quiet_libraries
+from rn_harness.model import check_whole, quiet_libraries
 
 PREFIX = "hf:"
 TOKENS_AT_ONCE = 32_768
@@ -105,9 +105,16 @@ class _Weights:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         try:
-            network: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
-                self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=self.dtype
+            network: Any
+            network, loaded = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
+                self.folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=self.dtype,
+                output_loading_info=True,
             )
+            check_whole(loaded)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise JudgeError(
                 f"a judge must be a causal language model that transformers reads, got folder={self.folder}: "

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from rn_harness import candidate as candidates
 from rn_harness import hub
@@ -508,3 +508,19 @@ def test_the_recipe_is_the_profiles(tmp_path: Path) -> None:
     profile = load_model_profile("smollm2", fixtures_folder() / "models")
     assert profile_recipe("smollm2", tmp_path) == tuple(profile.recipe) != ()
     assert profile_recipe("./smollm2", tmp_path) == ()
+def test_weights_that_the_files_lack_are_not_drawn_by_chance(tmp_path: Path) -> None:
+    """A tensor less, or a layer more in the configuration: loading ends; else each load would be another model of one digest."""
+    folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
+    path, config = folder / "model.safetensors", folder / "config.json"
+    tensors = load_file(path)
+    lost = next(name for name in tensors if "layers.1." in name and "down_proj" in name)
+    save_file({name: of for name, of in tensors.items() if name != lost}, path, metadata={"format": "pt"})
+    with pytest.raises(CandidateError, match=rf"got .*/model: ValueError: no {re.escape(lost)}, the first of 1 missing .*copy"):
+        resolve_candidate(str(folder), tmp_path).load()
+    save_file(tensors, path, metadata={"format": "pt"})
+    declared = json.loads(config.read_text())
+    config.write_text(json.dumps(declared | {"num_hidden_layers": declared["num_hidden_layers"] + 1, "layer_types": None}))
+    with pytest.raises(CandidateError, match=r"the first of [0-9]+ missing tensors"):
+        resolve_candidate(str(folder), tmp_path).load()
+
+

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from rn_harness.anchors import shipped_anchors
 from rn_harness.candidate import fixtures_folder
@@ -76,6 +77,16 @@ def test_a_wrong_label_is_refused_with_those_there_are() -> None:
     """A label that the classifier does not have is a mistake that is told before any work."""
     with pytest.raises(JudgeError, match=r"label='harmfull'.*complying"):
         resolve_judge(f"classifier:{FOLDER}#harmfull", Path()).check([PROMPT])
+
+
+def test_a_head_by_chance_classifies_nothing(tmp_path: Path) -> None:
+    """Where the files lack the classifying head, transformers would draw one: that is an error, and no score."""
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "headless"))
+    path = folder / "model.safetensors"
+    kept = {name: of for name, of in load_file(path).items() if "classifier" not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(JudgeError, match=r"got folder=.*: ValueError: no classifier.*missing tensors"):
+        resolve_judge(f"classifier:{folder}#complying", Path()).probabilities([PROMPT], [RECIPE])
 
 
 def test_without_a_calibration_there_is_no_score(tmp_path: Path) -> None:

@@ -311,6 +311,15 @@ def test_damaged_weights_are_an_error_of_the_judge(seven: Path, tmp_path: Path) 
         judge(folder).score([PROMPT], ["No."])
 
 
+def test_a_judge_by_chance_judges_nothing(seven: Path, tmp_path: Path) -> None:
+    """Where the files lack a layer of the configuration's, transformers would draw it: that is an error of the judge too."""
+    folder = shutil.copytree(seven, tmp_path / "copy")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": raw["num_hidden_layers"] + 1}))
+    with pytest.raises(JudgeError, match=r"got folder=.*: ValueError: no model\.layers\..*, the first of [0-9]+ missing tensors"):
+        judge(folder).score([PROMPT], ["No."])
+
+
 # --- The hub -------------------------------------------------------------------------------------------------------------
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
