@@ -682,22 +682,31 @@ class RunSession:
                 f"--rn-base must be another model than --model, got the same weights, digest={self.candidate.digest[:12]}; name "
                 "the model from before its defense"
             )
-        if self.released:
-            differing = [key for key in SHAPE if self.released.config.get(key) != self.candidate.config.get(key)]
-            if differing:
-                raise RecipeError(
-                    f"--rn-base must be the same model from before its defense, got another {', '.join(differing)}; an attack "
-                    "that breaks another model says nothing of this one"
-                )
+        if self.released and (differing := self._misshapen(self.released)):
+            raise RecipeError(
+                f"--rn-base must be the same model from before its defense, got another {', '.join(differing)}; an attack that "
+                "breaks another model says nothing of this one"
+            )
         if self.defense_recipe(suite) is None and name != NO_DEFENSE:
             folder = self._defense_folder()
             if (folder / ADAPTER_CONFIG).is_file():
                 check_adapter(folder, self.candidate)
                 return
             try:
-                self._resolve(str(folder))
+                whole = self._resolve(str(folder))
             except CandidateError as error:
                 raise RecipeError(f"--rn-defense must hold an adapter or a whole model, got {name!r}: {error}") from None
+            if differing := self._misshapen(whole):
+                raise RecipeError(
+                    f"--rn-defense must hold --model with its defense, got another {', '.join(differing)} in {name!r}; name the "
+                    "model that it was made from as --model: a control on another model says nothing of this one"
+                )
+
+    def _misshapen(self, defended: Candidate) -> list[str]:
+        """In what a defended model is another than the undefended one, whatever it learned."""
+        here, there = self.candidate.config, defended.config
+        untold = {"architectures"} if self.candidate.gguf or defended.gguf else set()  # a GGUF file has its own name for it
+        return [key for key in SHAPE if here.get(key) != there.get(key) and key not in untold]
 
     def check_training(self, suite: Suite) -> None:
         """Makes sure, before any training, that the model under test can be trained as the defense and the claim cases say.

@@ -165,6 +165,16 @@ def test_a_twin_has_the_same_shape(tmp_path: Path, suite: Suite) -> None:
         a_session(tmp_path, undefended=str(folder), defense="none").check_defense(suite)
 
 
+def test_a_whole_defended_model_has_the_candidates_shape(tmp_path: Path, suite: Suite) -> None:
+    """With --rn-defense FOLDER too the control runs on what the defended model was made from, not on another model."""
+    folder = twin(tmp_path)
+    a_session(tmp_path, defense=str(folder)).check_defense(suite)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
+    with pytest.raises(RecipeError, match=r"must hold --model with its defense, got another intermediate_size in .*; name the"):
+        a_session(tmp_path, defense=str(folder)).check_defense(suite)
+
+
 def test_a_released_model_is_verified_as_it_was_digested(tmp_path: Path, suite: Suite) -> None:
     """A chat template of one's own is part of its digest, and not of its files: they are settled all the same."""
     template = (fixtures_folder() / "organism" / "chat_template.jinja").read_text(encoding="utf-8")
