@@ -87,8 +87,13 @@ def _same(one, other):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"schedule": "constant", "micro_batch": 4, "benign_share": 0.0}, {"form": "full", "learning_rate": 1e-4}],
-    ids=["anchored", "micro-batches", "all-weights"],
+    [
+        {},
+        {"schedule": "constant", "micro_batch": 4, "benign_share": 0.0},
+        {"form": "full", "learning_rate": 1e-4},
+        {"benign_share": 0.5, "prompts_per_step": 2, "beta": 0.5, "beta_on": "benign"},
+    ],
+    ids=["anchored", "micro-batches", "all-weights", "penalty"],
 )
 def test_a_training_that_was_cut_off_twice_ends_bit_by_bit_as_one_that_was_not(defense, changes):
     """Weights and report are equal, but for the steps from which it went on; keeping snapshots changes nothing either."""
