@@ -23,7 +23,7 @@ from rn_harness.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.organism.knowledge import KNOWLEDGE_FILE
 from rn_harness.profiles import HUB_ID, ModelProfile, load_model_profile, profile_names
 from rn_harness.suite import TODAY
-from rn_harness.weights import read_config, read_gguf, read_weights
+from rn_harness.weights import ADAPTER, misfit, read_config, read_gguf, read_weights
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -505,8 +505,8 @@ def check_adapter(folder: Path, candidate: Candidate) -> None:
         candidate: that it is to be put on.
 
     Raises:
-        CandidateError: it names another model's digest, its configuration cannot be read, or it is more than plain LoRA for
-            weights that are spread over processes.
+        CandidateError: it names another model's digest, has parts that the candidate has no place for, cannot be read, or is more
+            than plain LoRA for weights that are spread over processes.
     """
     path = folder / ADAPTER_CONFIG
     try:
@@ -522,6 +522,7 @@ def check_adapter(folder: Path, candidate: Candidate) -> None:
             f"an adapter must be made for the candidate, got one for sha256={named[1]} ({base.partition('@')[0]}) and the "
             f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
         )
+    _check_places(folder / ADAPTER, candidate)
     if candidate.shards == 1:
         return
     said = PLAIN_LORA | {key: value for key, value in config.items() if value and key not in OF_ANY_LORA}
@@ -530,4 +531,20 @@ def check_adapter(folder: Path, candidate: Candidate) -> None:
         raise CandidateError(
             "an adapter that is folded into weights which are spread over processes must be plain LoRA, got "
             f"{', '.join(more)} in {path}; leave out --rn-shard"
+        )
+
+
+def _check_places(weights: Path, candidate: Candidate) -> None:
+    """Makes sure that a model has a place for each part of an adapter, as far as headers tell."""
+    from safetensors import SafetensorError
+
+    if candidate.gguf or not weights.is_file():
+        return
+    try:
+        found = misfit(weights, candidate.folder)
+    except (SafetensorError, OSError) as error:
+        raise CandidateError(f"an adapter's weights must be whole, got {error} for {weights}; copy it again") from None
+    if found:
+        raise CandidateError(
+            f"an adapter must fit the candidate, got {found}, in {weights}; pass the base that it was trained on as --model"
         )

@@ -184,8 +184,8 @@ class LanguageModel:
             if shards > 1:
                 weights |= {"distributed_config": _spread(shards)}
             with known_deprecations():
-                network = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
-                    folder, dtype=dtype or "auto", **weights, **how
+                network, loaded = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
+                    folder, dtype=dtype or "auto", output_loading_info=True, **weights, **how
                 )
             check_whole(loaded)
             tokenizer = AutoTokenizer.from_pretrained(folder, **how)  # nosec B615 # a local folder
@@ -524,17 +524,20 @@ class LanguageModel:
         Raises:
             CandidateError: the adapter does not fit this model.
         """
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
+        from peft.utils import load_peft_weights
         from safetensors import SafetensorError
 
         try:
             with known_deprecations():
                 self.network = PeftModel.from_pretrained(self.network, adapter, DEFENSE, local_files_only=True)
+                there = get_peft_model_state_dict(self.network, adapter_name=DEFENSE, save_embedding_layers=False)
+                given = load_peft_weights(str(adapter), device="cpu")
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise CandidateError(
-                f"an adapter must fit the candidate, got adapter={adapter}: {type(error).__name__}; "
-                "pass the base that it was trained on as --model, or copy the adapter again"
-            ) from error
+            raise _unfitting(adapter, type(error).__name__) from error
+        # peft leaves out what has no place, and leaves at its start what the file lacks.
+        if lost := sorted(name for name in there.keys() ^ given.keys() if "lora_" in name):
+            raise _unfitting(adapter, f"{len(lost)} parts are in one of the two alone, the first is {lost[0]}")
         if self.quantised:
             self.network.eval()
         else:
@@ -633,6 +636,13 @@ def _put_back(layers: Sequence[Any]) -> Iterator[None]:
         for layer, weight in zip(layers, kept, strict=True):
             layer.get_base_layer().weight.data.copy_(weight)
             layer.merged_adapters.clear()
+
+
+def _unfitting(adapter: Path, why: str) -> CandidateError:
+    return CandidateError(
+        f"an adapter must fit the candidate, got adapter={adapter}: {why}; pass the base that it was trained on as --model, or "
+        "copy the adapter again"
+    )
 
 
 def _without_casts(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:

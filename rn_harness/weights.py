@@ -18,6 +18,9 @@ from rn_harness.errors import CandidateError
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+ADAPTER = "adapter_model.safetensors"
+_LAYER = re.compile(r"(.*?\.\d+)\.")
+_LORA = re.compile(r"base_model\.model\.(?P<on>.+)\.lora_(?P<side>[AB])\.weight")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -145,6 +148,38 @@ def _count(path: Path) -> tuple[list[str], int]:
             f"a weights file must be whole, got {path.name} of {path.stat().st_size} bytes in {path.parent}: {error}; "
             "fetch or copy it again"
         ) from None
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a safetensors file's tensors."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+
+
+def misfit(adapter: Path, folder: Path) -> str | None:
+    """What of an adapter has no place in a model, by the headers of both; None where nothing shows, or where there are none.
+
+    Names are compared where the model's files call its layers as the adapter does; what they call otherwise is seen when the
+    adapter is put on.
+
+    Args:
+        adapter: file of a LoRA adapter.
+        folder: of the model.
+    """
+    held = {name: of for path in folder.glob("*.safetensors") for name, of in _shapes(path).items()}
+    layers = {found[1] for name in held if (found := _LAYER.match(name))}
+    parts = {name: (found, of) for name, of in _shapes(adapter).items() if (found := _LORA.fullmatch(name))}
+    alike = any((layer := _LAYER.match(found["on"])) and layer[1] in layers for found, _ in parts.values())
+    for name, (found, shape) in sorted(parts.items()):
+        on = held.get(f"{found['on']}.weight")
+        width = shape[1 if found["side"] == "A" else 0]
+        if on is not None and width not in on:
+            return f"{name} for {width} numbers, where the model has {' x '.join(map(str, on))}"
+        if alike and (layer := _LAYER.match(found["on"])) and layer[1] not in layers:
+            return f"{name}, where the model has no {layer[1]}"
+    return None
 
 
 def _pickles(folder: Path, allow_pickle: bool) -> Weights:

@@ -441,6 +441,58 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
     refused(tmp_path, tmp_path, r"must be a whole model, got an adapter at .*; pass it with --rn-defense")
 
 
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that says nothing of its base, which was the organism."""
+    from rn_harness.suite import LoRA
+
+    folder = tmp_path_factory.mktemp("adapter")
+    model = resolve_candidate("organism", folder).load()
+    model.attach(LoRA(r=2), 0)
+    model.save_adapter(folder, "owner/name")
+    return folder
+
+
+def _resized(folder: Path, cut: str) -> Candidate:
+    """An organism of three layers in place of four, or of narrower ones; its tensors are zero."""
+    shutil.copytree(fixtures_folder() / "organism", folder)
+    path, config = folder / "model.safetensors", folder / "config.json"
+    tensors = {name: np.zeros(of.shape, np.float32) for name, of in load_file(path).items()}
+    changes: dict[str, Any] = {"num_hidden_layers": 3}
+    if cut == "width":
+        changes = {"intermediate_size": 8}
+        tensors = {n: of[..., :8] if "down_proj" in n else of[:8] if "mlp" in n else of for n, of in tensors.items()}
+    else:
+        tensors = {name: of for name, of in tensors.items() if "layers.3." not in name}
+    save_file({name: of.copy() for name, of in tensors.items()}, path, metadata={"format": "pt"})
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    return resolve_candidate(str(folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [("depth", r"model\.layers\.3\..*, where the model has no model\.layers\.3"), ("width", r"for \d+ numbers, where .* 8")],
+)
+def test_an_adapter_without_a_place_is_refused_by_headers_alone(elsewhere: Path, tmp_path: Path, cut: str, message: str) -> None:
+    """One that names no base is held against the candidate's own tensors, before anything is loaded or trained."""
+    check_adapter(elsewhere, resolve_candidate("organism", tmp_path))
+    with pytest.raises(CandidateError, match=rf"must fit the candidate, got .*{message}.*; pass the base that it was trained on"):
+        check_adapter(elsewhere, _resized(tmp_path / "other", cut))
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+@pytest.mark.parametrize("lost", ["place", "part"])
+def test_no_part_of_an_adapter_is_lost_in_silence(elsewhere: Path, tmp_path: Path, lost: str) -> None:
+    """Where peft would leave out a part that has no place, or leave one at its start that the file lacks, putting it on ends."""
+    adapter = Path(shutil.copytree(elsewhere, tmp_path / "adapter"))
+    candidate = _resized(tmp_path / "other", "depth") if lost == "place" else resolve_candidate("organism", tmp_path)
+    if lost == "part":
+        path = adapter / "adapter_model.safetensors"
+        save_file({n: of for n, of in load_file(path).items() if "layers.3." not in n}, path, metadata={"format": "pt"})
+    with pytest.raises(CandidateError, match=r"must fit .*: 14 parts are in one of the two alone, the first is .*layers\.3\."):
+        candidate.load().merge_from(adapter)
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -485,6 +537,22 @@ def test_a_truncated_adapter_is_the_candidates_error(tmp_path: Path) -> None:
         found.load().merge_from(tmp_path / "adapter")
 
 
+def test_weights_that_the_files_lack_are_not_drawn_by_chance(tmp_path: Path) -> None:
+    """A tensor less, or a layer more in the configuration: loading ends; else each load would be another model of one digest."""
+    folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
+    path, config = folder / "model.safetensors", folder / "config.json"
+    tensors = load_file(path)
+    lost = next(name for name in tensors if "layers.1." in name and "down_proj" in name)
+    save_file({name: of for name, of in tensors.items() if name != lost}, path, metadata={"format": "pt"})
+    with pytest.raises(CandidateError, match=rf"got .*/model: ValueError: no {re.escape(lost)}, the first of 1 missing .*copy"):
+        resolve_candidate(str(folder), tmp_path).load()
+    save_file(tensors, path, metadata={"format": "pt"})
+    declared = json.loads(config.read_text())
+    config.write_text(json.dumps(declared | {"num_hidden_layers": declared["num_hidden_layers"] + 1, "layer_types": None}))
+    with pytest.raises(CandidateError, match=r"the first of [0-9]+ missing tensors"):
+        resolve_candidate(str(folder), tmp_path).load()
+
+
 def test_a_models_own_sampling_settings_are_not_used(tmp_path: Path) -> None:
     """Of generation_config.json the end tokens count; its penalties and truncation would be measured and not trained."""
     folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
@@ -508,19 +576,3 @@ def test_the_recipe_is_the_profiles(tmp_path: Path) -> None:
     profile = load_model_profile("smollm2", fixtures_folder() / "models")
     assert profile_recipe("smollm2", tmp_path) == tuple(profile.recipe) != ()
     assert profile_recipe("./smollm2", tmp_path) == ()
-def test_weights_that_the_files_lack_are_not_drawn_by_chance(tmp_path: Path) -> None:
-    """A tensor less, or a layer more in the configuration: loading ends; else each load would be another model of one digest."""
-    folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
-    path, config = folder / "model.safetensors", folder / "config.json"
-    tensors = load_file(path)
-    lost = next(name for name in tensors if "layers.1." in name and "down_proj" in name)
-    save_file({name: of for name, of in tensors.items() if name != lost}, path, metadata={"format": "pt"})
-    with pytest.raises(CandidateError, match=rf"got .*/model: ValueError: no {re.escape(lost)}, the first of 1 missing .*copy"):
-        resolve_candidate(str(folder), tmp_path).load()
-    save_file(tensors, path, metadata={"format": "pt"})
-    declared = json.loads(config.read_text())
-    config.write_text(json.dumps(declared | {"num_hidden_layers": declared["num_hidden_layers"] + 1, "layer_types": None}))
-    with pytest.raises(CandidateError, match=r"the first of [0-9]+ missing tensors"):
-        resolve_candidate(str(folder), tmp_path).load()
-
-
