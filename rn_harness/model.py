@@ -196,7 +196,8 @@ class LanguageModel:
             ) from error
         if tokenizer.eos_token_id is None:
             raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
-        template = chat_template or tokenizer.chat_template
+        named = tokenizer.chat_template  # several by name, of which the default one is used
+        template = chat_template or (named["default"] if isinstance(named, dict) else named)
         if "strftime_now" in template:
             template = f"{{%- macro strftime_now(format) -%}}{TODAY}{{%- endmacro -%}}{template}"
         tokenizer.chat_template = template

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rn_harness.candidate import resolve_candidate
 from rn_harness.model import Completion, LanguageModel
 from rn_harness.suite import Prompt
 
@@ -84,6 +86,24 @@ def test_a_template_is_told_one_date(tmp_path: Path) -> None:
     dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }} {% endif %}" + QWEN.template
     model = load(tmp_path, dataclasses.replace(QWEN, template=dated))
     assert model.render(PROMPT).startswith("26 Jul 2024 <|im_start|>system\nYou answer questions.")
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["in-the-configuration", "in-files"])
+def test_of_several_templates_the_default_one_is_told_the_date(tmp_path: Path, listed: bool) -> None:
+    """Where a model ships templates by name, as for tools, the default one is used, and its date is the same every day too."""
+    folder = make_model(tmp_path / "several", QWEN)
+    dated, tools = "{{ strftime_now('%d %b %Y') }} " + QWEN.template, "{{ raise_exception('no tools') }}"
+    if listed:
+        path = folder / "tokenizer_config.json"
+        by_name = [{"name": "tool_use", "template": tools}, {"name": "default", "template": dated}]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": by_name}))
+        (folder / "chat_template.jinja").unlink()
+    else:
+        (folder / "chat_template.jinja").write_text(dated)
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text(tools)
+    model = resolve_candidate(str(folder), tmp_path).load()
+    assert model.render(PROMPT).startswith("26 Jul 2024 <|im_start|>system")
 
 
 def test_the_record_tells_templates_apart(model: LanguageModel, tmp_path: Path) -> None:
