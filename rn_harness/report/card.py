@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from rn_harness.records import CaseRecord, RunRecord
 from rn_harness.report.markdown import plain
 
+OTHERS = "A merge, a quantised copy or another format are other weights, of which nothing is known here."
+
 
 def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, is_adapter: bool) -> str:
     """The card of one domain's defended weights.
@@ -28,6 +30,8 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
     beside = f"a LoRA adapter, which stood unfolded on its base in {base.get('quantised')}{computed} in each attack"
     folded = f"a LoRA adapter, which was folded into its base{numbers} before each attack"
     form = "a whole model" if not is_adapter else beside if base.get("quantised") else folded
+    if not any(r.evidence.kind == "attack" and r.evidence.trajectory for r in records):
+        form = f"{'a LoRA adapter' if is_adapter else 'a whole model'}, which nothing attacked in this run"
     coverage = next((c for c in run.coverage if c.domain == domain), None)
     lines = [
         "---",
@@ -36,7 +40,7 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
         "",
         f"# Defended in the domain {domain}",
         "",
-        f"{form.capitalize()}. A merge, a quantised copy or another format are other weights, of which nothing is known here.",
+        f"{form[0].upper()}{form[1:]}. {OTHERS}",
         "",
         "| | |",
         "|---|---|",

@@ -375,7 +375,7 @@ def test_the_card_says_that_an_adapter_belongs_to_four_bit_weights(tmp_path: Pat
         record = CaseRecord.model_validate_json((Path(folder) / "record.json").read_text())
         export_defended(source, tmp_path / str(number), run.controller.finish(), [record])
         cards.append((tmp_path / str(number) / "README.md").read_text())
-    assert "A lora adapter, which was folded into its base in bfloat16 before each attack." in cards[0]
+    assert "A LoRA adapter, which was folded into its base in bfloat16 before each attack." in cards[0]
     assert "which stood unfolded on its base in nf4 by bitsandbytes 0.50.2, computed in bfloat16, in each attack." in cards[1]
 
 

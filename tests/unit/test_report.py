@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from rn_harness import controller as controlling
 from rn_harness.cli import app
 from rn_harness.errors import RecordError
-from rn_harness.records import CaseLine, CaseRecord, Outcome, RunRecord
+from rn_harness.records import CaseKind, CaseLine, CaseRecord, Outcome, RunRecord
 from rn_harness.report.card import render_card
 from rn_harness.report.figures import VARIABLES, heat_svg, stored_svg, trajectory_svg
 from rn_harness.report.html import render_html
@@ -335,7 +335,7 @@ def test_an_unscored_completion_is_a_hole_and_a_dash() -> None:
     assert "<td>\u2013 0</td>" in render_html(made, cases)
 
 
-def card(outcome: Outcome) -> ModelCard:
+def card(outcome: Outcome, kinds: Sequence[CaseKind] = ("attack", "helpfulness")) -> ModelCard:
     """The card of weights whose attack held, broke, or has no verdict, as the hub's own library reads it."""
     run = trajectory(200)
     if outcome == "FAIL":
@@ -350,6 +350,7 @@ def card(outcome: Outcome) -> ModelCard:
     records = [
         r.model_copy(update={"identity": r.identity.model_copy(update={"candidate": {"name": EVIL, "digest": "c" * 64}})})
         for r in records
+        if r.evidence.kind in kinds
     ]
     return ModelCard(render_card(run_record(*records), records, "d" * 64, is_adapter=True))
 
@@ -371,6 +372,16 @@ def test_what_is_not_known_is_no_result_on_a_card() -> None:
     made = card("INCONCLUSIVE")
     assert {r.dataset_config for r in made.data.eval_results or ()} == {"helpfulness"}
     assert "`attack`: INCONCLUSIVE" in made.text
+
+
+def test_a_card_of_weights_that_nothing_attacked_says_so() -> None:
+    """Where a run was narrowed to other cases, and its weights are exported all the same, no attack is spoken of."""
+    made = card("PASS").text
+    assert "folded into its base before each attack" in made
+    assert "nothing attacked" not in made
+    told = card("PASS", kinds=("helpfulness",)).text
+    assert "A LoRA adapter, which nothing attacked in this run." in told
+    assert "before each attack" not in told
 
 
 def test_a_base_of_a_strange_name_does_not_write_the_card() -> None:
