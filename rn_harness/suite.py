@@ -227,7 +227,7 @@ class DefenseRecipe(GRPORecipe):
         benign_share: share of steps' prompts that are benign anchors, rewarded for keeping the undefended answer, or taught it;
             0 is the paper's recipe.
         beta_on: what the KL penalty holds: all that is sampled, or the answers to benign anchors alone, so that refusals are
-            free to get short.
+            free to get short; a recipe without anchors then has no penalty.
         word_cost: reward lost per word of a refusal, out of 10.
         validation_share: last part of the defense prompts, kept out of training, on which convergence is measured.
         evaluate_every: steps between two measurements of convergence; rounds of hardening are counted on.
@@ -258,12 +258,9 @@ class DefenseRecipe(GRPORecipe):
         return self.steps + (self.hardening.rounds if self.hardening else 0)
 
     @model_validator(mode="after")
-    def _what_is_held_is_there(self) -> Self:
-        if self.beta_on == "benign" and not (self.beta and self.benign_share):
-            raise ValueError(
-                f"a penalty on benign answers has a weight, and anchors, got beta_on=benign with beta={self.beta:g} and "
-                f"benign_share={self.benign_share:g}; set both or remove it"
-            )
+    def _penalty_has_a_weight(self) -> Self:
+        if self.beta_on == "benign" and not self.beta:
+            raise ValueError("a penalty on benign answers has a weight, got beta_on=benign with beta=0; set beta or remove it")
         return self
 
     @model_validator(mode="after")
