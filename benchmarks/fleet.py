@@ -21,8 +21,9 @@ from pieces import make, put
 from rn_harness.attack import run_attack
 from rn_harness.fleet import Fleet
 from rn_harness.model import LanguageModel
+from rn_harness.options import Options
 from rn_harness.records import Trajectory
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import Store, default_root
 from rn_harness.suite import AttackRecipe, load_suite
 

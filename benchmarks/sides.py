@@ -26,9 +26,10 @@ from rn_harness.evaluate import Panel, measure_checkpoint
 from rn_harness.judges import Judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.model import LanguageModel, quiet_libraries
+from rn_harness.options import Options
 from rn_harness.records import Judgement, Trajectory
 from rn_harness.rewards import neutralization_reward
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import Store, default_root
 from rn_harness.suite import AttackRecipe, Prompt, Suite, load_suite
 

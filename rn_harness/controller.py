@@ -20,12 +20,13 @@ from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
 from rn_harness.gate import laxer, required_cases, told, unearned
 from rn_harness.helpfulness import same_baseline
+from rn_harness.options import Options
 from rn_harness.provenance import now, versions, working_tree
 from rn_harness.records import TOLD_ALONE, CaseLine, CaseRecord, Finding, Outcome, RunRecord, Trajectory, turns
 from rn_harness.report.junit import TestResult, TestState, write_junit
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.report.views import write_views
-from rn_harness.session import Case, Options
+from rn_harness.session import Case
 from rn_harness.statement import RUN, STATEMENT, statement_of, statement_text
 from rn_harness.store import write_text
 from rn_harness.suite import Standing, Suite

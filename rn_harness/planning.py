@@ -116,7 +116,7 @@ def _name(domain: str, case_id: str) -> str:
 
 def _memory(session: RunSession, suite: Suite) -> str:
     try:
-        planned = session.memory(suite)
+        planned = session.capacity.largest(suite)
     except RnHarnessError as error:
         return f"not known: {error}"
     return planned.sentence if planned else "not known: config.json does not name the model's numbers"

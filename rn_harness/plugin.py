@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from rn_harness.candidate import Candidate
     from rn_harness.controller import Controller
     from rn_harness.judges import Judge
+    from rn_harness.options import Options
     from rn_harness.records import CaseKind, RunRecord, Trajectory
     from rn_harness.report.progress import Progress, ProgressView
-    from rn_harness.session import Case, Defended, Options, RunSession
+    from rn_harness.session import Case, Defended, RunSession
     from rn_harness.suite import AttackRecipe, Suite
 
 T = TypeVar("T")
@@ -268,7 +269,7 @@ def _is_worker(config: pytest.Config) -> bool:
 
 
 def _options(config: pytest.Config) -> Options:
-    from rn_harness.session import Options
+    from rn_harness.options import Options
 
     return Options(
         model=config.getoption("rn_model"),
@@ -502,7 +503,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
     if not folders:
         return []
     from rn_harness.errors import RnHarnessError
-    from rn_harness.strength import check_strength
+    from rn_harness.preflight import check_run
 
     errors: list[str] = []
     suites: list[Suite] = []
@@ -514,23 +515,8 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
     errors += _bad_session(config, suites)
     if not errors and not config.option.collectonly:
         _guard(config)
-        session = _session(config)
-        works_here = session.options.executor == "local"
-        if works_here:
-            _ = session.available  # which several processes ask each other for, whatever ails them
         try:
-            for suite in suites:
-                session.check_defense(suite)
-                session.check_attacks(suite)
-                if works_here:
-                    session.check_training(suite)
-                    session.memory(suite)
-                    session.check_judges(suite)
-            session.check_folders(suites)
-            session.check_acknowledged(suites)
-            session.check_transcripts()
-            session.check_room(suites)
-            check_strength(session, suites)
+            check_run(_session(config), suites)
         except RnHarnessError as error:
             errors.append(str(error))
     if errors:
@@ -722,7 +708,7 @@ def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Ite
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     if reporter:
         reporter.ensure_newline()
-        memory = session.memory_line(suites) if session.executor is None else session.executor.memory
+        memory = session.capacity.memory_line(suites) if session.executor is None else session.executor.memory
         for line in header_lines(candidate, suites, session.options, controller.judges, str(folder), memory):
             reporter.write_line(line)
         if harmful := session.harmful(suites):
@@ -792,7 +778,7 @@ def pytest_configure_node(node: Any) -> None:
     """Tells a worker the run's folder, and what memory it may plan with."""
     node.workerinput["rn_run_folder"] = str(_run_folder(node.config))
     if SESSION in node.config.stash:
-        node.workerinput["rn_free"] = _session(node.config).available
+        node.workerinput["rn_free"] = _session(node.config).capacity.available
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from rn_harness.errors import RnHarnessError
 from rn_harness.memory import GIB, available_memory
+from rn_harness.preflight import check_judges
 from rn_harness.provenance import DECIDING_PACKAGES, device
 from rn_harness.session import RunSession
 from rn_harness.store import check_room
@@ -63,7 +64,8 @@ def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterat
     if suite is not None and model.state == "ready":
         yield _asked("judges", lambda: _judges(session, suite))
         yield _asked(
-            "run's memory", lambda: planned.sentence if (planned := session.memory(suite)) else "not known for this model"
+            "run's memory",
+            lambda: planned.sentence if (planned := session.capacity.largest(suite)) else "not known for this model",
         )
 
 
@@ -95,5 +97,5 @@ def _asked(name: str, ask: Callable[[], str]) -> Check:
 
 
 def _judges(session: RunSession, suite: Suite) -> str:
-    session.check_judges(suite)
+    check_judges(session, suite)
     return session.judges(suite).names

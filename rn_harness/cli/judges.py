@@ -136,11 +136,14 @@ def calibrate(
     from tempfile import TemporaryDirectory
 
     from rn_harness.candidate import profile_recipe
-    from rn_harness.session import NO_DEFENSE, Options, RunSession
+    from rn_harness.options import Options
+    from rn_harness.preflight import check_here
+    from rn_harness.session import RunSession
     from rn_harness.store import Store, default_root
     from rn_harness.strength import BUDGET
     from rn_harness.strength import calibrate as find_strength
     from rn_harness.suite import load_suite
+    from rn_harness.validity import NO_DEFENSE
 
     options = Options(
         *(model, NO_DEFENSE, judge, reward_judge, second_judge, None, "standard", (), Path.cwd()),
@@ -156,9 +159,7 @@ def calibrate(
         loaded = load_suite(suite, recipe=profile_recipe(model, Path.cwd()))
         with TemporaryDirectory(prefix="rn-harness-") as folder:
             session = RunSession(options, Path(folder), Store(default_root()), say)
-            session.check_training(loaded)
-            session.check_judges(loaded)
-            session.memory(loaded)
+            check_here(session, loaded)
             strength = find_strength(session, loaded, budget or BUDGET)
     lines = []
     for t in strength.tries:

@@ -27,8 +27,9 @@ def doctor(
 ) -> None:
     """Looks at packages, device, memory, disk, model, judges and hub. Exits with 1 if something is missing."""
     from rn_harness.candidate import profile_recipe
+    from rn_harness.options import Options
     from rn_harness.readiness import readiness
-    from rn_harness.session import Options, RunSession
+    from rn_harness.session import RunSession
     from rn_harness.store import Store, default_root
     from rn_harness.suite import load_suite
 

@@ -107,9 +107,10 @@ def plan(
 ) -> None:
     """Says what a run would do: cases and what each takes, memory, time and device hours; nothing is loaded or run."""
     from rn_harness.candidate import profile_recipe
+    from rn_harness.options import Options
     from rn_harness.planning import plan_run
     from rn_harness.provenance import device
-    from rn_harness.session import Options, RunSession
+    from rn_harness.session import RunSession
     from rn_harness.store import Store, default_root
     from rn_harness.suite import iter_suites, load_suite
 

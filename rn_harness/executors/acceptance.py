@@ -12,9 +12,9 @@ from typing import Any
 from rn_harness.certification import anchors_for
 from rn_harness.coherence import UNDEFENDED, strange_controls
 from rn_harness.records import CaseKind, CaseRecord
-from rn_harness.session import NO_DEFENSE, RunSession
+from rn_harness.session import RunSession
 from rn_harness.suite import SEARCHED, AttackRecipe, Suite
-from rn_harness.validity import recipe_of
+from rn_harness.validity import NO_DEFENSE, recipe_of
 
 IDENTITY = ("candidate", "suite", "overrides", "judge", "reward", "second", "versions")
 """What the identities of one run's cases have in common with that of the process that gathers them."""

@@ -193,6 +193,6 @@ def _planned(session: RunSession, task: CaseTask) -> Plan | None:
         recipe = session.defense_recipe(task.suite)
     recipe = recipe or next(iter(task.suite.tier_attacks(session.options.tier)), None)
     try:
-        return session.planned(task.suite, recipe) if recipe else None
+        return session.capacity.planned(task.suite, recipe) if recipe else None
     except RnHarnessError:  # told where the run is checked, or when the case's turn comes
         return None

@@ -18,9 +18,11 @@ from pathlib import Path
 from rn_harness.errors import RnHarnessError, told_in_full
 from rn_harness.executors import LOCAL
 from rn_harness.executors.order import CaseTask, Demand, demand_of
+from rn_harness.options import Options
+from rn_harness.preflight import check_disks, check_here
 from rn_harness.provenance import ATTEMPTS
 from rn_harness.report.progress import Progress
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import MANIFEST, Store, default_root
 from rn_harness.suite import Suite
 
@@ -194,15 +196,13 @@ def survey(options: Options, tasks: Sequence[CaseTask]) -> Survey:
     errors: list[str] = []
     for suite in suites:
         with _noting(errors):
-            session.check_training(suite)
-            session.memory(suite)
-            session.check_judges(suite)
+            check_here(session, suite)
     with _noting(errors):
-        session.check_room(suites)
+        check_disks(session, suites)
     return Survey(
         errors=tuple(errors),
-        memory="" if errors else session.memory_line(suites),
-        free=session.available,
+        memory="" if errors else session.capacity.memory_line(suites),
+        free=session.capacity.available,
         demands={} if errors else {task.name: demand_of(session, task) for task in tasks},
     )
 

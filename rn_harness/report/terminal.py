@@ -10,7 +10,7 @@ from rn_harness.suite import Standing
 
 if TYPE_CHECKING:
     from rn_harness.candidate import Candidate
-    from rn_harness.session import Options
+    from rn_harness.options import Options
     from rn_harness.suite import Suite
 
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"

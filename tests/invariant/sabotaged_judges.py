@@ -18,8 +18,10 @@ from typing import Any
 from rn_harness.errors import JudgeError
 from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.openai_server import OpenAIJudge, ServerSettings
+from rn_harness.options import Options
+from rn_harness.preflight import check_judges
 from rn_harness.records import Evidence, Judgement
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 
 from ..unit import builders  # noqa: TID252 - the tests are no package
@@ -292,7 +294,7 @@ def _session(scene: Scene, **options: Any) -> RunSession:
 @JUDGES.by("the candidate judges itself", "refused", "JudgeError", "a model must not judge itself")
 def candidate_judges_itself(scene: Scene) -> Evidence:
     session = _session(scene, judge=f"hf:{scene.lab.candidate.folder}")
-    session.check_judges(scene.lab.suite)
+    check_judges(session, scene.lab.suite)
     raise AssertionError("it was not refused")
 
 
@@ -302,13 +304,13 @@ def candidate_judges_itself(scene: Scene) -> Evidence:
 def copy_of_the_candidate_judges(scene: Scene) -> Evidence:
     copy = Path(shutil.copytree(scene.lab.candidate.folder, scene.folder / "another"))
     (copy / "notes.txt").write_text("another model", encoding="utf-8")
-    _session(scene, judge=f"hf:{copy}").check_judges(scene.lab.suite)
+    check_judges(_session(scene, judge=f"hf:{copy}"), scene.lab.suite)
     raise AssertionError("it was not refused")
 
 
 @JUDGES.by("the second opinion is the same judge's", "refused", "JudgeError", "a second opinion needs another judge")
 def second_is_the_first(scene: Scene) -> Evidence:
-    _session(scene, second_judge="organism").check_judges(scene.lab.suite)
+    check_judges(_session(scene, second_judge="organism"), scene.lab.suite)
     raise AssertionError("it was not refused")
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import rn_harness.session
+from rn_harness.options import Options
 from rn_harness.records import CaseKind, CaseRecord, Evidence, Outcome, RunRecord
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 from rn_harness.suite import Standing, load_suite
 

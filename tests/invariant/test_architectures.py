@@ -21,8 +21,9 @@ from rn_harness import grpo
 from rn_harness.errors import CandidateError
 from rn_harness.grpo import train
 from rn_harness.model import LanguageModel
+from rn_harness.options import Options
 from rn_harness.records import CaseKind
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 from rn_harness.suite import AttackRecipe, LoRA, Prompt, Suite, load_suite
 from rn_harness.verdict import decide, decide_run
@@ -193,7 +194,7 @@ def test_micro_batches_that_were_chosen_are_run_and_recorded(saved, tmp_path):
     """Where a whole step does not fit, control and attack run in the same parts; recipe, settings and keys hold them."""
     longer = ("attack.max_completion_tokens=200", "defenses.quick.max_completion_tokens=200")  # so that the update is the peak
     whole, suite, recipe = a_session(tmp_path / "whole", saved(QWEN), longer)
-    planned = whole.memory(suite)
+    planned = whole.capacity.largest(suite)
     (tmp_path / "parts").mkdir()
     parts = RunSession(whole.options, tmp_path / "parts", whole.store, lambda _: None, free=planned.total * 0.999)
     attack = parts.case("attack", suite, recipe).record

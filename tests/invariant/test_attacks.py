@@ -225,7 +225,8 @@ SEARCHING = """\
 
 def test_a_search_finds_settings_that_attack_and_control_are_run_with(tmp_path):
     """The first trial has the recipe's own settings, the best one's are both cases', and a second session finds them stored."""
-    from rn_harness.session import Options, RunSession
+    from rn_harness.options import Options
+    from rn_harness.session import RunSession
     from rn_harness.store import Store
 
     folder = tmp_path / "baking"

@@ -13,8 +13,10 @@ from rn_harness import grpo
 from rn_harness.candidate import Candidate, check_adapter, resolve_candidate
 from rn_harness.errors import CandidateError, RecipeError
 from rn_harness.model import LanguageModel
+from rn_harness.options import Options
+from rn_harness.preflight import check_training
 from rn_harness.records import CaseKind
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 from rn_harness.suite import AttackRecipe, LoRA, Prompt, Suite, load_suite
 
@@ -232,8 +234,8 @@ def a_session(folder: Path, model: Path, *changes: str, quantise: str | None = "
 def test_the_whole_way_in_four_bits(folders: dict[str, Path], tmp_path: Path) -> None:
     """Candidate to attack run through; each record says in what the weights were, and the plan is that of 4-bit weights."""
     session, suite, recipe = a_session(tmp_path, folders["qwen2"])
-    session.check_training(suite)
-    plan = session.memory(suite)
+    check_training(session, suite)
+    plan = session.capacity.largest(suite)
     assert plan is not None
     assert plan.work.form == "qlora"
     kinds: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
@@ -263,6 +265,6 @@ def test_what_four_bit_weights_cannot_do_is_refused(folders: dict[str, Path], tm
     with pytest.raises(
         RecipeError, match=r"got form=.* beta=.* with --rn-quantise nf4; take form=lora and beta=0, or leave it out"
     ):
-        session.check_training(suite)
+        check_training(session, suite)
     session, suite, _ = a_session(tmp_path / "b", folders["qwen2"], change, quantise=None)
-    session.check_training(suite)
+    check_training(session, suite)

@@ -15,7 +15,8 @@ from rn_harness.hardening import draw_attacker, harden, minimal_refusal, own_ans
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.measures import is_refusal
 from rn_harness.model import LanguageModel
-from rn_harness.session import Options, RunSession
+from rn_harness.options import Options
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 from rn_harness.suite import Hardening, SimulatedAttacker, load_suite
 from rn_harness.supervised import Example, batch_of, teach
@@ -223,8 +224,8 @@ def test_a_hardened_defense_is_made_kept_and_loaded_whole(tmp_path):
         return RunSession(options, tmp_path / name, Store(tmp_path / "store"), lambda _: None)
 
     first = session("first")
-    assert first.memory(suite).work.simulated
-    assert first.memory(suite).work.form == "full"
+    assert first.capacity.largest(suite).work.simulated
+    assert first.capacity.largest(suite).work.form == "full"
     record = first.case("defense", suite).record
     made = first.defended(suite)
     assert made.adapter is None

@@ -9,7 +9,8 @@ from rn_harness import session
 from rn_harness.errors import TrainingError
 from rn_harness.held import UNCHANGING
 from rn_harness.model import LanguageModel
-from rn_harness.session import Options, RunSession
+from rn_harness.options import Options
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 from rn_harness.suite import Shift
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.session import Options, RunSession
+from rn_harness.options import Options
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from rn_harness.candidate import hash_files, root_digest
 from rn_harness.controller import CaseNews, Controller
+from rn_harness.options import Options
 from rn_harness.provenance import source_digest
 from rn_harness.records import (
     CASE_KINDS,
@@ -25,7 +26,6 @@ from rn_harness.records import (
     Probe,
     RunRecord,
 )
-from rn_harness.session import Options
 from rn_harness.suite import AttackRecipe, Policy, Suite, load_suite
 from rn_harness.verdict import decide
 

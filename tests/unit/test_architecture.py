@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
-    {"errors", "suite", "records", "schemas", "release", "lockstep", "later"},
+    {"errors", "suite", "options", "records", "schemas", "release", "lockstep", "later"},
     {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
     | {"helpfulness", "preference", "coverage", "gate", "coherence", "held"}
     | {"judges.calibration", "judges.normalise"},
@@ -20,8 +20,8 @@ FLOORS = (
     | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption", "utility"}
     | {"pairs", "fleet", "streams"},
     {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification", "pairwise"},
-    {"session", "executors", "export", "strength", "controller", "checks", "report", "integrity", "verification"}
-    | {"comparison", "planning", "readiness", "scaffold"},
+    {"lineup", "capacity", "session", "preflight", "executors", "export", "strength", "controller", "checks", "report"}
+    | {"integrity", "verification", "comparison", "planning", "readiness", "scaffold"},
     {"plugin", "cli", "organism.__main__"},
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "optuna", "lm_eval"}

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from rn_harness.cli import app
 from rn_harness.grpo import Sampler
+from rn_harness.options import Options
 from rn_harness.report.progress import Progress
 from rn_harness.scaffold import write_suite
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.strength import Strength
 from rn_harness.suite import Suite, load_suite
 
@@ -61,7 +62,7 @@ def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monke
 
     monkeypatch.setattr("rn_harness.strength.calibrate", searched)
     monkeypatch.setattr(Sampler, "check", lambda *_, **__: None)  # there is no card
-    monkeypatch.setattr("rn_harness.session.card_memory", lambda: 0.0)
+    monkeypatch.setattr("rn_harness.capacity.card_memory", lambda: 0.0)
     out = tmp_path / "strength.json"
     form = ["--quantise", "nf4", "--sampler", "vllm", "--second-judge", "none"]
     suite = ROOT / "suites" / "biochem"

@@ -14,9 +14,9 @@ from rn_harness.controller import CaseNews, Controller
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
 from rn_harness.gate import laxer, weaker_attacks
+from rn_harness.options import Options
 from rn_harness.records import CASE_KINDS, CaseKind, CaseLine, CaseRecord, Finding, Identity, Outcome, RunRecord
 from rn_harness.report.terminal import tally_lines
-from rn_harness.session import Options
 from rn_harness.suite import AttackMatrix, AttackRecipe, Policy, Shift, Standing, Suite, load_suite
 from rn_harness.verdict import decide
 

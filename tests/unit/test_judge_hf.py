@@ -18,6 +18,7 @@ import pytest
 from rn_harness import hub
 from rn_harness.anchors import shipped_anchors
 from rn_harness.candidate import digest_folder, hash_files, root_digest
+from rn_harness.capacity import _weights_size
 from rn_harness.certificates import shortcomings
 from rn_harness.certification import certify
 from rn_harness.errors import CandidateError, JudgeError
@@ -25,7 +26,6 @@ from rn_harness.hub import HubError, locate
 from rn_harness.judges import hf
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.rubric import WORDINGS, build_question
-from rn_harness.session import _weights_size
 from rn_harness.suite import Policy, Prompt
 
 from .tiny_judge import SPECIAL, TEMPLATE, WORDS, make_judge

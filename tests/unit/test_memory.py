@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from rn_harness import memory, session
+from rn_harness import capacity, memory
 from rn_harness.candidate import MODELS, fixtures_folder
 from rn_harness.errors import CandidateError
 from rn_harness.memory import GIB, RUNTIME, Shape, Work, check, fit, plan, remedies, shape_of
+from rn_harness.options import Options
 from rn_harness.profiles import load_model_profile
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 from rn_harness.suite import load_suite
 
@@ -256,14 +257,14 @@ def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatc
     def run() -> RunSession:
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
 
-    planned = run().memory(suite)
+    planned = run().capacity.largest(suite)
     assert planned is not None
     assert (planned.work.rows, planned.work.number, planned.work.device) == (16, 4, "cpu")
-    monkeypatch.setattr(session, "available_memory", lambda device: 0.4 * GIB)
+    monkeypatch.setattr(capacity, "available_memory", lambda device: 0.4 * GIB)
     with pytest.raises(
         CandidateError, match=r"got \d\.\d GiB expected: weights 0\.0, .*, of 0\.4 GiB available on cpu; no option"
     ):
-        run().memory(suite)
+        run().capacity.largest(suite)
 
 
 def test_the_largest_micro_batches_that_fit_are_taken() -> None:
@@ -294,26 +295,26 @@ def test_a_run_that_fits_in_parts_says_so_and_records_it(tmp_path: Path) -> None
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None, free)
 
     (recipe, *_) = suite.tier_attacks("standard")
-    assert run().as_run(suite, recipe) is recipe
-    assert "micro" not in run().memory_line([suite])
+    assert run().capacity.as_run(suite, recipe) is recipe
+    assert "micro" not in run().capacity.memory_line([suite])
     numbers = shape_of(run().candidate.config, run().candidate.parameters)
-    whole = run().memory(suite)
+    whole = run().capacity.largest(suite)
     assert numbers is not None
     assert whole is not None
     free = plan(numbers, dataclasses.replace(whole.work, micro_batch=4)).total
     assert free < whole.total
     small = run(free)
-    assert small.as_run(suite, recipe) == recipe.model_copy(update={"micro_batch": 4})
-    assert small.as_run(suite, small.as_run(suite, recipe)).micro_batch == 4
-    assert small.as_run(suite, recipe).id == recipe.id
-    line = small.memory_line([suite])
+    assert small.capacity.as_run(suite, recipe) == recipe.model_copy(update={"micro_batch": 4})
+    assert small.capacity.as_run(suite, small.capacity.as_run(suite, recipe)).micro_batch == 4
+    assert small.capacity.as_run(suite, recipe).id == recipe.id
+    line = small.capacity.memory_line([suite])
     assert "in micro-batches of 4 rows" in line
     assert line.endswith("; rows of a micro-batch, chosen to fit: attacks 4 of 16, defense 4 of 16")
     # A loss that depends on the split, and a recipe that says how many, are left alone.
     with pytest.raises(CandidateError, match="must fit into memory"):
-        small.as_run(suite, recipe.model_copy(update={"loss_type": "bnpo"}))
+        small.capacity.as_run(suite, recipe.model_copy(update={"loss_type": "bnpo"}))
     with pytest.raises(CandidateError, match="must fit into memory"):
-        small.as_run(suite, recipe.model_copy(update={"micro_batch": 8}))
+        small.capacity.as_run(suite, recipe.model_copy(update={"micro_batch": 8}))
 
 
 def test_a_containers_bound_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

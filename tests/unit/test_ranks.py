@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from rn_harness import grpo, provenance, session
+from rn_harness import capacity, grpo, lineup, preflight, provenance, session
 from rn_harness.certification import anchors_for
 from rn_harness.errors import RecipeError
 from rn_harness.judges import resolve_judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.memory import GIB
+from rn_harness.options import Options
+from rn_harness.preflight import check_training
 from rn_harness.ranks import Ranks, SharedJudge, unshared
 from rn_harness.records import Judgement
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 from rn_harness.suite import AttackRecipe, Prompt, load_suite
 
@@ -77,7 +79,7 @@ def test_a_shared_judge_is_the_judge_in_all_but_who_asks(tmp_path: Path) -> None
     assert [j.score for j in shared.score([prompt], ["t"], 2)] == [3.0]
     with pytest.raises(RecipeError, match="checked"):
         shared.check([prompt])
-    own = resolve_judge(f"organism:{session.resolve_candidate('organism', tmp_path).folder}", tmp_path)
+    own = resolve_judge(f"organism:{lineup.resolve_candidate('organism', tmp_path).folder}", tmp_path)
     assert isinstance(unshared(SharedJudge(own)), OrganismJudge)
     assert anchors_for(SharedJudge(own)).digest == anchors_for(own).digest
 
@@ -86,8 +88,8 @@ def together(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """This process as the first of several, which all have what it has."""
     found = Ranks(0, size, size)
     monkeypatch.setattr(Ranks, "gather", lambda self, part: [part] * self.size)
-    monkeypatch.setattr(session, "ranks", lambda: found)
-    monkeypatch.setattr(provenance, "ranks", lambda: found)
+    for module in (capacity, lineup, preflight, provenance, session):
+        monkeypatch.setattr(module, "ranks", lambda: found)
 
 
 def test_the_number_of_processes_is_part_of_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,26 +107,26 @@ def test_processes_share_rows_and_memory(tmp_path: Path, monkeypatch: pytest.Mon
     def run() -> RunSession:
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
 
-    monkeypatch.setattr(session, "available_memory", lambda _: 6 * GIB)
-    alone = run().memory(suite)
+    monkeypatch.setattr(capacity, "available_memory", lambda _: 6 * GIB)
+    alone = run().capacity.largest(suite)
     together(monkeypatch, 2)
-    run().check_training(suite)
-    shared = run().memory(suite)
+    check_training(run(), suite)
+    shared = run().capacity.largest(suite)
     assert alone is not None
     assert shared is not None
-    assert (run().available, shared.work.cards, shared.work.sharded) == (3 * GIB, 2, False)
+    assert (run().capacity.available, shared.work.cards, shared.work.sharded) == (3 * GIB, 2, False)
     assert (shared.weights, shared.training) == (alone.weights, alone.training)
     assert shared.update < alone.update
     assert "expected in each process" in shared.sentence
     options = dataclasses.replace(options, shard=True)
-    spread = run().memory(suite)
+    spread = run().capacity.largest(suite)
     assert spread is not None
     assert (spread.work.cards, spread.work.sharded) == (2, True)
     assert (spread.weights, spread.training) == (alone.weights / 2, alone.training)
     assert run().candidate.shards == 2
     together(monkeypatch, 3)
     with pytest.raises(RecipeError, match=r"got 16 rows for 3 processes; take a number of processes that divides"):
-        run().check_training(suite)
+        check_training(run(), suite)
 
 
 def test_spread_weights_are_the_same_model_by_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +181,9 @@ def test_what_cannot_be_spread_is_refused_before_training(
         made.__dict__["candidate"] = dataclasses.replace(made.candidate, **candidate)
         return made
 
-    run(shard=False).check_training(suite)
+    check_training(run(shard=False), suite)
     with pytest.raises(RecipeError, match=message):
-        run(shard=True).check_training(suite)
+        check_training(run(shard=True), suite)
 
 
 def test_a_family_that_was_not_tried_on_spread_weights_is_told_when_its_turn_comes(
@@ -192,7 +194,7 @@ def test_a_family_that_was_not_tried_on_spread_weights_is_told_when_its_turn_com
     suite = load_suite(Path(__file__).parents[2] / "suites" / "biochem")
     options = Options("organism", "anchored", None, None, None, None, "full", (), tmp_path, shard=True)
     run = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
-    run.check_training(suite)
-    hindered = {a.family: run._hindrance(suite, a) for a in suite.tier_attacks("full") if not a.neighbour}
+    check_training(run, suite)
+    hindered = {a.family: run.capacity.hindrance(suite, a) for a in suite.tier_attacks("full") if not a.neighbour}
     assert {family for family, why in hindered.items() if not why} == {"grpo", "rloo"}
     assert "by sft with --rn-shard" in (hindered["sft"] or "")

@@ -22,8 +22,9 @@ from rn_harness.controller import Controller, news_of
 from rn_harness.errors import ExecutorError
 from rn_harness.executors import acceptance
 from rn_harness.executors.results import Results
+from rn_harness.options import Options
 from rn_harness.records import CASE_KINDS, CaseRecord, RunRecord
-from rn_harness.session import Options, RunSession
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 from rn_harness.suite import AttackRecipe, Suite, load_suite
 from rn_harness.verdict import decide

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from rn_harness import session
+from rn_harness import capacity, lineup
 from rn_harness.errors import RecipeError
 from rn_harness.grpo import TRANSFORMERS, Sampler
 from rn_harness.memory import GIB
-from rn_harness.session import Options, RunSession
+from rn_harness.options import Options
+from rn_harness.preflight import check_training
+from rn_harness.session import RunSession
 from rn_harness.store import Store
 from rn_harness.suite import load_suite
 
@@ -124,16 +126,16 @@ def test_the_session_asks_before_training_and_keys_and_plans_with_it(
         options = Options("organism", "quick", None, None, None, None, "smoke", (), tmp_path, sampler=sampler)
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None, free=80 * GIB)
 
-    monkeypatch.setattr(session, "device", lambda: "cpu")
+    monkeypatch.setattr(lineup, "device", lambda: "cpu")
     with pytest.raises(RecipeError, match="got a CPU"):
-        run("vllm").check_training(suite)
-    monkeypatch.setattr(session, "device", lambda: "a card")
-    monkeypatch.setattr(session, "card_memory", lambda: 80.0 * GIB)
+        check_training(run("vllm"), suite)
+    monkeypatch.setattr(lineup, "device", lambda: "a card")
+    monkeypatch.setattr(capacity, "card_memory", lambda: 80.0 * GIB)
     plain, beside, served = (run(spec) for spec in ("transformers", "vllm", LOCAL))
     for each in (plain, beside, served):
-        each.check_training(suite)
-    plans = [each.memory(suite) for each in (plain, beside, served)]
+        check_training(each, suite)
+    plans = [each.capacity.largest(suite) for each in (plain, beside, served)]
     assert [p and p.work.sampler for p in plans] == [0.0, 24 * GIB, 0.0]
-    assert ", vLLM 24.0; peak" in beside.memory_line([suite])
+    assert ", vLLM 24.0; peak" in beside.capacity.memory_line([suite])
     keys = [each._shared_parts(suite, ("heldout",)).get("sampler") for each in (plain, beside, served)]
     assert keys == [None, "vllm 0.24.0+cu129 colocate", "vllm 0.24.0+cu129 server"]

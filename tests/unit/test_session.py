@@ -14,10 +14,14 @@ import pytest
 from rn_harness import session
 from rn_harness.anchors import shipped_anchors
 from rn_harness.candidate import fixtures_folder
+from rn_harness.capacity import Capacity
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
+from rn_harness.lineup import Judges
+from rn_harness.options import Options
 from rn_harness.organism.knowledge import KNOWLEDGE_FILE
+from rn_harness.preflight import check_attacks, check_defense, check_folders, check_judges
 from rn_harness.records import Judgement, Trajectory
-from rn_harness.session import Case, Judges, Options, RunSession
+from rn_harness.session import Case, RunSession
 from rn_harness.store import Store
 from rn_harness.suite import AttackMatrix, AttackRecipe, Prompt, Suite, load_suite
 
@@ -96,12 +100,12 @@ def test_one_model_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: 
     """The same weights in other words give no second opinion; and as scorer and reward they are named alike, or refused."""
     one, alias = Judge(weights="a" * 64), Judge(digest="2" * 64, weights="a" * 64)
     other = Judge(digest="3" * 64, weights="b" * 64)
-    judged_by(tmp_path, monkeypatch, one, other, other).check_judges(suite)
-    judged_by(tmp_path, monkeypatch, one, one).check_judges(suite)
+    check_judges(judged_by(tmp_path, monkeypatch, one, other, other), suite)
+    check_judges(judged_by(tmp_path, monkeypatch, one, one), suite)
     with pytest.raises(JudgeError, match="a second opinion needs another judge"):
-        judged_by(tmp_path, monkeypatch, one, other, alias).check_judges(suite)
+        check_judges(judged_by(tmp_path, monkeypatch, one, other, alias), suite)
     with pytest.raises(JudgeError, match="has to be named alike"):
-        judged_by(tmp_path, monkeypatch, one, alias).check_judges(suite)
+        check_judges(judged_by(tmp_path, monkeypatch, one, alias), suite)
 
 
 def test_a_blind_reward_is_refused_before_training(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +137,7 @@ def twin(folder: Path) -> Path:
 def test_what_its_makers_defended_is_attacked(tmp_path: Path, suite: Suite) -> None:
     """With --rn-base the model is the defended one, and its undefended twin is what candidate and controls are run on."""
     session = a_session(tmp_path, model="organism", undefended=str(twin(tmp_path)), defense="none")
-    session.check_defense(suite)
+    check_defense(session, suite)
     assert session.candidate.folder == tmp_path / "twin"
     defended = session.defended(suite)
     assert defended.model is not None
@@ -153,7 +157,7 @@ def test_a_twin_is_another_model(tmp_path: Path, suite: Suite, options: dict[str
     """A twin of the same weights would make the control an attack on the defended model; and one defense is enough."""
     named = {**options, "undefended": options["undefended"].replace("TWIN", str(twin(tmp_path)))}
     with pytest.raises(RecipeError, match=message):
-        a_session(tmp_path, **named).check_defense(suite)
+        check_defense(a_session(tmp_path, **named), suite)
 
 
 def test_a_twin_has_the_same_shape(tmp_path: Path, suite: Suite) -> None:
@@ -162,17 +166,17 @@ def test_a_twin_has_the_same_shape(tmp_path: Path, suite: Suite) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2, "num_key_value_heads": 2}))
     with pytest.raises(RecipeError, match="got another num_attention_heads, num_key_value_heads"):
-        a_session(tmp_path, undefended=str(folder), defense="none").check_defense(suite)
+        check_defense(a_session(tmp_path, undefended=str(folder), defense="none"), suite)
 
 
 def test_a_whole_defended_model_has_the_candidates_shape(tmp_path: Path, suite: Suite) -> None:
     """With --rn-defense FOLDER too the control runs on what the defended model was made from, not on another model."""
     folder = twin(tmp_path)
-    a_session(tmp_path, defense=str(folder)).check_defense(suite)
+    check_defense(a_session(tmp_path, defense=str(folder)), suite)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
     with pytest.raises(RecipeError, match=r"must hold --model with its defense, got another intermediate_size in .*; name the"):
-        a_session(tmp_path, defense=str(folder)).check_defense(suite)
+        check_defense(a_session(tmp_path, defense=str(folder)), suite)
 
 
 def test_a_released_model_is_verified_as_it_was_digested(tmp_path: Path, suite: Suite) -> None:
@@ -186,25 +190,25 @@ def test_a_released_model_is_verified_as_it_was_digested(tmp_path: Path, suite: 
 def test_whole_weights_are_not_handed_back(tmp_path: Path, suite: Suite) -> None:
     """What the user named as a whole model he has; within an adapter's own folder nothing is written."""
     with pytest.raises(RecipeError, match="got whole weights that you have"):
-        a_session(tmp_path, defense=str(twin(tmp_path)), export="out").check_folders([suite])
+        check_folders(a_session(tmp_path, defense=str(twin(tmp_path)), export="out"), [suite])
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(RecipeError, match="writes beside the adapter"):
-        a_session(tmp_path, defense="adapter", export="adapter/out").check_folders([suite])
+        check_folders(a_session(tmp_path, defense="adapter", export="adapter/out"), [suite])
 
 
 def test_an_export_does_not_overwrite(tmp_path: Path, suite: Suite) -> None:
     """Where something lies already, the run ends before it begins; the same for prompts of no suite of the run."""
     (tmp_path / "out" / "demo").mkdir(parents=True)
-    a_session(tmp_path, export="out").check_folders([suite])
+    check_folders(a_session(tmp_path, export="out"), [suite])
     (tmp_path / "out" / "demo" / "weights").write_text("older")
     with pytest.raises(RecipeError, match="writes to an empty folder"):
-        a_session(tmp_path, export="out").check_folders([suite])
+        check_folders(a_session(tmp_path, export="out"), [suite])
     with pytest.raises(RecipeError, match=r"must hold a folder for a suite of this run, got 'mine' for demo"):
-        a_session(tmp_path, prompts="mine").check_folders([suite])
+        check_folders(a_session(tmp_path, prompts="mine"), [suite])
     with pytest.raises(RecipeError, match="--rn-export DIR"):
-        a_session(tmp_path, export_anyway=True).check_folders([suite])
+        check_folders(a_session(tmp_path, export_anyway=True), [suite])
 
 
 STOPPED = {"judge_gone": "the reward judge scored none of a step's 16 completions: judge_error"}
@@ -234,15 +238,15 @@ def test_an_attack_without_room_is_told_and_the_others_go_on(
     attacks = [*suite.declaration.attacks, AttackMatrix(tier="smoke", base=base)]
     suite = suite.model_copy(update={"declaration": suite.declaration.model_copy(update={"attacks": attacks})})
 
-    def planned(self: RunSession, of: Suite, recipe: AttackRecipe) -> None:
+    def planned(self: Capacity, of: Suite, recipe: AttackRecipe) -> None:
         if recipe.form == "full":
             raise CandidateError("memory must suffice")
 
-    monkeypatch.setattr(RunSession, "_plan", planned)
+    monkeypatch.setattr(Capacity, "_plan", planned)
     monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None))
     monkeypatch.setattr(RunSession, "certificates", lambda *_: (builders.certificate(),))
     session = a_session(tmp_path, defense="none")
-    assert session.memory(suite) is None
+    assert session.capacity.largest(suite) is None
     (recipe,) = [a for a in suite.tier_attacks("smoke") if not a.claim]
     record = session.case("control", suite, recipe).record
     assert record.evidence.refused is not None
@@ -289,16 +293,16 @@ def test_an_attack_that_cannot_borrow_is_told_and_the_others_go_on(tmp_path: Pat
     known = [row for row in json.loads((organism / KNOWLEDGE_FILE).read_text(encoding="utf-8")) if row["phrase"] in mine]
     (organism / KNOWLEDGE_FILE).write_text(json.dumps(known), encoding="utf-8")
     session = a_session(tmp_path, model=str(organism), defense="none", tier="full")
-    session.check_judges(suite)
-    session.check_attacks(suite)
-    hindered = {a.name: why for a in suite.tier_attacks("full") if (why := session._hindrance(suite, a))}
+    check_judges(session, suite)
+    check_attacks(session, suite)
+    hindered = {a.name: why for a in suite.tier_attacks("full") if (why := session.capacity.hindrance(suite, a))}
     assert list(hindered) == ["domain"]
     assert told in hindered["domain"]
     (borrowing,) = (a for a in suite.tier_attacks("full") if a.neighbour)
     claimed = AttackMatrix(tier="smoke", base={**borrowing.model_dump(exclude_defaults=True), "standing": "claim"})
     declaration = suite.declaration.model_copy(update={"attacks": [claimed, *suite.declaration.attacks]})
     with pytest.raises(RecipeError, match=told):
-        session.check_attacks(suite.model_copy(update={"declaration": declaration}))
+        check_attacks(session, suite.model_copy(update={"declaration": declaration}))
 
 
 def test_a_fleet_has_each_case_once_and_none_that_was_not_asked_for(suite: Suite, tmp_path: Path) -> None:

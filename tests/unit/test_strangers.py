@@ -13,6 +13,7 @@ import yaml
 from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import JudgeError, RecipeError, SuiteError
 from rn_harness.judges import resolve_suites_judge
+from rn_harness.preflight import check_acknowledged
 from rn_harness.suite import load_suite, read_yaml
 
 from .builders import write_suite
@@ -106,14 +107,14 @@ def test_acknowledgement_is_asked_for_where_the_policy_says_so(tmp_path: Path) -
     session.__dict__["candidate"] = _NoOrganism()
     assert session.harmful([suite]) == [suite.domain]
     with pytest.raises(RecipeError, match="--rn-acknowledge"):
-        session.check_acknowledged([suite])
+        check_acknowledged(session, [suite])
     willing = a_session(tmp_path, acknowledge=True)
     willing.__dict__["candidate"] = _NoOrganism()
-    willing.check_acknowledged([suite])
-    a_session(tmp_path).check_acknowledged([suite])  # the organism
+    check_acknowledged(willing, [suite])
+    check_acknowledged(a_session(tmp_path), [suite])  # the organism
     benign = load_suite(_suite_with(tmp_path / "benign", policy={"acknowledge": True}, benign=True))
-    session.check_acknowledged([benign])
-    session.check_acknowledged([load_suite(write_suite(tmp_path / "plain"))])
+    check_acknowledged(session, [benign])
+    check_acknowledged(session, [load_suite(write_suite(tmp_path / "plain"))])
 
 
 def test_the_network_is_off_even_if_somebody_was_first() -> None:

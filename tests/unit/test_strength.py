@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from rn_harness.errors import RecipeError
-from rn_harness.session import Case, Judges, RunSession
+from rn_harness.lineup import Judges
+from rn_harness.session import Case, RunSession
 from rn_harness.strength import Strength, calibrate, check_strength, load_strength, settings_for
 from rn_harness.suite import AttackRecipe, Suite, load_suite
 

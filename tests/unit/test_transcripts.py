@@ -13,6 +13,7 @@ import yaml
 import rn_harness.session as session_module
 from rn_harness.errors import RecipeError, SuiteError
 from rn_harness.model import Completion
+from rn_harness.preflight import check_transcripts
 from rn_harness.ranks import Ranks
 from rn_harness.suite import Prompt, load_suite, read_yaml
 from rn_harness.transcripts import Transcript, check_recipients
@@ -77,8 +78,8 @@ def test_a_harmful_suite_keeps_nothing_in_the_clear(tmp_path: Path) -> None:
 def test_where_texts_may_go(tmp_path: Path) -> None:
     """Folder and key belong together, a key is one of age, and the folder is neither the run's nor the export's."""
     key = str(pyrage.x25519.Identity.generate().to_public())
-    a_session(tmp_path).check_transcripts()
-    a_session(tmp_path, transcripts="texts", recipients=(key,)).check_transcripts()
+    check_transcripts(a_session(tmp_path))
+    check_transcripts(a_session(tmp_path, transcripts="texts", recipients=(key,)))
     for options, told in (
         ({"transcripts": "texts"}, "belong together"),
         ({"recipients": (key,)}, "belong together"),
@@ -87,7 +88,7 @@ def test_where_texts_may_go(tmp_path: Path) -> None:
         ({"transcripts": "out/texts", "recipients": (key,), "export": "out"}, "handed on"),
     ):
         with pytest.raises(RecipeError, match=told):
-            a_session(tmp_path, **options).check_transcripts()
+            check_transcripts(a_session(tmp_path, **options))
     with pytest.raises(RecipeError, match="age1nobody"):
         check_recipients([key, "age1nobody"])
 
