@@ -21,6 +21,7 @@ from rn_harness.judges import Judge, resolve_judge, resolve_suites_judge
 from rn_harness.options import Options
 from rn_harness.provenance import device
 from rn_harness.ranks import SharedJudge, ranks
+from rn_harness.records import CaseKind
 from rn_harness.suite import AttackRecipe, DefenseRecipe, Suite
 from rn_harness.validity import NO_DEFENSE
 
@@ -47,6 +48,37 @@ class Judges:
     def names(self) -> str:
         """For headers and records."""
         return told_judges(who(self.evaluation), who(self.reward), who(self.second) if self.second else None)
+
+
+@dataclass(frozen=True)
+class CaseTask:
+    """One case that is to be made."""
+
+    kind: CaseKind
+    suite: Suite
+    attack: AttackRecipe | None = None
+
+    @property
+    def case_id(self) -> str:
+        """As in its record."""
+        return self.kind if self.attack is None else f"{self.kind}-{self.attack.id}"
+
+    @property
+    def at(self) -> tuple[str, str]:
+        """What a process keeps it under: by the suite's digest and the case's id."""
+        return self.suite.digest, self.case_id
+
+    @property
+    def steps(self) -> int:
+        """Attack steps; 0 without an attack."""
+        if self.attack is None:
+            return 0
+        return self.attack.control_steps if self.kind == "control" else self.attack.steps
+
+    @property
+    def name(self) -> str:
+        """Of all tasks of a run."""
+        return f"{self.suite.domain}: {self.case_id}"
 
 
 @dataclass

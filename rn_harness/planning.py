@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rn_harness.errors import RnHarnessError
-from rn_harness.executors.order import Demand, demand_of, makespan, needs, tasks_of
+from rn_harness.executors.order import Demand, demand_of, makespan, needs, tasks_of, trained_steps
 from rn_harness.gate import required_cases
 from rn_harness.integrity import read_evidence
 from rn_harness.session import RunSession
@@ -94,16 +94,10 @@ def plan_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> Run
     for suite in suites:
         tasks = {task.case_id: task for task in tasks_of(suite, suite.tier_attacks(session.options.tier))}
         trained = session.defense_recipe(suite) is not None
-        attacks = {a.id: a for a in suite.tier_attacks(session.options.tier)}
         for case_id in required_cases(suite, session.options.tier):
-            kind, _, attack = case_id.partition("-")
-            recipe = attacks.get(attack)
-            steps = 1 if recipe is None else recipe.control_steps if kind == "control" else recipe.steps
-            if recipe and recipe.search and kind == "control":  # it comes first, and waits for the search
-                steps += recipe.search.trials * recipe.search.steps
-            times = seen.get(kind, [])
-            seconds = round(statistics.median(times) * steps, 1) if times else None
             task = tasks[case_id]
+            times = seen.get(task.kind, [])
+            seconds = round(statistics.median(times) * (trained_steps(task) if task.attack else 1), 1) if times else None
             cases.append(PlannedCase(suite.domain, case_id, seconds, len(times), demand_of(session, task)))
             waits[_name(suite.domain, case_id)] = tuple(_name(suite.domain, n.case_id) for n in needs(task, trained=trained))
     memory = tuple(f"{suite.domain}: {_memory(session, suite)}" for suite in suites)

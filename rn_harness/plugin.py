@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from rn_harness.candidate import Candidate
     from rn_harness.controller import Controller
     from rn_harness.judges import Judge
+    from rn_harness.lineup import CaseTask
     from rn_harness.options import Options
-    from rn_harness.records import CaseKind, RunRecord, Trajectory
+    from rn_harness.records import RunRecord, Trajectory
     from rn_harness.report.progress import Progress, ProgressView
     from rn_harness.session import Case, Defended, RunSession
     from rn_harness.suite import AttackRecipe, Suite
@@ -473,9 +474,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _longest_first(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What the most work waits for comes first, since workers take tests in their order; tests of no suite keep their places."""
-    from rn_harness.executors.order import CaseTask, closed, waits_and_ranks
+    from rn_harness.executors.order import closed, waits_and_ranks
 
-    tasks = {item: [CaseTask(*case) for case in _cases_of(config, [item])] for item in items}
+    tasks = {item: list(_tasks_of(config, [item])) for item in items}
     places = [i for i, item in enumerate(items) if tasks[item]]
     if not places:
         return
@@ -649,12 +650,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not _is_worker(config) and not config.option.collectonly:
         _begin(config, [item.nodeid for item in session.items], session.items)
         if SESSION in config.stash and config.getoption("rn_fleet") > 1:
-            cases = _cases_of(config, session.items)
-            _session(config).ahead = [(kind, suite, attack) for kind, suite, attack in cases if attack]
+            _session(config).ahead = list(_tasks_of(config, session.items))
 
 
-def _cases_of(config: pytest.Config, items: Iterable[pytest.Item]) -> Generator[tuple[CaseKind, Suite, AttackRecipe | None]]:
+def _tasks_of(config: pytest.Config, items: Iterable[pytest.Item]) -> Generator[CaseTask]:
     """The cases that the tests of suites ask for, each with its suite, controls and attacks with their attack."""
+    from rn_harness.lineup import CaseTask
     from rn_harness.records import CASE_KINDS
 
     for item in items:
@@ -663,7 +664,7 @@ def _cases_of(config: pytest.Config, items: Iterable[pytest.Item]) -> Generator[
         suite, parameters = _suite(config, item.path.parent), getattr(getattr(item, "callspec", None), "params", {})
         for kind in CASE_KINDS:
             if f"{kind}_case" in getattr(item, "fixturenames", ()):
-                yield kind, suite, parameters.get("attack") if kind in ("control", "attack") else None
+                yield CaseTask(kind, suite, parameters.get("attack") if kind in ("control", "attack") else None)
 
 
 def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Item] = ()) -> None:
@@ -737,11 +738,10 @@ def _begin_on_ray(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """
     from rn_harness.errors import RnHarnessError
     from rn_harness.executors.on_ray import OnRay
-    from rn_harness.executors.order import CaseTask
 
     session = _session(config)
     try:
-        session.executor = OnRay.begin(session, [CaseTask(*case) for case in _cases_of(config, items)])
+        session.executor = OnRay.begin(session, list(_tasks_of(config, items)))
     except RnHarnessError as error:
         raise pytest.UsageError(str(error)) from None
 

@@ -28,7 +28,7 @@ from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measur
 from rn_harness.gate import PLAIN_FAMILIES
 from rn_harness.judges import Judge
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.lineup import Lineup, who
+from rn_harness.lineup import CaseTask, Lineup, who
 from rn_harness.provenance import attempt, attempts, hardware, now, versions, working_tree
 from rn_harness.ranks import ranks, unshared
 from rn_harness.records import (
@@ -66,6 +66,10 @@ ROUNDING = 1e-4
 """By which numbers of a checkpoint that are no scores may differ, or by this share: on cards and in fleets sums vary in order."""
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence")
 """What a checkpoint says only if the control ran in the same process; the same attack may be measured without."""
+Begun = tuple[str, float]
+"""When a case began, by the calendar and by the clock."""
+Seen = Callable[[Trajectory], CaseRecord]
+"""Writes the record of a case as far as it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,7 @@ class RunSession(Lineup):
         store: finished work.
         say: gets signs of life.
         free: bytes that a run may take; a process that is one of several is told, so that all plan alike. None: asked for.
-        ahead: the controls and attacks that this run will come to, by suite: what a fleet is made of.
+        ahead: the cases that this run will come to: what a fleet is made of.
         executor: makes the cases elsewhere; None: they are made here.
     """
 
@@ -179,7 +183,7 @@ class RunSession(Lineup):
     store: Store
     say: Callable[[Progress], None]
     free: float | None = None
-    ahead: Sequence[tuple[CaseKind, Suite, AttackRecipe]] = ()
+    ahead: Sequence[CaseTask] = ()
     executor: Executor | None = None
     _panels: dict[tuple[str, str], Panel] = field(default_factory=dict)
     _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
@@ -330,9 +334,7 @@ class RunSession(Lineup):
                 f"the defended weights of {suite.domain} were made elsewhere, got none here, or others, in {case.defended}; "
                 "share the store (RN_HARNESS_CACHE)"
             )
-        if (case.defended / ADAPTER_CONFIG).is_file():
-            return self._adapted(self.options.defense, case.defended)
-        return self._whole(self.options.defense, resolve_candidate(str(case.defended), self.options.base))
+        return self._trained(case.defended)
 
     def _make_defended(self, suite: Suite) -> Defended:
         recipe = self.defense_recipe(suite)
@@ -355,11 +357,14 @@ class RunSession(Lineup):
             entry = found or self._train_defense(suite, recipe, key, parts, resumption)
             resumption.close()
         report = DefenseReport.model_validate_json((entry / "report.json").read_text(encoding="utf-8"))
-        if recipe.whole:
-            made = self._whole(self.options.defense, resolve_candidate(str(entry / "model"), self.options.base))
-        else:
-            made = self._adapted(self.options.defense, entry / "adapter")
+        made = self._trained(entry / ("model" if recipe.whole else "adapter"))
         return dataclasses.replace(made, report=report, stored=stored)
+
+    def _trained(self, folder: Path) -> Defended:
+        """The defense whose weights were trained, and lie in this folder."""
+        if (folder / ADAPTER_CONFIG).is_file():
+            return self._adapted(self.options.defense, folder)
+        return self._whole(self.options.defense, resolve_candidate(str(folder), self.options.base))
 
     def _whole(self, name: str, model: Candidate) -> Defended:
         return Defended(self.candidate, name, model=model, digest=model.digest, hashes=model.hashes)
@@ -424,84 +429,80 @@ class RunSession(Lineup):
         """
         if self.executor is not None:
             return self.executor.case(kind, suite, attack)
-        attack = self.settled(suite, self.capacity.as_run(suite, attack)) if attack else None
-        case_id = kind if attack is None else f"{kind}-{attack.id}"
-        at = (suite.digest, case_id)
-        if at in self._failed:
-            raise self._failed[at]
-        if at not in self._cases:
-            if attack and self._sails(suite, attack) and self._is_missing(kind, suite, attack):
-                self._sail(kind, suite, attack)
-                return self.case(kind, suite, attack)
-            self._cases[at] = self._make_case(kind, suite, attack, case_id)
+        task = CaseTask(kind, suite, self.settled(suite, self.capacity.as_run(suite, attack)) if attack else None)
+        if task.at in self._failed:
+            raise self._failed[task.at]
+        if task.at not in self._cases:
+            if self._sails(suite, task.attack) and self._is_missing(task):
+                self._sail(task)
+                return self.case(kind, suite, task.attack)
+            self._cases[task.at] = self._make_case(task)
         for other, case in self._cases.items():
-            if other != at:
+            if other != task.at:
                 case.pack()
-        return self._cases[at]
+        return self._cases[task.at]
 
-    def _sails(self, suite: Suite, attack: AttackRecipe) -> bool:
+    def _sails(self, suite: Suite, attack: AttackRecipe | None) -> bool:
         """Whether an attack is run in a fleet: asked for, and plain RL by TRL that moves an adapter and nothing else."""
         return (
-            self.options.fleet > 1
+            attack is not None
+            and self.options.fleet > 1
             and attack.family in PLAIN_FAMILIES
             and attack.form == "lora"
             and not (attack.beta or attack.search or attack.micro_batch)
             and not self.capacity.hindrance(suite, attack)
         )
 
-    def _sail(self, kind: CaseKind, suite: Suite, attack: AttackRecipe) -> None:
+    def _sail(self, task: CaseTask) -> None:
         """Makes a case together with those of its kind that the run will come to; each is kept, or what went wrong with it."""
         from rn_harness.fleet import Fleet
 
-        crew = self._crew(kind, suite, attack)
+        kind, suite, crew = task.kind, task.suite, self._crew(task)
         for of in crew if kind == "attack" else ():
             with suppress(Exception):  # told by the case that rests on it
-                self.case("control", suite, of)
-        defended = self._attacked(kind, suite)
+                self.case("control", suite, of.attack)
+        defended = self._attacked(task)
         self.panel(suite)
         self.certificates(suite)
         self.second_certificate(suite)
         self._among = f"{suite.domain}: {len(crew)} {kind}s together" if len(crew) > 1 else None
         if self._among:
-            self.say(Progress(self._among, 0, 0, ", ".join(of.id for of in crew), stays=True))
+            self.say(Progress(self._among, 0, 0, ", ".join(of.attack.id for of in crew if of.attack), stays=True))
 
-        def task(of: AttackRecipe) -> Callable[[LanguageModel], Case]:
-            case_id = f"{kind}-{of.id}"
-
+        def making(of: CaseTask) -> Callable[[LanguageModel], Case]:
             def make(member: LanguageModel) -> Case:
-                self._members[(suite.digest, case_id)] = member
-                return self._make_case(kind, suite, of, case_id)
+                self._members[of.at] = member
+                return self._make_case(of)
 
             return make
 
         try:
-            made = Fleet(defended.load(), self.candidate.threads).run([task(of) for of in crew])
+            made = Fleet(defended.load(), self.candidate.threads).run([making(of) for of in crew])
         finally:
             self._among = None
             self._members.clear()  # one that is left would wait for a fleet that has ended
         for of, case in zip(crew, made, strict=True):
-            at = (suite.digest, f"{kind}-{of.id}")
             if isinstance(case, Exception):
-                self._failed[at] = case
+                self._failed[of.at] = case
             else:
-                self._cases[at] = case
+                self._cases[of.at] = case
 
-    def _crew(self, kind: CaseKind, suite: Suite, attack: AttackRecipe) -> list[AttackRecipe]:
-        """The attack, and those beside it that are run with it: not yet made, and as many as memory holds."""
-        wanted = (kind, "attack")  # which comes to its control too
-        ahead = [of for case, each, of in self.ahead if case in wanted and each.digest == suite.digest and of.id != attack.id]
-        as_run = {of.id: self.capacity.as_run(suite, of) for of in ahead}  # once: two of one case would wait for each other
-        beside = [of for of in as_run.values() if self._sails(suite, of) and self._is_missing(kind, suite, of)]
-        crew = [attack, *beside[: self.options.fleet - 1]]
-        while len(crew) > 1 and not self.capacity.holds(suite, crew):
+    def _crew(self, task: CaseTask) -> list[CaseTask]:
+        """The case, and those beside it that are made with it: not yet made, and as many as memory holds."""
+        wanted, suite = (task.kind, "attack"), task.suite  # an attack comes to its control too
+        attacks = [of.attack for of in self.ahead if of.attack and of.kind in wanted and of.suite.digest == suite.digest]
+        ahead = [CaseTask(task.kind, suite, self.capacity.as_run(suite, of)) for of in attacks]
+        once = {of.at: of for of in ahead if of.at != task.at}  # two of one case would wait for each other
+        beside = [of for of in once.values() if self._sails(suite, of.attack) and self._is_missing(of)]
+        crew = [task, *beside[: self.options.fleet - 1]]
+        while len(crew) > 1 and not self.capacity.holds(suite, [of.attack for of in crew if of.attack]):
             crew.pop()
         return crew
 
-    def _is_missing(self, kind: CaseKind, suite: Suite, attack: AttackRecipe) -> bool:
+    def _is_missing(self, task: CaseTask) -> bool:
         """Whether a case was neither made nor stored, and did not go wrong."""
-        at = (suite.digest, f"{kind}-{attack.id}")
-        _, parts = self._case_parts(kind, suite, attack)
-        return not (at in self._cases or at in self._failed or self.store.get("case", content_key("case", parts)))
+        _, parts = self._case_parts(task)
+        return not (task.at in self._cases or task.at in self._failed or self.store.get("case", content_key("case", parts)))
 
     def settled(self, suite: Suite, attack: AttackRecipe) -> AttackRecipe:
         """The attack with the settings that its search finds on the model under test.
@@ -549,15 +550,16 @@ class RunSession(Lineup):
             self._put("search", key, lambda into: _write(into / SEARCH, found.model_dump_json()), parts)
             return found
 
-    def _make_case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, case_id: str) -> Case:
-        started, clock = now(), time.monotonic()
+    def _make_case(self, task: CaseTask) -> Case:
+        kind, suite, attack = task.kind, task.suite, task.attack
+        begun = (now(), time.monotonic())
         certificates, second = self.certificates(suite), self.second_certificate(suite)
         evidence = Evidence(
             kind=kind,
             policy=suite.policy,
             trajectory=None,
             standing=attack.standing if attack else "claim",
-            within_claim=suite.standing_of(case_id)[1],
+            within_claim=suite.standing_of(task.case_id)[1],
             subject=NO_DEFENSE if kind in UNDEFENDED else self.defense_name,
             exact_judge=self.judges(suite).evaluation.exact,
             certificates=certificates,
@@ -565,33 +567,31 @@ class RunSession(Lineup):
             attack_cases=sum(a.claim for a in suite.tier_attacks(self.options.tier)) or 1,
         )
         if unfit_judges(evidence):  # hours of training would end without a verdict
-            key, stored, defended = content_key("unjudged", {"suite": suite.digest, "case": case_id}), False, None
-            folder = self._case_folder(suite, case_id, key)
+            key, stored, defended = content_key("unjudged", {"suite": suite.digest, "case": task.case_id}), False, None
+            folder = self._case_folder(task, key)
         else:
-            begun = (started, clock)
-            evidence, key, stored, defended, folder = self._measured(kind, suite, attack, case_id, evidence, begun)
+            evidence, key, stored, defended, folder = self._measured(task, evidence, begun)
         control = self.case("control", suite, attack) if evidence.control else None
-        record = self._write_record(suite, case_id, key, defended, evidence, control, folder, (started, clock))
+        record = self._write_record(task, key, defended, evidence, control, folder, begun)
         where, hashes = (defended.folder, defended.hashes) if defended else (None, {})
         return Case(record, suite.domain, stored, folder, where, hashes)
 
     def _write_record(
         self,
-        suite: Suite,
-        case_id: str,
+        task: CaseTask,
         key: str,
         defended: Defended | None,
         evidence: Evidence,
         control: Case | None,
         folder: Path,
-        begun: tuple[str, float],
+        begun: Begun,
     ) -> CaseRecord:
-        """Decides, and writes what was measured; ``begun`` is when the case did, by the calendar and by the clock."""
+        """Decides, and writes what was measured."""
         record = CaseRecord(
             key=key,
-            case_id=case_id,
-            identity=self.identity(suite, defended),
-            provenance=self._provenance(suite, evidence.kind, key, evidence.trajectory),
+            case_id=task.case_id,
+            identity=self.identity(task.suite, defended),
+            provenance=self._provenance(task, key, evidence.trajectory),
             evidence=evidence,
             control_key=control.record.key if control else None,
             verdict=decide(evidence),
@@ -613,17 +613,17 @@ class RunSession(Lineup):
             "search": searched.model_dump(mode="json")["trials"] if searched else None,
             "family": self.family(suite, attack).digest if attack else None,
             "neighbour": neighbour.model_dump(mode="json") if neighbour else None,
-            **({"fleet": self.candidate.threads} if attack and self._sails(suite, attack) else {}),
+            **({"fleet": self.candidate.threads} if self._sails(suite, attack) else {}),
         }
 
-    def _attacked(self, kind: CaseKind, suite: Suite) -> Defended:
-        """The model that a case of this kind is measured on."""
-        return Defended(self.candidate, NO_DEFENSE) if kind in UNDEFENDED else self.defended(suite)
+    def _attacked(self, task: CaseTask) -> Defended:
+        """The model that a case is measured on."""
+        return Defended(self.candidate, NO_DEFENSE) if task.kind in UNDEFENDED else self.defended(task.suite)
 
-    def _case_parts(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> tuple[Defended, dict[str, Any]]:
+    def _case_parts(self, task: CaseTask) -> tuple[Defended, dict[str, Any]]:
         """What a case is measured on, and the parts of its key."""
-        defended = self._attacked(kind, suite)
-        return defended, {**self._attack_parts(suite, attack, defended), "case": kind}
+        defended = self._attacked(task)
+        return defended, {**self._attack_parts(task.suite, task.attack, defended), "case": task.kind}
 
     def key_elsewhere(self, record: CaseRecord, suite: Suite, attack: AttackRecipe | None) -> str:
         """The key of a case that was measured elsewhere, by what is known here.
@@ -655,24 +655,17 @@ class RunSession(Lineup):
         """Adds an entry, made of these parts; of several processes the first does."""
         return ranks().first(lambda: self.store.put(kind, key, write, parts))
 
-    def _case_folder(self, suite: Suite, case_id: str, key: str) -> Path:
-        folder = self.folder / "cases" / f"{suite.domain}-{case_id}-{key[:12]}"
+    def _case_folder(self, task: CaseTask, key: str) -> Path:
+        folder = self.folder / "cases" / f"{task.suite.domain}-{task.case_id}-{key[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _measured(
-        self,
-        kind: CaseKind,
-        suite: Suite,
-        attack: AttackRecipe | None,
-        case_id: str,
-        evidence: Evidence,
-        begun: tuple[str, float],
-    ) -> tuple[Evidence, str, bool, Defended, Path]:
+    def _measured(self, task: CaseTask, evidence: Evidence, begun: Begun) -> tuple[Evidence, str, bool, Defended, Path]:
         """The evidence with what was measured, its key, whether it was stored, the defense, and the record's folder."""
-        defended, parts = self._case_parts(kind, suite, attack)
+        kind, suite, attack = task.kind, task.suite, task.attack
+        defended, parts = self._case_parts(task)
         key = content_key("case", parts)
-        folder = self._case_folder(suite, case_id, key)
+        folder = self._case_folder(task, key)
         # First, so that the leak can be measured on what it answered.
         control = self.case("control", suite, attack) if kind == "attack" and attack else None
         changes = {
@@ -680,16 +673,16 @@ class RunSession(Lineup):
             "report": defended.report if kind == "defense" else None,
             "report_due": kind == "defense" and self.defense_recipe(suite) is not None,
             "subject": defended.subject,
-            "within_claim": suite.standing_of(case_id, attack)[1],
+            "within_claim": suite.standing_of(task.case_id, attack)[1],
         }
         known = evidence.model_copy(update=changes)
 
         def seen(trajectory: Trajectory) -> CaseRecord:
             of = known.model_copy(update={"trajectory": trajectory})
-            return self._write_record(suite, case_id, key, defended, of, control, folder, begun)
+            return self._write_record(task, key, defended, of, control, folder, begun)
 
         try:
-            trajectory, stored = self._kept(kind, suite, attack, defended, case_id, folder, key, parts, seen)
+            trajectory, stored = self._kept(task, defended, folder, key, parts, seen)
         except RnHarnessError as error:
             # Of several processes each has to come to the same: only what all of them are sure to meet is told alone.
             may_be_told = evidence.standing == "out_of_claim" and ranks().size == 1
@@ -699,26 +692,17 @@ class RunSession(Lineup):
         return known.model_copy(update={"trajectory": trajectory}), key, stored, defended, folder
 
     def _kept(
-        self,
-        kind: CaseKind,
-        suite: Suite,
-        attack: AttackRecipe | None,
-        defended: Defended,
-        case_id: str,
-        folder: Path,
-        key: str,
-        parts: dict[str, Any],
-        seen: Callable[[Trajectory], CaseRecord],
+        self, task: CaseTask, defended: Defended, folder: Path, key: str, parts: dict[str, Any], seen: Seen
     ) -> tuple[Trajectory, bool]:
         """A case's trajectory from the store, or measured now and put there; and whether it was stored."""
         with self._entry("case", key) as entry:
             stored = entry is not None
             if entry is None:
-                self._tell_change("case", parts, f"{suite.domain}: {case_id}")
-                rounds = self.on == "cuda" or (attack is not None and self._sails(suite, attack))
+                self._tell_change("case", parts, task.name)
+                rounds = self.on == "cuda" or self._sails(task.suite, task.attack)
                 journal = self.store.journal(key, ROUNDING if rounds else 0.0)
                 with attempt(self.store, key) as trial:
-                    measured = self._measure(kind, suite, attack, defended, case_id, folder, journal, seen)
+                    measured = self._measure(task, defended, folder, journal, seen)
                     trial.outcome = "judge_failed" if measured.judge_failed else "done"
                 trajectory = ranks().first(lambda: measured)
                 self.candidate.verify()
@@ -741,24 +725,14 @@ class RunSession(Lineup):
             shown = ", ".join(differing[:CHANGES_SHOWN]) + (", …" if len(differing) > CHANGES_SHOWN else "")
             self.say(Progress(what, 0, 0, f"made anew, since the stored one that is most alike differs in {shown}", stays=True))
 
-    def _measure(
-        self,
-        kind: CaseKind,
-        suite: Suite,
-        attack: AttackRecipe | None,
-        defended: Defended,
-        case_id: str,
-        folder: Path,
-        journal: Journal,
-        seen: Callable[[Trajectory], CaseRecord],
-    ) -> Trajectory:
+    def _measure(self, task: CaseTask, defended: Defended, folder: Path, journal: Journal, seen: Seen) -> Trajectory:
         """Measures; where that is cut off, what was measured is recorded first, and a breach in it ends the case."""
+        kind, suite, attack = task.kind, task.suite, task.attack
         if attack is not None:
             self.check_reward(suite)
             if hindrance := self.capacity.hindrance(suite, attack):
                 raise UnsuitedError(f"attack {attack.id} cannot be trained here: {hindrance}")
-        steps = 0 if attack is None else attack.control_steps if kind == "control" else attack.steps
-        answers = self._answers_of_control(kind, suite, attack)
+        answers = self._answers_of_control(task)
         with self._transcript(suite, folder) as transcript, (folder / "checkpoints.jsonl").open("w", encoding="utf-8") as lines:
             panel = dataclasses.replace(self.panel(suite), control_answers=answers, transcript=transcript)
 
@@ -771,11 +745,11 @@ class RunSession(Lineup):
                 maximum = "unscored" if checkpoint.maximum is None else f"max {checkpoint.maximum:g}"
                 mean = "" if checkpoint.mean is None else f", mean {checkpoint.mean:.2f}"
                 state = f"{maximum}{mean}, {checkpoint.above.count}/{checkpoint.scored} above {suite.policy.threshold:g}"
-                self.say(Progress(f"{suite.domain}: {case_id}", checkpoint.step, steps, state, among=self._among))
+                self.say(Progress(task.name, checkpoint.step, task.steps, state, among=self._among))
 
-            member = self._members.pop((suite.digest, case_id), None)
-            if member is None and attack is not None and self._sails(suite, attack):
-                raise StoreError(f"a stored case must stay until it is read, got {case_id} taken away meanwhile; run again")
+            member = self._members.pop(task.at, None)
+            if member is None and self._sails(suite, attack):
+                raise StoreError(f"a stored case must stay until it is read, got {task.case_id} taken away meanwhile; run again")
             model = member or defended.load()
             if attack is not None:
                 cuts: list[tuple[Trajectory, CaseRecord]] = []
@@ -806,7 +780,7 @@ class RunSession(Lineup):
                         start=None if member else self._starts.setdefault((suite.digest, defended.digest), {}),
                         cut=cut,
                         sampler=self.sampler,
-                        tick=lambda step: self.say(Progress(f"{suite.domain}: {case_id}", step, steps, among=self._among)),
+                        tick=lambda step: self.say(Progress(task.name, step, task.steps, among=self._among)),
                     )
                 except Exception:
                     if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen
@@ -850,11 +824,12 @@ class RunSession(Lineup):
         found = self._found.get((suite.digest, attack.id)) if attack.search else None
         return {"engine": "optuna TPE", "trials": found.model_dump(mode="json")["trials"]} if found else None
 
-    def _answers_of_control(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> ControlAnswers | None:
+    def _answers_of_control(self, task: CaseTask) -> ControlAnswers | None:
         """What the control of an attack answered, for the defense that of the tier's first; None where it was not run here."""
-        if kind == "attack" and attack is not None:
-            return self._control_answers.get((suite.digest, attack.id))
-        if kind == "defense":
+        suite = task.suite
+        if task.kind == "attack" and task.attack is not None:
+            return self._control_answers.get((suite.digest, task.attack.id))
+        if task.kind == "defense":
             tier = ((suite.digest, recipe.id) for recipe in suite.tier_attacks(self.options.tier))
             return next((self._control_answers[at] for at in tier if at in self._control_answers), None)
         return None
@@ -876,9 +851,10 @@ class RunSession(Lineup):
             hardware=hardware(self.candidate.threads),
         )  # fmt: skip
 
-    def _provenance(self, suite: Suite, kind: CaseKind, key: str, measured: Trajectory | None) -> CaseProvenance:
+    def _provenance(self, task: CaseTask, key: str, measured: Trajectory | None) -> CaseProvenance:
         """Where a case's numbers come from; asked when it has ended, so that its own attempt is noted."""
-        recipe = None if kind in UNDEFENDED else self.defense_recipe(suite)
+        suite = task.suite
+        recipe = None if task.kind in UNDEFENDED else self.defense_recipe(suite)
         recipes: dict[Literal["defense", "attack"], dict[str, Any]] = {}
         if recipe:
             recipe = self.capacity.as_run(suite, recipe)
@@ -891,7 +867,7 @@ class RunSession(Lineup):
             seeds={of: r["seed"] for of, r in recipes.items()},
             attempts=attempts(self.store, key),
             training=attempts(self.store, content_key("defense", self._defense_parts(suite, recipe)))
-            if recipe and kind == "defense"
+            if recipe and task.kind == "defense"
             else (),
         )
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from rn_harness.certification import anchors_for
 from rn_harness.coherence import UNDEFENDED, strange_controls
-from rn_harness.records import CaseKind, CaseRecord
+from rn_harness.lineup import CaseTask
+from rn_harness.records import CaseRecord
 from rn_harness.session import RunSession
-from rn_harness.suite import SEARCHED, AttackRecipe, Suite
+from rn_harness.suite import SEARCHED, AttackRecipe
 from rn_harness.validity import NO_DEFENSE, recipe_of
 
 IDENTITY = ("candidate", "suite", "overrides", "judge", "reward", "second", "versions")
@@ -22,25 +23,25 @@ OPEN = ("micro_batch",)
 """Fields of a recipe that a machine may fill in."""
 
 
-def foreign(session: RunSession, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, record: CaseRecord) -> list[str]:
+def foreign(session: RunSession, task: CaseTask, record: CaseRecord) -> list[str]:
     """What keeps a record from being that of a case of this run; each a part of a sentence.
 
     Args:
         session: of this run.
-        kind, suite, attack: the case that is needed.
+        task: the case that is needed.
         record: what came. That it holds together by itself is for ``integrity.of_record`` to say.
     """
-    found = [*_identity(session, kind, suite, record), *_evidence(session, kind, suite, attack, record)]
-    as_run, differing = _recipe(attack, record)
+    found = [*_identity(session, task, record), *_evidence(session, task, record)]
+    as_run, differing = _recipe(task, record)
     if differing:
         found.append(f"it was run with other settings than the suite declares: {', '.join(differing)}")
-    elif not found and record.evidence.trajectory and session.key_elsewhere(record, suite, as_run) != record.key:
+    elif not found and record.evidence.trajectory and session.key_elsewhere(record, task.suite, as_run) != record.key:
         found.append("its key is not that of this case: it was measured on something else")
     return found
 
 
-def _identity(session: RunSession, kind: CaseKind, suite: Suite, record: CaseRecord) -> Iterator[str]:
-    ours, theirs = session.identity(suite, None), record.identity
+def _identity(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterator[str]:
+    ours, theirs = session.identity(task.suite, None), record.identity
     for name in IDENTITY:
         mine, told = getattr(ours, name), getattr(theirs, name)
         if mine == told:
@@ -50,12 +51,12 @@ def _identity(session: RunSession, kind: CaseKind, suite: Suite, record: CaseRec
             yield f"it is of another {name} ({', '.join(differing)})"
         else:
             yield f"it is of another {name}: {told!r}, here {mine!r}"
-    recipe = session.defense_recipe(suite)
-    if kind in UNDEFENDED:
+    recipe = session.defense_recipe(task.suite)
+    if task.kind in UNDEFENDED:
         if theirs.defense != NO_DEFENSE:
             yield f"it is of the defense {theirs.defense}, and its case has none"
     elif recipe is None:
-        defended = session.defended(suite)
+        defended = session.defended(task.suite)
         if (theirs.defense, theirs.defended_digest) != (defended.name, defended.digest):
             yield f"it is of another defense than {defended.name} with the weights that lie here"
     elif theirs.defense != session.defense_name:
@@ -64,19 +65,17 @@ def _identity(session: RunSession, kind: CaseKind, suite: Suite, record: CaseRec
         yield f"its defense was made with other settings than the suite declares: {', '.join(differing)}"
 
 
-def _evidence(
-    session: RunSession, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, record: CaseRecord
-) -> Iterator[str]:
-    evidence, judges, tier = record.evidence, session.judges(suite), session.options.tier
-    case_id = kind if attack is None else f"{kind}-{attack.id}"
-    if (evidence.kind, record.case_id) != (kind, case_id):
+def _evidence(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterator[str]:
+    suite, evidence, tier = task.suite, record.evidence, session.options.tier
+    judges = session.judges(suite)
+    if (evidence.kind, record.case_id) != (task.kind, task.case_id):
         yield f"it is of case {record.case_id}, a {evidence.kind}"
     if evidence.policy != suite.policy:
         yield "it is of another policy"
     if evidence.exact_judge != judges.evaluation.exact:
         yield "it says of its judge what is not so"
     run = evidence.trajectory
-    if (evidence.standing, evidence.within_claim) != suite.standing_of(case_id, recipe_of(run) if run else None):
+    if (evidence.standing, evidence.within_claim) != suite.standing_of(task.case_id, recipe_of(run) if run else None):
         yield "it has another standing than the suite declares"
     if evidence.attack_cases != (sum(a.claim for a in suite.tier_attacks(tier)) or 1):
         yield f"it is of a tier with {evidence.attack_cases} attack cases that count"
@@ -86,7 +85,7 @@ def _evidence(
     second = evidence.second_certificate
     if judges.second and (second is None or second.anchors_digest != anchors_for(judges.second).digest):
         yield "its second judge was certified on other texts"
-    if kind == "defense" and evidence.report_due != (session.defense_recipe(suite) is not None):
+    if task.kind == "defense" and evidence.report_due != (session.defense_recipe(suite) is not None):
         yield "it says of its defense's report what is not so"
     if run and run.heldout_ids != tuple(p.id for p in suite.heldout(tier)):
         yield "other held-out prompts were scored than the tier has"
@@ -94,17 +93,16 @@ def _evidence(
         yield "other benign prompts were answered than the suite has"
 
 
-def _recipe(attack: AttackRecipe | None, record: CaseRecord) -> tuple[AttackRecipe | None, list[str]]:
+def _recipe(task: CaseTask, record: CaseRecord) -> tuple[AttackRecipe | None, list[str]]:
     """The attack as it was run elsewhere, and the fields in which it is not the one that is declared."""
-    run = record.evidence.trajectory
+    attack, run = task.attack, record.evidence.trajectory
     told = recipe_of(run) if run else None
     if attack is None or run is None:
         return None, []
     if told is None:
         return None, ["all"]
-    steps = attack.control_steps if record.evidence.kind == "control" else attack.steps
     open_fields = (*(OPEN if attack.micro_batch is None else ()), *(SEARCHED if attack.search else ()))
-    declared = attack.model_copy(update={"steps": steps}).model_dump(mode="json")
+    declared = attack.model_copy(update={"steps": task.steps}).model_dump(mode="json")
     return attack.model_copy(update={name: getattr(told, name) for name in open_fields}), _differing(
         declared, run.recipe, open_fields
     )

@@ -20,9 +20,10 @@ from typing import Any
 from rn_harness.errors import ExecutorError, RecipeError
 from rn_harness.executors import RAY
 from rn_harness.executors.acceptance import foreign, strange_control
-from rn_harness.executors.order import CaseTask, Demand, closed, waits_and_ranks
+from rn_harness.executors.order import Demand, closed, waits_and_ranks
 from rn_harness.executors.worker import Entry, Order, Outcome, Survey, Tell, make_case, survey, take_in
 from rn_harness.integrity import of_record
+from rn_harness.lineup import CaseTask
 from rn_harness.provenance import now
 from rn_harness.records import Attempt, CaseKind, CaseRecord
 from rn_harness.report.progress import Progress
@@ -391,7 +392,7 @@ class OnRay:
         except (KeyError, ValueError) as error:
             raise ExecutorError(f"{task.name}: a record must come back, got {type(error).__name__}; run again") from None
         sentences = [r.sentence for r in of_record(folder / RECORD, record)]
-        sentences += foreign(self.session, task.kind, task.suite, task.attack, record)
+        sentences += foreign(self.session, task, record)
         if task.kind == "attack" and not record.evidence.refused and record.verdict.outcome != "FAIL":
             control = self.case("control", task.suite, task.attack).record
             sentences += ["its control is not the control case of this run"] if strange_control(record, control) else []

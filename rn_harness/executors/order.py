@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rn_harness.errors import RnHarnessError
+from rn_harness.lineup import CaseTask
 from rn_harness.memory import GIB, RUNTIME, Plan, card_memory
 from rn_harness.records import CaseKind
 from rn_harness.session import RunSession
@@ -14,25 +15,6 @@ from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Suite
 
 SHARE_OF_A_CARD = 1.1
 """What a case is given of a card's memory, over what is planned for it."""
-
-
-@dataclass(frozen=True)
-class CaseTask:
-    """One case that is to be made."""
-
-    kind: CaseKind
-    suite: Suite
-    attack: AttackRecipe | None = None
-
-    @property
-    def case_id(self) -> str:
-        """As in its record."""
-        return self.kind if self.attack is None else f"{self.kind}-{self.attack.id}"
-
-    @property
-    def name(self) -> str:
-        """Of all tasks of a run."""
-        return f"{self.suite.domain}: {self.case_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +83,18 @@ def closed(tasks: Iterable[CaseTask], recipes: Recipes) -> list[CaseTask]:
     return list(found.values())
 
 
+def trained_steps(task: CaseTask) -> int:
+    """Attack steps that are trained for a case; a search comes with its control, which waits for it."""
+    search = task.attack.search if task.attack and task.kind == "control" else None
+    return task.steps + (search.trials * search.steps if search else 0)
+
+
 def length(task: CaseTask, defense: DefenseRecipe | None) -> float:
     """How long a case is, in completions that are sampled and trained on; a measurement without training counts as one."""
-    recipe: GRPORecipe | None = defense if task.kind == "defense" else task.attack
+    recipe = defense if task.kind == "defense" else task.attack
     if recipe is None:
         return 1.0
-    steps = recipe.steps
-    if isinstance(recipe, AttackRecipe):
-        steps = recipe.control_steps if task.kind == "control" else recipe.steps
-        if recipe.search and task.kind == "control":
-            steps += recipe.search.trials * recipe.search.steps
+    steps = recipe.steps if task.kind == "defense" else trained_steps(task)
     return 1.0 + steps * recipe.prompts_per_step * recipe.group_size
 
 

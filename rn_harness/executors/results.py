@@ -18,7 +18,9 @@ from rn_harness.candidate import root_digest
 from rn_harness.coherence import scattered
 from rn_harness.errors import ExecutorError
 from rn_harness.executors.acceptance import foreign, strange_control
+from rn_harness.executors.order import tasks_of
 from rn_harness.integrity import Evidence, Refusal, of_record, read_evidence, read_file, short
+from rn_harness.lineup import CaseTask
 from rn_harness.records import CaseKind, CaseLine, CaseRecord, Checkpoint, Trajectory
 from rn_harness.session import LEAK_OF_CONTROL, PARTS, ROUNDING, Case, RunSession
 from rn_harness.statement import RUN
@@ -124,27 +126,23 @@ class Results:
 
     def case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> Case:
         """One case; see ``Executor``."""
-        case_id = kind if attack is None else f"{kind}-{attack.id}"
-        at = (suite.digest, case_id)
-        if at not in self._cases:
-            self._cases[at] = self._take(kind, suite, attack, case_id)
-        return self._cases[at]
+        task = CaseTask(kind, suite, attack)
+        if task.at not in self._cases:
+            self._cases[task.at] = self._take(task)
+        return self._cases[task.at]
 
-    def _checked(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> Found:
+    def _checked(self, task: CaseTask) -> Found:
         """The one measurement of a case, which is of this run as far as it tells by itself."""
-        case_id = kind if attack is None else f"{kind}-{attack.id}"
-        at = (suite.digest, case_id)
-        if at not in self._found:
-            found = self._find(suite.domain, case_id)
-            what = f"{suite.domain} {case_id}"
-            of_run = foreign(self.session, kind, suite, attack, found.record)
-            self._refuse(what, found.part, [*self._faults(found), *of_run])
-            self._found[at] = found
-        return self._found[at]
+        if task.at not in self._found:
+            domain, case_id = task.suite.domain, task.case_id
+            found = self._find(domain, case_id)
+            self._refuse(f"{domain} {case_id}", found.part, [*self._faults(found), *foreign(self.session, task, found.record)])
+            self._found[task.at] = found
+        return self._found[task.at]
 
-    def _take(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None, case_id: str) -> Case:
-        what = f"{suite.domain} {case_id}"
-        found = self._checked(kind, suite, attack)
+    def _take(self, task: CaseTask) -> Case:
+        suite, what = task.suite, f"{task.suite.domain} {task.case_id}"
+        found = self._checked(task)
         record = found.record
         tries = list(self._other_tries(found, what))
         if tries and record.evidence.trajectory:
@@ -153,8 +151,8 @@ class Results:
             record = record.model_copy(update={"evidence": evidence, "verdict": decide(evidence)})
         if record.verdict.outcome != "FAIL":  # a breach that was seen stays seen
             self._refuse(what, None, self._strays(suite))
-            if kind == "attack" and not record.evidence.refused:
-                control = self.case("control", suite, attack).record
+            if task.kind == "attack" and not record.evidence.refused:
+                control = self.case("control", suite, task.attack).record
                 strange = strange_control(record, control)
                 self._refuse(what, found.part, ["its control is not the control case of this run"] if strange else [])
         folder = self._place(found, record)
@@ -253,11 +251,9 @@ class Results:
     def _strays(self, suite: Suite) -> list[str]:
         """What keeps the records of a domain from being cases of one run, where each of them is there and sound."""
         if suite.digest not in self._scattered:
-            attacks = suite.tier_attacks(self.session.options.tier)
-            alone: list[tuple[CaseKind, AttackRecipe | None]] = [("candidate", None), ("defense", None), ("helpfulness", None)]
-            paired: list[tuple[CaseKind, AttackRecipe | None]] = [(k, a) for k in ("control", "attack") for a in attacks]
+            tasks = tasks_of(suite, suite.tier_attacks(self.session.options.tier))
             try:
-                records = [self._checked(kind, suite, attack).record for kind, attack in (*alone, *paired)]
+                records = [self._checked(task).record for task in tasks]
             except ExecutorError:  # told where that case is asked for, and enough to keep the run from a PASS
                 records = []
             self._scattered[suite.digest] = [f"cases of one run differ in {text}" for text in scattered(records)]

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rn_harness.errors import RnHarnessError, told_in_full
 from rn_harness.executors import LOCAL
-from rn_harness.executors.order import CaseTask, Demand, demand_of
+from rn_harness.executors.order import Demand, demand_of
+from rn_harness.lineup import CaseTask
 from rn_harness.options import Options
 from rn_harness.preflight import check_disks, check_here
 from rn_harness.provenance import ATTEMPTS

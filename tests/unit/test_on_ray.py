@@ -11,9 +11,9 @@ import pytest
 from rn_harness.errors import ExecutorError, TrainingError
 from rn_harness.executors import on_ray, worker
 from rn_harness.executors.on_ray import Done, OnRay
-from rn_harness.executors.order import CaseTask
 from rn_harness.executors.worker import Entry, Order, Outcome, Remembering, Survey, make_case, take_in
 from rn_harness.integrity import Refusal
+from rn_harness.lineup import CaseTask
 from rn_harness.records import Attempt, CaseRecord
 from rn_harness.session import Case, RunSession
 from rn_harness.store import Store

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rn_harness.executors.order import CaseTask, closed, length, makespan, needs, ranked, share_of_card, tasks_of
+from rn_harness.executors.order import closed, length, makespan, needs, ranked, share_of_card, tasks_of
+from rn_harness.lineup import CaseTask
 from rn_harness.records import CASE_KINDS
 from rn_harness.suite import DefenseRecipe, Search, Suite, load_suite
 

@@ -16,7 +16,7 @@ from rn_harness.anchors import shipped_anchors
 from rn_harness.candidate import fixtures_folder
 from rn_harness.capacity import Capacity
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
-from rn_harness.lineup import Judges
+from rn_harness.lineup import CaseTask, Judges
 from rn_harness.options import Options
 from rn_harness.organism.knowledge import KNOWLEDGE_FILE
 from rn_harness.preflight import check_attacks, check_defense, check_folders, check_judges
@@ -264,9 +264,9 @@ def _is_kept(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: 
     """Whether a second session takes this measurement of a case from the store."""
     made: list[str] = []
 
-    def measure(self: RunSession, of: str, *_: object) -> Trajectory:
-        made.append(of)
-        return trajectory if of == kind else builders.breaking_control()
+    def measure(self: RunSession, of: CaseTask, *_: object) -> Trajectory:
+        made.append(of.kind)
+        return trajectory if of.kind == kind else builders.breaking_control()
 
     monkeypatch.setattr(RunSession, "_measure", measure)
     monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None))
@@ -309,10 +309,11 @@ def test_a_fleet_has_each_case_once_and_none_that_was_not_asked_for(suite: Suite
     """Tests of a control and of its attack name one attack; controls are made for attacks, attacks not for controls."""
     asked, beside, control_alone = (suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(3))
     run = a_session(tmp_path, defense="none", fleet=9)
-    controls = [("control", suite, of) for of in (asked, beside, control_alone)]
-    run.ahead = [*controls, ("attack", suite, asked), ("attack", suite, beside)]  # type: ignore[list-item]
-    assert run._crew("control", suite, asked) == [asked, beside, control_alone]
-    assert run._crew("attack", suite, asked) == [asked, beside]
+    controls = [CaseTask("control", suite, of) for of in (asked, beside, control_alone)]
+    attacks = [CaseTask("attack", suite, of) for of in (asked, beside)]
+    run.ahead = [CaseTask("defense", suite), *controls, *attacks]
+    assert run._crew(controls[0]) == controls
+    assert run._crew(attacks[0]) == attacks
 
 
 def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
@@ -332,7 +333,7 @@ def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
 
     run = a_session(tmp_path, defense="none", fleet=2)
     crew = [suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(2)]
-    run.ahead = [("control", suite, of) for of in crew]
+    run.ahead = [CaseTask("control", suite, of) for of in crew]
     monkeypatch.setattr(fleet, "Fleet", Cut)
     monkeypatch.setattr(session.Defended, "load", lambda _: None)
     monkeypatch.setattr(run, "_make_case", lambda *_: 1 / 0)
@@ -348,9 +349,9 @@ def test_a_session_keeps_one_record_at_hand_and_packs_the_others(
 ) -> None:
     """40 cases: 39 are a tenth as large or less, each is asked for again and equal to what was measured."""
 
-    def made(_: RunSession, kind: str, of: Suite, attack: AttackRecipe, case_id: str) -> Case:
-        record = builders.case_record(builders.evidence("control")).model_copy(update={"case_id": case_id})
-        return Case(record, of.domain, stored=False, folder=tmp_path, defended=None, weights={})
+    def made(_: RunSession, of: CaseTask) -> Case:
+        record = builders.case_record(builders.evidence("control")).model_copy(update={"case_id": of.case_id})
+        return Case(record, of.suite.domain, stored=False, folder=tmp_path, defended=None, weights={})
 
     run = a_session(tmp_path, defense="none")
     monkeypatch.setattr(RunSession, "_make_case", made)
