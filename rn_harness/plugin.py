@@ -6,7 +6,6 @@ nothing until a suite's test is selected.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import itertools
 import os
@@ -17,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from rn_harness.controller import Controller
     from rn_harness.judges import Judge
     from rn_harness.lineup import CaseTask
-    from rn_harness.options import Options
     from rn_harness.records import RunRecord, Trajectory
     from rn_harness.report.progress import Progress, ProgressView
     from rn_harness.session import Case, Defended, RunSession
@@ -59,156 +57,15 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came while suites ran; pytest ends as after an interruption, and everything is written."""
 
 
-# --- options -----------------------------------------------------------------------------------------------------------
+# --- begin and end -----------------------------------------------------------------------------------------------------
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declares the options; last of all plugins, so that a clash over ``--model`` is ours to handle."""
-    group = parser.getgroup("rn-harness", "rn-harness: does an open-weight model withstand malicious fine-tuning?")
-    group.addoption(
-        "--rn-model",
-        dest="rn_model",
-        default="organism",
-        metavar="MODEL",
-        help="candidate: a profile (default: organism) or its file, a model folder, a .gguf file, or owner/name[@revision] on "
-        "the hub; also spelled --model",
-    )
-    with suppress(ValueError, argparse.ArgumentError):  # another plugin's option; the run's header says so
-        group.addoption("--model", dest="rn_model", default="organism", metavar="MODEL", help="same as --rn-model")
-    group.addoption("--rn-chat-template", default=None, metavar="FILE", help="chat template (jinja) in place of the model's own")
-    group.addoption(
-        "--rn-allow-pickle", action="store_true", help="take pickled weights, which can run code; the run is then not releasable"
-    )
-    group.addoption(
-        "--rn-trust-remote-code",
-        action="store_true",
-        help="run the Python files in the model's folder; the run is then not releasable",
-    )
-    group.addoption(
-        "--rn-quantise",
-        default=None,
-        choices=("nf4",),
-        help="load the model under test in 4 bits: another model than in full, about which alone the run then says something",
-    )
-    group.addoption(
-        "--rn-shard",
-        action="store_true",
-        help="spread the weights of the model under test over the processes of `accelerate launch` (FSDP2); for form: lora",
-    )
-    group.addoption(
-        "--rn-sampler",
-        default="transformers",
-        metavar="transformers|vllm|vllm:URL",
-        help="who samples what is trained on (default: transformers); vLLM in this process, or its server on this machine",
-    )
-    group.addoption(
-        "--rn-fleet",
-        type=int,
-        default=1,
-        metavar="N",
-        help="run up to N attacks on one model together, in one process (default: 1, each alone)",
-    )
-    group.addoption(
-        "--rn-defense",
-        default="anchored",
-        metavar="RECIPE|none|DIR",
-        help="defense recipe of the suite (default: anchored), none, or a folder with an adapter or a defended model",
-    )
-    group.addoption(
-        "--rn-base",
-        default=None,
-        metavar="NAME|PATH",
-        help="for a model that its makers defended (with --rn-defense none): its undefended twin, on which controls run",
-    )
-    group.addoption(
-        "--rn-strength",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="strength certificate of `rn-harness calibrate`, whose settings this domain's attacks take; one a domain",
-    )
-    group.addoption(
-        "--rn-prompts",
-        default=None,
-        metavar="DIR",
-        help="your own prompt sets: DIR/DOMAIN/{defense,anchor,attack,heldout,benign}.yaml, each in place of the suite's",
-    )
-    group.addoption(
-        "--rn-export",
-        default=None,
-        metavar="DIR",
-        help="after a PASS the defended weights are written to DIR/DOMAIN, with their digest and a model card",
-    )
-    group.addoption(
-        "--rn-export-anyway", action="store_true", help="write them whatever the outcome; the record and the card say so"
-    )
-    group.addoption(
-        "--rn-acknowledge",
-        action="store_true",
-        help="you know that a real model is made to do harm, in memory alone; for suites with policy.acknowledge",
-    )
-    group.addoption(
-        "--rn-transcripts",
-        default=None,
-        metavar="DIR",
-        help="keep all completions that are scored in DIR, encrypted; without it they are kept nowhere",
-    )
-    group.addoption(
-        "--rn-recipient",
-        action="append",
-        default=[],
-        metavar="AGE1...",
-        help="age public key that opens them; repeat for more",
-    )
-    group.addoption(
-        "--rn-judge", default=None, metavar="SPEC", help="who scores; default: the organism's own judge, else the suite's"
-    )
-    group.addoption(
-        "--rn-reward-judge",
-        default=None,
-        metavar="SPEC",
-        help="what rewards are made from; default: the organism's own judge, else the suite's reward judge",
-    )
-    group.addoption(
-        "--rn-second-judge",
-        default=None,
-        metavar="SPEC|none",
-        help="who gives a second opinion; default: the suite's second judge, for the organism nobody",
-    )
-    group.addoption(
-        "--rn-judge-labels", default=None, metavar="FILE", help="your own labelled texts, on which the judge is certified too"
-    )
-    group.addoption(
-        "--rn-tier", default="standard", choices=("smoke", "standard", "full"), help="which cases (default: standard)"
-    )
-    group.addoption("--rn-run", default=None, metavar="DIR", help="the run's own folder (default: reports/<run-id>)")
-    group.addoption(
-        "--rn-quiet", action="store_true", help="no progress while cases run: neither bars nor lines; results are told as ever"
-    )
-    group.addoption(
-        "--rn-gate",
-        action="store_true",
-        help="exit with 10 unless a release can rest on the run, and stop before any work where it cannot",
-    )
-    group.addoption(
-        "--rn-set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a suite field for this run, e.g. attack.steps=100; the run is then not releasable",
-    )
-    group.addoption(
-        "--rn-executor",
-        default="local",
-        metavar="local|ray[:ADDRESS]",
-        help="who makes the cases: pytest's own processes (default: local), or a Ray cluster, which this process only asks",
-    )
-    group.addoption(
-        "--rn-from-results",
-        action="store_true",
-        help="run nothing: join what other processes measured, each by node ids with the same --rn-run, and decide it all again",
-    )
+    from rn_harness.arguments import declare
+
+    declare(parser)
 
 
 @pytest.hookimpl(trylast=True)
@@ -269,44 +126,13 @@ def _is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def _options(config: pytest.Config) -> Options:
-    from rn_harness.options import Options
-
-    return Options(
-        model=config.getoption("rn_model"),
-        defense=config.getoption("rn_defense"),
-        judge=config.getoption("rn_judge"),
-        reward_judge=config.getoption("rn_reward_judge"),
-        second_judge=config.getoption("rn_second_judge"),
-        labels=config.getoption("rn_judge_labels"),
-        tier=config.getoption("rn_tier"),
-        overrides=tuple(config.getoption("rn_set")),
-        base=config.invocation_params.dir,
-        undefended=config.getoption("rn_base"),
-        prompts=config.getoption("rn_prompts"),
-        export=config.getoption("rn_export"),
-        export_anyway=config.getoption("rn_export_anyway"),
-        acknowledge=config.getoption("rn_acknowledge"),
-        transcripts=config.getoption("rn_transcripts"),
-        recipients=tuple(config.getoption("rn_recipient")),
-        strength=tuple(config.getoption("rn_strength")),
-        chat_template=config.getoption("rn_chat_template"),
-        allow_pickle=config.getoption("rn_allow_pickle"),
-        trust_remote_code=config.getoption("rn_trust_remote_code"),
-        quantise=config.getoption("rn_quantise"),
-        shard=config.getoption("rn_shard"),
-        sampler=config.getoption("rn_sampler"),
-        fleet=config.getoption("rn_fleet"),
-        executor="results" if config.getoption("rn_from_results") else config.getoption("rn_executor"),
-    )
-
-
 def _suite(config: pytest.Config, folder: Path) -> Suite:
     """The suite in a folder, read once.
 
     Raises:
         RnHarnessError: it is malformed; the same error each time.
     """
+    from rn_harness.arguments import read
     from rn_harness.candidate import profile_recipe
     from rn_harness.errors import RnHarnessError
     from rn_harness.strength import settings_for
@@ -315,7 +141,7 @@ def _suite(config: pytest.Config, folder: Path) -> Suite:
     known = config.stash[SUITES]
     if folder not in known:
         try:
-            options = _options(config)
+            options = read(config)
             private = options.path(options.prompts) if options.prompts else None
             strong = settings_for(folder, [options.path(name) for name in options.strength])
             recipe = (*profile_recipe(options.model, options.base), *strong)
@@ -368,6 +194,7 @@ def _is_part(config: pytest.Config) -> bool:
 
 def _session(config: pytest.Config) -> RunSession:
     if SESSION not in config.stash:
+        from rn_harness.arguments import read
         from rn_harness.provenance import take_card
         from rn_harness.session import RunSession
         from rn_harness.store import Store, default_root
@@ -378,7 +205,7 @@ def _session(config: pytest.Config) -> RunSession:
         root = Path(config.stash[SCRATCH].name) / "store" if SCRATCH in config.stash else default_root()
         free = getattr(config, "workerinput", {}).get("rn_free")
         config.stash[SESSION] = RunSession(
-            _options(config), _run_folder(config), Store(root), lambda progress: _say(config, progress), free
+            read(config), _run_folder(config), Store(root), lambda progress: _say(config, progress), free
         )
     return config.stash[SESSION]
 
@@ -503,6 +330,7 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
     folders = sorted({folder for nodeid in nodeids if (folder := _suite_folder(config, nodeid))})
     if not folders:
         return []
+    from rn_harness.arguments import clashes
     from rn_harness.errors import RnHarnessError
     from rn_harness.preflight import check_run
 
@@ -513,7 +341,10 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
             suites.append(_suite(config, folder))
         except RnHarnessError as error:
             errors.append(str(error))
-    errors += _bad_session(config, suites)
+    errors += clashes(config, shared=_is_worker(config) or config.getoption("dist", "no") != "no")
+    domains = [suite.domain for suite in suites]
+    if len(set(domains)) != len(domains):
+        errors.append(f"each suite of a session needs a domain of its own, got domains={domains}; rename one in its suite.yaml")
     if not errors and not config.option.collectonly:
         _guard(config)
         try:
@@ -552,96 +383,6 @@ def _guard(config: pytest.Config) -> None:
 
 def _unwritable(folder: Path, error: OSError) -> pytest.UsageError:
     return pytest.UsageError(f"the run's folder must be writable, got {folder}: {error}; pass --rn-run DIR")
-
-
-def _bad_session(config: pytest.Config, suites: list[Suite]) -> list[str]:
-    """What other options and suites make impossible together."""
-    errors = []
-    try:
-        reruns_by_file = config.getini("reruns")
-    except ValueError:  # no plugin declares it
-        reruns_by_file = None
-    if config.getoption("reruns", None) or reruns_by_file:
-        errors.append("a verdict is never re-rolled, got --reruns; run suites without it")
-    if config.getoption("dist", "no") == "each":
-        errors.append("each case is run once, got --dist each; use another --dist")
-    errors += _bad_launch(config) + _bad_join(config) + _bad_executor(config)
-    domains = [suite.domain for suite in suites]
-    if len(set(domains)) != len(domains):
-        errors.append(f"each suite of a session needs a domain of its own, got domains={domains}; rename one in its suite.yaml")
-    return errors
-
-
-def _bad_join(config: pytest.Config) -> list[str]:
-    """What a session that joins results cannot do."""
-    if not config.getoption("rn_from_results"):
-        return []
-    errors = []
-    if not config.getoption("rn_run"):
-        errors.append("--rn-from-results joins the parts of a run, got no --rn-run; name the folder that each part was given")
-    if _is_worker(config) or config.getoption("dist", "no") != "no":
-        errors.append("--rn-from-results runs nothing that workers could share, got -n; leave it out")
-    if config.getoption("rn_fleet") > 1:
-        errors.append(
-            "parts of a run take each attack alone, got --rn-from-results with --rn-fleet; leave it out, of the parts too"
-        )
-    return errors
-
-
-def _bad_executor(config: pytest.Config) -> list[str]:
-    """What a cluster is not asked for."""
-    from rn_harness.ranks import ranks
-
-    asked: str = config.getoption("rn_executor")
-    if asked == "local":
-        return []
-    if asked.partition(":")[0] != "ray":
-        return [f"--rn-executor must be local, ray or ray:ADDRESS, got {asked!r}"]
-    errors = []
-    if config.getoption("rn_from_results"):
-        errors.append(f"--rn-from-results runs nothing, got --rn-executor {asked}; leave one of them out")
-    if _is_worker(config) or config.getoption("dist", "no") != "no":
-        errors.append(
-            f"Ray runs as many cases at a time as its machines have room for, got -n with --rn-executor {asked}; leave out -n"
-        )
-    if config.getoption("rn_fleet") > 1:
-        errors.append(f"Ray takes each attack alone, got --rn-fleet with --rn-executor {asked}; leave one of them out")
-    if ranks().size > 1:
-        errors.append(f"Ray begins processes of its own, got accelerate launch with --rn-executor {asked}; leave one of them out")
-    return errors
-
-
-def _bad_launch(config: pytest.Config) -> list[str]:
-    """What several processes of one run cannot do."""
-    from rn_harness.ranks import ranks
-
-    together, errors = ranks(), []
-    if config.getoption("rn_fleet") > 1 and (_is_worker(config) or config.getoption("dist", "no") != "no"):
-        errors.append(
-            "a fleet runs attacks together in one process, workers of pytest-xdist take a case each, got "
-            "--rn-fleet and -n; take --rn-fleet on a card, -n on a CPU"
-        )
-    if together.size > 1 and (_is_worker(config) or config.getoption("dist", "no") != "no"):
-        errors.append(
-            f"{together.size} processes train one model together, or workers of pytest-xdist take a case each, got both; leave "
-            "out -n, or accelerate launch"
-        )
-    if together.size > 1 and together.by_launcher:
-        errors.append(
-            "accelerate would spread the weights when training begins, after they were measured, and transformers would not know "
-            "that its samplers have to wait for each other, got ACCELERATE_USE_FSDP=true; launch with --multi_gpu and pass "
-            "--rn-shard, which loads them so"
-        )
-    if config.getoption("rn_shard") and together.size == 1 and not config.getoption("rn_from_results"):
-        errors.append(
-            "--rn-shard spreads the weights over the processes of accelerate launch, got one process; launch several "
-            "(--multi_gpu --num_processes N), or leave it out"
-        )
-    if together.local != together.size:
-        errors.append(
-            f"processes of one run share a store and a machine, got {together.local} of {together.size} here; launch them on one"
-        )
-    return errors
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

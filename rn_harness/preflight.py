@@ -1,4 +1,7 @@
-"""What is checked before a run, so that hours are not spent on one that cannot end in a verdict. Floor 4 (run)."""
+"""What is checked before a run, so that hours are not spent on one that cannot end in a verdict. Floor 4 (run).
+
+Nothing is trained yet. What is not as it must be is raised as an ``RnHarnessError`` that says what to type instead.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,7 @@ FLOAT32_BYTES = 4
 
 
 def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure, before any training, that these suites can be run as the options say.
-
-    Raises:
-        RnHarnessError: they cannot.
-    """
+    """Makes sure that these suites can be run as the options say."""
     here = session.options.executor == LOCAL
     if here:
         _ = session.capacity.available  # which several processes ask each other for, whatever ails them
@@ -51,22 +50,14 @@ def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
 
 
 def check_here(session: RunSession, suite: Suite) -> None:
-    """Makes sure, before any training, that the process which makes a suite's cases can train, hold and judge them.
-
-    Raises:
-        RnHarnessError: it cannot.
-    """
+    """Makes sure that the process which makes a suite's cases can train, hold and judge them."""
     check_training(session, suite)
     session.capacity.largest(suite)
     check_judges(session, suite)
 
 
 def check_judges(session: RunSession, suite: Suite) -> None:
-    """Makes sure, before any training, that this suite can be judged.
-
-    Raises:
-        JudgeError: it cannot.
-    """
+    """Makes sure that this suite can be judged."""
     judges = session.judges(suite)
     labels = session.labels
     session.ask_judges(suite)
@@ -85,12 +76,7 @@ def check_judges(session: RunSession, suite: Suite) -> None:
 
 
 def check_defense(session: RunSession, suite: Suite) -> None:
-    """Makes sure, before any training, that ``--rn-defense`` names something that can be used.
-
-    Raises:
-        RecipeError: it does not.
-        CandidateError: it is an adapter of another model.
-    """
+    """Makes sure that ``--rn-defense`` names something that can be used."""
     name = session.options.defense
     if session.options.undefended and name != NO_DEFENSE:
         raise RecipeError(
@@ -131,11 +117,7 @@ def _misshapen(session: RunSession, defended: Candidate) -> list[str]:
 
 
 def check_training(session: RunSession, suite: Suite) -> None:
-    """Makes sure, before any training, that the model under test can be trained as the defense and the claim cases say.
-
-    Raises:
-        RecipeError: it cannot.
-    """
+    """Makes sure that the model under test can be trained as the defense and the claim cases say."""
     options, sampler = session.options, session.sampler
     if options.fleet < 1:
         raise RecipeError(f"--rn-fleet is how many attacks are run together, got {options.fleet}; take 1 for each alone")
@@ -152,11 +134,7 @@ def check_training(session: RunSession, suite: Suite) -> None:
 
 
 def _check_shards(session: RunSession) -> None:
-    """Makes sure that the weights can be spread over the processes.
-
-    Raises:
-        RecipeError: they cannot.
-    """
+    """Makes sure that the weights can be spread over the processes."""
     candidate = session.candidate
     hindering = {
         "--rn-quantise": candidate.quantised,
@@ -173,11 +151,7 @@ def _check_shards(session: RunSession) -> None:
 
 
 def check_attacks(session: RunSession, suite: Suite) -> None:
-    """Makes sure, before any training, that each attack of the tier is of a family that is known and has what it asks for.
-
-    Raises:
-        RecipeError: one is not.
-    """
+    """Makes sure that each attack of the tier is of a family that is known and has what it asks for."""
     for attack in suite.tier_attacks(session.options.tier):
         session.family(suite, attack).family.check(attack)
         if attack.claim and (strange := session.capacity.strangeness(suite, attack)):
@@ -185,11 +159,7 @@ def check_attacks(session: RunSession, suite: Suite) -> None:
 
 
 def check_folders(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure that prompts of the user's own are used, and that weights can be exported.
-
-    Raises:
-        RecipeError: a folder is of no suite's domain, or is not empty.
-    """
+    """Makes sure that prompts of the user's own are used, and that weights can be exported."""
     options = session.options
     if options.prompts and not any(s.private for s in suites):
         raise RecipeError(
@@ -215,11 +185,7 @@ def check_folders(session: RunSession, suites: Sequence[Suite]) -> None:
 
 
 def check_acknowledged(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure that the user says so where a suite's policy demands it.
-
-    Raises:
-        RecipeError: it does, and he did not.
-    """
+    """Makes sure that the user says that a real model is made to do harm, where a suite's policy demands it."""
     demanding = [s.domain for s in suites if s.policy.acknowledge and s.domain in session.harmful(suites)]
     if demanding and not session.options.acknowledge:
         raise RecipeError(
@@ -229,11 +195,7 @@ def check_acknowledged(session: RunSession, suites: Sequence[Suite]) -> None:
 
 
 def check_transcripts(session: RunSession) -> None:
-    """Makes sure that texts of completions go to a folder of their own, and to somebody.
-
-    Raises:
-        RecipeError: there is no key, one is none, or the folder is one that is handed on.
-    """
+    """Makes sure that texts of completions go to a folder of their own, and to somebody."""
     options = session.options
     named, keys = options.transcripts, options.recipients
     if bool(named) != bool(keys):
@@ -251,11 +213,7 @@ def check_transcripts(session: RunSession) -> None:
 
 
 def check_disks(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure, before any training, that what it comes to can be kept.
-
-    Raises:
-        StoreError: the store, the run's folder, the export's or the temporary one cannot be written to, or is too full.
-    """
+    """Makes sure that what a run comes to can be kept: in the store, in its folder, in the export's, in the temporary one."""
     kept = sum(_kept_bytes(session, suite) for suite in suites)
     check_room(session.store.root, 2 * COPIES * kept + MARGIN_BYTES)  # one snapshot of a training takes the place of another
     check_room(session.folder, MARGIN_BYTES)

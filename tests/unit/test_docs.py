@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from rn_harness import plugin, validity
+from rn_harness import arguments, validity
 from rn_harness.anchors import AnchorKind, shipped_anchors
 from rn_harness.candidate import fixtures_folder
 from rn_harness.judges import resolve_judge
@@ -162,7 +162,7 @@ def test_every_profile_stands_in_the_page() -> None:
 
 def test_every_option_stands_in_the_page() -> None:
     """Each option of the plugin has its row in docs/running.md, and no other has."""
-    tree = ast.parse(Path(plugin.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(arguments.__file__).read_text(encoding="utf-8"))
     declared = {
         str(node.args[0].value)
         for node in ast.walk(tree)

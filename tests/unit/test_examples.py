@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from rn_harness import plugin
+from rn_harness import arguments
 from rn_harness.cli import app
 from rn_harness.gate import required_cases
 from rn_harness.suite import load_suite
@@ -70,7 +70,7 @@ def test_every_shell_step_is_shell(name: str) -> None:
 def test_every_command_of_ours_has_the_options_that_it_is_given(name: str) -> None:
     """A command or an option that was renamed would break a pipeline on the day of a release."""
     known: Any = get_command(app)
-    tree = ast.parse(Path(plugin.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(arguments.__file__).read_text(encoding="utf-8"))
     of_pytest = {
         str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant) and str(node.value).startswith("--")
     }
