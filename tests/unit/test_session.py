@@ -316,6 +316,18 @@ def test_a_fleet_has_each_case_once_and_none_that_was_not_asked_for(suite: Suite
     assert run._crew(attacks[0]) == attacks
 
 
+def test_a_fleet_is_as_large_as_memory_allows(suite: Suite, tmp_path: Path) -> None:
+    """Where there is room for one attack alone, the others wait for their turn."""
+    run = a_session(tmp_path, defense="none", fleet=9)
+    attacks = [CaseTask("control", suite, suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed})) for seed in range(3)]
+    largest = run.capacity.largest(suite)
+    assert largest is not None
+    for free, crew in ((largest.total, attacks[:1]), (3 * largest.total, attacks)):
+        run = a_session(tmp_path, defense="none", fleet=9)
+        run.ahead, run.free = attacks, free
+        assert run._crew(attacks[0]) == crew
+
+
 def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
