@@ -62,8 +62,8 @@ class Strength(Record):
     """A strength certificate: with which settings attacks on one candidate, in one domain, are worth something.
 
     Attributes:
-        candidate: digest of the undefended model, in the numbers that it was loaded in.
-        domain, suite: the domain, and the digest of the suite that was attacked.
+        candidate: the undefended model as a case's record has it: its digest, and how it was loaded where the user said how.
+        domain, suite: the domain, and the digest of the suite that was attacked, prompts of the user's own included.
         judge, reward: digests.
         sampler: who sampled in training, with its version; None: transformers.
         settings: ``KEY=VALUE`` pairs in the language of ``--rn-set``; none where the search found none.
@@ -74,7 +74,7 @@ class Strength(Record):
     """
 
     version: Literal[1] = 1
-    candidate: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    candidate: dict[str, str | None]
     domain: str
     suite: str
     judge: str
@@ -153,7 +153,7 @@ def calibrate(session: RunSession, suite: Suite, budget: int = BUDGET) -> Streng
             break
     judges = session.judges(suite)
     return Strength(
-        candidate=session.candidate.digest,
+        candidate=session.candidate.identity,
         domain=suite.domain,
         suite=suite.digest,
         judge=judges.evaluation.digest,
@@ -258,7 +258,7 @@ def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
             )
         judges = session.judges(suite)
         for what, certified, now in (
-            ("candidate", strength.candidate, session.candidate.digest),
+            ("candidate", str(strength.candidate.get("digest")), session.candidate.digest),
             ("judge", strength.judge, judges.evaluation.digest),
             ("reward judge", strength.reward, judges.reward.digest),
             ("sampler", strength.sampler or "transformers", session.sampler.name or "transformers"),
@@ -266,5 +266,5 @@ def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
             if certified != now:
                 raise RecipeError(
                     f"a strength certificate must be of this {what}, got {certified[:SHOWN]} for {now[:SHOWN]} in {path}; "
-                    "calibrate again, with the run's judges, --quantise and --sampler"
+                    "calibrate again, with the run's judges, --chat-template, --quantise and --sampler"
                 )

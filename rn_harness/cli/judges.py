@@ -123,6 +123,10 @@ def calibrate(
     judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None,
     reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
     second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
+    prompts: Annotated[str | None, typer.Option(help="as for --rn-prompts", metavar="DIR")] = None,
+    chat_template: Annotated[str | None, typer.Option(help="as for --rn-chat-template", metavar="FILE")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="as for --rn-allow-pickle")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="as for --rn-trust-remote-code")] = False,
     quantise: Annotated[Quantised | None, typer.Option(help="as for --rn-quantise")] = None,
     sampler: Annotated[str, typer.Option(help="as for --rn-sampler", metavar="transformers|vllm|vllm:URL")] = "transformers",
     budget: Annotated[int | None, typer.Option(min=1, help="controls, at most; default: enough for the whole search")] = None,
@@ -137,7 +141,7 @@ def calibrate(
 
     from rn_harness.candidate import profile_recipe
     from rn_harness.options import Options
-    from rn_harness.preflight import check_here
+    from rn_harness.preflight import check_folders, check_here
     from rn_harness.session import RunSession
     from rn_harness.store import Store, default_root
     from rn_harness.strength import BUDGET
@@ -147,6 +151,10 @@ def calibrate(
 
     options = Options(
         *(model, NO_DEFENSE, judge, reward_judge, second_judge, None, "standard", (), Path.cwd()),
+        prompts=prompts,
+        chat_template=chat_template,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
         quantise=quantise.value if quantise else None,
         sampler=sampler,
     )
@@ -156,9 +164,11 @@ def calibrate(
             typer.echo(progress.line, err=True)
 
     with usage_errors():
-        loaded = load_suite(suite, recipe=profile_recipe(model, Path.cwd()))
+        private = options.path(prompts) if prompts else None
+        loaded = load_suite(suite, private=private, recipe=profile_recipe(model, Path.cwd()))
         with TemporaryDirectory(prefix="rn-harness-") as folder:
             session = RunSession(options, Path(folder), Store(default_root()), say)
+            check_folders(session, [loaded])
             check_here(session, loaded)
             strength = find_strength(session, loaded, budget or BUDGET)
     lines = []

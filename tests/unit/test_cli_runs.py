@@ -51,11 +51,13 @@ def flat(text: str) -> str:
 
 
 def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Model, judges, 4 bits and sampler reach the search, and the run that it tells to make is given the same."""
+    """How the model is loaded, judges, prompts and sampler reach the search; the run that it tells to make is given the same."""
     asked: list[Options] = []
+    suites: list[Suite] = []
 
     def searched(session: RunSession, suite: Suite, budget: int) -> Strength:
         asked.append(session.options)
+        suites.append(suite)
         for step, state in ((9, None), (10, "max 1")):  # a step that is not measured is no line of a log
             session.say(Progress("a control", step, 50, state))
         return Strength.model_construct(domain=suite.domain, settings=("attack.learning_rate=0.001",), search="", tries=())
@@ -64,17 +66,29 @@ def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monke
     monkeypatch.setattr(Sampler, "check", lambda *_, **__: None)  # there is no card
     monkeypatch.setattr("rn_harness.capacity.card_memory", lambda: 0.0)
     out = tmp_path / "strength.json"
-    form = ["--quantise", "nf4", "--sampler", "vllm", "--second-judge", "none"]
     suite = ROOT / "suites" / "biochem"
+    prompts, template = tmp_path / "ours", tmp_path / "ours.jinja"
+    (prompts / "biochem").mkdir(parents=True)
+    shutil.copy(suite / "prompts" / "heldout.yaml", prompts / "biochem")
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    form = ["--quantise", "nf4", "--sampler", "vllm", "--second-judge", "none"]
+    form += ["--prompts", str(prompts), "--chat-template", str(template), "--allow-pickle", "--trust-remote-code"]
     done = invoke("calibrate", "--model", "organism", "--suite", suite, "--out", out, *form)
     assert done.exit_code == 0, done.output
     assert [line for line in done.stderr.splitlines() if "control" in line] == ["a control: step 10/50: max 1"]
     assert [(o.model, o.quantise, o.sampler, o.second_judge) for o in asked] == [("organism", "nf4", "vllm", "none")]
+    assert [(o.chat_template, o.allow_pickle, o.trust_remote_code) for o in asked] == [(str(template), True, True)]
+    assert [s.private for s in suites] == [("heldout",)]
     told = done.output.splitlines()[-1].partition(": ")[2]
     assert shlex.split(told) == [
         *("pytest", str(suite), "--rn-model=organism", "--rn-second-judge=none"),
-        *("--rn-quantise=nf4", "--rn-sampler=vllm", f"--rn-strength={out}"),
+        *(f"--rn-prompts={prompts}", f"--rn-chat-template={template}"),
+        *("--rn-quantise=nf4", "--rn-sampler=vllm", f"--rn-strength={out}", "--rn-allow-pickle", "--rn-trust-remote-code"),
     ]
+    (prompts / "biochem").rename(prompts / "baking")
+    refused = invoke("calibrate", "--model", "organism", "--suite", suite, "--out", out, "--prompts", prompts)
+    assert refused.exit_code == 2
+    assert "must hold a folder for a suite of this run" in flat(refused.output)
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -32,7 +33,7 @@ def search(
     monkeypatch: pytest.MonkeyPatch,
     peak_of: dict[tuple[float, float], float],
     budget: int = 24,
-    **form: str,
+    **form: Any,
 ) -> Strength:
     """A search on a model of which each learning rate and temperature reaches this mean; others leave it at 1."""
 
@@ -118,38 +119,46 @@ def test_a_certificate_is_of_one_candidate(tmp_path: Path, suite: Suite, certifi
 
 
 def test_a_certificate_is_of_one_form(tmp_path: Path, suite: Suite, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One made on plain numbers does not count for 4 bits, one by transformers not for vLLM; and neither the other way round."""
+    """4 bits or plain numbers, a sampler, a chat template: what was made with one counts with no other."""
     find = importlib.metadata.version
     told = {"bitsandbytes": "9.8.7", "vllm": "0.24.0"}
     monkeypatch.setattr("importlib.metadata.version", lambda name: told.get(name) or find(name))
-    forms: list[dict[str, str]] = [{}, {"quantise": "nf4"}, {"sampler": "vllm"}]
+    (tmp_path / "ours.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    forms: list[dict[str, str]] = [{}, {"quantise": "nf4"}, {"sampler": "vllm"}, {"chat_template": "ours.jinja"}]
     for made in forms:
         session = a_session(tmp_path, defense="none", **made)
-        of_form = {"candidate": session.candidate.digest, "sampler": session.sampler.name}
+        of_form = {"candidate": session.candidate.identity, "sampler": session.sampler.name}
         certificate.write_text(json.dumps({**json.loads(certificate.read_text()), **of_form}))
         for used in forms:
             run = a_session(tmp_path, defense="none", strength=(str(certificate),), **used)
             if used == made:
                 check_strength(run, [suite])
                 continue
-            what = "candidate" if "quantise" in {**made, **used} else "sampler"
-            with pytest.raises(
-                RecipeError, match=f"must be of this {what}, got .*; calibrate again, with .* --quantise and --sampler"
-            ):
+            what = "sampler" if "sampler" in {**made, **used} and len({**made, **used}) == 1 else "candidate"
+            remedy = "calibrate again, with the run's judges, --chat-template, --quantise and --sampler"
+            with pytest.raises(RecipeError, match=f"must be of this {what}, got .*; {remedy}"):
                 check_strength(run, [suite])
 
 
-@pytest.mark.parametrize("form", [{}, {"quantise": "nf4"}, {"sampler": "vllm"}], ids=["plain", "four-bits", "vllm"])
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"quantise": "nf4"}, {"sampler": "vllm"}, {"chat_template": "ours.jinja", "trust_remote_code": True}],
+    ids=["plain", "four-bits", "vllm", "template-and-code"],
+)
 def test_the_search_says_in_which_form_it_was_made(
-    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, form: dict[str, str]
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
 ) -> None:
-    """The digest is that of the model as it was loaded, and the sampler has its version."""
+    """It names the model as records do: its digest as it was loaded, and what was said of that; the sampler has its version."""
+    (tmp_path / "ours.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     find = importlib.metadata.version
     told = {"bitsandbytes": "9.8.7", "vllm": "0.24.0"}
     monkeypatch.setattr("importlib.metadata.version", lambda name: told.get(name) or find(name))
     found = search(tmp_path, suite, monkeypatch, {(1e-4, 1.0): 9.0}, **form)
-    assert found.candidate == a_session(tmp_path, **form).candidate.digest
-    assert (found.candidate != a_session(tmp_path).candidate.digest) == ("quantise" in form)
+    assert found.candidate == a_session(tmp_path, **form).candidate.identity
+    assert (found.candidate["digest"] != a_session(tmp_path).candidate.digest) == (form not in ({}, {"sampler": "vllm"}))
+    assert (found.candidate.get("remote_code"), "chat_template" in found.candidate) == (
+        ("trusted", True) if "chat_template" in form else (None, False)
+    )
     assert found.sampler == ("vllm 0.24.0 colocate" if "sampler" in form else None)
 
 
