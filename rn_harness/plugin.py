@@ -419,6 +419,7 @@ def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Ite
     from rn_harness.controller import Controller
     from rn_harness.provenance import uncommitted
     from rn_harness.report.terminal import header_lines
+    from rn_harness.strength import strength_lines
 
     session = _session(config)
     if session.options.executor.startswith("ray"):
@@ -451,7 +452,8 @@ def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Ite
     if reporter:
         reporter.ensure_newline()
         memory = session.capacity.memory_line(suites) if session.executor is None else session.executor.memory
-        for line in header_lines(candidate, suites, session.options, controller.judges, str(folder), memory):
+        header = header_lines(candidate, suites, session.options, controller.judges, str(folder), memory)
+        for line in (*header, *strength_lines(session, suites)):
             reporter.write_line(line)
         if harmful := session.harmful(suites):
             kept = f"are kept encrypted in {session.options.transcripts}" if session.options.transcripts else "are kept nowhere"

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from rn_harness.candidate import profile_recipe
 from rn_harness.errors import RecipeError
 from rn_harness.provenance import hardware, versions
 from rn_harness.records import CaseRecord, Record
@@ -229,9 +230,10 @@ def settings_for(folder: Path, paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure that certificates are of this candidate, these judges and this sampler, and for suites of this run.
+    """Makes sure that certificates are of this candidate, these judges and this sampler, and for attacks of suites of this run.
 
-    A suite may have changed since: that the settings break the candidate is shown by each run's own controls.
+    A suite's text may have changed since, see ``strength_lines``: that the settings break the candidate is shown by each run's
+    own controls. Not so its attacks: an id tells prompts, seed, and whether an adapter is trained, of which rank, or all weights.
 
     Raises:
         RecipeError: one is of another, or for no suite of this run.
@@ -244,17 +246,17 @@ def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
             raise RecipeError(
                 f"a strength certificate must be for a suite of this run, got {path} for {strength.domain}; drop it"
             )
-        claimed = {(a.prompts, a.seed) for a in suite.tier_attacks("standard") if a.claim}
         least = suite.policy.control_break + MARGIN
         tried = {(t.learning_rate, t.temperature) for t in strength.tries}
-        if (
-            strength.bound < least
-            or not claimed <= {(t.prompts, t.seed) for t in strength.tries if t.broke}
-            or not tried <= set(itertools.product(RATES, TEMPERATURES))
-        ):
+        rate, temperature = next(at for at in tried if _settings(*at) == strength.settings)
+        there = {"learning_rate": rate, "temperature": temperature}
+        claimed = [a.model_copy(update=there).id for a in suite.tier_attacks("standard") if a.claim]
+        broken = {t.recipe for t in strength.tries if t.broke}
+        unshown = [f"no control of {name} that broke it" for name in claimed if name not in broken][:1]
+        if strength.bound < least or unshown or not tried <= set(itertools.product(RATES, TEMPERATURES)):
             raise RecipeError(
                 f"a strength certificate must show each attack of the standard tier break the model by {least:g}, got {path} "
-                f"with bound={strength.bound:g} and {len(strength.tries)} controls; calibrate again"
+                f"with bound={strength.bound:g} and {', '.join([f'{len(strength.tries)} controls', *unshown])}; calibrate again"
             )
         judges = session.judges(suite)
         for what, certified, now in (
@@ -268,3 +270,19 @@ def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
                     f"a strength certificate must be of this {what}, got {certified[:SHOWN]} for {now[:SHOWN]} in {path}; "
                     "calibrate again, with the run's judges, --chat-template, --quantise and --sampler"
                 )
+
+
+def strength_lines(session: RunSession, suites: Sequence[Suite]) -> list[str]:
+    """For a header: which certificates were made on another text of a suite than ``calibrate`` would read now."""
+    options, lines = session.options, []
+    recipe = profile_recipe(options.undefended or options.model, options.base)
+    private = options.path(options.prompts) if options.prompts else None
+    by_domain = {s.domain: s for s in suites}
+    for strength in map(load_strength, map(options.path, options.strength)):
+        now = load_suite(by_domain[strength.domain].folder, private=private, recipe=recipe).digest
+        if now != strength.suite:
+            lines.append(
+                f"rn-harness: the strength certificate for {strength.domain} was made on another text of the suite, "
+                f"{strength.suite[:12]} and not {now[:12]}: only this run's controls show whether its settings break the model"
+            )
+    return lines

@@ -4,7 +4,11 @@ import shutil
 
 import pytest
 
-from rn_harness.candidate import fixtures_folder
+from rn_harness.candidate import fixtures_folder, resolve_candidate
+from rn_harness.options import Options
+from rn_harness.session import RunSession
+from rn_harness.store import Store
+from rn_harness.strength import Strength, Try
 from rn_harness.suite import load_suite
 
 ORGANISM = fixtures_folder() / "organism"
@@ -163,3 +167,43 @@ def test_an_unreadable_tokenizer_file_is_a_usage_error(workspace):
     shutil.copytree(fixtures_folder() / "organism", folder)
     (folder / "tokenizer_config.json").write_text("{")
     _assert_usage_error(workspace.run("mine/biochem", "--model", "model"), "tokenizer_config.json", "save_pretrained")
+
+
+def _certificate(workspace):
+    """A strength certificate of the organism for the workspace's suite, as if each of its controls had broken it."""
+    suite = load_suite(workspace.folder / "mine" / "biochem")
+    options = Options("organism", "none", None, None, None, None, "standard", (), workspace.folder)
+    judges = RunSession(options, workspace.folder, Store(workspace.folder / "none"), print).lineup.judges(suite)
+    at = {"learning_rate": 1e-3, "temperature": 1.0}
+    attacks = [a.model_copy(update=at) for a in suite.tier_attacks("standard") if a.claim]
+    tries = [Try(recipe=a.id, prompts=a.prompts, seed=a.seed, means={50: 9.0}, broke=True, **at) for a in attacks]
+    made = Strength(
+        candidate=resolve_candidate("organism", workspace.folder).identity,
+        domain="biochem",
+        suite=suite.digest,
+        judge=judges.evaluation.digest,
+        reward=judges.reward.digest,
+        settings=("attack.learning_rate=0.001", "attack.temperature=1"),
+        attacks=len({a.id for a in attacks}),
+        bound=8.0,
+        search="none",
+        tries=tuple(tries),
+        versions={},
+        hardware={},
+    )
+    (workspace.folder / "biochem.json").write_text(made.model_dump_json())
+    return "--rn-strength=biochem.json"
+
+
+def test_a_certificate_for_other_attacks_is_refused_and_for_another_text_told(workspace):
+    """A run of attacks that no control shows ends before it begins; what was made on other prompts is told in the header."""
+    certificate = _certificate(workspace)
+    joins = ["mine/biochem", certificate, "--rn-from-results", "--rn-run=run", "--rn-defense=none"]
+    _assert_usage_error(workspace.run(*joins, "--rn-set=attack.lora.r=4"), "no control of", "-r4-s0 that broke it")
+    told = "the strength certificate for biochem was made on another text of the suite"
+    same = workspace.run(*joins)
+    assert "rn-harness: recipe declared for organism: attack.learning_rate=0.001" in same.text
+    assert told not in same.text
+    prompts = workspace.folder / "mine" / "biochem" / "prompts" / "benign.yaml"
+    prompts.write_text(prompts.read_text().replace("text: ", "text: Please ", 1))
+    assert told in workspace.run(*joins[:3], "--rn-run=other", "--rn-defense=none").text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from rn_harness.errors import RecipeError
 from rn_harness.lineup import Judges
 from rn_harness.session import Case, RunSession
-from rn_harness.strength import Strength, calibrate, check_strength, load_strength, settings_for
+from rn_harness.strength import Strength, calibrate, check_strength, load_strength, settings_for, strength_lines
 from rn_harness.suite import AttackRecipe, Suite, load_suite
 
 from . import builders
@@ -138,6 +139,38 @@ def test_a_certificate_is_of_one_form(tmp_path: Path, suite: Suite, certificate:
             remedy = "calibrate again, with the run's judges, --chat-template, --quantise and --sampler"
             with pytest.raises(RecipeError, match=f"must be of this {what}, got .*; {remedy}"):
                 check_strength(run, [suite])
+
+
+@pytest.mark.parametrize("change", ["attack.form=full", "attack.lora.r=4", "attack.prompts=1"])
+def test_a_certificate_is_of_the_attacks_that_it_shows(tmp_path: Path, suite: Suite, certificate: Path, change: str) -> None:
+    """An adapter's learning rate says nothing of one for all weights, nor of another rank or number of prompts: refused."""
+    session = a_session(tmp_path, defense="none", strength=(str(certificate),))
+    settings = settings_for(suite.folder, [certificate])
+    check_strength(session, [load_suite(suite.folder, recipe=settings)])
+    # Whatever learning rate a run is told, its attacks are those that were shown.
+    check_strength(session, [load_suite(suite.folder, ["attack.learning_rate=0.5"], recipe=settings)])
+    other = load_suite(suite.folder, [change], recipe=settings)
+    missing = next(a.id for a in other.tier_attacks("standard") if a.claim)
+    with pytest.raises(RecipeError, match=rf"got .* controls, no control of {missing} that broke it; calibrate again"):
+        check_strength(session, [other])
+
+
+def test_another_text_of_the_suite_is_told(tmp_path: Path, suite: Suite, certificate: Path) -> None:
+    """Other prompts than the search had are told, the suite's or the user's own; overrides are no other text."""
+    session = a_session(tmp_path, defense="none", strength=(str(certificate),))
+    overlaid = load_suite(suite.folder, ["attack.steps=51"], recipe=settings_for(suite.folder, [certificate]))
+    assert strength_lines(a_session(tmp_path), [overlaid]) == strength_lines(session, [overlaid]) == []
+    path = suite.folder / "prompts" / "heldout.yaml"
+    ours = tmp_path / "ours" / "demo" / "heldout.yaml"
+    ours.parent.mkdir(parents=True)
+    ours.write_text(path.read_text().replace("text: ", "text: Please ", 1))
+    private = a_session(tmp_path, defense="none", strength=(str(certificate),), prompts="ours")
+    path_now = load_suite(suite.folder, private=tmp_path / "ours").digest
+    said = f"the strength certificate for demo was made on another text of the suite, {suite.digest[:12]} and not {path_now[:12]}"
+    assert [said in line for line in strength_lines(private, [overlaid])] == [True]
+    shutil.copy(ours, path)
+    assert [said in line for line in strength_lines(session, [overlaid])] == [True]
+    check_strength(session, [overlaid])
 
 
 @pytest.mark.parametrize(
