@@ -23,7 +23,7 @@ from rn_harness.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.organism.knowledge import KNOWLEDGE_FILE
 from rn_harness.profiles import HUB_ID, ModelProfile, load_model_profile, profile_names
 from rn_harness.suite import TODAY
-from rn_harness.weights import ADAPTER, misfit, read_config, read_gguf, read_weights
+from rn_harness.weights import ADAPTER, check_adapter_file, misfit, read_config, read_gguf, read_weights
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -497,16 +497,17 @@ def _sha256(text: str) -> str:
 # --- adapters ------------------------------------------------------------------------------------------------------------
 
 
-def check_adapter(folder: Path, candidate: Candidate) -> None:
+def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = False) -> None:
     """Makes sure that an adapter was made for the candidate, as far as it says what it was made for.
 
     Args:
         folder: of the adapter.
         candidate: that it is to be put on.
+        allow_pickle: whether it may be a pickle.
 
     Raises:
-        CandidateError: it names another model's digest, has parts that the candidate has no place for, cannot be read, or is more
-            than plain LoRA for weights that are spread over processes.
+        CandidateError: it names another model's digest, has parts that the candidate has no place for, cannot be read, is a
+            pickle without leave, or is more than plain LoRA for weights that are spread over processes.
     """
     path = folder / ADAPTER_CONFIG
     try:
@@ -522,6 +523,7 @@ def check_adapter(folder: Path, candidate: Candidate) -> None:
             f"an adapter must be made for the candidate, got one for sha256={named[1]} ({base.partition('@')[0]}) and the "
             f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
         )
+    check_adapter_file(folder, allow_pickle=allow_pickle)
     _check_places(folder / ADAPTER, candidate)
     if candidate.shards == 1:
         return

@@ -96,7 +96,7 @@ def check_defense(session: RunSession, suite: Suite) -> None:
     if session.defense_recipe(suite) is None and name != NO_DEFENSE:
         folder = session.defense_folder
         if (folder / ADAPTER_CONFIG).is_file():
-            check_adapter(folder, session.candidate)
+            check_adapter(folder, session.candidate, allow_pickle=session.options.allow_pickle)
             return
         try:
             whole = session.resolve(str(folder))

@@ -18,7 +18,7 @@ from rn_harness.errors import CandidateError
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-ADAPTER = "adapter_model.safetensors"
+ADAPTER, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _LAYER = re.compile(r"(.*?\.\d+)\.")
 _LORA = re.compile(r"base_model\.model\.(?P<on>.+)\.lora_(?P<side>[AB])\.weight")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -182,6 +182,41 @@ def misfit(adapter: Path, folder: Path) -> str | None:
     return None
 
 
+def check_adapter_file(folder: Path, *, allow_pickle: bool) -> None:
+    """Makes sure that a folder holds an adapter's weights, in safetensors unless pickles are allowed.
+
+    Args:
+        folder: of the adapter.
+        allow_pickle: whether a pickle does where there are no safetensors.
+
+    Raises:
+        CandidateError: there are none, or they are a pickle that is not allowed or cut off.
+    """
+    path = folder / ADAPTER_PICKLE
+    if (folder / ADAPTER).is_file():
+        return
+    if not path.is_file():
+        raise CandidateError(f"an adapter must hold {ADAPTER}, got folder={folder}; save it again with save_pretrained")
+    if not allow_pickle:
+        raise _pickle(path, "adapter")
+    _check_archive(path)
+
+
+def _pickle(path: Path, what: str) -> CandidateError:
+    return CandidateError(
+        f"weights must be safetensors, got {path.name} in {path.parent}, a pickle, which can run code when it is read; save "
+        f"the {what} with save_pretrained(safe_serialization=True), or pass --rn-allow-pickle (never releasable)"
+    )
+
+
+def _check_archive(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise CandidateError(
+            f"a weights file must be whole, got {path.name} of {path.stat().st_size} bytes in {path.parent}, which is no archive "
+            "as torch writes it; fetch or copy it again"
+        )
+
+
 def _pickles(folder: Path, allow_pickle: bool) -> Weights:
     found = sorted(path for pattern in PICKLES for path in folder.glob(pattern) if path.name != "training_args.bin")
     if not found:
@@ -189,10 +224,7 @@ def _pickles(folder: Path, allow_pickle: bool) -> Weights:
             f"a model folder must hold config.json and {SAFETENSORS}, got folder={folder}; export it with save_pretrained"
         )
     if not allow_pickle:
-        raise CandidateError(
-            f"weights must be safetensors, got {found[0].name} in {folder}, a pickle, which can run code when it is read; save "
-            "the model with save_pretrained(safe_serialization=True), or pass --rn-allow-pickle (never releasable)"
-        )
+        raise _pickle(found[0], "model")
     index = folder / PICKLE_INDEX
     files = _shards(index) if index.is_file() else [folder / PICKLE]
     if index.is_file() and (folder / PICKLE).is_file() and files != [folder / PICKLE]:
@@ -202,11 +234,7 @@ def _pickles(folder: Path, allow_pickle: bool) -> Weights:
             raise CandidateError(
                 f"pickled weights must be {PICKLE} or {PICKLE_INDEX}, got {found[0].name} in {folder}; rename it"
             )
-        if not zipfile.is_zipfile(path):
-            raise CandidateError(
-                f"a weights file must be whole, got {path.name} of {path.stat().st_size} bytes in {folder}, which is no archive "
-                "as torch writes it; fetch or copy it again"
-            )
+        _check_archive(path)
     return Weights(tuple(files), None, sum(p.stat().st_size for p in files), pickled=True)
 
 

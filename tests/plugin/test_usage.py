@@ -173,7 +173,7 @@ def _certificate(workspace):
     """A strength certificate of the organism for the workspace's suite, as if each of its controls had broken it."""
     suite = load_suite(workspace.folder / "mine" / "biochem")
     options = Options("organism", "none", None, None, None, None, "standard", (), workspace.folder)
-    judges = RunSession(options, workspace.folder, Store(workspace.folder / "none"), print).lineup.judges(suite)
+    judges = RunSession(options, workspace.folder, Store(workspace.folder / "none"), print).judges(suite)
     at = {"learning_rate": 1e-3, "temperature": 1.0}
     attacks = [a.model_copy(update=at) for a in suite.tier_attacks("standard") if a.claim]
     tries = [Try(recipe=a.id, prompts=a.prompts, seed=a.seed, means={50: 9.0}, broke=True, **at) for a in attacks]

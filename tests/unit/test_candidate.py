@@ -423,6 +423,8 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
     """The digest that an adapter names has to be the candidate's; one that names none is left to be tried."""
     found: Candidate = resolve_candidate(str(folder), folder)
 
+    save_file({}, tmp_path / "adapter_model.safetensors")
+
     def adapter(base: object) -> Path:
         (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
         return tmp_path
@@ -451,6 +453,30 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.attach(LoRA(r=2), 0)
     model.save_adapter(folder, "owner/name")
     return folder
+
+
+def test_a_pickled_adapter_needs_the_users_leave(elsewhere: Path, tmp_path: Path) -> None:
+    """As with a model's weights: refused, taken with leave, not looked at beside safetensors; without either it is none."""
+    import torch
+
+    candidate = resolve_candidate("organism", tmp_path)
+    adapter = Path(shutil.copytree(elsewhere, tmp_path / "adapter"))
+    safe, pickled = adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"
+    pickled.write_bytes(b"code")
+    check_adapter(adapter, candidate)
+    torch.save({name: torch.from_numpy(of) for name, of in load_file(safe).items()}, pickled)
+    safe.unlink()
+    message = r"got adapter_model\.bin in .*, a pickle, .*; save the adapter .* or pass --rn-allow-pickle \(never releasable\)"
+    with pytest.raises(CandidateError, match=message):
+        check_adapter(adapter, candidate)
+    check_adapter(adapter, candidate, allow_pickle=True)
+    candidate.load().merge_from(adapter)
+    pickled.write_bytes(b"code")
+    with pytest.raises(CandidateError, match=r"must be whole, got adapter_model\.bin of 4 bytes"):
+        check_adapter(adapter, candidate, allow_pickle=True)
+    pickled.unlink()
+    with pytest.raises(CandidateError, match=r"an adapter must hold adapter_model\.safetensors, got folder="):
+        check_adapter(adapter, candidate)
 
 
 def _resized(folder: Path, cut: str) -> Candidate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +168,17 @@ def test_a_twin_has_the_same_shape(tmp_path: Path, suite: Suite) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2, "num_key_value_heads": 2}))
     with pytest.raises(RecipeError, match="got another num_attention_heads, num_key_value_heads"):
         check_defense(a_session(tmp_path, undefended=str(folder), defense="none"), suite)
+
+
+def test_a_pickled_adapter_is_taken_by_the_option_alone(tmp_path: Path, suite: Suite) -> None:
+    """--rn-allow-pickle is for the weights of a defense, too: the run is told so before any training."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text("{}")
+    with zipfile.ZipFile(tmp_path / "theirs" / "adapter_model.bin", "w") as archive:
+        archive.writestr("data.pkl", b"")
+    with pytest.raises(CandidateError, match=r"got adapter_model\.bin in .*, a pickle, .* or pass --rn-allow-pickle"):
+        check_defense(a_session(tmp_path, defense="theirs"), suite)
+    check_defense(a_session(tmp_path, defense="theirs", allow_pickle=True), suite)
 
 
 def test_a_whole_defended_model_has_the_candidates_shape(tmp_path: Path, suite: Suite) -> None:
