@@ -128,12 +128,15 @@ class LanguageModel:
     Attributes:
         network: transformers model, possibly wrapped by peft.
         tokenizer: with a chat template and an end token; pads on the left.
+        templates: the chat template that is handed on with the weights, or several by name; the tokenizer's may tell a date.
+            None: the tokenizer's is handed on.
         engine: what computes it, for the record of a training; empty where nothing but itself does.
     """
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.network: Any = network
         self.tokenizer: Any = tokenizer
+        self.templates: Any = None
         self.engine: dict[str, int] = {}
         self._start: dict[str, torch.Tensor] = {}
         self._layers: list[Any] = []
@@ -196,8 +199,8 @@ class LanguageModel:
             ) from error
         if tokenizer.eos_token_id is None:
             raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
-        named = tokenizer.chat_template  # several by name, of which the default one is used
-        template = chat_template or (named["default"] if isinstance(named, dict) else named)
+        templates = chat_template or tokenizer.chat_template
+        template = templates["default"] if isinstance(templates, dict) else templates  # the default one of several is used
         if "strftime_now" in template:
             template = f"{{%- macro strftime_now(format) -%}}{TODAY}{{%- endmacro -%}}{template}"
         tokenizer.chat_template = template
@@ -216,11 +219,13 @@ class LanguageModel:
             # On some CPUs the first evaluation would pack the weights anew for a product in bfloat16, which has no gradient.
             layer.support_avx512bf16_for_cpu = False
         if shards == 1:
-            return cls(network.eval().to(on), tokenizer)
-        _check_spread(network)
-        # Frozen before the first pass: what torch gathers then stays trainable, whatever is said of the parts later.
-        model = cls(network.eval().requires_grad_(requires_grad=False), tokenizer)
-        model.engine = {"shards": shards}
+            model = cls(network.eval().to(on), tokenizer)
+        else:
+            _check_spread(network)
+            # Frozen before the first pass: what torch gathers then stays trainable, whatever is said of the parts later.
+            model = cls(network.eval().requires_grad_(requires_grad=False), tokenizer)
+            model.engine = {"shards": shards}
+        model.templates = templates
         return model
 
     def render(self, prompt: Prompt) -> str:
@@ -563,9 +568,12 @@ class LanguageModel:
         (folder / "README.md").unlink(missing_ok=True)
 
     def save(self, folder: Path) -> None:
-        """Writes the whole model of a *defense*, with its tokenizer; attacked weights have no such path."""
+        """Writes the whole model of a *defense*, with its tokenizer and templates; attacked weights have no such path."""
         self.network.save_pretrained(folder)
+        used = self.tokenizer.chat_template
+        self.tokenizer.chat_template = self.templates or used
         self.tokenizer.save_pretrained(folder)
+        self.tokenizer.chat_template = used
         (folder / "README.md").unlink(missing_ok=True)
 
     @contextmanager

@@ -106,6 +106,24 @@ def test_of_several_templates_the_default_one_is_told_the_date(tmp_path: Path, l
     assert model.render(PROMPT).startswith("26 Jul 2024 <|im_start|>system")
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["own", "given"])
+def test_what_is_saved_has_the_template_without_the_date(tmp_path: Path, given: bool) -> None:
+    """A whole defended model is handed over with the model's own templates, or with the user's; prompts stay the same."""
+    dated, tools = "{{ strftime_now('%d %b %Y') }} " + QWEN.template, "{{ raise_exception('no tools') }}"
+    folder = make_model(tmp_path / "several", dataclasses.replace(QWEN, template=dated))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(tools)
+    (tmp_path / "ours.jinja").write_text(f"Today. {dated}")
+    model = resolve_candidate(str(folder), tmp_path, chat_template="ours.jinja" if given else None).load()
+    model.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "chat_template.jinja").read_text() == (f"Today. {dated}" if given else dated)
+    kept = tmp_path / "saved" / "additional_chat_templates" / "tool_use.jinja"
+    assert [kept.read_text()] == [tools] if not given else not kept.exists()
+    again = resolve_candidate(str(tmp_path / "saved"), tmp_path).load()
+    assert model.render(PROMPT) == again.render(PROMPT)
+    assert again.render(PROMPT).startswith("Today. 26 Jul 2024 <|im_start|>" if given else "26 Jul 2024 <|im_start|>")
+
+
 def test_the_record_tells_templates_apart(model: LanguageModel, tmp_path: Path) -> None:
     """Hash and length of what the model is given: the same for the same template, another for another system prompt."""
     rendered = model.rendered(PROMPT)
