@@ -171,7 +171,7 @@ class Candidate:
     @property
     def number(self) -> str | None:
         """Torch's name of the number format that it is loaded in; None where neither profile nor files say."""
-        return self.dtype or ("float32" if self.gguf else _dtype_of(self.config))
+        return self.dtype or ("float32" if self.gguf else dtype_of(self.config))
 
     def verify(self) -> None:
         """Checks that the files still are what was digested.
@@ -318,7 +318,7 @@ def resolve_candidate(
     dtype = profile.dtype if profile else None
     other = {
         "chat_template": _sha256(given) if given is not None else None,
-        "dtype": dtype if dtype != _dtype_of(config) else None,
+        "dtype": dtype if dtype != dtype_of(config) else None,
         "remote_code": "trusted" if trust_remote_code else None,
         "quantised": quantised,
     }
@@ -484,7 +484,7 @@ def _check_template(template: str, special: Mapping[str, str], where: str) -> No
         )
 
 
-def _dtype_of(config: Mapping[str, Any]) -> str | None:
+def dtype_of(config: Mapping[str, Any]) -> str | None:
     """The number format that the files name."""
     named = config.get("dtype") or config.get("torch_dtype")
     return str(named) if named else None

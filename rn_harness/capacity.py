@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from rn_harness.candidate import dtype_of
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.gate import PLAIN_FAMILIES
 from rn_harness.grpo import VLLM_SHARE
@@ -17,6 +18,8 @@ from rn_harness.memory import Plan, Shape, Work, available_memory, card_memory, 
 from rn_harness.memory import check as check_memory
 from rn_harness.ranks import ranks
 from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Suite
+from rn_harness.validity import NO_DEFENSE
+from rn_harness.weights import read_config
 
 R = TypeVar("R", bound=GRPORecipe)
 
@@ -187,7 +190,7 @@ class Capacity:
         of_digest = {j.digest: j for j in (judges.evaluation, judges.reward, judges.second) if j is not None}
         return Work(
             form="qlora" if candidate.quantised else "full" if recipe.whole else recipe.form,
-            number=2 if candidate.number in ("bfloat16", "float16") else 4,
+            number=self._number(suite, recipe),
             rows=_rows(recipe),
             prompt=self._longest_prompt(suite),
             completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
@@ -203,6 +206,20 @@ class Capacity:
             sharded=self.lineup.options.shard,
             device=self.lineup.on,
         )
+
+    def _number(self, suite: Suite, recipe: GRPORecipe) -> int:
+        """Bytes of a number of the weights; an attack is run on the undefended model and the defended one: of which has more."""
+        lineup = self.lineup
+        numbers = [lineup.candidate.number]
+        if isinstance(recipe, AttackRecipe):
+            defense = lineup.defense_recipe(suite)
+            if defense is not None:
+                numbers += ["float32"] if defense.whole else []  # all weights are trained in it, and kept so
+            elif lineup.released:
+                numbers.append(lineup.released.number)
+            elif lineup.options.defense != NO_DEFENSE and lineup.is_given_whole:
+                numbers.append(dtype_of(read_config(lineup.defense_folder)))
+        return 2 if all(number in ("bfloat16", "float16") for number in numbers) else 4
 
     def _recipes(self, suite: Suite) -> list[GRPORecipe]:
         """All fine-tunes that a run makes: the tier's attacks, and the defense unless it was given."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rn_harness import capacity, memory
-from rn_harness.candidate import MODELS, fixtures_folder
+from rn_harness.candidate import MODELS, fixtures_folder, resolve_candidate
 from rn_harness.errors import CandidateError
 from rn_harness.memory import GIB, RUNTIME, Shape, Work, check, fit, plan, remedies, shape_of
 from rn_harness.options import Options
 from rn_harness.profiles import load_model_profile
 from rn_harness.session import RunSession
 from rn_harness.store import Store
-from rn_harness.suite import load_suite
+from rn_harness.suite import GRPORecipe, Suite, load_suite
 
 from .builders import write_suite
 
@@ -265,6 +267,32 @@ def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatc
         CandidateError, match=r"got \d\.\d GiB expected: weights 0\.0, .*, of 0\.4 GiB available on cpu; no option"
     ):
         run().capacity.largest(suite)
+
+
+def test_attacks_are_planned_for_the_numbers_of_the_defended_model(tmp_path: Path) -> None:
+    """All weights are trained in float32, and attacks on what came of it load as much; so do those on float32 that was given."""
+    suite = load_suite(write_suite(tmp_path / "demo"))
+    for name, number in (("half", "bfloat16"), ("plain", "float32")):
+        path = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / name)) / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": number}))
+    model = resolve_candidate("half", tmp_path).load()
+    model.arm_all()
+    model.save(tmp_path / "saved")
+    assert resolve_candidate("saved", tmp_path).number == "float32"
+
+    def number(recipe: GRPORecipe, of: Suite = suite, **changes: Any) -> int:
+        half = Options("half", "quick", None, None, None, None, "standard", (), tmp_path)
+        run = RunSession(dataclasses.replace(half, **changes), tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+        planned = run.capacity.planned(of, recipe)
+        assert planned is not None
+        return planned.work.number
+
+    (attack_recipe, *_) = suite.tier_attacks("standard")
+    whole = load_suite(suite.folder, ["defense.form=full"])
+    assert number(attack_recipe) == number(attack_recipe, defense="none") == number(attack_recipe, defense="half") == 2
+    assert number(attack_recipe, whole) == number(attack_recipe, defense="plain") == 4
+    assert number(attack_recipe, model="plain", undefended="half", defense="none") == 4
+    assert number(whole.declaration.defenses["quick"], whole) == 2  # it starts from the candidate; form says the rest
 
 
 def test_the_largest_micro_batches_that_fit_are_taken() -> None:
