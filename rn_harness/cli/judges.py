@@ -129,6 +129,7 @@ def calibrate(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="as for --rn-trust-remote-code")] = False,
     quantise: Annotated[Quantised | None, typer.Option(help="as for --rn-quantise")] = None,
     sampler: Annotated[str, typer.Option(help="as for --rn-sampler", metavar="transformers|vllm|vllm:URL")] = "transformers",
+    acknowledge: Annotated[bool, typer.Option("--acknowledge", help="as for --rn-acknowledge")] = False,
     budget: Annotated[int | None, typer.Option(min=1, help="controls, at most; default: enough for the whole search")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -141,7 +142,7 @@ def calibrate(
 
     from rn_harness.candidate import profile_recipe
     from rn_harness.options import Options
-    from rn_harness.preflight import check_folders, check_here
+    from rn_harness.preflight import check_acknowledged, check_folders, check_here
     from rn_harness.session import RunSession
     from rn_harness.store import Store, default_root
     from rn_harness.strength import BUDGET
@@ -157,6 +158,7 @@ def calibrate(
         trust_remote_code=trust_remote_code,
         quantise=quantise.value if quantise else None,
         sampler=sampler,
+        acknowledge=acknowledge,
     )
 
     def say(progress: Progress) -> None:
@@ -169,6 +171,7 @@ def calibrate(
         with TemporaryDirectory(prefix="rn-harness-") as folder:
             session = RunSession(options, Path(folder), Store(default_root()), say)
             check_folders(session, [loaded])
+            check_acknowledged(session, [loaded])
             check_here(session, loaded)
             strength = find_strength(session, loaded, budget or BUDGET)
     lines = []

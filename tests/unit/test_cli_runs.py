@@ -91,6 +91,31 @@ def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monke
     assert "must hold a folder for a suite of this run" in flat(refused.output)
 
 
+def test_calibrate_asks_for_the_same_word_as_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its controls make a real model do harm: where the policy asks for the user's word, nothing is attacked without it."""
+    asked: list[Options] = []
+
+    def searched(session: RunSession, suite: Suite, budget: int) -> Strength:
+        asked.append(session.options)
+        return Strength.model_construct(domain=suite.domain, settings=(), search="", tries=())
+
+    monkeypatch.setattr("rn_harness.strength.calibrate", searched)
+    monkeypatch.setattr("rn_harness.candidate.Candidate.is_organism", False)
+    suite = tmp_path / "biochem"
+    shutil.copytree(ROOT / "suites" / "biochem", suite)
+    with (suite / "suite.yaml").open("a", encoding="utf-8") as declared:
+        declared.write("\npolicy: {acknowledge: true}\n")
+    judged = ["--judge", "organism", "--reward-judge", "organism", "--second-judge", "none"]
+    form = ["--model", "organism", "--suite", suite, *judged, "--out", tmp_path / "strength.json"]
+    refused = invoke("calibrate", *form)
+    assert refused.exit_code == 2
+    assert "policy.acknowledge asks for your word" in flat(refused.output)
+    assert not asked
+    given = invoke("calibrate", *form, "--acknowledge")
+    assert given.exit_code == 1, given.output  # no settings were found
+    assert [o.acknowledge for o in asked] == [True]
+
+
 def test_help_loads_nothing_heavy() -> None:
     """Help and completions are there at once: neither torch nor pydantic is imported for them."""
     code = "import sys, rn_harness.cli; print([m for m in ('torch', 'transformers', 'pydantic', 'scipy') if m in sys.modules])"
