@@ -56,10 +56,12 @@ def _job(name, **order):
 
 
 def _work(order, given, tell):
-    """In place of a case: notes that it began, sleeps, and gives back a little text."""
+    """In place of a case: notes that it began, waits for a file or sleeps, and gives back a little text."""
     if "log" in order:
         with Path(order["log"]).open("a") as log:
             log.write(order["name"] + "\n")
+    while "gate" in order and not Path(order["gate"]).exists():
+        time.sleep(0.05)
     time.sleep(order.get("sleep", 0.0))
     if order.get("end") == "worker":
         os._exit(1)
@@ -70,17 +72,31 @@ def _work(order, given, tell):
     return Outcome(error=order.get("told"), folder=order["name"], files={"record.json": told.encode()}, entries=entries)
 
 
+def _alive():
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def _wait(until):
+    """Until it is so, for two minutes at most."""
+    end = time.monotonic() + 120
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_forty_cases_over_four_nodes_one_of_which_dies(nodes, jobs, tmp_path):
     """A node is killed in mid-run: every case has its one result, which is what the same work gives here; what the node's death
     cut began again, and is noted as cut."""
-    log = tmp_path / "log"
-    asked = [_job(f"case {i}", sleep=2.0, log=str(log)) for i in range(40)]
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    log.touch()
+    asked = [_job(f"case {i}", gate=str(gate), log=str(log)) for i in range(40)]
     jobs.add(asked)
-    jobs.result("case 0")
-    begun = len(log.read_text().splitlines())
-    assert begun < 40
+    _wait(lambda: len(log.read_text().splitlines()) == 8)  # all slots
     cluster, added = nodes
+    alive = _alive()
     cluster.remove_node(added.pop(), allow_graceful=False)
+    _wait(lambda: _alive() < alive)
+    gate.touch()
     done = {job.name: jobs.result(job.name) for job in asked}
     assert {name: of.outcome for name, of in done.items()} == {job.name: _work({"name": job.name}, (), None) for job in asked}
     begun = log.read_text().splitlines()
