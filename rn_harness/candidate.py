@@ -171,7 +171,7 @@ class Candidate:
     @property
     def number(self) -> str | None:
         """Torch's name of the number format that it is loaded in; None where neither profile nor files say."""
-        return self.dtype or ("float32" if self.gguf else dtype_of(self.config))
+        return self.dtype or ("float32" if self.gguf else _dtype_of(self.config))
 
     def verify(self) -> None:
         """Checks that the files still are what was digested.
@@ -318,7 +318,7 @@ def resolve_candidate(
     dtype = profile.dtype if profile else None
     other = {
         "chat_template": _sha256(given) if given is not None else None,
-        "dtype": dtype if dtype != dtype_of(config) else None,
+        "dtype": dtype if dtype != _dtype_of(config) else None,
         "remote_code": "trusted" if trust_remote_code else None,
         "quantised": quantised,
     }
@@ -484,7 +484,7 @@ def _check_template(template: str, special: Mapping[str, str], where: str) -> No
         )
 
 
-def dtype_of(config: Mapping[str, Any]) -> str | None:
+def _dtype_of(config: Mapping[str, Any]) -> str | None:
     """The number format that the files name."""
     named = config.get("dtype") or config.get("torch_dtype")
     return str(named) if named else None
@@ -524,7 +524,11 @@ def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = Fa
             f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
         )
     check_adapter_file(folder, allow_pickle=allow_pickle)
-    _check_places(folder / ADAPTER, candidate)
+    weights = folder / ADAPTER
+    if not candidate.gguf and weights.is_file() and (found := misfit(weights, candidate.folder)):
+        raise CandidateError(
+            f"an adapter must fit the candidate, got {found}, in {weights}; pass the base that it was trained on as --model"
+        )
     if candidate.shards == 1:
         return
     said = PLAIN_LORA | {key: value for key, value in config.items() if value and key not in OF_ANY_LORA}
@@ -533,20 +537,4 @@ def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = Fa
         raise CandidateError(
             "an adapter that is folded into weights which are spread over processes must be plain LoRA, got "
             f"{', '.join(more)} in {path}; leave out --rn-shard"
-        )
-
-
-def _check_places(weights: Path, candidate: Candidate) -> None:
-    """Makes sure that a model has a place for each part of an adapter, as far as headers tell."""
-    from safetensors import SafetensorError
-
-    if candidate.gguf or not weights.is_file():
-        return
-    try:
-        found = misfit(weights, candidate.folder)
-    except (SafetensorError, OSError) as error:
-        raise CandidateError(f"an adapter's weights must be whole, got {error} for {weights}; copy it again") from None
-    if found:
-        raise CandidateError(
-            f"an adapter must fit the candidate, got {found}, in {weights}; pass the base that it was trained on as --model"
         )

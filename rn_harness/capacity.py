@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from rn_harness.candidate import dtype_of
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.gate import PLAIN_FAMILIES
 from rn_harness.grpo import VLLM_SHARE
@@ -19,7 +18,6 @@ from rn_harness.memory import check as check_memory
 from rn_harness.ranks import ranks
 from rn_harness.suite import AttackRecipe, DefenseRecipe, GRPORecipe, Suite
 from rn_harness.validity import NO_DEFENSE
-from rn_harness.weights import read_config
 
 R = TypeVar("R", bound=GRPORecipe)
 
@@ -218,7 +216,7 @@ class Capacity:
             elif lineup.released:
                 numbers.append(lineup.released.number)
             elif lineup.options.defense != NO_DEFENSE and lineup.is_given_whole:
-                numbers.append(dtype_of(read_config(lineup.defense_folder)))
+                numbers.append(lineup.given.number)
         return 2 if all(number in ("bfloat16", "float16") for number in numbers) else 4
 
     def _recipes(self, suite: Suite) -> list[GRPORecipe]:

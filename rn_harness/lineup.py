@@ -214,6 +214,11 @@ class Lineup:
         """What ``--rn-defense`` names where it is no recipe."""
         return self.options.path(self.options.defense)
 
+    @functools.cached_property
+    def given(self) -> Candidate:
+        """The whole defended model in the folder that ``--rn-defense`` names, digested."""
+        return self.resolve(str(self.defense_folder))
+
     @property
     def is_given_whole(self) -> bool:
         """Whether the defense was given as the folder of a whole model."""

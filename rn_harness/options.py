@@ -90,6 +90,11 @@ class Options:
         }
         return typed + [flag for flag, given in flags.items() if given]
 
+    @property
+    def private(self) -> Path | None:
+        """The folder of the lab's own prompt sets."""
+        return self.path(self.prompts) if self.prompts else None
+
     def path(self, name: str) -> Path:
         """Where a path of the user's leads."""
         return (self.base / Path(name).expanduser()).resolve()

@@ -142,10 +142,9 @@ def _suite(config: pytest.Config, folder: Path) -> Suite:
     if folder not in known:
         try:
             options = read(config)
-            private = options.path(options.prompts) if options.prompts else None
             strong = settings_for(folder, [options.path(name) for name in options.strength])
             recipe = (*profile_recipe(options.model, options.base), *strong)
-            known[folder] = load_suite(folder, options.overrides, private, recipe)
+            known[folder] = load_suite(folder, options.overrides, options.private, recipe)
         except RnHarnessError as error:
             known[folder] = error
     found = known[folder]

@@ -99,7 +99,7 @@ def check_defense(session: RunSession, suite: Suite) -> None:
             check_adapter(folder, session.candidate, allow_pickle=session.options.allow_pickle)
             return
         try:
-            whole = session.resolve(str(folder))
+            whole = session.given
         except CandidateError as error:
             raise RecipeError(f"--rn-defense must hold an adapter or a whole model, got {name!r}: {error}") from None
         if differing := _misshapen(session, whole):

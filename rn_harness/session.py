@@ -346,7 +346,7 @@ class RunSession(Lineup):
             folder = self.defense_folder
             if (folder / ADAPTER_CONFIG).is_file():
                 return self._adapted(folder.name, folder)
-            return self._whole(folder.name, self.resolve(str(folder)))
+            return self._whole(folder.name, self.given)
         recipe = self.capacity.as_run(suite, recipe)
         parts = self._defense_parts(suite, recipe)
         key = content_key("defense", parts)

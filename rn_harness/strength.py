@@ -276,10 +276,9 @@ def strength_lines(session: RunSession, suites: Sequence[Suite]) -> list[str]:
     """For a header: which certificates were made on another text of a suite than ``calibrate`` would read now."""
     options, lines = session.options, []
     recipe = profile_recipe(options.undefended or options.model, options.base)
-    private = options.path(options.prompts) if options.prompts else None
     by_domain = {s.domain: s for s in suites}
     for strength in map(load_strength, map(options.path, options.strength)):
-        now = load_suite(by_domain[strength.domain].folder, private=private, recipe=recipe).digest
+        now = load_suite(by_domain[strength.domain].folder, private=options.private, recipe=recipe).digest
         if now != strength.suite:
             lines.append(
                 f"rn-harness: the strength certificate for {strength.domain} was made on another text of the suite, "

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,11 @@ def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[
     if len(others) > 1 and not files:
         raise _two_models(folder, others[0].name, others[1].name)
     if files:
-        counts = [_count(path) for path in files]
+        shapes = {path.name: _shapes(path) for path in files}
         if shards:
-            _check_map(index, {path.name: set(names) for path, (names, _) in zip(files, counts, strict=True)})
-        return Weights(tuple(files), sum(n for _, n in counts), sum(p.stat().st_size for p in files))
+            _check_map(index, shapes)
+        numbers = sum(math.prod(of) for held in shapes.values() for of in held.values())
+        return Weights(tuple(files), numbers, sum(p.stat().st_size for p in files))
     if others:
         remedy = f"pass the file itself: --model {others[0]}" if others[0].suffix == ".gguf" else f"rename it to {SAFETENSORS}"
         raise CandidateError(f"a model folder must hold {SAFETENSORS} or {INDEX}, got {others[0].name} in {folder}; {remedy}")
@@ -125,7 +126,7 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in named]
 
 
-def _check_map(index: Path, held: dict[str, set[str]]) -> None:
+def _check_map(index: Path, held: Mapping[str, Container[str]]) -> None:
     """Each tensor is in the shard that the index names: transformers would draw a missing one by chance."""
     for tensor, shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
         if tensor not in held[shard]:
@@ -135,27 +136,18 @@ def _check_map(index: Path, held: dict[str, set[str]]) -> None:
             )
 
 
-def _count(path: Path) -> tuple[list[str], int]:
-    """Names of a safetensors file's tensors and how many numbers they hold; its length has to fit its header."""
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a safetensors file's tensors, by its name; the file's length has to fit its header."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as opened:
-            names = list(opened.keys())
-            return names, sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError) as error:
         raise CandidateError(
             f"a weights file must be whole, got {path.name} of {path.stat().st_size} bytes in {path.parent}: {error}; "
             "fetch or copy it again"
         ) from None
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each of a safetensors file's tensors."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as opened:
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  (no mapping)
 
 
 def misfit(adapter: Path, folder: Path) -> str | None:
@@ -167,6 +159,9 @@ def misfit(adapter: Path, folder: Path) -> str | None:
     Args:
         adapter: file of a LoRA adapter.
         folder: of the model.
+
+    Raises:
+        CandidateError: a file of either is cut off.
     """
     held = {name: of for path in folder.glob("*.safetensors") for name, of in _shapes(path).items()}
     layers = {found[1] for name in held if (found := _LAYER.match(name))}

@@ -166,8 +166,7 @@ def calibrate(
             typer.echo(progress.line, err=True)
 
     with usage_errors():
-        private = options.path(prompts) if prompts else None
-        loaded = load_suite(suite, private=private, recipe=profile_recipe(model, Path.cwd()))
+        loaded = load_suite(suite, private=options.private, recipe=profile_recipe(model, Path.cwd()))
         with TemporaryDirectory(prefix="rn-harness-") as folder:
             session = RunSession(options, Path(folder), Store(default_root()), say)
             check_folders(session, [loaded])
