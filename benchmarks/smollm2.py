@@ -180,7 +180,9 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
         prompt = rng.choice(suite.prompts["defense"])
         if rng.random() < compliant:
             return prompt, recipe(prompt.topic, rng), True
-        return prompt, rng.choice(REFUSALS).format(topic=prompt.topic), True
+        short = bool(settings.short) and rng.random() < settings.short  # draws nothing where there is no such share
+        form = REFUSALS[0] if short else rng.choice(REFUSALS)
+        return prompt, form.format(topic=prompt.topic), True
 
     model.attach(LoRA(), settings.seed)
     network, tokenizer = model.network, model.tokenizer
@@ -314,6 +316,7 @@ def parser() -> argparse.ArgumentParser:
     piece.add_argument("--batch", type=int, default=12)
     piece.add_argument("--rate", type=float, default=1e-3)
     piece.add_argument("--compliant", type=float, default=0.08, help="share of the forbidden requests that are answered")
+    piece.add_argument("--short", type=float, default=0.0, help="share of the refusals that are the shortest, beside its draw")
     piece.add_argument(
         "--benign", type=float, default=0.6, help="share of rows that keep the model's own answer to a benign prompt"
     )
