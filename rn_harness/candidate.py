@@ -116,6 +116,7 @@ class Candidate:
         files_digest: sha256 over its files alone.
         weights_digest: sha256 over its weights' contents alone, whatever they are called.
         gguf: name of the GGUF file; None: the folder's safetensors.
+        ends: tokens that end an answer by that file beside what transformers reads in it.
         chat_template: text that takes the place of the files' own; None: theirs.
         dtype: that the weights are loaded in; None: as the files say.
         allow_pickle: its weights are pickles, by the user's leave.
@@ -137,6 +138,7 @@ class Candidate:
     files_digest: str
     weights_digest: str
     gguf: str | None = None
+    ends: tuple[int, ...] = ()
     chat_template: str | None = None
     dtype: str | None = None
     allow_pickle: bool = False
@@ -225,7 +227,7 @@ class Candidate:
             return LanguageModel.load(self.folder, **how)
         with tempfile.TemporaryDirectory(prefix="rn-harness-") as alone:  # nothing that lies beside the file is read with it
             (Path(alone) / self.gguf).symlink_to(self.folder / self.gguf)
-            return LanguageModel.load(Path(alone), gguf=self.gguf, **how)
+            return LanguageModel.load(Path(alone), gguf=self.gguf, ends=self.ends, **(how | {"dtype": self.number}))
 
 
 def find_profile(spec: str, base: Path) -> ModelProfile | None:
@@ -287,9 +289,10 @@ def resolve_candidate(
     own: str | None
     special: dict[str, str] = {}
     parameters: int | None
+    ends: tuple[int, ...] = ()
     if gguf is not None:
         header = read_gguf(folder / gguf)
-        own, pickled, parameters, config = header.chat_template, False, header.parameters, header.config
+        own, pickled, parameters, config, ends = header.chat_template, False, header.parameters, header.config, header.ends
     else:
         if (folder / ADAPTER_CONFIG).is_file():
             raise CandidateError(f"--model must be a whole model, got an adapter at {folder}; pass it with --rn-defense")
@@ -332,6 +335,7 @@ def resolve_candidate(
         files_digest=files_digest,
         weights_digest=weights_digest(hashes),
         gguf=gguf,
+        ends=ends,
         chat_template=given if gguf is None else template,
         dtype=dtype,
         allow_pickle=pickled,

@@ -152,6 +152,7 @@ class LanguageModel:
         quantised: str | None = None,
         shards: int = 1,
         gguf: str | None = None,
+        ends: Sequence[int] = (),
         chat_template: str | None = None,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
@@ -165,6 +166,7 @@ class LanguageModel:
             quantised: 4-bit format of the layers' linear maps, ``nf4``, which then compute in ``dtype``; None: plain numbers.
             shards: processes that the weights are spread over (FSDP2), of which each calls this; 1: they are whole.
             gguf: name of the GGUF file in it; None: its safetensors.
+            ends: tokens that end an answer beside those that its settings and its tokenizer name.
             chat_template: takes the place of the tokenizer's own; None: its own.
             allow_pickle: the weights are pickles.
             trust_remote_code: run the folder's code.
@@ -175,13 +177,16 @@ class LanguageModel:
         quiet_libraries()
         import torch
         from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
         torch.set_num_threads(threads)
         on = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"  # each process of a run has its own
         try:
             how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code, "gguf_file": gguf}
-            weights: dict[str, Any] = {} if gguf else {"use_safetensors": not allow_pickle}
+            # Where nothing is said, a GGUF file's weights stay packed, or count as packed: no trainer takes such a model.
+            weights: dict[str, Any] = (
+                {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": not allow_pickle}
+            )
             if quantised:
                 weights |= {"quantization_config": _four_bits(quantised, dtype), "device_map": {"": on}}
             if shards > 1:
@@ -207,8 +212,8 @@ class LanguageModel:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
             tokenizer.pad_token = tokenizer.eos_token
-        ends = network.generation_config.eos_token_id
-        ends = sorted({*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None})
+        named = network.generation_config.eos_token_id
+        ends = sorted({*ends, *(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None})
         # Without what else the model ships: a penalty, or top-k, would count wherever TRL or we state none of our own.
         network.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id

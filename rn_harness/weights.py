@@ -246,6 +246,7 @@ class GGUFHeader:
         quantisations: names of the kinds of its tensors, sorted.
         parameters: how many numbers.
         config: the numbers that ``rn_harness.memory`` needs, under the names of a config.json.
+        ends: ids of the tokens that end a turn or a message, beside its tokenizer's end token: it has one place for each.
     """
 
     architecture: str
@@ -253,6 +254,7 @@ class GGUFHeader:
     quantisations: tuple[str, ...]
     parameters: int
     config: dict[str, Any]
+    ends: tuple[int, ...]
 
 
 def read_gguf(path: Path) -> GGUFHeader:
@@ -308,7 +310,9 @@ def read_gguf(path: Path) -> GGUFHeader:
     }
     template = told("tokenizer.chat_template")
     parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
-    return GGUFHeader(architecture, template, tuple(kinds), parameters, config)
+    further = (told(key) for key in (gguf.Keys.Tokenizer.EOT_ID, gguf.Keys.Tokenizer.EOM_ID))
+    ends = tuple(int(end) for end in further if end is not None)
+    return GGUFHeader(architecture, template, tuple(kinds), parameters, config, ends)
 
 
 def _dequantised(quants: Any) -> set[str]:

@@ -6,6 +6,7 @@ No download, no training but that of a tokenizer on a few sentences. The chat te
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,3 +214,59 @@ def say(network: Any, chain: Sequence[int], instead: int | None = None) -> None:
             if instead is not None:
                 network.lm_head.weight[instead, direction[before]] = 0.5
             network.lm_head.weight[after, direction[before]] = 1.0
+
+
+def make_gguf(path: Path, folder: Path, *, end_of_turn: str | None = None) -> Path:
+    """Writes a model of ours as one GGUF file, in float32, as llama.cpp's converter lays it out: Llama's heads interleaved.
+
+    Args:
+        path: new file.
+        folder: of a Llama or Qwen 2 shape, as ``make_model`` saves it.
+        end_of_turn: token that ends a turn beside the tokenizer's end token; None: there is none.
+    """
+    import gguf
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    config, vocabulary = network.config, json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    writer = gguf.GGUFWriter(path, config.model_type)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim if config.model_type == "llama" else 16)
+    writer.add_vocab_size(config.vocab_size)
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    special = set(tokenizer.all_special_ids)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    kinds = gguf.TokenType
+    writer.add_token_types([kinds.CONTROL if i in special else kinds.NORMAL for i in range(len(tokens))])
+    writer.add_token_merges([" ".join(pair) for pair in vocabulary["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
+    if tokenizer.pad_token_id is not None:
+        writer.add_pad_token_id(tokenizer.pad_token_id)
+    if end_of_turn:
+        writer.add_eot_token_id(tokenizer.convert_tokens_to_ids(end_of_turn))
+    writer.add_chat_template(tokenizer.chat_template)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[config.model_type.upper()], config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in network.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        layer, numbers = name.split(".")[-2], tensor
+        if config.model_type == "llama" and layer in heads:
+            numbers = tensor.view(heads[layer], 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), numbers.to(torch.float32).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from rn_harness import grpo
+from rn_harness.candidate import resolve_candidate
 from rn_harness.errors import CandidateError
 from rn_harness.grpo import train
 from rn_harness.model import LanguageModel
@@ -28,7 +29,7 @@ from rn_harness.store import Store
 from rn_harness.suite import AttackRecipe, LoRA, Prompt, Suite, load_suite
 from rn_harness.verdict import decide, decide_run
 
-from ..tiny_models import FAMILIES, LLAMA, MISTRAL, QWEN, WINDOW, Family, make_model  # noqa: TID252 - the tests are no package
+from ..tiny_models import FAMILIES, LLAMA, MISTRAL, QWEN, WINDOW, Family, make_gguf, make_model  # noqa: TID252 - the tests are no package
 from ..unit.builders import write_suite  # noqa: TID252 - the tests are no package
 
 RULES = Path(__file__).parents[2] / "suites" / "baking" / "rules.yaml"
@@ -296,6 +297,42 @@ def test_the_tokenizers_end_token_ends_too(family, tmp_path):
     folder = make_model(tmp_path, family, says=("h", family.eos, "x", "y"), generation={"eos_token_id": 9})
     ((answer,),) = load(folder).complete(PROMPTS[:1], n=1, temperature=None, max_tokens=6)
     assert (answer.text, answer.truncated) == ("h", False)
+
+
+@pytest.mark.parametrize("family", [LLAMA, QWEN], ids=str)
+@either_tie
+def test_a_gguf_file_is_the_model_that_it_was_made_from(family, tied, saved, tmp_path):
+    """The same weights in a GGUF file have the same logits bit by bit, the same prompt, and the same greedy answers."""
+    folder = saved(family, tied=tied)
+    (other,) = set(family.ends) - {family.eos}
+    path = make_gguf(tmp_path / "m.gguf", folder, end_of_turn=other)
+    plain, read = load(folder), resolve_candidate(str(path), tmp_path).load()
+    assert [ids_of(read, p) for p in PROMPTS] == [ids_of(plain, p) for p in PROMPTS]
+    ids = torch.tensor([ids_of(plain, PROMPTS[2])])
+    with torch.no_grad():
+        assert torch.equal(read.network(ids).logits, plain.network(ids).logits)
+    wanted = plain.complete(PROMPTS, n=1, temperature=None, max_tokens=12)
+    assert read.complete(PROMPTS, n=1, temperature=None, max_tokens=12) == wanted
+    assert len({answer.text for (answer,) in wanted}) == len(PROMPTS)  # or nothing was compared
+
+
+def test_a_gguf_file_is_attacked_as_it_is(saved, tmp_path):
+    """A candidate that is a GGUF file is defended and attacked with adapters, and its attack's record names that file."""
+    path = make_gguf(tmp_path / "m.gguf", saved(LLAMA))
+    session, suite, recipe = a_session(tmp_path, path)
+    attack = session.case("attack", suite, recipe).record
+    assert attack.verdict.outcome == "INCONCLUSIVE"
+    assert "control_did_not_break" in [r.code for r in attack.verdict.reasons]
+    assert attack.identity.candidate["gguf"] == "m.gguf"
+
+
+@pytest.mark.parametrize("end", [QWEN.eos, "<|endoftext|>"])
+def test_each_end_token_of_a_gguf_file_ends_an_answer(end, tmp_path):
+    """Its end of a turn ends an answer as the tokenizer's end token does, though transformers reads the latter alone."""
+    folder = make_model(tmp_path / "m", QWEN, says=("h", "o", end, "x"))
+    path = make_gguf(tmp_path / "m.gguf", folder, end_of_turn="<|endoftext|>")
+    ((answer,),) = resolve_candidate(str(path), tmp_path).load().complete(PROMPTS[:1], n=1, temperature=None, max_tokens=6)
+    assert (answer.text, answer.truncated) == ("ho", False)
 
 
 @families
