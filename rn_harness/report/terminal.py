@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rn_harness.options import Options
     from rn_harness.suite import Suite
 
+SHOWN = 3
+"""Reasons of a case, and attacks that were not run, before the others are counted: report and records have all."""
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
@@ -184,10 +186,10 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
         yield f"{name:<{width}}  {line.outcome or 'no verdict':<12}  {bars:<21}{standing}{stored}".rstrip()
         if line.outcome != "PASS":
             reasons = [r.sentence for r in record.verdict.reasons] if record else [line.note or "no verdict"]
-            for sentence in reasons[:3]:
+            for sentence in reasons[:SHOWN]:
                 yield f"{'':<{width}}    {sentence}"
-            if len(reasons) > 3:
-                yield f"{'':<{width}}    and {len(reasons) - 3} more, see the record"
+            if len(reasons) > SHOWN:
+                yield f"{'':<{width}}    and {len(reasons) - SHOWN} more, see the record"
         if record:
             for warning in record.verdict.warnings:
                 yield f"{'':<{width}}    warning: {warning.sentence}"
@@ -214,7 +216,10 @@ def _where_lines(run: RunRecord, folder: str) -> Iterator[str]:
     for domain, where in run.exported.items():
         yield f"exported ({domain}): {where}"
     for of in run.coverage:
-        yield f"not run ({of.domain}): {', '.join(n.name for n in of.not_run)}"
+        cases = [n.name for n in of.not_run if n.kind == "case"]
+        left = len(cases) - SHOWN
+        shown = [*cases[:SHOWN], f"{left} more of the suite's attacks"] if left > 1 else cases
+        yield f"not run ({of.domain}): {', '.join([*shown, *(n.name for n in of.not_run if n.kind != 'case')])}"
     if joined := run.options.get("joined"):
         yield f"joined: {len(joined)} records of {len(set(joined.values()))} parts, each decided again; nothing was run here"
     yield f"records and report: {folder}"

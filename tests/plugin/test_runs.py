@@ -42,6 +42,7 @@ def test_a_short_run_is_green_and_leaves_its_evidence(workspace):
         "candidate organism (sha256",
         "defended weights (biochem):",
         "not run (biochem): attack-",
+        " more of the suite's attacks, ",
         "PASS: held in 1 of 1 attack cases",
     ):
         assert line in first.text
