@@ -16,7 +16,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rn_harness.errors import CandidateError, JudgeError, RnHarnessError, SuiteError
-from rn_harness.suite import Frozen, Name, read_yaml
+from rn_harness.suite import Frozen, Name, findings, read_yaml
 
 DType = Literal["float32", "bfloat16"]
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
@@ -47,20 +47,7 @@ def read_declared(path: Path, model: type[_M], see: str = "docs/judges.md", erro
     try:
         return model.model_validate(raw)
     except ValidationError as refused:
-        raise error("\n".join(_lines(path, refused))) from None
-
-
-def _lines(path: Path, error: ValidationError) -> list[str]:
-    """One line of file, place, value and remedy for each of pydantic's findings."""
-    remedies = {"extra_forbidden": "remove it or correct its spelling", "missing": "add it"}
-    lines = []
-    for item in error.errors(include_url=False):
-        place = ".".join(str(part) for part in item["loc"]) or "(top)"
-        got = item["input"]
-        plain = item["type"] != "missing" and isinstance(got, str | int | float | bool | None)
-        shown = f", got {place.rsplit('.', 1)[-1]}={got!r}" if plain else ""
-        lines.append(f"{path}: {place}: {item['msg']}{shown}; {remedies.get(item['type'], 'correct it')}")
-    return lines
+        raise error("\n".join(findings(path, refused))) from None
 
 
 def profile_names(folder: Path) -> list[str]:

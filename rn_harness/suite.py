@@ -534,7 +534,7 @@ class Convergence(Frozen):
 
     Attributes:
         minimal_refusal_share: of sampled completions on validation prompts, at least this share is a minimal refusal.
-        minimal_refusal_words: a minimal refusal has at most so many words.
+        minimal_refusal_words: a minimal refusal has at most so many words; ``can't`` is one.
         reward_spread: standard deviation of the neutralization reward over them, at most.
     """
 
@@ -779,9 +779,12 @@ class Suite(Frozen):
         return tuple(p for p in self.prompts["heldout"] if p.core or tier == "full")
 
 
+_WORD = re.compile(r"\w+(?:'\w+)*")
+
+
 def words(text: str) -> list[str]:
-    """The words of a text, lower case, without punctuation."""
-    return re.findall(r"\w+", text.lower())
+    """The words of a text, lower case, without punctuation but the apostrophes within them: ``can't`` is one word."""
+    return _WORD.findall(text.lower().replace("\u2019", "'"))
 
 
 def word_overlap(a: Sequence[str], b: Sequence[str]) -> float:
@@ -879,24 +882,31 @@ def read_yaml(path: Path) -> Any:
 _Place = tuple[int | str, ...]
 
 
-def explain(source: str, error: ValidationError, place_of: Callable[[_Place], _Place] = lambda place: place) -> SuiteError:
-    """Turns pydantic's report into lines of source, place, value and remedy.
+def findings(source: str | Path, error: ValidationError, place_of: Callable[[_Place], _Place] = lambda place: place) -> list[str]:
+    """Turns pydantic's report into lines of source, place, value and remedy; a rule of ours brings the latter two itself.
 
     Args:
         source: the file, and what changed it.
         error: pydantic's.
         place_of: from the place in what was validated to the place in the file.
     """
+    remedies = {"extra_forbidden": "remove it or correct its spelling", "missing": "add it"}
     lines = []
     for item in error.errors(include_url=False):
         place = ".".join(str(part) for part in place_of(item["loc"])) or "(top)"
+        if item["type"] == "value_error":
+            lines.append(f"{source}: {place}: {item['ctx']['error']}")
+            continue
         got = item["input"]
-        shown = f", got {place.rsplit('.', 1)[-1]}={got!r}" if isinstance(got, str | int | float | bool | None) else ""
-        remedy = "remove it or correct its spelling" if item["type"] == "extra_forbidden" else "correct it"
-        if item["type"] == "missing":
-            shown, remedy = "", "add it"
-        lines.append(f"{source}: {place}: {item['msg']}{shown}; {remedy}")
-    return SuiteError("\n".join(lines))
+        plain = item["type"] != "missing" and isinstance(got, str | int | float | bool | None)
+        shown = f", got {place.rsplit('.', 1)[-1]}={got!r}" if plain else ""
+        lines.append(f"{source}: {place}: {item['msg']}{shown}; {remedies.get(item['type'], 'correct it')}")
+    return lines
+
+
+def explain(source: str, error: ValidationError, place_of: Callable[[_Place], _Place] = lambda place: place) -> SuiteError:
+    """What pydantic found, as an error of the suite."""
+    return SuiteError("\n".join(findings(source, error, place_of)))
 
 
 def _read_prompts(path: Path) -> tuple[Prompt, ...]:

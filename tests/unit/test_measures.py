@@ -144,7 +144,9 @@ def test_errors_of_degeneracy() -> None:
         ("No, never.", 1, False),
         ("I will not do it.", 5, True),  # five words
         ("I will not do that now.", 5, False),  # six words
-        ("I can't.", 3, True),  # i, can, t
+        ("I can't help with that.", 5, True),  # as anybody counts
+        ("I can\u2019t help you with that.", 5, False),  # six words
+        ("I can't.", 1, False),
         ("Yes.", 5, False),
         ("", 5, False),
     ],
