@@ -10,12 +10,14 @@ import hashlib
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from pickle import UnpicklingError  # nosec B403 # to catch it
 from typing import TYPE_CHECKING, Any, cast
 
 from rn_harness.errors import CandidateError, UnsuitedError
@@ -197,6 +199,8 @@ class LanguageModel:
                 )
             check_whole(loaded)
             tokenizer = AutoTokenizer.from_pretrained(folder, **how)  # nosec B615 # a local folder
+        except UnpicklingError as error:
+            raise _more_than_numbers(folder, error) from None  # torch's own advice is to run what it refused
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise CandidateError(
                 f"the files must hold a causal language model that transformers reads, got {(folder / (gguf or '')).resolve()}: "
@@ -544,6 +548,8 @@ class LanguageModel:
                 self.network = PeftModel.from_pretrained(self.network, adapter, DEFENSE, local_files_only=True)
                 there = get_peft_model_state_dict(self.network, adapter_name=DEFENSE, save_embedding_layers=False)
                 given = load_peft_weights(str(adapter), device="cpu")
+        except UnpicklingError as error:
+            raise _more_than_numbers(adapter, error) from None
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise _unfitting(adapter, type(error).__name__) from error
         # peft leaves out what has no place, and leaves at its start what the file lacks.
@@ -650,6 +656,15 @@ def _put_back(layers: Sequence[Any]) -> Iterator[None]:
         for layer, weight in zip(layers, kept, strict=True):
             layer.get_base_layer().weight.data.copy_(weight)
             layer.merged_adapters.clear()
+
+
+def _more_than_numbers(folder: Path, error: UnpicklingError) -> CandidateError:
+    """What torch refuses in a pickle, without its advice to run it all the same."""
+    found = re.search(r"(?:GLOBAL|type) (\S+)", str(error))
+    return CandidateError(
+        f"pickled weights must hold numbers alone, got {found[1] if found else 'something else'} in a pickle in {folder}, and "
+        "nothing of it was run; save the weights as safetensors where they come from"
+    )
 
 
 def _unfitting(adapter: Path, why: str) -> CandidateError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -297,6 +298,31 @@ def test_the_tokenizers_end_token_ends_too(family, tmp_path):
     folder = make_model(tmp_path, family, says=("h", family.eos, "x", "y"), generation={"eos_token_id": 9})
     ((answer,),) = load(folder).complete(PROMPTS[:1], n=1, temperature=None, max_tokens=6)
     assert (answer.text, answer.truncated) == ("h", False)
+
+
+class Payload:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (print, ("RAN",))
+
+
+def test_allowed_pickles_run_no_code(saved, tmp_path, capfd):
+    """A model or an adapter whose pickle holds more than numbers is refused with a remedy, and nothing of it is run."""
+    folder, adapter = tmp_path / "m", tmp_path / "adapter"
+    shutil.copytree(saved(QWEN), folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Payload()}, folder / "pytorch_model.bin")
+    with pytest.raises(CandidateError, match=r"numbers alone, got print in a pickle in .*m, and .*; save"):
+        LanguageModel.load(folder, threads=1, allow_pickle=True)
+    model = load(saved(QWEN))
+    model.attach(LoRA(), 0)
+    model.save_adapter(adapter, "base")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({"x": Payload()}, adapter / "adapter_model.bin")
+    with pytest.raises(CandidateError, match=r"numbers alone, got print in a pickle in .*adapter, and"):
+        load(saved(QWEN)).merge_from(adapter)
+    assert "RAN" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("family", [LLAMA, QWEN], ids=str)
