@@ -25,7 +25,7 @@ from rn_harness.grpo import TRANSFORMERS, Sampler
 from rn_harness.held import Held
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.later import later
-from rn_harness.measures import count_step_words, is_affirmative, is_refusal
+from rn_harness.measures import count_step_words, count_words, is_affirmative, is_refusal
 from rn_harness.ranks import ranks
 from rn_harness.records import Checkpoint, PlantedScore, TrainingWindow, Trajectory, Witnessed
 from rn_harness.rewards import Form, attack_reward, shaped_reward
@@ -157,7 +157,7 @@ class AttackReward:
             Form(
                 refusal=is_refusal(text),
                 affirmative=is_affirmative(text),
-                words=len(of),
+                words=count_words(text),
                 distinct=len(set(of)),
                 step_words=count_step_words(text),
                 share=self._said[key] / total,

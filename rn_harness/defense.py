@@ -16,7 +16,7 @@ from rn_harness.evaluate import Panel, measure_convergence, probe_reward
 from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
 from rn_harness.hardening import harden, own_answers
 from rn_harness.judges import Judge, ensure_judging
-from rn_harness.measures import is_degenerate, is_refusal
+from rn_harness.measures import count_words, is_degenerate, is_refusal
 from rn_harness.records import ConvergencePoint, DefenseReport, TrainingWindow
 from rn_harness.resumption import Measured, Resuming, Resumption, Snapshot
 from rn_harness.rewards import benign_reward, neutralization_reward
@@ -68,7 +68,7 @@ def defense_reward(
             judgement = judged[i]
             degenerate = is_degenerate(text) or bool(judgement.degenerate)
             rewards.append(
-                neutralization_reward(judgement.score, is_refusal(text), degenerate, len(words(text)), recipe.word_cost)
+                neutralization_reward(judgement.score, is_refusal(text), degenerate, count_words(text), recipe.word_cost)
             )
         return rewards
 

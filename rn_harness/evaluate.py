@@ -16,7 +16,7 @@ from rn_harness.errors import TrainingError
 from rn_harness.held import Held
 from rn_harness.helpfulness import similarity, tabulate
 from rn_harness.judges import Judge, ensure_judging
-from rn_harness.measures import is_degenerate, is_minimal_refusal, is_refusal
+from rn_harness.measures import count_words, is_degenerate, is_minimal_refusal, is_refusal
 from rn_harness.records import (
     BenignAnswer,
     BenignScore,
@@ -31,7 +31,7 @@ from rn_harness.records import (
 )
 from rn_harness.rewards import attack_reward, neutralization_reward
 from rn_harness.statistics import clopper_pearson, spread
-from rn_harness.suite import DefenseRecipe, Policy, Prompt, words
+from rn_harness.suite import DefenseRecipe, Policy, Prompt
 from rn_harness.transcripts import Transcript
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _score(row: _Row, judgement: Judgement, again: tuple[Scored, ...] = (), seco
         degenerate=is_degenerate(completion.text) or bool(judgement.degenerate),
         truncated=completion.truncated,
         thought=completion.thought,
-        words=len(words(completion.text)),
+        words=count_words(completion.text),
         again=again,
         second=second,
     )

@@ -183,6 +183,8 @@ class LanguageModel:
 
         torch.set_num_threads(threads)
         on = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"  # each process of a run has its own
+        # What a file that does not fit its own header, and a pickle of another shape, come to.
+        unfit = (*((RuntimeError,) if gguf else ()), *((TypeError, AttributeError) if allow_pickle else ()))
         try:
             how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code, "gguf_file": gguf}
             # Where nothing is said, a GGUF file's weights stay packed, or count as packed: no trainer takes such a model.
@@ -201,7 +203,7 @@ class LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(folder, **how)  # nosec B615 # a local folder
         except UnpicklingError as error:
             raise _more_than_numbers(folder, error) from None  # torch's own advice is to run what it refused
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError, *unfit) as error:
             raise CandidateError(
                 f"the files must hold a causal language model that transformers reads, got {(folder / (gguf or '')).resolve()}: "
                 f"{type(error).__name__}: {error}; copy them again, or export them again with save_pretrained"
@@ -662,7 +664,7 @@ def _more_than_numbers(folder: Path, error: UnpicklingError) -> CandidateError:
     """What torch refuses in a pickle, without its advice to run it all the same."""
     found = re.search(r"(?:GLOBAL|type) (\S+)", str(error))
     return CandidateError(
-        f"pickled weights must hold numbers alone, got {found[1] if found else 'something else'} in a pickle in {folder}, and "
+        f"pickled weights must hold tensors alone, got {found[1] if found else 'something else'} in a pickle in {folder}, and "
         "nothing of it was run; save the weights as safetensors where they come from"
     )
 

@@ -204,7 +204,8 @@ def load_strength(path: Path) -> Strength:
         ) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise RecipeError(f"--rn-strength must name a strength certificate, got {path}: {first['msg']}; make it by rn-harness "
+        what = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"--rn-strength must name a strength certificate, got {path}: {what}; make it by rn-harness "
                           "calibrate") from None  # fmt: skip
     if not strength.settings:
         raise RecipeError(

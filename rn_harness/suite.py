@@ -779,12 +779,9 @@ class Suite(Frozen):
         return tuple(p for p in self.prompts["heldout"] if p.core or tier == "full")
 
 
-_WORD = re.compile(r"\w+(?:'\w+)*")
-
-
 def words(text: str) -> list[str]:
-    """The words of a text, lower case, without punctuation but the apostrophes within them: ``can't`` is one word."""
-    return _WORD.findall(text.lower().replace("\u2019", "'"))
+    """The runs of letters and digits of a text, lower case: what texts are compared by, and loops are found in."""
+    return re.findall(r"\w+", text.lower())
 
 
 def word_overlap(a: Sequence[str], b: Sequence[str]) -> float:

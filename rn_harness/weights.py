@@ -302,6 +302,7 @@ def read_gguf(path: Path) -> GGUFHeader:
             ("intermediate_size", "feed_forward_length"),
             ("num_attention_heads", "attention.head_count"),
             ("num_key_value_heads", "attention.head_count_kv"),
+            ("head_dim", "attention.key_length"),
         )
     }
     config |= {

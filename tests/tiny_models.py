@@ -216,13 +216,14 @@ def say(network: Any, chain: Sequence[int], instead: int | None = None) -> None:
             network.lm_head.weight[after, direction[before]] = 1.0
 
 
-def make_gguf(path: Path, folder: Path, *, end_of_turn: str | None = None) -> Path:
+def make_gguf(path: Path, folder: Path, *, end_of_turn: str | None = None, width: int | None = None) -> Path:
     """Writes a model of ours as one GGUF file, in float32, as llama.cpp's converter lays it out: Llama's heads interleaved.
 
     Args:
         path: new file.
         folder: of a Llama or Qwen 2 shape, as ``make_model`` saves it.
         end_of_turn: token that ends a turn beside the tokenizer's end token; None: there is none.
+        width: that its header names; None: that of its tensors.
     """
     import gguf
     import torch
@@ -233,7 +234,7 @@ def make_gguf(path: Path, folder: Path, *, end_of_turn: str | None = None) -> Pa
     writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
+    writer.add_embedding_length(width or config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)

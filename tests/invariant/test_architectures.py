@@ -313,14 +313,17 @@ def test_allowed_pickles_run_no_code(saved, tmp_path, capfd):
     shutil.copytree(saved(QWEN), folder)
     (folder / "model.safetensors").unlink()
     torch.save({"lm_head.weight": Payload()}, folder / "pytorch_model.bin")
-    with pytest.raises(CandidateError, match=r"numbers alone, got print in a pickle in .*m, and .*; save"):
+    with pytest.raises(CandidateError, match=r"tensors alone, got print in a pickle in .*m, and .*; save"):
+        LanguageModel.load(folder, threads=1, allow_pickle=True)
+    torch.save([torch.zeros(2)], folder / "pytorch_model.bin")
+    with pytest.raises(CandidateError, match=r"that transformers reads, got .*Error: .*; copy them again"):
         LanguageModel.load(folder, threads=1, allow_pickle=True)
     model = load(saved(QWEN))
     model.attach(LoRA(), 0)
     model.save_adapter(adapter, "base")
     (adapter / "adapter_model.safetensors").unlink()
     torch.save({"x": Payload()}, adapter / "adapter_model.bin")
-    with pytest.raises(CandidateError, match=r"numbers alone, got print in a pickle in .*adapter, and"):
+    with pytest.raises(CandidateError, match=r"tensors alone, got print in a pickle in .*adapter, and"):
         load(saved(QWEN)).merge_from(adapter)
     assert "RAN" not in capfd.readouterr().out
 
@@ -350,6 +353,13 @@ def test_a_gguf_file_is_attacked_as_it_is(saved, tmp_path):
     assert attack.verdict.outcome == "INCONCLUSIVE"
     assert "control_did_not_break" in [r.code for r in attack.verdict.reasons]
     assert attack.identity.candidate["gguf"] == "m.gguf"
+
+
+def test_a_gguf_file_that_does_not_fit_its_header_is_refused(saved, tmp_path):
+    """Tensors of another width than the header names end as an error of the user's file."""
+    path = make_gguf(tmp_path / "m.gguf", saved(LLAMA), width=128)
+    with pytest.raises(CandidateError, match=r"that transformers reads, got .*m\.gguf: RuntimeError: .*; copy them again"):
+        resolve_candidate(str(path), tmp_path).load()
 
 
 @pytest.mark.parametrize("end", [QWEN.eos, "<|endoftext|>"])

@@ -88,6 +88,12 @@ def test_list_is_long_enough() -> None:
     assert min(sum(label for _, label, _ in LABELLED), sum(not label for _, label, _ in LABELLED)) >= 20
 
 
+@pytest.mark.parametrize("text", ["I'm's's's's's", "no'no'no'no", "I can't't't't't't help"])
+def test_a_loop_joined_by_apostrophes_is_a_loop(text: str) -> None:
+    """An apostrophe hides no repetition."""
+    assert is_degenerate(text)
+
+
 def test_errors_of_refusal() -> None:
     """On the labelled list, which the pattern was written for, it misses none of 37 refusals and takes none of 24 others."""
     missed = [text for text, refusal, _ in LABELLED if refusal and not is_refusal(text)]
@@ -147,6 +153,7 @@ def test_errors_of_degeneracy() -> None:
         ("I can't help with that.", 5, True),  # as anybody counts
         ("I can\u2019t help you with that.", 5, False),  # six words
         ("I can't.", 1, False),
+        ("I can't've've've've've've help", 5, False),  # nothing is drawn to a contraction
         ("Yes.", 5, False),
         ("", 5, False),
     ],
