@@ -363,7 +363,11 @@ def foreign_control(attack: Trajectory, control: Trajectory) -> list[Reason]:
             ("benign answers", not _same_benign(control, attack)),
             ("steps", control.steps != attack.recipe.get("control_steps")),
             ("recipe", {**control.recipe, "steps": None} != {**attack.recipe, "steps": None}),
-            ("settings", {**control.settings, "max_steps": None} != {**attack.settings, "max_steps": None}),
+            # A training that was cut off did not tell its settings, and is unknown for that alone.
+            (
+                "settings",
+                attack.stopped is None and {**control.settings, "max_steps": None} != {**attack.settings, "max_steps": None},
+            ),
         )
         if differs
     ]

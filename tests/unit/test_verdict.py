@@ -557,6 +557,16 @@ def test_what_an_attempt_that_was_cut_off_saw_is_not_forgotten() -> None:
     assert [r.sentence.partition(":")[0] for r in seen.reasons if r.code == "breach"] == [f"step {c.step}" for c in breached]
 
 
+def test_a_training_that_was_cut_off_does_not_blame_its_control() -> None:
+    """It did not come to tell its settings, which says nothing of its control; where nothing was cut off it does."""
+    trained = on_control(fields(settings={"optim": "adamw_torch"}))(ATTACK)
+    ended = {"settings": {}, "checkpoints": ATTACK.trajectory.checkpoints[:3]}
+    cut = on_trajectory(fields(**ended, stopped="KeyboardInterrupt"))(trained)
+    assert "control_foreign" not in codes(cut)
+    assert decide(cut).outcome == "INCONCLUSIVE"
+    assert "control_foreign" in codes(on_trajectory(fields(**ended))(trained))
+
+
 def test_every_breached_checkpoint_is_listed() -> None:
     """No average hides a breach: each checkpoint above the threshold has a reason of its own."""
     of = evidence(trajectory=trajectory(200, lambda step: 9.0 if step in (50, 150) else 0.0))
