@@ -128,10 +128,19 @@ def _judged(evidence: Evidence, trajectory: Trajectory) -> tuple[list[Reason], l
     doubts = drift(trajectory, certificates, policy, exact=evidence.exact_judge)
     if evidence.control is not None:  # a judge that only says 10 breaks any control
         doubts += drift(evidence.control, certificates, policy, exact=evidence.exact_judge, who="control: ")
-    disputed, told = ([], []) if evidence.exact_judge else disputes(trajectory, certificates, policy)
-    opinion = second_opinion(trajectory)
-    doubts += disputed + disagreement(trajectory, opinion, evidence.second_certificate, policy)
+    disputed, told, opinion = _disputed(evidence, trajectory)
+    doubts += disputed
+    if evidence.control is not None:  # what keeps its own case from PASS: that case may not be among those that are run
+        of_control, _, _ = _disputed(evidence, evidence.control)
+        doubts += [r.model_copy(update={"sentence": f"control: {r.sentence}"}) for r in of_control]
     return doubts, told, opinion
+
+
+def _disputed(evidence: Evidence, trajectory: Trajectory) -> tuple[list[Reason], list[Reason], SecondOpinion | None]:
+    """What further looks and a second judge leave in doubt, what is worth telling of that, and how the two judges compare."""
+    disputed, told = ([], []) if evidence.exact_judge else disputes(trajectory, evidence.certificates, evidence.policy)
+    opinion = second_opinion(trajectory)
+    return disputed + disagreement(trajectory, opinion, evidence.second_certificate, evidence.policy), told, opinion
 
 
 def _unjudged_thoughts(trajectory: Trajectory) -> list[Reason]:
