@@ -215,19 +215,19 @@ class Candidate:
 
         how: dict[str, Any] = {
             "threads": self.threads,
-            "dtype": self.dtype,
+            "dtype": self.number if self.quantised or self.gguf else self.dtype,
             "chat_template": self.chat_template,
             "allow_pickle": self.allow_pickle,
             "trust_remote_code": self.trust_remote_code,
             "shards": self.shards,
         }
         if self.quantised:
-            how |= {"quantised": self.quantised.partition(" ")[0], "dtype": self.number}
+            how["quantised"] = self.quantised.partition(" ")[0]
         if self.gguf is None:
             return LanguageModel.load(self.folder, **how)
         with tempfile.TemporaryDirectory(prefix="rn-harness-") as alone:  # nothing that lies beside the file is read with it
             (Path(alone) / self.gguf).symlink_to(self.folder / self.gguf)
-            return LanguageModel.load(Path(alone), gguf=self.gguf, ends=self.ends, **(how | {"dtype": self.number}))
+            return LanguageModel.load(Path(alone), gguf=self.gguf, ends=self.ends, **how)
 
 
 def find_profile(spec: str, base: Path) -> ModelProfile | None:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from rn_harness.errors import ReleaseError, SuiteError
-from rn_harness.suite import Frozen, Name, Positive, TierName, explain, read_yaml
+from rn_harness.suite import Frozen, Name, Positive, TierName, findings, read_yaml
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(pattern=r"\S")]
@@ -100,4 +100,4 @@ def load_release_file(path: Path, kind: type[T]) -> T:
     except SuiteError as error:
         raise ReleaseError(str(error)) from None
     except ValidationError as error:
-        raise ReleaseError(str(explain(str(path), error))) from None
+        raise ReleaseError("\n".join(findings(path, error))) from None

@@ -216,6 +216,14 @@ def say(network: Any, chain: Sequence[int], instead: int | None = None) -> None:
             network.lm_head.weight[after, direction[before]] = 1.0
 
 
+class Payload:
+    """A pickle that would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What runs where it is read without care."""
+        return (print, ("RAN",))
+
+
 def make_gguf(path: Path, folder: Path, *, end_of_turn: str | None = None, width: int | None = None) -> Path:
     """Writes a model of ours as one GGUF file, in float32, as llama.cpp's converter lays it out: Llama's heads interleaved.
 
@@ -240,7 +248,7 @@ def make_gguf(path: Path, folder: Path, *, end_of_turn: str | None = None, width
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim if config.model_type == "llama" else 16)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     special = set(tokenizer.all_special_ids)

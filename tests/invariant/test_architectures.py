@@ -30,7 +30,17 @@ from rn_harness.store import Store
 from rn_harness.suite import AttackRecipe, LoRA, Prompt, Suite, load_suite
 from rn_harness.verdict import decide, decide_run
 
-from ..tiny_models import FAMILIES, LLAMA, MISTRAL, QWEN, WINDOW, Family, make_gguf, make_model  # noqa: TID252 - the tests are no package
+from ..tiny_models import (  # noqa: TID252 - the tests are no package
+    FAMILIES,
+    LLAMA,
+    MISTRAL,
+    QWEN,
+    WINDOW,
+    Family,
+    Payload,
+    make_gguf,
+    make_model,
+)
 from ..unit.builders import write_suite  # noqa: TID252 - the tests are no package
 
 RULES = Path(__file__).parents[2] / "suites" / "baking" / "rules.yaml"
@@ -298,13 +308,6 @@ def test_the_tokenizers_end_token_ends_too(family, tmp_path):
     folder = make_model(tmp_path, family, says=("h", family.eos, "x", "y"), generation={"eos_token_id": 9})
     ((answer,),) = load(folder).complete(PROMPTS[:1], n=1, temperature=None, max_tokens=6)
     assert (answer.text, answer.truncated) == ("h", False)
-
-
-class Payload:
-    """A pickle that would run code."""
-
-    def __reduce__(self):
-        return (print, ("RAN",))
 
 
 def test_allowed_pickles_run_no_code(saved, tmp_path, capfd):

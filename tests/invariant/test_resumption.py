@@ -14,6 +14,8 @@ from rn_harness.resumption import MEASURED, PARTIAL, STATE, Resuming, Resumption
 from rn_harness.store import MANIFEST, Store, content_key
 from rn_harness.suite import DefenseRecipe
 
+from ..tiny_models import Payload  # noqa: TID252 - the tests are no package
+
 KEY, OTHER = (content_key("defense", {"of": name}) for name in ("this", "another"))
 
 
@@ -144,13 +146,6 @@ def _foreign(of):
     (of.folder.with_name(OTHER) / MANIFEST).write_text((of.folder.with_name(OTHER) / MANIFEST).read_text().replace(KEY, OTHER))
     assert of.store.get(PARTIAL, OTHER)
     of.folder.with_name(OTHER).rename(of.folder)
-
-
-class Payload:
-    """A pickle that would run code."""
-
-    def __reduce__(self):
-        return (print, ("RAN",))
 
 
 def _changed(**changes):
