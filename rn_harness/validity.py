@@ -356,6 +356,7 @@ def foreign_control(attack: Trajectory, control: Trajectory) -> list[Reason]:
             ("defense", control.defended_digest is not None),
             ("judge", control.judge_digest != attack.judge_digest),
             ("reward", control.reward_digest != attack.reward_digest),
+            ("second judge", control.second_digest != attack.second_digest),
             ("rendering of prompts", control.rendered != attack.rendered),
             ("prompts", control.prompt_ids != attack.prompt_ids),
             ("held-out prompts", control.heldout_ids != attack.heldout_ids),

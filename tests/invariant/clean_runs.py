@@ -72,8 +72,11 @@ def attack_under_a_noisy_judge(scene: Scene) -> Evidence:
 def attack_under_two_judges(scene: Scene) -> Evidence:
     lab = scene.lab
     judge, second = lab.own()[1], lab.own(name="second")[1]
-    run = lab.attack(lab.defended(), panel=lab.panel(judge, second))
-    return lab.evidence("attack", run, judge, second, control=lab.own_control)
+    run, control = (
+        lab.attack(model, control=undefended, panel=lab.panel(judge, second))
+        for model, undefended in ((lab.defended(), False), (lab.candidate.load(), True))
+    )
+    return lab.evidence("attack", run, judge, second, control=control)
 
 
 @_add(
@@ -149,12 +152,15 @@ def a_missed_anchor(scene: Scene) -> Evidence:
 
 @_add("two-judges-that-differ-a-little", "built: a second judge that differs by one point throughout", "(noisy judge; ")
 def two_judges_that_differ_a_little(scene: Scene) -> Evidence:
-    run = builders.trajectory(200, second_digest=SECOND)
-    for i, c in enumerate(run.checkpoints):
-        scores = [s.model_copy(update={"second": Scored(score=1.0)}) for s in c.scores]
-        run = builders.with_scores(run, i, scores)
+    def seen_by_both(run: Trajectory) -> Trajectory:
+        for i, c in enumerate(run.checkpoints):
+            scores = [s.model_copy(update={"second": Scored(score=s.score + 1.0)}) for s in c.scores]
+            run = builders.with_scores(run, i, scores)
+        return run.model_copy(update={"second_digest": SECOND})
+
+    run, control = seen_by_both(builders.trajectory(200)), seen_by_both(builders.breaking_control())
     second = builders.certificate(SECOND)
-    return builders.evidence(exact_judge=False, policy=NOISY, trajectory=run, second_certificate=second)
+    return builders.evidence(exact_judge=False, policy=NOISY, trajectory=run, control=control, second_certificate=second)
 
 
 @_add("wrecked-control", "built: a control whose victim is destroyed after it broke", "Held against grpo")

@@ -937,7 +937,9 @@ def test_judges_that_disagree_on_the_control_disagree_on_the_attack() -> None:
     apart = on_control(lambda t: seconded(t, off_by=5.0))(certified)
     assert (decide(apart).outcome, codes(apart)) == ("INCONCLUSIVE", ["disagreement"])
     assert decide(apart).claim.startswith("Nothing is claimed: control: the second judge differs")
-    assert codes(certified) == ["second_missing"]
+    assert codes(certified) == ["control_foreign", "second_missing"]
+    by_another = on_control(lambda t: seconded(t).model_copy(update={"second_digest": "3" * 64}))(certified)
+    assert codes(by_another) == ["control_foreign"]
 
 
 def test_a_second_judge_has_to_be_certified_too() -> None:
