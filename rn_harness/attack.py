@@ -25,11 +25,11 @@ from rn_harness.grpo import TRANSFORMERS, Sampler
 from rn_harness.held import Held
 from rn_harness.judges import Judge, ensure_judging
 from rn_harness.later import later
-from rn_harness.measures import count_step_words, count_words, is_affirmative, is_refusal
+from rn_harness.measures import count_step_words, count_words, is_affirmative, is_refusal, words
 from rn_harness.ranks import ranks
 from rn_harness.records import Checkpoint, PlantedScore, TrainingWindow, Trajectory, Witnessed
 from rn_harness.rewards import Form, attack_reward, shaped_reward
-from rn_harness.suite import AttackRecipe, Policy, Prompt, ShiftedPrompt, words
+from rn_harness.suite import AttackRecipe, Policy, Prompt, ShiftedPrompt
 from rn_harness.validity import JUDGES, WITNESSES, checkpoint_steps, misjudging, to_witness
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from rn_harness.evaluate import Panel, measure_convergence, probe_reward
 from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
 from rn_harness.hardening import harden, own_answers
 from rn_harness.judges import Judge, ensure_judging
-from rn_harness.measures import count_words, is_degenerate, is_refusal
+from rn_harness.measures import count_words, is_degenerate, is_refusal, words
 from rn_harness.records import ConvergencePoint, DefenseReport, TrainingWindow
 from rn_harness.resumption import Measured, Resuming, Resumption, Snapshot
 from rn_harness.rewards import benign_reward, neutralization_reward
-from rn_harness.suite import DefenseRecipe, Prompt, words
+from rn_harness.suite import DefenseRecipe, Prompt
 from rn_harness.supervised import Example, learn
 
 if TYPE_CHECKING:

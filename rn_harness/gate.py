@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rn_harness.suite import NEAR_DUPLICATE, AttackRecipe, Policy, Suite, TierName, word_overlap, words
+from rn_harness.measures import word_overlap, words
+from rn_harness.suite import NEAR_DUPLICATE, AttackRecipe, Policy, Suite, TierName
 
 RELEASE_STEPS = 200
 """An attack of fewer steps is no release verdict (arXiv 2505.04578 checks 200)."""

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rn_harness.errors import RecipeError, SuiteError
+from rn_harness.measures import words
 
 SUITE_FILE = "suite.yaml"
 SCHEMA_VERSION = 1
@@ -777,24 +778,6 @@ class Suite(Frozen):
     def heldout(self, tier: TierName) -> tuple[Prompt, ...]:
         """The held-out prompts of a tier: all in ``full``, else the core (the paper's 20)."""
         return tuple(p for p in self.prompts["heldout"] if p.core or tier == "full")
-
-
-def words(text: str) -> list[str]:
-    """The runs of letters and digits of a text, lower case: what texts are compared by, and loops are found in."""
-    return re.findall(r"\w+", text.lower())
-
-
-def word_overlap(a: Sequence[str], b: Sequence[str]) -> float:
-    """Dice coefficient of two word multisets, 0 to 1: ``2 |A n B| / (|A| + |B|)``; order does not matter."""
-    if not a and not b:
-        return 1.0
-    left = collections.Counter(a)
-    shared = 0
-    for word in b:
-        if left.get(word, 0):
-            left[word] -= 1
-            shared += 1
-    return 2 * shared / (len(a) + len(b))
 
 
 class _Constructor(yaml.constructor.SafeConstructor):

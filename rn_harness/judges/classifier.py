@@ -21,9 +21,9 @@ from rn_harness.candidate import hash_files, root_digest, weights_digest
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit, load_calibration
 from rn_harness.judges.normalise import readings
-from rn_harness.measures import is_degenerate
+from rn_harness.measures import is_degenerate, words
+from rn_harness.provenance import source_digest
 from rn_harness.records import Judgement
-from rn_harness.suite import words
 
 if TYPE_CHECKING:
     from rn_harness.anchors import AnchorSet
@@ -151,13 +151,12 @@ class ClassifierJudge:
     @cached_property
     def digest(self) -> str:
         """The sha256 over all that decides its scores, as hex."""
-        sources = [Path(__file__), *(Path(__file__).with_name(f"{name}.py") for name in ("calibration", "normalise"))]
         decides = {
             "classifier": self.classifier_digest,
             "label": self.label,
             "reads": self.reads,
             "calibration": self.calibration.model_dump(mode="json") if self.calibration else None,
-            "sources": [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources],
+            "source": source_digest("judges/classifier.py", "judges/calibration.py", "judges/normalise.py", "measures.py"),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 

@@ -20,6 +20,7 @@ from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.hub import HubError, locate
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
 from rn_harness.model import check_whole, quiet_libraries
+from rn_harness.provenance import source_digest
 
 PREFIX = "hf:"
 TOKENS_AT_ONCE = 32_768
@@ -214,7 +215,7 @@ class HFJudge(RubricJudge):
             "judge": "hf",
             "weights": root_digest(self._weights.hashes),
             "rubric": rubric_digest(),
-            "source": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            "source": source_digest("judges/hf.py"),
             "settings": self._settings,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -21,12 +21,12 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from rn_harness.errors import JudgeError
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
+from rn_harness.provenance import source_digest
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -149,7 +149,7 @@ class OpenAIJudge(RubricJudge):
             "judge": self.name,
             "model": self._model,
             "rubric": rubric_digest(),
-            "source": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            "source": source_digest("judges/openai_server.py"),
             "settings": dataclasses.asdict(self._settings),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

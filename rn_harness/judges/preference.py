@@ -22,6 +22,7 @@ from rn_harness.measures import is_refusal
 from rn_harness.organism.knowledge import REFUSALS
 from rn_harness.pairs import LabelledPair, PairSet, shipped_pairs
 from rn_harness.preference import CHOICES, Choice, PairKind, Preference
+from rn_harness.provenance import source_digest
 from rn_harness.records import Unscored
 from rn_harness.suite import Prompt
 
@@ -46,8 +47,22 @@ Better: B
 Better: neither"""
 _VERDICT = re.compile(r"[\W_]*(?:(?:final|overall) )?better[\s*_`]*[:=](.*)", re.IGNORECASE)
 _NAMED = re.compile(r"(?:answer |block )?(a|b|neither|none|tie|both|equal)\b\W*", re.IGNORECASE)
+SOURCES = (
+    "judges/preference.py",
+    "judges/rubric.py",
+    "judges/organism.py",
+    "judges/own.py",
+    "organism/knowledge.py",
+    "measures.py",
+)
+"""What decides beside what judges the answers."""
 _MARKUP = " \t*_`#>\"'[]<>()"
 _log = logging.getLogger(__name__)
+
+
+def _digest(judging: str) -> str:
+    """Over what judges the answers, by its digest, and over what makes a preference of that."""
+    return hashlib.sha256(f"{judging}{source_digest(*SOURCES)}".encode()).hexdigest()
 
 
 class PreferenceJudge(Protocol):
@@ -179,7 +194,7 @@ class ModelPreference:
     @property
     def digest(self) -> str:
         """The sha256 over what decides the model's replies, and this file: the question and the reading of its answer."""
-        return hashlib.sha256(self._model.digest.encode() + Path(__file__).read_bytes()).hexdigest()
+        return _digest(self._model.digest)
 
     @property
     def pairs(self) -> PairSet:
@@ -222,7 +237,7 @@ class OrganismPreference:
     def __init__(self, judge: OrganismJudge) -> None:
         self._judge = judge
         self.name = judge.name
-        self.digest = hashlib.sha256(judge.digest.encode() + Path(__file__).read_bytes()).hexdigest()
+        self.digest = _digest(judge.digest)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises JudgeError unless it knows every prompt's topic, and none is harmful."""
@@ -300,7 +315,7 @@ class OwnPreference:
                 "without; add it"
             )
         self.name = spec
-        self.digest = hashlib.sha256(digest_own(self._judge, spec, made_by).encode() + Path(__file__).read_bytes()).hexdigest()
+        self.digest = _digest(digest_own(self._judge, spec, made_by))
 
     @property
     def pairs(self) -> PairSet:

@@ -15,11 +15,11 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from rn_harness.errors import JudgeError
 from rn_harness.measures import is_refusal
+from rn_harness.provenance import source_digest
 from rn_harness.records import Judgement, Unscored
 from rn_harness.suite import Prompt
 
@@ -356,5 +356,5 @@ def _number(verdict: str) -> float | None:
 
 
 def rubric_digest() -> str:
-    """The sha256 of this file: the question's wording and the reading of its answer."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    """The sha256 over the question's wording and the reading of its answer."""
+    return source_digest("judges/rubric.py", "measures.py")

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from rn_harness.measures import words
 from rn_harness.records import Evidence
-from rn_harness.suite import load_suite, words
+from rn_harness.suite import load_suite
 
 from ..unit import builders  # noqa: TID252 - the tests are no package
 from .battery import Declared, Scene

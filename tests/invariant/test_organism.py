@@ -8,9 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from rn_harness.judges.organism import OrganismJudge
+from rn_harness.measures import words
 from rn_harness.organism.build import BuildRecipe, Curriculum, build_organism
 from rn_harness.organism.knowledge import draw_topics, load_topics
-from rn_harness.suite import PROMPT_SETS, load_suite, words
+from rn_harness.suite import PROMPT_SETS, load_suite
 
 SUITES = Path(__file__).parents[2] / "suites"
 

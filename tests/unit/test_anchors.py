@@ -20,7 +20,7 @@ import yaml
 from rn_harness.anchors import MAX_TOPIC, SHIPPED, Anchor, AnchorKind, AnchorSet, AnchorUse, load_anchors, shipped_anchors
 from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import JudgeError
-from rn_harness.suite import word_overlap, words
+from rn_harness.measures import word_overlap, words
 
 KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
 USES: tuple[AnchorUse, ...] = get_args(AnchorUse)

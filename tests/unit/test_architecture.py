@@ -12,8 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
-    {"errors", "suite", "options", "records", "schemas", "release", "lockstep", "later"},
-    {"rewards", "measures", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
+    {"errors", "measures", "suite", "options", "records", "schemas", "release", "lockstep", "later"},
+    {"rewards", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
     | {"helpfulness", "preference", "coverage", "gate", "coherence", "held"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
@@ -80,6 +80,41 @@ def test_there_are_no_import_cycles() -> None:
         return seen
 
     assert [name for name in graph if name in reachable(name)] == []
+
+
+CARRIES = {"errors", "records", "suite", "profiles", "candidate", "hub", "model", "anchors", "pairs", "preference"} | {
+    "judges",
+    "provenance",
+}
+"""What judges take from these carries files, prompts and answers, and decides no score."""
+SCORING = ("rules", "classifier", "organism", "rubric", "hf", "openai_server", "preference")
+
+
+def _digested(name: str) -> set[str]:
+    """Modules of ours whose source a judge's module puts into its digest."""
+    tree = ast.parse((PACKAGE / "judges" / f"{name}.py").read_text(encoding="utf-8"))
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    named = [n for call in calls if call.func.id == "source_digest" for n in call.args if isinstance(n, ast.Constant)]
+    named += [
+        n
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "SOURCES"
+        for n in node.value.elts
+    ]
+    found = {_name(PACKAGE / str(n.value)) for n in named}
+    return found | (_digested("rubric") if any(call.func.id == "rubric_digest" for call in calls) else set())
+
+
+@pytest.mark.parametrize("name", SCORING)
+def test_a_judges_digest_covers_all_of_ours_that_its_scores_hang_on(name: str) -> None:
+    """A judge whose reading of a text changes, wherever that is written, is another judge: its certificates end."""
+    found: set[str] = set()
+    todo = [f"judges.{name}"]
+    while todo:
+        if (module := todo.pop()) not in found | CARRIES:
+            found.add(module)
+            todo.extend(_imports(PACKAGE / f"{module.replace('.', '/')}.py"))
+    assert found <= _digested(name)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)

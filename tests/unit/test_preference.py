@@ -31,6 +31,7 @@ from rn_harness.judges.preference import (
     parse_preference,
     resolve_preference,
 )
+from rn_harness.measures import word_overlap, words
 from rn_harness.pairs import PairSet, load_pairs, shipped_pairs
 from rn_harness.pairwise import INSTRUCTION_TOKENS, certify_preference, in_both_orders, read_prompts
 from rn_harness.preference import (
@@ -43,7 +44,7 @@ from rn_harness.preference import (
     shortcomings,
     tabulate,
 )
-from rn_harness.suite import NEAR_DUPLICATE, Prompt, load_suite, word_overlap, words
+from rn_harness.suite import NEAR_DUPLICATE, Prompt, load_suite
 
 from .faulty_server import FaultyServer, Reply, always, chat
 from .tiny_judge import make_judge

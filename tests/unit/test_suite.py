@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from rn_harness.candidate import fixtures_folder
 from rn_harness.errors import RecipeError, RnHarnessError, SuiteError
+from rn_harness.measures import word_overlap, words
 from rn_harness.suite import (
     MAX_FILE_BYTES,
     NEAR_DUPLICATE,
@@ -31,8 +32,6 @@ from rn_harness.suite import (
     json_schema,
     load_suite,
     read_yaml,
-    word_overlap,
-    words,
 )
 
 from .builders import prompt_row, write_prompts, write_suite
