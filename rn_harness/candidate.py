@@ -108,7 +108,7 @@ class Candidate:
     """A model's identity and the way to load it.
 
     Attributes:
-        name: how the user called it.
+        name: its profile's, or as on the hub; of local files what they are called, not where they lie: it is published.
         folder: where its files lie; of a GGUF file, the folder that holds it.
         revision: full commit on the hub; None for local files.
         digest: sha256 over its files, before loading, and over what is loaded in another way than they say.
@@ -327,7 +327,7 @@ def resolve_candidate(
     }
     changed = {key: value for key, value in other.items() if value}
     return Candidate(
-        name=profile.name if profile else spec,
+        name=profile.name if profile else spec if revision else (folder / (gguf or "")).name,
         folder=folder,
         revision=revision,
         digest=_sha256(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest,

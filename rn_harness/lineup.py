@@ -167,7 +167,7 @@ class Lineup:
         key = f"{folder} {spec}"
         if key not in self._judges:
             judge = resolve_judge(f"{ORGANISM}:{self.candidate.folder}", folder) if spec == ORGANISM else resolve(spec, folder)
-            if weights_of(judge) in self._under_test or getattr(judge, "served_model", None) == self.candidate.name:
+            if weights_of(judge) in self._under_test or called(getattr(judge, "served_model", "")) in self._names_under_test:
                 raise JudgeError(
                     f"a model must not judge itself, got judge={spec} for candidate={self.candidate.name}; name another"
                 )
@@ -180,6 +180,14 @@ class Lineup:
         """What the weights under test are known by: the candidate's, and those of a whole defended model."""
         whole = {weights_digest(hash_files(self.defense_folder, follow_links=True))} if self.is_given_whole else set()
         return whole | {of.weights_digest for of in (self.candidate, self.released) if of}
+
+    @functools.cached_property
+    def _names_under_test(self) -> set[str]:
+        """What a server may call them, whose weights cannot be seen."""
+        models = [of for of in (self.candidate, self.released) if of]
+        whole = [str(self.defense_folder)] if self.is_given_whole else []
+        named = [*whole, *(of.name for of in models), *(of.profile.model for of in models if of.profile)]
+        return {called(name) for name in (*named, *(str(of.folder / (of.gguf or "")) for of in models))}
 
     def ask_judges(self, suite: Suite) -> None:
         """Asks each judge once whether it can judge the suite's prompts: one on a server is asked in earnest.
@@ -247,6 +255,11 @@ class Lineup:
     def harmful(self, suites: Sequence[Suite]) -> list[str]:
         """The domains in which this run makes a real model do harm; none for an organism, or where a domain is benign."""
         return [] if self.candidate.is_organism else [s.domain for s in suites if not s.declaration.benign]
+
+
+def called(name: str) -> str:
+    """A model's name without its owner or folder, and without its revision: servers are free in these."""
+    return Path(name.partition("@")[0]).name.casefold()
 
 
 def weights_of(judge: Judge) -> str | None:

@@ -308,6 +308,12 @@ def copy_of_the_candidate_judges(scene: Scene) -> Evidence:
     raise AssertionError("it was not refused")
 
 
+@JUDGES.by("the candidate judges itself from a server", "refused", "JudgeError", "a model must not judge itself")
+def candidate_judges_itself_from_a_server(scene: Scene) -> Evidence:
+    check_judges(_session(scene, judge="openai:maker/Organism@http://127.0.0.1:9/v1"), scene.lab.suite)
+    raise AssertionError("it was not refused")
+
+
 @JUDGES.by("the second opinion is the same judge's", "refused", "JudgeError", "a second opinion needs another judge")
 def second_is_the_first(scene: Scene) -> Evidence:
     check_judges(_session(scene, second_judge="organism"), scene.lab.suite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rn_harness import session
 from rn_harness.anchors import shipped_anchors
@@ -95,6 +97,46 @@ def judged_by(folder: Path, monkeypatch: pytest.MonkeyPatch, *judges: Judge) -> 
     both = Judges(*judges) if len(judges) == 3 else Judges(judges[0], judges[1], None)
     monkeypatch.setattr(RunSession, "judges", lambda *_: both)
     return session
+
+
+@pytest.mark.parametrize(
+    ("served", "refused"),
+    [
+        ("organism", True),
+        ("Lab/Organism", True),
+        ("organism@2f1c", True),
+        ("/srv/models/organism", True),
+        ("organism-judge", False),
+    ],
+)
+def test_a_candidate_behind_a_server_does_not_judge_itself(tmp_path: Path, suite: Suite, served: str, *, refused: bool) -> None:
+    """A server's weights cannot be seen, so that its model counts as the candidate where it has the candidate's name."""
+    session = a_session(tmp_path, judge=f"openai:{served}@http://127.0.0.1:9/v1")
+    with pytest.raises(JudgeError, match="must not judge itself") if refused else contextlib.nullcontext():
+        session.judges(suite)
+
+
+def test_a_profiles_model_does_not_judge_itself_by_its_hub_id(tmp_path: Path, suite: Suite) -> None:
+    """A candidate that is named by a profile has its model's names too; so has the folder of a defended model."""
+    profile = yaml.safe_load((ROOT / "fixtures" / "models" / "organism.yaml").read_text(encoding="utf-8"))
+    folder = tmp_path / "Some-8B-Instruct"
+    shutil.copytree(ROOT / "fixtures" / "organism", folder)
+    short = {**profile, "name": "short", "model": f"./{folder.name}", "digest": None}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short), encoding="utf-8")
+    spec = "openai:maker/some-8b-instruct@http://127.0.0.1:9/v1"
+    for options in ({"model": "short.yaml"}, {"defense": folder.name}):
+        with pytest.raises(JudgeError, match="must not judge itself"):
+            a_session(tmp_path, judge=spec, **options).judges(suite)
+
+
+def test_one_model_on_two_servers_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another address, or another owner's copy, makes no second opinion."""
+    one, other, third = (Judge(digest=digit * 64) for digit in "123")
+    for judge, name in ((one, "maker/judge-9b"), (other, "copies/Judge-9B"), (third, "maker/judge-27b")):
+        judge.served_model = name  # type: ignore[attr-defined]
+    check_judges(judged_by(tmp_path, monkeypatch, one, one, third), suite)
+    with pytest.raises(JudgeError, match="a second opinion needs another judge"):
+        check_judges(judged_by(tmp_path, monkeypatch, one, one, other), suite)
 
 
 def test_one_model_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
