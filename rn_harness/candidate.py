@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,7 @@ class Candidate:
     """A model's identity and the way to load it.
 
     Attributes:
-        name: its profile's, or as on the hub; of local files what they are called, not where they lie: it is published.
+        name: its profile's, or as on the hub; of local files what the user called them, without where they lie.
         folder: where its files lie; of a GGUF file, the folder that holds it.
         revision: full commit on the hub; None for local files.
         digest: sha256 over its files, before loading, and over what is loaded in another way than they say.
@@ -327,7 +328,7 @@ def resolve_candidate(
     }
     changed = {key: value for key, value in other.items() if value}
     return Candidate(
-        name=profile.name if profile else spec if revision else (folder / (gguf or "")).name,
+        name=profile.name if profile else spec if revision else _path(spec, base).name,
         folder=folder,
         revision=revision,
         digest=_sha256(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest,
@@ -378,15 +379,20 @@ def _quantised(quantise: str | None, config: Mapping[str, Any], folder: Path, gg
         ) from None
 
 
+def _path(spec: str, base: Path) -> Path:
+    """What a spec of local files names, whole; a link stays one: a hub's cache links a file's name to a number."""
+    return Path(os.path.abspath(base / Path(spec).expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+
 def _find(
     spec: str, base: Path, profile: ModelProfile | None, *, allow_pickle: bool, code: bool
 ) -> tuple[Path, str | None, str | None]:
     """Folder, commit and GGUF file that a spec names."""
     if profile is not None and profile.local is not None:
         return profile.local, None, None
-    path = (base / Path(spec).expanduser()).resolve() if profile is None else Path()
+    path = _path(spec, base) if profile is None else Path()
     if profile is None and spec and path.is_dir():
-        return path, None, None
+        return path.resolve(), None, None
     if profile is None and spec.endswith(".gguf"):
         if not path.is_file():
             raise CandidateError(f"--model must be a GGUF file that exists, got {spec!r} under {base}; correct the path")

@@ -6,6 +6,7 @@ Each is looked for once. Nothing is loaded or measured.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,9 +168,11 @@ class Lineup:
         key = f"{folder} {spec}"
         if key not in self._judges:
             judge = resolve_judge(f"{ORGANISM}:{self.candidate.folder}", folder) if spec == ORGANISM else resolve(spec, folder)
-            if weights_of(judge) in self._under_test or called(getattr(judge, "served_model", "")) in self._names_under_test:
+            served = called(getattr(judge, "served_model", ""))
+            if weights_of(judge) in self._under_test or {served, served.partition(":")[0]} & self._names_under_test:
                 raise JudgeError(
-                    f"a model must not judge itself, got judge={spec} for candidate={self.candidate.name}; name another"
+                    f"a model must not judge itself, got judge={spec} for candidate={self.candidate.name}; name another, or, "
+                    "if it is another, have its server call it otherwise"
                 )
             self._judges[key] = judge
         told = self._judges[key].about(suite.declaration.forbidden)
@@ -184,10 +187,13 @@ class Lineup:
     @functools.cached_property
     def _names_under_test(self) -> set[str]:
         """What a server may call them, whose weights cannot be seen."""
-        models = [of for of in (self.candidate, self.released) if of]
-        whole = [str(self.defense_folder)] if self.is_given_whole else []
-        named = [*whole, *(of.name for of in models), *(of.profile.model for of in models if of.profile)]
-        return {called(name) for name in (*named, *(str(of.folder / (of.gguf or "")) for of in models))}
+        names = [self.defense_folder.name] if self.defense_folder.is_dir() else []
+        for of in (self.candidate, self.released):
+            if of:
+                hub = of.name.partition("@")[0] if of.revision else of.name
+                cached = next((p.name.rpartition("--")[2] for p in of.folder.parents if p.name.startswith("models--")), "")
+                names += [hub, cached, of.gguf or of.folder.name, of.profile.model if of.profile else ""]
+        return {called(name) for name in names} - {""}
 
     def ask_judges(self, suite: Suite) -> None:
         """Asks each judge once whether it can judge the suite's prompts: one on a server is asked in earnest.
@@ -258,8 +264,9 @@ class Lineup:
 
 
 def called(name: str) -> str:
-    """A model's name without its owner or folder, and without its revision: servers are free in these."""
-    return Path(name.partition("@")[0]).name.casefold()
+    """A model's name without what servers are free in: owner or folder, revision, the tag of the latest, a GGUF file's suffix."""
+    last = re.sub(r"(?<=.)@.*", "", Path(name).name)
+    return last.casefold().removesuffix(":latest").removesuffix(".gguf")
 
 
 def weights_of(judge: Judge) -> str | None:

@@ -88,6 +88,13 @@ def quiet_libraries() -> None:
     _settle()
 
 
+def without_date(template: str) -> str:
+    """A chat template to which it is always the same day: what it writes does not change from run to run."""
+    if "strftime_now" not in template:
+        return template
+    return f"{{%- macro strftime_now(format) -%}}{TODAY}{{%- endmacro -%}}{template}"
+
+
 @cache
 def _settle() -> None:
     """Takes what the libraries brought out of garbage collection: half a million objects that stay, looked through each time.
@@ -212,9 +219,7 @@ class LanguageModel:
             raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
         templates = chat_template or tokenizer.chat_template
         template = templates["default"] if isinstance(templates, dict) else templates  # the default one of several is used
-        if "strftime_now" in template:
-            template = f"{{%- macro strftime_now(format) -%}}{TODAY}{{%- endmacro -%}}{template}"
-        tokenizer.chat_template = template
+        tokenizer.chat_template = without_date(template)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
             tokenizer.pad_token = tokenizer.eos_token

@@ -64,7 +64,7 @@ def check_judges(session: RunSession, suite: Suite) -> None:
     if judges.second and _same(judges.second, judges.evaluation):
         raise JudgeError(
             f"a second opinion needs another judge, got {judges.second.name} for {judges.evaluation.name}; name another by "
-            f"--rn-second-judge, or {NO_JUDGE}"
+            f"--rn-second-judge, or {NO_JUDGE}; of two servers' models that are called alike, rename one if they are two"
         )
     if judges.reward.digest != judges.evaluation.digest and _same(judges.reward, judges.evaluation):
         raise JudgeError(

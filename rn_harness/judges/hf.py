@@ -19,7 +19,7 @@ from rn_harness.candidate import hash_files, root_digest, weights_digest
 from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.hub import HubError, locate
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
-from rn_harness.model import check_whole, quiet_libraries
+from rn_harness.model import check_whole, quiet_libraries, without_date
 from rn_harness.provenance import source_digest
 
 PREFIX = "hf:"
@@ -92,6 +92,9 @@ class _Weights:
                 f"a judge must have a chat template, got folder={folder} without one; name an instruction model, since a base "
                 "model answers no questions, or save the tokenizer with its template"
             )
+        # What it is asked is the same every day, as its certificate takes it to be.
+        of = tokenizer.chat_template
+        tokenizer.chat_template = {k: without_date(v) for k, v in of.items()} if isinstance(of, dict) else without_date(of)
         return tokenizer
 
     @cached_property
@@ -206,7 +209,7 @@ class HFJudge(RubricJudge):
 
     @property
     def digest(self) -> str:
-        """The sha256 over the model's files, the rubric, this file and the settings; not over the forbidden subject.
+        """The sha256 over the model's files, the rubric, our sources and the settings; not over the forbidden subject.
 
         Raises:
             JudgeError: the model cannot be had.

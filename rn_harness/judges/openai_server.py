@@ -144,7 +144,7 @@ class OpenAIJudge(RubricJudge):
 
     @property
     def digest(self) -> str:
-        """The sha256 over address, model name, rubric, this file and the settings; a server's weights cannot be digested."""
+        """The sha256 over address, model name, rubric, our sources and the settings; a server's weights cannot be digested."""
         parts = {
             "judge": self.name,
             "model": self._model,

@@ -193,7 +193,7 @@ class ModelPreference:
 
     @property
     def digest(self) -> str:
-        """The sha256 over what decides the model's replies, and this file: the question and the reading of its answer."""
+        """The sha256 over what decides the model's replies, the question and the reading of its answer."""
         return _digest(self._model.digest)
 
     @property

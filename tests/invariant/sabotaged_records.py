@@ -247,6 +247,10 @@ _forged(
     lambda: _control(_fields(reward_digest=OTHER)),
 )  # fmt: skip
 _forged(
+    "control-of-another-second-judge", "the control is of another second judge", "control_foreign", f"{FOREIGN}second judge",
+    lambda: _control(_fields(second_digest=OTHER)),
+)  # fmt: skip
+_forged(
     "reward-never-witnessed", "the reward's judge is another one, and was never shown known anchors", "unwitnessed",
     "step 0: the reward's judge was shown 0 of 8 known harmful anchors, and so at 21 checkpoints",
     lambda: _run(_unwitnessed, _control(_fields(reward_digest=OTHER))),

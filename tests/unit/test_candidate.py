@@ -352,6 +352,32 @@ def test_a_gguf_file_is_identified_by_its_name_and_contents(tmp_path: Path) -> N
         found.verify()
 
 
+def test_a_gguf_file_of_the_hubs_cache_keeps_its_name(tmp_path: Path) -> None:
+    """There a file's name is a link to a number: the model is called by the name, and its weights are known by their contents."""
+    (tmp_path / "blobs").mkdir()
+    write_gguf(tmp_path / "blobs" / "2f1c.gguf").rename(tmp_path / "blobs" / "2f1c")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "m.gguf").symlink_to(Path("blobs", "2f1c"))
+    found = resolve_candidate("link/m.gguf", tmp_path)
+    assert (found.name, found.gguf) == ("m.gguf", "m.gguf")
+    plain = Path(shutil.copytree(tmp_path / "blobs", tmp_path / "plain", symlinks=True), "2f1c").rename(
+        tmp_path / "plain" / "m.gguf"
+    )
+    copy = resolve_candidate(str(plain), tmp_path)
+    assert (copy.digest, copy.weights_digest) == (found.digest, found.weights_digest)
+    other = resolve_candidate(str(write_gguf(tmp_path / "n.gguf", "F16")), tmp_path)
+    assert other.weights_digest != found.weights_digest
+
+
+def test_local_models_are_called_by_their_own_name(folder: Path) -> None:
+    """Not by where they lie, which nobody else is to learn; a link by what the user called it."""
+    (folder.parent / "mine").symlink_to(folder, target_is_directory=True)
+    assert resolve_candidate(str(folder), Path()).name == folder.name
+    assert resolve_candidate(".", folder).name == folder.name
+    assert resolve_candidate("../mine/", folder).name == "mine"
+    assert resolve_candidate("mine", folder.parent).digest == resolve_candidate(".", folder).digest
+
+
 def test_an_unknown_quantisation_is_named_before_loading(tmp_path: Path) -> None:
     """A kind that cannot be turned into plain numbers, or that nobody knows, is named with those that can."""
     write_gguf(tmp_path / "odd.gguf", "Q8_K")

@@ -26,7 +26,7 @@ from rn_harness.hub import HubError, locate
 from rn_harness.judges import hf
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.rubric import WORDINGS, build_question
-from rn_harness.suite import Policy, Prompt
+from rn_harness.suite import TODAY, Policy, Prompt
 
 from .tiny_judge import SPECIAL, TEMPLATE, WORDS, make_judge
 
@@ -143,6 +143,16 @@ def test_a_template_that_begins_to_think_is_heeded(tmp_path: Path) -> None:
     ends = make_judge(tmp_path / "ends", ("0", "</think>", *SEVEN), template=template)
     assert reasons(judge(thinks), "No.") == ["unparsable"]
     assert reasons(judge(ends), "No.") == [7.0]
+
+
+def test_the_question_is_the_same_every_day(tmp_path: Path) -> None:
+    """A template that writes the date writes the day that candidates get too, as a certificate of another day takes it."""
+    dated = make_judge(tmp_path / "dated", SEVEN, template="{{ strftime_now('%Y') }} " + TEMPLATE)
+    told = HFJudge(str(dated))
+    ids, _ = told._encode([{"role": "user", "content": "no"}])
+    plain = HFJudge(str(make_judge(tmp_path / "plain", SEVEN, template=TODAY + " " + TEMPLATE)))
+    assert ids == plain._encode([{"role": "user", "content": "no"}])[0]
+    assert told._weights.tokenizer.apply_chat_template([{"role": "user", "content": "no"}], tokenize=False).startswith(TODAY)
 
 
 def test_rows_keep_their_order_and_their_reason(seven: Path) -> None:

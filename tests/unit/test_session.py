@@ -16,7 +16,7 @@ import yaml
 
 from rn_harness import session
 from rn_harness.anchors import shipped_anchors
-from rn_harness.candidate import fixtures_folder
+from rn_harness.candidate import ADAPTER_CONFIG, fixtures_folder
 from rn_harness.capacity import Capacity
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.lineup import CaseTask, Judges
@@ -106,6 +106,10 @@ def judged_by(folder: Path, monkeypatch: pytest.MonkeyPatch, *judges: Judge) -> 
         ("Lab/Organism", True),
         ("organism@2f1c", True),
         ("/srv/models/organism", True),
+        ("/srv/me@lab/organism/", True),
+        ("organism:latest", True),
+        ("organism:free", True),
+        ("organism.gguf", True),
         ("organism-judge", False),
     ],
 )
@@ -124,9 +128,29 @@ def test_a_profiles_model_does_not_judge_itself_by_its_hub_id(tmp_path: Path, su
     short = {**profile, "name": "short", "model": f"./{folder.name}", "digest": None}
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(short), encoding="utf-8")
     spec = "openai:maker/some-8b-instruct@http://127.0.0.1:9/v1"
-    for options in ({"model": "short.yaml"}, {"defense": folder.name}):
+    (tmp_path / "link").symlink_to(folder)
+    cache = tmp_path / "models--Maker--Some-8B-Instruct" / "snapshots" / "2f1c"
+    shutil.copytree(folder, cache)
+    for options in ({"model": "short.yaml"}, {"defense": folder.name}, {"model": "./link"}, {"model": str(cache)}):
         with pytest.raises(JudgeError, match="must not judge itself"):
             a_session(tmp_path, judge=spec, **options).judges(suite)
+    with pytest.raises(JudgeError, match="must not judge itself"):
+        a_session(tmp_path, judge="openai:link@http://127.0.0.1:9/v1", model="./link").judges(suite)
+
+
+def test_an_adapters_folder_names_the_defended_model(tmp_path: Path, suite: Suite) -> None:
+    """A server calls a model with an adapter by the adapter's name."""
+    (tmp_path / "my@lab" / "defense-7").mkdir(parents=True)
+    (tmp_path / "my@lab" / "defense-7" / ADAPTER_CONFIG).write_text("{}", encoding="utf-8")
+    with pytest.raises(JudgeError, match="must not judge itself"):
+        a_session(tmp_path, defense="my@lab/defense-7", judge="openai:defense-7@http://127.0.0.1:9/v1").judges(suite)
+
+
+@pytest.mark.parametrize("model", ["@v1", "./", "a@b/x"])
+def test_a_judge_without_a_server_has_no_served_name(tmp_path: Path, suite: Suite, model: str) -> None:
+    """Whatever a folder is called, a judge of files is not taken for it by name."""
+    shutil.copytree(ROOT / "fixtures" / "organism", tmp_path / model, dirs_exist_ok=True)
+    assert a_session(tmp_path, model=f"./{model}").judges(suite).evaluation.name == "organism"
 
 
 def test_one_model_on_two_servers_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
