@@ -194,7 +194,7 @@ def test_a_local_folder_is_a_candidate_like_the_organism(workspace):
     shutil.copytree(fixtures_folder() / "organism", workspace.folder / "model")
     result = workspace.run("mine/biochem", *SHORT, "--model", "./model")
     assert result.ret == 0, result.text
-    assert workspace.record()["candidate"]["name"] == "./model"
+    assert workspace.record()["candidate"]["name"] == "model"  # not where it lies
     assert all(case["stored"] for case in workspace.record()["cases"])  # same digest, same keys
 
 
