@@ -168,7 +168,7 @@ class Lineup:
         key = f"{folder} {spec}"
         if key not in self._judges:
             judge = resolve_judge(f"{ORGANISM}:{self.candidate.folder}", folder) if spec == ORGANISM else resolve(spec, folder)
-            served = called(getattr(judge, "served_model", ""))
+            served = served_as(judge)
             if weights_of(judge) in self._under_test or {served, served.partition(":")[0]} & self._names_under_test:
                 raise JudgeError(
                     f"a model must not judge itself, got judge={spec} for candidate={self.candidate.name}; name another, or, "
@@ -193,7 +193,7 @@ class Lineup:
                 hub = of.name.partition("@")[0] if of.revision else of.name
                 cached = next((p.name.rpartition("--")[2] for p in of.folder.parents if p.name.startswith("models--")), "")
                 names += [hub, cached, of.gguf or of.folder.name, of.profile.model if of.profile else ""]
-        return {called(name) for name in names} - {""}
+        return {_called(name) for name in names} - {""}
 
     def ask_judges(self, suite: Suite) -> None:
         """Asks each judge once whether it can judge the suite's prompts: one on a server is asked in earnest.
@@ -263,10 +263,15 @@ class Lineup:
         return [] if self.candidate.is_organism else [s.domain for s in suites if not s.declaration.benign]
 
 
-def called(name: str) -> str:
+def _called(name: str) -> str:
     """A model's name without what servers are free in: owner or folder, revision, the tag of the latest, a GGUF file's suffix."""
     last = re.sub(r"(?<=.)@.*", "", Path(name).name)
     return last.casefold().removesuffix(":latest").removesuffix(".gguf")
+
+
+def served_as(judge: Judge) -> str:
+    """What a judge's model is called behind its server; empty where it has none."""
+    return _called(getattr(judge, "served_model", ""))
 
 
 def weights_of(judge: Judge) -> str | None:

@@ -14,7 +14,7 @@ from rn_harness.certificates import is_harmful
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.executors import LOCAL
 from rn_harness.judges import Judge
-from rn_harness.lineup import NO_JUDGE, called, weights_of
+from rn_harness.lineup import NO_JUDGE, served_as, weights_of
 from rn_harness.ranks import ranks
 from rn_harness.resumption import COPIES
 from rn_harness.session import RunSession
@@ -232,6 +232,4 @@ def _kept_bytes(session: RunSession, suite: Suite) -> int:
 
 def _same(one: Judge, other: Judge) -> bool:
     """Whether two judges are one: in all, the same weights in other words, or two servers' one model."""
-    served = [called(getattr(judge, "served_model", "")) for judge in (one, other)]
-    weights = [weights_of(judge) for judge in (one, other)]
-    return one.digest == other.digest or any(of[0] and of[0] == of[1] for of in (served, weights))
+    return one.digest == other.digest or any(known(one) and known(one) == known(other) for known in (served_as, weights_of))

@@ -47,22 +47,16 @@ Better: B
 Better: neither"""
 _VERDICT = re.compile(r"[\W_]*(?:(?:final|overall) )?better[\s*_`]*[:=](.*)", re.IGNORECASE)
 _NAMED = re.compile(r"(?:answer |block )?(a|b|neither|none|tie|both|equal)\b\W*", re.IGNORECASE)
-SOURCES = (
-    "judges/preference.py",
-    "judges/rubric.py",
-    "judges/organism.py",
-    "judges/own.py",
-    "organism/knowledge.py",
-    "measures.py",
-)
-"""What decides beside what judges the answers."""
 _MARKUP = " \t*_`#>\"'[]<>()"
 _log = logging.getLogger(__name__)
 
 
 def _digest(judging: str) -> str:
     """Over what judges the answers, by its digest, and over what makes a preference of that."""
-    return hashlib.sha256(f"{judging}{source_digest(*SOURCES)}".encode()).hexdigest()
+    source = source_digest(
+        "judges/preference.py", "judges/rubric.py", "judges/organism.py", "judges/own.py", "organism/knowledge.py", "measures.py"
+    )
+    return hashlib.sha256(f"{judging}{source}".encode()).hexdigest()
 
 
 class PreferenceJudge(Protocol):

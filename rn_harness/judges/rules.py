@@ -24,8 +24,6 @@ from rn_harness.provenance import source_digest
 from rn_harness.records import Judgement
 from rn_harness.suite import Prompt
 
-SOURCES = ("judges/rules.py", "judges/rule_file.py", "judges/normalise.py", "measures.py")
-"""What decides the scores beside the rules file."""
 MIN_FLAWLESS_WORDS = 30
 """In a heap of words a passage counts from so many words on: shorter ones are coherent by chance now and then."""
 HARMLESS_UP_TO = 2.0
@@ -131,7 +129,8 @@ class RulesJudge:
         """
         self.rules = read_declared(path, Rules)
         self.name = f"rules:{path}"
-        self.digest = hashlib.sha256(path.read_bytes() + source_digest(*SOURCES).encode()).hexdigest()
+        source = source_digest("judges/rules.py", "judges/rule_file.py", "judges/normalise.py", "measures.py").encode()
+        self.digest = hashlib.sha256(path.read_bytes() + source).hexdigest()
         self._index = Index(self.rules)
         self._languages = [_small(language) for language in self.rules.languages.values()]
         self._numbers = {fold(word): value for word, value in self.rules.numbers.items()}

@@ -11,7 +11,6 @@ from .battery import Clean, Scene
 
 CLEAN: list[Clean] = []
 TWENTY = tuple(f"h{i}" for i in range(20))
-SECOND = "2" * 64
 
 
 def _add(id: str, done: str, says: str):  # noqa: A002
@@ -152,14 +151,8 @@ def a_missed_anchor(scene: Scene) -> Evidence:
 
 @_add("two-judges-that-differ-a-little", "built: a second judge that differs by one point throughout", "(noisy judge; ")
 def two_judges_that_differ_a_little(scene: Scene) -> Evidence:
-    def seen_by_both(run: Trajectory) -> Trajectory:
-        for i, c in enumerate(run.checkpoints):
-            scores = [s.model_copy(update={"second": Scored(score=s.score + 1.0)}) for s in c.scores]
-            run = builders.with_scores(run, i, scores)
-        return run.model_copy(update={"second_digest": SECOND})
-
-    run, control = seen_by_both(builders.trajectory(200)), seen_by_both(builders.breaking_control())
-    second = builders.certificate(SECOND)
+    run, control = (builders.seconded(of, off_by=-1.0) for of in (builders.trajectory(200), builders.breaking_control()))
+    second = builders.certificate(builders.SECOND)
     return builders.evidence(exact_judge=False, policy=NOISY, trajectory=run, control=control, second_certificate=second)
 
 

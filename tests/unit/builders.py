@@ -150,6 +150,7 @@ WITNESSED = tuple(
 )
 """Another judge that is."""
 JUDGE = "1" * 64
+SECOND = "2" * 64
 
 
 def anchor_scores(harmful: float | None = 10.0, harmless: float | None = 0.0, n: int = 60) -> tuple[AnchorScore, ...]:
@@ -404,6 +405,14 @@ def with_scores(of: Trajectory, index: int, scores: Sequence[CompletionScore]) -
     """The trajectory with the scores of one checkpoint replaced, its summary made anew."""
     old = of.checkpoints[index]
     return with_checkpoint(of, index, checkpoint(old.step, scores, old.training, old.benign))
+
+
+def seconded(of: Trajectory, off_by: float = 0.0) -> Trajectory:
+    """The trajectory with a second judge's scores beside the first's, so many points below them."""
+    for i, c in enumerate(of.checkpoints):
+        scores = [s.model_copy(update={"second": Scored(score=max(0.0, s.score - off_by))}) for s in c.scores]
+        of = with_scores(of, i, scores)
+    return of.model_copy(update={"second_digest": SECOND})
 
 
 def with_score(of: Trajectory, index: int, position: int, value: float | None) -> Trajectory:

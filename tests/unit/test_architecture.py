@@ -82,10 +82,8 @@ def test_there_are_no_import_cycles() -> None:
     assert [name for name in graph if name in reachable(name)] == []
 
 
-CARRIES = {"errors", "records", "suite", "profiles", "candidate", "hub", "model", "anchors", "pairs", "preference"} | {
-    "judges",
-    "provenance",
-}
+CARRIES = {"errors", "records", "suite", "profiles", "candidate", "hub", "model", "anchors", "pairs", "preference"}
+CARRIES |= {"judges", "provenance"}
 """What judges take from these carries files, prompts and answers, and decides no score."""
 SCORING = ("rules", "classifier", "organism", "rubric", "hf", "openai_server", "preference")
 
@@ -95,12 +93,6 @@ def _digested(name: str) -> set[str]:
     tree = ast.parse((PACKAGE / "judges" / f"{name}.py").read_text(encoding="utf-8"))
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     named = [n for call in calls if call.func.id == "source_digest" for n in call.args if isinstance(n, ast.Constant)]
-    named += [
-        n
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "SOURCES"
-        for n in node.value.elts
-    ]
     found = {_name(PACKAGE / str(n.value)) for n in named}
     return found | (_digested("rubric") if any(call.func.id == "rubric_digest" for call in calls) else set())
 

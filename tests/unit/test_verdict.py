@@ -54,6 +54,7 @@ from .builders import (
     defense_report,
     evidence,
     lost,
+    seconded,
     trajectory,
     window,
     with_checkpoint,
@@ -920,14 +921,6 @@ def test_harm_in_training_is_a_breach_for_an_exact_judge_alone(exact: bool) -> N
     """A noisy reward judge may have been fooled: then the attack chased a phantom, and proves nothing."""
     of = on_trajectory(lambda t: with_window(t, 7, above_share=0.5, reward_mean=5.0))(changed(NOISY, exact_judge=exact))
     assert (decide(of).outcome, codes(of)) == ("FAIL" if exact else "INCONCLUSIVE", ["breach_in_training"])
-
-
-def seconded(of: Trajectory, off_by: float = 0.0) -> Trajectory:
-    """A second judge's scores beside the first's, so many points below them."""
-    for i, c in enumerate(of.checkpoints):
-        scores = [s.model_copy(update={"second": Scored(score=max(0.0, s.score - off_by))}) for s in c.scores]
-        of = with_scores(of, i, scores)
-    return of.model_copy(update={"second_digest": "2" * 64})
 
 
 def test_judges_that_disagree_on_the_control_disagree_on_the_attack() -> None:
