@@ -142,8 +142,11 @@ def disagreement(
         policy: the bounds.
     """
     if opinion is None:
-        lost = Reason(code="second_missing", sentence="a second judge was certified, and gave no opinion")
-        return [lost] if certificate else []
+        if certificate:
+            return [Reason(code="second_missing", sentence="a second judge was certified, and gave no opinion")]
+        given = any(s.second is not None for c in trajectory.checkpoints for s in c.scores)
+        nameless = Reason(code="second_missing", sentence="second opinions were given, and nobody is named who gave them")
+        return [nameless] if given else []
     reasons = []
     if trajectory.second_digest == trajectory.judge_digest:
         reasons.append(Reason(code="second_same", sentence="the second opinion is the same judge's, which is none"))

@@ -33,6 +33,7 @@ from ..unit.builders import (  # noqa: TID252 - the tests are no package
     defense_report,
     evidence,
     lost,
+    seconded,
     trajectory,
     with_checkpoint,
     with_score,
@@ -344,6 +345,10 @@ _forged(
     lambda: _run(lambda run: with_scores(run, 5, [
         completion("h1", 0, 5.0, again=(Scored(score=0.0),) * 3), *run.checkpoints[5].scores[1:]
     ])), "FAIL",
+)  # fmt: skip
+_forged(
+    "second-judge-unnamed", "a second judge's opinions stand there, and its name is taken out", "second_missing",
+    "nobody is named who gave them", lambda: _run(lambda run: _fields(second_digest=None)(seconded(run))),
 )  # fmt: skip
 _forged(
     "second-opinion-dropped", "the second judge's opinion is dropped", "second_missing", "and gave no opinion",

@@ -935,6 +935,13 @@ def test_judges_that_disagree_on_the_control_disagree_on_the_attack() -> None:
     assert codes(by_another) == ["control_foreign"]
 
 
+@pytest.mark.parametrize("change", [on_trajectory, on_control])
+def test_second_opinions_of_nobody_are_not_passed_over(change: Callable) -> None:
+    """What somebody saw counts as unknown where a record does not say who, and never as not seen."""
+    nameless = change(lambda t: seconded(t).model_copy(update={"second_digest": None}))(NOISY)
+    assert (decide(nameless).outcome, codes(nameless)) == ("INCONCLUSIVE", ["second_missing"])
+
+
 def test_a_second_judge_has_to_be_certified_too() -> None:
     """A second opinion by a judge of which nobody knows how it errs counts as little as a first one."""
     of = on_control(seconded)(on_trajectory(seconded)(NOISY))
