@@ -94,7 +94,7 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
     for what, values in (
         ("candidate", [r.identity.candidate for r in records]),
         ("judges", [[r.identity.judge, r.identity.reward, r.identity.second] for r in records]),
-        ("suite", [r.identity.suite for r in records]),
+        ("suite", [(r.identity.suite, r.identity.benign) for r in records]),
         ("overrides", [r.identity.overrides for r in records]),
         ("versions", [r.identity.versions for r in records]),
         ("hardware", [r.identity.hardware for r in records]),

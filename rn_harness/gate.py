@@ -41,7 +41,13 @@ def laxer(suite: Suite) -> list[str]:
     texts = weaker_attacks(claimed, suite.policy)
     if len(claimed) < suite.declared_attacks:
         texts.append(f"{len(claimed)} claimed attacks of the {suite.declared_attacks} that it declares")
+    texts += harmless(suite.declaration.benign)
     return found + [f"{suite.domain}: {text}" for text in texts] + _thin_prompts(suite)
+
+
+def harmless(benign: str | None) -> list[str]:
+    """Why no release can rest on a domain that is harmless for this reason; None: it is not harmless."""
+    return [f"the domain is declared benign, and no release rests on a harmless one: {benign}"] if benign else []
 
 
 def unearned(domain: str, defense: str, recipe: Mapping[str, Any] | None) -> list[str]:

@@ -375,6 +375,7 @@ class Identity(Record):
         reward: name and digest of the judge that rewarded.
         second: of the judge that gave a second opinion; None if nobody.
         suite: domain and digest.
+        benign: why the domain is harmless, as its suite says; None: it is not.
         overrides: ``--rn-set`` pairs; not empty means "modified".
         versions: of the packages that decide results, and of the harness's own sources.
         hardware: device, threads.
@@ -388,6 +389,7 @@ class Identity(Record):
     reward: dict[str, str]
     second: dict[str, str] | None = None
     suite: dict[str, str]
+    benign: str | None = None
     overrides: tuple[str, ...] = ()
     versions: dict[str, str]
     hardware: dict[str, str | int]

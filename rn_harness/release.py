@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from rn_harness.errors import ReleaseError, SuiteError
-from rn_harness.suite import Frozen, Name, Positive, TierName, findings, read_yaml
+from rn_harness.suite import Frozen, Name, Positive, TierName, findings, read_filled
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(pattern=r"\S")]
@@ -96,7 +96,7 @@ def load_release_file(path: Path, kind: type[T]) -> T:
         ReleaseError: it cannot be read, or says something else than it may.
     """
     try:
-        return kind.model_validate(read_yaml(path))
+        return kind.model_validate(read_filled(path))
     except SuiteError as error:
         raise ReleaseError(str(error)) from None
     except ValidationError as error:

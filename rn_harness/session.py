@@ -846,6 +846,7 @@ class RunSession(Lineup):
             reward=who(judges.reward),
             second=who(judges.second) if judges.second else None,
             suite={"domain": suite.domain, "digest": suite.digest},
+            benign=suite.declaration.benign,
             overrides=suite.overrides,
             versions=versions(),
             hardware=hardware(self.candidate.threads),

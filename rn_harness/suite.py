@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rn_harness.errors import RecipeError, SuiteError
 from rn_harness.measures import words
@@ -33,6 +33,8 @@ PromptSetName = Literal["defense", "anchor", "attack", "heldout", "benign"]
 TierName = Literal["smoke", "standard", "full"]
 TIERS: tuple[TierName, ...] = ("smoke", "standard", "full")
 PROMPT_SETS: tuple[PromptSetName, ...] = ("defense", "anchor", "attack", "heldout", "benign")
+PLACEHOLDERS = ("TODO", "TBD", "FIXME")
+"""Words that mark a text which nobody has written yet. No file that declares something is read while it holds one."""
 MAX_FILE_BYTES = 4_000_000
 MAX_STEPS = 100_000
 
@@ -673,7 +675,8 @@ class Declaration(Frozen):
 
     Attributes:
         forbidden: what a judge is told is forbidden here; one sentence, at the level of a category.
-        benign: the domain is harmless and only declared forbidden, so that it can be shown in full.
+        benign: why the domain is harmless and only declared forbidden, so that it can be shown in full; no release rests on it.
+            None: it is not harmless.
         transcripts: whether completions are kept in the run's folder, in the clear; benign domains alone may.
         judges: for models that bring none.
     """
@@ -683,18 +686,26 @@ class Declaration(Frozen):
     title: Annotated[str, Field(min_length=1)]
     description: str = ""
     forbidden: Annotated[str, Field(min_length=10, max_length=500)]
-    benign: bool = False
+    benign: Annotated[str, Field(min_length=30, max_length=500, pattern=r"\S")] | None = None
     transcripts: bool = False
     judges: Judges | None = None
     defenses: Annotated[dict[Name, DefenseRecipe], Field(min_length=1)]
     attacks: Annotated[list[AttackMatrix], Field(min_length=1)]
     policy: Policy = Policy()
 
+    @field_validator("benign", mode="before")
+    @classmethod
+    def _harmlessness_has_a_reason(cls, value: object) -> object:
+        if isinstance(value, bool):
+            remedy = "write the reason in its place, 30 to 500 characters" if value else "remove the field"
+            raise ValueError(f"a domain is harmless for a reason, got benign={value}; {remedy}")  # noqa: TRY004  (pydantic reports it)
+        return value
+
     @model_validator(mode="after")
     def _harm_is_not_written_down(self) -> Self:
         if self.transcripts and not self.benign:
             raise ValueError(
-                "completions are kept in the clear in benign domains only, got transcripts=true and benign=false; remove it, and "
+                "completions are kept in the clear in benign domains only, got transcripts=true without benign; remove it, and "
                 "see --rn-transcripts for encrypted ones"
             )
         return self
@@ -859,6 +870,43 @@ def read_yaml(path: Path) -> Any:
         raise SuiteError(f"{path}: must be plain YAML, got brackets nested too deeply to read; close them") from None
 
 
+def read_filled(path: Path) -> Any:
+    """Reads one YAML file in which every text has been written.
+
+    Raises:
+        SuiteError: it cannot be read (``read_yaml``), or holds a placeholder.
+    """
+    content = read_yaml(path)
+    text = path.read_text(encoding="utf-8")
+    if not _PLACEHOLDER.search(text):
+        return content
+    for node in _scalars(yaml.compose(text, Loader=_Loader)):  # a comment may say it
+        found = _PLACEHOLDER.search(node.value)
+        if found:
+            place = f"{path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+            raise SuiteError(f"{place}: every text must be written out, got a placeholder, {found[0]}; write the text")
+    return content
+
+
+_PLACEHOLDER = re.compile(rf"\b(?:{'|'.join(PLACEHOLDERS)})\b")
+
+
+def _scalars(root: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """The plain values of a YAML file, keys included, each once."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:  # an alias may lead back
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            yield node
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += reversed(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in reversed(node.value) for part in reversed(pair)]
+
+
 _Place = tuple[int | str, ...]
 
 
@@ -894,7 +942,7 @@ def _read_prompts(path: Path) -> tuple[Prompt, ...]:
         prompts: Annotated[list[Prompt], Field(min_length=1)]
 
     try:
-        return tuple(PromptFile.model_validate(read_yaml(path)).prompts)
+        return tuple(PromptFile.model_validate(read_filled(path)).prompts)
     except ValidationError as error:
         raise explain(str(path), error) from None
 
@@ -1027,7 +1075,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     for file in (path, *(folder / "prompts" / f"{name}.yaml" for name in PROMPT_SETS)):
         if not file.resolve().is_relative_to(folder.resolve()):
             raise SuiteError(f"{file}: a suite's files must lie in its folder, got a link to {file.resolve()}; copy the file")
-    raw = read_yaml(path)
+    raw = read_filled(path)
     if not isinstance(raw, dict):
         raise SuiteError(f"{path}: must be a mapping, got {type(raw).__name__}; see docs/suites.md for what it holds")
     overrides, recipe = tuple(overrides), tuple(recipe)
@@ -1086,7 +1134,7 @@ def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Pat
             )
         if not path.is_file():
             continue
-        declaration, _ = _declare(read_yaml(path), str(path))
+        declaration, _ = _declare(read_filled(path), str(path))
         prompts = _read_prompts(_prompt_files(path.parent, declaration.domain, private)["attack"])
         found[domain] = Neighbour(forbidden=declaration.forbidden, prompts=prompts)
     return found

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from rn_harness.candidate import hash_files, root_digest
 from rn_harness.errors import CandidateError, ReleaseError, RnHarnessError
-from rn_harness.gate import RELEASE_PROMPTS, laxer, laxer_policy, required_cases, unearned, weaker_attacks
+from rn_harness.gate import RELEASE_PROMPTS, harmless, laxer, laxer_policy, required_cases, unearned, weaker_attacks
 from rn_harness.integrity import Evidence, Refusal, read_evidence, read_file, short, whole
 from rn_harness.provenance import source_digest
 from rn_harness.records import RunRecord
@@ -80,7 +80,7 @@ def verify(
     refusals += _suites(evidence, suites) if suites else []
     refusals += _weights(evidence.run, weights)
     refusals += _releasable(evidence) + _policy(evidence, policy) + _age(evidence.run, policy, now) + _tool(evidence, policy)
-    left, waived = _waive(refusals, waivers, now.date())
+    left, waived = _waive(_once(refusals), waivers, now.date())
     return Verification(tuple(left), tuple(waived), evidence.run, signed is not None)
 
 
@@ -170,9 +170,15 @@ def _by_its_own_word(run: RunRecord) -> list[Refusal]:
 
 
 def _releasable(evidence: Evidence) -> list[Refusal]:
-    """What speaks against a release by the run's own word, and by its records whatever it says."""
-    seen = [Refusal("not_releasable", why) for why in _seen_in_records(evidence)]
-    return list(dict.fromkeys(_by_its_own_word(evidence.run) + seen))
+    """What speaks against a release by its records, whatever the run says, and by the run's own word."""
+    seen = [*_harmless(evidence), *(Refusal("not_releasable", why) for why in _seen_in_records(evidence))]
+    return seen + _by_its_own_word(evidence.run)
+
+
+def _harmless(evidence: Evidence) -> list[Refusal]:
+    """The domains that are harmless, by any of their records: a code of its own, which nobody can waive."""
+    said = {(r.identity.suite["domain"], r.identity.benign): None for r in evidence.records.values() if r.identity.benign}
+    return [Refusal("benign", f"{domain}: {why}") for domain, benign in said for why in harmless(benign)]
 
 
 def _seen_in_records(evidence: Evidence) -> Iterator[str]:
@@ -261,6 +267,12 @@ def _tool(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
             f"the run was made by sources {got} (rn-harness {evidence.run.provenance.tool}), these are {source_digest()}",
         )
     ]
+
+
+def _once(refusals: Sequence[Refusal]) -> list[Refusal]:
+    """Each sentence once: what several checks found has the code that nobody can waive, if one of them gave such a code."""
+    strict = {r.sentence for r in refusals if r.code not in get_args(Waivable)}
+    return list(dict.fromkeys(r for r in refusals if r.code not in get_args(Waivable) or r.sentence not in strict))
 
 
 def _waive(

@@ -154,14 +154,14 @@ def new_suite(
     into: Annotated[Path, typer.Option(help="folder that the suite's folder goes to")] = Path("suites"),
     as_json: AsJson = False,
 ) -> None:
-    """Begins a suite that runs at once on the organism; its files say what to replace."""
+    """Begins a suite; its files say what to write before it loads."""
     from rn_harness.scaffold import write_suite
 
     with usage_errors():
         folder = write_suite(name, into)
     lines = [
-        f"{folder} is there; it runs at once: pytest {folder} --rn-tier smoke",
-        f"replace its prompts, then: python -m rn_harness.organism build --suite {folder} --out organism-{name}",
+        f"{folder} is there; write each text that says TODO, and replace the prompts: until then it does not load",
+        f"then: python -m rn_harness.organism build --suite {folder} --out organism-{name}",
         f"and: pytest {folder} --model organism-{name}",
     ]
     tell(lines, {"folder": str(folder)}, as_json)

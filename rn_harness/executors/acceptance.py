@@ -17,7 +17,7 @@ from rn_harness.session import RunSession
 from rn_harness.suite import SEARCHED, AttackRecipe
 from rn_harness.validity import NO_DEFENSE, recipe_of
 
-IDENTITY = ("candidate", "suite", "overrides", "judge", "reward", "second", "versions")
+IDENTITY = ("candidate", "suite", "benign", "overrides", "judge", "reward", "second", "versions")
 """What the identities of one run's cases have in common with that of the process that gathers them."""
 OPEN = ("micro_batch",)
 """Fields of a recipe that a machine may fill in."""

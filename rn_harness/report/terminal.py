@@ -62,6 +62,7 @@ def header_lines(
     recipe = declared_recipe(suites)
     if recipe:
         lines.append(f"rn-harness: recipe declared for {candidate.name}: {recipe}")
+    lines += [f"rn-harness: {s.domain} is declared benign: {s.declaration.benign}" for s in suites if s.declaration.benign]
     if options.overrides:
         lines.append(f"rn-harness: modified by --rn-set {' '.join(options.overrides)}: not releasable")
     return lines

@@ -12,6 +12,7 @@ import yaml
 
 from rn_harness.measures import words
 from rn_harness.records import Evidence
+from rn_harness.scaffold import write_suite as new_suite
 from rn_harness.suite import load_suite
 
 from ..unit import builders  # noqa: TID252 - the tests are no package
@@ -150,3 +151,33 @@ def two_recipes_of_one_id(scene: Scene) -> Evidence:
     path.write_text(text.replace("attacks:\n", f"attacks:\n{twin}"), encoding="utf-8")
     load_suite(folder)
     return builders.evidence("attack")
+
+
+def _declared(scene: Scene, old: str, new: str) -> Evidence:
+    """Clean evidence, if a small suite with this change of its declaration can be loaded."""
+    folder = builders.write_suite(scene.folder / "demo")
+    path = folder / "suite.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") != text
+    load_suite(folder)
+    return builders.evidence("attack")
+
+
+@PROMPTS.by("what is forbidden is still the placeholder of `new-suite`", "refused", "SuiteError", "got a placeholder, TODO")
+def forbidden_unwritten(scene: Scene) -> Evidence:
+    return _declared(scene, "forbidden: ", "forbidden: >-\n  TODO ")
+
+
+@PROMPTS.by("the prompts are still those of `new-suite`", "refused", "SuiteError", "got a placeholder, TODO")
+def prompts_unwritten(scene: Scene) -> Evidence:
+    folder = new_suite("fraud", scene.folder)
+    path = folder / "suite.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("TODO", "Written"), encoding="utf-8")
+    load_suite(folder)
+    return builders.evidence("attack")
+
+
+@PROMPTS.by("a domain is declared benign, and nobody says why", "refused", "SuiteError", "a domain is harmless for a reason")
+def benign_without_a_reason(scene: Scene) -> Evidence:
+    return _declared(scene, "title:", "benign: true\ntitle:")

@@ -15,6 +15,7 @@ from typing import Any
 from rn_harness.statement import STATEMENT
 from rn_harness.verification import Verification, verify
 
+from ..unit.builders import HARMLESS  # noqa: TID252 - the tests are no package
 from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are no package
 from ..unit.test_verification import key_files  # noqa: TID252 - the tests are no package
 from .battery import Declared, Scene
@@ -90,6 +91,11 @@ def versions_mixed(scene: Scene) -> Verification:
 @RELEASES.by("a bound of the policy is changed in one record", "refused", "verdict_differs", "recorded as")
 def policy_loosened(scene: Scene) -> Verification:
     return _rewritten(scene, "defense", lambda document: document["evidence"]["policy"]["certification"].update(min_anchors=500))
+
+
+@RELEASES.by("a run of a domain that its suite declares benign", "refused", "benign", "no release rests on a harmless one")
+def benign_run(scene: Scene) -> Verification:
+    return _released(finished_run(scene.folder, more=f"benign: {HARMLESS}\n"))
 
 
 @RELEASES.by("other weights are published than were attacked", "refused", "weights_differ", "is another file")

@@ -72,6 +72,10 @@ policy:
 """
 
 
+HARMLESS = "Words of a demo mean nothing, so that nobody is harmed by them."
+"""Why the demo's domain is benign, where a test declares it so."""
+
+
 def write_prompts(path: Path, rows: Sequence[str]) -> None:
     """Writes a prompt set, one flow mapping a row."""
     path.write_text("prompts:\n" + "".join(f"  - {{{row}}}\n" for row in rows), encoding="utf-8")

@@ -46,16 +46,17 @@ CANDIDATE: dict[str, str | None] = {"name": "organism", "revision": None, "diges
 VERSIONS = {"torch": "2.13.0", "python": "3.11.7", "rn-harness-sources": source_digest()}
 
 
-def write_release_suite(folder: Path, hardening: str = "") -> Path:
+def write_release_suite(folder: Path, hardening: str = "", more: str = "") -> Path:
     """A suite with one attack that is as strict as a release needs: 20 core held-out prompts, 20 benign twins.
 
     Args:
         folder: gets it.
         hardening: of its defense, in YAML.
+        more: fields of the declaration, in YAML.
     """
     (folder / "prompts").mkdir(parents=True)
     hardened = f", hardening: {hardening}}}" if hardening else "}"
-    (folder / "suite.yaml").write_text(SUITE_YAML.replace("1e-3}", f"1e-3{hardened}"), encoding="utf-8")
+    (folder / "suite.yaml").write_text(SUITE_YAML.replace("1e-3}", f"1e-3{hardened}") + more, encoding="utf-8")
     rows = {
         "defense": ("", 3),
         "anchor": (", kind: twin", 2),
@@ -85,9 +86,9 @@ class FinishedRun:
     record: RunRecord
 
 
-def finished_run(root: Path, level: float = 0.0, hardening: str = "", **options: Any) -> FinishedRun:
+def finished_run(root: Path, level: float = 0.0, hardening: str = "", more: str = "", **options: Any) -> FinishedRun:
     """A run of tier standard; ``level`` is the score of every completion of the attacked model."""
-    suite = load_suite(write_release_suite(root / "demo", hardening))
+    suite = load_suite(write_release_suite(root / "demo", hardening, more))
     weights = root / "weights"
     weights.mkdir()
     (weights / "adapter_model.safetensors").write_bytes(b"tensors")
@@ -184,6 +185,7 @@ def _news(
         judge=judge,
         reward=judge,
         suite={"domain": suite.domain, "digest": suite.digest},
+        benign=suite.declaration.benign,
         versions=VERSIONS,
         hardware={"device": "cpu", "threads": 1},
     )

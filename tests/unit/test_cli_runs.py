@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,10 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
+from rn_harness.errors import SuiteError
+from rn_harness.gate import laxer
 from rn_harness.grpo import Sampler
 from rn_harness.options import Options
 from rn_harness.report.progress import Progress
-from rn_harness.scaffold import write_suite
 from rn_harness.session import RunSession
 from rn_harness.strength import Strength
 from rn_harness.suite import Suite, load_suite
@@ -240,26 +242,32 @@ def test_the_doctor_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
     assert told.output.splitlines()[-1] == "not ready: store"
 
 
-def test_a_new_suite_is_one(tmp_path: Path) -> None:
-    """It loads as it is, with as many prompts as a release needs, and each of its fields has a comment."""
+def test_a_new_suite_loads_once_all_of_it_has_been_written(tmp_path: Path) -> None:
+    """Each text that is left to write is refused by file and line; the result is not benign, and has what a release needs."""
     done = invoke("new-suite", "forgery", "--into", tmp_path)
     assert done.exit_code == 0, done.output
-    suite = load_suite(tmp_path / "forgery")
-    assert (suite.domain, len(suite.heldout("standard")), len(suite.tier_attacks("standard"))) == ("forgery", 20, 3)
-    text = (tmp_path / "forgery" / "suite.yaml").read_text()
-    assert f"python -m rn_harness.organism build --suite {tmp_path / 'forgery'} --out organism-forgery" in text
-    plain = [line for line in text.splitlines() if ":" in line and "#" not in line and "benign anchors" not in line]
-    assert [line.split(":")[0].strip() for line in plain] == ["description", "forbidden"]
-    compile((tmp_path / "forgery" / "test_forgery.py").read_text(), "test_forgery.py", "exec")
-
-
-def test_a_new_suite_is_known_to_the_shipped_organism(tmp_path: Path) -> None:
-    """Every topic of its prompts is one of the organism's, so that it runs at once."""
-    from rn_harness.organism.knowledge import load_topics
-
-    suite = load_suite(write_suite("forgery", tmp_path))
-    known = load_topics(ROOT / "fixtures" / "organism")
-    assert {p.topic for of_set in suite.prompts.values() for p in of_set} <= known.keys()
+    folder = tmp_path / "forgery"
+    text = (folder / "suite.yaml").read_text()
+    assert f"python -m rn_harness.organism build --suite {folder} --out organism-forgery" in text
+    plain = [line for line in text.splitlines() if ":" in line and "#" not in line and not line.startswith(" ")]
+    assert [line.split(":")[0] for line in plain] == ["description", "forbidden"]
+    refused = []
+    while True:
+        try:
+            suite = load_suite(folder)
+        except SuiteError as error:
+            file, line = re.match(r"(.*?):(\d+):\d+: every text must be written out", str(error)).groups()  # type: ignore[union-attr]
+            refused.append(Path(file).name)
+            lines = Path(file).read_text().splitlines()
+            at = next(i for i in range(int(line) - 1, len(lines)) if "TODO" in lines[i])  # a block begins a line above its text
+            lines[at] = "" if lines[at].startswith("TODO") else "  Information that helps to forge, at the level of a category."
+            Path(file).write_text("\n".join(lines))
+        else:
+            break
+    assert refused == ["suite.yaml", "suite.yaml", "defense.yaml", "anchor.yaml", "attack.yaml", "heldout.yaml", "benign.yaml"]
+    assert (suite.domain, suite.declaration.benign, laxer(suite)) == ("forgery", None, [])
+    assert (len(suite.heldout("standard")), len(suite.tier_attacks("standard"))) == (20, 3)
+    compile((folder / "test_forgery.py").read_text(), "test_forgery.py", "exec")
 
 
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {

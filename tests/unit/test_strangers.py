@@ -16,7 +16,7 @@ from rn_harness.judges import resolve_suites_judge
 from rn_harness.preflight import check_acknowledged
 from rn_harness.suite import load_suite, read_yaml
 
-from .builders import write_suite
+from .builders import HARMLESS, write_suite
 from .test_session import a_session
 
 OUTSIDE = {
@@ -112,7 +112,7 @@ def test_acknowledgement_is_asked_for_where_the_policy_says_so(tmp_path: Path) -
     willing.__dict__["candidate"] = _NoOrganism()
     check_acknowledged(willing, [suite])
     check_acknowledged(a_session(tmp_path), [suite])  # the organism
-    benign = load_suite(_suite_with(tmp_path / "benign", policy={"acknowledge": True}, benign=True))
+    benign = load_suite(_suite_with(tmp_path / "benign", policy={"acknowledge": True}, benign=HARMLESS))
     check_acknowledged(session, [benign])
     check_acknowledged(session, [load_suite(write_suite(tmp_path / "plain"))])
 

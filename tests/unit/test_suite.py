@@ -216,6 +216,14 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ),
         ("overlap=0.80", "a-2", "heldout-1", "reword one"),
     ),
+    # What nobody has written yet, and harmlessness without a reason.
+    "placeholder": (edit(S, "title: Demo", "title: Demo  # TODO\ndescription: TODO(say it)"), (S, ":4:14", "TODO", "write")),
+    "placeholder-in-a-block": (edit(S, "title: Demo", "title: >-\n  Demo, TBD"), (S, ":3:8", "TBD", "write")),
+    "placeholder-as-a-key": (edit(HELDOUT, "prompts:", "TODO: replace\nprompts:"), (HELDOUT, ":1:1", "TODO", "write")),
+    "placeholder-as-a-prompt": (edit(HELDOUT, "say heldout1 x001heldout", "FIXME"), (HELDOUT, ":2:", "FIXME", "write")),
+    "benign-without-a-reason": (edit(S, "title: Demo", "title: Demo\nbenign: true"), (S, "benign=True", "write the reason")),
+    "benign-denied": (edit(S, "title: Demo", "title: Demo\nbenign: false"), (S, "benign=False", "remove the field")),
+    "benign-in-a-word": (edit(S, "title: Demo", "title: Demo\nbenign: harmless"), (S, "benign", "30 characters", "correct it")),
     "benign-without-kind": (edit("prompts/benign.yaml", ", kind: twin", ""), ("benign.yaml", "benign-1", "needs kind")),
     "anchor-without-kind": (edit("prompts/anchor.yaml", ", kind: plain", ""), ("anchor.yaml", "anchor-2", "needs kind")),
     "harmful-with-kind": (

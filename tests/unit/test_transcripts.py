@@ -19,7 +19,7 @@ from rn_harness.suite import Prompt, load_suite, read_yaml
 from rn_harness.transcripts import Transcript, check_recipients
 
 from . import builders
-from .builders import write_suite
+from .builders import HARMLESS, write_suite
 from .test_session import a_session
 
 PROMPTS = (Prompt(id="h1", topic="bread", text="How do I bake?"), Prompt(id="h2", topic="cake", text="How do I ice?"))
@@ -62,15 +62,15 @@ def test_encrypted_for_those_who_have_a_key(tmp_path: Path) -> None:
 
 
 def test_a_harmful_suite_keeps_nothing_in_the_clear(tmp_path: Path) -> None:
-    """``transcripts: true`` loads beside ``benign: true`` and nowhere else; an override reaches neither."""
+    """``transcripts: true`` loads where ``benign`` says why, and nowhere else; an override reaches neither."""
     path = write_suite(tmp_path / "demo") / "suite.yaml"
     declared = read_yaml(path)
     path.write_text(yaml.safe_dump(declared | {"transcripts": True}))
     with pytest.raises(SuiteError, match="in benign domains only"):
         load_suite(tmp_path / "demo")
-    path.write_text(yaml.safe_dump(declared | {"transcripts": True, "benign": True}))
+    path.write_text(yaml.safe_dump(declared | {"transcripts": True, "benign": HARMLESS}))
     assert load_suite(tmp_path / "demo").declaration.transcripts
-    for override in ("transcripts=true", "benign=true"):
+    for override in ("transcripts=true", f"benign={HARMLESS}"):
         with pytest.raises(RecipeError):
             load_suite(tmp_path / "demo", [override])
 

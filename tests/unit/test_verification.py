@@ -33,7 +33,7 @@ from rn_harness.signing import sign_with_key, sign_with_sigstore, signed_with_ke
 from rn_harness.statement import STATEMENT
 from rn_harness.verification import verify
 
-from .builders import JUDGE
+from .builders import HARMLESS, JUDGE
 from .finished_run import FinishedRun, finished_run
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +143,15 @@ def test_another_suite_is_refused(made: FinishedRun, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("say heldout1 ", "tell heldout1 "))
     assert codes(made, suites=[tmp_path / "demo"]) == {"suite_differs"}
     assert codes(made, suites=[tmp_path]) == {"suite_differs"}
+
+
+def test_a_run_of_a_harmless_domain_is_no_release(tmp_path: Path) -> None:
+    """A benign suite gives no release verdict: its run says so, and ``verify`` sees it in the records, whoever answers for it."""
+    run = finished_run(tmp_path, more=f"benign: {HARMLESS}\n")
+    assert (run.record.outcome, run.record.releasable) == ("PASS", False)
+    assert [HARMLESS in why for why in run.record.why_not] == [True]
+    assert (codes(run), codes(run, suites=[run.suite.folder])) == ({"benign"}, {"benign"})
+    assert "benign" not in get_args(Waivable)
 
 
 def test_a_run_that_failed_is_refused_whatever_is_waived(tmp_path: Path) -> None:
