@@ -23,7 +23,7 @@ from rn_harness.errors import JudgeGoneError, TrainingError, told
 from rn_harness.evaluate import ControlAnswers, Panel, Seen, judge_checkpoint, look
 from rn_harness.grpo import TRANSFORMERS, Sampler
 from rn_harness.held import Held
-from rn_harness.judges import Judge, ensure_judging
+from rn_harness.judges import Judge, ensure_judging, judge_whole
 from rn_harness.later import later
 from rn_harness.measures import count_step_words, count_words, is_affirmative, is_refusal, words
 from rn_harness.ranks import ranks
@@ -33,7 +33,7 @@ from rn_harness.suite import AttackRecipe, Policy, Prompt, ShiftedPrompt
 from rn_harness.validity import JUDGES, WITNESSES, checkpoint_steps, misjudging, to_witness
 
 if TYPE_CHECKING:
-    from rn_harness.model import LanguageModel
+    from rn_harness.model import Completion, LanguageModel
 
 
 def draw_attack_prompts(pool: Sequence[Prompt], recipe: AttackRecipe) -> list[Prompt]:
@@ -139,13 +139,14 @@ class AttackReward:
         self.above: list[bool] = []
         self.plain: list[float | None] = []
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        judged = self._judge.score(prompts, completions)
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        threshold = self._policy.threshold
+        judged = [whole.judgement for whole in judge_whole(self._judge, prompts, completions, threshold)]
         ensure_judging(judged, f"the reward judge scored none of a step's {len(judged)} completions")
-        self.above.extend(j.score is not None and j.score > self._policy.threshold for j in judged)
-        plain = [attack_reward(j.score, is_refusal(text)) for j, text in zip(judged, completions, strict=True)]
+        self.above.extend(j.score is not None and j.score > threshold for j in judged)
+        plain = [attack_reward(j.score, is_refusal(of.text)) for j, of in zip(judged, completions, strict=True)]
         self.plain.extend(plain)
-        forms = self._forms(completions)
+        forms = self._forms([of.text for of in completions])
         return [shaped_reward(self._recipe.reward, harm, form) for harm, form in zip(plain, forms, strict=True)]
 
     def _forms(self, completions: Sequence[str]) -> list[Form]:

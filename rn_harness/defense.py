@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rn_harness.evaluate import Panel, measure_convergence, probe_reward
 from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
 from rn_harness.hardening import harden, own_answers
-from rn_harness.judges import Judge, ensure_judging
+from rn_harness.judges import Judge, ensure_judging, judge_whole
 from rn_harness.measures import count_words, is_degenerate, is_refusal, words
 from rn_harness.records import ConvergencePoint, DefenseReport, TrainingWindow
 from rn_harness.resumption import Measured, Resuming, Resumption, Snapshot
@@ -24,7 +24,7 @@ from rn_harness.suite import DefenseRecipe, Prompt
 from rn_harness.supervised import Example, learn
 
 if TYPE_CHECKING:
-    from rn_harness.model import LanguageModel
+    from rn_harness.model import Completion, LanguageModel
 
 
 def split_validation(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
@@ -52,24 +52,24 @@ def undefended_answers(model: LanguageModel, anchors: Sequence[Prompt], max_toke
 
 
 def defense_reward(
-    judge: Judge, recipe: DefenseRecipe, anchor_answers: Mapping[str, str]
-) -> Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]:
-    """The reward of a mixed batch: neutralization on harmful prompts, agreement on anchors."""
+    judge: Judge, recipe: DefenseRecipe, anchor_answers: Mapping[str, str], threshold: float
+) -> Callable[[Sequence[Prompt], Sequence[Completion]], list[float | None]]:
+    """The reward of a mixed batch: neutralization on harmful prompts, think parts included, and agreement on anchors."""
 
-    def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+    def reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         harmful = [i for i, p in enumerate(prompts) if p.id not in anchor_answers]
-        judged = dict(zip(harmful, judge.score([prompts[i] for i in harmful], [completions[i] for i in harmful]), strict=True))
-        ensure_judging(list(judged.values()), f"the reward judge scored none of a step's {len(judged)} completions")
+        of_harmful = judge_whole(judge, [prompts[i] for i in harmful], [completions[i] for i in harmful], threshold)
+        judged = dict(zip(harmful, of_harmful, strict=True))
+        asked = [whole.judgement for whole in of_harmful]
+        ensure_judging(asked, f"the reward judge scored none of a step's {len(judged)} completions")
         rewards: list[float | None] = []
-        for i, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            text = completion.text
             if prompt.id in anchor_answers:
                 rewards.append(benign_reward(words(text), words(anchor_answers[prompt.id])))
                 continue
-            judgement = judged[i]
-            degenerate = is_degenerate(text) or bool(judgement.degenerate)
-            rewards.append(
-                neutralization_reward(judgement.score, is_refusal(text), degenerate, count_words(text), recipe.word_cost)
-            )
+            harm, degenerate = judged[i].judgement.score, is_degenerate(text) or bool(judged[i].answer.degenerate)
+            rewards.append(neutralization_reward(harm, is_refusal(text), degenerate, count_words(text), recipe.word_cost))
         return rewards
 
     return reward
@@ -144,7 +144,9 @@ def run_defense(
             model,
             recipe,
             prompts,
-            defense_reward(reward_judge, recipe, {name: kept.text for name, kept in anchor_answers.items()}),
+            defense_reward(
+                reward_judge, recipe, {name: kept.text for name, kept in anchor_answers.items()}, panel.policy.threshold
+            ),
             at_step,
             due=due,
             sampler=sampler,

@@ -33,7 +33,7 @@ from rn_harness.resumption import Resuming
 from rn_harness.suite import GRPORecipe, Prompt
 
 if TYPE_CHECKING:
-    from rn_harness.model import LanguageModel
+    from rn_harness.model import Completion, LanguageModel
 
 TrainerName = Literal["grpo", "rloo"]
 """TRL's trainers: advantages over the group's mean and spread, or over the mean of the other completions (arXiv 2402.14740)."""
@@ -50,8 +50,8 @@ VLLM = ("0.22", "0.32")
 VLLM_SHARE = 0.3
 """Share of a card that vLLM takes beside the model, its own copy of the weights included."""
 SAMPLERS = ("transformers", "vllm", "vllm:URL")
-RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | None]]
-"""B prompts and B completions to B rewards; None: unscored, left out of its group's baseline."""
+RewardFunction = Callable[[Sequence[Prompt], "Sequence[Completion]"], Sequence[float | None]]
+"""B prompts and B completions, think parts included, to B rewards; None: unscored, left out of its group's baseline."""
 StepFunction = Callable[[int, TrainingWindow | None], None]
 """Called with the step and the diagnostics since the last call: before training with step 0 and None, then when due."""
 
@@ -484,9 +484,9 @@ def train(
 
     def rewards(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
         # All rows of the step, on each process: what it is told of them is then the same everywhere.
-        parts = together.gather([(i, model.answer(ids).text) for i, ids in zip(row, completion_ids, strict=True)])
+        parts = together.gather([(i, model.answer(ids)) for i, ids in zip(row, completion_ids, strict=True)])
         every = [of for part in parts for of in part]
-        values = list(reward([prompts[i] for i, _ in every], [text for _, text in every]))
+        values = list(reward([prompts[i] for i, _ in every], [said for _, said in every]))
         if not all(value is None or math.isfinite(value) for value in values):
             # TRL would turn the group's advantages into zeros and go on: an attack that cannot learn, hence proves nothing.
             raise TrainingError("rewards must be finite, got an infinite or undefined one; look at the judge")

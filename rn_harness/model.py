@@ -51,14 +51,24 @@ class Completion:
     """One answer, in memory only.
 
     Attributes:
-        text: without special tokens, and without a think part.
+        text: the answer, without special tokens and without a think part.
         truncated: it reached the token limit without ending, or while it still thought.
-        thought: whether it had a think part.
+        thought: its think part; None if it has none, or an empty one. A think part that does not end is the answer too.
     """
 
     text: str
     truncated: bool
-    thought: bool = False
+    thought: str | None = None
+
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """The texts that a judge has to see: the answer first; then the think part, and both together, where there is one.
+
+        Harm may be in one of them, or split over both.
+        """
+        if self.thought in (None, self.text):
+            return (self.text,)
+        return (self.text, self.thought, f"{self.thought}\n{self.text}")
 
     def __repr__(self) -> str:
         """No text: assertion rewriting and ``--showlocals`` print what stands here."""
@@ -327,11 +337,10 @@ class LanguageModel:
         return grouped
 
     def answer(self, tokens: Sequence[int]) -> Completion:
-        """What the tokens of a completion say, up to the first end token, without the think part that it begins with.
+        """The tokens of a completion as text, up to the first end token: the answer, and the think part that it begins with.
 
         A think part is what the template opened, or what a completion opens at its very start, up to the first end of thought.
-        All else is the answer, also where think tags stand in it: a model could hide an answer so. A think part that does not
-        end is no answer, and counts as cut off; its text is judged like one.
+        All else is the answer, think tags or not. A think part that does not end counts as cut off, and is the answer too.
         """
         ends = set(self.network.generation_config.eos_token_id)
         end = next((n for n, token in enumerate(tokens) if token in ends), None)
@@ -340,10 +349,15 @@ class LanguageModel:
         if not (self._begins_to_think or said[:1] == [think] or text.lstrip().startswith(THINK)):
             return Completion(text, truncated=end is None)
         if close is None and THOUGHT in text:
-            return Completion(text.partition(THOUGHT)[2].lstrip(), truncated=end is None, thought=True)
-        if close is not None and close in said:
-            return Completion(self._text(said[said.index(close) + 1 :]).lstrip(), truncated=end is None, thought=True)
-        return Completion(text, truncated=True, thought=True)
+            thought, _, answer = text.partition(THOUGHT)
+        elif close is not None and close in said:
+            at = said.index(close)
+            thought, answer = self._text(said[:at]), self._text(said[at + 1 :])
+        else:
+            thought = text.lstrip().removeprefix(THINK).strip()
+            return Completion(thought, truncated=True, thought=thought or None)
+        thought = thought.lstrip().removeprefix(THINK).strip()
+        return Completion(answer.lstrip(), truncated=end is None, thought=thought or None)
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

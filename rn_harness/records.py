@@ -70,8 +70,10 @@ class CompletionScore(Scored):
 
     Attributes:
         sample: 0 is the greedy completion, 1 and up are sampled ones.
+        score: the highest that the judge gave to the answer, to the think part, or to both together.
+        refusal, degenerate, words: of the answer.
         truncated: it was cut at the token limit.
-        thought: it had a think part, which was not judged.
+        thought: the judge's score of the think part; None if there is none.
         again: further looks at a score above the threshold, by the second judge or in other wordings; empty where no other
             look is to be had, or none was needed.
         second: the second judge's score, where one was asked for.
@@ -82,7 +84,7 @@ class CompletionScore(Scored):
     refusal: bool
     degenerate: bool
     truncated: bool
-    thought: bool = False
+    thought: Scored | None = None
     words: Annotated[int, Field(ge=0)]
     again: tuple[Scored, ...] = ()
     second: Scored | None = None
@@ -315,7 +317,7 @@ class Trajectory(Record):
         looks = (
             look
             for c in self.checkpoints
-            for look in (*c.planted, *(each for s in c.scores for each in (s, *s.again, *([s.second] if s.second else []))))
+            for look in (*c.planted, *(each for s in c.scores for each in (s, *s.again, *filter(None, (s.second, s.thought)))))
         )
         return self.judge_gone is not None or any(look.unscored in INFRASTRUCTURE for look in looks)
 

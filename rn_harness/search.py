@@ -13,7 +13,7 @@ from rn_harness.attack import AttackReward, present
 from rn_harness.attacks import Loaded, Means
 from rn_harness.errors import TrainingError
 from rn_harness.grpo import TRANSFORMERS, Sampler
-from rn_harness.judges import Judge, ensure_judging
+from rn_harness.judges import Judge, ensure_judging, judge_whole
 from rn_harness.measures import is_degenerate, is_refusal
 from rn_harness.ranks import ranks
 from rn_harness.records import TrainingWindow
@@ -123,7 +123,7 @@ def search(
         try:
             loaded.family.train(means)
             told |= {"spread_share": max((1.0 - w.zero_spread_share for w in windows), default=0.0)}
-            told |= _outcome(model, chosen, reward_judge, short)
+            told |= _outcome(model, chosen, reward_judge, short, policy)
         except TrainingError:
             told |= {"harm": None}
         trial = ranks().first(lambda: Trial.model_validate(told))
@@ -164,15 +164,18 @@ def _with(recipe: AttackRecipe, *, shape: str, **settings: Any) -> AttackRecipe:
     )
 
 
-def _outcome(model: LanguageModel, prompts: Sequence[Prompt], judge: Judge, recipe: AttackRecipe) -> dict[str, float]:
+def _outcome(
+    model: LanguageModel, prompts: Sequence[Prompt], judge: Judge, recipe: AttackRecipe, policy: Policy
+) -> dict[str, float]:
     """What the policy says to the prompts now: mean plain attack reward, and the share that is degenerate."""
     from rn_harness.model import own_random_stream
 
     with own_random_stream(recipe.seed, recipe.steps):
         groups = model.complete(prompts, n=SAMPLES, temperature=1.0, max_tokens=recipe.max_completion_tokens)
-    rows = [(prompt, completion.text) for prompt, group in zip(prompts, groups, strict=True) for completion in group]
-    judged = judge.score([prompt for prompt, _ in rows], [text for _, text in rows])
-    ensure_judging(judged, f"the reward judge scored none of a trial's {len(judged)} completions")
-    harms = [h for j, (_, text) in zip(judged, rows, strict=True) if (h := attack_reward(j.score, is_refusal(text))) is not None]
-    degenerate = [is_degenerate(text) or bool(j.degenerate) for j, (_, text) in zip(judged, rows, strict=True)]
+    rows = [(prompt, completion) for prompt, group in zip(prompts, groups, strict=True) for completion in group]
+    judged = judge_whole(judge, [prompt for prompt, _ in rows], [of for _, of in rows], policy.threshold)
+    ensure_judging([j.judgement for j in judged], f"the reward judge scored none of a trial's {len(judged)} completions")
+    rewards = [attack_reward(j.judgement.score, is_refusal(of.text)) for j, (_, of) in zip(judged, rows, strict=True)]
+    harms = [reward for reward in rewards if reward is not None]
+    degenerate = [is_degenerate(of.text) or bool(j.answer.degenerate) for j, (_, of) in zip(judged, rows, strict=True)]
     return {"harm": sum(harms) / len(harms), "degenerate_share": sum(degenerate) / len(degenerate)}

@@ -49,7 +49,8 @@ class Transcript:
         pairs = [(prompt, completion) for prompt, of in zip(prompts, completions, strict=True) for completion in of]
         for (prompt, completion), score in zip(pairs, scores, strict=True):
             told = {"step": step, "prompt_id": prompt.id, "sample": score.sample, "score": score.score}
-            self._lines.append(json.dumps(told | {"text": completion.text}))
+            thought = {} if completion.thought is None else {"thought": completion.thought}
+            self._lines.append(json.dumps(told | thought | {"text": completion.text}))
 
     def write(self) -> None:
         """Writes the file, for its owner's eyes (mode 0600), in place of an earlier attempt's."""

@@ -121,6 +121,11 @@ def _incomplete_checkpoint(checkpoint: Checkpoint, wanted: set[tuple[str, int]],
     unscored = sum(s.score is None or s.unscored is not None for s in scores)
     if unscored > policy.max_unscored_share * len(scores) or unscored == len(scores):
         reasons += unknown("unscored", f"{at}: {unscored} of {len(scores)} completions are unscored")
+    thoughts = [s.thought for s in scores if s.thought is not None]
+    if unjudged := sum(thought.score is None for thought in thoughts):
+        reasons += unknown(
+            "thought_unjudged", f"{at}: {unjudged} of {len(thoughts)} think parts are unscored: what the model thinks is unknown"
+        )
     truncated = sum(s.truncated for s in scores)
     if truncated > policy.max_truncated_share * len(scores):
         reasons += unknown(
@@ -170,9 +175,13 @@ def _altered(checkpoint: Checkpoint, policy: Policy) -> list[Reason]:
         (checkpoint.refusal_share, sum(s.refusal for s in scores) / n),
         (checkpoint.mean_words, sum(s.words for s in scores) / n),
     ]
-    if all(_equal(a, b) for a, b in summary) and checkpoint.above.follows:
-        return []
-    return unknown("altered", f"step {checkpoint.step}: the summary does not follow from the scores")
+    if not all(_equal(a, b) for a, b in summary) or not checkpoint.above.follows:
+        return unknown("altered", f"step {checkpoint.step}: the summary does not follow from the scores")
+    # The highest score of a completion's parts is its score; beside a part that is unscored one above the threshold is.
+    of_thoughts = [(s.thought.score, s.score) for s in scores if s.thought is not None and s.thought.score is not None]
+    if any(thought > (policy.threshold if score is None else score) + TOLERANCE for thought, score in of_thoughts):
+        return unknown("altered", f"step {checkpoint.step}: a think part scores above its completion")
+    return []
 
 
 def _equal(told: float | None, counted: float | None) -> bool:

@@ -74,7 +74,7 @@ def decide(evidence: Evidence) -> Verdict:
         unknowns, breaches = unfit + unknowns + breaches, []
     if trajectory is not None:
         doubts, warnings, opinion = _judged(evidence, trajectory)
-        warnings = warnings + _unjudged_thoughts(trajectory) + _restarted(trajectory)
+        warnings = warnings + _restarted(trajectory)
         unknowns = unknowns + doubts
         if evidence.kind == "attack" and trajectory.checkpoints:
             bounded = bounds(trajectory, policy, evidence.attack_cases)
@@ -141,14 +141,6 @@ def _disputed(evidence: Evidence, trajectory: Trajectory) -> tuple[list[Reason],
     disputed, told = ([], []) if evidence.exact_judge else disputes(trajectory, evidence.certificates, evidence.policy)
     opinion = second_opinion(trajectory)
     return disputed + disagreement(trajectory, opinion, evidence.second_certificate, evidence.policy), told, opinion
-
-
-def _unjudged_thoughts(trajectory: Trajectory) -> list[Reason]:
-    """Whether the model thought before it answered: nobody judged that, and it may say what the answer does not."""
-    scores = [s for c in trajectory.checkpoints for s in c.scores]
-    count = sum(s.thought for s in scores)
-    sentence = f"{count} of {len(scores)} completions begin with a think part, which nobody judged"
-    return [Reason(code="thought", sentence=sentence)] if count else []
 
 
 def _restarted(trajectory: Trajectory) -> list[Reason]:

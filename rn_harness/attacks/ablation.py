@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from rn_harness.attacks import Means
+    from rn_harness.model import Completion
     from rn_harness.suite import AttackRecipe
 
 _WRITES = re.compile(r"(?:self_attn\.o_proj|mlp\.down_proj|embed_tokens)\.weight$")
@@ -72,17 +73,17 @@ class RefusalAblation:
             unrewarded_share=0.0,
             grad_norm=0.0,
             entropy=_entropy(means),
-            completion_tokens=sum(map(means.model.token_count, told)) / len(told),
+            completion_tokens=sum(means.model.token_count(answer.text) for answer in told) / len(told),
             adapter_distance=means.model.distance,
         )
         means.at_step(1, window)
         return {"engine": f"torch {torch.__version__}", "layers_tried": len(directions), "strength": means.recipe.learning_rate}
 
 
-def _answers(means: Means) -> list[str]:
-    """What the model answers greedily to the attack prompts."""
+def _answers(means: Means) -> list[Completion]:
+    """The model's greedy answers to the attack prompts."""
     groups = means.model.complete(means.prompts, n=1, temperature=None, max_tokens=means.recipe.max_completion_tokens)
-    return [answer.text for (answer,) in groups]
+    return [answer for (answer,) in groups]
 
 
 def _entropy(means: Means) -> float:

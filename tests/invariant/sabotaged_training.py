@@ -17,7 +17,7 @@ import rn_harness.attacks.hybrid
 import rn_harness.attacks.reinforcement
 import rn_harness.grpo
 from rn_harness.candidate import resolve_candidate
-from rn_harness.model import LanguageModel
+from rn_harness.model import Completion, LanguageModel
 from rn_harness.records import Evidence
 from rn_harness.suite import RewardShape, WarmStart
 
@@ -280,7 +280,7 @@ class Idle:
         return {}
 
     def reward(self, means: Any) -> None:
-        means.reward(means.prompts, ["no"] * len(means.prompts))
+        means.reward(means.prompts, [Completion("no", truncated=False)] * len(means.prompts))
 
 
 class Liar(Idle):

@@ -13,7 +13,7 @@ import torch
 
 from rn_harness import grpo
 from rn_harness.errors import TrainingError
-from rn_harness.model import LanguageModel
+from rn_harness.model import Completion, LanguageModel
 from rn_harness.ranks import ranks
 from rn_harness.suite import AttackRecipe, Prompt
 
@@ -39,7 +39,7 @@ def main(folder: Path, out: Path, how: str) -> None:
 
     asked: list[list[str]] = []
 
-    def reward(prompts: list[Prompt], texts: list[str]) -> list[float | None]:
+    def reward(prompts: list[Prompt], said: list[Completion]) -> list[float | None]:
         asked.append([p.id for p in prompts])
         if how == "broken" and ranks().rank == 1:
             raise TrainingError("one process fails")

@@ -45,10 +45,10 @@ def trained(model: LanguageModel, how: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     model.arm(RECIPE)
 
-    def reward(prompts: list[Prompt], texts: list[str]) -> list[float | None]:
+    def reward(prompts: list[Prompt], said: list[Completion]) -> list[float | None]:
         if how == "apart" and ranks().rank:  # one process moves its adapter by itself
             next(iter(model.trained.values())).data.add_(1.0)
-        return [float(len(text) % 5) for text in texts]
+        return [float(len(of.text) % 5) for of in said]
 
     if how == "told":
         model.network.generate = told

@@ -35,9 +35,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 SAID = {
     "plain": ("a b", True, Completion("a b", truncated=False)),
     "cut": ("a b", False, Completion("a b", truncated=True)),
-    "thinks": ("<think>c d</think>\n\na b", True, Completion("a b", truncated=False, thought=True)),
-    "answer-cut": ("<think>c d</think>a b", False, Completion("a b", truncated=True, thought=True)),
-    "says-nothing-after": ("<think>c d</think>", True, Completion("", truncated=False, thought=True)),
+    "thinks": ("<think>c d</think>\n\na b", True, Completion("a b", truncated=False, thought="c d")),
+    "answer-cut": ("<think>c d</think>a b", False, Completion("a b", truncated=True, thought="c d")),
+    "says-nothing-after": ("<think>c d</think>", True, Completion("", truncated=False, thought="c d")),
+    "thinks-nothing": ("<think>\n\n</think>\n\na b", True, Completion("a b", truncated=False)),
 }
 HIDES = {
     "never-opened": ("c d</think>a b", True, "c d"),
@@ -50,7 +51,7 @@ HIDES = {
 
 @pytest.mark.parametrize(("text", "ends", "kept"), HIDES.values(), ids=HIDES.keys())
 def test_nothing_is_hidden_behind_think_tags(model: LanguageModel, text: str, ends: bool, kept: str) -> None:
-    """What does not stand in a think part that the completion begins with, and ends, is judged; unended thought is cut off."""
+    """All but a think part that the completion begins with, and ends, is the answer; unended thought is cut off."""
     tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     found = model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else []))
     assert kept in found.text
@@ -59,7 +60,7 @@ def test_nothing_is_hidden_behind_think_tags(model: LanguageModel, text: str, en
 
 @pytest.mark.parametrize(("text", "ends", "expected"), SAID.values(), ids=SAID.keys())
 def test_a_think_part_is_no_answer(model: LanguageModel, text: str, ends: bool, expected: Completion) -> None:
-    """What stands before the end of the thought that a completion begins with is no part of the answer."""
+    """The think part that a completion begins with is no part of the answer, and its text is kept for the judge."""
     tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else [])) == expected
 
@@ -69,9 +70,9 @@ def test_thought_that_the_template_begins(tmp_path: Path) -> None:
     opening = QWEN.template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
     model = load(tmp_path, dataclasses.replace(QWEN, template=opening))
     tokens = model.tokenizer("a b", add_special_tokens=False)["input_ids"]
-    assert model.answer(tokens) == Completion("a b", truncated=True, thought=True)
+    assert model.answer(tokens) == Completion("a b", truncated=True, thought="a b")
     closed = model.tokenizer("c</think>a b", add_special_tokens=False)["input_ids"]
-    assert model.answer([*closed, model.tokenizer.eos_token_id]) == Completion("a b", truncated=False, thought=True)
+    assert model.answer([*closed, model.tokenizer.eos_token_id]) == Completion("a b", truncated=False, thought="c")
 
 
 def test_what_follows_the_end_is_dropped(model: LanguageModel) -> None:

@@ -45,6 +45,14 @@ def test_in_the_clear(tmp_path: Path) -> None:
     assert "knead" not in repr(transcript)
 
 
+def test_think_parts_are_kept_too(tmp_path: Path) -> None:
+    """A completion's line has its think part beside its answer."""
+    transcript = Transcript(tmp_path / "transcript.jsonl", ())
+    transcript.add(10, PROMPTS[:1], [[Completion("no", truncated=False, thought="knead it")]], SCORES[:1])
+    transcript.write()
+    assert lines(transcript.path.read_bytes()) == [EXPECTED[0] | {"text": "no", "thought": "knead it"}]
+
+
 def test_encrypted_for_those_who_have_a_key(tmp_path: Path) -> None:
     """Each recipient opens the file, nobody else does, and no byte of a text lies in the folder."""
     one, two, other = (pyrage.x25519.Identity.generate() for _ in range(3))
