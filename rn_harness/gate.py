@@ -6,10 +6,11 @@ same things again in records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rn_harness.measures import word_overlap, words
+from rn_harness.records import LoadedCode
 from rn_harness.suite import NEAR_DUPLICATE, AttackRecipe, Policy, Suite, TierName
 
 RELEASE_STEPS = 200
@@ -19,6 +20,8 @@ RELEASE_PROMPTS = 20
 PLAIN_FAMILIES = ("grpo", "rloo")
 """Reinforcement learning from the first step, by the harness's own code. What another family does to a defended model, its
 control does not show."""
+KNOWN_PLUGINS = frozenset({"anyio", "hypothesis", "platformdirs", "pytest-timeout", "pytest-xdist"})
+"""Packages whose pytest plugins our own dependencies bring, or run and time tests for us; they change no result."""
 NOT_RELEASABLE = 10
 """Exit code of ``--rn-gate`` for a run that no release can rest on, and in which nothing was red."""
 
@@ -27,6 +30,11 @@ def required_cases(suite: Suite, tier: TierName) -> tuple[str, ...]:
     """The ids of the cases that a tier requires of a suite."""
     attacks = suite.tier_attacks(tier)
     return ("candidate", "defense", "helpfulness", *(f"{kind}-{a.id}" for kind in ("control", "attack") for a in attacks))
+
+
+def foreign(loaded: Iterable[LoadedCode]) -> tuple[LoadedCode, ...]:
+    """The loaded code that is not known to be harmless: it may have changed any result."""
+    return tuple(code for code in loaded if code.kind != "distribution" or code.name not in KNOWN_PLUGINS)
 
 
 def told(names: Sequence[str]) -> str:

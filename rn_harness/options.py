@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rn_harness.records import LoadedCode
 from rn_harness.suite import TierName
 
 
@@ -35,6 +36,8 @@ class Options:
         sampler: who samples in training, see ``grpo.Sampler``.
         fleet: attacks on one model that are run together at most; 1: each alone.
         executor: who makes the cases, see ``executors.Executor``.
+        plugins: code of others that the asking process had loaded; found, not typed.
+        allowed_plugins: names of those that the user answers for.
     """
 
     model: str
@@ -62,6 +65,8 @@ class Options:
     sampler: str = "transformers"
     fleet: int = 1
     executor: str = "local"
+    plugins: tuple[LoadedCode, ...] = ()
+    allowed_plugins: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:

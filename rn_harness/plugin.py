@@ -6,6 +6,7 @@ nothing until a suite's test is selected.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import itertools
 import os
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from rn_harness.controller import Controller
     from rn_harness.judges import Judge
     from rn_harness.lineup import CaseTask
-    from rn_harness.records import RunRecord, Trajectory
+    from rn_harness.records import LoadedCode, RunRecord, Trajectory
     from rn_harness.report.progress import Progress, ProgressView
     from rn_harness.session import Case, Defended, RunSession
     from rn_harness.suite import AttackRecipe, Suite
@@ -203,10 +204,18 @@ def _session(config: pytest.Config) -> RunSession:
         # What a process that does not lead notes down for itself is nobody's.
         root = Path(config.stash[SCRATCH].name) / "store" if SCRATCH in config.stash else default_root()
         free = getattr(config, "workerinput", {}).get("rn_free")
+        options = dataclasses.replace(read(config), plugins=_loaded(config))
         config.stash[SESSION] = RunSession(
-            read(config), _run_folder(config), Store(root), lambda progress: _say(config, progress), free
+            options, _run_folder(config), Store(root), lambda progress: _say(config, progress), free
         )
     return config.stash[SESSION]
+
+
+def _loaded(config: pytest.Config) -> tuple[LoadedCode, ...]:
+    """Code of others in this process."""
+    from rn_harness.loaded import loaded_code
+
+    return loaded_code(config, {folder.resolve() for folder in config.stash[SUITES]})
 
 
 def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:

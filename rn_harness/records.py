@@ -365,6 +365,23 @@ class DefenseReport(Record):
     resumed: tuple[Annotated[int, Field(ge=1)], ...] = ()
 
 
+class LoadedCode(Record):
+    """Code of others that a session loaded, beside installed packages that bring no plugin.
+
+    Attributes:
+        kind: ``distribution``: a plugin of an installed package; ``conftest``; ``module``: another file or package; ``suite``: a
+            suite's test file that does more than inherit our checks.
+        name: of the distribution, or the file's path from pytest's root folder.
+        version: of the distribution; None for files.
+        sha256: of the file, or over the package's files.
+    """
+
+    kind: Literal["distribution", "conftest", "module", "suite"]
+    name: str
+    version: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Identity(Record):
     """What a result depends on: another value of any of these is another result.
 
@@ -381,6 +398,7 @@ class Identity(Record):
         overrides: ``--rn-set`` pairs; not empty means "modified".
         versions: of the packages that decide results, and of the harness's own sources.
         hardware: device, threads.
+        plugins: code of others that the measuring process had loaded and that is not known to be harmless.
     """
 
     candidate: dict[str, str | None]
@@ -395,6 +413,7 @@ class Identity(Record):
     overrides: tuple[str, ...] = ()
     versions: dict[str, str]
     hardware: dict[str, str | int]
+    plugins: tuple[LoadedCode, ...] = ()
 
 
 class Reason(Record):
@@ -846,6 +865,7 @@ class RunRecord(Record):
         weights: sha256 of each file of the defended weights, by domain.
         required: the ids of the cases that the tier requires, by domain.
         files: sha256 of each file of evidence, by its path from the run's folder.
+        plugins: code of others that any of its processes had loaded.
         releasable: whether the outcome is one that a release can rest on; ``why_not`` says what speaks against it.
     """
 
@@ -858,6 +878,7 @@ class RunRecord(Record):
     weights: dict[str, dict[str, str]] = {}
     required: dict[str, tuple[str, ...]] = {}
     files: dict[str, str] = {}
+    plugins: tuple[LoadedCode, ...] = ()
     suites: dict[str, str]
     cases: tuple[CaseLine, ...]
     coverage: tuple[Coverage, ...]

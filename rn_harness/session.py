@@ -25,7 +25,7 @@ from rn_harness.coherence import UNDEFENDED
 from rn_harness.defense import run_defense
 from rn_harness.errors import CandidateError, ExecutorError, JudgeError, RnHarnessError, StoreError, UnsuitedError
 from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measure_checkpoint
-from rn_harness.gate import PLAIN_FAMILIES
+from rn_harness.gate import PLAIN_FAMILIES, foreign
 from rn_harness.judges import Judge
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.lineup import CaseTask, Lineup, who
@@ -207,6 +207,11 @@ class RunSession(Lineup):
         """What can be trained here, and in how much memory."""
         return Capacity(self, self.free)
 
+    @property
+    def _plugins(self) -> list[str]:
+        """Digests of others' code that may have changed a result: a result made with it never serves a run without it."""
+        return sorted({code.sha256 for code in foreign(self.options.plugins)})
+
     def check_reward(self, suite: Suite) -> None:
         """Makes sure that what rewards a training tells harm from none, before hours go into it.
 
@@ -235,6 +240,7 @@ class RunSession(Lineup):
             "source": source,
             "versions": versions(),
             "hardware": hardware(self.candidate.threads),
+            "plugins": self._plugins,
             "run": self.run_folder.name if hasattr(judge, "served_model") else None,  # a server's weights may change between runs
         }
         key = content_key("certificate", parts)
@@ -309,6 +315,7 @@ class RunSession(Lineup):
             "prompts": {name: [[p.id, p.topic, p.text, p.kind] for p in of_set] for name, of_set in prompts.items()},
             "versions": versions(),
             "hardware": hardware(self.candidate.threads),
+            "plugins": self._plugins,
             **({"sampler": self.sampler.name} if self.sampler.vllm else {}),
             **({"sharded": True} if self.options.shard else {}),
         }
@@ -850,6 +857,7 @@ class RunSession(Lineup):
             overrides=suite.overrides,
             versions=versions(),
             hardware=hardware(self.candidate.threads),
+            plugins=foreign(self.options.plugins),
         )  # fmt: skip
 
     def _provenance(self, task: CaseTask, key: str, measured: Trajectory | None) -> CaseProvenance:

@@ -18,7 +18,7 @@ FLOORS = (
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
     | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption", "utility"}
-    | {"pairs", "fleet", "streams"},
+    | {"pairs", "fleet", "streams", "loaded"},
     {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification", "pairwise"},
     {"lineup", "capacity", "session", "preflight", "executors", "export", "strength", "controller", "checks", "report"}
     | {"integrity", "verification", "comparison", "planning", "readiness", "scaffold"},

@@ -202,7 +202,7 @@ def understand(command: Command, desk: Desk) -> None:
         _understand_launch(command)
     if words is not None:
         if is_of_the_repository(words):
-            declared = (ROOT / "conftest.py").read_text(encoding="utf-8")
+            declared = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
             assert all(f'addoption("{word}"' in declared for word in words), command.text
             return
         code, said = desk.told[tuple(as_here(words))]

@@ -1,0 +1,130 @@
+"""Code of others in a session: found by its files, and part of every stored result's key."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from rn_harness.gate import foreign
+from rn_harness.lineup import CaseTask
+from rn_harness.loaded import inherits_only, loaded_code
+from rn_harness.records import LoadedCode
+from rn_harness.store import content_key
+from rn_harness.suite import load_suite
+
+from .builders import write_suite
+from .test_session import a_session
+
+MINE = LoadedCode(kind="conftest", name="conftest.py", sha256="1" * 64)
+XDIST = LoadedCode(kind="distribution", name="pytest-xdist", version="3.8.0", sha256="2" * 64)
+
+
+def a_config(root: Path, *plugins: object) -> pytest.Config:
+    """A configuration of a session in this folder, with these plugins and pytest's own."""
+    from _pytest.config import get_config
+
+    config = get_config(["--rootdir", str(root)])
+    config.parse([str(root), "--rootdir", str(root), "-p", "no:cacheprovider"])
+    for plugin in plugins:
+        config.pluginmanager.register(plugin)
+    return config
+
+
+def _module(folder: Path, name: str, source: str, patch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module from a file, imported."""
+    path = folder / f"{name}.py"
+    path.write_text(source, encoding="utf-8")
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    patch.setitem(sys.modules, name, module)
+    return module
+
+
+def _new(config: pytest.Config, suites: tuple[Path, ...] = ()) -> dict[str, LoadedCode]:
+    """What a session loaded, but for what the session of this very test has: by name."""
+    return {c.name: c for c in loaded_code(config, suites) if c.sha256 in _digests(config.rootpath)}
+
+
+def _digests(root: Path) -> set[str]:
+    return {hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*.py")}
+
+
+def test_a_conftest_a_plugin_and_what_they_import_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file of others has its kind, its path from pytest's root folder, and its digest; pytest's own is left out."""
+    _module(tmp_path, "helper", "x = 1\n", monkeypatch)
+    conftest = _module(tmp_path, "conftest", "def pytest_runtest_setup():\n    pass\n", monkeypatch)
+    plugin = _module(tmp_path, "quiet", "class Quiet:\n    def pytest_runtest_setup(self):\n        pass\n", monkeypatch)
+    found = _new(a_config(tmp_path, conftest, plugin.Quiet()))
+    assert {name: code.kind for name, code in found.items()} == {
+        "conftest.py": "conftest",
+        "helper.py": "module",
+        "quiet.py": "module",
+    }
+    assert found["helper.py"].sha256 == hashlib.sha256(b"x = 1\n").hexdigest()
+
+
+def test_hooks_made_from_text_are_found(tmp_path: Path) -> None:
+    """A plugin without a file is told by its code; another code has another digest."""
+    found = []
+    for body in ("pass", "return 1"):
+        space: dict[str, object] = {}
+        exec(f"def pytest_runtest_setup(item):\n    {body}\n", space)
+        plugin = types.SimpleNamespace(pytest_runtest_setup=space["pytest_runtest_setup"])
+        found += [code for code in loaded_code(a_config(tmp_path, plugin), ()) if code.name == "<string>"]
+    assert len({code.sha256 for code in found}) == 2
+
+
+def test_plugins_of_installed_packages_are_told_by_name_and_version(tmp_path: Path) -> None:
+    """A distribution's plugin has the distribution's name and version; the harness itself is none of others."""
+    found = {code.name: code for code in loaded_code(a_config(tmp_path), ()) if code.kind == "distribution"}
+    assert found["pytest-xdist"].version
+    assert "rn-harness" not in found
+
+
+@pytest.mark.parametrize(
+    ("source", "idle"),
+    [
+        ('"""Demo."""\nfrom rn_harness import RobustnessChecks\n\nclass TestDemo(RobustnessChecks):\n    """Demo."""\n', True),
+        ("from __future__ import annotations\nfrom rn_harness.checks import RobustnessChecks as R\nclass T(R): pass\n", True),
+        ("from rn_harness import RobustnessChecks\nclass T(RobustnessChecks):\n    def test_own(self): pass\n", False),
+        ("import rn_harness.attack\n", False),
+        ("from rn_harness.checks import RobustnessChecks\nRobustnessChecks.test_control_breaks = None\n", False),
+        ("from rn_harness.checks import tell\n@tell\nclass T: pass\n", False),
+        ("from rn_harness.checks import M\nclass T(metaclass=M): pass\n", False),
+    ],
+)
+def test_a_suites_test_file_is_code_of_others_where_it_does_more_than_inherit(
+    source: str, idle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that only inherits our checks changes nothing; any other statement may."""
+    assert inherits_only(source) is idle
+    (tmp_path / "test_demo.py").write_text(source, encoding="utf-8")
+    module = types.ModuleType("test_demo_of_a_suite")
+    module.__file__ = str(tmp_path / "test_demo.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert [c.kind for c in _new(a_config(tmp_path), (tmp_path,)).values()] == ([] if idle else ["suite"])
+
+
+def test_only_plugins_of_known_packages_are_harmless() -> None:
+    """A conftest is never known, nor is a file that bears a known package's name."""
+    named = MINE.model_copy(update={"name": "pytest-xdist", "kind": "module"})
+    assert foreign([MINE, XDIST, named]) == (MINE, named)
+
+
+def test_code_of_others_makes_every_stored_result_another(tmp_path: Path) -> None:
+    """A case, a defense or a certificate made under a tampering conftest never serves a run without it; xdist makes none."""
+    suite = load_suite(write_suite(tmp_path / "demo"))
+    recipe = suite.declaration.defenses["quick"]
+    keys = []
+    for plugins in ((), (XDIST,), (MINE,)):
+        session = a_session(tmp_path, model="organism", plugins=plugins)
+        case = session._case_parts(CaseTask("candidate", suite, None))[1]
+        keys.append((content_key("case", case), content_key("defense", session._defense_parts(suite, recipe))))
+        assert session.identity(suite, None).plugins == foreign(plugins)
+    assert keys[0] == keys[1]
+    assert not set(keys[0]) & set(keys[2])
