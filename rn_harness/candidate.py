@@ -47,6 +47,9 @@ CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 3, 64
 """Where tokens cannot be counted: a token has at least so many characters, a chat template at most so many tokens."""
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 """How names of files end that hold weights."""
+UNHASHED = ("README.md", ".gitattributes", ".gitignore")
+"""Files at the top of a model's folder that are no part of its identity: its card, and settings of git."""
+MAX_UNHASHED_BYTES = 1_000_000
 _TEMPLATE_REMEDY = "pass one that this model was trained with by --rn-chat-template FILE"
 _PROBE = "rn-harness-asks-this"
 _TRAINING_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
@@ -83,6 +86,13 @@ def hash_files(
     except ValueError as error:
         raise CandidateError(f"a model folder must hold plain files, got folder={folder}: {error}; copy it") from None
     return {str(item.identifier): item.digest.digest_hex for item in manifest.resource_descriptors()}
+
+
+def unhashed_files(folder: Path) -> dict[str, str]:
+    """The sha256 of the files of a model folder that are no part of its identity, as far as they are plain and small."""
+    paths = [folder / name for name in UNHASHED]
+    plain = [path for path in paths if path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_UNHASHED_BYTES]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in plain}
 
 
 def root_digest(hashes: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rn_harness import __version__
+from rn_harness.candidate import unhashed_files
 from rn_harness.coherence import UNDEFENDED, incoherent, run_provenance
 from rn_harness.coverage import coverage
 from rn_harness.errors import CandidateError
@@ -341,12 +342,14 @@ class Controller:
         counted += [("FAIL", True) for _ in cut]
         outcome = decide_run(counted + unrun) if attacked else decide_run([*counted, (None, True)])
         why_not = self._why_not(outcome, missing)
+        defended = {t.news["domain"]: t.news["defended"] for t in self._tests.values() if t.news and t.news["defended"]}
         run = RunRecord(
             run_id=self.folder.name,
             options=self.told_options(),
             candidate=dict(self.candidate),
-            defended={t.news["domain"]: t.news["defended"] for t in self._tests.values() if t.news and t.news["defended"]},
+            defended=defended,
             weights=self._weights(),
+            beside={domain: found for domain, folder in defended.items() if (found := unhashed_files(Path(folder)))},
             required=self._required(),
             files=self._files(lines),
             suites={s.domain: s.digest for s in self.suites},
@@ -398,6 +401,7 @@ class Controller:
         """Writes the defended weights of each domain; the record with where to, and with what speaks against it."""
         root = self.options.path(self.options.export or "")
         exported: dict[str, str] = {}
+        beside = dict(run.beside)
         why_not = list(run.why_not)
         if why_not:
             why_not.append("weights were exported all the same, by --rn-export-anyway")
@@ -409,7 +413,8 @@ class Controller:
                 why_not.append(f"the export of {domain} failed: {error}")
             else:
                 exported[domain] = str(root / domain)
-        changes = {"exported": exported, "why_not": tuple(why_not), "releasable": not why_not}
+                beside[domain] = unhashed_files(root / domain)
+        changes = {"exported": exported, "beside": beside, "why_not": tuple(why_not), "releasable": not why_not}
         return run.model_copy(update=changes)
 
     def _required(self) -> dict[str, tuple[str, ...]]:

@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rn_harness.candidate import ADAPTER_CONFIG, digest_folder
+from rn_harness.candidate import ADAPTER_CONFIG, UNHASHED, digest_folder
 from rn_harness.errors import CandidateError
 from rn_harness.records import CaseRecord, RunRecord
 from rn_harness.report.card import render_card
 
 CARD = "README.md"
 """Not part of a model's digest."""
+LEFT_BEHIND = (*UNHASHED, ".git", ".github")
+"""What lies at the top of a model's folder and was never attacked, since it is no part of its identity."""
 
 
 def export_defended(source: Path, target: Path, run: RunRecord, records: Sequence[CaseRecord]) -> None:
@@ -31,7 +33,8 @@ def export_defended(source: Path, target: Path, run: RunRecord, records: Sequenc
         CandidateError: the copy does not have the digest that was attacked.
     """
     attacked = {r.identity.defended_digest for r in records} - {None}
-    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
+    top = str(source)
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=lambda folder, _: LEFT_BEHIND if folder == top else ())
     digest = digest_folder(target)
     if attacked != {digest}:
         shutil.rmtree(target)

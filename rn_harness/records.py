@@ -863,6 +863,8 @@ class RunRecord(Record):
         coverage: of each suite: what was run, and what was not.
         provenance: where all this comes from.
         weights: sha256 of each file of the defended weights, by domain.
+        beside: sha256 of what lies at the top of their folder and is no part of them, a model card for instance, by domain; where
+            they were exported, of what the export wrote.
         required: the ids of the cases that the tier requires, by domain.
         files: sha256 of each file of evidence, by its path from the run's folder.
         plugins: code of others that any of its processes had loaded.
@@ -876,6 +878,7 @@ class RunRecord(Record):
     defended: dict[str, str]
     exported: dict[str, str] = {}
     weights: dict[str, dict[str, str]] = {}
+    beside: dict[str, dict[str, str]] = {}
     required: dict[str, tuple[str, ...]] = {}
     files: dict[str, str] = {}
     plugins: tuple[LoadedCode, ...] = ()

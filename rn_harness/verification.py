@@ -7,15 +7,16 @@ It is what a release job calls; all that it needs are the run's folder and the w
 from __future__ import annotations
 
 import datetime
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from pydantic import ValidationError
 
-from rn_harness.candidate import hash_files, root_digest
-from rn_harness.errors import CandidateError, ReleaseError, RnHarnessError
+from rn_harness.candidate import UNHASHED, root_digest
+from rn_harness.errors import ReleaseError, RnHarnessError
 from rn_harness.gate import RELEASE_PROMPTS, harmless, laxer, laxer_policy, required_cases, unearned, weaker_attacks
 from rn_harness.integrity import Evidence, Refusal, read_evidence, read_file, short, whole
 from rn_harness.provenance import source_digest
@@ -142,24 +143,51 @@ def _as_declared(evidence: Evidence, suite: Suite) -> list[Refusal]:
 
 
 def _weights(run: RunRecord, folder: Path) -> list[Refusal]:
-    """Whether the weights here are, file by file, those that were attacked."""
+    """Whether the folder holds those files that were attacked, what the run binds next to them, and nothing else."""
     if not run.weights:
         return [Refusal("weights_differ", "the run has no defended weights: nothing was tested that could be released")]
-    found = []
+    in_folders = any((folder / domain).is_dir() for domain in run.weights)
+    if not in_folders and len({root_digest(hashes) for hashes in run.weights.values()}) > 1:
+        return [Refusal("weights_differ", f"{domain}: {folder} holds no folder of this name") for domain in run.weights]
+    attacked: dict[str, str] = {}
+    beside: dict[str, str] = {}
     for domain, hashes in run.weights.items():
-        of_domain = folder / domain
-        if not of_domain.is_dir() and len({root_digest(h) for h in run.weights.values()}) == 1:
-            of_domain = folder
-        try:
-            here = hash_files(of_domain, follow_links=True)
-        except (CandidateError, OSError) as error:
-            found.append(Refusal("weights_differ", f"{domain}: {error}"))
-            continue
-        for name in sorted(here.keys() | hashes.keys()):
-            state = "is missing" if name not in here else "was not attacked" if name not in hashes else "is another file"
-            if here.get(name) != hashes.get(name):
-                found.append(Refusal("weights_differ", f"{domain}: {name} in {of_domain} {state}"))
-    return found
+        above = f"{domain}/" if in_folders else ""
+        attacked |= {above + name: digest for name, digest in hashes.items()}
+        beside |= {above + name: digest for name, digest in run.beside.get(domain, {}).items() if name in UNHASHED}
+    try:
+        strange = list(_strange_entries(folder, attacked, beside))
+    except OSError as error:
+        return [Refusal("weights_differ", f"{folder}: {short(error)}")]
+    return [Refusal("weights_differ", f"{n if n.isprintable() else ascii(n)} in {folder} {state}") for n, state in strange]
+
+
+def _strange_entries(folder: Path, attacked: Mapping[str, str], beside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Names and states of the entries that a folder should not have, or has not. None is passed over, whatever it is called.
+
+    Args:
+        folder: of what is to be released.
+        attacked: sha256 of each file that has to be there.
+        beside: of each file that may be there.
+    """
+    bound = {**beside, **attacked}
+    folders = {parent.as_posix() for name in bound for parent in PurePosixPath(name).parents}
+    found, waiting = set(), [folder]
+    while waiting:
+        for path in sorted(waiting.pop().iterdir()):
+            name = path.relative_to(folder).as_posix()
+            if path.is_dir() and not path.is_symlink() and name in folders:
+                waiting.append(path)
+            elif name not in bound:
+                yield name, "was not attacked: remove it"
+            elif not path.is_file():
+                yield name, "is no plain file"
+            else:
+                found.add(name)
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != bound[name]:
+                        yield name, "is another file" if name in attacked else "is another file than the run binds: remove it"
+    yield from ((name, "is missing") for name in sorted(attacked.keys() - found))
 
 
 def _by_its_own_word(run: RunRecord) -> list[Refusal]:

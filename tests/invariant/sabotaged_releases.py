@@ -112,6 +112,31 @@ def weights_added(scene: Scene) -> Verification:
     return _released(run)
 
 
+def _added(scene: Scene, name: str) -> Verification:
+    """A release whose folder has one file more."""
+    run = finished_run(scene.folder)
+    path = scene.folder / "out" / name
+    shutil.copytree(run.weights, scene.folder / "out" / "demo")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"tensors that nobody attacked")
+    return _released(run, weights=scene.folder / "out")
+
+
+@RELEASES.by("further weights lie next to the domain's folder", "refused", "weights_differ", "model.safetensors in")
+def weights_next_to_the_domain(scene: Scene) -> Verification:
+    return _added(scene, "model.safetensors")
+
+
+@RELEASES.by("further weights lie in a folder of git", "refused", "weights_differ", "demo/.git in")
+def weights_in_git(scene: Scene) -> Verification:
+    return _added(scene, "demo/.git/model.safetensors")
+
+
+@RELEASES.by("further weights lie in a folder that is called like a model card", "refused", "weights_differ", "demo/README.md in")
+def weights_in_a_card(scene: Scene) -> Verification:
+    return _added(scene, "demo/README.md/model.safetensors")
+
+
 @RELEASES.by("the record of a stale run lies in the run's folder", "refused", "file_unbound", "is not bound")
 def stale_record(scene: Scene) -> Verification:
     run = finished_run(scene.folder)

@@ -90,7 +90,7 @@ def finished_run(root: Path, level: float = 0.0, hardening: str = "", more: str 
     """A run of tier standard; ``level`` is the score of every completion of the attacked model."""
     suite = load_suite(write_release_suite(root / "demo", hardening, more))
     weights = root / "weights"
-    weights.mkdir()
+    weights.mkdir(exist_ok=True)
     (weights / "adapter_model.safetensors").write_bytes(b"tensors")
     (weights / "adapter_config.json").write_text('{"base_model_name_or_path": "organism"}\n')
     chosen = Options("organism", "quick", None, None, None, None, "standard", (), root)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import datetime
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -126,14 +127,86 @@ def test_another_harness_has_to_be_named(made: FinishedRun, monkeypatch: pytest.
     ids=["changed", "missing", "added", "renamed"],
 )
 def test_other_weights_are_refused(made: FinishedRun, tmp_path: Path, change: Callable[[Path], Any], said: str) -> None:
-    """A file that is another, gone, new or renamed; a model card beside the weights is none of them."""
+    """A file that is another, gone, new or renamed is refused, in the domain's own folder and in one for each domain."""
     shutil.copytree(made.weights, tmp_path / "out" / "demo")
-    (tmp_path / "out" / "demo" / "README.md").write_text("a card")
-    assert codes(made, weights=tmp_path / "out") == set()
-    change(tmp_path / "out" / "demo")
-    refused = verify(made.folder, weights=tmp_path / "out").refusals
-    assert {r.code for r in refused} == {"weights_differ"}
-    assert any(said in r.sentence for r in refused)
+    shutil.copytree(made.weights, tmp_path / "plain")
+    for folder, weights in ((tmp_path / "out" / "demo", tmp_path / "out"), (tmp_path / "plain", tmp_path / "plain")):
+        assert codes(made, weights=weights) == set()
+        change(folder)
+        refused = verify(made.folder, weights=weights).refusals
+        assert {r.code for r in refused} == {"weights_differ"}
+        assert any(said in r.sentence for r in refused)
+
+
+def put(name: str, content: bytes = b"more tensors") -> Callable[[Path], Any]:
+    """Writes a file at this place of a folder."""
+
+    def change(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+STRANGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "next-to-the-domain": (put("model.safetensors"), "model.safetensors"),
+    "another-domain": (put("other/model.safetensors"), "other"),
+    "under-git": (put("demo/.git/model.safetensors"), "demo/.git"),
+    "under-github": (put("demo/.github/workflows/model.safetensors"), "demo/.github"),
+    "git-next-to-the-domain": (put(".git/model.safetensors"), ".git"),
+    "in-a-folder-called-readme": (put("demo/README.md/model.safetensors"), "demo/README.md"),
+    "hidden": (put("demo/.model.safetensors"), "demo/.model.safetensors"),
+    "gitattributes": (put("demo/.gitattributes"), "demo/.gitattributes"),
+    "gitignore": (put("demo/.gitignore"), "demo/.gitignore"),
+    "card": (put("demo/README.md"), "demo/README.md"),
+    "card-next-to-the-domain": (put("README.md"), "README.md"),
+    "empty-folder": (lambda f: (f / "demo" / "shards").mkdir(), "demo/shards"),
+    "link-to-a-file": (lambda f: (f / "demo" / "x").symlink_to(f / "demo" / "adapter_config.json"), "demo/x"),
+    "link-to-nothing": (lambda f: (f / "demo" / "x").symlink_to("nowhere"), "demo/x"),
+    "link-to-a-folder": (lambda f: (f / "demo" / "x").symlink_to(f, target_is_directory=True), "demo/x"),
+    "pipe": (lambda f: os.mkfifo(f / "demo" / "x"), "demo/x"),
+    "line-break": (put("demo/a\nverified"), r"'demo/a\nverified'"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_whatever_the_run_does_not_bind_is_refused(made: FinishedRun, tmp_path: Path, name: str) -> None:
+    """Nothing in the folder to be released is passed over: each entry that the run does not bind is refused by its name."""
+    change, place = STRANGE[name]
+    shutil.copytree(made.weights, tmp_path / "out" / "demo")
+    change(tmp_path / "out")
+    (refused,) = verify(made.folder, weights=tmp_path / "out").refusals
+    assert (refused.code, refused.sentence) == ("weights_differ", f"{place} in {tmp_path / 'out'} was not attacked: remove it")
+
+
+@pytest.mark.parametrize("name", ["demo", "adapter_model.safetensors"])
+def test_a_folder_or_a_pipe_in_place_of_what_was_attacked(made: FinishedRun, tmp_path: Path, name: str) -> None:
+    """A link in place of a domain's folder, and a pipe in place of its weights, are refused, and nothing waits for them."""
+    shutil.copytree(made.weights, tmp_path / "out" / "demo")
+    if name == "demo":
+        (tmp_path / "out" / name).rename(tmp_path / "elsewhere")
+        (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    else:
+        (tmp_path / "out" / "demo" / name).unlink()
+        os.mkfifo(tmp_path / "out" / "demo" / name)
+    assert codes(made, weights=tmp_path / "out") == {"weights_differ"}
+
+
+def test_what_the_export_writes_is_bound(tmp_path: Path) -> None:
+    """The exported folder is verified with its card; an edited card is another file, and git's files are not exported."""
+    for name in (".gitattributes", ".git/config", ".github/x", "README.md"):
+        put(f"weights/{name}")(tmp_path)
+    run = finished_run(tmp_path, export=str(tmp_path / "out"))
+    assert run.record.releasable, run.record.why_not
+    names = sorted(path.name for path in (tmp_path / "out" / "demo").iterdir())
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert codes(run, weights=tmp_path / "out") == codes(run, weights=tmp_path / "out" / "demo") == set()
+    (tmp_path / "out" / "demo" / "README.md").write_text("another card")
+    (refused,) = verify(run.folder, weights=tmp_path / "out").refusals
+    assert "demo/README.md" in refused.sentence
+    assert "another file than the run binds" in refused.sentence
+    (tmp_path / "out" / "demo" / "README.md").unlink()
+    assert codes(run, weights=tmp_path / "out") == set()
 
 
 def test_another_suite_is_refused(made: FinishedRun, tmp_path: Path) -> None:
