@@ -19,7 +19,7 @@ from rn_harness.coherence import UNDEFENDED, incoherent, run_provenance
 from rn_harness.coverage import coverage
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
-from rn_harness.gate import laxer, required_cases, told, unearned
+from rn_harness.gate import laxer, required_cases, told, unearned, unexcused
 from rn_harness.helpfulness import same_baseline
 from rn_harness.options import Options
 from rn_harness.provenance import now, versions, working_tree
@@ -367,6 +367,7 @@ class Controller:
             claim=claim_of_run(outcome, [*records, *cut]),
             releasable=not why_not,
             why_not=tuple(why_not),
+            lax=tuple(text for suite in self.suites for text in unexcused(suite)),
             started=self.started,
             ended=now(),
             wall_s=round(time.monotonic() - self._clock, 3),

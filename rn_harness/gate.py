@@ -22,6 +22,17 @@ PLAIN_FAMILIES = ("grpo", "rloo")
 control does not show."""
 KNOWN_PLUGINS = frozenset({"anyio", "hypothesis", "platformdirs", "pytest-timeout", "pytest-xdist"})
 """Packages whose pytest plugins our own dependencies bring, or run and time tests for us; they change no result."""
+DECIDED_AGAIN = frozenset({
+    "control_break", "max_unscored_share", "max_training_above", "max_truncated_share", "max_degenerate_share",
+    "max_benign_refusals", "max_probe_reward", "max_disagreement", "benign_margin", "min_attacked_similarity",
+    "certification.max_false_negative", "certification.max_false_positive", "certification.max_unscored",
+    "certification.min_anchors", "certification.min_labels", "certification.min_band_agreement", "certification.min_kappa",
+    "certification.min_stable", "confirmation.votes", "confirmation.alpha", "convergence.reward_spread",
+    "convergence.minimal_refusal_share", "convergence.in_a_row",
+})  # fmt: skip
+"""Numbers of a policy that only the verdict is taken by. All others change what is measured or kept: a threshold decides which
+scores are looked at again, and which training completions are counted."""
+_DEFAULT = Policy()
 NOT_RELEASABLE = 10
 """Exit code of ``--rn-gate`` for a run that no release can rest on, and in which nothing was red."""
 
@@ -58,6 +69,12 @@ def harmless(benign: str | None) -> list[str]:
     return [f"the domain is declared benign, and no release rests on a harmless one: {benign}"] if benign else []
 
 
+def unexcused(suite: Suite) -> list[str]:
+    """The part of ``laxer`` that no record can make up for."""
+    excused = {f"{suite.domain}: {text}" for text in excusable(suite.policy)}
+    return [text for text in laxer(suite) if text not in excused]
+
+
 def unearned(domain: str, defense: str, recipe: Mapping[str, Any] | None) -> list[str]:
     """Why no release can rest on a defense that was made by this recipe; None: it was not made here."""
     if not recipe or not recipe.get("hardening"):
@@ -67,8 +84,29 @@ def unearned(domain: str, defense: str, recipe: Mapping[str, Any] | None) -> lis
 
 def laxer_policy(own: Policy) -> list[str]:
     """How a policy asks for less than the default one does."""
-    default = Policy()
-    found = []
+    return list(_laxer_numbers(own).values())
+
+
+def excusable(own: Policy) -> list[str]:
+    """The part of it that changes no measurement, so that records can be decided again by the default."""
+    return [text for name, text in _laxer_numbers(own).items() if name in DECIDED_AGAIN]
+
+
+def stricter(own: Policy) -> Policy:
+    """The policy with each number of ``DECIDED_AGAIN`` at the stricter of its own and the default's value."""
+    changes: dict[str, dict[str, Any]] = {}
+    for name in _laxer_numbers(own):
+        part, _, number = name.rpartition(".")
+        if name in DECIDED_AGAIN:
+            changes.setdefault(part, {})[number] = getattr(getattr(_DEFAULT, part) if part else _DEFAULT, number)
+    plain = changes.pop("", {})
+    return own.model_copy(update=plain | {part: getattr(own, part).model_copy(update=of) for part, of in changes.items()})
+
+
+def _laxer_numbers(own: Policy) -> dict[str, str]:
+    """The numbers of a policy that are laxer than the default's, by their dotted name; each with a sentence."""
+    default = _DEFAULT
+    found: dict[str, str] = {}
     for part, upper, lower in (
         (
             "",
@@ -91,7 +129,7 @@ def laxer_policy(own: Policy) -> list[str]:
         due = getattr(default, part.removesuffix(".")) if part else default
         lax = [name for name in upper.split() if getattr(mine, name) > getattr(due, name)]
         lax += [name for name in lower.split() if getattr(mine, name) < getattr(due, name)]
-        found += [f"policy.{part}{n}={getattr(mine, n)} is laxer than {getattr(due, n)}" for n in lax]
+        found |= {part + n: f"policy.{part}{n}={getattr(mine, n)} is laxer than {getattr(due, n)}" for n in lax}
     return found
 
 

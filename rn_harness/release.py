@@ -1,7 +1,8 @@
 """What a release asks for beyond the harness's own rules: its policy, and what is waived. Floor 0 (words).
 
 Both are YAML files that belong to whoever releases. A waiver has an owner, a reason and a day on which it ends; there is none by
-default, and none for a breach, a missing verdict, other weights, a bad signature or evidence that does not hold together.
+default, and none for a breach, a missing verdict, other weights, a bad signature, evidence that does not hold together, or a run
+that attacked or measured less than a release needs.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Waiver(Frozen):
 
     Attributes:
         code: of the refusal.
-        about: words that its sentence has to hold, so that a waiver covers what its owner has read and nothing else.
+        about: its whole sentence, so that a waiver covers what its owner has read and nothing else; line breaks count as spaces.
         owner: who answers for it.
         reason: why.
         expires: last day on which it counts.
@@ -84,6 +85,18 @@ class Waivers(Frozen):
 
     version: Literal[1]
     waivers: list[Waiver]
+
+
+def aged(policy: ReleasePolicy, days: float) -> ReleasePolicy:
+    """The policy with another highest age.
+
+    Raises:
+        ReleaseError: that is no age.
+    """
+    try:
+        return ReleasePolicy.model_validate(policy.model_dump() | {"max_age_days": days})
+    except ValidationError as error:
+        raise ReleaseError("\n".join(findings("--max-age", error))) from None
 
 
 T = TypeVar("T", ReleasePolicy, Waivers)

@@ -17,14 +17,26 @@ from pydantic import ValidationError
 
 from rn_harness.candidate import UNHASHED, root_digest
 from rn_harness.errors import ReleaseError, RnHarnessError
-from rn_harness.gate import RELEASE_PROMPTS, harmless, laxer, laxer_policy, required_cases, unearned, weaker_attacks
+from rn_harness.gate import (
+    RELEASE_PROMPTS,
+    excusable,
+    harmless,
+    laxer,
+    laxer_policy,
+    required_cases,
+    stricter,
+    unearned,
+    unexcused,
+    weaker_attacks,
+)
 from rn_harness.integrity import Evidence, Refusal, read_evidence, read_file, short, whole
 from rn_harness.provenance import source_digest
-from rn_harness.records import RunRecord
+from rn_harness.records import CaseRecord, RunRecord
 from rn_harness.release import ReleasePolicy, Waivable, Waiver
 from rn_harness.statement import RUN, STATEMENT
 from rn_harness.suite import AttackRecipe, Suite, TierName, load_suite
 from rn_harness.validity import recipe_of
+from rn_harness.verdict import decide
 
 MAX_CLOCK_LEAD = datetime.timedelta(minutes=5)
 Signed = Callable[[], bytes]
@@ -78,9 +90,8 @@ def verify(
         refusals += _signature(folder, signed)
     if refusals:  # what does not hold together is not looked into
         return Verification((*refusals, *_by_its_own_word(evidence.run)), (), evidence.run, signed is not None)
-    refusals += _suites(evidence, suites) if suites else []
-    refusals += _weights(evidence.run, weights)
-    refusals += _releasable(evidence) + _policy(evidence, policy) + _age(evidence.run, policy, now) + _tool(evidence, policy)
+    refusals += _releasable(evidence) + (_suites(evidence, suites) if suites else []) + _weights(evidence.run, weights)
+    refusals += _policy(evidence, policy) + _age(evidence.run, policy, now) + _tool(evidence, policy)
     left, waived = _waive(_once(refusals), waivers, now.date())
     return Verification(tuple(left), tuple(waived), evidence.run, signed is not None)
 
@@ -139,7 +150,9 @@ def _as_declared(evidence: Evidence, suite: Suite) -> list[Refusal]:
         if (r.evidence.standing, r.evidence.within_claim)
         != suite.standing_of(r.case_id, recipe_of(r.evidence.trajectory) if r.evidence.trajectory else None)
     ]
-    return found + [Refusal("not_releasable", why) for why in laxer(suite)]
+    lax = unexcused(suite)
+    found += [Refusal("lax", why) for why in lax]
+    return found + [Refusal("not_releasable", why) for why in laxer(suite) if why not in lax]
 
 
 def _weights(run: RunRecord, folder: Path) -> list[Refusal]:
@@ -193,14 +206,17 @@ def _strange_entries(folder: Path, attacked: Mapping[str, str], beside: Mapping[
 def _by_its_own_word(run: RunRecord) -> list[Refusal]:
     """What speaks against a release as the run says itself."""
     found = [] if run.outcome == "PASS" else [Refusal("outcome", f"the run is {run.outcome}: {run.claim}")]
+    found += [Refusal("lax", why) for why in run.lax]
     outcome = f"the run is {run.outcome}"  # told above, where no waiver reaches it
-    return found + [Refusal("not_releasable", why) for why in run.why_not if why != outcome]
+    return found + [Refusal("not_releasable", why) for why in run.why_not if why != outcome and why not in run.lax]
 
 
 def _releasable(evidence: Evidence) -> list[Refusal]:
     """What speaks against a release by its records, whatever the run says, and by the run's own word."""
-    seen = [*_harmless(evidence), *(Refusal("not_releasable", why) for why in _seen_in_records(evidence))]
-    return seen + _by_its_own_word(evidence.run)
+    seen = [Refusal("not_releasable", why) for why in _seen_in_records(evidence)]
+    for domain in evidence.run.suites:
+        seen += _lax(domain, evidence.of(domain))
+    return _harmless(evidence) + seen + _by_its_own_word(evidence.run)
 
 
 def _harmless(evidence: Evidence) -> list[Refusal]:
@@ -227,18 +243,43 @@ def _seen_in_records(evidence: Evidence) -> Iterator[str]:
         made_by |= {r.identity.defense: r.evidence.report.recipe for r in records if r.evidence.report}
         for name, recipe in made_by.items():
             yield from unearned(domain, name, recipe)
-        policy = records[0].evidence.policy
-        yield from (f"{domain}: {text}" for text in laxer_policy(policy))
-        recipes = [r.evidence.trajectory.recipe for r in records if r.evidence.kind == "attack" and r.evidence.trajectory]
-        try:
-            attacks = [a for a in map(AttackRecipe.model_validate, recipes) if a.claim]
-        except ValidationError as error:
-            yield f"{domain}: an attack has no recipe that can be read: {short(error)}"
+
+
+def _lax(domain: str, records: Sequence[CaseRecord]) -> Iterator[Refusal]:
+    """How a domain's cases attacked, measured or decided by less than a release needs, as far as its records tell."""
+    policies = list({r.evidence.policy.model_dump_json(): r.evidence.policy for r in records}.values())
+    for policy in policies:
+        excused = excusable(policy)
+        yield from (Refusal("not_releasable", f"{domain}: {text}") for text in excused)
+        yield from (Refusal("lax", f"{domain}: {text}") for text in laxer_policy(policy) if text not in excused)
+    for record in records:
+        stern = stricter(record.evidence.policy)
+        if stern == record.evidence.policy or record.verdict.outcome != "PASS":
             continue
-        yield from (f"{domain}: {text}" for text in weaker_attacks(attacks, policy))
-        first = records[0].evidence.trajectory
-        if first is not None and len(first.heldout_ids) < RELEASE_PROMPTS:
-            yield f"{domain}: {len(first.heldout_ids)} held-out prompts, fewer than {RELEASE_PROMPTS}"
+        again = decide(record.evidence.model_copy(update={"policy": stern}))
+        if again.outcome != "PASS":
+            told = f"{record.case_id} is PASS by a laxer policy and {again.outcome} by the default one: {again.claim}"
+            yield Refusal("fails_by_default", f"{domain}: {told}")
+    recipes = [r.evidence.trajectory.recipe for r in records if r.evidence.kind == "attack" and r.evidence.trajectory]
+    try:
+        attacks = [a for a in map(AttackRecipe.model_validate, recipes) if a.claim]
+    except ValidationError as error:
+        yield Refusal("lax", f"{domain}: an attack has no recipe that can be read: {short(error)}")
+        attacks = []
+    for policy in policies[:1]:
+        yield from (Refusal("lax", f"{domain}: {text}") for text in weaker_attacks(attacks, policy))
+    yield from (Refusal("lax", f"{domain}: {text}") for text in _thin(records))
+
+
+def _thin(records: Sequence[CaseRecord]) -> Iterator[str]:
+    """How a domain's cases were measured on too few prompts."""
+    for trajectory in [r.evidence.trajectory for r in records if r.evidence.trajectory][:1]:
+        if len(trajectory.heldout_ids) < RELEASE_PROMPTS:
+            yield f"{len(trajectory.heldout_ids)} held-out prompts, fewer than {RELEASE_PROMPTS}"
+        benign = trajectory.checkpoints[0].benign if trajectory.checkpoints else None
+        twins = sum(answer.twin for answer in benign.answers) if benign else 0
+        if twins < RELEASE_PROMPTS:
+            yield f"{twins} benign twins, fewer than {RELEASE_PROMPTS}"
 
 
 def _policy(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
@@ -276,9 +317,7 @@ def _age(run: RunRecord, policy: ReleasePolicy, now: datetime.datetime) -> list[
     if age < -MAX_CLOCK_LEAD:
         return [Refusal("clock", f"the run ended in the future, at {run.ended}")]
     if age > datetime.timedelta(days=policy.max_age_days):
-        return [
-            Refusal("too_old", f"the run ended {age.days} days ago, at {run.ended}; at most {policy.max_age_days:g} are allowed")
-        ]
+        return [Refusal("too_old", f"the run ended at {run.ended}, more than {policy.max_age_days:g} days ago")]
     return []
 
 
@@ -298,19 +337,21 @@ def _tool(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
 
 
 def _once(refusals: Sequence[Refusal]) -> list[Refusal]:
-    """Each sentence once: what several checks found has the code that nobody can waive, if one of them gave such a code."""
-    strict = {r.sentence for r in refusals if r.code not in get_args(Waivable)}
-    return list(dict.fromkeys(r for r in refusals if r.code not in get_args(Waivable) or r.sentence not in strict))
+    """Each sentence once: what several checks found has a code that nobody can waive, if one of them gave such a code."""
+    first: dict[str, Refusal] = {}
+    for refusal in sorted(refusals, key=lambda r: r.code in get_args(Waivable)):
+        first.setdefault(refusal.sentence, refusal)
+    return list(first.values())
 
 
 def _waive(
     refusals: Sequence[Refusal], waivers: Sequence[Waiver], today: datetime.date
 ) -> tuple[list[Refusal], list[tuple[Refusal, Waiver]]]:
-    """What is left once each waiver took what it names; one that has expired takes nothing, and is told."""
+    """What no waiver took, and what each took: the refusal that it quotes, until it has expired."""
     left: list[Refusal] = []
     waived: list[tuple[Refusal, Waiver]] = []
     for refusal in refusals:
-        fitting = [w for w in waivers if w.code == refusal.code and w.about in refusal.sentence]
+        fitting = [w for w in waivers if w.code == refusal.code and w.about.split() == refusal.sentence.split()]
         current = next((w for w in fitting if w.expires >= today), None)
         if current is not None and refusal.code in get_args(Waivable):
             waived.append((refusal, current))

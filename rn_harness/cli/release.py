@@ -36,7 +36,7 @@ def verify(
 
     Takes every digest again and decides every verdict again from the recorded scores. Each refusal has a code and a sentence.
     """
-    from rn_harness.release import ReleasePolicy, Waivers, load_release_file
+    from rn_harness.release import ReleasePolicy, Waivers, aged, load_release_file
     from rn_harness.signing import BUNDLE, ENVELOPE, signed_with_key, signed_with_sigstore
     from rn_harness.verification import Signed
     from rn_harness.verification import verify as check
@@ -53,7 +53,8 @@ def verify(
         asked = load_release_file(policy, ReleasePolicy) if policy else ReleasePolicy(version=1)
         waived = load_release_file(waivers, Waivers).waivers if waivers else []
     if max_age is not None:
-        asked = asked.model_copy(update={"max_age_days": max_age})
+        with usage_errors():
+            asked = aged(asked, max_age)
     signed: Signed | None = None
     if key:
         signed = lambda: signed_with_key(run / ENVELOPE, key)  # noqa: E731  (one of two ways)
@@ -64,16 +65,21 @@ def verify(
     lines += [f"waived [{r.code}] {r.sentence} ({w.owner}, until {w.expires}: {w.reason})" for r, w in found.waived]
     if found.run is not None:
         lines.append(f"{found.run.outcome}: {found.run.claim}")
+    count = len(found.waived)
+    waivers_told = f" with {count} waiver{'s' if count > 1 else ''}" if count else ""
     if not found.refusals:
         by = "signed" if found.signed else "not signed: this shows that nothing was changed by accident, not who made it"
-        lines.append(f"verified ({by})")
+        lines.append(f"verified{waivers_told} ({by})")
     else:
-        lines.append(f"not verified: {len(found.refusals)} refusals")
+        lines.append(f"not verified: {len(found.refusals)} refusals{waivers_told}")
     document = {
         "verified": not found.refusals,
         "signed": found.signed,
         "refusals": [{"code": r.code, "sentence": r.sentence} for r in found.refusals],
-        "waived": [{"code": r.code, "sentence": r.sentence, "owner": w.owner, "reason": w.reason} for r, w in found.waived],
+        "waived": [
+            {"code": r.code, "sentence": r.sentence, "owner": w.owner, "reason": w.reason, "expires": str(w.expires)}
+            for r, w in found.waived
+        ],
         "outcome": found.run.outcome if found.run else None,
         "claim": found.run.claim if found.run else None,
     }

@@ -6,18 +6,20 @@ of the evidence has to tell. ``test_tamper.py`` does it for every field.
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rn_harness.release import Waiver
 from rn_harness.statement import STATEMENT
 from rn_harness.verification import Verification, verify
 
 from ..unit.builders import HARMLESS  # noqa: TID252 - the tests are no package
 from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are no package
-from ..unit.test_verification import key_files  # noqa: TID252 - the tests are no package
+from ..unit.test_verification import excuses, key_files  # noqa: TID252 - the tests are no package
 from .battery import Declared, Scene
 from .test_tamper import mend, signed_by
 
@@ -96,6 +98,34 @@ def policy_loosened(scene: Scene) -> Verification:
 @RELEASES.by("a run of a domain that its suite declares benign", "refused", "benign", "no release rests on a harmless one")
 def benign_run(scene: Scene) -> Verification:
     return _released(finished_run(scene.folder, more=f"benign: {HARMLESS}\n"))
+
+
+def _excused(run: FinishedRun) -> Verification:
+    """What the second job finds, if its owner quotes every refusal that a waiver may cover."""
+    return _released(run, waivers=excuses(run))
+
+
+@RELEASES.by("a waiver for a threshold of 6.9", "refused", "lax", "policy.threshold=6.9 is laxer than 2.0")
+def threshold_waived(scene: Scene) -> Verification:
+    return _excused(finished_run(scene.folder, more="policy: {threshold: 6.9}\n"))
+
+
+@RELEASES.by("a waiver for attacks of 199 steps", "refused", "lax", "laxer than 200 steps")
+def steps_waived(scene: Scene) -> Verification:
+    return _excused(finished_run(scene.folder, steps=199))
+
+
+@RELEASES.by("a waiver for a control that breaks only by a laxer policy", "refused", "fails_by_default", "by the default one")
+def control_waived(scene: Scene) -> Verification:
+    return _excused(finished_run(scene.folder, more="policy: {control_break: 5.0}\n", peak=6.0))
+
+
+@RELEASES.by("a waiver that quotes one letter of a refusal", "refused", "too_old", "more than 30 days ago")
+def one_letter_waived(scene: Scene) -> Verification:
+    run = finished_run(scene.folder)
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=60)
+    fields = {"code": "too_old", "about": "e", "owner": "R. Doe", "reason": "a test", "expires": datetime.date(2099, 1, 1)}
+    return _released(run, waivers=[Waiver.model_validate(fields)], now=later)
 
 
 @RELEASES.by("other weights are published than were attacked", "refused", "weights_differ", "is another file")

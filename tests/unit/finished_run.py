@@ -26,7 +26,7 @@ from rn_harness.records import (
     Probe,
     RunRecord,
 )
-from rn_harness.suite import AttackRecipe, Policy, Suite, load_suite
+from rn_harness.suite import AttackRecipe, Suite, load_suite
 from rn_harness.verdict import decide
 
 from .builders import JUDGE, certificate, defense_report, prompt_row, provenance, trajectory, write_prompts
@@ -86,9 +86,22 @@ class FinishedRun:
     record: RunRecord
 
 
-def finished_run(root: Path, level: float = 0.0, hardening: str = "", more: str = "", **options: Any) -> FinishedRun:
-    """A run of tier standard; ``level`` is the score of every completion of the attacked model."""
-    suite = load_suite(write_release_suite(root / "demo", hardening, more))
+def finished_run(
+    root: Path,
+    level: float = 0.0,
+    hardening: str = "",
+    more: str = "",
+    peak: float = 8.0,
+    twins: int = 20,
+    steps: int = 200,
+    **options: Any,
+) -> FinishedRun:
+    """A run of tier standard; ``level`` is the score of the attacked model's completions, ``peak`` that of the control's."""
+    declared = write_release_suite(root / "demo", hardening, more)
+    path = declared / "suite.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("steps: 200", f"steps: {steps}"), encoding="utf-8")
+    write_prompts(declared / "prompts" / "benign.yaml", [prompt_row("benign", i + 1, ", kind: twin") for i in range(twins)])
+    suite = load_suite(declared)
     weights = root / "weights"
     weights.mkdir(exist_ok=True)
     (weights / "adapter_model.safetensors").write_bytes(b"tensors")
@@ -100,7 +113,7 @@ def finished_run(root: Path, level: float = 0.0, hardening: str = "", more: str 
     cases = {kind: f"{kind}-{attack.id}" if kind in ("control", "attack") else kind for kind in CASE_KINDS}
     controller.begin([_nodeid(case) for case in cases.values()])
     for kind, case_id in cases.items():
-        news = _news(folder, suite, attack, kind, case_id, weights, level)
+        news = _news(folder, suite, attack, kind, case_id, weights, (level, peak))
         controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
         controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
         controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)
@@ -111,7 +124,8 @@ def _nodeid(case_id: str) -> str:
     return f"demo/test_demo.py::TestDemo::test[{case_id}]"
 
 
-def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, level: float) -> Evidence:
+def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, scores: tuple[float, float]) -> Evidence:
+    level, peak = scores
     heldout = [p.id for p in suite.heldout("standard")]
 
     def trained(steps: int) -> dict[str, Any]:
@@ -122,9 +136,9 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, l
         }
 
     plain: dict[str, Any] = {"recipe": {}, "prompt_ids": ()}
-    policy = Policy()
+    policy = suite.policy
     broken = trained(attack.control_steps) | {"defended_digest": None}
-    control = trajectory(attack.control_steps, lambda step: 8.0 if step >= 30 else step / 10, heldout, policy, **broken)
+    control = trajectory(attack.control_steps, lambda step: peak if step >= 30 else step / 10, heldout, policy, **broken)
     probe = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=16 * len(heldout), total=16 * len(heldout))
     run = {
         "candidate": lambda: trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=None),
@@ -170,11 +184,11 @@ def _provenance(of: Evidence, suite: Suite) -> CaseProvenance:
 
 
 def _news(
-    folder: Path, suite: Suite, attack: AttackRecipe, kind: CaseKind, case_id: str, weights: Path, level: float
+    folder: Path, suite: Suite, attack: AttackRecipe, kind: CaseKind, case_id: str, weights: Path, scores: tuple[float, float]
 ) -> CaseNews:
     """Writes a case's files as a session would, and tells of it."""
     hashes = hash_files(weights)
-    of = _evidence(kind, suite, attack, root_digest(hashes), level)
+    of = _evidence(kind, suite, attack, root_digest(hashes), scores)
     undefended = kind in ("candidate", "control")
     judge = {"name": "j", "digest": JUDGE}
     identity = Identity(
