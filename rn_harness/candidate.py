@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.errors import CandidateError
+from rn_harness.extras import require
 from rn_harness.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.organism.knowledge import KNOWLEDGE_FILE
 from rn_harness.profiles import HUB_ID, ModelProfile, load_model_profile, profile_names
@@ -381,12 +382,8 @@ def _quantised(quantise: str | None, config: Mapping[str, Any], folder: Path, gg
             f"--rn-quantise takes a folder of safetensors, got --model {gguf}, whose numbers were rounded once already; leave it "
             "out, or name the model that the file was made from"
         )
-    try:
-        return f"{quantise} by bitsandbytes {importlib.metadata.version('bitsandbytes')}"
-    except importlib.metadata.PackageNotFoundError:
-        raise CandidateError(
-            f'--rn-quantise {quantise} needs the package bitsandbytes, got none; pip install "rn-harness[quantised]"'
-        ) from None
+    require("bitsandbytes", f"--rn-quantise {quantise}")
+    return f"{quantise} by bitsandbytes {importlib.metadata.version('bitsandbytes')}"
 
 
 def _path(spec: str, base: Path) -> Path:

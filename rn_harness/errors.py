@@ -13,6 +13,10 @@ class RnHarnessError(Exception):
     """Base of every error that the harness raises on purpose."""
 
 
+class MissingExtraError(RnHarnessError, ImportError):
+    """An optional extra is not installed."""
+
+
 class SuiteError(RnHarnessError, ValueError):
     """A suite's files do not say what a suite must say."""
 

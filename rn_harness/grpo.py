@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rn_harness.errors import RecipeError, TrainingError
+from rn_harness.extras import require
 from rn_harness.ranks import ranks
 from rn_harness.records import TrainingWindow
 from rn_harness.resumption import Resuming
@@ -103,8 +104,7 @@ class Sampler:
                 "vLLM is sent weights in plain numbers, adapters folded in, and reads the first of them from a folder of "
                 f"safetensors, got {'--rn-quantise' if quantised else 'a GGUF file'}; leave out --rn-sampler"
             )
-        if importlib.util.find_spec("vllm") is None:
-            raise RecipeError('--rn-sampler vllm needs the package vllm, got none; pip install "rn-harness[vllm]"')
+        require("vllm", "--rn-sampler vllm")
         found = importlib.metadata.version("vllm")
         if not _number(VLLM[0]) <= _number(found) < _number(VLLM[1]):
             raise RecipeError(f"TRL 1.16 knows vLLM from {VLLM[0]} to below {VLLM[1]}, got vllm={found}; install one of those")

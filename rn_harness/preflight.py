@@ -13,6 +13,7 @@ from rn_harness.candidate import ADAPTER_CONFIG, Candidate, check_adapter
 from rn_harness.certificates import is_harmful
 from rn_harness.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.executors import LOCAL
+from rn_harness.extras import require, require_run
 from rn_harness.judges import Judge
 from rn_harness.lineup import NO_JUDGE, served_as, weights_of
 from rn_harness.ranks import ranks
@@ -36,6 +37,7 @@ def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
     """Makes sure that these suites can be run as the options say."""
     here = session.options.executor == LOCAL
     if here:
+        require_run("running a suite")
         _ = session.capacity.available  # which several processes ask each other for, whatever ails them
     for suite in suites:
         check_defense(session, suite)
@@ -154,6 +156,8 @@ def check_attacks(session: RunSession, suite: Suite) -> None:
     """Makes sure that each attack of the tier is of a family that is known and has what it asks for."""
     for attack in suite.tier_attacks(session.options.tier):
         session.family(suite, attack).family.check(attack)
+        if attack.search is not None:
+            require("optuna", f"attack {attack.id}")
         if attack.claim and (strange := session.capacity.strangeness(suite, attack)):
             raise RecipeError(strange)
 

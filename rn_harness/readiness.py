@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from rn_harness.errors import RnHarnessError
+from rn_harness.extras import missing
 from rn_harness.memory import GIB, available_memory
 from rn_harness.preflight import check_judges
 from rn_harness.provenance import DECIDING_PACKAGES, device
@@ -76,8 +77,12 @@ def _packages() -> Iterator[Check]:
         rows = (line.partition("==") for line in constraints.read_text(encoding="utf-8").splitlines())
         pinned = {name.strip(): version.strip() for name, equals, version in rows if equals}
     for name in DECIDING_PACKAGES:
-        version = importlib.metadata.version(name)
         due = pinned.get(name)
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(name, "missing", str(missing(name, "a run")))
+            continue
         if due is not None and version.partition("+")[0] != due.partition("+")[0]:
             yield Check(name, "missing", f"{version}, constraints.txt has {due}; pip install -c constraints.txt {name}")
         else:

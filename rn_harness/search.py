@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rn_harness.attack import AttackReward, present
 from rn_harness.attacks import Loaded, Means
 from rn_harness.errors import TrainingError
+from rn_harness.extras import require
 from rn_harness.grpo import TRANSFORMERS, Sampler
 from rn_harness.judges import Judge, ensure_judging, judge_whole
 from rn_harness.measures import is_degenerate, is_refusal
@@ -93,6 +94,7 @@ def search(
         TrainingError: no trial came to its end.
         JudgeGoneError: the judge stopped judging.
     """
+    require("optuna", "a search for settings")
     import optuna
 
     assert recipe.search is not None

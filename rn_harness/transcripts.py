@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.errors import RecipeError
+from rn_harness.extras import require
 
 if TYPE_CHECKING:
     from rn_harness.model import Completion
@@ -90,11 +91,6 @@ def check_recipients(names: Sequence[str]) -> None:
     Raises:
         RecipeError: one is no key, or the package is missing.
     """
-    try:
-        import pyrage  # noqa: F401
-    except ImportError:
-        raise RecipeError(
-            "--rn-transcripts encrypts with the package pyrage, got none installed; pip install 'rn-harness[transcripts]'"
-        ) from None
+    require("pyrage", "--rn-transcripts")
     for name in names:
         _recipient(name)

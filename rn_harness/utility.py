@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.candidate import ADAPTER_CONFIG, Candidate, check_adapter, digest_folder, resolve_candidate
 from rn_harness.errors import RecipeError
+from rn_harness.extras import require
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -157,10 +158,9 @@ def measure_utility(candidate: Candidate, defended: Path | None, settings: Setti
 
 def _task_manager(settings: Settings) -> TaskManager:
     """Knows the tasks of the folder; lm_eval's own as well, where one of them is asked for: to list them takes seconds."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise RecipeError('tasks are run by lm-evaluation-harness, got no lm_eval; pip install "rn-harness[utility]"') from None
+    require("lm_eval", "running tasks")
+    from lm_eval.tasks import TaskManager
+
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=settings.include_path, include_defaults=False) if settings.include_path else None
     if manager is None or not set(settings.tasks) <= set(manager.all_tasks):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.errors import CandidateError
+from rn_harness.extras import require
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -267,11 +268,10 @@ def read_gguf(path: Path) -> GGUFHeader:
         CandidateError: the package ``gguf`` is missing, the file is none, is cut off or one of several parts, or a tensor is
             quantised in a way that cannot be undone.
     """
-    try:
-        import gguf
-        from gguf import quants
-    except ImportError:
-        raise CandidateError(f'a GGUF file needs the package gguf, got none for {path}; pip install "rn-harness[gguf]"') from None
+    require("gguf", f"the GGUF file {path}")
+    import gguf
+    from gguf import quants
+
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, OSError, LookupError, OverflowError) as error:

@@ -7,9 +7,11 @@ once.
 from __future__ import annotations
 
 import traceback
+from typing import Annotated
 
 import typer
 
+from rn_harness import __version__
 from rn_harness.cli.evidence import register as register_evidence
 from rn_harness.cli.judges import register as register_judges
 from rn_harness.cli.machine import register as register_machine
@@ -18,12 +20,27 @@ from rn_harness.cli.store import register as register_store
 from rn_harness.cli.suites import register as register_suites
 from rn_harness.cli.utility import register as register_utility
 from rn_harness.errors import told
+from rn_harness.extras import EXTRAS, missing
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    """Declares the options that no command has."""
+
 
 app = typer.Typer(
     no_args_is_help=True,
     help="rn-harness: what goes with suites, which pytest runs. Verifies and signs runs, compares and shows them, plans them; "
     "certifies and calibrates judges, calibrates attacks, measures a defense's cost, begins a suite.",
     pretty_exceptions_enable=False,
+    callback=_options,
 )
 for register in (
     register_release, register_evidence, register_suites, register_machine, register_judges, register_utility, register_store,
@@ -37,5 +54,8 @@ def main() -> None:
         app()
     except Exception as error:  # noqa: BLE001  (told, and never swallowed)
         where = traceback.extract_tb(error.__traceback__)[-1]
-        typer.echo(f"{told(error)}, raised at {where.filename}:{where.lineno}", err=True)
+        text = f"{told(error)}, raised at {where.filename}:{where.lineno}"
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            text = str(missing(error.name, "this command"))
+        typer.echo(text, err=True)
         raise SystemExit(2) from None

@@ -22,6 +22,7 @@ from rn_harness.executors import RAY
 from rn_harness.executors.acceptance import foreign, strange_control
 from rn_harness.executors.order import Demand, closed, waits_and_ranks
 from rn_harness.executors.worker import Entry, Order, Outcome, Survey, Tell, make_case, survey, take_in
+from rn_harness.extras import require
 from rn_harness.integrity import of_record
 from rn_harness.lineup import CaseTask
 from rn_harness.provenance import now
@@ -118,10 +119,9 @@ class Cluster:
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a run is told to anybody
         on_termination = signal.getsignal(signal.SIGTERM)
-        try:
-            import ray
-        except ImportError:
-            raise RecipeError("--rn-executor ray needs Ray, which is not installed; pip install 'rn-harness[ray]'") from None
+        require("ray", "--rn-executor ray")
+        import ray
+
         if not ray.is_initialized():
             try:
                 _knock(self.address)

@@ -12,7 +12,6 @@ import asyncio
 import collections
 import dataclasses
 import hashlib
-import importlib.util
 import ipaddress
 import json
 import logging
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from rn_harness.errors import JudgeError
+from rn_harness.extras import require
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
 from rn_harness.provenance import source_digest
 
@@ -166,8 +166,7 @@ class OpenAIJudge(RubricJudge):
             JudgeError: the client is not installed; there is no key for a remote server; the server cannot be reached, refuses
                 the key, or has no such model.
         """
-        if importlib.util.find_spec("openai") is None:
-            raise JudgeError("a judge on a server needs the client, got no openai installed; pip install 'rn-harness[openai]'")
+        require("openai", "a judge on a server")
         self._key()
         try:
             asyncio.run(self._probe())

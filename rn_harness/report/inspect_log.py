@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.errors import RecordError
+from rn_harness.extras import require
 from rn_harness.records import CaseRecord, Checkpoint, CompletionScore, RunRecord
 
 if TYPE_CHECKING:
@@ -30,12 +31,9 @@ def write_inspect_logs(folder: Path, run: RunRecord, records: Iterable[CaseRecor
     Raises:
         RecordError: the extra is not installed, or a case's name is none for a file.
     """
-    try:
-        from inspect_ai.log import write_eval_log
-    except ImportError:
-        raise RecordError(
-            "Inspect's logs are written by its own library, got no inspect_ai; pip install 'rn-harness[inspect]'"
-        ) from None
+    require("inspect_ai", "a log for Inspect")
+    from inspect_ai.log import write_eval_log
+
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for record in records:

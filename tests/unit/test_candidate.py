@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from rn_harness import candidate as candidates
 from rn_harness import hub
 from rn_harness.candidate import Candidate, check_adapter, digest_folder, fixtures_folder, profile_recipe, resolve_candidate
-from rn_harness.errors import CandidateError
+from rn_harness.errors import CandidateError, MissingExtraError
 from rn_harness.profiles import load_model_profile
 
 TEMPLATE = "{% for turn in messages %}<user>{{ turn['content'] }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
@@ -405,8 +405,9 @@ def test_a_gguf_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
 def test_a_missing_gguf_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra a GGUF file is refused with the command that installs it."""
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    refused("m.gguf", tmp_path, r'needs the package gguf, got none for .*; pip install "rn-harness\[gguf\]"')
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingExtraError, match=r"the GGUF file .* needs the extra gguf, .* 'rn-harness\[gguf\]'"):
+        resolve_candidate("m.gguf", tmp_path)
 
 
 def test_four_bits_are_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,14 +424,9 @@ def test_four_bits_are_another_model(folder: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_cannot_be_quantised_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing package, a GGUF file, and weights that are in 4 bits already; each with what to do."""
-    message = r'--rn-quantise nf4 needs the package bitsandbytes, got none; pip install "rn-harness\[quantised\]"'
-
-    def missing(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
     with monkeypatch.context() as patch:
-        patch.setattr("rn_harness.candidate.importlib.metadata.version", missing)
-        with pytest.raises(CandidateError, match=message):
+        patch.setitem(sys.modules, "bitsandbytes", None)
+        with pytest.raises(MissingExtraError, match=r"--rn-quantise nf4 needs the extra quantised, .* 'rn-harness\[quantised\]'"):
             resolve_candidate(str(folder), folder, quantise="nf4")
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))

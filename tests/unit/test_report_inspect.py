@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rn_harness.errors import RecordError
+from rn_harness.errors import MissingExtraError, RecordError
 from rn_harness.records import CaseRecord
 from rn_harness.report.inspect_log import to_inspect, write_inspect_logs
 
@@ -87,7 +87,7 @@ def test_a_strangers_record_does_not_choose_where_we_write(tmp_path: Path) -> No
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the extra, and nothing is written."""
-    monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
-    with pytest.raises(RecordError, match=r"pip install 'rn-harness\[inspect\]'"):
+    monkeypatch.setitem(sys.modules, "inspect_ai", None)
+    with pytest.raises(MissingExtraError, match=r"pip install .*'rn-harness\[inspect\]'"):
         write_inspect_logs(tmp_path / "logs", run_record(attack()), [attack()])
     assert not (tmp_path / "logs").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rn_harness import capacity, lineup
-from rn_harness.errors import RecipeError
+from rn_harness.errors import MissingExtraError, RecipeError
 from rn_harness.grpo import TRANSFORMERS, Sampler
 from rn_harness.memory import GIB
 from rn_harness.options import Options
@@ -31,7 +31,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     versions = {"vllm": "0.24.0+cu129"}
     find = importlib.util.find_spec
     version = importlib.metadata.version
-    monkeypatch.setattr("rn_harness.grpo.importlib.util.find_spec", lambda name: name if name == "vllm" else find(name))
+    monkeypatch.setattr("rn_harness.extras.importlib.util.find_spec", lambda name: name if name == "vllm" else find(name))
     monkeypatch.setattr("rn_harness.grpo.importlib.metadata.version", lambda name: versions.get(name) or version(name))
     return versions
 
@@ -112,7 +112,7 @@ def test_without_the_package_it_says_how_to_get_it() -> None:
     """Here it is not installed."""
     if importlib.util.find_spec("vllm"):
         pytest.skip("vllm is installed")
-    with pytest.raises(RecipeError, match=r'needs the package vllm, got none; pip install "rn-harness\[vllm\]"'):
+    with pytest.raises(MissingExtraError, match=r"--rn-sampler vllm needs the extra vllm, .*'rn-harness\[vllm\]'"):
         Sampler.of("vllm").check(**FITS)
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from rn_harness.candidate import Candidate, resolve_candidate
 from rn_harness.cli import app
-from rn_harness.errors import CandidateError, RecipeError
+from rn_harness.errors import CandidateError, MissingExtraError, RecipeError
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.model import LanguageModel
 from rn_harness.suite import LoRA, Prompt, load_suite
@@ -282,8 +282,8 @@ def test_without_the_extra_the_command_says_what_to_install(
     organism: Candidate, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No lm_eval: the error names the extra."""
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(RecipeError, match=r'pip install "rn-harness\[utility\]"'):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingExtraError, match=r"pip install .*'rn-harness\[utility\]'"):
         measure_utility(organism, None, Settings(("hobbies",), tasks))
 
 
