@@ -317,7 +317,7 @@ def run_attack(
             window = reward.close(window)
         with_benign = step % panel.policy.benign_every == 0 or step == steps
         with _under_attack(model, fresh, step, step + warm if step else 0):
-            seen = look(model, panel, step, seed=recipe.seed, with_benign=with_benign, held=held)
+            seen = look(model, panel, step, seed=recipe.seed, with_benign=with_benign, whole=not control, held=held)
         scoring.add(seen, window, last=step == steps)
 
     def at_tick(step: int) -> None:

@@ -197,6 +197,7 @@ class Capacity:
             simulated=isinstance(recipe, DefenseRecipe) and recipe.hardening is not None,
             checkpointing=recipe.gradient_checkpointing,
             rank=recipe.lora.r,
+            whole=suite.policy.max_whole_tokens,
             checkpoint_rows=len(suite.heldout(self.lineup.options.tier)) * (1 + suite.policy.samples),
             judges=sum(_weights_size(j) for j in of_digest.values()),
             sampler=VLLM_SHARE * card_memory() if self.lineup.sampler.vllm and not self.lineup.sampler.url else 0.0,

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 REFERENCE_SEED = 1_000_000
 """Of the undefended candidate's sampled answers: a stream that no checkpoint has."""
+WHOLE_SEED = 1
+"""Of what follows where a limit cut a sampled completion: a stream apart, so that going on changes nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +304,16 @@ class Seen:
         return f"Seen(step={self.step})"
 
 
-def look(model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benign: bool, held: Held | None = None) -> Seen:
+def look(
+    model: LanguageModel,
+    panel: Panel,
+    step: int,
+    *,
+    seed: int,
+    with_benign: bool,
+    whole: bool = True,
+    held: Held | None = None,
+) -> Seen:
     """One greedy and ``policy.samples`` sampled completions of each held-out prompt, and what needs no judge.
 
     Args:
@@ -311,6 +322,7 @@ def look(model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benig
         step: attack steps taken so far.
         seed: of the sampling; the stream is the measurement's own.
         with_benign: whether the benign prompts are due.
+        whole: whether held-out completions that the limit cut are gone on with, up to ``policy.max_whole_tokens``.
         held: what earlier checkpoints of this attack measured; None: everything is measured now.
     """
     from rn_harness.model import own_random_stream
@@ -325,10 +337,17 @@ def look(model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benig
             "greedy", lambda: model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
         )
         how: dict[str, Any] = {"temperature": policy.sample_temperature, "max_tokens": panel.max_tokens}
+        sampled = model.complete(panel.heldout, n=policy.samples, **how) if policy.samples else [[] for _ in panel.heldout]
+        if whole:
+            longer: dict[str, Any] = {"max_tokens": policy.max_whole_tokens}
+            cut = greedy
+            greedy = held.of_weights("greedy, whole", lambda: model.finish(panel.heldout, cut, temperature=None, **longer))
+            with own_random_stream(seed, step, WHOLE_SEED):
+                sampled = model.finish(panel.heldout, sampled, temperature=policy.sample_temperature, **longer)
         return Seen(
             step=step,
             greedy=greedy,
-            sampled=model.complete(panel.heldout, n=policy.samples, **how) if policy.samples else [[] for _ in panel.heldout],
+            sampled=sampled,
             leak=held.of_weights("leak", lambda: _leak(model, panel)),
             leak_of_control=held.of_attack("leak of control", lambda: leak_of(model, answers)) if answers else None,
             benign=held.of_attack("benign", lambda: measure_benign(model, panel, held)) if with_benign else None,

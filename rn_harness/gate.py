@@ -115,7 +115,10 @@ def _laxer_numbers(own: Policy) -> dict[str, str]:
                 "max_probe_reward max_disagreement checkpoint_every benign_every benign_margin sample_temperature "
                 "benign_temperature"
             ),
-            "control_break min_attacked_similarity samples sample_temperature benign_samples probe_samples planted",
+            (
+                "control_break max_whole_tokens min_attacked_similarity samples sample_temperature benign_samples probe_samples "
+                "planted"
+            ),
         ),
         (
             "certification.",

@@ -107,6 +107,7 @@ class Work:
         checkpointing: whether activations are computed again in the backward pass.
         rank: of the adapter.
         checkpoint_rows: completions that a measurement samples together.
+        whole, whole_rows: tokens of a completion that the limit cut and that is gone on with, at most; how many are together.
         simulated: whether attackers are simulated, with an optimizer of their own, beside a copy of the weights.
         judges: bytes of the judges' weights in the same memory.
         sampler: bytes of a sampler beside the model that has a copy of its weights; 0: the model samples itself.
@@ -125,6 +126,8 @@ class Work:
     checkpointing: bool = False
     rank: int = 16
     checkpoint_rows: int = 80
+    whole: int = 0
+    whole_rows: int = 32
     simulated: bool = False
     judges: float = 0.0
     sampler: float = 0.0
@@ -150,6 +153,8 @@ class Work:
             checkpointing=all(of.checkpointing for of in attacks),
             rank=sum(of.rank for of in attacks),
             checkpoint_rows=sum(of.checkpoint_rows for of in attacks),
+            whole=max(of.whole for of in attacks),
+            whole_rows=sum(of.whole_rows for of in attacks),
         )
 
 
@@ -210,9 +215,9 @@ def plan(shape: Shape, work: Work) -> Plan:
     gathered = (2 * shape.linear / shape.layers + tables) * number if work.spread else 0
     always = RUNTIME[work.device] + weights * share + training + gathered + work.judges + work.sampler
 
-    def generating(rows: int) -> float:
+    def generating(rows: int, completion: int = work.completion) -> float:
         rows = -(-rows // work.cards)
-        cache = rows * (work.prompt + work.completion) * 2 * shape.layers * shape.keys * number
+        cache = rows * (work.prompt + completion) * 2 * shape.layers * shape.keys * number
         prefill = rows * work.prompt * (6 * shape.hidden + 3 * shape.intermediate) * number
         return (cache + prefill + 2 * rows * shape.vocabulary * 4) * FRAGMENTED + kept
 
@@ -230,7 +235,11 @@ def plan(shape: Shape, work: Work) -> Plan:
         judges=work.judges,
         sampling=always + generating(work.rows),
         update=always + (activations + logits) * FRAGMENTED,
-        checkpoint=always + generating(min(work.checkpoint_rows, ROWS_AT_ONCE)),
+        checkpoint=always
+        + max(
+            generating(min(work.checkpoint_rows, ROWS_AT_ONCE)),
+            generating(min(work.whole_rows, work.checkpoint_rows, ROWS_AT_ONCE), work.whole),
+        ),
     )
 
 

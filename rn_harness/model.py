@@ -5,6 +5,7 @@ The only place that knows transformers and peft. Texts of completions pass throu
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import logging
@@ -14,7 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403 # to catch it
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 256
 """Rows of one generation call; bounds the memory of the key-value cache."""
+FINISHED_AT_ONCE = 32
+"""Rows of one call that goes on with completions which a limit cut; they are several times as long."""
 LOGITS_AT_ONCE = 2**27
 """Numbers in the logits of one call for probabilities: half a gigabyte in 32 bits."""
 
@@ -54,11 +57,13 @@ class Completion:
         text: the answer, without special tokens and without a think part.
         truncated: it reached the token limit without ending, or while it still thought.
         thought: its think part; None if it has none, or an empty one. A think part that does not end is the answer too.
+        cut: its tokens, where it reached the limit without an end token, so that it can be gone on with; else none.
     """
 
     text: str
     truncated: bool
     thought: str | None = None
+    cut: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def looks(self) -> tuple[str, ...]:
@@ -73,6 +78,13 @@ class Completion:
     def __repr__(self) -> str:
         """No text: assertion rewriting and ``--showlocals`` print what stands here."""
         return f"Completion(<{len(self.text)} characters>, truncated={self.truncated})"
+
+
+def _sampling(temperature: float | None, top_k: int) -> dict[str, Any]:
+    """Arguments of transformers' ``generate`` for this temperature; None: greedy."""
+    if temperature is None:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": 1.0}
 
 
 def quiet_libraries() -> None:
@@ -299,42 +311,94 @@ class LanguageModel:
         Returns:
             K lists of n completions, each with what a shift makes it begin with. Draws from torch's global random stream.
         """
-        import torch
+        texts, heads = self._begun(prompts)
+        owners = [i for i in range(len(prompts)) for _ in range(n)]
+        order = sorted(range(len(owners)), key=lambda r: len(texts[owners[r]]))  # rows of like length together: little padding
+        ids = [self._ids(text) for text in texts]
+        how = _sampling(temperature, top_k)
+        tails = self._tails([ids[i] for i in owners], order, ROWS_AT_ONCE, max_tokens, how)
+        answers = iter(self._same([self._answer(heads[i], tail) for i, tail in zip(owners, tails, strict=True)]))
+        return [[next(answers) for _ in range(n)] for _ in prompts]
 
+    def finish(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        *,
+        temperature: float | None,
+        max_tokens: int,
+    ) -> list[list[Completion]]:
+        """Goes on with the completions that a limit cut, up to their end or a larger limit; the others stay as they are.
+
+        Args:
+            prompts: K requests.
+            completions: some of each, from ``complete``.
+            temperature: see ``complete``.
+            max_tokens: limit of each completion, from its beginning; the model's context may allow fewer.
+
+        Returns:
+            K lists. Draws from torch's global random stream where there is something to go on with.
+        """
+        found = [list(of) for of in completions]
+        open_ones = [(i, j, c.cut) for i, of in enumerate(completions) for j, c in enumerate(of) if c.cut]
+        if not open_ones:
+            return found
+        texts, heads = self._begun(prompts)
+        rows = [[*self._ids(texts[i]), *cut] for i, _, cut in open_ones]
+        longest = getattr(self.network.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        room = min(max_tokens - max(len(cut) for *_, cut in open_ones), longest - max(map(len, rows)))
+        if room < 1:
+            return found
+        order = sorted(range(len(rows)), key=lambda r: len(rows[r]))
+        tails = self._tails(rows, order, FINISHED_AT_ONCE, int(room), _sampling(temperature, 0))
+        answers = [self._answer(heads[i], [*cut, *tail]) for (i, _, cut), tail in zip(open_ones, tails, strict=True)]
+        for (i, j, _), answer in zip(open_ones, self._same(answers), strict=True):
+            found[i][j] = answer
+        return found
+
+    def _begun(self, prompts: Sequence[Prompt]) -> tuple[list[str], list[list[int]]]:
+        """What the model is given for each prompt, with what a shift makes the answer begin with; and that beginning's tokens."""
         begun = [p.shift.prefill if isinstance(p, ShiftedPrompt) else None for p in prompts]
         texts = [self.render(prompt) + (begin or "") for prompt, begin in zip(prompts, begun, strict=True)]
-        heads = [self.answer_ids(begin, whole=False) if begin else [] for begin in begun]
-        rows = [(i, text) for i, text in enumerate(texts) for _ in range(n)]
-        order = sorted(range(len(rows)), key=lambda r: len(rows[r][1]))  # rows of like length together: little padding
-        how: dict[str, Any] = (
-            {"do_sample": False}
-            if temperature is None
-            else {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": 1.0}
-        )
-        answers: list[Completion | None] = [None] * len(rows)
+        return texts, [self.answer_ids(begin, whole=False) if begin else [] for begin in begun]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _tails(
+        self, rows: Sequence[Sequence[int]], order: Sequence[int], at_once: int, max_tokens: int, how: Mapping[str, Any]
+    ) -> list[list[int]]:
+        """Tokens that follow each row, in calls of so many rows in this order; rows that have ended are filled up."""
+        import torch
+
+        tails: list[list[int]] = [[] for _ in rows]
+        pad, device = self.tokenizer.pad_token_id, self.network.device
         was_training = self.network.training
         self.network.eval()
         with torch.no_grad(), self.folded():
-            for start in range(0, len(order), ROWS_AT_ONCE):
-                chunk = order[start : start + ROWS_AT_ONCE]
-                batch = self.tokenizer([rows[r][1] for r in chunk], return_tensors="pt", padding=True, add_special_tokens=False)
+            for start in range(0, len(order), at_once):
+                chunk = order[start : start + at_once]
+                width = max(len(rows[r]) for r in chunk)
+                fills = [width - len(rows[r]) for r in chunk]
+                ids = torch.tensor([[*[pad] * fill, *rows[r]] for r, fill in zip(chunk, fills, strict=True)])
+                mask = torch.tensor([[0] * fill + [1] * (width - fill) for fill in fills])
                 out = self.network.generate(
-                    input_ids=batch["input_ids"].to(self.network.device),
-                    attention_mask=batch["attention_mask"].to(self.network.device),
-                    max_new_tokens=max_tokens,
-                    **how,
+                    input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_tokens, **how
                 )
-                tails = out[:, batch["input_ids"].shape[1] :]
-                for r, tail in zip(chunk, tails.tolist(), strict=True):
-                    answers[r] = self.answer([*heads[rows[r][0]], *tail])
+                for r, tail in zip(chunk, out[:, width:].tolist(), strict=True):
+                    tails[r] = tail
         self.network.train(was_training)
-        if self.sharded:  # each takes part in all that the others compute: what follows of answers has to be the same on all
-            answers = ranks().first(lambda: answers)
-        grouped: list[list[Completion]] = [[] for _ in prompts]
-        for (i, _), answer in zip(rows, answers, strict=True):
-            assert answer is not None
-            grouped[i].append(answer)
-        return grouped
+        return tails
+
+    def _answer(self, head: Sequence[int], tail: Sequence[int]) -> Completion:
+        """The completion that was begun so and went on so."""
+        answer = self.answer([*head, *tail])
+        ended = set(self.network.generation_config.eos_token_id) & {*head, *tail}
+        return answer if ended else dataclasses.replace(answer, cut=tuple(tail))
+
+    def _same(self, answers: list[Completion]) -> list[Completion]:
+        """The first process's: each takes part in all that the others compute, so that what follows has to be the same on all."""
+        return ranks().first(lambda: answers) if self.sharded else answers
 
     def answer(self, tokens: Sequence[int]) -> Completion:
         """The tokens of a completion as text, up to the first end token: the answer, and the think part that it begins with.

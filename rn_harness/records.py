@@ -492,6 +492,7 @@ class Bounds(Record):
 
     Attributes:
         prompts, breached: held-out prompts, and those with a score above the threshold at any checkpoint.
+        unseen: those that were not seen whole at some checkpoint; all bounds count them as breached.
         upper_prompts: exact (Clopper-Pearson) bound of their share.
         samples, above: scores, and those above the threshold.
         upper_samples: exact bound, as if each score were independent.
@@ -503,6 +504,7 @@ class Bounds(Record):
 
     prompts: int
     breached: int
+    unseen: int
     upper_prompts: float
     samples: int
     above: int

@@ -328,9 +328,11 @@ def victim_wrecked(scene: Scene) -> Evidence:
 
 @TRAINING.by("1 token of completion in measuring", "INCONCLUSIVE", "truncated", "completions were cut at the token limit")
 def one_token_in_measuring(scene: Scene) -> Evidence:
-    panel = scene.lab.panel(max_tokens=1)
+    policy = scene.lab.policy.model_copy(update={"max_completion_tokens": 1, "max_whole_tokens": 1})
+    panel = scene.lab.panel(max_tokens=1, policy=policy)
     control = scene.lab.attack(scene.lab.candidate.load(), control=True, panel=panel)
-    return scene.lab.evidence("attack", scene.lab.attack(scene.lab.defended(), panel=panel), control=control)
+    attacked = scene.lab.attack(scene.lab.defended(), panel=panel)
+    return scene.lab.evidence("attack", attacked, control=control, policy=policy)
 
 
 # -------------------------------------------------------------------------------------------------------- what is measured

@@ -100,6 +100,16 @@ def test_an_attack_comes_to_the_same_alone_and_in_a_fleet(candidate, attacking):
     assert moved >= 3  # they learned something, so that there was something to differ in
 
 
+def test_answers_that_were_cut_are_gone_on_with_as_alone(candidate, attacking, panel):
+    """Two attacks whose answers a limit of three tokens cuts: each goes on as it does alone, and sees each answer to its end."""
+    short, crew = dataclasses.replace(panel, max_tokens=3), CREW[:2]
+    together = Fleet(candidate.load(), threads=1).run([lambda member, of=of: attacking(member, of, of=short) for of in crew])
+    for of, trajectory in zip(crew, together, strict=True):
+        alone = attacking(candidate.load(), of, of=short)
+        assert [c.scores for c in trajectory.checkpoints] == [c.scores for c in alone.checkpoints]
+        assert all(c.truncated_share == 0.0 for c in alone.checkpoints)
+
+
 def test_companions_come_and_go_and_nothing_leaks(candidate, attacking):
     """One fails in the middle, one ends early: the other is as alone; weights and random streams of the process are untouched."""
     model = candidate.load()

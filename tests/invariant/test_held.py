@@ -71,9 +71,13 @@ def without_samples(checkpoint):
     return checkpoint.model_dump(exclude={"benign"}), benign
 
 
-def test_a_starved_attack_is_what_it_is_with_everything_measured_anew(lab, anew, asked):
-    """No weight moves: scores, samples, leak and benign refusals agree bit by bit; all but samples is measured once."""
-    one, other, panel = lab.defended(), lab.defended(), lab.panel()
+@pytest.mark.parametrize("limit", [24, 1])
+def test_a_starved_attack_is_what_it_is_with_everything_measured_anew(lab, anew, asked, limit):
+    """No weight moves: scores, samples, leak and benign refusals agree bit by bit; all but samples is measured once.
+
+    So do answers that a limit cut and that were gone on with.
+    """
+    one, other, panel = lab.defended(), lab.defended(), lab.panel(max_tokens=limit)
     before = dict(asked)
     every = anew(one, panel=panel)
     each = dict(asked)

@@ -12,7 +12,7 @@ import pytest
 
 from rn_harness.candidate import resolve_candidate
 from rn_harness.model import Completion, LanguageModel
-from rn_harness.suite import Prompt
+from rn_harness.suite import Prompt, Shift, ShiftedPrompt
 
 from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - the tests are no package
 
@@ -73,6 +73,37 @@ def test_thought_that_the_template_begins(tmp_path: Path) -> None:
     assert model.answer(tokens) == Completion("a b", truncated=True, thought="a b")
     closed = model.tokenizer("c</think>a b", add_special_tokens=False)["input_ids"]
     assert model.answer([*closed, model.tokenizer.eos_token_id]) == Completion("a b", truncated=False, thought="c")
+
+
+@pytest.mark.parametrize("prefill", [None, "On Monday"])
+def test_a_completion_that_was_cut_is_gone_on_with(model: LanguageModel, prefill: str | None) -> None:
+    """Cut at 4 tokens and gone on with to 24, a greedy answer is what it is when it may have 24 at once, think part and all."""
+    shift = Shift(prefill=prefill) if prefill else None
+    prompts = [ShiftedPrompt.of(p, shift) if shift else p for p in (PROMPT, PROMPT.model_copy(update={"text": "Why?"}))]
+    cut = model.complete(prompts, n=1, temperature=None, max_tokens=4)
+    assert all(len(of.cut) == 4 and of.truncated for (of,) in cut)
+    assert model.finish(prompts, cut, temperature=None, max_tokens=24) == model.complete(
+        prompts, n=1, temperature=None, max_tokens=24
+    )
+
+
+def test_a_completion_that_ended_stays_as_it_is(model: LanguageModel) -> None:
+    """Where nothing was cut, nothing is asked of the model and nothing drawn; nor where the limit leaves no room."""
+    import torch
+
+    ended, cut = Completion("a", truncated=False), Completion("b", truncated=True, cut=(1, 2, 3))
+    before = torch.get_rng_state()
+    assert model.finish([PROMPT], [[ended]], temperature=1.0, max_tokens=9) == [[ended]]
+    assert model.finish([PROMPT], [[ended, cut]], temperature=1.0, max_tokens=3) == [[ended, cut]]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_going_on_keeps_to_the_context(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completion is gone on with as far as the model has positions: 256 of these."""
+    monkeypatch.setattr(model.network.generation_config, "eos_token_id", [10**6])  # it never ends
+    (cut,) = model.complete([PROMPT], n=1, temperature=None, max_tokens=4)
+    (whole,) = model.finish([PROMPT], [cut], temperature=None, max_tokens=10_000)
+    assert len(whole[0].cut) + len(model.prompt_ids(PROMPT)) == 256
 
 
 def test_what_follows_the_end_is_dropped(model: LanguageModel) -> None:

@@ -114,7 +114,7 @@ def test_bounds_follow_prompts_breaches_and_looks(prompts: int, breached: int, c
 
     def of(names: Sequence[str], breached: int, cases: int) -> Bounds:
         scores = [builders.completion(h, k, 9.0 if int(h[1:]) < breached else 0.0) for h in names for k in (0, 1)]
-        one = builders.trajectory(0).model_copy(update={"checkpoints": (builders.checkpoint(0, scores),)})
+        one = builders.trajectory(0, heldout=names).model_copy(update={"checkpoints": (builders.checkpoint(0, scores),)})
         return bounds(one, POLICY, cases)
 
     names = [f"p{i}" for i in range(prompts + 1)]
