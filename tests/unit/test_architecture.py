@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
-    {"errors", "measures", "suite", "options", "records", "schemas", "release", "lockstep", "later"},
+    {"errors", "extras", "measures", "suite", "options", "records", "schemas", "release", "lockstep", "later"},
     {"rewards", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
     | {"helpfulness", "preference", "coverage", "gate", "coherence", "held"}
     | {"judges.calibration", "judges.normalise"},
@@ -82,7 +82,7 @@ def test_there_are_no_import_cycles() -> None:
     assert [name for name in graph if name in reachable(name)] == []
 
 
-CARRIES = {"errors", "records", "suite", "profiles", "candidate", "hub", "model", "anchors", "pairs", "preference"}
+CARRIES = {"errors", "extras", "records", "suite", "profiles", "candidate", "hub", "model", "anchors", "pairs", "preference"}
 CARRIES |= {"judges", "provenance"}
 """What judges take from these carries files, prompts and answers, and decides no score."""
 SCORING = ("rules", "classifier", "organism", "rubric", "hf", "openai_server", "preference")
