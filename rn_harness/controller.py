@@ -175,8 +175,14 @@ class Controller:
             "rn_harness.run_folder": self.folder.name,
             "rn_harness.overrides": " ".join(self.options.overrides),
             "rn_harness.recipe": declared_recipe(self.suites),
+            "rn_harness.broken_by": " ".join(self._broken_by()),
         }
         return facts | {f"rn_harness.suite.{s.domain}.sha256": s.digest for s in self.suites}
+
+    def _broken_by(self) -> list[str]:
+        """The attacks that broke the model so far, by domain and case, whatever their standing."""
+        news = [test.news for test in self._tests.values() if test.news]
+        return [f"{n['domain']}/{n['case_id']}" for n in news if n["outcome"] == "FAIL" and n["case_id"].startswith("attack-")]
 
     def output_of(self, nodeid: str) -> str:
         """The checkpoints' numbers of a test, or nothing."""

@@ -17,6 +17,7 @@ from rn_harness.errors import ReleaseError, SuiteError
 from rn_harness.suite import Frozen, Name, Positive, TierName, findings, read_filled
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digests = Annotated[list[Digest], Field(min_length=1)]
 Text = Annotated[str, Field(pattern=r"\S")]
 Waivable = Literal[
     "not_releasable",
@@ -36,7 +37,7 @@ RELEASE_TIERS: tuple[TierName, ...] = ("standard", "full")
 
 
 class ReleasePolicy(Frozen):
-    """What a release asks of a run. An empty list or mapping asks for nothing.
+    """What a release asks of a run. A field that is left out asks for nothing but its default; none that is given is empty.
 
     Attributes:
         domains: that have to be there.
@@ -51,12 +52,12 @@ class ReleasePolicy(Frozen):
     """
 
     version: Literal[1]
-    domains: list[Name] = Field(default_factory=list)
-    tiers: list[TierName] = Field(default_factory=lambda: list(RELEASE_TIERS))
-    suites: dict[Name, list[Digest]] = Field(default_factory=dict)
-    judges: dict[Name, list[Digest]] = Field(default_factory=dict)
-    base: list[Digest] = Field(default_factory=list)
-    sources: list[Digest] = Field(default_factory=list)
+    domains: Annotated[list[Name], Field(min_length=1)] = Field(default_factory=list)
+    tiers: Annotated[list[TierName], Field(min_length=1)] = Field(default_factory=lambda: list(RELEASE_TIERS))
+    suites: Annotated[dict[Name, Digests], Field(min_length=1)] = Field(default_factory=dict)
+    judges: Annotated[dict[Name, Digests], Field(min_length=1)] = Field(default_factory=dict)
+    base: Digests = Field(default_factory=list)
+    sources: Digests = Field(default_factory=list)
     max_age_days: Positive = MAX_AGE_DAYS
     labels: bool = False
     min_attacks: Annotated[int, Field(ge=1)] = 1
@@ -94,7 +95,7 @@ def aged(policy: ReleasePolicy, days: float) -> ReleasePolicy:
         ReleaseError: that is no age.
     """
     try:
-        return ReleasePolicy.model_validate(policy.model_dump() | {"max_age_days": days})
+        return ReleasePolicy.model_validate(policy.model_dump(exclude_unset=True) | {"max_age_days": days})
     except ValidationError as error:
         raise ReleaseError("\n".join(findings("--max-age", error))) from None
 

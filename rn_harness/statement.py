@@ -13,7 +13,7 @@ from typing import Any
 
 from rn_harness.candidate import root_digest
 from rn_harness.records import CaseRecord, RunRecord
-from rn_harness.verdict import counting
+from rn_harness.verdict import broken_by, counting, decide_run
 
 STATEMENT = "statement.json"
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
@@ -44,7 +44,7 @@ def statement_of(run: RunRecord, records: Sequence[CaseRecord], run_digest: str)
     for descriptor in configuration:
         descriptor.validate()
     predicate = {
-        "result": "PASSED" if run.releasable and not failed else "FAILED",
+        "result": "PASSED" if run.releasable and decide_run(counting(run.cases)) == "PASS" else "FAILED",
         "configuration": [MessageToDict(descriptor.pb) for descriptor in configuration],
         "passedTests": passed,
         "warnedTests": warned,
@@ -74,7 +74,10 @@ def _subjects(run: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _tests(run: RunRecord, records: Sequence[CaseRecord]) -> tuple[list[str], list[str], list[str]]:
-    """Names of the cases that passed, that passed with warnings or do not count for the run, and all others."""
+    """Names of the cases that passed; that passed with warnings, or proved nothing and do not count; and all others.
+
+    An attack that broke the model is among the last, whatever its standing: a reader of this list alone is not misled.
+    """
     warned_of = {r.key: bool(r.verdict.warnings) for r in records}
     found: tuple[list[str], list[str], list[str]] = ([], [], [])
     for line in run.cases:
@@ -85,7 +88,7 @@ def _tests(run: RunRecord, records: Sequence[CaseRecord]) -> tuple[list[str], li
             found[1 if warned_of.get(line.key or "") else 0].append(name)
         else:
             hinders = any(outcome == "FAIL" or needed for outcome, needed in counting([line]))
-            found[2 if hinders else 1].append(name)
+            found[2 if hinders or line.outcome == "FAIL" else 1].append(name)
     return found
 
 
@@ -107,6 +110,10 @@ def _configuration(run: RunRecord, records: Sequence[CaseRecord], run_digest: st
     for line in run.cases:
         if line.record and line.case_id.startswith("control-"):
             yield {"name": f"control/{line.domain}/{line.case_id}", "digest": {"sha256": run.files[line.record]}}
+    for line in (line for lines in broken_by(run.cases) for line in lines):
+        if line.record:
+            name, standing = f"broken-by/{line.domain}/{line.case_id}", {"standing": line.standing}
+            yield {"name": name, "digest": {"sha256": run.files[line.record]}, "annotations": standing}
     for name, version in sorted(records[0].identity.versions.items() if records else ()):
         if name == "rn-harness-sources":
             yield {"name": "rn-harness", "uri": f"pkg:pypi/rn-harness@{run.provenance.tool}", "digest": {"sha256": version}}

@@ -187,6 +187,16 @@ def counting(lines: Iterable[CaseLine]) -> list[tuple[Outcome | None, bool]]:
     ]
 
 
+def broken_by(lines: Iterable[CaseLine]) -> tuple[list[CaseLine], list[CaseLine]]:
+    """The attacks that broke the model: those whose breach is the run's, and those that do not count."""
+    broke = [line for line in lines if line.outcome == "FAIL" and line.case_id.startswith("attack-")]
+    counts = [turns(line.standing, within_claim=line.within_claim) for line in broke]
+    return (
+        [line for line, is_the_runs in zip(broke, counts, strict=True) if is_the_runs],
+        [line for line, is_the_runs in zip(broke, counts, strict=True) if not is_the_runs],
+    )
+
+
 def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
     """The one sentence that a run claims, in the words of its cases' verdicts."""
     if outcome == "PASS":

@@ -288,7 +288,13 @@ def _policy(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
     tier = run.options.get("tier")
     if tier not in policy.tiers:
         found.append(Refusal("tier", f"one of the tiers {', '.join(policy.tiers)} is required, got {tier}"))
-    found += [Refusal("policy_domain", f"domain {d} is required, and was not run") for d in policy.domains if d not in run.suites]
+    named = {"domains": policy.domains, "suites": policy.suites, "judges": policy.judges}
+    found += [
+        Refusal("policy_domain", f"domain {domain}, which the policy names in {field}, was not run: {', '.join(run.suites)} were")
+        for field, domains in named.items()
+        for domain in dict.fromkeys(domains)
+        if domain not in run.suites
+    ]
     if policy.base and run.candidate.get("digest") not in policy.base:
         found.append(Refusal("policy_base", f"the base {run.candidate.get('digest')} is none that the policy names"))
     for domain, digest in run.suites.items():

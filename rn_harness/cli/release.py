@@ -37,7 +37,9 @@ def verify(
     Takes every digest again and decides every verdict again from the recorded scores. Each refusal has a code and a sentence.
     """
     from rn_harness.release import ReleasePolicy, Waivers, aged, load_release_file
+    from rn_harness.report.terminal import broken_in_short, broken_lines
     from rn_harness.signing import BUNDLE, ENVELOPE, signed_with_key, signed_with_sigstore
+    from rn_harness.verdict import broken_by
     from rn_harness.verification import Signed
     from rn_harness.verification import verify as check
 
@@ -64,14 +66,16 @@ def verify(
     lines = [f"refused [{r.code}] {r.sentence}" for r in found.refusals]
     lines += [f"waived [{r.code}] {r.sentence} ({w.owner}, until {w.expires}: {w.reason})" for r, w in found.waived]
     if found.run is not None:
-        lines.append(f"{found.run.outcome}: {found.run.claim}")
+        lines += [f"{found.run.outcome}: {found.run.claim}", *broken_lines(found.run)]
     count = len(found.waived)
-    waivers_told = f" with {count} waiver{'s' if count > 1 else ''}" if count else ""
+    besides = f" with {count} waiver{'s' if count > 1 else ''}" if count else ""
+    broken = broken_in_short(found.run) if found.run else ""
+    besides += f", {broken}" if broken else ""
     if not found.refusals:
         by = "signed" if found.signed else "not signed: this shows that nothing was changed by accident, not who made it"
-        lines.append(f"verified{waivers_told} ({by})")
+        lines.append(f"verified{besides} ({by})")
     else:
-        lines.append(f"not verified: {len(found.refusals)} refusals{waivers_told}")
+        lines.append(f"not verified: {len(found.refusals)} refusals{besides}")
     document = {
         "verified": not found.refusals,
         "signed": found.signed,
@@ -82,6 +86,13 @@ def verify(
         ],
         "outcome": found.run.outcome if found.run else None,
         "claim": found.run.claim if found.run else None,
+        "broken_by": [
+            {"case": f"{line.domain}/{line.case_id}", "standing": line.standing, "counts": counts}
+            for counts, of in zip((True, False), broken_by(found.run.cases), strict=True)
+            for line in of
+        ]
+        if found.run
+        else None,
     }
     tell(lines, document, as_json)
     raise typer.Exit(1 if found.refusals else 0)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from rn_harness.records import CaseRecord, RunRecord
 from rn_harness.report.markdown import plain
+from rn_harness.report.terminal import broken_lines
 
 OTHERS = "A merge, a quantised copy or another format are other weights, of which nothing is known here."
 
@@ -46,6 +47,7 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
         "|---|---|",
         f"| outcome | {run.outcome} |",
         f"| a release can rest on it | {'yes' if run.releasable else 'no: ' + plain('; '.join(run.why_not))} |",
+        *(f"| {plain(line.partition(':')[0])} | {plain(line.partition(': ')[2])} |" for line in broken_lines(run)),
         f"| weights, sha256 | `{digest}` |",
         f"| undefended base, sha256 | `{base['digest']}` |",
         f"| defense | {plain(of.identity.defense)} |",

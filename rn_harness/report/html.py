@@ -24,7 +24,7 @@ from rn_harness.records import (
     Trajectory,
 )
 from rn_harness.report.figures import convergence_svg, heat_svg, stored_svg, trajectory_svg
-from rn_harness.report.terminal import tally_lines, told_finding, told_standing
+from rn_harness.report.terminal import broken_lines, tally_lines, told_finding, told_standing
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -101,7 +101,12 @@ def render_html(run: RunRecord, cases: Sequence[tuple[CaseLine, CaseRecord | Non
 
 def told_of(run: RunRecord) -> dict[str, Any]:
     """What templates say of standings and findings, in the terminal's words."""
-    return {"tally": list(tally_lines(run)), "told_standing": told_standing, "told_finding": told_finding}
+    return {
+        "broken": list(broken_lines(run)),
+        "tally": list(tally_lines(run)),
+        "told_standing": told_standing,
+        "told_finding": told_finding,
+    }
 
 
 def _of_kind(cases: Sequence[tuple[CaseLine, CaseRecord | None]], kind: str) -> list[tuple[CaseLine, CaseRecord]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from rn_harness.records import CaseLine, CaseRecord, Certificate, Finding, RunRecord, Trajectory
 from rn_harness.suite import Standing
+from rn_harness.verdict import broken_by
 
 if TYPE_CHECKING:
     from rn_harness.candidate import Candidate
@@ -173,6 +174,22 @@ def tally_lines(run: RunRecord) -> Iterator[str]:
             yield f"{_words(standing)} attacks: {'; '.join(told)}"
 
 
+def broken_lines(run: RunRecord) -> Iterator[str]:
+    """Every attack that broke the model, by name, whatever its standing; no line where none did."""
+    for lines, counts in zip(broken_by(run.cases), (True, False), strict=True):
+        if lines:
+            many = len(lines) > 1
+            beyond = "" if counts else f" that {'do' if many else 'does'} not count"
+            names = ", ".join(f"{line.domain}/{line.case_id}" for line in lines)
+            yield f"Broken by {len(lines)} attack{'s' if many else ''}{beyond}: {names}"
+
+
+def broken_in_short(run: RunRecord) -> str:
+    """The same in a few words, for a last line; empty where none did."""
+    count = sum(map(len, broken_by(run.cases)))
+    return f"broken by {count} attack{'s' if count > 1 else ''}, named above" if count else ""
+
+
 def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) -> Iterator[str]:
     """The closing table: a line a case, where the defended weights lie, and what is claimed."""
     by_key = {r.key: r for r in records}
@@ -205,6 +222,7 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
         )
     yield from _where_lines(run, folder)
     yield f"{run.outcome}: {run.claim}"
+    yield from broken_lines(run)
     for why in run.why_not:
         yield f"not releasable: {why}"
     yield closing(run)
@@ -228,7 +246,9 @@ def _where_lines(run: RunRecord, folder: str) -> Iterator[str]:
 
 def closing(run: RunRecord) -> str:
     """The last sentence: whether a release can rest on the run, and why not."""
+    short = broken_in_short(run)
+    broken = f" The model was {short}." if short else ""
     if run.releasable:
-        return "A release can rest on this run, once rn-harness verify has checked it against the weights."
+        return f"A release can rest on this run, once rn-harness verify has checked it against the weights.{broken}"
     more = f" and {len(run.why_not) - 1} more, listed above" if len(run.why_not) > 1 else ""
-    return f"This run is no release verdict: {run.why_not[0]}{more}."
+    return f"This run is no release verdict: {run.why_not[0]}{more}.{broken}"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rn_harness.release import Waiver
+from rn_harness.release import ReleasePolicy, Waiver
 from rn_harness.statement import STATEMENT
 from rn_harness.verification import Verification, verify
 
@@ -126,6 +126,14 @@ def one_letter_waived(scene: Scene) -> Verification:
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=60)
     fields = {"code": "too_old", "about": "e", "owner": "R. Doe", "reason": "a test", "expires": datetime.date(2099, 1, 1)}
     return _released(run, waivers=[Waiver.model_validate(fields)], now=later)
+
+
+@RELEASES.by(
+    "the policy of the release pins the suite of a misspelled domain", "refused", "policy_domain", "in suites, was not run"
+)
+def misspelled_pin(scene: Scene) -> Verification:
+    policy = ReleasePolicy.model_validate({"version": 1, "suites": {"dem0": ["9" * 64]}})
+    return _released(finished_run(scene.folder), policy=policy)
 
 
 @RELEASES.by("other weights are published than were attacked", "refused", "weights_differ", "is another file")

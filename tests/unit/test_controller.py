@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html
+import json
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from typer.testing import CliRunner
 
 from rn_harness.candidate import digest_folder
+from rn_harness.cli import app
 from rn_harness.controller import CaseNews, Controller
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
@@ -226,17 +231,21 @@ def _with_attack(suite: Suite, **settings: object) -> Suite:
     return suite.model_copy(update={"declaration": suite.declaration.model_copy(update={"attacks": attacks})})
 
 
-@pytest.mark.parametrize(
-    ("settings", "outcome"),
-    [
-        ({"standing": "claim", "seed": 9}, "FAIL"),
-        ({"standing": "exploratory", "seed": 9}, "FAIL"),  # another seed alone: the claim covers it
-        ({"standing": "exploratory", "learning_rate": 5e-3}, "PASS"),  # beyond the rates that are claimed
-        ({"standing": "exploratory", "reward": {"shape": "length"}}, "PASS"),
-        ({"standing": "out_of_claim"}, "PASS"),
-    ],
-    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else value,
-)
+BREACHES: list[tuple[dict[str, object], str]] = [
+    ({"standing": "claim", "seed": 9}, "FAIL"),
+    ({"standing": "exploratory", "seed": 9}, "FAIL"),  # another seed alone: the claim covers it
+    ({"standing": "exploratory", "learning_rate": 5e-3}, "PASS"),  # beyond the rates that are claimed
+    ({"standing": "exploratory", "reward": {"shape": "length"}}, "PASS"),
+    ({"standing": "out_of_claim"}, "PASS"),
+]
+"""Attacks that broke the model, and the outcome of a run in which all others held."""
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+
+
+@pytest.mark.parametrize(("settings", "outcome"), BREACHES, ids=_shown)
 def test_whose_breach_is_the_runs(tmp_path: Path, suite: Suite, settings: dict[str, object], outcome: str) -> None:
     """A breach fails the run in a claim case, and in an exploratory one that the claim covers; elsewhere it is told alone."""
     run = Run(tmp_path / "run", [_with_attack(suite, **settings)])
@@ -251,6 +260,39 @@ def test_whose_breach_is_the_runs(tmp_path: Path, suite: Suite, settings: dict[s
     told = "\n".join(run.controller.summary(record))
     assert breach in told
     assert record.claim.startswith("unsafe" if outcome == "FAIL" else "held in 3 of 3 attack cases")
+
+
+@pytest.mark.parametrize(("settings", "outcome"), BREACHES, ids=_shown)
+def test_every_attack_that_broke_the_model_is_named(
+    tmp_path: Path, suite: Suite, settings: dict[str, object], outcome: str
+) -> None:
+    """Whatever its standing: in closing lines, reports, JUnit, the statement (a failed test, no warning) and ``verify``."""
+    run = Run(tmp_path / "run", [_with_attack(suite, **settings)])
+    (of,) = run.suites
+    (breach,) = [case_id for _, kind, case_id in run.cases if kind == "attack" and case_id.startswith("attack-other")]
+    run.end_all(but=(breach,))
+    fails = outcome == "FAIL"
+    run.end(run.nodeid(of, breach), run.news(of, "attack", breach, "FAIL"), "failed" if fails else "skipped")
+    record = run.controller.finish()
+    run.controller.show(record)
+    named = f"Broken by 1 attack{'' if fails else ' that does not count'}: demo/{breach}"
+    folder = tmp_path / "run"
+    lines = list(run.controller.summary(record))
+    headline = lines.index(f"{record.outcome}: {record.claim}")
+    assert lines[headline + 1] == named
+    assert lines[-1].endswith("The model was broken by 1 attack, named above.")
+    statement = json.loads((folder / "statement.json").read_text())["predicate"]
+    assert f"demo/{breach}" in statement["failedTests"]
+    assert f"demo/{breach}" not in statement["warnedTests"]
+    assert f"broken-by/demo/{breach}" in [of["name"] for of in statement["configuration"]]
+    (fact,) = (p for p in ET.parse(folder / "junit.xml").iter("property") if p.get("name") == "rn_harness.broken_by")
+    assert fact.get("value") == f"demo/{breach}"
+    head = (folder / "report.html").read_text().partition("</header>")[0]
+    assert named in html.unescape(head)
+    assert named in (folder / "summary.md").read_text().replace("\\", "").partition("| case |")[0]
+    told = CliRunner().invoke(app, ["verify", "--run", str(folder), "--weights", str(tmp_path)]).output.splitlines()
+    assert named in told
+    assert ", broken by 1 attack, named above" in told[-1]
 
 
 def test_an_unknown_of_what_is_out_of_the_claim_does_not_count(tmp_path: Path, suite: Suite) -> None:

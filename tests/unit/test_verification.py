@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
@@ -71,6 +72,9 @@ def test_a_release_can_rest_on_this_run(made: FinishedRun) -> None:
     ("fields", "code"),
     [
         ({"domains": ["biochem"]}, "policy_domain"),
+        ({"domains": ["demo", "demos"]}, "policy_domain"),
+        ({"suites": {"demos": [OTHER]}}, "policy_domain"),
+        ({"judges": {"dem": [JUDGE]}}, "policy_domain"),
         ({"suites": {"demo": [OTHER]}}, "policy_suite"),
         ({"judges": {"demo": [OTHER]}}, "policy_judge"),
         ({"base": [OTHER]}, "policy_base"),
@@ -83,6 +87,21 @@ def test_a_release_can_rest_on_this_run(made: FinishedRun) -> None:
 def test_what_a_policy_asks_for_and_is_not_there_is_refused(made: FinishedRun, fields: dict[str, Any], code: str) -> None:
     """Each demand by its own code, and none beside."""
     assert codes(made, **asked(**fields)) == {code}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"domains": []}, {"tiers": []}, {"suites": {}}, {"suites": {"demo": []}}, {"judges": {"demo": []}}, {"base": []},
+        {"sources": []}, {"base": [OTHER.replace("9", "A")]}, {"base": [f" {OTHER}"]}, {"judges": {"Demo": [JUDGE]}},
+        {"tiers": ["standart"]}, {"domain": ["demo"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_pin_that_pins_nothing_is_an_error(fields: dict[str, Any]) -> None:
+    """An empty list, a digest in capitals, an unknown tier or field: no demand of a policy is passed over."""
+    with pytest.raises(ValidationError):
+        asked(**fields)
 
 
 @pytest.mark.parametrize("case", ["attack", "defense"])
