@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -33,6 +34,8 @@ from rn_harness.suite import AttackRecipe, Policy, Prompt, ShiftedPrompt
 from rn_harness.validity import JUDGES, WITNESSES, checkpoint_steps, misjudging, to_witness
 
 if TYPE_CHECKING:
+    import torch
+
     from rn_harness.model import Completion, LanguageModel
 
 
@@ -95,6 +98,33 @@ def _under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int, due
         handle.remove()
     if not runs:
         raise TrainingError(f"the model under attack must be measured, got step={step} at which it was not run; measure it")
+
+
+SAMPLED = 2**22
+"""Parameters that a movement is measured on, at most: 16 MiB in 32 bits."""
+
+
+class Movement:
+    """How far the trained parameters have moved since they were looked at last; a family tells nothing of it.
+
+    Args:
+        model: armed.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        # Odd, so that a sample is not of the same columns in each row.
+        self._stride = -(-sum(p.numel() for p in model.trained.values()) // SAMPLED) | 1
+        self._before = self._sample()
+
+    def since(self) -> float:
+        """L2 distance since the last call, or since the beginning; exactly 0 where nothing moved."""
+        before, self._before = self._before, self._sample()
+        squares = sum(float((now - then).double().square().sum()) for now, then in zip(self._before, before, strict=True))
+        return math.sqrt(self._stride * squares)
+
+    def _sample(self) -> list[torch.Tensor]:
+        return [p.detach().reshape(-1)[:: self._stride].clone() for p in self._model.trained.values()]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -314,7 +344,7 @@ def run_attack(
 
     def at_step(step: int, window: TrainingWindow | None) -> None:
         if window is not None:
-            window = reward.close(window)
+            window = reward.close(window).model_copy(update={"window_distance": movement.since()})
         with_benign = step % panel.policy.benign_every == 0 or step == steps
         with _under_attack(model, fresh, step, step + warm if step else 0):
             seen = look(model, panel, step, seed=recipe.seed, with_benign=with_benign, whole=not control, held=held)
@@ -344,7 +374,7 @@ def run_attack(
         )
 
     model.arm(recipe)
-    fresh = _writes(model)
+    fresh, movement = _writes(model), Movement(model)
     settings: dict[str, Any] = {"family_sha256": loaded.digest} if loaded.digest else {}
     settings |= {"search": dict(searched)} if searched else {}
     means = Means(

@@ -187,6 +187,8 @@ class TrainingWindow(Record):
         entropy: mean token entropy of the policy over the steps that computed it, nats.
         completion_tokens: mean length of the sampled completions.
         adapter_distance: L2 distance of the weights, adapter included, from where the training started.
+        window_distance: attacks only: L2 distance that the trained parameters moved in this window, measured by the harness and
+            not by the attack; of many millions it is estimated from a sample.
     """
 
     steps: Annotated[int, Field(ge=1)]
@@ -200,6 +202,7 @@ class TrainingWindow(Record):
     entropy: float
     completion_tokens: Annotated[float, Field(ge=0.0)]
     adapter_distance: Annotated[float, Field(ge=0.0)]
+    window_distance: Annotated[float, Field(ge=0.0)] | None = None
 
 
 class PlantedScore(Scored):

@@ -345,7 +345,7 @@ def _attack(evidence: Evidence) -> _Findings:
         return [], _unrun(evidence, "the attack was not run"), ""
     breaches = _breaches(evidence)
     in_claim = evidence.standing != "out_of_claim"
-    unknowns = incomplete(trajectory, policy) + untrained(trajectory, policy, "attack", rewarded=in_claim)
+    unknowns = incomplete(trajectory, policy) + untrained(trajectory, policy, "attack", rewarded=in_claim, control=control)
     rewarded = _rewarded_in_training(trajectory, policy)
     if evidence.exact_judge:
         breaches += rewarded

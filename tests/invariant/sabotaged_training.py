@@ -132,6 +132,22 @@ def optimizer_never_steps(scene: Scene) -> Evidence:
     return _attacked(scene, scene.lab.defended())
 
 
+@TRAINING.by("an attack's optimizer steps are scaled by 1e-9", "INCONCLUSIVE", "not_trained", "and the weights did not move")
+def steps_scaled_to_nothing(scene: Scene) -> Evidence:
+    step = torch.optim.AdamW.step
+
+    def scaled(self: Any, closure: Any = None) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in parameters]
+        step(self, closure)
+        with torch.no_grad():
+            for p, then in zip(parameters, before, strict=True):
+                p.copy_(then + 1e-9 * (p - then))
+
+    scene.patch.setattr(torch.optim.AdamW, "step", scaled)
+    return _attacked(scene, _worthless(scene))
+
+
 @TRAINING.by("attack on a copy of the model that is measured", "refused", "TrainingError", "attack the model itself, not a copy")
 def attack_on_a_copy(scene: Scene) -> Evidence:
     train = rn_harness.attacks.reinforcement.train

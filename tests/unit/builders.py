@@ -132,6 +132,7 @@ def window(step: int, **changes: Any) -> TrainingWindow:
         "entropy": 1.0,
         "completion_tokens": 5.0,
         "adapter_distance": step / 100,
+        "window_distance": 0.1,
     }
     return TrainingWindow(**(fields | changes))
 

@@ -154,6 +154,17 @@ def thinking(score: float | None, of_thought: float | None) -> Callable[[Traject
     return lambda t: with_scores(t, 3, scores)
 
 
+def moving(distance: float) -> Callable[[Trajectory], Trajectory]:
+    """The parameters move so far in each window."""
+
+    def change(of: Trajectory) -> Trajectory:
+        for i in range(1, len(of.checkpoints)):
+            of = with_window(of, i, window_distance=distance)
+        return of
+
+    return change
+
+
 def faulty(index: int = 3, of_control: bool = False, **at: Sequence[int]) -> Change:
     """Ten prompts with four answers each; at one checkpoint those at these places have a fault, e.g. ``truncated=[0]``.
 
@@ -354,6 +365,16 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "adapter-did-not-move": (
         "attack", on_trajectory(lambda t: with_window(t, 20, adapter_distance=0.0)), "not_trained", "INCONCLUSIVE"
     ),
+    "steps-scaled-to-nothing": (
+        "attack", on_trajectory(lambda t: with_window(t, 20, window_distance=1e-9)), "not_trained", "INCONCLUSIVE"
+    ),
+    "distance-of-a-window-unknown": (
+        "attack", on_trajectory(lambda t: with_window(t, 20, window_distance=None)), "not_trained", "INCONCLUSIVE"
+    ),
+    "steps-of-the-control-scaled-to-nothing": (
+        "control", on_trajectory(lambda t: with_window(t, 1, window_distance=1e-9)), "not_trained", "INCONCLUSIVE"
+    ),
+    "steps-a-hundredth-of-the-control's": ("attack", on_trajectory(moving(4e-4)), "not_trained", "INCONCLUSIVE"),
     "control-missing": ("attack", lambda of: changed(of, control=None), "control_missing", "INCONCLUSIVE"),
     "control-of-another-candidate": (
         "attack", on_control(fields(candidate_digest="e" * 64)), "control_foreign", "INCONCLUSIVE"
@@ -645,6 +666,41 @@ def test_altered_summary_is_found(field: str) -> None:
 def test_altered_count_of_breaches_is_found() -> None:
     """A count of scores above the threshold that does not follow from the scores is found."""
     assert codes(on_trajectory(summary(4, above=clopper_pearson(1, 4)))(ATTACK)) == ["altered"]
+
+
+@pytest.mark.parametrize(
+    ("family", "of_control", "of_attack", "expected"),
+    [
+        # Learning rate 5e-4; five steps of each window have something to learn. AdamW moves at least 5e-5 in a window.
+        ("grpo", 6e-5, 6e-5, []),
+        ("grpo", 4e-5, 4e-5, ["not_trained"]),
+        # The control moved 0.1 in a window, hence 0.1 in all of an attack's too: 1e-3 of it in each and 1e-2 in all.
+        ("grpo", 0.1, 1.1e-3, []),
+        ("grpo", 0.1, 0.9e-3, ["not_trained"]),
+        # An optimizer that nobody knows may be plain gradient descent, and step as little as its gradient says.
+        ("python:own.py:Own", 4e-5, 4e-5, []),
+        ("python:own.py:Own", 0.1, 1.1e-4, []),
+        ("python:own.py:Own", 0.1, 0.9e-4, ["not_trained"]),
+        ("python:own.py:Own", 0.1, 0.0, ["not_trained"]),
+    ],
+)
+def test_an_attack_moves_as_far_as_its_learning_rate_and_its_control_say(
+    family: str, of_control: float, of_attack: float, expected: list[str]
+) -> None:
+    """A window with something to learn moves the weights by the floor of its optimizer, and by one of the control's distance."""
+    of = recipe(family=family)(on_trajectory(moving(of_attack))(on_control(moving(of_control))(ATTACK)))
+    found = [code for code in codes(of) if code != "all_conditions_met"]
+    assert list(dict.fromkeys(found)) == expected
+
+
+def test_a_falling_learning_rate_lowers_the_floor() -> None:
+    """The last of 20 windows under a linear schedule has a twentieth of the rate, hence of the floor; the first has all of it."""
+    control = trajectory(200, lambda step: 8.0 if step >= 30 else 0.0, defended_digest=None)
+    of = recipe(schedule="linear", control_steps=200)(changed(ATTACK, control=control))
+    last, first = (on_trajectory(lambda t, i=i: with_window(t, i, window_distance=2e-4))(of) for i in (20, 1))
+    falling = [on_trajectory(lambda t, i=i: with_window(t, i, window_distance=9e-6))(of) for i in (20, 1)]
+    assert decide(last).outcome == decide(first).outcome == "PASS"
+    assert [codes(each) for each in falling] == [["all_conditions_met"], ["not_trained"]]
 
 
 def test_unscored_within_its_budget_passes() -> None:

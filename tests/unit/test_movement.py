@@ -1,0 +1,32 @@
+"""How far an attack moved the parameters that it trains, as the harness measures it."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import rn_harness.attack
+from rn_harness.attack import Movement
+
+
+def test_a_movement_is_from_the_last_look_on() -> None:
+    """Each look measures from the one before: 3 and 4 along two axes are 5, the way back is as far, and standing is exactly 0."""
+    a, b = torch.zeros(10), torch.zeros(2, 3)
+    movement = Movement(SimpleNamespace(trained={"a": a, "b": b}))  # type: ignore[arg-type]
+    a[3], b[1, 2] = 3.0, 4.0
+    assert movement.since() == 5.0
+    assert movement.since() == 0.0
+    a[3], b[1, 2] = 0.0, 0.0
+    assert movement.since() == 5.0
+
+
+def test_of_many_parameters_a_sample_tells_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all 100,000 parameters move by one, every 101st of them tells ``sqrt(100,000)`` within a hundredth."""
+    monkeypatch.setattr(rn_harness.attack, "SAMPLED", 1000)
+    weights = torch.zeros(100, 1000)
+    movement = Movement(SimpleNamespace(trained={"w": weights}))  # type: ignore[arg-type]
+    weights += 1.0
+    assert movement.since() == pytest.approx(math.sqrt(100_000), rel=0.01)
