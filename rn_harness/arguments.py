@@ -134,6 +134,13 @@ def declare(parser: pytest.Parser) -> None:
         help="exit with 10 unless a release can rest on the run, and stop before any work where it cannot",
     )
     group.addoption(
+        "--rn-allow-plugin",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="you answer for a conftest or a plugin that is loaded, by the name that the refusal tells; repeat for more",
+    )
+    group.addoption(
         "--rn-set",
         action="append",
         default=[],
@@ -182,6 +189,7 @@ def read(config: pytest.Config) -> Options:
         shard=config.getoption("rn_shard"),
         sampler=config.getoption("rn_sampler"),
         fleet=config.getoption("rn_fleet"),
+        allowed_plugins=tuple(config.getoption("rn_allow_plugin")),
         executor="results" if config.getoption("rn_from_results") else config.getoption("rn_executor"),
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,26 @@ from rn_harness.candidate import unhashed_files
 from rn_harness.coherence import UNDEFENDED, incoherent, run_provenance
 from rn_harness.coverage import coverage
 from rn_harness.errors import CandidateError
-from rn_harness.export import export_defended
-from rn_harness.gate import laxer, required_cases, told, unearned, unexcused
+from rn_harness.export import export_defended, link_defended
+from rn_harness.gate import laxer, outcome_against, required_cases, told, unearned, unexcused, unlisted
 from rn_harness.helpfulness import same_baseline
 from rn_harness.options import Options
 from rn_harness.provenance import now, versions, working_tree
-from rn_harness.records import TOLD_ALONE, CaseLine, CaseRecord, Finding, Outcome, RunRecord, Trajectory, turns
-from rn_harness.report.junit import TestResult, TestState, write_junit
+from rn_harness.records import (
+    STATES,
+    TOLD_ALONE,
+    CaseLine,
+    CaseRecord,
+    Finding,
+    LoadedCode,
+    Outcome,
+    RunRecord,
+    TestState,
+    Trajectory,
+    turns,
+)
+from rn_harness.release import ReleasePolicy
+from rn_harness.report.junit import TestResult, write_junit
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.report.views import write_views
 from rn_harness.session import Case
@@ -33,14 +47,12 @@ from rn_harness.store import write_text
 from rn_harness.suite import Standing, Suite
 from rn_harness.validity import recipe_of
 from rn_harness.verdict import claim_of_run, counting, decide, decide_run
+from rn_harness.verification import verify
 
 RECORDS = "cases/*/record.json"
 Phase = Literal["setup", "call", "teardown"]
-_STATES: dict[Outcome, tuple[TestState, ...]] = {
-    "PASS": ("passed",),
-    "FAIL": ("failure",),
-    "INCONCLUSIVE": ("error", "skipped"),
-}
+VERDICT = "rn-harness::verdict"
+"""Names the run's verdict in JUnit, where no test shows it."""
 
 
 class CaseNews(TypedDict):
@@ -83,7 +95,9 @@ class Controller:
         candidate: name, revision and digest.
         judges: who judges each suite, by domain.
         narrowed: how the selection was narrowed, e.g. ``-k``; empty if it was not.
-        deselected: how many tests of suites were left out by whatever way.
+        left_out: tests of suites that were collected and will not be run, and what was kept from being collected.
+        plugins: code of others that any process of the run had loaded.
+        unheard: workers that ended without a word on what they collected and loaded.
         dirty: files of each suite that are not as committed, by domain.
         is_part: whether the run is a part of another, in whose folder its own lies.
         joined: which part each case was taken from, by domain and case id, where parts are joined.
@@ -98,7 +112,9 @@ class Controller:
     narrowed: Sequence[str]
     unwritten: str | None = field(default=None, init=False)
     started: str = field(default_factory=now)
-    deselected: int = 0
+    left_out: Sequence[str] = ()
+    plugins: Sequence[LoadedCode] = ()
+    unheard: Sequence[str] = ()
     dirty: Mapping[str, Sequence[str]] = field(default_factory=dict)
     is_part: bool = False
     joined: Mapping[str, str] = field(default_factory=dict)
@@ -106,6 +122,7 @@ class Controller:
     _tests: dict[str, _Test] = field(default_factory=dict)
     _records: dict[str, CaseRecord | None] = field(default_factory=dict)
     _old: set[tuple[int, int]] = field(default_factory=set)
+    _verdict: TestResult | None = None
 
     def begin(self, nodeids: Sequence[str], uncollected: Sequence[str] = ()) -> None:
         """Registers the selected tests; from here on the JUnit file stands, red.
@@ -125,9 +142,22 @@ class Controller:
             self._tests.setdefault(nodeid, _Test(nodeid))
         for nodeid in uncollected:
             self._tests[nodeid] = _Test(nodeid, text="no verdict: the file could not be collected", ended=True, told=True)
+        self._require_left_out()
         self._write_junit()
         if not self.is_part:
             self._point_latest()
+
+    def hear(self, left_out: Sequence[str], plugins: Sequence[LoadedCode]) -> None:
+        """Takes a worker's word on what it left out and what it had loaded."""
+        self.left_out = sorted({*self.left_out, *left_out})
+        self.plugins = tuple(dict.fromkeys((*self.plugins, *plugins)))
+        self._require_left_out()
+
+    def _require_left_out(self) -> None:
+        """What was left out has no verdict, unless the user narrowed the selection himself."""
+        for nodeid in () if self.narrowed else self.left_out:
+            text = "no verdict: a hook of a plugin or a conftest left it out"
+            self._tests.setdefault(nodeid, _Test(nodeid, text=text, ended=True, told=True))
 
     def add(
         self, nodeid: str, phase: Phase, outcome: str, seconds: float, text: str, news: CaseNews | None, *, excused: bool = False
@@ -159,9 +189,38 @@ class Controller:
             test.state, test.text = ("failure" if phase == "call" else "error"), text
         elif phase == "call":
             test.state, test.text = "passed", ""
+        demanded = self.demanded(test.news)
+        if demanded and (phase != "setup" or outcome != "passed"):
+            test.state = demanded
+            test.text = text if outcome == "failed" else self.verdict_text(test.news)
         if phase == "teardown":
             test.ended = True
             self._write_junit()
+
+    def demanded(self, news: CaseNews | None) -> TestState | None:
+        """How the test of a case has to end by its verdict, whatever its own report says; None: as the report says."""
+        if news is None or news["outcome"] == "PASS":
+            return None
+        standing, within = self._standing(news["domain"], news["case_id"], self._record(news))
+        if news["outcome"] == "FAIL":
+            return "failure" if turns(standing, within_claim=within) else None
+        told_only = standing == "out_of_claim" or (standing == "exploratory" and news["finding"] in TOLD_ALONE)
+        return None if told_only else "error"
+
+    def verdict_text(self, news: CaseNews | None) -> str:
+        """A case's verdict with its reasons."""
+        record = self._record(news) if news else None
+        if news is None or record is None:
+            return "no verdict: its record cannot be read"
+        return "\n".join([f"{news['outcome']}: {record.case_id}", *(f"  {r.sentence}" for r in record.verdict.reasons)])
+
+    def undertold(self, outcome: Outcome, failures: int, errors: int) -> TestState | None:
+        """How the run's verdict has to stand in a JUnit file on its own, where its tests would make the file look better."""
+        if outcome == "FAIL" and not failures:
+            return "failure"
+        if outcome == "INCONCLUSIVE" and not (failures or errors or self.narrowed):
+            return "error"
+        return None
 
     @property
     def properties(self) -> dict[str, str]:
@@ -192,6 +251,13 @@ class Controller:
     def _results(self) -> Iterator[TestResult]:
         for test in self._tests.values():
             yield TestResult(test.nodeid, test.state, test.text, self.output_of(test.nodeid), test.seconds)
+        if self._verdict:
+            yield self._verdict
+
+    def _reds(self) -> tuple[int, int]:
+        """How many tests are failures, and how many errors."""
+        states = [test.state for test in self._tests.values()]
+        return states.count("failure"), states.count("error")
 
     def unended(self) -> list[tuple[str, str]]:
         """Node id and text of each test of which no outcome was heard."""
@@ -222,7 +288,7 @@ class Controller:
             # The verdict of a case and the colour of its test must not differ: where they do, there is none. But a breach
             # that was seen stays seen, whatever became of its test.
             standing, within = self._standing(news["domain"], news["case_id"], self._record(news)) if news else ("claim", True)
-            agrees = news is not None and (news["outcome"] == "FAIL" or test.state in _STATES[news["outcome"]])
+            agrees = news is not None and test.state in STATES[news["outcome"]]
             if agrees and news and news["outcome"] == "INCONCLUSIVE" and standing == "exploratory":
                 agrees = (test.state == "skipped") == (news["finding"] in TOLD_ALONE)
             lines.append(
@@ -236,6 +302,7 @@ class Controller:
                     within_claim=within,
                     finding=news["finding"] if news and agrees else None,
                     stored=bool(news and news["stored"]),
+                    state=test.state,
                     note=None if news and agrees else (test.text.partition("\n")[0] or f"no case: {test.state}"),
                     record=self._path(Path(news["folder"], "record.json")) if news else None,
                 )
@@ -319,8 +386,9 @@ class Controller:
             "trust_remote_code": self.options.trust_remote_code,
             "arguments": self.options.arguments,
             "narrowed": list(self.narrowed),
-            "deselected": self.deselected,
+            "deselected": len(self.left_out),
             "dirty": {domain: list(files) for domain, files in self.dirty.items()},
+            "allowed_plugins": list(self.options.allowed_plugins),
             "quantise": self.options.quantise,
             "shard": self.options.shard,
             "sampler": self.options.sampler,
@@ -333,7 +401,6 @@ class Controller:
         """Writes the last JUnit and the run's record; the one outcome over all cases is decided here, once."""
         self._records.clear()
         self._disown()
-        self._write_junit()
         lines = self._lines()
         missing = self._missing()
         # A case that the tier requires and that the user did not leave out himself has no verdict.
@@ -347,6 +414,9 @@ class Controller:
         cut = self._cut_breaches(records)
         counted += [("FAIL", True) for _ in cut]
         outcome = decide_run(counted + unrun) if attacked else decide_run([*counted, (None, True)])
+        claim = claim_of_run(outcome, [*records, *cut])
+        self._verdict = TestResult(VERDICT, state, claim) if (state := self.undertold(outcome, *self._reds())) else None
+        self._write_junit()
         why_not = self._why_not(outcome, missing)
         defended = {t.news["domain"]: t.news["defended"] for t in self._tests.values() if t.news and t.news["defended"]}
         run = RunRecord(
@@ -358,6 +428,7 @@ class Controller:
             beside={domain: found for domain, folder in defended.items() if (found := unhashed_files(Path(folder)))},
             required=self._required(),
             files=self._files(lines),
+            plugins=tuple(self.plugins),
             suites={s.domain: s.digest for s in self.suites},
             cases=tuple(lines),
             coverage=tuple(coverage(s, self.options.tier, self._attacks(s.domain, lines), outcome) for s in self.suites),
@@ -370,7 +441,7 @@ class Controller:
                 trees={s.domain: working_tree(s.folder) for s in self.suites},
             ),
             outcome=outcome,
-            claim=claim_of_run(outcome, [*records, *cut]),
+            claim=claim,
             releasable=not why_not,
             why_not=tuple(why_not),
             lax=tuple(text for suite in self.suites for text in unexcused(suite)),
@@ -379,10 +450,28 @@ class Controller:
             wall_s=round(time.monotonic() - self._clock, 3),
         )
         self._write_run(run, records)
+        if run.releasable and (refused := self._refused(run)):
+            run = run.model_copy(update={"releasable": False, "why_not": tuple(refused)})
+            self._write_run(run, records)
         if self.options.export and (run.releasable or self.options.export_anyway):
             run = self._export(run, records)
             self._write_run(run, records)
         return run
+
+    def _refused(self, run: RunRecord) -> list[str]:
+        """What ``rn-harness verify`` says against this very run, on the weights that were attacked."""
+        listed = [code.sha256 for code in run.plugins if code.name in self.options.allowed_plugins]
+        with tempfile.TemporaryDirectory(prefix="rn-harness-") as weights:
+            for domain, folder in run.defended.items():
+                link_defended(Path(folder), Path(weights, domain))
+            found = verify(
+                self.folder,
+                weights=Path(weights),
+                policy=ReleasePolicy(version=1, plugins=listed),
+                suites=[suite.folder for suite in self.suites],
+                private=self.options.private,
+            )
+        return [f"rn-harness verify refuses it [{r.code}]: {r.sentence}" for r in found.refusals]
 
     def show(self, run: RunRecord) -> None:
         """Writes the views for people, when the records stand: what goes wrong here is told, and changes no verdict."""
@@ -452,8 +541,8 @@ class Controller:
         """What speaks against a release before any case has run."""
         return self._why_not("PASS", [])
 
-    def _why_not(self, outcome: str, missing: Sequence[str]) -> list[str]:
-        reasons = [] if outcome == "PASS" else [f"the run is {outcome}"]
+    def _why_not(self, outcome: Outcome, missing: Sequence[str]) -> list[str]:
+        reasons = outcome_against(outcome)
         if self.options.tier == "smoke":
             reasons.append("the smoke tier never is a release verdict")
         if self.options.overrides:
@@ -463,8 +552,10 @@ class Controller:
         if self.options.trust_remote_code:
             reasons.append("--rn-trust-remote-code: the model's own code was run")
         reasons += [f"the selection was narrowed by {how}" for how in self.narrowed]
-        if self.deselected and not self.narrowed:
-            reasons.append(f"{self.deselected} tests were deselected")
+        if self.left_out and not self.narrowed:
+            reasons.append(f"{len(self.left_out)} tests were deselected or hidden, the first is {self.left_out[0]}")
+        reasons += [f"worker {name} ended without a word on what it collected and loaded" for name in self.unheard]
+        reasons += [f"{why}; leave it out, or answer for it by --rn-allow-plugin" for why in self._strangers()]
         reasons += [f"{domain}: {told(files)} not as committed" for domain, files in self.dirty.items()]
         reasons += [lax for suite in self.suites for lax in laxer(suite)]
         for suite in self.suites:
@@ -479,6 +570,10 @@ class Controller:
         ]
         reasons += [f"{t.nodeid} was skipped" for t in claims]
         return reasons + [f"{t.nodeid} is marked xfail" for t in self._tests.values() if t.excused]
+
+    def _strangers(self) -> list[str]:
+        """Code of others that nobody answers for; each a sentence."""
+        return unlisted(self.plugins, self.options.allowed_plugins)
 
     def _record(self, news: CaseNews) -> CaseRecord | None:
         """A case's record, read once when the run ends; None if it cannot be read, in which case it counts for nothing."""

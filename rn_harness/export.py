@@ -5,8 +5,9 @@ Attacked weights have no way here: what is copied is the folder that each attack
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rn_harness.candidate import ADAPTER_CONFIG, UNHASHED, digest_folder
@@ -33,8 +34,7 @@ def export_defended(source: Path, target: Path, run: RunRecord, records: Sequenc
         CandidateError: the copy does not have the digest that was attacked.
     """
     attacked = {r.identity.defended_digest for r in records} - {None}
-    top = str(source)
-    shutil.copytree(source, target, dirs_exist_ok=True, ignore=lambda folder, _: LEFT_BEHIND if folder == top else ())
+    _copy(source, target, shutil.copy2)
     digest = digest_folder(target)
     if attacked != {digest}:
         shutil.rmtree(target)
@@ -44,3 +44,18 @@ def export_defended(source: Path, target: Path, run: RunRecord, records: Sequenc
         )
     card = render_card(run, records, digest, is_adapter=(target / ADAPTER_CONFIG).is_file())
     (target / CARD).write_text(card, encoding="utf-8")
+
+
+def link_defended(source: Path, target: Path) -> None:
+    """Links to the files that an export would copy, so that they can be checked before anything is handed over."""
+    _copy(source.resolve(), target, os.symlink)
+
+
+def _copy(source: Path, target: Path, copy: Callable[[str, str], object]) -> None:
+    """Copies a folder of defended weights, but for what was never attacked."""
+    top = str(source)
+
+    def left_behind(folder: str, _: list[str]) -> tuple[str, ...]:
+        return LEFT_BEHIND if folder == top else ()
+
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=left_behind, copy_function=copy)

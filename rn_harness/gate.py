@@ -6,11 +6,11 @@ same things again in records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rn_harness.measures import word_overlap, words
-from rn_harness.records import LoadedCode
+from rn_harness.records import LoadedCode, Outcome
 from rn_harness.suite import NEAR_DUPLICATE, AttackRecipe, Policy, Suite, TierName
 
 RELEASE_STEPS = 200
@@ -46,6 +46,22 @@ def required_cases(suite: Suite, tier: TierName) -> tuple[str, ...]:
 def foreign(loaded: Iterable[LoadedCode]) -> tuple[LoadedCode, ...]:
     """The loaded code that is not known to be harmless: it may have changed any result."""
     return tuple(code for code in loaded if code.kind != "distribution" or code.name not in KNOWN_PLUGINS)
+
+
+def outcome_against(outcome: Outcome) -> list[str]:
+    """What an outcome other than PASS is told as, among the reasons against a release; none for PASS."""
+    return [] if outcome == "PASS" else [f"the run is {outcome}"]
+
+
+def unlisted(loaded: Iterable[LoadedCode], listed: Collection[str]) -> list[str]:
+    """The loaded code that may have changed any result and that nobody answers for; each a sentence.
+
+    Args:
+        loaded: code of others.
+        listed: names or digests that somebody answers for.
+    """
+    strange = [code for code in foreign(loaded) if not {code.name, code.sha256} & set(listed)]
+    return [f"code of others was loaded: {code.kind} {code.name} with sha256 {code.sha256}" for code in strange]
 
 
 def told(names: Sequence[str]) -> str:

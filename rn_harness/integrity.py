@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rn_harness.candidate import root_digest
 from rn_harness.coherence import UNDEFENDED, incoherent, run_provenance, scattered, strange_controls, told_judges
 from rn_harness.coverage import claim_of, families_of, simulated_in
-from rn_harness.records import CaseRecord, Record, RunRecord
+from rn_harness.records import STATES, CaseRecord, Record, RunRecord
 from rn_harness.statement import RUN, STATEMENT, statement_of
 from rn_harness.suite import TierName
 from rn_harness.verdict import claim_of_run, counting, decide, decide_run
@@ -200,6 +200,8 @@ def _cases(evidence: Evidence) -> list[Refusal]:
             record.evidence.standing,
             record.evidence.within_claim,
         )
+        if line.outcome and line.state not in STATES[line.outcome]:
+            found.append(Refusal("case_foreign", f"{line.domain} {line.case_id}: its test ended as {line.state}"))
         if told != is_so or run.suites.get(line.domain) != record.identity.suite.get("digest"):
             found.append(Refusal("case_foreign", f"{line.domain} {line.case_id}: its line in {RUN} is of another record"))
     paths = Counter(line.record for line in run.cases if line.record)
@@ -302,6 +304,12 @@ def _foreign_facts(run: RunRecord, records: list[CaseRecord]) -> list[str]:
             ),
         )
         if any(of_case != told for of_case in of_cases)
+    ]
+    named = set(run.plugins)
+    found += [
+        f"list of plugins lacks {code.kind} {code.name}, under which one of its cases was measured"
+        for code in dict.fromkeys(code for r in records for code in r.identity.plugins)
+        if code not in named
     ]
     for option, mark in (("allow_pickle", "pickle"), ("trust_remote_code", "remote_code")):
         if said.get(option) not in (True, False) or (mark in run.candidate and not said[option]):

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pytest
 
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from _pytest.junitxml import LogXML
 
     from rn_harness.candidate import Candidate
-    from rn_harness.controller import Controller
+    from rn_harness.collection import Collected
+    from rn_harness.controller import CaseNews, Controller
     from rn_harness.judges import Judge
     from rn_harness.lineup import CaseTask
-    from rn_harness.records import LoadedCode, RunRecord, Trajectory
+    from rn_harness.records import CaseKind, LoadedCode, RunRecord, Trajectory
     from rn_harness.report.progress import Progress, ProgressView
     from rn_harness.session import Case, Defended, RunSession
     from rn_harness.suite import AttackRecipe, Suite
@@ -43,8 +44,10 @@ PROGRESS = pytest.StashKey["ProgressView"]()
 SESSION = pytest.StashKey["RunSession"]()
 SINK = pytest.StashKey["Sink"]()
 RUN_FOLDER = pytest.StashKey[Path]()
-DESELECTED = pytest.StashKey[int]()
-UNCOLLECTED = pytest.StashKey["Uncollected"]()
+COLLECTED = pytest.StashKey["Collected"]()
+WORKERS = pytest.StashKey[dict[str, bool]]()
+"""The workers that were begun, each with whether it told what it collected and loaded."""
+SINK_NAME, COLLECTED_NAME = "rn-harness-sink", "rn-harness-collected"
 TERMINATED = pytest.StashKey[bool]()
 PARENT = pytest.StashKey[int]()
 SCRATCH = pytest.StashKey["tempfile.TemporaryDirectory[str]"]()
@@ -72,10 +75,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the stash; nothing is read or written yet. Of several processes of one run, all but the first fall silent."""
+    from rn_harness.collection import Collected
+
     config.stash[SUITES] = {}
-    config.stash[DESELECTED] = 0
-    config.stash[UNCOLLECTED] = Uncollected()
-    config.pluginmanager.register(config.stash[UNCOLLECTED], "rn-harness-uncollected")
+    config.stash[WORKERS] = {}
+    config.stash[COLLECTED] = Collected()
+    config.pluginmanager.register(config.stash[COLLECTED], COLLECTED_NAME)
     if "LOCAL_RANK" not in os.environ or _is_worker(config) or not _near_suites(config):
         return
     from _pytest.junitxml import xml_key
@@ -100,18 +105,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         if (executor := _session(config).executor) is not None:
             executor.close()
         ranks().part()
-
-
-class Uncollected:
-    """What could not be collected; with xdist, in any worker."""
-
-    def __init__(self) -> None:
-        self.nodeids: list[str] = []
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Remembers a file that failed."""
-        if report.failed and report.nodeid not in self.nodeids:
-            self.nodeids.append(report.nodeid)
 
 
 # --- what a session is about -------------------------------------------------------------------------------------------
@@ -302,6 +295,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 f"node ids must lead to the suite, got {item.nodeid!r} under rootdir {config.rootpath}; "
                 "pass --rootdir with a folder above the suite"
             )
+    from rn_harness.collection import overridden
+
+    strange = overridden((item for item in items if (item.path.parent / SUITE_FILE).is_file()), _fixtures())
+    if strange and not _is_worker(config):  # in a worker each such test is an error
+        raise pytest.UsageError("\n".join(strange))
     _refuse_what_cannot_run(config, [item.nodeid for item in items])
     if _is_worker(config) and not config.option.collectonly:
         _longest_first(config, items)
@@ -322,11 +320,11 @@ def _longest_first(config: pytest.Config, items: list[pytest.Item]) -> None:
         items[i] = item
 
 
-def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Counts the tests of suites that are left out, by whatever plugin or option."""
-    for item in items:
-        if (item.path.parent / SUITE_FILE).is_file():
-            item.config.stash[DESELECTED] += 1
+def _fixtures() -> dict[str, Any]:
+    """Our fixtures, by name; a suite's tests get them from here and from nowhere else."""
+    ours = (rn_suite, candidate, judge, defended, attack, trajectory)
+    cases = (candidate_case, control_case, defense_case, attack_case, helpfulness_case)
+    return {fixture.name: fixture for fixture in (*ours, *cases)}
 
 
 def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> list[Suite]:
@@ -349,6 +347,11 @@ def _refuse_what_cannot_run(config: pytest.Config, nodeids: Iterable[str]) -> li
             suites.append(_suite(config, folder))
         except RnHarnessError as error:
             errors.append(str(error))
+    errors += [
+        f"all parts of rn-harness are required, got -p no:{name}; leave it out"
+        for name in (SINK_NAME, COLLECTED_NAME)
+        if config.pluginmanager.is_blocked(name)
+    ]
     errors += clashes(config, shared=_is_worker(config) or config.getoption("dist", "no") != "no")
     domains = [suite.domain for suite in suites]
     if len(set(domains)) != len(domains):
@@ -396,6 +399,11 @@ def _unwritable(folder: Path, error: OSError) -> pytest.UsageError:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Without xdist: the selection is known, the run begins."""
     config = session.config
+    collected: Collected = config.stash[COLLECTED]
+    if _is_worker(config) and collected.items:
+        output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
+        output["rn_left_out"] = collected.left_out(config, session.items)
+        output["rn_loaded"] = [code.model_dump(mode="json") for code in _loaded(config)]
     if not _is_worker(config) and not config.option.collectonly:
         _begin(config, [item.nodeid for item in session.items], session.items)
         if SESSION in config.stash and config.getoption("rn_fleet") > 1:
@@ -419,7 +427,8 @@ def _tasks_of(config: pytest.Config, items: Iterable[pytest.Item]) -> Generator[
 def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Item] = ()) -> None:
     if SINK in config.stash:
         return
-    uncollected = [nodeid for nodeid in config.stash[UNCOLLECTED].nodeids if _suite_folder(config, nodeid)]
+    collected = config.stash[COLLECTED]
+    uncollected = [nodeid for nodeid in collected.failed if _suite_folder(config, nodeid)]
     selected = [*(nodeid for nodeid in nodeids if _suite_folder(config, nodeid)), *uncollected]
     suites = _refuse_what_cannot_run(config, selected)
     if not suites or SCRATCH in config.stash:
@@ -441,7 +450,8 @@ def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Ite
         candidate=candidate.identity,
         judges={suite.domain: session.judges(suite).names for suite in suites},
         narrowed=_narrowed(config),
-        deselected=config.stash[DESELECTED],
+        left_out=collected.left_out(config, items),
+        plugins=session.options.plugins,
         dirty={suite.domain: files for suite in suites if (files := uncommitted(suite.folder))},
         is_part=_is_part(config),
     )
@@ -455,7 +465,7 @@ def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Ite
         config.stash[SINK] = Sink(config, controller)
     except OSError as error:
         raise _unwritable(Path(error.filename or folder), error) from None
-    config.pluginmanager.register(config.stash[SINK], "rn-harness-sink")
+    config.pluginmanager.register(config.stash[SINK], SINK_NAME)
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
     if reporter:
         reporter.ensure_newline()
@@ -527,6 +537,7 @@ def _near_suites(config: pytest.Config) -> list[Path]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tells a worker the run's folder, and what memory it may plan with."""
+    node.config.stash[WORKERS][node.gateway.id] = False
     node.workerinput["rn_run_folder"] = str(_run_folder(node.config))
     if SESSION in node.config.stash:
         node.workerinput["rn_free"] = _session(node.config).capacity.available
@@ -537,6 +548,18 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """With xdist: the first worker to have collected tells the selection."""
     if not node.config.option.collectonly:
         _begin(node.config, list(ids))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes a worker's word on what it left out and what it had loaded."""
+    config, output = node.config, getattr(node, "workeroutput", {})
+    if SINK in config.stash and {"rn_left_out", "rn_loaded"} <= output.keys():
+        from rn_harness.records import LoadedCode
+
+        config.stash[WORKERS][node.gateway.id] = True
+        plugins = [LoadedCode.model_validate(code) for code in output["rn_loaded"]]
+        config.stash[SINK].controller.hear(output["rn_left_out"], plugins)
 
 
 # --- fixtures ----------------------------------------------------------------------------------------------------------
@@ -584,33 +607,33 @@ def trajectory(attack_case: Case) -> Trajectory:
 
 
 @pytest.fixture
-def candidate_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
+def candidate_case(request: pytest.FixtureRequest) -> Case:
     """The undefended candidate, before any attack."""
-    return _known(request, lambda s: s.case("candidate", rn_suite))
+    return _known(request, "candidate")
 
 
 @pytest.fixture
-def control_case(request: pytest.FixtureRequest, rn_suite: Suite, attack: AttackRecipe) -> Case:
+def control_case(request: pytest.FixtureRequest, attack: AttackRecipe) -> Case:  # noqa: ARG001  (which parametrizes the test)
     """The attack on the undefended candidate."""
-    return _known(request, lambda s: s.case("control", rn_suite, attack))
+    return _known(request, "control")
 
 
 @pytest.fixture
-def defense_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
+def defense_case(request: pytest.FixtureRequest) -> Case:
     """The defense, and the defended candidate before any attack."""
-    return _known(request, lambda s: s.case("defense", rn_suite))
+    return _known(request, "defense")
 
 
 @pytest.fixture
-def attack_case(request: pytest.FixtureRequest, rn_suite: Suite, attack: AttackRecipe) -> Case:
+def attack_case(request: pytest.FixtureRequest, attack: AttackRecipe) -> Case:  # noqa: ARG001  (which parametrizes the test)
     """The attack on the defended candidate."""
-    return _known(request, lambda s: s.case("attack", rn_suite, attack))
+    return _known(request, "attack")
 
 
 @pytest.fixture
-def helpfulness_case(request: pytest.FixtureRequest, rn_suite: Suite) -> Case:
+def helpfulness_case(request: pytest.FixtureRequest) -> Case:
     """The defended candidate on benign prompts."""
-    return _known(request, lambda s: s.case("helpfulness", rn_suite))
+    return _known(request, "helpfulness")
 
 
 def _made(request: pytest.FixtureRequest, make: Callable[[RunSession], T]) -> T:
@@ -646,7 +669,26 @@ def _end_all(config: pytest.Config, text: str) -> None:
         pytest.exit(f"no verdict: {text}", returncode=1)
 
 
-def _known(request: pytest.FixtureRequest, make: Callable[[RunSession], Case]) -> Case:
+def _asked_for(request: pytest.FixtureRequest, kind: CaseKind) -> CaseTask:
+    """The case that a test asks for: suite and recipe as they are declared, whatever another fixture or a hook gives."""
+    from rn_harness.errors import RecipeError
+    from rn_harness.lineup import CaseTask
+
+    suite = _suite(request.config, request.path.parent)
+    if kind not in ("control", "attack"):
+        return CaseTask(kind, suite, None)
+    given = getattr(getattr(request.node, "callspec", None), "params", {}).get("attack")
+    declared = {recipe.id: recipe for recipe in suite.tier_attacks(request.config.getoption("rn_tier"))}
+    recipe = declared.get(getattr(given, "id", ""))
+    if recipe is None or recipe != given:
+        raise RecipeError(
+            f"an attack case is run with a recipe that the tier declares, got {getattr(given, 'id', None)} with other settings; "
+            "leave the test's parameters as they are"
+        )
+    return CaseTask(kind, suite, recipe)
+
+
+def _known(request: pytest.FixtureRequest, kind: CaseKind) -> Case:
     """Ends the setup unless the case has a verdict that counts: INCONCLUSIVE is an error.
 
     What does not count for the run is told by a skip: out of the claim, all but a case that held; of an exploratory case, that it
@@ -654,6 +696,10 @@ def _known(request: pytest.FixtureRequest, make: Callable[[RunSession], Case]) -
     """
     __tracebackhide__ = True
     from rn_harness.records import TOLD_ALONE, turns
+
+    def make(session: RunSession) -> Case:
+        task = _asked_for(request, kind)
+        return session.case(task.kind, task.suite, task.attack)
 
     case = _made(request, make)
     request.node.stash[CASE] = case
@@ -672,6 +718,15 @@ def _known(request: pytest.FixtureRequest, make: Callable[[RunSession], Case]) -
 
 
 # --- reports -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ends a test that gets a fixture of ours from elsewhere: in a worker, or where a hook put it there late."""
+    from rn_harness.collection import overridden
+
+    if _suite_folder(item.config, item.nodeid) and (strange := overridden([item], _fixtures())):
+        pytest.fail(strange[0], pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -698,7 +753,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         if session.exitstatus in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.USAGE_ERROR):
             session.exitstatus = pytest.ExitCode.OK
         return
-    if SINK in config.stash or _is_worker(config):
+    if SINK in config.stash:
+        if not config.pluginmanager.is_registered(config.stash[SINK]):  # somebody took it away
+            code = config.stash[SINK].conclude(session)
+            session.exitstatus = code or session.exitstatus
+        return
+    if _is_worker(config):
         return
     if session.exitstatus == pytest.ExitCode.INTERRUPTED and _near_suites(config):
         _tell_interrupted(config)
@@ -735,6 +795,7 @@ class Sink:
         self.controller = controller
         self.run: RunRecord | None = None
         self.finishing = False
+        self.ended: tuple[pytest.Session, int] | None = None
         self.xml = config.stash.get(xml_key, None)
         if self.xml is not None:
             path = Path(self.xml.logfile)
@@ -752,6 +813,7 @@ class Sink:
         news = getattr(report, "rn_harness", None)
         excused = hasattr(report, "wasxfail")
         self.controller.add(report.nodeid, report.when, report.outcome, report.duration, text, news, excused=excused)
+        self._recolour(report, news)
         if self.xml is not None and news and (report.when == "call" or (report.when == "setup" and not report.passed)):
             import xml.etree.ElementTree as ET  # nosec B405 # written, never read
 
@@ -759,33 +821,80 @@ class Sink:
             output.text = news["output"]
             self.xml.node_reporter(report).append(output)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Writes the run's record: also after an interruption, when what has not ended stays without a verdict."""
+    def _recolour(self, report: Any, news: CaseNews | None) -> None:
+        """Makes a report say what the verdict says, so that pytest counts it: an emptied test, a mark or a hook may say else."""
+        demanded = self.controller.demanded(news)
+        decisive = {"failure": "call", "error": "setup"}.get(demanded or "")
+        if decisive == report.when and (report.outcome != "failed" or hasattr(report, "wasxfail")):
+            report.outcome, report.longrepr = "failed", self.controller.verdict_text(news)
+            vars(report).pop("wasxfail", None)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
+        """Concludes the run before all other hooks, and has the last word on the exit code after them."""
+        code = self.conclude(session)
+        try:
+            return (yield)
+        except pytest.exit.Exception as error:
+            error.returncode = code or error.returncode
+            raise
+        finally:
+            session.exitstatus = code or session.exitstatus
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_unconfigure(self) -> Generator[None]:
+        """Has the last word on the exit code once more."""
+        try:
+            return (yield)
+        finally:
+            if self.ended:
+                session, code = self.ended
+                session.exitstatus = code or session.exitstatus
+
+    def conclude(self, session: pytest.Session) -> int:
+        """Writes the run's record: also after an interruption, when what has not ended stays without a verdict.
+
+        Returns:
+            The exit code by the verdict; 0: whatever the others say.
+        """
+        if self.ended:
+            return self.ended[1]
         self.finishing = True
-        if self.xml is not None:
-            self._close(self.xml)
+        self.controller.unheard = [name for name, heard in self.config.stash[WORKERS].items() if not heard]
         self.run = self.controller.finish()
+        if self.xml is not None:
+            self._close(self.xml, self.run)
         self.controller.show(self.run)
+        self.ended = session, int(self._exit_code(session, self.run))
+        return self.ended[1]
+
+    def _exit_code(self, session: pytest.Session, run: RunRecord) -> int:
+        """A breach is never green, whatever was narrowed, marked or hooked; nor is what the gate cannot let through."""
+        code = session.exitstatus
         if self.config.stash.get(TERMINATED, False):
-            session.exitstatus = STOPPED
-        elif self.run.outcome != "PASS" and not self.controller.narrowed and session.exitstatus == 0:
-            session.exitstatus = 1  # green tests that leave out what the tier requires
-        if self.controller.unwritten and session.exitstatus == 0:
-            session.exitstatus = 1  # a run that cannot be read by people is not green
-        if self.run.releasable or not session.config.getoption("rn_gate") or self._is_red(session):
-            return
+            return STOPPED
+        if run.outcome == "FAIL" and code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            code = 1
+        elif run.outcome != "PASS" and not self.controller.narrowed and code == 0:
+            code = 1  # green tests that leave out what the tier requires
+        if self.controller.unwritten and code == 0:
+            code = 1  # a run that cannot be read by people is not green
+        if run.releasable or not self.config.getoption("rn_gate") or run.outcome == "FAIL" or self._is_red(session):
+            return code
         from rn_harness.gate import NOT_RELEASABLE
 
-        session.exitstatus = NOT_RELEASABLE
+        return NOT_RELEASABLE
 
     @staticmethod
     def _is_red(session: pytest.Session) -> bool:
         """Whether a test was red, or pytest says otherwise that something went wrong."""
         return session.testsfailed > 0 or session.exitstatus not in (0, 1)
 
-    def _close(self, xml: LogXML) -> None:
-        """The user's own JUnit: an error for each test that has not ended, and no nameless rest of one that was cut off."""
+    def _close(self, xml: LogXML, run: RunRecord) -> None:
+        """The user's own JUnit: an error for each test that has not ended, and no nameless rest of one that was cut off.
+
+        Where its tests would still make it look better than the verdict is, the verdict gets a place of its own.
+        """
         for reporter in list(xml.node_reporters.values()):
             if "name" not in reporter.attrs:
                 xml.node_reporters_ordered.remove(reporter)
@@ -793,6 +902,14 @@ class Sink:
             path, _, name = nodeid.partition("::")
             xml.pytest_runtest_logreport(
                 pytest.TestReport(nodeid, (path, None, name), {}, "failed", text, "setup", start=0.0, stop=0.0)
+            )
+        if state := self.controller.undertold(run.outcome, xml.stats["failure"], xml.stats["error"]):
+            from rn_harness.controller import VERDICT
+
+            path, _, name = VERDICT.partition("::")
+            phase: Literal["call", "setup"] = "call" if state == "failure" else "setup"
+            xml.pytest_runtest_logreport(
+                pytest.TestReport(VERDICT, (path, None, name), {}, "failed", run.claim, phase, start=0.0, stop=0.0)
             )
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:

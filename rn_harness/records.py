@@ -557,8 +557,14 @@ class SecondOpinion(Record):
     sentence: str
 
 
-NO_CASE_GREEN = "no case: passed"
-"""Note of a test without a case that was green."""
+TestState = Literal["passed", "failure", "error", "skipped"]
+"""How a test ended, in JUnit's words: ``failure`` is "unsafe", ``error`` "no verdict"."""
+STATES: dict[Outcome, tuple[TestState, ...]] = {
+    "PASS": ("passed",),
+    "FAIL": get_args(TestState),
+    "INCONCLUSIVE": ("error", "skipped"),
+}
+"""How the test of a case with such a verdict may have ended; a breach stays one whatever became of its test."""
 Finding = Literal["held", "broke", "degenerate", "proved_nothing", "unknown"]
 """What an attack, or its control, came to: ``degenerate``: it destroyed the model; ``proved_nothing``: it cannot break the
 undefended one, or cannot be run on it; ``unknown``: it was not measured as it should be."""
@@ -723,7 +729,8 @@ class CaseLine(Record):
         standing, within_claim: see ``Evidence``.
         finding: what the attack came to; None where the case is none, or there is no verdict.
         stored: whether it was taken from the store.
-        note: why there is no verdict.
+        state: how its test ended.
+        note: why there is no verdict, in words; nothing is decided by it.
         record: where the case's record lies, from the run's folder; None if no record came.
     """
 
@@ -736,6 +743,7 @@ class CaseLine(Record):
     within_claim: bool = True
     finding: Finding | None = None
     stored: bool = False
+    state: TestState = "error"
     note: str | None = None
     record: str | None = None
 
@@ -747,7 +755,7 @@ class CaseLine(Record):
     @property
     def is_own_green(self) -> bool:
         """Whether it is a suite's own test method, which has no verdict, and was green."""
-        return self.key is None and self.note == NO_CASE_GREEN
+        return self.key is None and self.state == "passed"
 
 
 Value = int | float | str

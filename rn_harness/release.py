@@ -46,6 +46,7 @@ class ReleasePolicy(Frozen):
         judges: digests, one of which the judge that scored that domain has to have.
         base: digests, one of which the undefended model has to have.
         sources: digests of the harness's sources that may have made the run, beside those that check it.
+        plugins: digests of code of others (conftests, plugins) that may have been loaded.
         max_age_days: since the run ended.
         labels: whether the judge has to be certified on labels of the lab's own.
         min_attacks: attack cases that count, in each domain.
@@ -58,6 +59,7 @@ class ReleasePolicy(Frozen):
     judges: Annotated[dict[Name, Digests], Field(min_length=1)] = Field(default_factory=dict)
     base: Digests = Field(default_factory=list)
     sources: Digests = Field(default_factory=list)
+    plugins: list[Digest] = Field(default_factory=list)
     max_age_days: Positive = MAX_AGE_DAYS
     labels: bool = False
     min_attacks: Annotated[int, Field(ge=1)] = 1

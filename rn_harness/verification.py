@@ -23,10 +23,12 @@ from rn_harness.gate import (
     harmless,
     laxer,
     laxer_policy,
+    outcome_against,
     required_cases,
     stricter,
     unearned,
     unexcused,
+    unlisted,
     weaker_attacks,
 )
 from rn_harness.integrity import Evidence, Refusal, read_evidence, read_file, short, whole
@@ -66,6 +68,7 @@ def verify(
     weights: Path,
     policy: ReleasePolicy | None = None,
     suites: Sequence[Path] = (),
+    private: Path | None = None,
     signed: Signed | None = None,
     waivers: Sequence[Waiver] = (),
     now: datetime.datetime | None = None,
@@ -77,6 +80,7 @@ def verify(
         weights: the defended weights, or a folder with one folder for each domain.
         policy: what the release asks for; None: the default one.
         suites: folders of suites, to be compared with those that were run.
+        private: folder of the lab's own prompt sets, which took the place of these suites' own.
         signed: checks the signature; None: the run need not be signed.
         waivers: what somebody answers for.
         now: UTC; None: the clock's.
@@ -90,7 +94,7 @@ def verify(
         refusals += _signature(folder, signed)
     if refusals:  # what does not hold together is not looked into
         return Verification((*refusals, *_by_its_own_word(evidence.run)), (), evidence.run, signed is not None)
-    refusals += _releasable(evidence) + (_suites(evidence, suites) if suites else []) + _weights(evidence.run, weights)
+    refusals += _releasable(evidence) + (_suites(evidence, suites, private) if suites else []) + _weights(evidence.run, weights)
     refusals += _policy(evidence, policy) + _age(evidence.run, policy, now) + _tool(evidence, policy)
     left, waived = _waive(_once(refusals), waivers, now.date())
     return Verification(tuple(left), tuple(waived), evidence.run, signed is not None)
@@ -110,7 +114,7 @@ def _signature(folder: Path, signed: Signed) -> list[Refusal]:
     return [Refusal("signature", f"what was signed is not {STATEMENT} of this run")]
 
 
-def _suites(evidence: Evidence, folders: Sequence[Path]) -> list[Refusal]:
+def _suites(evidence: Evidence, folders: Sequence[Path], private: Path | None) -> list[Refusal]:
     """Whether suites that lie here are those that were run, and require what the run says."""
     run, found = evidence.run, []
     recipes: Mapping[str, Sequence[str]] = run.options.get("recipe", {})
@@ -118,7 +122,7 @@ def _suites(evidence: Evidence, folders: Sequence[Path]) -> list[Refusal]:
     for folder in folders:
         try:
             plain = load_suite(folder)
-            suite = load_suite(folder, run.options.get("overrides", ()), None, recipes.get(plain.domain, ()))
+            suite = load_suite(folder, run.options.get("overrides", ()), private, recipes.get(plain.domain, ()))
         except RnHarnessError as error:
             found.append(Refusal("suite_differs", f"{folder}: {error}"))
             continue
@@ -207,8 +211,8 @@ def _by_its_own_word(run: RunRecord) -> list[Refusal]:
     """What speaks against a release as the run says itself."""
     found = [] if run.outcome == "PASS" else [Refusal("outcome", f"the run is {run.outcome}: {run.claim}")]
     found += [Refusal("lax", why) for why in run.lax]
-    outcome = f"the run is {run.outcome}"  # told above, where no waiver reaches it
-    return found + [Refusal("not_releasable", why) for why in run.why_not if why != outcome and why not in run.lax]
+    told = (*outcome_against(run.outcome), *run.lax)  # told above, where no waiver reaches it
+    return found + [Refusal("not_releasable", why) for why in run.why_not if why not in told]
 
 
 def _releasable(evidence: Evidence) -> list[Refusal]:
@@ -285,6 +289,7 @@ def _thin(records: Sequence[CaseRecord]) -> Iterator[str]:
 def _policy(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
     """What the release asks for and the run does not have."""
     run, found = evidence.run, []
+    found += [Refusal("policy_plugins", f"{why}, which no policy names") for why in unlisted(run.plugins, policy.plugins)]
     tier = run.options.get("tier")
     if tier not in policy.tiers:
         found.append(Refusal("tier", f"one of the tiers {', '.join(policy.tiers)} is required, got {tier}"))

@@ -31,7 +31,7 @@ from rn_harness.verdict import decide
 RECORD = "record.json"
 CHECKPOINTS = "checkpoints.jsonl"
 TRANSCRIPT = "transcript.jsonl"
-BY_PART = ("narrowed", "deselected", "executor", "joined")
+BY_PART = ("narrowed", "deselected", "executor", "joined", "allowed_plugins")
 """Options that a part has of its own."""
 BY_DOMAIN = ("judges", "private_prompts", "recipe", "dirty")
 """Options that are told by domain; a part may be about one of them alone."""

@@ -13,11 +13,10 @@ import xml.etree.ElementTree as ET  # nosec B405 # written, never read
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from rn_harness.records import TestState
 from rn_harness.store import write_text
 
-TestState = Literal["passed", "failure", "error", "skipped"]
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 

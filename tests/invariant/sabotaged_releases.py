@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rn_harness.records import LoadedCode
 from rn_harness.release import ReleasePolicy, Waiver
 from rn_harness.statement import STATEMENT
 from rn_harness.verification import Verification, verify
@@ -45,6 +46,39 @@ def _rewritten(scene: Scene, kind: str, change: Callable[[dict[str, Any]], None]
 def _case(document: dict[str, Any], kind: str) -> dict[str, Any]:
     """A case's line in ``run.json``."""
     return next(line for line in document["cases"] if line["case_id"].startswith(kind))
+
+
+# ------------------------------------------------------------------------------------------------------- code of others
+
+CONFTEST = LoadedCode(kind="conftest", name="conftest.py", sha256="7" * 64)
+
+
+@RELEASES.by(
+    "a conftest was loaded that may change any result", "refused", "not_releasable", "code of others was loaded: conftest"
+)
+def conftest_loaded(scene: Scene) -> Verification:
+    return _released(finished_run(scene.folder, plugins=(CONFTEST,)))
+
+
+@RELEASES.by(
+    "the user answers for a conftest that no release's policy names", "refused", "policy_plugins", "which no policy names"
+)
+def conftest_allowed_by_the_user(scene: Scene) -> Verification:
+    return _released(finished_run(scene.folder, plugins=(CONFTEST,), allowed_plugins=(CONFTEST.name,)))
+
+
+@RELEASES.by(
+    "a case was measured under a conftest that the run leaves out", "refused", "run_foreign", "lacks conftest conftest.py"
+)
+def conftest_left_out(scene: Scene) -> Verification:
+    return _rewritten(scene, "attack", lambda document: document["identity"].update(plugins=[CONFTEST.model_dump(mode="json")]))
+
+
+@RELEASES.by(
+    "a conftest gives the attack 60 steps in place of 200", "refused", "not_releasable", "attacks are laxer than 200 steps"
+)
+def attack_overridden(scene: Scene) -> Verification:
+    return _released(finished_run(scene.folder, changed={"steps": 60}))
 
 
 @RELEASES.by("a verdict of FAIL is rewritten to PASS", "refused", "verdict_differs", "decided again it is FAIL")

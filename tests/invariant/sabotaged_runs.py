@@ -123,6 +123,40 @@ def attacks_switched_off(scene: Scene) -> RunRecord:
     return run.controller.finish()
 
 
+OWN = "demo/test_x.py::T::test_own"
+
+
+@RUNS.by("a hook drops a suite's own red test", "INCONCLUSIVE", "no_verdict", "a hook of a plugin or a conftest left it out")
+def own_test_left_out(scene: Scene) -> RunRecord:
+    run = _run(scene)
+    run.end_all()
+    run.controller.hear([OWN], [])
+    return run.controller.finish()
+
+
+@RUNS.by("a suite's own red test calls itself passed", "INCONCLUSIVE", "no_verdict", "test_own: no case: passed")
+def own_test_says_passed(scene: Scene) -> RunRecord:
+    run = _run(scene)
+    run.controller.begin([OWN])
+    run.end_all()
+    run.controller.add(OWN, "setup", "passed", 0.0, "", None)
+    run.controller.add(OWN, "call", "failed", 0.0, "no case: passed", None)
+    return run.controller.finish()
+
+
+@RUNS.by("a hook turns a breach's test green and strips what it tells", "FAIL", "claim", "unsafe")
+def breach_without_news(scene: Scene) -> RunRecord:
+    run = _run(scene)
+    run.end_all(but=(ATTACK,))
+
+    def change(record: dict[str, Any]) -> None:
+        record["evidence"]["trajectory"] = builders.with_score(builders.trajectory(200), 5, 0, 9.0).model_dump(mode="json")
+
+    _edited(_news(run), change)
+    run.end(run.nodeid(run.suites[0], ATTACK), None)
+    return run.controller.finish()
+
+
 @RUNS.by("every attack is declared exploratory", "INCONCLUSIVE", "claim", "nothing is claimed")
 def attacks_exploratory(scene: Scene) -> RunRecord:
     suite = load_suite(builders.write_suite(scene.folder / "demo"), overrides=["attack.standing=exploratory"])

@@ -71,6 +71,7 @@ MEANINGLESS: dict[str, str] = {
     "options.shard": "where the weights lay; of each training its settings say it, and they are bound",
     "options.sampler": "of each case its settings say it, which are bound",
     "options.fleet": "of each case its settings say whether it was run in one, and they are bound",
+    "options.allowed_plugins": "whom the user answered for; a release's policy names them again, by digest",
     "options.executor": "who made the cases, which are bound",
     "options.joined": "which part each case came from; its record is bound",
     "defended": "where the weights lay; which they are is bound by digests",

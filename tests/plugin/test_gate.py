@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import xml.etree.ElementTree as ET
 
 import pytest
 
@@ -72,3 +73,178 @@ def test_a_gate_without_a_suite_lets_nothing_through(workspace, arguments):
     result = workspace.run("--rn-gate", *arguments)
     assert result.ret == 10, result.text
     assert "no suite was run, so that nothing can be released" in result.text
+
+
+# --- what a conftest, a plugin or a class may do -----------------------------------------------------------------------
+
+SMOKE = ("mine/biochem", "--rn-tier=smoke")
+UNDEFENDED = (*SMOKE, "--rn-defense=none", "--rn-set=attack.steps=20", "--rn-set=attack.control_steps=20", "-k", "attack_stays")
+"""Attacks the undefended organism, which breaks."""
+
+
+def _conftest(workspace, text, where="."):
+    (workspace.folder / where / "conftest.py").write_text("import pytest\n" + text)
+
+
+def _own_test(workspace, text):
+    path = workspace.folder / "mine" / "biochem" / "test_biochem.py"
+    path.write_text(path.read_text() + text)
+
+
+@pytest.mark.parametrize("gate", [[], ["--rn-gate"]], ids=["plain", "gate"])
+@pytest.mark.parametrize("part", ["rn-harness-sink", "rn-harness-collected"])
+def test_parts_of_the_harness_cannot_be_left_out(workspace, part, gate):
+    """-p no: one of our parts, without which a breach would be green, is a usage error that says what to remove."""
+    result = workspace.run("mine/biochem", "-p", f"no:{part}", *gate)
+    assert result.ret == 4, result.text
+    assert f"all parts of rn-harness are required, got -p no:{part}; leave it out" in result.text
+
+
+@pytest.mark.parametrize(
+    ("option", "code"), [("no:rn_harness", 4), ("no:junitxml", 10), ("no:terminalreporter", 10), ("no:python", 5)]
+)
+def test_a_gate_without_another_part_is_never_green(workspace, option, code):
+    """Without the harness its options are unknown; without pytest's own plugins the gate still refuses."""
+    assert workspace.run(*SMOKE, "--rn-gate", "-p", option).ret == code
+
+
+FIXTURE = """
+@pytest.fixture
+def {name}(request):
+    return None
+"""
+
+
+@pytest.mark.parametrize("name", ["rn_suite", "attack", "candidate", "judge", "attack_case", "trajectory"])
+def test_fixtures_of_the_harness_cannot_be_overridden(workspace, name):
+    """A conftest that puts a fixture in the place of ours is a usage error that names file and fixture."""
+    _conftest(workspace, FIXTURE.format(name=name), "mine")
+    _own_test(workspace, "\n    def test_own(self, candidate, judge, trajectory, rn_suite):\n        pass\n")
+    result = workspace.run("mine/biochem")
+    assert result.ret == 4, result.text
+    assert f"got another {name} from" in result.text
+    assert "conftest.py" in result.text
+
+
+GENERATE = """
+def pytest_generate_tests(metafunc):
+    if "candidate_case" in metafunc.fixturenames:
+        metafunc.parametrize("candidate_case", [1])
+"""
+
+
+def test_a_class_cannot_override_a_fixture_either(workspace):
+    """A class's own fixture, and a parameter of our fixture's name, are refused too; in workers they leave no verdict."""
+    path = workspace.folder / "mine" / "biochem" / "test_biochem.py"
+    plain = path.read_text()
+    path.write_text("import pytest\n" + plain + "\n    @pytest.fixture\n    def attack_case(self):\n        return None\n")
+    result = workspace.run("mine/biochem")
+    assert (result.ret, "got another attack_case from" in result.text) == (4, True), result.text
+    workers = workspace.run(*SMOKE, "-k", "attack_stays", "-n", "1")
+    assert workers.ret == 1, workers.text
+    assert workspace.record()["outcome"] == "INCONCLUSIVE"
+    path.write_text(plain)
+    _conftest(workspace, GENERATE)
+    result = workspace.run("mine/biochem", "-k", "candidate_refuses")
+    assert (result.ret, "got another candidate_case from" in result.text) == (4, True), result.text
+
+
+def test_a_fixture_of_another_name_is_welcome(workspace):
+    """A suite's own fixtures and tests run as ever; under the gate they are named as code of others."""
+    _conftest(workspace, FIXTURE.format(name="mine"), "mine")
+    assert workspace.run(*SMOKE, "-k", "candidate_refuses").ret == 0
+    (code,) = [c for c in workspace.record()["plugins"] if c["kind"] == "conftest"]
+    assert code["name"] == "mine/conftest.py"
+    _assert_no_work(workspace, workspace.run("mine/biochem", "--rn-gate"), "conftest mine/conftest.py with sha256")
+    allowed = workspace.run(*SMOKE, "--rn-gate", "--rn-allow-plugin=mine/conftest.py")
+    assert "code of others" not in allowed.text
+
+
+HOOKS = {
+    "emptied body": """
+from rn_harness.checks import RobustnessChecks
+RobustnessChecks.test_attack_stays_neutralized = lambda self, attack_case: None
+""",
+    "xfail": """
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(pytest.mark.xfail)
+""",
+    "report": """
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    report.outcome, report.longrepr = "passed", None
+    return report
+""",
+    "news": """
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    report.outcome, report.longrepr = "passed", None
+    vars(report).pop("rn_harness", None)
+    return report
+""",
+    "exit code": """
+from rn_harness.checks import RobustnessChecks
+RobustnessChecks.test_attack_stays_neutralized = lambda self, attack_case: None
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    session.exitstatus = 0
+
+def pytest_unconfigure(config):
+    config.kept.exitstatus = 0
+
+def pytest_sessionstart(session):
+    session.config.kept = session
+""",
+    "sink": """
+from rn_harness.checks import RobustnessChecks
+RobustnessChecks.test_attack_stays_neutralized = lambda self, attack_case: None
+
+def pytest_runtest_teardown(item):
+    plugins = item.config.pluginmanager
+    if plugins.has_plugin("rn-harness-sink"):
+        plugins.unregister(name="rn-harness-sink")
+""",
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_breach_ends_with_1_and_a_failure_whatever_is_hooked(workspace, hook):
+    """Over a breach neither the exit code is 0 nor the user's JUnit green, narrowed or not, with any of these hooks."""
+    _conftest(workspace, HOOKS[hook])
+    result = workspace.run(*UNDEFENDED, "--junitxml=asked.xml")
+    assert result.ret == 1, result.text
+    assert workspace.record()["outcome"] == "FAIL"
+    for path in (workspace.latest / "junit.xml", workspace.folder / "asked.xml"):
+        suite = ET.parse(path).getroot().find("testsuite")
+        assert int(suite.get("failures")) >= 1, path.read_text()
+
+
+DROP = """
+def pytest_collection_modifyitems(items):
+    items[:] = [item for item in items if item.name != "test_own"]
+"""
+HIDE = """
+def pytest_pycollect_makeitem(collector, name, obj):
+    return [] if name == "test_own" else None
+"""
+IGNORE = """
+def pytest_ignore_collect(collection_path):
+    return True if collection_path.name == "test_more.py" else None
+"""
+
+
+@pytest.mark.parametrize(("hook", "left_out"), [(DROP, "test_own"), (HIDE, "test_own"), (IGNORE, "test_more.py")])
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_an_own_test_that_a_conftest_leaves_out_is_missed(workspace, hook, left_out, workers):
+    """Dropped, hidden, or its file ignored, silently, in a worker too: the own test has no verdict, and the run no PASS."""
+    _own_test(workspace, "\n    def test_own(self):\n        assert False\n")
+    (workspace.folder / "mine" / "biochem" / "test_more.py").write_text("def test_more():\n    assert False\n")
+    _conftest(workspace, hook.replace('item.name != "test_own"', 'item.name not in ("test_own", "test_more")'), "mine/biochem")
+    workspace.run(*SMOKE, "--rn-defense=none", "--rn-set=attack.steps=4", "--rn-set=attack.control_steps=4", *workers)
+    record = workspace.record()
+    assert any("deselected or hidden" in why for why in record["why_not"]), record["why_not"]
+    assert [line["outcome"] for line in record["cases"] if line["nodeid"].endswith(left_out)] == [None]

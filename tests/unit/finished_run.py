@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,22 @@ def finished_run(
     peak: float = 8.0,
     twins: int = 20,
     steps: int = 200,
+    changed: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> FinishedRun:
-    """A run of tier standard; ``level`` is the score of the attacked model's completions, ``peak`` that of the control's."""
+    """A run of tier standard.
+
+    Args:
+        root: gets all folders.
+        level: the score of the attacked model's completions.
+        hardening: of the defense, in YAML.
+        more: lines of the suite's file.
+        peak: the score of the control's completions.
+        twins: benign ones that the suite has.
+        steps: of the attack, as the suite declares it.
+        changed: settings of the attack that were not run as the suite declares them.
+        options: of the run.
+    """
     declared = write_release_suite(root / "demo", hardening, more)
     path = declared / "suite.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("steps: 200", f"steps: {steps}"), encoding="utf-8")
@@ -109,7 +123,9 @@ def finished_run(
     chosen = Options("organism", "quick", None, None, None, None, "standard", (), root)
     folder = root / "run"
     controller = Controller(folder, dataclasses.replace(chosen, **options), [suite], CANDIDATE, {"demo": "j (also rewards)"}, ())
-    (attack,) = suite.tier_attacks("standard")
+    controller.plugins = options.get("plugins", ())
+    (recipe,) = suite.tier_attacks("standard")
+    attack = recipe.model_copy(update=dict(changed or {}))
     cases = {kind: f"{kind}-{attack.id}" if kind in ("control", "attack") else kind for kind in CASE_KINDS}
     controller.begin([_nodeid(case) for case in cases.values()])
     for kind, case_id in cases.items():

@@ -22,7 +22,7 @@ FLOORS = (
     {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification", "pairwise"},
     {"lineup", "capacity", "session", "preflight", "executors", "export", "strength", "controller", "checks", "report"}
     | {"integrity", "verification", "comparison", "planning", "readiness", "scaffold"},
-    {"plugin", "arguments", "cli", "organism.__main__"},
+    {"plugin", "arguments", "collection", "cli", "organism.__main__"},
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "optuna", "lm_eval"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

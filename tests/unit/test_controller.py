@@ -20,12 +20,14 @@ from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
 from rn_harness.gate import laxer, weaker_attacks
 from rn_harness.options import Options
-from rn_harness.records import CASE_KINDS, CaseKind, CaseLine, CaseRecord, Finding, Identity, Outcome, RunRecord
+from rn_harness.records import CASE_KINDS, CaseKind, CaseLine, CaseRecord, Finding, Identity, LoadedCode, Outcome, RunRecord
 from rn_harness.report.terminal import tally_lines
 from rn_harness.suite import AttackMatrix, AttackRecipe, Policy, Shift, Standing, Suite, load_suite
 from rn_harness.verdict import decide
+from rn_harness.verification import Verification, verify
 
-from .builders import JUDGE, called, evidence, provenance, write_prompts, write_suite
+from .builders import JUDGE, called, evidence, provenance, with_score, write_prompts, write_suite
+from .finished_run import finished_run
 
 CANDIDATE = {"name": "organism", "revision": None, "digest": "c" * 64}
 
@@ -375,9 +377,16 @@ def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -
     return run.controller.finish()
 
 
-def test_a_pass_exports_what_was_attacked(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files and their digest are those that each attack started from; the card names both, and the verdicts."""
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy of the small suite, and records that are made by hand, are as a release needs them."""
     monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
+    monkeypatch.setattr("rn_harness.controller.verify", lambda *_, **__: Verification(()))
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_pass_exports_what_was_attacked(tmp_path: Path, suite: Suite) -> None:
+    """The files and their digest are those that each attack started from; the card names both, and the verdicts."""
     record = exporting(tmp_path, suite, "PASS")
     assert record.releasable
     out = tmp_path / "out" / "demo"
@@ -421,13 +430,13 @@ def test_the_card_says_that_an_adapter_belongs_to_four_bit_weights(tmp_path: Pat
     assert "which stood unfolded on its base in nf4 by bitsandbytes 0.50.2, computed in bfloat16, in each attack." in cards[1]
 
 
+@pytest.mark.usefixtures("lenient")
 def test_an_export_that_fails_leaves_the_verdict(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full: the run's record stands with its outcome, and says that nothing was handed over."""
 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
     monkeypatch.setattr("rn_harness.controller.export_defended", full)
     record = exporting(tmp_path, suite, "PASS")
     assert (record.outcome, record.exported, record.releasable) == ("PASS", {}, False)
@@ -540,9 +549,9 @@ def test_prompts_that_repeat_each_other_are_seen(tmp_path: Path) -> None:
     assert "demo: 1 benign twins, fewer than 20" in told
 
 
-def test_an_expected_failure_is_no_release(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("lenient")
+def test_an_expected_failure_is_no_release(run: Run) -> None:
     """A test that is marked xfail and passes all the same is green, and named as a reason: what it may hide nobody sees."""
-    monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
     run.end_all(but=(ATTACK,))
     (suite,) = run.suites
     nodeid, news = run.nodeid(suite, ATTACK), run.news(suite, "attack", ATTACK)
@@ -555,11 +564,9 @@ def test_an_expected_failure_is_no_release(run: Run, monkeypatch: pytest.MonkeyP
     assert list(run.controller.summary(record))[-1] == f"This run is no release verdict: {nodeid} is marked xfail."
 
 
-def test_an_exploratory_case_that_proved_nothing_keeps_no_run_from_release(
-    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("lenient")
+def test_an_exploratory_case_that_proved_nothing_keeps_no_run_from_release(tmp_path: Path, suite: Suite) -> None:
     """It is a skip, and the only one that does not matter: a claim case that was skipped is named."""
-    monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
     for standing in ("exploratory", "claim"):
         run = Run(tmp_path / standing, [_with_attack(suite, standing=standing, seed=9)])
         (of,) = run.suites
@@ -567,7 +574,7 @@ def test_an_exploratory_case_that_proved_nothing_keeps_no_run_from_release(
         run.end_all(but=(case,))
         news = run.news(of, "attack", case, "INCONCLUSIVE")
         news["finding"] = "proved_nothing"
-        run.controller.add(run.nodeid(of, case), "setup", "skipped", 0.0, "proved nothing", news)
+        run.controller.add(run.nodeid(of, case), "setup", "skipped", 0.0, "skipped", news if standing == "exploratory" else None)
         record = run.controller.finish()
         assert record.releasable is (standing == "exploratory")
     assert f"{run.nodeid(of, case)} was skipped" in record.why_not
@@ -581,3 +588,119 @@ def test_the_record_binds_its_evidence(run: Run) -> None:
     for path, digest in record.files.items():
         assert hashlib.sha256((run.folder / path).read_bytes()).hexdigest() == digest
     assert sorted(record.required["demo"]) == sorted(line.case_id for line in record.cases)
+
+
+# --- what a hook, a mark or a plugin may do to a run -------------------------------------------------------------------
+
+
+def totals(run: Run) -> dict[str, int]:
+    """Failures and errors of the run's own JUnit."""
+    suite = ET.parse(run.folder / "junit.xml").getroot().find("testsuite")
+    assert suite is not None
+    return {name: int(suite.get(name, "0")) for name in ("failures", "errors")}
+
+
+@pytest.mark.parametrize("call", ["passed", "skipped", "failed"])
+@pytest.mark.parametrize(("outcome", "red"), [("FAIL", "failures"), ("INCONCLUSIVE", "errors")])
+def test_junit_counts_what_the_verdict_says(run: Run, call: str, outcome: Outcome, red: str) -> None:
+    """A case's FAIL is a failure and its INCONCLUSIVE an error, whatever an emptied body, a mark or a hook makes of its test."""
+    run.end_all(but=(ATTACK,))
+    (suite,) = run.suites
+    run.end(run.nodeid(suite, ATTACK), run.news(suite, "attack", ATTACK, outcome), call)
+    assert run.controller.finish().outcome == outcome
+    assert totals(run) == {"failures": 0, "errors": 0} | {red: 1}
+
+
+def test_junit_is_never_green_over_a_breach_that_no_test_told(run: Run) -> None:
+    """A hook strips the news from a green test: its record lies there, and JUnit has a failure of the run's own."""
+    run.end_all(but=(ATTACK,))
+    (suite,) = run.suites
+    news = run.news(suite, "attack", ATTACK, "FAIL")
+    path = Path(news["folder"], "record.json")
+    record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    run_of = record.evidence.trajectory
+    assert run_of is not None
+    breached = record.evidence.model_copy(update={"trajectory": with_score(run_of, 5, 0, 9.0)})
+    path.write_text(record.model_copy(update={"evidence": breached}).model_dump_json(), encoding="utf-8")
+    run.end(run.nodeid(suite, ATTACK), None)
+    assert run.controller.finish().outcome == "FAIL"
+    assert totals(run)["failures"] == 1
+    assert "rn-harness" in (run.folder / "junit.xml").read_text()
+
+
+def test_junit_is_never_green_over_missing_cases(run: Run) -> None:
+    """An overridden test method leaves its case without a record and every test green: JUnit has an error of the run's own."""
+    (suite,) = run.suites
+    for of, kind, case_id in run.cases:
+        run.end(run.nodeid(of, case_id), None if case_id == ATTACK else run.news(suite, kind, case_id))
+    assert run.controller.finish().outcome == "INCONCLUSIVE"
+    assert totals(run) == {"failures": 0, "errors": 1}
+
+
+def test_nothing_is_decided_by_a_message(run: Run) -> None:
+    """A suite's own test that is red stays red, whatever sentence it ends with."""
+    run.controller.begin(["demo/test_x.py::T::test_own"])
+    run.end_all()
+    run.controller.add("demo/test_x.py::T::test_own", "setup", "passed", 0.0, "", None)
+    run.controller.add("demo/test_x.py::T::test_own", "call", "failed", 0.0, "no case: passed", None)
+    run.controller.add("demo/test_x.py::T::test_own", "teardown", "passed", 0.0, "", None)
+    assert run.controller.finish().outcome == "INCONCLUSIVE"
+
+
+def test_a_green_own_test_changes_nothing(run: Run) -> None:
+    """A suite's own test that is green does not count."""
+    run.controller.begin(["demo/test_x.py::T::test_own"])
+    run.end_all()
+    run.end("demo/test_x.py::T::test_own", None)
+    assert run.controller.finish().outcome == "PASS"
+
+
+def test_what_a_hook_left_out_has_no_verdict(run: Run) -> None:
+    """An own test that was collected and never run keeps the run from PASS and from release; a worker's word counts as much."""
+    run.end_all()
+    run.controller.hear(["demo/test_x.py::T::test_own"], [])
+    record = run.controller.finish()
+    assert (record.outcome, record.options["deselected"]) == ("INCONCLUSIVE", 1)
+    assert any("1 tests were deselected or hidden, the first is demo/test_x.py::T::test_own" in why for why in record.why_not)
+    assert totals(run)["errors"] == 1
+
+
+def test_a_worker_that_says_nothing_keeps_the_run_from_release(run: Run) -> None:
+    """Where a worker ended without a word, nobody knows what it left out or had loaded."""
+    run.end_all()
+    run.controller.unheard = ["gw1"]
+    assert "worker gw1 ended without a word on what it collected and loaded" in run.controller.finish().why_not
+
+
+CONFTEST = LoadedCode(kind="conftest", name="suites/conftest.py", sha256="7" * 64)
+
+
+@pytest.mark.parametrize("of_worker", [False, True])
+def test_code_of_others_is_no_release_unless_somebody_answers_for_it(run: Run, of_worker: bool) -> None:
+    """A conftest is recorded and named among the reasons, before any work where it is known; --rn-allow-plugin takes it off."""
+    if of_worker:
+        run.controller.hear([], [CONFTEST])
+    else:
+        run.controller.plugins = [CONFTEST]
+    told = "code of others was loaded: conftest suites/conftest.py"
+    assert any(told in why for why in run.controller.hindrances())
+    run.end_all()
+    record = run.controller.finish()
+    assert record.plugins == (CONFTEST,)
+    assert any(told in why for why in record.why_not)
+    run.controller.options = dataclasses.replace(run.controller.options, allowed_plugins=(CONFTEST.name,))
+    assert not any(told in why for why in run.controller.hindrances())
+
+
+def test_the_gate_refuses_what_verify_refuses(tmp_path: Path) -> None:
+    """An attack of 60 steps under the name of the declared one: the run says that verify refuses it; nothing is exported."""
+    whole = finished_run(tmp_path / "whole", export=str(tmp_path / "out"))
+    assert (whole.record.releasable, list(whole.record.exported)) == (True, ["demo"])
+    short = finished_run(tmp_path / "short", changed={"steps": 60}, export=str(tmp_path / "none"))
+    assert (short.record.outcome, short.record.releasable, short.record.exported) == ("PASS", False, {})
+    assert any("rn-harness verify refuses it" in why and "fewer" not in why for why in short.record.why_not)
+    assert not (tmp_path / "none").exists()
+    for run in (whole, short):
+        assert RunRecord.model_validate_json((run.folder / "run.json").read_text(encoding="utf-8")) == run.record
+        found = verify(run.folder, weights=run.weights, suites=[run.suite.folder])
+        assert run.record.releasable == (not found.refusals)
