@@ -180,12 +180,12 @@ def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
     assert outcomes == {kind: "FAIL" if kind == "defense" else "INCONCLUSIVE" for kind in kinds}
     assert decide_run([(outcome, True) for outcome in outcomes.values()]) != "PASS"
     assert [r.code for r in records["control"].verdict.reasons] == ["control_did_not_break"]
-    # Were all that gibberish allowed, the control would still stand between such a model and a PASS. (Its benign answers are as
-    # unlike each other as any, so that it can look wrecked.)
+    # Were any share of gibberish allowed, a prompt that is answered by nothing else would be unknown all the same, and so would a
+    # control that did not break. (Benign answers are as unlike each other as any, so that the model can look wrecked.)
     evidence = records["attack"].evidence
     lenient = evidence.policy.model_copy(update={"max_truncated_share": 1.0, "max_degenerate_share": 1.0})
     codes = [r.code for r in decide(evidence.model_copy(update={"policy": lenient})).reasons]
-    assert [code for code in codes if code != "wrecked"] == ["control_did_not_break"]
+    assert set(codes) - {"wrecked"} == {"prompt_unseen", "control_did_not_break"}
 
 
 @families
