@@ -25,6 +25,7 @@ from rn_harness.evaluate import ControlAnswers, Panel, Seen, judge_checkpoint, l
 from rn_harness.grpo import TRANSFORMERS, Sampler
 from rn_harness.held import Held
 from rn_harness.judges import Judge, ensure_judging, judge_whole
+from rn_harness.keys import prompts_digest
 from rn_harness.later import later
 from rn_harness.measures import count_step_words, count_words, is_affirmative, is_refusal, words
 from rn_harness.ranks import ranks
@@ -329,6 +330,8 @@ def run_attack(
     """
     steps = recipe.control_steps if control else recipe.steps
     run = recipe.model_copy(update={"steps": steps})
+    used = {"heldout": panel.heldout, "benign": panel.benign, "attack": pool, "anchor": benign}
+    digests = {name: prompts_digest(of_set) for name, of_set in used.items()}
     chosen, heldout = present(model, recipe, pool, panel.heldout)
     panel = dataclasses.replace(panel, heldout=heldout)
     due = checkpoint_steps(steps, panel.policy)
@@ -365,6 +368,7 @@ def run_attack(
             prompt_ids=tuple(p.id for p in chosen),
             heldout_ids=tuple(p.id for p in panel.heldout),
             benign_ids=tuple(p.id for p in panel.benign),
+            prompts=digests,
             steps=steps,
             checkpoints=tuple(scoring.checkpoints),
             settings=settings,

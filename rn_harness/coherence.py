@@ -6,16 +6,22 @@ one run. Nothing is trusted because it is written down.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rn_harness.keys import content_key, digest_of, prompts_digest, session_id
 from rn_harness.records import CaseRecord, RunProvenance, Trajectory, WorkingTree
-from rn_harness.suite import Standing
+from rn_harness.suite import SEARCHED, AttackRecipe, DefenseRecipe, Prompt, Standing, Suite, TierName
 from rn_harness.validity import NO_DEFENSE, recipe_of
 
 UNDEFENDED = ("candidate", "control")
+OPEN = ("micro_batch",)
+"""Fields of a recipe that a machine may fill in."""
+CLOCKS_DIFFER = datetime.timedelta(minutes=5)
+"""How far the clocks of the machines of one run may be apart."""
 
 
 def attack_id(run: Trajectory) -> str | None:
@@ -46,8 +52,12 @@ def incoherent(record: CaseRecord) -> list[str]:
     undefended = evidence.kind in UNDEFENDED
     told = record.provenance.recipes
     second = identity.second["digest"] if identity.second else None
+    measured = [
+        *_misaddressed(record),
+        *_unequal(("word on when it was measured", run is None, record.measured is None)),
+    ]
     if run is None:  # an attack that cannot be run here, which says so
-        return _unequal(
+        return measured + _unequal(
             ("kind", evidence.kind in ("control", "attack"), True),
             ("case id", record.case_id.partition("-")[0], evidence.kind),
             ("control", evidence.control is None, record.control_key is None),
@@ -56,7 +66,7 @@ def incoherent(record: CaseRecord) -> list[str]:
             ("list of defended files", identity.defended_digest is None, identity.defended_files is None),
             ("defense", identity.defense, evidence.subject),
         )
-    return _unequal(
+    return measured + _unequal(
         ("candidate", identity.candidate.get("digest"), run.candidate_digest),
         ("defended weights", identity.defended_digest, run.defended_digest),
         ("judge", identity.judge.get("digest"), run.judge_digest),
@@ -82,6 +92,208 @@ def incoherent(record: CaseRecord) -> list[str]:
     )
 
 
+def _misaddressed(record: CaseRecord) -> list[str]:
+    """Finds a key that does not follow from the record's inputs, and inputs that contradict the rest of the record."""
+    inputs, identity, evidence = record.inputs, record.identity, record.evidence
+    run, inert = evidence.trajectory, next((c for c in evidence.certificates if c.source == "inert"), None)
+    said = {name: inputs.get(name) for name in ("sessions", "prompts", "recipe")}
+    sessions, prompts, recipe = (value if isinstance(value, dict) else {} for value in said.values())
+    second = identity.second["digest"] if identity.second else None
+    found = _unequal(
+        ("key", record.key, content_key("case", inputs)),
+        ("input candidate", inputs.get("candidate"), identity.candidate["digest"]),
+        ("input judge", inputs.get("judge"), identity.judge["digest"]),
+        ("input reward", inputs.get("reward"), identity.reward["digest"]),
+        ("input second", inputs.get("second"), second),
+        ("input defended", inputs.get("defended"), identity.defended_digest),
+        ("input policy", inputs.get("policy"), evidence.policy.model_dump(mode="json")),
+        ("input versions", inputs.get("versions"), identity.versions),
+        ("input hardware", inputs.get("hardware"), identity.hardware),
+        ("input plugins", inputs.get("plugins"), sorted({code.sha256 for code in identity.plugins})),
+        ("input case", inputs.get("case"), evidence.kind),
+        ("input anchors", inputs.get("anchors"), inert.anchors_digest if inert else None),
+        ("list of judges' sessions", sorted(sessions), ["judge", "reward", "second"]),
+        ("list of judges that no digest covers", sorted(record.known), _unseen(sessions, identity.judge, identity.reward)),
+    )
+    own = session_id(evidence.certificates)
+    same = identity.judge["digest"] == identity.reward["digest"]
+    shown: dict[str, str] = {"judge": own, **({"reward": own} if same else {})}
+    shown |= {who: session_id(of) for who, of in record.known.items()}
+    found += [
+        f"its {who} gave other answers to known texts than the session that its key names"
+        for who, told in sessions.items()
+        if told is not None and told != shown.get(who)
+    ]
+    for who, certificates in record.known.items():
+        if {c.digest for c in certificates} != {(identity.second or {}).get("digest") if who == "second" else inputs.get(who)}:
+            found.append(f"its certificates of the {who} judge are another judge's")
+    if report := evidence.report:
+        found += _unequal(
+            ("list of the defense's sets of prompts", sorted(report.prompts), ["anchor", "defense", "heldout"]),
+            ("held-out prompts of the defense", report.prompts.get("heldout"), prompts.get("heldout")),
+            ("word on when its defense was trained", report.measured is None, False),
+        )
+    if run is None:
+        return found
+    found += _unequal(
+        ("list of sets of prompts", sorted(prompts), sorted(run.prompts)),
+        *((f"digest of {name} prompts", prompts.get(name), digest) for name, digest in run.prompts.items()),
+        ("input recipe", _as_measured(recipe, evidence.kind) if recipe else inputs.get("recipe") or {}, run.recipe),
+    )
+    if run.settings or not run.recipe:  # there are none where an attack ended early
+        found += _unequal(
+            ("search", inputs.get("search"), run.settings.get("search", {}).get("trials")),
+            ("family's digest", inputs.get("family"), run.settings.get("family_sha256")),
+        )
+    return found
+
+
+def _unseen(sessions: Mapping[str, Any], judge: Mapping[str, str], reward: Mapping[str, str]) -> list[str]:
+    """The judges that have a session of their own and do not score checkpoints."""
+    others = ["second"] if judge["digest"] == reward["digest"] else ["reward", "second"]
+    return [who for who in others if sessions.get(who) is not None]
+
+
+def _as_measured(recipe: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A declared attack as it is run in a case of this kind: a control takes fewer steps."""
+    return {**recipe, "steps": recipe.get("control_steps")} if kind == "control" else dict(recipe)
+
+
+def differing(declared: Mapping[str, Any], told: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
+    """The fields in which two recipes differ, but for these."""
+    return sorted(name for name in declared.keys() | told.keys() if name not in but and declared.get(name) != told.get(name))
+
+
+def open_fields(attack: AttackRecipe) -> tuple[str, ...]:
+    """The fields of a declared attack that a machine or a search may fill in."""
+    return (*(OPEN if attack.micro_batch is None else ()), *(SEARCHED if attack.search else ()))
+
+
+def undeclared(record: CaseRecord, suite: Suite, tier: TierName) -> list[str]:
+    """Finds prompts, texts, policies and recipes that are not those of a suite's files; each a part of a sentence.
+
+    Nothing is taken from digests that the suite was given: prompts and texts are digested here.
+
+    Args:
+        record: of a case, which is coherent.
+        suite: as it lies in its files, with the pairs of its run.
+        tier: of the run.
+    """
+    inputs, evidence, run = record.inputs, record.evidence, record.evidence.trajectory
+    found = []
+    if record.identity.suite.get("digest") != suite.digest:
+        found.append("it is of another suite")
+    if evidence.policy != suite.policy:
+        found.append("it was measured by another policy")
+    if inputs.get("forbidden") != digest_of(suite.declaration.forbidden):
+        found.append("its judges were told that something else is forbidden")
+    attack = next((a for a in suite.tier_attacks("full") if a.id == record.case_id.partition("-")[2]), None)
+    if evidence.kind in ("control", "attack") and attack is None:
+        found.append("its attack is none that the suite declares")
+    if run is not None:
+        found += _other_prompts(run.prompts, _sets_of(suite, tier, attack))
+    if run is not None and attack is not None:
+        declared = _as_measured(attack.model_dump(mode="json"), evidence.kind)
+        if fields := differing(declared, run.recipe, open_fields(attack)):
+            found.append(f"it was run with other settings than the suite declares: {', '.join(fields)}")
+    recipe, told = suite.declaration.defenses.get(record.identity.defense), record.provenance.recipes.get("defense")
+    if told is not None and recipe is None:
+        found.append("its defense is none that the suite declares")
+    elif told is not None and recipe is not None and (fields := _of_defense(recipe, told)):
+        found.append(f"its defense was made with other settings than the suite declares: {', '.join(fields)}")
+    if evidence.report is not None:
+        sets = {"defense": suite.prompts["defense"], "anchor": suite.prompts["anchor"]}
+        found += [
+            f"{text} by the defense" for text in _other_prompts(evidence.report.prompts, _sets_of(suite, tier, None) | sets)
+        ]
+    return found
+
+
+def _of_defense(recipe: DefenseRecipe, told: Mapping[str, Any]) -> list[str]:
+    return differing(recipe.model_dump(mode="json"), told, OPEN if recipe.micro_batch is None else ())
+
+
+def _sets_of(suite: Suite, tier: TierName, attack: AttackRecipe | None) -> dict[str, Sequence[Prompt]]:
+    """The prompts that a case measures and trains on, by set."""
+    sets: dict[str, Sequence[Prompt]] = {"heldout": suite.heldout(tier), "benign": suite.prompts["benign"]}
+    if attack is None:
+        return sets
+    pool = () if attack.neighbour and attack.neighbour not in suite.neighbours else suite.attack_pool(attack)
+    return sets | {"attack": pool, "anchor": suite.prompts["anchor"]}
+
+
+def _other_prompts(told: Mapping[str, str], sets: Mapping[str, Sequence[Prompt]]) -> list[str]:
+    return [
+        f"other {name} prompts were used than the suite has"
+        for name, digest in sorted(told.items())
+        if name not in sets or prompts_digest(sets[name]) != digest
+    ]
+
+
+def moment(text: str) -> datetime.datetime | None:
+    """A time that has a zone; None for anything else."""
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
+def impossible_times(record: CaseRecord, started: str, ended: str) -> list[str]:
+    """Finds times of a case that cannot be; each a part of a sentence.
+
+    Args:
+        record: of the case.
+        started, ended: of its run.
+    """
+    spans = [("it", record.started, record.ended)]
+    report = record.evidence.report.measured if record.evidence.report else None
+    measured = [(what, of) for what, of in (("its measurement", record.measured), ("its defense's training", report)) if of]
+    spans += [(what, of.started, of.ended) for what, of in measured]
+    tried = [*record.provenance.attempts, *record.provenance.training]
+    spans += [("an attempt", t.started, t.started if t.ended is None else t.ended) for t in tried]
+    zoneless = [text for _, *times in [*spans, ("its run", started, ended)] for text in times if moment(text) is None]
+    if zoneless:
+        return [f"{zoneless[0]!r} is no time with a zone"]
+    return list(_out_of_order(record, spans, started, ended))
+
+
+def _out_of_order(record: CaseRecord, spans: Sequence[tuple[str, str, str]], run_started: str, run_ended: str) -> Iterator[str]:
+    first, last = _at(run_started), _at(run_ended)
+    for what, started, ended in spans:
+        if _at(ended) < _at(started):
+            yield f"{what} ended at {ended}, before it started at {started}"
+        if _at(ended) > last + CLOCKS_DIFFER:
+            yield f"{what} ended at {ended}, after its run, which ended at {run_ended}"
+    if _at(record.started) < first - CLOCKS_DIFFER:
+        yield f"it started at {record.started}, before its run, which started at {run_started}"
+    for what, of in (
+        ("it was measured", record.measured),
+        ("its defense was trained", record.evidence.report.measured if record.evidence.report else None),
+    ):
+        if of and of.run_id == record.run_id and _at(of.started) < first - CLOCKS_DIFFER:
+            yield f"{what} at {of.started} by this run, which started at {run_started}"
+        if of and _at(of.ended) > _at(record.ended) + CLOCKS_DIFFER:
+            yield f"{what} until {of.ended}, and its case ended at {record.ended}"
+
+
+def _at(text: str) -> datetime.datetime:
+    found = moment(text)
+    assert found is not None
+    return found
+
+
+def oldest(record: CaseRecord) -> str | None:
+    """When the oldest work began that a case's numbers come from; None where nothing was measured.
+
+    A training that was cut off and went on is as old as its first attempt.
+    """
+    report = record.evidence.report
+    times = [of.started for of in (record.measured, report.measured if report else None) if of]
+    times += [t.started for t in record.provenance.training[:1] if report and report.resumed]
+    return min((t for t in times if moment(t)), key=_at, default=None)
+
+
 def scattered(records: Sequence[CaseRecord]) -> list[str]:
     """What keeps the records of one domain from being cases of one run; each a part of a sentence.
 
@@ -92,6 +304,9 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
     measured = [r for r in records if r.evidence.trajectory]
     runs = [_run(r) for r in measured]
     for what, values in (
+        ("run", [r.run_id for r in records]),
+        ("judges' sessions", [r.inputs.get("sessions") for r in records]),
+        ("answers of judges that no digest covers", [r.known for r in records]),
         ("candidate", [r.identity.candidate for r in records]),
         ("judges", [[r.identity.judge, r.identity.reward, r.identity.second] for r in records]),
         ("suite", [(r.identity.suite, r.identity.benign) for r in records]),

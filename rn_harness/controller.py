@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 
 from rn_harness import __version__
 from rn_harness.candidate import unhashed_files
-from rn_harness.coherence import UNDEFENDED, incoherent, run_provenance
+from rn_harness.coherence import UNDEFENDED, impossible_times, incoherent, run_provenance, undeclared
 from rn_harness.coverage import coverage
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended, link_defended
@@ -41,6 +41,7 @@ from rn_harness.release import ReleasePolicy
 from rn_harness.report.junit import TestResult, write_junit
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.report.views import write_views
+from rn_harness.run_ids import new_run_id
 from rn_harness.session import Case
 from rn_harness.statement import RUN, STATEMENT, statement_of, statement_text
 from rn_harness.store import write_text
@@ -91,7 +92,7 @@ class Controller:
     Attributes:
         folder: of the run.
         options: what the user asked for.
-        suites: all suites of which a test was selected.
+        suites: all suites of which a test was selected, as their files declare them: no fixture has had them in hand.
         candidate: name, revision and digest.
         judges: who judges each suite, by domain.
         narrowed: how the selection was narrowed, e.g. ``-k``; empty if it was not.
@@ -99,6 +100,8 @@ class Controller:
         plugins: code of others that any process of the run had loaded.
         unheard: workers that ended without a word on what they collected and loaded.
         dirty: files of each suite that are not as committed, by domain.
+        run_id: of the run.
+        started: when the run began; of one in parts when its first part did.
         is_part: whether the run is a part of another, in whose folder its own lies.
         joined: which part each case was taken from, by domain and case id, where parts are joined.
         unwritten: why the views for people could not be made; None if they were. It changes no verdict.
@@ -116,6 +119,7 @@ class Controller:
     plugins: Sequence[LoadedCode] = ()
     unheard: Sequence[str] = ()
     dirty: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    run_id: str = field(default_factory=new_run_id)
     is_part: bool = False
     joined: Mapping[str, str] = field(default_factory=dict)
     _clock: float = field(default_factory=time.monotonic)
@@ -334,14 +338,16 @@ class Controller:
         identity, evidence = record.identity, record.evidence
         run = evidence.trajectory
         return (
-            (record.key, record.case_id) == (news["key"], news["case_id"])
+            record.run_id == self.run_id
+            and (record.key, record.case_id) == (news["key"], news["case_id"])
             and identity.candidate["digest"] == self.candidate["digest"]
-            and identity.suite["digest"] == suite.digest
             and identity.overrides == self.options.overrides
             and evidence.policy == suite.policy
             and evidence.standing == self._standing(news["domain"], record.case_id)[0]
             and run is not None
             and not incoherent(record)
+            and not undeclared(record, suite, self.options.tier)
+            and not impossible_times(record, self.started, now())
             and (evidence.kind != "defense" or evidence.report_due == (self.options.defense in suite.declaration.defenses))
             and (evidence.kind in UNDEFENDED or run.defended_digest == self._defended_digest(news))
             and self._same_benign(news, run)
@@ -420,7 +426,8 @@ class Controller:
         why_not = self._why_not(outcome, missing)
         defended = {t.news["domain"]: t.news["defended"] for t in self._tests.values() if t.news and t.news["defended"]}
         run = RunRecord(
-            run_id=self.folder.name,
+            run_id=self.run_id,
+            name=self.folder.name,
             options=self.told_options(),
             candidate=dict(self.candidate),
             defended=defended,

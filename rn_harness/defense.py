@@ -16,6 +16,7 @@ from rn_harness.evaluate import Panel, measure_convergence, probe_reward
 from rn_harness.grpo import TRANSFORMERS, Sampler, order_prompts, train
 from rn_harness.hardening import harden, own_answers
 from rn_harness.judges import Judge, ensure_judging, judge_whole
+from rn_harness.keys import prompts_digest
 from rn_harness.measures import count_words, is_degenerate, is_refusal, words
 from rn_harness.records import ConvergencePoint, DefenseReport, TrainingWindow
 from rn_harness.resumption import Measured, Resuming, Resumption, Snapshot
@@ -105,6 +106,8 @@ def run_defense(
         TrainingError: the training broke.
         JudgeGoneError: the reward judge stopped judging.
     """
+    used = {"defense": harmful, "anchor": anchors, "heldout": panel.heldout}
+    digests = {name: prompts_digest(of_set) for name, of_set in used.items()}
     training, validation = split_validation(harmful, recipe.validation_share)
     anchor_answers = undefended_answers(model, anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
     hardening = recipe.hardening
@@ -169,6 +172,7 @@ def run_defense(
         undefended_probe=undefended_probe,
         settings=settings,
         resumed=resumed,
+        prompts=digests,
     )
 
 

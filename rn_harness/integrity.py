@@ -17,7 +17,15 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from rn_harness.candidate import root_digest
-from rn_harness.coherence import UNDEFENDED, incoherent, run_provenance, scattered, strange_controls, told_judges
+from rn_harness.coherence import (
+    UNDEFENDED,
+    impossible_times,
+    incoherent,
+    run_provenance,
+    scattered,
+    strange_controls,
+    told_judges,
+)
 from rn_harness.coverage import claim_of, families_of, simulated_in
 from rn_harness.records import STATES, CaseRecord, Record, RunRecord
 from rn_harness.statement import RUN, STATEMENT, statement_of
@@ -135,8 +143,13 @@ def short(error: BaseException) -> str:
 def whole(evidence: Evidence) -> list[Refusal]:
     """Whether the evidence holds together: what has to be so of every run, releasable or not."""
     found = _cases(evidence)
+    run = evidence.run
     for name, record in evidence.records.items():
         found += of_record(evidence.folder / name, record)
+        if record.run_id != run.run_id:
+            found.append(Refusal("record_foreign", f"{record.case_id} is of run {record.run_id}, this is {run.run_id}"))
+        times = impossible_times(record, run.started, run.ended)
+        found += [Refusal("times_impossible", f"{record.case_id}: {text}") for text in times]
     if not found:
         for domain in evidence.run.suites:
             records = evidence.of(domain)

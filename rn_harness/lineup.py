@@ -64,7 +64,7 @@ class CaseTask:
         """As in its record."""
         return self.kind if self.attack is None else f"{self.kind}-{self.attack.id}"
 
-    @property
+    @functools.cached_property
     def at(self) -> tuple[str, str]:
         """What a process keeps it under: by the suite's digest and the case's id."""
         return self.suite.digest, self.case_id
@@ -272,6 +272,11 @@ def _called(name: str) -> str:
 def served_as(judge: Judge) -> str:
     """What a judge's model is called behind its server; empty where it has none."""
     return _called(getattr(judge, "served_model", ""))
+
+
+def is_unseen(judge: Judge) -> bool:
+    """True where a judge's digest does not cover all that decides its scores: a server's weights, or whatever own code asks."""
+    return hasattr(judge, "served_model") or bool(getattr(judge, "own_code", False))
 
 
 def weights_of(judge: Judge) -> str | None:

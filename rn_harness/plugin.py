@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rn_harness.lineup import CaseTask
     from rn_harness.records import CaseKind, LoadedCode, RunRecord, Trajectory
     from rn_harness.report.progress import Progress, ProgressView
+    from rn_harness.run_ids import RunIdentity
     from rn_harness.session import Case, Defended, RunSession
     from rn_harness.suite import AttackRecipe, Suite
 
@@ -44,6 +45,7 @@ PROGRESS = pytest.StashKey["ProgressView"]()
 SESSION = pytest.StashKey["RunSession"]()
 SINK = pytest.StashKey["Sink"]()
 RUN_FOLDER = pytest.StashKey[Path]()
+RUN_IDENTITY = pytest.StashKey["RunIdentity"]()
 COLLECTED = pytest.StashKey["Collected"]()
 WORKERS = pytest.StashKey[dict[str, bool]]()
 """The workers that were begun, each with whether it told what it collected and loaded."""
@@ -147,6 +149,19 @@ def _suite(config: pytest.Config, folder: Path) -> Suite:
     return found
 
 
+def _as_declared(config: pytest.Config, suites: Sequence[Suite]) -> list[Suite]:
+    """The suites as their files have them, read once more: what fixtures and other plugins had in hand may have been changed."""
+    from rn_harness.arguments import read
+    from rn_harness.errors import RnHarnessError
+    from rn_harness.suite import load_suite
+
+    options = read(config)
+    try:
+        return [load_suite(s.folder, s.overrides, options.private, s.recipe) for s in suites]
+    except RnHarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
 def _suite_folder(config: pytest.Config, nodeid: str) -> Path | None:
     """The folder of the suite that a test belongs to, or None."""
     folder = (config.rootpath / nodeid.partition("::")[0]).parent
@@ -163,14 +178,46 @@ def _run_folder(config: pytest.Config) -> Path:
         elif config.getoption("rn_run"):
             folder = (config.invocation_params.dir / config.getoption("rn_run")).resolve()
             if _is_part(config):
-                folder = folder / "parts" / _run_id(8)
+                folder = folder / "parts" / _folder_name(8)
         else:
-            folder = config.rootpath / "reports" / _run_id(2)
+            folder = config.rootpath / "reports" / _folder_name(2)
         config.stash[RUN_FOLDER] = folder
     return config.stash[RUN_FOLDER]
 
 
-def _run_id(random_bytes: int) -> str:
+def _run_identity(config: pytest.Config) -> RunIdentity:
+    """The run's random id and its beginning: workers are given both, processes of a launcher get the first's, parts share a file.
+
+    Raises:
+        pytest.UsageError: the run that this is to be a part of takes no more parts.
+    """
+    if RUN_IDENTITY not in config.stash:
+        from rn_harness.ranks import ranks
+        from rn_harness.run_ids import RunIdentity
+
+        if _is_worker(config):
+            config.stash[RUN_IDENTITY] = RunIdentity(*config.workerinput["rn_run_identity"])  # type: ignore[attr-defined]
+        else:
+            config.stash[RUN_IDENTITY] = ranks().first(lambda: _made_identity(config))
+    return config.stash[RUN_IDENTITY]
+
+
+def _made_identity(config: pytest.Config) -> RunIdentity:
+    from rn_harness.errors import RnHarnessError
+    from rn_harness.run_ids import identity_of_parts, join_parts, new_identity
+
+    folder = _run_folder(config)
+    try:
+        if _is_part(config):
+            return join_parts(folder.parent, folder.parent.parent / "run.json")
+        return identity_of_parts(folder / "parts") if config.getoption("rn_from_results") else new_identity()
+    except RnHarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _folder_name(random_bytes: int) -> str:
     """A name that no other run has: the time, and chance; many machines begin in one second."""
     import secrets
 
@@ -201,6 +248,8 @@ def _session(config: pytest.Config) -> RunSession:
         config.stash[SESSION] = RunSession(
             options, _run_folder(config), Store(root), lambda progress: _say(config, progress), free
         )
+        if _is_worker(config):
+            config.stash[SESSION].run_id = _run_identity(config).run_id
     return config.stash[SESSION]
 
 
@@ -431,14 +480,14 @@ def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Ite
     uncollected = [nodeid for nodeid in collected.failed if _suite_folder(config, nodeid)]
     selected = [*(nodeid for nodeid in nodeids if _suite_folder(config, nodeid)), *uncollected]
     suites = _refuse_what_cannot_run(config, selected)
-    if not suites or SCRATCH in config.stash:
+    session = _begun(config) if suites else None
+    if session is None or SCRATCH in config.stash:
         return
     from rn_harness.controller import Controller
     from rn_harness.provenance import uncommitted
     from rn_harness.report.terminal import header_lines
     from rn_harness.strength import strength_lines
 
-    session = _session(config)
     if session.options.executor.startswith("ray"):
         _begin_on_ray(config, items)
     candidate = session.candidate
@@ -446,13 +495,15 @@ def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Ite
     controller = Controller(
         folder=folder,
         options=session.options,
-        suites=suites,
+        suites=_as_declared(config, suites),
         candidate=candidate.identity,
         judges={suite.domain: session.judges(suite).names for suite in suites},
         narrowed=_narrowed(config),
         left_out=collected.left_out(config, items),
         plugins=session.options.plugins,
         dirty={suite.domain: files for suite in suites if (files := uncommitted(suite.folder))},
+        run_id=session.run_id,
+        started=_run_identity(config).began,
         is_part=_is_part(config),
     )
     if session.options.executor == "results":
@@ -489,6 +540,13 @@ def _begin(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Ite
         pytest.exit(f"--rn-gate: no release can rest on such a run, so that none is made:{listed}", returncode=NOT_RELEASABLE)
     if session.executor is not None:
         session.executor.start()
+
+
+def _begun(config: pytest.Config) -> RunSession:
+    """The session, which now has its run's id: not before a run begins, since the first part of one writes a file."""
+    session = _session(config)
+    session.run_id = _run_identity(config).run_id
+    return session
 
 
 def _begin_on_ray(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
@@ -539,6 +597,7 @@ def pytest_configure_node(node: Any) -> None:
     """Tells a worker the run's folder, and what memory it may plan with."""
     node.config.stash[WORKERS][node.gateway.id] = False
     node.workerinput["rn_run_folder"] = str(_run_folder(node.config))
+    node.workerinput["rn_run_identity"] = tuple(_run_identity(node.config))
     if SESSION in node.config.stash:
         node.workerinput["rn_free"] = _session(node.config).capacity.available
 

@@ -31,6 +31,10 @@ INFRASTRUCTURE: tuple[Unscored, ...] = ("judge_error", "judge_timeout", "judge_b
 """Reasons that lie with the judge's machinery, not with the text or the answer."""
 
 
+RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+"""A run's random id."""
+
+
 class Record(BaseModel):
     """Base of all records: immutable, closed, finite numbers only."""
 
@@ -272,6 +276,19 @@ class Rendered(Record):
     characters: Annotated[int, Field(ge=1)]
 
 
+class Measurement(Record):
+    """When something was measured or trained, and by which run.
+
+    Attributes:
+        run_id: of the run that did it.
+        started, ended: UTC, ISO 8601.
+    """
+
+    run_id: RunId
+    started: str
+    ended: str
+
+
 class Trajectory(Record):
     """All checkpoints of one run of one recipe, in order.
 
@@ -280,6 +297,8 @@ class Trajectory(Record):
         prompt_ids: of the attack prompts drawn.
         heldout_ids: of the prompts that every checkpoint has to score.
         benign_ids: of the benign prompts that have to be answered where they are due.
+        prompts: sha256 of each set of prompts that was really measured or trained on: ``heldout`` and ``benign``; of an attack
+            also ``attack``, the pool that its prompts were drawn from, and ``anchor``.
         steps: how many steps the run was to take.
         judge_gone: why it ended early, if a judge stopped judging; None if none did.
         candidate_digest, defended_digest: weights that it started from; None without a defense.
@@ -301,6 +320,7 @@ class Trajectory(Record):
     prompt_ids: tuple[str, ...]
     heldout_ids: tuple[str, ...]
     benign_ids: tuple[str, ...]
+    prompts: dict[str, str] = {}
     steps: Annotated[int, Field(le=MAX_STEPS)]
     checkpoints: tuple[Checkpoint, ...]
     settings: dict[str, Any] = {}
@@ -358,6 +378,8 @@ class DefenseReport(Record):
         probe, undefended_probe: equation 3 after and before.
         settings: what the trainer was really given.
         resumed: the steps from which it went on after it was cut off, in order; empty: it was trained in one go.
+        prompts: sha256 of each set of prompts that was really trained on or measured: ``defense``, ``anchor``, ``heldout``.
+        measured: when it was trained and by which run; None only until its run has noted it.
     """
 
     recipe: dict[str, Any]
@@ -366,6 +388,8 @@ class DefenseReport(Record):
     undefended_probe: Probe
     settings: dict[str, Any] = {}
     resumed: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    prompts: dict[str, str] = {}
+    measured: Measurement | None = None
 
 
 class LoadedCode(Record):
@@ -700,7 +724,13 @@ class CaseRecord(Record):
     """One test case: what was run, measured and decided.
 
     Attributes:
-        key: content address: sha256 over what the result depends on.
+        run_id: of the run that asked for the case.
+        measured: when it was measured and by which run; another one than ``run_id`` where it comes from the store. None where
+            nothing was measured.
+        key: content address: sha256 over ``inputs``.
+        inputs: all that the result depends on, by name; prompts and texts by their digests. Empty where it was not to be
+            measured, since no judge could judge it.
+        known: what judges other than the first one, whose digest does not cover all that they are, said of known texts.
         case_id: unique within the suite, e.g. ``attack-grpo-p5-lr5e-4-s0``.
         provenance: where the numbers come from, beside what they depend on.
         control_key: of the control that it leans on.
@@ -708,7 +738,11 @@ class CaseRecord(Record):
     """
 
     version: Literal[2] = 2
+    run_id: RunId
+    measured: Measurement | None
     key: str
+    inputs: dict[str, Any]
+    known: dict[Witnessed, tuple[Certificate, ...]] = {}
     case_id: str
     identity: Identity
     provenance: CaseProvenance
@@ -870,6 +904,8 @@ class RunRecord(Record):
     """A run: its options, its cases and the one outcome over all of them.
 
     Attributes:
+        run_id: random, and that of each of its cases' records.
+        name: of its folder.
         candidate: the undefended model.
         defended: where the defended weights lie, by domain.
         exported: where they were copied to, by domain.
@@ -886,7 +922,8 @@ class RunRecord(Record):
     """
 
     version: Literal[2] = 2
-    run_id: str
+    run_id: RunId
+    name: str
     options: dict[str, Any]
     candidate: dict[str, str | None]
     defended: dict[str, str]

@@ -28,7 +28,8 @@ from rn_harness.evaluate import ControlAnswers, Panel, benign_references, measur
 from rn_harness.gate import PLAIN_FAMILIES, foreign
 from rn_harness.judges import Judge
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.lineup import CaseTask, Lineup, who
+from rn_harness.keys import content_key, digest_of, prompts_digest, session_id
+from rn_harness.lineup import CaseTask, Lineup, is_unseen, who
 from rn_harness.provenance import attempt, attempts, hardware, now, versions, working_tree
 from rn_harness.ranks import ranks, unshared
 from rn_harness.records import (
@@ -42,15 +43,18 @@ from rn_harness.records import (
     DefenseReport,
     Evidence,
     Identity,
+    Measurement,
     Trajectory,
+    Witnessed,
 )
 from rn_harness.report.progress import Progress
 from rn_harness.resumption import Resumption
+from rn_harness.run_ids import new_run_id
 from rn_harness.search import Found, Trial, search
-from rn_harness.store import Journal, Store, content_key, write_text
+from rn_harness.store import Journal, Store, write_text
 from rn_harness.suite import AttackRecipe, DefenseRecipe, Prompt, Suite
 from rn_harness.transcripts import Transcript
-from rn_harness.validity import NO_DEFENSE, misjudging
+from rn_harness.validity import JUDGES, NO_DEFENSE, misjudging
 from rn_harness.verdict import decide, unfit_judges
 
 if TYPE_CHECKING:
@@ -58,6 +62,8 @@ if TYPE_CHECKING:
     from rn_harness.model import LanguageModel
 
 CERTIFICATE = "certificate.json"
+MEASURED = "measured.json"
+"""In the entry of a case: when it was measured, and by which run."""
 PARTS = "parts"
 """Folder of a run in which each process that does a part of it has a folder of its own."""
 SEARCH = "search.json"
@@ -70,6 +76,21 @@ Begun = tuple[str, float]
 """When a case began, by the calendar and by the clock."""
 Seen = Callable[[Trajectory], CaseRecord]
 """Writes the record of a case as far as it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a case's measurement is kept.
+
+    Attributes:
+        key: of it.
+        inputs: the parts of the key; empty where nothing is to be measured.
+        begun: when this process began with the case.
+    """
+
+    key: str
+    inputs: dict[str, Any]
+    begun: Begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +198,7 @@ class RunSession(Lineup):
         free: bytes that a run may take; a process that is one of several is told, so that all plan alike. None: asked for.
         ahead: the cases that this run will come to: what a fleet is made of.
         executor: makes the cases elsewhere; None: they are made here.
+        run_id: of the run that this session does, or does a part of; all of its processes have the same.
     """
 
     folder: Path
@@ -185,6 +207,7 @@ class RunSession(Lineup):
     free: float | None = None
     ahead: Sequence[CaseTask] = ()
     executor: Executor | None = None
+    run_id: str = field(default_factory=new_run_id)
     _panels: dict[tuple[str, str], Panel] = field(default_factory=dict)
     _cases: dict[tuple[str, str], Case] = field(default_factory=dict)
     _defended: dict[str, Defended] = field(default_factory=dict)
@@ -199,7 +222,7 @@ class RunSession(Lineup):
 
     @property
     def run_folder(self) -> Path:
-        """Of the run that this session does, or does a part of; its name is the run's."""
+        """Of the run that this session does, or does a part of."""
         return self.folder.parent.parent if self.folder.parent.name == PARTS else self.folder
 
     @functools.cached_property
@@ -231,7 +254,8 @@ class RunSession(Lineup):
     def certificate(self, judge: Judge, anchors: AnchorSet, suite: Suite, source: Literal["inert", "labels"]) -> Certificate:
         """A judge's certificate, from this process, the store, or made now.
 
-        One whose judge's machinery failed is not stored: the next run asks again.
+        One whose judge's machinery failed is not stored: the next run asks again. One of a judge that no digest covers holds for
+        this run: another model may answer in the next.
         """
         parts = {
             "judge": judge.digest,
@@ -241,7 +265,7 @@ class RunSession(Lineup):
             "versions": versions(),
             "hardware": hardware(self.candidate.threads),
             "plugins": self._plugins,
-            "run": self.run_folder.name if hasattr(judge, "served_model") else None,  # a server's weights may change between runs
+            "run": self.run_id if is_unseen(judge) else None,
         }
         key = content_key("certificate", parts)
         if key not in self._certificates:
@@ -257,9 +281,29 @@ class RunSession(Lineup):
 
     def certificates(self, suite: Suite) -> tuple[Certificate, ...]:
         """The certificates of the judge that scores this suite."""
-        judge = self.judges(suite).evaluation
+        return self._certificates_of(self.judges(suite).evaluation, suite)
+
+    def _certificates_of(self, judge: Judge, suite: Suite) -> tuple[Certificate, ...]:
+        """What a judge said of all known texts: inert anchors, and a lab's own labels where there are any."""
         inert = self.certificate(judge, anchors_for(judge), suite, "inert")
         return (inert, self.certificate(judge, self.labels, suite, "labels")) if self.labels else (inert,)
+
+    def _known(self, suite: Suite) -> dict[Witnessed, tuple[Certificate, ...]]:
+        """The certificates of the judges that do not score checkpoints, as far as no digest covers what they are."""
+        judges = self.judges(suite)
+        others: dict[Witnessed, Judge | None] = {
+            "reward": judges.reward if judges.reward.digest != judges.evaluation.digest else None,
+            "second": judges.second,
+        }
+        return {who: self._certificates_of(judge, suite) for who, judge in others.items() if judge and is_unseen(judge)}
+
+    def _judge_sessions(self, suite: Suite) -> dict[str, str | None]:
+        """Each judge's identity in this run, by what it does: None where its digest says all."""
+        judges, known = self.judges(suite), self._known(suite)
+        own = session_id(self.certificates(suite)) if is_unseen(judges.evaluation) else None
+        found: dict[str, str | None] = {"judge": own}
+        found |= {who: session_id(known[who]) if who in known else None for who in JUDGES}
+        return found | ({"reward": own} if judges.reward.digest == judges.evaluation.digest else {})
 
     def second_certificate(self, suite: Suite) -> Certificate | None:
         """The certificate of the second judge."""
@@ -297,22 +341,27 @@ class RunSession(Lineup):
         knows = next((j for j in map(unshared, (judges.evaluation, judges.reward)) if isinstance(j, OrganismJudge)), None)
         return {p.id: knows.topic(p).answer for p in prompts} if knows else None
 
-    def _shared_parts(self, suite: Suite, sets: tuple[str, ...]) -> dict[str, Any]:
-        """The parts of a key that most results have: weights, judge, policy, prompts, versions, machine."""
-        prompts: dict[str, list[Prompt]] = {
-            name: list(suite.heldout(self.options.tier)) if name == "heldout" else list(suite.prompts[name])  # type: ignore[index]
-            for name in sets
-        }
+    def _shared_parts(
+        self, suite: Suite, prompts: Mapping[str, Sequence[Prompt]], sessions: Mapping[str, str | None] | None = None
+    ) -> dict[str, Any]:
+        """The parts of a key that most results have: weights, judges, policy, prompts, versions, machine.
+
+        Args:
+            suite: that is run.
+            prompts: all that is trained or measured on, by set.
+            sessions: each judge's identity, see ``_judge_sessions``; None: those of this run.
+        """
         judges = self.judges(suite)
         return {
             "candidate": self.candidate.digest,
             "judge": judges.evaluation.digest,
             "reward": judges.reward.digest,
             "second": judges.second.digest if judges.second else None,
-            "forbidden": suite.declaration.forbidden,
+            "sessions": dict(self._judge_sessions(suite) if sessions is None else sessions),
+            "forbidden": digest_of(suite.declaration.forbidden),
             "anchors": anchors_for(judges.evaluation).digest,
             "policy": suite.policy.model_dump(mode="json"),
-            "prompts": {name: [[p.id, p.topic, p.text, p.kind] for p in of_set] for name, of_set in prompts.items()},
+            "prompts": {name: prompts_digest(of_set) for name, of_set in prompts.items()},
             "versions": versions(),
             "hardware": hardware(self.candidate.threads),
             "plugins": self._plugins,
@@ -382,7 +431,12 @@ class RunSession(Lineup):
 
     def _defense_parts(self, suite: Suite, recipe: DefenseRecipe) -> dict[str, Any]:
         """What a trained defense depends on."""
-        return self._shared_parts(suite, ("defense", "anchor", "heldout")) | {"recipe": recipe.model_dump(mode="json")}
+        used = {
+            "defense": suite.prompts["defense"],
+            "anchor": suite.prompts["anchor"],
+            "heldout": suite.heldout(self.options.tier),
+        }
+        return self._shared_parts(suite, used) | {"recipe": recipe.model_dump(mode="json")}
 
     def _train_defense(
         self, suite: Suite, recipe: DefenseRecipe, key: str, parts: dict[str, Any], resumption: Resumption
@@ -395,6 +449,7 @@ class RunSession(Lineup):
             self.say(Progress(f"{suite.domain}: defense {name}", point.step, recipe.last_step, state))
 
         self._tell_change("defense", parts, f"{suite.domain}: defense {name}")
+        begun = now()
         with attempt(self.store, key):
             self.check_reward(suite)
             panel = self.panel(suite)
@@ -413,6 +468,9 @@ class RunSession(Lineup):
                 resumption,
                 tick=lambda step: self.say(Progress(f"{suite.domain}: defense {name}", step, recipe.last_step)),
             )
+
+        measured = Measurement(run_id=self.run_id, started=begun, ended=now())
+        report = report.model_copy(update={"measured": measured})
 
         def write(folder: Path) -> None:
             if recipe.whole:
@@ -574,31 +632,37 @@ class RunSession(Lineup):
             attack_cases=sum(a.claim for a in suite.tier_attacks(self.options.tier)) or 1,
         )
         if unfit_judges(evidence):  # hours of training would end without a verdict
-            key, stored, defended = content_key("unjudged", {"suite": suite.digest, "case": task.case_id}), False, None
-            folder = self._case_folder(task, key)
+            at = Address(content_key("unjudged", {"suite": suite.digest, "case": task.case_id}), {}, begun)
+            stored, defended, measured = False, None, None
+            folder = self._case_folder(task, at.key)
         else:
-            evidence, key, stored, defended, folder = self._measured(task, evidence, begun)
+            evidence, at, stored, defended, folder, measured = self._measured(task, evidence, begun)
         control = self.case("control", suite, attack) if evidence.control else None
-        record = self._write_record(task, key, defended, evidence, control, folder, begun)
+        record = self._write_record(task, at, defended, evidence, control, folder, measured)
         where, hashes = (defended.folder, defended.hashes) if defended else (None, {})
         return Case(record, suite.domain, stored, folder, where, hashes)
 
     def _write_record(
         self,
         task: CaseTask,
-        key: str,
+        at: Address,
         defended: Defended | None,
         evidence: Evidence,
         control: Case | None,
         folder: Path,
-        begun: Begun,
+        measured: Measurement | None,
     ) -> CaseRecord:
         """Decides, and writes what was measured."""
+        begun = at.begun
         record = CaseRecord(
-            key=key,
+            run_id=self.run_id,
+            measured=measured,
+            key=at.key,
+            inputs=at.inputs,
+            known=self._known(task.suite) if at.inputs else {},
             case_id=task.case_id,
             identity=self.identity(task.suite, defended),
-            provenance=self._provenance(task, key, evidence.trajectory),
+            provenance=self._provenance(task, at.key, evidence.trajectory),
             evidence=evidence,
             control_key=control.record.key if control else None,
             verdict=decide(evidence),
@@ -609,17 +673,27 @@ class RunSession(Lineup):
         write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
         return record
 
-    def _attack_parts(self, suite: Suite, attack: AttackRecipe | None, defended: Defended) -> dict[str, Any]:
+    def _attack_parts(
+        self,
+        suite: Suite,
+        attack: AttackRecipe | None,
+        defended: Defended,
+        sessions: Mapping[str, str | None] | None = None,
+    ) -> dict[str, Any]:
         """The parts of a key of what is measured on a model, attacked or not."""
         neighbour = suite.neighbours.get(attack.neighbour) if attack and attack.neighbour else None
+        used: dict[str, Sequence[Prompt]] = {"heldout": suite.heldout(self.options.tier), "benign": suite.prompts["benign"]}
+        if attack:
+            pool = suite.attack_pool(attack) if neighbour or not attack.neighbour else ()
+            used |= {"attack": pool, "anchor": suite.prompts["anchor"]}
         searched = self._found.get((suite.digest, attack.id)) if attack and attack.search else None
         return {
-            **self._shared_parts(suite, ("heldout", "benign", "attack") if attack else ("heldout", "benign")),
+            **self._shared_parts(suite, used, sessions),
             "defended": defended.digest,
             "recipe": attack.model_dump(mode="json") if attack else None,
             "search": searched.model_dump(mode="json")["trials"] if searched else None,
             "family": self.family(suite, attack).digest if attack else None,
-            "neighbour": neighbour.model_dump(mode="json") if neighbour else None,
+            "neighbour": digest_of(neighbour.forbidden) if neighbour else None,
             **({"fleet": self.candidate.threads} if self._sails(suite, attack) else {}),
         }
 
@@ -635,21 +709,22 @@ class RunSession(Lineup):
     def key_elsewhere(self, record: CaseRecord, suite: Suite, attack: AttackRecipe | None) -> str:
         """The key of a case that was measured elsewhere, by what is known here.
 
-        Taken from the record are the machine, the digest of the defended weights, and what a search came to.
+        Taken from the record are the machine, the digest of the defended weights, what a search came to, and who the judges were
+        that no digest covers: nobody is asked here.
 
         Args:
             record: of the case.
             suite: its suite.
             attack: its attack, with the settings that it was run with.
         """
-        run = record.evidence.trajectory
+        run, sessions = record.evidence.trajectory, record.inputs.get("sessions", {})
         told = {
             "hardware": record.identity.hardware,
             "defended": record.identity.defended_digest,
             "search": run.settings.get("search", {}).get("trials") if run else None,
             "case": record.evidence.kind,
         }
-        parts = self._attack_parts(suite, attack, Defended(self.candidate, NO_DEFENSE))
+        parts = self._attack_parts(suite, attack, Defended(self.candidate, NO_DEFENSE), sessions)
         return content_key("case", {**parts, **told})
 
     @contextmanager
@@ -667,12 +742,14 @@ class RunSession(Lineup):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _measured(self, task: CaseTask, evidence: Evidence, begun: Begun) -> tuple[Evidence, str, bool, Defended, Path]:
-        """The evidence with what was measured, its key, whether it was stored, the defense, and the record's folder."""
+    def _measured(
+        self, task: CaseTask, evidence: Evidence, begun: Begun
+    ) -> tuple[Evidence, Address, bool, Defended, Path, Measurement | None]:
+        """The evidence with what was measured, its address, whether it was stored, the defense, the record's folder, and when."""
         kind, suite, attack = task.kind, task.suite, task.attack
         defended, parts = self._case_parts(task)
-        key = content_key("case", parts)
-        folder = self._case_folder(task, key)
+        at = Address(content_key("case", parts), parts, begun)
+        folder = self._case_folder(task, at.key)
         # First, so that the leak can be measured on what it answered.
         control = self.case("control", suite, attack) if kind == "attack" and attack else None
         changes = {
@@ -686,25 +763,29 @@ class RunSession(Lineup):
 
         def seen(trajectory: Trajectory) -> CaseRecord:
             of = known.model_copy(update={"trajectory": trajectory})
-            return self._write_record(task, key, defended, of, control, folder, begun)
+            measured = Measurement(run_id=self.run_id, started=begun[0], ended=now())
+            return self._write_record(task, at, defended, of, control, folder, measured)
 
         try:
-            trajectory, stored = self._kept(task, defended, folder, key, parts, seen)
+            trajectory, measured, stored = self._kept(task, defended, folder, at, seen)
         except RnHarnessError as error:
             # Of several processes each has to come to the same: only what all of them are sure to meet is told alone.
             may_be_told = evidence.standing == "out_of_claim" and ranks().size == 1
             if not (isinstance(error, UnsuitedError) or may_be_told):
                 raise
-            return evidence.model_copy(update={"refused": str(error), "subject": defended.subject}), key, False, defended, folder
-        return known.model_copy(update={"trajectory": trajectory}), key, stored, defended, folder
+            refused = evidence.model_copy(update={"refused": str(error), "subject": defended.subject})
+            return refused, at, False, defended, folder, None
+        return known.model_copy(update={"trajectory": trajectory}), at, stored, defended, folder, measured
 
     def _kept(
-        self, task: CaseTask, defended: Defended, folder: Path, key: str, parts: dict[str, Any], seen: Seen
-    ) -> tuple[Trajectory, bool]:
-        """A case's trajectory from the store, or measured now and put there; and whether it was stored."""
+        self, task: CaseTask, defended: Defended, folder: Path, at: Address, seen: Seen
+    ) -> tuple[Trajectory, Measurement, bool]:
+        """A case's trajectory from the store, or measured now and put there; when, and whether it was stored."""
+        key, parts = at.key, at.inputs
         with self._entry("case", key) as entry:
             stored = entry is not None
             if entry is None:
+                begun = now()
                 self._tell_change("case", parts, task.name)
                 rounds = self.on == "cuda" or self._sails(task.suite, task.attack)
                 journal = self.store.journal(key, ROUNDING if rounds else 0.0)
@@ -712,18 +793,20 @@ class RunSession(Lineup):
                     measured = self._measure(task, defended, folder, journal, seen)
                     trial.outcome = "judge_failed" if measured.judge_failed else "done"
                 trajectory = ranks().first(lambda: measured)
+                when = Measurement(run_id=self.run_id, started=begun, ended=now())
                 self.candidate.verify()
                 defended.verify()
                 # A failure of infrastructure is no result, so that the same run tries again; a breach that was seen stays seen.
                 if not trajectory.judge_failed or seen(trajectory).verdict.outcome == "FAIL":
-                    text = trajectory.model_dump_json()
-                    self._put("case", key, lambda into: _write(into / "trajectory.json", text), parts)
+                    texts = {"trajectory.json": trajectory.model_dump_json(), MEASURED: when.model_dump_json()}
+                    self._put("case", key, lambda into: _write_all(into, texts), parts)
                 journal.close()
             else:
+                when = Measurement.model_validate_json((entry / MEASURED).read_text(encoding="utf-8"))
                 trajectory = Trajectory.model_validate_json((entry / "trajectory.json").read_text(encoding="utf-8"))
                 lines = (c.model_dump_json() + "\n" for c in trajectory.checkpoints)
                 write_text(folder / "checkpoints.jsonl", "".join(lines))
-        return trajectory, stored
+        return trajectory, when, stored
 
     def _tell_change(self, kind: str, parts: dict[str, Any], what: str) -> None:
         """Says in what the stored results differ, where there are some and none of them is this one."""
@@ -806,6 +889,7 @@ class RunSession(Lineup):
             prompt_ids=(),
             heldout_ids=tuple(p.id for p in panel.heldout),
             benign_ids=tuple(p.id for p in panel.benign),
+            prompts={"heldout": prompts_digest(panel.heldout), "benign": prompts_digest(panel.benign)},
             steps=0,
             checkpoints=(checkpoint,),
             rendered=model.rendered(panel.heldout[0]),
@@ -887,6 +971,11 @@ def _with_earlier(trajectory: Trajectory, journal: Journal) -> Trajectory:
         return trajectory
     earlier = tuple(Checkpoint.model_validate_json(line) for line in journal.earlier[journal.differs_at :])
     return trajectory.model_copy(update={"earlier": earlier})
+
+
+def _write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        _write(folder / name, text)
 
 
 def _write(path: Path, text: str) -> None:

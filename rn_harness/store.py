@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.errors import StoreError
+from rn_harness.keys import digest_of
 
 MANIFEST = "entry.json"
 ENTRY_VERSION = 1
@@ -44,24 +45,6 @@ def default_root() -> Path:
     return Path(named) if named else Path(platformdirs.user_cache_dir("rn-harness"))
 
 
-def content_key(kind: str, parts: dict[str, Any]) -> str:
-    """The address of a result.
-
-    Args:
-        kind: what it is.
-        parts: JSON-able; everything that it depends on.
-
-    Returns:
-        64 hex digits.
-    """
-    return _sha256({"kind": kind, "parts": parts})
-
-
-def _sha256(value: Any) -> str:
-    canonical = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
 def digests_of(parts: Mapping[str, Any]) -> dict[str, str]:
     """What an entry keeps of the parts of its key: a digest of each, by name, and of each field of a mapping; no text."""
     flat = {
@@ -69,7 +52,7 @@ def digests_of(parts: Mapping[str, Any]) -> dict[str, str]:
         for name, part in parts.items()
         for inner, value in (part.items() if isinstance(part, dict) and part else [("", part)])
     }
-    return {name: _sha256(value) for name, value in flat.items()}
+    return {name: digest_of(value) for name, value in flat.items()}
 
 
 def check_room(folder: Path, needed: int) -> int:

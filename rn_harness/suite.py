@@ -741,7 +741,6 @@ class Suite(Frozen):
 
     Attributes:
         folder: where it lies.
-        digest: sha256 over the declaration and the prompts, as hex; overrides change it.
         overrides: the ``--rn-set`` pairs that were applied; not empty means "modified", never releasable.
         declared_attacks: claimed attacks of the largest tier as the suite's file declares them, before any pair.
         private: prompt sets that were laid over the suite's own (``--rn-prompts``); their texts are part of the digest.
@@ -752,12 +751,21 @@ class Suite(Frozen):
     folder: Path
     declaration: Declaration
     prompts: dict[PromptSetName, tuple[Prompt, ...]]
-    digest: str
     overrides: tuple[str, ...] = ()
     declared_attacks: int = 0
     private: tuple[PromptSetName, ...] = ()
     recipe: tuple[str, ...] = ()
     neighbours: dict[str, Neighbour] = {}
+
+    @property
+    def digest(self) -> str:
+        """The sha256 over the declaration and the prompts as they are now, as hex; overrides change it."""
+        content = {
+            "declaration": self.declaration.model_dump(mode="json"),
+            "prompts": {name: [p.model_dump(mode="json") for p in of_set] for name, of_set in self.prompts.items()},
+            "neighbours": {domain: neighbour.model_dump(mode="json") for domain, neighbour in self.neighbours.items()},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     @property
     def domain(self) -> str:
@@ -1110,18 +1118,11 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
             _check_attacks(source, _distinct(attacks), prompts, neighbours)
         except SuiteError as error:
             raise RecipeError(str(error)) from None
-    content = {
-        "declaration": declaration.model_dump(mode="json"),
-        "prompts": {name: [p.model_dump(mode="json") for p in of_set] for name, of_set in prompts.items()},
-        "neighbours": {domain: neighbour.model_dump(mode="json") for domain, neighbour in neighbours.items()},
-    }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
     own = tuple(name for name, path in files.items() if path.parent != folder / "prompts")
     return Suite(
         folder=folder,
         declaration=declaration,
         prompts=prompts,
-        digest=digest,
         overrides=overrides,
         declared_attacks=declared,
         private=own,

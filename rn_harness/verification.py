@@ -16,6 +16,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from rn_harness.candidate import UNHASHED, root_digest
+from rn_harness.coherence import moment, oldest, undeclared
 from rn_harness.errors import ReleaseError, RnHarnessError
 from rn_harness.gate import (
     RELEASE_PROMPTS,
@@ -95,7 +96,7 @@ def verify(
     if refusals:  # what does not hold together is not looked into
         return Verification((*refusals, *_by_its_own_word(evidence.run)), (), evidence.run, signed is not None)
     refusals += _releasable(evidence) + (_suites(evidence, suites, private) if suites else []) + _weights(evidence.run, weights)
-    refusals += _policy(evidence, policy) + _age(evidence.run, policy, now) + _tool(evidence, policy)
+    refusals += _policy(evidence, policy) + _age(evidence, policy, now) + _tool(evidence, policy)
     left, waived = _waive(_once(refusals), waivers, now.date())
     return Verification(tuple(left), tuple(waived), evidence.run, signed is not None)
 
@@ -153,6 +154,11 @@ def _as_declared(evidence: Evidence, suite: Suite) -> list[Refusal]:
         for r in evidence.of(suite.domain)
         if (r.evidence.standing, r.evidence.within_claim)
         != suite.standing_of(r.case_id, recipe_of(r.evidence.trajectory) if r.evidence.trajectory else None)
+    ]
+    found += [
+        Refusal("suite_differs", f"{suite.domain} {r.case_id}: {text}")
+        for r in evidence.of(suite.domain)
+        for text in undeclared(r, suite, tier)
     ]
     lax = unexcused(suite)
     found += [Refusal("lax", why) for why in lax]
@@ -319,16 +325,22 @@ def _policy(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
     return found
 
 
-def _age(run: RunRecord, policy: ReleasePolicy, now: datetime.datetime) -> list[Refusal]:
-    try:
-        ended = datetime.datetime.fromisoformat(run.ended)
-        age = now - ended
-    except (ValueError, TypeError):
-        return [Refusal("clock", f"the run's end is no time with a zone: {run.ended!r}")]
-    if age < -MAX_CLOCK_LEAD:
+def _age(evidence: Evidence, policy: ReleasePolicy, now: datetime.datetime) -> list[Refusal]:
+    """Whether the oldest measurement is too old, whatever run asked for it last, and the run ended before now."""
+    run = evidence.run
+    started, ended = moment(run.started), moment(run.ended)
+    if started is None or ended is None:
+        return [Refusal("clock", f"the run's times are no times with a zone: {run.started!r}, {run.ended!r}")]
+    if ended < started:
+        return [Refusal("clock", f"the run ended at {run.ended}, before it started at {run.started}")]
+    if now - ended < -MAX_CLOCK_LEAD:
         return [Refusal("clock", f"the run ended in the future, at {run.ended}")]
+    began = [(at, r.case_id, text) for r in evidence.records.values() if (text := oldest(r)) and (at := moment(text))]
+    first, case, text = min(began, default=(started, "the run", run.started))
+    age = now - first
     if age > datetime.timedelta(days=policy.max_age_days):
-        return [Refusal("too_old", f"the run ended at {run.ended}, more than {policy.max_age_days:g} days ago")]
+        told = f"{case}: its oldest measurement or training began at {text}"
+        return [Refusal("too_old", f"{told}, more than {policy.max_age_days:g} days ago")]
     return []
 
 

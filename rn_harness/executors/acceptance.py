@@ -7,20 +7,18 @@ another run is known by its address, and one that was altered has to hold togeth
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rn_harness.certification import anchors_for
-from rn_harness.coherence import UNDEFENDED, strange_controls
-from rn_harness.lineup import CaseTask
-from rn_harness.records import CaseRecord
+from rn_harness.coherence import OPEN, UNDEFENDED, differing, open_fields, strange_controls
+from rn_harness.keys import session_id
+from rn_harness.lineup import CaseTask, is_unseen
+from rn_harness.records import CaseRecord, Certificate
 from rn_harness.session import RunSession
-from rn_harness.suite import SEARCHED, AttackRecipe
+from rn_harness.suite import AttackRecipe
 from rn_harness.validity import NO_DEFENSE, recipe_of
 
 IDENTITY = ("candidate", "suite", "benign", "overrides", "judge", "reward", "second", "versions")
 """What the identities of one run's cases have in common with that of the process that gathers them."""
-OPEN = ("micro_batch",)
-"""Fields of a recipe that a machine may fill in."""
 
 
 def foreign(session: RunSession, task: CaseTask, record: CaseRecord) -> list[str]:
@@ -31,13 +29,36 @@ def foreign(session: RunSession, task: CaseTask, record: CaseRecord) -> list[str
         task: the case that is needed.
         record: what came. That it holds together by itself is for ``integrity.of_record`` to say.
     """
-    found = [*_identity(session, task, record), *_evidence(session, task, record)]
-    as_run, differing = _recipe(task, record)
-    if differing:
-        found.append(f"it was run with other settings than the suite declares: {', '.join(differing)}")
+    found = [*_identity(session, task, record), *_evidence(session, task, record), *_judges(session, task, record)]
+    as_run, others = _recipe(task, record)
+    if others:
+        found.append(f"it was run with other settings than the suite declares: {', '.join(others)}")
     elif not found and record.evidence.trajectory and session.key_elsewhere(record, task.suite, as_run) != record.key:
         found.append("its key is not that of this case: it was measured on something else")
     return found
+
+
+def _judges(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterator[str]:
+    """Judges that no digest covers are known by what they answered to all known texts; nobody is asked here."""
+    judges, sessions = session.judges(task.suite), record.inputs.get("sessions", {})
+    if record.run_id != session.run_id:
+        yield f"it is of run {record.run_id}, this is {session.run_id}"
+    labels = [session.labels.digest] if session.labels else []
+    of = {"judge": judges.evaluation, "reward": judges.reward, "second": judges.second}
+    shown: dict[str, Sequence[Certificate]] = {"judge": record.evidence.certificates}
+    shown |= {role: record.known[role] for role in record.known}
+    if judges.reward.digest == judges.evaluation.digest:
+        shown["reward"] = record.evidence.certificates
+    for who, judge in of.items():
+        unseen = judge is not None and is_unseen(judge)
+        if not unseen and sessions.get(who) is not None:
+            yield f"it says that no digest covers the {who} judge, which is not so"
+        elif unseen and judge is not None:
+            certificates = shown.get(who, ())
+            if [c.anchors_digest for c in certificates] != [anchors_for(judge).digest, *labels]:
+                yield f"its {who} judge answered other known texts than it was to be shown"
+            elif sessions.get(who) != session_id(certificates):
+                yield f"its {who} judge is another session's"
 
 
 def _identity(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterator[str]:
@@ -47,8 +68,7 @@ def _identity(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterat
         if mine == told:
             continue
         if isinstance(mine, dict) and isinstance(told, dict):
-            differing = sorted(key for key in mine.keys() | told.keys() if mine.get(key) != told.get(key))
-            yield f"it is of another {name} ({', '.join(differing)})"
+            yield f"it is of another {name} ({', '.join(differing(mine, told))})"
         else:
             yield f"it is of another {name}: {told!r}, here {mine!r}"
     recipe = session.defense_recipe(task.suite)
@@ -61,8 +81,8 @@ def _identity(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterat
             yield f"it is of another defense than {defended.name} with the weights that lie here"
     elif theirs.defense != session.defense_name:
         yield f"it is of the defense {theirs.defense}, here {session.defense_name}"
-    elif differing := _differing(recipe.model_dump(mode="json"), record.provenance.recipes.get("defense", {}), OPEN):
-        yield f"its defense was made with other settings than the suite declares: {', '.join(differing)}"
+    elif others := differing(recipe.model_dump(mode="json"), record.provenance.recipes.get("defense", {}), OPEN):
+        yield f"its defense was made with other settings than the suite declares: {', '.join(others)}"
 
 
 def _evidence(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterator[str]:
@@ -101,16 +121,10 @@ def _recipe(task: CaseTask, record: CaseRecord) -> tuple[AttackRecipe | None, li
         return None, []
     if told is None:
         return None, ["all"]
-    open_fields = (*(OPEN if attack.micro_batch is None else ()), *(SEARCHED if attack.search else ()))
+    left_open = open_fields(attack)
     declared = attack.model_copy(update={"steps": task.steps}).model_dump(mode="json")
-    return attack.model_copy(update={name: getattr(told, name) for name in open_fields}), _differing(
-        declared, run.recipe, open_fields
-    )
-
-
-def _differing(declared: dict[str, Any], told: dict[str, Any], but: Sequence[str]) -> list[str]:
-    """The fields in which two recipes differ, but for these."""
-    return sorted(name for name in declared.keys() | told.keys() if name not in but and declared.get(name) != told.get(name))
+    as_run = attack.model_copy(update={name: getattr(told, name) for name in left_open})
+    return as_run, differing(declared, run.recipe, left_open)
 
 
 def strange_control(attack: CaseRecord, control: CaseRecord) -> bool:

@@ -370,11 +370,11 @@ class OnRay:
         waits, ranks = waits_and_ranks(tasks, self.session.defense_recipe)
         wanted = {name for of in waits.values() for name in of}
         unknown = Demand(self.session.candidate.threads, 1.0 if self.cluster.has_cards else 0.0, 0)
-        options, run_name, free = self.session.options, self.session.run_folder.name, self.surveyed.free
+        session, free = self.session, self.surveyed.free
         self.cluster.add(
             Job(
                 t.name,
-                Order(options, run_name, t, free, t.name in wanted),
+                Order(session.options, session.run_folder.name, session.run_id, t, free, t.name in wanted),
                 self.surveyed.demands.get(t.name, unknown),
                 waits[t.name],
                 ranks[t.name],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.candidate import root_digest
-from rn_harness.coherence import scattered
+from rn_harness.coherence import impossible_times, scattered
 from rn_harness.errors import ExecutorError
 from rn_harness.executors.acceptance import foreign, strange_control
 from rn_harness.executors.order import tasks_of
@@ -211,6 +211,10 @@ class Results:
         part, evidence = found.part, found.part.evidence
         assert evidence is not None
         yield from (r.sentence for r in part.refusals)
+        if evidence.run.run_id != self.session.run_id:
+            yield f"its part is of run {evidence.run.run_id}, this is {self.session.run_id}"
+        times = impossible_times(found.record, evidence.run.started, evidence.run.ended)
+        yield from (f"of its times {text}" for text in times)
         yield from (r.sentence for r in of_record(part.folder / (found.line.record or ""), found.record))
         if found.line.outcome != found.record.verdict.outcome:
             yield f"its test has no verdict there: {found.line.note or 'none is told'}"

@@ -56,7 +56,8 @@ class Order:
 
     Attributes:
         options: of the run.
-        run_name: what it is called.
+        run_name: name of its folder.
+        run_id: of the run.
         task: the case.
         free: bytes that it may plan with, the same in all workers.
         wanted: whether other cases need what it comes to.
@@ -64,6 +65,7 @@ class Order:
 
     options: Options
     run_name: str
+    run_id: str
     task: CaseTask
     free: float
     wanted: bool
@@ -159,7 +161,7 @@ def make_case(order: Order, given: Sequence[Entry], tell: Tell) -> Outcome:
         transcripts = str(texts) if order.options.transcripts else None
         options = dataclasses.replace(order.options, executor=LOCAL, transcripts=transcripts, export=None)
         task, store = order.task, Remembering(default_root())
-        session = RunSession(options, folder, store, tell, order.free)
+        session = RunSession(options, folder, store, tell, order.free, run_id=order.run_id)
         error, stored, defended, weights = None, False, None, {}
         try:
             take_in(store, given)

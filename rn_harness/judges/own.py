@@ -126,10 +126,12 @@ class OwnJudge:
         name: its spec.
         digest: sha256 over its source files, its own ``digest`` if it has one, and this file, as hex.
         exact: always False, whatever it says of itself: nobody but the organism knows the truth.
+        own_code: always True: it may ask a server, or read what its digest does not cover.
         wordings: its own ``wordings``; 1 if it has none.
     """
 
     exact = False
+    own_code = True
 
     def __init__(self, judge: Any, spec: str, digest: str | None = None, made_by: Any = None) -> None:
         """Wraps a judge.

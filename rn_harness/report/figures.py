@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rn_harness.keys import content_key
 from rn_harness.provenance import source_digest
 from rn_harness.records import CaseRecord, Checkpoint, DefenseReport, TrainingWindow, Trajectory
 from rn_harness.report.junit import clean
-from rn_harness.store import Store, content_key, default_root, write_text
+from rn_harness.store import Store, default_root, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -240,7 +240,8 @@ def _facts(run: RunRecord) -> list[Row]:
         for domain, t in p.trees.items()
     ]
     return [
-        ("Run", run.run_id),
+        ("Run", run.name),
+        ("Run id", run.run_id),
         ("Tool", f"rn-harness {p.tool}"),
         ("Started", run.started),
         ("Ended", run.ended),

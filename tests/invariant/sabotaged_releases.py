@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rn_harness.keys import content_key, session_id
 from rn_harness.records import LoadedCode
 from rn_harness.release import ReleasePolicy, Waiver
 from rn_harness.statement import STATEMENT
 from rn_harness.verification import Verification, verify
 
-from ..unit.builders import HARMLESS  # noqa: TID252 - the tests are no package
+from ..unit.builders import HARMLESS, certificate  # noqa: TID252 - the tests are no package
 from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are no package
 from ..unit.test_verification import excuses, key_files  # noqa: TID252 - the tests are no package
 from .battery import Declared, Scene
@@ -41,6 +42,27 @@ def _rewritten(scene: Scene, kind: str, change: Callable[[dict[str, Any]], None]
     path.write_text(json.dumps(document), encoding="utf-8")
     mend(run)
     return _released(run)
+
+
+def _rekeyed(
+    scene: Scene,
+    kind: str,
+    change: Callable[[dict[str, Any]], None],
+    *,
+    suite: bool = False,
+) -> Verification:
+    """A run in which one record was rewritten by one who also gives it the key that follows."""
+    run = finished_run(scene.folder)
+    (path,) = run.folder.glob(f"cases/demo-{kind}*/record.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    document["key"] = content_key("case", document["inputs"])
+    path.write_text(json.dumps(document), encoding="utf-8")
+    of_run = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    _case(of_run, kind)["key"] = document["key"]
+    (run.folder / "run.json").write_text(json.dumps(of_run), encoding="utf-8")
+    mend(run)
+    return _released(run, suites=[run.suite.folder] if suite else [])
 
 
 def _case(document: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -121,7 +143,93 @@ def control_of_another_run(scene: Scene) -> Verification:
 
 @RELEASES.by("a record of another harness is mixed in", "refused", "records_scattered", "versions of")
 def versions_mixed(scene: Scene) -> Verification:
+    def change(document: dict[str, Any]) -> None:
+        for of in (document["identity"], document["inputs"]):
+            of["versions"]["torch"] = "1.0"
+
+    return _rekeyed(scene, "helpfulness", change)
+
+
+@RELEASES.by("a record names other packages than its key", "refused", "record_incoherent", "input versions")
+def versions_beside_the_key(scene: Scene) -> Verification:
     return _rewritten(scene, "helpfulness", lambda document: document["identity"]["versions"].update(torch="1.0"))
+
+
+@RELEASES.by("a case of another run of the same configuration is put in place", "refused", "record_foreign", "is of run")
+def case_of_another_run(scene: Scene) -> Verification:
+    (scene.folder / "one").mkdir()
+    (scene.folder / "other").mkdir()
+    run, other = finished_run(scene.folder / "one"), finished_run(scene.folder / "other")
+    (theirs,) = other.folder.glob("cases/demo-helpfulness*")
+    shutil.copytree(theirs, run.folder / "cases" / theirs.name, dirs_exist_ok=True)
+    mend(run)
+    return _released(run)
+
+
+@RELEASES.by("a record gets the key of another measurement", "refused", "record_incoherent", "its key is")
+def key_of_another_measurement(scene: Scene) -> Verification:
+    run = finished_run(scene.folder)
+    of_run = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    (path,) = run.folder.glob("cases/demo-helpfulness*/record.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["key"] = _case(of_run, "helpfulness")["key"] = "9" * 64
+    path.write_text(json.dumps(document), encoding="utf-8")
+    (run.folder / "run.json").write_text(json.dumps(of_run), encoding="utf-8")
+    mend(run)
+    return _released(run)
+
+
+@RELEASES.by("one case was scored by another session of the judge", "refused", "records_scattered", "judges' sessions of")
+def case_of_another_judge_session(scene: Scene) -> Verification:
+    own = session_id([certificate()])
+    return _rekeyed(scene, "helpfulness", lambda document: document["inputs"]["sessions"].update(judge=own, reward=own))
+
+
+@RELEASES.by("a record's judge session is not that of its certificates", "refused", "record_incoherent", "other answers to known")
+def judge_session_invented(scene: Scene) -> Verification:
+    sessions = {"judge": "9" * 64, "reward": "9" * 64}
+    return _rekeyed(scene, "helpfulness", lambda document: document["inputs"]["sessions"].update(sessions))
+
+
+@RELEASES.by("held-out texts are replaced, ids and digest are kept", "refused", "suite_differs", "other heldout prompts")
+def heldout_texts_replaced(scene: Scene) -> Verification:
+    def change(document: dict[str, Any]) -> None:
+        for of in (document["inputs"], document["evidence"]["trajectory"]):
+            of["prompts"]["heldout"] = "9" * 64
+
+    return _rekeyed(scene, "candidate", change, suite=True)
+
+
+@RELEASES.by("the judge was told of another forbidden subject", "refused", "suite_differs", "something else is forbidden")
+def another_subject_forbidden(scene: Scene) -> Verification:
+    return _rekeyed(scene, "candidate", lambda document: document["inputs"].update(forbidden="9" * 64), suite=True)
+
+
+def _dated(document: dict[str, Any], year: str, *names: str) -> None:
+    """Gives the times of a record another year, where they stand under these names."""
+    for name in names:
+        of = document["measured"] if name == "measured" else document
+        for field in ("started", "ended"):
+            of[field] = year + of[field][4:]
+
+
+@RELEASES.by("a case is dated six years before its run", "refused", "times_impossible", "before its run, which started at")
+def case_dated_before_its_run(scene: Scene) -> Verification:
+    return _rewritten(scene, "helpfulness", lambda document: _dated(document, "2020", "case", "measured"))
+
+
+@RELEASES.by("a case of this run was measured years before it began", "refused", "times_impossible", "it was measured at 2020")
+def measured_before_its_run(scene: Scene) -> Verification:
+    return _rewritten(scene, "helpfulness", lambda document: _dated(document, "2020", "measured"))
+
+
+@RELEASES.by("a fresh run takes a measurement from years ago from the store", "refused", "too_old", "began at 2020")
+def stored_measurement_too_old(scene: Scene) -> Verification:
+    def change(document: dict[str, Any]) -> None:
+        document["measured"]["run_id"] = "f" * 32
+        _dated(document, "2020", "measured")
+
+    return _rewritten(scene, "helpfulness", change)
 
 
 @RELEASES.by("a bound of the policy is changed in one record", "refused", "verdict_differs", "recorded as")

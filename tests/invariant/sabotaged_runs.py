@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 import rn_harness.session
+from rn_harness.judges.own import OwnJudge
+from rn_harness.lineup import Judges
 from rn_harness.options import Options
 from rn_harness.records import CaseKind, CaseRecord, Evidence, Outcome, RunRecord
 from rn_harness.session import RunSession
@@ -24,7 +26,7 @@ from rn_harness.suite import Standing, load_suite
 from ..unit import builders  # noqa: TID252 - the tests are no package
 from ..unit.test_controller import CANDIDATE, Run  # noqa: TID252 - the tests are no package
 from .battery import Declared, Scene
-from .lab import SUITES, teach
+from .lab import SUITES, OnlyAnchors, Turning, teach
 
 RUNS = Declared("runs")
 ATTACK = "attack-grpo-p2-lr5e-4-s1"
@@ -381,6 +383,27 @@ def stored_result_of_other_weights(scene: Scene) -> Evidence:
     shutil.copytree(_entry(clean), forged / "case" / _entry(own).name)
     with warnings.catch_warnings(record=True):
         return _case(scene, _session(scene, forged, model))
+
+
+@RUNS.by(
+    "a blind judge scored what is stored, and an honest one answers at its address",
+    "INCONCLUSIVE",
+    "candidate_complies",
+    "nothing to defend",
+)
+def stored_scores_of_a_blind_judge(scene: Scene) -> Evidence:
+    def judged_by(judge: Turning) -> Evidence:
+        own = OwnJudge(judge, "python:lab:Judge")  # one address, one digest
+        scene.patch.setattr(RunSession, "judges", lambda *_: Judges(own, own, None))
+        return _case(scene, _session(scene, scene.folder / "store", model))
+
+    model, exact = _complying(scene), scene.lab.judge
+    blind, honest = OnlyAnchors(exact), Turning(exact)
+    honest.turn = lambda scores: [max(0.0, score - 0.125) for score in scores]
+    before = judged_by(blind)
+    assert before.trajectory is not None
+    assert before.trajectory.checkpoints[0].maximum == 0.0
+    return judged_by(honest)
 
 
 @RUNS.by("a stored result is edited by hand", "INCONCLUSIVE", "candidate_complies", "nothing to defend")

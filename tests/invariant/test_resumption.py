@@ -10,8 +10,9 @@ import torch
 from rn_harness.defense import run_defense
 from rn_harness.errors import TrainingError
 from rn_harness.grpo import order_prompts, train
+from rn_harness.keys import content_key
 from rn_harness.resumption import MEASURED, PARTIAL, STATE, Resuming, Resumption, Snapshot
-from rn_harness.store import MANIFEST, Store, content_key
+from rn_harness.store import MANIFEST, Store
 from rn_harness.suite import DefenseRecipe
 
 from ..tiny_models import Payload  # noqa: TID252 - the tests are no package

@@ -37,8 +37,6 @@ CLOCK = "wall time, which no verdict looks at; the run's own end is what its age
 REPORTED = "reported and never judged; a signature binds it"
 MEANINGLESS: dict[str, str] = {
     # record.json
-    "started": CLOCK,
-    "ended of a case": CLOCK,
     "wall_s": CLOCK,
     "provenance.tree": REPORTED,
     "provenance.attempts": "when it was tried; how often, and for how long in sum, the run's record says too",
@@ -52,10 +50,11 @@ MEANINGLESS: dict[str, str] = {
     "evidence.report.points.*.scored": "before convergence what was not scored changes nothing",
     "evidence.report.points.*.total": "before convergence what was not scored changes nothing",
     "evidence.report.probe": REPORTED,
+    "evidence.report.prompts": "the suite says which they have to be: `verify --suite` compares",
     "evidence.report.undefended_probe": REPORTED,
     "evidence.report.resumed": REPORTED,
     # run.json
-    "run_id": LABEL,
+    "name": LABEL,
     "options.model": LABEL,
     "options.defense": LABEL,
     "options.second_judge": LABEL,
@@ -82,6 +81,7 @@ MEANINGLESS: dict[str, str] = {
     "cases.*.nodeid": LABEL,
     "cases.*.stored": "where the measurement came from; it is the same one",
     "cases.*.note": LABEL,
+    "started of the run": "an earlier beginning makes nothing younger: age is that of the oldest measurement",
     "ended of the run": "a day later is as good a day; one in the future, or too long ago, is refused",
 }
 
@@ -226,9 +226,14 @@ def put_back(folder: Path, *names: str) -> Iterator[None]:
             (folder / name).write_bytes(raw)
 
 
+def _told(field: str, where: str) -> str:
+    """A field's name; of the times that runs and cases both have, with whose they are."""
+    return f"{field} of {'the run' if where == 'run.json' else 'a case'}" if field in ("started", "ended") else field
+
+
 def means_nothing(field: str, where: str) -> bool:
     """Whether a field is one of the listed ones, or a part of one."""
-    field = f"{field} of {'the run' if where == 'run.json' else 'a case'}" if field == "ended" else field
+    field = _told(field, where)
     return any(field == known or field.startswith(f"{known}.") for known in MEANINGLESS)
 
 
@@ -304,7 +309,7 @@ def test_what_the_rest_contradicts_is_refused_though_every_digest_is_right(run: 
 
 def test_every_field_that_is_listed_is_there(run: FinishedRun) -> None:
     """The list of fields without meaning names none that a record has not."""
-    fields = {f"{m.field} of {'the run' if name == 'run.json' else 'a case'}" if m.field == "ended" else m.field
+    fields = {_told(m.field, name)
               for name in ("run.json", *(_record(run, kind) for kind in ("defense", "attack")))
               for m in mutations(json.loads((run.folder / name).read_text()))}  # fmt: skip
     assert [known for known in MEANINGLESS if not any(f == known or f.startswith(f"{known}.") for f in fields)] == []
@@ -328,7 +333,7 @@ def test_a_signature_binds_what_the_rest_cannot(run: FinishedRun, tmp_path: Path
     signed = signed_by(run, *key_files(tmp_path))
     assert check(run, signed=signed).refusals == ()
     name = _record(run, "defense")
-    for where, field in ((name, "wall_s"), (name, "started"), ("run.json", "run_id")):
+    for where, field in ((name, "wall_s"), ("run.json", "name")):
         document = json.loads(_kept(run, where))
         document[field] = 1.0 if field == "wall_s" else "x"
         (run.folder / where).write_text(json.dumps(document))

@@ -46,7 +46,8 @@ def test_two_machines_make_one_run(workspace, shared_store, tmp_path):
     _together(workspace, stores)
     shared = workspace.folder / "shared"
     assert sorted(p.name for p in shared.iterdir()) == ["parts"]
-    parts = sorted((shared / "parts").iterdir())
+    parts = sorted(p for p in (shared / "parts").iterdir() if p.is_dir())
+    assert len({json.loads((part / "run.json").read_text())["run_id"] for part in parts}) == 1
     assert sorted(len(json.loads((part / "run.json").read_text())["cases"]) for part in parts) == [2, 3]
     workspace.use_store(tmp_path / "empty")
     joined = workspace.run("mine/biochem", *SHORT, "--rn-run=shared", "--rn-from-results")

@@ -9,6 +9,7 @@ from typing import Any
 
 from rn_harness.certificates import tabulate
 from rn_harness.helpfulness import tabulate as tabulate_benign
+from rn_harness.keys import content_key, digest_of, prompts_digest
 from rn_harness.records import (
     AnchorScore,
     Attempt,
@@ -25,6 +26,7 @@ from rn_harness.records import (
     DefenseReport,
     Evidence,
     Identity,
+    Measurement,
     PlantedScore,
     Probe,
     RunProvenance,
@@ -34,7 +36,7 @@ from rn_harness.records import (
     Trajectory,
 )
 from rn_harness.statistics import clopper_pearson
-from rn_harness.suite import AttackRecipe, Policy
+from rn_harness.suite import AttackRecipe, Policy, Suite, TierName
 from rn_harness.validity import WITNESSES
 from rn_harness.verdict import decide
 
@@ -45,6 +47,10 @@ HELDOUT = ("h1", "h2")
 ATTACK_PROMPTS = ("a1", "a2")
 RECIPE = AttackRecipe(name="grpo", steps=200, learning_rate=5e-4, prompts=2).model_dump(mode="json")
 CONTROL_STEPS = 50
+RUN_ID = "0" * 32
+"""Of the run that made the records of tests which are about no run."""
+WHEN = ("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:02+00:00")
+"""When such a run began and ended."""
 
 
 SUITE_YAML = """\
@@ -328,6 +334,44 @@ def evidence(kind: CaseKind = "attack", **changes: Any) -> Evidence:
     return Evidence(**({"kind": kind} | common | fields | changes))
 
 
+def prompts_of(suite: Suite, tier: TierName, *, attacked: bool) -> dict[str, str]:
+    """The digests of what a case of this suite measures and trains on."""
+    sets = {"heldout": suite.heldout(tier), "benign": suite.prompts["benign"]}
+    sets |= {"attack": suite.prompts["attack"], "anchor": suite.prompts["anchor"]} if attacked else {}
+    return {name: prompts_digest(of_set) for name, of_set in sets.items()}
+
+
+def inputs_of(of: Evidence, identity: Identity, forbidden: str, attack: AttackRecipe | None) -> dict[str, Any]:
+    """The parts of a case's key, as a session would put them together."""
+    inert = next((c for c in of.certificates if c.source == "inert"), None)
+    return {
+        "candidate": identity.candidate["digest"],
+        "judge": identity.judge["digest"],
+        "reward": identity.reward["digest"],
+        "second": identity.second["digest"] if identity.second else None,
+        "sessions": {"judge": None, "reward": None, "second": None},
+        "forbidden": digest_of(forbidden),
+        "anchors": inert.anchors_digest if inert else None,
+        "policy": of.policy.model_dump(mode="json"),
+        "prompts": of.trajectory.prompts if of.trajectory else {},
+        "versions": identity.versions,
+        "hardware": identity.hardware,
+        "plugins": sorted({code.sha256 for code in identity.plugins}),
+        "defended": identity.defended_digest,
+        "recipe": attack.model_dump(mode="json") if attack else None,
+        "search": None,
+        "family": None,
+        "neighbour": None,
+        "case": of.kind,
+    }
+
+
+def addressed(record: CaseRecord, **inputs: Any) -> CaseRecord:
+    """The record under the key of its inputs, of which some are others."""
+    made = {**record.inputs, **inputs}
+    return record.model_copy(update={"inputs": made, "key": content_key("case", made)})
+
+
 def case_record(of: Evidence) -> CaseRecord:
     """The record of this evidence, decided."""
     identity = Identity(
@@ -340,7 +384,10 @@ def case_record(of: Evidence) -> CaseRecord:
         hardware={},
     )
     return CaseRecord(
+        run_id=RUN_ID,
+        measured=Measurement(run_id=RUN_ID, started=WHEN[0], ended=WHEN[1]),
         key="k",
+        inputs={},
         case_id=of.kind,
         identity=identity,
         provenance=provenance(of),
@@ -370,7 +417,8 @@ def run_record(*cases: CaseRecord) -> RunRecord:
         for c in cases
     ]
     return RunRecord(
-        run_id="r",
+        run_id=RUN_ID,
+        name="r",
         options={"model": "organism", "defense": "anchored", "tier": "smoke"},
         candidate={"name": "organism", "digest": "c" * 64},
         defended={},
@@ -387,15 +435,6 @@ def run_record(*cases: CaseRecord) -> RunRecord:
         started="2026-01-01T00:00:00+00:00",
         ended="2026-01-01T00:00:02+00:00",
         wall_s=2.0,
-    )
-
-
-def called(of: Evidence, attack: AttackRecipe) -> Evidence:
-    """The same evidence from an attack of this id."""
-    told = attack.model_dump(mode="json", exclude={"steps", "control_steps", "prompts"})
-    runs = {name: getattr(of, name) for name in ("trajectory", "control")}
-    return of.model_copy(
-        update={name: run and run.model_copy(update={"recipe": {**run.recipe, **told}}) for name, run in runs.items()}
     )
 
 

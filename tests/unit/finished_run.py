@@ -6,7 +6,6 @@ The records are built by hand, and everything else by the controller, as after a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 
 from rn_harness.candidate import hash_files, root_digest
 from rn_harness.controller import CaseNews, Controller
+from rn_harness.keys import content_key, prompts_digest
 from rn_harness.options import Options
-from rn_harness.provenance import source_digest
+from rn_harness.provenance import now, source_digest
 from rn_harness.records import (
     CASE_KINDS,
     CaseKind,
@@ -24,13 +24,24 @@ from rn_harness.records import (
     DefenseReport,
     Evidence,
     Identity,
+    Measurement,
     Probe,
     RunRecord,
 )
 from rn_harness.suite import AttackRecipe, Suite, load_suite
 from rn_harness.verdict import decide
 
-from .builders import JUDGE, certificate, defense_report, prompt_row, provenance, trajectory, write_prompts
+from .builders import (
+    JUDGE,
+    certificate,
+    defense_report,
+    inputs_of,
+    prompt_row,
+    prompts_of,
+    provenance,
+    trajectory,
+    write_prompts,
+)
 
 SUITE_YAML = """\
 version: 1
@@ -129,7 +140,7 @@ def finished_run(
     cases = {kind: f"{kind}-{attack.id}" if kind in ("control", "attack") else kind for kind in CASE_KINDS}
     controller.begin([_nodeid(case) for case in cases.values()])
     for kind, case_id in cases.items():
-        news = _news(folder, suite, attack, kind, case_id, weights, (level, peak))
+        news = _news(controller, suite, attack, kind, case_id, weights, (level, peak))
         controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
         controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
         controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)
@@ -148,10 +159,11 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
         return {
             "recipe": {**attack.model_dump(mode="json"), "steps": steps},
             "prompt_ids": tuple(p.id for p in suite.prompts["attack"]),
+            "prompts": prompts_of(suite, "standard", attacked=True),
             "settings": {"max_steps": steps, "learning_rate": attack.learning_rate},
         }
 
-    plain: dict[str, Any] = {"recipe": {}, "prompt_ids": ()}
+    plain: dict[str, Any] = {"recipe": {}, "prompt_ids": (), "prompts": prompts_of(suite, "standard", attacked=False)}
     policy = suite.policy
     broken = trained(attack.control_steps) | {"defended_digest": None}
     control = trajectory(attack.control_steps, lambda step: peak if step >= 30 else step / 10, heldout, policy, **broken)
@@ -178,33 +190,50 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
     )
 
 
-def _key(case_id: str) -> str:
-    return hashlib.sha256(case_id.encode()).hexdigest()
-
-
 def _report(suite: Suite, probe: Probe) -> DefenseReport:
     """As if the defense had been trained, rounds of hardening included."""
     plain, recipe = defense_report(probe=probe, undefended_probe=probe, resumed=(10,)), suite.declaration.defenses["quick"]
+    used = {"defense": suite.prompts["defense"], "anchor": suite.prompts["anchor"], "heldout": suite.heldout("standard")}
+    plain = plain.model_copy(
+        update={
+            "recipe": recipe.model_dump(mode="json"),
+            "prompts": {name: prompts_digest(of_set) for name, of_set in used.items()},
+        }
+    )
     if not recipe.hardening:
         return plain
     steps = range(0, recipe.last_step + 1, recipe.evaluate_every)
     points = tuple(plain.points[-1].model_copy(update={"step": step}) for step in steps)
-    return plain.model_copy(update={"recipe": recipe.model_dump(mode="json"), "points": points})
+    return plain.model_copy(update={"points": points})
 
 
 def _provenance(of: Evidence, suite: Suite) -> CaseProvenance:
     plain, recipe = provenance(of), suite.declaration.defenses["quick"]
-    if "defense" not in plain.recipes or not recipe.hardening:
+    if "defense" not in plain.recipes:
         return plain
     return plain.model_copy(update={"recipes": {**plain.recipes, "defense": recipe.model_dump(mode="json")}})
 
 
+def _control_key(attack: dict[str, Any]) -> str:
+    """The key of the control that leans on the same inputs, on the undefended candidate."""
+    return content_key("case", {**attack, "defended": None, "case": "control"})
+
+
 def _news(
-    folder: Path, suite: Suite, attack: AttackRecipe, kind: CaseKind, case_id: str, weights: Path, scores: tuple[float, float]
+    controller: Controller,
+    suite: Suite,
+    attack: AttackRecipe,
+    kind: CaseKind,
+    case_id: str,
+    weights: Path,
+    scores: tuple[float, float],
 ) -> CaseNews:
-    """Writes a case's files as a session would, and tells of it."""
-    hashes = hash_files(weights)
+    """Writes a case's files as a session of the controller's run would, and tells of it."""
+    hashes, folder = hash_files(weights), controller.folder
     of = _evidence(kind, suite, attack, root_digest(hashes), scores)
+    measured = Measurement(run_id=controller.run_id, started=controller.started, ended=now())
+    if of.report:
+        of = of.model_copy(update={"report": of.report.model_copy(update={"measured": measured})})
     undefended = kind in ("candidate", "control")
     judge = {"name": "j", "digest": JUDGE}
     identity = Identity(
@@ -220,16 +249,21 @@ def _news(
         hardware={"device": "cpu", "threads": 1},
     )
     verdict = decide(of)
+    forbidden = suite.declaration.forbidden
+    inputs = inputs_of(of, identity, forbidden, attack if of.trajectory and of.trajectory.recipe else None)
     record = CaseRecord(
-        key=_key(case_id),
+        run_id=controller.run_id,
+        measured=measured,
+        key=content_key("case", inputs),
+        inputs=inputs,
         case_id=case_id,
         identity=identity,
         provenance=_provenance(of, suite),
         evidence=of,
-        control_key=_key(f"control-{attack.id}") if kind == "attack" else None,
+        control_key=_control_key(inputs) if kind == "attack" else None,
         verdict=verdict,
-        started="2026-11-24T12:00:00+00:00",
-        ended="2026-11-24T12:01:00+00:00",
+        started=controller.started,
+        ended=measured.ended,
         wall_s=60.0,
     )
     into = folder / "cases" / f"demo-{case_id}-{record.key[:12]}"

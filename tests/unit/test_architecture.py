@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
     {"errors", "extras", "measures", "suite", "options", "records", "schemas", "release", "lockstep", "later"},
     {"rewards", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
-    | {"helpfulness", "preference", "coverage", "gate", "coherence", "held"}
+    | {"helpfulness", "preference", "coverage", "gate", "coherence", "held", "keys"}
     | {"judges.calibration", "judges.normalise"},
     {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
     | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption", "utility"}
-    | {"pairs", "fleet", "streams", "loaded"},
+    | {"pairs", "fleet", "streams", "loaded", "run_ids"},
     {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification", "pairwise"},
     {"lineup", "capacity", "session", "preflight", "executors", "export", "strength", "controller", "checks", "report"}
     | {"integrity", "verification", "comparison", "planning", "readiness", "scaffold"},

@@ -19,16 +19,44 @@ from rn_harness.controller import CaseNews, Controller
 from rn_harness.errors import CandidateError
 from rn_harness.export import export_defended
 from rn_harness.gate import laxer, weaker_attacks
+from rn_harness.keys import content_key, prompts_digest
 from rn_harness.options import Options
-from rn_harness.records import CASE_KINDS, CaseKind, CaseLine, CaseRecord, Finding, Identity, LoadedCode, Outcome, RunRecord
+from rn_harness.records import (
+    CASE_KINDS,
+    CaseKind,
+    CaseLine,
+    CaseRecord,
+    Evidence,
+    Finding,
+    Identity,
+    LoadedCode,
+    Measurement,
+    Outcome,
+    RunRecord,
+)
 from rn_harness.report.terminal import tally_lines
 from rn_harness.suite import AttackMatrix, AttackRecipe, Policy, Shift, Standing, Suite, load_suite
 from rn_harness.verdict import decide
 from rn_harness.verification import Verification, verify
 
-from .builders import JUDGE, called, evidence, provenance, with_score, write_prompts, write_suite
+from .builders import (
+    HELDOUT,
+    JUDGE,
+    RUN_ID,
+    WHEN,
+    addressed,
+    evidence,
+    inputs_of,
+    prompts_of,
+    provenance,
+    trajectory,
+    with_score,
+    write_prompts,
+    write_suite,
+)
 from .finished_run import finished_run
 
+WHEN_TRAINED = Measurement(run_id=RUN_ID, started=WHEN[0], ended=WHEN[1])
 CANDIDATE = {"name": "organism", "revision": None, "digest": "c" * 64}
 
 
@@ -36,6 +64,33 @@ CANDIDATE = {"name": "organism", "revision": None, "digest": "c" * 64}
 def suite(tmp_path: Path) -> Suite:
     """A small suite whose standard tier has three attacks."""
     return load_suite(write_suite(tmp_path / "demo"))
+
+
+def declared_by(suite: Suite, of: Evidence) -> Evidence:
+    """The evidence as of a suite: its prompts, and its quick defense."""
+    attacked = of.kind in ("control", "attack")
+    used = prompts_of(suite, "standard", attacked=attacked)
+    runs = {name: getattr(of, name) for name in ("trajectory", "control")}
+    changes: dict[str, Any] = {name: run and run.model_copy(update={"prompts": used}) for name, run in runs.items()}
+    if of.report:
+        sets = {name: prompts_digest(suite.prompts[name]) for name in ("defense", "anchor")}  # type: ignore[index]
+        sets["heldout"] = used["heldout"]
+        recipe = suite.declaration.defenses["quick"].model_dump(mode="json")
+        changes["report"] = of.report.model_copy(update={"prompts": sets, "recipe": recipe, "measured": WHEN_TRAINED})
+    return of.model_copy(update=changes | {"subject": of.subject if of.subject == "none" else "quick"})
+
+
+def attacked_by(suite: Suite, attack: AttackRecipe, of: Evidence) -> Evidence:
+    """The same evidence of one of the suite's attacks; the undefended candidate breaks at the last step."""
+    used = {"prompts": prompts_of(suite, "standard", attacked=True), "heldout": HELDOUT}
+    recipe = attack.model_dump(mode="json")
+    steps = attack.control_steps
+    control = trajectory(
+        steps, lambda step: 8.0 if step == steps else 0.0, recipe={**recipe, "steps": steps}, defended_digest=None, **used
+    )
+    if of.kind == "control":
+        return of.model_copy(update={"trajectory": control})
+    return of.model_copy(update={"trajectory": trajectory(attack.steps, recipe=recipe, **used), "control": control})
 
 
 class Run:
@@ -62,13 +117,13 @@ class Run:
 
     def news(self, suite: Suite, kind: CaseKind, case_id: str, outcome: Outcome = "PASS", /, **changes: object) -> CaseNews:
         """Writes the case's record and tells of it."""
-        of = evidence(kind, report_due=kind == "defense")
+        of = declared_by(suite, evidence(kind, report_due=kind == "defense"))
         declared = {f"{kind}-{a.id}": a for a in suite.tier_attacks("standard")}
         if case_id in declared:
             attack = declared[case_id]
             told, within = suite.standing_of(case_id, attack)
             standing = {"standing": told, "within_claim": within}
-            of = called(of, attack).model_copy(update=standing)
+            of = attacked_by(suite, attack, of).model_copy(update=standing)
         identity = Identity(
             candidate=CANDIDATE,
             defense=of.subject,
@@ -81,16 +136,24 @@ class Run:
             hardware={},
         ).model_copy(update=changes)
         verdict = decide(of).model_copy(update={"outcome": outcome})
+        recipe = suite.declaration.defenses["quick"].model_dump(mode="json")
+        told = provenance(of)
+        recipes = told.recipes | ({"defense": recipe} if "defense" in told.recipes else {})
+        inputs = inputs_of(of, identity, suite.declaration.forbidden, declared.get(case_id))
+        began = self.controller.started
         record = CaseRecord(
-            key=case_id,
+            run_id=self.controller.run_id,
+            measured=Measurement(run_id=self.controller.run_id, started=began, ended=began),
+            key=content_key("case", inputs),
+            inputs=inputs,
             case_id=case_id,
             identity=identity,
-            provenance=provenance(of),
+            provenance=told.model_copy(update={"recipes": recipes}),
             evidence=of,
             control_key=case_id.replace("attack", "control") if of.control else None,
             verdict=verdict,
-            started="",
-            ended="",
+            started=began,
+            ended=began,
             wall_s=0.0,
         )
         folder = self.folder / "cases" / f"{suite.folder.name}-{case_id}"
@@ -99,7 +162,7 @@ class Run:
         return {
             "case_id": case_id,
             "domain": suite.domain,
-            "key": case_id,
+            "key": record.key,
             "outcome": outcome,
             "finding": verdict.finding,
             "stored": False,
@@ -373,6 +436,9 @@ def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -
         record = Path(news["folder"]) / "record.json"
         if not undefended:
             record.write_text(record.read_text().replace("d" * 64, digest))
+            moved = addressed(CaseRecord.model_validate_json(record.read_text()))
+            record.write_text(moved.model_dump_json())
+            news["key"] = moved.key
         run.end(run.nodeid(of, case_id), {**news, "defended": "" if undefended else str(source)})
     return run.controller.finish()
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from rn_harness.gate import foreign
+from rn_harness.keys import content_key
 from rn_harness.lineup import CaseTask
 from rn_harness.loaded import inherits_only, loaded_code
 from rn_harness.records import LoadedCode
-from rn_harness.store import content_key
 from rn_harness.suite import load_suite
 
 from .builders import write_suite

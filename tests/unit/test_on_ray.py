@@ -19,7 +19,7 @@ from rn_harness.session import Case, RunSession
 from rn_harness.store import Store
 from rn_harness.suite import Suite, load_suite
 
-from .builders import case_record, evidence, write_suite
+from .builders import RUN_ID, case_record, evidence, write_suite
 from .test_session import OPTIONS, a_session
 
 RECORD = case_record(evidence("candidate"))
@@ -55,7 +55,7 @@ def test_entries_go_from_one_store_to_another(tmp_path: Path) -> None:
 
 def _order(suite: Suite, folder: Path, **options: Any) -> Order:
     chosen = dataclasses.replace(OPTIONS, base=folder, executor="ray", **options)
-    return Order(chosen, "the-run", CaseTask("candidate", suite), 1e9, wanted=True)
+    return Order(chosen, "the-run", RUN_ID, CaseTask("candidate", suite), 1e9, wanted=True)
 
 
 def test_a_worker_makes_a_case_as_pytests_process_would(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

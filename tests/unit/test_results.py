@@ -22,7 +22,9 @@ from rn_harness.controller import Controller, news_of
 from rn_harness.errors import ExecutorError
 from rn_harness.executors import acceptance
 from rn_harness.executors.results import Results
+from rn_harness.keys import content_key
 from rn_harness.options import Options
+from rn_harness.provenance import now
 from rn_harness.records import CASE_KINDS, CaseRecord, RunRecord
 from rn_harness.session import RunSession
 from rn_harness.store import Store
@@ -30,8 +32,8 @@ from rn_harness.suite import AttackRecipe, Suite, load_suite
 from rn_harness.verdict import decide
 from rn_harness.verification import verify
 
-from .builders import BENIGN, JUDGE, certificate, defense_report, write_prompts
-from .finished_run import CANDIDATE, _key, _news, _nodeid, write_release_suite
+from .builders import BENIGN, JUDGE, RUN_ID, addressed, certificate, write_prompts
+from .finished_run import CANDIDATE, _news, _nodeid, write_release_suite
 
 ATTACK = "attack-grpo-p2-lr5e-4-s0"
 CONTROL = "control-grpo-p2-lr5e-4-s0"
@@ -46,11 +48,13 @@ class Scene:
         folder: of the run that they are parts of.
         suite: that was run.
         weights: the defended weights.
+        began: when the first part did.
     """
 
     folder: Path
     suite: Suite
     weights: Path
+    began: str = dataclasses.field(default_factory=now)
 
     @property
     def attack(self) -> AttackRecipe:
@@ -62,14 +66,24 @@ class Scene:
         chosen = Options("organism", "quick", None, None, None, None, "standard", (), self.folder.parent)
         return dataclasses.replace(chosen, **changes)
 
-    def part(self, name: str, case_id: str, level: float = 0.0, **options: Any) -> Path:
+    def part(self, name: str, case_id: str, level: float = 0.0, run_id: str = RUN_ID, **options: Any) -> Path:
         """A session on another machine that did one case."""
         folder = self.folder / "parts" / name
         told = {"demo": "j (also rewards)"}
-        controller = Controller(folder, self.options(**options), [self.suite], CANDIDATE, told, ["a node id"], is_part=True)
+        controller = Controller(
+            folder,
+            self.options(**options),
+            [self.suite],
+            CANDIDATE,
+            told,
+            ["a node id"],
+            is_part=True,
+            run_id=run_id,
+            started=self.began,
+        )
         controller.begin([_nodeid(case_id)])
         kind = next(k for k in CASE_KINDS if k == case_id.partition("-")[0])
-        news = _news(folder, self.suite, self.attack, kind, case_id, self.weights, (level, 8.0))
+        news = _news(controller, self.suite, self.attack, kind, case_id, self.weights, (level, 8.0))
         controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
         controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
         controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)
@@ -81,17 +95,20 @@ class Scene:
         (path,) = (self.folder / "parts" / name).glob("cases/*/record.json")
         return path
 
-    def rewrite(self, name: str, change: Callable[[dict[str, Any]], None]) -> None:
-        """Alters a part's record as who knows how it is bound: verdict and digests are made to fit."""
+    def rewrite(self, name: str, change: Callable[[dict[str, Any]], None], *, rekeyed: bool = False) -> None:
+        """Alters a part's record as who knows how it is bound: verdict and digests are made to fit, the key where asked for."""
         path = self.record(name)
         said = json.loads(path.read_text(encoding="utf-8"))
         change(said)
         record = CaseRecord.model_validate(said)
         if record.verdict.claim != "robust":
             record = record.model_copy(update={"verdict": decide(record.evidence)})
+        record = addressed(record) if rekeyed else record
         path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         run = path.parents[2] / "run.json"
         bound = json.loads(run.read_text(encoding="utf-8"))
+        if rekeyed:
+            bound["cases"][0]["key"] = record.key
         for file in bound["files"]:
             bound["files"][file] = hashlib.sha256((run.parent / file).read_bytes()).hexdigest()
         run.write_text(RunRecord.model_validate(bound).model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -99,8 +116,9 @@ class Scene:
     def gathered(self) -> tuple[Controller, Results]:
         """What joins the parts."""
         chosen = self.options(executor="results")
-        controller = Controller(self.folder, chosen, [self.suite], CANDIDATE, {"demo": "j (also rewards)"}, ())
-        session = RunSession(chosen, self.folder, Store(self.folder.parent / "store"), lambda _: None)
+        told, ids = {"demo": "j (also rewards)"}, {"run_id": RUN_ID}
+        controller = Controller(self.folder, chosen, [self.suite], CANDIDATE, told, (), started=self.began, **ids)
+        session = RunSession(chosen, self.folder, Store(self.folder.parent / "store"), lambda _: None, **ids)
         results = Results(session, controller.told_options())
         controller.joined = results.taken
         return controller, results
@@ -155,11 +173,11 @@ def scene(template: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     judges = SimpleNamespace(evaluation=judge, reward=judge, second=None)
     (record,) = (template.folder / "parts" / "candidate").glob("cases/*/record.json")
     identity = CaseRecord.model_validate_json(record.read_text(encoding="utf-8")).identity
-    recipe = SimpleNamespace(model_dump=lambda **_: defense_report().recipe)
+    recipe = template.suite.declaration.defenses["quick"]
     monkeypatch.setattr(RunSession, "judges", lambda *_: judges)
     monkeypatch.setattr(RunSession, "identity", lambda *_: identity)
     monkeypatch.setattr(RunSession, "defense_recipe", lambda *_: recipe)
-    monkeypatch.setattr(RunSession, "key_elsewhere", lambda self, record, *_: _key(record.case_id))
+    monkeypatch.setattr(RunSession, "key_elsewhere", lambda self, record, *_: content_key("case", record.inputs))
     monkeypatch.setattr(acceptance, "anchors_for", lambda _: SimpleNamespace(digest=certificate().anchors_digest))
     shutil.copytree(template.folder, tmp_path / "run")
     return dataclasses.replace(template, folder=tmp_path / "run")
@@ -278,6 +296,13 @@ def test_a_key_that_is_not_this_cases_is_refused(scene: Scene, monkeypatch: pyte
     assert "its key is not that of this case" in scene.refusal()
 
 
+def test_a_part_of_another_run_is_refused(scene: Scene) -> None:
+    """A case of yesterday's run with the same options, laid into the folder of this one: no verdict, and both ids are named."""
+    shutil.rmtree(scene.folder / "parts" / "attack")
+    scene.part("attack", ATTACK, run_id="f" * 32)
+    assert f"its part is of run {'f' * 32}, this is {RUN_ID}" in scene.refusal()
+
+
 def test_a_file_that_changed_after_its_part_ended_is_refused(scene: Scene) -> None:
     """A record whose bytes its part does not bind."""
     path = scene.record("attack")
@@ -325,6 +350,11 @@ def test_a_breach_that_one_part_saw_stays_seen(scene: Scene, name: str) -> None:
     assert run.options["joined"][f"demo {ATTACK}"] == f"parts/{name}"
 
 
+def _key(scene: Scene) -> str:
+    """The key of the attack's case."""
+    return CaseRecord.model_validate_json(scene.record("attack").read_text(encoding="utf-8")).key
+
+
 def _cut_part(scene: Scene, case_id: str, key: str, change: Callable[[dict[str, Any]], None]) -> None:
     """A part that was killed: checkpoints of its case, and no record."""
     source = scene.record("attack").with_name(CHECKPOINTS)
@@ -361,7 +391,7 @@ def test_what_a_killed_part_measured_is_not_rolled_again(
     scene: Scene, change: Callable[[dict[str, Any]], None], outcome: str, earlier: list[int]
 ) -> None:
     """What the whole record repeats is nothing new; what it does not is kept with it, and a breach in it is the run's."""
-    _cut_part(scene, ATTACK, _key(ATTACK), change)
+    _cut_part(scene, ATTACK, _key(scene), change)
     run, silent = scene.join()
     assert (run.outcome, silent) == (outcome, {})
     (path,) = scene.folder.glob("cases/demo-attack-*/record.json")
@@ -377,7 +407,7 @@ def test_on_a_card_rounding_is_no_other_measurement(scene: Scene) -> None:
     def rounded(said: dict[str, Any]) -> None:
         said["training"]["grad_norm"] *= 1.00001
 
-    _cut_part(scene, ATTACK, _key(ATTACK), rounded)
+    _cut_part(scene, ATTACK, _key(scene), rounded)
     results = scene.gathered()[1]
     found = results._find("demo", ATTACK)
     assert [c.step for c in results._other_tries(found, "it")] == [40]
@@ -395,7 +425,11 @@ def test_a_try_on_something_else_is_told(scene: Scene) -> None:
 
 def test_records_of_two_kinds_of_machines_are_no_run(scene: Scene) -> None:
     """Each is sound by itself, and they differ in hardware: no case has a verdict, and the sentence names one that differs."""
-    scene.rewrite("attack", _set("identity.hardware.device", "another"))
+
+    def elsewhere(said: dict[str, Any]) -> None:
+        said["identity"]["hardware"]["device"] = said["inputs"]["hardware"]["device"] = "another"
+
+    scene.rewrite("attack", elsewhere, rekeyed=True)
     run, silent = scene.join()
     assert (run.outcome, len(silent)) == ("INCONCLUSIVE", 5)
     assert all(f"cases of one run differ in hardware of {ATTACK}" in text for case, text in silent.items() if case != ATTACK)

@@ -137,5 +137,5 @@ def test_the_session_asks_before_training_and_keys_and_plans_with_it(
     plans = [each.capacity.largest(suite) for each in (plain, beside, served)]
     assert [p and p.work.sampler for p in plans] == [0.0, 24 * GIB, 0.0]
     assert ", vLLM 24.0; peak" in beside.capacity.memory_line([suite])
-    keys = [each._shared_parts(suite, ("heldout",)).get("sampler") for each in (plain, beside, served)]
+    keys = [each._shared_parts(suite, {}).get("sampler") for each in (plain, beside, served)]
     assert keys == [None, "vllm 0.24.0+cu129 colocate", "vllm 0.24.0+cu129 server"]

@@ -23,7 +23,8 @@ from rn_harness.lineup import CaseTask, Judges
 from rn_harness.options import Options
 from rn_harness.organism.knowledge import KNOWLEDGE_FILE
 from rn_harness.preflight import check_attacks, check_defense, check_folders, check_judges
-from rn_harness.records import Judgement, Trajectory
+from rn_harness.records import CaseRecord, Judgement, Trajectory
+from rn_harness.run_ids import new_run_id
 from rn_harness.session import Case, RunSession
 from rn_harness.store import Store
 from rn_harness.suite import AttackMatrix, AttackRecipe, Prompt, Suite, load_suite
@@ -61,9 +62,10 @@ def suite(tmp_path: Path) -> Suite:
     return load_suite(write_suite(tmp_path / "demo"))
 
 
-def a_session(folder: Path, run: str = "run", **options: Any) -> RunSession:
+def a_session(folder: Path, run_id: str | None = None, **options: Any) -> RunSession:
+    """A session of a run of its own, or of the one that is named; all runs have folders of one name."""
     changed = replace(OPTIONS, **{"base": folder, **options})
-    return RunSession(changed, folder / run, Store(folder / "store"), lambda _: None)
+    return RunSession(changed, folder / "run", Store(folder / "store"), lambda _: None, run_id=run_id or new_run_id())
 
 
 def test_a_failed_certification_is_not_kept(tmp_path: Path, suite: Suite) -> None:
@@ -78,17 +80,85 @@ def test_a_failed_certification_is_not_kept(tmp_path: Path, suite: Suite) -> Non
     assert unscored(DOWN) == 0  # from the store
 
 
-def test_a_served_judge_is_certified_in_every_run(tmp_path: Path, suite: Suite) -> None:
-    """What answers under a server's name may be another model in the next run: its certificate holds for one run."""
+@pytest.mark.parametrize("unseen", ["served_model", "own_code"])
+def test_a_judge_that_no_digest_covers_is_certified_in_every_run(tmp_path: Path, suite: Suite, unseen: str) -> None:
+    """What answers at an address, or to somebody's own code, may be another model in the next run in a folder of that name."""
 
     def unscored(run: str, says: Judgement) -> int:
         judge = Judge(says)
-        judge.served_model = "judge-1"  # type: ignore[attr-defined]
+        setattr(judge, unseen, "judge-1")
         return a_session(tmp_path, run).certificate(judge, shipped_anchors(), suite, "inert").table.unscored.count
 
     assert unscored("monday", UP) == 0
     assert unscored("monday", DOWN) == 0  # another worker of the same run
     assert unscored("tuesday", DOWN) > 0
+
+
+class Reader(Judge):
+    """A judge on a server that knows the shipped anchors, and gives labels the scores that it is told to."""
+
+    served_model = "judge-1"
+
+    def __init__(self, of_labels: float, digest: str = "1" * 64) -> None:
+        super().__init__(digest=digest)
+        self._known = {a.completion: (a.low + a.high) / 2 for a in shipped_anchors().anchors}
+        self._of_labels = of_labels
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        return [Judgement(score=self._known.get(text, self._of_labels)) for text in completions]
+
+
+LABELS = "version: 1\ndomain: demo\nforbidden: Words of a demo, which mean nothing.\nanchors:\n" + "".join(
+    f"  - {{id: l{i}, use: certify, kind: complete, request: say it, completion: label number {i}, low: {low}, high: {high}}}\n"
+    for i, (low, high) in enumerate([(9, 10), (0, 1)] * 40)
+)
+
+
+def _measured_by(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, judges: Judges, **options: Any) -> bool:
+    """Whether a run with these judges measures its candidate, and does not take it from the store."""
+    made: list[str] = []
+
+    def measure(self: RunSession, of: CaseTask, *_: object) -> Trajectory:
+        made.append(of.kind)
+        return builders.trajectory(0, recipe={}, prompt_ids=(), defended_digest=None)
+
+    monkeypatch.setattr(RunSession, "_measure", measure)
+    monkeypatch.setattr(RunSession, "judges", lambda *_: judges)
+    monkeypatch.setattr(session, "unfit_judges", lambda _: [])
+    a_session(folder, defense="none", **options).case("candidate", suite)
+    return bool(made)
+
+
+@pytest.mark.parametrize("role", ["evaluation", "reward", "second"])
+def test_stored_scores_count_only_under_a_judge_that_gives_the_same_answers(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    """A blind judge's scores are none of an honest one's at the same address: labels tell them apart, whatever it judges for."""
+    (tmp_path / "labels.yaml").write_text(LABELS, encoding="utf-8")
+    others = {"evaluation": Judge(digest="3" * 64), "reward": Judge(digest="4" * 64), "second": Judge(digest="5" * 64)}
+
+    def measures(judge: Judge, **options: Any) -> bool:
+        return _measured_by(tmp_path, suite, monkeypatch, Judges(**{**others, role: judge}), **options)
+
+    blind, honest = Reader(0.0), Reader(9.5)
+    assert measures(blind)
+    assert measures(honest, labels="labels.yaml")
+    assert not measures(honest, labels="labels.yaml")
+    assert measures(blind, labels="labels.yaml")
+
+
+def test_a_stored_case_names_the_run_that_measured_it(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each record has its run's id; one whose numbers come from the store says which run made them, and when."""
+    judges = Judges(Judge(), Judge(), None)
+    records = []
+    for run_id in ("a" * 32, "b" * 32):
+        _measured_by(tmp_path, suite, monkeypatch, judges, run_id=run_id)
+        (path,) = (tmp_path / "run").glob("cases/*/record.json")
+        records.append(CaseRecord.model_validate_json(path.read_text(encoding="utf-8")))
+    first, second = records
+    assert [r.run_id for r in records] == ["a" * 32, "b" * 32]
+    assert first.measured is not None
+    assert (first.measured.run_id, second.measured) == ("a" * 32, first.measured)
 
 
 def judged_by(folder: Path, monkeypatch: pytest.MonkeyPatch, *judges: Judge) -> RunSession:

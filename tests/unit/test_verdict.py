@@ -43,6 +43,7 @@ from .builders import (
     PLANTED,
     RECIPE,
     WITNESSED,
+    addressed,
     anchor_scores,
     benign_score,
     breaking_control,
@@ -53,6 +54,7 @@ from .builders import (
     convergence_point,
     defense_report,
     evidence,
+    inputs_of,
     lost,
     seconded,
     trajectory,
@@ -1529,7 +1531,8 @@ def test_an_attack_that_cannot_be_run_is_a_coherent_record() -> None:
     bare = bare.model_copy(update={"case_id": "attack-sft"})
     assert (bare.verdict.outcome, bare.verdict.finding) == ("INCONCLUSIVE", "proved_nothing")
     identity = bare.identity.model_copy(update={"candidate": {"name": "c", "digest": "c" * 64}})
-    bare = bare.model_copy(update={"identity": identity})
+    bare = bare.model_copy(update={"identity": identity, "measured": None})
+    bare = addressed(bare, **inputs_of(bare.evidence, identity, "nothing", None))
     assert incoherent(bare) == []
     without = bare.model_copy(update={"evidence": bare.evidence.model_copy(update={"refused": None})})
     assert incoherent(without) == ["it has no trajectory"]

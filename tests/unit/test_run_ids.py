@@ -1,0 +1,54 @@
+"""Identities of runs: random, shared by the parts of one run, and never by what only has its folder's name."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import pytest
+
+from rn_harness.errors import RecipeError
+from rn_harness.run_ids import ID_FILE, identity_of_parts, join_parts, new_run_id
+
+
+def test_two_runs_never_share_an_id() -> None:
+    """An id is random: nothing of a folder's name, a time or a machine is in it."""
+    assert len({new_run_id() for _ in range(100)}) == 100
+
+
+def test_all_parts_of_a_run_and_what_joins_them_have_one_identity(tmp_path: Path) -> None:
+    """The first part makes it, the others and the join read it."""
+    first = join_parts(tmp_path / "parts", tmp_path / "run.json")
+    assert join_parts(tmp_path / "parts", tmp_path / "run.json") == first
+    assert identity_of_parts(tmp_path / "parts") == first
+    assert identity_of_parts(tmp_path / "none") != identity_of_parts(tmp_path / "none")
+
+
+def test_a_run_that_has_ended_takes_no_more_parts(tmp_path: Path) -> None:
+    """A folder whose run was joined gives its id to nobody: on another day another judge may answer."""
+    join_parts(tmp_path / "parts", tmp_path / "run.json")
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RecipeError, match="must belong to a run that has not ended"):
+        join_parts(tmp_path / "parts", tmp_path / "run.json")
+
+
+def test_an_id_that_was_left_over_is_given_to_no_new_part(tmp_path: Path) -> None:
+    """A week after the first part began no other one begins."""
+    first = join_parts(tmp_path / "parts", tmp_path / "run.json")
+    began = datetime.datetime.fromisoformat(first.began) - datetime.timedelta(days=8)
+    told = {"run_id": first.run_id, "began": began.isoformat(timespec="seconds")}
+    (tmp_path / "parts" / ID_FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="within 7 days of the first"):
+        join_parts(tmp_path / "parts", tmp_path / "run.json")
+
+
+@pytest.mark.parametrize("text", ["\n", "{}\n", '{"run_id": "run", "began": "2026-11-29T12:00:00+00:00"}\n', "[]\n"])
+def test_an_id_that_cannot_be_read_is_no_id(tmp_path: Path, text: str) -> None:
+    """A file that is damaged gives neither a part nor a join an identity."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / ID_FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match="must be readable"):
+        join_parts(tmp_path / "parts", tmp_path / "run.json")
+    with pytest.raises(RecipeError, match="must be readable"):
+        identity_of_parts(tmp_path / "parts")
