@@ -6,7 +6,7 @@ The records are built by hand, and everything else by the controller, as after a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ def finished_run(
     twins: int = 20,
     steps: int = 200,
     changed: Mapping[str, Any] | None = None,
+    late: Callable[[Path], object] | None = None,
     **options: Any,
 ) -> FinishedRun:
     """A run of tier standard.
@@ -120,6 +121,7 @@ def finished_run(
         twins: benign ones that the suite has.
         steps: of the attack, as the suite declares it.
         changed: settings of the attack that were not run as the suite declares them.
+        late: is given the weights' folder after the cases and before the run's end.
         options: of the run.
     """
     declared = write_release_suite(root / "demo", hardening, more)
@@ -144,6 +146,8 @@ def finished_run(
         controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
         controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
         controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)
+    if late is not None:
+        late(weights)
     return FinishedRun(folder, weights, suite, controller.finish())
 
 

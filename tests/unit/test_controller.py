@@ -686,7 +686,7 @@ def test_junit_is_never_green_over_a_breach_that_no_test_told(run: Run) -> None:
     record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
     run_of = record.evidence.trajectory
     assert run_of is not None
-    breached = record.evidence.model_copy(update={"trajectory": with_score(run_of, 5, 0, 9.0)})
+    breached = record.evidence.model_copy(update={"trajectory": with_score(run_of, len(run_of.checkpoints) - 1, 0, 9.0)})
     path.write_text(record.model_copy(update={"evidence": breached}).model_dump_json(), encoding="utf-8")
     run.end(run.nodeid(suite, ATTACK), None)
     assert run.controller.finish().outcome == "FAIL"
@@ -759,14 +759,20 @@ def test_code_of_others_is_no_release_unless_somebody_answers_for_it(run: Run, o
 
 
 def test_the_gate_refuses_what_verify_refuses(tmp_path: Path) -> None:
-    """An attack of 60 steps under the name of the declared one: the run says that verify refuses it; nothing is exported."""
+    """Weights that changed after the attacks: the run says that verify refuses it, and nothing is exported.
+
+    An attack of 60 steps under the name of the declared one leaves no verdict in the first place.
+    """
     whole = finished_run(tmp_path / "whole", export=str(tmp_path / "out"))
     assert (whole.record.releasable, list(whole.record.exported)) == (True, ["demo"])
-    short = finished_run(tmp_path / "short", changed={"steps": 60}, export=str(tmp_path / "none"))
-    assert (short.record.outcome, short.record.releasable, short.record.exported) == ("PASS", False, {})
-    assert any("rn-harness verify refuses it" in why and "fewer" not in why for why in short.record.why_not)
+    none = str(tmp_path / "none")
+    other = finished_run(tmp_path / "other", late=lambda of: (of / "adapter_model.safetensors").write_bytes(b"other"), export=none)
+    assert (other.record.outcome, other.record.releasable, other.record.exported) == ("PASS", False, {})
+    assert all("rn-harness verify refuses it [weights_differ]" in why for why in other.record.why_not)
+    short = finished_run(tmp_path / "short", changed={"steps": 60}, export=none)
+    assert (short.record.outcome, short.record.releasable, short.record.exported) == ("INCONCLUSIVE", False, {})
     assert not (tmp_path / "none").exists()
-    for run in (whole, short):
+    for run in (whole, other, short):
         assert RunRecord.model_validate_json((run.folder / "run.json").read_text(encoding="utf-8")) == run.record
         found = verify(run.folder, weights=run.weights, suites=[run.suite.folder])
         assert run.record.releasable == (not found.refusals)
