@@ -1,4 +1,4 @@
-"""What pytest collected of suites, what was left out of it, and whose fixtures its tests use. Floor 5 (edge).
+"""Finds which tests of suites were collected or left out, and whose fixtures they use. Floor 5 (edge).
 
 Hooks of a conftest or a plugin may drop a test, hide it, or put another fixture in the place of ours. What can be seen of that is
 found here. It imports the standard library and pytest only, since it is loaded in every pytest session of the environment.

@@ -104,7 +104,7 @@ def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path
     assert [json.loads(line)["step"] for line in journal.read_text().splitlines()] == [0, 2]
     assert [p.name for p in store.iterdir() if p.name not in ("attempts", "case", "certificate", "locks", "unfinished")] == []
 
-    again = scene.run(*TINY, *ATTACK, "--rn-run=run")
+    again = scene.fail("none", -1, *ATTACK, "--rn-run=run")  # with the same plugins, whose digests are part of the key
     assert "restarted" not in again.text
     assert not journal.exists()
     _, record = _measured(scene, "run")
