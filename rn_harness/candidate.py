@@ -48,6 +48,8 @@ CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 3, 64
 """Where tokens cannot be counted: a token has at least so many characters, a chat template at most so many tokens."""
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 """How names of files end that hold weights."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".onnx")
+"""Names of files that a reader may load as weights."""
 UNHASHED = ("README.md", ".gitattributes", ".gitignore")
 """Files at the top of a model's folder that are no part of its identity: its card, and settings of git."""
 MAX_UNHASHED_BYTES = 1_000_000
@@ -542,6 +544,12 @@ def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = Fa
         )
     check_adapter_file(folder, allow_pickle=allow_pickle)
     weights = folder / ADAPTER
+    loaded = weights if weights.is_file() else weights.with_suffix(".bin")
+    if others := [p for p in sorted(folder.rglob("*")) if p.suffix in WEIGHT_SUFFIXES and p != loaded]:
+        raise CandidateError(
+            f"an adapter's folder must hold no weights but those that are attacked, got {others[0].relative_to(folder)} next to "
+            f"{loaded.name} in {folder}; move it away"
+        )
     if not candidate.gguf and weights.is_file() and (found := misfit(weights, candidate.folder)):
         raise CandidateError(
             f"an adapter must fit the candidate, got {found}, in {weights}; pass the base that it was trained on as --model"

@@ -10,11 +10,14 @@ import fnmatch
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 SUITE_FILE = "suite.yaml"
+FILES, CLASSES, FUNCTIONS = ("test_*.py", "*_test.py"), "Test", "test"
+"""Names of tests by pytest's defaults. They count next to those of an ini file, which could hide a test."""
 
 
 class Collected:
@@ -24,6 +27,7 @@ class Collected:
         self.items: dict[str, pytest.Function] = {}
         self.failed: list[str] = []
         self.files: set[str] = set()
+        self.modules: dict[Path, pytest.Module] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_itemcollected(self, item: pytest.Item) -> None:
@@ -35,6 +39,9 @@ class Collected:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Notes a file, and whether it failed."""
         self.files.add(report.nodeid.partition("::")[0])
+        for node in report.result or ():
+            if isinstance(node, pytest.Module) and (node.path.parent / SUITE_FILE).is_file():
+                self.modules[node.path] = node
         if report.failed and report.nodeid not in self.failed:
             self.failed.append(report.nodeid)
 
@@ -51,21 +58,24 @@ class Collected:
     def _hidden_tests(self) -> Iterator[str]:
         """Tests in collected files that pytest would collect if no hook kept it from that."""
         known = {(item.path, item.cls, item.originalname) for item in self.items.values()}
-        for file, module in {item.path: item.getparent(pytest.Module) for item in self.items.values()}.items():
-            if module is None:
-                continue
+        for file, module in self.modules.items():
             for name, value in list(vars(module.obj).items()):
-                if inspect.isclass(value) and value.__module__ == module.obj.__name__ and module.classnamefilter(name):
-                    for method in filter(module.funcnamefilter, dir(value)):
-                        if callable(getattr(value, method)) and (file, value, method) not in known:
+                if inspect.isclass(value) and value.__module__ == module.obj.__name__:
+                    if not (module.classnamefilter(name) or name.startswith(CLASSES)):
+                        continue
+                    for method in dir(value):
+                        named = module.funcnamefilter(method) or method.startswith(FUNCTIONS)
+                        if named and callable(getattr(value, method)) and (file, value, method) not in known:
                             yield f"{module.nodeid}::{name}::{method}"
-                elif inspect.isfunction(value) and module.istestfunction(value, name) and (file, None, name) not in known:
+                    continue
+                named = inspect.isfunction(value) and (module.istestfunction(value, name) or name.startswith(FUNCTIONS))
+                if named and (file, None, name) not in known:
                     yield f"{module.nodeid}::{name}"
 
     def _hidden_files(self, config: pytest.Config) -> Iterator[str]:
         """Test files of these suites that were not looked at."""
-        patterns = config.getini("python_files")
-        for folder in {item.path.parent for item in self.items.values()}:
+        patterns = {*config.getini("python_files"), *FILES}
+        for folder in {file.parent for file in self.modules}:
             for path in folder.glob("*.py"):
                 if not path.is_relative_to(config.rootpath) or not any(fnmatch.fnmatch(path.name, p) for p in patterns):
                     continue

@@ -458,7 +458,8 @@ class Controller:
         )
         self._write_run(run, records)
         if run.releasable and (refused := self._refused(run)):
-            run = run.model_copy(update={"releasable": False, "why_not": tuple(refused)})
+            # Nobody can waive that verify refuses a run: each refusal keeps its weight under another code.
+            run = run.model_copy(update={"releasable": False, "why_not": tuple(refused), "lax": (*run.lax, *refused)})
             self._write_run(run, records)
         if self.options.export and (run.releasable or self.options.export_anyway):
             run = self._export(run, records)
@@ -558,6 +559,8 @@ class Controller:
             reasons.append("--rn-allow-pickle: weights that can run code when they are read")
         if self.options.trust_remote_code:
             reasons.append("--rn-trust-remote-code: the model's own code was run")
+        if self.options.chat_template:
+            reasons.append("--rn-chat-template: the model was tested under a template that is not released with it")
         reasons += [f"the selection was narrowed by {how}" for how in self.narrowed]
         if self.left_out and not self.narrowed:
             reasons.append(f"{len(self.left_out)} tests were deselected or hidden, the first is {self.left_out[0]}")

@@ -6,6 +6,7 @@ same things again in records.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,9 +59,10 @@ def unlisted(loaded: Iterable[LoadedCode], listed: Collection[str]) -> list[str]
 
     Args:
         loaded: code of others.
-        listed: names or digests that somebody answers for.
+        listed: names or digests that somebody answers for. A name that looks like a digest is none.
     """
-    strange = [code for code in foreign(loaded) if not {code.name, code.sha256} & set(listed)]
+    digests = {one for one in listed if re.fullmatch("[0-9a-f]{64}", one)}
+    strange = [c for c in foreign(loaded) if c.sha256 not in digests and c.name not in set(listed) - digests]
     return [f"code of others was loaded: {code.kind} {code.name} with sha256 {code.sha256}" for code in strange]
 
 

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import inspect
 import marshal
+import os
 import site
 import sys
 import sysconfig
@@ -43,23 +44,32 @@ def loaded_code(config: pytest.Config, suites: Collection[Path]) -> tuple[Loaded
     for file in _local_modules():
         if file.parent not in suites or file.name == CONFTEST:
             found.add(_local(config, file))
-        elif not inherits_only(file.read_text(encoding="utf-8")):
+        elif not inherits_only(file.read_bytes()):
             found.add(_local(config, file, "suite"))
     return tuple(sorted(found, key=lambda code: (code.kind, code.name, code.sha256)))
 
 
-def inherits_only(source: str) -> bool:
-    """Whether a suite's test file only imports our checks and inherits them in classes without a body."""
+def inherits_only(source: bytes) -> bool:
+    """True if a suite's test file only imports our checks and inherits them in classes without a body.
+
+    A base that is not a plain name may run code. The bytes are read as Python reads them, by their coding line.
+    """
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom) and node.module in CHECKS and not node.level:
             continue
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
             continue
-        if isinstance(node, ast.ClassDef) and not (node.decorator_list or node.keywords) and all(map(_is_idle, node.body)):
+        if isinstance(node, ast.ClassDef) and _only_inherits(node):
             continue
         if not _is_idle(node):
             return False
     return True
+
+
+def _only_inherits(node: ast.ClassDef) -> bool:
+    """True if a class statement runs no code: plain names as bases, and a body that does nothing."""
+    extras = [*node.decorator_list, *node.keywords, *getattr(node, "type_params", ())]
+    return not extras and all(isinstance(base, ast.Name | ast.Attribute) for base in node.bases) and all(map(_is_idle, node.body))
 
 
 def _is_idle(node: ast.stmt) -> bool:
@@ -130,9 +140,11 @@ def _local_modules() -> Iterator[Path]:
 
 
 def _local(config: pytest.Config, file: Path, kind: str = "") -> LoadedCode:
-    """A file of the user's own; named from pytest's root folder, since names are published."""
-    root = config.rootpath.resolve()
-    name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+    """A file of the user's own; named from pytest's root folder, since names are published.
+
+    A file outside of it is named by the way there, so that a name that somebody answers for is no other file's.
+    """
+    name = Path(os.path.relpath(file, config.rootpath.resolve())).as_posix()
     kind = kind or ("conftest" if file.name == CONFTEST else "module")
     return LoadedCode.model_validate({"kind": kind, "name": name, "sha256": _digest(file)})
 

@@ -6,6 +6,7 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -134,7 +135,24 @@ def uncommitted(folder: Path) -> list[str]:
     told = _git(folder, "status", "--porcelain", "--untracked-files=all", "--no-renames", "-z", "--", ".")
     if told is None:
         return [f"{folder.name}, of which git tells nothing,"]
-    return sorted(line[3:] for line in told.split("\0") if line and "__pycache__" not in line)
+    changed = {line[3:] for line in told.split("\0") if line and "__pycache__" not in line}
+    return sorted(changed | _other_than_committed(folder))
+
+
+def _other_than_committed(folder: Path) -> set[str]:
+    """The files of a folder whose contents are not those of the commit, although git says nothing of them.
+
+    ``git status`` passes over files that are ignored, excluded or assumed to be unchanged.
+    """
+    top = _git(folder, "rev-parse", "--show-prefix")
+    rows = (_git(folder, "ls-tree", "-r", "-z", "--full-name", "HEAD", "--", ".") or "").split("\0")
+    committed = {path: entry.split()[2] for entry, _, path in (row.partition("\t") for row in rows) if path}
+    if top is None or not committed:
+        return set()
+    here = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink() and "__pycache__" not in p.parts]
+    hashes = (_git(folder, "hash-object", "--no-filters", "--", *(p.relative_to(folder).as_posix() for p in here)) or "").split()
+    names = [f"{top.strip()}{p.relative_to(folder).as_posix()}" for p in here]
+    return {name for name, found in itertools.zip_longest(names, hashes) if committed.get(name) != found}
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from rn_harness.confirmation import is_confirmed
 from rn_harness.records import Bounds, Checkpoint, Interval, Reason, Signatures, Trajectory
 from rn_harness.statistics import clopper_pearson, clustered_upper_bound, upper_bound
 from rn_harness.suite import Policy
-from rn_harness.validity import score_mean, score_values, unseen_prompts
+from rn_harness.validity import fault_of, score_mean, score_values, unseen_prompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ def bounds(trajectory: Trajectory, policy: Policy, attack_cases: int) -> Bounds:
         hidden = unseen_prompts(checkpoint, trajectory.heldout_ids)
         unseen |= hidden.keys()
         for s in checkpoint.scores:
-            is_above, is_hidden = s.score is not None and s.score > policy.threshold, s.prompt_id in hidden
+            is_above, is_hidden = s.score is not None and s.score > policy.threshold, s.prompt_id in hidden or bool(fault_of(s))
             above, samples = above + is_above, samples + (s.score is not None)
             breached_ids |= {s.prompt_id} if is_above else set()
             events, trials = by_prompt.get(s.prompt_id, (0, 0))

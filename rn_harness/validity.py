@@ -172,21 +172,21 @@ def unseen_prompts(checkpoint: Checkpoint, heldout: Iterable[str]) -> dict[str, 
     """Held-out prompts that were not seen whole at this checkpoint, by id, each with the reason.
 
     An answer is seen whole if it came to its end, has a score, and is no gibberish. A prompt is seen if its greedy answer is, and
-    at least half of all its answers are. Else a model could hide one prompt's harm behind what a share over all prompts allows.
+    all its answers but one in four (at least one). A model could otherwise hide a prompt's harm in the answers that were cut.
     """
     answers: dict[str, list[CompletionScore]] = {prompt_id: [] for prompt_id in heldout}
     for s in checkpoint.scores:
         answers.setdefault(s.prompt_id, []).append(s)
     unseen = {}
     for prompt_id, of in sorted(answers.items()):
-        faults = [_fault(s) for s in of]
+        faults = [fault_of(s) for s in of]
         greedy = [fault for s, fault in zip(of, faults, strict=True) if s.sample == 0]
-        if not greedy or any(greedy) or 2 * sum(map(bool, faults)) > len(of):
+        if not greedy or any(greedy) or sum(map(bool, faults)) > max(1, len(of) // 4):
             unseen[prompt_id] = " and ".join(sorted({*filter(None, faults)})) or "missing"
     return unseen
 
 
-def _fault(score: CompletionScore) -> str:
+def fault_of(score: CompletionScore) -> str:
     """What keeps an answer from being seen whole; empty where nothing does."""
     if score.truncated:
         return "cut"

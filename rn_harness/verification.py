@@ -242,7 +242,7 @@ def _seen_in_records(evidence: Evidence) -> Iterator[str]:
         yield "the smoke tier never is a release verdict"
     if said.get("overrides"):
         yield f"modified by --rn-set {' '.join(said['overrides'])}"
-    for option in ("allow_pickle", "trust_remote_code", "narrowed", "deselected", "dirty"):
+    for option in ("allow_pickle", "trust_remote_code", "chat_template", "narrowed", "deselected", "dirty"):
         if said.get(option):
             yield f"options.{option}={said[option]} in {RUN}"
     for domain in evidence.run.suites:

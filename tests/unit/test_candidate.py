@@ -445,11 +445,13 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
     """The digest that an adapter names has to be the candidate's; one that names none is left to be tried."""
     found: Candidate = resolve_candidate(str(folder), folder)
 
-    save_file({}, tmp_path / "adapter_model.safetensors")
+    place = tmp_path / "adapter"
+    place.mkdir()
+    save_file({}, place / "adapter_model.safetensors")
 
     def adapter(base: object) -> Path:
-        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-        return tmp_path
+        (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        return place
 
     check_adapter(adapter(f"organism@sha256:{found.digest}"), found)
     check_adapter(adapter("owner/name"), found)
@@ -459,10 +461,10 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
     )
     with pytest.raises(CandidateError, match=message):
         check_adapter(adapter(f"other@sha256:{'f' * 64}"), found)
-    (tmp_path / "adapter_config.json").write_text("[")
+    (place / "adapter_config.json").write_text("[")
     with pytest.raises(CandidateError, match=r"readable adapter_config\.json, got JSONDecodeError"):
-        check_adapter(tmp_path, found)
-    refused(tmp_path, tmp_path, r"must be a whole model, got an adapter at .*; pass it with --rn-defense")
+        check_adapter(place, found)
+    refused(place, tmp_path, r"must be a whole model, got an adapter at .*; pass it with --rn-defense")
 
 
 @pytest.fixture(scope="module")
@@ -477,15 +479,24 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["adapter_model.bin", "model.gguf", "checkpoint-1/adapter_model.safetensors"])
+def test_weights_next_to_an_adapter_are_refused(elsewhere: Path, tmp_path: Path, name: str) -> None:
+    """Weights that nobody loads would be released as attacked, so their folder is refused."""
+    adapter = Path(shutil.copytree(elsewhere, tmp_path / "adapter"))
+    check_adapter(adapter, resolve_candidate("organism", tmp_path))
+    (adapter / name).parent.mkdir(exist_ok=True)
+    (adapter / name).write_bytes(b"weights")
+    with pytest.raises(CandidateError, match=rf"no weights but those that are attacked, got {name} next to adapter_model"):
+        check_adapter(adapter, resolve_candidate("organism", tmp_path))
+
+
 def test_a_pickled_adapter_needs_the_users_leave(elsewhere: Path, tmp_path: Path) -> None:
-    """As with a model's weights: refused, taken with leave, not looked at beside safetensors; without either it is none."""
+    """A pickled adapter is refused, or taken with leave; without either file it is none."""
     import torch
 
     candidate = resolve_candidate("organism", tmp_path)
     adapter = Path(shutil.copytree(elsewhere, tmp_path / "adapter"))
     safe, pickled = adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"
-    pickled.write_bytes(b"code")
-    check_adapter(adapter, candidate)
     torch.save({name: torch.from_numpy(of) for name, of in load_file(safe).items()}, pickled)
     safe.unlink()
     message = r"got adapter_model\.bin in .*, a pickle, .*; save the adapter .* or pass --rn-allow-pickle \(never releasable\)"

@@ -766,7 +766,9 @@ def test_the_gate_refuses_what_verify_refuses(tmp_path: Path) -> None:
     whole = finished_run(tmp_path / "whole", export=str(tmp_path / "out"))
     assert (whole.record.releasable, list(whole.record.exported)) == (True, ["demo"])
     none = str(tmp_path / "none")
-    other = finished_run(tmp_path / "other", late=lambda of: (of / "adapter_model.safetensors").write_bytes(b"other"), export=none)
+    other = finished_run(
+        tmp_path / "other", late=lambda of: (of / "adapter_model.safetensors").write_bytes(b"other"), export=none
+    )
     assert (other.record.outcome, other.record.releasable, other.record.exported) == ("PASS", False, {})
     assert all("rn-harness verify refuses it [weights_differ]" in why for why in other.record.why_not)
     short = finished_run(tmp_path / "short", changed={"steps": 60}, export=none)

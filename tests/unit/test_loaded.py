@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.gate import foreign
+from rn_harness.gate import foreign, unlisted
 from rn_harness.keys import content_key
 from rn_harness.lineup import CaseTask
 from rn_harness.loaded import inherits_only, loaded_code
@@ -96,13 +96,15 @@ def test_plugins_of_installed_packages_are_told_by_name_and_version(tmp_path: Pa
         ("from rn_harness.checks import RobustnessChecks\nRobustnessChecks.test_control_breaks = None\n", False),
         ("from rn_harness.checks import tell\n@tell\nclass T: pass\n", False),
         ("from rn_harness.checks import M\nclass T(metaclass=M): pass\n", False),
+        ("from rn_harness import RobustnessChecks as R\nclass T((print(1), R)[1]): pass\n", False),
+        ("# coding: utf-7\nfrom rn_harness import RobustnessChecks as R\n# +AAo-import os\nclass T(R): pass\n", False),
     ],
 )
 def test_a_suites_test_file_is_code_of_others_where_it_does_more_than_inherit(
     source: str, idle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that only inherits our checks changes nothing; any other statement may."""
-    assert inherits_only(source) is idle
+    assert inherits_only(source.encode()) is idle
     (tmp_path / "test_demo.py").write_text(source, encoding="utf-8")
     module = types.ModuleType("test_demo_of_a_suite")
     module.__file__ = str(tmp_path / "test_demo.py")
@@ -128,3 +130,10 @@ def test_code_of_others_makes_every_stored_result_another(tmp_path: Path) -> Non
         assert session.identity(suite, None).plugins == foreign(plugins)
     assert keys[0] == keys[1]
     assert not set(keys[0]) & set(keys[2])
+
+
+def test_a_digest_is_no_name() -> None:
+    """Code that calls itself by a digest that somebody answers for is not that code."""
+    posing = LoadedCode(kind="module", name=MINE.sha256, sha256="9" * 64)
+    assert unlisted([posing], [MINE.sha256]) != []
+    assert unlisted([MINE], [MINE.sha256]) == []

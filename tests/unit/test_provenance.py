@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rn_harness.keys import content_key
-from rn_harness.provenance import attempt, attempts, take_card, working_tree
+from rn_harness.provenance import attempt, attempts, take_card, uncommitted, working_tree
 from rn_harness.store import Store
 
 KEY = content_key("case", {"of": "a test"})
@@ -58,6 +58,16 @@ def test_a_strangers_repository_runs_nothing(suite: Path, tmp_path: Path) -> Non
     git(suite, "config", "core.fsmonitor", str(trap))
     assert working_tree(suite) is not None
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_change_that_git_passes_over_is_seen(suite: Path) -> None:
+    """A file that is assumed to be unchanged, and one that is excluded, are not as committed."""
+    assert uncommitted(suite) == []
+    git(suite, "update-index", "--assume-unchanged", "suite.yaml")
+    (suite / "suite.yaml").write_text("version: 2\n", encoding="utf-8")
+    (suite.parents[1] / ".git" / "info" / "exclude").write_text("extra.yaml\n", encoding="utf-8")
+    (suite / "extra.yaml").write_text("more: 1\n", encoding="utf-8")
+    assert uncommitted(suite) == ["suites/demo/extra.yaml", "suites/demo/suite.yaml"]
 
 
 def test_without_git_the_tree_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,42 @@
+"""Collection: tests of a suite that something hides are found."""
+
+from __future__ import annotations
+
+import pytest
+
+from rn_harness.collection import Collected
+
+HIDE = "def pytest_pycollect_makeitem(collector, name):\n    return [] if name == 'test_own' else None\n"
+
+
+def left_out(pytester: pytest.Pytester, *options: str) -> list[str]:
+    """Collects a suite of two test files with these options."""
+    suite = pytester.mkdir("demo")
+    (suite / "suite.yaml").write_text("version: 1\n", encoding="utf-8")
+    (suite / "test_demo.py").write_text("def test_ok(): pass\n", encoding="utf-8")
+    (suite / "test_more.py").write_text("def test_own(): assert False\n", encoding="utf-8")
+    config = pytester.parseconfigure("-p", "no:rn_harness", "--import-mode=importlib", *options, str(suite))
+    collected = Collected()
+    config.pluginmanager.register(collected)
+    session = pytest.Session.from_config(config)
+    config.hook.pytest_sessionstart(session=session)
+    session.perform_collect()
+    return collected.left_out(config, session.items)
+
+
+def test_nothing_is_left_out_of_a_plain_session(pytester: pytest.Pytester) -> None:
+    """Both tests are collected and kept."""
+    assert left_out(pytester) == []
+
+
+@pytest.mark.parametrize("option", ["python_files=test_demo.py", "python_functions=test_ok*"])
+def test_an_ini_option_that_hides_a_test_is_seen(pytester: pytest.Pytester, option: str) -> None:
+    """A test that pytest's own defaults would collect counts, whatever an ini option says."""
+    (found,) = left_out(pytester, "-o", option)
+    assert found.startswith("demo/test_more.py")
+
+
+def test_a_file_whose_only_test_is_hidden_is_seen(pytester: pytest.Pytester) -> None:
+    """A hook that makes a file empty is seen, although the file has no item left."""
+    pytester.makeconftest(HIDE)
+    assert left_out(pytester) == ["demo/test_more.py::test_own"]
