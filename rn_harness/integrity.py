@@ -215,6 +215,11 @@ def _cases(evidence: Evidence) -> list[Refusal]:
         )
         if line.outcome and line.state not in STATES[line.outcome]:
             found.append(Refusal("case_foreign", f"{line.domain} {line.case_id}: its test ended as {line.state}"))
+        if record.measured is not None and record.measured.run_id != run.run_id and not line.stored:
+            by = record.measured.run_id
+            found.append(
+                Refusal("case_foreign", f"{line.domain} {line.case_id} was measured by run {by} and is not said to be stored")
+            )
         if told != is_so or run.suites.get(line.domain) != record.identity.suite.get("digest"):
             found.append(Refusal("case_foreign", f"{line.domain} {line.case_id}: its line in {RUN} is of another record"))
     paths = Counter(line.record for line in run.cases if line.record)
