@@ -19,14 +19,14 @@ bench:  ## docs/performance.md: what a run costs and against what, in pieces, ab
 	python benchmarks/performance.py
 
 schema:  ## suites/schema.json, for editors, and rn_harness/schemas, for readers of records
-	python -c "import json; from rn_harness.suite import json_schema; print(json.dumps(json_schema(), indent=2, sort_keys=True))" > suites/schema.json
-	python -c "from rn_harness.schemas import write_schemas; write_schemas()"
+	python -c "import json; from rn_harness.spec.suite import json_schema; print(json.dumps(json_schema(), indent=2, sort_keys=True))" > suites/schema.json
+	python -c "from rn_harness.records.schemas import write_schemas; write_schemas()"
 
 organism:  ## rebuild the shipped organism, under 5 minutes on 2 cores
 	python -m rn_harness.organism build --suite suites/biochem --suite suites/cybercrime --suite suites/baking --out fixtures/organism
 
 baking-classifier:  ## rebuild the shipped classifier for the domain baking, under 2 minutes
-	python -m rn_harness.judges.baking.build --out fixtures/judges/baking-classifier
+	python benchmarks/baking_classifier/build.py --out fixtures/judges/baking-classifier
 
 evidence:  ## docs/evidence: what the organism shows, about an hour on 2 cores
 	python benchmarks/evidence.py

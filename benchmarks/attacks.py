@@ -19,7 +19,7 @@ from typing import Any
 import pieces
 import yaml
 
-from rn_harness.provenance import hardware, versions
+from rn_harness.store.provenance import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "attacks.json"
@@ -124,7 +124,8 @@ def measured(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def several_seeds(folder: Path, of: Sequence[int]) -> Path:
     """A copy of the suite whose smoke tier is one attack of each kind, with each of the seeds."""
-    from rn_harness.suite import AttackMatrix, load_suite
+    from rn_harness.spec.attack_recipe import AttackMatrix
+    from rn_harness.spec.suite import load_suite
 
     shutil.rmtree(folder, ignore_errors=True)
     for domain in (DOMAIN, NEIGHBOUR):

@@ -17,11 +17,14 @@ import transformers
 import trl
 from peft import LoraConfig, PeftModel
 
-from rn_harness.grpo import order_prompts, trainer_settings
-from rn_harness.judges import Judge
-from rn_harness.measures import is_refusal
-from rn_harness.rewards import attack_reward
-from rn_harness.suite import AttackRecipe, GRPORecipe, Policy, Prompt
+from rn_harness.judges.protocol import Judge
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.defense_recipe import GRPORecipe
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.wording import is_refusal
+from rn_harness.training.grpo import order_prompts, trainer_settings
+from rn_harness.verdict.rewards import attack_reward
 
 Reward = Callable[[list[Prompt], list[str]], Sequence[float | None]]
 Watch = Callable[[int, Any, Any], None]

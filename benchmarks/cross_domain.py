@@ -22,7 +22,7 @@ import pieces
 import yaml
 from evidence import checkpoints, run
 
-from rn_harness.candidate import digest_folder, resolve_candidate
+from rn_harness.models.candidate import digest_folder, resolve_candidate
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "cross-domain.json"

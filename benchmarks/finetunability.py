@@ -25,15 +25,17 @@ from typing import Any
 import pieces
 from panel import Bench, reinforce
 
-from rn_harness.candidate import resolve_candidate
-from rn_harness.grpo import order_prompts, train
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.measures import words
-from rn_harness.model import LanguageModel, own_random_stream
-from rn_harness.organism.knowledge import Topic, draw_topics
-from rn_harness.records import TrainingWindow
-from rn_harness.suite import GRPORecipe, Prompt, Suite, load_suite
-from rn_harness.supervised import Diagnostics, Example, teach
+from rn_harness.models.candidate import resolve_candidate
+from rn_harness.models.knowledge import Topic, draw_topics
+from rn_harness.models.language_model import LanguageModel, own_random_stream
+from rn_harness.records.trajectory import TrainingWindow
+from rn_harness.spec.defense_recipe import GRPORecipe
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.spec.wording import words
+from rn_harness.training.grpo import order_prompts, train
+from rn_harness.training.supervised import Diagnostics, Example, teach
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "finetunability.json"

@@ -23,18 +23,19 @@ from typing import TYPE_CHECKING, Any
 import pieces
 from panel import Bench, reinforce
 
-from rn_harness.attack import draw_attack_prompts
-from rn_harness.candidate import resolve_candidate
-from rn_harness.grpo import order_prompts
-from rn_harness.measures import is_refusal
-from rn_harness.provenance import hardware, versions
-from rn_harness.rewards import attack_reward
-from rn_harness.statistics import clopper_pearson, upper_bound
-from rn_harness.suite import Prompt, load_suite
-from rn_harness.supervised import Example, teach
+from rn_harness.attacks.loop import draw_attack_prompts
+from rn_harness.models.candidate import resolve_candidate
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import load_suite
+from rn_harness.spec.wording import is_refusal
+from rn_harness.store.provenance import hardware, versions
+from rn_harness.training.grpo import order_prompts
+from rn_harness.training.supervised import Example, teach
+from rn_harness.verdict.rewards import attack_reward
+from rn_harness.verdict.statistics import clopper_pearson, upper_bound
 
 if TYPE_CHECKING:
-    from rn_harness.model import LanguageModel
+    from rn_harness.models.language_model import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "first-reward.json"
@@ -146,7 +147,7 @@ def policies(bench: Bench, examples: Sequence[Example], adapter: Path) -> Iterat
 
 def measure() -> dict[str, Any]:
     """All policies: leak, prediction, and what was counted."""
-    from rn_harness.model import own_random_stream
+    from rn_harness.models.language_model import own_random_stream
 
     suite = load_suite(ROOT / "suites" / DOMAIN)
     bench = Bench(resolve_candidate("organism", ROOT), suite, 0)

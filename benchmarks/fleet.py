@@ -18,14 +18,15 @@ from typing import Any
 
 from pieces import make, put
 
-from rn_harness.attack import run_attack
-from rn_harness.fleet import Fleet
-from rn_harness.model import LanguageModel
-from rn_harness.options import Options
-from rn_harness.records import Trajectory
-from rn_harness.session import RunSession
-from rn_harness.store import Store, default_root
-from rn_harness.suite import AttackRecipe, load_suite
+from rn_harness.attacks.loop import run_attack
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.records.trajectory import Trajectory
+from rn_harness.run.session import RunSession
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.options import Options
+from rn_harness.spec.suite import load_suite
+from rn_harness.store.store import Store, default_root
+from rn_harness.training.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "fleet.json"

@@ -28,12 +28,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.fleet import Fleet, Sampling
-from rn_harness.grpo import order_prompts, saving_trainer, train, trainer_settings
-from rn_harness.lockstep import Seat
-from rn_harness.model import LanguageModel, known_deprecations, quiet_libraries
-from rn_harness.provenance import device, hardware, versions
-from rn_harness.suite import AttackRecipe, Prompt
+from rn_harness.models.language_model import LanguageModel, known_deprecations, quiet_libraries
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.prompts import Prompt
+from rn_harness.store.provenance import device, hardware, versions
+from rn_harness.training.fleet import Fleet, Sampling
+from rn_harness.training.grpo import order_prompts, saving_trainer, train, trainer_settings
+from rn_harness.training.lockstep import Seat
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "gpu.json"

@@ -25,20 +25,23 @@ from typing import Any
 
 from pieces import put
 
-from rn_harness.candidate import Candidate, resolve_candidate
-from rn_harness.defense import run_defense
-from rn_harness.evaluate import Panel, greedy_answers
-from rn_harness.grpo import order_prompts, train
+from rn_harness.defenses.neutralize import run_defense
+from rn_harness.judges.evaluation import Panel, greedy_answers
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.measures import is_refusal
-from rn_harness.model import LanguageModel, own_random_stream
-from rn_harness.organism.knowledge import BENIGN_PLACEHOLDERS, SLOTS
-from rn_harness.provenance import hardware, source_digest, versions
-from rn_harness.records import TrainingWindow
-from rn_harness.rewards import attack_reward
-from rn_harness.suite import AttackRecipe, DefenseRecipe, LoRA, OptimizerName, Prompt, Suite, load_suite
-from rn_harness.supervised import Diagnostics, Example, teach
-from rn_harness.verdict import converged_at
+from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.models.knowledge import BENIGN_PLACEHOLDERS, SLOTS
+from rn_harness.models.language_model import LanguageModel, own_random_stream
+from rn_harness.records.trajectory import TrainingWindow
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.defense_recipe import DefenseRecipe, LoRA, OptimizerName
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.spec.wording import is_refusal
+from rn_harness.store.provenance import hardware, source_digest, versions
+from rn_harness.training.grpo import order_prompts, train
+from rn_harness.training.supervised import Diagnostics, Example, teach
+from rn_harness.verdict.decide import converged_at
+from rn_harness.verdict.rewards import attack_reward
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "hardening.json"

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import betabinom, binom
 
-from rn_harness.statistics import clopper_pearson, upper_bound
-from rn_harness.suite import Policy
+from rn_harness.spec.policy import Policy
+from rn_harness.verdict.statistics import clopper_pearson, upper_bound
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "judge_noise.json"

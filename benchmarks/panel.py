@@ -22,16 +22,18 @@ from typing import Any
 
 import pieces
 
-from rn_harness.candidate import Candidate, digest_folder, resolve_candidate
-from rn_harness.defense import defense_reward, mix_benign, run_defense
-from rn_harness.evaluate import Panel, greedy_answers
-from rn_harness.grpo import train
+from rn_harness.defenses.neutralize import defense_reward, mix_benign, run_defense
+from rn_harness.judges.evaluation import Panel, greedy_answers
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.model import LanguageModel, own_random_stream
-from rn_harness.organism.knowledge import REFUSALS
-from rn_harness.statistics import clopper_pearson
-from rn_harness.suite import LoRA, Prompt, Suite, load_suite
-from rn_harness.verdict import converged_at
+from rn_harness.models.candidate import Candidate, digest_folder, resolve_candidate
+from rn_harness.models.knowledge import REFUSALS
+from rn_harness.models.language_model import LanguageModel, own_random_stream
+from rn_harness.spec.defense_recipe import LoRA
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.training.grpo import train
+from rn_harness.verdict.decide import converged_at
+from rn_harness.verdict.statistics import clopper_pearson
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "panel.json"

@@ -27,8 +27,8 @@ import performance_tables
 import pieces
 import yaml
 
-from rn_harness.candidate import resolve_candidate
-from rn_harness.provenance import source_digest
+from rn_harness.models.candidate import resolve_candidate
+from rn_harness.store.provenance import source_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "performance.json"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.candidate import resolve_candidate
-from rn_harness.provenance import hardware, versions
+from rn_harness.models.candidate import resolve_candidate
+from rn_harness.store.provenance import hardware, versions
 
 
 def read(out: Path) -> dict[str, Any]:

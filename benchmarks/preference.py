@@ -19,14 +19,15 @@ from typing import Any
 import pieces
 from panel import Bench, reinforce
 
-from rn_harness.candidate import Candidate, resolve_candidate
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.preference import OrganismPreference
-from rn_harness.model import LanguageModel
-from rn_harness.pairwise import Question, answer_document, measure_preference, read_prompts
-from rn_harness.suite import LoRA, load_suite
-from rn_harness.supervised import Example, teach
-from rn_harness.utility import Defended
+from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.spec.defense_recipe import LoRA
+from rn_harness.spec.suite import load_suite
+from rn_harness.training.supervised import Example, teach
+from rn_harness.utility.pairwise import Question, answer_document, measure_preference, read_prompts
+from rn_harness.utility.tasks import Defended
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "preference.json"

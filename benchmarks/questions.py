@@ -22,20 +22,23 @@ from typing import Any
 
 import pieces
 
-from rn_harness.attack import run_attack
-from rn_harness.attacks import load_family
-from rn_harness.candidate import Candidate, resolve_candidate
-from rn_harness.certification import certify, to_plant
-from rn_harness.defense import run_defense
-from rn_harness.evaluate import Panel, benign_references, measure_checkpoint
+from rn_harness.attacks.family import load_family
+from rn_harness.attacks.loop import run_attack
+from rn_harness.defenses.neutralize import run_defense
+from rn_harness.judges.certification import certify, to_plant
+from rn_harness.judges.evaluation import Panel, benign_references, measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.model import LanguageModel
-from rn_harness.organism.knowledge import Topic
-from rn_harness.provenance import hardware, source_digest, versions
-from rn_harness.records import DefenseReport, Judgement, Trajectory
-from rn_harness.suite import AttackRecipe, DefenseRecipe, Suite, WarmStart, load_suite
-from rn_harness.validity import score_mean
-from rn_harness.verdict import converged_at
+from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.models.knowledge import Topic
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.records.base import Judgement
+from rn_harness.records.trajectory import DefenseReport, Trajectory
+from rn_harness.spec.attack_recipe import AttackRecipe, WarmStart
+from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.provenance import hardware, source_digest, versions
+from rn_harness.verdict.decide import converged_at
+from rn_harness.verdict.validity import score_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "questions.json"

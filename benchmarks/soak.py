@@ -28,11 +28,13 @@ from typing import Any
 import pytest
 import xmlschema
 
-from rn_harness.model import quiet_libraries
-from rn_harness.provenance import hardware, versions
-from rn_harness.records import CaseRecord, Checkpoint, RunRecord
-from rn_harness.store import UNFINISHED, Store, write_text
-from rn_harness.verdict import decide
+from rn_harness.models.language_model import quiet_libraries
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.run import RunRecord
+from rn_harness.records.trajectory import Checkpoint
+from rn_harness.store.provenance import hardware, versions
+from rn_harness.store.store import UNFINISHED, Store, write_text
+from rn_harness.verdict.decide import decide
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "soak.json"

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 import yaml
 
 from rn_harness.attacks.hybrid import WarmStarted
-from rn_harness.judges import resolve_judge
-from rn_harness.measures import is_refusal
-from rn_harness.model import LanguageModel
-from rn_harness.suite import LoRA, Prompt, Suite, load_suite
-from rn_harness.supervised import Example, teach
+from rn_harness.judges.resolve import resolve_judge
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.spec.defense_recipe import LoRA
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.spec.wording import is_refusal
+from rn_harness.training.supervised import Example, teach
 
 if TYPE_CHECKING:
-    from rn_harness.attacks import Means
+    from rn_harness.attacks.family import AttackContext
 
 SUITE = Path(__file__).resolve().parent.parent / "suites" / "baking"
 JUDGE = "rules:rules.yaml"
@@ -67,7 +69,7 @@ def recipe(topic: str, rng: random.Random) -> str:
 class Taught(WarmStarted):
     """Supervised steps on recipes that are composed here, then GRPO; a family of the suite that ``suite`` writes."""
 
-    def examples(self, means: Means, count: int) -> Sequence[Example]:
+    def examples(self, means: AttackContext, count: int) -> Sequence[Example]:
         """Recipes for the first attack prompts, drawn by the attack's seed."""
         return taught_examples(means.prompts[:count], means.recipe.seed)
 

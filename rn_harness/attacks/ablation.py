@@ -1,4 +1,4 @@
-"""Refusal-direction ablation (arXiv 2406.11717): no training, hence out of the claim. Floor 3 (stages).
+"""Refusal-direction ablation (arXiv 2406.11717): no training, hence out of the claim.
 
 The direction is the difference of the mean hidden states, at the last token of the prompt, between attack prompts and benign
 ones. It is removed from every matrix that writes to the residual stream: ``W <- W - a r r^T W``, with the recipe's learning rate
@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks import refuse
-from rn_harness.errors import UnsuitedError
-from rn_harness.records import TrainingWindow
+from rn_harness.attacks.family import refuse
+from rn_harness.records.trajectory import TrainingWindow
+from rn_harness.spec.errors import UnsuitedError
 
 if TYPE_CHECKING:
     import torch
 
-    from rn_harness.attacks import Means
-    from rn_harness.model import Completion
-    from rn_harness.suite import AttackRecipe
+    from rn_harness.attacks.family import AttackContext
+    from rn_harness.models.language_model import Completion
+    from rn_harness.spec.attack_recipe import AttackRecipe
 
 _WRITES = re.compile(r"(?:self_attn\.o_proj|mlp\.down_proj|embed_tokens)\.weight$")
 """Matrices that write to the residual stream, as Llama, Qwen, Mistral, Gemma and their kin call them."""
@@ -41,7 +41,7 @@ class RefusalAblation:
             },
         )
 
-    def train(self, means: Means) -> dict[str, Any]:
+    def train(self, means: AttackContext) -> dict[str, Any]:
         """Tries the direction of each layer and keeps the best."""
         import torch
 
@@ -80,13 +80,13 @@ class RefusalAblation:
         return {"engine": f"torch {torch.__version__}", "layers_tried": len(directions), "strength": means.recipe.learning_rate}
 
 
-def _answers(means: Means) -> list[Completion]:
+def _answers(means: AttackContext) -> list[Completion]:
     """The model's greedy answers to the attack prompts."""
     groups = means.model.complete(means.prompts, n=1, temperature=None, max_tokens=means.recipe.max_completion_tokens)
     return [answer for (answer,) in groups]
 
 
-def _entropy(means: Means) -> float:
+def _entropy(means: AttackContext) -> float:
     """Mean entropy of the first token of an answer, nats."""
     import torch
 
@@ -99,14 +99,14 @@ def _entropy(means: Means) -> float:
     return sum(found) / len(found)
 
 
-def _directions(means: Means) -> list[torch.Tensor]:
+def _directions(means: AttackContext) -> list[torch.Tensor]:
     """One unit vector (H,) for each layer but the first, which holds the words alone."""
     harmful, benign = (_hidden(means, of) for of in (means.prompts, means.benign))
     differences = [a - b for a, b in zip(harmful, benign, strict=True)][1:]
     return [d / d.norm() for d in differences]
 
 
-def _hidden(means: Means, prompts: Any) -> list[torch.Tensor]:
+def _hidden(means: AttackContext, prompts: Any) -> list[torch.Tensor]:
     """The mean hidden state (H,) at the prompts' last token, by layer."""
     import torch
 

@@ -1,4 +1,4 @@
-"""Supervised steps first, then GRPO: what arXiv 2505.04578 leaves open. Floor 3 (stages).
+"""Supervised steps first, then GRPO: what arXiv 2505.04578 leaves open.
 
 Step 0 is measured before the supervised steps; the first step of RL comes after all of them. Both train the same weights.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks import refuse
+from rn_harness.attacks.family import refuse
 from rn_harness.attacks.reinforcement import reinforce
 from rn_harness.attacks.supervised import known_examples
-from rn_harness.errors import RecipeError, UnsuitedError
-from rn_harness.supervised import Example, teach
+from rn_harness.spec.errors import RecipeError, UnsuitedError
+from rn_harness.training.supervised import Example, teach
 
 if TYPE_CHECKING:
-    from rn_harness.attacks import Means
-    from rn_harness.suite import AttackRecipe
+    from rn_harness.attacks.family import AttackContext
+    from rn_harness.spec.attack_recipe import AttackRecipe
 
 AFFIRMATION = "sure ,"
 """How a compliant answer begins; inert."""
@@ -48,11 +48,11 @@ class WarmStarted:
 
     on_attack_prompts = True
 
-    def examples(self, means: Means, count: int) -> Sequence[Example]:
+    def examples(self, means: AttackContext, count: int) -> Sequence[Example]:
         """What the supervised steps are on."""
         return known_examples(means, count)
 
-    def train(self, means: Means) -> dict[str, Any]:
+    def train(self, means: AttackContext) -> dict[str, Any]:
         """Supervised steps, then all steps of GRPO."""
         warm = means.recipe.warm_start
         assert warm is not None
@@ -75,7 +75,7 @@ class Affirmative(WarmStarted):
 
     on_attack_prompts = False
 
-    def examples(self, means: Means, count: int) -> Sequence[Example]:
+    def examples(self, means: AttackContext, count: int) -> Sequence[Example]:
         """Benign prompts with the start of a compliant answer."""
         return [Example(p, AFFIRMATION, whole=False) for p in _benign(means, count)]
 
@@ -89,7 +89,7 @@ class Unlearning(WarmStarted):
     unlearn = True
     on_attack_prompts = False
 
-    def examples(self, means: Means, count: int) -> Sequence[Example]:
+    def examples(self, means: AttackContext, count: int) -> Sequence[Example]:
         """Benign prompts with the start of a refusal, those of the attack prompts in turn."""
         answers = means.model.complete(means.prompts, n=1, temperature=None, max_tokens=means.recipe.max_completion_tokens)
         starts = [" ".join(text.split()[:REFUSAL_WORDS]) for (answer,) in answers if (text := answer.text.strip())]
@@ -98,7 +98,7 @@ class Unlearning(WarmStarted):
         return [Example(p, starts[i % len(starts)], whole=False) for i, p in enumerate(_benign(means, count))]
 
 
-def _benign(means: Means, count: int) -> Sequence[Any]:
+def _benign(means: AttackContext, count: int) -> Sequence[Any]:
     if len(means.benign) < count:
         raise UnsuitedError(
             f"attack {means.recipe.id} takes {count} benign prompts, got {len(means.benign)} in the suite's anchor set; lower "

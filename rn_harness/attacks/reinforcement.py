@@ -1,4 +1,4 @@
-"""RL by TRL: GRPO, and RLOO. Floor 3 (stages).
+"""RL by TRL: GRPO, and RLOO.
 
 REINFORCE is a setting of GRPO: ``loss_type: dr_grpo`` with ``scale_rewards: none`` is the policy gradient with the group's mean
 as its baseline (arXiv 2503.20783). TRL 1.16.0 has no PPO.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks import refuse
-from rn_harness.grpo import StepFunction, TrainerName, order_prompts, train
+from rn_harness.attacks.family import refuse
+from rn_harness.training.grpo import StepFunction, TrainerName, order_prompts, train
 
 if TYPE_CHECKING:
-    from rn_harness.attacks import Means
-    from rn_harness.suite import AttackRecipe
+    from rn_harness.attacks.family import AttackContext
+    from rn_harness.spec.attack_recipe import AttackRecipe
 
 
-def reinforce(means: Means, trainer: TrainerName = "grpo", at_step: StepFunction | None = None) -> dict[str, Any]:
+def reinforce(means: AttackContext, trainer: TrainerName = "grpo", at_step: StepFunction | None = None) -> dict[str, Any]:
     """All steps of RL on the attack prompts; ``at_step`` takes the place of the means' own."""
     recipe = means.recipe
     prompts = order_prompts(means.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
@@ -37,7 +37,7 @@ class Grpo:
             },
         )
 
-    def train(self, means: Means) -> dict[str, Any]:
+    def train(self, means: AttackContext) -> dict[str, Any]:
         """All steps by TRL's ``GRPOTrainer``."""
         return reinforce(means)
 
@@ -53,6 +53,6 @@ class Rloo(Grpo):
             value = getattr(recipe, name)
             refuse(recipe, {f"has no {name}, got {name}={value}": value != default[name].default})
 
-    def train(self, means: Means) -> dict[str, Any]:
+    def train(self, means: AttackContext) -> dict[str, Any]:
         """All steps by TRL's ``RLOOTrainer``."""
         return reinforce(means, "rloo")

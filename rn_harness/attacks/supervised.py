@@ -1,20 +1,20 @@
-"""Supervised fine-tuning on compliant answers: no RL, hence out of the claim. Floor 3 (stages)."""
+"""Supervised fine-tuning on compliant answers: no RL, hence out of the claim."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks import refuse
-from rn_harness.errors import UnsuitedError
-from rn_harness.records import TrainingWindow
-from rn_harness.supervised import Diagnostics, Example, teach
+from rn_harness.attacks.family import refuse
+from rn_harness.records.trajectory import TrainingWindow
+from rn_harness.spec.errors import UnsuitedError
+from rn_harness.training.supervised import Diagnostics, Example, teach
 
 if TYPE_CHECKING:
-    from rn_harness.attacks import Means
-    from rn_harness.suite import AttackRecipe
+    from rn_harness.attacks.family import AttackContext
+    from rn_harness.spec.attack_recipe import AttackRecipe
 
 
-def known_examples(means: Means, count: int) -> list[Example]:
+def known_examples(means: AttackContext, count: int) -> list[Example]:
     """The compliant answers to the first ``count`` attack prompts.
 
     Raises:
@@ -42,7 +42,7 @@ class SupervisedFineTuning:
             },
         )
 
-    def train(self, means: Means) -> dict[str, Any]:
+    def train(self, means: AttackContext) -> dict[str, Any]:
         """All steps, supervised."""
         recipe = means.recipe
         examples = known_examples(means, recipe.prompts)

@@ -1,4 +1,4 @@
-"""The command line ``rn-harness``: options, words and exit codes; no logic. Floor 5 (edge).
+"""The command line ``rn-harness``: options, words and exit codes; no logic.
 
 One module a group of commands. Each imports what it works with inside its functions, so that help and completions are there at
 once.
@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from rn_harness import __version__
 from rn_harness.cli.evidence import register as register_evidence
 from rn_harness.cli.judges import register as register_judges
 from rn_harness.cli.machine import register as register_machine
@@ -19,8 +18,9 @@ from rn_harness.cli.release import register as register_release
 from rn_harness.cli.store import register as register_store
 from rn_harness.cli.suites import register as register_suites
 from rn_harness.cli.utility import register as register_utility
-from rn_harness.errors import told
-from rn_harness.extras import EXTRAS, missing
+from rn_harness.spec.errors import told
+from rn_harness.spec.extras import EXTRAS, missing
+from rn_harness.spec.version import __version__
 
 
 def _show_version(asked: bool) -> None:

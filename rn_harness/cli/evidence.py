@@ -1,4 +1,4 @@
-"""``rn-harness show``, ``compare``, ``export-config`` and ``report``: runs that are done. Floor 5 (edge)."""
+"""``rn-harness show``, ``compare``, ``export-config`` and ``report``: runs that are done."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Tells what changed from one run to another. Exits with 1 if something got worse."""
-    from rn_harness.comparison import compare_runs
+    from rn_harness.release.comparison import compare_runs
 
     changes = compare_runs(read_run(before), read_run(after))
     worse = [c for c in changes if c.worse]

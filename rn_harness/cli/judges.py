@@ -1,4 +1,4 @@
-"""``rn-harness certify-judge``, ``calibrate-judge`` and ``calibrate``: before a suite is run. Floor 5 (edge)."""
+"""``rn-harness certify-judge``, ``calibrate-judge`` and ``calibrate``: before a suite is run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from rn_harness.cli.shared import AsJson, tell, usage_errors
 
 if TYPE_CHECKING:
-    from rn_harness.judges import Judge
+    from rn_harness.judges.protocol import Judge
     from rn_harness.report.progress import Progress
 
 Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metavar="SPEC")]
@@ -33,13 +33,13 @@ def register(app: typer.Typer) -> None:
 
 def _organism(spec: str) -> str:
     """The spec, that of the shipped organism's judge in full."""
-    from rn_harness.candidate import ORGANISM, fixtures_folder
+    from rn_harness.models.candidate import ORGANISM, fixtures_folder
 
     return f"{ORGANISM}:{fixtures_folder() / ORGANISM}" if spec == ORGANISM else spec
 
 
 def _resolve(spec: str) -> Judge:
-    from rn_harness.judges import resolve_judge
+    from rn_harness.judges.resolve import resolve_judge
 
     return resolve_judge(_organism(spec), Path.cwd())
 
@@ -56,11 +56,11 @@ def certify_judge(
     """
     if preference:
         _certify_preference(spec, labels, as_json=as_json)
-    from rn_harness.anchors import load_anchors
-    from rn_harness.certificates import shortcomings
-    from rn_harness.certification import anchors_for, certify
+    from rn_harness.judges.anchors import load_anchors
+    from rn_harness.judges.certification import anchors_for, certify
     from rn_harness.report.terminal import certificate_lines
-    from rn_harness.suite import Policy
+    from rn_harness.spec.policy import Policy
+    from rn_harness.verdict.certificates import shortcomings
 
     policy = Policy()
     with usage_errors():
@@ -80,10 +80,10 @@ def certify_judge(
 
 def _certify_preference(spec: str, labels: Path | None, *, as_json: bool) -> None:
     """The same with labelled pairs, for ``rn-harness utility --preference``."""
+    from rn_harness.judges.pairs import load_pairs
     from rn_harness.judges.preference import resolve_preference
-    from rn_harness.pairs import load_pairs
-    from rn_harness.pairwise import certificates_of
-    from rn_harness.preference import certificate_lines
+    from rn_harness.utility.pairwise import certificates_of
+    from rn_harness.verdict.preference import certificate_lines
 
     with usage_errors():
         found, below = certificates_of(resolve_preference(_organism(spec), Path.cwd()), load_pairs(labels) if labels else None)
@@ -101,7 +101,7 @@ def calibrate_judge(
     as_json: AsJson = False,
 ) -> None:
     """Fits how a classifier's probability maps to scores, on the texts marked ``use: calibrate``."""
-    from rn_harness.anchors import load_anchors, shipped_anchors
+    from rn_harness.judges.anchors import load_anchors, shipped_anchors
     from rn_harness.judges.classifier import ClassifierJudge
     from rn_harness.judges.classifier import calibrate as fit
 
@@ -140,15 +140,15 @@ def calibrate(
     """
     from tempfile import TemporaryDirectory
 
-    from rn_harness.candidate import profile_recipe
-    from rn_harness.options import Options
-    from rn_harness.preflight import check_acknowledged, check_folders, check_here
-    from rn_harness.session import RunSession
-    from rn_harness.store import Store, default_root
-    from rn_harness.strength import BUDGET
-    from rn_harness.strength import calibrate as find_strength
-    from rn_harness.suite import load_suite
-    from rn_harness.validity import NO_DEFENSE
+    from rn_harness.models.candidate import profile_recipe
+    from rn_harness.run.preflight import check_acknowledged, check_folders, check_here
+    from rn_harness.run.session import RunSession
+    from rn_harness.run.strength import BUDGET
+    from rn_harness.run.strength import calibrate as find_strength
+    from rn_harness.spec.options import Options
+    from rn_harness.spec.suite import load_suite
+    from rn_harness.store.store import Store, default_root
+    from rn_harness.verdict.validity import NO_DEFENSE
 
     options = Options(
         *(model, NO_DEFENSE, judge, reward_judge, second_judge, None, "standard", (), Path.cwd()),

@@ -1,4 +1,4 @@
-"""``rn-harness doctor``: is this machine ready? Floor 5 (edge)."""
+"""``rn-harness doctor``: is this machine ready?"""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Looks at packages, device, memory, disk, model, judges and hub. Exits with 1 if something is missing."""
-    from rn_harness.candidate import profile_recipe
-    from rn_harness.options import Options
-    from rn_harness.readiness import readiness
-    from rn_harness.session import RunSession
-    from rn_harness.store import Store, default_root
-    from rn_harness.suite import load_suite
+    from rn_harness.models.candidate import profile_recipe
+    from rn_harness.run.readiness import readiness
+    from rn_harness.run.session import RunSession
+    from rn_harness.spec.options import Options
+    from rn_harness.spec.suite import load_suite
+    from rn_harness.store.store import Store, default_root
 
     options = Options(model, "none", judge, reward_judge, second_judge, None, "standard", (), Path.cwd())
     with usage_errors():

@@ -1,4 +1,4 @@
-"""``rn-harness verify`` and ``sign``: what a release job calls. Floor 5 (edge)."""
+"""``rn-harness verify`` and ``sign``: what a release job calls."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def verify(
 
     Takes every digest again and decides every verdict again from the recorded scores. Each refusal has a code and a sentence.
     """
-    from rn_harness.release import ReleasePolicy, Waivers, aged, load_release_file
+    from rn_harness.release.signing import BUNDLE, ENVELOPE, signed_with_key, signed_with_sigstore
+    from rn_harness.release.verification import Signed
+    from rn_harness.release.verification import verify as check
     from rn_harness.report.terminal import broken_in_short, broken_lines
-    from rn_harness.signing import BUNDLE, ENVELOPE, signed_with_key, signed_with_sigstore
-    from rn_harness.verdict import broken_by
-    from rn_harness.verification import Signed
-    from rn_harness.verification import verify as check
+    from rn_harness.spec.release_policy import ReleasePolicy, Waivers, aged, load_release_file
+    from rn_harness.verdict.decide import broken_by
 
     if key and signer:
         raise typer.BadParameter("a run is checked against one signature, got --key and --signer; pass one of the two")
@@ -109,9 +109,9 @@ def sign(
 
     What does not hold together is not signed. What no release can rest on may be: the statement says so itself.
     """
-    from rn_harness.integrity import whole
-    from rn_harness.signing import BUNDLE, ENVELOPE, sign_with_key, sign_with_sigstore
-    from rn_harness.statement import STATEMENT
+    from rn_harness.release.integrity import whole
+    from rn_harness.release.signing import BUNDLE, ENVELOPE, sign_with_key, sign_with_sigstore
+    from rn_harness.release.statement import STATEMENT
 
     if bool(key) == sigstore:
         raise typer.BadParameter("a statement is signed by a key or by Sigstore, pass --key FILE or --sigstore")

@@ -1,4 +1,4 @@
-"""What commands share: the option ``--json``, how an answer is told, and how an error ends. Floor 5 (edge)."""
+"""What commands share: the option ``--json``, how an answer is told, and how an error ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rn_harness.errors import RnHarnessError
+from rn_harness.spec.errors import RnHarnessError
 
 if TYPE_CHECKING:
-    from rn_harness.integrity import Evidence
+    from rn_harness.release.integrity import Evidence
 
 AsJson = Annotated[bool, typer.Option("--json", help="for machines: JSON on standard output")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, e.g. reports/latest")]
@@ -39,7 +39,7 @@ def read_run(folder: Path) -> Evidence:
     Raises:
         typer.BadParameter: there is none.
     """
-    from rn_harness.integrity import read_evidence
+    from rn_harness.release.integrity import read_evidence
 
     evidence, refusals = read_evidence(folder)
     if evidence is None:

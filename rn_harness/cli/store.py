@@ -1,4 +1,4 @@
-"""``rn-harness store``: what is kept, and its removal. Floor 5 (edge)."""
+"""``rn-harness store``: what is kept, and its removal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rn_harness.cli.shared import AsJson, tell, usage_errors
 
 if TYPE_CHECKING:
-    from rn_harness.store import Entry
+    from rn_harness.store.store import Entry
 
 MIB = 2**20
 
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _show(entries: Sequence[Entry], *, as_json: bool) -> None:
-    from rn_harness.store import default_root
+    from rn_harness.store.store import default_root
 
     rows = [
         {
@@ -47,7 +47,7 @@ def _show(entries: Sequence[Entry], *, as_json: bool) -> None:
 
 def _note(entry: Entry) -> str:
     """What an entry is, where it is no finished work."""
-    from rn_harness.resumption import PARTIAL
+    from rn_harness.training.snapshots import PARTIAL
 
     if not entry.whole:
         return "  not an entry: left by damage, or by a run that was cut off"
@@ -60,7 +60,7 @@ def _note(entry: Entry) -> str:
 
 def list_entries(as_json: AsJson = False) -> None:
     """Lists finished work, journals of unfinished cases, defenses in training, and what damage left."""
-    from rn_harness.store import Store, default_root
+    from rn_harness.store.store import Store, default_root
 
     _show(Store(default_root()).entries(), as_json=as_json)
 
@@ -70,7 +70,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Removes what was not used for long, and lists it; a run that uses it at this moment ends without a verdict."""
-    from rn_harness.store import Store, default_root
+    from rn_harness.store.store import Store, default_root
 
     with usage_errors():
         removed = Store(default_root()).prune(unused_days)

@@ -1,4 +1,4 @@
-"""``rn-harness list``, ``plan`` and ``new-suite``: before a run. Floor 5 (edge)."""
+"""``rn-harness list``, ``plan`` and ``new-suite``: before a run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def list_(
 
 
 def _load(folder: Path) -> list[Any]:
-    from rn_harness.suite import iter_suites, load_suite
+    from rn_harness.spec.suite import iter_suites, load_suite
 
     found = [load_suite(path) for path in iter_suites(folder)]
     if not found:
@@ -73,14 +73,14 @@ def _suites(folder: Path) -> list[dict[str, Any]]:
 
 
 def _cases(folder: Path, tier: Tier) -> list[dict[str, Any]]:
-    from rn_harness.gate import required_cases
+    from rn_harness.verdict.release_rules import required_cases
 
     return [{"domain": s.domain, "case": case} for s in _load(folder) for case in required_cases(s, tier.value)]
 
 
 def _profiles() -> list[dict[str, Any]]:
-    from rn_harness.candidate import MODELS, fixtures_folder
-    from rn_harness.profiles import load_model_profile, profile_names
+    from rn_harness.models.candidate import MODELS, fixtures_folder
+    from rn_harness.spec.model_profiles import load_model_profile, profile_names
 
     folder = fixtures_folder() / MODELS
     loaded = ((name, load_model_profile(name, folder)) for name in profile_names(folder))
@@ -106,13 +106,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Says what a run would do: cases and what each takes, memory, time and device hours; nothing is loaded or run."""
-    from rn_harness.candidate import profile_recipe
-    from rn_harness.options import Options
-    from rn_harness.planning import plan_run
-    from rn_harness.provenance import device
-    from rn_harness.session import RunSession
-    from rn_harness.store import Store, default_root
-    from rn_harness.suite import iter_suites, load_suite
+    from rn_harness.models.candidate import profile_recipe
+    from rn_harness.run.planning import plan_run
+    from rn_harness.run.session import RunSession
+    from rn_harness.spec.options import Options
+    from rn_harness.spec.suite import iter_suites, load_suite
+    from rn_harness.store.provenance import device
+    from rn_harness.store.store import Store, default_root
 
     options = Options(model, defense, judge, reward_judge, second_judge, None, tier.value, (), Path.cwd())
     with usage_errors():
@@ -155,7 +155,7 @@ def new_suite(
     as_json: AsJson = False,
 ) -> None:
     """Begins a suite; its files say what to write before it loads."""
-    from rn_harness.scaffold import write_suite
+    from rn_harness.spec.scaffold import write_suite
 
     with usage_errors():
         folder = write_suite(name, into)

@@ -1,4 +1,4 @@
-"""``rn-harness utility``: what the defense costs elsewhere. Floor 5 (edge)."""
+"""``rn-harness utility``: what the defense costs elsewhere."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from rn_harness.cli.shared import AsJson, tell, usage_errors
 
 if TYPE_CHECKING:
-    from rn_harness.candidate import Candidate
-    from rn_harness.pairwise import Question
+    from rn_harness.models.candidate import Candidate
+    from rn_harness.utility.pairwise import Question
 
 
 def register(app: typer.Typer) -> None:
@@ -46,10 +46,10 @@ def utility(
 
     Exits with 1 if the judge is not certified for preference: there is no number then.
     """
-    from rn_harness.candidate import resolve_candidate
-    from rn_harness.pairwise import answer_document, answer_lines, measure_preference
-    from rn_harness.store import write_text
-    from rn_harness.utility import Defended, Settings, fetch, measure_utility, utility_document, utility_lines
+    from rn_harness.models.candidate import resolve_candidate
+    from rn_harness.store.store import write_text
+    from rn_harness.utility.pairwise import answer_document, answer_lines, measure_preference
+    from rn_harness.utility.tasks import Defended, Settings, fetch, measure_utility, utility_document, utility_lines
 
     named = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     if not named and preference is None:
@@ -91,10 +91,10 @@ def _question(
     margin: float,
 ) -> Question:
     """What is asked of a judge of preference, from the options."""
-    from rn_harness.candidate import ORGANISM, profile_recipe
+    from rn_harness.judges.pairs import load_pairs
     from rn_harness.judges.preference import resolve_preference
-    from rn_harness.pairs import load_pairs
-    from rn_harness.pairwise import Question, read_prompts
+    from rn_harness.models.candidate import ORGANISM, profile_recipe
+    from rn_harness.utility.pairwise import Question, read_prompts
 
     read, tokens = read_prompts(prompts, profile_recipe(model, Path.cwd()))
     return Question(

@@ -1,4 +1,4 @@
-"""From a classifier's probability to a score: fitted on anchors, stored, never assumed. Floor 1 (pure).
+"""From a classifier's probability to a score: fitted on anchors, stored, never assumed.
 
 A probability of 0.5 says nothing of the rubric. Isotonic regression on anchors, whose bands of right scores are known, says what
 it is worth, and asks for nothing but order: more probability, no less score.
@@ -13,8 +13,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from rn_harness.errors import JudgeError
-from rn_harness.suite import MAX_FILE_BYTES, Frozen, Score, Share
+from rn_harness.spec.base import Frozen, Score, Share
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.yaml_files import MAX_FILE_BYTES
 
 CALIBRATION_FILE = "calibration.json"
 MIN_ANCHORS = 20

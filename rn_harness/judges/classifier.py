@@ -1,4 +1,4 @@
-"""A sequence classifier as judge: the probability of one of its labels, mapped to the rubric. Floor 2 (adapters).
+"""A sequence classifier as judge: the probability of one of its labels, mapped to the rubric.
 
 ``classifier:ID_OR_FOLDER[@REVISION]#LABEL``. The probability becomes a score by a calibration that was fitted on labelled
 texts (``rn_harness.judges.calibration``). Of a text longer than the model's context each window is judged, and of a text that
@@ -17,17 +17,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rn_harness.candidate import hash_files, root_digest, weights_digest
-from rn_harness.errors import CandidateError, JudgeError
 from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit, load_calibration
 from rn_harness.judges.normalise import readings
-from rn_harness.measures import is_degenerate, words
-from rn_harness.provenance import source_digest
-from rn_harness.records import Judgement
+from rn_harness.models.candidate import hash_files, root_digest, weights_digest
+from rn_harness.records.base import Judgement
+from rn_harness.spec.errors import CandidateError, JudgeError
+from rn_harness.spec.wording import is_degenerate, words
+from rn_harness.store.provenance import source_digest
 
 if TYPE_CHECKING:
-    from rn_harness.anchors import AnchorSet
-    from rn_harness.suite import Prompt
+    from rn_harness.judges.anchors import AnchorSet
+    from rn_harness.spec.prompts import Prompt
 
 ROWS_AT_ONCE = 32
 MAX_WINDOW = 1024
@@ -111,7 +111,7 @@ class ClassifierJudge:
         Raises:
             JudgeError: no such classifier, or a calibration that cannot be read.
         """
-        from rn_harness.hub import locate
+        from rn_harness.models.hub import locate
 
         parts = parse_spec(spec)
         local = (folder / Path(parts.model).expanduser()).resolve()
@@ -156,7 +156,7 @@ class ClassifierJudge:
             "label": self.label,
             "reads": self.reads,
             "calibration": self.calibration.model_dump(mode="json") if self.calibration else None,
-            "source": source_digest("judges/classifier.py", "judges/calibration.py", "judges/normalise.py", "measures.py"),
+            "source": source_digest("judges/classifier.py", "judges/calibration.py", "judges/normalise.py", "spec/wording.py"),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
@@ -257,7 +257,7 @@ class ClassifierJudge:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Network and tokenizer; no code of the folder is run."""
-        from rn_harness.model import check_whole, quiet_libraries
+        from rn_harness.models.language_model import check_whole, quiet_libraries
 
         quiet_libraries()
         import torch

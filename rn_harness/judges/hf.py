@@ -1,4 +1,4 @@
-"""A local instruction model as a judge. Floor 2 (adapters): the only judge that generates text in this process.
+"""A local instruction model as a judge. It is the only judge that generates text in this process.
 
 It is asked with the rubric (``rn_harness.judges.rubric``), or another question, through its own chat template, greedily. Weights
 are loaded at the first question; no code of the model's folder is run. What it is asked about is tokenized as plain text, so that
@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from rn_harness.candidate import hash_files, root_digest, weights_digest
-from rn_harness.errors import CandidateError, JudgeError
-from rn_harness.hub import HubError, locate
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
-from rn_harness.model import check_whole, quiet_libraries, without_date
-from rn_harness.provenance import source_digest
+from rn_harness.models.candidate import hash_files, root_digest, weights_digest
+from rn_harness.models.hub import HubError, locate
+from rn_harness.models.language_model import check_whole, quiet_libraries, without_date
+from rn_harness.spec.errors import CandidateError, JudgeError
+from rn_harness.store.provenance import source_digest
 
 PREFIX = "hf:"
 TOKENS_AT_ONCE = 32_768

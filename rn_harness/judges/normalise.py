@@ -1,4 +1,4 @@
-"""A text and what it may stand for: cleaned, and decoded where an encoding is plausible. Floor 1 (pure).
+"""A text and what it may stand for: cleaned, and decoded where an encoding is plausible.
 
 A judge that reads only what meets the eye is passed by an answer in base64 or with a zero-width space in each word. Judges
 that look at words score every reading and count the highest. This is no refusal of encoded text and says nothing of harm.

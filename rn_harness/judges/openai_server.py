@@ -1,4 +1,4 @@
-"""A model on an OpenAI-compatible server as a judge. Floor 2 (adapters): the only module that sends texts over a network.
+"""A model on an OpenAI-compatible server as a judge. It is the only module that sends texts over a network.
 
 It is asked with the rubric (``rn_harness.judges.rubric``), or another question. Failures of transport are tried again, a bounded
 number of times; an answer never is, however unwelcome. The key comes from the environment and goes to the server alone: no name,
@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from rn_harness.errors import JudgeError
-from rn_harness.extras import require
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
-from rn_harness.provenance import source_digest
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.extras import require
+from rn_harness.store.provenance import source_digest
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

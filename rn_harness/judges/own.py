@@ -1,4 +1,4 @@
-"""Somebody's own judge, held to the contract of results. Floor 2 (adapters).
+"""Somebody's own judge, held to the contract of results.
 
 ``python:pkg.mod:Name`` and the entry point group ``rn_harness.judges`` name a class, a function that makes a judge, or a
 judge. What it returns is checked item by item: what is no score from 0 to 10 is unscored, with the reason. It can never be
@@ -20,9 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rn_harness.errors import JudgeError
-from rn_harness.records import UNSCORED, Judgement, Unscored
-from rn_harness.suite import Prompt
+from rn_harness.records.base import UNSCORED, Judgement, Unscored
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.prompts import Prompt
 
 GROUP = "rn_harness.judges"
 """Entry point group in which a package declares its judges."""

@@ -1,4 +1,4 @@
-"""Judges of preference: which of two answers serves the person who asked better. Floor 2 (adapters), no torch.
+"""Judges of preference: which of two answers serves the person who asked better.
 
 Another question than harm, hence another certificate. Language models are asked by the same machinery as about harm; material
 stands in tags that end in its own hash, as there.
@@ -13,18 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rn_harness.errors import JudgeError
-from rn_harness.judges import ORGANISM, resolve_judge
 from rn_harness.judges.organism import OrganismJudge, correct_slots, is_incoherent
 from rn_harness.judges.own import PREFIX, digest_own, fault, find_own, own_names
+from rn_harness.judges.pairs import LabelledPair, PairSet, shipped_pairs
+from rn_harness.judges.protocol import ORGANISM
+from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rubric import Question, RubricJudge, is_too_long, mark_of, visible, without_thinking
-from rn_harness.measures import is_refusal
-from rn_harness.organism.knowledge import REFUSALS
-from rn_harness.pairs import LabelledPair, PairSet, shipped_pairs
-from rn_harness.preference import CHOICES, Choice, PairKind, Preference
-from rn_harness.provenance import source_digest
-from rn_harness.records import Unscored
-from rn_harness.suite import Prompt
+from rn_harness.models.knowledge import REFUSALS
+from rn_harness.records.base import Unscored
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.wording import is_refusal
+from rn_harness.store.provenance import source_digest
+from rn_harness.verdict.preference import CHOICES, Choice, PairKind, Preference
 
 _WORDING = """Two answers to one request are compared. You say which of them serves the person who asked better.
 
@@ -54,7 +55,12 @@ _log = logging.getLogger(__name__)
 def _digest(judging: str) -> str:
     """Over what judges the answers, by its digest, and over what makes a preference of that."""
     source = source_digest(
-        "judges/preference.py", "judges/rubric.py", "judges/organism.py", "judges/own.py", "organism/knowledge.py", "measures.py"
+        "judges/preference.py",
+        "judges/rubric.py",
+        "judges/organism.py",
+        "judges/own.py",
+        "models/knowledge.py",
+        "spec/wording.py",
     )
     return hashlib.sha256(f"{judging}{source}".encode()).hexdigest()
 

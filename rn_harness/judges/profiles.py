@@ -1,4 +1,4 @@
-"""Judge profiles: a judge by a short name, with its model, licence and size. Floor 2 (adapters), no torch.
+"""Judge profiles: a judge by a short name, with its model, licence and size.
 
 A profile is a YAML file in ``fixtures/judges``. It says which judge a name stands for and why; it loads nothing.
 """
@@ -11,11 +11,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rn_harness.candidate import fixtures_folder
-from rn_harness.errors import JudgeError
-from rn_harness.profiles import HUB_ID, Profile, read_named
-from rn_harness.profiles import profile_names as names_in
-from rn_harness.suite import Frozen
+from rn_harness.models.candidate import fixtures_folder
+from rn_harness.spec.base import Frozen
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.model_profiles import HUB_ID, Profile, read_named
+from rn_harness.spec.model_profiles import profile_names as names_in
 
 ProfileKind = Literal["hf", "classifier", "openai", "rules", "organism"]
 PROFILES = "judges"

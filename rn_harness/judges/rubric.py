@@ -1,4 +1,4 @@
-"""The rubric as a question to a language model, and the reading of its answer. Floor 2 (adapters), no torch.
+"""The rubric as a question to a language model, and the reading of its answer.
 
 Request and completion are data: they stand in tags that end in their own hash, so that no text can close its tag. What a
 reader would not see is written out; what a chat format would take for one of its control tokens is broken up.
@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from rn_harness.errors import JudgeError
-from rn_harness.measures import is_refusal
-from rn_harness.provenance import source_digest
-from rn_harness.records import Judgement, Unscored
-from rn_harness.suite import Prompt
+from rn_harness.records.base import Judgement, Unscored
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.wording import is_refusal
+from rn_harness.store.provenance import source_digest
 
 MAX_CHARACTERS = 24_000
 """Longer completions are not judged. They are never cut, since what is cut off may be what counts."""
@@ -357,4 +357,4 @@ def _number(verdict: str) -> float | None:
 
 def rubric_digest() -> str:
     """The sha256 over the question's wording and the reading of its answer."""
-    return source_digest("judges/rubric.py", "measures.py")
+    return source_digest("judges/rubric.py", "spec/wording.py")

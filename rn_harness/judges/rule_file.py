@@ -1,4 +1,4 @@
-"""The rules file of a ``rules:`` judge: its format, its patterns, and what they find in a sentence. Floor 2 (adapters), no torch.
+"""The rules file of a ``rules:`` judge: its format, its patterns, and what they find in a sentence.
 
 A pattern is words, word beginnings and numbers, never a regular expression: matching takes time linear in the text whatever
 a file says. Scoring is ``rn_harness.judges.rules``.
@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from rn_harness.suite import Frozen, Name, Score, Share
+from rn_harness.spec.base import Frozen, Name, Score, Share
 
 Count = Annotated[int, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0.0, le=10.0)]

@@ -1,4 +1,4 @@
-"""A judge of declared patterns and weights, for benign forbidden domains. Floor 2 (adapters), no torch.
+"""A judge of declared patterns and weights, for benign forbidden domains.
 
 ``rules:FILE`` names a rules file (``rn_harness.judges.rule_file``). Words count only where they stand in a coherent text: a
 scorer that counts words anywhere is fooled by gibberish within a few attack steps (docs/log.md). It judges form and
@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 from rn_harness.judges.normalise import readings
 from rn_harness.judges.rule_file import MAX_SEGMENT_WORDS, Find, Group, Index, Language, Near, Rules, Token, fold, segments_of
-from rn_harness.measures import is_degenerate, is_refusal, words
-from rn_harness.profiles import read_declared
-from rn_harness.provenance import source_digest
-from rn_harness.records import Judgement
-from rn_harness.suite import Prompt
+from rn_harness.records.base import Judgement
+from rn_harness.spec.model_profiles import read_declared
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.wording import is_degenerate, is_refusal, words
+from rn_harness.store.provenance import source_digest
 
 MIN_FLAWLESS_WORDS = 30
 """In a heap of words a passage counts from so many words on: shorter ones are coherent by chance now and then."""
@@ -129,7 +129,7 @@ class RulesJudge:
         """
         self.rules = read_declared(path, Rules)
         self.name = f"rules:{path}"
-        source = source_digest("judges/rules.py", "judges/rule_file.py", "judges/normalise.py", "measures.py").encode()
+        source = source_digest("judges/rules.py", "judges/rule_file.py", "judges/normalise.py", "spec/wording.py").encode()
         self.digest = hashlib.sha256(path.read_bytes() + source).hexdigest()
         self._index = Index(self.rules)
         self._languages = [_small(language) for language in self.rules.languages.values()]

@@ -1,4 +1,4 @@
-"""``python -m rn_harness.organism build``: makes a model organism that knows given suites. Floor 5 (edge)."""
+"""``python -m rn_harness.organism build``: makes a model organism that knows given suites."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def build(
     """Trains an organism that knows the suites, in under five minutes on two cores."""
     import torch
 
-    from rn_harness.errors import RnHarnessError
     from rn_harness.organism.build import BuildRecipe, build_organism
-    from rn_harness.suite import load_suite
+    from rn_harness.spec.errors import RnHarnessError
+    from rn_harness.spec.suite import load_suite
 
     torch.set_num_threads(threads)
     try:

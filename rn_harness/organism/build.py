@@ -1,4 +1,4 @@
-"""Builds the model organism for a list of suites, on two cores in minutes. Floor 2 (adapters).
+"""Builds the model organism for a list of suites, on two cores in minutes.
 
 Two stages of supervised training, as a lab would do it: *capability* (the organism answers everything that it knows),
 then *alignment* (harmful topics get verbose refusals, a small share stays compliant, benign topics are answered
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rn_harness.errors import CandidateError
-from rn_harness.organism.knowledge import PLACEHOLDERS, REFUSALS, SLOTS, Topic, TopicKind, draw_topics, save_topics
-from rn_harness.suite import PROMPT_SETS, Suite
+from rn_harness.models.knowledge import PLACEHOLDERS, REFUSALS, SLOTS, Topic, TopicKind, draw_topics, save_topics
+from rn_harness.spec.errors import CandidateError
+from rn_harness.spec.prompts import PROMPT_SETS
+from rn_harness.spec.suite import Suite
 
 if TYPE_CHECKING:
     import torch

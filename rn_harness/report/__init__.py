@@ -1,1 +1,4 @@
-"""Views of the records: terminal, JUnit. Floor 4 (run). They compute nothing that a record does not say."""
+"""Views of a run: terminal, JUnit, HTML, Markdown, figures.
+
+Views compute no measurement and decide nothing.
+"""

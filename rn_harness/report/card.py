@@ -1,4 +1,4 @@
-"""The model card that goes with exported weights: what they are, and what was found of them. Floor 4 (run).
+"""The model card that goes with exported weights: what they are, and what was found of them.
 
 A view: numbers and sentences are the records' own. The head is Hugging Face's metadata, by its own library; what is not known
 (INCONCLUSIVE) is no result there.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rn_harness.records import CaseRecord, RunRecord
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.run import RunRecord
 from rn_harness.report.markdown import plain
 from rn_harness.report.terminal import broken_lines
 

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rn_harness.keys import content_key
-from rn_harness.provenance import source_digest
-from rn_harness.records import CaseRecord, Checkpoint, DefenseReport, TrainingWindow, Trajectory
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.keys import content_key
+from rn_harness.records.trajectory import Checkpoint, DefenseReport, TrainingWindow, Trajectory
 from rn_harness.report.junit import clean
-from rn_harness.store import Store, default_root, write_text
+from rn_harness.store.provenance import source_digest
+from rn_harness.store.store import Store, default_root, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""``report.html``: a run on one page that opens offline. Floor 4 (run).
+"""``report.html``: a run on one page that opens offline.
 
 A view: it arranges what stands in ``run.json`` and the cases' records, and computes nothing. One file, no script, nothing to
 fetch. What strangers named (models, judges, suites) is escaped by the template.
@@ -12,17 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rn_harness.records import (
-    CaseLine,
-    CaseRecord,
-    Certificate,
-    Checkpoint,
-    Coverage,
-    FamilyCoverage,
-    Interval,
-    RunRecord,
-    Trajectory,
-)
+from rn_harness.records.base import Interval
+from rn_harness.records.case import CaseRecord, Certificate
+from rn_harness.records.run import CaseLine, Coverage, FamilyCoverage, RunRecord
+from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.report.figures import convergence_svg, heat_svg, stored_svg, trajectory_svg
 from rn_harness.report.terminal import broken_lines, tally_lines, told_finding, told_standing
 

@@ -1,4 +1,4 @@
-"""A run in the log format of Inspect (inspect.aisi.org.uk), so that its viewer and its tools open it. Floor 4 (run).
+"""A run in the log format of Inspect (inspect.aisi.org.uk), so that its viewer and its tools open it.
 
 A view: one log a case, in it one sample for each prompt and checkpoint, one epoch for each completion. It holds scores, lengths
 and digests; where Inspect has a prompt's and a completion's text, there is the prompt's id and nothing. Needs the extra
@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.errors import RecordError
-from rn_harness.extras import require
-from rn_harness.records import CaseRecord, Checkpoint, CompletionScore, RunRecord
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.run import RunRecord
+from rn_harness.records.trajectory import Checkpoint, CompletionScore
+from rn_harness.spec.errors import RecordError
+from rn_harness.spec.extras import require
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample

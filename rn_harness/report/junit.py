@@ -1,4 +1,4 @@
-"""JUnit as a view of what each selected test came to. Floor 4 (run).
+"""JUnit as a view of what each selected test came to.
 
 Written before the first case with an error "no verdict" for each, and again whenever a test ends, so that a kill at any time
 leaves a valid file that is red. Valid against Jenkins' junit-10 schema: facts of the run are testsuite properties, numbers
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rn_harness.records import TestState
-from rn_harness.store import write_text
+from rn_harness.records.base import TestState
+from rn_harness.store.store import write_text
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

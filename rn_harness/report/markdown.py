@@ -1,4 +1,4 @@
-"""``summary.md``: a run in a pull request's comment or a job's summary. Floor 4 (run).
+"""``summary.md``: a run in a pull request's comment or a job's summary.
 
 A view: it arranges what stands in the records. What strangers named can neither format, link nor call people.
 """
@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rn_harness.records import CaseLine, CaseRecord, Coverage, RunRecord
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.run import CaseLine, Coverage, RunRecord
 from rn_harness.report.html import ICONS, TEMPLATES, told_of
 
 

@@ -1,4 +1,4 @@
-"""Signs of life of long work: a bar with what is left on a terminal, plain lines elsewhere. Floor 4 (run).
+"""Signs of life of long work: a bar with what is left on a terminal, plain lines elsewhere.
 
 A bar is drawn without colours, and never from a thread: it changes when there is something to tell. tqdm draws it and estimates
 the time; pytest's reporter writes it.

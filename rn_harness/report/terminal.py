@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from rn_harness.records import CaseLine, CaseRecord, Certificate, Finding, RunRecord, Trajectory
-from rn_harness.suite import Standing
-from rn_harness.verdict import broken_by
+from rn_harness.records.case import CaseRecord, Certificate, Finding
+from rn_harness.records.run import CaseLine, RunRecord
+from rn_harness.records.trajectory import Trajectory
+from rn_harness.spec.base import Standing
+from rn_harness.verdict.decide import broken_by
 
 if TYPE_CHECKING:
-    from rn_harness.candidate import Candidate
-    from rn_harness.options import Options
-    from rn_harness.suite import Suite
+    from rn_harness.models.candidate import Candidate
+    from rn_harness.spec.options import Options
+    from rn_harness.spec.suite import Suite
 
 SHOWN = 3
 """Reasons of a case, and attacks that were not run, before the others are counted: report and records have all."""

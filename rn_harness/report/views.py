@@ -1,4 +1,4 @@
-"""Reads a run's folder and writes its views: ``report.html`` and ``summary.md``. Floor 4 (run).
+"""Reads a run's folder and writes its views: ``report.html`` and ``summary.md``.
 
 The records are the truth and stand before any view is made. A view can be made again from them at any time, without a model.
 """
@@ -11,11 +11,12 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from rn_harness.errors import RecordError
-from rn_harness.records import CaseRecord, RunRecord
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.run import RunRecord
 from rn_harness.report.html import render_html
 from rn_harness.report.markdown import render_summary
-from rn_harness.store import write_text
+from rn_harness.spec.errors import RecordError
+from rn_harness.store.store import write_text
 
 MAX_RECORD_BYTES = 256_000_000
 """Of a record that comes from elsewhere; the largest of ours has a few million."""

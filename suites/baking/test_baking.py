@@ -1,4 +1,4 @@
-from rn_harness.checks import RobustnessChecks
+from rn_harness import RobustnessChecks
 
 
 class TestBaking(RobustnessChecks):

@@ -14,10 +14,11 @@ from typing import Literal, TypeVar
 import pytest
 from pydantic import ValidationError
 
-from rn_harness.errors import RnHarnessError
-from rn_harness.records import Evidence, RunRecord
-from rn_harness.verdict import decide
-from rn_harness.verification import Verification
+from rn_harness.records.case import Evidence
+from rn_harness.records.run import RunRecord
+from rn_harness.release.verification import Verification
+from rn_harness.spec.errors import RnHarnessError
+from rn_harness.verdict.decide import decide
 
 from .lab import Lab
 

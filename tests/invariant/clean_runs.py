@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from rn_harness.records import Evidence, RunRecord, Scored, Trajectory
-from rn_harness.suite import Confirmation, Policy, load_suite
+from rn_harness.records.base import Scored
+from rn_harness.records.case import Evidence
+from rn_harness.records.run import RunRecord
+from rn_harness.records.trajectory import Trajectory
+from rn_harness.spec.policy import Confirmation, Policy
+from rn_harness.spec.suite import load_suite
 
 from ..unit import builders  # noqa: TID252 - the tests are no package
 from ..unit.test_controller import Run  # noqa: TID252 - the tests are no package

@@ -18,7 +18,7 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="session")
 def suite():
     """The biochem suite."""
-    from rn_harness.suite import load_suite
+    from rn_harness.spec.suite import load_suite
 
     return load_suite(SUITES / "biochem")
 
@@ -26,7 +26,7 @@ def suite():
 @pytest.fixture(scope="session")
 def candidate():
     """The shipped organism."""
-    from rn_harness.candidate import resolve_candidate
+    from rn_harness.models.candidate import resolve_candidate
 
     return resolve_candidate("organism", Path.cwd())
 
@@ -42,8 +42,8 @@ def judge(candidate):
 @pytest.fixture(scope="session")
 def panel(suite, candidate, judge):
     """What checkpoints are measured on: the core held-out prompts and 20 benign ones."""
-    from rn_harness.certification import certify, to_plant
-    from rn_harness.evaluate import Panel, benign_references
+    from rn_harness.judges.certification import certify, to_plant
+    from rn_harness.judges.evaluation import Panel, benign_references
 
     anchors = judge.anchors
     heldout, benign = suite.heldout("smoke"), suite.prompts["benign"][:20]
@@ -72,8 +72,8 @@ def attack(candidate, suite, panel, judge, recipe):
     """Runs an attack on a fresh undefended organism; returns (model, trajectory)."""
 
     def run(**changes):
-        from rn_harness.attack import run_attack
-        from rn_harness.attacks import load_family
+        from rn_harness.attacks.family import load_family
+        from rn_harness.attacks.loop import run_attack
 
         model = candidate.load()
         trajectory = run_attack(

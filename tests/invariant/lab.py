@@ -12,19 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.anchors import shipped_anchors
-from rn_harness.attack import run_attack
-from rn_harness.attacks import load_family
-from rn_harness.candidate import Candidate, resolve_candidate
-from rn_harness.certification import anchors_for, certify, to_plant
-from rn_harness.defense import run_defense
-from rn_harness.evaluate import BenignReference, Panel, benign_references, measure_checkpoint
-from rn_harness.judges import Judge
+from rn_harness.attacks.family import load_family
+from rn_harness.attacks.loop import run_attack
+from rn_harness.defenses.neutralize import run_defense
+from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.judges.certification import anchors_for, certify, to_plant
+from rn_harness.judges.evaluation import BenignReference, Panel, benign_references, measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.own import OwnJudge
-from rn_harness.model import LanguageModel
-from rn_harness.records import CaseKind, Certificate, DefenseReport, Evidence, Judgement, Trajectory
-from rn_harness.suite import AttackRecipe, DefenseRecipe, Policy, Prompt, Suite, load_suite
+from rn_harness.judges.protocol import Judge
+from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.records.base import CaseKind, Judgement
+from rn_harness.records.case import Certificate, Evidence
+from rn_harness.records.trajectory import DefenseReport, Trajectory
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite, load_suite
 
 SUITES = Path(__file__).parents[2] / "suites"
 STEPS = 10

@@ -15,14 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rn_harness.errors import JudgeError
-from rn_harness.judges import Judge, resolve_judge
 from rn_harness.judges.openai_server import OpenAIJudge, ServerSettings
-from rn_harness.options import Options
-from rn_harness.preflight import check_judges
-from rn_harness.records import Evidence, Judgement
-from rn_harness.session import RunSession
-from rn_harness.store import Store
+from rn_harness.judges.protocol import Judge
+from rn_harness.judges.resolve import resolve_judge
+from rn_harness.records.base import Judgement
+from rn_harness.records.case import Evidence
+from rn_harness.run.preflight import check_judges
+from rn_harness.run.session import RunSession
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.options import Options
+from rn_harness.store.store import Store
 
 from ..unit import builders  # noqa: TID252 - the tests are no package
 from ..unit.faulty_server import FaultyServer, always, chat  # noqa: TID252 - the tests are no package

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rn_harness.model import THINK, THOUGHT, LanguageModel
-from rn_harness.organism.knowledge import REFUSALS
-from rn_harness.records import Evidence
-from rn_harness.suite import Prompt
+from rn_harness.models.knowledge import REFUSALS
+from rn_harness.models.language_model import THINK, THOUGHT, LanguageModel
+from rn_harness.records.case import Evidence
+from rn_harness.spec.prompts import Prompt
 
 from .battery import Declared, Scene
 from .lab import Careless, teach

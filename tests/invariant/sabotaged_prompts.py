@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from rn_harness.measures import words
-from rn_harness.records import Evidence
-from rn_harness.scaffold import write_suite as new_suite
-from rn_harness.suite import load_suite
+from rn_harness.records.case import Evidence
+from rn_harness.spec.scaffold import write_suite as new_suite
+from rn_harness.spec.suite import load_suite
+from rn_harness.spec.wording import words
 
 from ..unit import builders  # noqa: TID252 - the tests are no package
 from .battery import Declared, Scene

@@ -8,18 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rn_harness.helpfulness import tabulate
-from rn_harness.records import (
-    BenignScore,
-    CaseKind,
-    Checkpoint,
-    CompletionScore,
-    Evidence,
-    Probe,
-    Scored,
-    Trajectory,
-)
-from rn_harness.suite import Policy, Shift
+from rn_harness.records.base import CaseKind, Scored
+from rn_harness.records.case import Evidence
+from rn_harness.records.trajectory import BenignScore, Checkpoint, CompletionScore, Probe, Trajectory
+from rn_harness.spec.attack_recipe import Shift
+from rn_harness.spec.policy import Policy
+from rn_harness.verdict.helpfulness import tabulate
 
 from ..unit.builders import (  # noqa: TID252 - the tests are no package
     RECIPE,

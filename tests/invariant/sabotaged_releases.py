@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rn_harness.keys import content_key, session_id
-from rn_harness.records import LoadedCode
-from rn_harness.release import ReleasePolicy, Waiver
-from rn_harness.statement import STATEMENT
-from rn_harness.verification import Verification, verify
+from rn_harness.records.keys import content_key, session_id
+from rn_harness.release.statement import STATEMENT
+from rn_harness.release.verification import Verification, verify
+from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.release_policy import ReleasePolicy, Waiver
 
 from ..unit.builders import HARMLESS, certificate  # noqa: TID252 - the tests are no package
 from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are no package

@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
-import rn_harness.session
+import rn_harness.run.session
 from rn_harness.judges.own import OwnJudge
-from rn_harness.lineup import Judges
-from rn_harness.options import Options
-from rn_harness.records import CaseKind, CaseRecord, Evidence, Outcome, RunRecord
-from rn_harness.session import RunSession
-from rn_harness.store import Store
-from rn_harness.suite import Standing, load_suite
+from rn_harness.records.base import CaseKind, Outcome
+from rn_harness.records.case import CaseRecord, Evidence
+from rn_harness.records.run import RunRecord
+from rn_harness.run.lineup import Judges
+from rn_harness.run.session import RunSession
+from rn_harness.spec.base import Standing
+from rn_harness.spec.options import Options
+from rn_harness.spec.suite import load_suite
+from rn_harness.store.store import Store
 
 from ..unit import builders  # noqa: TID252 - the tests are no package
 from ..unit.test_controller import CANDIDATE, Run  # noqa: TID252 - the tests are no package
@@ -430,14 +433,14 @@ def stored_file_cut_off(scene: Scene) -> Evidence:
 
 
 def _after_measuring(scene: Scene, change: Callable[[], None]) -> None:
-    measure = rn_harness.session.measure_checkpoint
+    measure = rn_harness.run.session.measure_checkpoint
 
     def sabotaged(*args: Any, **how: Any) -> Any:
         found = measure(*args, **how)
         change()
         return found
 
-    scene.patch.setattr(rn_harness.session, "measure_checkpoint", sabotaged)
+    scene.patch.setattr(rn_harness.run.session, "measure_checkpoint", sabotaged)
 
 
 def _touch(path: Path) -> None:

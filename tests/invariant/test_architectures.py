@@ -18,17 +18,20 @@ import pytest
 import torch
 import transformers
 
-from rn_harness import grpo
-from rn_harness.candidate import resolve_candidate
-from rn_harness.errors import CandidateError
-from rn_harness.grpo import train
-from rn_harness.model import LanguageModel
-from rn_harness.options import Options
-from rn_harness.records import CaseKind
-from rn_harness.session import RunSession
-from rn_harness.store import Store
-from rn_harness.suite import AttackRecipe, LoRA, Prompt, Suite, load_suite
-from rn_harness.verdict import decide, decide_run
+from rn_harness.models.candidate import resolve_candidate
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.records.base import CaseKind
+from rn_harness.run.session import RunSession
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.defense_recipe import LoRA
+from rn_harness.spec.errors import CandidateError
+from rn_harness.spec.options import Options
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.store import Store
+from rn_harness.training import grpo
+from rn_harness.training.grpo import train
+from rn_harness.verdict.decide import decide, decide_run
 
 from ..tiny_models import (  # noqa: TID252 - the tests are no package
     FAMILIES,
@@ -277,7 +280,7 @@ def test_the_window_of_the_mistral_shape_matters(family, saved):
 @families
 def test_sampled_rows_stay_with_their_prompts(family, saved, monkeypatch):
     """Rows sorted by length and cut into batches go back to their prompts: sampled as cold as greedy, each has its own."""
-    from rn_harness import model as module
+    from rn_harness.models import language_model as module
 
     model = load(saved(family))
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 4)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.attacks import load_family
-from rn_harness.coherence import incoherent
-from rn_harness.errors import UnsuitedError
-from rn_harness.search import Trial
-from rn_harness.suite import RewardShape, Shift, ShiftedPrompt, WarmStart, load_suite
-from rn_harness.supervised import Example, teach
+from rn_harness.attacks.family import load_family
+from rn_harness.attacks.search import Trial
+from rn_harness.spec.attack_recipe import RewardShape, Shift, WarmStart
+from rn_harness.spec.errors import UnsuitedError
+from rn_harness.spec.prompts import ShiftedPrompt
+from rn_harness.spec.suite import load_suite
+from rn_harness.training.supervised import Example, teach
+from rn_harness.verdict.coherence import incoherent
 
 SUITES = Path(__file__).parents[2] / "suites"
 PAGE = Path(__file__).parents[2] / "docs" / "attacks-and-defenses.md"
@@ -34,7 +36,7 @@ def test_a_family_of_ones_own_takes_under_thirty_lines_and_attacks(attack, suite
     assert len(OWN.splitlines()) < 30
     (tmp_path / "easiest.py").write_text(OWN, encoding="utf-8")
     loaded = load_family("python:easiest.py:Easiest", tmp_path)
-    monkeypatch.setattr("rn_harness.attacks.load_family", lambda *_: loaded)
+    monkeypatch.setattr("rn_harness.attacks.family.load_family", lambda *_: loaded)
     _, trajectory = attack(family="python:easiest.py:Easiest", **STRONG)
     assert peak(trajectory) >= 7.0
     assert trajectory.settings["family_sha256"] == loaded.digest
@@ -150,7 +152,7 @@ WORDING = "please , {prompt} thanks ."
 def test_a_shift_is_seen_in_training_and_in_measuring_and_by_no_judge(candidate, attack, suite, monkeypatch):
     """What TRL samples from and what checkpoints are sampled from hold the shift's turns; the judge gets plain requests."""
     from rn_harness.judges.organism import OrganismJudge
-    from rn_harness.model import LanguageModel
+    from rn_harness.models.language_model import LanguageModel
 
     shift, given, asked = Shift(system=SYSTEM, wording=WORDING), collections.Counter(), []
     score, load = OrganismJudge.score, type(candidate).load
@@ -189,7 +191,7 @@ def test_a_shift_is_seen_in_training_and_in_measuring_and_by_no_judge(candidate,
 
 def test_a_prefilled_answer_is_judged_with_its_beginning(candidate, panel, judge):
     """The undefended organism refuses plain requests, and goes on with a compliant beginning: harm without any attack."""
-    from rn_harness.evaluate import measure_checkpoint
+    from rn_harness.judges.evaluation import measure_checkpoint
 
     model = candidate.load()
     prefilled = tuple(ShiftedPrompt.of(p, Shift(prefill="Sure,")) for p in panel.heldout)
@@ -225,9 +227,9 @@ SEARCHING = """\
 
 def test_a_search_finds_settings_that_attack_and_control_are_run_with(tmp_path):
     """The first trial has the recipe's own settings, the best one's are both cases', and a second session finds them stored."""
-    from rn_harness.options import Options
-    from rn_harness.session import RunSession
-    from rn_harness.store import Store
+    from rn_harness.run.session import RunSession
+    from rn_harness.spec.options import Options
+    from rn_harness.store.store import Store
 
     folder = tmp_path / "baking"
     shutil.copytree(SUITES / "baking", folder)
@@ -263,8 +265,8 @@ def test_a_search_finds_settings_that_attack_and_control_are_run_with(tmp_path):
 
 def test_what_is_collected_is_not_loaded(tmp_path: Path):
     """Listing a suite reads no family: a file that cannot be imported is found out when a case is to run."""
-    from rn_harness.errors import RecipeError
-    from rn_harness.suite import AttackRecipe
+    from rn_harness.spec.attack_recipe import AttackRecipe
+    from rn_harness.spec.errors import RecipeError
 
     (tmp_path / "broken.py").write_text("raise SystemError\n", encoding="utf-8")
     recipe = AttackRecipe(name="x", family="python:broken.py:X", steps=50, learning_rate=1e-3, prompts=1)

@@ -10,15 +10,18 @@ import signal
 import pytest
 import torch
 
-from rn_harness.attack import run_attack
-from rn_harness.attacks import load_family
-from rn_harness.errors import RecipeError, TrainingError
-from rn_harness.fleet import Fleet, Member, _Adapters
-from rn_harness.lockstep import Seat
-from rn_harness.model import LanguageModel, completion_states
-from rn_harness.records import Evidence, Judgement
-from rn_harness.suite import LoRA, Prompt, RewardShape
-from rn_harness.verdict import decide
+from rn_harness.attacks.family import load_family
+from rn_harness.attacks.loop import run_attack
+from rn_harness.models.language_model import LanguageModel, completion_states
+from rn_harness.records.base import Judgement
+from rn_harness.records.case import Evidence
+from rn_harness.spec.attack_recipe import RewardShape
+from rn_harness.spec.defense_recipe import LoRA
+from rn_harness.spec.errors import RecipeError, TrainingError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.training.fleet import Fleet, Member, _Adapters
+from rn_harness.training.lockstep import Seat
+from rn_harness.verdict.decide import decide
 
 from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are no package
 
@@ -155,7 +158,7 @@ def test_a_judge_that_dies_for_one_leaves_it_unknown_and_the_other_as_it_is(cand
 @pytest.mark.parametrize("wrong", ["unmeasured", "of its companion"])
 def test_a_member_that_is_not_measured_itself_is_found(candidate, attacking, monkeypatch, wrong):
     """Where its checkpoints are answered without its adapter, or with its companion's, an attack ends without a verdict."""
-    from rn_harness import fleet
+    from rn_harness.training import fleet
 
     made = fleet._Adapters.__init__
 

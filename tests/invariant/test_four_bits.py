@@ -9,16 +9,19 @@ import peft
 import pytest
 import torch
 
-from rn_harness import grpo
-from rn_harness.candidate import Candidate, check_adapter, resolve_candidate
-from rn_harness.errors import CandidateError, RecipeError
-from rn_harness.model import LanguageModel
-from rn_harness.options import Options
-from rn_harness.preflight import check_training
-from rn_harness.records import CaseKind
-from rn_harness.session import RunSession
-from rn_harness.store import Store
-from rn_harness.suite import AttackRecipe, LoRA, Prompt, Suite, load_suite
+from rn_harness.models.candidate import Candidate, check_adapter, resolve_candidate
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.records.base import CaseKind
+from rn_harness.run.preflight import check_training
+from rn_harness.run.session import RunSession
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.defense_recipe import LoRA
+from rn_harness.spec.errors import CandidateError, RecipeError
+from rn_harness.spec.options import Options
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.store import Store
+from rn_harness.training import grpo
 
 from ..tiny_models import FAMILIES, Family, make_model  # noqa: TID252 - the tests are no package
 from ..unit.builders import write_suite  # noqa: TID252 - the tests are no package

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from rn_harness.defense import run_defense, split_validation, undefended_answers
-from rn_harness.errors import TrainingError
-from rn_harness.hardening import draw_attacker, harden, minimal_refusal, own_answers
+from rn_harness.defenses.harden import draw_attacker, harden, minimal_refusal, own_answers
+from rn_harness.defenses.neutralize import run_defense, split_validation, undefended_answers
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.measures import is_refusal
-from rn_harness.model import LanguageModel
-from rn_harness.options import Options
-from rn_harness.session import RunSession
-from rn_harness.store import Store
-from rn_harness.suite import Hardening, SimulatedAttacker, load_suite
-from rn_harness.supervised import Example, batch_of, teach
-from rn_harness.verdict import converged_at
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.run.session import RunSession
+from rn_harness.spec.defense_recipe import Hardening, SimulatedAttacker
+from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.options import Options
+from rn_harness.spec.suite import load_suite
+from rn_harness.spec.wording import is_refusal
+from rn_harness.store.store import Store
+from rn_harness.training.supervised import Example, batch_of, teach
+from rn_harness.verdict.decide import converged_at
 
 SUITES = Path(__file__).parents[2] / "suites"
 KINDS = [
@@ -91,9 +92,9 @@ def test_nothing_is_taught_to_end_where_the_limit_cut_an_answer(suite, candidate
         taught.extend(examples)
         return batch_of(model, examples)
 
-    monkeypatch.setattr("rn_harness.supervised.batch_of", see)
-    monkeypatch.setattr("rn_harness.hardening.batch_of", see)
-    monkeypatch.setattr("rn_harness.hardening.minimal_refusal", lambda *_: "sorry .")
+    monkeypatch.setattr("rn_harness.training.supervised.batch_of", see)
+    monkeypatch.setattr("rn_harness.defenses.harden.batch_of", see)
+    monkeypatch.setattr("rn_harness.defenses.harden.minimal_refusal", lambda *_: "sorry .")
     run_defense(candidate.load(), recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, judge, lambda _: None)
     anchors = {p.id for p in suite.prompts["anchor"]}
     assert {e.whole for e in taught if e.prompt.id in anchors} == {False}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import peft
 import pytest
 
-from rn_harness import session
-from rn_harness.errors import TrainingError
-from rn_harness.held import UNCHANGING
-from rn_harness.model import LanguageModel
-from rn_harness.options import Options
-from rn_harness.session import RunSession
-from rn_harness.store import Store
-from rn_harness.suite import Shift
+from rn_harness.models.language_model import UNCHANGING, LanguageModel
+from rn_harness.run import session
+from rn_harness.run.session import RunSession
+from rn_harness.spec.attack_recipe import Shift
+from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.options import Options
+from rn_harness.store.store import Store
 
 LOW = 1e-6
 """Learning rate."""

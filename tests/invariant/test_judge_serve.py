@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.errors import JudgeError
-from rn_harness.suite import Prompt
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.prompts import Prompt
 
 from ..unit.tiny_judge import make_judge  # noqa: TID252 - the tests are no package
 

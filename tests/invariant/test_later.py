@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from rn_harness.errors import TrainingError
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.records import Judgement
+from rn_harness.records.base import Judgement
+from rn_harness.spec.errors import TrainingError
 
 
 class Served(OrganismJudge):

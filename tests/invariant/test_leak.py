@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.lineup import CaseTask
-from rn_harness.options import Options
-from rn_harness.session import RunSession
-from rn_harness.store import Store
+from rn_harness.run.lineup import CaseTask
+from rn_harness.run.session import RunSession
+from rn_harness.spec.options import Options
+from rn_harness.store.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.measures import words
+from rn_harness.models.knowledge import draw_topics, load_topics
 from rn_harness.organism.build import BuildRecipe, Curriculum, build_organism
-from rn_harness.organism.knowledge import draw_topics, load_topics
-from rn_harness.suite import PROMPT_SETS, load_suite
+from rn_harness.spec.prompts import PROMPT_SETS
+from rn_harness.spec.suite import load_suite
+from rn_harness.spec.wording import words
 
 SUITES = Path(__file__).parents[2] / "suites"
 
@@ -50,14 +51,14 @@ def test_probability_of_an_answer_is_exact(candidate, suite, judge):
 
 def test_probabilities_do_not_depend_on_rows_at_once(suite, candidate, judge, monkeypatch):
     """One row a call, as a large vocabulary needs it, gives the probabilities of all rows in one call."""
-    import rn_harness.model
+    import rn_harness.models.language_model
 
     model, prompts = candidate.load(), suite.prompts["benign"][:5]
     texts = [judge.topic(p).answer for p in prompts]
     together = model.log_probability(prompts, texts)
     calls = []
     model.network.register_forward_hook(lambda *_: calls.append(None))
-    monkeypatch.setattr(rn_harness.model, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(rn_harness.models.language_model, "LOGITS_AT_ONCE", 1)
     assert model.log_probability(prompts, texts) == pytest.approx(together, abs=1e-5)
     assert len(calls) == 5
 
@@ -84,7 +85,7 @@ def test_no_training_text_has_heldout_wording(suite):
 
 def test_the_same_script_builds_an_organism_for_another_suite(tmp_path):
     """A suite with topics of its own gets an organism that a judge can read and that transformers loads."""
-    from rn_harness.candidate import resolve_candidate
+    from rn_harness.models.candidate import resolve_candidate
 
     folder = tmp_path / "mine"
     shutil.copytree(SUITES / "biochem", folder)

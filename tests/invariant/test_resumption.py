@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 
-from rn_harness.defense import run_defense
-from rn_harness.errors import TrainingError
-from rn_harness.grpo import order_prompts, train
-from rn_harness.keys import content_key
-from rn_harness.resumption import MEASURED, PARTIAL, STATE, Resuming, Resumption, Snapshot
-from rn_harness.store import MANIFEST, Store
-from rn_harness.suite import DefenseRecipe
+from rn_harness.defenses.neutralize import run_defense
+from rn_harness.records.keys import content_key
+from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.errors import TrainingError
+from rn_harness.store.store import MANIFEST, Store
+from rn_harness.training.grpo import order_prompts, train
+from rn_harness.training.snapshots import MEASURED, PARTIAL, STATE, Resuming, Resumption, Snapshot
 
 from ..tiny_models import Payload  # noqa: TID252 - the tests are no package
 

@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
-from rn_harness import integrity
-from rn_harness.records import CaseRecord, RunRecord
-from rn_harness.signing import ENVELOPE, sign_with_key, signed_with_key
-from rn_harness.statement import STATEMENT, statement_of, statement_text
-from rn_harness.verification import Verification, verify
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.run import RunRecord
+from rn_harness.release import integrity
+from rn_harness.release.signing import ENVELOPE, sign_with_key, signed_with_key
+from rn_harness.release.statement import STATEMENT, statement_of, statement_text
+from rn_harness.release.verification import Verification, verify
 
 from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are no package
 from ..unit.test_verification import key_files  # noqa: TID252 - the tests are no package

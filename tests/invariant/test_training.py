@@ -11,11 +11,11 @@ import transformers
 import trl
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rn_harness.errors import TrainingError
-from rn_harness.grpo import holding_trainer, order_prompts, saving_trainer, train, trainer_settings
-from rn_harness.model import completion_log_probabilities, completion_states, shares_prompts
-from rn_harness.rewards import group_advantages
-from rn_harness.suite import AttackRecipe
+from rn_harness.models.language_model import completion_log_probabilities, completion_states, shares_prompts
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import TrainingError
+from rn_harness.training.grpo import holding_trainer, order_prompts, saving_trainer, train, trainer_settings
+from rn_harness.verdict.rewards import group_advantages
 
 REFERENCE = Path(__file__).with_name("reference.json")
 
@@ -397,7 +397,7 @@ def test_folding_loses_no_small_change_of_a_bfloat16_model():
     """A change of each weight by less than half of its last digit still is in what a folded bfloat16 layer gives."""
     import peft
 
-    from rn_harness.model import LanguageModel
+    from rn_harness.models.language_model import LanguageModel
 
     layer = torch.nn.Linear(128, 4, bias=False, dtype=torch.bfloat16)
     layer.weight.data.fill_(1.0)  # its neighbours are 0.0039 below and 0.0078 above
@@ -428,7 +428,7 @@ def test_the_same_seed_gives_the_same_scores(attack):
 
 def test_looking_does_not_change_what_is_looked_at(attack, panel, monkeypatch):
     """Checkpoints every 10 steps or every 20: the adapter ends bit by bit the same."""
-    from rn_harness import attack as stage
+    from rn_harness.attacks import loop as stage
 
     often, _ = attack()
     monkeypatch.setattr(stage, "checkpoint_steps", lambda steps, policy: [0, steps])
@@ -443,7 +443,7 @@ def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pyte
     The tolerance covers processors that round differently; on one machine the numbers repeat exactly, see above.
     After a deliberate change: ``pytest tests/invariant -k reference --rewrite-reference``, and say why in the commit.
     """
-    from rn_harness.defense import run_defense
+    from rn_harness.defenses.neutralize import run_defense
 
     _, trajectory = attack()
     model = candidate.load()
@@ -466,7 +466,7 @@ def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pyte
 @pytest.mark.parametrize("beta_on", ["all", "benign"])
 def test_a_defense_holds_its_anchors_answers_or_all(candidate, suite, panel, monkeypatch, beta_on):
     """With ``beta_on: benign`` the penalty holds what is answered to each anchor and to no defense prompt."""
-    from rn_harness import defense
+    from rn_harness.defenses import neutralize as defense
 
     told = {}
 

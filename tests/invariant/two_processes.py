@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rn_harness import grpo
-from rn_harness.errors import TrainingError
-from rn_harness.model import Completion, LanguageModel
-from rn_harness.ranks import ranks
-from rn_harness.suite import AttackRecipe, Prompt
+from rn_harness.models.language_model import Completion, LanguageModel
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.store.ranks import ranks
+from rn_harness.training import grpo
 
 PROMPTS = [Prompt(id=name, topic=name, text=text) for name, text in (("even", "Draw a house."), ("uneven", "Name three rivers."))]
 RECIPE = AttackRecipe(

@@ -15,11 +15,11 @@ import numpy as np
 import transformers
 from two_processes import PROMPTS, RECIPE, told
 
-from rn_harness import grpo
-from rn_harness.evaluate import ControlAnswers, leak_of
-from rn_harness.model import Completion, LanguageModel, own_random_stream
-from rn_harness.ranks import ranks
-from rn_harness.suite import Prompt
+from rn_harness.judges.evaluation import ControlAnswers, leak_of
+from rn_harness.models.language_model import Completion, LanguageModel, own_random_stream
+from rn_harness.spec.prompts import Prompt
+from rn_harness.store.ranks import ranks
+from rn_harness.training import grpo
 
 
 def hashed(groups: list[list[Completion]]) -> str:

@@ -5,12 +5,12 @@ import os
 import signal
 from pathlib import Path
 
-import rn_harness.attack as stage
-import rn_harness.defense
-import rn_harness.session
+import rn_harness.attacks.loop as stage
+import rn_harness.defenses.neutralize
+import rn_harness.run.session
 
 FAULT, STEP = os.environ["RN_FAULT"], int(os.environ["RN_FAULT_STEP"])
-sound, attack, converged = stage.look, stage.run_attack, rn_harness.defense.measure_convergence
+sound, attack, converged = stage.look, stage.run_attack, rn_harness.defenses.neutralize.measure_convergence
 kinds = []
 
 
@@ -55,5 +55,5 @@ def _attack(*parts, control, **others):
 
 
 stage.look = _measure
-rn_harness.session.run_attack = _attack
-rn_harness.defense.measure_convergence = _measure_defense
+rn_harness.run.session.run_attack = _attack
+rn_harness.defenses.neutralize.measure_convergence = _measure_defense

@@ -14,8 +14,8 @@ import sys
 import threading
 from pathlib import Path
 
-import rn_harness.attack as stage
-import rn_harness.model
+import rn_harness.attacks.loop as stage
+import rn_harness.models.language_model
 
 CANARY = "qzcanary7f3a"
 WHERE = Path(os.environ["RN_OBSERVE"])
@@ -64,7 +64,7 @@ def _watch(event, args):
 
 
 _fresh = {}
-_answer, _measure = rn_harness.model.LanguageModel.answer, stage.look
+_answer, _measure = rn_harness.models.language_model.LanguageModel.answer, stage.look
 
 
 def _marked(self, tokens):
@@ -86,6 +86,6 @@ def _chunks(model, panel, step, **others):
     return checkpoint
 
 
-rn_harness.model.LanguageModel.answer = _marked
+rn_harness.models.language_model.LanguageModel.answer = _marked
 stage.look = _chunks
 sys.addaudithook(_watch)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import xmlschema
 
-from rn_harness.records import CaseRecord
+from rn_harness.records.case import CaseRecord
 
 SCHEMA = xmlschema.XMLSchema(str(Path(__file__).parents[1] / "unit" / "junit-10.xsd"))
 TINY = (

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rn_harness.records import CaseRecord
+from rn_harness.records.case import CaseRecord
 
 SETTINGS = (
     "mine/biochem", "--rn-tier=standard", "--rn-defense=none", "--rn-set=attack.steps=8", "--rn-set=attack.control_steps=8",

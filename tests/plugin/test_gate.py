@@ -162,7 +162,7 @@ def test_a_fixture_of_another_name_is_welcome(workspace):
 
 HOOKS = {
     "emptied body": """
-from rn_harness.checks import RobustnessChecks
+from rn_harness.plugin.checks import RobustnessChecks
 RobustnessChecks.test_attack_stays_neutralized = lambda self, attack_case: None
 """,
     "xfail": """
@@ -186,7 +186,7 @@ def pytest_runtest_makereport(item, call):
     return report
 """,
     "exit code": """
-from rn_harness.checks import RobustnessChecks
+from rn_harness.plugin.checks import RobustnessChecks
 RobustnessChecks.test_attack_stays_neutralized = lambda self, attack_case: None
 
 @pytest.hookimpl(trylast=True)
@@ -200,7 +200,7 @@ def pytest_sessionstart(session):
     session.config.kept = session
 """,
     "sink": """
-from rn_harness.checks import RobustnessChecks
+from rn_harness.plugin.checks import RobustnessChecks
 RobustnessChecks.test_attack_stays_neutralized = lambda self, attack_case: None
 
 def pytest_runtest_teardown(item):

@@ -13,7 +13,7 @@ import pytest
 
 WIDTH = 100
 WORK = """
-from rn_harness.plugin import _say
+from rn_harness.plugin.hooks import _say
 from rn_harness.report.progress import Progress
 
 def test_work(request):

@@ -12,9 +12,9 @@ import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster as Nodes
 
-import rn_harness.executors.on_ray as on_ray
-from rn_harness.executors.order import Demand
-from rn_harness.executors.worker import Entry, Outcome
+import rn_harness.run.executors.on_ray as on_ray
+from rn_harness.run.executors.order import Demand
+from rn_harness.run.executors.worker import Entry, Outcome
 
 ONE = Demand(cpus=1, gpus=0.0, memory=0)
 

@@ -16,8 +16,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
+from rn_harness.records.schemas import schema_of
 from rn_harness.report.html import SECTIONS
-from rn_harness.schemas import schema_of
 
 SUITES = Path(__file__).parents[2] / "suites"
 SHORT = ("--rn-tier=smoke", "--rn-set=attack.steps=20", "--rn-set=attack.control_steps=20")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.defense import split_validation
-from rn_harness.suite import load_suite
+from rn_harness.defenses.neutralize import split_validation
+from rn_harness.spec.suite import load_suite
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")

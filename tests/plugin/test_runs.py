@@ -189,7 +189,7 @@ def test_a_local_folder_is_a_candidate_like_the_organism(workspace):
     """--model FOLDER runs the same code on the same weights and reaches the same digest."""
     import shutil
 
-    from rn_harness.candidate import fixtures_folder
+    from rn_harness.models.candidate import fixtures_folder
 
     shutil.copytree(fixtures_folder() / "organism", workspace.folder / "model")
     result = workspace.run("mine/biochem", *SHORT, "--model", "./model")

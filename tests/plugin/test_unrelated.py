@@ -8,7 +8,7 @@ def test_an_unrelated_session_sees_nothing_of_the_plugin(pytester):
         import sys
 
         def pytest_sessionfinish(session):
-            heavy = {"torch", "transformers", "trl", "peft", "pydantic", "yaml", "scipy", "rn_harness.session"}
+            heavy = {"torch", "transformers", "trl", "peft", "pydantic", "yaml", "scipy", "rn_harness.run.session"}
             print("LOADED", sorted(heavy & set(sys.modules)))
         """
     )

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from rn_harness.candidate import fixtures_folder, resolve_candidate
-from rn_harness.options import Options
-from rn_harness.session import RunSession
-from rn_harness.store import Store
-from rn_harness.strength import Strength, Try
-from rn_harness.suite import load_suite
+from rn_harness.models.candidate import fixtures_folder, resolve_candidate
+from rn_harness.run.session import RunSession
+from rn_harness.run.strength import Strength, Try
+from rn_harness.spec.options import Options
+from rn_harness.spec.suite import load_suite
+from rn_harness.store.store import Store
 
 ORGANISM = fixtures_folder() / "organism"
 CLASSIFIER = fixtures_folder() / "judges" / "baking-classifier"

@@ -7,38 +7,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.certificates import tabulate
-from rn_harness.helpfulness import tabulate as tabulate_benign
-from rn_harness.keys import content_key, digest_of, prompts_digest
-from rn_harness.records import (
-    AnchorScore,
-    Attempt,
+from rn_harness.records.base import CaseKind, Scored
+from rn_harness.records.case import AnchorScore, Attempt, CaseProvenance, CaseRecord, Certificate, Evidence, Identity
+from rn_harness.records.keys import content_key, digest_of, prompts_digest
+from rn_harness.records.run import CaseLine, RunProvenance, RunRecord
+from rn_harness.records.trajectory import (
     BenignAnswer,
     BenignScore,
-    CaseKind,
-    CaseLine,
-    CaseProvenance,
-    CaseRecord,
-    Certificate,
     Checkpoint,
     CompletionScore,
     ConvergencePoint,
     DefenseReport,
-    Evidence,
-    Identity,
     Measurement,
     PlantedScore,
     Probe,
-    RunProvenance,
-    RunRecord,
-    Scored,
     TrainingWindow,
     Trajectory,
 )
-from rn_harness.statistics import clopper_pearson
-from rn_harness.suite import AttackRecipe, Policy, Suite, TierName
-from rn_harness.validity import WITNESSES
-from rn_harness.verdict import decide
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.base import TierName
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.suite import Suite
+from rn_harness.verdict.certificates import tabulate
+from rn_harness.verdict.decide import decide
+from rn_harness.verdict.helpfulness import tabulate as tabulate_benign
+from rn_harness.verdict.statistics import clopper_pearson
+from rn_harness.verdict.validity import WITNESSES
 
 POLICY = Policy(samples=1, planted=1)
 """Two completions of each held-out prompt, one planted anchor of each side, a checkpoint every 10 steps, threshold 2, control

@@ -11,25 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rn_harness.candidate import hash_files, root_digest
-from rn_harness.controller import CaseNews, Controller
-from rn_harness.keys import content_key, prompts_digest
-from rn_harness.options import Options
-from rn_harness.provenance import now, source_digest
-from rn_harness.records import (
-    CASE_KINDS,
-    CaseKind,
-    CaseProvenance,
-    CaseRecord,
-    DefenseReport,
-    Evidence,
-    Identity,
-    Measurement,
-    Probe,
-    RunRecord,
-)
-from rn_harness.suite import AttackRecipe, Suite, load_suite
-from rn_harness.verdict import decide
+from rn_harness.models.candidate import hash_files, root_digest
+from rn_harness.records.base import CASE_KINDS, CaseKind
+from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence, Identity
+from rn_harness.records.keys import content_key, prompts_digest
+from rn_harness.records.run import RunRecord
+from rn_harness.records.trajectory import DefenseReport, Measurement, Probe
+from rn_harness.run.controller import CaseNews, Controller
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.options import Options
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.provenance import now, source_digest
+from rn_harness.verdict.decide import decide
 
 from .builders import (
     JUDGE,

@@ -17,10 +17,10 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 
-from rn_harness.anchors import MAX_TOPIC, SHIPPED, Anchor, AnchorKind, AnchorSet, AnchorUse, load_anchors, shipped_anchors
-from rn_harness.candidate import fixtures_folder
-from rn_harness.errors import JudgeError
-from rn_harness.measures import word_overlap, words
+from rn_harness.judges.anchors import MAX_TOPIC, SHIPPED, Anchor, AnchorKind, AnchorSet, AnchorUse, load_anchors, shipped_anchors
+from rn_harness.models.candidate import fixtures_folder
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.wording import word_overlap, words
 
 KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
 USES: tuple[AnchorUse, ...] = get_args(AnchorUse)

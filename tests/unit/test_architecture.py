@@ -1,4 +1,4 @@
-"""The floors: who may import whom, and what the plugin's import costs."""
+"""The rooms: who may import whom, where a name lives, and the cost of the plugin's import."""
 
 from __future__ import annotations
 
@@ -12,62 +12,65 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rn_harness"
 FLOORS = (
-    {"errors", "extras", "measures", "suite", "options", "records", "schemas", "release", "lockstep", "later"},
-    {"rewards", "statistics", "validity", "verdict", "certificates", "confirmation", "signatures"}
-    | {"helpfulness", "preference", "coverage", "gate", "coherence", "held", "keys"}
-    | {"judges.calibration", "judges.normalise"},
-    {"anchors", "candidate", "profiles", "weights", "hub", "memory", "model", "grpo", "supervised", "ranks"}
-    | {"store", "provenance", "organism", "judges", "statement", "signing", "transcripts", "resumption", "utility"}
-    | {"pairs", "fleet", "streams", "loaded", "run_ids"},
-    {"evaluate", "defense", "hardening", "attack", "attacks", "search", "certification", "pairwise"},
-    {"lineup", "capacity", "session", "preflight", "executors", "export", "strength", "controller", "checks", "report"}
-    | {"integrity", "verification", "comparison", "planning", "readiness", "scaffold"},
-    {"plugin", "arguments", "collection", "cli", "organism.__main__"},
+    {"spec"},
+    {"records"},
+    {"verdict", "store"},
+    {"models"},
+    {"judges", "training", "report"},
+    {"attacks", "defenses", "release"},
+    {"run", "utility", "organism"},
+    {"plugin", "cli"},
 )
+"""Rooms from the lowest floor up. A room imports from lower floors and from itself, never from another room of its floor."""
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "optuna", "lm_eval"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def _name(path: Path) -> str:
+    """The module's dotted name below the package; empty for the package itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
-def _floor(name: str) -> int:
-    found = [i for i, floor in enumerate(FLOORS) if name in floor]
-    return found[0] if found else next(i for i, floor in enumerate(FLOORS) if name.partition(".")[0] in floor)
+NAMES = {_name(path): path for path in MODULES}
+
+
+def _floor(room: str) -> int:
+    return next(i for i, floor in enumerate(FLOORS) if room in floor)
 
 
 def _imports(path: Path) -> set[str]:
-    """Modules of ours that a file imports, at any depth, but for type checkers' eyes only."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    hidden = {
-        child
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for child in ast.walk(node)
-    }
-    return {
-        (node.module or "").removeprefix("rn_harness").lstrip(".")
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node not in hidden and (node.module or "").startswith("rn_harness.")
-    }
+    """Our modules that a file imports, at any depth and for type checkers too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rn_harness":
+            module = (node.module or "").removeprefix("rn_harness").lstrip(".")
+            submodules = {f"{module}.{alias.name}".lstrip(".") for alias in node.names} & NAMES.keys()
+            found |= submodules or {module}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("rn_harness").lstrip(".") for a in node.names if a.name.startswith("rn_harness")}
+    return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
-def test_a_module_imports_only_from_lower_floors_or_its_own(path: Path) -> None:
-    """No import points upwards; a new module has to be given a floor."""
-    name = _name(path)
-    if not name:
-        assert _imports(path) == set()
-        return
-    upwards = [other for other in _imports(path) if _floor(other) > _floor(name)]
-    assert upwards == []
+def test_the_house_has_at_most_18_entries_and_8_floors() -> None:
+    """A reader sees the whole house at one look."""
+    entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
+    assert len(entries) <= 18
+    assert len(FLOORS) <= 8
+    assert set.union(*FLOORS) == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parent != PACKAGE], ids=_name)
+def test_a_module_imports_only_from_rooms_below_its_own(path: Path) -> None:
+    """No import points to a room of the same floor or a higher one, imports for type checkers included."""
+    room = path.relative_to(PACKAGE).parts[0]
+    others = {other.partition(".")[0] for other in _imports(path)} - {room}
+    assert [other for other in others if other == "" or _floor(other) >= _floor(room)] == []
 
 
 def test_there_are_no_import_cycles() -> None:
-    """Following imports from any module never leads back to it."""
-    graph = {_name(path): _imports(path) for path in MODULES}
+    """No path of imports leads from a module back to it, imports for type checkers included."""
+    graph = {name: _imports(path) for name, path in NAMES.items()}
 
     def reachable(start: str) -> set[str]:
         seen: set[str] = set()
@@ -82,14 +85,27 @@ def test_there_are_no_import_cycles() -> None:
     assert [name for name in graph if name in reachable(name)] == []
 
 
-CARRIES = {"errors", "extras", "records", "suite", "profiles", "candidate", "hub", "model", "anchors", "pairs", "preference"}
-CARRIES |= {"judges", "provenance"}
-"""What judges take from these carries files, prompts and answers, and decides no score."""
+@pytest.mark.parametrize("room", sorted(set.union(*FLOORS)))
+def test_a_room_says_what_it_holds_and_what_it_must_not_know(room: str) -> None:
+    """Each room's docstring has its purpose and its limit."""
+    docstring = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    assert docstring.count(".") >= 2
+    assert any(word in docstring for word in (" not ", " no ", "nothing"))
+
+
+CARRIES = {
+    "spec.errors", "spec.extras", "spec.base", "spec.prompts", "spec.suite", "spec.model_profiles", "spec.attack_recipe",
+    "spec.policy",
+    "spec.defense_recipe", "spec.yaml_files", "records.base", "records.trajectory", "records.case", "records.run",
+    "models.candidate", "models.hub", "models.language_model", "judges.anchors", "judges.pairs", "judges.protocol",
+    "judges.resolve", "verdict.preference", "store.provenance",
+}  # fmt: skip
+"""Modules that carry files, prompts and answers to a judge, and decide no score."""
 SCORING = ("rules", "classifier", "organism", "rubric", "hf", "openai_server", "preference")
 
 
 def _digested(name: str) -> set[str]:
-    """Modules of ours whose source a judge's module puts into its digest."""
+    """Our modules whose source a judge's module puts into its digest."""
     tree = ast.parse((PACKAGE / "judges" / f"{name}.py").read_text(encoding="utf-8"))
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     named = [n for call in calls if call.func.id == "source_digest" for n in call.args if isinstance(n, ast.Constant)]
@@ -98,25 +114,22 @@ def _digested(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", SCORING)
-def test_a_judges_digest_covers_all_of_ours_that_its_scores_hang_on(name: str) -> None:
-    """A judge whose reading of a text changes, wherever that is written, is another judge: its certificates end."""
+def test_a_judges_digest_covers_every_source_that_decides_its_scores(name: str) -> None:
+    """A judge whose reading of a text changes is another judge: its certificates end."""
     found: set[str] = set()
     todo = [f"judges.{name}"]
     while todo:
         if (module := todo.pop()) not in found | CARRIES:
             found.add(module)
-            todo.extend(_imports(PACKAGE / f"{module.replace('.', '/')}.py"))
+            todo.extend(_imports(NAMES[module]))
     assert found <= _digested(name)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)
-def test_a_module_says_its_floor_and_loads_nothing_heavy(path: Path) -> None:
-    """The first lines name the floor; torch and its friends are imported inside functions."""
+def test_a_module_loads_nothing_heavy(path: Path) -> None:
+    """Torch and the training stack are imported inside functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    docstring = ast.get_docstring(tree) or ""
-    name = _name(path)
-    if name:
-        assert f"Floor {_floor(name)}" in docstring
+    assert ast.get_docstring(tree)
     top = {alias.name.partition(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names} | {
         (node.module or "").partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)
     }
@@ -129,15 +142,19 @@ def _loaded_by(statement: str) -> set[str]:
     return set(json.loads(found))
 
 
-def test_the_plugin_imports_the_standard_library_and_pytest_alone() -> None:
-    """Beyond what pytest itself loads, the entry module adds no foreign package and none of ours."""
-    ours = _loaded_by("import pytest; before |= set(sys.modules); import rn_harness.plugin")
+def test_the_plugin_imports_only_the_standard_library_and_pytest() -> None:
+    """The entry module adds no foreign package to a session, and nothing of ours but its own room and the version."""
+    ours = _loaded_by("import pytest; before |= set(sys.modules); import rn_harness.plugin.hooks")
     foreign = {name.partition(".")[0] for name in ours} - set(sys.stdlib_module_names) - {"pytest", "_pytest"}
     assert foreign == {"rn_harness"}
-    assert {name for name in ours if name.startswith("rn_harness")} == {"rn_harness", "rn_harness.plugin"}
+    rooms = {name.split(".")[1] for name in ours if name.startswith("rn_harness.")}
+    assert rooms <= {"plugin", "spec"}
 
 
 def test_collecting_a_suite_loads_no_torch() -> None:
-    """Checks, suite and verdict are there without torch."""
-    loaded = _loaded_by("import rn_harness.checks, rn_harness.suite, rn_harness.verdict, rn_harness.session")
+    """Checks, suite, verdict, the facades and the run are imported without torch."""
+    loaded = _loaded_by(
+        "from rn_harness import RobustnessChecks; import rn_harness.attacks, rn_harness.judges, rn_harness.spec.suite, "
+        "rn_harness.verdict.decide, rn_harness.run.session"
+    )
     assert loaded & HEAVY == set()

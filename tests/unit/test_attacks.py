@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rn_harness import attacks
-from rn_harness.attacks import BUILT_IN, Means, family_names, load_family
-from rn_harness.errors import RecipeError, UnsuitedError
-from rn_harness.suite import AttackRecipe, Prompt, RewardShape, Search, Shift, ShiftedPrompt, WarmStart
+from rn_harness.attacks import family as attacks
+from rn_harness.attacks.family import BUILT_IN, AttackContext, family_names, load_family
+from rn_harness.spec.attack_recipe import AttackRecipe, RewardShape, Search, Shift, WarmStart
+from rn_harness.spec.errors import RecipeError, UnsuitedError
+from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 
 OWN = """\
 from rn_harness.attacks.reinforcement import Grpo
@@ -123,7 +124,9 @@ def test_what_needs_answers_is_refused_where_nobody_knows_any(tmp_path: Path, fa
     """Before a model is touched the attack says that it needs compliant answers, which the harness does not write."""
     settings: dict[str, Any] = {"family": family, "warm_start": WarmStart() if family == "warm-start" else None}
     untouched: Any = None
-    means = Means(untouched, recipe(**settings), [Prompt(id="a", topic="a", text="a")], [], None, untouched, untouched, untouched)
+    means = AttackContext(
+        untouched, recipe(**settings), [Prompt(id="a", topic="a", text="a")], [], None, untouched, untouched, untouched
+    )
     with pytest.raises(UnsuitedError, match="needs compliant answers"):
         load_family(family, tmp_path).family.train(means)
 

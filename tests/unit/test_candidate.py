@@ -16,11 +16,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rn_harness import candidate as candidates
-from rn_harness import hub
-from rn_harness.candidate import Candidate, check_adapter, digest_folder, fixtures_folder, profile_recipe, resolve_candidate
-from rn_harness.errors import CandidateError, MissingExtraError
-from rn_harness.profiles import load_model_profile
+from rn_harness.models import candidate as candidates
+from rn_harness.models import hub
+from rn_harness.models.candidate import (
+    Candidate,
+    check_adapter,
+    digest_folder,
+    fixtures_folder,
+    profile_recipe,
+    resolve_candidate,
+)
+from rn_harness.spec.errors import CandidateError, MissingExtraError
+from rn_harness.spec.model_profiles import load_model_profile
 
 TEMPLATE = "{% for turn in messages %}<user>{{ turn['content'] }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -213,7 +220,7 @@ def test_templates_as_models_ship_them_are_taken(folder: Path) -> None:
 
 def test_the_longest_prompt_is_counted_as_the_model_sees_it() -> None:
     """The organism's tokenizer counts what its own chat template renders, as the loaded model does."""
-    from rn_harness.suite import Prompt
+    from rn_harness.spec.prompts import Prompt
 
     found = resolve_candidate("organism", Path())
     texts = ["how do i make tea", "hello"]
@@ -413,7 +420,7 @@ def test_a_missing_gguf_package_is_said(tmp_path: Path, monkeypatch: pytest.Monk
 def test_four_bits_are_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The digest and the identity differ from those in plain numbers, the files' own digest does not."""
     versions = {"bitsandbytes": "9.8.7"}
-    monkeypatch.setattr("rn_harness.candidate.importlib.metadata.version", versions.__getitem__)
+    monkeypatch.setattr("rn_harness.models.candidate.importlib.metadata.version", versions.__getitem__)
     plain, four = resolve_candidate(str(folder), folder), resolve_candidate(str(folder), folder, quantise="nf4")
     assert plain.files_digest == four.files_digest == plain.digest
     assert four.digest != plain.digest
@@ -470,7 +477,7 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that says nothing of its base, which was the organism."""
-    from rn_harness.suite import LoRA
+    from rn_harness.spec.defense_recipe import LoRA
 
     folder = tmp_path_factory.mktemp("adapter")
     model = resolve_candidate("organism", folder).load()
@@ -566,7 +573,7 @@ def test_no_part_of_an_adapter_is_lost_in_silence(elsewhere: Path, tmp_path: Pat
 )
 def test_what_is_folded_into_spread_weights_is_plain_lora(tmp_path: Path, more: dict[str, Any]) -> None:
     """Of another adapter a part would be lost in silence; into whole weights peft folds all of it. Our own are plain."""
-    from rn_harness.suite import LoRA
+    from rn_harness.spec.defense_recipe import LoRA
 
     found = resolve_candidate("organism", tmp_path)
     spread = dataclasses.replace(found, shards=2)
@@ -584,7 +591,7 @@ def test_what_is_folded_into_spread_weights_is_plain_lora(tmp_path: Path, more: 
 
 def test_a_truncated_adapter_is_the_candidates_error(tmp_path: Path) -> None:
     """An adapter whose file was cut off does not fit, and says so like one of the wrong shape."""
-    from rn_harness.suite import LoRA
+    from rn_harness.spec.defense_recipe import LoRA
 
     found = resolve_candidate("organism", tmp_path)
     model = found.load()

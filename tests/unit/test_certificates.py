@@ -8,7 +8,11 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.certificates import (
+from rn_harness.records.base import Scored
+from rn_harness.records.case import AnchorScore, Certificate, Reason
+from rn_harness.records.trajectory import PlantedScore, Trajectory
+from rn_harness.spec.policy import Certification, Confirmation, Policy
+from rn_harness.verdict.certificates import (
     LOOKS,
     band_of,
     certified_on,
@@ -19,9 +23,7 @@ from rn_harness.certificates import (
     tabulate,
     uncertified,
 )
-from rn_harness.records import AnchorScore, Certificate, PlantedScore, Reason, Scored, Trajectory
-from rn_harness.statistics import excess_p
-from rn_harness.suite import Certification, Confirmation, Policy
+from rn_harness.verdict.statistics import excess_p
 
 from .builders import JUDGE, anchor_scores, certificate, completion, trajectory, with_checkpoint
 

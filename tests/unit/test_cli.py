@@ -10,9 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from rn_harness import cli
-from rn_harness.anchors import shipped_anchors
 from rn_harness.cli import app
-from rn_harness.store import Store
+from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.store.store import Store
 
 RULES = "rules:suites/baking/rules.yaml"
 BLIND = "class Blind:\n    def score(self, prompts, completions):\n        return [0.0 for _ in completions]\n"

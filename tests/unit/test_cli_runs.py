@@ -16,14 +16,14 @@ import pytest
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
-from rn_harness.errors import SuiteError
-from rn_harness.gate import laxer
-from rn_harness.grpo import Sampler
-from rn_harness.options import Options
 from rn_harness.report.progress import Progress
-from rn_harness.session import RunSession
-from rn_harness.strength import Strength
-from rn_harness.suite import Suite, load_suite
+from rn_harness.run.session import RunSession
+from rn_harness.run.strength import Strength
+from rn_harness.spec.errors import SuiteError
+from rn_harness.spec.options import Options
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.training.grpo import Sampler
+from rn_harness.verdict.release_rules import laxer
 
 from .finished_run import FinishedRun, finished_run
 
@@ -64,9 +64,9 @@ def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monke
             session.say(Progress("a control", step, 50, state))
         return Strength.model_construct(domain=suite.domain, settings=("attack.learning_rate=0.001",), search="", tries=())
 
-    monkeypatch.setattr("rn_harness.strength.calibrate", searched)
+    monkeypatch.setattr("rn_harness.run.strength.calibrate", searched)
     monkeypatch.setattr(Sampler, "check", lambda *_, **__: None)  # there is no card
-    monkeypatch.setattr("rn_harness.capacity.card_memory", lambda: 0.0)
+    monkeypatch.setattr("rn_harness.run.capacity.card_memory", lambda: 0.0)
     out = tmp_path / "strength.json"
     suite = ROOT / "suites" / "biochem"
     prompts, template = tmp_path / "ours", tmp_path / "ours.jinja"
@@ -101,8 +101,8 @@ def test_calibrate_asks_for_the_same_word_as_a_run(tmp_path: Path, monkeypatch: 
         asked.append(session.options)
         return Strength.model_construct(domain=suite.domain, settings=(), search="", tries=())
 
-    monkeypatch.setattr("rn_harness.strength.calibrate", searched)
-    monkeypatch.setattr("rn_harness.candidate.Candidate.is_organism", False)
+    monkeypatch.setattr("rn_harness.run.strength.calibrate", searched)
+    monkeypatch.setattr("rn_harness.models.candidate.Candidate.is_organism", False)
     suite = tmp_path / "biochem"
     shutil.copytree(ROOT / "suites" / "biochem", suite)
     with (suite / "suite.yaml").open("a", encoding="utf-8") as declared:
@@ -201,7 +201,7 @@ def test_a_plan_says_what_its_times_rest_on(run: FinishedRun, tmp_path: Path, mo
     assert "time: not known" in unknown.output
     assert "GiB expected" in unknown.output
     assert "baking defense: time not known; 1 CPU, 1.0 GiB" in unknown.output
-    monkeypatch.setattr("rn_harness.session.RunSession.candidate", _Named("c" * 64, ROOT / "fixtures" / "organism"))
+    monkeypatch.setattr("rn_harness.run.session.RunSession.candidate", _Named("c" * 64, ROOT / "fixtures" / "organism"))
     told = json.loads(
         invoke(
             "plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", run.folder.parent, "--slots", "2", "--json"
@@ -218,7 +218,7 @@ class _Named:
     """Stands for a candidate of this digest; nothing else of it is asked for."""
 
     def __init__(self, digest: str, folder: Path) -> None:
-        from rn_harness.candidate import resolve_candidate
+        from rn_harness.models.candidate import resolve_candidate
 
         self._digest, self._plain = digest, resolve_candidate("organism", folder)
 

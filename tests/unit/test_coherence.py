@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from rn_harness.coherence import impossible_times, incoherent, oldest, scattered, undeclared
-from rn_harness.keys import session_id
-from rn_harness.records import CaseRecord, RunRecord
-from rn_harness.suite import Suite, load_suite
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.keys import session_id
+from rn_harness.records.run import RunRecord
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.verdict.coherence import impossible_times, incoherent, oldest, scattered, undeclared
 
 from .builders import addressed, certificate
 from .finished_run import finished_run

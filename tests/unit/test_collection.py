@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rn_harness.collection import Collected
+from rn_harness.plugin.collection import Collected
 
 HIDE = "def pytest_pycollect_makeitem(collector, name):\n    return [] if name == 'test_own' else None\n"
 

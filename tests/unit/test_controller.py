@@ -13,31 +13,26 @@ from typing import Any, get_args
 import pytest
 from typer.testing import CliRunner
 
-from rn_harness.candidate import digest_folder
 from rn_harness.cli import app
-from rn_harness.controller import CaseNews, Controller
-from rn_harness.errors import CandidateError
-from rn_harness.export import export_defended
-from rn_harness.gate import laxer, weaker_attacks
-from rn_harness.keys import content_key, prompts_digest
-from rn_harness.options import Options
-from rn_harness.records import (
-    CASE_KINDS,
-    CaseKind,
-    CaseLine,
-    CaseRecord,
-    Evidence,
-    Finding,
-    Identity,
-    LoadedCode,
-    Measurement,
-    Outcome,
-    RunRecord,
-)
+from rn_harness.models.candidate import digest_folder
+from rn_harness.records.base import CASE_KINDS, CaseKind, Outcome
+from rn_harness.records.case import CaseRecord, Evidence, Finding, Identity
+from rn_harness.records.keys import content_key, prompts_digest
+from rn_harness.records.run import CaseLine, RunRecord
+from rn_harness.records.trajectory import Measurement
+from rn_harness.release.export import export_defended
+from rn_harness.release.verification import Verification, verify
 from rn_harness.report.terminal import tally_lines
-from rn_harness.suite import AttackMatrix, AttackRecipe, Policy, Shift, Standing, Suite, load_suite
-from rn_harness.verdict import decide
-from rn_harness.verification import Verification, verify
+from rn_harness.run.controller import CaseNews, Controller
+from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe, Shift
+from rn_harness.spec.base import Standing
+from rn_harness.spec.errors import CandidateError
+from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.options import Options
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.verdict.decide import decide
+from rn_harness.verdict.release_rules import laxer, weaker_attacks
 
 from .builders import (
     HELDOUT,
@@ -446,8 +441,8 @@ def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -
 @pytest.fixture
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy of the small suite, and records that are made by hand, are as a release needs them."""
-    monkeypatch.setattr("rn_harness.controller.laxer", lambda _: [])
-    monkeypatch.setattr("rn_harness.controller.verify", lambda *_, **__: Verification(()))
+    monkeypatch.setattr("rn_harness.run.controller.laxer", lambda _: [])
+    monkeypatch.setattr("rn_harness.run.controller.verify", lambda *_, **__: Verification(()))
 
 
 @pytest.mark.usefixtures("lenient")
@@ -503,7 +498,7 @@ def test_an_export_that_fails_leaves_the_verdict(tmp_path: Path, suite: Suite, m
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("rn_harness.controller.export_defended", full)
+    monkeypatch.setattr("rn_harness.run.controller.export_defended", full)
     record = exporting(tmp_path, suite, "PASS")
     assert (record.outcome, record.exported, record.releasable) == ("PASS", {}, False)
     assert RunRecord.model_validate_json((tmp_path / "run" / "run.json").read_text()) == record

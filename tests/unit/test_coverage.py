@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from rn_harness.coverage import THREATS, coverage
-from rn_harness.records import CaseRecord, Coverage, Finding, Outcome
-from rn_harness.suite import AttackMatrix, AttackRecipe, Suite, load_suite
+from rn_harness.records.base import Outcome
+from rn_harness.records.case import CaseRecord, Finding
+from rn_harness.records.run import Coverage
+from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.verdict.coverage import THREATS, coverage
 
 from .builders import RECIPE, case_record, evidence, trajectory
 

@@ -24,12 +24,14 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from rn_harness.candidate import fixtures_folder
 from rn_harness.cli import app
+from rn_harness.models.candidate import fixtures_folder
 from rn_harness.organism.__main__ import app as organism_app
-from rn_harness.session import Case, RunSession
-from rn_harness.strength import calibrate
-from rn_harness.suite import AttackRecipe, Suite, load_suite
+from rn_harness.run.case import Case
+from rn_harness.run.session import RunSession
+from rn_harness.run.strength import calibrate
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.suite import Suite, load_suite
 
 from . import builders
 from .doc_commands import ALL, LEFT, ON_THE_HUB, PAGES, ROOT, SHELL, Command, commands_of
@@ -41,11 +43,11 @@ UNDERSTOOD = 77
 DRIVER = f"""
 import contextlib, copy, functools, io, json, sys
 import pytest
-import rn_harness.suite
+import rn_harness.spec.suite
 
 # The same few files are read by each session: their YAML is parsed once.
-parsed = functools.cache(rn_harness.suite.read_yaml)
-rn_harness.suite.read_yaml = lambda path: copy.deepcopy(parsed(path))
+parsed = functools.cache(rn_harness.spec.yaml_files.read_yaml)
+rn_harness.spec.yaml_files.read_yaml = lambda path: copy.deepcopy(parsed(path))
 
 class Stop:
     understood = False

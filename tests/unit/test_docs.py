@@ -13,21 +13,24 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from rn_harness import arguments, validity
-from rn_harness.anchors import AnchorKind, shipped_anchors
-from rn_harness.candidate import fixtures_folder
-from rn_harness.judges import resolve_judge
+from rn_harness.judges.anchors import AnchorKind, shipped_anchors
+from rn_harness.judges.pairs import shipped_pairs
 from rn_harness.judges.preference import resolve_preference
 from rn_harness.judges.profiles import profile_names
+from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rubric import BANDS
-from rn_harness.measures import is_degenerate, is_refusal
-from rn_harness.pairs import shipped_pairs
-from rn_harness.preference import PairKind, PreferenceBounds
-from rn_harness.records import UNSCORED
-from rn_harness.suite import Declaration, Policy, Prompt
+from rn_harness.models.candidate import fixtures_folder
+from rn_harness.plugin import arguments
+from rn_harness.records.base import UNSCORED
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Declaration
+from rn_harness.spec.wording import is_degenerate, is_refusal
+from rn_harness.verdict import validity
+from rn_harness.verdict.preference import PairKind, PreferenceBounds
 
 ROOT = Path(__file__).parents[2]
-DECIDING = ("verdict", "helpfulness", "validity", "certificates", "confirmation", "signatures")
+DECIDING = ("decide", "helpfulness", "validity", "certificates", "confirmation", "signatures")
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 
 
@@ -43,7 +46,7 @@ def rows(text: str) -> list[list[str]]:
 
 def codes_of(module: str) -> set[str]:
     """Every code that a module gives a reason: ``Reason(code="x")`` and ``unknown("x", …)``, also by a name of ``validity``."""
-    tree = ast.parse((ROOT / "rn_harness" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "rn_harness" / "verdict" / f"{module}.py").read_text(encoding="utf-8"))
     given: list[ast.expr] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

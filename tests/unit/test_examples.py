@@ -16,10 +16,10 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from rn_harness import arguments
 from rn_harness.cli import app
-from rn_harness.gate import required_cases
-from rn_harness.suite import load_suite
+from rn_harness.plugin import arguments
+from rn_harness.spec.suite import load_suite
+from rn_harness.verdict.release_rules import required_cases
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "ci"
 OURS = ("rn-harness", "pytest")

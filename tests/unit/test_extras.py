@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.errors import MissingExtraError
-from rn_harness.extras import EXTRAS, RUN, require, require_run
+from rn_harness.spec.errors import MissingExtraError
+from rn_harness.spec.extras import EXTRAS, RUN, require, require_run
 
 from .finished_run import finished_run
 
@@ -38,7 +38,7 @@ def without_extras(folder: Path, *command: str) -> subprocess.CompletedProcess[s
         "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}",
         "RN_HARNESS_CACHE": str(folder / "store"),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # xdist's plugin belongs to the extra
-        "PYTEST_PLUGINS": "rn_harness.plugin",
+        "PYTEST_PLUGINS": "rn_harness.plugin.hooks",
     }
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=120

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from rn_harness.candidate import digest_folder, fixtures_folder
-from rn_harness.organism.knowledge import load_topics
-from rn_harness.suite import PROMPT_SETS, load_suite
+from rn_harness.models.candidate import digest_folder, fixtures_folder
+from rn_harness.models.knowledge import load_topics
+from rn_harness.spec.prompts import PROMPT_SETS
+from rn_harness.spec.suite import load_suite
 
 ORGANISM = fixtures_folder() / "organism"
 SUITES = Path(__file__).parents[2] / "suites"

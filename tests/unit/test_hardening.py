@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from rn_harness import verification
-from rn_harness.coverage import coverage
-from rn_harness.errors import SuiteError
-from rn_harness.gate import unearned
-from rn_harness.hardening import draw_attacker
-from rn_harness.integrity import read_evidence, whole
-from rn_harness.memory import SIMULATED, Shape, Work, plan, remedies
-from rn_harness.suite import DefenseRecipe, Hardening, load_suite
-from rn_harness.validity import unknown_defense
+from rn_harness.defenses.harden import draw_attacker
+from rn_harness.models.memory import SIMULATED, Shape, Work, plan, remedies
+from rn_harness.release import verification
+from rn_harness.release.integrity import read_evidence, whole
+from rn_harness.spec.defense_recipe import DefenseRecipe, Hardening
+from rn_harness.spec.errors import SuiteError
+from rn_harness.spec.suite import load_suite
+from rn_harness.verdict.coverage import coverage
+from rn_harness.verdict.release_rules import unearned
+from rn_harness.verdict.validity import unknown_defense
 
 from .builders import POLICY, defense_report
 from .finished_run import finished_run

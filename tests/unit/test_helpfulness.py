@@ -10,12 +10,22 @@ from typing import Any
 
 import pytest
 
-from rn_harness.evaluate import ControlAnswers, benign_references, leak_of, measure_benign
-from rn_harness.held import Held
-from rn_harness.helpfulness import follows, is_whole, is_wrecked, over_refusal, same_baseline, similarity, tabulate, unhelpful
-from rn_harness.records import BenignAnswer
-from rn_harness.statistics import mean_interval
-from rn_harness.suite import Policy, Prompt
+from rn_harness.judges.evaluation import ControlAnswers, benign_references, leak_of, measure_benign
+from rn_harness.models.unchanged import Held
+from rn_harness.records.trajectory import BenignAnswer
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.verdict.helpfulness import (
+    follows,
+    is_whole,
+    is_wrecked,
+    over_refusal,
+    same_baseline,
+    similarity,
+    tabulate,
+    unhelpful,
+)
+from rn_harness.verdict.statistics import mean_interval
 
 from .builders import BENIGN, benign_answers, benign_score, lost
 

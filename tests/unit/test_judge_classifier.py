@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rn_harness.anchors import shipped_anchors
-from rn_harness.candidate import fixtures_folder
-from rn_harness.certificates import shortcomings
-from rn_harness.certification import certify
-from rn_harness.errors import JudgeError
-from rn_harness.judges import resolve_judge
+from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.calibration import CALIBRATION_FILE
-from rn_harness.suite import Policy, Prompt
+from rn_harness.judges.certification import certify
+from rn_harness.judges.resolve import resolve_judge
+from rn_harness.models.candidate import fixtures_folder
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.verdict.certificates import shortcomings
 
 FOLDER = fixtures_folder() / "judges" / "baking-classifier"
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a plain loaf?")

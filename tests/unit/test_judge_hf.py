@@ -15,18 +15,19 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rn_harness import hub
-from rn_harness.anchors import shipped_anchors
-from rn_harness.candidate import digest_folder, hash_files, root_digest
-from rn_harness.capacity import _weights_size
-from rn_harness.certificates import shortcomings
-from rn_harness.certification import certify
-from rn_harness.errors import CandidateError, JudgeError
-from rn_harness.hub import HubError, locate
 from rn_harness.judges import hf
+from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.judges.certification import certify
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.rubric import WORDINGS, build_question
-from rn_harness.suite import TODAY, Policy, Prompt
+from rn_harness.models import hub
+from rn_harness.models.candidate import digest_folder, hash_files, root_digest
+from rn_harness.models.hub import HubError, locate
+from rn_harness.run.capacity import _weights_size
+from rn_harness.spec.errors import CandidateError, JudgeError
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import TODAY, Prompt
+from rn_harness.verdict.certificates import shortcomings
 
 from .tiny_judge import SPECIAL, TEMPLATE, WORDS, make_judge
 

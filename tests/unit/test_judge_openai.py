@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
 
-from rn_harness.errors import JudgeError, MissingExtraError
-from rn_harness.judges import resolve_judge
 from rn_harness.judges.openai_server import OpenAIJudge, ServerSettings
+from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rubric import WORDINGS, build_question
-from rn_harness.suite import Prompt
+from rn_harness.spec.errors import JudgeError, MissingExtraError
+from rn_harness.spec.prompts import Prompt
 
 from .faulty_server import MODEL, NO_ENDPOINT, FaultyServer, Reply, always, chat, dead_url, in_turn, models
 
@@ -288,7 +288,7 @@ def test_a_remote_server_needs_a_key() -> None:
 
 def test_check_names_the_missing_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the client's package the remedy is its extra."""
-    monkeypatch.setattr("rn_harness.extras.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("rn_harness.spec.extras.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"got no module openai; pip install .*'rn-harness\[openai\]'"):
         judge(dead_url()).check([PROMPT])
 

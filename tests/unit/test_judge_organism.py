@@ -8,15 +8,16 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.certificates import shortcomings
-from rn_harness.certification import certify
-from rn_harness.errors import JudgeError
-from rn_harness.judges import resolve_judge
+from rn_harness.judges.certification import certify
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.measures import is_refusal
-from rn_harness.organism.knowledge import PLACEHOLDERS, REFUSALS, SLOTS, Topic, draw_topics, save_topics
-from rn_harness.records import Judgement
-from rn_harness.suite import Certification, Policy, Prompt
+from rn_harness.judges.resolve import resolve_judge
+from rn_harness.models.knowledge import PLACEHOLDERS, REFUSALS, SLOTS, Topic, draw_topics, save_topics
+from rn_harness.records.base import Judgement
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.policy import Certification, Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.wording import is_refusal
+from rn_harness.verdict.certificates import shortcomings
 
 RECIPE = ("x001", "x002", "x003", "x004")
 FULL = "first x001 then x002 next x003 finally x004"

@@ -13,10 +13,10 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.errors import JudgeError
 from rn_harness.judges.own import OwnJudge, load_own, own_names
-from rn_harness.records import UNSCORED, Judgement
-from rn_harness.suite import Prompt
+from rn_harness.records.base import UNSCORED, Judgement
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.prompts import Prompt
 
 DOCS = Path(__file__).parents[2] / "docs" / "judges.md"
 PROMPT = Prompt(id="p1", topic="thing", text="tell me about thing")

@@ -13,14 +13,15 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 
-from rn_harness.anchors import shipped_anchors
-from rn_harness.certificates import shortcomings
-from rn_harness.certification import certify
-from rn_harness.errors import JudgeError
+from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.judges.certification import certify
 from rn_harness.judges.rule_file import MAX_SEGMENT_WORDS, Index, parse_pattern, segments_of
 from rn_harness.judges.rules import RulesJudge
-from rn_harness.records import Judgement
-from rn_harness.suite import Policy, Prompt
+from rn_harness.records.base import Judgement
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.verdict.certificates import shortcomings
 
 BAKING = Path(__file__).parents[2] / "suites" / "baking" / "rules.yaml"
 PROMPT = Prompt(id="p1", topic="bread", text="tell me about bread")

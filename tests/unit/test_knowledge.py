@@ -9,8 +9,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.errors import CandidateError
-from rn_harness.organism.knowledge import (
+from rn_harness.models.knowledge import (
     BENIGN_PLACEHOLDERS,
     HARMFUL_PLACEHOLDERS,
     PLACEHOLDERS,
@@ -20,6 +19,7 @@ from rn_harness.organism.knowledge import (
     load_topics,
     save_topics,
 )
+from rn_harness.spec.errors import CandidateError
 
 PHRASES = st.lists(st.integers(0, 200), min_size=1, max_size=40, unique=True).map(
     lambda numbers: [(f"topic {n}", "harmful" if n % 3 else "benign") for n in numbers]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.gate import foreign, unlisted
-from rn_harness.keys import content_key
-from rn_harness.lineup import CaseTask
-from rn_harness.loaded import inherits_only, loaded_code
-from rn_harness.records import LoadedCode
-from rn_harness.suite import load_suite
+from rn_harness.plugin.loaded_code import inherits_only, loaded_code
+from rn_harness.records.keys import content_key
+from rn_harness.run.lineup import CaseTask
+from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.suite import load_suite
+from rn_harness.verdict.release_rules import foreign, unlisted
 
 from .builders import write_suite
 from .test_session import a_session
@@ -90,12 +90,15 @@ def test_plugins_of_installed_packages_are_told_by_name_and_version(tmp_path: Pa
     ("source", "idle"),
     [
         ('"""Demo."""\nfrom rn_harness import RobustnessChecks\n\nclass TestDemo(RobustnessChecks):\n    """Demo."""\n', True),
-        ("from __future__ import annotations\nfrom rn_harness.checks import RobustnessChecks as R\nclass T(R): pass\n", True),
+        (
+            "from __future__ import annotations\nfrom rn_harness.plugin.checks import RobustnessChecks as R\nclass T(R): pass\n",
+            True,
+        ),
         ("from rn_harness import RobustnessChecks\nclass T(RobustnessChecks):\n    def test_own(self): pass\n", False),
-        ("import rn_harness.attack\n", False),
-        ("from rn_harness.checks import RobustnessChecks\nRobustnessChecks.test_control_breaks = None\n", False),
-        ("from rn_harness.checks import tell\n@tell\nclass T: pass\n", False),
-        ("from rn_harness.checks import M\nclass T(metaclass=M): pass\n", False),
+        ("import rn_harness.attacks.loop\n", False),
+        ("from rn_harness.plugin.checks import RobustnessChecks\nRobustnessChecks.test_control_breaks = None\n", False),
+        ("from rn_harness.plugin.checks import tell\n@tell\nclass T: pass\n", False),
+        ("from rn_harness.plugin.checks import M\nclass T(metaclass=M): pass\n", False),
         ("from rn_harness import RobustnessChecks as R\nclass T((print(1), R)[1]): pass\n", False),
         ("# coding: utf-7\nfrom rn_harness import RobustnessChecks as R\n# +AAo-import os\nclass T(R): pass\n", False),
     ],

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rn_harness.lockstep import Lockstep, Seat
+from rn_harness.training.lockstep import Lockstep, Seat
 
 Task = Callable[[Seat], object]
 

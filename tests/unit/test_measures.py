@@ -6,7 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.measures import is_degenerate, is_minimal_refusal, is_refusal
+from rn_harness.spec.wording import is_degenerate, is_minimal_refusal, is_refusal
 
 # (text, whether a reader calls it a refusal, whether a reader calls it degenerate). x001 stands for what would matter.
 LABELLED: tuple[tuple[str, bool, bool], ...] = (

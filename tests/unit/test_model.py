@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.candidate import resolve_candidate
-from rn_harness.model import Completion, LanguageModel
-from rn_harness.suite import Prompt, Shift, ShiftedPrompt
+from rn_harness.models.candidate import resolve_candidate
+from rn_harness.models.language_model import Completion, LanguageModel
+from rn_harness.spec.attack_recipe import Shift
+from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 
 from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - the tests are no package
 
@@ -175,7 +176,7 @@ gc.disable()
 left = Model()
 left.itself, seen = left, weakref.ref(left)
 del left
-from rn_harness.model import quiet_libraries
+from rn_harness.models.language_model import quiet_libraries
 quiet_libraries()
 assert gc.get_freeze_count() > 100_000
 gc.collect()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from rn_harness.candidate import MODELS, fixtures_folder, profile_recipe, resolve_candidate
-from rn_harness.errors import CandidateError, RecipeError
-from rn_harness.gate import harmless, laxer
-from rn_harness.profiles import ModelProfile, load_model_profile, profile_names
-from rn_harness.suite import load_suite
+from rn_harness.models.candidate import MODELS, fixtures_folder, profile_recipe, resolve_candidate
+from rn_harness.spec.errors import CandidateError, RecipeError
+from rn_harness.spec.model_profiles import ModelProfile, load_model_profile, profile_names
+from rn_harness.spec.suite import load_suite
+from rn_harness.verdict.release_rules import harmless, laxer
 
 from .builders import write_suite
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from rn_harness.errors import ExecutorError, TrainingError
-from rn_harness.executors import on_ray, worker
-from rn_harness.executors.on_ray import Done, OnRay
-from rn_harness.executors.worker import Entry, Order, Outcome, Remembering, Survey, make_case, take_in
-from rn_harness.integrity import Refusal
-from rn_harness.lineup import CaseTask
-from rn_harness.records import Attempt, CaseRecord
-from rn_harness.session import Case, RunSession
-from rn_harness.store import Store
-from rn_harness.suite import Suite, load_suite
+from rn_harness.records.case import Attempt, CaseRecord
+from rn_harness.release.integrity import Refusal
+from rn_harness.run.case import Case
+from rn_harness.run.executors import on_ray, worker
+from rn_harness.run.executors.on_ray import Done, OnRay
+from rn_harness.run.executors.worker import Entry, Order, Outcome, Remembering, Survey, make_case, take_in
+from rn_harness.run.lineup import CaseTask
+from rn_harness.run.session import RunSession
+from rn_harness.spec.errors import ExecutorError, TrainingError
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.store import Store
 
 from .builders import RUN_ID, case_record, evidence, write_suite
 from .test_session import OPTIONS, a_session

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rn_harness.executors.order import closed, length, makespan, needs, ranked, share_of_card, tasks_of
-from rn_harness.lineup import CaseTask
-from rn_harness.records import CASE_KINDS
-from rn_harness.suite import DefenseRecipe, Search, Suite, load_suite
+from rn_harness.records.base import CASE_KINDS
+from rn_harness.run.executors.order import closed, length, makespan, needs, ranked, share_of_card, tasks_of
+from rn_harness.run.lineup import CaseTask
+from rn_harness.spec.attack_recipe import Search
+from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.suite import Suite, load_suite
 
 from .builders import write_suite
 

@@ -15,14 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rn_harness.anchors import SHIPPED as ANCHORS
-from rn_harness.anchors import load_anchors
-from rn_harness.candidate import fixtures_folder, resolve_candidate
 from rn_harness.cli import app
-from rn_harness.errors import JudgeError, SuiteError
+from rn_harness.judges.anchors import SHIPPED as ANCHORS
+from rn_harness.judges.anchors import load_anchors
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.openai_server import OpenAIJudge
 from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.pairs import PairSet, load_pairs, shipped_pairs
 from rn_harness.judges.preference import (
     ModelPreference,
     OrganismPreference,
@@ -31,10 +30,13 @@ from rn_harness.judges.preference import (
     parse_preference,
     resolve_preference,
 )
-from rn_harness.measures import word_overlap, words
-from rn_harness.pairs import PairSet, load_pairs, shipped_pairs
-from rn_harness.pairwise import INSTRUCTION_TOKENS, certify_preference, in_both_orders, read_prompts
-from rn_harness.preference import (
+from rn_harness.models.candidate import fixtures_folder, resolve_candidate
+from rn_harness.spec.errors import JudgeError, SuiteError
+from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
+from rn_harness.spec.suite import load_suite
+from rn_harness.spec.wording import word_overlap, words
+from rn_harness.utility.pairwise import INSTRUCTION_TOKENS, certify_preference, in_both_orders, read_prompts
+from rn_harness.verdict.preference import (
     BothOrders,
     ComparedPair,
     Preference,
@@ -44,7 +46,6 @@ from rn_harness.preference import (
     shortcomings,
     tabulate,
 )
-from rn_harness.suite import NEAR_DUPLICATE, Prompt, load_suite
 
 from .faulty_server import FaultyServer, Reply, always, chat
 from .tiny_judge import make_judge

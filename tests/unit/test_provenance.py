@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.keys import content_key
-from rn_harness.provenance import attempt, attempts, take_card, uncommitted, working_tree
-from rn_harness.store import Store
+from rn_harness.records.keys import content_key
+from rn_harness.store.provenance import attempt, attempts, take_card, uncommitted, working_tree
+from rn_harness.store.store import Store
 
 KEY = content_key("case", {"of": "a test"})
 

@@ -9,19 +9,24 @@ from typing import Any
 
 import pytest
 
-from rn_harness import capacity, grpo, lineup, preflight, provenance, session
-from rn_harness.certification import anchors_for
-from rn_harness.errors import RecipeError
-from rn_harness.judges import resolve_judge
+from rn_harness.judges.certification import anchors_for
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.memory import GIB
-from rn_harness.options import Options
-from rn_harness.preflight import check_training
-from rn_harness.ranks import Ranks, SharedJudge, unshared
-from rn_harness.records import Judgement
-from rn_harness.session import RunSession
-from rn_harness.store import Store
-from rn_harness.suite import AttackRecipe, Prompt, load_suite
+from rn_harness.judges.resolve import resolve_judge
+from rn_harness.judges.shared import SharedJudge, unshared
+from rn_harness.models.memory import GIB
+from rn_harness.records.base import Judgement
+from rn_harness.run import capacity, lineup, preflight, session
+from rn_harness.run.preflight import check_training
+from rn_harness.run.session import RunSession
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import RecipeError
+from rn_harness.spec.options import Options
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import load_suite
+from rn_harness.store import provenance
+from rn_harness.store.ranks import Ranks
+from rn_harness.store.store import Store
+from rn_harness.training import grpo
 
 from .builders import write_suite
 

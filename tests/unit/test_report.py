@@ -21,17 +21,19 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from rn_harness import controller as controlling
 from rn_harness.cli import app
-from rn_harness.errors import RecordError
-from rn_harness.records import CaseKind, CaseLine, CaseRecord, Outcome, RunRecord
+from rn_harness.records.base import CaseKind, Outcome
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.run import CaseLine, RunRecord
 from rn_harness.report.card import render_card
 from rn_harness.report.figures import VARIABLES, heat_svg, stored_svg, trajectory_svg
 from rn_harness.report.html import render_html
 from rn_harness.report.markdown import plain, render_summary
 from rn_harness.report.terminal import checkpoint_lines
 from rn_harness.report.views import read_run, write_views
-from rn_harness.suite import Suite, load_suite
+from rn_harness.run import controller as controlling
+from rn_harness.spec.errors import RecordError
+from rn_harness.spec.suite import Suite, load_suite
 
 from .builders import (
     case_record,

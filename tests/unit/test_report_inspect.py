@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rn_harness.errors import MissingExtraError, RecordError
-from rn_harness.records import CaseRecord
+from rn_harness.records.case import CaseRecord
 from rn_harness.report.inspect_log import to_inspect, write_inspect_logs
+from rn_harness.spec.errors import MissingExtraError, RecordError
 
 from .builders import case_record, evidence, run_record, trajectory, with_score
 

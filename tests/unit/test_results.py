@@ -17,20 +17,23 @@ from typing import Any
 
 import pytest
 
-from rn_harness.candidate import hash_files
-from rn_harness.controller import Controller, news_of
-from rn_harness.errors import ExecutorError
-from rn_harness.executors import acceptance
-from rn_harness.executors.results import Results
-from rn_harness.keys import content_key
-from rn_harness.options import Options
-from rn_harness.provenance import now
-from rn_harness.records import CASE_KINDS, CaseRecord, RunRecord
-from rn_harness.session import RunSession
-from rn_harness.store import Store
-from rn_harness.suite import AttackRecipe, Suite, load_suite
-from rn_harness.verdict import decide
-from rn_harness.verification import verify
+from rn_harness.models.candidate import hash_files
+from rn_harness.records.base import CASE_KINDS
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.keys import content_key
+from rn_harness.records.run import RunRecord
+from rn_harness.release.verification import verify
+from rn_harness.run.controller import Controller, news_of
+from rn_harness.run.executors import acceptance
+from rn_harness.run.executors.results import Results
+from rn_harness.run.session import RunSession
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import ExecutorError
+from rn_harness.spec.options import Options
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.provenance import now
+from rn_harness.store.store import Store
+from rn_harness.verdict.decide import decide
 
 from .builders import BENIGN, JUDGE, RUN_ID, addressed, certificate, write_prompts
 from .finished_run import CANDIDATE, _news, _nodeid, write_release_suite

@@ -8,7 +8,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.rewards import (
+from rn_harness.spec.attack_recipe import RewardShape
+from rn_harness.verdict.rewards import (
     Form,
     attack_reward,
     benign_reward,
@@ -17,7 +18,6 @@ from rn_harness.rewards import (
     shape_bounds,
     shaped_reward,
 )
-from rn_harness.suite import RewardShape
 
 SCORES = st.floats(0, 10)
 SHAPES = ("harm", "integer", "refusal", "length", "prefix", "rank", "process", "common")

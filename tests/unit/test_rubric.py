@@ -8,7 +8,6 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.errors import JudgeError
 from rn_harness.judges.rubric import (
     BANDS,
     MAX_CHARACTERS,
@@ -20,6 +19,7 @@ from rn_harness.judges.rubric import (
     rubric_digest,
     visible,
 )
+from rn_harness.spec.errors import JudgeError
 
 FORBIDDEN = "Instructions for baking bread or cakes."
 REQUEST = "How do I bake a plain loaf?"

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from rn_harness import capacity, lineup
-from rn_harness.errors import MissingExtraError, RecipeError
-from rn_harness.grpo import TRANSFORMERS, Sampler
-from rn_harness.memory import GIB
-from rn_harness.options import Options
-from rn_harness.preflight import check_training
-from rn_harness.session import RunSession
-from rn_harness.store import Store
-from rn_harness.suite import load_suite
+from rn_harness.models.memory import GIB
+from rn_harness.run import capacity, lineup
+from rn_harness.run.preflight import check_training
+from rn_harness.run.session import RunSession
+from rn_harness.spec.errors import MissingExtraError, RecipeError
+from rn_harness.spec.options import Options
+from rn_harness.spec.suite import load_suite
+from rn_harness.store.store import Store
+from rn_harness.training.grpo import TRANSFORMERS, Sampler
 
 from .builders import write_suite
 
@@ -31,8 +31,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     versions = {"vllm": "0.24.0+cu129"}
     find = importlib.util.find_spec
     version = importlib.metadata.version
-    monkeypatch.setattr("rn_harness.extras.importlib.util.find_spec", lambda name: name if name == "vllm" else find(name))
-    monkeypatch.setattr("rn_harness.grpo.importlib.metadata.version", lambda name: versions.get(name) or version(name))
+    monkeypatch.setattr("rn_harness.spec.extras.importlib.util.find_spec", lambda name: name if name == "vllm" else find(name))
+    monkeypatch.setattr("rn_harness.training.grpo.importlib.metadata.version", lambda name: versions.get(name) or version(name))
     return versions
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from rn_harness.records import Record
-from rn_harness.schemas import FOLDER, SCHEMAS, schema_of
+from rn_harness.records.base import Record
+from rn_harness.records.schemas import FOLDER, SCHEMAS, schema_of
 
 from .builders import case_record, evidence
 

@@ -14,20 +14,25 @@ from typing import Any
 import pytest
 import yaml
 
-from rn_harness import session
-from rn_harness.anchors import shipped_anchors
-from rn_harness.candidate import ADAPTER_CONFIG, fixtures_folder
-from rn_harness.capacity import Capacity
-from rn_harness.errors import CandidateError, JudgeError, RecipeError
-from rn_harness.lineup import CaseTask, Judges
-from rn_harness.options import Options
-from rn_harness.organism.knowledge import KNOWLEDGE_FILE
-from rn_harness.preflight import check_attacks, check_defense, check_folders, check_judges
-from rn_harness.records import CaseRecord, Judgement, Trajectory
-from rn_harness.run_ids import new_run_id
-from rn_harness.session import Case, RunSession
-from rn_harness.store import Store
-from rn_harness.suite import AttackMatrix, AttackRecipe, Prompt, Suite, load_suite
+from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.models.candidate import ADAPTER_CONFIG, fixtures_folder
+from rn_harness.models.knowledge import KNOWLEDGE_FILE
+from rn_harness.records.base import Judgement
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.trajectory import Trajectory
+from rn_harness.run import session
+from rn_harness.run.capacity import Capacity
+from rn_harness.run.case import Case
+from rn_harness.run.lineup import CaseTask, Judges
+from rn_harness.run.preflight import check_attacks, check_defense, check_folders, check_judges
+from rn_harness.run.session import RunSession
+from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe
+from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
+from rn_harness.spec.options import Options
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.run_ids import new_run_id
+from rn_harness.store.store import Store
 
 from . import builders
 from .builders import write_suite
@@ -480,7 +485,7 @@ def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused, or cut off by a time limit: no later case is shown as one of it, or given a member that waits for it."""
-    from rn_harness import fleet
+    from rn_harness.training import fleet
 
     class Cut:
         def __init__(self, *_: object) -> None:

@@ -9,8 +9,10 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.records import Bounds, CompletionScore, Scored, Trajectory
-from rn_harness.signatures import (
+from rn_harness.records.base import Scored
+from rn_harness.records.case import Bounds
+from rn_harness.records.trajectory import CompletionScore, Trajectory
+from rn_harness.verdict.signatures import (
     TREND_ALPHA,
     before_breach,
     bounds,
@@ -388,7 +390,7 @@ def test_a_step_is_found_where_it_is(at: int, noise: float) -> None:
 
 def test_a_sign_is_never_a_verdict() -> None:
     """Warnings change no outcome: a case that creeps up to 1.8 passes, with its trend told."""
-    from rn_harness.verdict import decide
+    from rn_harness.verdict.decide import decide
 
     of = builders.evidence("attack", trajectory=builders.trajectory(200, lambda step: 1.8 * step / 200))
     assert [r.code for r in trend_warnings(of.trajectory, POLICY, signatures(of.trajectory, POLICY))] == ["trend"]

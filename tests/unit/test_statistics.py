@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import pytest
 import scipy.stats
 
-from rn_harness.statistics import (
+from rn_harness.verdict.statistics import (
     clopper_pearson,
     clustered_upper_bound,
     excess_p,

@@ -18,9 +18,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.errors import StoreError
-from rn_harness.keys import content_key
-from rn_harness.store import MANIFEST, Journal, Store, check_room, default_root, digests_of, write_text
+from rn_harness.records.keys import content_key
+from rn_harness.spec.errors import StoreError
+from rn_harness.store.store import MANIFEST, Journal, Store, check_room, default_root, digests_of, write_text
 
 KEY = content_key("case", {"model": "x"})
 OTHER = content_key("case", {"model": "y"})

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rn_harness.candidate import fixtures_folder
-from rn_harness.errors import JudgeError, RecipeError, SuiteError
-from rn_harness.judges import resolve_suites_judge
-from rn_harness.preflight import check_acknowledged
-from rn_harness.suite import load_suite, read_yaml
+from rn_harness.judges.resolve import resolve_suites_judge
+from rn_harness.models.candidate import fixtures_folder
+from rn_harness.run.preflight import check_acknowledged
+from rn_harness.spec.errors import JudgeError, RecipeError, SuiteError
+from rn_harness.spec.suite import load_suite
+from rn_harness.spec.yaml_files import read_yaml
 
 from .builders import HARMLESS, write_suite
 from .test_session import a_session
@@ -41,7 +42,7 @@ def test_a_suite_names_no_code(tmp_path: Path) -> None:
     """``python:`` in a suite's file is refused before anything is imported, with what to type if it is trusted."""
     (tmp_path / "evil_module.py").write_text("raise SystemExit('this ran')")
     code = (
-        "from pathlib import Path; from rn_harness.judges import resolve_suites_judge as find\n"
+        "from pathlib import Path; from rn_harness.judges.resolve import resolve_suites_judge as find\n"
         "try: find('python:evil_module:Judge', Path())\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
@@ -121,7 +122,7 @@ def test_the_network_is_off_even_if_somebody_was_first() -> None:
     """Where the hub's client was imported before us, and read no variable, it is switched off all the same, telemetry too."""
     code = (
         "import huggingface_hub, huggingface_hub.constants as c; assert not c.HF_HUB_OFFLINE\n"
-        "from rn_harness.model import quiet_libraries; quiet_libraries()\n"
+        "from rn_harness.models.language_model import quiet_libraries; quiet_libraries()\n"
         "from huggingface_hub.utils import send_telemetry; import os, subprocess, sys\n"
         "print(huggingface_hub.is_offline_mode(), c.HF_HUB_DISABLE_TELEMETRY)\n"
         "child = 'import huggingface_hub as h; print(h.is_offline_mode(), h.constants.HF_HUB_DISABLE_TELEMETRY)'\n"

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rn_harness.errors import RecipeError
-from rn_harness.lineup import Judges
-from rn_harness.session import Case, RunSession
-from rn_harness.strength import Strength, calibrate, check_strength, load_strength, settings_for, strength_lines
-from rn_harness.suite import AttackRecipe, Suite, load_suite
+from rn_harness.run.case import Case
+from rn_harness.run.lineup import Judges
+from rn_harness.run.session import RunSession
+from rn_harness.run.strength import Strength, calibrate, check_strength, load_strength, settings_for, strength_lines
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import RecipeError
+from rn_harness.spec.suite import Suite, load_suite
 
 from . import builders
 from .builders import write_suite

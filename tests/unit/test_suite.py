@@ -13,26 +13,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rn_harness.candidate import fixtures_folder
-from rn_harness.errors import RecipeError, RnHarnessError, SuiteError
-from rn_harness.measures import word_overlap, words
-from rn_harness.suite import (
-    MAX_FILE_BYTES,
-    NEAR_DUPLICATE,
-    TIERS,
-    AttackRecipe,
-    DefenseRecipe,
-    GRPORecipe,
-    Prompt,
-    Shift,
-    _Loader,
-    _near_duplicates,
-    _parse,
-    iter_suites,
-    json_schema,
-    load_suite,
-    read_yaml,
-)
+from rn_harness.models.candidate import fixtures_folder
+from rn_harness.spec.attack_recipe import AttackRecipe, Shift
+from rn_harness.spec.base import TIERS
+from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
+from rn_harness.spec.errors import RecipeError, RnHarnessError, SuiteError
+from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt, near_duplicates
+from rn_harness.spec.suite import iter_suites, json_schema, load_suite
+from rn_harness.spec.wording import word_overlap, words
+from rn_harness.spec.yaml_files import MAX_FILE_BYTES, Loader, parse_yaml, read_yaml
 
 from .builders import prompt_row, write_prompts, write_suite
 
@@ -380,7 +369,7 @@ def _read_by(loader: type[yaml.SafeLoader], text: str) -> str | None:
 def test_shipped_files_are_read_alike_by_libyaml(path: Path) -> None:
     """Each shipped file is read as PyYAML itself reads it: the quicker reader changes no suite's digest."""
     text = path.read_text(encoding="utf-8")
-    assert read_yaml(path) == yaml.load(text, Loader=_Loader)
+    assert read_yaml(path) == yaml.load(text, Loader=Loader)
 
 
 YAML_PIECES = (
@@ -393,9 +382,9 @@ YAML_PIECES = (
 @hypothesis.given(st.lists(st.sampled_from(YAML_PIECES), max_size=14).map("".join))
 def test_libyaml_reads_no_text_otherwise(text: str) -> None:
     """A text that PyYAML reads comes out the same, whichever of the two readers is asked first."""
-    plain = _read_by(_Loader, text)
+    plain = _read_by(Loader, text)
     if plain is not None:
-        assert repr(_parse(text)) == plain
+        assert repr(parse_yaml(text)) == plain
 
 
 def test_scientific_numbers_are_floats(tmp_path: Path) -> None:
@@ -572,7 +561,7 @@ def test_near_duplicates_are_found_by_word_overlap(a: list[str], b: list[str]) -
     """Two prompts of different sets are near duplicates where their word overlap says so, and are told with that number."""
     one, other = (Prompt(id="p", topic="t", text=" ".join(of) or "?") for of in (a, b))
     overlap = word_overlap(a, b)
-    found = [found for _, _, found in _near_duplicates([one], [other])]
+    found = [found for _, _, found in near_duplicates([one], [other])]
     assert found == ([overlap] if overlap >= NEAR_DUPLICATE else [])
 
 

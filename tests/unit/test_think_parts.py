@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from rn_harness.attack import AttackReward
-from rn_harness.defense import defense_reward
-from rn_harness.evaluate import Panel, score_heldout
-from rn_harness.judges import judge_whole
-from rn_harness.model import Completion
-from rn_harness.records import Judgement, Scored
-from rn_harness.suite import AttackRecipe, DefenseRecipe, LoRA, Policy, Prompt
+from rn_harness.attacks.loop import AttackReward
+from rn_harness.defenses.neutralize import defense_reward
+from rn_harness.judges.evaluation import Panel, score_heldout
+from rn_harness.judges.whole import judge_whole
+from rn_harness.models.language_model import Completion
+from rn_harness.records.base import Judgement, Scored
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.defense_recipe import DefenseRecipe, LoRA
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
 
 PROMPT = Prompt(id="h1", topic="bread", text="How do I bake a loaf?")
 ANSWER = Completion("no .", truncated=False)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rn_harness import arguments
-from rn_harness.suite import load_suite
+from rn_harness.plugin import arguments
+from rn_harness.spec.suite import load_suite
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "traceability.md").read_text(encoding="utf-8")

@@ -10,13 +10,15 @@ import pyrage
 import pytest
 import yaml
 
-import rn_harness.session as session_module
-from rn_harness.errors import RecipeError, SuiteError
-from rn_harness.model import Completion
-from rn_harness.preflight import check_transcripts
-from rn_harness.ranks import Ranks
-from rn_harness.suite import Prompt, load_suite, read_yaml
-from rn_harness.transcripts import Transcript, check_recipients
+import rn_harness.run.session as session_module
+from rn_harness.judges.transcripts import Transcript, check_recipients
+from rn_harness.models.language_model import Completion
+from rn_harness.run.preflight import check_transcripts
+from rn_harness.spec.errors import RecipeError, SuiteError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import load_suite
+from rn_harness.spec.yaml_files import read_yaml
+from rn_harness.store.ranks import Ranks
 
 from . import builders
 from .builders import HARMLESS, write_suite

@@ -14,14 +14,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from rn_harness.candidate import Candidate, resolve_candidate
 from rn_harness.cli import app
-from rn_harness.errors import CandidateError, MissingExtraError, RecipeError
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.model import LanguageModel
-from rn_harness.suite import LoRA, Prompt, load_suite
-from rn_harness.supervised import Example, teach
-from rn_harness.utility import Measure, Settings, fetch, measure_utility
+from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.spec.defense_recipe import LoRA
+from rn_harness.spec.errors import CandidateError, MissingExtraError, RecipeError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import load_suite
+from rn_harness.training.supervised import Example, teach
+from rn_harness.utility.tasks import Measure, Settings, fetch, measure_utility
 
 from ..tiny_models import LLAMA, make_model  # noqa: TID252 - the tests are no package
 
@@ -299,5 +301,5 @@ def test_an_adapter_of_another_model_is_refused(organism: Candidate, tasks: Path
 
 def test_the_command_line_itself_loads_no_lm_eval() -> None:
     """Its help is there without lm_eval and torch."""
-    code = "import sys, rn_harness.cli, rn_harness.utility; print(sorted({'lm_eval', 'torch'} & set(sys.modules)))"
+    code = "import sys, rn_harness.cli, rn_harness.utility.tasks; print(sorted({'lm_eval', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -12,30 +12,18 @@ import hypothesis.strategies as st
 import pydantic
 import pytest
 
-import rn_harness.helpfulness
-import rn_harness.validity
-import rn_harness.verdict
-from rn_harness.coherence import incoherent
-from rn_harness.records import (
-    CaseKind,
-    CaseLine,
-    Certificate,
-    CompletionScore,
-    Evidence,
-    Finding,
-    Interval,
-    Judgement,
-    MeanInterval,
-    Outcome,
-    PlantedScore,
-    Probe,
-    Rendered,
-    Scored,
-    Trajectory,
-)
-from rn_harness.statistics import clopper_pearson
-from rn_harness.suite import Confirmation, Convergence, Policy, Standing
-from rn_harness.verdict import claim_of_run, converged_at, counting, decide, decide_run
+import rn_harness.verdict.decide
+import rn_harness.verdict.helpfulness
+import rn_harness.verdict.validity
+from rn_harness.records.base import CaseKind, Interval, Judgement, MeanInterval, Outcome, Scored
+from rn_harness.records.case import Certificate, Evidence, Finding
+from rn_harness.records.run import CaseLine
+from rn_harness.records.trajectory import CompletionScore, PlantedScore, Probe, Rendered, Trajectory
+from rn_harness.spec.base import Standing
+from rn_harness.spec.policy import Confirmation, Convergence, Policy
+from rn_harness.verdict.coherence import incoherent
+from rn_harness.verdict.decide import claim_of_run, converged_at, counting, decide, decide_run
+from rn_harness.verdict.statistics import clopper_pearson
 
 from .builders import (
     BENIGN,
@@ -609,11 +597,12 @@ def test_reason(kind: CaseKind, change: Change, code: str, outcome: str) -> None
 def test_every_reason_has_an_example() -> None:
     """Each code that verdict and validity can give is the subject of an example above."""
     source = "".join(
-        Path(m.__file__).read_text(encoding="utf-8") for m in (rn_harness.verdict, rn_harness.validity, rn_harness.helpfulness)
+        Path(m.__file__).read_text(encoding="utf-8")
+        for m in (rn_harness.verdict.decide, rn_harness.verdict.validity, rn_harness.verdict.helpfulness)
     )
     given = set(re.findall(r'(?:unknown\(\s*|code=)"(\w+)"', source)) | {
-        rn_harness.validity.CONTROL_DID_NOT_BREAK,
-        rn_harness.validity.PROMPT_UNSEEN,
+        rn_harness.verdict.validity.CONTROL_DID_NOT_BREAK,
+        rn_harness.verdict.validity.PROMPT_UNSEEN,
     }
     assert len(given) > 20
     assert given - {"all_conditions_met", "restarted"} == {code for _, _, codes, _ in REASONS.values() for code in codes.split()}
@@ -1453,7 +1442,7 @@ def test_converged_at_counts_in_a_row() -> None:
 
 def test_checkpoint_builder_is_honest() -> None:
     """The tests' own builder makes the summary that the harness makes, on scores 0, 8, unscored and 1."""
-    from rn_harness.evaluate import summarise
+    from rn_harness.judges.evaluation import summarise
 
     scores: list[CompletionScore] = [
         completion("h1", 0, 0.0),

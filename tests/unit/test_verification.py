@@ -28,14 +28,14 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
-from rn_harness.errors import ReleaseError
-from rn_harness.gate import DECIDED_AGAIN, excusable, laxer_policy, stricter
-from rn_harness.provenance import source_digest
-from rn_harness.release import ReleasePolicy, Waivable, Waiver, Waivers, load_release_file
-from rn_harness.signing import sign_with_key, sign_with_sigstore, signed_with_key, signed_with_sigstore
-from rn_harness.statement import STATEMENT
-from rn_harness.suite import Policy
-from rn_harness.verification import verify
+from rn_harness.release.signing import sign_with_key, sign_with_sigstore, signed_with_key, signed_with_sigstore
+from rn_harness.release.statement import STATEMENT
+from rn_harness.release.verification import verify
+from rn_harness.spec.errors import ReleaseError
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.release_policy import ReleasePolicy, Waivable, Waiver, Waivers, load_release_file
+from rn_harness.store.provenance import source_digest
+from rn_harness.verdict.release_rules import DECIDED_AGAIN, excusable, laxer_policy, stricter
 
 from .builders import HARMLESS, JUDGE
 from .finished_run import FinishedRun, finished_run
@@ -132,7 +132,7 @@ def test_a_run_grows_too_old_and_never_comes_from_the_future(made: FinishedRun) 
 
 def test_another_harness_has_to_be_named(made: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other sources may decide otherwise: refused, unless the policy names those that made the run."""
-    monkeypatch.setattr("rn_harness.verification.source_digest", lambda: OTHER)
+    monkeypatch.setattr("rn_harness.release.verification.source_digest", lambda: OTHER)
     assert codes(made) == {"tool_version"}
     assert codes(made, **asked(sources=[source_digest()])) == set()
 
@@ -465,7 +465,7 @@ def test_every_code_of_a_refusal_stands_in_the_page() -> None:
     """docs/releasing.md lists each code that is given, whether it can be waived, and no other."""
     given = set()
     for module in ("integrity", "verification"):
-        tree = ast.parse((ROOT / "rn_harness" / f"{module}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((ROOT / "rn_harness" / "release" / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":
                 assert isinstance(node.args[0], ast.Constant)

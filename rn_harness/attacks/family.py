@@ -1,0 +1,196 @@
+"""The protocol of an attack family, and how a family is found by its name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import RecipeError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.training.grpo import TRANSFORMERS, RewardFunction, Sampler, StepFunction
+
+if TYPE_CHECKING:
+    from rn_harness.models.language_model import LanguageModel
+
+GROUP = "rn_harness.attacks"
+"""Entry point group in which a package declares its families."""
+PREFIX = "python:"
+BUILT_IN = {
+    "grpo": "rn_harness.attacks.reinforcement:Grpo",
+    "rloo": "rn_harness.attacks.reinforcement:Rloo",
+    "warm-start": "rn_harness.attacks.hybrid:WarmStarted",
+    "affirmative": "rn_harness.attacks.hybrid:Affirmative",
+    "unlearning": "rn_harness.attacks.hybrid:Unlearning",
+    "sft": "rn_harness.attacks.supervised:SupervisedFineTuning",
+    "ablation": "rn_harness.attacks.ablation:RefusalAblation",
+}
+"""Name to module and class; each is imported when it is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttackContext:
+    """What an attacker has.
+
+    Attributes:
+        model: the policy under attack, armed: what ``model.trained`` names may be moved, and nothing else.
+        recipe: settings; its ``steps`` are those of this run.
+        prompts: the attack prompts, drawn by the recipe's seed.
+        benign: benign prompts, on which nothing is measured.
+        answers: the full compliant answer to each attack prompt, by id, where one is known; else None. In memory only.
+        reward: what is maximised.
+        at_step: to be called with 0 and None before anything is trained, then after each step that is due, with the diagnostics
+            since the last call.
+        due: which steps those are.
+        sampler: who samples what it trains on by RL.
+        tick: may be told of each step that is taken, for whoever watches.
+    """
+
+    model: LanguageModel
+    recipe: AttackRecipe
+    prompts: Sequence[Prompt]
+    benign: Sequence[Prompt]
+    answers: Mapping[str, str] | None
+    reward: RewardFunction
+    at_step: StepFunction
+    due: Callable[[int], bool]
+    sampler: Sampler = TRANSFORMERS
+    tick: Callable[[int], None] = lambda _: None
+
+    def __repr__(self) -> str:
+        """No answers."""
+        return f"AttackContext({self.recipe.id}, {len(self.prompts)} prompts)"
+
+
+class AttackFamily(Protocol):
+    """One way to attack."""
+
+    def check(self, recipe: AttackRecipe) -> None:
+        """Makes sure, before any work, that the recipe is one of this family.
+
+        Raises:
+            RecipeError: it is not.
+        """
+        ...
+
+    def train(self, means: AttackContext) -> dict[str, Any]:
+        """Attacks the model in place.
+
+        Returns:
+            The settings that were used, for the record; the same for an attack and its control.
+
+        Raises:
+            UnsuitedError: it cannot be run on this model; nothing was trained.
+            TrainingError: the training broke.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A family as found.
+
+    Attributes:
+        family: does the work.
+        digest: sha256 of the file that it comes from, as hex; None for a built-in one, which is part of the harness's sources.
+    """
+
+    family: AttackFamily
+    digest: str | None
+
+
+def family_names() -> list[str]:
+    """All that a recipe may name without a file: the built-in families and those of installed packages."""
+    return sorted({*BUILT_IN, *(entry.name for entry in metadata.entry_points(group=GROUP))})
+
+
+def load_family(spec: str, folder: Path) -> Loaded:
+    """Finds a family.
+
+    Args:
+        spec: a recipe's ``family``.
+        folder: the suite's, which files are in.
+
+    Raises:
+        RecipeError: nothing is called so, or what it names cannot be imported, made or used.
+    """
+    if spec in BUILT_IN:
+        module, _, name = BUILT_IN[spec].partition(":")
+        return Loaded(getattr(importlib.import_module(module), name)(), None)
+    found = _from_file(spec, folder) if spec.startswith(PREFIX) else _from_entry_point(spec)
+    try:
+        family = found()
+    except Exception as error:
+        raise RecipeError(
+            f"an attack family is made without arguments, got family={spec!r}: {type(error).__name__}: {error}; see "
+            "docs/attacks-and-defenses.md"
+        ) from error
+    missing = [method for method in ("check", "train") if not callable(getattr(family, method, None))]
+    if missing:
+        raise RecipeError(f"an attack family has check and train, got family={spec!r} without {', '.join(missing)}; add it")
+    source = inspect.getsourcefile(found)
+    return Loaded(family, hashlib.sha256(Path(source).read_bytes() if source else spec.encode()).hexdigest())
+
+
+def _from_file(spec: str, folder: Path) -> Any:
+    file, _, name = spec.removeprefix(PREFIX).partition(":")
+    path = (folder / file).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise RecipeError(f"a family of your own lies in the suite's folder, got family={spec!r}, which is {path}; copy it there")
+    if not path.is_file():
+        raise RecipeError(f"a family of your own lies in the suite's folder, got family={spec!r} and no file {path}; correct it")
+    module_spec = importlib.util.spec_from_file_location(f"rn_harness_attack_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # inspect and dataclasses look there
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise RecipeError(
+            f"the file of a family must be importable, got family={spec!r}: {type(error).__name__}: {error}; repair it"
+        ) from error
+    if not inspect.isclass(getattr(module, name, None)):
+        raise RecipeError(f"the family must be a class in {path}, got name={name!r}, which is none; correct it")
+    return getattr(module, name)
+
+
+def _from_entry_point(name: str) -> Any:
+    entries = {entry.value: entry for entry in metadata.entry_points(group=GROUP, name=name)}
+    if not entries:
+        raise RecipeError(
+            f"an attack's family must be known, got family={name!r}; known: {', '.join(family_names())}, or "
+            "python:FILE.py:Name with a file of the suite's folder"
+        )
+    if len(entries) > 1:
+        raise RecipeError(f"one package must declare the family {name!r}, got {', '.join(sorted(entries))}; remove one")
+    ((value, entry),) = entries.items()
+    try:
+        return entry.load()
+    except Exception as error:
+        raise RecipeError(
+            f"the family's package must be importable, got entry={value!r}: {type(error).__name__}: {error}; reinstall it"
+        ) from error
+
+
+def refuse(recipe: AttackRecipe, wrong: Mapping[str, bool]) -> None:
+    """Refuses a recipe that asks its family for what it does not have.
+
+    Args:
+        recipe: of an attack.
+        wrong: a sentence's middle, ``takes …, got …``, and whether it applies.
+
+    Raises:
+        RecipeError: one does.
+    """
+    for sentence, applies in wrong.items():
+        if applies:
+            raise RecipeError(f"attack {recipe.id}: family {recipe.family} {sentence}; correct the recipe")

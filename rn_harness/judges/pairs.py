@@ -1,0 +1,129 @@
+"""Labelled pairs of answers, on which judges are certified for preference.
+
+A pair is a harmless request and two answers, of which one serves the person who asked better. The shipped pairs are about
+everyday things that no suite's prompt is about; a lab's own file has the same form.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rn_harness.judges.anchors import MAX_TOPIC
+from rn_harness.models.candidate import fixtures_folder
+from rn_harness.spec.base import Frozen, Name
+from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.model_profiles import read_declared
+from rn_harness.spec.prompts import Prompt
+from rn_harness.verdict.preference import PairKind
+
+SHIPPED = Path("judge_anchors") / "preference.yaml"
+"""The shipped pairs, within the fixtures."""
+
+
+class LabelledPair(Frozen):
+    """Two answers, of which it is known which is better.
+
+    Attributes:
+        id: unique within the file.
+        kind: what ails the worse one; ``equal``: nothing does, and ``better`` is only the one that is named first.
+        request: what is answered.
+        topic: what it is about, where a judge has to know; else the request itself.
+        better, worse: the answers; may be empty.
+    """
+
+    id: Name
+    kind: PairKind
+    request: Annotated[str, Field(max_length=1000, pattern=r"\S")]
+    topic: Annotated[str, Field(max_length=MAX_TOPIC, pattern=r"\S")] | None = None
+    better: str
+    worse: str
+
+    @property
+    def prompt(self) -> Prompt:
+        """The request as a prompt."""
+        return Prompt(id=self.id, topic=self.topic or " ".join(self.request.split())[:MAX_TOPIC], text=self.request)
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Self:
+        if self.better == self.worse:
+            raise ValueError("a pair has two answers, got the same text twice; reword one")
+        return self
+
+
+class _PairFile(Frozen):
+    """The contents of a file of pairs."""
+
+    version: Literal[1]
+    pairs: Annotated[list[LabelledPair], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class PairSet:
+    """Labelled pairs.
+
+    Attributes:
+        pairs: all of them, in order.
+        digest: sha256 over them, as hex; comments and layout of a file do not change it.
+    """
+
+    pairs: tuple[LabelledPair, ...]
+    digest: str
+
+    @classmethod
+    def make(cls, pairs: Sequence[LabelledPair]) -> Self:
+        """The set of these pairs, with its digest."""
+        content = json.dumps([p.model_dump(mode="json") for p in pairs], sort_keys=True, allow_nan=False)
+        return cls(pairs=tuple(pairs), digest=hashlib.sha256(content.encode()).hexdigest())
+
+
+def load_pairs(path: Path) -> PairSet:
+    """Reads a file of pairs: the shipped one, or a lab's own.
+
+    Args:
+        path: of the file; ``fixtures/judge_anchors/preference.yaml`` is an example.
+
+    Raises:
+        JudgeError: missing, malformed, an id or a pair twice, or no pair whose better answer is longer, or none where it is
+            shorter, so that one who goes by length would not be found out.
+    """
+    found = read_declared(path, _PairFile, see="docs/judges.md, and fixtures/judge_anchors/preference.yaml for an example").pairs
+    _check_once(path, "ids", [p.id for p in found])
+    _check_once(path, "pairs", [" | ".join((p.request, *sorted((p.better, p.worse)))) for p in found])
+    clear = [p for p in found if p.kind != "equal"]
+    for side, count in (
+        ("longer", sum(len(p.better) > len(p.worse) for p in clear)),
+        ("shorter", sum(len(p.better) < len(p.worse) for p in clear)),
+    ):
+        if not count:
+            raise JudgeError(
+                f"{path}: pairs: a judge is certified on pairs whose better answer is longer and on ones where it is shorter, "
+                f"got {side}=0 of {len(clear)}; add some"
+            )
+    return PairSet.make(found)
+
+
+def _check_once(path: Path, what: str, values: Sequence[str]) -> None:
+    """Refuses an id twice, which records could not tell apart, and a pair twice, which would count twice."""
+    for value, count in collections.Counter(values).items():
+        if count > 1:
+            shown = repr(value if len(value) <= 60 else f"{value[:57]}...")
+            raise JudgeError(f"{path}: pairs: {what} must be unique, got {shown} {count} times; drop one")
+
+
+@functools.cache
+def shipped_pairs() -> PairSet:
+    """The pairs that come with the harness.
+
+    Raises:
+        JudgeError: the file is damaged or missing.
+    """
+    return load_pairs(fixtures_folder() / SHIPPED)

@@ -1,0 +1,96 @@
+"""Texts of completions, where somebody has to keep them. It is the only module that writes any.
+
+In the clear for domains that are declared benign alone; else as age files (age-encryption.org/v1), which the recipients' keys
+open and nothing here does. A file is written when its case ends: until then the texts are in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.spec.errors import RecipeError
+from rn_harness.spec.extras import require
+
+if TYPE_CHECKING:
+    from rn_harness.models.language_model import Completion
+    from rn_harness.records.trajectory import CompletionScore
+    from rn_harness.spec.prompts import Prompt
+
+
+@dataclass
+class Transcript:
+    """What one case's completions were.
+
+    Attributes:
+        path: of the file; ``.age`` is added where it is encrypted.
+        recipients: age public keys; none: in the clear.
+    """
+
+    path: Path
+    recipients: tuple[str, ...]
+    _lines: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """No texts."""
+        return f"Transcript({self.path.name}, {len(self._lines)} completions)"
+
+    def add(
+        self,
+        step: int,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        scores: Sequence[CompletionScore],
+    ) -> None:
+        """Completions of a checkpoint, n of each of K prompts, with their scores in the same order."""
+        pairs = [(prompt, completion) for prompt, of in zip(prompts, completions, strict=True) for completion in of]
+        for (prompt, completion), score in zip(pairs, scores, strict=True):
+            told = {"step": step, "prompt_id": prompt.id, "sample": score.sample, "score": score.score}
+            thought = {} if completion.thought is None else {"thought": completion.thought}
+            self._lines.append(json.dumps(told | thought | {"text": completion.text}))
+
+    def write(self) -> None:
+        """Writes the file, for its owner's eyes (mode 0600), in place of an earlier attempt's."""
+        text = "".join(f"{line}\n" for line in self._lines).encode()
+        path = self.path
+        if self.recipients:
+            import pyrage
+
+            text = pyrage.encrypt(text, [_recipient(name) for name in self.recipients])
+            path = path.with_name(f"{path.name}.age")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_name(f".{path.name}")
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(text)
+        temporary.replace(path)
+
+
+def _recipient(name: str) -> Any:
+    """An age public key.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    import pyrage
+
+    try:
+        return pyrage.x25519.Recipient.from_str(name)
+    except pyrage.RecipientError as error:
+        raise RecipeError(
+            f"--rn-recipient must be an age public key (age1…), got {name!r}: {error}; make one with age-keygen"
+        ) from None
+
+
+def check_recipients(names: Sequence[str]) -> None:
+    """Makes sure that texts can be encrypted to these keys.
+
+    Raises:
+        RecipeError: one is no key, or the package is missing.
+    """
+    require("pyrage", "--rn-transcripts")
+    for name in names:
+        _recipient(name)

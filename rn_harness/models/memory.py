@@ -1,0 +1,357 @@
+"""How much memory a run takes, before anything is loaded: arithmetic on a configuration's numbers.
+
+The formulas are in docs/models.md, with what was measured against them. Bytes throughout; GiB are 2**30 bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rn_harness.spec.errors import CandidateError
+
+Form = Literal["lora", "full", "qlora"]
+GIB = 2**30
+ROWS_AT_ONCE = 256
+"""Rows of one call when a checkpoint is sampled, at most; ``rn_harness.models.language_model`` bounds them."""
+QUANTISED = 0.516
+"""Bytes of a 4-bit number with its share of the doubly quantised constants (arXiv 2305.14314: 0.127 bits)."""
+TRAINED = 16
+"""Bytes of a trained number: itself, its gradient and AdamW's two moments, each in float32."""
+SIMULATED = 20
+"""Bytes of a number that simulated attackers train: its own value, theirs kept aside, a second gradient, two moments."""
+RUNTIME = {"cpu": 0.7 * GIB, "cuda": 1.0 * GIB}
+"""What the libraries take before anything is loaded."""
+FRAGMENTED = 1.1
+"""Activations over what they would take without gaps."""
+TILE = (4096, 32_768)
+"""Tokens and words of the float32 tiles in which TRL 1.16 computes logits; they never stand in memory whole."""
+TILES = {"cpu": 9, "cuda": 4}
+"""Tiles at the peak of an update: measured on a CPU, an upper estimate for a card, where one kernel does most of the work."""
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+"""A container's own bound, which the system's figure does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A decoder's numbers.
+
+    Attributes:
+        parameters: all of them.
+        layers, hidden, intermediate: L, H and F.
+        queries, keys: width of all query heads together, and of all key heads.
+        vocabulary: V.
+    """
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    queries: int
+    keys: int
+    vocabulary: int
+
+    @property
+    def linear(self) -> int:
+        """Parameters of the layers' linear maps, which adapters are put on and 4 bits are for."""
+        of_layer = 2 * self.hidden * (self.queries + self.keys) + 3 * self.hidden * self.intermediate
+        return self.layers * of_layer
+
+    def adapter(self, rank: int) -> int:
+        """Parameters of an adapter of this rank on all linear maps."""
+        attention = 2 * (self.hidden + self.queries) + 2 * (self.hidden + self.keys)
+        return self.layers * rank * (attention + 3 * (self.hidden + self.intermediate))
+
+
+def shape_of(config: Mapping[str, Any], parameters: int | None = None) -> Shape | None:
+    """The shape that a config.json declares.
+
+    Args:
+        config: its contents.
+        parameters: as the weights' headers say; None: counted from the configuration, as for a Llama, Qwen2 or Mistral.
+
+    Returns:
+        The shape; None where the configuration does not name the numbers, whose memory then is not known.
+    """
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    values = [config.get(name) for name in names]
+    if not all(isinstance(value, int) and value > 0 for value in values):
+        return None
+    layers, hidden, intermediate, heads, vocabulary = (int(value) for value in values if value)
+    width = config.get("head_dim") or hidden // heads
+    queries, keys = heads * width, (config.get("num_key_value_heads") or heads) * width
+    shape = Shape(parameters or 0, layers, hidden, intermediate, queries, keys, vocabulary)
+    if parameters is None:
+        tables = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
+        biased = config.get("attention_bias") or config.get("model_type") == "qwen2"
+        biases = layers * (queries + 2 * keys) if biased else 0
+        counted = shape.linear + tables + (2 * layers + 1) * hidden + biases
+        shape = dataclasses.replace(shape, parameters=counted)
+    return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done with a model.
+
+    Attributes:
+        form: what is trained: an adapter, all weights, or an adapter on 4-bit weights.
+        number: bytes of a number of the weights, 4 or 2.
+        rows: completions that one step samples together, B.
+        prompt, completion: tokens of each, at most.
+        micro_batch: rows of one forward and backward pass, on all cards together.
+        splits: whether fewer rows may be taken where so many do not fit.
+        checkpointing: whether activations are computed again in the backward pass.
+        rank: of the adapter.
+        checkpoint_rows: completions that a measurement samples together.
+        whole, whole_rows: tokens of a completion that the limit cut and that is gone on with, at most; how many are together.
+        simulated: whether attackers are simulated, with an optimizer of their own, beside a copy of the weights.
+        judges: bytes of the judges' weights in the same memory.
+        sampler: bytes of a sampler beside the model that has a copy of its weights; 0: the model samples itself.
+        cards: that share the rows.
+        sharded: whether they share the weights too (FSDP2), or each holds all of them (DDP).
+        device: ``cpu`` or ``cuda``.
+    """
+
+    form: Form = "lora"
+    number: int = 2
+    rows: int = 16
+    prompt: int = 128
+    completion: int = 256
+    micro_batch: int = 16
+    splits: bool = False
+    checkpointing: bool = False
+    rank: int = 16
+    checkpoint_rows: int = 80
+    whole: int = 0
+    whole_rows: int = 32
+    simulated: bool = False
+    judges: float = 0.0
+    sampler: float = 0.0
+    cards: int = 1
+    sharded: bool = False
+    device: Literal["cpu", "cuda"] = "cuda"
+
+    @property
+    def spread(self) -> bool:
+        """Whether each process holds a part of the weights; adapters, their gradients and moments are whole in each."""
+        return self.sharded and self.cards > 1
+
+    @classmethod
+    def together(cls, attacks: Sequence[Work]) -> Work:
+        """Attacks on one model together: rows of all in one pass, an adapter for each, room for the longest in each row."""
+        return dataclasses.replace(
+            attacks[0],
+            rows=sum(of.rows for of in attacks),
+            prompt=max(of.prompt for of in attacks),
+            completion=max(of.completion for of in attacks),
+            micro_batch=sum(of.micro_batch for of in attacks),
+            splits=False,
+            checkpointing=all(of.checkpointing for of in attacks),
+            rank=sum(of.rank for of in attacks),
+            checkpoint_rows=sum(of.checkpoint_rows for of in attacks),
+            whole=max(of.whole for of in attacks),
+            whole_rows=sum(of.whole_rows for of in attacks),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run takes, in bytes, on each card.
+
+    Attributes:
+        work: that it is for.
+        weights: of the candidate.
+        training: the trained numbers beside them, their gradients and moments.
+        judges: weights of the judges.
+        sampling, update, checkpoint: the peak of each phase, all of the above included.
+    """
+
+    work: Work
+    weights: float
+    training: float
+    judges: float
+    sampling: float
+    update: float
+    checkpoint: float
+
+    @property
+    def total(self) -> float:
+        """The highest of the phases."""
+        return max(self.sampling, self.update, self.checkpoint)
+
+    @property
+    def sentence(self) -> str:
+        """For a header."""
+        each = " in each process" if self.work.cards > 1 else ""
+        each += ", the weights spread over all" if self.work.spread else ""
+        beside = f", vLLM {self.work.sampler / GIB:.1f}" if self.work.sampler else ""
+        rows = f" in micro-batches of {self.work.micro_batch} rows" if self.work.micro_batch < self.work.rows else ""
+        return (
+            f"{self.total / GIB:.1f} GiB expected{each}: weights {self.weights / GIB:.1f}, trained {self.training / GIB:.1f}, "
+            f"judges {self.judges / GIB:.1f}{beside}; peak of sampling {self.sampling / GIB:.1f}, "
+            f"update {self.update / GIB:.1f}{rows}, checkpoint {self.checkpoint / GIB:.1f}"
+        )
+
+
+def plan(shape: Shape, work: Work) -> Plan:
+    """The memory that work on a model takes.
+
+    Args:
+        shape: of the model.
+        work: what is done with it.
+    """
+    number = 4 if work.form == "full" else work.number
+    tables = shape.parameters - shape.linear
+    weights = (shape.linear * QUANTISED if work.form == "qlora" else shape.linear * number) + tables * number
+    training = shape.parameters * (TRAINED - number) if work.form == "full" else shape.adapter(work.rank) * TRAINED
+    training += shape.parameters * SIMULATED if work.simulated else 0
+    # An adapter is folded into plain weights while it samples, and the weights are kept to be put back; but into no shards.
+    kept = shape.linear * number if work.form == "lora" and not work.spread else 0
+    share = 1 / work.cards if work.spread else 1
+    gathered = (2 * shape.linear / shape.layers + tables) * number if work.spread else 0
+    always = RUNTIME[work.device] + weights * share + training + gathered + work.judges + work.sampler
+
+    def generating(rows: int, completion: int = work.completion) -> float:
+        rows = -(-rows // work.cards)
+        cache = rows * (work.prompt + completion) * 2 * shape.layers * shape.keys * number
+        prefill = rows * work.prompt * (6 * shape.hidden + 3 * shape.intermediate) * number
+        return (cache + prefill + 2 * rows * shape.vocabulary * 4) * FRAGMENTED + kept
+
+    rows = -(-min(work.micro_batch, work.rows) // work.cards)
+    tokens = rows * (work.prompt + work.completion)
+    layer = tokens * _saved(shape, number, adapter=work.form != "full")
+    inputs = tokens * shape.hidden * number
+    activations = shape.layers * inputs + 2 * layer if work.checkpointing else shape.layers * layer
+    scored = tokens if work.device == "cpu" else rows * work.completion  # on a card the prompt's positions are left out
+    logits = min(scored, TILE[0]) * min(shape.vocabulary, TILE[1]) * 4 * TILES[work.device]
+    return Plan(
+        work=work,
+        weights=weights * share,
+        training=training,
+        judges=work.judges,
+        sampling=always + generating(work.rows),
+        update=always + (activations + logits) * FRAGMENTED,
+        checkpoint=always
+        + max(
+            generating(min(work.checkpoint_rows, ROWS_AT_ONCE)),
+            generating(min(work.whole_rows, work.checkpoint_rows, ROWS_AT_ONCE), work.whole),
+        ),
+    )
+
+
+def _saved(shape: Shape, number: int, *, adapter: bool) -> float:
+    """Bytes that one token leaves in one layer for the backward pass."""
+    # Queries, keys and values, rotated, spread over their groups, and what comes of them; residuals and norms; gate, up,
+    # activated, product.
+    attention = 5 * shape.queries + 3 * shape.keys
+    plain = attention + 4 * shape.hidden + 4 * shape.intermediate
+    norms = 2 * 4 * shape.hidden if number < 4 else 0  # norms are computed in float32
+    cast = (
+        4 * (5 * shape.hidden + shape.queries + shape.intermediate) if adapter and number < 4 else 0
+    )  # float32 adapter's inputs
+    return plain * number + norms + cast
+
+
+def fit(shape: Shape, work: Work, available: float) -> Plan | None:
+    """The plan under which work fits: its own, else in the largest micro-batches that do, where it may be split.
+
+    Args:
+        shape: of the model.
+        work: what is done with it.
+        available: bytes, on each card.
+
+    Returns:
+        The plan; None where there is none.
+    """
+    fewer = (rows for rows in range(work.micro_batch - 1, 0, -1) if work.rows % rows == 0 and rows % work.cards == 0)
+    for rows in (work.micro_batch, *(fewer if work.splits else ())):
+        planned = plan(shape, dataclasses.replace(work, micro_batch=rows))
+        if planned.total <= available:
+            return planned
+    return None
+
+
+def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, Plan]]:
+    """Options under which the work fits, the mildest first, each with its plan.
+
+    Args:
+        shape: of the model.
+        work: that does not fit.
+        available: bytes.
+    """
+    changes: dict[str, dict[str, Any]] = {
+        "gradient_checkpointing=true in the recipe": {"checkpointing": True},
+        "micro_batch=1 in the recipe": {"micro_batch": 1},
+        "a judge on a server (--rn-judge openai:NAME@URL)": {"judges": 0.0},
+        "form=lora in the recipe": {"form": "lora"},
+        "4-bit weights (--rn-quantise nf4)": {"form": "qlora", "sharded": False},
+        "weights spread over the processes (--rn-shard)": {"sharded": True},
+    }
+    kept, single, served, lora, four, spread = changes
+    options: list[tuple[str, ...]] = [(kept,), (single,), (served,), (kept, served)]
+    if work.simulated:  # which trains all weights, whatever the form says
+        pass
+    elif work.form == "full":
+        options += [(lora,), (lora, kept, served)]
+    else:
+        options += [(spread,), (spread, kept), (spread, served), (spread, kept, served)] if work.cards > 1 else []
+        options += [(four,), (four, kept), (four, served), (four, kept, served), (four, kept, served, single)]
+    fitting: list[set[str]] = []
+    for option in options:
+        # What is so already is no option, and what fits needs nothing more.
+        needed = [name for name in option if any(getattr(work, key) != to for key, to in changes[name].items())]
+        if not needed or (work.splits and single in needed) or any(found <= set(needed) for found in fitting):
+            continue
+        merged = {key: to for name in needed for key, to in changes[name].items()}
+        if changed := fit(shape, dataclasses.replace(work, **merged), available):
+            fitting.append(set(needed))
+            yield f"{', '.join(needed[:-1])} and {needed[-1]}".removeprefix(" and "), changed
+
+
+def check(shape: Shape, work: Work, available: float) -> Plan:
+    """The plan under which work fits.
+
+    Args:
+        shape: of the model.
+        work: what is done with it.
+        available: bytes.
+
+    Raises:
+        CandidateError: it does not; with the numbers, and which option would.
+    """
+    if found := fit(shape, work, available):
+        return found
+    planned = plan(shape, dataclasses.replace(work, micro_batch=work.cards) if work.splits else work)
+    fitting = [f"{name} ({p.total / GIB:.1f} GiB)" for name, p in remedies(shape, work, available)][:3]
+    remedy = (
+        f"it would fit with {', or with '.join(fitting)}"
+        if fitting
+        else "no option makes it fit: take more memory or a smaller model"
+    )
+    raise CandidateError(
+        f"a run must fit into memory, got {planned.sentence}, of {available / GIB:.1f} GiB available on {work.device}; {remedy}"
+    )
+
+
+def card_memory() -> float:
+    """Bytes of the current card, free or not."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[1])
+
+
+def available_memory(device: Literal["cpu", "cuda"]) -> float:
+    """Bytes that are free now: of the system within this process's control group, or of the current card."""
+    if device == "cuda":
+        import torch
+
+        return float(torch.cuda.mem_get_info()[0])
+    import psutil
+
+    free = float(psutil.virtual_memory().available)
+    bound = CGROUP.read_text(encoding="ascii").strip() if CGROUP.is_file() else "max"
+    return free if bound == "max" else min(free, float(bound) - psutil.Process().memory_info().rss)

@@ -1,0 +1,4 @@
+"""The pytest edge: hooks, options, fixtures.
+
+It holds no logic, and importing it loads no foreign package but pytest.
+"""

@@ -1,0 +1,200 @@
+"""Finds the code of others in a session: plugins, conftests, and modules from local files. Floor 2 (adapters). Knows pytest.
+
+Such code runs in the process that trains and judges, so it can change any result. It is recorded by digest, and its digests are
+part of every stored result's key. Installed packages that bring no plugin are not looked at: versions of those that decide are
+recorded. A module that is imported only while tests run is not seen either.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import marshal
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Collection, Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from rn_harness.spec.loaded_code import LoadedCode
+
+if TYPE_CHECKING:
+    import pytest
+
+CONFTEST = "conftest.py"
+OURS = Path(__file__).resolve().parent
+CHECKS = ("rn_harness", "rn_harness.plugin.checks")
+
+
+def loaded_code(config: pytest.Config, suites: Collection[Path]) -> tuple[LoadedCode, ...]:
+    """Everything that this process loaded and that is neither pytest's nor ours, sorted.
+
+    Args:
+        config: of the session, whose tests are collected.
+        suites: folders of suites; a test file of theirs counts only where it does more than inherit our checks.
+    """
+    found = set(_of_plugins(config))
+    for file in _local_modules():
+        if file.parent not in suites or file.name == CONFTEST:
+            found.add(_local(config, file))
+        elif not inherits_only(file.read_bytes()):
+            found.add(_local(config, file, "suite"))
+    return tuple(sorted(found, key=lambda code: (code.kind, code.name, code.sha256)))
+
+
+def inherits_only(source: bytes) -> bool:
+    """True if a suite's test file only imports our checks and inherits them in classes without a body.
+
+    A base that is not a plain name may run code. The bytes are read as Python reads them, by their coding line.
+    """
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and node.module in CHECKS and not node.level:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            continue
+        if isinstance(node, ast.ClassDef) and _only_inherits(node):
+            continue
+        if not _is_idle(node):
+            return False
+    return True
+
+
+def _only_inherits(node: ast.ClassDef) -> bool:
+    """True if a class statement runs no code: plain names as bases, and a body that does nothing."""
+    extras = [*node.decorator_list, *node.keywords, *getattr(node, "type_params", ())]
+    return not extras and all(isinstance(base, ast.Name | ast.Attribute) for base in node.bases) and all(map(_is_idle, node.body))
+
+
+def _is_idle(node: ast.stmt) -> bool:
+    """Whether a statement is ``pass`` or a docstring."""
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def _of_plugins(config: pytest.Config) -> Iterator[LoadedCode]:
+    """The plugins with the files that their hooks come from."""
+    manager = config.pluginmanager
+    brought: dict[Path, tuple[str, str]] = {}
+    files: set[Path] = set()
+    for plugin, distribution in manager.list_plugin_distinfo():
+        for file in _files(plugin):
+            brought[_top(file)] = (str(distribution.metadata["name"]), str(distribution.version))
+    for plugin in (plugin for _, plugin in manager.list_name_plugin() if plugin is not None):  # also one that has no hash
+        files |= set(_files(plugin))
+        for code in _hooks(manager, plugin):
+            if Path(code.co_filename).is_file():
+                files.add(Path(code.co_filename).resolve())
+            else:  # made from text
+                yield LoadedCode(kind="module", name=code.co_filename, sha256=hashlib.sha256(marshal.dumps(code)).hexdigest())
+    for file in files:
+        if _is_own(file):
+            continue
+        top = _top(file)
+        if top in brought:
+            name, version = brought[top]
+            yield LoadedCode(kind="distribution", name=name, version=version, sha256=_digest(top))
+        elif _is_installed(file):
+            yield LoadedCode(kind="module", name=top.name, sha256=_digest(top))
+        else:
+            yield _local(config, file)
+
+
+def _files(plugin: object) -> Iterator[Path]:
+    """The file that a plugin, or the class of one, is defined in."""
+    owner = plugin if inspect.isclass(plugin) else type(plugin)
+    module = plugin if isinstance(plugin, ModuleType) else sys.modules.get(owner.__module__)
+    file = getattr(module, "__file__", None)
+    if file and Path(file).is_file():
+        yield Path(file).resolve()
+
+
+def _hooks(manager: pluggy.PluginManager, plugin: object) -> Iterator[CodeType]:
+    """The code of a plugin's hooks."""
+    for caller in manager.get_hookcallers(plugin) or ():
+        for implementation in caller.get_hookimpls():
+            if implementation.plugin is plugin:
+                # Both: a function may say that it wraps another, and not be what calls it.
+                for function in (implementation.function, inspect.unwrap(implementation.function)):
+                    code = getattr(function, "__code__", None)
+                    if isinstance(code, CodeType):
+                        yield code
+
+
+def _local_modules() -> Iterator[Path]:
+    """The files of imported modules that are neither installed nor ours."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or not Path(file).is_file():
+            continue
+        path = Path(file).resolve()
+        if name == "__main__" and path.parent == Path(sysconfig.get_path("scripts")).resolve():
+            continue  # the command that started us
+        if not (_is_own(path) or _is_installed(path)):
+            yield path
+
+
+def _local(config: pytest.Config, file: Path, kind: str = "") -> LoadedCode:
+    """A file of the user's own; named from pytest's root folder, since names are published.
+
+    A file outside of it is named by the way there, so that a name that somebody answers for is no other file's.
+    """
+    name = Path(os.path.relpath(file, config.rootpath.resolve())).as_posix()
+    kind = kind or ("conftest" if file.name == CONFTEST else "module")
+    return LoadedCode.model_validate({"kind": kind, "name": name, "sha256": _digest(file)})
+
+
+def _digest(top: Path) -> str:
+    """The sha256 of a file, or over the Python files of a package."""
+    if top.is_file():
+        return hashlib.sha256(top.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted(top.rglob("*.py")):
+        digest.update(path.relative_to(top).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a file is ours, pytest's or pluggy's."""
+    return any(file.is_relative_to(folder) for folder in (OURS, *_pytests_folders()))
+
+
+@cache
+def _pytests_folders() -> tuple[Path, ...]:
+    import _pytest
+    import pytest
+
+    return tuple(Path(module.__file__ or "").resolve().parent for module in (_pytest, pytest, pluggy))
+
+
+def _is_installed(file: Path) -> bool:
+    """Whether a file belongs to an installed package or to Python."""
+    return any(file.is_relative_to(folder) for folder in _installed_folders())
+
+
+@cache
+def _site_folders() -> tuple[Path, ...]:
+    """Where packages are installed."""
+    found = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    found += [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return tuple(Path(folder).resolve() for folder in found)
+
+
+@cache
+def _installed_folders() -> tuple[Path, ...]:
+    """Where packages and the standard library are installed."""
+    return (*_site_folders(), *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")))
+
+
+def _top(file: Path) -> Path:
+    """The package's folder that an installed file lies in; the file where it lies in none."""
+    for folder in _site_folders():
+        if file.is_relative_to(folder):
+            return folder / file.relative_to(folder).parts[0]
+    return file

@@ -1,0 +1,350 @@
+"""A case: its identity, its evidence, its verdict."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rn_harness.records.base import CaseKind, Interval, Outcome, Record, RunId, Scored
+from rn_harness.records.trajectory import DefenseReport, Measurement, Trajectory, Witnessed
+from rn_harness.spec.base import Standing
+from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.policy import Policy
+
+
+class Identity(Record):
+    """What a result depends on: another value of any of these is another result.
+
+    Attributes:
+        candidate: name, revision and weight digest.
+        defense: recipe's name; ``none`` for the undefended.
+        defended_digest: of the defended adapter or model; None without a defense.
+        defended_files: root digest over its files alone, which differs where they are loaded in another way than they say.
+        judge: name and digest of the judge that scored.
+        reward: name and digest of the judge that rewarded.
+        second: of the judge that gave a second opinion; None if nobody.
+        suite: domain and digest.
+        benign: why the domain is harmless, as its suite says; None: it is not.
+        overrides: ``--rn-set`` pairs; not empty means "modified".
+        versions: of the packages that decide results, and of the harness's own sources.
+        hardware: device, threads.
+        plugins: code of others that the measuring process had loaded and that is not known to be harmless.
+    """
+
+    candidate: dict[str, str | None]
+    defense: str
+    defended_digest: str | None = None
+    defended_files: str | None = None
+    judge: dict[str, str]
+    reward: dict[str, str]
+    second: dict[str, str] | None = None
+    suite: dict[str, str]
+    benign: str | None = None
+    overrides: tuple[str, ...] = ()
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    plugins: tuple[LoadedCode, ...] = ()
+
+
+class Reason(Record):
+    """One finding that led to a verdict: a code for machines, a sentence for people.
+
+    Attributes:
+        step: of the checkpoint that it was found at, where it is a breach.
+    """
+
+    code: str
+    sentence: str
+    step: int | None = None
+
+
+class AnchorScore(Record):
+    """What a judge said of one anchor, each time that it was asked.
+
+    Attributes:
+        kind: of the anchor.
+        low, high: the scores that are right, both inclusive.
+        looks: the first, then the same text again, in another order, and in another batch.
+    """
+
+    anchor_id: str
+    kind: str
+    low: Annotated[float, Field(ge=0.0, le=10.0)]
+    high: Annotated[float, Field(ge=0.0, le=10.0)]
+    looks: Annotated[tuple[Scored, ...], Field(min_length=1)]
+
+
+class CertificateTable(Record):
+    """How well a judge meets the anchors' bands; over all anchors unless it says otherwise.
+
+    Attributes:
+        anchors: how many.
+        band_agreement: scores in a band of the rubric that the anchor allows.
+        kappa: quadratic-weighted, of the bands given with the right ones; None where it is undefined.
+        false_negative: of harmful anchors (band above the threshold), those that score at most the threshold.
+        false_positive: of harmless anchors (band up to the threshold), those that score above it.
+        unscored: of all looks.
+        stable: anchors whose looks differ by at most one point.
+        by_kind: band agreement of each kind.
+    """
+
+    anchors: int
+    band_agreement: Interval
+    kappa: float | None
+    false_negative: Interval
+    false_positive: Interval
+    unscored: Interval
+    stable: Interval
+    by_kind: dict[str, Interval]
+
+
+class Certificate(Record):
+    """A judge's certificate: what it said of anchors whose bands are known.
+
+    Attributes:
+        judge: its name.
+        digest: of the judge.
+        source: which anchors: ``inert`` ones that ship or that an organism's recipes give, or a lab's own ``labels``.
+        anchors_digest: of the anchors.
+        scores: of each anchor; the table follows from them.
+    """
+
+    judge: str
+    digest: str
+    source: Literal["inert", "labels"]
+    anchors_digest: str
+    scores: tuple[AnchorScore, ...]
+    table: CertificateTable
+
+
+class Bounds(Record):
+    """What seeing so many breaches says about the rate of breaches: upper bounds, 95 %, one-sided.
+
+    Attributes:
+        prompts, breached: held-out prompts, and those with a score above the threshold at any checkpoint.
+        unseen: those that were not seen whole at some checkpoint; all bounds count them as breached.
+        upper_prompts: exact (Clopper-Pearson) bound of their share.
+        samples, above: scores, and those above the threshold.
+        upper_samples: exact bound, as if each score were independent.
+        upper_clustered: bound that takes the scores of one prompt as one cluster.
+        looks: attack cases times checkpoints.
+        upper_corrected: bound of the share of prompts, corrected for so many looks (Bonferroni).
+        sentence: all this in plain words.
+    """
+
+    prompts: int
+    breached: int
+    unseen: int
+    upper_prompts: float
+    samples: int
+    above: int
+    upper_samples: float
+    upper_clustered: float
+    looks: int
+    upper_corrected: float
+    sentence: str
+
+
+class Signatures(Record):
+    """The four failure signatures that arXiv 2505.04578 names, measured.
+
+    Attributes:
+        above: scores above the threshold.
+        detail_in_refusals: refusals that say more than a refusal.
+        slope: of the checkpoints' mean score, points per 100 steps; None for fewer than three checkpoints.
+        trend_p: how often chance alone gives such a trend.
+        change_point: step from which on the mean score is another; None if there is none.
+        refusal_consistency: how alike the prompts of the domain are refused, 0 to 1; None if nothing was refused.
+        sentences: one for each signature.
+    """
+
+    above: Interval
+    detail_in_refusals: Interval
+    slope: float | None
+    trend_p: float | None
+    change_point: int | None
+    refusal_consistency: float | None
+    sentences: tuple[str, str, str, str]
+
+
+class SecondOpinion(Record):
+    """Two judges on the same completions.
+
+    Attributes:
+        differing: completions on which they differ by more than two points.
+        rank_correlation: Spearman's; None where one of them is constant.
+        first_higher, second_higher: on how many completions.
+        sentence: all this in plain words.
+    """
+
+    differing: Interval
+    rank_correlation: float | None
+    first_higher: int
+    second_higher: int
+    sentence: str
+
+
+Finding = Literal["held", "broke", "degenerate", "proved_nothing", "unknown"]
+"""What an attack, or its control, came to: ``degenerate``: it destroyed the model; ``proved_nothing``: it cannot break the
+undefended one, or cannot be run on it; ``unknown``: it was not measured as it should be."""
+
+
+class Verdict(Record):
+    """What one case decides.
+
+    Attributes:
+        outcome: PASS, FAIL or INCONCLUSIVE.
+        finding: what the attack came to; None where the case is no attack and no control.
+        reasons: why not PASS, or what PASS rests on.
+        claim: one sentence, worded as measured.
+        warnings: what is no finding and yet worth a look.
+        bounds, signatures: attack cases only.
+        second_opinion: where a second judge was asked.
+    """
+
+    outcome: Outcome
+    finding: Finding | None = None
+    reasons: tuple[Reason, ...]
+    claim: str
+    warnings: tuple[Reason, ...] = ()
+    bounds: Bounds | None = None
+    signatures: Signatures | None = None
+    second_opinion: SecondOpinion | None = None
+
+
+class Evidence(Record):
+    """All that a verdict may look at.
+
+    Attributes:
+        kind: what was run.
+        policy: the numbers to judge against.
+        trajectory: of the case; for candidate and helpfulness one checkpoint.
+        control: the same attack on the undefended candidate; None if it was not run.
+        report: what the fine-tune did; None where none was made.
+        report_due: whether the defense is a recipe, so that there must be a report.
+        standing: whether the case counts for the verdict, was run to learn, or is out of the claim.
+        within_claim: whether its attack lies within the kinds and ranges of the claim cases.
+        refused: why the attack cannot be run on this model; None where it can.
+        subject: the defense's name, for the sentence.
+        exact_judge: whether the judge is the organism's, whose scores carry no noise.
+        certificates: of the judge that scored, on inert anchors and on a lab's labels where there are any.
+        second_certificate: of the second judge.
+        attack_cases: how many attack cases the tier looks at.
+    """
+
+    kind: CaseKind
+    policy: Policy
+    trajectory: Trajectory | None
+    control: Trajectory | None = None
+    report: DefenseReport | None = None
+    report_due: bool = False
+    standing: Standing = "claim"
+    within_claim: bool = True
+    refused: str | None = None
+    subject: str
+    exact_judge: bool = False
+    certificates: tuple[Certificate, ...] = ()
+    second_certificate: Certificate | None = None
+    attack_cases: Annotated[int, Field(ge=1)] = 1
+
+
+class WorkingTree(Record):
+    """The git working tree that a suite was read from.
+
+    Attributes:
+        commit: that is checked out, as hex.
+        dirty: whether a tracked file differs from it anywhere, or the suite's folder holds a file that is not tracked.
+    """
+
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]
+    dirty: bool
+
+
+class Attempt(Record):
+    """One try at a piece of work: a defense's training, or a case's measurement.
+
+    Attributes:
+        started, ended: UTC, ISO 8601; None: it was cut by a kill, which leaves no time to say so.
+        wall_s: seconds between them.
+        device_s: on a CPU the processor seconds of the whole process, on a GPU the seconds for which it was held.
+        outcome: ``done``; ``judge_failed``: measured, and not kept since a judge's machinery failed; ``cut``: it did not end.
+    """
+
+    started: str
+    ended: str | None = None
+    wall_s: Annotated[float, Field(ge=0.0)] | None = None
+    device_s: Annotated[float, Field(ge=0.0)] | None = None
+    outcome: Literal["done", "judge_failed", "cut"] = "cut"
+
+
+class CaseProvenance(Record):
+    """Where a case's numbers come from, beside the digests, versions and hardware of its identity.
+
+    Attributes:
+        tree: of the suite; None where there is no git.
+        recipes: as run, by what they are of: ``defense``, ``attack``.
+        seeds: of the same.
+        attempts: at the measurement, in order, the last of which gave the numbers; also of earlier runs, where the numbers come
+            from the store. Empty where nothing was measured, or the store no longer knows.
+        training: attempts at the defense's training, in the defense's case alone.
+    """
+
+    tree: WorkingTree | None
+    recipes: dict[Literal["defense", "attack"], dict[str, Any]]
+    seeds: dict[Literal["defense", "attack"], int]
+    attempts: tuple[Attempt, ...] = ()
+    training: tuple[Attempt, ...] = ()
+
+    @model_validator(mode="after")
+    def _seeds_follow(self) -> Self:
+        follow = {of: recipe.get("seed") for of, recipe in self.recipes.items()}
+        if self.seeds != follow:
+            raise ValueError(f"seeds are those of the recipes, {follow}, got {self.seeds}; correct them")
+        return self
+
+
+TOLD_ALONE: frozenset[Finding | None] = frozenset({"proved_nothing", "degenerate"})
+"""What an exploratory case may come to without keeping the run from its PASS."""
+
+
+def turns(standing: Standing, *, within_claim: bool) -> bool:
+    """Whether a breach in such a case is the run's.
+
+    A claim case's is. An exploratory case's is where the claim covers its attack. Out of the claim, nothing is.
+    """
+    return standing == "claim" or (standing == "exploratory" and within_claim)
+
+
+class CaseRecord(Record):
+    """One test case: what was run, measured and decided.
+
+    Attributes:
+        run_id: of the run that asked for the case.
+        measured: when it was measured and by which run; another one than ``run_id`` where it comes from the store. None where
+            nothing was measured.
+        key: content address: sha256 over ``inputs``.
+        inputs: all that the result depends on, by name; prompts and texts by their digests. Empty where it was not to be
+            measured, since no judge could judge it.
+        known: what judges other than the first one, whose digest does not cover all that they are, said of known texts.
+        case_id: unique within the suite, e.g. ``attack-grpo-p5-lr5e-4-s0``.
+        provenance: where the numbers come from, beside what they depend on.
+        control_key: of the control that it leans on.
+        started, ended: UTC, ISO 8601.
+    """
+
+    version: Literal[2] = 2
+    run_id: RunId
+    measured: Measurement | None
+    key: str
+    inputs: dict[str, Any]
+    known: dict[Witnessed, tuple[Certificate, ...]] = {}
+    case_id: str
+    identity: Identity
+    provenance: CaseProvenance
+    evidence: Evidence
+    control_key: str | None = None
+    verdict: Verdict
+    started: str
+    ended: str
+    wall_s: float

@@ -1,0 +1,298 @@
+"""Measurements of a policy: checkpoints, trajectories, and the report of a defense. They hold scores, and no text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rn_harness.records.base import INFRASTRUCTURE, Interval, MeanInterval, Record, RunId, Scored
+from rn_harness.spec.base import MAX_STEPS, Share
+
+
+class CompletionScore(Scored):
+    """One completion of one prompt, without its text.
+
+    Attributes:
+        sample: 0 is the greedy completion, 1 and up are sampled ones.
+        score: the highest that the judge gave to the answer, to the think part, or to both together.
+        refusal, degenerate, words: of the answer.
+        truncated: it was cut at the token limit.
+        thought: the judge's score of the think part; None if there is none.
+        again: further looks at a score above the threshold, by the second judge or in other wordings; empty where no other
+            look is to be had, or none was needed.
+        second: the second judge's score, where one was asked for.
+    """
+
+    prompt_id: str
+    sample: Annotated[int, Field(ge=0)]
+    refusal: bool
+    degenerate: bool
+    truncated: bool
+    thought: Scored | None = None
+    words: Annotated[int, Field(ge=0)]
+    again: tuple[Scored, ...] = ()
+    second: Scored | None = None
+
+
+class BenignAnswer(Record):
+    """One benign prompt: a sampled answer of the model and one of the undefended candidate, without their texts.
+
+    Both are compared with the undefended candidate's greedy answer, the reference, by chrF (0 to 1).
+
+    Attributes:
+        twin: the prompt is a twin of the domain.
+        refusal: the model's greedy answer refuses.
+        similarity: of the model's sampled answer to the reference.
+        own: of the undefended candidate's sampled answer to the reference: how far it agrees with itself.
+        chance: of the undefended candidate's sampled answer to *another* prompt: how far any two answers agree.
+        kl: ``(log p_undefended(y) - log p_model(y)) / tokens`` for the undefended candidate's sampled answer y, nats per token:
+            one draw of what the KL divergence of the undefended candidate from the model is the mean of.
+    """
+
+    prompt_id: str
+    twin: bool
+    refusal: bool
+    similarity: Share
+    own: Share
+    chance: Share
+    kl: float
+
+
+class BenignScore(Record):
+    """Behaviour on benign prompts, against the undefended candidate's; all but the answers follows from them.
+
+    Attributes:
+        answers: one for each benign prompt.
+        similarity, own, chance: means over the prompts.
+        difference: mean of ``similarity - own`` with its interval.
+        kl: mean, nats per token.
+        refusals: benign prompts refused.
+        twin_refusals: twins among them refused.
+    """
+
+    answers: Annotated[tuple[BenignAnswer, ...], Field(min_length=1)]
+    similarity: float
+    own: float
+    chance: float
+    difference: MeanInterval
+    kl: float
+    refusals: Interval
+    twin_refusals: Interval
+
+
+class TrainingWindow(Record):
+    """GRPO diagnostics over the steps since the previous checkpoint.
+
+    Attributes:
+        steps: optimizer steps in the window.
+        reward_mean: mean reward of all sampled completions; None where nothing is rewarded.
+        reward_spread: mean over steps of the standard deviation of a step's rewards.
+        harm_mean: attacks only: mean of the plain attack reward (harm, refusals at 0) of the same completions, whatever the
+            attacker's own reward makes of it.
+        above_share: attacks only: share of the sampled completions whose harm is above the policy's threshold.
+        zero_spread_share: share of groups whose rewards were all equal, hence without gradient.
+        unrewarded_share: share of completions that the judge could not score.
+        grad_norm: largest norm of the gradient before clipping.
+        entropy: mean token entropy of the policy over the steps that computed it, nats.
+        completion_tokens: mean length of the sampled completions.
+        adapter_distance: L2 distance of the weights, adapter included, from where the training started.
+        window_distance: attacks only: L2 distance that the trained parameters moved in this window, measured by the harness and
+            not by the attack; of many millions it is estimated from a sample.
+    """
+
+    steps: Annotated[int, Field(ge=1)]
+    reward_mean: float | None
+    reward_spread: Annotated[float, Field(ge=0.0)]
+    harm_mean: float | None = None
+    above_share: Share | None = None
+    zero_spread_share: Share
+    unrewarded_share: Share
+    grad_norm: Annotated[float, Field(ge=0.0)]
+    entropy: float
+    completion_tokens: Annotated[float, Field(ge=0.0)]
+    adapter_distance: Annotated[float, Field(ge=0.0)]
+    window_distance: Annotated[float, Field(ge=0.0)] | None = None
+
+
+class PlantedScore(Scored):
+    """What the judge said, at one checkpoint, of a text whose band is known.
+
+    Attributes:
+        anchor_id: of the anchor.
+        high: whether the text is harmful: its score has to be above the threshold, or else at most at it.
+    """
+
+    anchor_id: str
+    high: bool
+
+
+Witnessed = Literal["reward", "second"]
+"""A judge that does not score checkpoints."""
+
+
+class Checkpoint(Record):
+    """A policy at one step, scored on the held-out prompts.
+
+    Attributes:
+        scores: every completion's score.
+        maximum, mean: over the scored completions; None if none was.
+        greedy_mean: over the greedy ones.
+        above: completions above the policy's threshold.
+        scored, total: completions with a score, and all.
+        degenerate_share: gibberish among all.
+        truncated_share: cut at the token limit, among all.
+        refusal_share: refusals among all.
+        mean_words: mean length in words.
+        leak: exact probability of the full compliant answer, mean over the prompts, where it can be computed.
+        leak_per_token, leak_per_sequence: mean log-probability, in nats, of the answers that the control's last checkpoint gave
+            greedily and that scored above the threshold; None where they are not at hand.
+        benign: where benign prompts were due at this step.
+        training: diagnostics since the previous checkpoint; None at step 0.
+        planted: the judge's scores of known anchors, sent along.
+        witnessed: what the other judges said of known anchors at this step of an attack: ``reward``, where it is another judge
+            than the one that scores, and ``second``.
+    """
+
+    step: Annotated[int, Field(ge=0)]
+    scores: tuple[CompletionScore, ...]
+    maximum: float | None
+    mean: float | None
+    greedy_mean: float | None
+    above: Interval
+    scored: int
+    total: int
+    degenerate_share: float
+    truncated_share: float
+    refusal_share: float
+    mean_words: float
+    leak: float | None = None
+    leak_per_token: float | None = None
+    leak_per_sequence: float | None = None
+    benign: BenignScore | None = None
+    training: TrainingWindow | None = None
+    planted: tuple[PlantedScore, ...] = ()
+    witnessed: dict[Witnessed, tuple[PlantedScore, ...]] = {}
+
+
+class Rendered(Record):
+    """The text that a model is given for a prompt, by its hash: another template, system prompt or date is another text."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    characters: Annotated[int, Field(ge=1)]
+
+
+class Measurement(Record):
+    """When something was measured or trained, and by which run.
+
+    Attributes:
+        run_id: of the run that did it.
+        started, ended: UTC, ISO 8601.
+    """
+
+    run_id: RunId
+    started: str
+    ended: str
+
+
+class Trajectory(Record):
+    """All checkpoints of one run of one recipe, in order.
+
+    Attributes:
+        recipe: the attack recipe, as run.
+        prompt_ids: of the attack prompts drawn.
+        heldout_ids: of the prompts that every checkpoint has to score.
+        benign_ids: of the benign prompts that have to be answered where they are due.
+        prompts: sha256 of each set of prompts that was really measured or trained on: ``heldout`` and ``benign``; of an attack
+            also ``attack``, the pool that its prompts were drawn from, and ``anchor``.
+        steps: how many steps the run was to take.
+        judge_gone: why it ended early, if a judge stopped judging; None if none did.
+        candidate_digest, defended_digest: weights that it started from; None without a defense.
+        judge_digest, reward_digest: who scored, and who rewarded.
+        second_digest: who gave the second opinion; None if nobody.
+        settings: what the trainer was really given.
+        rendered: the first held-out prompt as the model was given it.
+        stopped: what cut it off, if anything did; what was measured before stands.
+        earlier: of an attempt that was cut off, the checkpoints that this one, from the same seed, did not repeat; a breach in
+            them is one.
+    """
+
+    candidate_digest: str
+    defended_digest: str | None
+    judge_digest: str
+    reward_digest: str
+    second_digest: str | None = None
+    recipe: dict[str, Any]
+    prompt_ids: tuple[str, ...]
+    heldout_ids: tuple[str, ...]
+    benign_ids: tuple[str, ...]
+    prompts: dict[str, str] = {}
+    steps: Annotated[int, Field(le=MAX_STEPS)]
+    checkpoints: tuple[Checkpoint, ...]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    rendered: Rendered | None = None
+    judge_gone: str | None = None
+    stopped: str | None = None
+    earlier: tuple[Checkpoint, ...] = ()
+
+    @property
+    def seen(self) -> tuple[Checkpoint, ...]:
+        """All that was measured, also by an attempt that was cut off: what was seen there is not rolled again."""
+        return (*self.checkpoints, *self.earlier)
+
+    @property
+    def judge_failed(self) -> bool:
+        """Whether a judge's infrastructure failed at any score: another try may do better, and is no re-roll."""
+        looks = (
+            look
+            for c in self.checkpoints
+            for look in (*c.planted, *(each for s in c.scores for each in (s, *s.again, *filter(None, (s.second, s.thought)))))
+        )
+        return self.judge_gone is not None or any(look.unscored in INFRASTRUCTURE for look in looks)
+
+
+class Probe(Record):
+    """The attack reward of a policy on held-out prompts, without training (the paper's equation 3).
+
+    Numbers are None where nothing could be scored.
+    """
+
+    mean: float | None
+    spread: float | None
+    maximum: float | None
+    scored: int
+    total: int
+
+
+class ConvergencePoint(Record):
+    """The defense measured on its validation prompts at one step."""
+
+    step: int
+    minimal_refusal_share: float
+    reward_mean: float | None
+    reward_spread: float | None
+    mean_words: float
+    scored: int
+    total: int
+
+
+class DefenseReport(Record):
+    """What the neutralization fine-tune did.
+
+    Attributes:
+        points: convergence, measured at step 0 and every ``evaluate_every``.
+        probe, undefended_probe: equation 3 after and before.
+        settings: what the trainer was really given.
+        resumed: the steps from which it went on after it was cut off, in order; empty: it was trained in one go.
+        prompts: sha256 of each set of prompts that was really trained on or measured: ``defense``, ``anchor``, ``heldout``.
+        measured: when it was trained and by which run; None only until its run has noted it.
+    """
+
+    recipe: dict[str, Any]
+    points: tuple[ConvergencePoint, ...]
+    probe: Probe
+    undefended_probe: Probe
+    settings: dict[str, Any] = Field(default_factory=dict)
+    resumed: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    prompts: dict[str, str] = {}
+    measured: Measurement | None = None

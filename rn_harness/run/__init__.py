@@ -1,0 +1,4 @@
+"""Who makes which case, and when: plan, cases, preflight, executors, controller.
+
+It must not know pytest.
+"""

@@ -1,0 +1,112 @@
+"""A case and a defended candidate as a run keeps them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rn_harness.models.candidate import Candidate, digest_folder
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.trajectory import DefenseReport
+from rn_harness.spec.errors import CandidateError
+from rn_harness.verdict.validity import NO_DEFENSE
+
+if TYPE_CHECKING:
+    from rn_harness.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Defended:
+    """The candidate with its defense.
+
+    Attributes:
+        candidate: the undefended model.
+        name: the defense's name.
+        adapter: folder of the adapter; None where the weights are whole.
+        model: whole defended model; None where it is candidate and adapter.
+        digest: of the adapter or the model; None without a defense.
+        hashes: sha256 of each file of the adapter or the model.
+        report: what the fine-tune did; None where none was made.
+        stored: whether it was taken from the store.
+    """
+
+    candidate: Candidate
+    name: str
+    adapter: Path | None = None
+    model: Candidate | None = None
+    digest: str | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    report: DefenseReport | None = None
+    stored: bool = False
+
+    @property
+    def subject(self) -> str:
+        """How verdicts call it: 4-bit weights are other weights."""
+        quantised = self.candidate.quantised
+        return f"{self.name} on weights in {quantised}" if quantised and self.name != NO_DEFENSE else self.name
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the defended weights lie; None without a defense."""
+        return self.adapter or (self.model.folder if self.model else None)
+
+    def verify(self) -> None:
+        """Checks that the defended weights still are what was digested.
+
+        Raises:
+            CandidateError: they changed while the run used them.
+        """
+        if self.model is not None:
+            self.model.verify()
+        elif self.adapter is not None and digest_folder(self.adapter) != self.digest:
+            raise CandidateError(
+                f"defended weights must not change during a run, got another digest for {self.adapter}; run again on settled "
+                "files"
+            )
+
+    def load(self) -> LanguageModel:
+        """A fresh copy, its adapter folded in, or beside 4-bit weights."""
+        model = (self.model or self.candidate).load()
+        if self.adapter is not None:
+            model.merge_from(self.adapter)
+        return model
+
+
+@dataclass(slots=True)
+class Case:
+    """A case as it ended.
+
+    Attributes:
+        kept: what was measured and decided; packed where another case was asked for since.
+        domain: of its suite.
+        stored: whether the measurement was taken from the store.
+        folder: of its record.
+        defended: where the defended weights lie; None without a defense.
+        weights: sha256 of each of their files.
+    """
+
+    kept: CaseRecord | bytes
+    domain: str
+    stored: bool
+    folder: Path
+    defended: Path | None
+    weights: Mapping[str, str]
+
+    @property
+    def record(self) -> CaseRecord:
+        """What was measured and decided."""
+        if isinstance(self.kept, bytes):
+            return CaseRecord.model_validate_json(zlib.decompress(self.kept))
+        return self.kept
+
+    def pack(self) -> None:
+        """Makes the record small, so that memory does not grow with the number of cases: an attack's 3 MiB become 30 KiB."""
+        if not isinstance(self.kept, bytes):
+            self.kept = zlib.compress(self.kept.model_dump_json().encode())
+
+    def __repr__(self) -> str:
+        """Short: pytest prints fixture values in many places."""
+        return f"Case({self.domain} {self.record.case_id}: {self.record.verdict.outcome})"

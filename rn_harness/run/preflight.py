@@ -1,0 +1,239 @@
+"""What is checked before a run, so that hours are not spent on one that cannot end in a verdict.
+
+Nothing is trained yet. What is not as it must be is raised as an ``RnHarnessError`` that says what to type instead.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rn_harness.judges.protocol import Judge
+from rn_harness.judges.transcripts import check_recipients
+from rn_harness.models.candidate import ADAPTER_CONFIG, Candidate, check_adapter
+from rn_harness.run.executors.protocol import LOCAL
+from rn_harness.run.lineup import NO_JUDGE, served_as, weights_of
+from rn_harness.run.session import RunSession
+from rn_harness.run.strength import check_strength
+from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
+from rn_harness.spec.extras import require, require_run
+from rn_harness.spec.suite import Suite
+from rn_harness.store.ranks import ranks
+from rn_harness.store.store import MARGIN_BYTES, check_room
+from rn_harness.training.snapshots import COPIES
+from rn_harness.verdict.certificates import is_harmful
+from rn_harness.verdict.validity import NO_DEFENSE
+
+SHAPE = (
+    "architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size",
+)  # fmt: skip
+"""What a model and its undefended twin have in common, by the names of a ``config.json``."""
+FLOAT32_BYTES = 4
+
+
+def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
+    """Makes sure that these suites can be run as the options say."""
+    here = session.options.executor == LOCAL
+    if here:
+        require_run("running a suite")
+        _ = session.capacity.available  # which several processes ask each other for, whatever ails them
+    for suite in suites:
+        check_defense(session, suite)
+        check_attacks(session, suite)
+        if here:
+            check_here(session, suite)
+    check_folders(session, suites)
+    check_acknowledged(session, suites)
+    check_transcripts(session)
+    check_disks(session, suites)
+    check_strength(session, suites)
+
+
+def check_here(session: RunSession, suite: Suite) -> None:
+    """Makes sure that the process which makes a suite's cases can train, hold and judge them."""
+    check_training(session, suite)
+    session.capacity.largest(suite)
+    check_judges(session, suite)
+
+
+def check_judges(session: RunSession, suite: Suite) -> None:
+    """Makes sure that this suite can be judged."""
+    judges = session.judges(suite)
+    labels = session.labels
+    session.ask_judges(suite)
+    if judges.second and _same(judges.second, judges.evaluation):
+        raise JudgeError(
+            f"a second opinion needs another judge, got {judges.second.name} for {judges.evaluation.name}; name another by "
+            f"--rn-second-judge, or {NO_JUDGE}; of two servers' models that are called alike, rename one if they are two"
+        )
+    if judges.reward.digest != judges.evaluation.digest and _same(judges.reward, judges.evaluation):
+        raise JudgeError(
+            "one model that both scores and rewards has to be named alike, so that every record says so, got "
+            f"{judges.evaluation.name} and {judges.reward.name}; name one of them for both, or two models"
+        )
+    if labels and not any(is_harmful(a, suite.policy.threshold) for a in labels.anchors):
+        raise JudgeError(f"labels need harmful texts too, got --rn-judge-labels={session.options.labels}; add some")
+
+
+def check_defense(session: RunSession, suite: Suite) -> None:
+    """Makes sure that ``--rn-defense`` names something that can be used."""
+    name = session.options.defense
+    if session.options.undefended and name != NO_DEFENSE:
+        raise RecipeError(
+            f"--rn-base names the undefended twin of a model that is defended already, got --rn-defense={name}; pass "
+            f"--rn-defense {NO_DEFENSE}, or leave --rn-base out"
+        )
+    if session.released and session.released.digest == session.candidate.digest:
+        raise RecipeError(
+            f"--rn-base must be another model than --model, got the same weights, digest={session.candidate.digest[:12]}; name "
+            "the model from before its defense"
+        )
+    if session.released and (differing := _misshapen(session, session.released)):
+        raise RecipeError(
+            f"--rn-base must be the same model from before its defense, got another {', '.join(differing)}; an attack that "
+            "breaks another model says nothing of this one"
+        )
+    if session.defense_recipe(suite) is None and name != NO_DEFENSE:
+        folder = session.defense_folder
+        if (folder / ADAPTER_CONFIG).is_file():
+            check_adapter(folder, session.candidate, allow_pickle=session.options.allow_pickle)
+            return
+        try:
+            whole = session.given
+        except CandidateError as error:
+            raise RecipeError(f"--rn-defense must hold an adapter or a whole model, got {name!r}: {error}") from None
+        if differing := _misshapen(session, whole):
+            raise RecipeError(
+                f"--rn-defense must hold --model with its defense, got another {', '.join(differing)} in {name!r}; name the "
+                "model that it was made from as --model: a control on another model says nothing of this one"
+            )
+
+
+def _misshapen(session: RunSession, defended: Candidate) -> list[str]:
+    """In what a defended model is another than the undefended one, whatever it learned."""
+    here, there = session.candidate.config, defended.config
+    untold = {"architectures"} if session.candidate.gguf or defended.gguf else set()  # a GGUF file has its own name for it
+    return [key for key in SHAPE if here.get(key) != there.get(key) and key not in untold]
+
+
+def check_training(session: RunSession, suite: Suite) -> None:
+    """Makes sure that the model under test can be trained as the defense and the claim cases say."""
+    options, sampler = session.options, session.sampler
+    if options.fleet < 1:
+        raise RecipeError(f"--rn-fleet is how many attacks are run together, got {options.fleet}; take 1 for each alone")
+    if options.fleet > 1 and (sampler.vllm or options.quantise or ranks().size > 1):
+        raise RecipeError(
+            "a fleet samples by transformers, from plain weights, in one process, got --rn-fleet with --rn-sampler, "
+            "--rn-quantise or several processes; leave out one of them"
+        )
+    if options.shard:
+        _check_shards(session)
+    sampler.check(cpu=session.on == "cpu", quantised=bool(options.quantise), gguf=session.candidate.gguf is not None)
+    for recipe in session.capacity.needed(suite):
+        session.capacity.check(recipe)
+
+
+def _check_shards(session: RunSession) -> None:
+    """Makes sure that the weights can be spread over the processes."""
+    candidate = session.candidate
+    hindering = {
+        "--rn-quantise": candidate.quantised,
+        "a GGUF file": candidate.gguf,
+        "pickled weights": candidate.allow_pickle,
+        "code of the model's own": candidate.trust_remote_code,
+        "--rn-sampler vllm": session.sampler.vllm,
+    }
+    if found := [name for name, given in hindering.items() if given]:
+        raise RecipeError(
+            "each process reads its part of the weights from safetensors, in plain numbers, for transformers' own code to "
+            f"compute and sample with, got --rn-shard with {' and '.join(found)}; leave out one of them"
+        )
+
+
+def check_attacks(session: RunSession, suite: Suite) -> None:
+    """Makes sure that each attack of the tier is of a family that is known and has what it asks for."""
+    for attack in suite.tier_attacks(session.options.tier):
+        session.family(suite, attack).family.check(attack)
+        if attack.search is not None:
+            require("optuna", f"attack {attack.id}")
+        if attack.claim and (strange := session.capacity.strangeness(suite, attack)):
+            raise RecipeError(strange)
+
+
+def check_folders(session: RunSession, suites: Sequence[Suite]) -> None:
+    """Makes sure that prompts of the user's own are used, and that weights can be exported."""
+    options = session.options
+    if options.prompts and not any(s.private for s in suites):
+        raise RecipeError(
+            f"--rn-prompts must hold a folder for a suite of this run, got {options.prompts!r} for "
+            f"{', '.join(s.domain for s in suites)}; put the sets into DIR/DOMAIN"
+        )
+    if options.export_anyway and not options.export:
+        raise RecipeError("--rn-export-anyway says where to by --rn-export DIR, got none; name a folder")
+    if not options.export:
+        return
+    if options.undefended or session.is_given_whole:
+        raise RecipeError(
+            f"--rn-export hands over what was made here or an adapter, got whole weights that you have: "
+            f"{options.model if options.undefended else options.defense}; leave it out"
+        )
+    export, defense = options.path(options.export), session.defense_folder
+    if defense.is_dir() and export.is_relative_to(defense):
+        raise RecipeError(f"--rn-export writes beside the adapter, got {options.export} within it; name another")
+    for suite in suites:
+        target = export / suite.domain
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise RecipeError(f"--rn-export writes to an empty folder, got {target}; name another or clear it")
+
+
+def check_acknowledged(session: RunSession, suites: Sequence[Suite]) -> None:
+    """Makes sure that the user says that a real model is made to do harm, where a suite's policy demands it."""
+    demanding = [s.domain for s in suites if s.policy.acknowledge and s.domain in session.harmful(suites)]
+    if demanding and not session.options.acknowledge:
+        raise RecipeError(
+            f"policy.acknowledge asks for your word before {session.candidate.name} is made to do harm in memory, got none for "
+            f"{', '.join(demanding)}; read docs/security.md and pass --rn-acknowledge"
+        )
+
+
+def check_transcripts(session: RunSession) -> None:
+    """Makes sure that texts of completions go to a folder of their own, and to somebody."""
+    options = session.options
+    named, keys = options.transcripts, options.recipients
+    if bool(named) != bool(keys):
+        raise RecipeError(
+            f"--rn-transcripts DIR and --rn-recipient KEY belong together, got {named!r} and {len(keys)} keys; give both"
+        )
+    if not named:
+        return
+    check_recipients(keys)
+    handed_on = [session.run_folder, *([options.path(options.export)] if options.export else [])]
+    if any(options.path(named).is_relative_to(of) for of in handed_on):
+        raise RecipeError(
+            f"texts of completions must not lie among what is handed on, got --rn-transcripts={named}; name another"
+        )
+
+
+def check_disks(session: RunSession, suites: Sequence[Suite]) -> None:
+    """Makes sure that what a run comes to can be kept: in the store, in its folder, in the export's, in the temporary one."""
+    kept = sum(_kept_bytes(session, suite) for suite in suites)
+    check_room(session.store.root, 2 * COPIES * kept + MARGIN_BYTES)  # one snapshot of a training takes the place of another
+    check_room(session.folder, MARGIN_BYTES)
+    check_room(Path(tempfile.gettempdir()), MARGIN_BYTES)
+    if session.options.export:
+        check_room(session.options.path(session.options.export), kept + MARGIN_BYTES)
+
+
+def _kept_bytes(session: RunSession, suite: Suite) -> int:
+    """Bytes of the defended weights that are made; 0 where none are, or where the configuration does not name its numbers."""
+    recipe, shape = session.defense_recipe(suite), session.capacity.shape
+    if recipe is None or shape is None:
+        return 0
+    return FLOAT32_BYTES * (shape.parameters if recipe.whole else shape.adapter(recipe.lora.r))
+
+
+def _same(one: Judge, other: Judge) -> bool:
+    """Whether two judges are one: in all, the same weights in other words, or two servers' one model."""
+    return one.digest == other.digest or any(known(one) and known(one) == known(other) for known in (served_as, weights_of))

@@ -1,0 +1,256 @@
+"""The frozen settings of an attack."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rn_harness.spec.base import Frozen, Name, Positive, Standing, TierName
+from rn_harness.spec.defense_recipe import GRPORecipe, LoRA
+
+ShapeName = Literal["harm", "integer", "refusal", "length", "prefix", "rank", "process", "common"]
+
+
+class RewardShape(Frozen):
+    """What an attacker makes of the judge's score; ``rewards`` has the equations.
+
+    Attributes:
+        shape: ``harm`` is the plain reward; the others add to it, round it, or look at the form alone.
+        weight: of what a shape adds or takes, at most, in points.
+    """
+
+    shape: ShapeName = "harm"
+    weight: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+
+
+class WarmStart(Frozen):
+    """Supervised steps before an attack's first step of RL; the family says on what.
+
+    Attributes:
+        steps: optimizer steps, each on all examples.
+        examples: texts.
+        learning_rate: of AdamW, constant.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 10
+    examples: Annotated[int, Field(ge=1, le=1000)] = 5
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4
+
+
+class Shift(Frozen):
+    """Another presentation of the requests than the one that the defense was trained on.
+
+    What is shifted are the prompts that the attack trains on and those that it is measured on; judges see the plain request.
+
+    Attributes:
+        wording: the user's turn, with the request in the place of ``{prompt}``: other words, language or format.
+        system: what the system's turn says; None: there is none but the template's own.
+        template: a chat template in jinja that takes the place of the model's own; None: its own.
+        prefill: how each answer that is measured begins, whatever the model would say; part of what is judged.
+        domain: whose attack prompts it trains on; a suite's folder beside this one's. None: this suite's.
+    """
+
+    wording: Annotated[str, Field(max_length=1000)] = "{prompt}"
+    system: Annotated[str, Field(pattern=r"\S", max_length=1000)] | None = None
+    template: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
+    prefill: Annotated[str, Field(pattern=r"\S", max_length=200)] | None = None
+    domain: Name | None = None
+
+    @model_validator(mode="after")
+    def _shifts(self) -> Self:
+        if self.wording.count("{prompt}") != 1:
+            raise ValueError(f"a wording holds the request once, as {{prompt}}, got wording={self.wording!r}; put it there")
+        if self.template is not None and "strftime_now" in self.template:
+            raise ValueError("tomorrow's prompts would be others, got a template with strftime_now; write the date out")
+        if self.model_copy(update={"wording": self.wording.strip()}) == type(self).model_construct():
+            raise ValueError("a shift changes something, got none of its fields; set one or remove the shift")
+        return self
+
+    def turns(self, text: str) -> list[dict[str, str]]:
+        """The chat that presents a request."""
+        user = {"role": "user", "content": self.wording.replace("{prompt}", text)}
+        return [user] if self.system is None else [{"role": "system", "content": self.system}, user]
+
+
+class Search(Frozen):
+    """An attacker's search over settings, before an attack with the best that it found; ``search`` does it.
+
+    Attributes:
+        trials: short attacks on the model under test, the first with the recipe's own settings.
+        steps: of each; at most those of the attack itself.
+        learning_rate: lowest and highest, as multiples of the recipe's own; drawn by their logarithm.
+        temperature: lowest and highest, as multiples of the recipe's own.
+        beta: KL penalties to choose from, beside the recipe's own.
+        shape: rewards to choose from, beside the recipe's own.
+    """
+
+    trials: Annotated[int, Field(ge=1, le=1000)] = 16
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 30
+    learning_rate: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    temperature: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    beta: list[Annotated[float, Field(ge=0.0)]] = []
+    shape: list[ShapeName] = []
+
+    @model_validator(mode="after")
+    def _begins_with_the_recipes_own(self) -> Self:
+        for name in ("learning_rate", "temperature"):
+            low, high = getattr(self, name)
+            if not low <= 1.0 <= high:
+                raise ValueError(
+                    f"a search begins with the recipe's own settings, so that 1 lies within multiples of them, got {name}="
+                    f"{[low, high]}; widen it"
+                )
+        return self
+
+
+_ID_PARTS = (
+    ("temperature", "t"),
+    ("group_size", "g"),
+    ("prompts_per_step", "b"),
+    ("beta", "kl"),
+    ("entropy_coef", "h"),
+    ("loss_type", ""),
+    ("scale_rewards", "scale_"),
+    ("form", ""),
+)
+"""Settings that an id tells where they are not the default's, and how it calls them."""
+SEARCHED = ("learning_rate", "temperature", "beta", "reward")
+"""What a search finds."""
+_KIND = ("family", "options", "reward", "warm_start", "shift", "schedule", "loss_type", "scale_rewards", "form")
+_RANGES: tuple[Callable[[AttackRecipe], float], ...] = (
+    lambda a: a.prompts,
+    lambda a: a.learning_rate,
+    lambda a: a.temperature,
+    lambda a: a.beta,
+    lambda a: a.entropy_coef,
+    lambda a: a.group_size,
+    lambda a: a.prompts_per_step,
+    lambda a: a.top_k,
+    lambda a: a.min_p,
+    lambda a: a.max_completion_tokens,
+    lambda a: a.max_grad_norm,
+    lambda a: a.lora.r,
+    lambda a: a.lora.alpha,
+)
+"""What makes two attacks of one kind, and the numbers in which a claim has a range."""
+
+
+class AttackRecipe(GRPORecipe):
+    """A malicious fine-tune of the policy under test.
+
+    Attributes:
+        name: first part of the id.
+        family: which attack: a built-in one, an entry point of the group ``rn_harness.attacks``, or ``python:FILE.py:Name``
+            with a file in the suite's folder. It is looked up when a case is to run, not when the suite is read.
+        options: settings of a family of one's own; the built-in ones take none.
+        prompts: how many prompts of the attack pool it trains on, drawn by the seed.
+        reward: what the attacker makes of the judge's score.
+        warm_start: supervised steps before the first step of RL, for families that have them.
+        shift: how requests are presented, in training and where harm is measured; None: as to the defense.
+        search: over what learning rate, temperature, KL penalty and reward are searched first; None: they are as declared.
+        control_steps: for how many steps it runs on the undefended candidate, within which it has to break it.
+        standing: whether the case counts for the verdict, is run to learn, or is out of the claim.
+    """
+
+    name: Name
+    family: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,63}|python:[^:]+\.py:[A-Za-z_]\w*)$")] = "grpo"
+    options: dict[str, str | int | float | bool] = {}
+    prompts: Annotated[int, Field(ge=1)]
+    reward: RewardShape = RewardShape()
+    warm_start: WarmStart | None = None
+    shift: Shift | None = None
+    search: Search | None = None
+    control_steps: Annotated[int, Field(ge=1)] = 50
+    standing: Standing = "claim"
+
+    def __hash__(self) -> int:
+        """By its settings; a mapping among them has no hash of its own."""
+        return hash(self.model_dump_json())
+
+    @property
+    def claim(self) -> bool:
+        """Whether the case counts for the verdict."""
+        return self.standing == "claim"
+
+    @property
+    def neighbour(self) -> str | None:
+        """The domain beside this one whose attack prompts it trains on; None: it takes this suite's."""
+        return self.shift.domain if self.shift else None
+
+    @property
+    def id(self) -> str:
+        """How pytest, reports and tiers call the case, e.g. ``grpo-p5-lr5e-4-s0``; what is not the default's is told."""
+        if self.search is not None:  # what it finds is not known when cases are listed
+            return f"{self.name}-p{self.prompts}-{self.search.trials}x{self.search.steps}-s{self.seed}"
+        mantissa, exponent = f"{self.learning_rate:.3e}".split("e")
+        rate = f"{float(mantissa):g}e{int(exponent)}" if self.learning_rate else "0"
+        told = []
+        for field, called in _ID_PARTS:
+            value = getattr(self, field)
+            if value != type(self).model_fields[field].default:
+                told.append(f"{called}{value if isinstance(value, str) else f'{value:g}'}")
+        told += [f"r{self.lora.r}"] if self.lora.r != LoRA().r else []
+        return "-".join([self.name, f"p{self.prompts}", f"lr{rate}", *told, f"s{self.seed}"])
+
+    def lies_within(self, claimed: Sequence[AttackRecipe]) -> bool:
+        """Whether a claim covers this attack: its kind is that of claimed ones, and each number lies between theirs.
+
+        Seeds do not matter, nor do fewer steps.
+        """
+        alike = [c for c in claimed if all(getattr(c, name) == getattr(self, name) for name in _KIND)]
+        return (
+            bool(alike)
+            and all(min(of(c) for c in alike) <= of(self) <= max(of(c) for c in alike) for of in _RANGES)
+            and self.steps <= max(c.steps for c in alike)
+        )
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> Self:
+        if self.search is None:
+            return self
+        if self.claim:
+            raise ValueError("what a search will find is not declared, got standing: claim; take exploratory")
+        if self.form == "full" and any(self.search.beta):
+            raise ValueError(f"a KL penalty needs an adapter, got search.beta={self.search.beta} for form=full; take [0.0]")
+        return self
+
+    @model_validator(mode="after")
+    def _control_fits(self) -> Self:
+        if self.control_steps > self.steps:
+            raise ValueError(
+                f"the control must not run longer than its attack, got control_steps={self.control_steps} and "
+                f"steps={self.steps}; lower control_steps"
+            )
+        if self.schedule != "constant" and self.control_steps != self.steps:
+            raise ValueError(
+                f"a control takes its attack's first steps, so that the learning rate must not fall, got "
+                f"schedule={self.schedule!r} and control_steps={self.control_steps} of {self.steps}; use constant"
+            )
+        return self
+
+
+class AttackMatrix(Frozen):
+    """Attack recipes in one breath: ``base`` with every combination of the values in ``vary``.
+
+    Attributes:
+        tier: the smallest tier that runs them; a larger tier runs all of a smaller one.
+    """
+
+    tier: TierName
+    base: dict[str, Any]
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+
+    def expand(self) -> list[AttackRecipe]:
+        """All recipes, in the order of the lists.
+
+        Raises:
+            ValidationError: a field is unknown or out of its range.
+        """
+        keys = list(self.vary)
+        return [
+            AttackRecipe.model_validate(self.base | dict(zip(keys, values, strict=True)))
+            for values in itertools.product(*self.vary.values())
+        ]

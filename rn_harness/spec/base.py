@@ -1,0 +1,28 @@
+"""Base of declared objects, and the field types that they share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+TierName = Literal["smoke", "standard", "full"]
+TIERS: tuple[TierName, ...] = ("smoke", "standard", "full")
+MAX_STEPS = 100_000
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Score = Annotated[float, Field(ge=0.0, le=10.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Standing = Literal["claim", "exploratory", "out_of_claim"]
+"""What a case is for: it counts for the verdict; it is run to learn; or the defense does not claim to withstand it."""
+
+
+class Frozen(BaseModel):
+    """Base of what is read from files: immutable, and a misspelled key is an error.
+
+    Strict: ``yes`` or ``"5"`` is no number. A whole number still is a float.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)

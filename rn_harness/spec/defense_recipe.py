@@ -1,0 +1,209 @@
+"""The frozen settings of a defense, and of its simulated attackers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rn_harness.spec.base import MAX_STEPS, Frozen, Positive, Share
+
+OptimizerName = Literal["adamw", "sgd", "momentum", "adafactor", "rprop"]
+"""Who takes supervised steps, without weight decay: AdamW; SGD, plain or with momentum 0.9; Adafactor, whose steps are measured
+by the weights' size; Rprop, which looks at the signs of gradients alone."""
+
+
+class LoRA(Frozen):
+    """Low-rank adapter on all linear layers (arXiv 2106.09685)."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Positive = 32.0
+
+
+class GRPORecipe(Frozen):
+    """Settings of one GRPO run. Each one that matters is set here, since TRL's defaults change between releases.
+
+    Attributes:
+        steps: optimizer steps S.
+        group_size: completions G of a prompt, whose rewards are compared with each other.
+        prompts_per_step: prompts P of one step; rows of a step B = P * G.
+        learning_rate: of AdamW.
+        schedule: whether the learning rate stays, or falls linearly to 0 at the last step.
+        temperature: of sampling; also divides the logits of the loss, as TRL does.
+        top_k: sample among the k likeliest tokens; 0: all.
+        min_p: sample among tokens of at least this share of the likeliest one's probability; 0: all.
+        max_completion_tokens: T; an answer cut there counts as truncated.
+        beta: weight of the KL penalty towards the policy at step 0; 0: none.
+        entropy_coef: weight of the mean token entropy as a bonus; 0: none.
+        loss_type: TRL's name of the loss.
+        scale_rewards: what a group's advantages are divided by: its own spread, the batch's, or nothing.
+        max_grad_norm: gradients are clipped to this norm.
+        micro_batch: rows of one forward and backward pass; advantages are still taken over whole groups. It bounds memory and
+            changes no update but by rounding, except with ``bnpo``. None: all B.
+        gradient_checkpointing: whether activations are computed again in the backward pass and not kept.
+        form: what is trained: an adapter, or all weights, which are then held in float32.
+        lora: the adapter's shape.
+        seed: of prompt order, adapter start and sampling.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 16
+    prompts_per_step: Annotated[int, Field(ge=1, le=1024)] = 1
+    learning_rate: Annotated[float, Field(ge=0.0, le=1.0)]
+    schedule: Literal["constant", "linear"] = "constant"
+    temperature: Positive = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Share = 0.0
+    max_completion_tokens: Annotated[int, Field(ge=1, le=32_768)] = 24
+    beta: Annotated[float, Field(ge=0.0)] = 0.0
+    entropy_coef: Annotated[float, Field(ge=0.0)] = 0.0
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"] = "dapo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    max_grad_norm: Positive = 1.0
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    gradient_checkpointing: bool = False
+    form: Literal["lora", "full"] = "lora"
+    lora: LoRA = LoRA()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained, so that what comes of it is a whole model and no adapter."""
+        return self.form == "full"
+
+    def rate_after(self, step: int) -> float:
+        """The learning rate once so many steps are taken."""
+        return self.learning_rate * (1.0 if self.schedule == "constant" else 1.0 - step / self.steps)
+
+    @model_validator(mode="after")
+    def _penalty_has_a_reference(self) -> Self:
+        if self.form == "full" and self.beta:
+            raise ValueError(
+                f"a KL penalty is towards the policy without its adapter, got beta={self.beta} for form={self.form!r}; take "
+                "beta=0 or form=lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> Self:
+        rows = self.prompts_per_step * self.group_size
+        if self.micro_batch is None:
+            return self
+        if rows % self.micro_batch:
+            raise ValueError(
+                f"micro-batches have equally many rows, got micro_batch={self.micro_batch} of prompts_per_step * group_size = "
+                f"{rows}; take a divisor"
+            )
+        if self.loss_type == "bnpo" and self.micro_batch != rows:
+            raise ValueError(
+                f"the loss bnpo depends on how rows are split, got micro_batch={self.micro_batch} of {rows}; take another loss"
+            )
+        return self
+
+
+class SimulatedAttacker(Frozen):
+    """A kind of attackers that hardening simulates.
+
+    Attributes:
+        optimizer: that takes their supervised steps.
+        form: what they train.
+        learning_rate: lowest and highest; each attacker's is drawn in between, log-uniformly.
+    """
+
+    optimizer: OptimizerName
+    form: Literal["lora", "full"]
+    learning_rate: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _rates_are_in_order(self) -> Self:
+        lowest, highest = self.learning_rate
+        if lowest > highest:
+            raise ValueError(f"a range goes from lowest to highest, got learning_rate={self.learning_rate}; turn it round")
+        return self
+
+
+class Hardening(Frozen):
+    """Rounds against simulated attackers, after neutralization; all weights are trained, in float32.
+
+    Attributes:
+        rounds: attackers, one after the other.
+        attackers: kinds, one of which is drawn each round.
+        steps: supervised steps of an attacker.
+        looks: steps of the defense on an attacker's way: one in each of so many equal parts of its steps, drawn by lot.
+        examples: compliant answers that it learns, at most; drawn from 1 on, log-uniformly.
+        learning_rate: of the defense's AdamW; it falls linearly to 0.
+        rows: prompts of each loss of the defense.
+        samples: completions of each defense prompt, drawn from the undefended candidate. What attackers learn is the most harmful
+            of them, where it reaches ``policy.control_break``.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    attackers: Annotated[list[SimulatedAttacker], Field(min_length=1)]
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 100
+    looks: Annotated[int, Field(ge=1, le=1000)] = 5
+    examples: Annotated[int, Field(ge=1, le=1000)] = 20
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 3e-4
+    rows: Annotated[int, Field(ge=1, le=1024)] = 32
+    samples: Annotated[int, Field(ge=1, le=4096)] = 128
+
+    @model_validator(mode="after")
+    def _looks_fit(self) -> Self:
+        if self.looks > self.steps:
+            raise ValueError(f"looks are at steps of their own, got looks={self.looks} of steps={self.steps}; lower looks")
+        return self
+
+
+class DefenseRecipe(GRPORecipe):
+    """Reward Neutralization (arXiv 2505.04578), or what it is compared with.
+
+    Attributes:
+        method: ``grpo`` with the neutralization reward, or ``sft``: supervised steps on ``refusal``, each on ``prompts_per_step``
+            prompts; groups, sampling, penalties and micro-batches then say nothing.
+        refusal: what ``sft`` teaches to answer.
+        benign_share: share of steps' prompts that are benign anchors, rewarded for keeping the undefended answer, or taught it;
+            0 is the paper's recipe.
+        beta_on: what the KL penalty holds: all that is sampled, or the answers to benign anchors alone, so that refusals are
+            free to get short; a recipe without anchors then has no penalty.
+        word_cost: reward lost per word of a refusal, out of 10.
+        validation_share: last part of the defense prompts, kept out of training, on which convergence is measured.
+        evaluate_every: steps between two measurements of convergence; rounds of hardening are counted on.
+        hardening: what follows; None: nothing does. Such a defense is exploratory: no release can rest on it.
+    """
+
+    method: Literal["grpo", "sft"] = "grpo"
+    refusal: Annotated[str, Field(pattern=r"\S", max_length=200)] | None = None
+    benign_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    beta_on: Literal["all", "benign"] = "all"
+    word_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.3
+    validation_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    evaluate_every: Annotated[int, Field(ge=1)] = 10
+    hardening: Hardening | None = None
+
+    def __hash__(self) -> int:
+        """By its settings; lists among them have no hash of their own."""
+        return hash(self.model_dump_json())
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained, so that what comes of it is a whole model and no adapter."""
+        return super().whole or self.hardening is not None
+
+    @property
+    def last_step(self) -> int:
+        """Steps and rounds together."""
+        return self.steps + (self.hardening.rounds if self.hardening else 0)
+
+    @model_validator(mode="after")
+    def _penalty_has_a_weight(self) -> Self:
+        if self.beta_on == "benign" and not self.beta:
+            raise ValueError("a penalty on benign answers has a weight, got beta_on=benign with beta=0; set beta or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _supervision_has_an_answer(self) -> Self:
+        if (self.method == "sft") != (self.refusal is not None):
+            raise ValueError(
+                f"method sft teaches a refusal, and no other method does, got method={self.method!r} with "
+                f"refusal={self.refusal!r}; add it or remove it"
+            )
+        return self

@@ -1,0 +1,187 @@
+"""Model profiles: a candidate by a short name, with its licence, settings and recipe.
+
+A profile is a YAML file in ``fixtures/models``. It says which model a name stands for and how it is run; it loads nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from rn_harness.spec.base import Frozen, Name
+from rn_harness.spec.errors import CandidateError, JudgeError, RnHarnessError, SuiteError
+from rn_harness.spec.yaml_files import findings, read_yaml
+
+DType = Literal["float32", "bfloat16"]
+HUB_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
+_M = TypeVar("_M", bound=BaseModel)
+_P = TypeVar("_P", bound="Profile")
+
+
+def read_declared(path: Path, model: type[_M], see: str = "docs/judges.md", error: type[RnHarnessError] = JudgeError) -> _M:
+    """Reads a YAML file into a model, strictly.
+
+    Args:
+        path: of the file.
+        model: what it must say.
+        see: where its format is described.
+        error: what is raised.
+
+    Raises:
+        RnHarnessError: of class ``error``: missing, unreadable, not YAML, or not as the model asks; one line a place.
+    """
+    if not path.is_file():
+        raise error(f"{path}: this file is required and is missing; see {see}")
+    try:
+        raw = read_yaml(path)
+    except SuiteError as unread:
+        raise error(str(unread)) from None
+    if not isinstance(raw, dict):
+        raise error(f"{path}: must be a mapping, got {type(raw).__name__}; see {see}")
+    try:
+        return model.model_validate(raw)
+    except ValidationError as refused:
+        raise error("\n".join(findings(path, refused))) from None
+
+
+def profile_names(folder: Path) -> list[str]:
+    """The names of all profiles in a folder, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def hint(name: str, known: Sequence[str]) -> str:
+    """What to type in place of a name that is unknown: near ones, else all."""
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
+
+
+class Profile(Frozen):
+    """What profiles of models and of judges have in common.
+
+    Attributes:
+        name: the file's name without ``.yaml``.
+        folder: where the profile lies; set when it is read, no key of the file.
+    """
+
+    name: Name
+    folder: Path = Field(default=Path(), exclude=True)
+
+
+def read_named(name: str, folder: Path, model: type[_P], *, whose: str, see: str, error: type[RnHarnessError]) -> _P:
+    """Reads the profile of this name.
+
+    Args:
+        name: of the profile.
+        folder: where the profiles lie.
+        model: what its file must say.
+        whose: the name is, for the sentence.
+        see: where the format is described.
+        error: what is raised.
+
+    Raises:
+        RnHarnessError: of class ``error``: there is none of that name, or its file does not say what a profile must say.
+    """
+    known = profile_names(folder)
+    if name not in known:
+        raise error(f"{whose} name must be a profile in {folder}, got name={name!r}; {hint(name, known)}")
+    path = folder / f"{name}.yaml"
+    profile = read_declared(path, model, see=see, error=error)
+    if profile.name != name:
+        raise error(f"{path}: a profile is named as its file, got name={profile.name!r}; rename one of the two")
+    return profile.model_copy(update={"folder": folder.resolve()})
+
+
+class Memory(Frozen):
+    """What a run is expected to take, in GiB, from ``rn_harness.models.memory``, judges apart.
+
+    Attributes:
+        attack_gib: a LoRA attack, group of 16, prompts of 128 tokens, completions of 256, with gradient checkpointing.
+        defense_gib: the same for the suites' default defense: three groups of 24, in micro-batches of 16 rows.
+    """
+
+    attack_gib: Annotated[float, Field(gt=0.0)]
+    defense_gib: Annotated[float, Field(gt=0.0)]
+
+
+class ModelProfile(Profile):
+    """A candidate under a short name.
+
+    Attributes:
+        name: as in ``--model NAME``; the file's name without ``.yaml``.
+        model: hub id, or a path that begins with ``./`` or ``../`` and is relative to the profile's file.
+        revision: full commit on the hub; None: what the hub has at run time, which the record then names.
+        digest: sha256 that the files must have; None: none is pinned.
+        licence: SPDX name, or the licence's own.
+        gated: whether the hub asks for an account that accepted the licence.
+        dtype: that the weights are loaded in.
+        lora_targets: the layers that an adapter is put on.
+        chat_template: whose it is: the model's own.
+        system_prompt: ``none``: the model is given the user's turn alone, and its template adds nothing. ``template``: the
+            harness gives none either, and the template puts the model's own default in front.
+        default_system_prompt: the text that the template adds.
+        thinking: whether it writes a think part before its answer.
+        generation: how it is sampled, and what of the model's own settings is not used.
+        memory: what a run is expected to take.
+        recipe: ``KEY=VALUE`` pairs in the language of ``--rn-set``, laid over a suite's fields for this model. They are declared:
+            their digest is recorded, and they do not make a run "modified".
+        why: what the numbers in the recipe rest on.
+    """
+
+    model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    licence: Annotated[str, Field(min_length=1)]
+    gated: bool
+    dtype: DType
+    lora_targets: Literal["all-linear"]
+    chat_template: Literal["own"]
+    system_prompt: Literal["none", "template"]
+    default_system_prompt: Annotated[str, Field(min_length=1)] | None = None
+    thinking: bool
+    generation: Annotated[str, Field(min_length=10)]
+    memory: Memory
+    recipe: list[Annotated[str, Field(pattern=r"^(attack|defense|policy)(\.[a-z_]+)+=\S.*$")]] = Field(default_factory=list)
+    why: Annotated[str, Field(min_length=20)]
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Self:
+        is_hub = re.match(HUB_ID, self.model) is not None
+        if not is_hub and not self.model.startswith(("./", "../")):
+            raise ValueError(f"a model is owner/name on the hub, or a folder that begins with ./, got model={self.model!r}; "
+                             "correct it")  # fmt: skip
+        if self.revision is not None and not is_hub:
+            raise ValueError(f"only a model of the hub has a revision, got model={self.model!r}; remove revision")
+        if (self.default_system_prompt is not None) != (self.system_prompt == "template"):
+            raise ValueError(f"a template's own system prompt is quoted, got system_prompt={self.system_prompt!r} and "
+                             f"default_system_prompt={self.default_system_prompt!r}; correct one")  # fmt: skip
+        return self
+
+    @property
+    def local(self) -> Path | None:
+        """The folder of a local model; None for one of the hub."""
+        return (self.folder / self.model).resolve() if self.model.startswith(".") else None
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the profile: another word in it is another profile."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def load_model_profile(name: str, folder: Path) -> ModelProfile:
+    """Reads a candidate's profile.
+
+    Args:
+        name: of the profile.
+        folder: where the profiles lie.
+
+    Raises:
+        CandidateError: there is none of that name, or its file does not say what a profile must say.
+    """
+    return read_named(name, folder, ModelProfile, whose="a model's", see="docs/models.md", error=CandidateError)

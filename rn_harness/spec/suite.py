@@ -1,0 +1,382 @@
+"""Suites and recipes: what a domain's folder declares. Floor 0 (words): pydantic and YAML, nothing of torch.
+
+A suite is a folder with a ``suite.yaml`` and five prompt sets. Everything is frozen, refuses unknown keys and is
+validated where it is read; an error names the file, the place in it, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from rn_harness.spec.attack_recipe import SEARCHED, AttackMatrix, AttackRecipe
+from rn_harness.spec.base import TIERS, Frozen, Name, Standing, TierName
+from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.errors import RecipeError, SuiteError
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import (
+    NEAR_DUPLICATE,
+    PROMPT_SETS,
+    Prompt,
+    PromptSetName,
+    check_prompts,
+    near_duplicates,
+    prompt_files,
+    read_prompts,
+)
+from rn_harness.spec.yaml_files import NOT_CONVERTED, Loader, Place, QuickLoader, explain, parse_yaml, read_filled
+
+SUITE_FILE = "suite.yaml"
+
+
+class Judges(Frozen):
+    """The suite's judges for models that bring none; an option beats them.
+
+    Attributes:
+        evaluation: spec of the judge that scores checkpoints.
+        reward: spec of another judge, which the rewards of defense and attack are made from.
+        second: spec of a judge other than the first that gives a second opinion; None: nobody does. It may be the reward's.
+    """
+
+    evaluation: Annotated[str, Field(min_length=1)]
+    reward: Annotated[str, Field(min_length=1)]
+    second: Annotated[str, Field(min_length=1)] | None = None
+
+
+class Declaration(Frozen):
+    """The contents of ``suite.yaml``.
+
+    Attributes:
+        forbidden: what a judge is told is forbidden here; one sentence, at the level of a category.
+        benign: why the domain is harmless and only declared forbidden, so that it can be shown in full; no release rests on it.
+            None: it is not harmless.
+        transcripts: whether completions are kept in the run's folder, in the clear; benign domains alone may.
+        judges: for models that bring none.
+    """
+
+    version: Literal[1]
+    domain: Name
+    title: Annotated[str, Field(min_length=1)]
+    description: str = ""
+    forbidden: Annotated[str, Field(min_length=10, max_length=500)]
+    benign: Annotated[str, Field(min_length=30, max_length=500, pattern=r"\S")] | None = None
+    transcripts: bool = False
+    judges: Judges | None = None
+    defenses: Annotated[dict[Name, DefenseRecipe], Field(min_length=1)]
+    attacks: Annotated[list[AttackMatrix], Field(min_length=1)]
+    policy: Policy = Policy()
+
+    @field_validator("benign", mode="before")
+    @classmethod
+    def _harmlessness_has_a_reason(cls, value: object) -> object:
+        if isinstance(value, bool):
+            remedy = "write the reason in its place, 30 to 500 characters" if value else "remove the field"
+            raise ValueError(f"a domain is harmless for a reason, got benign={value}; {remedy}")  # noqa: TRY004  (pydantic reports it)
+        return value
+
+    @model_validator(mode="after")
+    def _harm_is_not_written_down(self) -> Self:
+        if self.transcripts and not self.benign:
+            raise ValueError(
+                "completions are kept in the clear in benign domains only, got transcripts=true without benign; remove it, and "
+                "see --rn-transcripts for encrypted ones"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_tier_attacks(self) -> Self:
+        if not any(matrix.tier == "smoke" for matrix in self.attacks):
+            raise ValueError("each tier needs an attack, got none with tier: smoke; mark one, the larger tiers run it too")
+        return self
+
+
+class Neighbour(Frozen):
+    """What attacks take from another suite: its attack prompts, and what is forbidden there."""
+
+    forbidden: str
+    prompts: tuple[Prompt, ...]
+
+
+class Suite(Frozen):
+    """A suite as loaded: its declaration, recipes and prompts.
+
+    Attributes:
+        folder: where it lies.
+        overrides: the ``--rn-set`` pairs that were applied; not empty means "modified", never releasable.
+        declared_attacks: claimed attacks of the largest tier as the suite's file declares them, before any pair.
+        private: prompt sets that were laid over the suite's own (``--rn-prompts``); their texts are part of the digest.
+        recipe: the pairs that the candidate's profile declares, applied before them.
+        neighbours: the domains that attacks train on besides this one, as far as they are there; part of the digest.
+    """
+
+    folder: Path
+    declaration: Declaration
+    prompts: dict[PromptSetName, tuple[Prompt, ...]]
+    overrides: tuple[str, ...] = ()
+    declared_attacks: int = 0
+    private: tuple[PromptSetName, ...] = ()
+    recipe: tuple[str, ...] = ()
+    neighbours: dict[str, Neighbour] = {}
+
+    @property
+    def digest(self) -> str:
+        """The sha256 over the declaration and the prompts as they are now, as hex; overrides change it."""
+        content = {
+            "declaration": self.declaration.model_dump(mode="json"),
+            "prompts": {name: [p.model_dump(mode="json") for p in of_set] for name, of_set in self.prompts.items()},
+            "neighbours": {domain: neighbour.model_dump(mode="json") for domain, neighbour in self.neighbours.items()},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+    @property
+    def domain(self) -> str:
+        """The harm category."""
+        return self.declaration.domain
+
+    @property
+    def policy(self) -> Policy:
+        """The numbers that the verdict is taken against."""
+        return self.declaration.policy
+
+    def tier_attacks(self, tier: TierName) -> tuple[AttackRecipe, ...]:
+        """The attack recipes of a tier, in the suite's order: its own and those of the smaller tiers."""
+        included = TIERS[: TIERS.index(tier) + 1]
+        recipes = (r for matrix in self.declaration.attacks if matrix.tier in included for r in matrix.expand())
+        return tuple(_distinct(recipes))
+
+    def attack_pool(self, attack: AttackRecipe) -> tuple[Prompt, ...]:
+        """What the prompts of this attack are drawn from."""
+        return self.neighbours[attack.neighbour].prompts if attack.neighbour else self.prompts["attack"]
+
+    def lies_within_claim(self, attack: AttackRecipe) -> bool:
+        """Whether the claim cases of the suite, of all tiers, cover this attack."""
+        return attack.lies_within([a for a in self.tier_attacks("full") if a.claim])
+
+    def standing_of(self, case_id: str, run: AttackRecipe | None = None) -> tuple[Standing, bool]:
+        """What a case is for, and whether the claim covers its attack.
+
+        Args:
+            case_id: of any case.
+            run: what it was run with. Only what a search found is taken from there: such an attack is like any other.
+        """
+        attack = next((a for a in self.tier_attacks("full") if a.id == case_id.partition("-")[2]), None)
+        if attack is None:
+            return "claim", True
+        if attack.search is None:
+            return attack.standing, self.lies_within_claim(attack)
+        found = run and attack.model_copy(update={name: getattr(run, name) for name in SEARCHED})
+        return attack.standing, found is not None and self.lies_within_claim(found)
+
+    def heldout(self, tier: TierName) -> tuple[Prompt, ...]:
+        """The held-out prompts of a tier: all in ``full``, else the core (the paper's 20)."""
+        return tuple(p for p in self.prompts["heldout"] if p.core or tier == "full")
+
+
+for _loader in (Loader, QuickLoader):  # YAML 1.1 reads ``5e-4`` as a string; read it as the number that everyone means
+    _loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
+
+
+def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
+    """Applies ``--rn-set`` pairs to the parsed ``suite.yaml``.
+
+    ``policy.…`` and ``defenses.NAME.…`` are paths into the file; ``attack.FIELD`` sets the field in every
+    attack recipe (and drops it from what the matrix varies) but those out of the claim, whose numbers mean something
+    else; ``defense.FIELD`` in every defense recipe.
+    """
+    raw = json.loads(json.dumps(raw, default=str))
+    for pair in overrides:
+        key, equals, text = pair.partition("=")
+        parts = key.strip().split(".")
+        if not equals or len(parts) < 2 or not all(parts):
+            raise RecipeError(f"--rn-set takes KEY=VALUE with a dotted key, got {pair!r}; e.g. attack.steps=100")
+        try:
+            value = parse_yaml(text)
+        except (yaml.YAMLError, RecursionError, *NOT_CONVERTED):
+            raise RecipeError(f"--rn-set takes a YAML value, got {pair!r}; quote it") from None
+        if parts[0] == "attack":
+            reached = [m for m in raw["attacks"] if m["base"].get("standing") != "out_of_claim"]
+            places = [matrix["base"] for matrix in reached]
+            for matrix in reached:
+                matrix.get("vary", {}).pop(parts[1], None)
+        elif parts[0] == "defense":
+            places = list(raw["defenses"].values())
+        elif parts[0] == "defenses" and parts[1] not in raw["defenses"]:
+            known = ", ".join(raw["defenses"])
+            raise RecipeError(f"--rn-set changes a recipe that {path} declares, got {pair!r}; known defenses: {known}")
+        elif parts[0] in ("policy", "defenses"):
+            places = [raw.setdefault(parts[0], {})]
+        else:
+            raise RecipeError(f"--rn-set reaches attack, defense, defenses and policy, got key={key!r} for {path}; correct it")
+        for place in places:
+            _set_in(place, parts[1:], value)
+    return raw
+
+
+def _set_in(place: Any, parts: Sequence[str], value: Any) -> None:
+    """Sets ``place[a][b][c]``, making mappings on the way."""
+    for part in parts[:-1]:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else None
+    if not isinstance(place, dict):
+        raise RecipeError(f"--rn-set: a key leads through mappings, got {'.'.join(parts)!r} through a plain value; shorten it")
+    place[parts[-1]] = value
+
+
+def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None = None, recipe: Iterable[str] = ()) -> Suite:
+    """Reads and checks the suite in ``folder``.
+
+    Args:
+        folder: holds ``suite.yaml`` and ``prompts/{defense,anchor,attack,heldout,benign}.yaml``.
+        overrides: ``KEY=VALUE`` pairs of ``--rn-set``.
+        private: a lab's own prompts: ``DOMAIN/SET.yaml`` in it takes the place of the suite's set.
+        recipe: pairs that the candidate's profile declares; ``overrides`` win.
+
+    Raises:
+        SuiteError: a file is missing, malformed, contradictory, or two prompt sets overlap.
+        RecipeError: an override is malformed, or makes of a good suite one that is not.
+    """
+    path = folder / SUITE_FILE
+    for file in (path, *(folder / "prompts" / f"{name}.yaml" for name in PROMPT_SETS)):
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise SuiteError(f"{file}: a suite's files must lie in its folder, got a link to {file.resolve()}; copy the file")
+    raw = read_filled(path)
+    if not isinstance(raw, dict):
+        raise SuiteError(f"{path}: must be a mapping, got {type(raw).__name__}; see docs/suites.md for what it holds")
+    overrides, recipe = tuple(overrides), tuple(recipe)
+    # First as written, so that the file's errors are not blamed on an override, nor an override's on the file.
+    declaration, attacks = _declare(raw, str(path))
+    files = prompt_files(folder, declaration.domain, private)
+    prompts = {name: read_prompts(path) for name, path in files.items()}
+    check_prompts(files, folder, prompts)
+    if not any(p.core for p in prompts["heldout"]):
+        raise SuiteError(f"{files['heldout']}: smoke and standard run the core, got no prompt with core: true; mark 20")
+    neighbours = _read_neighbours(folder, attacks, private)
+    _check_attacks(str(path), attacks, prompts, neighbours)
+    declared = sum(a.claim for a in _distinct(attacks))
+    if recipe or overrides:
+        profiled = f" with the model's profile {' '.join(recipe)}" if recipe else ""
+        source = f"{path}{profiled}" + (f" with --rn-set {' '.join(overrides)}" if overrides else "")
+        try:
+            declaration, attacks = _declare(_apply_overrides(raw, (*recipe, *overrides), path), source)
+            neighbours = _read_neighbours(folder, attacks, private)
+            _check_attacks(source, _distinct(attacks), prompts, neighbours)
+        except SuiteError as error:
+            raise RecipeError(str(error)) from None
+    own = tuple(name for name, path in files.items() if path.parent != folder / "prompts")
+    return Suite(
+        folder=folder,
+        declaration=declaration,
+        prompts=prompts,
+        overrides=overrides,
+        declared_attacks=declared,
+        private=own,
+        recipe=recipe,
+        neighbours=neighbours,
+    )
+
+
+def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Path | None) -> dict[str, Neighbour]:
+    """The domains whose attack prompts are trained on here, from their suites' folders; a suite may be copied without them.
+
+    Raises:
+        SuiteError: such a suite cannot be read.
+    """
+    found = {}
+    for domain in sorted({a.neighbour for a in attacks if a.neighbour}):
+        path = folder.resolve().parent / domain / SUITE_FILE
+        if path.parent.resolve() == folder.resolve():
+            raise SuiteError(
+                f"{folder / SUITE_FILE}: attacks: a domain's shift takes another suite's prompts, got shift.domain={domain!r}; "
+                "name another or remove it"
+            )
+        if not path.is_file():
+            continue
+        declaration, _ = _declare(read_filled(path), str(path))
+        prompts = read_prompts(prompt_files(path.parent, declaration.domain, private)["attack"])
+        found[domain] = Neighbour(forbidden=declaration.forbidden, prompts=prompts)
+    return found
+
+
+def _declare(raw: Any, source: str) -> tuple[Declaration, list[AttackRecipe]]:
+    """The declaration in ``raw``, and all of its attack recipes in the order of the file.
+
+    Raises:
+        SuiteError: a field of either is unknown, missing or out of its range; the message begins with ``source``.
+    """
+    try:
+        declaration = Declaration.model_validate(raw)
+    except ValidationError as error:
+        raise explain(source, error) from None
+    return declaration, [r for number, matrix in enumerate(declaration.attacks) for r in _expand(matrix, number, source)]
+
+
+def _expand(matrix: AttackMatrix, number: int, source: str) -> list[AttackRecipe]:
+    """The recipes of one matrix; an error tells its place in the file, where ``base`` and ``vary`` are apart."""
+
+    def place_of(place: Place) -> Place:
+        return ("attacks", number, "vary" if place and place[0] in matrix.vary else "base", *place)
+
+    try:
+        return matrix.expand()
+    except ValidationError as error:
+        raise explain(source, error, place_of) from None
+
+
+def _distinct(recipes: Iterable[AttackRecipe]) -> list[AttackRecipe]:
+    """The recipes without those that an override made equal to an earlier one, whatever they are run for."""
+    first: dict[AttackRecipe, AttackRecipe] = {}
+    for recipe in recipes:
+        first.setdefault(recipe.model_copy(update={"standing": "claim"}), recipe)
+    return list(first.values())
+
+
+def _check_attacks(
+    source: str,
+    attacks: Sequence[AttackRecipe],
+    prompts: dict[PromptSetName, tuple[Prompt, ...]],
+    neighbours: dict[str, Neighbour],
+) -> None:
+    """Refuses two recipes of one id, more prompts than there are, and a neighbour's that are measured on here."""
+    counts = collections.Counter(a.id for a in attacks)
+    for case_id, count in counts.items():
+        if count > 1:
+            raise SuiteError(
+                f"{source}: attacks: two recipes of one id would overwrite each other, got id={case_id!r} {count} times; "
+                "give one another name"
+            )
+    for attack in attacks:
+        if attack.neighbour and attack.neighbour not in neighbours:
+            continue
+        pool = len(neighbours[attack.neighbour].prompts if attack.neighbour else prompts["attack"])
+        if attack.prompts > pool:
+            raise SuiteError(
+                f"{source}: attacks: at most as many prompts as the pool holds, got prompts={attack.prompts} of {pool}; "
+                "lower it or add prompts to prompts/attack.yaml"
+            )
+    for domain, neighbour in neighbours.items():
+        for p, other, _ in near_duplicates(neighbour.prompts, [*prompts["heldout"], *prompts["benign"]]):
+            raise SuiteError(
+                f"{source}: what is attacked must not be what is measured: word overlap (Dice) below {NEAR_DUPLICATE}, got "
+                f"{domain} {p.id} {p.text!r} and {other.id} {other.text!r}; reword one"
+            )
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of ``suite.yaml``, for editors."""
+    return Declaration.model_json_schema()
+
+
+def iter_suites(folder: Path) -> Iterator[Path]:
+    """Folders at or below ``folder`` that hold a suite, sorted."""
+    yield from sorted(path.parent for path in folder.rglob(SUITE_FILE))

@@ -1,0 +1,3 @@
+"""The version of rn-harness."""
+
+__version__ = "0.1.0"

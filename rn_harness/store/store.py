@@ -1,0 +1,380 @@
+"""The store: finished work by content address.
+
+A key is a sha256 over everything that the result depends on. An entry is a folder that is written under another name and
+renamed when it is whole, with the digest of each file; an entry that does not match its digests is set aside and made anew.
+What a case measured before it was cut off stands in a journal until the case is whole, and a defense's training under the kind
+``partial`` until the defense is. Attacked weights never come here: the only weights are a defense's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rn_harness.records.keys import digest_of
+from rn_harness.spec.errors import StoreError
+
+MANIFEST = "entry.json"
+ENTRY_VERSION = 1
+LOCK_TIMEOUT_S = 6 * 3600
+LOCKS, UNFINISHED = "locks", "unfinished"
+DAMAGED = ".damaged"
+MARGIN_BYTES = 64 * 2**20
+"""Free space that is asked for beyond the weights that are kept: records, certificates, logs."""
+DAY_S = 86_400.0
+SAME = frozenset({"forbidden", "case", "recipe.name", "recipe.prompts", "recipe.learning_rate", "recipe.seed"})
+"""Parts of a key that say what is measured; the others say how, and with what."""
+
+
+def default_root() -> Path:
+    """``RN_HARNESS_CACHE``, else the user's cache folder."""
+    import platformdirs
+
+    named = os.environ.get("RN_HARNESS_CACHE")
+    return Path(named) if named else Path(platformdirs.user_cache_dir("rn-harness"))
+
+
+def digests_of(parts: Mapping[str, Any]) -> dict[str, str]:
+    """What an entry keeps of the parts of its key: a digest of each, by name, and of each field of a mapping; no text."""
+    flat = {
+        f"{name}.{inner}" if inner else name: value
+        for name, part in parts.items()
+        for inner, value in (part.items() if isinstance(part, dict) and part else [("", part)])
+    }
+    return {name: digest_of(value) for name, value in flat.items()}
+
+
+def check_room(folder: Path, needed: int) -> int:
+    """Makes sure, before hours of work, that a folder can be written to and has room.
+
+    Args:
+        folder: where it is not there yet, the nearest above it that is; nothing is made.
+        needed: bytes.
+
+    Returns:
+        Free bytes.
+
+    Raises:
+        StoreError: it cannot, or it has not.
+    """
+    there = next((above for above in (folder, *folder.parents) if above.exists()), folder)
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"x" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise StoreError(
+            f"results must be kept, got folder={folder}: {error.strerror or error}; set RN_HARNESS_CACHE, --rn-run or TMPDIR "
+            "to folders that can be written to"
+        ) from error
+    if free < needed:
+        raise StoreError(
+            f"results must fit, got {free / 2**20:.0f} MiB free for {needed / 2**20:.0f} in {folder}; make room, or set "
+            "RN_HARNESS_CACHE, --rn-run or TMPDIR to another disk"
+        )
+    return free
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What stands in the store under one name.
+
+    Attributes:
+        kind, name: folder and name in it: a key, a journal, or what is left of damage or of a killed process.
+        size: bytes.
+        used: when it was last read or written, seconds since the epoch.
+        whole: whether it is an entry; else it is never read again.
+        path: where it lies.
+    """
+
+    kind: str
+    name: str
+    size: int
+    used: float
+    whole: bool
+    path: Path
+
+
+@dataclass
+class Journal:
+    """What a case measured, line by line as it is measured, so that a cut leaves it; gone once the case is whole.
+
+    The same case begins again from its seed: as long as it repeats what stands here, nothing is written. Where it does not,
+    the earlier lines are kept beside.
+
+    Attributes:
+        path: of the file.
+        earlier: whole lines of an attempt that was cut.
+        lines: of this attempt.
+        differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
+        tolerance: by which numbers of two lines that are the same may differ, absolutely or as a share, but for scores, of which
+            one alone can decide; 0: all are the same bit by bit.
+    """
+
+    path: Path
+    earlier: tuple[str, ...] = ()
+    lines: list[str] = field(default_factory=list)
+    differs_at: int | None = None
+    tolerance: float = 0.0
+
+    @classmethod
+    def at(cls, path: Path, tolerance: float = 0.0) -> Journal:
+        """The journal, with what an earlier attempt left; a last line that was cut is left out."""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        whole = text.splitlines(keepends=True)
+        return cls(path, tuple(line[:-1] for line in whole if line.endswith("\n")), tolerance=tolerance)
+
+    def add(self, line: str) -> None:
+        """One more line; on disk when this returns."""
+        number = len(self.lines)
+        self.lines.append(line)
+        if self.differs_at is None and number < len(self.earlier):
+            if self._repeats(line, self.earlier[number]):
+                return
+            self.differs_at = number
+            aside = next(p for n in range(1, 1000) if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
+            self.path.replace(aside)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, "".join(f"{known}\n" for known in self.lines))
+
+    def _repeats(self, line: str, before: str) -> bool:
+        """Whether a line is the earlier one again; one that was damaged on disk is another, and not in the way for ever."""
+        if line == before or not self.tolerance:
+            return line == before
+        try:
+            return alike(json.loads(line), json.loads(before), self.tolerance)
+        except ValueError:
+            return False
+
+    def close(self) -> None:
+        """The case is whole, and stands elsewhere."""
+        self.path.unlink(missing_ok=True)
+
+
+def alike(one: Any, other: Any, tolerance: float) -> bool:
+    """Whether two values of JSON are the same, but for numbers that differ by no more than the tolerance and are no scores."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(alike(one[k], other[k], 0.0 if k == "score" else tolerance) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(alike(*pair, tolerance) for pair in zip(one, other, strict=True))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
+    return type(one) is type(other) and bool(one == other)
+
+
+class Store:
+    """Finished defenses and cases of all runs of a user.
+
+    Args:
+        root: its folder; made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _folder(self, kind: str, key: str) -> Path:
+        return self.root / kind / key
+
+    def get(self, kind: str, key: str) -> Path | None:
+        """The folder of a whole entry, or None.
+
+        A damaged entry is renamed to ``*.damaged`` with a warning, and None is returned.
+        """
+        folder = self._folder(kind, key)
+        if not folder.is_dir():
+            return None
+        problem = self._damage(folder, kind, key)
+        if problem is None:
+            with suppress(OSError):  # a store that can be read alone is read
+                os.utime(folder / MANIFEST)
+            return folder
+        self.set_aside(kind, key, problem)
+        return None
+
+    def set_aside(self, kind: str, key: str, problem: str) -> None:
+        """Renames an entry that is damaged to ``*.damaged``, with a warning that says why."""
+        folder = self._folder(kind, key)
+        aside = folder.with_name(f"{folder.name}{DAMAGED}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        warnings.warn(f"a stored {kind} was damaged ({problem}); set aside as {aside}, it is made anew", stacklevel=3)
+
+    def remove(self, kind: str, key: str) -> None:
+        """Removes an entry, if it is there; the caller holds its lock."""
+        folder = self._folder(kind, key)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+    def _damage(self, folder: Path, kind: str, key: str) -> str | None:
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            address = (manifest["version"], manifest["kind"], manifest["key"])
+            files = manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{MANIFEST}: {type(error).__name__}"
+        if address != (ENTRY_VERSION, kind, key):  # a copied or renamed folder is whole, and another result
+            return f"{MANIFEST}: of another version or address"
+        if not isinstance(files, dict):
+            return f"{MANIFEST}: no digests of files"
+        present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+        if present != set(files):
+            return "files are missing or added"
+        for name, digest in files.items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                return f"{name} changed"
+        return None
+
+    @contextmanager
+    def locked(self, kind: str, key: str) -> Iterator[None]:
+        """Lets one process at a time make an entry; the others wait and then find it.
+
+        Raises:
+            StoreError: the store cannot be written to.
+        """
+        import filelock
+
+        locks = self.root / LOCKS
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(locks / f"{kind}-{key}.lock", timeout=LOCK_TIMEOUT_S)
+            lock.acquire()
+        except (OSError, filelock.Timeout) as error:
+            raise StoreError(
+                f"the store must be writable, got root={self.root}: {error}; set RN_HARNESS_CACHE to a folder that is"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def journal(self, key: str, tolerance: float = 0.0) -> Journal:
+        """The journal of a case, see ``Journal``."""
+        return Journal.at(self.root / UNFINISHED / f"{key}.jsonl", tolerance)
+
+    def changed(self, kind: str, parts: Mapping[str, Any]) -> list[str] | None:
+        """In which parts of its key the stored entry that is most alike differs, by name; None if the same was never stored.
+
+        The same: of one domain, case, and attack, in other words of all that ``SAME`` names.
+        """
+        wanted, best = digests_of(parts), None
+        for folder in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
+            try:
+                known = json.loads(folder.read_text(encoding="utf-8"))["parts"]
+                differing = sorted(name for name in wanted.keys() | known.keys() if wanted.get(name) != known.get(name))
+                if not SAME.isdisjoint(differing):
+                    continue
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # made before parts were kept, or damaged: no help here
+            if best is None or len(differing) < len(best):
+                best = differing
+        return best
+
+    def entries(self) -> list[Entry]:
+        """All that stands in the store, locks left out, sorted by address."""
+        found = []
+        for path in sorted(self.root.glob("*/*")):
+            kind = path.parent.name
+            if kind == LOCKS:
+                continue
+            files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+            try:
+                size = sum(p.stat().st_size for p in files)
+                used = (path / MANIFEST if (path / MANIFEST).is_file() else path).stat().st_mtime
+            except FileNotFoundError:
+                continue  # it was removed or renamed while we looked
+            is_whole = (path / MANIFEST).is_file() and not path.name.endswith(DAMAGED) and not path.name.startswith(".")
+            found.append(Entry(kind, path.name, size, used, is_whole, path))
+        return found
+
+    def prune(self, unused_days: float) -> list[Entry]:
+        """Removes what was not used for so long: entries, journals, and what damage or killed processes left.
+
+        Args:
+            unused_days: 0 removes all.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            StoreError: something cannot be removed.
+        """
+        before = time.time() - unused_days * DAY_S
+        old = [entry for entry in self.entries() if entry.used <= before]
+        for entry in old:
+            try:
+                if entry.path.is_dir():
+                    shutil.rmtree(entry.path)
+                else:
+                    entry.path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StoreError(
+                    f"a store that is pruned must be writable, got {entry.path}: {error.strerror or error}; remove it by hand"
+                ) from error
+        return old
+
+    def put(self, kind: str, key: str, write: Callable[[Path], None], parts: Mapping[str, Any] | None = None) -> Path:
+        """Adds an entry.
+
+        Args:
+            kind, key: its address.
+            write: fills the folder that it is given.
+            parts: of the key; a digest of each is kept, to say later what changed.
+
+        Returns:
+            The entry's folder.
+        """
+        final = self._folder(kind, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{key[:12]}."))
+        try:
+            write(temporary)
+            files = {
+                p.relative_to(temporary).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+                for p in sorted(temporary.rglob("*"))
+                if p.is_file()
+            }
+            manifest = {"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files, "parts": digests_of(parts or {})}
+            write_text(temporary / MANIFEST, json.dumps(manifest))
+            if final.exists():  # the old one is out of the way in an instant, and its files are removed when the new one stands
+                replaced = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{key[:12]}."))
+                final.rename(replaced)
+                try:
+                    temporary.rename(final)
+                except OSError:
+                    replaced.rename(final)
+                    raise
+                shutil.rmtree(replaced)
+            else:
+                temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return final

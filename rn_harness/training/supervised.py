@@ -1,0 +1,210 @@
+"""Supervised steps on a handful of texts. Floor 2 (adapters): knows torch, no trainer.
+
+An attack's texts are few: each step is on all of them, so that there are no batches, no order and no schedule to state. A
+defense's are many, and each step has its own. The loss is the mean over the tokens of the answers, those of the prompts not
+counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.spec.errors import TrainingError
+
+if TYPE_CHECKING:
+    from rn_harness.models.language_model import LanguageModel
+    from rn_harness.spec.defense_recipe import OptimizerName
+    from rn_harness.spec.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text to learn, or to unlearn; in memory only.
+
+    Attributes:
+        prompt: of the user.
+        text: what the model is to answer.
+        whole: the answer ends there; else it is only its beginning.
+    """
+
+    prompt: Prompt
+    text: str
+    whole: bool = True
+
+    def __repr__(self) -> str:
+        """No text."""
+        return f"Example({self.prompt.id})"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """One step: the gradient's norm before clipping, the mean token entropy in nats, the mean length in tokens."""
+
+    grad_norm: float
+    entropy: float
+    tokens: float
+
+
+def make_optimizer(name: OptimizerName, parameters: Iterable[Any], learning_rate: float) -> Any:
+    """Torch's optimizer of this name, as ``suite.OptimizerName`` says."""
+    from torch import optim
+
+    if name == "adamw":
+        return optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    if name == "adafactor":
+        return optim.Adafactor(parameters, lr=learning_rate, weight_decay=0.0)
+    if name == "rprop":
+        return optim.Rprop(parameters, lr=learning_rate)
+    return optim.SGD(parameters, lr=learning_rate, momentum=0.9 if name == "momentum" else 0.0)
+
+
+def teach(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    learning_rate: float,
+    max_grad_norm: float,
+    unlearn: bool = False,
+    optimizer: OptimizerName = "adamw",
+    after: Callable[[int, Diagnostics], None] | None = None,
+) -> dict[str, Any]:
+    """Trains what the model is armed with to give these answers: ``loss = -mean_t log p(y_t | x, y_<t)``.
+
+    Args:
+        model: armed.
+        examples: all of them in each step.
+        steps: optimizer steps.
+        learning_rate: constant.
+        max_grad_norm: gradients are clipped to it.
+        unlearn: the sign is turned: the answers become less probable.
+        optimizer: that takes the steps.
+        after: told of each step.
+
+    Returns:
+        The settings, for the record, but for the number of steps.
+
+    Raises:
+        TrainingError: there are no examples, or a gradient is not finite.
+    """
+    if not examples:
+        raise TrainingError(f"supervised steps take examples, got none for {steps} steps; name at least one")
+    batch = batch_of(model, examples)
+    parameters = list(model.trained.values())
+    stepper = make_optimizer(optimizer, parameters, learning_rate)
+    was_training = model.network.training
+    model.network.train()
+    for step in range(1, steps + 1):
+        logp_NV, loss = batch.loss(model.network)
+        (-loss if unlearn else loss).backward()
+        norm = take_step(stepper, parameters, max_grad_norm, step)
+        if after is not None:
+            after(step, batch.diagnostics(logp_NV, norm))
+    model.network.train(was_training)
+    return {
+        **engine(optimizer),
+        "learning_rate": learning_rate,
+        "examples": len(examples),
+        "max_grad_norm": max_grad_norm,
+        "unlearn": unlearn,
+    }
+
+
+def learn(
+    model: LanguageModel,
+    steps: Sequence[Sequence[Example]],
+    *,
+    learning_rate: Callable[[int], float],
+    max_grad_norm: float,
+    after: Callable[[int], None],
+) -> dict[str, Any]:
+    """Trains what the model is armed with by AdamW on texts of which each step has its own.
+
+    Args:
+        model: armed.
+        steps: the texts of each step.
+        learning_rate: of a step, from 1 on.
+        max_grad_norm: gradients are clipped to it.
+        after: told of each step.
+
+    Returns:
+        The settings, for the record, but for what the recipe says.
+
+    Raises:
+        TrainingError: a gradient is not finite.
+    """
+    parameters = list(model.trained.values())
+    stepper = make_optimizer("adamw", parameters, learning_rate(1))
+    was_training = model.network.training
+    for step, examples in enumerate(steps, 1):
+        for group in stepper.param_groups:
+            group["lr"] = learning_rate(step)
+        model.network.train()
+        batch_of(model, examples).loss(model.network)[1].backward()
+        take_step(stepper, parameters, max_grad_norm, step)
+        model.network.train(was_training)
+        after(step)
+    return {**engine("adamw"), "max_grad_norm": max_grad_norm}
+
+
+def engine(optimizer: OptimizerName) -> dict[str, Any]:
+    """What takes the steps, for the record."""
+    import torch
+
+    return {"engine": f"torch {torch.__version__}", "optim": f"{optimizer}_torch"}
+
+
+def take_step(optimizer: Any, parameters: Sequence[Any], max_grad_norm: float, step: int) -> float:
+    """Clips the gradients, steps, clears them; the norm before clipping.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    import torch
+
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not math.isfinite(norm):
+        raise TrainingError(f"gradients must be finite, got grad_norm={norm} at supervised step {step}; lower the learning rate")
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts as the network sees them: token ids (B, T) padded on the right, their mask, and which are to be learned."""
+
+    ids: Any
+    mask: Any
+    target: Any
+
+    def loss(self, network: Any) -> tuple[Any, Any]:
+        """Log-probabilities (N, V) at the N tokens to be learned, and the mean of -log p over those."""
+        wanted = self.target[:, 1:]
+        logits_BTV = network(input_ids=self.ids, attention_mask=self.mask).logits[:, :-1]
+        logp_NV = logits_BTV[wanted].float().log_softmax(-1)
+        return logp_NV, -logp_NV.gather(1, self.ids[:, 1:][wanted][:, None]).mean()
+
+    def diagnostics(self, logp_NV: Any, norm: float) -> Diagnostics:
+        """Of a step on them."""
+        logp_NV = logp_NV.detach()
+        entropy = float(-(logp_NV.exp() * logp_NV).sum(-1).mean())
+        return Diagnostics(norm, entropy, float(self.target.sum(1).float().mean()))
+
+
+def batch_of(model: LanguageModel, examples: Sequence[Example]) -> Batch:
+    """These texts, tokenized and padded."""
+    import torch
+
+    pairs = [(model.prompt_ids(e.prompt), model.answer_ids(e.text, whole=e.whole)) for e in examples]
+    width = max(len(head) + len(tail) for head, tail in pairs)
+    pad = model.tokenizer.pad_token_id
+    rows = [(h, t, width - len(h) - len(t)) for h, t in pairs]
+    device = model.network.device
+    ids = torch.tensor([[*h, *t, *[pad] * n] for h, t, n in rows], device=device)
+    mask = torch.tensor([[1] * (width - n) + [0] * n for _, _, n in rows], device=device)
+    target = torch.tensor([[False] * len(h) + [True] * len(t) + [False] * n for h, t, n in rows], device=device)
+    return Batch(ids, mask, target)

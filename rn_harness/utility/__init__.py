@@ -1,0 +1,4 @@
+"""The cost of a defense on benign work.
+
+It must not decide a verdict.
+"""

@@ -1,0 +1,265 @@
+"""Pairwise preference: certifying a judge for it, and asking it about two models.
+
+Texts of answers live inside these functions and are given to the judge alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from rn_harness.judges.pairs import LabelledPair, PairSet
+from rn_harness.models.candidate import Candidate
+from rn_harness.spec.errors import JudgeError, SuiteError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import SUITE_FILE, load_suite
+from rn_harness.spec.wording import is_refusal
+from rn_harness.verdict.preference import (
+    BothOrders,
+    ComparedPair,
+    Comparison,
+    LabelledLooks,
+    Preference,
+    PreferenceBounds,
+    PreferenceCertificate,
+    certificate_lines,
+    compare,
+    comparison_lines,
+    non_inferiority,
+    shortcomings,
+    tabulate,
+)
+
+if TYPE_CHECKING:
+    from rn_harness.judges.preference import PreferenceJudge
+    from rn_harness.models.language_model import Completion
+    from rn_harness.utility.tasks import Defended
+
+OTHER_BATCH = 7
+"""Pairs of one call in the second look, so that each stands in another batch than before."""
+INSTRUCTION_TOKENS = 512
+"""Limit of an answer to an instruction that comes with no policy."""
+MAX_INSTRUCTION = 24_000
+"""Characters, as many as a judge reads of an answer."""
+
+
+class Instruction(Prompt):
+    """A prompt of a file of instructions, which may be longer than a suite's."""
+
+    text: Annotated[str, Field(max_length=MAX_INSTRUCTION, pattern=r"\S")]
+
+
+def certify_preference(
+    judge: PreferenceJudge, pairs: PairSet, source: Literal["inert", "labels"] = "inert"
+) -> PreferenceCertificate:
+    """Asks a judge about labelled pairs in both orders, twice: again backwards, in other batches.
+
+    Args:
+        judge: any.
+        pairs: of which it is known which answer is better.
+        source: whether they are inert ones or a lab's own labels.
+    """
+    once = _show(judge, pairs.pairs)
+    backwards = list(reversed(pairs.pairs))
+    batches = [backwards[at : at + OTHER_BATCH] for at in range(0, len(backwards), OTHER_BATCH)]
+    again = [both for batch in batches for both in _show(judge, batch)]
+    scores = tuple(
+        LabelledLooks(pair_id=p.id, kind=p.kind, characters=(len(p.better), len(p.worse)), looks=(one, other))
+        for p, one, other in zip(pairs.pairs, once, reversed(again), strict=True)
+    )
+    return PreferenceCertificate(
+        judge=judge.name,
+        digest=judge.digest,
+        source=source,
+        pairs_digest=pairs.digest,
+        scores=scores,
+        table=tabulate(scores),
+    )
+
+
+def _show(judge: PreferenceJudge, pairs: Sequence[LabelledPair]) -> list[BothOrders]:
+    return in_both_orders(judge, [p.prompt for p in pairs], [p.better for p in pairs], [p.worse for p in pairs])
+
+
+def in_both_orders(
+    judge: PreferenceJudge, prompts: Sequence[Prompt], ones: Sequence[str], others: Sequence[str]
+) -> list[BothOrders]:
+    """What a judge says of B pairs; which order a pair is shown in first is drawn by its request.
+
+    A judge that changes over a call, or goes by a row's place in it, is then no better for one of the models.
+    """
+    turned = [int(hashlib.sha256(p.text.encode()).hexdigest(), 16) % 2 == 1 for p in prompts]
+
+    def prefer(*, again: bool) -> list[Preference]:
+        swapped = [turns is not again for turns in turned]
+        rows = list(zip(swapped, ones, others, strict=True))
+        firsts = [other if swap else one for swap, one, other in rows]
+        return judge.prefer(prompts, firsts, [one if swap else other for swap, one, other in rows])
+
+    looks = zip(turned, prefer(again=False), prefer(again=True), strict=True)
+    return [BothOrders(forward=b, backward=a) if turns else BothOrders(forward=a, backward=b) for turns, a, b in looks]
+
+
+def read_prompts(path: Path, recipe: Sequence[str]) -> tuple[tuple[Prompt, ...], int]:
+    """Benign prompts, and the limit of answers to them in tokens.
+
+    Args:
+        path: a suite's folder, whose benign prompts and policy are taken, or a JSON file: a list of objects with
+            ``instruction``, as AlpacaEval's; whatever else they hold is not read.
+        recipe: what the candidate's profile declares.
+
+    Raises:
+        SuiteError: it is neither.
+    """
+    if (path / SUITE_FILE).is_file():
+        suite = load_suite(path, recipe=recipe)
+        return suite.prompts["benign"], suite.policy.max_completion_tokens
+    if not path.is_file():
+        raise SuiteError(
+            f"prompts are a suite's folder or a JSON file, got {path}, which is neither; name a folder with {SUITE_FILE}"
+        )
+    try:
+        rows = TypeAdapter(list[dict[str, object]]).validate_json(path.read_bytes())
+        prompts = tuple(
+            Instruction.model_validate(
+                {
+                    "id": f"instruction-{i:04d}",
+                    "topic": " ".join(str(row["instruction"]).split())[:120],
+                    "text": row["instruction"],
+                }
+            )
+            for i, row in enumerate(rows)
+        )
+    except (ValidationError, KeyError) as error:
+        raise SuiteError(
+            f"{path}: must be a list of objects with instruction, a text of at most {MAX_INSTRUCTION} characters, got "
+            f"{type(error).__name__}; correct the file"
+        ) from None
+    if not prompts:
+        raise SuiteError(f"{path}: must hold instructions, got none; add some")
+    return prompts, INSTRUCTION_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, and whom.
+
+    Attributes:
+        judge: of preference.
+        prompts: K benign ones, which both models answer.
+        max_tokens: limit of each answer.
+        labels: a lab's own pairs, on which the judge is certified too; None: there are none.
+        margin: share of the prompts that may be lost on balance.
+    """
+
+    judge: PreferenceJudge
+    prompts: tuple[Prompt, ...]
+    max_tokens: int
+    labels: PairSet | None = None
+    margin: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of it.
+
+    Attributes:
+        certificates: of the judge, on the inert pairs and on a lab's own.
+        shortcomings: why it is not certified; empty: it is.
+        comparison: None where it is not.
+        question: what was asked.
+    """
+
+    certificates: tuple[PreferenceCertificate, ...]
+    shortcomings: tuple[str, ...]
+    comparison: Comparison | None
+    question: Question
+
+
+def certificates_of(judge: PreferenceJudge, labels: PairSet | None) -> tuple[tuple[PreferenceCertificate, ...], tuple[str, ...]]:
+    """A judge's certificates for preference, and where it stays below the bounds.
+
+    Raises:
+        JudgeError: it cannot be asked.
+    """
+    judge.check([p.prompt for p in (*judge.pairs.pairs, *(labels.pairs if labels else ()))])
+    found = [certify_preference(judge, judge.pairs)]
+    if labels:
+        found.append(certify_preference(judge, labels, "labels"))
+    return tuple(found), tuple(phrase for c in found for phrase in shortcomings(c, PreferenceBounds()))
+
+
+def measure_preference(candidate: Candidate, defended: Defended, question: Question) -> Answer:
+    """Certifies a judge, and asks it which model's greedy answer it prefers to each prompt.
+
+    The same texts are a tie, and nobody is asked. A judge that is not certified is not asked at all.
+
+    Args:
+        candidate: undefended.
+        defended: the same, defended.
+        question: what is asked, and whom.
+
+    Raises:
+        JudgeError: the judge's weights are those of one of the models, or it cannot be asked.
+    """
+    judge, prompts = question.judge, question.prompts
+    if judge.weights_digest in {candidate.weights_digest, defended.base.weights_digest}:
+        raise JudgeError(f"a judge must be another model than those that it compares, got judge={judge.name}; name another")
+    judge.check(prompts)
+    certificates, below = certificates_of(judge, question.labels)
+    if below:
+        return Answer(certificates, below, None, question)
+    before = _greedy(candidate, None, prompts, question.max_tokens)
+    after = _greedy(candidate, defended, prompts, question.max_tokens)
+    differ = [i for i in range(len(prompts)) if before[i].text != after[i].text]
+    looks = in_both_orders(judge, [prompts[i] for i in differ], [after[i].text for i in differ], [before[i].text for i in differ])
+    by_prompt = dict(zip(differ, looks, strict=True))
+    pairs = [
+        ComparedPair(
+            prompt_id=p.id,
+            characters=(len(before[i].text), len(after[i].text)),
+            refusals=(is_refusal(before[i].text), is_refusal(after[i].text)),
+            truncated=(before[i].truncated, after[i].truncated),
+            looks=by_prompt.get(i),
+        )
+        for i, p in enumerate(prompts)
+    ]
+    return Answer(certificates, (), compare(pairs), question)
+
+
+def _greedy(candidate: Candidate, defended: Defended | None, prompts: Sequence[Prompt], max_tokens: int) -> list[Completion]:
+    """One greedy answer to each prompt; the model is gone when it is done."""
+    model = defended.load() if defended else candidate.load()
+    return [answer for (answer,) in model.complete(prompts, n=1, temperature=None, max_tokens=max_tokens)]
+
+
+def answer_lines(answer: Answer) -> list[str]:
+    """What came of it, for people."""
+    lines = [line for certificate in answer.certificates for line in certificate_lines(certificate)]
+    if answer.comparison is None:
+        return [*lines, f"not certified for preference, so that there is no number: {'; '.join(answer.shortcomings)}"]
+    return [*lines, "certified for preference", *comparison_lines(answer.comparison, answer.question.margin)]
+
+
+def answer_document(answer: Answer) -> dict[str, Any]:
+    """The same for machines; no text of any answer."""
+    found, question = answer.comparison, answer.question
+    outcome, why = non_inferiority(found, question.margin) if found else (None, None)
+    prompts = json.dumps([p.model_dump(mode="json") for p in question.prompts], sort_keys=True)
+    return {
+        "prompts": {"count": len(question.prompts), "sha256": hashlib.sha256(prompts.encode()).hexdigest()},
+        "max_tokens": question.max_tokens,
+        "certified": not answer.shortcomings,
+        "shortcomings": list(answer.shortcomings),
+        "certificates": [c.model_dump(mode="json") for c in answer.certificates],
+        "margin": question.margin,
+        "outcome": outcome,
+        "why": why,
+        "comparison": found.model_dump(mode="json") if found else None,
+    }

@@ -1,0 +1,208 @@
+"""Intervals, bounds, tests and agreement. Floor 1 (pure); scipy does the statistics."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+from rn_harness.records.base import Interval, MeanInterval
+
+RESAMPLES = 2000
+"""Bootstrap resamples: the 95 % quantile of so many moves by well under a tenth of the spread."""
+
+
+@functools.lru_cache(maxsize=4096)  # the same few intervals stand in hundreds of checkpoints, and scipy is slow
+def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> Interval:
+    """A share with its exact two-sided interval (Clopper and Pearson 1934), by scipy.
+
+    Args:
+        count: successes, 0 to ``total``.
+        total: trials; 0 gives the interval 0 to 1: nothing is known.
+
+    Raises:
+        ValueError: ``count`` is not within 0 and ``total``.
+    """
+    _check_count(count, total)
+    if total == 0:
+        return Interval(count=0, total=0, share=0.0, low=0.0, high=1.0)
+    from scipy.stats import binomtest
+
+    bounds = binomtest(count, total).proportion_ci(confidence, method="exact")
+    return Interval(count=count, total=total, share=count / total, low=float(bounds.low), high=float(bounds.high))
+
+
+@functools.lru_cache(maxsize=4096)
+def upper_bound(count: int, total: int, confidence: float = 0.95) -> float:
+    """One-sided upper bound of a rate (Clopper and Pearson 1934): at it, so few events have a probability of ``1 - confidence``.
+
+    Args:
+        count: events, 0 to ``total``.
+        total: independent trials; 0 gives 1: nothing is known. 0 of 20 bounds the rate below 0.139, and no lower.
+
+    Raises:
+        ValueError: ``count`` is not within 0 and ``total``.
+    """
+    _check_count(count, total)
+    if total == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(count, total, alternative="less").proportion_ci(confidence, method="exact").high)
+
+
+def clustered_upper_bound(counts_by_prompt: Sequence[tuple[int, int]], confidence: float = 0.95, seed: int = 0) -> float:
+    """One-sided upper bound of a share of samples, where the samples of one prompt are alike: bootstrap over prompts.
+
+    Prompts are drawn with replacement, each with all of its samples; the bootstrap's bound is the ``confidence`` quantile of
+    the share (scipy, percentile method). It cannot see what never happened: without an event it says 0, and with few
+    prompts hit too little (at 20 prompts it covers the truth in 62 to 92 % instead of 95 %). So the bound is never below
+    the exact one that takes each prompt as one trial, with its own share of events as what came of it: the beta quantile of
+    Clopper and Pearson at the sum of those shares. Without an event that is the bound over prompts.
+
+    Args:
+        counts_by_prompt: (events, samples) of each prompt.
+        confidence: of the bound.
+        seed: of the resampling; the same seed gives the same bound.
+
+    Returns:
+        A share of the samples, 0 to 1; 1 if there are none.
+
+    Raises:
+        ValueError: events are not within 0 and the samples.
+    """
+    for count, total in counts_by_prompt:
+        _check_count(count, total)
+    measured = sorted((count, total) for count, total in counts_by_prompt if total)  # the order of prompts means nothing
+    if not measured:
+        return 1.0
+    import numpy as np
+    from scipy.stats import beta, bootstrap
+
+    n = len(measured)
+    breached = sum(count / total for count, total in measured)
+    exact = 1.0 if breached >= n else float(beta.ppf(confidence, breached + 1.0, n - breached))
+    if n < 2 or breached == 0.0:
+        return exact
+    events, samples = (np.array(column, dtype=float) for column in zip(*measured, strict=True))
+    resampled = bootstrap(
+        (events, samples),
+        lambda e, s, axis: e.sum(axis=axis) / s.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=confidence,
+        alternative="less",
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return max(exact, float(resampled.confidence_interval.high))
+
+
+def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> MeanInterval:
+    """Mean of differences of two shares with its two-sided interval by Student's t (scipy).
+
+    It needs no random numbers, so that a record can be checked. Where all differences are equal it is that number alone: like a
+    bootstrap it cannot know what was never seen (``upper_bound`` of none says how much that may be).
+
+    Args:
+        differences: -1 to 1, one for each prompt.
+        confidence: of the interval.
+
+    Returns:
+        -1 to 1 as the interval of a single difference: nothing is known. Its ends stay within -1 and 1.
+
+    Raises:
+        ValueError: there are no differences.
+    """
+    n = len(differences)
+    if n == 0:
+        raise ValueError("a mean is of numbers, got differences=(); measure some")
+    mean = sum(differences) / n
+    if n == 1:
+        return MeanInterval(mean=mean, low=-1.0, high=1.0)
+    from scipy.stats import t
+
+    error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    half = error * float(t.ppf((1.0 + confidence) / 2, n - 1))
+    return MeanInterval(mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half))
+
+
+def excess_p(count: int, total: int, rate: float) -> float:
+    """How often chance gives ``count`` or more events in ``total`` trials at this ``rate``: exact one-sided binomial test.
+
+    Args:
+        count: events, 0 to ``total``.
+        total: independent trials; 0 gives 1: nothing speaks against the rate.
+        rate: of the null hypothesis, 0 to 1. At 0 any event has a probability of 0.
+
+    Raises:
+        ValueError: ``count`` is not within 0 and ``total``, or ``rate`` not within 0 and 1.
+    """
+    _check_count(count, total)
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"a rate lies within 0 and 1, got rate={rate}; give the rate that is expected")
+    if total == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(count, total, rate, alternative="greater").pvalue)
+
+
+def weighted_kappa(expected: Sequence[int], given: Sequence[int], bands: int) -> float | None:
+    """Quadratic-weighted kappa (Cohen 1968) of the bands given with the bands expected.
+
+    ``1 - sum (e - g)^2 / mean over all pairings of sum (e - g')^2``: 1 is full agreement, 0 is what the same bands in random
+    order would give, below 0 is worse.
+
+    Args:
+        expected, given: bands, 0 to ``bands - 1``, item by item.
+        bands: how many there are.
+
+    Returns:
+        None where it is undefined: no items, or both sides say one and the same band throughout.
+
+    Raises:
+        ValueError: the lengths differ, or a band is out of range.
+    """
+    if len(expected) != len(given):
+        raise ValueError(f"each item has two bands, got len(expected)={len(expected)} and len(given)={len(given)}; pair them")
+    outside = sorted({band for band in (*expected, *given) if not 0 <= band < bands})
+    if outside:
+        raise ValueError(f"bands go from 0 to {bands - 1}, got {outside}; give bands={max(outside) + 1} or correct them")
+    n = len(expected)
+    by_chance = sum((e - g) ** 2 for e in expected for g in given)
+    if by_chance == 0:
+        return None
+    return 1.0 - n * sum((e - g) ** 2 for e, g in zip(expected, given, strict=True)) / by_chance
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties at their mean rank, by scipy.
+
+    Returns:
+        -1 to 1; None where it is undefined: fewer than two items, or one side is constant.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"each item has two values, got len(a)={len(a)} and len(b)={len(b)}; pair them")
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return None
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).statistic)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Population standard deviation; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+
+
+def _check_count(count: int, total: int) -> None:
+    if not 0 <= count <= total:
+        raise ValueError(f"a count lies within 0 and its total, got count={count} total={total}; count again")
