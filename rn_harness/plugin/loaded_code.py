@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pytest
 
 CONFTEST = "conftest.py"
-OURS = Path(__file__).resolve().parent
+OURS = Path(__file__).resolve().parents[1]
 CHECKS = ("rn_harness", "rn_harness.plugin.checks")
 
 

@@ -140,3 +140,8 @@ def test_a_digest_is_no_name() -> None:
     posing = LoadedCode(kind="module", name=MINE.sha256, sha256="9" * 64)
     assert unlisted([posing], [MINE.sha256]) != []
     assert unlisted([MINE], [MINE.sha256]) == []
+
+
+def test_the_harness_is_no_code_of_others(tmp_path: Path) -> None:
+    """No module of the package is recorded, from whatever room."""
+    assert [code.name for code in loaded_code(a_config(tmp_path), ()) if "rn_harness/" in code.name] == []
