@@ -72,7 +72,8 @@ def test_a_process_that_fails_ends_the_run(workspace):
         broken="""
         import os
         import pytest
-        from rn_harness import attack, plugin
+        from rn_harness.attacks import loop as attack
+        from rn_harness.plugin import hooks as plugin
 
         plugin.GRACE_S = 1
         measure = attack.look

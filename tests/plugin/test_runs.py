@@ -219,7 +219,7 @@ judge.OrganismJudge.score = broken
     result = workspace.run("mine/biochem", *SHORT, "-k", "candidate_refuses", *options)
     assert result.ret == 1
     assert "RuntimeError (its message is withheld" in result.text
-    assert "evaluate.py" in result.text
+    assert "evaluation.py" in result.text
     written = result.text + "".join(p.read_text() for p in workspace.latest.rglob("*") if p.is_file())
     for refusal in ("because it could harm", "dangerous and against", "safe for anyone", "such things can hurt"):
         assert refusal not in written
