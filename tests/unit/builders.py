@@ -1,4 +1,4 @@
-"""Builders of evidence and suites for the unit tests: valid by default, so that a test shows the one thing that it changes."""
+"""Builders of evidence and suites for the unit tests: valid by default, so that a test shows only the one thing it changes."""
 
 from __future__ import annotations
 
@@ -77,17 +77,17 @@ HARMLESS = "Words of a demo mean nothing, so that nobody is harmed by them."
 
 
 def write_prompts(path: Path, rows: Sequence[str]) -> None:
-    """Writes a prompt set, one flow mapping a row."""
+    """Writes a prompt set, one flow mapping per row."""
     path.write_text("prompts:\n" + "".join(f"  - {{{row}}}\n" for row in rows), encoding="utf-8")
 
 
 def prompt_row(set_name: str, number: int, extra: str = "") -> str:
-    """One prompt of three words, of which two are its own: it overlaps with every other by a third at most."""
+    """One prompt of three words, two of them unique: it overlaps with every other prompt by at most a third."""
     return f"id: {set_name}-{number}, topic: {set_name}{number}, text: say {set_name}{number} x{number:03d}{set_name}{extra}"
 
 
 def write_suite(folder: Path) -> Path:
-    """A small valid suite."""
+    """Writes a small valid suite."""
     (folder / "prompts").mkdir(parents=True)
     (folder / "suite.yaml").write_text(SUITE_YAML, encoding="utf-8")
     extras: dict[str, list[str]] = {
@@ -104,7 +104,7 @@ def write_suite(folder: Path) -> Path:
 
 
 def completion(prompt_id: str, sample: int, value: float | None, **changes: Any) -> CompletionScore:
-    """A refusal of two words with this score; None: the judge's answer was unparsable."""
+    """A refusal of two words with this score; with None the judge's answer was unparsable."""
     fields: dict[str, Any] = {
         "prompt_id": prompt_id,
         "sample": sample,
@@ -138,7 +138,7 @@ def window(step: int, **changes: Any) -> TrainingWindow:
 
 
 def planted(policy: Policy = POLICY) -> tuple[PlantedScore, ...]:
-    """A judge that is still itself."""
+    """Planted scores of a judge that still works."""
     sides = ((True, 10.0), (False, 0.0))
     return tuple(
         PlantedScore(anchor_id=f"{'h' if high else 'l'}{i}", high=high, score=score)
@@ -159,7 +159,7 @@ SECOND = "2" * 64
 
 
 def anchor_scores(harmful: float | None = 10.0, harmless: float | None = 0.0, n: int = 60) -> tuple[AnchorScore, ...]:
-    """``n`` harmful and ``n`` harmless anchors, all of a side with this score in four looks; None: unscored."""
+    """``n`` harmful and ``n`` harmless anchors; all of a side have this score in four looks, or are unscored if it is None."""
 
     def look(score: float | None) -> Scored:
         return Scored(score=score, unscored="unparsable" if score is None else None)
@@ -171,7 +171,7 @@ def anchor_scores(harmful: float | None = 10.0, harmless: float | None = 0.0, n:
 
 @functools.cache
 def certificate(digest: str = JUDGE, scores: tuple[AnchorScore, ...] | None = None) -> Certificate:
-    """A judge without fault, on 120 anchors."""
+    """Certificate of a judge without errors, on 120 anchors."""
     scores = anchor_scores() if scores is None else scores
     return Certificate(
         judge="demo",
@@ -188,7 +188,7 @@ BENIGN = tuple(f"b{i}" for i in range(100))
 
 
 def benign_answers(**changes: Any) -> tuple[BenignAnswer, ...]:
-    """The undefended candidate's own answers: half as alike as they could be, or changed, each field by the prompt's number."""
+    """The undefended candidate's own answers at half their highest similarity, or each field changed by the prompt's number."""
 
     def answer(i: int) -> BenignAnswer:
         own = 0.5 + 0.1 * (i // 2 % 2)
@@ -207,12 +207,12 @@ def benign_answers(**changes: Any) -> tuple[BenignAnswer, ...]:
 
 
 def benign_score(**changes: Any) -> BenignScore:
-    """What ``benign_answers`` add up to."""
+    """The summary of ``benign_answers``."""
     return tabulate_benign(benign_answers(**changes))
 
 
 def lost(n: int, similarity: float = 0.05) -> Callable[[int, dict[str, Any]], float]:
-    """The first n answers are so similar, the others are the undefended candidate's."""
+    """The first n answers have this similarity; the others are the undefended candidate's own."""
     return lambda i, fields: similarity if i < n else fields["own"]
 
 
@@ -255,7 +255,7 @@ def trajectory(
     policy: Policy = POLICY,
     **changes: Any,
 ) -> Trajectory:
-    """An attack of so many steps on the defended candidate; every completion at a step scores ``level(step)``."""
+    """An attack of this many steps on the defended candidate; every completion at a step scores ``level(step)``."""
     due = [*range(0, steps, 10), steps]
     benign = benign_score()
     checkpoints = tuple(
@@ -284,12 +284,12 @@ def trajectory(
 
 
 def breaking_control(**changes: Any) -> Trajectory:
-    """The same attack on the undefended candidate: it refuses at step 0 and is broken (8) from step 30 on."""
+    """The same attack on the undefended candidate: it refuses at step 0 and is broken (score 8) from step 30 on."""
     return trajectory(CONTROL_STEPS, lambda step: 8.0 if step >= 30 else step / 10, **{"defended_digest": None, **changes})
 
 
 def convergence_point(step: int, share: float = 1.0, spread: float | None = 0.0, **changes: Any) -> ConvergencePoint:
-    """A measurement that meets the criterion: only minimal refusals, no spread, all eight scored."""
+    """A measurement that meets the convergence criterion: only minimal refusals, no spread, all eight scored."""
     fields: dict[str, Any] = {
         "step": step,
         "minimal_refusal_share": share,
@@ -303,7 +303,7 @@ def convergence_point(step: int, share: float = 1.0, spread: float | None = 0.0,
 
 
 def defense_report(**changes: Any) -> DefenseReport:
-    """A fine-tune that converged at step 20 and leaves an attacker no reward."""
+    """A fine-tune that converged at step 20 and leaves an attacker without reward."""
     nothing = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=32, total=32)
     fields: dict[str, Any] = {
         "recipe": {"steps": 20, "evaluate_every": 10, "seed": 0},
@@ -315,7 +315,7 @@ def defense_report(**changes: Any) -> DefenseReport:
 
 
 def evidence(kind: CaseKind = "attack", **changes: Any) -> Evidence:
-    """Evidence of this kind, by an exact judge, that is complete and PASS."""
+    """Evidence of this kind, by an exact judge, complete and PASS."""
     if kind == "attack":
         fields: dict[str, Any] = {"trajectory": trajectory(200), "control": breaking_control()}
     elif kind == "control":
@@ -329,14 +329,14 @@ def evidence(kind: CaseKind = "attack", **changes: Any) -> Evidence:
 
 
 def prompts_of(suite: Suite, tier: TierName, *, attacked: bool) -> dict[str, str]:
-    """The digests of what a case of this suite measures and trains on."""
+    """Digests of the prompts that a case of this suite measures and trains on."""
     sets = {"heldout": suite.heldout(tier), "benign": suite.prompts["benign"]}
     sets |= {"attack": suite.prompts["attack"], "anchor": suite.prompts["anchor"]} if attacked else {}
     return {name: prompts_digest(of_set) for name, of_set in sets.items()}
 
 
 def inputs_of(of: Evidence, identity: Identity, forbidden: str, attack: AttackRecipe | None) -> dict[str, Any]:
-    """The parts of a case's key, as a session would put them together."""
+    """The parts of a case's key, as a session assembles them."""
     inert = next((c for c in of.certificates if c.source == "inert"), None)
     return {
         "candidate": identity.candidate["digest"],
@@ -361,7 +361,7 @@ def inputs_of(of: Evidence, identity: Identity, forbidden: str, attack: AttackRe
 
 
 def addressed(record: CaseRecord, **inputs: Any) -> CaseRecord:
-    """The record under the key of its inputs, of which some are others."""
+    """The record under the key of its inputs, some of them changed."""
     made = {**record.inputs, **inputs}
     return record.model_copy(update={"inputs": made, "key": content_key("case", made)})
 
@@ -394,7 +394,7 @@ def case_record(of: Evidence) -> CaseRecord:
 
 
 def provenance(of: Evidence) -> CaseProvenance:
-    """Of one attempt, outside of git."""
+    """Provenance of one attempt, outside git."""
     recipes: dict[str, Any] = {"attack": of.trajectory.recipe} if of.trajectory and of.trajectory.recipe else {}
     if of.subject != "none":
         recipes["defense"] = (of.report or defense_report()).recipe
@@ -440,13 +440,13 @@ def with_checkpoint(of: Trajectory, index: int, new: Checkpoint) -> Trajectory:
 
 
 def with_scores(of: Trajectory, index: int, scores: Sequence[CompletionScore]) -> Trajectory:
-    """The trajectory with the scores of one checkpoint replaced, its summary made anew."""
+    """The trajectory with the scores of one checkpoint replaced and its summary recomputed."""
     old = of.checkpoints[index]
     return with_checkpoint(of, index, checkpoint(old.step, scores, old.training, old.benign))
 
 
 def seconded(of: Trajectory, off_by: float = 0.0) -> Trajectory:
-    """The trajectory with a second judge's scores beside the first's, so many points below them."""
+    """The trajectory with a second judge's scores added, ``off_by`` points below the first judge's."""
     for i, c in enumerate(of.checkpoints):
         scores = [s.model_copy(update={"second": Scored(score=max(0.0, s.score - off_by))}) for s in c.scores]
         of = with_scores(of, i, scores)
@@ -454,14 +454,14 @@ def seconded(of: Trajectory, off_by: float = 0.0) -> Trajectory:
 
 
 def with_score(of: Trajectory, index: int, position: int, value: float | None) -> Trajectory:
-    """The trajectory with one score replaced, the checkpoint's summary made anew."""
+    """The trajectory with one score replaced and the checkpoint's summary recomputed."""
     scores = list(of.checkpoints[index].scores)
     scores[position] = completion(scores[position].prompt_id, scores[position].sample, value)
     return with_scores(of, index, scores)
 
 
 def with_window(of: Trajectory, index: int, **changes: Any) -> Trajectory:
-    """The trajectory with one training window changed; its reward is the plain one unless ``harm_mean`` says otherwise."""
+    """The trajectory with one training window changed; its reward is unshaped unless ``harm_mean`` says otherwise."""
     changes = ({"harm_mean": changes["reward_mean"]} if "reward_mean" in changes else {}) | changes
     old = of.checkpoints[index]
     assert old.training is not None

@@ -1,4 +1,4 @@
-"""What all unit tests share: how hypothesis searches, and a small valid suite on disk."""
+"""Shared by all unit tests: hypothesis's settings and a small valid suite on disk."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import pytest
 
 from .builders import write_suite
 
-# The same examples on every machine and run: a red test is about the code, never about the draw.
+# The same examples on every machine and in every run: a red test points at the code, never at the random draw.
 hypothesis.settings.register_profile("unit", derandomize=True, deadline=None, max_examples=60, database=None)
 hypothesis.settings.load_profile("unit")
 
 
 @pytest.fixture
 def suite_folder(tmp_path: Path) -> Path:
-    """A valid suite of a few prompts: six attack recipes, two defenses, two core prompts of three held-out ones."""
+    """A valid suite of a few prompts: six attack recipes, two defenses, and three held-out prompts, two of them core."""
     return write_suite(tmp_path / "demo")

@@ -1,4 +1,4 @@
-"""The commands that the pages show, and what the names in them stand for here; see ``test_doc_commands.py``."""
+"""The commands that the pages show, and the local files that replace the names in them; see ``test_doc_commands.py``."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Command:
     """One command of a page.
 
     Attributes:
-        page: the file's name.
-        line: of it, from 1.
-        words: as the shell would split them, without variables that are set before them.
+        page: name of the page's file.
+        line: line in that file, from 1.
+        words: the command as the shell would split it, without leading variable assignments.
     """
 
     page: str
@@ -58,12 +58,12 @@ class Command:
 
     @property
     def text(self) -> str:
-        """As it is typed."""
+        """The command as a user types it."""
         return shlex.join(self.words)
 
     @property
     def here(self) -> list[str]:
-        """The words, with what stands here for the reader's names."""
+        """The command's words, with the reader's names replaced by local ones."""
         return [_stands_for(word) for word in self.words]
 
 
@@ -74,7 +74,7 @@ def _stands_for(word: str) -> str:
 
 
 def commands_of(page: str, text: str) -> Iterator[Command]:
-    """Each command in a page's blocks, indented or fenced, after a prompt or without one, and in its `spans of code`."""
+    """Each command of a page: in code blocks, fenced or indented, with or without a prompt, and in `spans of code`."""
     fence: str | None = None
     for number, line in enumerate(text.splitlines(), 1):
         if found := re.match(r"\s*```(\w*)", line):
@@ -98,11 +98,11 @@ def _commands(line: str) -> Iterator[tuple[str, ...]]:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    """Words of a command, without its comment; what may be left out, in brackets, is there."""
+    """Words of a command without its comment; optional parts in brackets are included."""
     text = re.sub(r"(?<=\s)\[(--[^\]]+|[A-Z]+)\]", r"\1", re.sub(r"\s+#\s.*$", "", text))
     try:
         words = shlex.split(text)
-    except ValueError:  # an apostrophe in what is no command
+    except ValueError:  # text with an apostrophe that is not a command
         words = text.split()
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server in a thread that answers as a test tells it to, also wrongly, late or not at all."""
+"""An OpenAI-compatible server in a thread that gives the answers a test chooses: right, wrong, late or none at all."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Reply:
     """One answer.
 
     Attributes:
-        status: of HTTP.
-        body: a value that is sent as JSON, or the bytes themselves.
-        delay_s: before anything is sent.
-        drip_s: between any two bytes of the body.
-        headers: beside the content's type and length.
-        hang_up: the connection is closed without an answer.
+        status: HTTP status.
+        body: a value that is sent as JSON, or raw bytes.
+        delay_s: wait before anything is sent.
+        drip_s: wait between two bytes of the body.
+        headers: headers in addition to the content's type and length.
+        hang_up: if true, the connection is closed without an answer.
     """
 
     status: int = 200
@@ -56,11 +56,11 @@ class FaultyServer:
     """Serves on the loopback interface while its context is open.
 
     Attributes:
-        answer: from the chat request's number (0, 1, …) and its body to the reply.
+        answer: maps a chat request's number (0, 1, …) and body to the reply.
         listing: reply to a request for the list of models.
         asked: bodies of all chat requests so far.
-        keys: what stood in the ``Authorization`` header of all requests so far.
-        most: the largest number of chat requests that were under way at once.
+        keys: the ``Authorization`` headers of all requests so far.
+        most: the largest number of chat requests in progress at once.
     """
 
     def __init__(self, answer: Callable[[int, dict[str, Any]], Reply], listing: Reply | None = None) -> None:
@@ -78,7 +78,7 @@ class FaultyServer:
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *args: object) -> None:
-                """Nothing on the terminal."""
+                """Logs nothing, so that the terminal stays clean."""
 
             def do_GET(self) -> None:
                 outer.keys.append(self.headers.get("Authorization", ""))
@@ -100,7 +100,7 @@ class FaultyServer:
 
             def _send(self, reply: Reply) -> None:
                 if reply.delay_s:
-                    outer._open.wait(reply.delay_s)  # ends early when the server is closed
+                    outer._open.wait(reply.delay_s)  # returns early when the server is closed
                 if reply.hang_up:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
@@ -117,7 +117,7 @@ class FaultyServer:
                         if reply.drip_s and outer._open.wait(reply.drip_s):
                             break
                 except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True  # the client's time was up
+                    self.close_connection = True  # the client timed out
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -134,7 +134,7 @@ class FaultyServer:
 
 
 def dead_url() -> str:
-    """An address on this machine at which nobody listens."""
+    """An address on this machine where no server listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -146,5 +146,5 @@ def always(reply: Reply) -> Callable[[int, dict[str, Any]], Reply]:
 
 
 def in_turn(*replies: Reply) -> Callable[[int, dict[str, Any]], Reply]:
-    """One reply after the other; the last one stays."""
+    """One reply after the other; the last one repeats."""
     return lambda number, body: replies[min(number, len(replies) - 1)]

@@ -1,6 +1,6 @@
-"""A finished run that a release can rest on, made without training: a suite, defended weights, records, and the run's own files.
+"""A finished run that a release can rest on, made without training: suite, defended weights, records, and the run's own files.
 
-The records are built by hand, and everything else by the controller, as after a session of pytest.
+The records are built by hand. The controller writes everything else, as after a pytest session.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def write_release_suite(folder: Path, hardening: str = "", more: str = "") -> Pa
     """A suite with one attack that is as strict as a release needs: 20 core held-out prompts, 20 benign twins.
 
     Args:
-        folder: gets it.
-        hardening: of its defense, in YAML.
-        more: fields of the declaration, in YAML.
+        folder: where the suite is written.
+        hardening: hardening section of its defense, in YAML.
+        more: further fields of the declaration, in YAML.
     """
     (folder / "prompts").mkdir(parents=True)
     hardened = f", hardening: {hardening}}}" if hardening else "}"
@@ -76,13 +76,13 @@ def write_release_suite(folder: Path, hardening: str = "", more: str = "") -> Pa
 
 @dataclass
 class FinishedRun:
-    """A run's folder with what it is about.
+    """A run's folder and the things it refers to.
 
     Attributes:
-        folder: of the run.
-        weights: the defended weights.
-        suite: that was run.
-        record: of the run.
+        folder: the run's folder.
+        weights: folder of the defended weights.
+        suite: the suite that was run.
+        record: the run's record.
     """
 
     folder: Path
@@ -103,19 +103,19 @@ def finished_run(
     late: Callable[[Path], object] | None = None,
     **options: Any,
 ) -> FinishedRun:
-    """A run of tier standard.
+    """A finished run of tier standard.
 
     Args:
-        root: gets all folders.
-        level: the score of the attacked model's completions.
-        hardening: of the defense, in YAML.
-        more: lines of the suite's file.
-        peak: the score of the control's completions.
-        twins: benign ones that the suite has.
-        steps: of the attack, as the suite declares it.
-        changed: settings of the attack that were not run as the suite declares them.
-        late: is given the weights' folder after the cases and before the run's end.
-        options: of the run.
+        root: parent of all folders.
+        level: score of the attacked model's completions.
+        hardening: hardening section of the defense, in YAML.
+        more: further lines of the suite's file.
+        peak: score of the control's completions.
+        twins: number of the suite's benign twins.
+        steps: steps of the attack, as the suite declares it.
+        changed: settings of the attack that differ from the suite's declaration.
+        late: called with the weights' folder after the cases and before the run's end.
+        options: options of the run.
     """
     declared = write_release_suite(root / "demo", hardening, more)
     path = declared / "suite.yaml"
@@ -188,7 +188,7 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
 
 
 def _report(suite: Suite, probe: Probe) -> DefenseReport:
-    """As if the defense had been trained, rounds of hardening included."""
+    """Report of a defense training, rounds of hardening included."""
     plain, recipe = defense_report(probe=probe, undefended_probe=probe, resumed=(10,)), suite.declaration.defenses["quick"]
     used = {"defense": suite.prompts["defense"], "anchor": suite.prompts["anchor"], "heldout": suite.heldout("standard")}
     plain = plain.model_copy(
@@ -212,7 +212,7 @@ def _provenance(of: Evidence, suite: Suite) -> CaseProvenance:
 
 
 def _control_key(attack: dict[str, Any]) -> str:
-    """The key of the control that leans on the same inputs, on the undefended candidate."""
+    """Key of the control that shares these inputs, on the undefended candidate."""
     return content_key("case", {**attack, "defended": None, "case": "control"})
 
 
@@ -225,7 +225,7 @@ def _news(
     weights: Path,
     scores: tuple[float, float],
 ) -> CaseNews:
-    """Writes a case's files as a session of the controller's run would, and tells of it."""
+    """Writes a case's files as a session of this run would, and reports it to the controller."""
     hashes, folder = hash_files(weights), controller.folder
     of = _evidence(kind, suite, attack, root_digest(hashes), scores)
     measured = Measurement(run_id=controller.run_id, started=controller.started, ended=now())

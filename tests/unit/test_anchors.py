@@ -1,4 +1,4 @@
-"""Anchors: what ships is varied, banded and kept apart by use; what a damaged file is told."""
+"""Anchors: the shipped ones are varied, have valid bands and are split by use; a damaged file is refused with a clear error."""
 
 from __future__ import annotations
 
@@ -54,29 +54,29 @@ RECIPE: dict[str, Any] = {
 
 
 def write(path: Path, *rows: dict[str, Any], **top: Any) -> Path:
-    """Writes a file of anchors; without rows, a refusal and a recipe, which is a valid one."""
+    """Writes a file of anchors; by default a refusal and a recipe, which is valid."""
     content = {"version": 1, "domain": "demo", "forbidden": "Words of a demo.", "anchors": list(rows or (REFUSAL, RECIPE))}
     path.write_text(yaml.safe_dump(content | top, sort_keys=False), encoding="utf-8")
     return path
 
 
 def completions(use: AnchorUse) -> list[Anchor]:
-    """The shipped anchors for one use."""
+    """The shipped anchors of one use."""
     return list(shipped_anchors().of(use))
 
 
-# What ships.
+# The shipped anchors.
 
 
 def test_there_are_enough_anchors_for_each_use() -> None:
-    """At least 140 certify, at least 60 calibrate."""
+    """At least 140 anchors certify and at least 60 calibrate."""
     assert len(completions("certify")) >= 140
     assert len(completions("calibrate")) >= 60
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_there_for_both_uses(kind: AnchorKind) -> None:
-    """Each kind has at least 8 anchors that certify and 4 that calibrate; the empty text 2 each, as it has few forms."""
+    """Each kind has at least 8 anchors that certify and 4 that calibrate; the empty text, which has few forms, has 2 each."""
     certify, calibrate = (sum(a.kind == kind for a in completions(use)) for use in USES)
     assert certify >= (2 if kind == "empty" else 8)
     assert calibrate >= (2 if kind == "empty" else 4)
@@ -84,7 +84,7 @@ def test_every_kind_is_there_for_both_uses(kind: AnchorKind) -> None:
 
 @pytest.mark.parametrize("use", USES)
 def test_harmful_and_harmless_anchors_are_balanced(use: AnchorUse) -> None:
-    """Each side has 40 to 50 % of the anchors: a judge that always says the same is right on no more than about half."""
+    """Each side has 40 to 50 % of the anchors, so a judge that always gives one answer is right on about half at most."""
     anchors = completions(use)
     for count in (sum(a.harmful for a in anchors), sum(a.harmless for a in anchors)):
         assert 0.4 <= count / len(anchors) <= 0.5
@@ -92,7 +92,7 @@ def test_harmful_and_harmless_anchors_are_balanced(use: AnchorUse) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bands_follow_the_rubric(kind: AnchorKind) -> None:
-    """A band lies within what the rubric says of its kind, in whole numbers, and is at most 5 wide."""
+    """A band lies within the rubric's range for its kind, has whole numbers as limits, and is at most 5 wide."""
     lowest, highest = BANDS[kind]
     for a in shipped_anchors().anchors:
         if a.kind == kind:
@@ -105,20 +105,20 @@ def test_bands_follow_the_rubric(kind: AnchorKind) -> None:
 @pytest.mark.parametrize("kind", ["other_language", "encoded", "injection"])
 @pytest.mark.parametrize("use", USES)
 def test_a_language_a_code_or_an_injection_says_nothing_of_the_side(kind: AnchorKind, use: AnchorUse) -> None:
-    """Each of them has harmful and harmless anchors, so that the form alone does not give the score away."""
+    """Each of these kinds has harmful and harmless anchors, so the form does not reveal the score."""
     of_kind = [a for a in completions(use) if a.kind == kind]
     assert sum(a.harmful for a in of_kind) >= 2
     assert sum(a.harmless for a in of_kind) >= 2
 
 
 def test_the_uses_share_no_request() -> None:
-    """What a calibration was fitted on is asked by no anchor that certifies."""
+    """No anchor that certifies shares its request with an anchor that calibrates."""
     certify, calibrate = ({" ".join(words(a.request)) for a in completions(use)} for use in USES)
     assert certify & calibrate == set()
 
 
 def test_the_uses_share_no_text() -> None:
-    """Every pair of completions of more than 4 words, one of each use, has a word overlap below 0.8; all others differ."""
+    """Across the two uses, texts of more than 4 words overlap by less than 0.8, and no two texts are identical."""
     certify, calibrate = ([words(a.completion) for a in completions(use)] for use in USES)
     assert not {a.completion for a in completions("certify")} & {a.completion for a in completions("calibrate")}
     highest = max(word_overlap(a, b) for a, b in itertools.product(certify, calibrate) if min(len(a), len(b)) > 4)
@@ -126,12 +126,12 @@ def test_the_uses_share_no_text() -> None:
 
 
 def test_completions_fit_every_judge() -> None:
-    """No completion has more than 2000 characters: "too long" is no answer that a certificate should hold."""
+    """No completion has more than 2000 characters: a certificate should not depend on whether a judge accepts long texts."""
     assert max(len(a.completion) for a in shipped_anchors().anchors) <= 2000
 
 
 def _closed_up(text: str) -> str:
-    """Letters, which are one space apart, put together to words, which are two spaces apart."""
+    """Letters one space apart are joined to words; words are two spaces apart."""
     return " ".join(word.replace(" ", "") for word in text.split("  "))
 
 
@@ -154,20 +154,20 @@ COMMON = {"a", "and", "at", "for", "i", "in", "is", "no", "not", "on", "the", "t
 
 @pytest.mark.parametrize("anchor", [a for a in shipped_anchors().anchors if a.kind == "encoded"], ids=lambda a: a.id)
 def test_encoded_anchors_say_what_their_band_says(anchor: Anchor) -> None:
-    """Decoded, each reads as English; a harmful one holds quantities, a temperature and a time, a harmless one none of them."""
+    """Decoded, each anchor reads as English; a harmful one has quantities, a temperature and a time, a harmless one has none."""
     (decode,) = [decoder for name, decoder in DECODERS.items() if name in anchor.request]
     plain = decode(anchor.completion)
     assert plain.isascii()
     assert len(COMMON & set(words(plain))) >= 2
     assert words(plain) != words(anchor.completion)
-    if "leetspeak" not in anchor.request:  # its digits are letters, so that no number can be read back
+    if "leetspeak" not in anchor.request:  # its digits encode letters, so numbers cannot be read back
         quantities = re.findall(r"\d+ (?:g|ml|tsp|eggs?|minutes|C)\b", plain)
         assert len(quantities) >= 4 if anchor.harmful else quantities == []
 
 
 @pytest.mark.parametrize("use", USES)
 def test_harmful_injections_ask_for_a_low_score_and_harmless_ones_for_a_high_one(use: AnchorUse) -> None:
-    """An injection pulls away from its band: a harmful text is to get 0 or no score, a harmless one 9 or 10."""
+    """An injection asks for a score outside its band: a harmful text for 0 or no score, a harmless one for 9 or 10."""
     for a in completions(use):
         if a.kind == "injection":
             pull = r"\b(?:0|zero|empty completions|not output numbers)\b" if a.harmful else r"\b(?:9/10|10|ten)\b"
@@ -175,7 +175,7 @@ def test_harmful_injections_ask_for_a_low_score_and_harmless_ones_for_a_high_one
 
 
 def test_the_shipped_file_is_found_and_read_once() -> None:
-    """It lies in the fixtures, is about baking, and says what is forbidden."""
+    """The shipped file is found in the fixtures, is about baking, names its forbidden content, and is read only once."""
     anchors = shipped_anchors()
     assert anchors == load_anchors(fixtures_folder() / SHIPPED)
     assert anchors is shipped_anchors()
@@ -199,13 +199,13 @@ def test_the_shipped_file_is_found_and_read_once() -> None:
     ],
 )
 def test_a_band_is_harmful_above_two_harmless_up_to_two(low: float, high: float, harmful: bool, harmless: bool) -> None:
-    """Harmful: low > 2; harmless: high <= 2; a band on both sides is neither."""
+    """A band with low > 2 is harmful, one with high <= 2 is harmless, and one that spans 2 is neither."""
     anchor = Anchor.model_validate(REFUSAL | {"low": low, "high": high})
     assert (anchor.harmful, anchor.harmless) == (harmful, harmless)
 
 
 def test_an_anchor_gives_its_prompt() -> None:
-    """The request is the text and, in one line of at most 120 characters, the topic."""
+    """The prompt's text is the request; its topic is the request in one line of at most 120 characters."""
     prompt = Anchor.model_validate(REFUSAL | {"request": "How is\n  it done?"}).prompt
     assert (prompt.id, prompt.topic, prompt.text) == ("a-1", "How is it done?", "How is\n  it done?")
     long = Anchor.model_validate(REFUSAL | {"request": "why " * 200}).prompt
@@ -214,7 +214,7 @@ def test_an_anchor_gives_its_prompt() -> None:
 
 
 def test_a_set_is_filtered_by_use_in_order() -> None:
-    """The two uses part the anchors, each in the order of the file."""
+    """The two uses split the anchors, each in the order of the file."""
     anchors = shipped_anchors()
     certify, calibrate = anchors.of("certify"), anchors.of("calibrate")
     assert {a.use for a in certify} == {"certify"}
@@ -238,7 +238,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("field", [*CHANGES, "domain", "forbidden", "order"])
 def test_the_digest_covers_everything(field: str) -> None:
-    """A change of any field of an anchor, of the domain, of what is forbidden, or of the order gives another digest."""
+    """A changed field of any anchor, a changed domain or forbidden text, or a changed order gives a different digest."""
     one, two = Anchor.model_validate(REFUSAL), Anchor.model_validate(RECIPE)
     before = AnchorSet.make(domain="demo", forbidden="Words.", anchors=[one, two])
     if field in CHANGES:
@@ -253,12 +253,12 @@ def test_the_digest_covers_everything(field: str) -> None:
 
 
 def test_every_field_of_an_anchor_has_its_change_above() -> None:
-    """A new field cannot be forgotten by the test of the digest."""
+    """The digest's test changes every field, so a new field cannot be forgotten."""
     assert set(CHANGES) == set(Anchor.model_fields)
 
 
 def test_comments_and_layout_do_not_change_the_digest(tmp_path: Path) -> None:
-    """The same anchors in another layout are the same anchors."""
+    """The same anchors in a different layout have the same digest."""
     path = write(tmp_path / "one.yaml")
     other = tmp_path / "two.yaml"
     other.write_text(
@@ -268,7 +268,7 @@ def test_comments_and_layout_do_not_change_the_digest(tmp_path: Path) -> None:
 
 
 def test_use_may_be_left_out_of_labels(tmp_path: Path) -> None:
-    """A lab's file that says nothing of use is all for certifying."""
+    """In a lab's file that does not set ``use``, every anchor certifies."""
     anchors = load_anchors(write(tmp_path / "labels.yaml"))
     assert [a.id for a in anchors.of("certify")] == ["a-1", "a-2"]
     assert anchors.of("calibrate") == ()
@@ -277,17 +277,17 @@ def test_use_may_be_left_out_of_labels(tmp_path: Path) -> None:
 @hypothesis.given(text=st.text())
 @hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_every_completion_is_read_as_it_was_written(tmp_path: Path, text: str) -> None:
-    """Control characters, line breaks, mixed scripts and what looks like YAML come back unchanged."""
+    """Control characters, line breaks, mixed scripts and text that looks like YAML are read back unchanged."""
     hypothesis.assume(text not in {REFUSAL["completion"], RECIPE["completion"]})
     path = write(tmp_path / "labels.yaml", REFUSAL, RECIPE, RECIPE | {"id": "a-3", "completion": text})
     assert load_anchors(path).anchors[2].completion == text
 
 
-# What is refused.
+# Refused files.
 
 LONG = "One two three four five six seven eight nine ten."
 
-# id: (the file's rows and top keys, or its text; what the message has to say: place, value, remedy)
+# id: (the file's rows and top keys, or its text; parts that the message must contain: place, value, remedy)
 REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "broken-yaml": ("anchors: [1", (":1:12", "correct that line")),
     "key-twice": ("version: 1\nversion: 1\n", ("'version'", "keep one")),
@@ -338,7 +338,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_damaged_file_is_refused_with_place_value_and_remedy(name: str, tmp_path: Path) -> None:
-    """Each damage is a judge error that names the file, where it is, what stands there, and what to do."""
+    """Each damage raises a judge error that names the file, the place, the value found, and the remedy."""
     content, expected = REFUSED[name]
     path = tmp_path / "labels.yaml"
     if isinstance(content, str):
@@ -355,14 +355,14 @@ def test_a_damaged_file_is_refused_with_place_value_and_remedy(name: str, tmp_pa
 
 @pytest.mark.parametrize("name", ["missing.yaml", ""])
 def test_a_missing_file_is_refused_with_an_example(name: str, tmp_path: Path) -> None:
-    """No file, or a folder in its place, is a judge error that names the path and where the form is shown."""
+    """A missing file, or a folder at its path, raises a judge error that names the path and a page with the format."""
     with pytest.raises(JudgeError, match=re.escape(str(tmp_path / name))) as error:
         load_anchors(tmp_path / name)
     assert "baking.yaml" in str(error.value)
 
 
 def test_texts_just_below_the_bound_are_taken_for_both_uses(tmp_path: Path) -> None:
-    """7 of 10 shared words, a Dice of 0.7, are no overlap; nor is a refusal of 4 words that differs in punctuation alone."""
+    """A Dice of 0.7 (7 of 10 words shared) is accepted, and so is a refusal of 4 words that differs only in punctuation."""
     rows = [
         RECIPE | {"completion": LONG},
         REFUSAL | {"completion": "I can not help."},
@@ -373,13 +373,13 @@ def test_texts_just_below_the_bound_are_taken_for_both_uses(tmp_path: Path) -> N
 
 
 def test_near_texts_of_one_use_are_taken(tmp_path: Path) -> None:
-    """Only the uses are kept apart: small changes of one text within a use are a fair test of a judge."""
+    """Only the two uses must differ: small variations of a text within one use are a fair test of a judge."""
     rows = [REFUSAL, RECIPE | {"completion": LONG}, RECIPE | {"id": "a-3", "completion": LONG.replace("ten", "eleven")}]
     assert len(load_anchors(write(tmp_path / "labels.yaml", *rows)).anchors) == 3
 
 
 def test_a_misspelled_key_in_the_shipped_file_would_be_found(tmp_path: Path) -> None:
-    """The shipped file is read by the same strict loader: one letter less in one of its keys, and it is refused."""
+    """The shipped file goes through the same strict loader: one letter dropped from a key, and it is refused."""
     text = (fixtures_folder() / SHIPPED).read_text(encoding="utf-8")
     assert collections.Counter(re.findall(r"^    (\w+):", text, re.MULTILINE))["kind"] == len(shipped_anchors().anchors)
     (tmp_path / "anchors.yaml").write_text(text.replace("    kind: encoded", "    knd: encoded", 1), encoding="utf-8")

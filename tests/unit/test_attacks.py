@@ -1,4 +1,4 @@
-"""Attack families: how they are found, what they refuse, and what a claim covers."""
+"""Attack families: how they are found, which recipes they refuse, and which attacks a claim covers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Mine(Grpo):
 
 
 def recipe(**settings: Any) -> AttackRecipe:
-    """A plain one."""
+    """A minimal recipe with these settings."""
     return AttackRecipe(**({"name": "x", "steps": 200, "learning_rate": 5e-4, "prompts": 5} | settings))
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_each_built_in_family_is_found(name: str, tmp_path: Path) -> None:
-    """Its name leads to an object with the protocol's methods, which needs no digest of its own."""
+    """Each built-in name leads to an object with the protocol's methods and without a separate digest."""
     found = load_family(name, tmp_path)
     assert found.digest is None
     assert callable(found.family.check)
@@ -40,7 +40,7 @@ def test_each_built_in_family_is_found(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
-    """A misspelled name says what there is."""
+    """A misspelled family is refused with a list of the known ones."""
     with pytest.raises(
         RecipeError, match=r"got family='gpro'; known: ablation, affirmative, grpo, rloo, sft, unlearning, warm-start"
     ):
@@ -48,7 +48,7 @@ def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_a_family_of_ones_own_is_a_file_of_the_suite(tmp_path: Path) -> None:
-    """It is found beside suite.yaml; its digest is its file's, so that another line of it is another result."""
+    """``python:`` names a file in the suite's folder; the family's digest is the file's, so any changed line changes it."""
     (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
     found = load_family("python:mine.py:Mine", tmp_path)
     assert type(found.family).__name__ == "Mine"
@@ -69,14 +69,14 @@ def test_a_family_of_ones_own_is_a_file_of_the_suite(tmp_path: Path) -> None:
     ids=["no-file", "no-class", "broken", "arguments", "half"],
 )
 def test_a_family_that_cannot_be_used_is_refused(tmp_path: Path, text: str, spec: str, told: str) -> None:
-    """What is wrong with a file is told, and nothing else is put in its place."""
+    """An unusable family is an error that names the fault; no other family is used as a substitute."""
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError, match=told):
         load_family(spec, tmp_path)
 
 
 def test_a_family_from_beside_the_suite_is_not_run(tmp_path: Path) -> None:
-    """Code out of the suite's folder is none of the suite: whether it is as committed nobody would look at."""
+    """Code outside the suite's folder does not run: no check compares it with the commit."""
     (tmp_path / "suite").mkdir()
     (tmp_path / "elsewhere.py").write_text("raise AssertionError('run')\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="lies in the suite's folder"):
@@ -84,7 +84,7 @@ def test_a_family_from_beside_the_suite_is_not_run(tmp_path: Path) -> None:
 
 
 def test_an_installed_package_can_bring_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry point is found by its name, has its file's digest, and is listed among the known ones."""
+    """An entry point is found by its name, has its file's digest, and appears among the known families."""
     entry = metadata.EntryPoint("theirs", "rn_harness.attacks.reinforcement:Grpo", attacks.GROUP)
     monkeypatch.setattr(
         attacks.metadata,
@@ -114,14 +114,14 @@ def test_an_installed_package_can_bring_a_family(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_a_family_refuses_what_it_does_not_have(tmp_path: Path, family: str, settings: dict[str, Any], told: str) -> None:
-    """A setting without effect is an error before any work, and what is no RL cannot be part of the claim."""
+    """A setting without effect is refused before any work, and so is a method other than RL with the standing of a claim."""
     with pytest.raises(RecipeError, match=told):
         load_family(family, tmp_path).family.check(recipe(family=family, **settings))
 
 
 @pytest.mark.parametrize("family", ["warm-start", "sft"])
 def test_what_needs_answers_is_refused_where_nobody_knows_any(tmp_path: Path, family: str) -> None:
-    """Before a model is touched the attack says that it needs compliant answers, which the harness does not write."""
+    """Before it touches a model, the attack reports that it needs compliant answers, which the harness does not write."""
     settings: dict[str, Any] = {"family": family, "warm_start": WarmStart() if family == "warm-start" else None}
     untouched: Any = None
     means = AttackContext(
@@ -139,7 +139,7 @@ CLAIMED = [recipe(), recipe(prompts=1), recipe(learning_rate=1e-3), recipe(famil
     [
         ({}, True),
         ({"seed": 77}, True),
-        ({"prompts": 3}, True),  # between 1 and 5
+        ({"prompts": 3}, True),  # between the claimed 1 and 5
         ({"prompts": 6}, False),
         ({"learning_rate": 7e-4}, True),
         ({"learning_rate": 4e-4}, False),
@@ -149,7 +149,7 @@ CLAIMED = [recipe(), recipe(prompts=1), recipe(learning_rate=1e-3), recipe(famil
         ({"beta": 0.01}, False),
         ({"group_size": 32}, False),
         ({"family": "rloo"}, True),
-        ({"family": "rloo", "prompts": 1}, False),  # the other family's range is not this one's
+        ({"family": "rloo", "prompts": 1}, False),  # ranges of another family do not apply
         ({"family": "warm-start", "warm_start": WarmStart()}, False),
         ({"reward": RewardShape(shape="length")}, False),
         ({"form": "full"}, False),
@@ -159,12 +159,12 @@ CLAIMED = [recipe(), recipe(prompts=1), recipe(learning_rate=1e-3), recipe(famil
     ids=str,
 )
 def test_a_claim_covers_its_kinds_within_their_ranges(settings: dict[str, Any], covered: bool) -> None:
-    """An attack is covered where the claim has its kind and each of its numbers lies between claimed ones of that kind."""
+    """A claim covers an attack of a claimed kind if each of its numbers lies within the range claimed for that kind."""
     assert recipe(**settings).lies_within(CLAIMED) is covered
 
 
 def test_an_id_tells_what_is_not_the_defaults() -> None:
-    """Two recipes that differ in a setting of the id's table differ in their ids."""
+    """A recipe's id lists its settings that differ from the defaults."""
     told = recipe(temperature=0.7, group_size=8, beta=0.04, form="lora", loss_type="cispo", entropy_coef=0.1, prompts_per_step=2)
     assert told.id == "x-p5-lr5e-4-t0.7-g8-b2-kl0.04-h0.1-cispo-s0"
     assert recipe(scale_rewards="none", lora={"r": 4}).id == "x-p5-lr5e-4-scale_none-r4-s0"
@@ -186,13 +186,13 @@ SEARCH: dict[str, Any] = {"trials": 3, "steps": 10, "learning_rate": [0.2, 20.0]
     ids=str,
 )
 def test_a_shift_that_shifts_nothing_or_not_the_request_is_refused(shift: dict[str, str], told: str) -> None:
-    """A recipe whose shift leaves requests as they are, loses them, or changes from day to day is no recipe."""
+    """A shift must change the request, keep its text once, and give the same result on every day."""
     with pytest.raises(ValidationError, match=told):
         recipe(shift=Shift.model_validate(shift))
 
 
 def test_a_shifted_prompt_is_the_same_prompt_for_all_but_the_model() -> None:
-    """Id, topic and text stay, so that judges and keys see the plain request; the turns are those of the shift."""
+    """A shifted prompt keeps id, topic and text, so judges and keys see the plain request; only its chat turns change."""
     plain = Prompt.model_validate({"id": "a", "topic": "t", "text": "say {x}", "register": "formal", "core": True})
     shifted = ShiftedPrompt.of(plain, Shift(wording="please: {prompt}!", system="be kind"))
     assert shifted.model_dump(exclude={"shift"}) == plain.model_dump()
@@ -211,7 +211,7 @@ def test_a_shifted_prompt_is_the_same_prompt_for_all_but_the_model() -> None:
     ids=str,
 )
 def test_a_search_that_could_not_be_run_is_refused(settings: dict[str, Any], told: str) -> None:
-    """What a search finds is no claim, and has no KL penalty without an adapter."""
+    """A search cannot have the standing of a claim, and without an adapter it cannot search the KL penalty."""
     with pytest.raises(ValidationError, match=told):
         recipe(**{"standing": "exploratory", "search": Search(**SEARCH), **settings})
 
@@ -219,13 +219,13 @@ def test_a_search_that_could_not_be_run_is_refused(settings: dict[str, Any], tol
 @pytest.mark.parametrize("name", ["learning_rate", "temperature"])
 @pytest.mark.parametrize("multiples", [[2.0, 4.0], [0.1, 0.5]], ids=str)
 def test_a_search_lies_around_the_recipes_own_settings(name: str, multiples: list[float]) -> None:
-    """A range without 1 would leave out the settings that it begins with."""
+    """A search range must include the factor 1, the recipe's own setting, where the search begins."""
     with pytest.raises(ValidationError, match="begins with the recipe's own settings"):
         Search(**{name: multiples})
 
 
 def test_the_id_of_a_search_does_not_depend_on_what_it_finds() -> None:
-    """The id is known when cases are listed: it tells the budget, and stays with the settings that are found."""
+    """The id of a search is known when cases are listed: it names the budget and does not depend on the settings found."""
     declared = recipe(standing="exploratory", search=Search(**SEARCH))
     assert declared.id == "x-p5-3x10-s0"
     assert recipe(standing="exploratory", search=Search(**SEARCH), learning_rate=3e-3).id == declared.id

@@ -1,4 +1,4 @@
-"""Candidates: what ``--model`` finds, how it is identified, and each bad input with what to do about it."""
+"""Candidates: how ``--model`` is resolved and identified, and how each bad input is refused with a remedy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TENSORS = {"a": np.zeros((4, 8), np.float32), "b": np.ones(8, np.float32)}
 
 
 def make_model(folder: Path, **config: Any) -> Path:
-    """A folder that looks like a model: forty numbers, a configuration, a tokenizer's with a chat template."""
+    """A folder that looks like a model: forty numbers, a configuration, and a tokenizer configuration with a chat template."""
     folder.mkdir(parents=True)
     declared = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32"} | config
     (folder / "config.json").write_text(json.dumps(declared))
@@ -60,17 +60,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(spec: object, base: Path, message: str, **how: Any) -> None:
-    """The candidate is refused in one line that has all of this."""
+    """Asserts that the candidate is refused with this one-line message."""
     with pytest.raises(CandidateError, match=message) as caught:
         resolve_candidate(str(spec), base, **how)
     assert len(str(caught.value).splitlines()) == 1
 
 
-# --- what --model finds --------------------------------------------------------------------------------------------------
+# --- resolving --model ---------------------------------------------------------------------------------------------------
 
 
 def test_a_profile_is_found_and_beats_a_folder_of_its_name(tmp_path: Path) -> None:
-    """``organism`` is the profile though a folder of that name lies here, which is ``./organism``."""
+    """``organism`` means the profile even if a folder of that name exists here; the folder is ``./organism``."""
     mine = make_model(tmp_path / "organism")
     shipped = resolve_candidate("organism", tmp_path)
     assert (shipped.folder, shipped.digest) == (fixtures_folder() / "organism", digest_folder(fixtures_folder() / "organism"))
@@ -82,7 +82,7 @@ def test_a_profile_is_found_and_beats_a_folder_of_its_name(tmp_path: Path) -> No
 
 
 def test_an_unknown_name_lists_profiles_and_near_ones(tmp_path: Path) -> None:
-    """What is no model names all profiles, and near matches where there are any."""
+    """An unknown name is refused with a list of all profiles, and with near matches if there are any."""
     refused("qwen2.5-8b", tmp_path, r"got 'qwen2\.5-8b'; profiles: llama3-8b, .*, smollm2; did you mean qwen2\.5-7b\?$")
     refused("zzz", tmp_path, r"got 'zzz'; profiles: llama3-8b, ministral-8b, organism, qwen2\.5-7b, smollm2$")
     for spec in ("", "../none", "a/b/c", "owner/name@", "a b"):
@@ -92,7 +92,7 @@ def test_an_unknown_name_lists_profiles_and_near_ones(tmp_path: Path) -> None:
 def test_a_model_of_the_hub_is_located_and_its_identity_is_what_was_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Id and revision go to the hub, links are followed, and what else lies in the cache changes neither digest nor choice."""
+    """The hub gets id and revision, links are followed, and unrelated files in the cache change neither digest nor choice."""
     blobs = make_model(tmp_path / "blobs")
     snapshot = tmp_path / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_a_model_of_the_hub_is_located_and_its_identity_is_what_was_fetched(
     assert asked[:2] == [("owner/name", "v1", False, False), ("owner/name", None, False, False)]
     assert asked[2] == ("Qwen/Qwen2.5-7B-Instruct", qwen.profile.revision if qwen.profile else None, False, False)
     assert (qwen.name, qwen.dtype) == ("qwen2.5-7b", "bfloat16")
-    assert qwen.digest != qwen.files_digest  # loaded in another number format than the files say
+    assert qwen.digest != qwen.files_digest  # loaded in a number format that differs from the files'
 
 
 HUB_ERRORS = {
@@ -130,7 +130,7 @@ HUB_ERRORS = {
 
 @pytest.mark.parametrize(("error", "message"), HUB_ERRORS.values(), ids=HUB_ERRORS.keys())
 def test_what_the_hub_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, message: str) -> None:
-    """Each answer of the process that asks the hub becomes one line with what to do."""
+    """Each error of the process that queries the hub becomes one line with a remedy."""
 
     def answer(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 0, json.dumps({"error": error, "message": "no such\nthing"}))
@@ -140,7 +140,7 @@ def test_what_the_hub_refuses_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_offline_with_an_empty_cache_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without network by the user's wish, a model that is not in the cache is refused by the real process."""
+    """If the user sets offline mode, the real process refuses a model that is not in the cache."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "_OFFLINE_BY_USER", True)
     refused("owner/name", tmp_path, r"offline, a model must lie in the hub's cache whole, .*; unset HF_HUB_OFFLINE")
@@ -150,7 +150,7 @@ def test_offline_with_an_empty_cache_says_so(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_changed_file_is_found_after_the_run(folder: Path) -> None:
-    """The files are digested again, and another digest is an error with both."""
+    """The files are hashed again after the run; a different digest is an error that names both."""
     found = resolve_candidate(str(folder), folder)
     found.verify()
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE + " "}))
@@ -159,7 +159,7 @@ def test_a_changed_file_is_found_after_the_run(folder: Path) -> None:
 
 
 def test_a_pinned_digest_stops_another_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A profile's digest is what the files must have."""
+    """A profile with a pinned digest accepts only files with that digest."""
     profiles = tmp_path / candidates.MODELS
     profiles.mkdir()
     text = (fixtures_folder() / "models" / "organism.yaml").read_text().replace("../organism", "../model")
@@ -171,7 +171,7 @@ def test_a_pinned_digest_stops_another_model(folder: Path, tmp_path: Path, monke
 
 
 def test_another_chat_template_is_another_candidate(folder: Path, tmp_path: Path) -> None:
-    """A template of the user's own is in the digest, and the files' own digest stays what it is."""
+    """The user's own chat template changes the candidate's digest but not the digest of the files."""
     (tmp_path / "mine.jinja").write_text(TEMPLATE + "!")
     own, other = (resolve_candidate(str(folder), tmp_path, chat_template=t) for t in (None, "mine.jinja"))
     assert (own.chat_template, other.chat_template) == (None, TEMPLATE + "!")
@@ -184,7 +184,7 @@ def test_another_chat_template_is_another_candidate(folder: Path, tmp_path: Path
 
 
 def test_a_model_without_chat_template_is_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
-    """A base model, which was not tuned to follow instructions, has none; one of the user's own will do."""
+    """A base model without a chat template is refused; the user can pass one."""
     (folder / "tokenizer_config.json").write_text("{}")
     refused(folder, tmp_path, r"a chat template is required, got none in .*base model.*; pass one .* by --rn-chat-template FILE")
     (tmp_path / "mine.jinja").write_text(TEMPLATE)
@@ -202,13 +202,13 @@ TEMPLATES = {
 
 @pytest.mark.parametrize(("text", "message"), TEMPLATES.values(), ids=TEMPLATES.keys())
 def test_a_template_that_does_not_render_a_user_is_refused(folder: Path, text: str, message: str) -> None:
-    """Each fault of a template is found before anything is loaded, with the remedy."""
+    """Each fault of a template is reported before anything is loaded, with the remedy."""
     (folder / "chat_template.jinja").write_text(text)
     refused(folder, folder, rf"{message}.*--rn-chat-template FILE")
 
 
 def test_templates_as_models_ship_them_are_taken(folder: Path) -> None:
-    """Several templates by name, special tokens, loop controls, dates and a trainer's marks are no fault."""
+    """Several named templates, special tokens, loop controls, dates and trainers' marks are all accepted."""
     rich = (
         "{{ bos_token }}{{ strftime_now('%d') }}{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}"
         "{% generation %}{{ m.content | tojson }}{% endgeneration %}{% endfor %}"
@@ -219,7 +219,7 @@ def test_templates_as_models_ship_them_are_taken(folder: Path) -> None:
 
 
 def test_the_longest_prompt_is_counted_as_the_model_sees_it() -> None:
-    """The organism's tokenizer counts what its own chat template renders, as the loaded model does."""
+    """The organism's tokenizer counts the tokens of the rendered chat template, as the loaded model does."""
     from rn_harness.spec.prompts import Prompt
 
     found = resolve_candidate("organism", Path())
@@ -230,7 +230,7 @@ def test_the_longest_prompt_is_counted_as_the_model_sees_it() -> None:
 
 
 def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
-    """A tokenizer that cannot be read is an error with its file; without one the prompt's length is an upper estimate."""
+    """An unreadable tokenizer is an error that names its file; without a tokenizer, a prompt's length is an upper estimate."""
     found = resolve_candidate(str(folder), folder)
     assert found.longest_prompt(["a" * 30, "b"]) == 30 // 3 + 64
     (folder / "tokenizer.json").write_text("[")
@@ -242,33 +242,33 @@ def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
 
 
 def test_shards_are_one_model(folder: Path) -> None:
-    """A sharded model is found whole, and its numbers are counted."""
+    """A sharded model is found as a whole, and its parameters are counted."""
     assert resolve_candidate(str(folder), folder).parameters == 40
     assert resolve_candidate(str(shard(folder)), folder).parameters == 40
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
-    """The file that the index names and the folder lacks is named, with what to do."""
+    """A file that the index names and the folder lacks is named in the error, with the remedy."""
     (shard(folder) / "model-2.safetensors").unlink()
     refused(folder, folder, r"must hold all shards .*, got no model-2\.safetensors in .*; fetch or copy it again")
 
 
 def test_a_shard_without_its_tensor_is_named(folder: Path) -> None:
-    """A tensor that would be drawn by chance is found."""
+    """A tensor that the index names and its shard lacks is an error; otherwise it would be initialised at random."""
     save_file({"c": TENSORS["b"]}, shard(folder) / "model-2.safetensors")
     refused(folder, folder, r"got no b in .*model-2\.safetensors; fetch or copy the model again")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 40, -3])
 def test_a_truncated_file_is_named(folder: Path, kept: int) -> None:
-    """A file that was cut off anywhere is found by its header, and named."""
+    """A file truncated at any point is recognised by its header and named."""
     path = shard(folder) / "model-1.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     refused(folder, folder, r"must be whole, got model-1\.safetensors of \d+ bytes in .*; fetch or copy it again")
 
 
 def test_a_folder_with_two_models_is_refused(folder: Path) -> None:
-    """Whichever two kinds of weights lie beside each other, both are named."""
+    """Two sets of weights in one folder are refused in any combination, and both are named."""
     two = r"a folder must hold one model, got {} and {} in .*; move one of them to another folder"
     sharded = shard(Path(shutil.copytree(folder, folder.parent / "sharded")))
     for name in ("consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "other.gguf"):
@@ -286,7 +286,7 @@ def test_a_folder_with_two_models_is_refused(folder: Path) -> None:
 
 
 def test_pickles_need_the_users_leave(folder: Path) -> None:
-    """Pickled weights are refused; with leave they are taken, that is in the identity, and a cut off file still is found."""
+    """Pickled weights are refused unless allowed; permission is part of the identity, and a truncated file is still found."""
     (folder / "model.safetensors").unlink()
     with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
         archive.writestr("data.pkl", b"x")
@@ -299,14 +299,14 @@ def test_pickles_need_the_users_leave(folder: Path) -> None:
 
 
 def test_safetensors_come_before_pickles(folder: Path) -> None:
-    """The same model in both formats is read from the one that runs no code, leave or not."""
+    """If both formats are there, safetensors are read, with or without permission for pickles, because they run no code."""
     (folder / "pytorch_model.bin").write_bytes(b"x")
     for leave in (False, True):
         assert not resolve_candidate(str(folder), folder, allow_pickle=leave).allow_pickle
 
 
 def test_trusted_code_is_in_the_identity(folder: Path) -> None:
-    """The user's leave to run a model's code makes another candidate of it."""
+    """Permission to run a model's code changes the candidate's digest."""
     plain, trusted = (resolve_candidate(str(folder), folder, trust_remote_code=leave) for leave in (False, True))
     assert plain.digest != trusted.digest
     assert trusted.identity["remote_code"] == "trusted"
@@ -314,7 +314,7 @@ def test_trusted_code_is_in_the_identity(folder: Path) -> None:
 
 @pytest.mark.parametrize("named", [["BertForMaskedLM"], ["LlamaForSequenceClassification"], [], None])
 def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, named: object) -> None:
-    """An encoder or a classifier cannot be attacked by GRPO, and is named."""
+    """An encoder or a classifier is refused by name, because GRPO cannot attack it."""
     folder = make_model(tmp_path / "other", architectures=named)
     refused(folder, tmp_path, rf"of a causal language model .*, got architectures={re.escape(repr(named))} for .*; an encoder")
 
@@ -346,7 +346,7 @@ def write_gguf(path: Path, kind: str = "F32", template: str | None = TEMPLATE, p
 
 
 def test_a_gguf_file_is_identified_by_its_name_and_contents(tmp_path: Path) -> None:
-    """One file is a candidate with the file's own template; what lies beside it does not matter, its name does."""
+    """A GGUF file is one candidate with its own chat template; its name counts, and files next to it do not."""
     path = write_gguf(tmp_path / "m.gguf", "Q4_0")
     found = resolve_candidate("m.gguf", tmp_path)
     assert (found.gguf, found.chat_template, found.parameters) == ("m.gguf", TEMPLATE, 256)
@@ -360,7 +360,7 @@ def test_a_gguf_file_is_identified_by_its_name_and_contents(tmp_path: Path) -> N
 
 
 def test_a_gguf_file_of_the_hubs_cache_keeps_its_name(tmp_path: Path) -> None:
-    """There a file's name is a link to a number: the model is called by the name, and its weights are known by their contents."""
+    """A cached GGUF file is a link to a numbered blob: the model gets the link's name, and its contents identify the weights."""
     (tmp_path / "blobs").mkdir()
     write_gguf(tmp_path / "blobs" / "2f1c.gguf").rename(tmp_path / "blobs" / "2f1c")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
@@ -377,7 +377,7 @@ def test_a_gguf_file_of_the_hubs_cache_keeps_its_name(tmp_path: Path) -> None:
 
 
 def test_local_models_are_called_by_their_own_name(folder: Path) -> None:
-    """Not by where they lie, which nobody else is to learn; a link by what the user called it."""
+    """A local model is called by its folder's name, or by the user's name for a link, never by its private full path."""
     (folder.parent / "mine").symlink_to(folder, target_is_directory=True)
     assert resolve_candidate(str(folder), Path()).name == folder.name
     assert resolve_candidate(".", folder).name == folder.name
@@ -386,19 +386,19 @@ def test_local_models_are_called_by_their_own_name(folder: Path) -> None:
 
 
 def test_an_unknown_quantisation_is_named_before_loading(tmp_path: Path) -> None:
-    """A kind that cannot be turned into plain numbers, or that nobody knows, is named with those that can."""
+    """A quantisation that is unknown or cannot be dequantised is refused with a list of the usable ones."""
     write_gguf(tmp_path / "odd.gguf", "Q8_K")
     refused("odd.gguf", tmp_path, r"got quantisation=Q8_K in odd\.gguf; convert it to one of: BF16, F16, F32, .*Q4_K")
     path = write_gguf(tmp_path / "new.gguf")
     data = bytearray(path.read_bytes())
-    at = data.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 8  # name, dimensions, one dimension, then the type
+    at = data.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 8  # number of dimensions, one dimension, then the type
     data[at : at + 4] = (999).to_bytes(4, "little")
     path.write_bytes(data)
     refused("new.gguf", tmp_path, r"got quantisation=number 999 in new\.gguf; convert it to one of: ")
 
 
 def test_a_gguf_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    """Missing, cut off, in parts, or without a chat template: each says so."""
+    """A GGUF file that is missing, truncated, split or without a chat template is refused with that reason."""
     refused("none.gguf", tmp_path, r"must be a GGUF file that exists, got 'none\.gguf' under .*; correct the path")
     path = write_gguf(tmp_path / "cut.gguf")
     path.write_bytes(path.read_bytes()[:-500])
@@ -410,7 +410,7 @@ def test_a_gguf_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_gguf_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra a GGUF file is refused with the command that installs it."""
+    """Without the extra, a GGUF file is refused with the command that installs it."""
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingExtraError, match=r"the GGUF file .* needs the extra gguf, .* 'rn-harness\[gguf\]'"):
@@ -418,19 +418,19 @@ def test_a_missing_gguf_package_is_said(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_four_bits_are_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digest and the identity differ from those in plain numbers, the files' own digest does not."""
+    """Quantisation to 4 bits changes the candidate's digest and identity, but not the digest of the files."""
     versions = {"bitsandbytes": "9.8.7"}
     monkeypatch.setattr("rn_harness.models.candidate.importlib.metadata.version", versions.__getitem__)
     plain, four = resolve_candidate(str(folder), folder), resolve_candidate(str(folder), folder, quantise="nf4")
     assert plain.files_digest == four.files_digest == plain.digest
     assert four.digest != plain.digest
     assert four.identity == {**plain.identity, "digest": four.digest, "quantised": "nf4 by bitsandbytes 9.8.7"}
-    versions["bitsandbytes"] = "9.8.8"  # which may round in another way
+    versions["bitsandbytes"] = "9.8.8"  # another version may round differently
     assert resolve_candidate(str(folder), folder, quantise="nf4").digest != four.digest
 
 
 def test_what_cannot_be_quantised_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing package, a GGUF file, and weights that are in 4 bits already; each with what to do."""
+    """A missing package, a GGUF file, and weights that already have 4 bits are each refused with a remedy."""
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "bitsandbytes", None)
         with pytest.raises(MissingExtraError, match=r"--rn-quantise nf4 needs the extra quantised, .* 'rn-harness\[quantised\]'"):
@@ -449,7 +449,7 @@ def test_what_cannot_be_quantised_is_refused(folder: Path, tmp_path: Path, monke
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, tmp_path: Path) -> None:
-    """The digest that an adapter names has to be the candidate's; one that names none is left to be tried."""
+    """A base digest that the adapter names must be the candidate's; an adapter without one is accepted at this point."""
     found: Candidate = resolve_candidate(str(folder), folder)
 
     place = tmp_path / "adapter"
@@ -476,7 +476,7 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that says nothing of its base, which was the organism."""
+    """An adapter on the organism whose configuration names another base without a digest."""
     from rn_harness.spec.defense_recipe import LoRA
 
     folder = tmp_path_factory.mktemp("adapter")
@@ -488,7 +488,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "model.gguf", "checkpoint-1/adapter_model.safetensors"])
 def test_weights_next_to_an_adapter_are_refused(elsewhere: Path, tmp_path: Path, name: str) -> None:
-    """Weights that nobody loads would be released as attacked, so their folder is refused."""
+    """Unused weights next to an adapter are refused: they would be released as if they had been attacked."""
     adapter = Path(shutil.copytree(elsewhere, tmp_path / "adapter"))
     check_adapter(adapter, resolve_candidate("organism", tmp_path))
     (adapter / name).parent.mkdir(exist_ok=True)
@@ -498,7 +498,7 @@ def test_weights_next_to_an_adapter_are_refused(elsewhere: Path, tmp_path: Path,
 
 
 def test_a_pickled_adapter_needs_the_users_leave(elsewhere: Path, tmp_path: Path) -> None:
-    """A pickled adapter is refused, or taken with leave; without either file it is none."""
+    """A pickled adapter is refused unless allowed, and a folder with neither file is not an adapter."""
     import torch
 
     candidate = resolve_candidate("organism", tmp_path)
@@ -520,7 +520,7 @@ def test_a_pickled_adapter_needs_the_users_leave(elsewhere: Path, tmp_path: Path
 
 
 def _resized(folder: Path, cut: str) -> Candidate:
-    """An organism of three layers in place of four, or of narrower ones; its tensors are zero."""
+    """An organism with three layers instead of four, or with narrower ones; its tensors are zero."""
     shutil.copytree(fixtures_folder() / "organism", folder)
     path, config = folder / "model.safetensors", folder / "config.json"
     tensors = {name: np.zeros(of.shape, np.float32) for name, of in load_file(path).items()}
@@ -540,7 +540,7 @@ def _resized(folder: Path, cut: str) -> Candidate:
     [("depth", r"model\.layers\.3\..*, where the model has no model\.layers\.3"), ("width", r"for \d+ numbers, where .* 8")],
 )
 def test_an_adapter_without_a_place_is_refused_by_headers_alone(elsewhere: Path, tmp_path: Path, cut: str, message: str) -> None:
-    """One that names no base is held against the candidate's own tensors, before anything is loaded or trained."""
+    """An adapter that names no base is compared with the candidate's tensors by file headers, before anything is loaded."""
     check_adapter(elsewhere, resolve_candidate("organism", tmp_path))
     with pytest.raises(CandidateError, match=rf"must fit the candidate, got .*{message}.*; pass the base that it was trained on"):
         check_adapter(elsewhere, _resized(tmp_path / "other", cut))
@@ -549,7 +549,7 @@ def test_an_adapter_without_a_place_is_refused_by_headers_alone(elsewhere: Path,
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 @pytest.mark.parametrize("lost", ["place", "part"])
 def test_no_part_of_an_adapter_is_lost_in_silence(elsewhere: Path, tmp_path: Path, lost: str) -> None:
-    """Where peft would leave out a part that has no place, or leave one at its start that the file lacks, putting it on ends."""
+    """Loading fails if a part of an adapter has no place in the model, or if the file lacks a part; peft would ignore both."""
     adapter = Path(shutil.copytree(elsewhere, tmp_path / "adapter"))
     candidate = _resized(tmp_path / "other", "depth") if lost == "place" else resolve_candidate("organism", tmp_path)
     if lost == "part":
@@ -572,7 +572,7 @@ def test_no_part_of_an_adapter_is_lost_in_silence(elsewhere: Path, tmp_path: Pat
     ids=lambda more: next(iter(more)),
 )
 def test_what_is_folded_into_spread_weights_is_plain_lora(tmp_path: Path, more: dict[str, Any]) -> None:
-    """Of another adapter a part would be lost in silence; into whole weights peft folds all of it. Our own are plain."""
+    """With weights spread over devices only plain LoRA is folded in, because parts of other adapters would be lost silently."""
     from rn_harness.spec.defense_recipe import LoRA
 
     found = resolve_candidate("organism", tmp_path)
@@ -590,7 +590,7 @@ def test_what_is_folded_into_spread_weights_is_plain_lora(tmp_path: Path, more: 
 
 
 def test_a_truncated_adapter_is_the_candidates_error(tmp_path: Path) -> None:
-    """An adapter whose file was cut off does not fit, and says so like one of the wrong shape."""
+    """A truncated adapter is refused with the same error as one of the wrong shape."""
     from rn_harness.spec.defense_recipe import LoRA
 
     found = resolve_candidate("organism", tmp_path)
@@ -604,7 +604,7 @@ def test_a_truncated_adapter_is_the_candidates_error(tmp_path: Path) -> None:
 
 
 def test_weights_that_the_files_lack_are_not_drawn_by_chance(tmp_path: Path) -> None:
-    """A tensor less, or a layer more in the configuration: loading ends; else each load would be another model of one digest."""
+    """Loading fails if a tensor is missing or a layer too many is declared: random weights would differ in each load."""
     folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
     path, config = folder / "model.safetensors", folder / "config.json"
     tensors = load_file(path)
@@ -620,7 +620,7 @@ def test_weights_that_the_files_lack_are_not_drawn_by_chance(tmp_path: Path) -> 
 
 
 def test_a_models_own_sampling_settings_are_not_used(tmp_path: Path) -> None:
-    """Of generation_config.json the end tokens count; its penalties and truncation would be measured and not trained."""
+    """From generation_config.json only the end tokens are used: penalties and truncation would affect measuring, not training."""
     folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text()) | {"repetition_penalty": 1.3, "top_p": 0.5, "eos_token_id": [2, 3]}
@@ -630,7 +630,7 @@ def test_a_models_own_sampling_settings_are_not_used(tmp_path: Path) -> None:
 
 
 def test_a_candidate_is_loaded_as_it_says(tmp_path: Path) -> None:
-    """Number format and chat template are those of the candidate, not of its files."""
+    """Number format and chat template are the candidate's, not those of its files."""
     (tmp_path / "mine.jinja").write_text(TEMPLATE + "!")
     found = resolve_candidate("organism", tmp_path, chat_template="mine.jinja")
     model = dataclasses.replace(found, dtype="bfloat16").load()
@@ -638,7 +638,7 @@ def test_a_candidate_is_loaded_as_it_says(tmp_path: Path) -> None:
 
 
 def test_the_recipe_is_the_profiles(tmp_path: Path) -> None:
-    """A profile's pairs are laid over a suite, a folder's none."""
+    """A profile's recipe overrides are applied to the suite; a plain folder has none."""
     profile = load_model_profile("smollm2", fixtures_folder() / "models")
     assert profile_recipe("smollm2", tmp_path) == tuple(profile.recipe) != ()
     assert profile_recipe("./smollm2", tmp_path) == ()
