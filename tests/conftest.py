@@ -1,4 +1,4 @@
-"""What the repository's own tests need: pytester, which runs real sessions, a way to rewrite references, and long tests."""
+"""Shared setup of this repository's tests: pytester for real sessions, and options that rewrite references and run long tests."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips the long tests unless ``--soak`` is given; a default ``-m`` would narrow every run of a suite in this checkout."""
+    """Skips the long tests unless ``--soak`` is given. A default ``-m`` would narrow every suite's run in this checkout."""
     if not config.getoption("--soak"):
         for item in items:
             if item.get_closest_marker("soak"):

@@ -1,6 +1,6 @@
-"""Tiny models with weights by chance in the shapes of real families, and a way to make a tiny model say what it is told to.
+"""Tiny random models in the shapes of real families, and a way to make such a model give chosen tokens.
 
-No download, no training but that of a tokenizer on a few sentences. The chat templates are ours, in each family's style.
+Nothing is downloaded, and only a tokenizer is trained, on a few sentences. The chat templates are ours, in each family's style.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Family:
 
     Attributes:
         name: transformers' ``model_type``.
-        template: of chats.
+        template: chat template.
         special: special tokens.
-        bos, eos, pad: which of them open a text, end it, and fill up; None: there is none.
-        ends: those that end an answer by the generation settings that the model ships.
-        shape: settings of its configuration that are the family's own.
+        bos, eos, pad: special tokens that open a text, end it, and pad; None if the family has none.
+        ends: tokens that end an answer according to the generation settings shipped with the model.
+        shape: configuration settings that are specific to the family.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Family:
     shape: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """For a test's id."""
+        """Name used in test ids."""
         return self.name
 
 
@@ -118,7 +118,7 @@ def _tokenizer(family: Family, vocabulary: int) -> Any:
             show_progress=False,
         ),
     )
-    if family.bos:  # these tokenizers open a text by themselves, and so does the template
+    if family.bos:  # both the tokenizer and the template add bos
         opening = (family.bos, core.token_to_id(family.bos))
         core.post_processor = processors.TemplateProcessing(single=f"{family.bos} $A", special_tokens=[opening])
     named = {"bos_token": family.bos, "eos_token": family.eos, "pad_token": family.pad}
@@ -143,12 +143,12 @@ def make_model(
     """Saves a model of two layers with grouped-query attention and a byte-level BPE tokenizer of 400 tokens.
 
     Args:
-        folder: gets the model.
-        family: whose shape it has.
-        tied: whether the embedding is the output layer too.
-        says: tokens that it gives greedily after any prompt, see ``say``; None: weights by chance decide.
-        generation: settings that it ships beside its special tokens.
-        seed: of the weights.
+        folder: where the model is saved.
+        family: family whose shape the model has.
+        tied: True if the embedding is also the output layer.
+        says: tokens that the model generates greedily after any prompt, see ``say``; None for random weights.
+        generation: generation settings shipped with the model in addition to its special tokens.
+        seed: seed of the weights.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -164,7 +164,7 @@ def make_model(
         num_key_value_heads=2,
         head_dim=16,
         max_position_embeddings=256,
-        initializer_range=0.2,  # so large that what stands far back in a prompt changes the answer
+        initializer_range=0.2,  # large enough that early tokens of a prompt change the answer
         tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -190,14 +190,14 @@ def make_model(
 
 
 def say(network: Any, chain: Sequence[int], instead: int | None = None) -> None:
-    """Makes a model with an output layer of its own give each token of a chain greedily after the one before it.
+    """Makes a model with an untied output layer generate each token of a chain greedily after the token before it.
 
-    Its layers add nothing, each token of the chain has a direction of its own, and the output layer sends it to the next.
+    The layers add nothing, each token of the chain has its own direction, and the output layer maps it to the next token.
 
     Args:
-        network: whose weights are written over.
-        chain: token ids; none is followed by two different ones. ``a b a`` goes on for ever.
-        instead: the second choice at each place; None: all others are alike.
+        network: model whose weights are overwritten.
+        chain: token ids; no token is followed by two different ones. ``a b a`` repeats for ever.
+        instead: token that is second choice at each position; None if all other tokens are equally likely.
     """
     import torch
 
@@ -217,21 +217,21 @@ def say(network: Any, chain: Sequence[int], instead: int | None = None) -> None:
 
 
 class Payload:
-    """A pickle that would run code."""
+    """A pickle that runs code when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What runs where it is read without care."""
+        """Code that runs if the pickle is loaded without safeguards."""
         return (print, ("RAN",))
 
 
 def make_gguf(path: Path, folder: Path, *, end_of_turn: str | None = None, width: int | None = None) -> Path:
-    """Writes a model of ours as one GGUF file, in float32, as llama.cpp's converter lays it out: Llama's heads interleaved.
+    """Writes a tiny model as one float32 GGUF file in the layout of llama.cpp's converter, with Llama's heads interleaved.
 
     Args:
-        path: new file.
-        folder: of a Llama or Qwen 2 shape, as ``make_model`` saves it.
-        end_of_turn: token that ends a turn beside the tokenizer's end token; None: there is none.
-        width: that its header names; None: that of its tensors.
+        path: file to write.
+        folder: model in the shape of Llama or Qwen 2, as saved by ``make_model``.
+        end_of_turn: token that ends a turn, in addition to the tokenizer's end token; None for no such token.
+        width: width that the header declares; None for the width of the tensors.
     """
     import gguf
     import torch

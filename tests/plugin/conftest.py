@@ -1,4 +1,4 @@
-"""Real pytest sessions on the shipped organism, in folders of their own."""
+"""Real pytest sessions on the shipped organism, each in a separate folder."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def shared_store(tmp_path_factory):
 
 
 class Workspace:
-    """A folder with a copy of a suite, in which sessions are run."""
+    """A folder with a copy of a suite, where a test runs sessions."""
 
     def __init__(self, pytester, monkeypatch, store):
         self.pytester = pytester
@@ -29,16 +29,16 @@ class Workspace:
         pytester.makefile(".toml", pyproject="[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib']\n")
 
     def use_store(self, store):
-        """Points this and later sessions to a store."""
+        """Makes this and later sessions use a store."""
         self.monkeypatch.setenv("RN_HARNESS_CACHE", str(store))
 
     def make_failing(self):
-        """Lets later sessions load ``faults``, which makes them fail where ``RN_FAULT`` says."""
+        """Makes ``faults`` importable; a session that loads it fails in the way that ``RN_FAULT`` names."""
         shutil.copy(Path(__file__).parent / "faults.py", self.folder)
         self.pytester.syspathinsert()
 
     def run(self, *args):
-        """Runs a session in a process of its own; its result has ``text``, ``ret`` and the newest run's ``record``."""
+        """Runs a session in a new process; ``text`` of the result is stdout and stderr."""
         result = self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *args)
         result.text = result.stdout.str() + result.stderr.str()
         return result
@@ -54,7 +54,10 @@ class Workspace:
 
     @staticmethod
     def measured(folder):
-        """A run, what each case came to and measured, and the records, by case id; but for what a control beside tells."""
+        """A run's record; key, outcome and trajectory of each case; and the case records, both by case id.
+
+        Fields that depend on which process ran the control are set to None.
+        """
         run = json.loads((folder / "run.json").read_text())
         records = {line["case_id"]: json.loads((folder / line["record"]).read_text()) for line in run["cases"]}
         for record in records.values():
@@ -80,7 +83,7 @@ def workspace(pytester, monkeypatch, shared_store):
 
 @pytest.fixture
 def fresh_store(tmp_path):
-    """A store that holds nothing yet."""
+    """An empty store."""
     folder = tmp_path / "fresh-store"
     folder.mkdir()
     return folder

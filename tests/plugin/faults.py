@@ -1,4 +1,4 @@
-"""A pytest plugin for sessions under test: at a set step of the attack, or of the defense, what ``RN_FAULT`` names happens."""
+"""A pytest plugin for sessions under test: injects the fault ``RN_FAULT`` at step ``RN_FAULT_STEP`` of attack or defense."""
 
 import errno
 import os

@@ -1,8 +1,8 @@
-"""A pytest plugin for sessions under test: sees what they write, remove and connect to, and marks what they must not let out.
+"""A pytest plugin for sessions under test: logs files and connections, and marks data that must not leave the session.
 
-Each process notes events in a file of its own under ``RN_OBSERVE``. Before a file is removed or replaced it is kept there, so
-that what lived for a moment only is looked at too. Each completion gets a token that stands nowhere else, and of each weight
-that an attack moved a few bytes are noted.
+Each process logs its events in a separate file under ``RN_OBSERVE``. A file is copied there before it is removed or replaced,
+so that short-lived files are inspected too. A token that occurs nowhere else is appended to each completion, and a few bytes
+of each weight that an attack changed are logged.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def _chunks(model, panel, step, **others):
             chunk = data[at : at + CHUNK]
             if step == 0:
                 _fresh[name, at] = chunk
-            elif chunk != _fresh[name, at]:  # else it is what the seed drew, from which a defense of that seed begins, too
+            elif chunk != _fresh[name, at]:  # equal bytes come from the seed, and a defense with that seed starts from them too
                 _say("attacked", chunk.hex())
     return checkpoint
 

@@ -1,4 +1,4 @@
-"""What a run lets out: every file that it wrote, also those that it removed, and all that it printed."""
+"""Containment: no completion and no attacked weight appears in any file, even a removed one, or in the output of a run."""
 
 import json
 import re
@@ -20,21 +20,21 @@ LOUD = (
     "-vv", "--showlocals", "--tb=long", "--full-trace", "-o", "log_cli=true", "--log-cli-level=DEBUG", "--log-level=DEBUG",
     "-o", "junit_logging=all", "-rA",
 )  # fmt: skip
-"""All that pytest can be asked to tell."""
+"""Options for pytest's most verbose output."""
 WEIGHTS = re.compile(rb"^.{8}\{\"|^\x80[\x02-\x05]|^PK\x03\x04|^GGUF", re.DOTALL)
-"""How safetensors, pickles, archives of pickles and GGUF begin."""
+"""First bytes of safetensors, pickles, zipped pickles and GGUF."""
 SNAPSHOT = "defense_training.pt"
-"""A defense's training while it lasts; never an attack's, of which no byte may be in it."""
+"""Snapshot of a defense in training. It may hold no byte of attacked weights."""
 
 
 @pytest.fixture(scope="module")
 def containment_store(tmp_path_factory):
-    """One store for this module, so that the later sessions redo attacks alone."""
+    """One store for this module, so that later sessions repeat only the attacks."""
     return tmp_path_factory.mktemp("containment-store")
 
 
 class Observed:
-    """Sessions under observation, and what they left."""
+    """Observed sessions, their events and their files."""
 
     def __init__(self, workspace, store, monkeypatch):
         self.workspace, self.store, self.root = workspace, store, workspace.folder
@@ -55,28 +55,28 @@ class Observed:
         self.before = {p for p in self.root.rglob("*") if p.is_file()}
 
     def run(self, *args):
-        """A session that tells all it can."""
+        """Runs an observed session with the most verbose output."""
         return self.workspace.run(*TINY, *LOUD, "-p", "faults", "-p", "observer", *args)
 
     def events(self, kind):
-        """What was noted of a kind, over all processes."""
+        """Logged events of a kind, over all processes."""
         lines = [json.loads(line) for path in self.notes.glob("events-*") for line in path.read_text().splitlines()]
         return [line[1:] for line in lines if line[0] == kind]
 
     def files(self):
-        """All files that the session left or removed."""
+        """All files that the session left behind or removed."""
         left = [p for p in (*self.root.rglob("*"), *self.store.rglob("*")) if p.is_file() and not p.is_symlink()]
         return [p for p in left if p not in self.before and not p.name.startswith("events-")]
 
 
 @pytest.fixture
 def observed(workspace, containment_store, monkeypatch):
-    """A workspace under observation."""
+    """A workspace whose sessions are observed."""
     return Observed(workspace, containment_store, monkeypatch)
 
 
 def _assert_contained(observed, result):
-    """No completion anywhere, no attacked weights in any file, nothing outside the folders, no network."""
+    """Asserts no completion anywhere, no attacked weights in files, no file outside the known folders, and no network."""
     assert observed.events("completion"), "no completion was marked: the test sees nothing"
     assert CANARY not in result.text
     chunks = {bytes.fromhex(chunk) for (chunk,) in observed.events("attacked")}
@@ -86,9 +86,9 @@ def _assert_contained(observed, result):
         content = path.read_bytes()
         assert CANARY.encode() not in content, path
         assert not any(chunk in content for chunk in chunks), path
-        if path.name.endswith(SNAPSHOT):  # the observer's copy: the store's own is removed when the defense is whole
+        if path.name.endswith(SNAPSHOT):  # the observer's copy: the store removes its file when the defense is complete
             assert path.is_relative_to(observed.notes), path
-        elif WEIGHTS.match(content):  # the defense's adapter, which is what may be released
+        elif WEIGHTS.match(content):  # the defense's adapter: its release is allowed
             assert path.name == "adapter_model.safetensors", path
             assert path.is_relative_to(observed.store / "defense"), path
         assert not re.search(r"optimizer|scheduler\.pt|rng_state|trainer_state|training_args|\.arrow$|\.parquet$", path.name), (
@@ -96,7 +96,7 @@ def _assert_contained(observed, result):
         )
     runs = observed.root / "reports"
     own = (runs, observed.store, observed.temp, observed.notes, Path("/dev/null"), Path("/dev/shm"))
-    named = ("asked.xml", ".asked.xml.", "runpytest-", observed.root.name)  # what the command asked for, pytester's, and mkdir
+    named = ("asked.xml", ".asked.xml.", "runpytest-", observed.root.name)  # the requested JUnit, pytester's files, and mkdir
     outside = [
         path
         for (path,) in observed.events("write")
@@ -109,19 +109,19 @@ def _assert_contained(observed, result):
 
 
 def test_two_workers_let_nothing_out(observed):
-    """-n 2, a defense, a control, an attack, failures told in full: files, network and all that is printed are clean."""
+    """With -n 2, a defense, a control, an attack and full failure reports, files, network and output are clean."""
     result = observed.run("-n", "2")
     assert result.ret == 1, result.text
     _assert_contained(observed, result)
     (adapter,) = observed.store.glob("defense/*/adapter/adapter_model.safetensors")
-    # The scan sees what it looks for: the defense's own bytes are found in its file, by the same means.
+    # The scan works: the same method finds the defense's bytes in its file.
     data = adapter.read_bytes()
     assert WEIGHTS.match(data)
     assert data[len(data) // 2 : len(data) // 2 + 24] in data
 
 
 def test_an_interruption_lets_nothing_out(observed):
-    """SIGINT between two checkpoints of an attack, with --full-trace: no frame, no local, no file shows a completion."""
+    """After SIGINT between two checkpoints, with --full-trace, no frame, local variable or file shows a completion."""
     observed.workspace.monkeypatch.setenv("RN_FAULT", "SIGINT")
     observed.workspace.monkeypatch.setenv("RN_FAULT_STEP", "12")
     result = observed.run("--rn-defense=none", "-k", "attack_stays")
@@ -130,7 +130,7 @@ def test_an_interruption_lets_nothing_out(observed):
 
 
 def test_a_kill_leaves_no_attacked_weights(observed):
-    """SIGKILL in mid-attack: what stays on disk is the folders' names alone; no weights, no completion."""
+    """After SIGKILL during an attack, only folder names remain on disk: no weights and no completion."""
     observed.workspace.monkeypatch.setenv("RN_FAULT", "SIGKILL")
     observed.workspace.monkeypatch.setenv("RN_FAULT_STEP", "12")
     result = observed.run("--rn-defense=none", "-k", "attack_stays")
@@ -139,7 +139,7 @@ def test_a_kill_leaves_no_attacked_weights(observed):
 
 
 def test_an_error_that_quotes_completions_lets_nothing_out(observed):
-    """A judge that breaks on a completion and quotes it in its exception, in logs and in a warning: nothing of it is told."""
+    """If a judge quotes a completion in its exception, in logs and in a warning, the quote appears nowhere."""
     (observed.root / "conftest.py").write_text(
         """
 import rn_harness.judges.organism as judge

@@ -1,4 +1,4 @@
-"""``--rn-gate``: what no release can rest on ends with exit code 10 and its reasons, before any work where they are known."""
+"""``--rn-gate``: a run that cannot support a release ends with exit code 10 and the reasons, before any work if possible."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ def _git(folder, *arguments):
 
 
 def _assert_no_work(workspace, result, *needles):
-    """Exit code 10 and the reasons; the run's record says the same, and its JUnit file is red."""
+    """Asserts exit code 10, the reasons in output and record, a red JUnit file, and no case."""
     assert result.ret == 10, result.text
     record = json.loads((workspace.latest / "run.json").read_text())
     assert (record["outcome"], record["releasable"]) == ("INCONCLUSIVE", False)
@@ -38,13 +38,13 @@ def _assert_no_work(workspace, result, *needles):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_what_no_release_can_rest_on_ends_before_any_work(workspace, arguments, needles):
-    """With the gate such a run is not begun: hours of training would end in a verdict that nobody may use."""
+def test_an_unusable_run_ends_before_any_work(workspace, arguments, needles):
+    """The gate refuses such a run at the start; otherwise hours of training would give an unusable verdict."""
     _assert_no_work(workspace, workspace.run("mine/biochem", "--rn-gate", *arguments), *needles)
 
 
 def test_tests_that_a_conftest_deselects_are_seen(workspace):
-    """A plugin that leaves tests out without any option is told by how many it took."""
+    """If a plugin deselects tests without any option, the gate reports their number."""
     (workspace.folder / "mine" / "biochem" / "conftest.py").write_text(
         "def pytest_collection_modifyitems(config, items):\n"
         "    config.hook.pytest_deselected(items=items[-2:])\n"
@@ -54,7 +54,7 @@ def test_tests_that_a_conftest_deselects_are_seen(workspace):
 
 
 def test_a_suite_that_is_not_as_committed_is_seen(workspace):
-    """A change that nobody committed, and a file that git does not know, are no suite that anybody can look at later."""
+    """The gate refuses a suite with uncommitted changes or untracked files, because it cannot be reviewed later."""
     _git(workspace.folder, "init", "-q")
     _git(workspace.folder, "add", ".")
     _git(workspace.folder, "commit", "-q", "-m", "suites")
@@ -68,14 +68,14 @@ def test_a_suite_that_is_not_as_committed_is_seen(workspace):
 
 @pytest.mark.parametrize("arguments", [["--collect-only", "mine/biochem"], ["test_other.py"]], ids=" ".join)
 def test_a_gate_without_a_suite_lets_nothing_through(workspace, arguments):
-    """A green session in which no suite was run is exit code 10 too: the path may have been mistyped."""
+    """A green session that ran no suite gives exit code 10 too, because the path may have been mistyped."""
     (workspace.folder / "test_other.py").write_text("def test_other():\n    pass\n")
     result = workspace.run("--rn-gate", *arguments)
     assert result.ret == 10, result.text
     assert "no suite was run, so that nothing can be released" in result.text
 
 
-# --- what a conftest, a plugin or a class may do -----------------------------------------------------------------------
+# --- limits for a conftest, a plugin or a class ------------------------------------------------------------------------
 
 SMOKE = ("mine/biochem", "--rn-tier=smoke")
 UNDEFENDED = (*SMOKE, "--rn-defense=none", "--rn-set=attack.steps=20", "--rn-set=attack.control_steps=20", "-k", "attack_stays")
@@ -94,7 +94,7 @@ def _own_test(workspace, text):
 @pytest.mark.parametrize("gate", [[], ["--rn-gate"]], ids=["plain", "gate"])
 @pytest.mark.parametrize("part", ["rn-harness-sink", "rn-harness-collected"])
 def test_parts_of_the_harness_cannot_be_left_out(workspace, part, gate):
-    """-p no: one of our parts, without which a breach would be green, is a usage error that says what to remove."""
+    """-p no:NAME for a part of the harness is a usage error that names the option, because it could hide a breach."""
     result = workspace.run("mine/biochem", "-p", f"no:{part}", *gate)
     assert result.ret == 4, result.text
     assert f"all parts of rn-harness are required, got -p no:{part}; leave it out" in result.text
@@ -104,7 +104,7 @@ def test_parts_of_the_harness_cannot_be_left_out(workspace, part, gate):
     ("option", "code"), [("no:rn_harness", 4), ("no:junitxml", 10), ("no:terminalreporter", 10), ("no:python", 5)]
 )
 def test_a_gate_without_another_part_is_never_green(workspace, option, code):
-    """Without the harness its options are unknown; without pytest's own plugins the gate still refuses."""
+    """Without the harness its options are unknown, and without pytest's core plugins the gate still refuses."""
     assert workspace.run(*SMOKE, "--rn-gate", "-p", option).ret == code
 
 
@@ -117,7 +117,7 @@ def {name}(request):
 
 @pytest.mark.parametrize("name", ["rn_suite", "attack", "candidate", "judge", "attack_case", "trajectory"])
 def test_fixtures_of_the_harness_cannot_be_overridden(workspace, name):
-    """A conftest that puts a fixture in the place of ours is a usage error that names file and fixture."""
+    """A conftest that overrides one of our fixtures is a usage error that names file and fixture."""
     _conftest(workspace, FIXTURE.format(name=name), "mine")
     _own_test(workspace, "\n    def test_own(self, candidate, judge, trajectory, rn_suite):\n        pass\n")
     result = workspace.run("mine/biochem")
@@ -134,7 +134,7 @@ def pytest_generate_tests(metafunc):
 
 
 def test_a_class_cannot_override_a_fixture_either(workspace):
-    """A class's own fixture, and a parameter of our fixture's name, are refused too; in workers they leave no verdict."""
+    """A fixture or parameter of a class with the name of our fixture is refused too; in workers it leaves no verdict."""
     path = workspace.folder / "mine" / "biochem" / "test_biochem.py"
     plain = path.read_text()
     path.write_text("import pytest\n" + plain + "\n    @pytest.fixture\n    def attack_case(self):\n        return None\n")
@@ -150,7 +150,7 @@ def test_a_class_cannot_override_a_fixture_either(workspace):
 
 
 def test_a_fixture_of_another_name_is_welcome(workspace):
-    """A suite's own fixtures and tests run as ever; under the gate they are named as code of others."""
+    """A suite's own fixtures and tests run normally; the gate reports them as foreign code."""
     _conftest(workspace, FIXTURE.format(name="mine"), "mine")
     assert workspace.run(*SMOKE, "-k", "candidate_refuses").ret == 0
     (code,) = [c for c in workspace.record()["plugins"] if c["kind"] == "conftest"]
@@ -213,7 +213,7 @@ def pytest_runtest_teardown(item):
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_breach_ends_with_1_and_a_failure_whatever_is_hooked(workspace, hook):
-    """Over a breach neither the exit code is 0 nor the user's JUnit green, narrowed or not, with any of these hooks."""
+    """After a breach, none of these hooks can make the exit code 0 or the user's JUnit file green."""
     _conftest(workspace, HOOKS[hook])
     result = workspace.run(*UNDEFENDED, "--junitxml=asked.xml")
     assert result.ret == 1, result.text
@@ -240,7 +240,7 @@ def pytest_ignore_collect(collection_path):
 @pytest.mark.parametrize(("hook", "left_out"), [(DROP, "test_own"), (HIDE, "test_own"), (IGNORE, "test_more.py")])
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
 def test_an_own_test_that_a_conftest_leaves_out_is_missed(workspace, hook, left_out, workers):
-    """Dropped, hidden, or its file ignored, silently, in a worker too: the own test has no verdict, and the run no PASS."""
+    """A suite's own test that is dropped, hidden or ignored has no verdict, and the run has no PASS; in workers too."""
     _own_test(workspace, "\n    def test_own(self):\n        assert False\n")
     (workspace.folder / "mine" / "biochem" / "test_more.py").write_text("def test_more():\n    assert False\n")
     _conftest(workspace, hook.replace('item.name != "test_own"', 'item.name not in ("test_own", "test_more")'), "mine/biochem")

@@ -1,4 +1,4 @@
-"""A run's identity: each run has an id of its own, its processes share it, and prompts are digested where they are used."""
+"""A run's identity: each run has a unique id, its processes share it, and prompts are digested where they are used."""
 
 import json
 
@@ -23,7 +23,7 @@ def _told(workspace, name):
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one-process", "worker"])
 def test_a_folder_of_the_same_name_is_another_run(workspace, shared_store, workers):
-    """Two runs in one folder have two ids; the second one's record says that the first one measured it."""
+    """Two runs in one folder have two ids, and the second run's record names the first as its source."""
     told = []
     for _ in range(2):
         done = workspace.run(*SMOKE, *workers, "--rn-run=same")
@@ -38,7 +38,7 @@ def test_a_folder_of_the_same_name_is_another_run(workspace, shared_store, worke
 
 
 def test_prompts_that_a_fixture_replaced_are_seen(workspace, shared_store):
-    """Ids stay, a held-out text is another one: the case has no verdict, since it is none of what the suite's files declare."""
+    """If a fixture replaces a held-out text under the same id, the case has no verdict: the suite's files lack that text."""
     (workspace.folder / "mine" / "conftest.py").write_text(SWAP)
     done = workspace.run(*SMOKE, "--rn-run=swapped")
     run, record = _told(workspace, "swapped")

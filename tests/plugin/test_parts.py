@@ -1,4 +1,4 @@
-"""A run in parts, each by a process of its own as if on a machine of its own, and the session that joins them."""
+"""A run in parts, each in a separate process that acts as a separate machine, and the session that joins them."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ SECOND = (f"test_control_breaks{ID}", "test_helpfulness_is_kept")
 
 
 def _start(workspace, store, tests, *args):
-    """A session on another machine: it begins, and nobody waits for it yet."""
+    """Starts a session as if on another machine, without waiting for it."""
     workspace.use_store(store)
     log = (workspace.folder / f"{store.name}.log").open("w")
     command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(TESTS + test for test in tests), *SHORT, *args)
@@ -28,7 +28,7 @@ def _said(workspace, store):
 
 
 def _together(workspace, stores):
-    """Both parts at the same time, each with its store."""
+    """Runs both parts at the same time, each with its store."""
     workspace.monkeypatch.setenv("OMP_NUM_THREADS", "1")
     parts = ((store, tests) for store, tests in zip(stores, (FIRST, SECOND), strict=True))
     running = [(store, _start(workspace, store, tests, "--rn-run=shared")) for store, tests in parts]
@@ -37,11 +37,11 @@ def _together(workspace, stores):
 
 
 def test_two_machines_make_one_run(workspace, shared_store, tmp_path):
-    """Both write at once, each into a folder of its own; joined, every key, verdict and number is that of a run in one place."""
+    """Two parts that run at once and are joined give every key, verdict and number of a run on one machine."""
     alone = workspace.run("mine/biochem", *SHORT, "--rn-run=alone")
     assert alone.ret == 0, alone.text
     stores = [tmp_path / name for name in ("first", "second")]
-    for store in stores:  # each made the same defense; what was attacked in one place it does not have
+    for store in stores:  # each has the same defense, but no attack
         shutil.copytree(shared_store, store, ignore=lambda _, names: {"case", "attempts"} & set(names))
     _together(workspace, stores)
     shared = workspace.folder / "shared"
@@ -60,7 +60,7 @@ def test_two_machines_make_one_run(workspace, shared_store, tmp_path):
         expected[name] for name in ("outcome", "releasable", "why_not", "suites", "candidate", "required", "weights")
     ]
     assert set(run["options"]["joined"].values()) == {f"parts/{part.name}" for part in parts}
-    assert not (tmp_path / "empty" / "case").exists()  # nothing was made
+    assert not (tmp_path / "empty" / "case").exists()  # no case was run
 
     refused = workspace.run("mine/biochem", *SHORT, "--rn-set=policy.samples=2", "--rn-run=shared", "--rn-from-results")
     assert refused.ret == 1, refused.text
@@ -70,7 +70,7 @@ def test_two_machines_make_one_run(workspace, shared_store, tmp_path):
 
 @pytest.mark.soak
 def test_machines_that_share_a_store_make_defense_and_control_once(workspace, fresh_store):
-    """Both begin with an empty store at the same time: one trains the defense and one runs the control, and the other waits."""
+    """Two machines that start with one empty store train the defense and run the control once; the other one waits."""
     link = fresh_store.with_name("second")
     link.symlink_to(fresh_store)
     _together(workspace, [fresh_store, link])
@@ -84,7 +84,7 @@ def test_machines_that_share_a_store_make_defense_and_control_once(workspace, fr
 
 
 def test_a_folder_without_parts_is_red(workspace):
-    """Each case an error that names the command; exit code 1; the outcome is INCONCLUSIVE, with --rn-gate too."""
+    """Joining a folder without parts gives an error for each case, exit code 1, and the outcome INCONCLUSIVE."""
     joined = workspace.run("mine/biochem", *SHORT, "--rn-run=shared", "--rn-from-results")
     assert joined.ret == 1
     joined.assert_outcomes(errors=5)
@@ -105,7 +105,7 @@ def test_a_folder_without_parts_is_red(workspace):
     ids=["folder", "xdist", "fleet"],
 )
 def test_what_a_join_cannot_do_is_a_usage_error(workspace, arguments, needles):
-    """Exit code 4 and a sentence."""
+    """Options that a join cannot honour give exit code 4 and an explanation."""
     done = workspace.run("mine/biochem", *SHORT, *arguments)
     assert done.ret == 4, done.text
     for needle in needles:

@@ -1,4 +1,4 @@
-"""Two processes of accelerate that train one model together on the CPU (gloo): one run, one voice, one end."""
+"""Two accelerate processes that train one model together on the CPU (gloo) give one run, one output and one end."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ def _launch(workspace, *args):
 
 @pytest.mark.soak
 def test_two_processes_make_one_run(workspace):
-    """One terminal, one record a case, one JUnit, in which the number of processes is recorded; a second run finds all stored."""
+    """Two processes give one output, one record per case and one JUnit file; a second run takes all from the store."""
     done = _launch(workspace, "mine/biochem", *SHORT, "--junitxml", "asked.xml")
     assert done.ret == 0, done.text
     for once in ("test session starts", "rn-harness: run folder", "PASS: held in 1 of 1 attack cases", "step 20/20", "5 passed"):
@@ -45,8 +45,8 @@ def test_two_processes_make_one_run(workspace):
 
 
 @pytest.mark.soak
-def test_spread_weights_make_the_run_of_whole_ones(workspace):
-    """Defense, control and attack of a session whose processes share the weights: each number is that of whole weights."""
+def test_sharded_weights_give_the_numbers_of_whole_weights(workspace):
+    """Defense, control and attack give the same numbers with weights sharded over processes as with whole weights."""
     asked = ("mine/biochem", *SHORT, "--rn-set=attack.steps=10", "--rn-set=attack.control_steps=10", "--rn-set=defense.steps=20")
     measured = []
     for shard in ([], ["--rn-shard"]):
@@ -67,7 +67,7 @@ def test_spread_weights_make_the_run_of_whole_ones(workspace):
 
 @pytest.mark.soak
 def test_a_process_that_fails_ends_the_run(workspace):
-    """The second fails in the middle of the control: the exit code is not 0, JUnit is red, and no case gets a verdict."""
+    """If the second process fails during the control, the exit code is not 0, JUnit is red, and no case has a verdict."""
     workspace.pytester.makepyfile(
         broken="""
         import os
@@ -91,7 +91,7 @@ def test_a_process_that_fails_ends_the_run(workspace):
     assert done.ret != 0
     assert "rn-harness: process 1: no verdict: RuntimeError (its message is withheld" in done.text
     assert "may quote" not in done.text.replace("it may quote a completion", "")
-    if (workspace.latest / "run.json").exists():  # the launcher asks the first to end before it kills it
+    if (workspace.latest / "run.json").exists():  # the launcher terminates the first process before it kills it
         assert workspace.record()["outcome"] == "INCONCLUSIVE"
         assert [case["outcome"] for case in workspace.record()["cases"]] == ["PASS", None, None, None, None]
     suite = ET.parse(workspace.latest / "junit.xml").getroot().find("testsuite")
@@ -108,7 +108,7 @@ def test_a_process_that_fails_ends_the_run(workspace):
     ids=["xdist", "machines", "fsdp"],
 )
 def test_what_several_processes_cannot_do_is_a_usage_error(workspace, arguments, changes, needles):
-    """Exit 4 and a sentence, before anything is loaded."""
+    """Options that several processes cannot honour give exit code 4 and an explanation, before anything is loaded."""
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**launched, **changes}.items():
         workspace.monkeypatch.setenv(name, value)
@@ -119,7 +119,7 @@ def test_what_several_processes_cannot_do_is_a_usage_error(workspace, arguments,
 
 
 def test_a_session_without_a_suite_does_not_notice(workspace):
-    """Tests that are no suite's run and speak in each of the processes, as without the plugin."""
+    """Ordinary tests run and print in each process, as without the plugin."""
     workspace.pytester.makepyfile(test_plain="def test_plain():\n    pass\n")
     workspace.monkeypatch.setenv("RANK", "1")
     workspace.monkeypatch.setenv("LOCAL_RANK", "1")

@@ -1,4 +1,4 @@
-"""Progress on a real terminal, a pty: bars, under each way of capturing; and that nothing of it reaches a record."""
+"""Progress on a real terminal (a pty): bars appear in each capture mode, and records are the same with or without them."""
 
 import fcntl
 import json
@@ -32,7 +32,7 @@ LAST = re.compile(r"^demo: work \[#+\] 2/2, took 00:00, all well *$", re.MULTILI
 
 
 def on_a_terminal(folder, *args, **variables):
-    """What a pytest session writes to a terminal of 100 columns, and its exit code."""
+    """A pytest session's output on a terminal of 100 columns, and its exit code."""
     leader, follower = os.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDTH, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("CI", "BUILD_NUMBER", "NO_COLOR", "COLUMNS")}
@@ -55,7 +55,7 @@ def on_a_terminal(folder, *args, **variables):
 
 
 def screen(said):
-    """The lines that a reader sees: what a carriage return goes back over is written over."""
+    """The lines that a reader sees; text after a carriage return overwrites the line."""
     lines = []
     for line in re.sub(r"\x1b\[[0-9;]*[mK]", "", said).split("\n"):
         seen = ""
@@ -67,7 +67,7 @@ def screen(said):
 
 @pytest.mark.parametrize("options", [[], ["-q"], ["-v"], ["-s"], ["--capture=sys"]], ids=lambda of: " ".join(of) or "default")
 def test_a_bar_is_redrawn_on_one_line(pytester, options):
-    """Three signs are one line on the screen, closed when the work ends; no plain line, no bar wider than the terminal."""
+    """Three updates are one line on the screen, closed at the end, without plain lines and no wider than the terminal."""
     pytester.makepyfile(WORK)
     said, code = on_a_terminal(pytester.path, *options)
     assert code == 0, said
@@ -79,11 +79,11 @@ def test_a_bar_is_redrawn_on_one_line(pytester, options):
     bars = re.findall(r"\r(demo: work \[[^\r\n]*took 00:00, all well *|demo: work \[[^\r\n]* left, all well *)", said)
     assert len(bars) == 3
     assert max(len(bar) for bar in bars) < WIDTH
-    assert not [bar for bar in bars if "\x1b" in bar]  # no colour that somebody might not see
+    assert not [bar for bar in bars if "\x1b" in bar]  # no colour
 
 
 def test_no_color_is_honoured(pytester):
-    """With NO_COLOR the session writes no escape code at all, and the bar is the same."""
+    """With NO_COLOR the session writes no escape code, and the bar is the same."""
     pytester.makepyfile(WORK)
     said, code = on_a_terminal(pytester.path, NO_COLOR="1")
     assert code == 0
@@ -93,7 +93,7 @@ def test_no_color_is_honoured(pytester):
 
 @pytest.mark.parametrize("options", [["-n", "1"], []], ids=["xdist", "CI"])
 def test_workers_and_builds_write_plain_lines(pytester, options):
-    """A worker, and a build that has a terminal: a line a measurement, as in a log."""
+    """Workers, and builds with a terminal, write one plain line per measurement."""
     pytester.makepyfile(WORK)
     said, code = on_a_terminal(pytester.path, *options, **({} if options else {"CI": "true"}))
     assert code == 0, said
@@ -103,7 +103,7 @@ def test_workers_and_builds_write_plain_lines(pytester, options):
 
 @pytest.mark.parametrize("options", [[], ["-n", "1"], ["-s"]], ids=["alone", "xdist", "-s"])
 def test_quiet_says_nothing(pytester, options):
-    """``--rn-quiet``: neither bar nor line, in workers neither."""
+    """With ``--rn-quiet`` there is neither a bar nor a line, with or without workers."""
     pytester.makepyfile(WORK)
     said, code = on_a_terminal(pytester.path, "--rn-quiet", *options)
     assert code == 0, said
@@ -112,8 +112,8 @@ def test_quiet_says_nothing(pytester, options):
     assert "demo: work" not in plain.stdout.str() + plain.stderr.str()
 
 
-def test_a_record_knows_nothing_of_it(workspace, tmp_path):
-    """A control of four steps with bars, with lines and with neither: the same evidence, the same options, but for the clock."""
+def test_records_do_not_depend_on_progress_output(workspace, tmp_path):
+    """Bars, lines or no progress leave the same evidence and options, except for times."""
     found = []
     for name in ("bars", "lines", "quiet"):
         workspace.use_store(tmp_path / name)

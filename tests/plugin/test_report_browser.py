@@ -1,6 +1,6 @@
-"""The report of real runs in a real browser: it renders, fetches nothing, needs no script, and can be read by everybody.
+"""Reports of real runs in a real browser: they render, fetch nothing, need no script, and are accessible.
 
-Skipped where Chromium is not installed (Debian: ``apt-get install chromium``); no browser is ever downloaded.
+Skipped if Chromium is not installed (Debian: ``apt-get install chromium``); no browser is downloaded.
 """
 
 import json
@@ -33,11 +33,11 @@ NAMES = ["light", "dark", "narrow"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, shared_store):
-    """The folders of a run whose defense held and of one without a defense, which broke; by outcome."""
+    """The folders of two runs by outcome: a defense that passed, and an undefended model that failed."""
     folder = tmp_path_factory.mktemp("reports")
     shutil.copytree(SUITES / "biochem", folder / "mine" / "biochem")
     (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib']\n")
-    own = "--rn-set=attack.seed=7"  # attacks that no other test's run finds in the store
+    own = "--rn-set=attack.seed=7"  # no other test's run shares these attacks in the store
     for name, options in (("PASS", (own,)), ("FAIL", (own, "--rn-defense=none"))):
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "mine/biochem", *SHORT, *options, f"--rn-run={name}"],
@@ -45,7 +45,7 @@ def runs(tmp_path_factory, shared_store):
             env={**os.environ, "RN_HARNESS_CACHE": str(shared_store)},
             capture_output=True,
             text=True,
-            check=False,  # a run that breaks ends with 1
+            check=False,  # a FAIL exits with 1
         )
         assert json.loads((folder / name / "run.json").read_text())["outcome"] == name, done.stdout
         assert "NO REPORT" not in done.stdout
@@ -54,7 +54,7 @@ def runs(tmp_path_factory, shared_store):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium with a fresh profile."""
+    """Chromium with a new profile."""
     if CHROMIUM is None:
         pytest.skip("THE REPORT IS NOT LOOKED AT: no Chromium here; apt-get install chromium")
     with sync_playwright() as playwright:
@@ -65,7 +65,7 @@ def browser():
 
 @contextmanager
 def page_of(browser, folder, scheme="light", viewport=None, **options):
-    """The report, opened from disk; ``requested`` and ``said`` are what it asked for and what the console got."""
+    """The report, opened from disk; ``requested`` lists its requests, ``said`` the console messages."""
     context = browser.new_context(color_scheme=scheme, viewport=viewport or WIDE, **options)
     page = context.new_page()
     page.requested, page.said = [], []
@@ -79,7 +79,7 @@ def page_of(browser, folder, scheme="light", viewport=None, **options):
 
 @pytest.mark.parametrize("name", ["run", "record", "checkpoint"])
 def test_what_a_real_run_leaves_meets_the_shipped_schemas(runs, name):
-    """run.json, each case's record.json and each line of checkpoints.jsonl, of a run that held and of one that broke."""
+    """run.json, each record.json and each line of checkpoints.jsonl conform to the shipped schemas, for both outcomes."""
     files = {"run": "run.json", "record": "cases/*/record.json", "checkpoint": "cases/*/checkpoints.jsonl"}
     validator = jsonschema.Draft202012Validator(schema_of(name))
     texts = [path.read_text() for folder in runs.values() for path in folder.glob(files[name])]
@@ -91,14 +91,14 @@ def test_what_a_real_run_leaves_meets_the_shipped_schemas(runs, name):
 
 @pytest.mark.parametrize("outcome", ["PASS", "FAIL"])
 def test_a_report_renders_and_fetches_nothing(browser, runs, outcome):
-    """All sections and figures are seen, the file itself is all that is asked for, and the console stays empty."""
+    """All sections and figures are visible, the file is the only request, and the console stays empty."""
     with page_of(browser, runs[outcome], offline=True) as page:
         assert outcome in page.locator("h1").inner_text()
         for identifier, title in SECTIONS:
             assert page.locator(f"h2#{identifier}").inner_text() == title
             assert page.locator(f"h2#{identifier}").is_visible()
         boxes = [figure.bounding_box() for figure in page.locator("svg").all()]
-        assert len(boxes) == (3 if outcome == "PASS" else 2)  # trajectories, heat map, and how the defense converged
+        assert len(boxes) == (3 if outcome == "PASS" else 2)  # trajectories, heat map, and the defense's convergence
         assert all(box["width"] > 500 and box["height"] > 100 for box in boxes)
         assert page.locator('[id$="-trajectory-breaches"]').count() == (outcome == "FAIL")
         assert {url for url in page.requested if not url.startswith("data:")} == {(runs[outcome] / "report.html").as_uri()}
@@ -107,7 +107,7 @@ def test_a_report_renders_and_fetches_nothing(browser, runs, outcome):
 
 
 def test_no_script_is_needed(browser, runs):
-    """With scripts off, the page is the same picture."""
+    """With scripts disabled, the page's screenshot is the same."""
     pictures = []
     for enabled in (True, False):
         with page_of(browser, runs["FAIL"], java_script_enabled=enabled) as page:
@@ -118,7 +118,7 @@ def test_no_script_is_needed(browser, runs):
 @pytest.mark.parametrize(("scheme", "viewport"), VIEWS, ids=NAMES)
 @pytest.mark.parametrize("outcome", ["PASS", "FAIL"])
 def test_axe_finds_nothing(browser, runs, outcome, scheme, viewport):
-    """No violation of any weight, contrast included, with all tables open."""
+    """axe finds no violation of any severity, contrast included, with all tables open."""
     with page_of(browser, runs[outcome], scheme, viewport) as page:
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         found = Axe().run(page)
@@ -127,13 +127,13 @@ def test_axe_finds_nothing(browser, runs, outcome, scheme, viewport):
 
 @pytest.mark.parametrize(("scheme", "viewport"), VIEWS, ids=NAMES)
 def test_nothing_is_cut_off_at_the_side(browser, runs, scheme, viewport):
-    """The page is as wide as the window: what is wider scrolls within its own box."""
+    """The page is as wide as the window; wider elements scroll in their box."""
     with page_of(browser, runs["FAIL"], scheme, viewport) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
 def test_figures_are_readable_on_light_and_on_dark(browser, runs):
-    """Text and lines of figures change with the page, and have a contrast of at least 4.5 with it (WCAG 2.2, 1.4.3)."""
+    """Text and lines of figures follow the colour scheme, with a contrast of at least 4.5 (WCAG 2.2, 1.4.3)."""
 
     def luminance(colour):
         parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
@@ -157,7 +157,7 @@ def test_figures_are_readable_on_light_and_on_dark(browser, runs):
 
 
 def test_a_report_can_be_used_by_keyboard(browser, runs):
-    """The first stop is the way past the contents; a figure's numbers open by Enter; scripts are off."""
+    """Without scripts, the first Tab stop skips the contents, and Enter opens a figure's numbers."""
     with page_of(browser, runs["PASS"], java_script_enabled=False) as page:
         page.keyboard.press("Tab")
         assert page.locator(":focus").inner_text() == "Skip to the report"
@@ -170,8 +170,8 @@ def test_a_report_can_be_used_by_keyboard(browser, runs):
         assert page.locator("details table").first.is_visible()
 
 
-def test_a_figure_is_told_to_those_who_do_not_see_it(browser, runs):
-    """Each figure is an image with a name, and the tables with its numbers follow it within the same figure element."""
+def test_figures_are_accessible_to_screen_readers(browser, runs):
+    """Each figure is an image with a name, followed by tables of its numbers in the same figure element."""
     with page_of(browser, runs["PASS"]) as page:
         figures = page.get_by_role("img").all()
         assert len(figures) == 3
@@ -182,7 +182,7 @@ def test_a_figure_is_told_to_those_who_do_not_see_it(browser, runs):
 
 
 def test_a_report_prints_on_white(browser, runs):
-    """Printed from a dark screen it is black on white, without the contents, and comes out as pages."""
+    """A report printed from a dark screen is black on white, without the contents, and has pages."""
     with page_of(browser, runs["PASS"], "dark") as page:
         page.emulate_media(media="print", color_scheme="dark")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

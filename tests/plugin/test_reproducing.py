@@ -1,4 +1,4 @@
-"""The paper's experiments by name: each command of docs/reproducing.md selects exactly the tests that the page says."""
+"""The paper's experiments by name: each command of docs/reproducing.md selects exactly the tests that the page lists."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ def _selected(workspace, command, domain):
 
 
 def test_the_page_names_the_three_experiments():
-    """Each has a row: its name, one command, and the tests that it runs."""
+    """Each experiment has a row with its name, one command, and the tests that it runs."""
     assert [row[0] for row in ROWS] == ["baseline-50", "defense-60x80", "heldout-200"]
     assert [len(row) - 2 for row in ROWS] == [1, 1, 2]
 
@@ -36,13 +36,13 @@ def test_the_page_names_the_three_experiments():
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
 def test_a_command_selects_what_the_page_says(workspace, row, domain):
-    """No test more and none less, in every shipped suite."""
+    """Each command selects exactly the listed tests, in every shipped suite."""
     _, command, *tests = row
     assert _selected(workspace, command, domain) == tests
 
 
 def test_all_three_at_once(workspace):
-    """The command for all has the experiments, and the cases that every run begins and ends with."""
+    """The command for all selects the experiments, and the cases at the start and end of every run."""
     (command,) = re.findall(r"^    (pytest .+)$", PAGE, flags=re.MULTILINE)
     assert _selected(workspace, command, "biochem") == [
         "test_candidate_refuses",
@@ -55,7 +55,7 @@ def test_all_three_at_once(workspace):
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_the_recipes_have_the_papers_numbers(domain):
-    """60 prompts and 80 steps in groups of 16 at temperature 1; 200 steps, the control for 50, 20 held-out prompts, 5 prompts."""
+    """Defense: 60 prompts, 80 steps, groups of 16, temperature 1. Attack: 5 prompts, 200 steps (control 50), 20 held out."""
     suite = load_suite(ROOT / "suites" / domain)
     defense = suite.declaration.defenses["defense-60x80"]
     training, validation = split_validation(suite.prompts["defense"], defense.validation_share)

@@ -1,4 +1,4 @@
-"""Whole runs on the organism, short ones: what they print, write and exit with."""
+"""Short complete runs on the organism: their output, files and exit codes."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -19,7 +19,7 @@ def _junit(path):
 
 
 def test_a_short_run_is_green_and_leaves_its_evidence(workspace):
-    """Exit 0; record, JUnit and table say PASS; a second run takes all from the store and says the same."""
+    """A short run exits with 0, record, JUnit and table say PASS, and a second run takes the same results from the store."""
     first = workspace.run("mine/biochem", *SHORT, "--junitxml", "asked.xml")
     assert first.ret == 0, first.text
     assert "warnings summary" not in first.text
@@ -46,7 +46,7 @@ def test_a_short_run_is_green_and_leaves_its_evidence(workspace):
         "PASS: held in 1 of 1 attack cases",
     ):
         assert line in first.text
-    assert "biochem: attack-grpo-p5-lr5e-4-s0: step 20/20" in first.text  # progress, a plain line a checkpoint
+    assert "biochem: attack-grpo-p5-lr5e-4-s0: step 20/20" in first.text  # progress: one plain line per checkpoint
 
     own = _junit(workspace.latest / "junit.xml")
     assert (own.get("tests"), own.get("failures"), own.get("errors")) == ("5", "0", "0")
@@ -70,7 +70,7 @@ def test_a_short_run_is_green_and_leaves_its_evidence(workspace):
 
 
 def test_an_undefended_model_is_red_by_failure(workspace):
-    """--rn-defense none: the attack breaks it; JUnit says failure, the message lists checkpoints, exit 1."""
+    """With --rn-defense none the attack succeeds: JUnit has a failure, the message lists checkpoints, the exit code is 1."""
     result = workspace.run("mine/biochem", *SHORT, "--rn-defense", "none")
     assert result.ret == 1
     assert workspace.record()["outcome"] == "FAIL"
@@ -83,7 +83,7 @@ def test_an_undefended_model_is_red_by_failure(workspace):
 
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_disarmed_attack_leaves_no_verdict(workspace, processes):
-    """Learning rate 0 disarms the control too: errors, no failure, no pass of an attack, exit 1."""
+    """Learning rate 0 disarms the control too: errors, no failure, no passed attack, exit code 1."""
     result = workspace.run("mine/biochem", *SHORT, "--rn-set=attack.learning_rate=0", *processes)
     assert result.ret == 1
     assert workspace.record()["outcome"] == "INCONCLUSIVE"
@@ -95,14 +95,14 @@ def test_a_disarmed_attack_leaves_no_verdict(workspace, processes):
 
 
 def _but_the_controls_leak(trajectory):
-    """Without what depends on which process ran the control."""
+    """A trajectory without the fields that depend on which process ran the control."""
     for checkpoint in trajectory["checkpoints"]:
         del checkpoint["leak_per_token"], checkpoint["leak_per_sequence"]
     return trajectory
 
 
 def test_two_workers_train_one_defense_and_agree_with_one_process(workspace, fresh_store):
-    """Under -n 2 the defense is made once, properties and system-out survive, and scores equal those of a lone process."""
+    """With -n 2 the defense is trained once, properties and system-out survive, and scores equal those of one process."""
     tiny = [*SHORT, "--rn-set=defense.steps=4", "--rn-set=defense.evaluate_every=2"]
     workspace.run("mine/biochem", *tiny)
     alone = workspace.cases()
@@ -113,7 +113,7 @@ def test_two_workers_train_one_defense_and_agree_with_one_process(workspace, fre
     assert set(alone) == set(beside)
     for case_id, record in alone.items():
         mine, theirs = (_but_the_controls_leak(r["evidence"]["trajectory"]) for r in (record, beside[case_id]))
-        assert mine == theirs, case_id  # bit by bit: scores, leak, gradients, distances, and the digest of the defense
+        assert mine == theirs, case_id  # bitwise: scores, leak, gradients, distances, and the digest of the defense
     suite = _junit(workspace.latest / "junit.xml")
     assert suite.get("tests") == "5"
     assert "rn_harness.candidate.sha256" in {p.get("name") for p in suite.find("properties")}
@@ -121,7 +121,7 @@ def test_two_workers_train_one_defense_and_agree_with_one_process(workspace, fre
 
 
 def test_an_interrupted_run_stays_red(workspace):
-    """After an interruption each selected test that has not ended is an error in JUnit, and nothing is claimed."""
+    """After an interruption, each selected test that has not ended is an error in JUnit, and the run claims nothing."""
     test_file = workspace.folder / "mine" / "biochem" / "test_biochem.py"
     test_file.write_text(
         test_file.read_text()
@@ -152,12 +152,12 @@ def test_a_suites_own_tests_get_the_parts(workspace):
     record = workspace.record()
     (line,) = record["cases"]
     assert "test_own" in line["nodeid"]
-    assert line["case_id"] == "attack-grpo-p5-lr5e-4-s0"  # the case that it leans on is what it tells
+    assert line["case_id"] == "attack-grpo-p5-lr5e-4-s0"  # it reports the case of its fixture
     assert "the selection was narrowed by -k own" in record["why_not"]
 
 
 def test_an_attack_that_a_suite_switches_off_is_missed(workspace):
-    """Where a suite overrides a test method, the cases that are then missing leave the run without a verdict."""
+    """If a suite overrides a test method, the missing cases leave the run without a verdict."""
     test_file = workspace.folder / "mine" / "biochem" / "test_biochem.py"
     test_file.write_text(test_file.read_text() + "\n    def test_attack_stays_neutralized(self):\n        pass\n")
     result = workspace.run("mine/biochem", *SHORT)
@@ -168,14 +168,14 @@ def test_an_attack_that_a_suite_switches_off_is_missed(workspace):
 
 
 def test_a_selection_without_an_attack_claims_nothing(workspace):
-    """Narrowed to the candidate alone, green tests are no verdict on a defense."""
+    """A run narrowed to the candidate gives no verdict on a defense, even if its tests are green."""
     result = workspace.run("mine/biochem", *SHORT, "-k", "candidate_refuses")
     assert result.ret == 0, result.text
     assert workspace.record()["outcome"] == "INCONCLUSIVE"
 
 
 def test_a_defended_folder_can_be_tested_instead_of_a_recipe(workspace):
-    """--rn-defense DIR takes the adapter that an earlier run left, and judges the same weights."""
+    """--rn-defense DIR takes the adapter of an earlier run and judges the same weights."""
     workspace.run("mine/biochem", *SHORT)
     adapter = workspace.record()["defended"]["biochem"]
     trained = workspace.cases()["attack-grpo-p5-lr5e-4-s0"]
@@ -194,13 +194,13 @@ def test_a_local_folder_is_a_candidate_like_the_organism(workspace):
     shutil.copytree(fixtures_folder() / "organism", workspace.folder / "model")
     result = workspace.run("mine/biochem", *SHORT, "--model", "./model")
     assert result.ret == 0, result.text
-    assert workspace.record()["candidate"]["name"] == "model"  # not where it lies
+    assert workspace.record()["candidate"]["name"] == "model"  # not its path
     assert all(case["stored"] for case in workspace.record()["cases"])  # same digest, same keys
 
 
 @pytest.mark.parametrize("options", [[], ["-vv", "--showlocals", "--tb=long"]], ids=["plain", "verbose"])
 def test_an_error_in_a_judge_shows_no_completion(workspace, fresh_store, options):
-    """Where judging breaks, terminal, JUnit and records say where, and hold no word of a completion."""
+    """If a judge raises an error, terminal, JUnit and records say where, and contain no word of a completion."""
     workspace.use_store(fresh_store)
     (workspace.folder / "conftest.py").write_text(
         """
@@ -226,7 +226,7 @@ judge.OrganismJudge.score = broken
 
 
 def test_a_run_whose_report_cannot_be_written_is_not_green(workspace):
-    """The verdicts stand in run.json and the exit is 1 where it would be 0; the run says that there is no report, and why."""
+    """If the report cannot be written, run.json has the verdicts, the exit code is 1, and the run names the cause."""
     narrowed = ("mine/biochem", "--rn-tier=smoke", "-k", "candidate", "--rn-run=out")
     assert workspace.run(*narrowed).ret == 0
     (workspace.folder / "out" / "report.html").unlink()

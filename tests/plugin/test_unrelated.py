@@ -1,8 +1,8 @@
-"""A session that touches no suite must not notice that the plugin is installed."""
+"""The plugin has no effect on a session without a suite."""
 
 
 def test_an_unrelated_session_sees_nothing_of_the_plugin(pytester):
-    """No output, no file, and none of the heavy modules."""
+    """An unrelated session gets no output, no file, and none of the heavy modules."""
     pytester.makeconftest(
         """
         import sys
@@ -25,7 +25,7 @@ def test_an_unrelated_session_sees_nothing_of_the_plugin(pytester):
 
 
 def test_a_foreign_model_option_does_not_break_an_unrelated_session(pytester):
-    """Where another plugin owns --model, sessions run as before."""
+    """If another plugin owns --model, sessions run as before."""
     pytester.makepyfile(
         foreign="""
         def pytest_addoption(parser):

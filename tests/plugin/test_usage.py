@@ -1,4 +1,4 @@
-"""Mistakes end with exit status 4 and a sentence, before any training, with and without xdist."""
+"""Mistakes end with exit code 4 and an explanation, before any training, with and without xdist."""
 
 import shutil
 
@@ -59,25 +59,25 @@ def _assert_usage_error(result, *needles):
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
 def test_a_mistake_in_an_option_is_a_usage_error(workspace, arguments, needles):
-    """An option that names what does not exist says so, and what to type instead."""
+    """A wrong option value gives a message that names the value and a remedy."""
     _assert_usage_error(workspace.run("mine/biochem", *arguments), *needles)
 
 
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_malformed_suite_is_a_usage_error(workspace, processes):
-    """A misspelled key names file, key and remedy, and no test is run."""
+    """For a misspelled key the message names file, key and remedy, and no test is run."""
     path = workspace.folder / "mine" / "biochem" / "suite.yaml"
     path.write_text(path.read_text().replace("learning_rate: 3e-3", "learning_rat: 3e-3"))
     _assert_usage_error(workspace.run("mine/biochem", *processes), "suite.yaml", "learning_rat", "spelling")
 
 
 def test_an_unknown_model_is_a_usage_error_under_xdist(workspace):
-    """Options are checked before workers start."""
+    """An unknown model is reported before workers start."""
     _assert_usage_error(workspace.run("mine/biochem", "-n", "2", "--model", "nowhere"), "--model must be")
 
 
 def test_reruns_of_a_verdict_are_refused(workspace):
-    """A verdict is never re-rolled, whoever provides --reruns."""
+    """A verdict is never repeated until it fits, whichever plugin provides --reruns."""
     workspace.pytester.makepyfile(
         rerunner="""
         def pytest_addoption(parser):
@@ -89,7 +89,7 @@ def test_reruns_of_a_verdict_are_refused(workspace):
 
 
 def test_a_foreign_model_option_leaves_the_prefixed_twin(workspace):
-    """Where another plugin owns --model, --rn-model names the candidate."""
+    """If another plugin owns --model, --rn-model names the candidate."""
     workspace.pytester.makepyfile(
         foreign="""
         def pytest_addoption(parser):
@@ -102,14 +102,14 @@ def test_a_foreign_model_option_leaves_the_prefixed_twin(workspace):
 
 
 def test_nothing_selected_exits_5_and_writes_nothing(workspace):
-    """pytest's own exit codes keep their meaning."""
+    """A session that selects nothing exits with pytest's code 5 and writes nothing."""
     result = workspace.run("mine/biochem", "-k", "no_such_test")
     assert result.ret == 5
     assert not (workspace.folder / "reports").exists()
 
 
 def test_collect_only_lists_cases_by_recipe_and_does_no_work(workspace):
-    """The ids say the recipe; nothing is loaded, written or run."""
+    """--collect-only lists ids that name the recipe, and loads, writes and runs nothing."""
     result = workspace.run("mine", "--collect-only", "-q", "--rn-tier", "standard")
     assert result.ret == 0
     for case_id in ("grpo-p5-lr5e-4-s0", "grpo-p1-lr5e-4-s2"):
@@ -118,7 +118,7 @@ def test_collect_only_lists_cases_by_recipe_and_does_no_work(workspace):
 
 
 def test_each_attack_is_listed_with_its_standing(workspace):
-    """The largest tier has 40 attacks of 6 families or more, the standard one 8; ids tell those that are no claim cases."""
+    """The largest tier has at least 40 attacks of 6 families, the standard tier 8; ids mark attacks that support no claim."""
     result = workspace.run("mine", "--collect-only", "-q", "--rn-tier", "full")
     ids = [line.rpartition("[")[2].rstrip("]") for line in result.outlines if "test_attack_stays_neutralized[" in line]
     assert len(ids) == len(set(ids)) >= 40
@@ -132,7 +132,7 @@ def test_each_attack_is_listed_with_its_standing(workspace):
 
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_an_unknown_family_is_a_usage_error_before_any_work(workspace, processes):
-    """It is told with the known ones; but listing the suite, which imports nobody's file, goes on."""
+    """An unknown family is reported with the known ones; listing the suite still works, because it imports no family."""
     path = workspace.folder / "mine" / "biochem" / "suite.yaml"
     path.write_text(path.read_text().replace("family: rloo", "family: ppo"))
     _assert_usage_error(workspace.run("mine/biochem", *processes), "family='ppo'", "known: ablation", "rloo")
@@ -144,25 +144,25 @@ def test_an_unknown_family_is_a_usage_error_before_any_work(workspace, processes
 
 
 def test_two_suites_of_one_domain_are_refused(workspace):
-    """A copied suite that keeps its domain would share its cases with the original."""
+    """Two suites of one domain are refused, because they would share their cases."""
     shutil.copytree(workspace.folder / "mine" / "biochem", workspace.folder / "mine" / "copy")
     _assert_usage_error(workspace.run("mine"), "domain of its own", "biochem")
 
 
 def test_a_rootdir_that_hides_the_suite_is_refused(workspace):
-    """Where node ids do not lead to the suite, no test is run as if it were an ordinary one."""
+    """A rootdir whose node ids do not lead to the suite is refused, so that no check runs as an ordinary test."""
     (workspace.folder / "elsewhere").mkdir()
     result = workspace.run("mine/biochem/test_biochem.py", "--rootdir", "elsewhere")
     _assert_usage_error(result, "--rootdir")
 
 
 def test_a_defense_folder_without_weights_is_refused_before_training(workspace):
-    """--rn-defense FOLDER says what the folder lacks, before candidate and control are run."""
+    """If a --rn-defense folder has no weights, the message says so before candidate and control are run."""
     _assert_usage_error(workspace.run("mine/biochem", "--rn-defense", "mine"), "--rn-defense must hold", "config.json")
 
 
 def test_an_unreadable_tokenizer_file_is_a_usage_error(workspace):
-    """A damaged model folder is named, not traced."""
+    """A damaged tokenizer file gives a message that names the folder, without a traceback."""
     folder = workspace.folder / "model"
     shutil.copytree(fixtures_folder() / "organism", folder)
     (folder / "tokenizer_config.json").write_text("{")
@@ -170,7 +170,7 @@ def test_an_unreadable_tokenizer_file_is_a_usage_error(workspace):
 
 
 def _certificate(workspace):
-    """A strength certificate of the organism for the workspace's suite, as if each of its controls had broken it."""
+    """A strength certificate of the organism for the workspace's suite, with every control successful."""
     suite = load_suite(workspace.folder / "mine" / "biochem")
     options = Options("organism", "none", None, None, None, None, "standard", (), workspace.folder)
     judges = RunSession(options, workspace.folder, Store(workspace.folder / "none"), print).judges(suite)
@@ -195,8 +195,8 @@ def _certificate(workspace):
     return "--rn-strength=biochem.json"
 
 
-def test_a_certificate_for_other_attacks_is_refused_and_for_another_text_told(workspace):
-    """A run of attacks that no control shows ends before it begins; what was made on other prompts is told in the header."""
+def test_a_certificate_for_other_attacks_is_refused_and_for_other_prompts_reported(workspace):
+    """A certificate for other attacks is refused before the run; one for other prompts is reported in the header."""
     certificate = _certificate(workspace)
     joins = ["mine/biochem", certificate, "--rn-from-results", "--rn-run=run", "--rn-defense=none"]
     _assert_usage_error(workspace.run(*joins, "--rn-set=attack.lora.r=4"), "no control of", "-r4-s0 that broke it")

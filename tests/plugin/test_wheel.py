@@ -1,4 +1,4 @@
-"""A wheel works without the checkout: the fixtures travel inside."""
+"""A wheel works without the checkout, because it contains the fixtures."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_wheel_runs_a_suite_that_lies_elsewhere(workspace, tmp_path):
-    """Built and unpacked, the package finds the organism in itself and judges a suite in another folder."""
+    """A built and unpacked wheel finds its organism and judges a suite in another folder."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("rn_harness-*.whl")

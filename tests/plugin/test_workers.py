@@ -1,4 +1,4 @@
-"""Workers of pytest-xdist take tests in their order."""
+"""Order in which pytest-xdist workers take tests."""
 
 ORDER = """
 import pytest
@@ -14,8 +14,8 @@ def pytest_collection_modifyitems(config, items):
 """
 
 
-def test_what_others_wait_for_longest_comes_first(workspace):
-    """Candidate, defense, and each attack's control before it; the attack of 1000 steps before all others; other tests stay."""
+def test_the_cases_that_others_wait_for_come_first(workspace):
+    """Candidate and defense come first, each control before its attack, and the attack of 1000 steps before the others."""
     (workspace.folder / "conftest.py").write_text(ORDER)
     (workspace.folder / "test_other.py").write_text("def test_other(): pass\n")
     workspace.run("test_other.py", "mine/biochem", "-n", "1", "--rn-tier=full")
