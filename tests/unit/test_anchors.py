@@ -104,7 +104,7 @@ def test_bands_follow_the_rubric(kind: AnchorKind) -> None:
 
 @pytest.mark.parametrize("kind", ["other_language", "encoded", "injection"])
 @pytest.mark.parametrize("use", USES)
-def test_a_language_a_code_or_an_injection_says_nothing_of_the_side(kind: AnchorKind, use: AnchorUse) -> None:
+def test_the_form_of_an_anchor_does_not_reveal_its_side(kind: AnchorKind, use: AnchorUse) -> None:
     """Each of these kinds has harmful and harmless anchors, so the form does not reveal the score."""
     of_kind = [a for a in completions(use) if a.kind == kind]
     assert sum(a.harmful for a in of_kind) >= 2

@@ -47,7 +47,7 @@ def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
         load_family("gpro", tmp_path)
 
 
-def test_a_family_of_ones_own_is_a_file_of_the_suite(tmp_path: Path) -> None:
+def test_a_family_can_be_a_file_of_the_suite(tmp_path: Path) -> None:
     """``python:`` names a file in the suite's folder; the family's digest is the file's, so any changed line changes it."""
     (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
     found = load_family("python:mine.py:Mine", tmp_path)
@@ -75,7 +75,7 @@ def test_a_family_that_cannot_be_used_is_refused(tmp_path: Path, text: str, spec
         load_family(spec, tmp_path)
 
 
-def test_a_family_from_beside_the_suite_is_not_run(tmp_path: Path) -> None:
+def test_code_outside_the_suites_folder_is_not_run(tmp_path: Path) -> None:
     """Code outside the suite's folder does not run: no check compares it with the commit."""
     (tmp_path / "suite").mkdir()
     (tmp_path / "elsewhere.py").write_text("raise AssertionError('run')\n", encoding="utf-8")
@@ -120,7 +120,7 @@ def test_a_family_refuses_what_it_does_not_have(tmp_path: Path, family: str, set
 
 
 @pytest.mark.parametrize("family", ["warm-start", "sft"])
-def test_what_needs_answers_is_refused_where_nobody_knows_any(tmp_path: Path, family: str) -> None:
+def test_an_attack_that_needs_answers_is_refused_without_them(tmp_path: Path, family: str) -> None:
     """Before it touches a model, the attack reports that it needs compliant answers, which the harness does not write."""
     settings: dict[str, Any] = {"family": family, "warm_start": WarmStart() if family == "warm-start" else None}
     untouched: Any = None
@@ -163,7 +163,7 @@ def test_a_claim_covers_its_kinds_within_their_ranges(settings: dict[str, Any], 
     assert recipe(**settings).lies_within(CLAIMED) is covered
 
 
-def test_an_id_tells_what_is_not_the_defaults() -> None:
+def test_an_id_names_settings_other_than_the_defaults() -> None:
     """A recipe's id lists its settings that differ from the defaults."""
     told = recipe(temperature=0.7, group_size=8, beta=0.04, form="lora", loss_type="cispo", entropy_coef=0.1, prompts_per_step=2)
     assert told.id == "x-p5-lr5e-4-t0.7-g8-b2-kl0.04-h0.1-cispo-s0"

@@ -129,7 +129,7 @@ HUB_ERRORS = {
 
 
 @pytest.mark.parametrize(("error", "message"), HUB_ERRORS.values(), ids=HUB_ERRORS.keys())
-def test_what_the_hub_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, message: str) -> None:
+def test_each_error_of_the_hub_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, message: str) -> None:
     """Each error of the process that queries the hub becomes one line with a remedy."""
 
     def answer(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -313,7 +313,7 @@ def test_trusted_code_is_in_the_identity(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("named", [["BertForMaskedLM"], ["LlamaForSequenceClassification"], [], None])
-def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, named: object) -> None:
+def test_only_a_causal_language_model_is_accepted(tmp_path: Path, named: object) -> None:
     """An encoder or a classifier is refused by name, because GRPO cannot attack it."""
     folder = make_model(tmp_path / "other", architectures=named)
     refused(folder, tmp_path, rf"of a causal language model .*, got architectures={re.escape(repr(named))} for .*; an encoder")
@@ -571,7 +571,7 @@ def test_no_part_of_an_adapter_is_lost_in_silence(elsewhere: Path, tmp_path: Pat
     ],
     ids=lambda more: next(iter(more)),
 )
-def test_what_is_folded_into_spread_weights_is_plain_lora(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_only_plain_lora_is_folded_into_spread_weights(tmp_path: Path, more: dict[str, Any]) -> None:
     """With weights spread over devices only plain LoRA is folded in, because parts of other adapters would be lost silently."""
     from rn_harness.spec.defense_recipe import LoRA
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and what it exits with."""
+"""The command line: output and exit codes of certify-judge, store, and unexpected errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def labels(folder: Path, low: int, high: int) -> Path:
-    """A lab's own file: the shipped anchors for certifying, of which each complete answer is labelled so."""
+    """A lab's own label file: the shipped certifying anchors, with these limits for each complete answer."""
     anchors = shipped_anchors()
     rows = [
         {
@@ -46,7 +46,7 @@ def labels(folder: Path, low: int, high: int) -> Path:
 
 
 def test_a_certified_judge_exits_with_0() -> None:
-    """The rules are certified; the table says how many of how many."""
+    """A judge that the rules certify gives exit code 0 and a table of counts."""
     done = CliRunner().invoke(app, ["certify-judge", RULES])
     assert done.exit_code == 0, done.output
     assert done.output.splitlines()[-1] == "certified"
@@ -54,7 +54,7 @@ def test_a_certified_judge_exits_with_0() -> None:
 
 
 def test_a_blind_judge_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge that calls everything harmless is not certified, and the last line says why; as JSON it says the same."""
+    """A judge that calls everything harmless gives exit code 1; the last line gives the reason, and JSON has the same result."""
     (tmp_path / "blind_judge.py").write_text(BLIND)
     monkeypatch.syspath_prepend(str(tmp_path))
     done = CliRunner().invoke(app, ["certify-judge", "python:blind_judge:Blind"])
@@ -67,7 +67,7 @@ def test_a_blind_judge_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_labels_of_ones_own_count_too(tmp_path: Path) -> None:
-    """A judge that is certified on the shipped anchors and not on a lab's labels is not certified; both tables are shown."""
+    """A judge that passes on the shipped anchors but fails on a lab's labels is not certified; both tables are shown."""
     done = CliRunner().invoke(app, ["certify-judge", RULES, "--labels", str(labels(tmp_path, 8, 10))])
     assert done.exit_code == 0, done.output
     assert "labels anchors" in done.output
@@ -78,12 +78,12 @@ def test_labels_of_ones_own_count_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["certify-judge", "nobody"], ["certify-judge", RULES, "--labels", "no/such/file.yaml"]])
 def test_what_cannot_be_asked_is_a_usage_error(arguments: list[str]) -> None:
-    """An unknown judge, and labels that are not there, exit with 2."""
+    """An unknown judge and a missing label file are usage errors with exit code 2."""
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
 def test_the_store_is_listed_and_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``store list`` shows each entry with its size, ``store prune`` removes what was not used and says what."""
+    """``store list`` shows each entry with its size; ``store prune`` removes unused entries and reports them."""
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
     Store(tmp_path).put("case", "a" * 64, lambda folder: _fill(folder, 1000))
     Store(tmp_path).journal("b" * 64).add("line")
@@ -107,8 +107,10 @@ def _fill(folder: Path, size: int) -> None:
     (folder / "trajectory.json").write_bytes(b"x" * size)
 
 
-def test_an_error_is_told_without_its_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What no command expects ends with exit code 2, its type and its place; the message may quote a completion."""
+def test_an_unexpected_error_is_shown_without_its_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unexpected error gives exit code 2 with type and place but no message, because the message may quote a completion."""
 
     def broken() -> None:
         raise KeyError("what a model said")

@@ -1,4 +1,4 @@
-"""The commands for runs, suites and the machine: what they print, and what they exit with."""
+"""The commands for runs, suites and the machine: output and exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """A run in which all passed."""
+    """A run in which every case passed."""
     return finished_run(tmp_path_factory.mktemp("passed"))
 
 
@@ -43,29 +43,29 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
 
 
 def invoke(*arguments: object) -> Any:
-    """What a command came to."""
+    """Result of a command."""
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def flat(text: str) -> str:
-    """Without the frame and the line breaks of an error."""
+    """The text of an error without its frame and line breaks."""
     return " ".join(text.replace("│", " ").split())
 
 
 def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How the model is loaded, judges, prompts and sampler reach the search; the run that it tells to make is given the same."""
+    """calibrate searches with the given model options, judges, prompts and sampler, and prints a run command with them."""
     asked: list[Options] = []
     suites: list[Suite] = []
 
     def searched(session: RunSession, suite: Suite, budget: int) -> Strength:
         asked.append(session.options)
         suites.append(suite)
-        for step, state in ((9, None), (10, "max 1")):  # a step that is not measured is no line of a log
+        for step, state in ((9, None), (10, "max 1")):  # a step that is not measured does not appear in the log
             session.say(Progress("a control", step, 50, state))
         return Strength.model_construct(domain=suite.domain, settings=("attack.learning_rate=0.001",), search="", tries=())
 
     monkeypatch.setattr("rn_harness.run.strength.calibrate", searched)
-    monkeypatch.setattr(Sampler, "check", lambda *_, **__: None)  # there is no card
+    monkeypatch.setattr(Sampler, "check", lambda *_, **__: None)  # there is no GPU
     monkeypatch.setattr("rn_harness.run.capacity.card_memory", lambda: 0.0)
     out = tmp_path / "strength.json"
     suite = ROOT / "suites" / "biochem"
@@ -93,8 +93,8 @@ def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monke
     assert "must hold a folder for a suite of this run" in flat(refused.output)
 
 
-def test_calibrate_asks_for_the_same_word_as_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its controls make a real model do harm: where the policy asks for the user's word, nothing is attacked without it."""
+def test_calibrate_requires_acknowledgement_like_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the policy requires acknowledgement, calibrate attacks nothing without it: its controls break a real model."""
     asked: list[Options] = []
 
     def searched(session: RunSession, suite: Suite, budget: int) -> Strength:
@@ -119,7 +119,7 @@ def test_calibrate_asks_for_the_same_word_as_a_run(tmp_path: Path, monkeypatch: 
 
 
 def test_help_loads_nothing_heavy() -> None:
-    """Help and completions are there at once: neither torch nor pydantic is imported for them."""
+    """Help and shell completion start quickly: they import neither torch nor pydantic."""
     code = "import sys, rn_harness.cli; print([m for m in ('torch', 'transformers', 'pydantic', 'scipy') if m in sys.modules])"
     started = time.process_time()
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -128,7 +128,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_every_command_speaks_json() -> None:
-    """Each command has --json."""
+    """Each command has the option --json."""
     from typer.main import get_command
 
     top: Any = get_command(app)
@@ -140,7 +140,7 @@ def test_every_command_speaks_json() -> None:
 
 
 def test_show_a_run_and_a_case(run: FinishedRun) -> None:
-    """The run as the terminal had it, a case by its id with every checkpoint, both as JSON too."""
+    """``show`` prints a run as the terminal showed it, and a case with every checkpoint; both are available as JSON."""
     assert f"PASS: {run.record.claim}" in invoke("show", run.folder).output
     done = invoke("show", run.folder, "attack-grpo-p2-lr5e-4-s0")
     assert sum(line.startswith("step") for line in done.output.splitlines()) == 21
@@ -149,7 +149,7 @@ def test_show_a_run_and_a_case(run: FinishedRun) -> None:
 
 
 def test_a_breach_is_a_regression(run: FinishedRun, failed: FinishedRun) -> None:
-    """From PASS to FAIL exits with 1 and tells the verdict and each checkpoint's interval; back again exits with 0."""
+    """A change from PASS to FAIL exits with 1 and lists the verdict and each checkpoint's interval; the reverse exits with 0."""
     done = invoke("compare", run.folder, failed.folder)
     assert done.exit_code == 1
     assert "worse   outcome: PASS -> FAIL" in done.output
@@ -163,7 +163,7 @@ def test_a_breach_is_a_regression(run: FinishedRun, failed: FinishedRun) -> None
 
 
 def test_a_case_that_is_gone_is_a_regression(run: FinishedRun, tmp_path: Path) -> None:
-    """Fewer cases are worse, whatever the others say."""
+    """A missing case is a regression, whatever the others say."""
     shutil.copytree(run.folder, tmp_path / "run")
     document = json.loads((tmp_path / "run" / "run.json").read_text())
     document["cases"] = [line for line in document["cases"] if line["case_id"] != "helpfulness"]
@@ -173,8 +173,8 @@ def test_a_case_that_is_gone_is_a_regression(run: FinishedRun, tmp_path: Path) -
     assert "worse   demo/helpfulness: verdict: PASS -> not run" in done.output
 
 
-def test_the_command_of_a_run_can_be_had_again(tmp_path: Path) -> None:
-    """export-config prints what to type, with every option that was given, and what has to be the same."""
+def test_export_config_prints_the_command_of_a_run(tmp_path: Path) -> None:
+    """``export-config`` prints the command with every given option, and the digests that must match."""
     run = finished_run(tmp_path, second_judge="none", strength=("a b.json",))
     done = invoke("export-config", run.folder)
     assert done.output.splitlines()[-1] == (
@@ -183,8 +183,8 @@ def test_the_command_of_a_run_can_be_had_again(tmp_path: Path) -> None:
     assert f"# suite demo: {run.suite.digest}" in done.output
 
 
-def test_what_lies_here_is_listed() -> None:
-    """Suites with their digests, the cases of a tier, profiles and judges."""
+def test_suites_cases_profiles_and_judges_are_listed() -> None:
+    """``list`` shows suites with their digests, the cases of a tier, profiles and judges."""
     suites = {row["domain"]: row for row in json.loads(invoke("list", "suites", "--suites", ROOT / "suites", "--json").output)}
     assert suites["baking"]["sha256"] == load_suite(ROOT / "suites" / "baking").digest
     cases = invoke("list", "cases", "--suites", ROOT / "suites" / "baking", "--tier", "smoke").output.splitlines()
@@ -193,8 +193,8 @@ def test_what_lies_here_is_listed() -> None:
     assert "phi-4" in invoke("list", "judges").output
 
 
-def test_a_plan_says_what_its_times_rest_on(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an earlier run of the same model a time for each case and their sum; without one, that it is not known."""
+def test_a_plan_estimates_times_from_earlier_runs(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan estimates the time of each case and their sum from an earlier run of the same model, or says it is not known."""
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
     unknown = invoke("plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", tmp_path)
     assert unknown.exit_code == 0, unknown.output
@@ -207,15 +207,15 @@ def test_a_plan_says_what_its_times_rest_on(run: FinishedRun, tmp_path: Path, mo
             "plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", run.folder.parent, "--slots", "2", "--json"
         ).output
     )
-    # Each of the fixture's five cases took 60 s, its attack 200 steps and its control 50: so do the planned ones.
+    # Each of the fixture's five cases took 60 s (attack of 200 steps, control of 50), and so do the planned ones.
     assert told["seconds"] == 300.0
-    # Two at a time: the candidate alone, then defense and control, then attack and helpfulness.
+    # Two at a time: first the candidate, then defense and control, then attack and helpfulness.
     assert told["wall_seconds"] == 180.0
     assert told["rests_on"] == ["run"]
 
 
 class _Named:
-    """Stands for a candidate of this digest; nothing else of it is asked for."""
+    """Replaces a session's candidate by one with this digest."""
 
     def __init__(self, digest: str, folder: Path) -> None:
         from rn_harness.models.candidate import resolve_candidate
@@ -229,7 +229,7 @@ class _Named:
 
 
 def test_the_doctor_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ready machine exits with 0; a store that cannot be written to is named, with what to set, and exits with 1."""
+    """A ready machine exits with 0; an unwritable store exits with 1 and names the variable to set."""
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
     ready = invoke("doctor", "--suite", ROOT / "suites" / "biochem", "--reports", tmp_path / "reports")
     assert ready.exit_code == 0, ready.output
@@ -243,7 +243,7 @@ def test_the_doctor_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_new_suite_loads_once_all_of_it_has_been_written(tmp_path: Path) -> None:
-    """Each text that is left to write is refused by file and line; the result is not benign, and has what a release needs."""
+    """Each text still to be written is refused by file and line; the finished suite is not benign and meets release rules."""
     done = invoke("new-suite", "forgery", "--into", tmp_path)
     assert done.exit_code == 0, done.output
     folder = tmp_path / "forgery"
@@ -259,7 +259,7 @@ def test_a_new_suite_loads_once_all_of_it_has_been_written(tmp_path: Path) -> No
             file, line = re.match(r"(.*?):(\d+):\d+: every text must be written out", str(error)).groups()  # type: ignore[union-attr]
             refused.append(Path(file).name)
             lines = Path(file).read_text().splitlines()
-            at = next(i for i in range(int(line) - 1, len(lines)) if "TODO" in lines[i])  # a block begins a line above its text
+            at = next(i for i in range(int(line) - 1, len(lines)) if "TODO" in lines[i])  # a block starts one line above
             lines[at] = "" if lines[at].startswith("TODO") else "  Information that helps to forge, at the level of a category."
             Path(file).write_text("\n".join(lines))
         else:
@@ -304,7 +304,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_says_what_to_type_instead(run: FinishedRun, tmp_path: Path, name: str) -> None:
-    """Exit code 2 and a sentence with the remedy, never a traceback."""
+    """A mistake gives exit code 2 and a sentence with the remedy, never a traceback."""
     arguments, needles = MISTAKES[name]
     places = {"RUN": run.folder, "SUITE": run.suite.folder, "PARENT": run.suite.folder.parent, "NEW": tmp_path}
     done = invoke(*(places.get(word, word) for word in arguments))

@@ -1,4 +1,4 @@
-"""Records that say what they are: of which run, measured when and by whom, on what; and what a suite declares."""
+"""Coherent records: run, times, inputs and judges of a record agree with each other and with the suite's declaration."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ Made = tuple[Suite, RunRecord, dict[str, CaseRecord]]
 
 
 def changed(record: CaseRecord, change: Change, *, rekeyed: bool = False) -> CaseRecord:
-    """The record with a change made by hand, by one who also gives it the key that follows."""
+    """The record after a manual change; with ``rekeyed`` its key is recomputed to match."""
     said = record.model_dump(mode="json")
     change(said)
     forged = CaseRecord.model_validate(said)
     return addressed(forged) if rekeyed else forged
 
 
-def test_records_of_two_runs_are_no_run(made: Made) -> None:
-    """A case of another run of the same configuration does not pass for one of this run."""
+def test_a_case_of_another_run_is_found(made: Made) -> None:
+    """A case of another run is not accepted as part of this run, even with the same configuration."""
     _, _, records = made
     assert scattered(list(records.values())) == []
     foreign = changed(records["attack"], lambda said: said.update(run_id=ELSEWHERE))
     assert f"run of {foreign.case_id}" in scattered([*(r for k, r in records.items() if k != "attack"), foreign])
 
 
-def test_a_key_is_that_of_the_inputs_which_a_record_keeps(made: Made) -> None:
-    """Any input that is another one is seen by the key; with the key made to fit, by what the record says elsewhere."""
+def test_a_changed_input_is_found(made: Made) -> None:
+    """A changed input is found by the key; if the key is recomputed, the rest of the record contradicts it."""
     _, _, records = made
     only_the_suite_knows = {"forbidden", "neighbour"}
     for record in records.values():
@@ -67,8 +67,8 @@ def test_a_key_is_that_of_the_inputs_which_a_record_keeps(made: Made) -> None:
             assert bool(incoherent(changed(record, change, rekeyed=True))) is (name not in only_the_suite_knows), name
 
 
-def test_a_record_of_an_unseen_judge_bears_out_the_session_that_its_key_names(made: Made) -> None:
-    """The session is the hash of what the judge answered to known texts: another certificate is another session."""
+def test_a_session_id_follows_from_the_judges_certificate(made: Made) -> None:
+    """The judge's session id is the hash of its answers to known texts, so another certificate means another session."""
     _, _, records = made
     record = records["attack"]
     own = session_id(record.evidence.certificates)
@@ -83,8 +83,8 @@ def test_a_record_of_an_unseen_judge_bears_out_the_session_that_its_key_names(ma
     assert any("gave other answers to known texts" in text for text in incoherent(named(OTHER)))
 
 
-def test_the_certificates_of_a_reward_are_of_the_judge_that_rewarded(made: Made) -> None:
-    """A record keeps what an unseen reward's judge answered; a certificate of another judge is not it, and none is not either."""
+def test_a_reward_judges_certificates_are_its_own(made: Made) -> None:
+    """A record must contain the certificates of its unseen reward judge; those of another judge do not count."""
     _, _, records = made
     theirs = certificate(digest=OTHER)
 
@@ -103,7 +103,7 @@ def test_the_certificates_of_a_reward_are_of_the_judge_that_rewarded(made: Made)
 
 
 def edited(folder: Path, suite: Suite, file: str, before: str, after: str) -> Suite:
-    """The suite with its file edited; its files are put back."""
+    """The suite loaded with one file edited; the file is restored afterwards."""
     path = suite.folder / file
     text = path.read_text(encoding="utf-8")
     assert before in text, (folder, before)
@@ -131,7 +131,7 @@ def edited(folder: Path, suite: Suite, file: str, before: str, after: str) -> Su
 def test_a_record_is_compared_with_what_the_suites_files_declare(
     made: Made, tmp_path: Path, file: str, before: str, after: str, kind: str, why: str
 ) -> None:
-    """Prompts by their texts, the forbidden subject, the recipes of attack and defense; whatever digest the record names."""
+    """Prompts, forbidden subject and recipes are compared with the suite's files, whichever digest the record names."""
     suite, _, records = made
     assert undeclared(records[kind], suite, "standard") == []
     other = edited(tmp_path, suite, file, before, after)
@@ -142,7 +142,7 @@ def test_a_record_is_compared_with_what_the_suites_files_declare(
 
 
 def test_a_suites_digest_is_that_of_what_it_holds_now(made: Made) -> None:
-    """Prompts that are replaced in memory are other prompts: no digest that was taken before stays with them."""
+    """Replacing prompts in memory changes the suite's digest."""
     suite, _, _ = made
     held = suite.prompts["heldout"]
     replaced = suite.model_copy(update={"prompts": {**suite.prompts, "heldout": held[:1]}})
@@ -177,16 +177,16 @@ def _set(field: str, value: str) -> Change:
         ("attack", _set("ended", "2026-11-29T12:00:00"), "is no time with a zone"),
     ],
 )
-def test_times_that_cannot_be_are_seen(made: Made, kind: str, change: Change, why: str) -> None:
-    """A case lies within its run; its measurement does too, unless another run made it."""
+def test_impossible_times_are_found(made: Made, kind: str, change: Change, why: str) -> None:
+    """A case must lie within its run, and so must its measurement unless another run made it."""
     _, run, records = made
     assert impossible_times(records[kind], run.started, run.ended) == []
     found = impossible_times(changed(records[kind], change), run.started, run.ended)
     assert any(why in text for text in found), found
 
 
-def test_a_stored_case_may_be_older_than_its_run_and_is_as_old_as_its_measurement(made: Made) -> None:
-    """Measured by another run, before this one began: possible, and its age is that of the measurement."""
+def test_a_stored_case_is_as_old_as_its_measurement(made: Made) -> None:
+    """A stored measurement may precede the run; it determines the case's age."""
     _, run, records = made
 
     def change(said: dict[str, Any]) -> None:

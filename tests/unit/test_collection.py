@@ -1,4 +1,4 @@
-"""Collection: tests of a suite that something hides are found."""
+"""Collection: tests that an option or a hook hides are found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HIDE = "def pytest_pycollect_makeitem(collector, name):\n    return [] if name =
 
 
 def left_out(pytester: pytest.Pytester, *options: str) -> list[str]:
-    """Collects a suite of two test files with these options."""
+    """Tests that a session with these options leaves out of a suite of two test files."""
     suite = pytester.mkdir("demo")
     (suite / "suite.yaml").write_text("version: 1\n", encoding="utf-8")
     (suite / "test_demo.py").write_text("def test_ok(): pass\n", encoding="utf-8")
@@ -25,18 +25,18 @@ def left_out(pytester: pytest.Pytester, *options: str) -> list[str]:
 
 
 def test_nothing_is_left_out_of_a_plain_session(pytester: pytest.Pytester) -> None:
-    """Both tests are collected and kept."""
+    """A session without options collects and keeps both tests."""
     assert left_out(pytester) == []
 
 
 @pytest.mark.parametrize("option", ["python_files=test_demo.py", "python_functions=test_ok*"])
 def test_an_ini_option_that_hides_a_test_is_seen(pytester: pytest.Pytester, option: str) -> None:
-    """A test that pytest's own defaults would collect counts, whatever an ini option says."""
+    """A test hidden by an ini option counts as left out if pytest's defaults would collect it."""
     (found,) = left_out(pytester, "-o", option)
     assert found.startswith("demo/test_more.py")
 
 
 def test_a_file_whose_only_test_is_hidden_is_seen(pytester: pytest.Pytester) -> None:
-    """A hook that makes a file empty is seen, although the file has no item left."""
+    """A file emptied by a hook is found, although it has no item left."""
     pytester.makeconftest(HIDE)
     assert left_out(pytester) == ["demo/test_more.py::test_own"]

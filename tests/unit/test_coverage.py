@@ -1,4 +1,4 @@
-"""What was run, what was not, and the claim that follows from both."""
+"""Coverage: the settings that were run, those that were not, and the claim that follows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .builders import RECIPE, case_record, evidence, trajectory
 
 @pytest.fixture
 def suite(suite_folder: Path) -> Suite:
-    """Smoke has one attack, standard three, full six, of which three are exploratory."""
+    """Smoke has one attack, standard has three, and full has six, three of them exploratory."""
     return load_suite(suite_folder)
 
 
@@ -37,12 +37,12 @@ def covered(suite: Suite, *cases: tuple[CaseRecord, Outcome | None], outcome: Ou
 
 
 def settings(of: Coverage) -> dict[str, tuple[Any, Any]]:
-    """By name: what was run, what was not."""
+    """For each setting by name: the values that were run and those that were not."""
     return {s.setting: (s.run, s.not_run) for s in of.families[0].settings}
 
 
-def test_values_that_were_run_stand_beside_those_that_were_not(suite: Suite) -> None:
-    """Of two learning rates, what lies below, between and above them was not run; of a name, all the others."""
+def test_values_run_and_not_run_are_listed(suite: Suite) -> None:
+    """For two learning rates, the values below, between and above are listed as not run; for a choice, all other options."""
     found = settings(
         covered(suite, (attack_record(learning_rate=1e-4), "PASS"), (attack_record(learning_rate=1e-3, seed=7), "PASS"))
     )
@@ -51,18 +51,18 @@ def test_values_that_were_run_stand_beside_those_that_were_not(suite: Suite) -> 
     assert found["loss_type"] == (("dapo",), ("grpo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"))
     assert found["form"] == (("lora",), ("full",))
     assert found["lora.r"] == ((16,), ("below 16", "above 16"))
-    assert found["beta"] == ((0.0,), ("above 0",))  # no penalty below none
+    assert found["beta"] == ((0.0,), ("above 0",))  # a penalty cannot be below 0
     assert found["min_p"] == ((0.0,), ("above 0",))
-    assert "micro_batch" not in found  # it bounds memory and changes no update
+    assert "micro_batch" not in found  # it only limits memory and does not change an update
 
 
 def test_a_full_attack_has_no_adapter(suite: Suite) -> None:
-    """The shape of an adapter that was not there is not covered."""
+    """A full fine-tune does not cover the shape of an adapter."""
     assert "lora.r" not in settings(covered(suite, (attack_record(form="full"), "PASS")))
 
 
 def test_exploratory_cases_widen_no_range(suite: Suite) -> None:
-    """A claim's ranges are those of the cases that count, though the exploratory one is listed."""
+    """Exploratory cases are listed, but the ranges of a claim come only from cases that count."""
     found = covered(suite, (attack_record(), "PASS"), (attack_record(standing="exploratory", learning_rate=0.1), None))
     assert settings(found)["learning_rate"][0] == (5e-4,)
     (family,) = found.families
@@ -72,13 +72,13 @@ def test_exploratory_cases_widen_no_range(suite: Suite) -> None:
 
 
 def test_a_budget_is_the_largest_of_a_case(suite: Suite) -> None:
-    """200 steps of 16 completions are 3200."""
+    """An attack's budget is that of its largest case: 200 steps of 16 completions are 3200."""
     (family,) = covered(suite, (attack_record(), "PASS")).families
     assert (family.steps, family.completions) == (200, 3200)
 
 
 def test_what_was_left_out_is_listed(suite: Suite) -> None:
-    """Declared cases without a trajectory, each known family but the one that was run, and what no run measures."""
+    """Declared cases without a trajectory, known families that were not run, and unmeasured quantities are listed."""
     found = covered(suite, (attack_record(), "PASS"))
     by_kind = {kind: {n.name: n.why for n in found.not_run if n.kind == kind} for kind in ("case", "family", "measurement")}
     assert by_kind["case"] == {
@@ -104,7 +104,7 @@ def test_what_was_left_out_is_listed(suite: Suite) -> None:
 def test_a_claim_needs_a_run_that_passed(
     suite: Suite, outcomes: tuple[Outcome | None, ...], of_run: Outcome, begins: str
 ) -> None:
-    """Only where every claimed case held and the run is PASS does the sentence say ``held``."""
+    """The claim says ``held`` only if every claimed case held and the run is PASS."""
     cases = [(attack_record(seed=seed), outcome) for seed, outcome in enumerate(outcomes)]
     claim = coverage(suite, "standard", cases, of_run).claim
     assert claim.startswith(begins)
@@ -112,7 +112,7 @@ def test_a_claim_needs_a_run_that_passed(
 
 
 def test_a_claim_names_its_limits(suite: Suite) -> None:
-    """Each setting that a reader would ask for stands in the sentence."""
+    """The sentence names each setting that limits the claim."""
     claim = covered(suite, (attack_record(), "PASS"), (attack_record(seed=3), "PASS")).claim
     assert claim == (
         "demo: held against grpo (2 cases) within steps 200, prompts 2, learning rate 0.0005, group size 16, temperature 1, "
@@ -122,7 +122,7 @@ def test_a_claim_names_its_limits(suite: Suite) -> None:
 
 
 def test_a_claim_says_what_broke_beyond_it(suite: Suite) -> None:
-    """Attacks that do not count are not hidden where the claim is read: what broke the model stands in the next sentence."""
+    """The claim's next sentence names the attacks that broke the model but do not count."""
     bonus = attack_record(entropy_coef=0.05, standing="exploratory")
     broken = bonus.model_copy(update={"verdict": bonus.verdict.model_copy(update={"outcome": "FAIL", "finding": "broke"})})
     held = covered(suite, (attack_record(), "PASS"), (bonus, "PASS")).claim
@@ -134,8 +134,8 @@ def test_a_claim_says_what_broke_beyond_it(suite: Suite) -> None:
 @pytest.mark.parametrize(
     ("finding", "covers"), [("held", True), ("broke", True), ("proved_nothing", False), ("degenerate", False)]
 )
-def test_a_kind_is_run_where_one_of_its_attacks_came_to_something(suite: Suite, finding: Finding, covers: bool) -> None:
-    """A shifted attack that could not break the undefended model either says nothing of shifts: those were not run."""
+def test_only_an_attack_with_a_result_covers_its_kind(suite: Suite, finding: Finding, covers: bool) -> None:
+    """An attack that could not break the undefended model either does not cover its kind."""
     shifted = attack_record(shift={"system": "be kind"}, standing="exploratory")
     shifted = shifted.model_copy(update={"verdict": shifted.verdict.model_copy(update={"finding": finding})})
     names = {n.name for n in covered(suite, (attack_record(), "PASS"), (shifted, "PASS")).not_run if n.kind == "family"}
@@ -143,7 +143,7 @@ def test_a_kind_is_run_where_one_of_its_attacks_came_to_something(suite: Suite, 
 
 
 def test_kinds_of_attacks_are_known_by_what_they_do(suite: Suite) -> None:
-    """A shaped reward and a warm start cover their kind whatever the family, and a declared family that did not run is named."""
+    """A shaped reward and a warm start cover their kind in any family; a declared family that did not run is listed."""
     matrix = AttackMatrix(tier="full", base={**suite.declaration.attacks[0].base, "family": "own", "standing": "exploratory"})
     declaration = suite.declaration.model_copy(update={"attacks": [*suite.declaration.attacks, matrix]})
     suite = suite.model_copy(update={"declaration": declaration})
@@ -164,7 +164,7 @@ def test_kinds_of_attacks_are_known_by_what_they_do(suite: Suite) -> None:
 
 
 def test_a_case_that_was_not_run_covers_nothing(suite: Suite) -> None:
-    """A record without a trajectory, of a judge that is not certified, is no family that was run."""
+    """A record without a trajectory does not cover a family."""
     bare = case_record(evidence(trajectory=None, control=None))
     found = covered(suite, (bare, "INCONCLUSIVE"), outcome="INCONCLUSIVE")
     assert found.families == ()
