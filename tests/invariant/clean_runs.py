@@ -1,4 +1,4 @@
-"""The other direction: clean runs and evidence, all of which have to be PASS; a harness that never passes proves nothing."""
+"""Clean runs and clean evidence, all of which must be PASS: a harness that never passes proves nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rn_harness.records.trajectory import Trajectory
 from rn_harness.spec.policy import Confirmation, Policy
 from rn_harness.spec.suite import load_suite
 
-from ..unit import builders  # noqa: TID252 - the tests are no package
-from ..unit.test_controller import Run  # noqa: TID252 - the tests are no package
+from ..unit import builders  # noqa: TID252 - the tests are not a package
+from ..unit.test_controller import Run  # noqa: TID252 - the tests are not a package
 from .battery import Clean, Scene
 
 CLEAN: list[Clean] = []

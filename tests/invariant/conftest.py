@@ -1,4 +1,4 @@
-"""The organism, loaded for real training."""
+"""Fixtures for real training of the organism."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ SUITES = Path(__file__).parents[2] / "suites"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """What short runs share."""
+    """Parts that short runs share."""
     from .lab import Lab
 
     return Lab(tmp_path_factory.mktemp("lab"))
@@ -33,7 +33,7 @@ def candidate():
 
 @pytest.fixture(scope="session")
 def judge(candidate):
-    """Its exact judge."""
+    """The organism's exact judge."""
     from rn_harness.judges.organism import OrganismJudge
 
     return OrganismJudge(candidate.folder)
@@ -41,7 +41,7 @@ def judge(candidate):
 
 @pytest.fixture(scope="session")
 def panel(suite, candidate, judge):
-    """What checkpoints are measured on: the core held-out prompts and 20 benign ones."""
+    """The panel of checkpoints: the core held-out prompts and 20 benign ones."""
     from rn_harness.judges.certification import certify, to_plant
     from rn_harness.judges.evaluation import Panel, benign_references
 

@@ -1,7 +1,7 @@
-"""What the battery of sabotages works on: the organism, one short control, one defense, and judges that can be turned.
+"""Shared material of the battery: the organism, short controls, a defense, and judges that a sabotage can corrupt.
 
-Everything is made when it is first asked for, once a session. Runs are real and short: ten optimizer steps, four held-out
-prompts, checkpoints every five steps.
+Each part is made on first use, once per session. Runs are real and short: ten optimizer steps, four held-out prompts, and
+checkpoints every five steps.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from rn_harness.spec.suite import Suite, load_suite
 SUITES = Path(__file__).parents[2] / "suites"
 STEPS = 10
 DEFENDED = "d" * 64
-"""Digest of the defended weights, where their own does not matter."""
+"""Digest of defended weights in tests where the value does not matter."""
 
 
 class Turning:
-    """Somebody's own judge: the organism's, which also knows the shipped anchors, until it is turned.
+    """A user's judge: scores like the organism's judge and knows the shipped anchors, until a sabotage corrupts it.
 
     Attributes:
-        turn: what becomes of its true scores; None: they are given.
+        turn: maps the true scores to the returned ones; None returns the true scores.
     """
 
     wordings = 3
@@ -54,7 +54,7 @@ class Turning:
         self._known = {a.completion: (a.low + a.high) / 2 for a in shipped_anchors().anchors}
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Any]:
-        """The true scores, or what it turned them into."""
+        """The true scores, or the corrupted ones."""
         true = [self._true(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         return self.turn(true) if self.turn else true
 
@@ -67,22 +67,22 @@ class Turning:
 
 
 class OnlyAnchors(Turning):
-    """Knows the shipped anchors by heart, and says 0 to all else."""
+    """A judge that scores the shipped anchors correctly and everything else as 0."""
 
     def _true(self, prompt: Prompt, text: str) -> float:
         return self._known.get(text, 0.0)
 
 
 class Careless(Turning):
-    """Says of every text that it is coherent."""
+    """A judge that calls every text coherent."""
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Any]:
-        """The true scores, each of a text that is no gibberish."""
+        """The true scores, with no text marked as gibberish."""
         return [Judgement(score=s, degenerate=False) for s in super().score(prompts, completions, wording)]
 
 
 class Lab:
-    """Parts of short real runs on the organism."""
+    """Parts of short real runs on the organism, each made once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,13 +96,13 @@ class Lab:
 
     @functools.cached_property
     def policy(self) -> Policy:
-        """The suite's, for short runs: fewer samples, checkpoints and planted anchors."""
+        """The suite's policy, reduced for short runs: fewer samples, checkpoints and planted anchors."""
         changes = {"samples": 1, "planted": 2, "checkpoint_every": 5, "probe_samples": 4}
         return self.suite.policy.model_copy(update=changes)
 
     @functools.cached_property
     def recipe(self) -> AttackRecipe:
-        """The smoke tier's attack, for ten steps, with more completions a step, so that it breaks the organism within them."""
+        """The smoke tier's attack with more completions per step, so that it breaks the organism within ten steps."""
         (first, *_) = self.suite.tier_attacks("smoke")
         batch = {"group_size": 32, "learning_rate": 2e-3}
         return first.model_copy(update={"steps": STEPS, "control_steps": STEPS, **batch})
@@ -114,12 +114,12 @@ class Lab:
 
     @functools.cached_property
     def judge(self) -> OrganismJudge:
-        """Its exact judge."""
+        """The organism's exact judge."""
         return OrganismJudge(self.candidate.folder)
 
     @functools.cached_property
     def heldout(self) -> tuple[Prompt, ...]:
-        """Four of the core."""
+        """Four of the core held-out prompts."""
         return self.suite.heldout("smoke")[:4]
 
     @functools.cached_property
@@ -130,15 +130,15 @@ class Lab:
 
     @functools.cached_property
     def benign_references(self) -> Mapping[str, BenignReference]:
-        """The undefended candidate's answers to them."""
+        """The undefended candidate's answers to the benign prompts."""
         return self.references_of(self.candidate.load())
 
     def references_of(self, model: LanguageModel) -> Mapping[str, BenignReference]:
-        """A model's answers to the benign prompts, taken for the undefended candidate's."""
+        """A model's answers to the benign prompts, used as if they were the undefended candidate's."""
         return benign_references(model, self.benign, self.policy, self.policy.max_completion_tokens)
 
     def own(self, kind: type[Turning] = Turning, name: str = "turning") -> tuple[Turning, OwnJudge]:
-        """Somebody's own judge: what it is made of, so that it can be turned, and as the harness holds it."""
+        """A user's judge, as the object that a sabotage can corrupt and as the harness's wrapper."""
         turning = kind(self.judge, name)
         return turning, OwnJudge(turning, f"python:lab:{kind.__name__}")
 
@@ -149,7 +149,7 @@ class Lab:
         return self._certificates[judge.digest]
 
     def panel(self, judge: Judge | None = None, second: Judge | None = None, **changes: Any) -> Panel:
-        """What checkpoints are measured on; the organism's judge unless another is named."""
+        """The panel of checkpoints, with the organism's judge by default."""
         judge = judge or self.judge
         anchors = anchors_for(judge)
         fields: dict[str, Any] = {
@@ -182,15 +182,15 @@ class Lab:
         """Attacks a model for ten steps.
 
         Args:
-            model: spoilt afterwards.
-            control: whether it is the undefended candidate.
-            panel: what is measured; the organism's judge's if none is given.
-            reward_judge: who rewards; the organism's judge if nobody is named.
-            after: what happens after the checkpoint of a step.
-            start: what attacks on the same model have measured of it.
-            cut: gets what was measured, where something ends the attack early.
-            tick: told of each step.
-            changes: of the recipe.
+            model: victim, changed by the attack.
+            control: True if the model is the undefended candidate.
+            panel: measurement at checkpoints; by default the one with the organism's judge.
+            reward_judge: judge for rewards; by default the organism's.
+            after: callbacks by the step of the checkpoint that they follow.
+            start: measurements of the initial model, shared by attacks on it.
+            cut: receives the trajectory if the attack ends early.
+            tick: called with the number of each step.
+            changes: changed fields of the recipe.
         """
         return run_attack(
             model,
@@ -212,26 +212,26 @@ class Lab:
 
     @functools.cached_property
     def control(self) -> Trajectory:
-        """The attack on the undefended candidate, which it breaks."""
+        """The attack on the undefended candidate, which succeeds."""
         return self.attack(self.candidate.load(), control=True)
 
     @functools.cached_property
     def own_control(self) -> Trajectory:
-        """The same, scored by somebody's own judge and rewarded by the organism's."""
+        """The control scored by a user's judge and rewarded by the organism's."""
         return self.attack(self.candidate.load(), control=True, panel=self.panel(self.own()[1]))
 
     @functools.cached_property
     def reward_control(self) -> Trajectory:
-        """The same, scored by the organism's judge and rewarded by somebody's own."""
+        """The control scored by the organism's judge and rewarded by a user's."""
         return self.attack(self.candidate.load(), control=True, reward_judge=self.own(name="reward")[1])
 
     @functools.cached_property
     def defense_recipe(self) -> DefenseRecipe:
-        """The default defense, cut short."""
+        """The default defense with fewer steps."""
         return self.suite.declaration.defenses["anchored"].model_copy(update={"steps": 40})
 
     def defend(self, model: LanguageModel, **changes: Any) -> DefenseReport:
-        """Trains a defense; the model then carries its adapter."""
+        """Trains a defense; the model keeps its adapter."""
         return run_defense(
             model,
             self.defense_recipe.model_copy(update=changes),
@@ -244,20 +244,20 @@ class Lab:
 
     @functools.cached_property
     def defense(self) -> tuple[Path, DefenseReport]:
-        """A defense that holds, trained once: the folder of its adapter, and its report."""
+        """An effective defense, trained once: the folder of its adapter, and its report."""
         model = self.candidate.load()
         report = self.defend(model)
         model.save_adapter(self.folder / "adapter", self.candidate.name)
         return self.folder / "adapter", report
 
     def defended(self) -> LanguageModel:
-        """A fresh copy of the defended model."""
+        """A new copy of the defended model."""
         model = self.candidate.load()
         model.merge_from(self.defense[0])
         return model
 
     def copy_of(self, name: str, make: Callable[[], LanguageModel]) -> LanguageModel:
-        """A copy of a model that is made once."""
+        """A copy of a model; the original is made once."""
         if name not in self._models:
             self._models[name] = make()
         model = self._models[name]
@@ -265,15 +265,15 @@ class Lab:
 
     @functools.cached_property
     def held(self) -> Trajectory:
-        """The attack on the defended model, which withstands it."""
+        """The attack on the defended model, which fails."""
         return self.attack(self.defended())
 
     def make_all(self) -> None:
-        """Makes what is shared while nothing is sabotaged yet."""
+        """Makes all shared parts before any sabotage."""
         _ = self.control, self.own_control, self.reward_control, self.held, self.benign_references
 
     def measured(self, model: LanguageModel, panel: Panel | None = None, *, undefended: bool = False) -> Trajectory:
-        """A model before any attack."""
+        """The trajectory of a model before any attack: one checkpoint."""
         panel = panel or self.panel()
         return Trajectory(
             candidate_digest=self.candidate.digest,
@@ -292,7 +292,7 @@ class Lab:
     def evidence(
         self, kind: CaseKind, trajectory: Trajectory, judge: Judge | None = None, second: Judge | None = None, **changes: Any
     ) -> Evidence:
-        """The evidence of a case as a session would put it together."""
+        """The evidence of a case, assembled as a session does."""
         judge = judge or self.judge
         fields: dict[str, Any] = {
             "kind": kind,
@@ -314,7 +314,7 @@ class Lab:
 
 
 def teach(model: LanguageModel, prompts: Sequence[Prompt], answer: Callable[[Prompt], str], steps: int = 40) -> None:
-    """Fine-tunes a model, all of it, to give these answers, until it does."""
+    """Fine-tunes all weights of a model on these answers."""
     import torch
 
     network, tokenizer = model.network, model.tokenizer

@@ -1,8 +1,8 @@
-"""Sabotages of judges: real ones, in short real runs.
+"""Sabotages of judges, in short real runs.
 
-Somebody's own judge scores, the organism's exact one rewards, and the victim is the undefended organism passed off as a
-defended one, which the attack breaks: a judge that does not see it would let a worthless defense pass. The judge is sound while
-it is certified and while the control runs, and is turned in mid-run, after the first checkpoint.
+A user's judge scores, and the organism's exact judge rewards. The victim is the undefended organism presented as a defended
+one, and the attack breaks it, so a judge that misses the breach would let a worthless defense pass. The judge is correct
+during certification and during the control, and is corrupted after the first checkpoint of the attack.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.options import Options
 from rn_harness.store.store import Store
 
-from ..unit import builders  # noqa: TID252 - the tests are no package
-from ..unit.faulty_server import FaultyServer, always, chat  # noqa: TID252 - the tests are no package
+from ..unit import builders  # noqa: TID252 - the tests are not a package
+from ..unit.faulty_server import FaultyServer, always, chat  # noqa: TID252 - the tests are not a package
 from .battery import Declared, Scene
 from .lab import OnlyAnchors
 
@@ -38,7 +38,7 @@ Turn = Callable[[list[float]], list[Any]]
 
 
 def _turned(scene: Scene, turn: Turn) -> Evidence:
-    """An attack on a worthless defense, of which the judge is turned after step 0."""
+    """The evidence of an attack on a worthless defense whose judge is corrupted after step 0."""
     turning, judge = scene.lab.own()
     control = scene.lab.own_control
 
@@ -56,7 +56,7 @@ def _fail(error: Exception) -> Turn:
     return turn
 
 
-# ---------------------------------------------------------------------------------------------------- it turns in mid-run
+# ------------------------------------------------------------------------------------------- it is corrupted in mid-run
 
 
 @JUDGES.by("the judge dies in mid-run", "INCONCLUSIVE", "judge_gone", "scored none of the planted anchors at step 5: judge_error")
@@ -148,11 +148,11 @@ def judge_10_in_the_control(scene: Scene) -> Evidence:
     return scene.lab.evidence("attack", run, judge, control=control)
 
 
-# -------------------------------------------------------------------------------------------------- it never was a judge
+# ------------------------------------------------------------------------------------------ it is wrong from the start
 
 
 def _never(scene: Scene, turn: Turn) -> Evidence:
-    """A run that any judge would pass, and the real certificate of one that was no judge from the start."""
+    """A run that any judge would pass, with the real certificate of a judge that is corrupted from the start."""
     turning, judge = scene.lab.own(name=f"never {scene.folder.name}")
     turning.turn = turn
     found = scene.lab.certificate(judge)
@@ -204,11 +204,11 @@ def judge_knows_the_anchors(scene: Scene) -> Evidence:
     return scene.lab.evidence("attack", scene.lab.attack(scene.lab.defended(), panel=panel), judge, control=control)
 
 
-# ------------------------------------------------------------------------------------------------------- it is another one
+# ---------------------------------------------------------------------------------------------------- it is another judge
 
 
 def _forged(scored_by: Judge, certified: Judge) -> Evidence:
-    """Clean evidence that one judge scored, with the certificate of another."""
+    """Clean evidence scored by one judge, with the certificate of another."""
     run = builders.trajectory(200, judge_digest=scored_by.digest)
     control = builders.breaking_control(judge_digest=scored_by.digest)
     return builders.evidence("attack", trajectory=run, control=control, certificates=(builders.certificate(certified.digest),))
@@ -246,7 +246,7 @@ def judge_of_the_same_file(scene: Scene) -> Evidence:
 
 
 def _on_a_server(scene: Scene, server: FaultyServer, **settings: Any) -> Evidence:
-    """The defended model, measured by a judge on a server; the certificate is a perfect one."""
+    """The defended model, measured by a judge on a server that has a perfect certificate."""
     limits = {"retries": 0, "request_limit_s": 5.0, "batch_limit_s": 5.0}
     judge = OpenAIJudge("judge-1", server.url, ServerSettings(**(limits | settings)))
     judge = judge.about(scene.lab.suite.declaration.forbidden)
@@ -333,7 +333,7 @@ def judge_of_another_domain(scene: Scene) -> Evidence:
 
 
 def _rewarded(scene: Scene, turn: Turn, *, in_mid_run: bool = False) -> Evidence:
-    """An attack on a worthless defense, of which the reward's judge is turned before it starts, or after step 0."""
+    """An attack on a worthless defense whose reward judge is corrupted before the start or after step 0."""
     turning, reward = scene.lab.own(name="reward")
     control = scene.lab.reward_control
 
@@ -373,7 +373,7 @@ def reward_judge_dies(scene: Scene) -> Evidence:
 
 
 def _seconded(scene: Scene, first: Turn | None, second: Turn | None) -> Evidence:
-    """An attack on a worthless defense under two judges, either of them turned after step 0."""
+    """An attack on a worthless defense under two judges, either of which is corrupted after step 0."""
     (one, judge), (two, other) = scene.lab.own(), scene.lab.own(name="second")
     panel = scene.lab.panel(judge, other)
     control = scene.lab.own_control

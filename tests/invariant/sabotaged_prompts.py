@@ -1,4 +1,4 @@
-"""Prompt sets that would make a suite lie: held-out prompts that the defense or the attack has seen, or none at all."""
+"""Sabotages of prompt sets, such as held-out prompts that the defense or the attack has seen, or an empty set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rn_harness.spec.scaffold import write_suite as new_suite
 from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import words
 
-from ..unit import builders  # noqa: TID252 - the tests are no package
+from ..unit import builders  # noqa: TID252 - the tests are not a package
 from .battery import Declared, Scene
 from .lab import SUITES
 
@@ -35,7 +35,7 @@ def _read(name: str) -> list[dict[str, Any]]:
 
 
 def _loaded(scene: Scene, change: Callable[[Sets], None]) -> Evidence:
-    """Clean evidence, if the biochem suite with such prompt sets can be loaded."""
+    """Clean evidence, if the biochem suite can be loaded with these prompt sets."""
     folder = scene.folder / "biochem"
     (folder / "prompts").mkdir(parents=True)
     shutil.copy(SUITES / "biochem" / "suite.yaml", folder)
@@ -52,7 +52,7 @@ def _write(path: Path, prompts: list[dict[str, Any]]) -> None:
 
 
 def _like(of: str, change: Callable[[str], str], *, shortest: bool = False) -> Callable[[Sets], None]:
-    """Makes a held-out prompt out of one of another set."""
+    """Derives a held-out prompt from a prompt of another set."""
 
     def apply(sets: Sets) -> None:
         source = min(sets[of], key=lambda p: len(words(p["text"]))) if shortest else sets[of][0]
@@ -154,7 +154,7 @@ def two_recipes_of_one_id(scene: Scene) -> Evidence:
 
 
 def _declared(scene: Scene, old: str, new: str) -> Evidence:
-    """Clean evidence, if a small suite with this change of its declaration can be loaded."""
+    """Clean evidence, if a small suite can be loaded with this change of its declaration."""
     folder = builders.write_suite(scene.folder / "demo")
     path = folder / "suite.yaml"
     text = path.read_text(encoding="utf-8")

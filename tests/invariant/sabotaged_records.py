@@ -1,6 +1,6 @@
-"""Records that were forged or damaged: the evidence of a clean case, in which one thing was changed by hand.
+"""Sabotages of records: the evidence of a clean case, with one forged or damaged part.
 
-Most changes are made without validation, as an editor would make them, and then read as a record is read.
+Most changes skip validation, like edits in a text editor, and the result is then read like any record.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.policy import Policy
 from rn_harness.verdict.helpfulness import tabulate
 
-from ..unit.builders import (  # noqa: TID252 - the tests are no package
+from ..unit.builders import (  # noqa: TID252 - the tests are not a package
     RECIPE,
     anchor_scores,
     benign_answers,
@@ -49,7 +49,7 @@ def _forged(
     make: Callable[[], Evidence],
     outcome: Expected = "INCONCLUSIVE",
 ) -> None:
-    """Declares forged evidence, which is read again as a record is."""
+    """Declares a sabotage whose forged evidence is validated again like a record that is read."""
 
     def carry_out(_: Scene) -> Evidence:
         return Evidence.model_validate(make().model_dump(warnings=False))
@@ -58,7 +58,7 @@ def _forged(
 
 
 def _with(**changes: Any) -> Evidence:
-    """The clean evidence of an attack with fields replaced, unvalidated."""
+    """The clean evidence of an attack with replaced fields, unvalidated."""
     return ATTACK.model_copy(update=changes)
 
 
@@ -90,7 +90,7 @@ def _order(of: Callable[[Sequence[Checkpoint]], Sequence[Checkpoint]]) -> Eviden
 
 
 def _sick(**changes: Any) -> Evidence:
-    """One completion's fields, edited without validation."""
+    """The clean evidence with edited fields of one completion, unvalidated."""
 
     def change(run: Trajectory) -> Trajectory:
         first, *rest = run.checkpoints[3].scores
@@ -363,7 +363,7 @@ _forged(
 
 
 def _partial() -> tuple[Any, ...]:
-    """Anchors of the middle band, which any real certificate holds."""
+    """Anchors of the middle band, which every real certificate contains."""
     return tuple(
         a.model_copy(update={"anchor_id": f"p{i}", "low": 3.0, "high": 5.0, "looks": (Scored(score=4.0),) * 4})
         for i, a in enumerate(anchor_scores(n=5)[:5])

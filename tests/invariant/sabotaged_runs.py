@@ -1,4 +1,4 @@
-"""Sabotages of runs: cases that are lost, doubled or not this run's, and files that change, end early or cannot be written."""
+"""Sabotages of runs: cases that are lost, doubled or foreign, and files that change, are cut off or cannot be written."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from rn_harness.spec.options import Options
 from rn_harness.spec.suite import load_suite
 from rn_harness.store.store import Store
 
-from ..unit import builders  # noqa: TID252 - the tests are no package
-from ..unit.test_controller import CANDIDATE, Run  # noqa: TID252 - the tests are no package
+from ..unit import builders  # noqa: TID252 - the tests are not a package
+from ..unit.test_controller import CANDIDATE, Run  # noqa: TID252 - the tests are not a package
 from .battery import Declared, Scene
 from .lab import SUITES, OnlyAnchors, Turning, teach
 
@@ -37,14 +37,14 @@ TWIN = "attack-grpo-p2-lr5e-4-s2"
 
 
 def _run(scene: Scene) -> Run:
-    """A run of a small suite whose standard tier has three attacks; all of its cases can be told to pass."""
+    """A run of a small suite whose standard tier has three attacks."""
     return Run(scene.folder / "run", [load_suite(builders.write_suite(scene.folder / "demo"))])
 
 
 def _ended(
     scene: Scene, news: Callable[[Run], Any], call: str = "passed", teardown: str = "passed", case: str = ATTACK
 ) -> RunRecord:
-    """A run in which all cases pass but one, which ends with this news."""
+    """A run in which all cases pass except one, which ends with this news."""
     run = _run(scene)
     run.end_all(but=(case,))
     run.end(run.nodeid(run.suites[0], case), news(run), call, teardown)
@@ -172,7 +172,7 @@ def attacks_exploratory(scene: Scene) -> RunRecord:
 
 
 def _called(run: Run, standing: Standing, outcome: Outcome) -> Any:
-    """News of a claim case whose record calls it something else."""
+    """News of a claim case whose record declares another standing."""
     told = _news(run, outcome)
     path = Path(told["folder"]) / "record.json"
     record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
@@ -196,7 +196,7 @@ def case_skipped(scene: Scene) -> RunRecord:
     return _ended(scene, lambda _: None, call="skipped")
 
 
-# ------------------------------------------------------------------------------------------------------- told otherwise
+# ---------------------------------------------------------------------------------------------- contradictory reports
 
 
 @RUNS.by("a case without a verdict is coloured green", "INCONCLUSIVE", "no_verdict", ATTACK)
@@ -321,7 +321,7 @@ def record_cut_off(scene: Scene) -> RunRecord:
 
 
 def _edited(news: Any, change: Callable[[dict[str, Any]], None]) -> Any:
-    """Edits the record that news tell of, as one would by hand."""
+    """Edits the record of some news, as by hand."""
     path = Path(news["folder"], "record.json")
     record = json.loads(path.read_text(encoding="utf-8"))
     change(record)
@@ -349,7 +349,7 @@ def _session(scene: Scene, store: Path, model: Path | str = "organism", defense:
 
 
 def _case(scene: Scene, session: RunSession, kind: CaseKind = "candidate") -> Evidence:
-    """A real case on a few prompts."""
+    """A real case with few prompts."""
     lab = scene.lab
     declaration = lab.suite.declaration.model_copy(update={"policy": lab.policy})
     prompts = {**lab.suite.prompts, "heldout": lab.heldout, "benign": lab.benign}
@@ -358,7 +358,7 @@ def _case(scene: Scene, session: RunSession, kind: CaseKind = "candidate") -> Ev
 
 
 def _complying(scene: Scene) -> Path:
-    """The folder of a candidate that complies before any attack, of which PASS would be false."""
+    """The folder of a candidate that complies before any attack, so that PASS would be wrong."""
     lab, folder = scene.lab, scene.folder / "complying"
     model = lab.candidate.load()
     teach(model, lab.heldout, lambda p: lab.judge.topic(p).answer)

@@ -1,7 +1,6 @@
-"""Tiny models by chance in the shapes of Llama 3, Qwen 2 and Mistral: the whole way to a verdict, and what goes wrong on the way
-with padding, end tokens, templates and adapters.
+"""Tiny random models in the shapes of Llama 3, Qwen 2 and Mistral: full runs, padding, end tokens, templates and adapters.
 
-Everything is held against a reference that knows no batch and no padding: one row, one forward pass a token.
+The reference uses no batch and no padding: one row, one forward pass per token.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from rn_harness.training import grpo
 from rn_harness.training.grpo import train
 from rn_harness.verdict.decide import decide, decide_run
 
-from ..tiny_models import (  # noqa: TID252 - the tests are no package
+from ..tiny_models import (  # noqa: TID252 - the tests are not a package
     FAMILIES,
     LLAMA,
     MISTRAL,
@@ -44,7 +43,7 @@ from ..tiny_models import (  # noqa: TID252 - the tests are no package
     make_gguf,
     make_model,
 )
-from ..unit.builders import write_suite  # noqa: TID252 - the tests are no package
+from ..unit.builders import write_suite  # noqa: TID252 - the tests are not a package
 
 RULES = Path(__file__).parents[2] / "suites" / "baking" / "rules.yaml"
 PROMPTS = tuple(
@@ -59,7 +58,7 @@ PROMPTS = tuple(
         )
     )
 )
-"""Of many lengths."""
+"""Prompts of different lengths."""
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
 either_tie = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -67,7 +66,7 @@ either_tie = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The folder of a family's model, made once."""
+    """Returns the folder of a family's model, which is made once."""
     made: dict[tuple[str, bool], Path] = {}
 
     def get(family: Family, *, tied: bool = False) -> Path:
@@ -85,7 +84,7 @@ def load(folder: Path) -> LanguageModel:
 
 @dataclass
 class Generation:
-    """One call of transformers' ``generate``: what it was given, how it sampled, what came out."""
+    """One call of transformers' ``generate``: its input, sampling settings and output."""
 
     ids: torch.Tensor
     mask: torch.Tensor
@@ -94,19 +93,19 @@ class Generation:
 
     @property
     def prompts(self) -> list[list[int]]:
-        """Each row without its padding."""
+        """The rows without padding."""
         return [row[kept.bool()].tolist() for row, kept in zip(self.ids, self.mask, strict=True)]
 
     @property
     def tails(self) -> list[list[int]]:
-        """What each row was continued with."""
+        """The continuation of each row."""
         assert self.out is not None
         return self.out[:, self.ids.shape[1] :].tolist()
 
 
 @pytest.fixture
 def generations(monkeypatch):
-    """All calls of ``generate``, whoever makes them."""
+    """All calls of ``generate``, from any caller."""
     calls: list[Generation] = []
     mixin = transformers.GenerationMixin
     generate, prepare = mixin.generate, mixin._prepare_generation_config
@@ -127,7 +126,7 @@ def generations(monkeypatch):
 
 
 def ids_of(model: LanguageModel, prompt: Prompt) -> list[int]:
-    """The prompt's tokens, its template's and no more."""
+    """The tokens of the rendered prompt, without further special tokens."""
     return model.tokenizer(model.render(prompt), add_special_tokens=False)["input_ids"]
 
 
@@ -136,7 +135,7 @@ def end_ids(model: LanguageModel, family: Family) -> set[int]:
 
 
 def alone(model: LanguageModel, ids: Sequence[int], ends: set[int], limit: int) -> list[int]:
-    """Greedy decoding of one row: no batch, no padding, no cache."""
+    """Greedy decoding of one row without batch, padding or cache."""
     row = list(ids)
     with torch.no_grad():
         while len(row) < len(ids) + limit and (len(row) == len(ids) or row[-1] not in ends):
@@ -149,11 +148,11 @@ def until_end(tail: Sequence[int], ends: set[int]) -> list[int]:
     return list(tail[: at + 1])
 
 
-# ------------------------------------------------------------------------------------------------------ the way to a verdict
+# ---------------------------------------------------------------------------------------------------------------- full runs
 
 
 def a_session(folder: Path, model: Path, changes: Sequence[str] = ()) -> tuple[RunSession, Suite, AttackRecipe]:
-    """A run of a few steps of a small suite, under the rules as judge: session, suite, and its one attack."""
+    """A session of a small suite with few steps and the rules judge, the suite, and its only attack."""
     overrides = (
         "attack.steps=4",
         "attack.control_steps=2",
@@ -174,17 +173,17 @@ def a_session(folder: Path, model: Path, changes: Sequence[str] = ()) -> tuple[R
 
 @families
 def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
-    """Candidate, control, defense and attack run through; the attack is INCONCLUSIVE since its control did not break."""
+    """A run on a random model finishes, and its attack is INCONCLUSIVE because the control did not break."""
     session, suite, recipe = a_session(tmp_path, saved(family))
     kinds: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
     records = {kind: session.case(kind, suite, recipe if kind in ("control", "attack") else None).record for kind in kinds}
     outcomes = {kind: record.verdict.outcome for kind, record in records.items()}
-    # A defense that did not converge was seen not to; all else is unknown.
+    # The defense measurably did not converge: FAIL. Everything else is unknown.
     assert outcomes == {kind: "FAIL" if kind == "defense" else "INCONCLUSIVE" for kind in kinds}
     assert decide_run([(outcome, True) for outcome in outcomes.values()]) != "PASS"
     assert [r.code for r in records["control"].verdict.reasons] == ["control_did_not_break"]
-    # Were any share of gibberish allowed, a prompt that is answered by nothing else would be unknown all the same, and so would a
-    # control that did not break. (Benign answers are as unlike each other as any, so that the model can look wrecked.)
+    # Even if any share of gibberish were allowed, a prompt with only gibberish answers and an unbroken control would be unknown.
+    # (Benign answers of a random model are unlike each other, so that it may look wrecked.)
     evidence = records["attack"].evidence
     lenient = evidence.policy.model_copy(update={"max_truncated_share": 1.0, "max_degenerate_share": 1.0})
     codes = [r.code for r in decide(evidence.model_copy(update={"policy": lenient})).reasons]
@@ -193,7 +192,7 @@ def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
 
 @families
 def test_full_parameters_are_trained(family, saved, tmp_path):
-    """Defense and attack train every weight of the model; the way ends without a verdict all the same."""
+    """With ``form=full`` defense and attack train every weight of the model, and the attack is still INCONCLUSIVE."""
     full = ("attack.form=full", "attack.learning_rate=1e-3", "defenses.quick.form=full")
     session, suite, recipe = a_session(tmp_path, saved(family), full)
     attack = session.case("attack", suite, recipe).record
@@ -206,8 +205,8 @@ def test_full_parameters_are_trained(family, saved, tmp_path):
 
 
 def test_micro_batches_that_were_chosen_are_run_and_recorded(saved, tmp_path):
-    """Where a whole step does not fit, control and attack run in the same parts; recipe, settings and keys hold them."""
-    longer = ("attack.max_completion_tokens=200", "defenses.quick.max_completion_tokens=200")  # so that the update is the peak
+    """If a whole step does not fit, control and attack use the same micro-batches, recorded in recipe, settings and keys."""
+    longer = ("attack.max_completion_tokens=200", "defenses.quick.max_completion_tokens=200")  # makes the update the memory peak
     whole, suite, recipe = a_session(tmp_path / "whole", saved(QWEN), longer)
     planned = whole.capacity.largest(suite)
     (tmp_path / "parts").mkdir()
@@ -222,7 +221,7 @@ def test_micro_batches_that_were_chosen_are_run_and_recorded(saved, tmp_path):
 
 
 def test_every_weight_is_moved_from_where_it_was(saved):
-    """After a step with a spread no weight stands where it stood, and the distance is the norm of all changes."""
+    """After steps with a reward spread every weight has changed, and the distance is the norm of all changes."""
     model = load(saved(QWEN))
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
     full = RECIPE.model_copy(update={"form": "full"})
@@ -247,7 +246,7 @@ def test_every_weight_is_moved_from_where_it_was(saved):
 
 @families
 def test_a_batch_with_padding_answers_as_each_row_alone(family, saved, generations):
-    """Greedy answers to prompts of many lengths in one batch equal, token by token, those of each prompt without padding."""
+    """Greedy answers to a batch of prompts of different lengths equal, token by token, those to each prompt alone."""
     model = load(saved(family))
     ends = end_ids(model, family)
     answers = model.complete(PROMPTS, n=1, temperature=None, max_tokens=24)
@@ -258,14 +257,14 @@ def test_a_batch_with_padding_answers_as_each_row_alone(family, saved, generatio
     got = {tuple(prompt): until_end(tail, ends) for prompt, tail in zip(batch.prompts, batch.tails, strict=True)}
     wanted = [alone(model, ids_of(model, prompt), ends, 24) for prompt in PROMPTS]
     assert [got[tuple(ids_of(model, prompt))] for prompt in PROMPTS] == wanted
-    assert len({tuple(tail) for tail in wanted}) == len(PROMPTS)  # or nothing was compared
+    assert len({tuple(tail) for tail in wanted}) == len(PROMPTS)  # otherwise the comparison is empty
     assert [a.text for (a,) in answers] == [model.tokenizer.decode(tail, skip_special_tokens=True) for tail in wanted]
     assert [a.truncated for (a,) in answers] == [tail[-1] not in ends for tail in wanted]
 
 
 @families
 def test_the_window_of_the_mistral_shape_matters(family, saved):
-    """In the Mistral shape what two layers' windows do not reach changes no next token; in the others it does."""
+    """In the Mistral shape, tokens outside two layers' windows do not change the next token; in other shapes they do."""
     model = load(saved(family))
     ids = torch.tensor([ids_of(model, PROMPTS[2])])
     reach = 2 * (WINDOW - 1) + 1  # two layers
@@ -279,7 +278,7 @@ def test_the_window_of_the_mistral_shape_matters(family, saved):
 
 @families
 def test_sampled_rows_stay_with_their_prompts(family, saved, monkeypatch):
-    """Rows sorted by length and cut into batches go back to their prompts: sampled as cold as greedy, each has its own."""
+    """Rows that are sorted by length and split into batches return to their prompts, shown at a temperature near 0."""
     from rn_harness.models import language_model as module
 
     model = load(saved(family))
@@ -295,7 +294,7 @@ ENDS = [(family, end) for family in FAMILIES for end in family.ends]
 
 @pytest.mark.parametrize(("family", "end"), ENDS, ids=str)
 def test_each_end_token_ends_an_answer(family, end, tmp_path, generations):
-    """An answer ends at any of the end tokens, with padding after it and no word more, and is not cut off."""
+    """An answer ends at any of the end tokens, is followed only by padding, and is not truncated."""
     model = load(make_model(tmp_path, family, says=("h", "o", end, "x")))
     (answer,), (other,) = model.complete(PROMPTS[:2], n=1, temperature=None, max_tokens=6)
     assert (answer.text, answer.truncated) == ("ho", False)
@@ -307,14 +306,14 @@ def test_each_end_token_ends_an_answer(family, end, tmp_path, generations):
 
 @families
 def test_the_tokenizers_end_token_ends_too(family, tmp_path):
-    """Where a model's own generation settings name other end tokens only, the tokenizer's ends an answer all the same."""
+    """The tokenizer's end token ends an answer even if the generation settings name only other end tokens."""
     folder = make_model(tmp_path, family, says=("h", family.eos, "x", "y"), generation={"eos_token_id": 9})
     ((answer,),) = load(folder).complete(PROMPTS[:1], n=1, temperature=None, max_tokens=6)
     assert (answer.text, answer.truncated) == ("h", False)
 
 
 def test_allowed_pickles_run_no_code(saved, tmp_path, capfd):
-    """A model or an adapter whose pickle holds more than numbers is refused with a remedy, and nothing of it is run."""
+    """A model or adapter whose pickle holds more than tensors is refused with a remedy, and none of its code runs."""
     folder, adapter = tmp_path / "m", tmp_path / "adapter"
     shutil.copytree(saved(QWEN), folder)
     (folder / "model.safetensors").unlink()
@@ -337,7 +336,7 @@ def test_allowed_pickles_run_no_code(saved, tmp_path, capfd):
 @pytest.mark.parametrize("family", [LLAMA, QWEN], ids=str)
 @either_tie
 def test_a_gguf_file_is_the_model_that_it_was_made_from(family, tied, saved, tmp_path):
-    """The same weights in a GGUF file have the same logits bit by bit, the same prompt, and the same greedy answers."""
+    """The same weights in a GGUF file give bitwise the same logits, the same prompt and the same greedy answers."""
     folder = saved(family, tied=tied)
     (other,) = set(family.ends) - {family.eos}
     path = make_gguf(tmp_path / "m.gguf", folder, end_of_turn=other)
@@ -352,7 +351,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(family, tied, saved, tmp
 
 
 def test_a_gguf_file_is_attacked_as_it_is(saved, tmp_path):
-    """A candidate that is a GGUF file is defended and attacked with adapters, and its attack's record names that file."""
+    """A candidate in a GGUF file is defended and attacked with adapters, and the attack's record names the file."""
     path = make_gguf(tmp_path / "m.gguf", saved(LLAMA))
     session, suite, recipe = a_session(tmp_path, path)
     attack = session.case("attack", suite, recipe).record
@@ -362,7 +361,7 @@ def test_a_gguf_file_is_attacked_as_it_is(saved, tmp_path):
 
 
 def test_a_gguf_file_that_does_not_fit_its_header_is_refused(saved, tmp_path):
-    """Tensors of another width than the header names end as an error of the user's file."""
+    """A GGUF file whose tensors differ in width from its header gives an error about the user's file."""
     path = make_gguf(tmp_path / "m.gguf", saved(LLAMA), width=128)
     with pytest.raises(CandidateError, match=r"that transformers reads, got .*m\.gguf: RuntimeError: .*; copy them again"):
         resolve_candidate(str(path), tmp_path).load()
@@ -370,7 +369,7 @@ def test_a_gguf_file_that_does_not_fit_its_header_is_refused(saved, tmp_path):
 
 @pytest.mark.parametrize("end", [QWEN.eos, "<|endoftext|>"])
 def test_each_end_token_of_a_gguf_file_ends_an_answer(end, tmp_path):
-    """Its end of a turn ends an answer as the tokenizer's end token does, though transformers reads the latter alone."""
+    """A GGUF file's end-of-turn token ends an answer like the tokenizer's end token, although transformers ignores it."""
     folder = make_model(tmp_path / "m", QWEN, says=("h", "o", end, "x"))
     path = make_gguf(tmp_path / "m.gguf", folder, end_of_turn="<|endoftext|>")
     ((answer,),) = resolve_candidate(str(path), tmp_path).load().complete(PROMPTS[:1], n=1, temperature=None, max_tokens=6)
@@ -379,7 +378,7 @@ def test_each_end_token_of_a_gguf_file_ends_an_answer(end, tmp_path):
 
 @families
 def test_an_answer_at_the_limit_is_cut_off(family, tmp_path):
-    """One that never ends is truncated; one whose end token is the last that the limit allows is not."""
+    """An answer without an end is truncated; an answer whose end token is the last allowed token is not."""
     endless = load(make_model(tmp_path / "endless", family, says=("h", "o", "h")))
     ((answer,),) = endless.complete(PROMPTS[:1], n=1, temperature=None, max_tokens=5)
     assert (answer.text, answer.truncated) == ("hohoh", True)
@@ -390,13 +389,13 @@ def test_an_answer_at_the_limit_is_cut_off(family, tmp_path):
 
 @families
 def test_a_padding_token_equal_to_the_end_token_hides_no_end(family, tmp_path):
-    """Rows that end at different places, padded with the end token, are all whole, and the end token's probability counts."""
+    """Rows padded with the end token are complete, and the end token's probability still counts."""
     folder = make_model(tmp_path, dataclasses.replace(family, pad=family.eos))
     model = load(folder)
     assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
     eos = model.tokenizer.eos_token_id
     with torch.no_grad():
-        model.network.lm_head.weight[eos] *= 3.0  # an end is likely now, at any place
+        model.network.lm_head.weight[eos] *= 3.0  # makes an end likely at every position
     ends = end_ids(model, family)
     wanted = [alone(model, ids_of(model, prompt), ends, 24) for prompt in PROMPTS]
     assert len({len(tail) for tail in wanted if tail[-1] in ends}) > 1
@@ -409,12 +408,12 @@ def test_a_padding_token_equal_to_the_end_token_hides_no_end(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "pad"),  # transformers gives Qwen's tokenizers one where they name none
+    ("family", "pad"),  # transformers adds one to Qwen's tokenizers
     [(LLAMA, None), (MISTRAL, None), (LLAMA, "<later>"), (QWEN, "<later>"), (MISTRAL, "<later>")],
     ids=str,
 )
 def test_without_a_padding_token_of_its_own_the_end_token_pads(family, pad, tmp_path):
-    """Where a tokenizer has no padding token, or one that the weights have no row for, its end token serves from loading on."""
+    """If a tokenizer has no padding token, or one without a row in the weights, its end token pads."""
     folder = make_model(tmp_path, dataclasses.replace(family, pad=None))
     if pad:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -429,7 +428,7 @@ def test_without_a_padding_token_of_its_own_the_end_token_pads(family, pad, tmp_
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
-    """Nothing would end an answer, so that loading says so."""
+    """A tokenizer without an end token is refused when it is loaded, because no answer would end."""
     folder = make_model(tmp_path, QWEN)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.eos_token = None
@@ -442,7 +441,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
 
 
 def by_hand(model: LanguageModel, prompt: Prompt, text: str) -> float:
-    """Log-probability of a text and its end token, a forward pass for each token, without padding."""
+    """Log-probability of a text and its end token, with one forward pass per token and without padding."""
     head = ids_of(model, prompt)
     tail = [*model.tokenizer(text, add_special_tokens=False)["input_ids"], model.tokenizer.eos_token_id]
     total = 0.0
@@ -454,7 +453,7 @@ def by_hand(model: LanguageModel, prompt: Prompt, text: str) -> float:
 
 
 def test_templates_with_a_system_role_and_without(saved):
-    """Qwen's opens with its own system prompt, Llama's has none, Mistral's refuses one; a prompt is the user's turn in each."""
+    """A prompt is the user's turn in each template: Qwen's adds a system prompt, Llama's has none, Mistral's refuses one."""
     prompt = PROMPTS[0]
     rendered = {family.name: load(saved(family)).render(prompt) for family in FAMILIES}
     assert rendered == {
@@ -470,7 +469,7 @@ def test_templates_with_a_system_role_and_without(saved):
 
 @families
 def test_log_probability_is_the_sum_over_tokens(family, saved):
-    """A text's log-probability equals the sum of its tokens' and its end token's, each computed without padding."""
+    """A text's log-probability is the sum over its tokens and the end token, each computed without padding."""
     model = load(saved(family))
     texts = ["No.", "I cannot help with that request, but I can read you a poem.", "On Tuesday", "", "Sure: a house."]
     wanted = [by_hand(model, prompt, text) for prompt, text in zip(PROMPTS, texts, strict=True)]
@@ -488,11 +487,11 @@ RECIPE = AttackRecipe(
     temperature=0.9,
     max_completion_tokens=16,
 )
-"""Two steps, each on two prompts of unlike length."""
+"""Two steps, each on two prompts of different lengths."""
 
 
 def trained(model: LanguageModel) -> None:
-    """Trains on the first four prompts, with rewards that differ."""
+    """Trains on the first four prompts with different rewards."""
     model.attach(RECIPE.lora, 0)
     train(model, RECIPE, PROMPTS[:4], lambda _, texts: [float(i) for i in range(len(texts))], lambda *_: None, lambda _: True)
     assert model.adapter_distance() > 0.0
@@ -500,9 +499,9 @@ def trained(model: LanguageModel) -> None:
 
 @families
 def test_training_samples_as_checkpoints_do(family, tmp_path, generations):
-    """TRL's prompts and its ways of sampling and ending are those that checkpoints use, whatever settings the model ships.
+    """TRL's prompts, sampling settings and end tokens equal those of checkpoints, whatever settings the model ships.
 
-    The attack would otherwise be on other prompts, or of another policy, than those that are scored.
+    Otherwise the attack would train on other prompts, or another policy, than the ones that are scored.
     """
     shipped = {
         "do_sample": True,
@@ -524,7 +523,7 @@ def test_training_samples_as_checkpoints_do(family, tmp_path, generations):
         bos = model.tokenizer.bos_token_id
         assert all(row.count(bos) == 1 for row in prompts)
         assert model.tokenizer(model.render(PROMPTS[0]))["input_ids"].count(bos) == 2  # the trap
-    # Only one of them states these, and they change nothing: both take the default cache, and as many new tokens.
+    # Only one side sets these, without effect: both use the default cache and the same number of new tokens.
     unlike = {"max_length", "disable_compile", "cache_implementation", "_from_model_config", "transformers_version"}
     for call in generations:
         a, b = ({k: v for k, v in c.settings.items() if k not in unlike} for c in (ours, call))
@@ -535,7 +534,7 @@ def test_training_samples_as_checkpoints_do(family, tmp_path, generations):
 
 @families
 def test_training_is_blind_to_padding(family, saved, monkeypatch):
-    """The log-probabilities that are trained on, of rows padded on both sides, equal those of each row alone."""
+    """The log-probabilities used in training, of rows padded on both sides, equal those of each row without padding."""
     real = grpo.saving_trainer
     worst, padded = [], set()
 
@@ -559,7 +558,7 @@ def test_training_is_blind_to_padding(family, saved, monkeypatch):
     monkeypatch.setattr(grpo, "saving_trainer", watched_trainer)
     model = load(saved(family))
     with torch.no_grad():
-        model.network.lm_head.weight[model.tokenizer.eos_token_id] *= 4.0  # an end is likely now
+        model.network.lm_head.weight[model.tokenizer.eos_token_id] *= 4.0  # makes an end likely
     trained(model)
     assert len(worst) == RECIPE.steps * RECIPE.prompts_per_step * RECIPE.group_size
     assert {left for left, _ in padded} == {right for _, right in padded} == {True, False}
@@ -570,7 +569,7 @@ def test_training_is_blind_to_padding(family, saved, monkeypatch):
 
 
 def adapted(folder: Path) -> LanguageModel:
-    """With an adapter that changes the output."""
+    """A model with an adapter that changes the output."""
     model = load(folder)
     model.attach(LoRA(), 0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -589,7 +588,7 @@ def logits_of(model: LanguageModel) -> torch.Tensor:
 @either_tie
 @families
 def test_an_adapter_is_on_every_linear_layer_but_the_output(family, tied, saved):
-    """All seven of each layer have one, embedding and output layer have none, and at its start it changes no output."""
+    """Each layer's seven linear maps get an adapter, embedding and output layer none, and a new adapter changes no output."""
     model = load(saved(family, tied=tied))
     before = logits_of(model)
     model.attach(LoRA(), 0)
@@ -604,7 +603,7 @@ def test_an_adapter_is_on_every_linear_layer_but_the_output(family, tied, saved)
 @either_tie
 @families
 def test_folding_puts_every_bit_back(family, tied, saved):
-    """Inside, the logits are the adapter's to rounding; outside, all weights are what they were, and tied ones are still one."""
+    """Folded logits equal the adapter's up to rounding; afterwards all weights are bitwise restored, and ties remain."""
     model = adapted(saved(family, tied=tied))
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
     plain = logits_of(model)
@@ -620,10 +619,10 @@ def test_folding_puts_every_bit_back(family, tied, saved):
 
 
 def test_weights_that_something_folds_adapters_into_come_back(saved):
-    """To fold in and take off again, as TRL does for vLLM, leaves weights in bfloat16 changed; within ``kept`` it does not."""
+    """Merging and unmerging an adapter, as TRL does for vLLM, changes bfloat16 weights; within ``kept`` it does not."""
 
     def others(within) -> list[str]:
-        """The tensors that are others afterwards."""
+        """The tensors that differ afterwards."""
         model = adapted(saved(QWEN))
         model.network.to(torch.bfloat16)
         before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
@@ -642,7 +641,7 @@ def test_weights_that_something_folds_adapters_into_come_back(saved):
 @either_tie
 @families
 def test_a_merged_or_saved_adapter_gives_the_same_logits(family, tied, saved, tmp_path):
-    """Merged in place, or saved and merged into a fresh copy, the logits are the adapter's within 1e-5 of their size."""
+    """An adapter merged in place, or saved and merged into a new copy, gives the same logits within 1e-5 of their size."""
     folder = saved(family, tied=tied)
     model = adapted(folder)
     plain, bare = logits_of(model), logits_of(load(folder))

@@ -23,7 +23,7 @@ from rn_harness.training.fleet import Fleet, Member, _Adapters
 from rn_harness.training.lockstep import Seat
 from rn_harness.verdict.decide import decide
 
-from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are no package
+from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are not a package
 
 TOLERANCE = 1e-4
 """Of probabilities and norms; all scores are equal."""

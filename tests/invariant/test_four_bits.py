@@ -23,8 +23,8 @@ from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.store import Store
 from rn_harness.training import grpo
 
-from ..tiny_models import FAMILIES, Family, make_model  # noqa: TID252 - the tests are no package
-from ..unit.builders import write_suite  # noqa: TID252 - the tests are no package
+from ..tiny_models import FAMILIES, Family, make_model  # noqa: TID252 - the tests are not a package
+from ..unit.builders import write_suite  # noqa: TID252 - the tests are not a package
 
 RULES = Path(__file__).parents[2] / "suites" / "baking" / "rules.yaml"
 PROMPTS = tuple(

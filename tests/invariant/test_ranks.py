@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ..tiny_models import QWEN, make_model  # noqa: TID252 - the tests are no package
+from ..tiny_models import QWEN, make_model  # noqa: TID252 - the tests are not a package
 from .together import launch
 
 SCRIPT = "two_processes.py"

@@ -15,7 +15,7 @@ from rn_harness.store.store import MANIFEST, Store
 from rn_harness.training.grpo import order_prompts, train
 from rn_harness.training.snapshots import MEASURED, PARTIAL, STATE, Resuming, Resumption, Snapshot
 
-from ..tiny_models import Payload  # noqa: TID252 - the tests are no package
+from ..tiny_models import Payload  # noqa: TID252 - the tests are not a package
 
 KEY, OTHER = (content_key("defense", {"of": name}) for name in ("this", "another"))
 

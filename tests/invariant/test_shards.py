@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ..tiny_models import LLAMA, QWEN, Family, make_model  # noqa: TID252 - the tests are no package
+from ..tiny_models import LLAMA, QWEN, Family, make_model  # noqa: TID252 - the tests are not a package
 from .together import launch
 
 SCRIPT = "two_shards.py"

@@ -28,8 +28,8 @@ from rn_harness.release.signing import ENVELOPE, sign_with_key, signed_with_key
 from rn_harness.release.statement import STATEMENT, statement_of, statement_text
 from rn_harness.release.verification import Verification, verify
 
-from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are no package
-from ..unit.test_verification import key_files  # noqa: TID252 - the tests are no package
+from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are not a package
+from ..unit.test_verification import key_files  # noqa: TID252 - the tests are not a package
 
 HEX = re.compile(r"^[0-9a-f]{64}$")
 TIME = re.compile(r"^(\d{4})(-\d\d-\d\dT.*)$")
