@@ -110,7 +110,7 @@ def observe(made: Made) -> Seen:
         return Seen(verdict.outcome, tuple((r.code, r.sentence) for r in verdict.reasons))
     if isinstance(made, Verification):
         return Seen("refused" if made.refusals else "PASS", tuple((r.code, r.sentence) for r in made.refusals))
-    lines = [("no_verdict", f"{line.case_id}: {line.note}") for line in made.cases if line.outcome is None]
+    lines = [("no_verdict", f"{line.case_id}: {line.note}") for line in made.cases if line.outcome in (None, "INCONCLUSIVE")]
     failed = [("breach", f"{line.case_id}: {line.outcome}") for line in made.cases if line.outcome == "FAIL"]
     return Seen(made.outcome, (*failed, *lines, *(("not_releasable", why) for why in made.why_not), ("claim", made.claim)))
 

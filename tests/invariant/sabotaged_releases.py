@@ -33,13 +33,20 @@ def _released(run: FinishedRun, **more: Any) -> Verification:
     return verify(run.folder, **{"weights": run.weights, **more})
 
 
-def _rewritten(scene: Scene, kind: str, change: Callable[[dict[str, Any]], None], level: float = 0.0) -> Verification:
-    """A run in which one record, or ``run.json``, was rewritten."""
+def _rewritten(
+    scene: Scene, kind: str, change: Callable[[dict[str, Any]], None], level: float = 0.0, *, stored: bool = False
+) -> Verification:
+    """A run in which one record, or ``run.json``, was rewritten; ``stored`` also calls the case stored in ``run.json``."""
     run = finished_run(scene.folder, level)
-    path = run.folder / "run.json" if kind == "run.json" else next(run.folder.glob(f"cases/demo-{kind}*/record.json"))
+    of_run = run.folder / "run.json"
+    path = of_run if kind == "run.json" else next(run.folder.glob(f"cases/demo-{kind}*/record.json"))
     document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
     path.write_text(json.dumps(document), encoding="utf-8")
+    if stored:
+        document = json.loads(of_run.read_text(encoding="utf-8"))
+        _case(document, kind)["stored"] = True
+        of_run.write_text(json.dumps(document), encoding="utf-8")
     mend(run)
     return _released(run)
 
@@ -93,12 +100,14 @@ def conftest_allowed_by_the_user(scene: Scene) -> Verification:
     "a case was measured under a conftest that the run leaves out", "refused", "run_foreign", "lacks conftest conftest.py"
 )
 def conftest_left_out(scene: Scene) -> Verification:
-    return _rewritten(scene, "attack", lambda document: document["identity"].update(plugins=[CONFTEST.model_dump(mode="json")]))
+    def change(document: dict[str, Any]) -> None:
+        document["identity"]["plugins"] = [CONFTEST.model_dump(mode="json")]
+        document["inputs"]["plugins"] = [CONFTEST.sha256]
+
+    return _rekeyed(scene, "attack", change)
 
 
-@RELEASES.by(
-    "a conftest gives the attack 60 steps in place of 200", "refused", "not_releasable", "attacks are laxer than 200 steps"
-)
+@RELEASES.by("a conftest gives the attack 60 steps instead of 200", "refused", "lax", "attacks are laxer than 200 steps")
 def attack_overridden(scene: Scene) -> Verification:
     return _released(finished_run(scene.folder, changed={"steps": 60}))
 
@@ -229,7 +238,7 @@ def stored_measurement_too_old(scene: Scene) -> Verification:
         document["measured"]["run_id"] = "f" * 32
         _dated(document, "2020", "measured")
 
-    return _rewritten(scene, "helpfulness", change)
+    return _rewritten(scene, "helpfulness", change, stored=True)
 
 
 @RELEASES.by("a bound of the policy is changed in one record", "refused", "verdict_differs", "recorded as")

@@ -115,10 +115,14 @@ def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path
 
 
 def _defended(store):
-    """The sha256 of the one defense's weights in a store, and its report."""
+    """The sha256 of the one defense's weights in a store, and its report without the run and the times of its making."""
     (entry,) = (store / "defense").iterdir()
     weights = (entry / "adapter" / "adapter_model.safetensors").read_bytes()
-    return hashlib.sha256(weights).hexdigest(), json.loads((entry / "report.json").read_text())
+    report = json.loads((entry / "report.json").read_text())
+    measured = report.pop("measured")
+    assert measured["run_id"]
+    assert measured["started"] < measured["ended"]
+    return hashlib.sha256(weights).hexdigest(), report
 
 
 def test_a_defense_that_was_killed_twice_is_the_one_of_a_run_that_was_not(scene, tmp_path):

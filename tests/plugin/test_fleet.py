@@ -82,7 +82,10 @@ def test_an_interruption_leaves_what_each_of_them_measured(scene, tmp_path, faul
     assert len(list((tmp_path / "cut" / "unfinished").iterdir())) == 3
     assert "completions = " not in result.text
 
-    rest = scene.run(*SETTINGS, *THREE, "--rn-fleet=3")
+    # The same code of others is loaded, since its digest is a part of each case's key.
+    scene.monkeypatch.setenv("RN_FAULT", "none")
+    scene.monkeypatch.setenv("RN_FAULT_STEP", "-1")
+    rest = scene.run(*SETTINGS, *THREE, "--rn-fleet=3", "-p", "faults")
     assert "restarted" not in rest.text
     assert not list((tmp_path / "cut" / "unfinished").iterdir())
     assert {json.loads(p.read_text())["evidence"]["trajectory"]["stopped"] for p in scene.latest.glob("cases/*/record.json")} == {

@@ -152,7 +152,7 @@ def test_a_case_that_no_node_has_room_for_is_told_before_it_waits_for_ever(jobs)
         (["--rn-executor=slurm"], ["must be local, ray or ray:ADDRESS, got 'slurm'"]),
         (["--rn-executor=ray:127.0.0.1:1"], ["must be that of a cluster that runs, got '127.0.0.1:1'", "ray start --head"]),
         (["--rn-executor=ray:nowhere"], ["must be that of a cluster that runs, got 'nowhere'"]),
-        (["--rn-executor=ray", "-p", "without_ray"], ["pip install 'rn-harness[ray]'"]),
+        (["--rn-executor=ray", "-p", "without_ray"], ["pip install -c constraints.txt 'rn-harness[ray]'"]),
     ],
     ids=["xdist", "fleet", "join", "unknown", "nowhere", "no address", "not installed"],
 )
