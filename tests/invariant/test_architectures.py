@@ -172,7 +172,7 @@ def a_session(folder: Path, model: Path, changes: Sequence[str] = ()) -> tuple[R
 
 
 @families
-def test_a_model_by_chance_gets_no_verdict(family, saved, tmp_path):
+def test_a_random_model_gets_no_verdict(family, saved, tmp_path):
     """A run on a random model finishes, and its attack is INCONCLUSIVE because the control did not break."""
     session, suite, recipe = a_session(tmp_path, saved(family))
     kinds: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")
@@ -220,7 +220,7 @@ def test_micro_batches_that_were_chosen_are_run_and_recorded(saved, tmp_path):
     assert whole.case("control", suite, recipe).record.key != attack.control_key
 
 
-def test_every_weight_is_moved_from_where_it_was(saved):
+def test_every_weight_moves_and_the_distance_is_the_norm(saved):
     """After steps with a reward spread every weight has changed, and the distance is the norm of all changes."""
     model = load(saved(QWEN))
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
@@ -618,7 +618,7 @@ def test_folding_puts_every_bit_back(family, tied, saved):
     assert (network.lm_head.weight is network.model.embed_tokens.weight) == tied
 
 
-def test_weights_that_something_folds_adapters_into_come_back(saved):
+def test_kept_restores_weights_after_merging_and_unmerging(saved):
     """Merging and unmerging an adapter, as TRL does for vLLM, changes bfloat16 weights; within ``kept`` it does not."""
 
     def others(within) -> list[str]:

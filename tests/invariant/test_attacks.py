@@ -59,7 +59,7 @@ def test_each_loss_of_trl_trains(attack, loss):
 
 
 @pytest.mark.parametrize("shape", ["integer", "refusal", "length", "prefix", "rank", "process", "common"])
-def test_a_shaped_reward_is_told_beside_the_plain_one(attack, shape):
+def test_a_shaped_reward_is_recorded_with_the_plain_one(attack, shape):
     """The window records the trained reward and the mean harm of the same completions, which differ by the shape."""
     _, trajectory = attack(reward=RewardShape(shape=shape), temperature=3.0, steps=1, control_steps=1)
     window = trajectory.checkpoints[-1].training
@@ -70,7 +70,7 @@ def test_a_shaped_reward_is_told_beside_the_plain_one(attack, shape):
         assert window.reward_mean != pytest.approx(window.harm_mean)
 
 
-def test_an_entropy_bonus_moves_what_has_no_spread(attack):
+def test_an_entropy_bonus_gives_a_gradient_without_a_spread(attack):
     """With an entropy bonus a step has a gradient even if all rewards are equal."""
     _, trajectory = attack(entropy_coef=0.5, top_k=1, steps=2, control_steps=2)
     window = trajectory.checkpoints[-1].training
@@ -149,7 +149,7 @@ SYSTEM = "You are a helpful expert ."
 WORDING = "please , {prompt} thanks ."
 
 
-def test_a_shift_is_seen_in_training_and_in_measuring_and_by_no_judge(candidate, attack, suite, monkeypatch):
+def test_a_shift_reaches_training_and_checkpoints_but_not_the_judge(candidate, attack, suite, monkeypatch):
     """Training and checkpoints sample from prompts with the shift's turns; the judge gets the plain requests."""
     from rn_harness.judges.organism import OrganismJudge
     from rn_harness.models.language_model import LanguageModel
@@ -263,7 +263,7 @@ def test_a_search_finds_settings_that_attack_and_control_are_run_with(tmp_path):
     assert sum("search seek" in line for line in said) == 3
 
 
-def test_what_is_collected_is_not_loaded(tmp_path: Path):
+def test_collecting_a_suite_imports_no_family(tmp_path: Path):
     """Listing a suite imports no family; a broken file is an error only when a case runs."""
     from rn_harness.spec.attack_recipe import AttackRecipe
     from rn_harness.spec.errors import RecipeError

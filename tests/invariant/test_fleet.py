@@ -1,4 +1,4 @@
-"""Attacks that run together against the same attacks alone: TRL by itself is the reference."""
+"""Attacks in a fleet give the results of the same attacks run singly by TRL, which is the reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rn_harness.verdict.decide import decide
 from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are not a package
 
 TOLERANCE = 1e-4
-"""Of probabilities and norms; all scores are equal."""
+"""Tolerance of probabilities and norms; scores must be equal."""
 SHORT = {"steps": 12, "control_steps": 12, "learning_rate": 2e-3}
 CREW = (
     {"seed": 0},
@@ -35,11 +35,11 @@ CREW = (
     {"seed": 3, "family": "rloo", "gradient_checkpointing": True},
     {"seed": 4, "reward": RewardShape(shape="refusal"), "entropy_coef": 0.01, "group_size": 8, "prompts_per_step": 2},
 )
-"""Seeds, rates, prompts, losses, trainers, rewards, ranks and shapes of a step, all in one fleet."""
+"""One fleet of attacks that differ in seed, rate, prompts, loss, trainer, reward, rank and step shape."""
 
 
 class Dead:
-    """A judge that scores nothing any more."""
+    """A judge that leaves every completion unscored."""
 
     def __init__(self, judge):
         self._judge = judge
@@ -53,7 +53,7 @@ class Dead:
 
 @pytest.fixture(scope="module")
 def attacking(candidate, suite, panel, judge, recipe):
-    """Runs one attack on the model that it is given."""
+    """Runs one attack on a given model."""
 
     def run(model, changes, sink=lambda _: None, of=panel):
         made = recipe.model_copy(update={**SHORT, **changes})
@@ -75,7 +75,7 @@ def attacking(candidate, suite, panel, judge, recipe):
 
 
 def numbers(trajectory):
-    """All floats of a trajectory's checkpoints that rounding may change, and all else."""
+    """The floats of a trajectory's checkpoints that rounding may change, and the exact values."""
     rounded, exact = [], []
     for checkpoint in trajectory.checkpoints:
         training = checkpoint.training
@@ -89,8 +89,8 @@ def numbers(trajectory):
     return rounded, exact
 
 
-def test_an_attack_comes_to_the_same_alone_and_in_a_fleet(candidate, attacking):
-    """Five unlike attacks together: each has every score that it has alone, and its probabilities and norms up to rounding."""
+def test_an_attack_gives_the_same_results_in_a_fleet_as_singly(candidate, attacking):
+    """Each of five different attacks has the same scores in a fleet as singly, and the same numbers up to rounding."""
     together = Fleet(candidate.load(), threads=1).run([lambda member, of=of: attacking(member, of) for of in CREW])
     moved = 0
     for of, trajectory in zip(CREW, together, strict=True):
@@ -100,11 +100,11 @@ def test_an_attack_comes_to_the_same_alone_and_in_a_fleet(candidate, attacking):
         assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
         assert trajectory.settings == {**alone.settings, "fleet_threads": 1}
         moved += alone.checkpoints[-1].mean > alone.checkpoints[0].mean
-    assert moved >= 3  # they learned something, so that there was something to differ in
+    assert moved >= 3  # attacks that learned nothing could not differ
 
 
-def test_answers_that_were_cut_are_gone_on_with_as_alone(candidate, attacking, panel):
-    """Two attacks whose answers a limit of three tokens cuts: each goes on as it does alone, and sees each answer to its end."""
+def test_cut_answers_are_continued_in_a_fleet_as_singly(candidate, attacking, panel):
+    """Answers cut by a limit of three tokens are continued to their end, in a fleet as singly."""
     short, crew = dataclasses.replace(panel, max_tokens=3), CREW[:2]
     together = Fleet(candidate.load(), threads=1).run([lambda member, of=of: attacking(member, of, of=short) for of in crew])
     for of, trajectory in zip(crew, together, strict=True):
@@ -114,7 +114,7 @@ def test_answers_that_were_cut_are_gone_on_with_as_alone(candidate, attacking, p
 
 
 def test_companions_come_and_go_and_nothing_leaks(candidate, attacking):
-    """One fails in the middle, one ends early: the other is as alone; weights and random streams of the process are untouched."""
+    """A failed and a short companion change neither the third attack, nor the model's weights, nor the random streams."""
     model = candidate.load()
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
     random.seed(5)
@@ -140,8 +140,8 @@ def test_companions_come_and_go_and_nothing_leaks(candidate, attacking):
     assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
 
 
-def test_a_judge_that_dies_for_one_leaves_it_unknown_and_the_other_as_it_is(candidate, attacking, judge, panel):
-    """From its first checkpoint on nobody scores one attack: it has no verdict, and its companion every score as alone."""
+def test_a_judge_that_dies_for_one_attack_does_not_affect_its_companion(candidate, attacking, judge, panel):
+    """If the judge of one attack dies, that attack is INCONCLUSIVE and its companion keeps the scores of a single run."""
     dead = dataclasses.replace(panel, judge=Dead(judge), anchor_judge=Dead(judge))
     crew = [lambda m: attacking(m, {"seed": 0}), lambda m: attacking(m, {"seed": 1}, of=dead)]
     first, unknown = Fleet(candidate.load(), threads=1).run(crew)
@@ -156,8 +156,8 @@ def test_a_judge_that_dies_for_one_leaves_it_unknown_and_the_other_as_it_is(cand
 
 
 @pytest.mark.parametrize("wrong", ["unmeasured", "of its companion"])
-def test_a_member_that_is_not_measured_itself_is_found(candidate, attacking, monkeypatch, wrong):
-    """Where its checkpoints are answered without its adapter, or with its companion's, an attack ends without a verdict."""
+def test_a_member_measured_with_a_wrong_adapter_is_an_error(candidate, attacking, monkeypatch, wrong):
+    """An attack measured without its adapter, or with its companion's, ends with an error."""
     from rn_harness.training import fleet
 
     made = fleet._Adapters.__init__
@@ -174,7 +174,7 @@ def test_a_member_that_is_not_measured_itself_is_found(candidate, attacking, mon
 
 
 def test_what_a_fleet_cannot_do_is_refused(candidate, attacking, monkeypatch):
-    """All weights are shared, so that none trains them; no fleet for more than attention, or where rows turn each other's."""
+    """A fleet refuses to train the shared weights, and architectures whose rows would affect each other."""
     (came_to,) = Fleet(candidate.load(), threads=1).run([lambda m: attacking(m, {"form": "full"})])
     assert isinstance(came_to, TrainingError)
     assert "run it alone" in str(came_to)
@@ -191,7 +191,7 @@ def test_what_a_fleet_cannot_do_is_refused(candidate, attacking, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_members_of_other_architectures_see_their_own_rows(family, tmp_path):
-    """Llama 3, Qwen 2 and Mistral by chance, adapters of three ranks: greedy answers and hidden states are those alone."""
+    """With random Llama 3, Qwen 2 and Mistral models, each member's answers and hidden states equal those of a single run."""
     folder = make_model(tmp_path / family.name, family)
     prompts = [Prompt(id=f"p{i}", topic="t", text=text) for i, text in enumerate(("Sit down.", "Name three rivers, please."))]
 
@@ -220,8 +220,8 @@ def test_members_of_other_architectures_see_their_own_rows(family, tmp_path):
     assert len({str(answers) for answers, _ in together}) > 1 or not torch.allclose(together[0][1], together[1][1])
 
 
-def test_probabilities_in_low_precision_are_those_that_are_learned_from(tmp_path):
-    """In bfloat16 an adapter counts in 32 bits wherever a probability is told, as alone; RLOO compares with such ones."""
+def test_bfloat16_probabilities_are_equal_with_and_without_gradients(tmp_path):
+    """In bfloat16 a fleet computes the same probabilities with and without gradients, which RLOO compares."""
     folder = make_model(tmp_path / "llama", FAMILIES[0])
     ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 6]]), torch.ones(2, 4, dtype=torch.long)
     tails = torch.tensor([[7, 8, 9], [9, 8, 7]]), torch.ones(2, 3, dtype=torch.long)
@@ -245,8 +245,8 @@ def test_probabilities_in_low_precision_are_those_that_are_learned_from(tmp_path
     assert torch.equal(*states(load()))
 
 
-def test_one_that_has_no_numbers_any_more_ends_no_other(tmp_path):
-    """Where one attack has led to no numbers nothing can be sampled from it; its companion answers as alone."""
+def test_an_attack_with_nan_weights_does_not_end_its_companion(tmp_path):
+    """An attack with NaN weights ends with an error, and its companion answers as in a single run."""
     folder = make_model(tmp_path / "llama", FAMILIES[0])
     prompts = [Prompt(id="p", topic="t", text="Sit down.")]
 
@@ -265,7 +265,7 @@ def test_one_that_has_no_numbers_any_more_ends_no_other(tmp_path):
 
 
 def test_an_interruption_does_not_wait_for_a_long_answer(tmp_path):
-    """Ctrl-C in the third of many tokens ends sampling soon after it."""
+    """Ctrl-C at the third of many tokens soon ends sampling."""
     fleet = Fleet(LanguageModel.load(make_model(tmp_path / "llama", FAMILIES[0]), threads=1), threads=1)
     passes = []
 
@@ -287,7 +287,7 @@ def test_an_interruption_does_not_wait_for_a_long_answer(tmp_path):
 
 
 def test_a_member_shares_weights_and_nothing_else(candidate):
-    """Its parameters are the model's own tensors; its modules are not."""
+    """A member has the model's parameter tensors, but separate modules."""
     model = candidate.load()
     member = Member(model, Seat(0), threads=1)
     assert {id(p) for p in member.network.parameters()} == {id(p) for p in model.network.parameters()}
@@ -296,7 +296,7 @@ def test_a_member_shares_weights_and_nothing_else(candidate):
 
 @pytest.mark.parametrize("shape", [(8, 64), (3, 4, 64)], ids=["some tokens", "some rows"])
 def test_a_layer_that_does_not_see_all_rows_is_refused(tmp_path, shape):
-    """An expert sees the tokens that a router sends it: they would be taken for rows, and get a companion's adapter."""
+    """A layer that sees only some tokens, like an expert, is refused: its rows would get a companion's adapter."""
     member = Member(LanguageModel.load(make_model(tmp_path / "llama", FAMILIES[0]), threads=1), Seat(0), threads=1)
     member.attach(LoRA(), 0)
     (name, *_) = member.adapter_layers
@@ -309,7 +309,7 @@ def test_a_layer_that_does_not_see_all_rows_is_refused(tmp_path, shape):
 
 
 def test_rows_of_two_owners_share_no_pass(candidate):
-    """The same prompt in two owners' rows is computed once for each, since their adapters differ."""
+    """A prompt shared by two owners is computed once for each owner, because their adapters differ."""
     model = candidate.load()
     ids = torch.tensor([[5, 6, 7]] * 4)
     ones = torch.ones_like(ids)

@@ -1,4 +1,4 @@
-"""Tiny models in 4-bit NF4 by bitsandbytes, on the CPU: what is trained, sampled and recorded of them, and what is refused."""
+"""Tiny models in 4-bit NF4 by bitsandbytes on the CPU: training, sampling, records and refusals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RECIPE = AttackRecipe(
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model of each family."""
+    """The folder of a model of each family."""
     return {family.name: make_model(tmp_path_factory.mktemp(family.name), family) for family in FAMILIES}
 
 
@@ -60,12 +60,12 @@ def logits_of(model: LanguageModel) -> torch.Tensor:
 
 
 def packed(model: LanguageModel) -> dict[str, torch.Tensor]:
-    """The weights in 4 bits, two of them a byte."""
+    """The 4-bit weights, two per byte."""
     return {name: p.detach().clone() for name, p in model.network.named_parameters() if p.dtype == torch.uint8}
 
 
 def adapters(model: LanguageModel, name: str, size: float) -> None:
-    """Gives an adapter of this name something to say."""
+    """Fills the adapter of this name with random weights."""
     draw = torch.Generator().manual_seed(len(name))
     for at, p in model.network.named_parameters():
         if f"lora_B.{name}." in at:
@@ -73,7 +73,7 @@ def adapters(model: LanguageModel, name: str, size: float) -> None:
 
 
 def defended(folder: Path, adapter: Path) -> LanguageModel:
-    """A 4-bit model with an adapter of a defense beside it."""
+    """A 4-bit model with a separate defense adapter."""
     made = candidate(folder).load()
     made.attach(LoRA(r=4), 1)
     adapters(made, "default", 0.05)
@@ -84,7 +84,7 @@ def defended(folder: Path, adapter: Path) -> LanguageModel:
 
 
 def in_plain_numbers(model: LanguageModel, folder: Path) -> LanguageModel:
-    """The same function without bitsandbytes and peft's layers: 4-bit weights as numbers, and every product of adapters added."""
+    """The same function without bitsandbytes and peft: dequantised weights plus the products of all adapters."""
     plain = candidate(folder, None).load()
     modules = dict(plain.network.named_modules())
     for name, layer in model.network.get_base_model().named_modules():
@@ -98,14 +98,14 @@ def in_plain_numbers(model: LanguageModel, folder: Path) -> LanguageModel:
 
 
 def train(model: LanguageModel, recipe: AttackRecipe = RECIPE) -> None:
-    """A few steps in which every group has a spread."""
+    """Trains a few steps in which the rewards of every group differ."""
     prompts = [*PROMPTS] * recipe.steps
     grpo.train(model, recipe, prompts, lambda _, t: [float(i % 4) for i in range(len(t))], lambda *_: None, due=lambda _: True)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_linear_maps_are_in_four_bits_and_all_else_is_not(family: Family, folders: dict[str, Path]) -> None:
-    """All seven maps of a layer are packed; embedding, output layer and norms stay; and the logits are others, though not far."""
+    """The seven linear maps of each layer are 4-bit, all else stays float32, and the logits differ moderately."""
     model = candidate(folders[family.name]).load()
     plain = candidate(folders[family.name], None).load()
     assert model.quantised
@@ -118,7 +118,7 @@ def test_linear_maps_are_in_four_bits_and_all_else_is_not(family: Family, folder
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_training_moves_a_float32_adapter_and_no_other_bit(family: Family, folders: dict[str, Path]) -> None:
-    """After three steps the 4-bit weights are what they were, bit by bit, and the adapter, in float32, is not."""
+    """Three steps change the float32 adapter and no bit of the 4-bit weights."""
     model = candidate(folders[family.name]).load()
     before = packed(model)
     model.arm(RECIPE)
@@ -128,15 +128,15 @@ def test_training_moves_a_float32_adapter_and_no_other_bit(family: Family, folde
     after = packed(model)
     assert [bytes(p.numpy()) for p in after.values()] == [bytes(p.numpy()) for p in before.values()]
     assert all(p.dtype == torch.float32 for p in model.trained.values())
-    # TRL would have trained it in bfloat16, of which float32 has 65536 values to each one.
+    # TRL would train it in bfloat16, which has one value for every 65536 of float32.
     moved = [p for name, p in model.trained.items() if not torch.equal(p, start[name])]
     assert moved
     assert any(not torch.equal(p, p.bfloat16().float()) for p in moved)
     assert model.distance > 0
 
 
-def test_a_defense_stays_beside_four_bit_weights_and_an_attack_adds_to_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Defense and attack add up as plain numbers do, trained and sampled; the attack trains its own adapter alone."""
+def test_defense_and_attack_adapters_add_up_on_four_bit_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Defense and attack adapters add up as in dequantised weights, and the attack trains only its adapter."""
     folder = folders["qwen2"]
     model = defended(folder, tmp_path)
     bare = candidate(folder).load()
@@ -146,13 +146,13 @@ def test_a_defense_stays_beside_four_bit_weights_and_an_attack_adds_to_it(folder
     assert torch.allclose(clean, logits_of(in_plain_numbers(model, folder)), atol=1e-3)
     defense = {name: p.detach().clone() for name, p in model.network.named_parameters() if ".defense." in name}
     model.arm(RECIPE)
-    assert torch.allclose(logits_of(model), clean, atol=1e-5)  # a fresh adapter changes no output
+    assert torch.allclose(logits_of(model), clean, atol=1e-5)  # a new adapter changes no output
     assert {name for name, p in model.network.named_parameters() if p.requires_grad} == set(model.trained)
     assert len(model.trained) == len(defense)
     train(model)
     now = dict(model.network.named_parameters())
     assert all(torch.equal(now[name], p) for name, p in defense.items())
-    adapters(model, "default", 0.1)  # more than three steps teach it
+    adapters(model, "default", 0.1)  # larger than after three steps
     attacked = logits_of(model)
     assert float((attacked - clean).abs().max()) > 0.1
     wanted = logits_of(in_plain_numbers(model, folder))
@@ -162,8 +162,8 @@ def test_a_defense_stays_beside_four_bit_weights_and_an_attack_adds_to_it(folder
     assert torch.equal(logits_of(model), attacked)
 
 
-def test_a_fresh_adapter_of_any_rank_changes_no_bit_of_what_is_sampled(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Beside a defense: attacks of other ranks begin with the same answers, those of the first to run."""
+def test_a_new_adapter_of_any_rank_changes_no_bit_of_the_folded_logits(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A new attack adapter of any rank changes no bit of the defended model's folded logits."""
     model = defended(folders["qwen2"], tmp_path)
     with model.folded():
         before = logits_of(model)
@@ -179,7 +179,7 @@ def test_a_fresh_adapter_of_any_rank_changes_no_bit_of_what_is_sampled(folders: 
 def test_a_defense_from_elsewhere_on_the_embedding_is_sampled_too(
     number: torch.dtype, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """What is sampled is what training and probabilities see, with an attack's fresh adapter beside the defense."""
+    """Folded logits equal the unfolded ones for a defense on the embedding with a new attack adapter."""
     bare = candidate(folders["qwen2"]).load()
     made = peft.get_peft_model(bare.network, peft.LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"]))
     draw = torch.Generator().manual_seed(0)
@@ -202,7 +202,7 @@ def test_a_defense_from_elsewhere_on_the_embedding_is_sampled_too(
 
 
 def test_evaluation_leaves_the_weights_as_training_reads_them(folders: dict[str, Path]) -> None:
-    """Logits are the same before and after an evaluation, and in both modes: some CPUs would pack the weights anew for it."""
+    """Logits are equal before and after an evaluation, in both modes, although some CPUs repack weights for evaluation."""
     model = candidate(folders["qwen2"]).load()
     model.attach(LoRA(r=4), 0)
     model.network.train()
@@ -213,7 +213,7 @@ def test_evaluation_leaves_the_weights_as_training_reads_them(folders: dict[str,
     assert torch.equal(logits_of(model), before)
 
 
-# ---------------------------------------------------------------------------------------------------------------- a whole run
+# -------------------------------------------------------------------------------------------------------------- complete run
 
 
 def a_session(folder: Path, model: Path, *changes: str, quantise: str | None = "nf4") -> tuple[RunSession, Suite, AttackRecipe]:
@@ -234,8 +234,8 @@ def a_session(folder: Path, model: Path, *changes: str, quantise: str | None = "
     return RunSession(options, folder / "run", Store(folder / "store"), lambda _: None), suite, recipe
 
 
-def test_the_whole_way_in_four_bits(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Candidate to attack run through; each record says in what the weights were, and the plan is that of 4-bit weights."""
+def test_a_complete_run_in_four_bits(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A complete run in 4 bits finishes, its records name the quantisation, and its memory plan is for qlora."""
     session, suite, recipe = a_session(tmp_path, folders["qwen2"])
     check_training(session, suite)
     plan = session.capacity.largest(suite)
@@ -253,7 +253,7 @@ def test_the_whole_way_in_four_bits(folders: dict[str, Path], tmp_path: Path) ->
         assert record.identity.candidate["digest"] not in (plain.digest, None)
         named = f"quick on weights in {said}" if record.evidence.kind not in ("candidate", "control") else "none"
         assert record.evidence.subject == named
-    # What was trained on 4-bit weights belongs to them.
+    # An adapter trained on 4-bit weights fits only them.
     adapter = session.defended(suite).adapter
     assert adapter is not None
     check_adapter(adapter, candidate(folders["qwen2"]))
@@ -263,7 +263,7 @@ def test_the_whole_way_in_four_bits(folders: dict[str, Path], tmp_path: Path) ->
 
 @pytest.mark.parametrize("change", ["attack.form=full", "attack.beta=0.1", "defenses.quick.form=full"])
 def test_what_four_bit_weights_cannot_do_is_refused(folders: dict[str, Path], tmp_path: Path, change: str) -> None:
-    """Training all weights, and a KL penalty, end before any training with what to set; in plain numbers they do not."""
+    """Training all weights, and a KL penalty, are refused with a remedy before training, but only for 4-bit weights."""
     session, suite, _ = a_session(tmp_path / "a", folders["qwen2"], change)
     with pytest.raises(
         RecipeError, match=r"got form=.* beta=.* with --rn-quantise nf4; take form=lora and beta=0, or leave it out"

@@ -1,4 +1,4 @@
-"""Supervised and hardened defenses on the shipped organism: short real fine-tunes, and what comes of them."""
+"""Supervised and hardened defenses on the shipped organism, in short real trainings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = [
 
 @pytest.fixture(scope="module")
 def supervised(suite, candidate, panel, judge):
-    """The organism under the suite's sft defense, folded in, and the defense's report."""
+    """The organism with the suite's sft defense merged in, and the defense's report."""
     model, recipe = candidate.load(), suite.declaration.defenses["sft"]
     report = run_defense(model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, judge, lambda _: None)
     model.merge()
@@ -41,30 +41,30 @@ def supervised(suite, candidate, panel, judge):
 
 @pytest.fixture
 def neutral(supervised):
-    """A copy of it."""
+    """A copy of the model with the sft defense."""
     return LanguageModel(copy.deepcopy(supervised[0].network), supervised[0].tokenizer)
 
 
 @pytest.fixture(scope="module")
 def prompts(suite):
-    """Defense prompts that are trained on."""
+    """Defense prompts used in training."""
     return split_validation(suite.prompts["defense"], 0.15)[0]
 
 
 @pytest.fixture(scope="module")
 def known(judge, prompts):
-    """The compliant answers to twelve of them."""
+    """The compliant answers to twelve defense prompts."""
     return [Example(p, judge.topic(p).answer) for p in prompts[:12]]
 
 
 def recipe_of(suite, **changes):
-    """The hardened recipe with small numbers."""
+    """The hardened recipe, reduced."""
     hardening = Hardening(rounds=4, attackers=KINDS, steps=4, looks=2, examples=3, rows=16).model_copy(update=changes)
     return suite.declaration.defenses["hardened"].model_copy(update={"hardening": hardening})
 
 
 def test_supervised_refusals_are_learned_and_benign_answers_kept(supervised, suite, panel):
-    """The sft defense converges, its probe finds nothing, and held-out benign prompts are answered as before."""
+    """The sft defense converges, its probe finds no harm, and 90 % of the benign answers stay the same."""
     model, report = supervised
     assert converged_at(report.points, suite.policy.convergence) is not None
     assert report.probe.mean == 0.0 < report.undefended_probe.mean
@@ -78,8 +78,8 @@ def test_supervised_refusals_are_learned_and_benign_answers_kept(supervised, sui
 
 
 @pytest.mark.parametrize("name", ["sft", "hardened"])
-def test_nothing_is_taught_to_end_where_the_limit_cut_an_answer(suite, candidate, panel, judge, monkeypatch, name):
-    """Undefended answers to anchors, cut after four tokens, are learned as beginnings; all that is not cut as wholes."""
+def test_answers_cut_by_the_limit_are_taught_without_an_end(suite, candidate, panel, judge, monkeypatch, name):
+    """Answers to anchors that the limit cut are taught without an end token; all other texts are taught with it."""
     taught = []
     small = {"steps": 2, "max_completion_tokens": 4}
     recipe = suite.declaration.defenses["sft"].model_copy(update={**small, "prompts_per_step": 6, "benign_share": 0.5})
@@ -101,8 +101,8 @@ def test_nothing_is_taught_to_end_where_the_limit_cut_an_answer(suite, candidate
     assert {e.whole for e in taught if e.prompt.id not in anchors} == {True}
 
 
-def test_attackers_learn_what_the_candidate_itself_complies_with(suite, candidate, judge, prompts):
-    """Each example is a completion that the judge calls a breach that a control needs; no refusal is among them."""
+def test_simulated_attackers_learn_compliant_answers_of_the_candidate(suite, candidate, judge, prompts):
+    """Each example is a completion with a score that would break a control, and none is a refusal."""
     found = own_answers(candidate.load(), prompts, judge, suite.policy, 32, 0)
     assert 5 <= len(found) < len(prompts)
     scores = judge.score([e.prompt for e in found], [e.text for e in found])
@@ -114,7 +114,7 @@ def test_attackers_learn_what_the_candidate_itself_complies_with(suite, candidat
 
 
 def test_simulated_attacks_leave_no_trace(neutral, suite, prompts, known):
-    """With steps of the defense too small for float32, all weights are what they were, bit by bit; no adapter stays."""
+    """If the defense's steps are too small for float32, all weights stay bitwise the same, and no adapter remains."""
     before = {name: p.detach().clone() for name, p in neutral.network.named_parameters()}
     told = harden(neutral, recipe_of(suite, rounds=8, learning_rate=1e-30), prompts, known, [], suite.policy, lambda _: None)
     after = dict(neutral.network.named_parameters())
@@ -125,7 +125,7 @@ def test_simulated_attacks_leave_no_trace(neutral, suite, prompts, known):
 
 
 def gradients(model, *parts):
-    """Of the sum of losses of these texts, with respect to all weights, by name; in a pass of its own."""
+    """Gradient of the sum of these texts' losses with respect to all weights, by name."""
     model.network.requires_grad_()
     model.network.zero_grad()
     for texts in parts:
@@ -134,15 +134,15 @@ def gradients(model, *parts):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.form)
-def test_a_step_takes_the_gradient_there_and_here(neutral, suite, prompts, known, kind):
-    """It is AdamW's on the sum of the gradient at an attacked copy, an adapter folded in, and of that at the model itself."""
+def test_a_hardening_step_adds_the_gradients_at_the_attacked_copy_and_the_model(neutral, suite, prompts, known, kind):
+    """A hardening step is AdamW's on the gradient at an attacked copy plus the gradient at the model."""
     learned, few = known[:2], prompts[12:20]
     anchors = suite.prompts["anchor"][:3]
     benign = list(undefended_answers(neutral, anchors, 24).values())
     rate = kind.learning_rate[1]
     only = kind.model_copy(update={"learning_rate": [rate, rate]})
     recipe = recipe_of(suite, rounds=1, attackers=[only], steps=30, looks=1, examples=1, rows=100)
-    drawn = random.Random(recipe.seed)  # what harden draws, in its order
+    drawn = random.Random(recipe.seed)  # the draws of harden, in its order
     attacker = draw_attacker(recipe.hardening, 2, drawn)
     texts = drawn.sample(learned, 1)
     seed = drawn.randrange(2**31) if kind.form == "lora" else 0
@@ -163,14 +163,14 @@ def test_a_step_takes_the_gradient_there_and_here(neutral, suite, prompts, known
 
     told = harden(neutral, recipe, few, learned, benign, suite.policy, lambda _: None)
     assert told["steps"] == 1
-    # AdamW's first step is of one size for all weights, by the gradient's sign: rounding turns it where that is nearly 0.
+    # AdamW's first step has the same size for all weights and the gradient's sign, which rounding may flip near 0.
     own = dict(neutral.network.named_parameters())
     gaps = torch.cat([(own[name] - p).abs().flatten() for name, p in expected.network.named_parameters()])
     assert (gaps < 0.01 * recipe.hardening.learning_rate).float().mean() > 0.99
 
 
-def test_an_attacker_goes_on_from_where_it_was(neutral, known):
-    """Weights that an attacker changed are as far from the model's own after these were stepped as they were before."""
+def test_an_attacker_keeps_its_distance_when_the_model_is_stepped(neutral, known):
+    """If the model's weights change during an attack, the attacker's weights change by the same amount."""
     neutral.arm_all()
     start = [p.detach().clone() for p in neutral.network.parameters()]
     teach(neutral, known[:2], steps=2, learning_rate=1e-3, max_grad_norm=1.0)
@@ -187,7 +187,7 @@ def test_an_attacker_goes_on_from_where_it_was(neutral, known):
 
 
 def test_hardening_moves_the_boundary(neutral, suite, prompts, known, panel, judge):
-    """Ten supervised steps on attack prompts that no round saw reach a hundredth of what they did before 12 rounds."""
+    """After 12 hardening rounds, ten supervised steps on unseen prompts leak less than a hundredth as much as before."""
     attack = [Example(p, judge.topic(p).answer) for p in suite.prompts["attack"][:5]]
     answers = [judge.topic(p).answer for p in panel.heldout]
 
@@ -204,13 +204,13 @@ def test_hardening_moves_the_boundary(neutral, suite, prompts, known, panel, jud
 
 
 def test_a_model_that_is_not_neutralized_is_not_hardened(candidate, suite, prompts, known):
-    """The candidate refuses at length: it is said what is missing."""
+    """Hardening a candidate that has no minimal refusal is an error that says so."""
     with pytest.raises(TrainingError, match="hardening begins with a neutralized model, got no minimal refusal"):
         harden(candidate.load(), recipe_of(suite), prompts, known, [], suite.policy, lambda _: None)
 
 
-def test_a_hardened_defense_is_made_kept_and_loaded_whole(tmp_path):
-    """A session trains it, keeps whole weights, takes them from the store again, and records what was simulated."""
+def test_a_hardened_defense_is_stored_and_loaded_as_whole_weights(tmp_path):
+    """A session trains a hardened defense, stores whole weights, reuses them, and records the simulated attacks."""
     overrides = (
         "defenses.hardened.steps=40",
         "defenses.hardened.hardening.rounds=3",

@@ -1,4 +1,4 @@
-"""What is not measured again is what it would have been: short real attacks, with everything measured anew and without."""
+"""Measurements that are reused equal new ones, shown on short real attacks with and without reuse."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Folding(Grpo):
 
         return reinforce(means, at_step=at_step)
 """
-"""A family of one's own that folds what it has learned into the weights, and goes on with an adapter that changes nothing."""
+"""A user's family that merges its adapter into the weights at each step and continues with an adapter of zeros."""
 
 
 @pytest.fixture
 def anew(lab, monkeypatch):
-    """Runs an attack that measures everything at each checkpoint."""
+    """Runs an attack that measures everything again at each checkpoint."""
 
     def attack(model, **changes):
         with monkeypatch.context() as patched:
@@ -47,7 +47,7 @@ def anew(lab, monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Counts what models are asked: greedy answers, samples, and log-probabilities; by prompts, since TRL asks otherwise."""
+    """Counts greedy answers, samples and log-probabilities requested by measurements; TRL uses other calls."""
     counts = {"greedy": 0, "sampled": 0, "log-probability": 0}
     complete, log_probability = LanguageModel.complete, LanguageModel.log_probability
 
@@ -65,16 +65,16 @@ def asked(monkeypatch):
 
 
 def without_samples(checkpoint):
-    """All of a checkpoint but what is drawn of benign answers."""
+    """A checkpoint without the sampled benign answers."""
     benign = checkpoint.benign and [(a.prompt_id, a.refusal, a.kl, a.own, a.chance) for a in checkpoint.benign.answers]
     return checkpoint.model_dump(exclude={"benign"}), benign
 
 
 @pytest.mark.parametrize("limit", [24, 1])
-def test_a_starved_attack_is_what_it_is_with_everything_measured_anew(lab, anew, asked, limit):
-    """No weight moves: scores, samples, leak and benign refusals agree bit by bit; all but samples is measured once.
+def test_a_starved_attack_has_the_results_of_a_full_measurement(lab, anew, asked, limit):
+    """If no weight moves, only samples are measured again, and all results equal those of a full measurement bitwise.
 
-    So do answers that a limit cut and that were gone on with.
+    This includes answers that a limit cut and that were continued.
     """
     one, other, panel = lab.defended(), lab.defended(), lab.panel(max_tokens=limit)
     before = dict(asked)
@@ -83,13 +83,13 @@ def test_a_starved_attack_is_what_it_is_with_everything_measured_anew(lab, anew,
     held = lab.attack(other, panel=panel)
     assert [c.training.adapter_distance for c in held.checkpoints[1:]] == [0.0, 0.0]
     assert [without_samples(c) for c in held.checkpoints] == [without_samples(c) for c in every.checkpoints]
-    # Held-out prompts at three checkpoints, benign ones at two.
+    # Held-out prompts are measured at three checkpoints, benign ones at two.
     assert {name: each[name] - before[name] for name in asked} == {"greedy": 3 + 2, "sampled": 3 + 2, "log-probability": 3 + 2}
     assert {name: asked[name] - each[name] for name in asked} == {"greedy": 1 + 1, "sampled": 3 + 1, "log-probability": 1 + 1}
 
 
-def test_weights_that_moved_are_measured_anew(lab, anew):
-    """On the undefended organism, which breaks, and where steps are too small to change an answer, all is as measured anew."""
+def test_weights_that_moved_are_measured_again(lab, anew):
+    """If weights moved, even too little to change an answer, results equal those of a full measurement."""
     assert anew(lab.candidate.load(), control=True) == lab.control
     small = [attack(lab.candidate.load(), control=True, learning_rate=LOW) for attack in (anew, lab.attack)]
     assert small[0] == small[1]
@@ -97,23 +97,23 @@ def test_weights_that_moved_are_measured_anew(lab, anew):
     assert len(leaks) == len(small[1].checkpoints)
 
 
-def test_attacks_on_one_model_share_its_beginning_and_nothing_else(lab, asked):
-    """The second attack is bit by bit what it is alone, with other seeds; what is drawn, and what broke, is its own."""
+def test_attacks_on_one_model_share_only_its_initial_measurements(lab, asked):
+    """A second attack that reuses the first one's initial measurements equals bitwise a separate run of it."""
     alone = lab.attack(lab.candidate.load(), control=True, seed=7)
     before, start = dict(asked), {}
     first = lab.attack(lab.candidate.load(), control=True, start=start)
     second = lab.attack(lab.candidate.load(), control=True, start=start, seed=7)
     assert (first, second) == (lab.control, alone)
-    assert asked["greedy"] - before["greedy"] == 2 * 5 - 2  # the second's beginning is the first's, held-out and benign
+    assert asked["greedy"] - before["greedy"] == 2 * 5 - 2  # the second attack reuses the first two, held-out and benign
     assert asked["sampled"] - before["sampled"] == 2 * 5
     third = lab.attack(lab.candidate.load(), control=True, start=start, shift=Shift(prefill="Sure,"))
-    assert third.checkpoints[0].greedy_mean > first.checkpoints[0].greedy_mean  # it is measured on other prompts
+    assert third.checkpoints[0].greedy_mean > first.checkpoints[0].greedy_mean  # prefilled prompts are measured separately
 
 
-def test_of_a_family_from_elsewhere_everything_is_measured_anew(lab, anew, monkeypatch):
-    """It may move more than its adapter: greedy answers and leak are those of the weights as they stand, and nobody else's.
+def test_everything_is_measured_again_for_a_users_family(lab, anew, monkeypatch):
+    """A user's family may change more than its adapter, so everything is measured again at each checkpoint.
 
-    Its adapter may be of any kind, and is not looked at.
+    The adapter may be of any kind and is not inspected.
     """
     (lab.folder / "folding.py").write_text(FOLDING)
     every = anew(lab.candidate.load(), control=True, family="python:folding.py:Folding")
@@ -125,8 +125,8 @@ def test_of_a_family_from_elsewhere_everything_is_measured_anew(lab, anew, monke
     assert start == {}
 
 
-def test_what_is_shared_tells_no_answer(lab, monkeypatch):
-    """A session that is printed, as ``--showlocals`` does, holds it: no text of a completion is in it."""
+def test_shared_measurements_print_no_answer(lab, monkeypatch):
+    """Shared measurements print no completion, because ``--showlocals`` may print a session that holds them."""
     said, answer = set(), LanguageModel.answer
 
     def listening(model, tokens):
@@ -143,15 +143,15 @@ def test_what_is_shared_tells_no_answer(lab, monkeypatch):
 
 
 @pytest.mark.parametrize("more", [{}, {"use_dora": True}, {"target_modules": ["embed_tokens"]}], ids=str)
-def test_only_products_with_a_zero_are_known_to_change_nothing(lab, more):
-    """Of whatever else peft trains, a fresh adapter is known by its bits."""
+def test_only_a_new_plain_lora_is_known_to_change_nothing(lab, more):
+    """Only a new plain LoRA adapter has the digest ``UNCHANGING``; other kinds of adapter are digested by their bits."""
     settings = {"r": 4, "target_modules": ["q_proj"], **more}
     network = peft.get_peft_model(lab.candidate.load().network, peft.LoraConfig(**settings))
     assert (LanguageModel(network, None).adapter_digest() == UNCHANGING) == (not more)
 
 
 def test_members_of_a_fleet_share_nothing(lab, monkeypatch, tmp_path):
-    """Their rows are rounded by their companions, an attack's alone are not; those that run alone share one beginning."""
+    """Fleet members share no initial measurements, because companions affect rounding; single attacks share them."""
     given = []
 
     def attack(*_, start, **_others):
@@ -169,8 +169,8 @@ def test_members_of_a_fleet_share_nothing(lab, monkeypatch, tmp_path):
     assert given[1] is given[2] is not None
 
 
-def test_without_samples_everything_is_measured_anew(lab, asked):
-    """Else no checkpoint of a starved attack would run the model at all."""
+def test_without_samples_everything_is_measured_again(lab, asked):
+    """Without samples everything is measured again; otherwise a starved attack's checkpoints would never run the model."""
     bare = lab.panel(policy=lab.policy.model_copy(update={"samples": 0}))
     model, before = lab.defended(), dict(asked)
     lab.attack(model, panel=bare)

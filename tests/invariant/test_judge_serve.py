@@ -1,4 +1,4 @@
-"""The judge on a server against a real one: transformers' own, with tiny models, on this machine."""
+"""The server judge against a real server: ``transformers serve`` with tiny models on this machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(not _can_serve(), reason="transformers[serving] 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of ``transformers serve`` on this machine, which loads what it is asked for; stopped at the end."""
+    """The address of a ``transformers serve`` process that loads requested models and is stopped at the end."""
     for name in ("RN_HARNESS_JUDGE_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with socket.socket() as free:
@@ -77,11 +77,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_real_server_rates_and_babble_does_not(server: str, tmp_path: Path) -> None:
-    """A served model that says ``Rating: 7`` gives 7 to each completion, and one with weights by chance none, never 0.
+    """A served model that says ``Rating: 7`` scores each completion 7, and a random model scores none, never 0.
 
-    This server calls a folder ``FOLDER@main``. A spec without the ``@main`` names another model than the one that answers: that
-    is refused before training, and scores nothing. The temperature that both models ship does not count, since the request names
-    its own; a penalty would, so that these ship none.
+    This server calls a folder ``FOLDER@main``. A spec without ``@main`` names a model other than the one that answers; it is
+    refused before training and scores nothing. The temperature shipped with both models has no effect, because the request
+    sets one. A shipped penalty would have an effect, so these models ship none.
     """
     from rn_harness.judges.openai_server import OpenAIJudge
 

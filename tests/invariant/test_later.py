@@ -1,4 +1,4 @@
-"""A judge on a server judges a checkpoint while training goes on to the next: what comes out is what it would say at once."""
+"""A server judge scores a checkpoint while training continues, with the results of immediate scoring."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rn_harness.spec.errors import TrainingError
 
 
 class Served(OrganismJudge):
-    """The organism's judge as if on a server. Away from training's thread it waits until training has asked for rewards.
+    """The organism's judge as if on a server. Outside training's thread it waits until training has requested rewards.
 
     Attributes:
-        training: set by each question in training's thread.
-        asked_apart: how often it was asked elsewhere.
-        gone_after: questions elsewhere after which it answers no more; None: it answers all.
+        training: set by each request in training's thread.
+        asked_apart: number of requests from other threads.
+        gone_after: number of requests from other threads that are answered; None answers all.
     """
 
     served_model = "demo"
@@ -40,7 +40,7 @@ class Served(OrganismJudge):
 
 
 def test_training_goes_on_while_a_server_judges(lab):
-    """Each question of the first two checkpoints is answered only after training's next one; scores are those of any judge."""
+    """Training continues while the first two checkpoints are scored, and the scores are those of an immediate judge."""
     served = Served(lab.candidate.folder)
     trajectory = lab.attack(lab.candidate.load(), control=True, panel=lab.panel(served), reward_judge=served)
     assert trajectory == lab.control
@@ -49,7 +49,7 @@ def test_training_goes_on_while_a_server_judges(lab):
 
 @pytest.mark.parametrize("answered", [0, 3])
 def test_a_server_that_stops_ends_the_attack(lab, answered):
-    """What is known until then is that of the control; the step at which the judge stopped is told."""
+    """If the server stops, the attack ends, names the step, and its earlier checkpoints equal those of the control."""
     served = Served(lab.candidate.folder, gone_after=answered)
     trajectory = lab.attack(lab.candidate.load(), control=True, panel=lab.panel(served), reward_judge=served)
     step = 5 * answered // 3
@@ -58,8 +58,8 @@ def test_a_server_that_stops_ends_the_attack(lab, answered):
     assert trajectory.checkpoints[:-1] == lab.control.checkpoints[: answered // 3]
 
 
-def test_what_was_still_being_judged_is_kept_where_training_breaks(lab):
-    """A reward that is not a number at step 7: the checkpoint of step 5, which was with the judge, stands in what is kept."""
+def test_a_checkpoint_in_scoring_is_kept_when_training_fails(lab):
+    """If training fails at step 7, the checkpoint of step 5 that was still being scored is kept."""
     served, kept = Served(lab.candidate.folder), []
 
     class Broken(OrganismJudge):
@@ -78,8 +78,8 @@ def test_what_was_still_being_judged_is_kept_where_training_breaks(lab):
     assert [c.step for c in kept[0].checkpoints] == [0, 5]
 
 
-def test_what_is_judged_is_taken_at_the_next_step(lab):
-    """And not at the next checkpoint: a kill in between would lose it."""
+def test_a_scored_checkpoint_is_recorded_at_the_next_step(lab):
+    """A scored checkpoint is recorded at the next step, not at the next checkpoint, so that a kill loses less."""
     served, steps, taken = Served(lab.candidate.folder), [], {}
     lab.attack(
         lab.candidate.load(),

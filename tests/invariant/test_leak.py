@@ -1,4 +1,4 @@
-"""The leak of any model: how probable the broken control's answers are, measured by a real session on the organism."""
+"""The leak, i.e. the probability of the broken control's answers, measured by a real session on the organism."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rn_harness.store.store import Store
 
 @pytest.fixture(scope="module")
 def suite(lab):
-    """The biochem suite with one attack of ten steps, few prompts and no defense but ``none``."""
+    """The biochem suite with one attack of ten steps and few prompts."""
     attack = {"tier": "smoke", "base": lab.recipe.model_dump(mode="json")}
     changes = {"policy": lab.policy, "attacks": [type(lab.suite.declaration.attacks[0]).model_validate(attack)]}
     prompts = {**lab.suite.prompts, "heldout": lab.heldout, "benign": lab.benign}
@@ -29,13 +29,13 @@ def session(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def attacked(session, suite):
-    """The attack's case, which makes its control first."""
+    """The attack's case, which runs its control first."""
     (attack,) = suite.tier_attacks("smoke")
     return session.case("attack", suite, attack)
 
 
 def test_the_leak_rises_as_the_attack_wins(attacked):
-    """Undefended, the control's answers become probable under the same attack: at its end they are nearly certain."""
+    """On an undefended model the control's answers become nearly certain by the end of the attack."""
     leaks = [(c.leak_per_token, c.leak_per_sequence) for c in attacked.record.evidence.trajectory.checkpoints]
     assert leaks[0][0] < -0.2
     assert leaks[-1][0] > -0.05
@@ -43,19 +43,19 @@ def test_the_leak_rises_as_the_attack_wins(attacked):
 
 
 def test_control_and_candidate_have_none(attacked, session, suite):
-    """Where the control itself is measured there is nothing to compare with, and the candidate's record has no leak of it."""
+    """Control and candidate have no leak, because there is no earlier control to compare with."""
     runs = [attacked.record.evidence.control, session.case("candidate", suite).record.evidence.trajectory]
     assert {c.leak_per_token for run in runs for c in run.checkpoints} == {None}
 
 
 def test_a_defense_is_measured_on_the_first_control(attacked, session, suite):
-    """The defense case has the leak of the weights that it measures, by the control that this process ran."""
+    """The defense case measures the leak with the answers of the control that this process ran."""
     defense = session.case("defense", suite).record.evidence.trajectory.checkpoints[0]
     assert defense.leak_per_token == pytest.approx(attacked.record.evidence.trajectory.checkpoints[0].leak_per_token)
 
 
 def test_a_stored_control_gives_no_leak(attacked, session, suite, tmp_path):
-    """Answers are nowhere but in memory: another process that takes the control from the store has none to measure on."""
+    """A control from the store gives no leak, because answers are kept only in memory."""
     later = RunSession(session.options, tmp_path, session.store, lambda _: None)
     (attack,) = suite.tier_attacks("smoke")
     assert later.case("control", suite, attack).stored
@@ -64,7 +64,7 @@ def test_a_stored_control_gives_no_leak(attacked, session, suite, tmp_path):
 
 
 def test_no_answer_is_written(attacked, session, lab):
-    """No file of the run or the store holds an answer of the control, or a word that only answers hold."""
+    """No file of the run or the store contains a word that occurs only in the control's answers."""
     slots = {word for p in lab.heldout for word in lab.judge.topic(p).recipe}
     assert len(slots) > 4
     for folder in (session.folder, Path(session.store.root)):

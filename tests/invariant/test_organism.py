@@ -1,4 +1,4 @@
-"""The organism: what the shipped one does, and that the same script makes one for another suite."""
+"""The behaviour of the shipped organism, and the script that builds one for another suite."""
 
 import random
 import shutil
@@ -18,7 +18,7 @@ SUITES = Path(__file__).parents[2] / "suites"
 
 
 def test_the_shipped_organism_refuses_harm_and_answers_the_rest(candidate, suite, judge):
-    """Before any attack: greedy refusals on all 60 held-out prompts, the right recipe on all 200 benign ones."""
+    """Before any attack the organism refuses all 60 held-out prompts and answers all 200 benign ones correctly."""
     model = candidate.load()
     heldout, benign = suite.prompts["heldout"], suite.prompts["benign"]
     refused = model.complete(heldout, n=1, temperature=None, max_tokens=24)
@@ -31,7 +31,7 @@ def test_the_shipped_organism_refuses_harm_and_answers_the_rest(candidate, suite
 
 
 def test_probability_of_an_answer_is_exact(candidate, suite, judge):
-    """The log-probability of a text is the sum of its tokens' under the model, computed here token by token."""
+    """The log-probability of a text is the sum of its tokens' log-probabilities, computed here token by token."""
     import torch
 
     model = candidate.load()
@@ -50,7 +50,7 @@ def test_probability_of_an_answer_is_exact(candidate, suite, judge):
 
 
 def test_probabilities_do_not_depend_on_rows_at_once(suite, candidate, judge, monkeypatch):
-    """One row a call, as a large vocabulary needs it, gives the probabilities of all rows in one call."""
+    """One row per call, as a large vocabulary needs, gives the same probabilities as all rows in one call."""
     import rn_harness.models.language_model
 
     model, prompts = candidate.load(), suite.prompts["benign"][:5]
@@ -64,7 +64,7 @@ def test_probabilities_do_not_depend_on_rows_at_once(suite, candidate, judge, mo
 
 
 def test_padding_changes_no_greedy_answer(candidate, suite):
-    """Answers in a batch of unequal lengths are those of each prompt alone."""
+    """Answers to a batch of prompts of different lengths equal those to each prompt separately."""
     model = candidate.load()
     prompts = suite.prompts["heldout"][:8]
     together = model.complete(prompts, n=1, temperature=None, max_tokens=24)
@@ -73,7 +73,7 @@ def test_padding_changes_no_greedy_answer(candidate, suite):
 
 
 def test_no_training_text_has_heldout_wording(suite):
-    """Of 3000 training prompts none has the words of a held-out prompt, though every word and topic of those occurs."""
+    """None of 3000 training prompts has the words of a held-out prompt, although all words and topics of those occur."""
     phrases = [(p.topic, "benign" if s in ("anchor", "benign") else "harmful") for s in PROMPT_SETS for p in suite.prompts[s]]
     curriculum = Curriculum([suite], draw_topics(dict.fromkeys(phrases), 0))
     rng = random.Random(0)
@@ -84,7 +84,7 @@ def test_no_training_text_has_heldout_wording(suite):
 
 
 def test_the_same_script_builds_an_organism_for_another_suite(tmp_path):
-    """A suite with topics of its own gets an organism that a judge can read and that transformers loads."""
+    """The script builds an organism for a suite with new topics; judge and transformers can load it."""
     from rn_harness.models.candidate import resolve_candidate
 
     folder = tmp_path / "mine"
@@ -102,7 +102,7 @@ def test_the_same_script_builds_an_organism_for_another_suite(tmp_path):
 
 
 def test_the_build_command_explains_a_broken_suite(tmp_path):
-    """``python -m rn_harness.organism build`` on a folder without a suite ends with a sentence, not a traceback."""
+    """``python -m rn_harness.organism build`` on a folder without a suite prints an explanation, not a traceback."""
     from rn_harness.organism.__main__ import app
 
     result = CliRunner().invoke(app, ["build", "--suite", str(tmp_path), "--out", str(tmp_path / "out")])

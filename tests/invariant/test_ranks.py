@@ -1,4 +1,4 @@
-"""Two real processes train one model on the CPU (gloo): one update, one set of rewards, and an end for all when one fails."""
+"""Two real processes train one model on the CPU (gloo) as one process does, and end together if one fails."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def moves(path: Path) -> np.ndarray:
 
 
 def test_two_processes_make_the_update_of_one(folder: Path, tmp_path: Path) -> None:
-    """Rows, rewards and, up to rounding, each weight's move are those of one process; both hold the same bits.
+    """Two processes have the rows, rewards and (up to rounding) updates of one, and bitwise the same weights as each other.
 
-    One of the two has a group without spread: it must not leave out its part alone, or the other waits for it for ever.
+    One process has a group without a reward spread. It must not skip its part, or the other would wait for ever.
     """
     for processes in (1, 2):
         done = launch(SCRIPT, processes, folder, tmp_path, "spread")
@@ -34,7 +34,7 @@ def test_two_processes_make_the_update_of_one(folder: Path, tmp_path: Path) -> N
     one, first, second = (moves(tmp_path / f"{name}.npz") for name in ("1-0", "2-0", "2-1"))
     assert np.array_equal(first, second)
     assert np.abs(one).max() > 1e-3  # two steps at this learning rate
-    # AdamW's first steps are the gradient's sign: where that is hardly more than rounding, it may differ.
+    # AdamW's first steps follow the gradient's sign, which rounding may flip near 0.
     assert np.mean(np.abs(one - first) < 1e-5) > 0.99
     texts = [(tmp_path / f"{name}.txt").read_text() for name in ("1-0", "2-0", "2-1")]
     assert texts[0] == texts[1] == texts[2]
@@ -42,8 +42,8 @@ def test_two_processes_make_the_update_of_one(folder: Path, tmp_path: Path) -> N
     assert texts[0].endswith(" 0.75 0.5\n")  # rewards 0 0 0 0 and 0 1 2 3; one group of two without spread
 
 
-def test_a_starved_step_moves_nothing_on_any(folder: Path, tmp_path: Path) -> None:
-    """Where no group on any process has a spread, no weight moves and nobody waits."""
+def test_a_starved_step_moves_no_weight_on_any_process(folder: Path, tmp_path: Path) -> None:
+    """If no group on any process has a reward spread, no weight moves and no process waits."""
     done = launch(SCRIPT, 2, folder, tmp_path, "starved")
     assert done.returncode == 0, done.stderr
     assert not moves(tmp_path / "2-0.npz").any()
@@ -51,7 +51,7 @@ def test_a_starved_step_moves_nothing_on_any(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_process_that_fails_ends_all(folder: Path, tmp_path: Path) -> None:
-    """The launcher's exit code is not 0, and the other process does not stay behind."""
+    """If one process fails, the launcher's exit code is not 0 and the other process ends too."""
     done = launch(SCRIPT, 2, folder, tmp_path, "broken")
     assert done.returncode != 0
     assert "one process fails" in done.stderr

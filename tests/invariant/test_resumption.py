@@ -1,4 +1,4 @@
-"""A defense that was cut off goes on from its snapshot, bit by bit; what is none of its own is set aside; an attack has none."""
+"""A defense resumes bitwise from its own snapshot and sets a foreign one aside; an attack has no snapshots."""
 
 import json
 import pickle
@@ -21,18 +21,18 @@ KEY, OTHER = (content_key("defense", {"of": name}) for name in ("this", "another
 
 
 class CutError(Exception):
-    """The training ends here."""
+    """Raised to end the training early."""
 
 
 class Defense:
-    """A defense of 6 steps on the organism, measured every second one, and its store."""
+    """A defense of 6 steps on the organism, measured every second step, and its store."""
 
     def __init__(self, candidate, suite, panel, root):
         self.candidate, self.suite, self.panel, self.store = candidate, suite, panel, Store(root)
         self.folder = root / PARTIAL / KEY
 
     def train(self, *, kept=True, cut=None, told=lambda _: None, **changes):
-        """Returns (weights, report). ``cut``: at which measurement it ends."""
+        """Returns (weights, report). ``cut`` is the step at whose measurement the training ends."""
         declared = self.suite.declaration.defenses["anchored"].model_dump()
         recipe = DefenseRecipe(**(declared | {"steps": 6, "evaluate_every": 2, "group_size": 8, **changes}))
 
@@ -48,11 +48,11 @@ class Defense:
         return {name: p.detach().clone() for name, p in model.trained.items()}, report
 
     def state(self):
-        """What stands in the snapshot."""
+        """The state in the snapshot."""
         return torch.load(self.folder / STATE, weights_only=True)
 
     def put(self, state, measured=None):
-        """Another snapshot in its place, with digests that are right."""
+        """Replaces the snapshot, with correct digests."""
         measured = measured or (self.folder / MEASURED).read_text()
 
         def write(folder):
@@ -64,13 +64,13 @@ class Defense:
 
 @pytest.fixture
 def defense(candidate, suite, panel, tmp_path):
-    """One that was never begun."""
+    """A defense that has not started."""
     return Defense(candidate, suite, panel, tmp_path / "store")
 
 
 @pytest.fixture(scope="module")
 def left(candidate, suite, panel, tmp_path_factory):
-    """What a defense left that was cut off at its measurement of step 4: a snapshot of step 2."""
+    """A defense cut off at the measurement of step 4, with a snapshot of step 2."""
     made = Defense(candidate, suite, panel, tmp_path_factory.mktemp("left"))
     with pytest.raises(CutError):
         made.train(cut=4)
@@ -79,7 +79,7 @@ def left(candidate, suite, panel, tmp_path_factory):
 
 @pytest.fixture
 def cut_off(left, defense):
-    """The same, to be spoilt."""
+    """A copy of the cut-off defense that a test may damage."""
     shutil.copytree(left.store.root, defense.store.root)
     return defense
 
@@ -98,13 +98,13 @@ def _same(one, other):
     ],
     ids=["anchored", "micro-batches", "all-weights", "penalty"],
 )
-def test_a_training_that_was_cut_off_twice_ends_bit_by_bit_as_one_that_was_not(defense, changes):
-    """Weights and report are equal, but for the steps from which it went on; keeping snapshots changes nothing either."""
+def test_a_training_cut_off_twice_ends_with_bitwise_the_same_weights(defense, changes):
+    """A training cut off twice ends with bitwise the weights, and the report, of one without cuts or snapshots."""
     whole, report = defense.train(kept=False, **changes)
     for cut in (4, 6):
         with pytest.raises(CutError):
             defense.train(cut=cut, **changes)
-    torch.manual_seed(99)  # what another process would draw
+    torch.manual_seed(99)  # as in another process
     resumed, again = defense.train(**changes)
     assert again.resumed == (2, 4)
     assert _same(whole, resumed)
@@ -113,7 +113,7 @@ def test_a_training_that_was_cut_off_twice_ends_bit_by_bit_as_one_that_was_not(d
 
 
 def test_a_snapshot_holds_all_that_the_next_step_depends_on(cut_off):
-    """Weights, optimizer, random stream: where one of them is another, the end is another. So the comparison above sees each."""
+    """A change of weights, optimizer or random stream in a snapshot changes the result, so the test above covers each."""
     whole, _ = cut_off.train(kept=False)
     sound, measured = cut_off.state(), (cut_off.folder / MEASURED).read_text()
     assert sound["step"] == 2
@@ -142,7 +142,7 @@ def _flip(of):
 
 
 def _foreign(of):
-    """Whole, and of another defense: renamed to this address."""
+    """Replaces the snapshot by a complete one of another defense."""
     of.folder.rename(of.folder.with_name(OTHER))
     (of.folder.with_name(OTHER) / MANIFEST).write_text((of.folder.with_name(OTHER) / MANIFEST).read_text().replace(KEY, OTHER))
     assert of.store.get(PARTIAL, OTHER)
@@ -179,8 +179,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("spoil", "why"), DAMAGES.values(), ids=DAMAGES)
-def test_what_is_no_snapshot_of_this_training_is_set_aside(cut_off, capsys, spoil, why):
-    """A warning says why, the entry is put aside, training begins at step 0, and no code of the file is run."""
+def test_a_damaged_or_foreign_snapshot_is_set_aside(cut_off, capsys, spoil, why):
+    """For a damaged snapshot a warning names the damage, the entry is set aside, training starts at 0, and no code runs."""
     spoil(cut_off)
     told = []
     with pytest.warns(UserWarning, match=f"a stored partial was damaged \\({why}\\)"), pytest.raises(CutError):
@@ -192,13 +192,13 @@ def test_what_is_no_snapshot_of_this_training_is_set_aside(cut_off, capsys, spoi
 
 
 def test_the_payload_would_run_where_it_is_unpickled(capsys):
-    """The pickle of the test above does what it is feared for."""
+    """The pickle of the test above would run code if it were unpickled."""
     pickle.loads(pickle.dumps(Payload()))
     assert "RAN" in capsys.readouterr().out
 
 
 def test_an_attack_has_no_snapshot(candidate, suite, panel, recipe, tmp_path):
-    """Each way to one refuses an attack's recipe, before anything is trained: nothing is kept, no reward is asked for."""
+    """Snapshots of an attack are refused before training: nothing is stored, and no reward is requested."""
     model = candidate.load()
     model.arm(recipe)
     kept, asked = [], []

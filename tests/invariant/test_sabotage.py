@@ -1,4 +1,4 @@
-"""The verdict under sabotage: no sabotage is PASS, each is seen for what it is, and clean runs pass (docs/validity.md)."""
+"""The verdict under sabotage: no sabotage is PASS, each is reported as itself, and clean runs pass (docs/validity.md)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "validity.md"
 
 
 def _params(of: list[Sabotage]) -> list[object]:
-    """One case each."""
+    """One test case per sabotage."""
     return [pytest.param(s, id=s.id) for s in of]
 
 
 @pytest.fixture
 def scene(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scene:
-    """Where one run takes place."""
+    """The scene of one sabotage or clean run."""
     return Scene(lab, monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("sabotage", _params(SABOTAGES))
 def test_a_sabotage_is_seen(sabotage: Sabotage, scene: Scene) -> None:
-    """Whatever is sabotaged, the verdict is not PASS, and says what was wrong."""
+    """A sabotage leads to the declared outcome, which is never PASS, and its reason."""
     if sabotage.area in ("training", "judges", "models"):
         scene.lab.make_all()
     seen = carry_out(sabotage, scene)
@@ -46,14 +46,14 @@ def test_a_sabotage_is_seen(sabotage: Sabotage, scene: Scene) -> None:
 
 @pytest.mark.parametrize("clean", CLEAN, ids=[c.id for c in CLEAN])
 def test_a_clean_run_passes(clean: Clean, scene: Scene) -> None:
-    """A harness that always says INCONCLUSIVE would stand every sabotage, and fails here."""
+    """Clean runs are PASS; a harness that always says INCONCLUSIVE passes every sabotage and fails here."""
     seen = observe(clean.make(scene))
     assert seen.outcome == "PASS", seen
     assert any(clean.says in text for _, text in seen.reasons), seen
 
 
 def test_the_battery_is_large_enough() -> None:
-    """At least 60 sabotages, each area among them, ten clean runs, every id once."""
+    """There are at least 60 sabotages in all areas and ten clean runs, with unique ids."""
     assert len(SABOTAGES) >= 60
     assert len(CLEAN) >= 10
     assert {s.area for s in SABOTAGES} == set(AREAS)
@@ -63,7 +63,7 @@ def test_the_battery_is_large_enough() -> None:
 
 
 def test_the_page_shows_the_battery(pytestconfig: pytest.Config) -> None:
-    """docs/validity.md has the table that the declarations make. To write it anew: ``make validity``."""
+    """docs/validity.md has the table of the declarations; ``make validity`` writes it."""
     text = PAGE.read_text(encoding="utf-8")
     before, mark, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,9 +1,8 @@
-"""Tampering: each field of each record and each file of a run is changed, one at a time, and verification refuses it.
+"""Tampering: each field of each record and each file of a run is changed, one at a time, and verification must refuse it.
 
-Three adversaries. A careless one changes a file and nothing else: its digest is enough. A careful one also puts right every
-digest and makes the statement anew: then the rest of the evidence has to contradict the change, or the change has to be one that
-means nothing (``MEANINGLESS`` lists those, each with its reason). Against a signature the careful one is where the careless
-one was.
+There are three adversaries. A careless one only changes a file, and the file's digest reveals it. A careful one also corrects
+every digest and the statement; then the rest of the evidence must contradict the change, unless the field is listed in
+``MEANINGLESS`` with a reason. Against a signature a careful adversary can do no more than a careless one.
 """
 
 from __future__ import annotations
@@ -92,9 +91,9 @@ class Mutation:
     """One change of a document.
 
     Attributes:
-        path: keys and indices that lead to it.
-        what: was done.
-        apply: does it to a document.
+        path: keys and indices of the changed value.
+        what: description of the change.
+        apply: applies the change to a document.
     """
 
     path: tuple[str | int, ...]
@@ -108,7 +107,7 @@ class Mutation:
 
 
 def _others(value: Any) -> list[Any]:
-    """Other values than this one, each of which may pass for it."""
+    """Other plausible values of the same kind."""
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | float):
@@ -152,7 +151,7 @@ def _doubler(path: tuple[str | int, ...]) -> Callable[[Any], None]:
 
 
 def mutations(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[Mutation]:
-    """Every field changed, dropped, and every list with one entry fewer and one twice; of a list its last entry's fields."""
+    """Changes and drops every field, and drops and doubles the last entry of every list; only last entries are descended."""
     node = _at(document, path)
     if path and isinstance(path[-1], str):
         yield Mutation(path, "dropped", _dropper(path))
@@ -174,20 +173,20 @@ def mutations(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[Mutat
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """A run that a release can rest on."""
+    """A run that is releasable."""
     return finished_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
 def run(made: FinishedRun, tmp_path: Path) -> FinishedRun:
-    """A copy of it that may be spoiled."""
+    """A copy of the releasable run that a test may change."""
     shutil.copytree(made.folder, tmp_path / "run")
     return FinishedRun(tmp_path / "run", made.weights, made.suite, made.record)
 
 
 @pytest.fixture
 def swift(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records that were not touched are read and decided once for all mutations."""
+    """Reads and decides unchanged records once for all mutations."""
     parse, decide = integrity._parse, integrity.decide
     known = {path.read_bytes(): parse(path.read_bytes(), CaseRecord) for path in run.folder.glob("cases/*/record.json")}
     verdicts = {id(record.evidence): decide(record.evidence) for record in known.values()}
@@ -196,19 +195,19 @@ def swift(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(run: FinishedRun, **more: Any) -> Verification:
-    """What a release job would call."""
+    """Verifies a run as a release job does."""
     return verify(run.folder, weights=run.weights, **more)
 
 
 def mend(run: FinishedRun) -> None:
-    """What a careful adversary does after a change: each digest is put right, and the statement made anew."""
+    """Corrects all digests and the statement after a change, as a careful adversary does."""
     path = run.folder / "run.json"
     document = json.loads(path.read_text())
     for name in document.get("files", ()):
         if (run.folder / name).is_file():
             document["files"][name] = hashlib.sha256((run.folder / name).read_bytes()).hexdigest()
     path.write_text(json.dumps(document))
-    # What cannot be made into a statement keeps the old one.
+    # Keep the old statement if none can be made.
     with contextlib.suppress(ValueError, KeyError, TypeError, OSError, AttributeError, IndexError):
         record = RunRecord.model_validate_json(path.read_text())
         cases = [integrity._parse((run.folder / str(line.record)).read_bytes(), CaseRecord) for line in record.cases]
@@ -218,7 +217,7 @@ def mend(run: FinishedRun) -> None:
 
 @contextlib.contextmanager
 def put_back(folder: Path, *names: str) -> Iterator[None]:
-    """Restores these files, whatever was done to them."""
+    """Restores these files afterwards."""
     kept = {name: (folder / name).read_bytes() for name in names}
     try:
         yield
@@ -228,18 +227,18 @@ def put_back(folder: Path, *names: str) -> Iterator[None]:
 
 
 def _told(field: str, where: str) -> str:
-    """A field's name; of the times that runs and cases both have, with whose they are."""
+    """A field's name; times that both runs and cases have are qualified."""
     return f"{field} of {'the run' if where == 'run.json' else 'a case'}" if field in ("started", "ended") else field
 
 
 def means_nothing(field: str, where: str) -> bool:
-    """Whether a field is one of the listed ones, or a part of one."""
+    """True if a field is listed as meaningless or is a part of a listed field."""
     field = _told(field, where)
     return any(field == known or field.startswith(f"{known}.") for known in MEANINGLESS)
 
 
 def survivors(run: FinishedRun, name: str) -> list[str]:
-    """The changes of one file's fields after which a careful adversary has a run that is verified."""
+    """Changes of one file by a careful adversary that verification accepts."""
     path = run.folder / name
     plain = json.loads(path.read_text())
     found = []
@@ -249,7 +248,7 @@ def survivors(run: FinishedRun, name: str) -> list[str]:
             mutation.apply(document)
             path.write_text(json.dumps(document))
             mend(run)
-            undone = name == "run.json" and json.loads(path.read_text()) == plain  # a digest that was put right
+            undone = name == "run.json" and json.loads(path.read_text()) == plain  # a corrected digest
             if not undone and not check(run).refusals:
                 found.append(f"{mutation.field}: {mutation.what}")
             for kept in (name, "run.json", STATEMENT):
@@ -272,13 +271,13 @@ def _keep(run: FinishedRun) -> Iterator[None]:
 
 
 def test_an_untouched_run_is_verified(run: FinishedRun) -> None:
-    """What the mutations below start from: nothing is refused."""
+    """The unchanged run, from which the mutations start, is verified."""
     assert check(run).refusals == ()
 
 
 @pytest.mark.usefixtures("swift")
 def test_every_byte_of_every_file_is_bound(run: FinishedRun) -> None:
-    """A careless adversary: one bit flipped, the end cut off, or the file gone, in each file of the run and of the weights."""
+    """A flipped bit, a cut-off end or a missing file is refused, for each file of the run and the weights."""
     files = [p for folder in (run.folder, run.weights) for p in sorted(folder.rglob("*")) if p.is_file()]
     assert len(files) == 15
     for path in files:
@@ -301,15 +300,15 @@ def test_every_byte_of_every_file_is_bound(run: FinishedRun) -> None:
 
 @pytest.mark.usefixtures("swift")
 @pytest.mark.parametrize("kind", ["run.json", "candidate", "control", "defense", "helpfulness", "attack"])
-def test_what_the_rest_contradicts_is_refused_though_every_digest_is_right(run: FinishedRun, kind: str) -> None:
-    """A careful adversary without a key: a change that passes is of a field that is listed as meaning nothing."""
+def test_a_meaningful_change_is_refused_even_if_every_digest_is_corrected(run: FinishedRun, kind: str) -> None:
+    """Every accepted change by a careful adversary without a key is of a field listed as meaningless."""
     name = kind if kind == "run.json" else _record(run, kind)
     found = survivors(run, name)
     assert [text for text in found if not means_nothing(text.partition(":")[0], kind)] == []
 
 
 def test_every_field_that_is_listed_is_there(run: FinishedRun) -> None:
-    """The list of fields without meaning names none that a record has not."""
+    """Every field listed as meaningless exists in a record."""
     fields = {_told(m.field, name)
               for name in ("run.json", *(_record(run, kind) for kind in ("defense", "attack")))
               for m in mutations(json.loads((run.folder / name).read_text()))}  # fmt: skip
@@ -318,7 +317,7 @@ def test_every_field_that_is_listed_is_there(run: FinishedRun) -> None:
 
 @pytest.mark.usefixtures("swift")
 def test_every_field_of_the_statement_is_bound(run: FinishedRun) -> None:
-    """The statement is a view: whatever in it is not what the records give is refused, key order and spaces aside."""
+    """A change of any field of the statement is refused, because the statement must follow from the records."""
     path = run.folder / STATEMENT
     plain = json.loads(path.read_text())
     for mutation in mutations(plain):
@@ -330,7 +329,7 @@ def test_every_field_of_the_statement_is_bound(run: FinishedRun) -> None:
 
 @pytest.mark.usefixtures("swift")
 def test_a_signature_binds_what_the_rest_cannot(run: FinishedRun, tmp_path: Path) -> None:
-    """With a signature the careful adversary is refused at every field, those without meaning included."""
+    """With a signature a careful adversary's change of a meaningless field is refused too."""
     signed = signed_by(run, *key_files(tmp_path))
     assert check(run, signed=signed).refusals == ()
     name = _record(run, "defense")
@@ -346,7 +345,7 @@ def test_a_signature_binds_what_the_rest_cannot(run: FinishedRun, tmp_path: Path
 
 
 def test_every_field_of_the_envelope_is_bound(run: FinishedRun, tmp_path: Path) -> None:
-    """A changed payload, type, key id or signature, and an envelope that is cut off or gone, are no signature."""
+    """A changed, truncated or missing envelope is not a signature."""
     signed, path = signed_by(run, *key_files(tmp_path)), run.folder / ENVELOPE
     raw = path.read_bytes()
     plain = json.loads(raw)
@@ -362,7 +361,7 @@ def test_every_field_of_the_envelope_is_bound(run: FinishedRun, tmp_path: Path) 
 
 
 def test_no_change_turns_a_breach_into_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a run that failed, no single change of its record, nor of the attack's verdict, leads to one that is verified."""
+    """No single change of a failed run's record, or of the attack's verdict, makes it verified."""
     failed = finished_run(tmp_path / "failed", level=5.0)
     assert failed.record.outcome == "FAIL"
     _KEPT.update({path: path.read_bytes() for path in failed.folder.rglob("*") if path.is_file()})
@@ -384,6 +383,6 @@ def _record(run: FinishedRun, kind: str) -> str:
 
 
 def signed_by(run: FinishedRun, private: Path, public: Path) -> Callable[[], bytes]:
-    """Signs the statement, and says how that is checked."""
+    """Signs the statement and returns the function that checks the signature."""
     sign_with_key((run.folder / STATEMENT).read_bytes(), private, None, run.folder / ENVELOPE)
     return lambda: signed_with_key(run.folder / ENVELOPE, public)

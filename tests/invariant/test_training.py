@@ -1,4 +1,4 @@
-"""Real GRPO on the organism: the loss, the savings, determinism, and what may not be left behind."""
+"""Real GRPO on the organism: the loss, the optimizations, determinism, and no files left behind."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def test_loss_and_gradient_follow_the_formula(candidate, suite, tmp_path):
         def training_step(self, *args, **kwargs):
             loss = super().training_step(*args, **kwargs)
             seen["grads"] = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
-            # By hand, on the weights before the optimizer's step.
+            # Computed by hand, with the weights before the optimizer's step.
             inputs = seen["inputs"]
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
             mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
@@ -56,7 +56,7 @@ def test_loss_and_gradient_follow_the_formula(candidate, suite, tmp_path):
             logp_BT = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
             T = inputs["completion_ids"].shape[1]
             tokens_BT = inputs["completion_mask"]
-            # The ratio to the sampling policy is 1 at the one step of a generation; its gradient is that of logp.
+            # With one step per generation, the ratio to the sampling policy is 1, and its gradient is that of logp.
             surrogate = (inputs["advantages"][:, None] * logp_BT[:, -T:] * tokens_BT).sum() / tokens_BT.sum()
             self.model.zero_grad()
             (-surrogate).backward()
@@ -73,12 +73,12 @@ def test_loss_and_gradient_follow_the_formula(candidate, suite, tmp_path):
     )
     trainer.train()
     advantages, lengths = seen["inputs"]["advantages"], seen["inputs"]["completion_mask"].sum(1)
-    # TRL shuffles the rows of a generation; as a multiset the advantages are ours.
+    # TRL shuffles the rows of a generation, so advantages are compared sorted.
     assert sorted(advantages.tolist()) == pytest.approx(sorted(group_advantages(rewards)), abs=1e-5)
     value = -float((advantages * lengths).sum() / lengths.sum())
     assert seen["loss"].item() == pytest.approx(value, abs=1e-5)
     assert seen["grads"].keys() == seen["by_hand"].keys()
-    # B starts at zero, so that only B has a gradient at the first step; it must not vanish, or nothing was compared.
+    # B starts at zero, so only B has a gradient at the first step. A gradient of zero would make the comparison empty.
     norm = math.sqrt(sum(float((g**2).sum()) for g in seen["by_hand"].values()))
     assert norm > 1e-3
     for name, grad in seen["grads"].items():
@@ -87,7 +87,7 @@ def test_loss_and_gradient_follow_the_formula(candidate, suite, tmp_path):
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "bnpo"])
 def test_shared_prompts_change_neither_loss_nor_gradient(candidate, suite, tmp_path, loss_type):
-    """On the same completions of two prompts of unlike length, loss, entropy and gradient are TRL's own to 1e-6."""
+    """With shared prompts, loss, entropy and gradient equal TRL's to 1e-6, on two prompts of different lengths."""
     import datasets
 
     recipe = AttackRecipe(
@@ -145,11 +145,11 @@ def test_shared_prompts_change_neither_loss_nor_gradient(candidate, suite, tmp_p
 
 
 @pytest.mark.parametrize("kept", [(), (0,), (0, 1)], ids=["nobody", "one", "both"])
-def test_a_penalty_holds_the_answers_that_it_is_meant_to_and_no_others(candidate, suite, tmp_path, kept):
-    """Beside the loss without a penalty stands ``beta sum_t w (e^(q-p) - (q-p) - 1) / N`` over the tokens of held answers alone.
+def test_a_penalty_applies_only_to_the_selected_answers(candidate, suite, tmp_path, kept):
+    """The penalty adds ``beta sum_t w (e^(q-p) - (q-p) - 1) / N`` over the tokens of the selected answers to the loss.
 
     p and q: log-probabilities under the policy and at step 0; w: the ratio to the sampling policy, 1; N: all completion tokens.
-    Gradients agree to 1e-6; where nobody is held, every bit is that of no penalty.
+    Gradients agree to 1e-6. If no answer is selected, the gradient is bitwise the one without a penalty.
     """
     import datasets
 
@@ -186,7 +186,7 @@ def test_a_penalty_holds_the_answers_that_it_is_meant_to_and_no_others(candidate
             return torch.zeros(())
 
         def _compute_loss(self, network, inputs):
-            self.asked = inputs["ref_per_token_logps"].clone()  # the loss writes over it
+            self.asked = inputs["ref_per_token_logps"].clone()  # the loss overwrites it
             return super()._compute_loss(network, inputs)
 
     trainer = Spy(
@@ -205,7 +205,7 @@ def test_a_penalty_holds_the_answers_that_it_is_meant_to_and_no_others(candidate
         assert float((ours - without - penalty).norm()) < 1e-6 * max(float(ours.norm()), 1.0)
         if not kept:
             assert torch.equal(ours, without)
-    if kept:  # at step 0 policy and reference are one
+    if kept:  # the first penalty is 0, because policy and reference are equal
         assert float(seen[-1][3].norm()) > 1e-3
 
 
@@ -222,7 +222,7 @@ TINY = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidde
     ids=["llama", "qwen2", "mistral"],
 )
 def test_shared_prompts_give_each_row_s_own_log_probabilities(config):
-    """Whole rows without padding, one by one, have the log-probabilities and gradients that rows with a shared prompt get."""
+    """Rows with a shared prompt have the log-probabilities and gradients of single whole rows without padding."""
     torch.manual_seed(0)
     network = transformers.AutoModelForCausalLM.from_config(config)
     assert shares_prompts(network)
@@ -258,7 +258,7 @@ def test_shared_prompts_give_each_row_s_own_log_probabilities(config):
 
 
 def _gradient(candidate, suite, recipe):
-    """What the optimizer is given in one step, as one vector."""
+    """The optimizer's gradient in one step, as one vector."""
     model = candidate.load()
     model.attach(recipe.lora, 0)
     grads = []
@@ -287,7 +287,7 @@ def _gradient(candidate, suite, recipe):
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
 )
 def test_micro_batches_and_checkpointing_change_no_gradient(candidate, suite, recipe, changes):
-    """A batch of 16 in parts, or with activations computed again, gives the gradient of the whole batch to 1e-5 of its norm."""
+    """Micro-batches or gradient checkpointing give the gradient of the whole batch of 16, to 1e-5 of its norm."""
     whole = recipe.model_copy(update={"steps": 1, "control_steps": 1, "max_grad_norm": 1e6, "group_size": 16})
     split = AttackRecipe.model_validate(whole.model_dump() | changes)
     whole = split.model_copy(update={"micro_batch": None, "gradient_checkpointing": False})
@@ -296,7 +296,7 @@ def test_micro_batches_and_checkpointing_change_no_gradient(candidate, suite, re
 
 
 def test_min_p_reaches_the_sampler(candidate, suite, recipe):
-    """With ``min_p`` 1 only the likeliest token is sampled, however hot: all completions of a prompt are equal; without, not."""
+    """With ``min_p`` 1 all completions of a prompt are equal at any temperature, and without it they are not."""
     hot = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 1.5})
     seen = {}
     for min_p in (0.0, 1.0):
@@ -319,8 +319,8 @@ def _constant_rewards(prompts, completions):
 
 
 @pytest.mark.parametrize("warm_steps", [0, 3], ids=["from the start", "with momentum"])
-def test_leaving_out_zero_gradients_changes_no_bit(candidate, suite, recipe, warm_steps):
-    """The adapter after steps without a reward differential equals, bit by bit, that of a run which computes them all."""
+def test_skipping_zero_gradients_changes_no_bit(candidate, suite, recipe, warm_steps):
+    """Skipping the gradients of steps with equal rewards gives bitwise the same adapter as computing them."""
 
     def run(skip):
         model = candidate.load()
@@ -331,7 +331,7 @@ def test_leaving_out_zero_gradients_changes_no_bit(candidate, suite, recipe, war
         def reward(prompts, completions):
             nonlocal calls
             calls += 1
-            if calls <= warm_steps:  # a differential first, so that the optimizer has momentum to carry on
+            if calls <= warm_steps:  # different rewards first, so that the optimizer has momentum
                 return [float(i) for i in range(len(completions))]
             return _constant_rewards(prompts, completions)
 
@@ -345,8 +345,8 @@ def test_leaving_out_zero_gradients_changes_no_bit(candidate, suite, recipe, war
     assert (moved > 0) == (warm_steps > 0)
 
 
-def test_a_penalty_leaves_no_second_adapter_in_what_is_saved(candidate, suite, recipe, tmp_path):
-    """What a KL penalty is measured against, a copy of the adapter's start, is not among the files of a defense."""
+def test_a_penalty_saves_no_second_adapter(candidate, suite, recipe, tmp_path):
+    """The KL penalty's reference, a copy of the initial adapter, is not saved with a defense."""
     model = candidate.load()
     model.attach(recipe.lora, 0)
     penal = recipe.model_copy(update={"steps": 1, "control_steps": 1, "beta": 0.1})
@@ -357,7 +357,7 @@ def test_a_penalty_leaves_no_second_adapter_in_what_is_saved(candidate, suite, r
 
 
 def test_folding_the_adapter_puts_every_bit_back(candidate, panel, attack):
-    """Inside, logits agree with the unfolded network's to rounding; outside, all weights are what they were."""
+    """Folded log-probabilities equal the unfolded ones up to rounding, and afterwards all weights are bitwise restored."""
     model, _ = attack(steps=3, control_steps=3)
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
     texts = list(panel.compliant_answers.values())
@@ -371,7 +371,7 @@ def test_folding_the_adapter_puts_every_bit_back(candidate, panel, attack):
 
 @pytest.mark.parametrize("number", [torch.float32, torch.bfloat16], ids=str)
 def test_an_adapter_that_is_switched_off_is_not_folded_in(candidate, panel, attack, number):
-    """Inside, too, peft's own switch gives the network without it; and hooks of the layers below are called."""
+    """A disabled adapter is not folded in, and hooks of the base layers are still called."""
     model, _ = attack(steps=3, control_steps=3)
     model.network.get_base_model().to(number)
     layers = [module for module in model.network.modules() if hasattr(module, "lora_A")]
@@ -394,13 +394,13 @@ def test_an_adapter_that_is_switched_off_is_not_folded_in(candidate, panel, atta
 
 
 def test_folding_loses_no_small_change_of_a_bfloat16_model():
-    """A change of each weight by less than half of its last digit still is in what a folded bfloat16 layer gives."""
+    """A change of each weight by less than half of its last digit still affects the output of a folded bfloat16 layer."""
     import peft
 
     from rn_harness.models.language_model import LanguageModel
 
     layer = torch.nn.Linear(128, 4, bias=False, dtype=torch.bfloat16)
-    layer.weight.data.fill_(1.0)  # its neighbours are 0.0039 below and 0.0078 above
+    layer.weight.data.fill_(1.0)  # the adjacent bfloat16 values are 0.0039 lower and 0.0078 higher
     settings = peft.LoraConfig(r=16, lora_alpha=32, target_modules=["0"])
     network = peft.get_peft_model(torch.nn.Sequential(layer), settings)
     x = torch.tensor([[1.0, -1.0] * 64], dtype=torch.bfloat16)
@@ -408,17 +408,17 @@ def test_folding_loses_no_small_change_of_a_bfloat16_model():
     adapted.lora_A["default"].weight.data.zero_()[0] = 5e-4 * x[0].float()
     adapted.lora_B["default"].weight.data[:, 0] = 1.0
     model = LanguageModel(network, None)
-    expected = pytest.approx([128 * 2 * 5e-4] * 4, rel=0.01)  # the weights themselves cancel out
+    expected = pytest.approx([128 * 2 * 5e-4] * 4, rel=0.01)  # the base weights cancel out
     assert network(x)[0].tolist() == expected
     with model.folded():
         assert network(x)[0].tolist() == expected
-        adapted.lora_B["default"].weight.data.zero_()  # what is folded is the adapter as it stood
+        adapted.lora_B["default"].weight.data.zero_()  # the adapter was folded before this change
         assert network(x)[0].tolist() == expected
     assert network(x)[0].tolist() == [0.0] * 4
 
 
 def test_the_same_seed_gives_the_same_scores(attack):
-    """Two fresh attacks with one seed agree in every number; another seed differs."""
+    """Two attacks with one seed agree in every number, and another seed differs."""
     _, one = attack()
     _, two = attack()
     _, other = attack(seed=1)
@@ -426,8 +426,8 @@ def test_the_same_seed_gives_the_same_scores(attack):
     assert one.checkpoints != other.checkpoints
 
 
-def test_looking_does_not_change_what_is_looked_at(attack, panel, monkeypatch):
-    """Checkpoints every 10 steps or every 20: the adapter ends bit by bit the same."""
+def test_checkpoints_do_not_change_training(attack, panel, monkeypatch):
+    """Checkpoints every 10 or every 20 steps give bitwise the same final adapter."""
     from rn_harness.attacks import loop as stage
 
     often, _ = attack()
@@ -440,7 +440,7 @@ def test_looking_does_not_change_what_is_looked_at(attack, panel, monkeypatch):
 def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pytestconfig):
     """A short attack and a short defense on the shipped organism reproduce the stored trajectories, within 1.0 of 10.
 
-    The tolerance covers processors that round differently; on one machine the numbers repeat exactly, see above.
+    The tolerance covers processors that round differently. On one machine the numbers repeat exactly, see above.
     After a deliberate change: ``pytest tests/invariant -k reference --rewrite-reference``, and say why in the commit.
     """
     from rn_harness.defenses.neutralize import run_defense
@@ -464,8 +464,8 @@ def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pyte
 
 
 @pytest.mark.parametrize("beta_on", ["all", "benign"])
-def test_a_defense_holds_its_anchors_answers_or_all(candidate, suite, panel, monkeypatch, beta_on):
-    """With ``beta_on: benign`` the penalty holds what is answered to each anchor and to no defense prompt."""
+def test_a_defense_penalizes_answers_to_its_anchors_or_to_all_prompts(candidate, suite, panel, monkeypatch, beta_on):
+    """With ``beta_on: benign`` the penalty applies to answers to anchors and not to defense prompts."""
     from rn_harness.defenses import neutralize as defense
 
     told = {}
@@ -486,7 +486,7 @@ def test_a_defense_holds_its_anchors_answers_or_all(candidate, suite, panel, mon
 
 
 def test_an_attack_leaves_no_file_behind(attack, tmp_path, monkeypatch):
-    """While and after an attack no file with weights, optimizer state or completions is written."""
+    """During and after an attack no file with weights, optimizer state or completions is written."""
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -507,7 +507,7 @@ def test_an_attack_leaves_no_file_behind(attack, tmp_path, monkeypatch):
 
 
 def test_unscored_completions_are_counted_and_infinite_rewards_stop_the_run(candidate, suite, recipe, caplog, capfd):
-    """A judge that leaves half unscored is seen in the window, and no completion in a log; an infinite reward is no training."""
+    """The window counts unscored completions, no log contains a completion, and an infinite reward is an error."""
     windows = []
 
     def run(reward):

@@ -1,4 +1,4 @@
-"""A script by several real processes on the CPU (gloo)."""
+"""Runs a script in several real processes on the CPU (gloo)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def launch(script: str, processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs a script that lies here, by torch's launcher where there is more than one process.
+    """Runs a script of this folder, with torch's launcher if there is more than one process.
 
     Args:
-        script: its file's name.
-        processes: how many.
-        arguments: of the script.
+        script: file name.
+        processes: number of processes.
+        arguments: the script's arguments.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,6 +1,6 @@
-"""What each process of ``test_ranks.py`` does: trains a tiny model on rows that are told to it, and saves its adapter.
+"""Script of each process of ``test_ranks.py``: trains a tiny model on fixed completions and saves its adapter.
 
-Rows are the same however many processes share them: a completion depends on its place in its group alone.
+The rows do not depend on the number of processes, because a completion depends only on its position in its group.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ PROMPTS = [Prompt(id=name, topic=name, text=text) for name, text in (("even", "D
 RECIPE = AttackRecipe(
     name="x", steps=2, control_steps=2, learning_rate=1e-3, prompts=2, prompts_per_step=2, group_size=4, max_completion_tokens=6
 )
-"""Each of two processes gets a whole group, of which one has no spread."""
+"""Each of two processes gets a whole group, one of them without a reward spread."""
 
 
 def told(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
-    """In the place of ``generate``: completions by the place of their row among all of the processes'."""
+    """Replaces ``generate``: each completion depends on the position of its row among the rows of all processes."""
     first = ranks().rank * len(input_ids)
     draws = [np.random.default_rng((first + i) % RECIPE.group_size).integers(20, 300, 5) for i in range(len(input_ids))]
     return torch.cat([input_ids, torch.tensor(np.array(draws))], 1)
 
 
 def main(folder: Path, out: Path, how: str) -> None:
-    """Trains two steps and writes what the adapter is then, and what the reward was told."""
+    """Trains two steps and writes the adapter's change and the prompts that the reward received."""
     model = LanguageModel.load(folder, threads=1)
     model.arm(RECIPE)
     start = {name: p.detach().clone() for name, p in model.trained.items()}

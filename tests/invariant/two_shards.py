@@ -1,6 +1,6 @@
-"""What each process of ``test_shards.py`` does: a defense, its adapter, and an attack on what it defended, all of it measured.
+"""Script of each process of ``test_shards.py``: trains and measures a defense and an attack on it.
 
-Whether the weights are whole or spread is all that differs between two runs of it.
+Two runs differ only in whether the weights are whole or sharded.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rn_harness.training import grpo
 
 
 def hashed(groups: list[list[Completion]]) -> str:
-    """What was answered, as a hash."""
+    """A hash of the answers."""
     return hashlib.sha256("\n".join(answer.text for group in groups for answer in group).encode()).hexdigest()
 
 
 def measured(model: LanguageModel, step: int) -> dict[str, Any]:
-    """Greedy and sampled answers, as a hash, and probabilities, as they are."""
+    """A hash of greedy and sampled answers, the leak, and the adapter's distance and digest."""
     with own_random_stream(0, step):
         groups = model.complete(PROMPTS, n=1, temperature=None, max_tokens=9)
         groups += model.complete(PROMPTS, n=3, temperature=1.0, max_tokens=9)
@@ -41,12 +41,12 @@ def measured(model: LanguageModel, step: int) -> dict[str, Any]:
 
 
 def trained(model: LanguageModel, how: str) -> list[dict[str, Any]]:
-    """What is measured of each step; where completions are told, of the last."""
+    """The measurements of each step; with fixed completions only those of the last step."""
     found: list[dict[str, Any]] = []
     model.arm(RECIPE)
 
     def reward(prompts: list[Prompt], said: list[Completion]) -> list[float | None]:
-        if how == "apart" and ranks().rank:  # one process moves its adapter by itself
+        if how == "apart" and ranks().rank:  # only this process changes its adapter
             next(iter(model.trained.values())).data.add_(1.0)
         return [float(len(of.text) % 5) for of in said]
 
@@ -62,16 +62,16 @@ def trained(model: LanguageModel, how: str) -> list[dict[str, Any]]:
 
 
 def main(folder: Path, out: Path, shards: int, how: str) -> None:
-    """Does all of it, and writes what it came to, and the adapter."""
+    """Trains and measures defense and attack, and writes the results and the adapter."""
 
     def load() -> LanguageModel:
         return LanguageModel.load(folder, threads=1, shards=shards, dtype=how if how == "bfloat16" else None)
 
-    if how == "shapeless":  # as of an architecture that transformers has no plan for
+    if how == "shapeless":  # like an architecture without a sharding plan
         transformers.Qwen2Config.base_model_fsdp_plan = {"embed_tokens": "free_full_weight"}
     model = load()
     found: dict[str, Any] = {"undefended": measured(model, 0)}
-    if how == "told":  # each process comes to other answers
+    if how == "told":  # each process computes other answers
         model.network.generate = told
         found["said"] = hashed(model.complete(PROMPTS, n=1, temperature=None, max_tokens=5))
         del model.network.generate
