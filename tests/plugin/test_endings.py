@@ -1,4 +1,4 @@
-"""Sessions that end otherwise than they should: what stands in the files then."""
+"""Sessions that are interrupted, killed or run out of a resource: exit codes, files and records."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def scene(workspace, endings_store):
     """A workspace in which a session can be made to fail: ``scene.fail(fault, step, *args)``."""
     workspace.use_store(endings_store)
     workspace.make_failing()
-    # What an earlier, green run left where this one writes.
+    # A green file of an earlier run at the path that this run writes to.
     (workspace.folder / "asked.xml").write_text('<testsuite name="old" tests="1" failures="0" errors="0"/>')
 
     def fail(fault, step, *args):
@@ -49,7 +49,7 @@ def scene(workspace, endings_store):
 
 
 def _assert_red(scene, selected, run="reports/latest"):
-    """Both JUnit files are valid and have an error or failure for each test that was selected and did not end."""
+    """Asserts that both JUnit files are valid and have an error or failure for each selected test that did not end."""
     for path in (scene.folder / run / "junit.xml", scene.folder / "asked.xml"):
         SCHEMA.validate(str(path))
         suite = ET.parse(path).getroot().find("testsuite")
@@ -64,7 +64,7 @@ def _assert_red(scene, selected, run="reports/latest"):
 
 
 def _measured(scene, run="reports/latest"):
-    """Steps that the attack's record and its lines hold."""
+    """The attack's measured steps, equal in its record and in checkpoints.jsonl, and the record."""
     (folder,) = (scene.folder / run).glob("cases/biochem-attack-*")
     lines = [json.loads(line)["step"] for line in (folder / "checkpoints.jsonl").read_text().splitlines()]
     record = CaseRecord.model_validate_json((folder / "record.json").read_text())
@@ -77,8 +77,8 @@ def _measured(scene, run="reports/latest"):
     ("fault", "code", "told"),
     [("SIGINT", 2, "KeyboardInterrupt"), ("SIGTERM", 75, "Terminated"), ("memory", 1, "OutOfMemoryError")],
 )
-def test_what_was_measured_before_a_fault_is_recorded(scene, fault, code, told):
-    """Interrupted, terminated, out of memory: the exit code, two checkpoints and why it stopped, red and valid JUnit."""
+def test_measurements_before_a_fault_are_recorded(scene, fault, code, told):
+    """After an interrupt, a termination or a lack of memory, two checkpoints and the reason are recorded, and JUnit is red."""
     result = scene.fail(fault, 4, *ATTACK, "-vv", "--full-trace", "--showlocals", "--tb=long")
     assert result.ret == code, result.text
     assert "INTERNALERROR" not in result.text
@@ -88,12 +88,12 @@ def test_what_was_measured_before_a_fault_is_recorded(scene, fault, code, told):
     assert told in record.evidence.trajectory.stopped
     assert "stopped" in {reason.code for reason in record.verdict.reasons}
     assert scene.record()["outcome"] == "INCONCLUSIVE"
-    assert "completions = " not in result.text  # no arguments and no locals of what was cut off
+    assert "completions = " not in result.text  # no arguments and no locals of the interrupted frames
     assert "panel = " not in result.text
 
 
 def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path):
-    """SIGKILL leaves red files and no outcome; the next run repeats the lines bit by bit."""
+    """SIGKILL leaves red files and no outcome; the next run reproduces the recorded lines exactly."""
     store = tmp_path / "killed"
     scene.use_store(store)
     result = scene.fail("SIGKILL", 4, *ATTACK, "--rn-run=run")
@@ -104,7 +104,7 @@ def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path
     assert [json.loads(line)["step"] for line in journal.read_text().splitlines()] == [0, 2]
     assert [p.name for p in store.iterdir() if p.name not in ("attempts", "case", "certificate", "locks", "unfinished")] == []
 
-    again = scene.fail("none", -1, *ATTACK, "--rn-run=run")  # with the same plugins, whose digests are part of the key
+    again = scene.fail("none", -1, *ATTACK, "--rn-run=run")  # same plugins, because their digests are part of the key
     assert "restarted" not in again.text
     assert not journal.exists()
     _, record = _measured(scene, "run")
@@ -115,7 +115,7 @@ def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path
 
 
 def _defended(store):
-    """The sha256 of the one defense's weights in a store, and its report without the run and the times of its making."""
+    """The sha256 of the weights of the store's only defense, and its report without run id and times."""
     (entry,) = (store / "defense").iterdir()
     weights = (entry / "adapter" / "adapter_model.safetensors").read_bytes()
     report = json.loads((entry / "report.json").read_text())
@@ -125,8 +125,8 @@ def _defended(store):
     return hashlib.sha256(weights).hexdigest(), report
 
 
-def test_a_defense_that_was_killed_twice_is_the_one_of_a_run_that_was_not(scene, tmp_path):
-    """SIGKILL at steps 4 and 6 of 8: the same command goes on from steps 2 and 4, and says so; the weights are bitwise equal."""
+def test_a_defense_killed_twice_ends_with_the_same_weights(scene, tmp_path):
+    """A defense killed at steps 4 and 6 of 8 resumes at steps 2 and 4, says so, and ends with bitwise the same weights."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     options = (
         "--rn-defense=anchored", "--rn-set=defense.steps=8", "--rn-set=defense.evaluate_every=2", "--rn-set=defense.group_size=8",
@@ -143,7 +143,7 @@ def test_a_defense_that_was_killed_twice_is_the_one_of_a_run_that_was_not(scene,
         if fault == "defense":
             (entry,) = (killed / "partial").iterdir()
             assert {path.name for path in entry.iterdir()} == {"defense_training.pt", "entry.json", "measured.json"}
-    assert list((killed / "partial").iterdir()) == []  # the defense is whole
+    assert list((killed / "partial").iterdir()) == []  # the defense is complete
     report = scene.cases()["defense"]["evidence"]["report"]
     assert report["resumed"] == [2, 4]
     assert [outcome["outcome"] for outcome in scene.cases()["defense"]["provenance"]["training"]] == ["cut", "cut", "done"]
@@ -156,7 +156,7 @@ def test_a_defense_that_was_killed_twice_is_the_one_of_a_run_that_was_not(scene,
 
 
 def test_a_killed_worker_is_one_error_and_the_others_go_on(scene):
-    """-n 2: the attack's worker dies in mid-run; its test is an error, the candidate's passes, the files are valid."""
+    """If the attack's worker of -n 2 dies, the attack's test is an error, the candidate's passes, and the files are valid."""
     result = scene.fail("SIGKILL", 4, "-k", "attack_stays or candidate_refuses", "-n", "2")
     assert result.ret == 1, result.text
     _assert_red(scene, 2)
@@ -165,7 +165,7 @@ def test_a_killed_worker_is_one_error_and_the_others_go_on(scene):
 
 
 def test_workers_end_with_their_controller(scene):
-    """Where the controlling process is killed, its worker stops at the next checkpoint, and leaves what it measured."""
+    """If the controlling process is killed, its worker stops at the next checkpoint and leaves its measurements."""
     result = scene.fail("orphan", 2, *ATTACK, "-n", "1")
     assert result.ret == -signal.SIGKILL
     _assert_red(scene, 1)
@@ -179,7 +179,7 @@ def test_workers_end_with_their_controller(scene):
 
 
 def test_a_disk_that_fills_up_is_no_pass(scene):
-    """No space left at the second checkpoint: not 0, and the files of before stand, valid and red."""
+    """If the disk is full at the second checkpoint, the exit code is not 0, and the earlier files stay valid and red."""
     result = scene.fail("disk", 2, *ATTACK)
     assert result.ret not in (0, 5), result.text
     assert os.strerror(28) in result.text
@@ -190,15 +190,15 @@ def test_a_disk_that_fills_up_is_no_pass(scene):
     assert not (scene.latest / "run.json").exists()
 
 
-def test_a_breach_that_was_seen_stays_seen(scene):
-    """Out of memory, and interrupted, after a breach: FAIL in the case's record and for the run."""
+def test_a_breach_is_a_fail_even_if_the_run_is_interrupted(scene):
+    """A run that is out of memory or interrupted after a breach is FAIL, and so is the case's record."""
     broken = scene.fail("memory", 12, *BREAKING, *ATTACK)
     assert broken.ret == 1
     _assert_red(scene, 1)
     _, record = _measured(scene)
     assert (record.verdict.outcome, scene.record()["outcome"]) == ("FAIL", "FAIL")
     assert "OutOfMemoryError" in record.evidence.trajectory.stopped
-    # Interrupted, so that no test tells of it.
+    # Interrupted, so that no test reports the breach.
     shutil.rmtree(next((scene.latest).glob("cases/biochem-attack-*")))
     store = Path(os.environ["RN_HARNESS_CACHE"])
     for entry in store.glob("case/*/trajectory.json"):
@@ -212,7 +212,7 @@ def test_a_breach_that_was_seen_stays_seen(scene):
 
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_suite_that_cannot_be_collected_is_red(scene, processes):
-    """A test file that does not import: exit 2 or 1, and a red JUnit where an earlier run had left a green one."""
+    """If a test file cannot be imported, the exit code is 1 or 2, and a red JUnit file replaces an earlier green one."""
     (scene.folder / "mine" / "biochem" / "test_biochem.py").write_text("import nowhere\n")
     run = scene.folder / "run"
     run.mkdir()
@@ -228,7 +228,7 @@ def test_a_suite_that_cannot_be_collected_is_red(scene, processes):
 
 
 def test_an_interruption_before_the_first_test_leaves_no_empty_junit(scene):
-    """Ctrl-C while tests are collected: exit 2, and one error in the user's JUnit, where pytest would write none."""
+    """Ctrl-C during collection gives exit code 2 and one error in the user's JUnit file, where pytest alone writes none."""
     (scene.folder / "mine" / "biochem" / "test_biochem.py").write_text("raise KeyboardInterrupt\n")
     result = scene.run(*TINY)
     assert result.ret == 2, result.text
@@ -239,7 +239,7 @@ def test_an_interruption_before_the_first_test_leaves_no_empty_junit(scene):
 
 @pytest.mark.parametrize("place", ["--rn-run", "RN_HARNESS_CACHE"])
 def test_where_nothing_can_be_written_nothing_is_trained(scene, place):
-    """A report folder or a store that cannot be written to: exit 4 and what to set, before any work."""
+    """A report folder or store that is not writable gives exit code 4 and names the setting, before any work."""
     options = [f"{place}=/proc/self/run"] if place.startswith("--") else []
     if not options:
         scene.monkeypatch.setenv(place, "/proc/self/store")

@@ -1,4 +1,4 @@
-"""Sessions with ``--rn-fleet``: the same verdicts as without, and each case's own end."""
+"""Sessions with ``--rn-fleet`` reach the same verdicts as without it, and each case ends with its own record."""
 
 import json
 
@@ -21,7 +21,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def scene(workspace, store):
-    """A workspace whose sessions share the module's store, and in which they can be made to fail."""
+    """A workspace whose sessions share the module's store and can load ``faults``."""
     workspace.use_store(store)
     workspace.make_failing()
     return workspace
@@ -36,8 +36,8 @@ def _scores(record):
     return [[s.model_dump() for s in c.scores] for c in record.evidence.trajectory.checkpoints]
 
 
-def test_three_attacks_together_are_the_three_alone(scene):
-    """Each has a record with the scores and findings that it has alone, under its own key; run again, all are stored."""
+def test_three_attacks_together_give_the_results_of_single_attacks(scene):
+    """Attacks that run together have the scores and findings of single attacks, under separate keys, and are stored."""
     together = scene.run(*SETTINGS, *THREE, "--rn-fleet=3")
     assert "biochem: 3 controls together: " in together.text
     assert "biochem: 3 attacks together: " in together.text
@@ -65,8 +65,8 @@ def test_three_attacks_together_are_the_three_alone(scene):
 
 
 @pytest.mark.parametrize(("fault", "code"), [("SIGINT", 2), ("SIGTERM", 75)])
-def test_an_interruption_leaves_what_each_of_them_measured(scene, tmp_path, fault, code):
-    """Three are cut off in the middle: each has its record with what was measured and why it stopped, and none is green."""
+def test_an_interruption_keeps_the_measurements_of_each_attack(scene, tmp_path, fault, code):
+    """After an interruption, each of three attacks has a record with its measurements and the reason, and none is green."""
     scene.use_store(tmp_path / "cut")
     scene.monkeypatch.setenv("RN_FAULT", fault)
     scene.monkeypatch.setenv("RN_FAULT_STEP", "4")
@@ -93,8 +93,8 @@ def test_an_interruption_leaves_what_each_of_them_measured(scene, tmp_path, faul
     }
 
 
-def test_out_of_memory_in_all_of_them_is_an_error_of_each(scene, tmp_path):
-    """At one step of all attacks: errors, no verdicts, and the session goes on to its end."""
+def test_out_of_memory_is_an_error_of_each_attack(scene, tmp_path):
+    """If memory runs out in a step of all attacks, each is an error without a verdict, and the session continues."""
     scene.use_store(tmp_path / "memory")
     scene.monkeypatch.setenv("RN_FAULT", "memory")
     scene.monkeypatch.setenv("RN_FAULT_STEP", "4")

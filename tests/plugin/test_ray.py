@@ -1,4 +1,4 @@
-"""Cases on a Ray cluster of several nodes, all of them processes of this machine."""
+"""Cases on a Ray cluster of several nodes, all simulated on this machine."""
 
 import json
 import os
@@ -20,14 +20,14 @@ ONE = Demand(cpus=1, gpus=0.0, memory=0)
 
 
 def _nodes(count, **each):
-    """A cluster whose head runs nothing, and its nodes of two slots each."""
+    """Starts a cluster whose head runs nothing, and its nodes of two slots each."""
     cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 0})
     return cluster, [cluster.add_node(num_cpus=2, **{name: of(i) for name, of in each.items()}) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
 def nodes():
-    """Four nodes of two slots each, and a head without any."""
+    """Four nodes of two slots each, and a head without slots."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -41,7 +41,7 @@ def nodes():
 
 @pytest.fixture
 def jobs(nodes, tmp_path, monkeypatch):
-    """What submits jobs, done by ``_work``; ``jobs.told`` is what was said."""
+    """A cluster client whose jobs run ``_work``; ``jobs.told`` collects its progress messages."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     told = []
     cluster = on_ray.Cluster(nodes[0].address, _work, told.append)
@@ -56,7 +56,7 @@ def _job(name, **order):
 
 
 def _work(order, given, tell):
-    """In place of a case: notes that it began, waits for a file or sleeps, and gives back a little text."""
+    """Stand-in for a case: logs its start, waits for a file or sleeps, and returns a short text."""
     if "log" in order:
         with Path(order["log"]).open("a") as log:
             log.write(order["name"] + "\n")
@@ -77,7 +77,7 @@ def _alive():
 
 
 def _wait(until):
-    """Until it is so, for two minutes at most."""
+    """Waits until a condition is true, for two minutes at most."""
     end = time.monotonic() + 120
     while not until():
         assert time.monotonic() < end
@@ -85,13 +85,12 @@ def _wait(until):
 
 
 def test_forty_cases_over_four_nodes_one_of_which_dies(nodes, jobs, tmp_path):
-    """A node is killed in mid-run: every case has its one result, which is what the same work gives here; what the node's death
-    cut began again, and is noted as cut."""
+    """If a node dies, every case has one result, equal to a local one; the cases it ran start again and are recorded as cut."""
     log, gate = tmp_path / "log", tmp_path / "gate"
     log.touch()
     asked = [_job(f"case {i}", gate=str(gate), log=str(log)) for i in range(40)]
     jobs.add(asked)
-    _wait(lambda: len(log.read_text().splitlines()) == 8)  # all slots
+    _wait(lambda: len(log.read_text().splitlines()) == 8)  # all slots are busy
     cluster, added = nodes
     alive = _alive()
     cluster.remove_node(added.pop(), allow_graceful=False)
@@ -109,7 +108,7 @@ def test_forty_cases_over_four_nodes_one_of_which_dies(nodes, jobs, tmp_path):
 
 
 def test_a_case_that_ends_its_worker_each_time_is_given_up(jobs, tmp_path):
-    """Four tries, each noted; then an error, which whatever waits for it tells and does not begin."""
+    """A case that kills its worker four times is an error, and a case that needs it is not started and names that error."""
     log = tmp_path / "log"
     jobs.add([_job("deadly", end="worker", log=str(log)), _job("after", waits=("deadly",), log=str(log))])
     done = jobs.result("deadly")
@@ -120,7 +119,7 @@ def test_a_case_that_ends_its_worker_each_time_is_given_up(jobs, tmp_path):
 
 
 def test_an_error_is_never_tried_again_and_quotes_nothing(jobs, tmp_path):
-    """One try; the error by its name."""
+    """A case that raises an error is tried once, and only the error's name is reported."""
     log = tmp_path / "log"
     jobs.add([_job("wrong", end="error", log=str(log)), _job("told", told="no verdict", log=str(log))])
     assert jobs.result("wrong").outcome.error == "its process on the cluster failed: RuntimeError"
@@ -128,16 +127,16 @@ def test_an_error_is_never_tried_again_and_quotes_nothing(jobs, tmp_path):
     assert sorted(log.read_text().splitlines()) == ["told", "wrong"]
 
 
-def test_what_a_case_needs_is_made_first_and_handed_on(jobs):
-    """Large entries, from two cases to a third; what has the most behind it is submitted first of what can begin."""
+def test_a_case_gets_the_entries_of_the_cases_it_needs(jobs):
+    """The case with the highest rank is submitted first, and large entries reach the case that needs them."""
     first = [_job("control", gives=10, rank=2.0), _job("defense", gives=3_000_000, rank=3.0)]
     jobs.add([_job("attack", waits=("defense", "control")), *first])
     assert list(jobs._running.values()) == ["defense", "control"]
     assert jobs.result("attack").outcome.files["record.json"] == b"defense:3000000,control:10"
 
 
-def test_a_case_that_no_node_has_room_for_is_told_before_it_waits_for_ever(jobs):
-    """What is asked for and the most that a node has; None where there is room."""
+def test_a_case_that_fits_no_node_is_reported_at_once(jobs):
+    """``unfit`` names the demand and the largest node if no node has room, and is None otherwise."""
     assert jobs.unfit({"small": ONE}) is None
     told = jobs.unfit({"small": ONE, "large": Demand(cpus=3, gpus=1.0, memory=0)})
     assert told == "a node must have room for large, got at most CPU 2 of 3, GPU 0 of 1"
@@ -157,7 +156,7 @@ def test_a_case_that_no_node_has_room_for_is_told_before_it_waits_for_ever(jobs)
     ids=["xdist", "fleet", "join", "unknown", "nowhere", "no address", "not installed"],
 )
 def test_what_cannot_be_run_on_a_cluster_is_a_usage_error(workspace, arguments, needles):
-    """Exit code 4 and a sentence that says what to do."""
+    """Options that a cluster cannot honour give exit code 4 and a remedy."""
     workspace.pytester.makepyfile(without_ray="import sys\n\nsys.modules['ray'] = None\n")
     workspace.pytester.syspathinsert()
     done = workspace.run("mine/biochem", *arguments)
@@ -167,7 +166,7 @@ def test_what_cannot_be_run_on_a_cluster_is_a_usage_error(workspace, arguments, 
 
 
 def test_a_termination_ends_as_without_a_cluster(workspace, fresh_store):
-    """SIGTERM while the first case runs: exit code 75, a red JUnit, and a record without a PASS."""
+    """SIGTERM during the first case gives exit code 75, a red JUnit file, and a record without PASS."""
     workspace.use_store(fresh_store)
     log = workspace.folder / "log"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "mine/biochem", "--rn-tier=smoke", "--rn-run=run"]
@@ -194,8 +193,10 @@ SHORT = (
 
 @pytest.mark.soak
 def test_attacks_over_four_nodes_one_of_which_dies(workspace, tmp_path, nodes):
-    """The standard tier on nodes with stores of their own, one killed while it attacks: each case once, with the key, verdict and
-    numbers of a run in one process; the defense was trained once, and what was cut stands in the records."""
+    """If one of four nodes dies in an attack, each case has the key, verdict and numbers of a run in one process.
+
+    Each node has a separate store. The defense is trained once, and the records list the interrupted attempts.
+    """
     ray.shutdown()
     stores = [tmp_path / f"node{i}" for i in range(4)]
     workspace.monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -214,7 +215,7 @@ def test_attacks_over_four_nodes_one_of_which_dies(workspace, tmp_path, nodes):
     finally:
         cluster.shutdown()
     alone = workspace.run("mine/biochem", *SHORT, "--rn-run=alone")
-    assert code == alone.ret == 1, log.read_text()  # some controls do not break in so few steps, and say so
+    assert code == alone.ret == 1, log.read_text()  # some controls fail in so few steps, and are INCONCLUSIVE
     (run, cases, records), (expected, measured, _) = (
         workspace.measured(workspace.folder / "spread"),
         workspace.measured(workspace.folder / "alone"),
