@@ -1,7 +1,7 @@
-"""The battery: what a sabotage and a clean run are, how one is carried out, and the page that shows them all.
+"""The battery: sabotages and clean runs as data, their execution, and the tables that list them.
 
-A sabotage is declared as data: what was done, and what the harness is expected to see. Carrying it out gives evidence, which
-``decide`` judges; or a run's record; or an error, where the harness refuses to go on, which leaves a run without a verdict.
+A sabotage declares the change and the expected reaction of the harness. Its execution gives evidence for ``decide``, a run's
+record, a verification, or an error if the harness refuses to continue, which leaves a run without a verdict.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ VERDICTS: dict[Expected, str] = {"FAIL": "FAIL", "INCONCLUSIVE": "INCONCLUSIVE",
 
 @dataclass(frozen=True)
 class Scene:
-    """Where a sabotage takes place.
+    """The surroundings of one sabotage.
 
     Attributes:
-        lab: parts that are shared.
-        patch: changes what is sabotaged, and puts it back.
-        folder: an empty one of its own.
+        lab: shared parts.
+        patch: applies the sabotage and undoes it afterwards.
+        folder: an empty folder for this sabotage.
     """
 
     lab: Lab
@@ -60,13 +60,13 @@ class Sabotage:
     """One sabotage.
 
     Attributes:
-        id: unique.
-        area: its part of the page.
-        done: what was done.
-        outcome: what it has to lead to.
-        code: the reason's code, a run's ``no_verdict`` or ``missing``, or the error's class.
-        seen: what that reason's sentence, or the error's message, has to say.
-        make: carries it out.
+        id: unique name.
+        area: section of the page.
+        done: description of the change.
+        outcome: expected outcome.
+        code: expected code of a reason, ``no_verdict`` or ``missing`` of a run, or class of an error.
+        seen: text that the reason's sentence, or the error's message, must contain.
+        make: carries out the sabotage.
     """
 
     id: str
@@ -80,13 +80,13 @@ class Sabotage:
 
 @dataclass(frozen=True)
 class Clean:
-    """One clean run or evidence, which has to be PASS.
+    """One clean run or clean evidence, which must be PASS.
 
     Attributes:
-        id: unique.
-        done: what it is.
-        says: a part of its claim.
-        make: carries it out.
+        id: unique name.
+        done: description.
+        says: text that its claim must contain.
+        make: makes the run or the evidence.
     """
 
     id: str
@@ -97,14 +97,14 @@ class Clean:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the harness saw: the outcome, and each reason's code and sentence."""
+    """The harness's reaction: the outcome, and each reason's code and sentence."""
 
     outcome: str
     reasons: tuple[tuple[str, str], ...]
 
 
 def observe(made: Made) -> Seen:
-    """What the harness says of evidence or of a run, or ``verify`` of a run that is to be released."""
+    """The harness's reaction to evidence or a run, or the result of ``verify`` for a release."""
     if isinstance(made, Evidence):
         verdict = decide(made)
         return Seen(verdict.outcome, tuple((r.code, r.sentence) for r in verdict.reasons))
@@ -116,7 +116,7 @@ def observe(made: Made) -> Seen:
 
 
 def carry_out(sabotage: Sabotage, scene: Scene) -> Seen:
-    """Carries a sabotage out; an error of ours, of a file or of a declared field is what the harness says by refusing."""
+    """Carries out a sabotage; an error of the harness, a file or a declared field counts as refused."""
     try:
         return observe(sabotage.make(scene))
     except (RnHarnessError, pytest.UsageError, OSError, ValidationError) as error:
@@ -127,10 +127,10 @@ Make = TypeVar("Make", bound=Callable[[Scene], Made])
 
 
 class Declared(list[Sabotage]):
-    """The sabotages of one area, each declared above the function that carries it out.
+    """The sabotages of one area, each declared by a decorator of the function that carries it out.
 
     Args:
-        area: of all of them.
+        area: area of all of them.
     """
 
     def __init__(self, area: Area) -> None:
@@ -138,7 +138,7 @@ class Declared(list[Sabotage]):
         self.area = area
 
     def by(self, done: str, outcome: Expected, code: str, seen: str) -> Callable[[Make], Make]:
-        """Declares what the function does and what it leads to; its name is the id."""
+        """Declares the function's change and its expected result; the function's name becomes the id."""
 
         def declare(make: Make) -> Make:
             self.append(Sabotage(make.__name__.replace("_", "-"), self.area, done, outcome, code, seen, make))
@@ -148,7 +148,7 @@ class Declared(list[Sabotage]):
 
 
 def page(sabotages: Sequence[Sabotage], clean: Sequence[Clean]) -> str:
-    """The tables for docs/validity.md, between their two marks."""
+    """The tables of docs/validity.md, including the two marks around them."""
     counts = {outcome: sum(s.outcome == outcome for s in sabotages) for outcome in VERDICTS}
     told = (
         f"{len(sabotages)} sabotages: {counts['FAIL']} are FAIL, {counts['INCONCLUSIVE']} INCONCLUSIVE, {counts['refused']} are "

@@ -1,7 +1,7 @@
-"""Sabotages of releases: what a first job hands over is not what it says, and the second job asks ``rn-harness verify``.
+"""Sabotages of releases: a first job hands over a changed run, and the second job runs ``rn-harness verify``.
 
-Each starts from a run that a release can rest on, and whoever sabotages it puts every digest right afterwards, so that the rest
-of the evidence has to tell. ``test_tamper.py`` does it for every field.
+Each starts from a releasable run and corrects every digest after the change, so that the rest of the evidence must reveal it.
+``test_tamper.py`` does the same for every field.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rn_harness.release.verification import Verification, verify
 from rn_harness.spec.loaded_code import LoadedCode
 from rn_harness.spec.release_policy import ReleasePolicy, Waiver
 
-from ..unit.builders import HARMLESS, certificate  # noqa: TID252 - the tests are no package
-from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are no package
-from ..unit.test_verification import excuses, key_files  # noqa: TID252 - the tests are no package
+from ..unit.builders import HARMLESS, certificate  # noqa: TID252 - the tests are not a package
+from ..unit.finished_run import FinishedRun, finished_run  # noqa: TID252 - the tests are not a package
+from ..unit.test_verification import excuses, key_files  # noqa: TID252 - the tests are not a package
 from .battery import Declared, Scene
 from .test_tamper import mend, signed_by
 
@@ -29,14 +29,14 @@ RELEASES = Declared("releases")
 
 
 def _released(run: FinishedRun, **more: Any) -> Verification:
-    """What the second job finds."""
+    """The second job's verification."""
     return verify(run.folder, **{"weights": run.weights, **more})
 
 
 def _rewritten(
     scene: Scene, kind: str, change: Callable[[dict[str, Any]], None], level: float = 0.0, *, stored: bool = False
 ) -> Verification:
-    """A run in which one record, or ``run.json``, was rewritten; ``stored`` also calls the case stored in ``run.json``."""
+    """Verifies a run with one rewritten record or ``run.json``; ``stored`` also marks the case as stored in ``run.json``."""
     run = finished_run(scene.folder, level)
     of_run = run.folder / "run.json"
     path = of_run if kind == "run.json" else next(run.folder.glob(f"cases/demo-{kind}*/record.json"))
@@ -58,7 +58,7 @@ def _rekeyed(
     *,
     suite: bool = False,
 ) -> Verification:
-    """A run in which one record was rewritten by one who also gives it the key that follows."""
+    """Verifies a run with one rewritten record that has the matching new key."""
     run = finished_run(scene.folder)
     (path,) = run.folder.glob(f"cases/demo-{kind}*/record.json")
     document = json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def _case(document: dict[str, Any], kind: str) -> dict[str, Any]:
     return next(line for line in document["cases"] if line["case_id"].startswith(kind))
 
 
-# ------------------------------------------------------------------------------------------------------- code of others
+# -------------------------------------------------------------------------------------------------------- foreign code
 
 CONFTEST = LoadedCode(kind="conftest", name="conftest.py", sha256="7" * 64)
 
@@ -215,7 +215,7 @@ def another_subject_forbidden(scene: Scene) -> Verification:
 
 
 def _dated(document: dict[str, Any], year: str, *names: str) -> None:
-    """Gives the times of a record another year, where they stand under these names."""
+    """Changes the year of a record's times under these names."""
     for name in names:
         of = document["measured"] if name == "measured" else document
         for field in ("started", "ended"):
@@ -252,7 +252,7 @@ def benign_run(scene: Scene) -> Verification:
 
 
 def _excused(run: FinishedRun) -> Verification:
-    """What the second job finds, if its owner quotes every refusal that a waiver may cover."""
+    """The second job's verification with a waiver for every refusal that may be waived."""
     return _released(run, waivers=excuses(run))
 
 
@@ -302,7 +302,7 @@ def weights_added(scene: Scene) -> Verification:
 
 
 def _added(scene: Scene, name: str) -> Verification:
-    """A release whose folder has one file more."""
+    """Verifies a release whose folder has one additional file."""
     run = finished_run(scene.folder)
     path = scene.folder / "out" / name
     shutil.copytree(run.weights, scene.folder / "out" / "demo")
