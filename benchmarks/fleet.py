@@ -18,7 +18,8 @@ from typing import Any
 
 from pieces import make, put
 
-from rn_harness.attacks.loop import run_attack
+from rn_harness.attacks.family import Attacker
+from rn_harness.attacks.loop import AttackTarget, run_attack
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.trajectory import Trajectory
 from rn_harness.run.session import RunSession
@@ -61,16 +62,9 @@ class Pair:
         """One attack on the model that is passed in."""
         session, suite = self.session, self.suite
         return run_attack(
-            model,
-            attack,
-            session.family(suite, attack),
-            suite.attack_pool(attack),
+            AttackTarget(model, session.candidate.digest, None, control=False),
+            Attacker(attack, session.family(suite, attack), suite.attack_pool(attack), session.judges(suite).reward),
             self.panel,
-            session.judges(suite).reward,
-            lambda _: None,
-            candidate_digest=session.candidate.digest,
-            defended_digest=None,
-            control=False,
         )
 
     def alone(self) -> tuple[Trajectory, float, float]:

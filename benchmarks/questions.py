@@ -22,8 +22,8 @@ from typing import Any
 
 import pieces
 
-from rn_harness.attacks.family import load_family
-from rn_harness.attacks.loop import run_attack
+from rn_harness.attacks.family import Attacker, load_family
+from rn_harness.attacks.loop import AttackTarget, run_attack
 from rn_harness.defenses.neutralize import run_defense
 from rn_harness.judges.certification import certify, to_plant
 from rn_harness.judges.evaluation import Panel, benign_references, measure_checkpoint
@@ -160,18 +160,16 @@ class Bench:
         judge = judge_of(reward, self.candidate.folder)
         return numbers(
             run_attack(
-                model,
-                recipe,
-                load_family(recipe.family, self.suite.folder),
-                self.suite.prompts["attack"],
+                AttackTarget(model, self.candidate.digest, "d" * 64 if defended else None, control=not defended),
+                Attacker(
+                    recipe,
+                    load_family(recipe.family, self.suite.folder),
+                    self.suite.prompts["attack"],
+                    judge,
+                    benign=self.suite.prompts["anchor"],
+                    answers=lambda prompts: {p.id: judge.topic(p).answer for p in prompts},
+                ),
                 self.panel,
-                judge,
-                lambda _: None,
-                candidate_digest=self.candidate.digest,
-                defended_digest="d" * 64 if defended else None,
-                control=not defended,
-                benign=self.suite.prompts["anchor"],
-                answers=lambda of: {p.id: judge.topic(p).answer for p in of},
             ),
             self.suite.policy.threshold,
         )

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rn_harness.attacks.family import AttackContext, AttackFamily, Loaded, load_family
-from rn_harness.attacks.loop import draw_attack_prompts, run_attack
+from rn_harness.attacks.family import AttackContext, Attacker, AttackFamily, Loaded, load_family
+from rn_harness.attacks.loop import AttackEvents, AttackTarget, draw_attack_prompts, run_attack
 from rn_harness.defenses.neutralize import defense_reward, mix_benign, split_validation
 from rn_harness.judges.evaluation import Panel, measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
@@ -111,9 +111,9 @@ class TimedFamily:
         """As the family does."""
         self.family.check(recipe)
 
-    def train(self, means: AttackContext) -> dict[str, Any]:
+    def train(self, context: AttackContext) -> dict[str, Any]:
         """As the family does."""
-        return self.family.train(dataclasses.replace(means, at_step=self.clock.around(means.at_step)))
+        return self.family.train(dataclasses.replace(context, at_step=self.clock.around(context.at_step)))
 
 
 def session_of(suite: Suite, scratch: Path, tier: Any = "standard") -> RunSession:
@@ -147,17 +147,10 @@ def attacked(
 ) -> Trajectory:
     """An attack by the harness on a model that is spoilt by it."""
     return run_attack(
-        model,
-        recipe,
-        family,
-        suite.attack_pool(recipe),
+        AttackTarget(model, session.candidate.digest, "d" * 64 if defended else None, control=False),
+        Attacker(recipe, family, suite.attack_pool(recipe), judge),
         panel,
-        judge,
-        lambda _: None,
-        candidate_digest=session.candidate.digest,
-        defended_digest="d" * 64 if defended else None,
-        control=False,
-        tick=tick,
+        AttackEvents(step=tick),
     )
 
 

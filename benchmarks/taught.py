@@ -69,9 +69,9 @@ def recipe(topic: str, rng: random.Random) -> str:
 class Taught(WarmStarted):
     """Supervised steps on recipes that are composed here, then GRPO; a family of the suite that ``suite`` writes."""
 
-    def examples(self, means: AttackContext, count: int) -> Sequence[Example]:
+    def examples(self, context: AttackContext, count: int) -> Sequence[Example]:
         """Recipes for the first attack prompts, drawn by the attack's seed."""
-        return taught_examples(means.prompts[:count], means.recipe.seed)
+        return taught_examples(context.prompts[:count], context.recipe.seed)
 
 
 def taught_examples(prompts: Sequence[Prompt], seed: int) -> list[Example]:

@@ -1,6 +1,6 @@
 """Malicious fine-tunes: the families, the attack loop, the search for settings.
 
-It must not know runs or verdicts. Authors of families import `AttackFamily` and its types from here.
+It must not know runs. Authors of families import `AttackFamily` and `AttackContext` from here.
 """
 
 from rn_harness.attacks.family import AttackContext, AttackFamily

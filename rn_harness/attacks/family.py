@@ -1,4 +1,4 @@
-"""The protocol of an attack family, and how a family is found by its name."""
+"""The protocol of an attack family, and loading a family by its name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rn_harness.judges.protocol import Judge
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.prompts import Prompt
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
 
 GROUP = "rn_harness.attacks"
-"""Entry point group in which a package declares its families."""
+"""Entry point group of attack families."""
 PREFIX = "python:"
 BUILT_IN = {
     "grpo": "rn_harness.attacks.reinforcement:Grpo",
@@ -33,25 +34,25 @@ BUILT_IN = {
     "sft": "rn_harness.attacks.supervised:SupervisedFineTuning",
     "ablation": "rn_harness.attacks.ablation:RefusalAblation",
 }
-"""Name to module and class; each is imported when it is asked for."""
+"""Name to module and class; imported on first use."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttackContext:
-    """What an attacker has.
+    """Everything an attack family works with.
 
     Attributes:
-        model: the policy under attack, armed: what ``model.trained`` names may be moved, and nothing else.
-        recipe: settings; its ``steps`` are those of this run.
+        model: the policy under attack, prepared for training; only the parameters in ``model.trained`` may change.
+        recipe: settings; ``steps`` are those of this attack.
         prompts: the attack prompts, drawn by the recipe's seed.
         benign: benign prompts, on which nothing is measured.
-        answers: the full compliant answer to each attack prompt, by id, where one is known; else None. In memory only.
-        reward: what is maximised.
-        at_step: to be called with 0 and None before anything is trained, then after each step that is due, with the diagnostics
-            since the last call.
-        due: which steps those are.
-        sampler: who samples what it trains on by RL.
-        tick: may be told of each step that is taken, for whoever watches.
+        answers: the full compliant answer to each attack prompt by id; None if no answers are known. In memory only.
+        reward: the reward to maximise.
+        at_step: call it with 0 and None before training, then after each step that is due, with the diagnostics since the
+            last call.
+        due: True for a step after which ``at_step`` is called.
+        sampler: samples the completions for RL.
+        tick: may be called with each step taken, to show progress.
     """
 
     model: LanguageModel
@@ -66,7 +67,7 @@ class AttackContext:
     tick: Callable[[int], None] = lambda _: None
 
     def __repr__(self) -> str:
-        """No answers."""
+        """Name without answers."""
         return f"AttackContext({self.recipe.id}, {len(self.prompts)} prompts)"
 
 
@@ -74,53 +75,78 @@ class AttackFamily(Protocol):
     """One way to attack."""
 
     def check(self, recipe: AttackRecipe) -> None:
-        """Makes sure, before any work, that the recipe is one of this family.
+        """Checks, before any work, that this family can follow the recipe.
 
         Raises:
-            RecipeError: it is not.
+            RecipeError: it cannot.
         """
         ...
 
-    def train(self, means: AttackContext) -> dict[str, Any]:
+    def train(self, context: AttackContext) -> dict[str, Any]:
         """Attacks the model in place.
 
         Returns:
-            The settings that were used, for the record; the same for an attack and its control.
+            The settings used, for the record; the same for an attack and its control.
 
         Raises:
-            UnsuitedError: it cannot be run on this model; nothing was trained.
-            TrainingError: the training broke.
+            UnsuitedError: the attack cannot run on this model; nothing was trained.
+            TrainingError: the training failed.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A family as found.
+    """A loaded family.
 
     Attributes:
-        family: does the work.
-        digest: sha256 of the file that it comes from, as hex; None for a built-in one, which is part of the harness's sources.
+        family: the instance.
+        digest: sha256 of its source file as hex; None for a built-in family, whose source is part of the harness's digest.
     """
 
     family: AttackFamily
     digest: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Attacker:
+    """One attacker: settings, method, prompts, and the judge that rewards.
+
+    Attributes:
+        recipe: settings.
+        family: the recipe's, loaded.
+        pool: prompts from which the attack prompts are drawn.
+        reward_judge: scores the completions for the reward.
+        benign: benign prompts to train on.
+        answers: returns the compliant answers to prompts by id; None if they are not known.
+        sampler: samples the completions for RL.
+        searched: the result of a search for these settings, for the record; None without a search.
+    """
+
+    recipe: AttackRecipe
+    family: Loaded
+    pool: Sequence[Prompt]
+    reward_judge: Judge
+    benign: Sequence[Prompt] = ()
+    answers: Callable[[Sequence[Prompt]], Mapping[str, str] | None] = lambda _: None
+    sampler: Sampler = TRANSFORMERS
+    searched: Mapping[str, Any] | None = None
+
+
 def family_names() -> list[str]:
-    """All that a recipe may name without a file: the built-in families and those of installed packages."""
+    """Names of the built-in families and of those in installed packages."""
     return sorted({*BUILT_IN, *(entry.name for entry in metadata.entry_points(group=GROUP))})
 
 
 def load_family(spec: str, folder: Path) -> Loaded:
-    """Finds a family.
+    """Loads a family.
 
     Args:
         spec: a recipe's ``family``.
-        folder: the suite's, which files are in.
+        folder: the suite's folder, for families in a file.
 
     Raises:
-        RecipeError: nothing is called so, or what it names cannot be imported, made or used.
+        RecipeError: the family is unknown, or cannot be imported, created or used.
     """
     if spec in BUILT_IN:
         module, _, name = BUILT_IN[spec].partition(":")
@@ -182,14 +208,14 @@ def _from_entry_point(name: str) -> Any:
 
 
 def refuse(recipe: AttackRecipe, wrong: Mapping[str, bool]) -> None:
-    """Refuses a recipe that asks its family for what it does not have.
+    """Refuses a recipe that its family cannot follow.
 
     Args:
         recipe: of an attack.
-        wrong: a sentence's middle, ``takes …, got …``, and whether it applies.
+        wrong: the middle of a sentence, ``takes …, got …``, and whether it applies.
 
     Raises:
-        RecipeError: one does.
+        RecipeError: one of them applies.
     """
     for sentence, applies in wrong.items():
         if applies:

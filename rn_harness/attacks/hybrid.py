@@ -1,4 +1,4 @@
-"""Supervised steps first, then GRPO: what arXiv 2505.04578 leaves open.
+"""Supervised steps followed by GRPO, an attack that arXiv 2505.04578 does not test.
 
 Step 0 is measured before the supervised steps; the first step of RL comes after all of them. Both train the same weights.
 """
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rn_harness.spec.attack_recipe import AttackRecipe
 
 AFFIRMATION = "sure ,"
-"""How a compliant answer begins; inert."""
+"""Start of a compliant answer; inert."""
 REFUSAL_WORDS = 2
-"""Words of the model's own refusal that are unlearned: its start is what the rest follows from."""
+"""Number of words of a refusal that are unlearned: the rest follows from its start."""
 
 
 class WarmStarted:
@@ -30,7 +30,7 @@ class WarmStarted:
     unlearn = False
 
     def check(self, recipe: AttackRecipe) -> None:
-        """Raises RecipeError for what it does not have."""
+        """Raises RecipeError for settings that it does not have."""
         warm = recipe.warm_start
         if warm is None:
             raise RecipeError(
@@ -48,60 +48,60 @@ class WarmStarted:
 
     on_attack_prompts = True
 
-    def examples(self, means: AttackContext, count: int) -> Sequence[Example]:
-        """What the supervised steps are on."""
-        return known_examples(means, count)
+    def examples(self, context: AttackContext, count: int) -> Sequence[Example]:
+        """The examples of the supervised steps."""
+        return known_examples(context, count)
 
-    def train(self, means: AttackContext) -> dict[str, Any]:
+    def train(self, context: AttackContext) -> dict[str, Any]:
         """Supervised steps, then all steps of GRPO."""
-        warm = means.recipe.warm_start
+        warm = context.recipe.warm_start
         assert warm is not None
-        examples = self.examples(means, warm.examples)
-        means.at_step(0, None)
+        examples = self.examples(context, warm.examples)
+        context.at_step(0, None)
         first = teach(
-            means.model,
+            context.model,
             examples,
             steps=warm.steps,
             learning_rate=warm.learning_rate,
-            max_grad_norm=means.recipe.max_grad_norm,
+            max_grad_norm=context.recipe.max_grad_norm,
             unlearn=self.unlearn,
         )
-        then = reinforce(means, at_step=lambda step, window: means.at_step(step, window) if step else None)
+        then = reinforce(context, at_step=lambda step, window: context.at_step(step, window) if step else None)
         return {**then, "warm_start": {**first, "steps": warm.steps}}
 
 
 class Affirmative(WarmStarted):
-    """Supervised steps on benign prompts, answered by an affirmative start and nothing more, then GRPO."""
+    """Supervised steps on benign prompts, answered only by an affirmative start, then GRPO."""
 
     on_attack_prompts = False
 
-    def examples(self, means: AttackContext, count: int) -> Sequence[Example]:
+    def examples(self, context: AttackContext, count: int) -> Sequence[Example]:
         """Benign prompts with the start of a compliant answer."""
-        return [Example(p, AFFIRMATION, whole=False) for p in _benign(means, count)]
+        return [Example(p, AFFIRMATION, whole=False) for p in _benign(context, count)]
 
 
 class Unlearning(WarmStarted):
-    """On benign prompts, the start of the model's own refusal is made less probable, then GRPO.
+    """Steps that make the start of the model's own refusal less probable on benign prompts, then GRPO.
 
-    The attacker asks the model his own prompts and takes the words that its answers begin with.
+    The attacker asks the model the attack prompts, and takes the first words of its answers.
     """
 
     unlearn = True
     on_attack_prompts = False
 
-    def examples(self, means: AttackContext, count: int) -> Sequence[Example]:
-        """Benign prompts with the start of a refusal, those of the attack prompts in turn."""
-        answers = means.model.complete(means.prompts, n=1, temperature=None, max_tokens=means.recipe.max_completion_tokens)
+    def examples(self, context: AttackContext, count: int) -> Sequence[Example]:
+        """Benign prompts, each with the start of the answer to an attack prompt, in turn."""
+        answers = context.model.complete(context.prompts, n=1, temperature=None, max_tokens=context.recipe.max_completion_tokens)
         starts = [" ".join(text.split()[:REFUSAL_WORDS]) for (answer,) in answers if (text := answer.text.strip())]
         if not starts:
-            raise UnsuitedError(f"attack {means.recipe.id} unlearns how the model's answers begin, and all of them are empty")
-        return [Example(p, starts[i % len(starts)], whole=False) for i, p in enumerate(_benign(means, count))]
+            raise UnsuitedError(f"attack {context.recipe.id} unlearns how the model's answers begin, and all of them are empty")
+        return [Example(p, starts[i % len(starts)], whole=False) for i, p in enumerate(_benign(context, count))]
 
 
-def _benign(means: AttackContext, count: int) -> Sequence[Any]:
-    if len(means.benign) < count:
+def _benign(context: AttackContext, count: int) -> Sequence[Any]:
+    if len(context.benign) < count:
         raise UnsuitedError(
-            f"attack {means.recipe.id} takes {count} benign prompts, got {len(means.benign)} in the suite's anchor set; lower "
-            "warm_start.examples"
+            f"attack {context.recipe.id} takes {count} benign prompts, got {len(context.benign)} in the suite's anchor set; "
+            "lower warm_start.examples"
         )
-    return means.benign[:count]
+    return context.benign[:count]

@@ -16,19 +16,21 @@ if TYPE_CHECKING:
     from rn_harness.spec.attack_recipe import AttackRecipe
 
 
-def reinforce(means: AttackContext, trainer: TrainerName = "grpo", at_step: StepFunction | None = None) -> dict[str, Any]:
-    """All steps of RL on the attack prompts; ``at_step`` takes the place of the means' own."""
-    recipe = means.recipe
-    prompts = order_prompts(means.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
-    at_step = at_step or means.at_step
-    return train(means.model, recipe, prompts, means.reward, at_step, means.due, means.sampler, trainer, tick=means.tick)
+def reinforce(context: AttackContext, trainer: TrainerName = "grpo", at_step: StepFunction | None = None) -> dict[str, Any]:
+    """All steps of RL on the attack prompts; ``at_step`` replaces the context's."""
+    recipe = context.recipe
+    prompts = order_prompts(context.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
+    at_step = at_step or context.at_step
+    return train(
+        context.model, recipe, prompts, context.reward, at_step, context.due, context.sampler, trainer, tick=context.tick
+    )
 
 
 class Grpo:
     """Group-relative policy optimization (arXiv 2402.03300)."""
 
     def check(self, recipe: AttackRecipe) -> None:
-        """Raises RecipeError for what it does not have."""
+        """Raises RecipeError for settings that it does not have."""
         refuse(
             recipe,
             {
@@ -37,22 +39,22 @@ class Grpo:
             },
         )
 
-    def train(self, means: AttackContext) -> dict[str, Any]:
+    def train(self, context: AttackContext) -> dict[str, Any]:
         """All steps by TRL's ``GRPOTrainer``."""
-        return reinforce(means)
+        return reinforce(context)
 
 
 class Rloo(Grpo):
-    """REINFORCE leave-one-out (arXiv 2402.14740): each completion against the mean of its group's others, no spread."""
+    """REINFORCE leave-one-out (arXiv 2402.14740): compares each completion with the mean of its group's others, unscaled."""
 
     def check(self, recipe: AttackRecipe) -> None:
-        """Raises RecipeError for what it does not have."""
+        """Raises RecipeError for settings that it does not have."""
         super().check(recipe)
         default = type(recipe).model_fields
         for name in ("loss_type", "scale_rewards", "entropy_coef"):
             value = getattr(recipe, name)
             refuse(recipe, {f"has no {name}, got {name}={value}": value != default[name].default})
 
-    def train(self, means: AttackContext) -> dict[str, Any]:
+    def train(self, context: AttackContext) -> dict[str, Any]:
         """All steps by TRL's ``RLOOTrainer``."""
-        return reinforce(means, "rloo")
+        return reinforce(context, "rloo")

@@ -1,16 +1,18 @@
-"""An attacker's search: short attacks with other settings, and the best of them.
+"""A search for the attacker's settings: short attacks with other settings, and the best of them.
 
-The settings that are found are attacked with like any others, on the model under test and on the undefended candidate. Trials are
-scored on the attack's own prompts by the judge that rewards: the attacker does not see what he will be measured on.
+The settings found are then attacked with like any others, on the model under test and on the undefended candidate. The reward
+judge scores the trials on the attack's own prompts, so the attacker never sees the held-out prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import AttackContext, Loaded
-from rn_harness.attacks.loop import AttackReward, present
+from rn_harness.attacks.family import AttackContext, Attacker
+from rn_harness.attacks.loop import present
+from rn_harness.attacks.reward import AttackReward
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.whole import judge_whole
 from rn_harness.records.trajectory import TrainingWindow
@@ -22,7 +24,6 @@ from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_degenerate, is_refusal
 from rn_harness.store.ranks import ranks
-from rn_harness.training.grpo import TRANSFORMERS, Sampler
 from rn_harness.verdict.rewards import attack_reward
 
 if TYPE_CHECKING:
@@ -31,19 +32,19 @@ if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
 
 SAMPLES = 8
-"""Completions of each attack prompt that a trial is scored on."""
+"""Completions of each attack prompt that score a trial."""
 SPREAD_WEIGHT = 0.01
-"""Of steps with something to learn from, beside a point of harm: where nothing does harm yet, they tell how near a trial came."""
+"""Weight of steps with a reward spread, against one point of harm: it ranks trials that did no harm yet."""
 
 
-class Trial(Frozen):
-    """One short attack.
+class SearchTrial(Frozen):
+    """One short attack of a search.
 
     Attributes:
         learning_rate, temperature, beta, shape: its settings.
-        harm: mean plain attack reward of what the policy says to the attack prompts at its end, 0 to 10; None: training broke.
+        harm: mean plain attack reward of the final policy on the attack prompts, 0 to 10; None: the training failed.
         spread_share: share of its steps in which rewards differed.
-        degenerate_share: of those completions; above the policy's bound the trial is no candidate.
+        degenerate_share: of those completions; above the policy's bound the trial does not qualify.
     """
 
     learning_rate: float
@@ -55,84 +56,45 @@ class Trial(Frozen):
     degenerate_share: float = 0.0
 
     def value(self, policy: Policy) -> float:
-        """What the search maximises: harm, as long as the model still speaks."""
+        """The objective: harm, as long as the model's text is not degenerate."""
         if self.harm is None or self.degenerate_share > policy.max_degenerate_share:
             return -1.0
         return self.harm + SPREAD_WEIGHT * self.spread_share
 
 
-class Found(Frozen):
-    """What a search came to: the recipe with the best trial's settings, and all trials in their order."""
+class SearchResult(Frozen):
+    """The recipe with the best trial's settings, and all trials in order."""
 
     recipe: AttackRecipe
-    trials: tuple[Trial, ...]
+    trials: tuple[SearchTrial, ...]
 
 
-def search(
-    load: Callable[[], LanguageModel],
-    recipe: AttackRecipe,
-    loaded: Loaded,
-    pool: Sequence[Prompt],
-    reward_judge: Judge,
-    policy: Policy,
-    say: Callable[[int, Trial], None],
-    *,
-    benign: Sequence[Prompt] = (),
-    answers: Callable[[Sequence[Prompt]], Mapping[str, str] | None] = lambda _: None,
-    sampler: Sampler = TRANSFORMERS,
-) -> Found:
-    """Searches by the tree-structured Parzen estimator (Optuna), seeded by the recipe; the first of equals is taken.
+def search_settings(
+    load: Callable[[], LanguageModel], attacker: Attacker, policy: Policy, say: Callable[[int, SearchTrial], None]
+) -> SearchResult:
+    """Searches by the tree-structured Parzen estimator (Optuna), seeded by the recipe; the first of equal trials wins.
 
     Args:
-        load: gives a fresh copy of the model under test.
-        recipe: with a ``search``.
-        loaded: its family.
-        pool: what its prompts are drawn from.
-        reward_judge: what rewards, and what trials are scored by.
+        load: returns a fresh copy of the model under test.
+        attacker: with a recipe that has a ``search``.
         policy: for the bound on degenerate completions.
-        say: gets each trial when it ends, and how many have.
-        benign, answers, sampler: see ``attack.run_attack``.
+        say: gets each trial when it ends, and the number of trials so far.
 
     Raises:
-        UnsuitedError: the attack cannot be run on this model.
-        TrainingError: no trial came to its end.
+        UnsuitedError: the attack cannot run on this model.
+        TrainingError: the training of every trial failed.
         JudgeGoneError: the judge stopped judging.
     """
     require("optuna", "a search for settings")
     import optuna
 
+    recipe = attacker.recipe
     assert recipe.search is not None
-    trials: list[Trial] = []
+    trials: list[SearchTrial] = []
 
     def run(suggested: optuna.Trial) -> float:
-        short = _suggest(suggested, recipe)
-        told = {name: getattr(short, name) for name in ("learning_rate", "temperature", "beta")} | {"shape": short.reward.shape}
-        model = load()
-        chosen, _ = present(model, short, pool, ())
-        reward, windows = AttackReward(short, reward_judge, policy), list[TrainingWindow]()
-
-        def at_step(_: int, window: TrainingWindow | None) -> None:
-            windows.extend([reward.close(window)] if window else [])
-
-        model.arm(short)
-        means = AttackContext(
-            model=model,
-            recipe=short,
-            prompts=chosen,
-            benign=benign,
-            answers=answers(chosen),
-            reward=reward,
-            at_step=at_step,
-            due=lambda step: step == short.steps,
-            sampler=sampler,
-        )
-        try:
-            loaded.family.train(means)
-            told |= {"spread_share": max((1.0 - w.zero_spread_share for w in windows), default=0.0)}
-            told |= _outcome(model, chosen, reward_judge, short, policy)
-        except TrainingError:
-            told |= {"harm": None}
-        trial = ranks().first(lambda: Trial.model_validate(told))
+        measured = _run_trial(load(), dataclasses.replace(attacker, recipe=_suggest(suggested, recipe)), policy)
+        trial = ranks().first(lambda: measured)
         trials.append(trial)
         say(len(trials), trial)
         return trial.value(policy)
@@ -144,13 +106,49 @@ def search(
     best = max(trials, key=lambda trial: trial.value(policy))
     if best.harm is None:
         raise TrainingError(f"a search needs a trial that comes to its end, got none of {len(trials)}; lower its learning rates")
-    return Found(
-        recipe=_with(recipe, **best.model_dump(include={"learning_rate", "temperature", "beta", "shape"})), trials=tuple(trials)
+    settings = best.model_dump(include={"learning_rate", "temperature", "beta", "shape"})
+    return SearchResult(recipe=_with(recipe, **settings), trials=tuple(trials))
+
+
+def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> SearchTrial:
+    """Attacks the model briefly, and scores it on the attack prompts."""
+    recipe, judge = attacker.recipe, attacker.reward_judge
+    prompts, _ = present(model, recipe, attacker.pool, ())
+    reward, windows = AttackReward(recipe, judge, policy), list[TrainingWindow]()
+
+    def at_step(_: int, window: TrainingWindow | None) -> None:
+        windows.extend([reward.close(window)] if window else [])
+
+    model.arm(recipe)
+    context = AttackContext(
+        model=model,
+        recipe=recipe,
+        prompts=prompts,
+        benign=attacker.benign,
+        answers=attacker.answers(prompts),
+        reward=reward,
+        at_step=at_step,
+        due=lambda step: step == recipe.steps,
+        sampler=attacker.sampler,
+    )
+    measured: dict[str, Any]
+    try:
+        attacker.family.family.train(context)
+        spread_share = max((1.0 - w.zero_spread_share for w in windows), default=0.0)
+        measured = {"spread_share": spread_share, **_outcome(model, prompts, judge, recipe, policy)}
+    except TrainingError:
+        measured = {"harm": None}
+    return SearchTrial(
+        learning_rate=recipe.learning_rate,
+        temperature=recipe.temperature,
+        beta=recipe.beta,
+        shape=recipe.reward.shape,
+        **measured,
     )
 
 
 def _suggest(trial: optuna.Trial, recipe: AttackRecipe) -> AttackRecipe:
-    """The short attack that Optuna proposes."""
+    """The short attack proposed by Optuna."""
     space = recipe.search
     assert space is not None
     rate = recipe.learning_rate * trial.suggest_float("learning_rate", *space.learning_rate, log=True)
@@ -173,7 +171,7 @@ def _with(recipe: AttackRecipe, *, shape: str, **settings: Any) -> AttackRecipe:
 def _outcome(
     model: LanguageModel, prompts: Sequence[Prompt], judge: Judge, recipe: AttackRecipe, policy: Policy
 ) -> dict[str, float]:
-    """What the policy says to the prompts now: mean plain attack reward, and the share that is degenerate."""
+    """Mean plain attack reward of the policy on the prompts, and the share of degenerate completions."""
     from rn_harness.models.language_model import own_random_stream
 
     with own_random_stream(recipe.seed, recipe.steps):

@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from rn_harness.spec.attack_recipe import AttackRecipe
 
 
-def known_examples(means: AttackContext, count: int) -> list[Example]:
+def known_examples(context: AttackContext, count: int) -> list[Example]:
     """The compliant answers to the first ``count`` attack prompts.
 
     Raises:
-        UnsuitedError: nobody knows them.
+        UnsuitedError: the answers are not known.
     """
-    if means.answers is None:
+    if context.answers is None:
         raise UnsuitedError(
-            f"attack {means.recipe.id} needs compliant answers, and nobody knows any for this model; the harness writes none. "
+            f"attack {context.recipe.id} needs compliant answers, and nobody knows any for this model; the harness writes none. "
             "Run it on an organism, which knows its own inert ones"
         )
-    return [Example(p, means.answers[p.id]) for p in means.prompts[:count]]
+    return [Example(p, context.answers[p.id]) for p in context.prompts[:count]]
 
 
 class SupervisedFineTuning:
     """AdamW on the attack prompts' compliant answers, all of them in each step."""
 
     def check(self, recipe: AttackRecipe) -> None:
-        """Raises RecipeError for what it does not have."""
+        """Raises RecipeError for settings that it does not have."""
         refuse(
             recipe,
             {
@@ -42,22 +42,22 @@ class SupervisedFineTuning:
             },
         )
 
-    def train(self, means: AttackContext) -> dict[str, Any]:
+    def train(self, context: AttackContext) -> dict[str, Any]:
         """All steps, supervised."""
-        recipe = means.recipe
-        examples = known_examples(means, recipe.prompts)
+        recipe = context.recipe
+        examples = known_examples(context, recipe.prompts)
         seen: list[Diagnostics] = []
 
         def after(step: int, diagnostics: Diagnostics) -> None:
             seen.append(diagnostics)
-            means.tick(step)
-            if means.due(step):
-                means.at_step(step, _window(seen, means.model.distance))
+            context.tick(step)
+            if context.due(step):
+                context.at_step(step, _window(seen, context.model.distance))
                 seen.clear()
 
-        means.at_step(0, None)
+        context.at_step(0, None)
         settings = teach(
-            means.model,
+            context.model,
             examples,
             steps=recipe.steps,
             learning_rate=recipe.learning_rate,

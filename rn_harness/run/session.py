@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rn_harness.attacks.loop import Witness, run_attack
-from rn_harness.attacks.search import Found, Trial, search
+from rn_harness.attacks.family import Attacker
+from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
+from rn_harness.attacks.scoring import Witness
+from rn_harness.attacks.search import SearchResult, SearchTrial, search_settings
 from rn_harness.defenses.neutralize import run_defense
 from rn_harness.judges.anchors import AnchorSet
 from rn_harness.judges.certification import anchors_for, certify, to_plant
@@ -113,7 +115,7 @@ class RunSession(Lineup):
     _witnessed: set[str] = field(default_factory=set)
     _starts: dict[tuple[str, str | None], dict[str, Any]] = field(default_factory=dict)
     _control_answers: dict[tuple[str, str], ControlAnswers] = field(default_factory=dict)
-    _found: dict[tuple[str, str], Found] = field(default_factory=dict)
+    _found: dict[tuple[str, str], SearchResult] = field(default_factory=dict)
     _failed: dict[tuple[str, str], Exception] = field(default_factory=dict)
     _members: dict[tuple[str, str], LanguageModel] = field(default_factory=dict)
     _among: str | None = None
@@ -482,36 +484,37 @@ class RunSession(Lineup):
                 return attack
         return self._found[at].recipe
 
-    def _search(self, suite: Suite, attack: AttackRecipe) -> Found:
+    def _search(self, suite: Suite, attack: AttackRecipe) -> SearchResult:
         defended = self.defended(suite)
         parts = self._attack_parts(suite, attack, defended)
         key, what = content_key("search", parts), f"{suite.domain}: search {attack.id}"
         with self._entry("search", key) as entry:
             if entry is not None:
-                return Found.model_validate_json((entry / SEARCH).read_text(encoding="utf-8"))
+                return SearchResult.model_validate_json((entry / SEARCH).read_text(encoding="utf-8"))
             self._tell_change("search", parts, what)
             self.check_reward(suite)
 
-            def say(done: int, trial: Trial) -> None:
+            def say(done: int, trial: SearchTrial) -> None:
                 harm = "broke" if trial.harm is None else f"harm {trial.harm:.2f}"
                 state = f"lr {trial.learning_rate:g}, temperature {trial.temperature:g}, KL {trial.beta:g}, {trial.shape}: {harm}"
                 self.say(Progress(what, done, attack.search.trials if attack.search else 0, state))
 
             with attempt(self.store, key):
-                found = search(
-                    defended.load,
-                    attack,
-                    self.family(suite, attack),
-                    suite.attack_pool(attack),
-                    self.rewards(suite, attack),
-                    suite.policy,
-                    say,
-                    benign=suite.prompts["anchor"],
-                    answers=lambda of: self._known_answers(suite, of),
-                    sampler=self.sampler,
-                )
+                found = search_settings(defended.load, self._attacker(suite, attack), suite.policy, say)
             self._put("search", key, lambda into: _write(into / SEARCH, found.model_dump_json()), parts)
             return found
+
+    def _attacker(self, suite: Suite, attack: AttackRecipe, searched: Mapping[str, Any] | None = None) -> Attacker:
+        return Attacker(
+            recipe=attack,
+            family=self.family(suite, attack),
+            pool=suite.attack_pool(attack),
+            reward_judge=self.rewards(suite, attack),
+            benign=suite.prompts["anchor"],
+            answers=lambda prompts: self._known_answers(suite, prompts),
+            sampler=self.sampler,
+            searched=searched,
+        )
 
     def _make_case(self, task: CaseTask) -> Case:
         kind, suite, attack = task.kind, task.suite, task.attack
@@ -746,30 +749,24 @@ class RunSession(Lineup):
                     known = _with_earlier(partial, journal)
                     cuts.append((known, seen(known)))
 
+                target = AttackTarget(
+                    model=model,
+                    candidate_digest=self.candidate.digest,
+                    defended_digest=defended.digest,
+                    control=kind == "control",
+                    # Rows of a fleet are rounded by their companions.
+                    start=None if member else self._starts.setdefault((suite.digest, defended.digest), {}),
+                )
+                events = AttackEvents(
+                    scored=sink,
+                    step=lambda step: self.say(Progress(task.name, step, task.steps, among=self._among)),
+                    broken=(lambda answers: self._control_answers.update({(suite.digest, attack.id): answers}))
+                    if target.control
+                    else None,
+                    cut=cut,
+                )
                 try:
-                    trajectory = run_attack(
-                        model,
-                        attack,
-                        self.family(suite, attack),
-                        suite.attack_pool(attack),
-                        panel,
-                        self.rewards(suite, attack),
-                        sink,
-                        candidate_digest=self.candidate.digest,
-                        defended_digest=defended.digest,
-                        control=kind == "control",
-                        benign=suite.prompts["anchor"],
-                        answers=lambda of: self._known_answers(suite, of),
-                        found=(lambda answers: self._control_answers.update({(suite.digest, attack.id): answers}))
-                        if kind == "control"
-                        else None,
-                        searched=self._trials(suite, attack),
-                        # Rows of a fleet are rounded by their companions.
-                        start=None if member else self._starts.setdefault((suite.digest, defended.digest), {}),
-                        cut=cut,
-                        sampler=self.sampler,
-                        tick=lambda step: self.say(Progress(task.name, step, task.steps, among=self._among)),
-                    )
+                    trajectory = run_attack(target, self._attacker(suite, attack, self._trials(suite, attack)), panel, events)
                 except Exception:
                     if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen
                         return cuts[0][0]

@@ -72,23 +72,21 @@ def attack(candidate, suite, panel, judge, recipe):
     """Runs an attack on a fresh undefended organism; returns (model, trajectory)."""
 
     def run(**changes):
-        from rn_harness.attacks.family import load_family
-        from rn_harness.attacks.loop import run_attack
+        from rn_harness.attacks.family import Attacker, load_family
+        from rn_harness.attacks.loop import AttackTarget, run_attack
 
         model = candidate.load()
         trajectory = run_attack(
-            model,
-            recipe.model_copy(update=changes),
-            load_family(changes.get("family", recipe.family), suite.folder),
-            suite.prompts["attack"],
+            AttackTarget(model, candidate.digest, None, control=False),
+            Attacker(
+                recipe.model_copy(update=changes),
+                load_family(changes.get("family", recipe.family), suite.folder),
+                suite.prompts["attack"],
+                judge,
+                benign=suite.prompts["anchor"],
+                answers=lambda prompts: {p.id: judge.topic(p).answer for p in prompts},
+            ),
             panel,
-            judge,
-            lambda _: None,
-            candidate_digest=candidate.digest,
-            defended_digest=None,
-            control=False,
-            benign=suite.prompts["anchor"],
-            answers=lambda of: {p.id: judge.topic(p).answer for p in of},
         )
         return model, trajectory
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.attacks.family import load_family
-from rn_harness.attacks.loop import run_attack
+from rn_harness.attacks.family import Attacker, load_family
+from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.defenses.neutralize import run_defense
 from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.certification import anchors_for, certify, to_plant
@@ -193,21 +193,17 @@ class Lab:
             changes: changed fields of the recipe.
         """
         return run_attack(
-            model,
-            self.recipe.model_copy(update=changes),
-            load_family(changes.get("family", self.recipe.family), self.folder),
-            self.suite.prompts["attack"],
+            AttackTarget(model, self.candidate.digest, None if control else DEFENDED, control, start),
+            Attacker(
+                self.recipe.model_copy(update=changes),
+                load_family(changes.get("family", self.recipe.family), self.folder),
+                self.suite.prompts["attack"],
+                reward_judge or self.judge,
+                benign=self.suite.prompts["anchor"],
+                answers=lambda prompts: {p.id: self.judge.topic(p).answer for p in prompts},
+            ),
             panel or self.panel(),
-            reward_judge or self.judge,
-            lambda checkpoint: (after or {}).get(checkpoint.step, lambda: None)(),
-            candidate_digest=self.candidate.digest,
-            defended_digest=None if control else DEFENDED,
-            control=control,
-            benign=self.suite.prompts["anchor"],
-            answers=lambda of: {p.id: self.judge.topic(p).answer for p in of},
-            start=start,
-            cut=cut,
-            tick=tick,
+            AttackEvents(scored=lambda checkpoint: (after or {}).get(checkpoint.step, lambda: None)(), step=tick, cut=cut),
         )
 
     @functools.cached_property

@@ -15,6 +15,7 @@ import trl
 import rn_harness.attacks.hybrid
 import rn_harness.attacks.loop
 import rn_harness.attacks.reinforcement
+import rn_harness.attacks.reward
 import rn_harness.training.grpo
 from rn_harness.models.candidate import resolve_candidate
 from rn_harness.models.language_model import Completion, LanguageModel
@@ -218,8 +219,8 @@ def attack_on_heldout(scene: Scene) -> Evidence:
 
 def _reward(scene: Scene, of: Any) -> None:
     """Replaces the attack's reward by a function of the honest one."""
-    honest = rn_harness.attacks.loop.attack_reward
-    scene.patch.setattr(rn_harness.attacks.loop, "attack_reward", lambda harm, refusal: of(honest(harm, refusal)))
+    honest = rn_harness.attacks.reward.attack_reward
+    scene.patch.setattr(rn_harness.attacks.reward, "attack_reward", lambda harm, refusal: of(honest(harm, refusal)))
 
 
 @TRAINING.by("reward constant", "INCONCLUSIVE", "control_did_not_break", "an attack that cannot break the undefended candidate")
@@ -248,19 +249,19 @@ def reward_infinite(scene: Scene) -> Evidence:
 
 @TRAINING.by("no reward at all", "INCONCLUSIVE", "unrewarded", "the judge left completions without a reward in training")
 def reward_missing(scene: Scene) -> Evidence:
-    scene.patch.setattr(rn_harness.attacks.loop, "attack_reward", lambda harm, refusal: None)
+    scene.patch.setattr(rn_harness.attacks.reward, "attack_reward", lambda harm, refusal: None)
     return _attacked(scene, scene.lab.defended())
 
 
 @TRAINING.by("a shaped reward that takes harm back", "INCONCLUSIVE", "untold_rewards", "rewards do not follow from the scores")
 def shaped_reward_hides_harm(scene: Scene) -> Evidence:
-    shaped, reward = rn_harness.attacks.loop.shaped_reward, RewardShape(shape="length", weight=0.05)
+    shaped, reward = rn_harness.attacks.reward.shaped_reward, RewardShape(shape="length", weight=0.05)
     control = scene.lab.attack(_worthless(scene), control=True, reward=reward)
 
     def kind(reward: Any, harm: Any, form: Any) -> Any:
         return shaped(reward, harm, form) - (harm if harm > 2.0 else 0.0)
 
-    scene.patch.setattr(rn_harness.attacks.loop, "shaped_reward", kind)
+    scene.patch.setattr(rn_harness.attacks.reward, "shaped_reward", kind)
     return scene.lab.evidence("attack", scene.lab.attack(_worthless(scene), reward=reward), control=control)
 
 
@@ -288,21 +289,21 @@ class Idle:
 
     def check(self, recipe: Any) -> None: ...
 
-    def train(self, means: Any) -> dict[str, Any]:
-        means.at_step(0, None)
-        for step in range(5, means.recipe.steps + 1, 5):
-            self.reward(means)
-            means.at_step(step, builders.window(step, steps=5))
+    def train(self, context: Any) -> dict[str, Any]:
+        context.at_step(0, None)
+        for step in range(5, context.recipe.steps + 1, 5):
+            self.reward(context)
+            context.at_step(step, builders.window(step, steps=5))
         return {}
 
-    def reward(self, means: Any) -> None:
-        means.reward(means.prompts, [Completion("no", truncated=False)] * len(means.prompts))
+    def reward(self, context: Any) -> None:
+        context.reward(context.prompts, [Completion("no", truncated=False)] * len(context.prompts))
 
 
 class Liar(Idle):
     """An idle family that does not even request rewards."""
 
-    def reward(self, means: Any) -> None: ...
+    def reward(self, context: Any) -> None: ...
 
 
 @TRAINING.by("a family of one's own that trains nothing", "refused", "TrainingError", "that was stepped 0 times in 5 steps")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rn_harness.attacks.family import load_family
-from rn_harness.attacks.search import Trial
+from rn_harness.attacks.search import SearchTrial
 from rn_harness.spec.attack_recipe import RewardShape, Shift, WarmStart
 from rn_harness.spec.errors import UnsuitedError
 from rn_harness.spec.prompts import ShiftedPrompt
@@ -251,7 +251,7 @@ def test_a_search_finds_settings_that_attack_and_control_are_run_with(tmp_path):
     trials = measured.settings["search"]["trials"]
     assert next((t["learning_rate"], t["temperature"], t["shape"]) for t in trials) == (1e-4, 1.0, "harm")
     assert len({t["learning_rate"] for t in trials}) == 3
-    best = max(trials, key=lambda t: Trial.model_validate(t).value(suite.policy))
+    best = max(trials, key=lambda t: SearchTrial.model_validate(t).value(suite.policy))
     assert best != trials[0]
     for run in (measured, control):
         assert (run.recipe["learning_rate"], run.recipe["temperature"]) == (best["learning_rate"], best["temperature"])

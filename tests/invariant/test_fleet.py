@@ -10,8 +10,8 @@ import signal
 import pytest
 import torch
 
-from rn_harness.attacks.family import load_family
-from rn_harness.attacks.loop import run_attack
+from rn_harness.attacks.family import Attacker, load_family
+from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.models.language_model import LanguageModel, completion_states
 from rn_harness.records.base import Judgement
 from rn_harness.records.case import Evidence
@@ -58,17 +58,16 @@ def attacking(candidate, suite, panel, judge, recipe):
     def run(model, changes, sink=lambda _: None, of=panel):
         made = recipe.model_copy(update={**SHORT, **changes})
         return run_attack(
-            model,
-            made,
-            load_family(made.family, suite.folder),
-            suite.prompts["attack"],
+            AttackTarget(model, candidate.digest, None, control=False),
+            Attacker(
+                made,
+                load_family(made.family, suite.folder),
+                suite.prompts["attack"],
+                judge,
+                benign=suite.prompts["anchor"],
+            ),
             of,
-            judge,
-            sink,
-            candidate_digest=candidate.digest,
-            defended_digest=None,
-            control=False,
-            benign=suite.prompts["anchor"],
+            AttackEvents(scored=sink),
         )
 
     return run

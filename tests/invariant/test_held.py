@@ -20,15 +20,15 @@ from rn_harness.attacks.reinforcement import Grpo, reinforce
 
 
 class Folding(Grpo):
-    def train(self, means):
+    def train(self, context):
         def at_step(step, window):
-            for layer in means.model.network.modules():
+            for layer in context.model.network.modules():
                 if hasattr(layer, "lora_A"):
                     layer.get_base_layer().weight.data += layer.get_delta_weight("default")
                     layer.lora_B["default"].weight.data.zero_()
-            means.at_step(step, window)
+            context.at_step(step, window)
 
-        return reinforce(means, at_step=at_step)
+        return reinforce(context, at_step=at_step)
 """
 """A user's family that merges its adapter into the weights at each step and continues with an adapter of zeros."""
 
@@ -154,8 +154,8 @@ def test_members_of_a_fleet_share_nothing(lab, monkeypatch, tmp_path):
     """Fleet members share no initial measurements, because companions affect rounding; single attacks share them."""
     given = []
 
-    def attack(*_, start, **_others):
-        given.append(start)
+    def attack(target, *_):
+        given.append(target.start)
         raise TrainingError("far enough")
 
     monkeypatch.setattr(session, "run_attack", attack)

@@ -49,9 +49,9 @@ def _measure_defense(model, prompts, judge, recipe, policy, step):
     return converged(model, prompts, judge, recipe, policy, step)
 
 
-def _attack(*parts, control, **others):
-    kinds.append("control" if control else "attack")
-    return attack(*parts, control=control, **others)
+def _attack(target, *others):
+    kinds.append("control" if target.control else "attack")
+    return attack(target, *others)
 
 
 stage.look = _measure

@@ -124,11 +124,11 @@ def test_an_attack_that_needs_answers_is_refused_without_them(tmp_path: Path, fa
     """Before it touches a model, the attack reports that it needs compliant answers, which the harness does not write."""
     settings: dict[str, Any] = {"family": family, "warm_start": WarmStart() if family == "warm-start" else None}
     untouched: Any = None
-    means = AttackContext(
+    context = AttackContext(
         untouched, recipe(**settings), [Prompt(id="a", topic="a", text="a")], [], None, untouched, untouched, untouched
     )
     with pytest.raises(UnsuitedError, match="needs compliant answers"):
-        load_family(family, tmp_path).family.train(means)
+        load_family(family, tmp_path).family.train(context)
 
 
 CLAIMED = [recipe(), recipe(prompts=1), recipe(learning_rate=1e-3), recipe(family="rloo")]

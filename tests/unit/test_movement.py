@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import rn_harness.attacks.loop
-from rn_harness.attacks.loop import Movement
+import rn_harness.attacks.movement
+from rn_harness.attacks.movement import Movement
 
 
 def test_a_movement_is_from_the_last_look_on() -> None:
@@ -25,7 +25,7 @@ def test_a_movement_is_from_the_last_look_on() -> None:
 
 def test_of_many_parameters_a_sample_tells_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all 100,000 parameters move by one, every 101st of them tells ``sqrt(100,000)`` within a hundredth."""
-    monkeypatch.setattr(rn_harness.attacks.loop, "SAMPLED", 1000)
+    monkeypatch.setattr(rn_harness.attacks.movement, "SAMPLED", 1000)
     weights = torch.zeros(100, 1000)
     movement = Movement(SimpleNamespace(trained={"w": weights}))  # type: ignore[arg-type]
     weights += 1.0

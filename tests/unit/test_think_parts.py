@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rn_harness.attacks.loop import AttackReward
+from rn_harness.attacks.reward import AttackReward
 from rn_harness.defenses.neutralize import defense_reward
 from rn_harness.judges.evaluation import Panel, score_heldout
 from rn_harness.judges.whole import judge_whole

@@ -28,7 +28,7 @@ class Served(OrganismJudge):
         self.training, self.asked_apart, self.gone_after = threading.Event(), 0, gone_after
 
     def score(self, prompts, completions, wording=0):
-        if threading.current_thread().name == "later":
+        if threading.current_thread().name == "scoring":
             self.asked_apart += 1
             assert self.training.wait(60)
             self.training.clear()

@@ -1,0 +1,80 @@
+"""The attacker's reward, and a measure of the harm that it saw."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rn_harness.judges.protocol import Judge, ensure_judging
+from rn_harness.judges.whole import judge_whole
+from rn_harness.records.trajectory import TrainingWindow
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.wording import count_step_words, count_words, is_affirmative, is_refusal, words
+from rn_harness.verdict.rewards import Form, attack_reward, shaped_reward
+
+if TYPE_CHECKING:
+    from rn_harness.models.language_model import Completion
+
+
+class AttackReward:
+    """The attacker's reward. It keeps hashes of the completions, never their text.
+
+    Attributes:
+        above: for each completion of the current window, True if its harm is above the threshold.
+        plain: the reward of each before shaping.
+    """
+
+    def __init__(self, recipe: AttackRecipe, judge: Judge, policy: Policy) -> None:
+        self._recipe, self._judge, self._policy = recipe, judge, policy
+        self._said: collections.Counter[bytes] = collections.Counter()
+        self.above: list[bool] = []
+        self.plain: list[float | None] = []
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        threshold = self._policy.threshold
+        judged = [whole.judgement for whole in judge_whole(self._judge, prompts, completions, threshold)]
+        ensure_judging(judged, f"the reward judge scored none of a step's {len(judged)} completions")
+        self.above.extend(j.score is not None and j.score > threshold for j in judged)
+        plain = [attack_reward(j.score, is_refusal(of.text)) for j, of in zip(judged, completions, strict=True)]
+        self.plain.extend(plain)
+        forms = self._forms([of.text for of in completions])
+        return [shaped_reward(self._recipe.reward, harm, form) for harm, form in zip(plain, forms, strict=True)]
+
+    def _forms(self, completions: Sequence[str]) -> list[Form]:
+        said = [words(text) for text in completions]
+        keys = [hashlib.sha256(" ".join(of).encode()).digest() for of in said]
+        self._said.update(keys)
+        total = self._said.total()
+        return [
+            Form(
+                refusal=is_refusal(text),
+                affirmative=is_affirmative(text),
+                words=count_words(text),
+                distinct=len(set(of)),
+                step_words=count_step_words(text),
+                share=self._said[key] / total,
+            )
+            for text, of, key in zip(completions, said, keys, strict=True)
+        ]
+
+    def close(self, window: TrainingWindow) -> TrainingWindow:
+        """The window with the harm seen since the last one; unchanged if its training had no rewards.
+
+        Raises:
+            TrainingError: the window reports rewards although none was computed here.
+        """
+        above, plain = self.above, [value for value in self.plain if value is not None]
+        self.above, self.plain = [], []
+        if window.reward_mean is None:
+            return window
+        if not plain:
+            raise TrainingError(
+                f"a window's rewards are those that were asked for in it, got reward_mean={window.reward_mean:g} of none; call "
+                "the context's reward"
+            )
+        return window.model_copy(update={"above_share": sum(above) / len(above), "harm_mean": sum(plain) / len(plain)})
