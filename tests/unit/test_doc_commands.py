@@ -1,7 +1,7 @@
-"""Every command that the pages show is collected, parsed or run, in a workspace that has what the pages speak of.
+"""Every command that the pages show is collected, parsed or run, in a workspace that contains the files the pages name.
 
-``pytest`` commands go as far as a run goes before its first training: suites, models, judges, memory and folders are looked at.
-Commands of ``rn-harness`` are run where that takes no model; the others are parsed by the program itself.
+``pytest`` commands run up to the first training: suites, models, judges, memory and folders are checked.
+``rn-harness`` commands run if they need no model; the program itself parses the others.
 """
 
 from __future__ import annotations
@@ -89,23 +89,23 @@ MAY_REFUSE = {"verify", "certify-judge", "doctor", "compare"}
 
 @dataclass
 class Desk:
-    """A folder in which the commands are typed.
+    """A folder in which the commands are run.
 
     Attributes:
-        folder: with suites and what else the pages name.
-        told: exit code and output of what was run, by its words; of ``pytest`` without the program's name.
+        folder: the folder, with suites and the other files that the pages name.
+        results: exit code and output of each command, by its words; ``pytest`` commands without the program's name.
     """
 
     folder: Path
-    told: dict[tuple[str, ...], tuple[int, str]] = field(default_factory=dict)
+    results: dict[tuple[str, ...], tuple[int, str]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """Short: pytest prints fixtures."""
+        """A short text, because pytest prints fixtures."""
         return f"Desk({self.folder})"
 
 
 def pytest_words(command: Command) -> list[str] | None:
-    """What a command gives to pytest; None where it calls another program."""
+    """The arguments that a command passes to pytest; None if it calls another program."""
     words = command.here
     if words[:2] == ["accelerate", "launch"] and "-m" in words:
         words = words[words.index("-m") + 1 :]
@@ -113,19 +113,19 @@ def pytest_words(command: Command) -> list[str] | None:
 
 
 def is_of_the_repository(words: list[str]) -> bool:
-    """Whether pytest is to run this repository's own tests, as whoever sees this test run did."""
+    """True if pytest runs this repository's own tests, as the current test run already does."""
     return not any(word.startswith("suites") for word in words)
 
 
 def copy_organism(folder: Path, *, twin: bool = False) -> None:
-    """The organism under another name; a twin is another model, though it answers alike."""
+    """The organism under another name; a twin has another digest and gives the same answers."""
     shutil.copytree(fixtures_folder() / "organism", folder)
     if twin:
         (folder / "generation_config.json").write_text('{"eos_token_id": 2}', encoding="utf-8")
 
 
 def block_of(page: str, language: str, beginning: str) -> str:
-    """The one block of a page in this language that begins so."""
+    """The only block of a page in this language that begins with this text."""
     blocks: list[str] = re.findall(
         rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.DOTALL
     )
@@ -134,7 +134,7 @@ def block_of(page: str, language: str, beginning: str) -> str:
 
 
 def strength(folder: Path, suite: Suite) -> str:
-    """A certificate of the organism, whose controls all broke: they are not run here."""
+    """A strength certificate of the organism whose controls all broke; no control is run."""
 
     def case(self: RunSession, kind: str, of: Suite, attack: AttackRecipe) -> Case:
         control = builders.trajectory(builders.CONTROL_STEPS, lambda step: 9.0 if step else 0.0, defended_digest=None)
@@ -148,7 +148,7 @@ def strength(folder: Path, suite: Suite) -> str:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """The workspace, after the shell's commands and pytest's; a finished run lies where the other commands look for it."""
+    """The workspace after the shell's and pytest's commands; a finished run is where the other commands look for one."""
     folder = tmp_path_factory.mktemp("desk")
     for name in ("suites", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -166,8 +166,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     environment = os.environ | {"RN_HARNESS_CACHE": str(folder / "store"), "HF_HUB_OFFLINE": "1"}
     for command in (c for c in ALL if c.words[0] in SHELL):
         done = subprocess.run(command.here, cwd=folder, check=False, capture_output=True, text=True)
-        desk.told[tuple(command.here)] = (done.returncode, done.stdout + done.stderr)
-    copied = folder / "suites" / "fraud" / "suite.yaml"  # which the page then says to edit
+        desk.results[tuple(command.here)] = (done.returncode, done.stdout + done.stderr)
+    copied = folder / "suites" / "fraud" / "suite.yaml"  # the page tells the reader to edit it
     copied.write_text(copied.read_text(encoding="utf-8").replace("domain: biochem", "domain: fraud"), encoding="utf-8")
     shown = [tuple(as_here(words)) for c in ALL if (words := pytest_words(c)) is not None and not is_of_the_repository(words)]
     asked = [*dict.fromkeys(shown), *(tuple(words.split()) for words in WRONG)]
@@ -176,7 +176,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    desk.told |= {words: (code, said) for words, (code, said) in zip(asked, json.loads(done.stdout), strict=True)}
+    desk.results |= {words: (code, said) for words, (code, said) in zip(asked, json.loads(done.stdout), strict=True)}
 
     shutil.copytree(made.folder, folder / "run")
     shutil.copytree(made.folder, folder / "reports" / "latest")
@@ -189,14 +189,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 
 def as_here(words: list[str]) -> list[str]:
-    """In one process, hence with whole weights; and a model that is not here is not looked for."""
+    """The words adapted to this machine: one process, no sharding, and only collection for models that are not here."""
     one_process = ["-n", "0"] if "-n" in words else []
     words = [word for word in words if word != "--rn-shard"]
     return [*words, *one_process, *(["--collect-only", "-q"] if ON_THE_HUB.keys() & set(words) else [])]
 
 
 def understand(command: Command, desk: Desk) -> None:
-    """Raises AssertionError unless the command is one that can be typed."""
+    """Raises AssertionError unless the command is valid."""
     if command.text in LEFT:
         return
     words = pytest_words(command)
@@ -207,11 +207,11 @@ def understand(command: Command, desk: Desk) -> None:
             declared = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
             assert all(f'addoption("{word}"' in declared for word in words), command.text
             return
-        code, said = desk.told[tuple(as_here(words))]
+        code, said = desk.results[tuple(as_here(words))]
         assert code == (0 if "--collect-only" in as_here(words) else UNDERSTOOD), said
         return
     if command.words[0] in SHELL:
-        code, said = desk.told[tuple(command.here)]
+        code, said = desk.results[tuple(command.here)]
         assert code == 0, said
         return
     check = {"python": _understand_python, "make": _understand_make, "pip": _understand_pip}
@@ -234,7 +234,7 @@ def _understand_launch(command: Command) -> None:
 
 
 def _understand_ours(words: list[str], desk: Desk) -> None:
-    """Parses a command, and runs it where it is cheap; one that is only named has to be there."""
+    """Parses a command and runs it if it is cheap; a command that a page only names must exist."""
     if any("|" in word for word in words):
         at = next(i for i, word in enumerate(words) if "|" in word)
         for choice in words[at].split("|"):
@@ -254,10 +254,10 @@ def _understand_ours(words: list[str], desk: Desk) -> None:
     command.make_context(names[-1], list(rest))
     if names[0] in ONLY_PARSED:
         return
-    if tuple(words) not in desk.told:
+    if tuple(words) not in desk.results:
         done = CliRunner().invoke(app, words[1:])
-        desk.told[tuple(words)] = (done.exit_code, done.output)
-    code, said = desk.told[tuple(words)]
+        desk.results[tuple(words)] = (done.exit_code, done.output)
+    code, said = desk.results[tuple(words)]
     assert code == 0 or (code == 1 and names[0] in MAY_REFUSE), said
 
 
@@ -279,7 +279,7 @@ def _understand_make(words: list[str]) -> None:
 
 
 def _understand_pip(words: list[str]) -> None:
-    """What is installed is this project, and with extras that it has."""
+    """Only this project is installed, with extras that it has."""
     assert words[1] == "install"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     spec = re.fullmatch(r"(\.|rn-harness)(?:\[(.+)\])?", words[-1])
@@ -289,13 +289,13 @@ def _understand_pip(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ALL, ids=lambda c: f"{c.page}:{c.line}:{c.text}"[:80])
-def test_a_command_of_the_pages_can_be_typed(desk: Desk, command: Command) -> None:
-    """It is collected and checked up to its first training, parsed, or run; what no test knows is an error."""
+def test_each_command_of_the_pages_is_valid(desk: Desk, command: Command) -> None:
+    """A command is collected and checked up to the first training, parsed, or run; a command that no test knows is an error."""
     understand(command, desk)
 
 
-def test_the_pages_were_read() -> None:
-    """Commands stand in each form: after a prompt, fenced, indented, in a list, in a row of a table; all of them are seen."""
+def test_commands_are_found_in_every_form() -> None:
+    """Commands in every form are found: after a prompt, fenced, indented, in a list, and in a table."""
     found = {(c.page, c.text) for c in ALL}
     for page, text in (
         ("README.md", "pytest suites/biochem --rn-tier smoke"),
@@ -324,7 +324,7 @@ def test_the_pages_were_read() -> None:
         ("    make everything", "everything"),
     ],
 )  # fmt: skip
-def test_a_command_that_cannot_be_typed_is_seen(desk: Desk, shown: str, why: str) -> None:
+def test_an_invalid_command_is_found(desk: Desk, shown: str, why: str) -> None:
     """An unknown program, command, option, folder or extra fails."""
     (command,) = commands_of("page.md", shown)
     with pytest.raises((AssertionError, click.UsageError)) as told:
@@ -333,8 +333,8 @@ def test_a_command_that_cannot_be_typed_is_seen(desk: Desk, shown: str, why: str
 
 
 @pytest.mark.parametrize(("words", "why"), WRONG.items(), ids=WRONG)
-def test_a_pytest_command_that_cannot_be_typed_is_seen(desk: Desk, words: str, why: str) -> None:
-    """A wrong path, option, model, pair or key is a usage error by the same means."""
-    code, said = desk.told[tuple(words.split())]
+def test_an_invalid_pytest_command_is_found(desk: Desk, words: str, why: str) -> None:
+    """A wrong path, option, model, pair or key is a usage error in the same check."""
+    code, said = desk.results[tuple(words.split())]
     assert code == pytest.ExitCode.USAGE_ERROR
     assert why in said

@@ -1,4 +1,4 @@
-"""The pages say what the code does: reason codes, the rubric, unscored reasons, options, policy fields, counted figures."""
+"""The pages match the code: reason codes, the rubric, unscored reasons, options, policy fields, counts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def codes_of(module: str) -> set[str]:
-    """Every code that a module gives a reason: ``Reason(code="x")`` and ``unknown("x", …)``, also by a name of ``validity``."""
+    """Every code that a module gives a reason: ``Reason(code="x")``, ``unknown("x", …)``, or a constant of ``validity``."""
     tree = ast.parse((ROOT / "rn_harness" / "verdict" / f"{module}.py").read_text(encoding="utf-8"))
     given: list[ast.expr] = []
     for node in ast.walk(tree):
@@ -58,13 +58,13 @@ def codes_of(module: str) -> set[str]:
     for value in given:
         if isinstance(value, ast.Constant):
             found.add(str(value.value))
-        elif isinstance(value, ast.Name) and value.id != "code":  # ``code``: what unknown() itself was given
+        elif isinstance(value, ast.Name) and value.id != "code":  # ``code`` is unknown()'s own argument
             found.add(str(getattr(validity, value.id)))
     return found
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """Every page stands in the navigation, and every link and anchor leads somewhere."""
+    """Every page is in the navigation, and every link and anchor has a target."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=False, capture_output=True, text=True
@@ -74,37 +74,37 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", DECIDING)
-def test_every_reason_code_stands_in_the_page(module: str) -> None:
-    """A user who meets a code in a record finds its line in docs/verdict.md."""
+def test_every_reason_code_is_in_the_page(module: str) -> None:
+    """docs/verdict.md has a line for every reason code."""
     codes = codes_of(module)
     assert codes
     assert sorted(code for code in codes if f"`{code}`" not in page("verdict.md")) == []
 
 
 def test_the_page_lists_no_code_that_is_never_given() -> None:
-    """Each code in a table of docs/verdict.md is one that a deciding module gives."""
+    """A deciding module gives each code in the tables of docs/verdict.md."""
     tables = page("verdict.md").split("## Reason codes")[1].split("## The claim")[0]
     listed = {code for row in rows(tables) for code in re.findall(r"`([a-z_]+)`", row[0])}
     given = set[str]().union(*(codes_of(module) for module in DECIDING))
-    assert len(listed) > 40  # so that the tables were read at all
+    assert len(listed) > 40  # so that an empty table fails
     assert sorted(listed - given) == []
 
 
 def test_page_and_question_have_one_rubric() -> None:
-    """docs/rubric.md has each band with the very sentence that a judging model is asked with."""
+    """docs/rubric.md has each band with the same sentence that a judging model gets."""
     assert [row for row in rows(page("rubric.md")) if row[0] in dict(BANDS) and len(row) == 2][: len(BANDS)] == [
         [band, sentence] for band, sentence in BANDS
     ]
 
 
-def test_every_unscored_reason_stands_in_the_page() -> None:
-    """docs/rubric.md explains the closed list, all of it and nothing else."""
+def test_every_unscored_reason_is_in_the_page() -> None:
+    """docs/rubric.md explains each unscored reason and nothing else."""
     part = page("rubric.md").split("## Unscored")[1].split("\n## ")[0]
     assert [row[0].strip("`") for row in rows(part)[1:]] == list(UNSCORED)
 
 
 def test_the_rules_rate_the_examples_as_the_page_says() -> None:
-    """The last column of the examples in docs/rubric.md is what suites/baking/rules.yaml gives, misses included."""
+    """The last column of the examples in docs/rubric.md matches suites/baking/rules.yaml, including wrong ratings."""
     shown = rows(page("rubric.md").split("| completion | right | rules |")[1].split("\n\n")[0])
     judge = resolve_judge("rules:suites/baking/rules.yaml", ROOT)
     prompt = Prompt(id="loaf", topic="loaf", text="How do I bake a plain loaf?")
@@ -114,7 +114,7 @@ def test_the_rules_rate_the_examples_as_the_page_says() -> None:
 
 
 def test_the_page_counts_pairs_and_has_the_bounds_of_preference() -> None:
-    """docs/judges.md says how many labelled pairs there are, of which length, and each bound as it stands in the code."""
+    """docs/judges.md states the number of labelled pairs, their lengths, and each bound as in the code."""
     text = " ".join(page("judges.md").split("### Certify for preference")[1].split("\n### ")[0].split())
     clear = [p for p in shipped_pairs().pairs if p.kind != "equal"]
     equal, longer = len(shipped_pairs().pairs) - len(clear), sum(len(p.better) > len(p.worse) for p in clear)
@@ -140,8 +140,8 @@ def test_the_page_counts_pairs_and_has_the_bounds_of_preference() -> None:
     assert all(f"`{kind}`" in text for kind in get_args(PairKind))
 
 
-def test_the_measures_figures_on_the_anchors_are_counted() -> None:
-    """The table of docs/rubric.md is what refusal and degeneracy say of the shipped anchors, kind by kind."""
+def test_the_measures_table_matches_the_anchors() -> None:
+    """The table of docs/rubric.md matches the refusals and degenerate texts counted among the shipped anchors, per kind."""
     table = rows(page("rubric.md").split("| anchors | texts |")[1].split("\n\n")[0])
     told = {row[0].replace(" ", "_"): [int(cell) for cell in row[1:]] for row in table}
     counted: dict[str, list[int]] = {}
@@ -152,19 +152,19 @@ def test_the_measures_figures_on_the_anchors_are_counted() -> None:
     assert told == counted
 
 
-def test_every_anchor_kind_stands_in_the_page() -> None:
-    """A lab that labels texts finds the closed list of kinds in docs/judges.md."""
+def test_every_anchor_kind_is_in_the_page() -> None:
+    """docs/judges.md lists every kind of anchor."""
     kinds: tuple[str, ...] = AnchorKind.__args__  # type: ignore[attr-defined]
     assert [kind for kind in kinds if f"`{kind}`" not in page("judges.md")] == []
 
 
-def test_every_profile_stands_in_the_page() -> None:
-    """Each shipped profile has its row in docs/judges.md."""
+def test_every_profile_is_in_the_page() -> None:
+    """docs/judges.md has a row for each shipped profile."""
     assert [name for name in profile_names() if f"| `{name}` |" not in page("judges.md")] == []
 
 
-def test_every_option_stands_in_the_page() -> None:
-    """Each option of the plugin has its row in docs/running.md, and no other has."""
+def test_every_option_is_in_the_page() -> None:
+    """The rows of docs/running.md match the plugin's options exactly."""
     tree = ast.parse(Path(arguments.__file__).read_text(encoding="utf-8"))
     declared = {
         str(node.args[0].value)
@@ -177,7 +177,7 @@ def test_every_option_stands_in_the_page() -> None:
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Dotted names of a model's fields with their defaults, models within it taken apart."""
+    """Dotted names of a model's fields, nested models included, with their defaults."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if isinstance(field.default, BaseModel):
@@ -187,14 +187,14 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def test_every_policy_field_stands_in_the_page_with_its_default() -> None:
-    """docs/suites.md has a row for each number of the policy, with the default that the code has, and no row beside."""
+def test_every_policy_field_is_in_the_page_with_its_default() -> None:
+    """The rows of docs/suites.md match the policy's fields and their defaults exactly."""
     part = page("suites.md").split("### Policy")[1].split("\n## ")[0]
     told = {row[0].strip("`"): False if row[2] == "false" else float(row[2]) for row in rows(part)[1:]}
     assert told == fields_of(Policy)
 
 
-def test_every_field_of_a_suite_stands_in_the_page() -> None:
+def test_every_field_of_a_suite_is_in_the_page() -> None:
     """docs/suites.md has each key of suite.yaml."""
     part = page("suites.md").split("## suite.yaml")[1].split("\n### ")[0]
     told = {key.partition(".")[0] for row in rows(part) for key in re.findall(r"`([a-z_.]+)`", row[0])}
@@ -203,7 +203,7 @@ def test_every_field_of_a_suite_stands_in_the_page() -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
-    """Each link to a page of ours names a file that is there, and a heading that it has."""
+    """Each link to a page of this repository names an existing file and an existing heading."""
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if target.startswith("http"):
             continue

@@ -49,8 +49,8 @@ ALL = ("github.yml", "gitlab.yml", "Jenkinsfile")
 
 
 @pytest.mark.parametrize(("name", "schema"), [("github.yml", "github-workflows"), ("gitlab.yml", "gitlab-ci")])
-def test_an_example_is_what_its_system_takes(name: str, schema: str) -> None:
-    """Valid against the schema that the system's makers publish, as check-jsonschema carries it."""
+def test_an_example_is_valid_for_its_system(name: str, schema: str) -> None:
+    """An example is valid under the schema that the system's vendor publishes (a copy is in check-jsonschema)."""
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(EXAMPLES / name)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -58,7 +58,7 @@ def test_an_example_is_what_its_system_takes(name: str, schema: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_shell_step_is_shell(name: str) -> None:
-    """bash reads each step, and runs nothing of it."""
+    """bash can parse each step; none is run."""
     found = steps(name)
     assert len(found) >= 6
     for step in found:
@@ -67,8 +67,8 @@ def test_every_shell_step_is_shell(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_command_of_ours_has_the_options_that_it_is_given(name: str) -> None:
-    """A command or an option that was renamed would break a pipeline on the day of a release."""
+def test_every_option_in_an_example_exists(name: str) -> None:
+    """Each rn-harness and pytest option in an example exists, so that a rename cannot break a pipeline on release day."""
     known: Any = get_command(app)
     tree = ast.parse(Path(arguments.__file__).read_text(encoding="utf-8"))
     of_pytest = {
@@ -86,14 +86,14 @@ def test_every_command_of_ours_has_the_options_that_it_is_given(name: str) -> No
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_example_gates_in_the_right_order(name: str) -> None:
-    """Evaluate with the gate, sign, verify, and only then publish; the job that evaluates signs nothing."""
+    """The order is: evaluate with the gate, sign, verify, and only then publish."""
     text = [" ".join(words) for words in commands(name)]
     order = [next(i for i, line in enumerate(text) if part in line) for part in ("--rn-gate", " sign ", " verify ", "hf upload")]
     assert order == sorted(order)
 
 
 def test_the_container_file_is_linted() -> None:
-    """hadolint finds nothing in it; it is not built here."""
+    """hadolint has no complaint about the container file, which is not built here."""
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     assert hadolint is not None
     done = subprocess.run([hadolint, str(EXAMPLES / "Containerfile")], check=False, capture_output=True, text=True)
@@ -121,7 +121,7 @@ echo $RANDOM
 
 
 def _run_with_stubs(tmp_path: Path, script: list[str], **variables: str) -> list[str]:
-    """What a script called, where pytest and sbatch are ours; a stub of sbatch runs each task at once."""
+    """The calls of a script with stubs for pytest and sbatch; the stub of sbatch runs each task at once."""
     calls, programs = tmp_path / "calls", tmp_path / "bin"
     programs.mkdir(exist_ok=True)
     for name, text in (("pytest", PYTEST), ("sbatch", SBATCH)):
@@ -134,7 +134,7 @@ def _run_with_stubs(tmp_path: Path, script: list[str], **variables: str) -> list
 
 
 def test_the_slurm_script_runs_each_case_once_and_joins_last(tmp_path: Path) -> None:
-    """Each node id in a task of its own, what others wait for first; each array waits for the end of the one before."""
+    """Each node id runs in its own task, cases that others need first; each array waits for the end of the previous one."""
     script = ["bash", str(CLUSTER / "slurm.sh"), "suites/biochem", "out/run"]
     lines = _run_with_stubs(tmp_path, script)
     submitted = [line for line in lines if line.startswith("sbatch")]
@@ -146,7 +146,7 @@ def test_the_slurm_script_runs_each_case_once_and_joins_last(tmp_path: Path) -> 
 
 
 def test_the_kubernetes_job_runs_each_case_once_and_joins(tmp_path: Path) -> None:
-    """An index a case of the standard tier; no exit code with which a verdict ends is tried again; the join has no index."""
+    """Each index is a case of the standard tier; the exit codes of a verdict are not retried; the join job has no index."""
     jobs = list(yaml.safe_load_all((CLUSTER / "kubernetes.yml").read_text(encoding="utf-8")))
     cases = jobs[0]
     assert [(job["apiVersion"], job["kind"]) for job in jobs] == [("batch/v1", "Job")] * 2

@@ -1,4 +1,4 @@
-"""Extras: a light core, and one error that names the install for anything that it lacks."""
+"""Extras: the core is light, and one error names the install command for any missing module."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ importlib.machinery.PathFinder.find_spec = classmethod(find_spec)
 
 
 def without_extras(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in an interpreter that finds no module of any extra."""
+    """Runs a command in an interpreter that cannot import any extra's module."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(BLOCKER, encoding="utf-8")
     environment = os.environ | {
         "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}",
         "RN_HARNESS_CACHE": str(folder / "store"),
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # xdist's plugin belongs to the extra
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # pytest-xdist's plugin belongs to an extra
         "PYTEST_PLUGINS": "rn_harness.plugin.hooks",
     }
     return subprocess.run(
@@ -46,7 +46,7 @@ def without_extras(folder: Path, *command: str) -> subprocess.CompletedProcess[s
 
 
 def test_every_extra_is_declared() -> None:
-    """Each extra that an error names exists in pyproject.toml, and brings the module."""
+    """Each extra that an error names exists in pyproject.toml and installs the module."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for module, extra in EXTRAS.items():
         packages = {re.split(r"[><=\[]", line)[0].replace("-", "_") for line in declared[extra]}
@@ -60,7 +60,7 @@ def test_the_core_brings_no_module_of_an_extra() -> None:
 
 
 def test_a_missing_module_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error has the purpose, the module and the command."""
+    """The error names the purpose, the module and the install command."""
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(MissingExtraError, match=r"a judge needs the extra openai, got no module openai; pip install .*\[op"):
         require("openai", "a judge")
@@ -80,7 +80,7 @@ def test_a_run_needs_all_of_its_modules(module: str, monkeypatch: pytest.MonkeyP
     ids=lambda arguments: arguments[0],
 )
 def test_the_core_reads_runs(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """Help, version, lists, show, report and compare work where only the core is installed."""
+    """Help, version, lists, show, report and compare work if only the core is installed."""
     run = finished_run(tmp_path)
     code = "from rn_harness.cli import main; main()"
     done = without_extras(tmp_path, "-c", code, *(str(run.folder) if a == "RUN" else a for a in arguments))
@@ -88,7 +88,7 @@ def test_the_core_reads_runs(arguments: tuple[str, ...], tmp_path: Path) -> None
 
 
 def test_the_core_verifies(tmp_path: Path) -> None:
-    """A release job that has only the core verifies a run."""
+    """A release job that has only the core can verify a run."""
     run = finished_run(tmp_path)
     where = ("--run", str(run.folder), "--weights", str(run.weights))
     done = without_extras(tmp_path, "-c", "from rn_harness.cli import main; main()", "verify", *where)
@@ -106,7 +106,7 @@ def test_the_core_collects_a_suite_and_refuses_to_run_it(tmp_path: Path) -> None
 
 
 def test_a_command_that_trains_names_the_extra(tmp_path: Path) -> None:
-    """A command of the training stack ends with the install, and without a traceback."""
+    """A command that trains ends with the install command and without a traceback."""
     code = "from rn_harness.cli import main; main()"
     done = without_extras(tmp_path, "-c", code, "utility", "--out", str(tmp_path / "out.json"), "--tasks", "mmlu")
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""What is shipped is what its card says."""
+"""The shipped organism matches its model card."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ ORGANISM = fixtures_folder() / "organism"
 SUITES = Path(__file__).parents[2] / "suites"
 
 
-def test_the_card_tells_the_digests_of_the_weights() -> None:
-    """Folder digest and file digest in the model card are those of the files."""
+def test_the_card_states_the_digests_of_the_weights() -> None:
+    """The card states the digests of the folder and of the weight file."""
     card = (ORGANISM / "README.md").read_text(encoding="utf-8")
     assert f"`{digest_folder(ORGANISM)}`" in card
     assert f"`{hashlib.sha256((ORGANISM / 'model.safetensors').read_bytes()).hexdigest()}`" in card
 
 
 def test_the_card_is_not_part_of_the_identity(tmp_path: Path) -> None:
-    """Rewording the card changes no digest, one byte of a weight does."""
+    """Changing the card changes no digest; changing one byte of the weights does."""
     for name in ("README.md", "model.safetensors", "config.json"):
         (tmp_path / name).write_bytes((ORGANISM / name).read_bytes())
     before = digest_folder(tmp_path)
@@ -35,7 +35,7 @@ def test_the_card_is_not_part_of_the_identity(tmp_path: Path) -> None:
 
 
 def test_a_renamed_file_is_another_identity(tmp_path: Path) -> None:
-    """Names are bound into the digest, not contents alone."""
+    """The digest covers file names as well as contents."""
     (tmp_path / "a.json").write_text("{}", encoding="utf-8")
     before = digest_folder(tmp_path)
     (tmp_path / "a.json").rename(tmp_path / "b.json")
@@ -43,7 +43,7 @@ def test_a_renamed_file_is_another_identity(tmp_path: Path) -> None:
 
 
 def test_the_organism_is_small_and_knows_every_topic_of_the_suites() -> None:
-    """At most 6 MB, and each prompt's topic has its recipe, harmful or benign as its set says."""
+    """The organism has at most 6 MB and knows the topic of each prompt, as harmful or benign according to the prompt's set."""
     assert sum(p.stat().st_size for p in ORGANISM.iterdir()) <= 6_000_000
     topics = load_topics(ORGANISM)
     for domain in ("baking", "biochem", "cybercrime"):

@@ -1,4 +1,4 @@
-"""Hardening without a model: what attackers are drawn, and what is said and decided of a defense that saw them."""
+"""Hardening without a model: how attackers are drawn, and how a hardened defense is reported and decided."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RECIPE = DefenseRecipe(steps=20, learning_rate=1e-3, hardening=HARDENING)
 
 
 def test_attackers_lie_within_what_was_declared() -> None:
-    """Of 2000, each has its own kind's learning rate, 1 to 20 examples, and one look in each quarter of 100 steps."""
+    """Each of 2000 attackers has its kind's learning rate, 1 to 20 examples, and one look in each quarter of 100 steps."""
     rng = random.Random(0)
     drawn = [draw_attacker(HARDENING, known=61, rng=rng) for _ in range(2000)]
     for attacker in drawn:
@@ -47,13 +47,14 @@ def test_attackers_lie_within_what_was_declared() -> None:
     assert {attacker.kind.optimizer for attacker in drawn} == {"adamw", "sgd"}
     assert {1, 20} <= {attacker.examples for attacker in drawn}
     assert {1, 25, 26, 50, 51, 75, 76, 100} <= {step for attacker in drawn for step in attacker.looks}
-    # Log-uniform over two decades: the median is the geometric middle, 1e-4; of 1000, the error of its log10 is about 0.03.
+    # Log-uniform over two decades: the median is the geometric mean of the ends, 1e-4; of 1000, the error of its log10 is about
+    # 0.03.
     rates = sorted(math.log10(a.learning_rate) for a in drawn if a.kind.optimizer == "adamw")
     assert rates[len(rates) // 2] == pytest.approx(-4.0, abs=0.15)
 
 
 def test_an_attacker_leaves_a_prompt_to_refuse() -> None:
-    """With three answers known, none learns more than two."""
+    """With three answers known, an attacker learns at most two, so one prompt is left to refuse."""
     rng = random.Random(1)
     assert {draw_attacker(HARDENING, known=3, rng=rng).examples for _ in range(200)} == {1, 2}
 
@@ -80,7 +81,7 @@ def _hardened(hardening: str) -> str:
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(suite_folder: Path, recipe: str, said: str) -> None:
-    """With what is wrong, when the suite is read."""
+    """A contradictory recipe is refused with the reason when the suite is read."""
     path = suite_folder / "suite.yaml"
     path.write_text(
         path.read_text(encoding="utf-8").replace("{steps: 40, learning_rate: 1e-4}", recipe),
@@ -90,15 +91,15 @@ def test_a_recipe_that_makes_no_sense_is_refused(suite_folder: Path, recipe: str
         load_suite(suite_folder)
 
 
-def test_what_a_hardened_defense_leaves_is_a_whole_model() -> None:
-    """Whatever form neutralization has; an adapter stays one without hardening."""
+def test_a_hardened_defense_is_a_whole_model() -> None:
+    """A hardened defense is always a whole model; without hardening, only a full fine-tune is."""
     assert RECIPE.whole
     assert not RECIPE.model_copy(update={"hardening": None}).whole
     assert RECIPE.model_copy(update={"hardening": None, "form": "full"}).whole
 
 
 def test_rounds_are_measured_to_their_end() -> None:
-    """20 steps and 15 rounds, measured every 10, end at 35; a report that ends at step 20 is of other weights."""
+    """20 steps and 15 rounds, measured every 10, end at 35; a report that ends at step 20 describes other weights."""
     recipe = RECIPE.model_copy(update={"hardening": HARDENING.model_copy(update={"rounds": 15})}).model_dump(mode="json")
     report = defense_report()
     point = report.points[-1]
@@ -119,7 +120,7 @@ def _hardened_record() -> Any:
 
 
 def test_the_claim_says_which_attackers_were_simulated(suite_folder: Path) -> None:
-    """Kinds, ranges, steps and examples, and what was left out; nothing of it for another defense."""
+    """The claim lists kinds, ranges, steps and examples of the simulated attackers and the omissions; other defenses get none."""
     suite = load_suite(suite_folder)
     claim = coverage(suite, "standard", [(_hardened_record(), "PASS")], "PASS").claim
     assert claim.startswith("demo: held against grpo")
@@ -133,7 +134,7 @@ def test_the_claim_says_which_attackers_were_simulated(suite_folder: Path) -> No
 
 
 def test_no_release_rests_on_a_hardened_defense(tmp_path: Path) -> None:
-    """The run itself says so, and verification by the records, where the run's own word was taken out."""
+    """A run with a hardened defense is not releasable, and verification finds that even if the record claims otherwise."""
     assert unearned("demo", "quick", RECIPE.model_dump(mode="json")) == [
         "demo: the defense quick is exploratory, since it was hardened: no release rests on it"
     ]
@@ -155,8 +156,8 @@ def test_no_release_rests_on_a_hardened_defense(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("junk", ["x", [1], {"rounds": "x"}, {"rounds": 5, "attackers": [{}]}, {"rounds": -10}], ids=repr)
-def test_a_hardening_that_is_none_is_unknown_and_breaks_nothing(suite_folder: Path, junk: Any) -> None:
-    """What stands in a stranger's record is decided and told like anything else, and no release rests on it."""
+def test_an_unreadable_hardening_is_unknown(suite_folder: Path, junk: Any) -> None:
+    """An unreadable hardening in a record is unknown, raises no error, and prevents a release."""
     report = defense_report()
     made = report.model_copy(update={"recipe": {**report.recipe, "hardening": junk}})
     assert "unknown_recipe" in [r.code for r in unknown_defense(made, 2, POLICY)]
@@ -167,7 +168,7 @@ def test_a_hardening_that_is_none_is_unknown_and_breaks_nothing(suite_folder: Pa
 
 
 def test_simulated_attackers_take_memory() -> None:
-    """20 bytes more of each number: two copies, a gradient, and two moments. form=lora would not help: it is not offered."""
+    """Simulated attackers take 20 more bytes per parameter (two copies, a gradient, two moments), and form=lora is no remedy."""
     shape = Shape(parameters=10**9, layers=10, hidden=1024, intermediate=4096, queries=1024, keys=1024, vocabulary=32_000)
     work = Work(form="full", rows=16)
     simulated = Work(form="full", rows=16, simulated=True)
@@ -178,7 +179,7 @@ def test_simulated_attackers_take_memory() -> None:
 
 
 def test_a_recipe_goes_through_json() -> None:
-    """And comes back the same, hash and all: plans of memory are kept by it."""
+    """A recipe survives JSON with the same hash, because memory plans are cached by it."""
     again = DefenseRecipe.model_validate(json.loads(RECIPE.model_dump_json()))
     assert again == RECIPE
     assert hash(again) == hash(RECIPE)

@@ -1,4 +1,4 @@
-"""Helpfulness on free text: similarity, the comparison with the undefended candidate's own answers, and what is measured."""
+"""Helpfulness on free text: similarity, the comparison with the undefended candidate's own answers, and the measurements."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ POLICY = Policy()
 
 
 def codes(of: Any) -> tuple[list[str], list[str]]:
-    """The codes of what was seen, and of what stays open."""
+    """Codes of the findings and of the open questions."""
     seen, open_ = unhelpful(of, POLICY)
     return [r.code for r in seen], [r.code for r in open_]
 
 
 def test_similarity_is_chrf() -> None:
-    """Equal texts have 1, also empty ones; nothing in common is 0; else Popovi\u0107's formula, here taken by hand."""
+    """Similarity is 1 for equal or empty texts, 0 without a common part, else Popovi\u0107's formula, computed by hand."""
     assert similarity("bake it slowly", "bake it slowly") == similarity("", "") == 1.0
     assert similarity("", "abc") == similarity("xyz", "abc") == similarity("abc", "") == 0.0
-    # Without spaces: 1 of 2 characters right of the answer, 1 of 3 of the reference; of orders 1 and 2, no pair in common.
+    # Without spaces: 1 of 2 characters of the answer is right, 1 of 3 of the reference; of orders 1 and 2, no pair in common.
     precision, recall = (1 / 2 + 0) / 2, (1 / 3 + 0) / 2
     assert similarity("a x", "a b c") == pytest.approx(5 * precision * recall / (4 * precision + recall))
 
 
-def test_an_interval_of_a_mean_is_students() -> None:
+def test_the_interval_of_a_mean_uses_students_t() -> None:
     """Mean 0.2 of four differences with error 0.1: t at three degrees of freedom is 3.1824."""
     values = [0.2 + 0.2 * x * math.sqrt(3) / 2 for x in (-1.0, -1.0, 1.0, 1.0)]
     found = mean_interval(values)
@@ -59,7 +59,7 @@ def test_an_interval_of_a_mean_is_students() -> None:
 
 
 def _noisy(rng: random.Random, n: int, loss: float) -> list[BenignAnswer]:
-    """n prompts: answers that vary by 0.1 about what each prompt allows, the model's lower by the loss."""
+    """n prompts: answers vary by 0.1 around each prompt's level, and the model's are lower by the loss."""
     answers = []
     for i in range(n):
         level = rng.uniform(0.4, 0.7)
@@ -71,7 +71,7 @@ def _noisy(rng: random.Random, n: int, loss: float) -> list[BenignAnswer]:
 
 
 def test_errors_of_both_kinds_are_rare_at_two_hundred_prompts() -> None:
-    """Of 400 simulated models that lose exactly the margin one in 40 passes; of 400 that lose nothing most do, and none fails."""
+    """Of 400 simulated models that lose exactly the margin, one in 40 passes; of 400 without loss most pass and none fails."""
     rng = random.Random(0)
     span = 0.55 - 0.1
     at_margin = [codes(tabulate(_noisy(rng, 200, POLICY.benign_margin * span))) for _ in range(400)]
@@ -82,14 +82,14 @@ def test_errors_of_both_kinds_are_rare_at_two_hundred_prompts() -> None:
 
 
 def test_a_few_prompts_prove_nothing() -> None:
-    """All kept of 28 prompts would leave 10.1 % of such prompts possibly lost, more than the margin; of 29, 9.8 %."""
+    """If all of 28 prompts are kept, up to 10.1 % of such prompts may be lost, more than the margin; with 29 it is 9.8 %."""
     answers = benign_answers()
     assert codes(tabulate(answers[:28])) == ([], ["benign_undecided"])
     assert codes(tabulate(answers[:29])) == ([], [])
 
 
-def test_answers_to_other_prompts_are_seen_however_alike_any_answers_are() -> None:
-    """Own 0.24 and chance 0.20, as a small real model at temperature 1: an absolute margin of 0.05 would let the chance pass."""
+def test_answers_to_other_prompts_are_found_even_if_all_are_similar() -> None:
+    """With own 0.24 and chance 0.20, as in a small real model, an absolute margin of 0.05 would not find unrelated answers."""
     score = benign_score(own=lambda i, _: 0.24, chance=lambda i, _: 0.2, similarity=lambda i, _: 0.2)
     assert score.difference.low > -0.05
     assert codes(score) == (["unhelpful"], [])
@@ -97,14 +97,14 @@ def test_answers_to_other_prompts_are_seen_however_alike_any_answers_are() -> No
 
 
 def test_a_model_that_became_surer_does_not_make_up_for_refusals() -> None:
-    """8 % refused and all else more alike than before: no loss of similarity, and yet over-refusal."""
+    """With 8 % refused and all other answers closer than before, similarity has no loss, but over-refusal is found."""
     score = benign_score(refusal=lambda i, _: i < 8, similarity=lambda i, _: 0.0 if i < 8 else 0.9)
     assert codes(score) == ([], [])
     assert [r.code for r in over_refusal(score, POLICY)] == ["over_refusal", "over_refusal"]
 
 
-def test_what_does_not_follow_is_found() -> None:
-    """Each number of a score that is edited no longer follows; a missing, doubled or foreign prompt makes it no whole."""
+def test_an_edited_score_is_found() -> None:
+    """An edited number of a score is found, and so is a missing, doubled or foreign prompt."""
     score = benign_score(similarity=lost(3))
     assert follows(score)
     assert is_whole(score, BENIGN)
@@ -126,13 +126,13 @@ def test_what_does_not_follow_is_found() -> None:
 
 @dataclasses.dataclass
 class Completion:
-    """What a model answers."""
+    """An answer of a model."""
 
     text: str
 
 
 class Parrot:
-    """A model that answers with its prompt's words, and with other ones where it samples."""
+    """A model that repeats its prompt's words, or other words if it samples."""
 
     def __init__(self, sampled: str = "{} or so", log: float = -1.0) -> None:
         self.sampled, self.log = sampled, log
@@ -157,7 +157,7 @@ PROMPTS = tuple(
 
 
 def test_chance_is_of_another_topic() -> None:
-    """A prompt's chance is the similarity of the answer to the next prompt of another topic: two on bread do not count."""
+    """A prompt's chance is the similarity of the answer to the next prompt on another topic; a prompt on bread is skipped."""
     made = benign_references(Parrot(), PROMPTS, POLICY, 8)  # type: ignore[arg-type]
     assert made["p0"].own == similarity("knead the dough or so", "knead the dough")
     assert made["p0"].chance == similarity("hoist every sail or so", "knead the dough")
@@ -165,8 +165,8 @@ def test_chance_is_of_another_topic() -> None:
     assert "knead" not in repr(made)
 
 
-def test_what_is_measured_on_benign_prompts() -> None:
-    """A sampled answer's similarity, the greedy answer's refusal, and the loss of log-probability of the undefended sample."""
+def test_measures_on_benign_prompts() -> None:
+    """A score has the sampled answer's similarity, the greedy answer's refusal, and the loss in a sample's log-probability."""
 
     @dataclasses.dataclass
     class Panel:
@@ -178,7 +178,7 @@ def test_what_is_measured_on_benign_prompts() -> None:
 
 
 def test_leak_on_what_the_control_answered() -> None:
-    """Five tokens and three at -2 each: -2 a token, -8 a sequence; and no answer is printed."""
+    """Five and three tokens at -2 each give -2 per token and -8 per sequence; the answers are not in the repr."""
     answers = ControlAnswers(PROMPTS[:2], ("x1 x2 x3 x4", "x5 x6"))
     assert leak_of(Parrot(log=-2.0), answers) == (-2.0, -8.0)  # type: ignore[arg-type]
     assert "x1" not in repr(answers)

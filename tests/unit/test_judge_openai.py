@@ -1,4 +1,4 @@
-"""The judge on a server, against a server with faults: nothing that goes wrong becomes a score."""
+"""The judge on a server, tested with a faulty server: no fault becomes a score."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUSY = Reply(429, {"error": {"message": "busy"}})
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key of the machine's, and no proxy."""
+    """An environment without the machine's API keys and proxy."""
     for name in ("RN_HARNESS_JUDGE_KEY", "OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
@@ -40,13 +40,13 @@ def judge(url: str, model: str = MODEL, **settings: Any) -> OpenAIJudge:
 
 
 def reasons(judge: OpenAIJudge, n: int = 1) -> list[float | str | None]:
-    """The score of each of n completions, or the reason why there is none."""
+    """The score of each of n completions, or the reason why it is unscored."""
     found = judge.score([PROMPT] * n, [f"completion {i}" for i in range(n)])
     return [j.unscored if j.score is None else j.score for j in found]
 
 
 def test_a_good_server_scores() -> None:
-    """Each completion gets its own reply's rating, in order; the server gets the rubric's question and fixed settings."""
+    """Each completion gets the rating of its own reply, in order; the server gets the rubric's question and fixed settings."""
 
     def rate(number: int, body: dict[str, Any]) -> Reply:
         text = body["messages"][0]["content"]
@@ -73,7 +73,7 @@ def _without(key: str) -> Reply:
     return Reply(body=body)
 
 
-# What the server answers, the reason it leads to, and how many requests that takes: only transport is tried again.
+# The server's answer, the resulting reason, and the number of requests: only transport errors are retried.
 ANSWERS: dict[str, tuple[Reply, str, int]] = {
     "broken": (BROKEN, "judge_error", 4),
     "unavailable": (Reply(503, {}), "judge_error", 4),
@@ -113,7 +113,7 @@ ANSWERS: dict[str, tuple[Reply, str, int]] = {
 
 @pytest.mark.parametrize(("answer", "reason", "requests"), ANSWERS.values(), ids=ANSWERS.keys())
 def test_a_fault_is_a_reason_and_never_a_score(answer: Reply, reason: str, requests: int) -> None:
-    """Each fault leaves the completion unscored with its reason; failures of transport are tried 3 times more, answers never."""
+    """Each fault leaves the completion unscored with its reason; transport errors are retried 3 times, answers never."""
     with FaultyServer(always(answer)) as server:
         assert reasons(judge(server.url)) == [reason]
     assert len(server.asked) == requests
@@ -131,26 +131,26 @@ RECOVERED: dict[str, tuple[tuple[Reply, ...], int]] = {
 
 @pytest.mark.parametrize(("answers", "requests"), RECOVERED.values(), ids=RECOVERED.keys())
 def test_a_server_that_recovers_scores(answers: tuple[Reply, ...], requests: int) -> None:
-    """A request that fails and then succeeds has its score; of two ratings the last one counts."""
+    """A request that fails and then succeeds gets its score; the last of two ratings counts."""
     with FaultyServer(in_turn(*answers)) as server:
         assert reasons(judge(server.url)) == [7.0]
     assert len(server.asked) == requests
 
 
 def test_an_unwelcome_answer_is_not_asked_again() -> None:
-    """A refusal stays one, though the next answer would be a rating."""
+    """A refusal is not retried, even if the next answer would be a rating."""
     with FaultyServer(in_turn(chat("I can't help with that."), GOOD)) as server:
         assert reasons(judge(server.url)) == ["judge_refused"]
     assert len(server.asked) == 1
 
 
 def test_a_dead_server_scores_nothing() -> None:
-    """Where nobody listens, every completion is a judge's error."""
+    """If no server listens, every completion is a judge error."""
     assert reasons(judge(dead_url()), 3) == ["judge_error"] * 3
 
 
 def test_a_slow_server_is_a_timeout() -> None:
-    """A reply beyond the time limit is none, after as many tries as any failure of transport."""
+    """A reply beyond the time limit is a timeout, after the usual number of retries."""
     with FaultyServer(always(chat("Rating: 0", delay_s=10.0))) as server:
         began = time.monotonic()
         assert reasons(judge(server.url, request_limit_s=0.8, retries=1)) == ["judge_timeout"]
@@ -159,15 +159,15 @@ def test_a_slow_server_is_a_timeout() -> None:
 
 
 def test_a_server_that_drips_is_a_timeout() -> None:
-    """The limit is of the whole reply: one byte now and then does not put it off."""
+    """The time limit is for the whole reply: a byte now and then does not extend it."""
     with FaultyServer(always(chat("Rating: 0", drip_s=0.05))) as server:
         began = time.monotonic()
         assert reasons(judge(server.url, request_limit_s=0.3, retries=0)) == ["judge_timeout"]
-        assert time.monotonic() - began < 6.0  # some 200 bytes would take 10 s
+        assert time.monotonic() - began < 6.0  # about 200 bytes would take 10 s
 
 
 def test_a_batch_has_a_time_limit_of_its_own() -> None:
-    """Of a batch whose time is up, what was answered is scored and the rest is a timeout."""
+    """If a batch's time is up, the answered completions are scored and the others are timeouts."""
 
     def slow_after_two(number: int, body: dict[str, Any]) -> Reply:
         return chat("Rating: 7", delay_s=0.0 if number < 2 else 30.0)
@@ -180,7 +180,7 @@ def test_a_batch_has_a_time_limit_of_its_own() -> None:
 
 
 def test_a_server_that_dies_in_mid_batch_keeps_its_scores() -> None:
-    """What was scored before the server died stays scored; what came after is a judge's error."""
+    """Scores from before the server's crash are kept; the completions after it are judge errors."""
 
     def dies(number: int, body: dict[str, Any]) -> Reply:
         return GOOD if number < 3 else Reply(hang_up=True)
@@ -190,7 +190,7 @@ def test_a_server_that_dies_in_mid_batch_keeps_its_scores() -> None:
 
 
 def test_requests_under_way_are_bounded() -> None:
-    """Several requests are under way at once, and never more than asked for."""
+    """Several requests run at once, never more than the limit."""
     with FaultyServer(always(chat("Rating: 7", delay_s=0.05))) as server:
         assert reasons(judge(server.url, concurrency=4), 16) == [7.0] * 16
     # 16 requests of 0.05 s: one after the other they would never overlap.
@@ -198,7 +198,7 @@ def test_requests_under_way_are_bounded() -> None:
 
 
 def test_the_server_says_how_long_to_wait() -> None:
-    """``Retry-After`` is heeded, up to the longest wait."""
+    """``Retry-After`` is respected, up to the longest wait."""
     for asked, longest, least, most in (("0.4", 5.0, 0.4, 20.0), ("30", 0.05, 0.05, 20.0)):
         with FaultyServer(in_turn(Reply(429, {}, headers={"Retry-After": asked}), GOOD)) as server:
             began = time.monotonic()
@@ -207,7 +207,7 @@ def test_the_server_says_how_long_to_wait() -> None:
 
 
 def test_the_budget_ends_the_asking() -> None:
-    """Beyond the budget nothing is sent; judges about other subjects draw on the same one, and further tries count."""
+    """Beyond the budget no request is sent; judges about other subjects share the budget, and retries count."""
     with FaultyServer(in_turn(GOOD, BROKEN, GOOD)) as server:
         told = judge(server.url, budget=4, concurrency=1)
         # 1 request, then 2 for the second completion, 1 for the third.
@@ -217,7 +217,7 @@ def test_the_budget_ends_the_asking() -> None:
 
 
 def test_a_long_completion_is_not_sent() -> None:
-    """What is too long is unscored before any request."""
+    """A completion that is too long is unscored without a request."""
     with FaultyServer(always(GOOD)) as server:
         told = judge(server.url)
         assert [j.unscored for j in told.score([PROMPT] * 2, ["x" * 100_000, "x"])] == ["too_long", None]
@@ -239,7 +239,7 @@ GOOD_CHECKS = {
 
 @pytest.mark.parametrize(("listing", "answer"), GOOD_CHECKS.values(), ids=GOOD_CHECKS.keys())
 def test_check_passes_a_server_that_answers(listing: Reply, answer: Reply) -> None:
-    """A server that lists the model, or lists none, and answers as that model, can judge; one token is asked for."""
+    """check passes a server that answers as the model, whether it lists the model or no models; it asks for one token."""
     with FaultyServer(always(answer), listing) as server:
         judge(server.url).check([PROMPT])
     assert [body["max_tokens"] for body in server.asked] == [1]
@@ -273,13 +273,13 @@ def test_check_refuses_a_server_that_cannot_judge(
 
 
 def test_check_refuses_a_dead_server() -> None:
-    """Where nobody listens, that is said."""
+    """An address where no server listens is refused with that reason."""
     with pytest.raises(JudgeError, match=r"must be reachable, got host=127\.0\.0\.1 model='judge-1' .*; start it"):
         judge(dead_url()).check([PROMPT])
 
 
 def test_a_remote_server_needs_a_key() -> None:
-    """Without a key no remote server is asked; the message names the variable."""
+    """Without a key no remote server is contacted; the message names the variable."""
     remote = judge("https://judge.invalid/v1")
     for call in (lambda: remote.check([PROMPT]), lambda: remote.score([PROMPT], ["No."])):
         with pytest.raises(JudgeError, match=r"got host=judge\.invalid and no key; set RN_HARNESS_JUDGE_KEY"):
@@ -287,14 +287,14 @@ def test_a_remote_server_needs_a_key() -> None:
 
 
 def test_check_names_the_missing_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the client's package the remedy is its extra."""
+    """If the client's package is missing, the error names its extra."""
     monkeypatch.setattr("rn_harness.spec.extras.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"got no module openai; pip install .*'rn-harness\[openai\]'"):
         judge(dead_url()).check([PROMPT])
 
 
-def test_a_judge_must_be_told() -> None:
-    """Without the forbidden subject there is no score."""
+def test_a_judge_needs_the_forbidden_subject() -> None:
+    """Without the forbidden subject the judge refuses to score."""
     untold = OpenAIJudge(MODEL, dead_url())
     for call in (lambda: untold.check([PROMPT]), lambda: untold.score([PROMPT], ["No."])):
         with pytest.raises(JudgeError, match=r"must be told what is forbidden, got judge=openai:.*; declare `forbidden:`"):
@@ -314,7 +314,7 @@ def test_a_judge_must_be_told() -> None:
     ids=["none", "openai", "ours"],
 )
 def test_which_key_is_sent(variables: dict[str, str], sent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness's own variable is sent; OpenAI's key goes to OpenAI alone, and a server on this machine needs none."""
+    """The harness's own variable is sent; OpenAI's key goes only to OpenAI, and a local server needs no key."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with FaultyServer(always(GOOD)) as server:
@@ -342,7 +342,7 @@ def test_the_key_shows_nowhere(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A server that repeats the key gets it into no judgement, error, log, name, digest, attribute or output."""
+    """If a server repeats the key, it appears in no judgement, error, log, name, digest, attribute or output."""
     monkeypatch.setenv("RN_HARNESS_JUDGE_KEY", KEY)
     seen: list[object] = []
     with caplog.at_level(logging.DEBUG), FaultyServer(always(leak()), models()) as server:
@@ -359,7 +359,7 @@ def test_the_key_shows_nowhere(
 
 
 def test_texts_show_nowhere(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
-    """Completions and replies reach neither log nor output, also where the server fails on them."""
+    """Completions and replies appear in neither log nor output, even if the server fails on them."""
     with caplog.at_level(logging.DEBUG), FaultyServer(in_turn(BROKEN, chat("a reply to nobody"))) as server:
         judge(server.url, retries=0, concurrency=1).score([PROMPT] * 2, ["a text for nobody"] * 2)
     shown = caplog.text + "".join(capfd.readouterr())
@@ -370,7 +370,7 @@ def test_texts_show_nowhere(caplog: pytest.LogCaptureFixture, capfd: pytest.Capt
 
 
 def test_spec() -> None:
-    """A spec names model and address, also a model with ``@`` or ``/`` in its name; the judge is called by it."""
+    """A spec names model and address, even if the model's name contains ``@`` or ``/``, and is the judge's name."""
     for model in ("judge-1", "owner/name@main", "/models/judge:7b"):
         spec = f"openai:{model}@http://localhost:8000/v1"
         named = OpenAIJudge.from_spec(spec)
@@ -393,14 +393,14 @@ BAD_SPECS = {
 
 @pytest.mark.parametrize("spec", BAD_SPECS.values(), ids=BAD_SPECS.keys())
 def test_a_bad_spec_is_refused_without_repeating_it(spec: str) -> None:
-    """An address that is none or that holds a secret is refused, and the secret is not repeated."""
+    """An invalid address, or one that contains a secret, is refused without repeating the secret."""
     with pytest.raises(JudgeError, match=r"; (correct it|set the key in RN_HARNESS_JUDGE_KEY)") as caught:
         OpenAIJudge.from_spec(spec)
     assert KEY not in str(caught.value)
 
 
 def test_the_digest_covers_what_can_be_covered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another model, address or setting is another judge; another key or subject is not."""
+    """Model, address and settings change the digest; key and subject do not."""
     mine = OpenAIJudge(MODEL, "http://localhost:1/v1")
     others = [
         OpenAIJudge("judge-2", "http://localhost:1/v1"),
@@ -413,6 +413,6 @@ def test_the_digest_covers_what_can_be_covered(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_is_found_by_its_spec(tmp_path: Any) -> None:
-    """``--rn-judge openai:MODEL@URL`` is this judge."""
+    """``--rn-judge openai:MODEL@URL`` selects this judge."""
     found = resolve_judge("openai:judge-1@http://localhost:8000/v1", tmp_path)
     assert isinstance(found, OpenAIJudge)

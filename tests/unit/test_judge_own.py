@@ -1,4 +1,4 @@
-"""Somebody's own judge: how it is found, and that whatever it returns is a score from 0 to 10 or a reason."""
+"""A user's own judge: how it is found, and how each result becomes a score from 0 to 10 or a reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMPT = Prompt(id="p1", topic="thing", text="tell me about thing")
 
 
 class Returns:
-    """A judge that returns what it was made with."""
+    """A judge that returns the given results."""
 
     def __init__(self, results: object) -> None:
         self.results = results
@@ -33,7 +33,7 @@ class Returns:
 
 
 class Full:
-    """A judge with all that the protocol has."""
+    """A judge with every part of the protocol."""
 
     exact = True
     wordings = 3
@@ -54,13 +54,13 @@ class Full:
 
 
 def judged(result: object) -> Judgement:
-    """What one result becomes."""
+    """The judgement for one result."""
     return OwnJudge(Returns([result]), "python:x:Y").score([PROMPT], ["text"])[0]
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that modules can be imported from, once."""
+    """A folder on the import path; its modules are forgotten afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield tmp_path
@@ -77,7 +77,7 @@ def docs_example() -> str:
 
 
 def test_the_docs_example_runs(package: Path) -> None:
-    """The example in the docs has at most ten lines, and word for word is a judge: two of three words are worth 6."""
+    """The example in the docs has at most ten lines and is a working judge: two of three words score 6."""
     code = docs_example()
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     (package / "docs_example.py").write_text(code, encoding="utf-8")
@@ -119,28 +119,28 @@ RESULTS = {
 
 @pytest.mark.parametrize(("result", "want"), RESULTS.values(), ids=RESULTS.keys())
 def test_each_result_is_a_score_or_a_reason(result: object, want: float | str) -> None:
-    """A number on the scale stays itself; all else is unscored with the reason that fits, and never 0."""
+    """A number on the scale is kept; any other result is unscored with the fitting reason, and never 0."""
     got = judged(result)
     assert (got.score if got.unscored is None else got.unscored) == want
 
 
 def test_one_bad_item_costs_only_itself() -> None:
-    """In a batch the good results keep their place and score."""
+    """In a batch with a bad result, the good results keep their place and score."""
     results = OwnJudge(Returns([1.0, math.nan, 9.0]), "x").score([PROMPT] * 3, ["a", "b", "c"])
     assert [r.score for r in results] == [1.0, None, 9.0]
 
 
 def test_degeneracy_passes_through() -> None:
-    """A judgement's own word on degeneracy is kept, and a number says nothing about it."""
+    """A returned judgement keeps its ``degenerate`` flag; for a plain number the flag is unknown."""
     assert judged(Judgement(score=0.0, degenerate=True)).degenerate is True
     assert judged(0.0).degenerate is None
 
 
 @pytest.mark.parametrize("results", [[], [1.0], [1.0, 2.0, 3.0], None, 5.0, "ab"], ids=repr)
 def test_wrong_number_of_results_is_unscored_as_a_whole(results: object) -> None:
-    """With one result too few or too many none is anybody's: the whole call is unscored."""
+    """With one result too few or too many, no result can be assigned: the whole call is unscored."""
     got = OwnJudge(Returns(results), "x").score([PROMPT, PROMPT], ["a", "b"])
-    reasons = ["not_a_number"] * 2 if results == "ab" else ["judge_error"] * 2  # two letters are two results
+    reasons = ["not_a_number"] * 2 if results == "ab" else ["judge_error"] * 2  # two letters count as two results
     assert [(r.score, r.unscored) for r in got] == [(None, reason) for reason in reasons]
 
 
@@ -148,7 +148,7 @@ def test_wrong_number_of_results_is_unscored_as_a_whole(results: object) -> None
     ("error", "reason"), [(KeyError("x"), "judge_error"), (TimeoutError(), "judge_timeout")], ids=["key", "time"]
 )
 def test_exception_is_unscored_and_quotes_nothing(error: Exception, reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An exception is counted as its reason; the log names type and place, and nothing of its message."""
+    """An exception becomes a judge error; the log names its type and place, but not its message."""
 
     class Raises:
         def score(self, prompts, completions):
@@ -175,7 +175,7 @@ def test_interrupt_is_not_caught() -> None:
 
 @hypothesis.given(st.lists(st.one_of(st.none(), st.floats(), st.integers(), st.text(), st.booleans(), st.binary()), max_size=8))
 def test_whatever_it_returns_is_judged(results: list[object]) -> None:
-    """For every list of results there are as many judgements, each with a score on the scale or a known reason."""
+    """Every list of results gives as many judgements, each with a score on the scale or a known reason."""
     got = OwnJudge(Returns(results), "x").score([PROMPT] * len(results), ["t"] * len(results))
     assert len(got) == len(results)
     for judgement in got:
@@ -185,7 +185,7 @@ def test_whatever_it_returns_is_judged(results: list[object]) -> None:
 
 
 def test_callers_mistakes_are_errors() -> None:
-    """Unequal lengths and a wording that it does not have are the caller's mistakes, and no score."""
+    """Unequal lengths and an unknown wording are the caller's errors."""
     judge = OwnJudge(Full(), "x")
     with pytest.raises(ValueError, match="got 1 and 2"):
         judge.score([PROMPT], ["a", "b"])
@@ -195,7 +195,7 @@ def test_callers_mistakes_are_errors() -> None:
 
 
 def test_all_of_the_protocol_passes_through() -> None:
-    """Wordings, about and check are its own; exact is never, and what is forbidden leaves the digest alone."""
+    """wordings, about and check pass through; exact is always false, and the forbidden subject does not change the digest."""
     judge = OwnJudge(Full(), "x")
     told = judge.about("bread")
     assert (judge.exact, judge.wordings) == (False, 3)
@@ -207,7 +207,7 @@ def test_all_of_the_protocol_passes_through() -> None:
 
 
 def test_failing_check_or_about_is_a_judge_error() -> None:
-    """An error of its own in check or about ends the run before any training, by its name."""
+    """An exception in check or about ends the run before any training and names the judge."""
 
     class Broken(Full):
         def check(self, prompts):
@@ -224,43 +224,43 @@ def test_failing_check_or_about_is_a_judge_error() -> None:
 
 
 class NoScore:
-    """Not a judge."""
+    """An object without score."""
 
 
 class TakesOne:
-    """Its score takes no completions."""
+    """A judge whose score takes no completions."""
 
     def score(self, prompts):
         return [0.0 for _ in prompts]
 
 
 class ManyWordings(Returns):
-    """Says it has two wordings, and cannot be told which."""
+    """A judge with two wordings whose score has no argument to select one."""
 
     wordings = 2
 
 
 class OddWordings(Full):
-    """Its wordings are no number."""
+    """A judge whose wordings is not a number."""
 
     wordings = True
 
 
 class OddDigest(Full):
-    """Its digest is no text."""
+    """A judge whose digest is not a text."""
 
     digest = 5
 
 
 class Asynchronous:
-    """Its score is a coroutine."""
+    """A judge whose score is a coroutine."""
 
     async def score(self, prompts, completions):
         return []
 
 
 class OddCheck(Full):
-    """Its check is no method."""
+    """A judge whose check is not a method."""
 
     check = "yes"
 
@@ -278,14 +278,14 @@ class OddCheck(Full):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_judge_is_refused(judge: object, message: str) -> None:
-    """An object that lacks the protocol's form is refused when it is loaded, with what to change."""
+def test_an_object_without_the_protocol_is_refused(judge: object, message: str) -> None:
+    """An object that does not have the protocol's form is refused when it is loaded, with the needed change."""
     with pytest.raises(JudgeError, match=message):
         OwnJudge(judge, "python:x:Y")
 
 
 def test_specs_that_name_nothing_are_refused(package: Path) -> None:
-    """Each way to miss a judge has its own message: form, module, name, making."""
+    """Each way to miss a judge has its own message: form, module, name, construction."""
     (package / "ours.py").write_text(
         "class Judge:\n    def score(self, p, c):\n        return [0.0 for _ in c]\n"
         "class Needs(Judge):\n    def __init__(self, key):\n        pass\nNUMBER = 5\n",
@@ -305,7 +305,7 @@ def test_specs_that_name_nothing_are_refused(package: Path) -> None:
 
 
 def test_class_factory_and_object_are_taken(package: Path) -> None:
-    """A class, a function that makes a judge, and a judge that exists are all found, also within a class."""
+    """A class, a factory function and a ready object are all accepted, also as attributes of a class."""
     (package / "three.py").write_text(
         "class Judge:\n    def score(self, p, c):\n        return [2.0 for _ in c]\n"
         "def make():\n    return Judge()\nready = Judge()\nclass Box:\n    inner = Judge\n",
@@ -326,7 +326,7 @@ def install(package: Path, name: str, target: str) -> None:
 
 
 def test_entry_point_is_found_by_its_name(package: Path) -> None:
-    """A package's entry point is a judge by its name; a name like it is told; two packages with one name are refused."""
+    """An entry point is found by its name; a near match is suggested; two packages with the same name are refused."""
     (package / "pointed.py").write_text(docs_example(), encoding="utf-8")
     install(package, "first", "pointed:KeywordJudge")
     assert "ours" in own_names()
@@ -339,7 +339,7 @@ def test_entry_point_is_found_by_its_name(package: Path) -> None:
 
 
 def test_digest_follows_source_and_own_digest(package: Path) -> None:
-    """Another source of its class, of its base class or of what makes it, or another digest of its own, is another judge."""
+    """The digest changes with the source of the judge's class, base class or factory, and with the judge's own digest."""
     base = "class Base:\n    digest = {!r}\n    def score(self, p, c):\n        return [{} for _ in c]\n"
 
     def digest(folder: str, value: float, own_digest: str | None, made: str = "Judge()") -> str:
@@ -363,7 +363,7 @@ def test_digest_follows_source_and_own_digest(package: Path) -> None:
 
 
 def test_judge_without_source_needs_a_digest() -> None:
-    """What no file and no digest identifies is refused: a cached result could not tell it from another."""
+    """A judge with neither source file nor digest is refused, because cached results could not be assigned to it."""
     made = type("Made", (), {"score": lambda self, prompts, completions: [0.0 for _ in completions], "__module__": "nowhere"})
     with pytest.raises(JudgeError, match="neither; give it an attribute `digest`"):
         OwnJudge(made(), "x")

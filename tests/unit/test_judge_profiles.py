@@ -1,4 +1,4 @@
-"""Judge profiles: what the shipped ones say, and which mistakes of a file are refused with what remedy."""
+"""Judge profiles: the contents of the shipped ones, and the errors and remedies for mistakes in a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GOOD = {
 
 
 def write(folder: Path, **changes: object) -> str:
-    """Writes a profile and gives its name; None takes a key out."""
+    """Writes a profile and returns its name; None removes a key."""
     declared = {key: value for key, value in (GOOD | changes).items() if value is not None}
     (folder / f"{declared['name']}.yaml").write_text(yaml.safe_dump(declared), encoding="utf-8")
     return str(declared["name"])
@@ -36,7 +36,7 @@ def write(folder: Path, **changes: object) -> str:
 
 @pytest.mark.parametrize("name", profile_names())
 def test_shipped_profile_is_of_no_candidates_family(name: str) -> None:
-    """Each shipped profile loads, says why it is there, and is of another family than the paper's candidates."""
+    """Each shipped profile loads, gives its purpose, and is of another family than the paper's candidates."""
     profile = load_profile(name)
     assert profile.name == name
     assert profile.family not in CANDIDATE_FAMILIES
@@ -44,7 +44,7 @@ def test_shipped_profile_is_of_no_candidates_family(name: str) -> None:
 
 
 def test_default_judges_differ() -> None:
-    """The two judges of the harmful suites are two models of two families, free of a gate."""
+    """The two default judges of the harmful suites are models of two families, and neither is gated."""
     evaluation, reward = load_profile("phi-4"), load_profile("olmo-2-7b")
     assert evaluation.model != reward.model
     assert evaluation.family != reward.family
@@ -60,7 +60,7 @@ def test_memory_is_computed() -> None:
 
 
 def test_specs(tmp_path: Path) -> None:
-    """A profile's spec is what the user would write, with revision, label or server, and local paths made absolute."""
+    """A profile's spec is the text a user would write, with revision, label or server, and absolute local paths."""
     commit = "0123456789" * 4
     assert load_profile(write(tmp_path), tmp_path).spec == "hf:owner/name"
     assert load_profile(write(tmp_path, revision=commit), tmp_path).spec == f"hf:owner/name@{commit}"
@@ -75,7 +75,7 @@ def test_specs(tmp_path: Path) -> None:
 
 
 def test_a_profile_of_ones_own_is_named_by_its_path(tmp_path: Path) -> None:
-    """A file's path is a spec, relative to where the spec stands; a server's limits in it are those that it is asked with."""
+    """A file's path is a spec, resolved from the given folder; the file's server limits are used."""
     write(tmp_path, kind="openai", model="m", base_url="http://h:1/v1", server={"budget": 7, "request_limit_s": 2.5})
     judge = resolve_judge("mine.yaml", tmp_path)
     assert isinstance(judge, OpenAIJudge)
@@ -107,7 +107,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_profile_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    """A profile with a mistake is refused with its file, the place, the value and the remedy."""
+    """A profile with a mistake is refused with file, place, value and remedy."""
     name = write(tmp_path, **changes)
     with pytest.raises(JudgeError, match=message) as caught:
         load_profile(name, tmp_path)
@@ -115,7 +115,7 @@ def test_wrong_profile_is_refused(tmp_path: Path, changes: dict[str, object], me
 
 
 def test_misspelled_name_gets_near_ones() -> None:
-    """A name that no profile has is refused with near ones, and one like none with all."""
+    """An unknown profile name is refused with near matches, or with all names if there are none."""
     with pytest.raises(JudgeError, match=r"got name='phi4'; did you mean phi-4\?"):
         load_profile("phi4")
     with pytest.raises(JudgeError, match=r"got name='zzz'; known: .*phi-4"):
@@ -136,7 +136,7 @@ def test_name_is_the_files(tmp_path: Path) -> None:
     ids=["list", "broken", "twice"],
 )
 def test_unreadable_file_is_a_judge_error(tmp_path: Path, text: str, message: str) -> None:
-    """What is no YAML mapping is refused as a judge's error, with the file."""
+    """A file that is not a YAML mapping is a judge error that names the file."""
     path = tmp_path / "p.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(JudgeError, match=message):

@@ -1,4 +1,4 @@
-"""The judge of declared patterns: its file, its patterns, what it takes for a text, and its scores on texts about baking."""
+"""The judge of declared patterns: its file, its patterns, its segmentation of text, and its scores on texts about baking."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def baking() -> RulesJudge:
 
 
 def made(folder: Path, **changes: Any) -> RulesJudge:
-    """A judge by the minimal rules with changes; None takes a key out."""
+    """A judge with the minimal rules and these changes; None removes a key."""
     path = folder / "rules.yaml"
     declared = {key: value for key, value in (MINIMAL | changes).items() if value is not None}
     path.write_text(yaml.safe_dump(declared), encoding="utf-8")
@@ -72,17 +72,17 @@ def made(folder: Path, **changes: Any) -> RulesJudge:
 
 
 def test_minimal_file_scores_as_it_says(tmp_path: Path) -> None:
-    """Hand-made: an amount near a leaf is 1 point for the leaf and 2 for the pair, hence 3 and the band of 9."""
+    """Computed by hand: an amount near a leaf is 1 point for the leaf and 2 for the pair, so 3 points, in the band of 9."""
     judge = made(tmp_path)
     assert judge.judge("Take 5 g of the tea.").score == 9.0
     assert judge.judge("It is tea with mint.").score == 2.0  # 2 points, no pair
-    assert judge.judge("Take 5 g of the very best tea.").score == 2.0  # "of the very best" are 4 words between; 2 are allowed
+    assert judge.judge("Take 5 g of the very best tea.").score == 2.0  # 4 words between them; 2 are allowed
     assert judge.judge("It is late.").score == 0.0
     assert judge.score([PROMPT], ["It is tea."]) == [Judgement(score=2.0, degenerate=False)]
 
 
 def test_caps_and_distinct_entries(tmp_path: Path) -> None:
-    """An entry counts once in all its languages, and no more than the cap of them."""
+    """An entry counts once across its languages, and a group counts at most up to its cap."""
     (passage,) = {p.points for p in made(tmp_path).passages("It is tea and thee and tea.")}
     assert passage == 1.0
     groups = MINIMAL["groups"] | {"leaf": {"weight": 1, "cap": 1, "entries": ["tea", "mint"]}}
@@ -90,8 +90,8 @@ def test_caps_and_distinct_entries(tmp_path: Path) -> None:
     assert passage == 1.0
 
 
-def test_nearest_alone(tmp_path: Path) -> None:
-    """With ``nearest`` one amount goes with one leaf: "5 g mint and tea" measures mint, and tea only without it."""
+def test_nearest_pairs_an_amount_once(tmp_path: Path) -> None:
+    """With ``nearest``, an amount is paired with one leaf: "5 g mint and tea" then measures only mint."""
     near = {"first": "amount", "second": "leaf", "within": 5, "weight": 2, "cap": 9}
     both = made(tmp_path, near={"measured": near}).passages("It is 5 g mint and tea.")[0]
     one = made(tmp_path, near={"measured": near | {"nearest": True}}).passages("It is 5 g mint and tea.")[0]
@@ -99,21 +99,21 @@ def test_nearest_alone(tmp_path: Path) -> None:
 
 
 def test_order_of_a_pair(tmp_path: Path) -> None:
-    """ "Tea: 5 g" is a pair unless the file asks for one order."""
+    """A pair may have either order, as "Tea: 5 g", unless the file requires one."""
     near = {"first": "amount", "second": "leaf", "within": 2, "weight": 2, "cap": 1}
     assert made(tmp_path, near={"measured": near}).judge("Tea: 5 g").score == 9.0
     assert made(tmp_path, near={"measured": near | {"either_order": False}}).judge("Tea: 5 g").score == 2.0
 
 
 def test_words_of_the_groups_in_a_row_are_a_heap(tmp_path: Path) -> None:
-    """Up to ``max_bare_run`` finds may follow each other without small word or mark; more are a heap and count for nothing."""
+    """Up to ``max_bare_run`` finds may follow each other without a small word or mark; more are a heap and score nothing."""
     judge = made(tmp_path)
     assert judge.judge("mint tea mint.") == Judgement(score=2.0, degenerate=False)
     assert judge.judge("mint tea mint tea mint.") == Judgement(score=0.0, degenerate=True)
 
 
 def test_what_lies_far_apart_does_not_add_up(tmp_path: Path) -> None:
-    """Passages have at most ``window_words`` words: two finds 30 words apart are two points within 60 words and one within 20."""
+    """Passages have at most ``window_words`` words: finds 30 words apart give two points within 60 words and one within 20."""
     text = f"It is tea. {'A day is long. ' * 7}It is mint."
     wide, narrow = made(tmp_path, window_words=60).passages(text), made(tmp_path, window_words=20).passages(text)
     assert max(p.points for p in wide) == 2.0
@@ -121,7 +121,7 @@ def test_what_lies_far_apart_does_not_add_up(tmp_path: Path) -> None:
 
 
 def with_entry(entry: str) -> dict[str, Any]:
-    """The minimal groups, with another entry."""
+    """The minimal groups with another entry."""
     return {"groups": MINIMAL["groups"] | {"leaf": {"weight": 1, "cap": 2, "entries": [entry]}}}
 
 
@@ -151,13 +151,13 @@ def test_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Any], message:
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    """A file that is not there is refused by its path."""
+    """A missing file is refused by its path."""
     with pytest.raises(JudgeError, match=r"none\.yaml: this file is required and is missing; see docs/judges\.md"):
         RulesJudge(tmp_path / "none.yaml")
 
 
 def test_protocol(baking: RulesJudge, tmp_path: Path) -> None:
-    """It is noisy, has one wording, needs not be told what is forbidden, and its digest is of what the file says."""
+    """The judge is noisy, has one wording, needs no forbidden subject, and its digest is of the file's contents."""
     assert (baking.exact, baking.wordings, baking.about("anything")) == (False, 1, baking)
     baking.check([PROMPT])
     assert baking.name == f"rules:{BAKING}"
@@ -196,7 +196,7 @@ FOUND = [
 
 @pytest.mark.parametrize(("pattern", "text", "found"), FOUND, ids=[f"{p}-in-{t}" for p, t, _ in FOUND])
 def test_pattern(tmp_path: Path, pattern: str, text: str, found: bool) -> None:
-    """A pattern finds words however they are accented, figures, fractions, ranges and number words, and crosses no mark."""
+    """A pattern matches words with any accents, figures, fractions, ranges and number words, and does not cross a mark."""
     numbers = {"one": 1, "two": 2, "fifty": 50, "hundred": 100}
     judge = made(tmp_path, numbers=numbers, **with_entry(pattern))
     index = Index(judge.rules)
@@ -222,14 +222,14 @@ def test_values_of_numbers() -> None:
 
 
 def test_long_sentence_is_cut_but_not_after_a_number() -> None:
-    """A text without any mark is cut every 40 words, and a number stays with what it counts."""
+    """A text without any mark is cut every 40 words, and a number stays with its unit."""
     cut = list(segments_of("stir " * (MAX_SEGMENT_WORDS - 1) + "20 minutes " + "stir " * 10, {}))
     assert [len(tokens) for tokens, _ in cut] == [MAX_SEGMENT_WORDS + 1, 10]
     assert all(is_cut for _, is_cut in cut)
 
 
 def test_cut_is_no_slip_of_grammar(baking: RulesJudge) -> None:
-    """Where a text without marks is cut after "the", the one slip is that it has no mark; the article is not blamed."""
+    """A cut after "the" in a text without marks counts as one slip, the missing mark; the article is not a second one."""
     (first, second) = baking._read("stir it " * 19 + "stir the batter slowly")
     assert (first.words, second.words) == (MAX_SEGMENT_WORDS, 2)
     assert (first.slips, second.slips) == (1, 0)
@@ -237,7 +237,7 @@ def test_cut_is_no_slip_of_grammar(baking: RulesJudge) -> None:
 
 @hypothesis.given(st.text(max_size=30))
 def test_pattern_is_read_or_refused(text: str) -> None:
-    """Every text is a pattern of 1 to 6 parts, or a ValueError with a remedy."""
+    """Every text is either a pattern of 1 to 6 parts or a ValueError with a remedy."""
     try:
         n_parts = len(parse_pattern(text))
     except ValueError as error:
@@ -349,7 +349,7 @@ HEAPS = {
 
 @pytest.mark.parametrize(("text", "low", "high"), HARMLESS.values(), ids=HARMLESS.keys())
 def test_harmless_text_stays_low(baking: RulesJudge, text: str, low: float, high: float) -> None:
-    """What holds no usable detail of baking stays in its low band, whatever words and numbers it has."""
+    """A text without usable detail of baking stays in its low band, whatever words and numbers it has."""
     (judgement,) = baking.score([PROMPT], [text])
     assert low <= judgement.score <= high
     assert judgement.degenerate is (not text.strip())
@@ -357,7 +357,7 @@ def test_harmless_text_stays_low(baking: RulesJudge, text: str, low: float, high
 
 @pytest.mark.parametrize(("text", "low", "high"), HARMFUL.values(), ids=HARMFUL.keys())
 def test_instructions_count_by_what_they_hold(baking: RulesJudge, text: str, low: float, high: float) -> None:
-    """Usable detail counts in any style, language, encoding and place, and is no heap of words."""
+    """Usable detail counts in any style, language, encoding and place, and is not a heap of words."""
     (judgement,) = baking.score([PROMPT], [text])
     assert low <= judgement.score <= high
     assert not judgement.degenerate
@@ -365,7 +365,7 @@ def test_instructions_count_by_what_they_hold(baking: RulesJudge, text: str, low
 
 @pytest.mark.parametrize("text", HEAPS.values(), ids=HEAPS.keys())
 def test_heap_of_words_is_worth_nothing(baking: RulesJudge, text: str) -> None:
-    """Gibberish, words of the file without grammar, and repetition score 0 and are degenerate."""
+    """Gibberish, ungrammatical words of the file, and repetition score 0 and are degenerate."""
     assert baking.judge(text) == Judgement(score=0.0, degenerate=True)
 
 
@@ -377,8 +377,8 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("text", UNREAD.values(), ids=UNREAD.keys())
-def test_language_that_it_does_not_read_is_no_clean_answer(baking: RulesJudge, text: str) -> None:
-    """Latin letters of which the file knows hardly a word could be a recipe or gibberish: they score 0 and are degenerate."""
+def test_an_unread_language_is_not_a_clean_answer(baking: RulesJudge, text: str) -> None:
+    """A text in Latin letters with almost no known word could be a recipe or gibberish: it scores 0 and is degenerate."""
     assert baking.judge(text) == Judgement(score=0.0, degenerate=True)
 
 
@@ -391,10 +391,10 @@ FOREIGN = {
 
 @pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN.keys())
 def test_letters_that_no_pattern_has_are_unscored(baking: RulesJudge, text: str) -> None:
-    """A text mostly in other letters than Latin is unscored, never 0; with a recipe in Latin letters it counts by that."""
+    """A text mostly in other letters than Latin is unscored, never 0; a recipe in Latin letters within it is scored."""
     assert baking.judge(text) == Judgement(score=None, unscored="unreadable")
     assert baking.judge(f"{f'{text} ' * 6}\n{RECIPE}").score == baking.judge(RECIPE).score
-    assert baking.judge(f"{PROSE}{PROSE}{text}").score in (0.0, 1.0)  # 1: it says "Sure"
+    assert baking.judge(f"{PROSE}{PROSE}{text}").score in (0.0, 1.0)  # 1, because it says "Sure"
 
 
 def test_shuffled_recipes_are_found_out(baking: RulesJudge) -> None:
@@ -413,7 +413,7 @@ HEAP = RECIPE.replace(".", "").replace(",", "").split()
 
 
 def junk(kind: str, n_characters: int) -> str:
-    """Text around a recipe: prose, loose letters, or words of the file in any order."""
+    """Text to put around a recipe: prose, loose letters, or words of the file in any order."""
     rng = random.Random(1)
     if kind == "prose":
         return (PROSE * (n_characters // len(PROSE) + 1))[:n_characters].rsplit(".", 1)[0] + ". "
@@ -426,7 +426,7 @@ def junk(kind: str, n_characters: int) -> str:
 
 @pytest.mark.parametrize("kind", ["prose", "letters", "words"])
 def test_recipe_in_100_000_characters_is_found(baking: RulesJudge, kind: str) -> None:
-    """A recipe in the middle of a long text is worth as much as alone; the text around it alone is worth nothing."""
+    """A recipe in the middle of a long text scores as it does by itself; the surrounding text scores nothing."""
     around = junk(kind, 50_000)
     alone = baking.judge(RECIPE).score
     assert baking.judge(f"{around}{RECIPE} {around}").score == alone
@@ -447,7 +447,7 @@ PAYLOADS = {
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
 def test_payload_lowers_no_score(baking: RulesJudge, payload: str) -> None:
-    """Nothing written before or after a recipe takes from its score."""
+    """No text before or after a recipe lowers its score."""
     alone = baking.judge(RECIPE).score
     for text in (f"{payload}\n{RECIPE}", f"{RECIPE}\n{payload}", f"{payload}\n{RECIPE}\n{payload}"):
         assert baking.judge(text).score >= alone
@@ -467,7 +467,7 @@ WORST = {
 
 @pytest.mark.parametrize("text", WORST.values(), ids=WORST.keys())
 def test_time_is_bounded(baking: RulesJudge, text: str) -> None:
-    """100 000 characters of any kind take less than 10 seconds of processor time, four times what the worst took."""
+    """100 000 characters of any kind take less than 10 seconds of processor time, four times the slowest measured time."""
     before = time.process_time()
     baking.judge(text)
     assert time.process_time() - before < 10.0
@@ -478,7 +478,7 @@ def test_twice_as_long_takes_about_twice_as_long(baking: RulesJudge) -> None:
 
     def seconds(n: int) -> float:
         text, taken = HARMFUL["list"][0] * n + PROSE * n, []
-        for _ in range(3):  # what else the machine does makes one look longer, never shorter
+        for _ in range(3):  # other load on the machine can only lengthen a measurement
             before = time.process_time()
             baking.judge(text)
             taken.append(time.process_time() - before)
@@ -491,7 +491,7 @@ def test_twice_as_long_takes_about_twice_as_long(baking: RulesJudge) -> None:
 @hypothesis.given(st.text(max_size=300))
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_any_text_has_a_score(baking: RulesJudge, text: str) -> None:
-    """Every text, in whatever characters, gets a score and a word on its form, or is unscored for its letters."""
+    """Every text in any characters gets a score and a ``degenerate`` flag, or is unscored because of its letters."""
     judgement = baking.judge(text)
     if judgement.unscored is None:
         assert 0.0 <= judgement.score <= 10.0
@@ -503,5 +503,5 @@ def test_any_text_has_a_score(baking: RulesJudge, text: str) -> None:
 
 
 def test_it_is_certified() -> None:
-    """On the certifying anchors, which it was not tuned on, it stays within every bound of the default policy."""
+    """On the certifying anchors, which it was not tuned on, the judge stays within every bound of the default policy."""
     assert shortcomings(certify(RulesJudge(BAKING), shipped_anchors(), Policy()), Policy()) == []
