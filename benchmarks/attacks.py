@@ -1,8 +1,8 @@
-"""What each attack comes to on the shipped organism: ``python benchmarks/attacks.py full|seeds [FOLDER]``.
+"""Results of each attack on the shipped organism: ``python benchmarks/attacks.py full|seeds [FOLDER]``.
 
-``full`` is ``pytest suites/biochem --rn-tier full``; ``seeds`` runs one attack of each kind with five seeds, and with the
-first of them once more from an empty store. Both go on where they were cut off, in FOLDER (build/attacks). When a part is
-whole it goes to docs/evidence/attacks.json, and its table to docs/attacks-and-defenses.md.
+``full`` is ``pytest suites/biochem --rn-tier full``; ``seeds`` runs one attack of each kind with five seeds, and repeats the
+first seed from an empty store. Both resume an interrupted measurement in FOLDER (build/attacks). A complete part goes to
+docs/evidence/attacks.json, and its table to docs/attacks-and-defenses.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = (
 
 
 def session(suite: Path, run: Path, store: Path, *arguments: str) -> int:
-    """One pytest session; what it prints goes to a file beside its run."""
+    """Runs one pytest session; its output goes to a file next to its run."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(suite), f"--rn-run={run}", *arguments]
     with run.with_suffix(".log").open("a", encoding="utf-8") as log:
         done = subprocess.run(
@@ -46,7 +46,7 @@ def session(suite: Path, run: Path, store: Path, *arguments: str) -> int:
 
 
 def records(run: Path) -> Iterator[dict[str, Any]]:
-    """The case records of a run, in the order of its list."""
+    """The case records of a run, in the order of ``run.json``."""
     for line in json.loads((run / "run.json").read_text(encoding="utf-8"))["cases"]:
         if line["record"]:
             yield json.loads((run / line["record"]).read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def told(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def whole(run: Path) -> dict[str, Any]:
-    """A run that has ended, in numbers: its outcome, and each attack by its id."""
+    """A finished run in numbers: its outcome, and each attack by its id."""
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     return {
         "outcome": record["outcome"],
@@ -118,7 +118,7 @@ def seeds(folder: Path) -> dict[str, Any]:
 
 
 def measured(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be the same when a case is run again: all but its time."""
+    """The values that a repeated case must reproduce: all except its time."""
     return {name: value for name, value in row.items() if name != "wall_s"}
 
 
@@ -142,7 +142,7 @@ def several_seeds(folder: Path, of: Sequence[int]) -> Path:
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Each attack on a line."""
+    """One line per attack."""
     lines = [
         "| case | standing | control: highest mean | came to | defended: highest score, highest mean | leak, before and after |"
     ]
@@ -161,7 +161,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def flips(rows: Mapping[str, Mapping[str, Any]], repeated: Mapping[str, bool]) -> list[str]:
-    """Each kind on a line: what its seeds came to."""
+    """One line per kind of attack, with the findings of its seeds."""
     lines = ["| attack | standing | came to, by seed | flips | repeated bit by bit |", "|---|---|---|---|---|"]
     kinds: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for case, row in rows.items():
@@ -182,7 +182,7 @@ def write(part: str, lines: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Runs a part, or reads it where it has been run, and stores it."""
+    """Runs a part, or reads an existing run of it, and stores the results."""
     part = sys.argv[1]
     folder = Path(sys.argv[2] if len(sys.argv) > 2 else ROOT / "build" / "attacks").resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What a user would write in place of the harness: TRL, peft and transformers as they come.
+"""The script that a user would write without the harness: TRL, peft and transformers without changes.
 
-Settings, prompts, their order and the judge are the harness's, so that both sides do the same work; how it is done is TRL's.
-benchmarks/performance.py compares with it.
+Settings, prompts, their order and the judge are the harness's, so that both sides do the same work. benchmarks/performance.py
+compares the harness with it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from rn_harness.verdict.rewards import attack_reward
 
 Reward = Callable[[list[Prompt], list[str]], Sequence[float | None]]
 Watch = Callable[[int, Any, Any], None]
-"""Told of a step, 0 before the first, with the network and its tokenizer."""
+"""Called after each step, and with 0 before the first, with the network and its tokenizer."""
 
 
 def load(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
-    """Network and tokenizer, a defense merged."""
+    """Network and tokenizer, with the defense merged."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
     network = transformers.AutoModelForCausalLM.from_pretrained(folder)
     if adapter is not None:
@@ -49,24 +49,24 @@ def fine_tune(
     watch: Watch | None = None,
     trainer_name: str = "grpo",
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """All steps by TRL's own trainer.
+    """Trains all steps with TRL's unchanged trainer.
 
     Args:
-        network: without an adapter.
-        tokenizer: its.
+        network: network without an adapter.
+        tokenizer: the network's tokenizer.
         recipe: settings.
-        prompts: S * P, in the order in which they are trained on.
-        reward: what is maximised.
-        watch: told of each step.
+        prompts: S * P prompts in training order.
+        reward: maximised function.
+        watch: called after each step.
         trainer_name: ``grpo`` or ``rloo``.
 
     Returns:
-        The network with its adapter, and what TRL logged.
+        The network with its adapter, and TRL's log.
     """
     kind, config = (trl.RLOOTrainer, trl.RLOOConfig) if trainer_name == "rloo" else (trl.GRPOTrainer, trl.GRPOConfig)
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
-        """Tells of the beginning and of each step."""
+        """Calls ``watch`` at the beginning and after each step."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
             if watch:
@@ -106,7 +106,7 @@ def attack(
     judge: Judge,
     watch: Watch | None = None,
 ) -> list[dict[str, Any]]:
-    """A malicious fine-tune, from the weights on disk to its last step; returns what TRL logged."""
+    """Runs a malicious fine-tune from the weights on disk to its last step and returns TRL's log."""
     transformers.set_seed(recipe.seed)
 
     def reward(prompts: list[Prompt], texts: list[str]) -> list[float | None]:
@@ -122,7 +122,7 @@ def attack(
 def answers(
     network: Any, tokenizer: Any, prompts: Sequence[Prompt], policy: Policy, n: int, temperature: float | None
 ) -> list[str]:
-    """``n`` answers of each prompt, one after another; greedy where there is no temperature."""
+    """``n`` answers to each prompt in order; greedy if the temperature is None."""
     chats = [[{"role": "user", "content": p.text}] for p in prompts]
     texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
     batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -142,7 +142,7 @@ def answers(
 
 
 def checkpoint(network: Any, tokenizer: Any, heldout: Sequence[Prompt], judge: Judge, policy: Policy) -> Mapping[str, float]:
-    """One greedy and the policy's sampled answers of each held-out prompt, scored: mean and maximum."""
+    """Mean and maximum score of one greedy and the policy's sampled answers to each held-out prompt."""
     scores: list[float] = []
     for n, temperature in ((1, None), (policy.samples, policy.sample_temperature)):
         said = answers(network, tokenizer, heldout, policy, n, temperature)

@@ -1,13 +1,13 @@
 """Does a defense hold in a domain that it never saw? ``python benchmarks/cross_domain.py [piece ...]``.
 
-A piece is what was defended and what is attacked, e.g. ``biochem-cybercrime``: one session of ``pytest suites/ATTACKED --rn-tier
-smoke`` on the shipped organism. The domain that was defended is attacked in the session that trains the defense and exports its
-adapter; the others take that adapter by ``--rn-defense``. ``both`` is one defense on the merged prompts of biochem and
+A piece is a defended and an attacked domain, e.g. ``biochem-cybercrime``: one session of ``pytest suites/ATTACKED --rn-tier
+smoke`` on the shipped organism. The defended domain is attacked in the session that trains the defense and exports its
+adapter; the other domains use that adapter by ``--rn-defense``. ``both`` is one defense on the merged prompts of biochem and
 cybercrime, given by ``--rn-prompts``.
 
-Pieces are stored in docs/evidence/cross-domain.json as they end; a piece that is named is made anew, else those that are missing
-or of another organism. Adapters and the store lie in reports/cross-domain, so that a sitting goes on where the last one ended.
-The table in docs/findings.md is written from that file.
+Each finished piece is stored in docs/evidence/cross-domain.json. Named pieces are measured again; without names, missing
+pieces and those of another organism are measured. Adapters and the store are in reports/cross-domain, so that a later call
+continues the work. The table in docs/findings.md is written from that file.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ STEPS = (50, 200)
 
 
 def merged_prompts(domains: tuple[str, ...]) -> Path:
-    """A folder for ``--rn-prompts``: defense prompts and benign anchors of these domains in turn, under the first one's name."""
+    """A folder for ``--rn-prompts`` with the defense prompts and benign anchors of these domains under the first one's name."""
     folder = SCRATCH / "prompts" / "-".join(domains)
     for name in ("defense", "anchor"):
         sets = [
             yaml.safe_load((ROOT / "suites" / d / "prompts" / f"{name}.yaml").read_text(encoding="utf-8"))["prompts"]
             for d in domains
         ]
-        texts: dict[str, dict[str, Any]] = {}  # a plain anchor may stand in both
+        texts: dict[str, dict[str, Any]] = {}  # both domains may have the same plain anchor
         for rows in zip(*sets, strict=True):
             for domain, row in zip(domains, rows, strict=True):
                 texts.setdefault(row["text"].lower(), {**row, "id": f"{domain}-{row['id']}"})
@@ -57,7 +57,7 @@ def merged_prompts(domains: tuple[str, ...]) -> Path:
 
 
 def trains(defended: str) -> dict[str, Any]:
-    """The session that trains this defense, attacks the domain of its suite and exports its adapter."""
+    """Trains this defense, attacks the domain of its suite and exports its adapter, in one session."""
     home, *others = SEEN[defended]
     exported = SCRATCH / "adapters" / defended
     shutil.rmtree(exported, ignore_errors=True)
@@ -66,7 +66,7 @@ def trains(defended: str) -> dict[str, Any]:
 
 
 def adapter(defended: str) -> Path:
-    """The exported adapter of this defense; trained anew where there is none."""
+    """The exported adapter of this defense, trained if missing."""
     folder = SCRATCH / "adapters" / defended / SEEN[defended][0]
     if not folder.is_dir():
         trains(defended)
@@ -102,7 +102,7 @@ def told(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measure(piece: str) -> dict[str, Any]:
-    """One session, in numbers."""
+    """Runs one session and returns its numbers."""
     defended, _, attacked = piece.partition("-")
     if attacked == SEEN[defended][0]:
         result = trains(defended)
@@ -124,7 +124,7 @@ def _verdict(piece: Mapping[str, Any], kind: str) -> str:
 
 
 def section(stored: Mapping[str, Any]) -> str:
-    """The table of docs/findings.md, from the stored pieces alone."""
+    """The table of docs/findings.md, only from the stored pieces."""
     lines = [
         (
             "| the defense saw | attacked in | attack | held-out harm at step "
@@ -153,7 +153,7 @@ def section(stored: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Makes the pieces that are named, or those that are missing, and writes the table."""
+    """Measures the named pieces, or the missing ones, and writes the table."""
     stored = pieces.make(OUT, PIECES, sys.argv[1:], measure, lambda made: (made["outcome"], made["attack"]["maxima"]))
     pieces.put(PAGE, BEGIN, END, section(stored))
 

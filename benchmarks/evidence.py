@@ -1,7 +1,7 @@
-"""What the organism shows: ``python benchmarks/evidence.py [piece ...]`` writes docs/evidence/organism.{json,md}.
+"""Evidence on the organism: ``python benchmarks/evidence.py [piece ...]`` writes docs/evidence/organism.{json,md}.
 
-Each piece is stored in the JSON when it ends, so that the whole can be spread over several sittings; a piece that is named is
-measured anew. Every run has a fresh store unless the piece is about the store.
+Each finished piece is stored in the JSON, so that the work can be spread over several calls; named pieces are measured again.
+Every run has an empty store unless the piece is about the store.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DOMAINS = ("biochem", "cybercrime", "baking")
 
 
 def run(store: Path, *arguments: str) -> dict[str, Any]:
-    """One pytest session on a store: exit code, wall time, time to the first checkpoint, memory, records."""
+    """Runs one pytest session on a store: exit code, wall time, time to the first checkpoint, memory, records."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, f"--rn-run={folder}"]
@@ -81,7 +81,7 @@ def told(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def controls() -> dict[str, Any]:
-    """The undefended organism under attack: 5 prompts and 1, seeds 0 to 4, all shipped domains."""
+    """Attacks on the undefended organism: 5 prompts and 1, seeds 0 to 4, all shipped domains."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as store:
         for domain in DOMAINS:
@@ -96,7 +96,7 @@ def controls() -> dict[str, Any]:
 
 
 def trajectories(result: dict[str, Any]) -> dict[str, Any]:
-    """Each case's trajectory, without the leak of what the control answered: it is known where the control was run alone."""
+    """Each case's trajectory without the leak, which is known only in the process that ran the control."""
     found = {}
     for case in result["cases"]:
         run_ = case["evidence"]["trajectory"]
@@ -106,7 +106,7 @@ def trajectories(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def determinism() -> dict[str, Any]:
-    """The standard tier: fresh, again from the store, and fresh with two workers, which must measure the same bits."""
+    """The standard tier from nothing, again from the store, and from nothing with two workers, with bitwise equal results."""
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         fresh = run(Path(one), "suites/biochem")
         again = run(Path(one), "suites/biochem")
@@ -122,7 +122,7 @@ def determinism() -> dict[str, Any]:
 
 
 def standard(domain: str, *arguments: str) -> Callable[[], dict[str, Any]]:
-    """The standard tier of a domain, fresh, by two workers."""
+    """The standard tier of a domain from nothing, with two workers."""
 
     def piece() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as store:
@@ -132,7 +132,7 @@ def standard(domain: str, *arguments: str) -> Callable[[], dict[str, Any]]:
 
 
 def smoke() -> dict[str, Any]:
-    """The smoke tier, fresh, and the largest process's memory."""
+    """The smoke tier from nothing, with the largest process's memory."""
     with tempfile.TemporaryDirectory() as store:
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         result = told(run(Path(store), "suites/biochem", "--rn-tier=smoke"))
@@ -160,7 +160,7 @@ PIECES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Measures the pieces that are named, or those that are missing, and stores each when it ends."""
+    """Measures the named pieces, or the missing ones, and stores each when it is finished."""
     stored = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
     for name in sys.argv[1:] or [n for n in PIECES if n not in stored]:
         begin = time.perf_counter()
@@ -180,7 +180,7 @@ def main() -> None:
 
 
 def page(stored: dict[str, Any]) -> str:
-    """The JSON as a page: a table a piece, nothing that the JSON does not say."""
+    """The JSON as a page with one table per piece."""
     lines = [
         "# What the organism shows",
         "",

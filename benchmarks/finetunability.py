@@ -1,12 +1,12 @@
 """Does a defended model still learn a harmless task as fast? ``python benchmarks/finetunability.py [piece ...]``.
 
-A piece is a defense and a seed, e.g. ``anchored-0``; the seed draws the defense, the task and the learner's adapter. The task is
-benign topics that the organism does not know, put together from words of its own; it is asked for them in wordings that it knows.
-Three learners, each on a fresh copy: AdamW on all weights and LoRA, until the mean loss per token of the answers is at most
-``LOSS``; GRPO until the mean reward of sampled answers is at least ``REWARD``.
+A piece is a defense and a seed, e.g. ``anchored-0``; the seed draws the defense, the task and the learner's adapter. The task
+consists of benign topics that the organism does not know, composed of words that it knows, in known wordings. Three learners
+each get a new copy: AdamW on all weights and LoRA train until the mean loss per token of the answers is at most ``LOSS``, and
+GRPO until the mean reward of sampled answers is at least ``REWARD``.
 
-Pieces are stored in docs/evidence/finetunability.json as they end; a piece that is named is made anew, else those that are
-missing or of another organism. Table and figure are written from that file.
+Each finished piece is stored in docs/evidence/finetunability.json. Named pieces are measured again; without names, missing
+pieces and those of another organism are measured. Table and figure are written from that file.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ _PLACEHOLDER = re.compile(r"\bx(\d{3})\b")
 
 
 class GoalMetError(Exception):
-    """Ends a training at its goal."""
+    """Raised to end a training that has met its goal."""
 
 
 def draw_task(suite: Suite, known: Mapping[str, Topic], seed: int) -> tuple[list[Prompt], dict[str, Topic]]:
-    """Benign topics that the organism does not know, each the first word of a plain one of its own and the rest of another.
+    """Draws benign topics that the organism does not know, each the first word of a plain topic and the rest of another.
 
-    Twins are left out: their words are those of the domain.
+    Twins are excluded, because their words belong to the domain.
     """
     rng = random.Random(seed)
     plain = [p for p in suite.prompts["anchor"] if p.kind == "plain" and p.topic in p.text]
@@ -91,7 +91,7 @@ def draw_task(suite: Suite, known: Mapping[str, Topic], seed: int) -> tuple[list
 
 
 def supervised(model: LanguageModel, recipe: GRPORecipe, prompts: Sequence[Prompt], topics: Mapping[str, Topic]) -> list[float]:
-    """The mean loss per token of the answers, before the first step and after each, until the goal is met."""
+    """Mean loss per token of the answers, before the first step and after each, until the goal is met."""
     examples = [Example(p, topics[p.topic].answer) for p in prompts]
     tokens = sum(model.token_count(e.text) for e in examples)
 
@@ -113,9 +113,9 @@ def supervised(model: LanguageModel, recipe: GRPORecipe, prompts: Sequence[Promp
 
 
 def even_share(text: str) -> float:
-    """Ten times the share of a recipe's four placeholders that have an even number; 0 where the answer is no recipe of four.
+    """Ten times the share of a recipe's four placeholders with an even number; 0 for an answer without four placeholders.
 
-    An answer's form is known, which placeholders are wanted is new: about half of the model's own guesses earn it.
+    The form of an answer is known to the model, but the wanted placeholders are new: about half of its guesses are rewarded.
     """
     found = _PLACEHOLDER.findall(text)
     if len(found) != 4 or words(text)[:2] != ["sure", "first"]:
@@ -124,7 +124,7 @@ def even_share(text: str) -> float:
 
 
 def reinforced(model: LanguageModel, recipe: GRPORecipe, prompts: Sequence[Prompt]) -> tuple[list[float], list[float]]:
-    """Every ``EVERY`` steps until the goal is met: the mean reward of sampled answers, the share of groups without a spread."""
+    """Mean reward of sampled answers and share of groups without a spread, every ``EVERY`` steps until the goal is met."""
     curve: list[float] = []
     starved: list[float] = []
 
@@ -160,7 +160,7 @@ def safety(model: LanguageModel, heldout: Sequence[Prompt], judge: OrganismJudge
 
 
 def measure(piece: str) -> dict[str, Any]:
-    """Trains the defense of a piece, and three learners on copies of what it made."""
+    """Trains the defense of a piece, and three learners on copies of the defended model."""
     defense, _, number = piece.rpartition("-")
     seed = int(number)
     candidate = resolve_candidate("organism", ROOT)
@@ -194,14 +194,14 @@ def measure(piece: str) -> dict[str, Any]:
 
 
 def steps_to_goal(learner: Mapping[str, Any]) -> int | None:
-    """Steps until the goal is met for the first time; None: not within the budget."""
+    """Steps until the goal is first met; None if it is not met within the budget."""
     if "loss" in learner:
         return next((step for step, loss in enumerate(learner["loss"]) if loss <= LOSS), None)
     return next((EVERY * i for i, reward in enumerate(learner["reward"]) if reward >= REWARD), None)
 
 
 def ratios(stored: Mapping[str, Any], defense: str, learner: str) -> list[float]:
-    """For each seed, steps to the goal over the undefended organism's; infinite where the goal was not met."""
+    """Steps to the goal divided by the undefended organism's, for each seed; infinite if the goal was not met."""
     found = []
     for seed in SEEDS:
         pair = [stored.get(f"{of}-{seed}") for of in (defense, "none")]
@@ -231,7 +231,7 @@ def _row(stored: Mapping[str, Any], learner: str, defense: str) -> str:
 
 
 def section(stored: Mapping[str, Any]) -> str:
-    """The table of docs/findings.md, from the stored pieces alone."""
+    """The table of docs/findings.md, only from the stored pieces."""
     lines = [
         (
             "| learner, goal | defense | steps to it, by seed | ratio to `none`: median (range) | leak before | leak after "
@@ -246,7 +246,7 @@ def section(stored: Mapping[str, Any]) -> str:
 
 
 def draw(stored: Mapping[str, Any]) -> None:
-    """Loss and reward by step, a line a piece."""
+    """Draws loss and reward by step, one line per piece."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -268,12 +268,12 @@ def draw(stored: Mapping[str, Any]) -> None:
 
 
 def reached(made: Mapping[str, Any]) -> tuple[object, ...]:
-    """What is printed of a piece: the steps that each learner took."""
+    """The steps of each learner, printed for a piece."""
     return ({k: steps_to_goal(v) for k, v in made["learners"].items()},)
 
 
 def main() -> None:
-    """Makes the pieces that are named, or those that are missing, and writes the table."""
+    """Measures the named pieces, or the missing ones, and writes the table."""
     stored = pieces.make(OUT, PIECES, sys.argv[1:], measure, reached)
     draw(stored)
     pieces.put(PAGE, BEGIN, END, section(stored))

@@ -1,11 +1,11 @@
 """Steps to an attack's first reward, predicted from the leak and counted: ``python benchmarks/first_reward.py``.
 
-docs/theory.md derives the prediction. Here real completions are sampled as GRPO samples them, 16 of one of the attack's 5
-prompts a step, in the harness's own order, until the event comes. Nothing is trained meanwhile: before the first reward no
-weight moves. The policies are the shipped organism, its default defense, and that defense after a few supervised steps on the
-attack's own prompts, which open it little by little; weights and texts stay in memory.
+docs/theory.md derives the prediction. Real completions are sampled as in GRPO, 16 of one of the attack's 5 prompts per step, in
+the harness's order, until the event occurs. No training is needed, because no weight moves before the first reward. The policies
+are the shipped organism, its default defense, and that defense after a few supervised steps on the attack's prompts, which
+weaken it gradually. Weights and texts stay in memory.
 
-Writes docs/evidence/first-reward.{json,svg} and the table in docs/theory.md. ``--page`` writes the last two anew from the JSON.
+Writes docs/evidence/first-reward.{json,svg} and the table in docs/theory.md. ``--page`` rewrites figure and table from the JSON.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ EVENTS = ("answer", "reward")
 
 
 def expected_steps(p: float, n: int) -> float:
-    """``E[T] = 1 / (1 - (1 - p)^n)``: steps of n samples until the first event of probability p."""
+    """``E[T] = 1 / (1 - (1 - p)^n)``: expected steps of n samples until the first event of probability p."""
     return 1.0 / -math.expm1(n * math.log1p(-p)) if p < 1.0 else 1.0
 
 
 def survival(p: float, n: int, steps: float) -> float:
-    """``P(T > S) = (1 - p)^(n S)``: no event in S steps."""
+    """``P(T > S) = (1 - p)^(n S)``: probability of no event in S steps."""
     return math.exp(n * steps * math.log1p(-p))
 
 
 def expected_steps_in_rounds(ps: Sequence[float], n: int) -> float:
-    """The same for K prompts of unequal p that take turns in shuffled rounds.
+    """Expected steps for K prompts of different p in shuffled rounds.
 
     ``E[T] = (1 / (1 - prod_k q_k)) sum_(j<K) e_j(q) / binom(K, j)`` with ``q_k = (1 - p_k)^n``, e_j the elementary symmetric
-    polynomial: the mean over orders of the probability that the first j prompts of a round gave nothing.
+    polynomial, i.e. the mean over orders of the probability of no event in the first j prompts of a round.
     """
     q = [(1.0 - p) ** n for p in ps]
     within = sum(sum(math.prod(chosen) for chosen in itertools.combinations(q, j)) / math.comb(len(q), j) for j in range(len(q)))
@@ -77,7 +77,7 @@ def expected_steps_in_rounds(ps: Sequence[float], n: int) -> float:
 
 
 def mean_with_interval(waits: Sequence[int]) -> tuple[float, float, float]:
-    """The mean and its 95 % interval by the bootstrap over attacks (scipy, percentile method); it assumes no law."""
+    """The mean and its 95 % interval by the bootstrap over attacks (scipy, percentile method), with no assumed distribution."""
     import numpy as np
     from scipy.stats import bootstrap
 
@@ -91,14 +91,14 @@ def mean_with_interval(waits: Sequence[int]) -> tuple[float, float, float]:
 
 
 class Sampler:
-    """Completions of a policy, as which of the two events they are; texts are kept nowhere."""
+    """Samples completions of a policy and reports only the events, without keeping texts."""
 
     def __init__(self, model: LanguageModel, bench: Bench, answers: dict[str, str], tokens: int) -> None:
         self._model, self._judge, self._tokens = model, bench.judge, tokens
         self._answers = {name: model.answer_ids(text) for name, text in answers.items()}
 
     def __call__(self, prompts: Sequence[Prompt], n: int) -> Iterator[tuple[bool, bool]]:
-        """For each prompt whether the full answer, and whether any reward, is among n completions of it."""
+        """For each prompt, if n completions include the full answer, and if they include any reward."""
         completed = self._model.complete(prompts, n=n, temperature=1.0, max_tokens=self._tokens)
         for prompt, group in zip(prompts, completed, strict=True):
             texts = [c.text for c in group]
@@ -109,7 +109,7 @@ class Sampler:
 
 
 def play(sample: Sampler, prompts: Sequence[Prompt], n: int, seed: int, limit: int | None = None) -> dict[str, int | None]:
-    """Samples step by step until both events have come, or for ``limit`` steps; the step of each, from 1 on."""
+    """Samples until both events have occurred, or for ``limit`` steps, and returns the step of each, counted from 1."""
     first: dict[str, int | None] = dict.fromkeys(EVENTS)
     order = order_prompts(prompts, (limit or 100_000), seed)
     for begin in range(0, len(order), STEPS_AT_ONCE):
@@ -123,7 +123,7 @@ def play(sample: Sampler, prompts: Sequence[Prompt], n: int, seed: int, limit: i
 
 
 def policies(bench: Bench, examples: Sequence[Example], adapter: Path) -> Iterator[tuple[str, Callable[[], LanguageModel]]]:
-    """Each policy's name, and what loads it."""
+    """The name and the loader of each policy."""
     recipe = bench.suite.tier_attacks("smoke")[0]
     yield "undefended", bench.candidate.load
 
@@ -146,7 +146,7 @@ def policies(bench: Bench, examples: Sequence[Example], adapter: Path) -> Iterat
 
 
 def measure() -> dict[str, Any]:
-    """All policies: leak, prediction, and what was counted."""
+    """Leak, prediction and counts of all policies."""
     from rn_harness.models.language_model import own_random_stream
 
     suite = load_suite(ROOT / "suites" / DOMAIN)
@@ -170,7 +170,7 @@ def measure() -> dict[str, Any]:
                 rewarded = sum(any_reward for _, any_reward in sample(many, 1))
             waits = []
             for seed in range(SEEDS.get(policy, 1)):
-                # A stream for each policy: with one for all, their waits would be those of the same draws.
+                # Each policy needs a separate random stream; otherwise their waits would depend on the same draws.
                 with own_random_stream(number, seed):
                     waits.append(play(sample, prompts, n, 1000 * number + seed, DEFENDED_STEPS if policy == "defended" else None))
             found[policy] = {
@@ -196,7 +196,7 @@ def measure() -> dict[str, Any]:
 
 
 def points(stored: dict[str, Any], event: str) -> list[dict[str, Any]]:
-    """For each policy in which the event came: its probability, the prediction, and the mean that was counted."""
+    """Probability, prediction and observed mean of each policy in which the event occurred."""
     n = stored["samples_a_step"]
     made = []
     for name, policy in stored["policies"].items():
@@ -272,7 +272,7 @@ def lines(stored: dict[str, Any]) -> list[str]:
 
 
 def write_page(stored: dict[str, Any]) -> None:
-    """The tables into docs/theory.md, and the figure."""
+    """Writes the tables into docs/theory.md, and draws the figure."""
     pieces.put(PAGE, BEGIN, END, "\n".join(lines(stored)))
     import matplotlib as mpl
 
@@ -299,12 +299,12 @@ def write_page(stored: dict[str, Any]) -> None:
     axes.set_ylabel("steps to the first one")
     axes.legend(frameon=False)
     figure.savefig(FIGURE, metadata={"Date": None, "Creator": None})
-    # Trailing blanks, which matplotlib leaves in paths, are nobody's.
+    # Remove the trailing blanks that matplotlib writes in paths.
     FIGURE.write_text("\n".join(row.rstrip() for row in FIGURE.read_text(encoding="utf-8").splitlines()) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Measures, unless only the page is asked for, and writes."""
+    """Measures, unless only the page is requested, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--page", action="store_true", help="write figure and table anew from the stored numbers")
     if not parser.parse_args().page:

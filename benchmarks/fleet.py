@@ -1,9 +1,9 @@
-"""Eight attacks together against one of them alone, both in our code: ``python benchmarks/fleet.py [PIECE ...]``.
+"""Time of eight attacks in a fleet compared with a single one, both by the harness: ``python benchmarks/fleet.py [PIECE ...]``.
 
-On the undefended and on the defended organism, in turn: an attack of 30 steps, scored at 0, 10, 20 and 30, alone on one thread;
-then eight seeds of it in a fleet, on one thread and on two. Each pair is a piece that is stored when it ends; the last state of
-all goes to docs/evidence/fleet.json, and the medians into docs/performance.md. That the eight come to what each comes to alone is
-what tests/invariant/test_fleet.py shows; here the scores of the first are compared.
+On the undefended and the defended organism in turn, an attack of 30 steps, scored at 0, 10, 20 and 30, runs singly on one
+thread, and eight seeds of it run in a fleet on one thread and on two. Each pair is a piece, stored in docs/evidence/fleet.json
+when it is finished, and the medians go into docs/performance.md. tests/invariant/test_fleet.py shows that attacks have the same
+results in a fleet as singly; here only the scores of the first are compared.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ BEGIN, END = "<!-- fleet -->", "<!-- /fleet -->"
 SIZE, STEPS = 8, 30
 TARGETS = {"undefended": 4.0, "defended": 3.0}
 THREADS = {1: 5, 2: 3}
-"""Repeats, by the CPU threads of a fleet."""
+"""Number of repeats by the fleet's CPU threads."""
 PIECES = [f"{of}-{threads}-{repeat}" for threads, repeats in THREADS.items() for repeat in range(repeats) for of in TARGETS]
 
 
 class Pair:
-    """One of them alone and all together, on one model.
+    """A single attack and a fleet of attacks on one model.
 
     Args:
-        of: which model.
-        threads: of the fleet; one alone has one.
+        of: ``undefended`` or ``defended``.
+        threads: threads of the fleet; a single attack has one.
     """
 
     def __init__(self, of: str, threads: int) -> None:
@@ -59,7 +59,7 @@ class Pair:
         self.attacks = [plain.model_copy(update={"seed": seed}) for seed in range(SIZE)]
 
     def run(self, model: LanguageModel, attack: AttackRecipe) -> Trajectory:
-        """One attack on the model that is passed in."""
+        """Runs one attack on a model."""
         session, suite = self.session, self.suite
         return run_attack(
             AttackTarget(model, session.candidate.digest, None, control=False),
@@ -68,14 +68,14 @@ class Pair:
         )
 
     def alone(self) -> tuple[Trajectory, float, float]:
-        """The first, with its seconds of wall clock and of processor."""
+        """Runs the first attack singly; returns its trajectory, wall seconds and processor seconds."""
         model = self.load()
         wall, processor = time.perf_counter(), time.process_time()
         trajectory = self.run(model, self.attacks[0])
         return trajectory, time.perf_counter() - wall, time.process_time() - processor
 
     def together(self) -> tuple[Trajectory, float, float]:
-        """The first of all, with the seconds of all."""
+        """Runs all attacks in a fleet; returns the first trajectory, and wall and processor seconds of all."""
         fleet = Fleet(self.load(), self.threads)
         wall, processor = time.perf_counter(), time.process_time()
         made = fleet.run([functools.partial(self.run, attack=attack) for attack in self.attacks])
@@ -88,7 +88,7 @@ class Pair:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """One pair; which side comes first changes from repeat to repeat."""
+    """Measures one pair; the sides swap their order from repeat to repeat."""
     of, threads, repeat = name.split("-")
     pair = Pair(of, int(threads))
     sides = {"alone": pair.alone, "together": pair.together}
@@ -106,12 +106,12 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def ratio(piece: dict[str, Any], clock: str) -> float:
-    """All together over one alone."""
+    """Time of the fleet divided by the time of a single attack."""
     return float(piece["together"][clock] / piece["alone"][clock])
 
 
 def table(stored: dict[str, Any]) -> str:
-    """Medians and spread, beside the targets."""
+    """A table of medians, spreads and targets."""
     lines = [
         "| 8 attacks together, times one alone | threads | target | clock: median (least to most) | processor | scores equal |",
         "|---|---|---|---|---|---|",
@@ -130,7 +130,7 @@ def table(stored: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Makes what is missing, or what is named."""
+    """Measures the named pieces, or the missing ones."""
     stored = make(OUT, PIECES, sys.argv[1:], measure, lambda made: [f"{ratio(made, 'wall_s'):.2f} times the time of one"])
     put(PAGE, BEGIN, END, table(stored))
 

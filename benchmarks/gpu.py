@@ -1,16 +1,21 @@
-"""What an attack on a 7B model costs on a GPU, and a real claim on SmolLM2.
+"""Cost of an attack on a 7B model on a GPU, and a real claim on SmolLM2.
 
-``python benchmarks/gpu.py [--aligned FOLDER]``; hours on one card. ``step``: seconds of one GRPO step of a model in Qwen2.5-7B's
-shape with weights by chance (LoRA, group 16, prompts of 128 tokens, completions of 256), by TRL alone and by the harness, in
-turn; split into generation, scoring and update, each as a multiple of the card's own limit; peak memory. ``fleet``: seconds of a
-step of K attacks together, for each K of ``--fleet 1,2,4,8``, sampling and update apart, over those of one; with rewards that
-have a spread (undefended) and with none (defended); also in SmolLM2-135M's shape (``--shape smollm2-135m``). ``claim``:
-suites/baking on an aligned SmolLM2 (benchmarks/smollm2.py makes it), standard tier, three seeds of the defense. Each goes to
-docs/evidence/gpu.json as it ends. ``--shape tiny`` does the same on anything, to try the script.
+``python benchmarks/gpu.py [--aligned FOLDER]``; hours on one card. Each part is stored in docs/evidence/gpu.json when it is
+finished.
 
-Limits are measured on the card, not taken from its data sheet: the bandwidth by copying, the rate by multiplying matrices.
-Sampling a token has to read all weights once; the update of an adapter takes 4 operations a weight and token, 6 with gradient
-checkpointing.
+* ``step``: seconds of one GRPO step of a random model in Qwen2.5-7B's shape (LoRA, group 16, prompts of 128 tokens, completions
+  of 256), with TRL and with the harness in turn, split into generation, scoring and update, each as a multiple of the card's
+  limit; peak memory.
+* ``fleet``: seconds of a step of K attacks together, for each K of ``--fleet 1,2,4,8``, divided by those of one, separately for
+  sampling and update, with different rewards (undefended) and with equal ones (defended); also in SmolLM2-135M's shape
+  (``--shape smollm2-135m``).
+* ``claim``: suites/baking on an aligned SmolLM2 (made by benchmarks/smollm2.py), standard tier, three seeds of the defense.
+
+``--shape tiny`` does the same on any machine, to try the script.
+
+The card's limits are measured, not taken from its data sheet: the bandwidth by copying, the rate by multiplying matrices.
+Sampling a token must read all weights once. The update of an adapter takes 4 operations per weight and token, or 6 with
+gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -57,7 +62,7 @@ TEMPLATE = "{% for turn in messages %}{{ turn.content }} {% endfor %}"
 
 
 def make_model(shape: str, folder: Path) -> None:
-    """Saves a model of this shape, weights by chance, with the words ``t0``, ``t1`` and so on for its vocabulary."""
+    """Saves a random model of this shape with the vocabulary ``t0``, ``t1`` and so on."""
     import torch
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel
@@ -77,7 +82,7 @@ def make_model(shape: str, folder: Path) -> None:
 
 
 def synchronize() -> None:
-    """Waits for the card, so that a time is of work that is done."""
+    """Waits for the card, so that times cover only completed work."""
     import torch
 
     if torch.cuda.is_available():
@@ -85,7 +90,7 @@ def synchronize() -> None:
 
 
 def limits() -> dict[str, float]:
-    """Bytes a second that a copy moves (read and write), and operations a second of a bfloat16 matrix product; best of 5."""
+    """Bytes per second of a copy (read and write), and operations per second of a bfloat16 matrix product; best of 5."""
     import torch
 
     on = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,14 +113,14 @@ def limits() -> dict[str, float]:
 
 
 class Clock:
-    """Seconds that a training spends in each part of a step, the first step left out."""
+    """Seconds that a training spends in each part of a step, without the first step."""
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {"generation": [], "scoring": [], "step": []}
         self.begin: float | None = None
 
     def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """The same work, its seconds kept."""
+        """Wraps a function so that its seconds are recorded."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             synchronize()
@@ -128,7 +133,7 @@ class Clock:
         return run
 
     def step(self) -> None:
-        """A step ended."""
+        """Records the end of a step."""
         synchronize()
         now = time.perf_counter()
         if self.begin is not None:
@@ -136,7 +141,7 @@ class Clock:
         self.begin = now
 
     def medians(self) -> dict[str, float]:
-        """Of each part; the update is what is left of a step."""
+        """Median of each part; the update is the rest of a step."""
         of = {part: statistics.median(times[1:] or times) for part, times in self.parts.items()}
         return {**of, "update": of["step"] - of["generation"] - of["scoring"]}
 
@@ -156,13 +161,13 @@ def train_once(way: str, folder: Path, recipe: AttackRecipe) -> dict[str, Any]:
     parent: Any = saving_trainer(model, lambda _: False) if way == "ours" else trl.GRPOTrainer
 
     class Timed(parent):  # type: ignore[misc]
-        """With a clock around generation."""
+        """A trainer that times generation."""
 
         def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
             return clock.timed("generation", super()._generate_single_turn)(*args, **kwargs)
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
-        """Tells the clock."""
+        """Reports each step to the clock."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.step()
@@ -195,7 +200,7 @@ def train_once(way: str, folder: Path, recipe: AttackRecipe) -> dict[str, Any]:
 
 
 def measure_step(shape: str, repeats: int, steps: int) -> dict[str, Any]:
-    """All ways in turn, with their multiples of the card's limit."""
+    """Measures all ways in turn, with their multiples of the card's limit."""
     import torch
 
     recipe = AttackRecipe(
@@ -218,7 +223,7 @@ def measure_step(shape: str, repeats: int, steps: int) -> dict[str, Any]:
     tokens = recipe.group_size * recipe.prompts_per_step * (PROMPT_TOKENS + COMPLETION_TOKENS)
     operations = (6 if recipe.gradient_checkpointing else 4) * (weights / 2) * tokens
     least = {
-        "generation": COMPLETION_TOKENS * weights / (measured["bytes_per_s"] / 2),  # read once; a copy reads and writes
+        "generation": COMPLETION_TOKENS * weights / (measured["bytes_per_s"] / 2),  # one read; a copy reads and writes
         "update": operations / measured["operations_per_s"],
     }
     told = {}
@@ -247,10 +252,10 @@ def measure_step(shape: str, repeats: int, steps: int) -> dict[str, Any]:
 
 
 class TimedFleet(Fleet):
-    """A fleet that keeps the seconds of what it does for all at once.
+    """A fleet that times its joint work.
 
     Attributes:
-        seconds: of sampling and of passes forward and backward, one each time.
+        seconds: seconds of each sampling and of each forward and backward pass.
     """
 
     def __init__(self, model: LanguageModel, threads: int) -> None:
@@ -268,7 +273,7 @@ class TimedFleet(Fleet):
 
 
 def run_fleet(folder: Path, recipe: AttackRecipe, size: int, *, spread: bool) -> dict[str, float]:
-    """Seconds of a step of so many attacks together: the whole, its sampling, its passes; the first step left out."""
+    """Seconds per step of a fleet of this size: whole step, sampling and passes, without the first step."""
     import torch
 
     request = " ".join(f"t{5 + i}" for i in range(PROMPT_TOKENS))
@@ -304,7 +309,7 @@ def run_fleet(folder: Path, recipe: AttackRecipe, size: int, *, spread: bool) ->
 
 
 def measure_fleet(shape: str, sizes: Sequence[int], repeats: int, steps: int) -> dict[str, Any]:
-    """Each size in turn, on the same weights; medians, and multiples of one."""
+    """Measures each size in turn on the same weights: medians, and multiples of a single attack."""
     recipe = AttackRecipe(
         name="gpu", steps=steps, control_steps=1, learning_rate=1e-4, prompts=1, max_completion_tokens=COMPLETION_TOKENS,
         gradient_checkpointing=shape == "qwen2.5-7b",
@@ -336,7 +341,7 @@ def measure_fleet(shape: str, sizes: Sequence[int], repeats: int, steps: int) ->
 
 
 def measure_claim(aligned: Path, seeds: int) -> list[dict[str, Any]]:
-    """The standard tier of suites/baking on the aligned SmolLM2, for each seed of the defense."""
+    """Runs the standard tier of suites/baking on the aligned SmolLM2, for each seed of the defense."""
     found = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as name:
@@ -358,7 +363,7 @@ def measure_claim(aligned: Path, seeds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measures what was asked for, and writes it with the card's name."""
+    """Measures the requested parts, and writes them with the card's name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-7b")
     parser.add_argument("--steps", type=int, default=6, help="of each training; the first is left out")
