@@ -22,7 +22,7 @@ from rn_harness.models.unchanged import Held
 from rn_harness.records.keys import prompts_digest
 from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory, Witnessed
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.errors import JudgeGoneError, told
+from rn_harness.spec.errors import JudgeGoneError, safe_message
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.verdict.validity import checkpoint_steps, to_witness
 
@@ -112,7 +112,7 @@ def run_attack(target: AttackTarget, attacker: Attacker, panel: Panel, events: A
         return attack.trajectory({}, judge_gone=str(error))
     except BaseException as error:
         attack.scoring.keep(wait=isinstance(error, Exception))  # an interrupt does not wait for a judge
-        attack.events.cut(attack.trajectory({}, stopped=told(error)))
+        attack.events.cut(attack.trajectory({}, stopped=safe_message(error)))
         raise
     return attack.trajectory(settings)
 

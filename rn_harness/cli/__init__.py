@@ -18,7 +18,7 @@ from rn_harness.cli.release import register as register_release
 from rn_harness.cli.store import register as register_store
 from rn_harness.cli.suites import register as register_suites
 from rn_harness.cli.utility import register as register_utility
-from rn_harness.spec.errors import told
+from rn_harness.spec.errors import safe_message
 from rn_harness.spec.extras import EXTRAS, missing
 from rn_harness.spec.version import __version__
 
@@ -54,7 +54,7 @@ def main() -> None:
         app()
     except Exception as error:  # noqa: BLE001  (told, and never swallowed)
         where = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{told(error)}, raised at {where.filename}:{where.lineno}"
+        text = f"{safe_message(error)}, raised at {where.filename}:{where.lineno}"
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             text = str(missing(error.name, "this command"))
         typer.echo(text, err=True)

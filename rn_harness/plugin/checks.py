@@ -1,7 +1,7 @@
 """The test methods that a suite inherits.
 
-Work is done in fixture setup and the verdict alone is told in the test body, so that JUnit's ``<error>`` means "no verdict" and
-``<failure>`` means "unsafe". The plugin parametrizes them from the ``suite.yaml`` beside the test file.
+Fixtures do the work in their setup, and the test body only asserts the verdict, so that JUnit's ``<error>`` means "no verdict"
+and ``<failure>`` means "unsafe". The plugin parametrizes the tests from the ``suite.yaml`` in the test file's folder.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rn_harness.run.case import Case
 
 
-def tell_verdict(case: Case) -> None:
-    """Ends the test by the case's verdict: green for PASS, ``<failure>`` for FAIL.
+def assert_verdict(case: Case) -> None:
+    """Fails the test unless the verdict is PASS.
 
-    INCONCLUSIVE never comes here: the fixtures end the setup with an error.
+    It never sees INCONCLUSIVE, for which the fixtures end the setup with an error.
     """
     __tracebackhide__ = True
     verdict = case.record.verdict
@@ -27,24 +27,24 @@ def tell_verdict(case: Case) -> None:
 
 
 class RobustnessChecks:
-    """Does the candidate, defended, withstand the suite's attacks? Inherit it in ``test_<domain>.py``."""
+    """Tests that the defended candidate withstands the suite's attacks. Inherit it in ``test_<domain>.py``."""
 
     def test_candidate_refuses(self, candidate_case: Case) -> None:
-        """The undefended candidate refuses before any attack; else there is nothing to defend."""
-        tell_verdict(candidate_case)
+        """The undefended candidate refuses before any attack; otherwise there is nothing to defend."""
+        assert_verdict(candidate_case)
 
     def test_control_breaks(self, control_case: Case) -> None:
-        """The attack breaks the undefended candidate; else it proves nothing."""
-        tell_verdict(control_case)
+        """The attack breaks the undefended candidate; otherwise it proves nothing."""
+        assert_verdict(control_case)
 
     def test_defense_converges(self, defense_case: Case) -> None:
-        """The defense meets its criterion and starts clean."""
-        tell_verdict(defense_case)
+        """The defense meets its criterion, and the defended candidate is safe before any attack."""
+        assert_verdict(defense_case)
 
     def test_attack_stays_neutralized(self, attack_case: Case) -> None:
         """Every checkpoint of the attack on the defended candidate is known and safe."""
-        tell_verdict(attack_case)
+        assert_verdict(attack_case)
 
     def test_helpfulness_is_kept(self, helpfulness_case: Case) -> None:
-        """The defended candidate answers benign prompts as before, twins of the domain too."""
-        tell_verdict(helpfulness_case)
+        """The defended candidate answers benign prompts as before, also those that resemble the domain."""
+        assert_verdict(helpfulness_case)

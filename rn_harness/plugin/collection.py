@@ -1,7 +1,6 @@
-"""Finds which tests of suites were collected or left out, and whose fixtures they use.
+"""Finds tests of suites that were left out, and fixtures that replace ours.
 
-Hooks of a conftest or a plugin may drop a test, hide it, or put another fixture in the place of ours. What can be seen of that is
-found here. It imports the standard library and pytest only, since it is loaded in every pytest session of the environment.
+Hooks of a conftest or a plugin may drop a test, hide it, or replace a fixture. This module finds the visible traces of that.
 """
 
 from __future__ import annotations
@@ -15,13 +14,22 @@ from typing import Any
 
 import pytest
 
+from rn_harness.plugin.pytest_compat import (
+    fixture_definitions,
+    fixture_function,
+    is_test_class,
+    is_test_function,
+    is_test_method,
+)
+
 SUITE_FILE = "suite.yaml"
+COLLECTED_NAME = "rn-harness-collected"
 FILES, CLASSES, FUNCTIONS = ("test_*.py", "*_test.py"), "Test", "test"
-"""Names of tests by pytest's defaults. They count next to those of an ini file, which could hide a test."""
+"""Names of tests by pytest's defaults. They count next to the names in an ini file, which could hide a test."""
 
 
 class Collected:
-    """Everything that was collected of suites, noted before any other hook can drop it; with xdist, in any worker."""
+    """The collected tests of suites, recorded before any other hook can drop one; with xdist, in each worker."""
 
     def __init__(self) -> None:
         self.items: dict[str, pytest.Function] = {}
@@ -31,13 +39,13 @@ class Collected:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Notes a test of a suite."""
+        """Records a test of a suite."""
         if isinstance(item, pytest.Function) and (item.path.parent / SUITE_FILE).is_file():
             self.items[item.nodeid] = item
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Notes a file, and whether it failed."""
+        """Records a file, and a failure to collect it."""
         self.files.add(report.nodeid.partition("::")[0])
         for node in report.result or ():
             if isinstance(node, pytest.Module) and (node.path.parent / SUITE_FILE).is_file():
@@ -46,7 +54,7 @@ class Collected:
             self.failed.append(report.nodeid)
 
     def left_out(self, config: pytest.Config, kept: Sequence[pytest.Item]) -> list[str]:
-        """The tests and files of suites that will not be run, in whatever way they were left out, sorted.
+        """The tests and files of suites that will not be run, however they were left out, sorted.
 
         Args:
             config: of the session.
@@ -56,24 +64,24 @@ class Collected:
         return sorted({*dropped, *self._hidden_tests(), *self._hidden_files(config)})
 
     def _hidden_tests(self) -> Iterator[str]:
-        """Tests in collected files that pytest would collect if no hook kept it from that."""
+        """Tests in collected files that pytest would collect without other plugins' hooks."""
         known = {(item.path, item.cls, item.originalname) for item in self.items.values()}
         for file, module in self.modules.items():
             for name, value in list(vars(module.obj).items()):
                 if inspect.isclass(value) and value.__module__ == module.obj.__name__:
-                    if not (module.classnamefilter(name) or name.startswith(CLASSES)):
+                    if not (is_test_class(module, name) or name.startswith(CLASSES)):
                         continue
                     for method in dir(value):
-                        named = module.funcnamefilter(method) or method.startswith(FUNCTIONS)
+                        named = is_test_method(module, method) or method.startswith(FUNCTIONS)
                         if named and callable(getattr(value, method)) and (file, value, method) not in known:
                             yield f"{module.nodeid}::{name}::{method}"
                     continue
-                named = inspect.isfunction(value) and (module.istestfunction(value, name) or name.startswith(FUNCTIONS))
+                named = inspect.isfunction(value) and (is_test_function(module, value, name) or name.startswith(FUNCTIONS))
                 if named and (file, None, name) not in known:
                     yield f"{module.nodeid}::{name}"
 
     def _hidden_files(self, config: pytest.Config) -> Iterator[str]:
-        """Test files of these suites that were not looked at."""
+        """Test files of these suites that pytest did not collect from."""
         patterns = {*config.getini("python_files"), *FILES}
         for folder in {file.parent for file in self.modules}:
             for path in folder.glob("*.py"):
@@ -85,15 +93,15 @@ class Collected:
 
 
 def overridden(items: Iterable[pytest.Item], ours: Mapping[str, Any]) -> list[str]:
-    """For each fixture of ours that a test gets from elsewhere: a sentence that names both.
+    """A sentence for each fixture of ours that a test gets from another file.
 
     Args:
         items: tests of suites.
-        ours: the fixtures that are not to be overridden, by name.
+        ours: our fixtures, by name.
     """
     found = {}
     for item in items:
-        for name, file in _strange(item, ours):
+        for name, file in _replacements(item, ours):
             found[name, file] = (
                 f"the fixtures of rn-harness must be its own, so that a run proves something, got another {name} from {file} for "
                 f"{item.nodeid}; give yours another name"
@@ -101,11 +109,11 @@ def overridden(items: Iterable[pytest.Item], ours: Mapping[str, Any]) -> list[st
     return list(found.values())
 
 
-def _strange(item: pytest.Item, ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The fixtures of our names that a test gets from elsewhere, with the file. pytest has no public way to ask."""
-    definitions: Mapping[str, Sequence[Any]] = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+def _replacements(item: pytest.Item, ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The fixtures that replace ours in a test: name and file."""
+    definitions = fixture_definitions(item)
     for name in ours.keys() & definitions.keys():
-        own = inspect.unwrap(ours[name]._get_wrapped_function())  # noqa: SLF001
+        own = fixture_function(ours[name])
         for definition in definitions[name]:
             if definition.func is not own:
                 module = sys.modules.get(getattr(definition.func, "__module__", ""))

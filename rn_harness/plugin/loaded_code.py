@@ -1,8 +1,8 @@
-"""Finds the code of others in a session: plugins, conftests, and modules from local files. Floor 2 (adapters). Knows pytest.
+"""Finds the code of others in a session: plugins, conftests, and modules from local files.
 
 Such code runs in the process that trains and judges, so it can change any result. It is recorded by digest, and its digests are
-part of every stored result's key. Installed packages that bring no plugin are not looked at: versions of those that decide are
-recorded. A module that is imported only while tests run is not seen either.
+part of every stored result's key. Installed packages without a plugin are left out: the versions of those that decide are
+recorded. A module that is imported only while tests run is not found either.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
 
-import pluggy
-
+from rn_harness.plugin.pytest_compat import pytest_folders
 from rn_harness.spec.loaded_code import LoadedCode
 
 if TYPE_CHECKING:
+    import pluggy
     import pytest
 
 CONFTEST = "conftest.py"
@@ -34,11 +34,11 @@ CHECKS = ("rn_harness", "rn_harness.plugin.checks")
 
 
 def loaded_code(config: pytest.Config, suites: Collection[Path]) -> tuple[LoadedCode, ...]:
-    """Everything that this process loaded and that is neither pytest's nor ours, sorted.
+    """The code that this process loaded and that is neither pytest's nor ours, sorted.
 
     Args:
         config: of the session, whose tests are collected.
-        suites: folders of suites; a test file of theirs counts only where it does more than inherit our checks.
+        suites: folders of suites; a test file in one counts only if it does more than inherit our checks.
     """
     found = set(_of_plugins(config))
     for file in _local_modules():
@@ -73,19 +73,19 @@ def _only_inherits(node: ast.ClassDef) -> bool:
 
 
 def _is_idle(node: ast.stmt) -> bool:
-    """Whether a statement is ``pass`` or a docstring."""
+    """True if a statement is ``pass`` or a docstring."""
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
 def _of_plugins(config: pytest.Config) -> Iterator[LoadedCode]:
-    """The plugins with the files that their hooks come from."""
+    """The plugins, with the files of their hooks."""
     manager = config.pluginmanager
     brought: dict[Path, tuple[str, str]] = {}
     files: set[Path] = set()
     for plugin, distribution in manager.list_plugin_distinfo():
         for file in _files(plugin):
             brought[_top(file)] = (str(distribution.metadata["name"]), str(distribution.version))
-    for plugin in (plugin for _, plugin in manager.list_name_plugin() if plugin is not None):  # also one that has no hash
+    for plugin in (plugin for _, plugin in manager.list_name_plugin() if plugin is not None):  # one may have no hash
         files |= set(_files(plugin))
         for code in _hooks(manager, plugin):
             if Path(code.co_filename).is_file():
@@ -106,7 +106,7 @@ def _of_plugins(config: pytest.Config) -> Iterator[LoadedCode]:
 
 
 def _files(plugin: object) -> Iterator[Path]:
-    """The file that a plugin, or the class of one, is defined in."""
+    """The file that defines a plugin or its class."""
     owner = plugin if inspect.isclass(plugin) else type(plugin)
     module = plugin if isinstance(plugin, ModuleType) else sys.modules.get(owner.__module__)
     file = getattr(module, "__file__", None)
@@ -119,7 +119,7 @@ def _hooks(manager: pluggy.PluginManager, plugin: object) -> Iterator[CodeType]:
     for caller in manager.get_hookcallers(plugin) or ():
         for implementation in caller.get_hookimpls():
             if implementation.plugin is plugin:
-                # Both: a function may say that it wraps another, and not be what calls it.
+                # Both: a function may claim to wrap another without calling it.
                 for function in (implementation.function, inspect.unwrap(implementation.function)):
                     code = getattr(function, "__code__", None)
                     if isinstance(code, CodeType):
@@ -140,9 +140,9 @@ def _local_modules() -> Iterator[Path]:
 
 
 def _local(config: pytest.Config, file: Path, kind: str = "") -> LoadedCode:
-    """A file of the user's own; named from pytest's root folder, since names are published.
+    """A file of the user, named by its path from pytest's root folder, since names are published.
 
-    A file outside of it is named by the way there, so that a name that somebody answers for is no other file's.
+    The path of a file outside begins with ``..``, so that no two files share a name that a user may allow.
     """
     name = Path(os.path.relpath(file, config.rootpath.resolve())).as_posix()
     kind = kind or ("conftest" if file.name == CONFTEST else "module")
@@ -161,26 +161,18 @@ def _digest(top: Path) -> str:
 
 
 def _is_own(file: Path) -> bool:
-    """Whether a file is ours, pytest's or pluggy's."""
-    return any(file.is_relative_to(folder) for folder in (OURS, *_pytests_folders()))
-
-
-@cache
-def _pytests_folders() -> tuple[Path, ...]:
-    import _pytest
-    import pytest
-
-    return tuple(Path(module.__file__ or "").resolve().parent for module in (_pytest, pytest, pluggy))
+    """True if a file is ours, pytest's or pluggy's."""
+    return any(file.is_relative_to(folder) for folder in (OURS, *pytest_folders()))
 
 
 def _is_installed(file: Path) -> bool:
-    """Whether a file belongs to an installed package or to Python."""
+    """True if a file belongs to an installed package or to Python."""
     return any(file.is_relative_to(folder) for folder in _installed_folders())
 
 
 @cache
 def _site_folders() -> tuple[Path, ...]:
-    """Where packages are installed."""
+    """The folders that packages are installed in."""
     found = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
     found += [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     return tuple(Path(folder).resolve() for folder in found)
@@ -188,12 +180,12 @@ def _site_folders() -> tuple[Path, ...]:
 
 @cache
 def _installed_folders() -> tuple[Path, ...]:
-    """Where packages and the standard library are installed."""
+    """The folders of packages and of the standard library."""
     return (*_site_folders(), *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")))
 
 
 def _top(file: Path) -> Path:
-    """The package's folder that an installed file lies in; the file where it lies in none."""
+    """The folder of the package that an installed file belongs to, or the file itself."""
     for folder in _site_folders():
         if file.is_relative_to(folder):
             return folder / file.relative_to(folder).parts[0]

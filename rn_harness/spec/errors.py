@@ -1,6 +1,6 @@
-"""Errors of the harness. Floor 0 (words): imports nothing of ours.
+"""Errors of the harness.
 
-Each message has three parts: what was required, what we got (``name=value``), what to do about it.
+Each message has three parts: the requirement, the value that was given (``name=value``), and the remedy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class MissingExtraError(RnHarnessError, ImportError):
 
 
 class SuiteError(RnHarnessError, ValueError):
-    """A suite's files do not say what a suite must say."""
+    """A suite's files are missing, malformed or contradictory."""
 
 
 class CandidateError(RnHarnessError, ValueError):
@@ -30,7 +30,7 @@ class RecipeError(RnHarnessError, ValueError):
 
 
 class UnsuitedError(RnHarnessError, ValueError):
-    """An attack cannot be run on this model: it needs something that nobody has here."""
+    """An attack cannot be run on this model, since it needs something that is missing here."""
 
 
 class JudgeError(RnHarnessError, ValueError):
@@ -38,15 +38,15 @@ class JudgeError(RnHarnessError, ValueError):
 
 
 class JudgeGoneError(RnHarnessError, RuntimeError):
-    """A judge stopped judging in mid-run: what was measured before it stands, and the case has no verdict."""
+    """A judge stopped during a run: earlier scores are kept, and the case has no verdict."""
 
 
 class TrainingError(RnHarnessError, RuntimeError):
-    """A fine-tune broke: it yields no verdict, never a safe one."""
+    """A training run broke: the case has no verdict, never a safe one."""
 
 
 class ExecutorError(RnHarnessError, RuntimeError):
-    """A case that was made elsewhere did not come, or is not the case that was asked for: there is no verdict."""
+    """A case that another process made is missing, or is another case: there is no verdict."""
 
 
 class StoreError(RnHarnessError, OSError):
@@ -58,11 +58,11 @@ class ReleaseError(RnHarnessError, ValueError):
 
 
 class RecordError(RnHarnessError, ValueError):
-    """A run's folder does not hold what a run leaves."""
+    """A run's folder does not hold a complete run."""
 
 
-def told(error: BaseException) -> str:
-    """What may be told of an error on one line: ours whole, the system's without what it was about, of others the type alone."""
+def safe_message(error: BaseException) -> str:
+    """One line about an error that quotes no completion: our messages in full, the system's by number, else the type only."""
     name = type(error).__name__
     if isinstance(error, RnHarnessError):
         return f"{name}: {error}"
@@ -73,9 +73,9 @@ def told(error: BaseException) -> str:
     return f"{name} (its message is withheld: it may quote a completion)"
 
 
-def told_in_full(error: BaseException) -> str:
-    """What may be told of an error: as ``told``, and where it was raised, unless it is ours and says what to do."""
-    text = told(error)
+def safe_report(error: BaseException) -> str:
+    """The safe message of an error, with the lines that raised it unless the error is ours and names a remedy."""
+    text = safe_message(error)
     if not isinstance(error, RnHarnessError):
         frames = traceback.extract_tb(error.__traceback__)
         text += ", raised at:" + "".join(f"\n  {f.filename}:{f.lineno} in {f.name}" for f in frames)

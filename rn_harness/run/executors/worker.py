@@ -21,7 +21,7 @@ from rn_harness.run.executors.protocol import LOCAL
 from rn_harness.run.lineup import CaseTask
 from rn_harness.run.preflight import check_disks, check_here
 from rn_harness.run.session import RunSession
-from rn_harness.spec.errors import RnHarnessError, told_in_full
+from rn_harness.spec.errors import RnHarnessError, safe_report
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import ATTEMPTS
@@ -170,7 +170,7 @@ def make_case(order: Order, given: Sequence[Entry], tell: Tell) -> Outcome:
             if case.defended is not None:
                 defended = case.defended.name if case.defended.is_relative_to(store.root) else str(case.defended)
         except Exception as problem:  # noqa: BLE001  (told, and its case has no verdict)
-            error = told_in_full(problem)
+            error = safe_report(problem)
         of_case = next(
             (p for p in (folder / "cases").glob("*") if p.name.startswith(f"{task.suite.domain}-{task.case_id}-")), None
         )

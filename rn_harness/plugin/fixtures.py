@@ -1,0 +1,200 @@
+"""The fixtures of a suite's tests. Each one runs its work in its setup and ends it unless a verdict counts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from rn_harness.plugin.collection import overridden
+from rn_harness.plugin.pytest_compat import parameters, uncaptured
+from rn_harness.plugin.stash import CASE, SCRATCH, TERMINATED, Terminated, end_progress, run_session, suite_folder, suite_in
+
+if TYPE_CHECKING:
+    from rn_harness.judges.protocol import Judge
+    from rn_harness.models.candidate import Candidate
+    from rn_harness.records.base import CaseKind
+    from rn_harness.records.trajectory import Trajectory
+    from rn_harness.run.case import Case, Defended
+    from rn_harness.run.lineup import CaseTask
+    from rn_harness.run.session import RunSession
+    from rn_harness.spec.attack_recipe import AttackRecipe
+    from rn_harness.spec.suite import Suite
+
+T = TypeVar("T")
+GRACE_S = 30
+
+
+@pytest.fixture
+def rn_suite(request: pytest.FixtureRequest) -> Suite:
+    """The suite in the test file's folder."""
+    return suite_in(request.config, request.path.parent)
+
+
+@pytest.fixture
+def candidate(request: pytest.FixtureRequest) -> Candidate:
+    """The model under test; ``candidate.load()`` gives a fresh copy."""
+    return run_session(request.config).candidate
+
+
+@pytest.fixture
+def judge(request: pytest.FixtureRequest, rn_suite: Suite) -> Judge:
+    """The judge that scores the checkpoints."""
+    return run_session(request.config).judges(rn_suite).evaluation
+
+
+@pytest.fixture
+def defended(request: pytest.FixtureRequest, rn_suite: Suite) -> Defended:
+    """The candidate with this run's defense; ``defended.load()`` gives a fresh copy."""
+    return _run_setup(request, lambda session: session.defended(rn_suite))
+
+
+@pytest.fixture
+def attack(request: pytest.FixtureRequest) -> AttackRecipe:
+    """The attack recipe of this test; a test that asks for it runs once for each recipe of the tier."""
+    if not hasattr(request, "param"):
+        pytest.fail("attack is for methods of a class that inherits RobustnessChecks", pytrace=False)
+    recipe: AttackRecipe = request.param
+    return recipe
+
+
+@pytest.fixture
+def trajectory(attack_case: Case) -> Trajectory:
+    """All checkpoints of this attack on the defended candidate."""
+    found = attack_case.record.evidence.trajectory
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def candidate_case(request: pytest.FixtureRequest) -> Case:
+    """The undefended candidate, before any attack."""
+    return _decided_case(request, "candidate")
+
+
+@pytest.fixture
+def control_case(request: pytest.FixtureRequest, attack: AttackRecipe) -> Case:  # noqa: ARG001  (which parametrizes the test)
+    """The attack on the undefended candidate."""
+    return _decided_case(request, "control")
+
+
+@pytest.fixture
+def defense_case(request: pytest.FixtureRequest) -> Case:
+    """The defense, and the defended candidate before any attack."""
+    return _decided_case(request, "defense")
+
+
+@pytest.fixture
+def attack_case(request: pytest.FixtureRequest, attack: AttackRecipe) -> Case:  # noqa: ARG001  (which parametrizes the test)
+    """The attack on the defended candidate."""
+    return _decided_case(request, "attack")
+
+
+@pytest.fixture
+def helpfulness_case(request: pytest.FixtureRequest) -> Case:
+    """The defended candidate on benign prompts."""
+    return _decided_case(request, "helpfulness")
+
+
+CASE_FIXTURES = (candidate_case, control_case, defense_case, attack_case, helpfulness_case)
+FIXTURES: dict[str, Any] = {
+    fixture.name: fixture for fixture in (rn_suite, candidate, judge, defended, attack, trajectory, *CASE_FIXTURES)
+}
+"""The fixtures by name; a suite's test may not take one of these names from another file."""
+
+
+def replaced_fixtures(items: Iterable[pytest.Item]) -> list[str]:
+    """A sentence for each fixture of ours that another file replaces for these tests."""
+    return overridden(items, FIXTURES)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fails a test whose fixture of ours was replaced in a worker, or by a hook after collection."""
+    if suite_folder(item.config, item.nodeid) and (sentences := replaced_fixtures([item])):
+        pytest.fail(sentences[0], pytrace=False)
+
+
+def _run_setup(request: pytest.FixtureRequest, work: Callable[[RunSession], T]) -> T:
+    """Runs a fixture's work; an error is shown without arguments or locals, which may hold completions."""
+    __tracebackhide__ = True
+    from rn_harness.spec.errors import safe_report
+
+    if request.config.stash.get(TERMINATED, False):  # raised where Python swallows exceptions
+        raise Terminated
+    try:
+        return work(run_session(request.config))
+    except KeyboardInterrupt as error:
+        raise type(error) from None  # without the frames on its way here: --full-trace shows their arguments
+    except Exception as error:  # noqa: BLE001  (reported below, and never swallowed)
+        text = safe_report(error)
+    finally:
+        end_progress(request.config)
+    _end_processes(request.config, text)
+    pytest.fail(f"no verdict: {text}", pytrace=False)
+
+
+def _end_processes(config: pytest.Config, text: str) -> None:
+    """Ends a run of several processes, since the others would wait for this one forever. The launcher ends them."""
+    from rn_harness.store.ranks import ranks
+
+    if SCRATCH in config.stash:
+        with uncaptured(config):
+            sys.stderr.write(f"rn-harness: process {ranks().rank}: no verdict: {text}\n")
+            sys.stderr.flush()
+        time.sleep(GRACE_S)  # the leading process, if it failed too, needs time to write the run's record
+        os._exit(1)
+    if ranks().size > 1:
+        pytest.exit(f"no verdict: {text}", returncode=1)
+
+
+def _requested_case(request: pytest.FixtureRequest, kind: CaseKind) -> CaseTask:
+    """The case that a test asks for, as its suite declares it; a fixture or a hook may have given the test another recipe."""
+    from rn_harness.run.lineup import CaseTask
+    from rn_harness.spec.errors import RecipeError
+
+    suite = suite_in(request.config, request.path.parent)
+    if kind not in ("control", "attack"):
+        return CaseTask(kind, suite, None)
+    given = parameters(request.node).get("attack")
+    declared = {recipe.id: recipe for recipe in suite.tier_attacks(request.config.getoption("rn_tier"))}
+    recipe = declared.get(getattr(given, "id", ""))
+    if recipe is None or recipe != given:
+        raise RecipeError(
+            f"an attack case is run with a recipe that the tier declares, got {getattr(given, 'id', None)} with other settings; "
+            "leave the test's parameters as they are"
+        )
+    return CaseTask(kind, suite, recipe)
+
+
+def _decided_case(request: pytest.FixtureRequest, kind: CaseKind) -> Case:
+    """Makes the case, and ends the setup unless its verdict counts: INCONCLUSIVE is an error.
+
+    A case that does not count for the run is skipped with its result: one out of the claim unless it passed, and an exploratory
+    one that proved nothing, destroyed the model, or breached outside the claim.
+    """
+    __tracebackhide__ = True
+    from rn_harness.records.case import TOLD_ALONE, turns
+
+    def make(session: RunSession) -> Case:
+        task = _requested_case(request, kind)
+        return session.case(task.kind, task.suite, task.attack)
+
+    case = _run_setup(request, make)
+    request.node.stash[CASE] = case
+    verdict, evidence = case.record.verdict, case.record.evidence
+    result = f"{(verdict.finding or 'unknown').replace('_', ' ')}: {verdict.reasons[0].sentence}"
+    if evidence.standing == "out_of_claim" and verdict.outcome != "PASS":
+        pytest.skip(f"out of claim, {result}")
+    if verdict.outcome == "FAIL" and not turns(evidence.standing, within_claim=evidence.within_claim):
+        pytest.skip(f"exploratory, not covered by the claim, {result}")
+    if verdict.outcome == "INCONCLUSIVE":
+        if evidence.standing == "exploratory" and verdict.finding in TOLD_ALONE:
+            pytest.skip(result)
+        lines = [f"INCONCLUSIVE: {case.record.case_id}", *(f"  {r.sentence}" for r in verdict.reasons)]
+        pytest.fail("\n".join(lines), pytrace=False)
+    return case
