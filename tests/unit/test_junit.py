@@ -1,4 +1,4 @@
-"""JUnit: valid for Jenkins whatever the texts hold, and named as pytest names tests."""
+"""JUnit: valid for Jenkins whatever the texts contain, with names as pytest makes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALL_STATES = [
 
 
 def written(folder: Path, results: Sequence[TestResult], **properties: str) -> ET.Element:
-    """The one testsuite of the file that these results make, after the schema accepted it."""
+    """The only testsuite of the file for these results, checked with the schema."""
     path = folder / "junit.xml"
     write_junit(path, results, properties, "2026-01-02T03:04:05+00:00", 12.3456)
     SCHEMA.validate(path)
@@ -35,7 +35,7 @@ def written(folder: Path, results: Sequence[TestResult], **properties: str) -> E
 
 
 def test_schema_can_refuse(tmp_path: Path) -> None:
-    """The schema that these tests lean on refuses what Jenkins refuses: properties of a testcase, and a nameless testcase."""
+    """The schema of these tests refuses the same files as Jenkins, for example a testcase with properties or without a name."""
     written(tmp_path, ALL_STATES)
     text = (tmp_path / "junit.xml").read_text(encoding="utf-8")
     for old, new in (
@@ -50,7 +50,7 @@ def test_schema_can_refuse(tmp_path: Path) -> None:
 
 
 def test_all_states(tmp_path: Path) -> None:
-    """Each state is written as its own element, with first line and whole text, and is counted."""
+    """Each state is written as its own element with first line and whole text, and is counted."""
     suite = written(tmp_path, ALL_STATES)
     counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
     assert counts == {"tests": "4", "failures": "1", "errors": "1", "skipped": "1"}
@@ -68,13 +68,13 @@ def test_all_states(tmp_path: Path) -> None:
 
 
 def test_no_tests(tmp_path: Path) -> None:
-    """A run without tests is a valid file that counts none."""
+    """A run without tests is a valid file with a count of 0."""
     suite = written(tmp_path, [])
     assert (suite.get("tests"), suite.findall("testcase")) == ("0", [])
 
 
 def test_properties_are_of_the_testsuite(tmp_path: Path) -> None:
-    """Facts of the run stand as testsuite properties, with their values as they are."""
+    """Facts of the run are testsuite properties with unchanged values."""
     facts = {"rn_harness.candidate": 'a <b> & "c"', "rn_harness.judge": ""}
     suite = written(tmp_path, ALL_STATES, **facts)
     assert {p.get("name"): p.get("value") for p in suite.iterfind("properties/property")} == facts
@@ -92,7 +92,7 @@ CONTROL = "".join(chr(i) for i in range(0x20)) + "\x7f\x80\x9f\ufffe\uffff\ud800
 
 @pytest.mark.parametrize("state", STATES)
 def test_control_characters(tmp_path: Path, state: str) -> None:
-    """Characters that XML cannot hold are replaced, wherever they come from, and all others are kept."""
+    """Characters that XML cannot hold are replaced in every place, and all others are kept."""
     nodeid = f"test_a.py::test_b[x{CONTROL}]"
     result = TestResult(nodeid, state, f"x001 {CONTROL} x002", CONTROL + "x003")
     (case,) = written(tmp_path, [result], fact=CONTROL).findall("testcase")
@@ -114,7 +114,7 @@ def test_clean_keeps_what_xml_holds() -> None:
 
 
 def test_very_long_text(tmp_path: Path) -> None:
-    """A text of a megabyte is kept whole and valid, and stays one file below what GitLab takes (30 MB)."""
+    """A text of a megabyte is kept whole and valid, and the file stays below GitLab's limit of 30 MB."""
     text = "first line\n" + "step 10: x001\n" * 80_000
     (case,) = written(tmp_path, [TestResult("t.py::t", "failure", text, text)]).findall("testcase")
     assert case[0].text == text
@@ -125,7 +125,7 @@ def test_very_long_text(tmp_path: Path) -> None:
 @hypothesis.given(ANY_TEXT, ANY_TEXT, ANY_TEXT, st.sampled_from(STATES))
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_any_text_is_valid(tmp_path: Path, text: str, output: str, fact: str, state: str) -> None:
-    """Whatever texts, outputs and facts hold, the file is well-formed and valid."""
+    """The file is well-formed and valid for any texts, outputs and facts."""
     (case,) = written(tmp_path, [TestResult("t.py::t", state, text, output)], fact=fact).findall("testcase")
     assert [child.tag for child in case if child.tag != "system-out"] == ([] if state == "passed" else [state])
 
@@ -143,7 +143,7 @@ def test_any_text_is_valid(tmp_path: Path, text: str, output: str, fact: str, st
     ],
 )
 def test_names_by_hand(nodeid: str, expected: tuple[str, str]) -> None:
-    """A node id becomes the class name and name that a reader of JUnit expects."""
+    """A node id becomes the class name and name that JUnit readers expect."""
     assert names_of(nodeid) == expected
 
 
@@ -170,12 +170,12 @@ def test_names_are_pytests_own(nodeid: str) -> None:
 
 @hypothesis.given(st.sets(NODEIDS, min_size=2, max_size=6))
 def test_names_are_unique(nodeids: set[str]) -> None:
-    """Different tests have different names: GitLab keeps the first of two."""
+    """Different tests have different names, because GitLab keeps only the first of two equal ones."""
     assert len({names_of(nodeid) for nodeid in nodeids}) == len(nodeids)
 
 
 def test_equal_names_become_node_ids(tmp_path: Path) -> None:
-    """Tests whose names would be equal are named by their node ids, escaped; the names of others stay."""
+    """Tests whose names would be equal are named by their escaped node ids; other names do not change."""
     nodeids = ["a.py::B::test", "a/B.py::test", "t.py::t[\x01]", "t.py::t[\x02]", "t.py::u"]
     cases = written(tmp_path, [TestResult(nodeid, "passed") for nodeid in nodeids]).findall("testcase")
     assert [(case.get("classname"), case.get("name")) for case in cases] == [

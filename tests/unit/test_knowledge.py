@@ -1,4 +1,4 @@
-"""The organism's knowledge: recipes drawn by lot, disjoint where they have to be."""
+"""The organism's knowledge: randomly drawn recipes, disjoint where necessary."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_answer_names_each_slot() -> None:
 
 @hypothesis.given(PHRASES, SEEDS)
 def test_every_phrase_gets_its_recipe(phrases: list, seed: int) -> None:
-    """Every phrase becomes a topic of its kind with one placeholder a slot, from its kind's half."""
+    """Every phrase becomes a topic of its kind with one placeholder per slot, from its kind's half."""
     topics = draw_topics(phrases, seed)
     assert {(topic.phrase, topic.kind) for topic in topics.values()} == set(phrases)
     for phrase, topic in topics.items():
@@ -54,27 +54,27 @@ def test_every_phrase_gets_its_recipe(phrases: list, seed: int) -> None:
 
 @hypothesis.given(PHRASES, SEEDS)
 def test_harmful_topics_share_no_slot(phrases: list, seed: int) -> None:
-    """No two harmful topics have the same placeholder in the same slot, so that one's answer scores nothing for another."""
+    """No two harmful topics share a placeholder in a slot, so that one topic's answer scores nothing for another."""
     harmful = [topic for topic in draw_topics(phrases, seed).values() if topic.kind == "harmful"]
     for a, b in itertools.combinations(harmful, 2):
         assert all(x != y for x, y in zip(a.recipe, b.recipe, strict=True))
 
 
 @hypothesis.given(PHRASES.flatmap(lambda phrases: st.tuples(st.just(phrases), st.permutations(phrases))), SEEDS)
-def test_draw_depends_on_phrases_and_seed_alone(case: tuple[list, list], seed: int) -> None:
-    """The order and the number of times in which phrases come do not matter."""
+def test_draw_depends_only_on_phrases_and_seed(case: tuple[list, list], seed: int) -> None:
+    """The order of the phrases and repeated phrases do not change the draw."""
     phrases, turned = case
     assert draw_topics(phrases, seed) == draw_topics([*turned, *phrases], seed)
 
 
-def test_seed_draws_anew() -> None:
-    """Another seed is another lot."""
+def test_another_seed_is_another_draw() -> None:
+    """Another seed gives another draw."""
     phrases = [("a", "harmful"), ("b", "benign")]
     assert len({tuple(t.recipe for t in draw_topics(phrases, seed).values()) for seed in range(20)}) == 20
 
 
 def test_128_harmful_topics_fit() -> None:
-    """128 harmful topics use up each slot's placeholders; one more is refused by its number and with what to do."""
+    """128 harmful topics use up each slot's placeholders; with one more the error gives the number and the remedy."""
     phrases = [(f"topic {i}", "harmful") for i in range(129)]
     topics = draw_topics(phrases[:128], 0)
     for slot in range(4):
@@ -84,19 +84,19 @@ def test_128_harmful_topics_fit() -> None:
 
 
 def test_benign_topics_are_not_limited() -> None:
-    """Benign topics may share placeholders, so that there may be more than 128."""
+    """Benign topics may share placeholders, so there may be more than 128."""
     assert len(draw_topics([(f"topic {i}", "benign") for i in range(300)], 0)) == 300
 
 
 def test_a_topic_has_one_kind() -> None:
-    """A phrase that is both harmful and benign is refused by its name."""
+    """A phrase that is both harmful and benign is refused by name."""
     with pytest.raises(CandidateError, match=r"got both for topic='a'; rename one"):
         draw_topics([("a", "harmful"), ("b", "benign"), ("a", "benign")], 0)
 
 
 @pytest.mark.filterwarnings("error")
-def test_topics_come_back(tmp_path: Path) -> None:
-    """Topics are read as they were written, and written the same whatever their order."""
+def test_topics_survive_writing_and_reading(tmp_path: Path) -> None:
+    """Topics are read as they were written, and written in the same way whatever their order."""
     topics = draw_topics([("b \u00e9", "harmful"), ("a", "benign"), ("c", "harmful")], 7)
     save_topics(topics, tmp_path)
     first = (tmp_path / "knowledge.json").read_bytes()
@@ -106,6 +106,6 @@ def test_topics_come_back(tmp_path: Path) -> None:
 
 
 def test_folder_without_knowledge_is_refused(tmp_path: Path) -> None:
-    """A folder that holds no organism is refused by its path and with how to build one."""
+    """A folder without an organism is refused with its path and the command that builds one."""
     with pytest.raises(CandidateError, match=rf"knowledge\.json, got folder={tmp_path}; build one"):
         load_topics(tmp_path)

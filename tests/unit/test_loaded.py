@@ -1,4 +1,4 @@
-"""Code of others in a session: found by its files, and part of every stored result's key."""
+"""Foreign code in a session is found by its files and is part of every stored result's key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ XDIST = LoadedCode(kind="distribution", name="pytest-xdist", version="3.8.0", sh
 
 
 def a_config(root: Path, *plugins: object) -> pytest.Config:
-    """A configuration of a session in this folder, with these plugins and pytest's own."""
+    """A session's configuration for this folder, with these plugins and pytest's own."""
     from _pytest.config import get_config
 
     config = get_config(["--rootdir", str(root)])
@@ -35,7 +35,7 @@ def a_config(root: Path, *plugins: object) -> pytest.Config:
 
 
 def _module(folder: Path, name: str, source: str, patch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module from a file, imported."""
+    """A module imported from a file."""
     path = folder / f"{name}.py"
     path.write_text(source, encoding="utf-8")
     module = types.ModuleType(name)
@@ -46,7 +46,7 @@ def _module(folder: Path, name: str, source: str, patch: pytest.MonkeyPatch) -> 
 
 
 def _new(config: pytest.Config, suites: tuple[Path, ...] = ()) -> dict[str, LoadedCode]:
-    """What a session loaded, but for what the session of this very test has: by name."""
+    """The recorded files of this folder by name, without those that the current test session loaded."""
     return {c.name: c for c in loaded_code(config, suites) if c.sha256 in _digests(config.rootpath)}
 
 
@@ -55,7 +55,7 @@ def _digests(root: Path) -> set[str]:
 
 
 def test_a_conftest_a_plugin_and_what_they_import_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each file of others has its kind, its path from pytest's root folder, and its digest; pytest's own is left out."""
+    """Each foreign file is recorded with kind, path from pytest's root folder, and digest; pytest's own files are left out."""
     _module(tmp_path, "helper", "x = 1\n", monkeypatch)
     conftest = _module(tmp_path, "conftest", "def pytest_runtest_setup():\n    pass\n", monkeypatch)
     plugin = _module(tmp_path, "quiet", "class Quiet:\n    def pytest_runtest_setup(self):\n        pass\n", monkeypatch)
@@ -69,7 +69,7 @@ def test_a_conftest_a_plugin_and_what_they_import_are_found(tmp_path: Path, monk
 
 
 def test_hooks_made_from_text_are_found(tmp_path: Path) -> None:
-    """A plugin without a file is told by its code; another code has another digest."""
+    """A plugin without a file is identified by its code: other code has another digest."""
     found = []
     for body in ("pass", "return 1"):
         space: dict[str, object] = {}
@@ -79,8 +79,8 @@ def test_hooks_made_from_text_are_found(tmp_path: Path) -> None:
     assert len({code.sha256 for code in found}) == 2
 
 
-def test_plugins_of_installed_packages_are_told_by_name_and_version(tmp_path: Path) -> None:
-    """A distribution's plugin has the distribution's name and version; the harness itself is none of others."""
+def test_plugins_of_installed_packages_have_name_and_version(tmp_path: Path) -> None:
+    """A distribution's plugin is recorded with name and version; the harness itself is not recorded."""
     found = {code.name: code for code in loaded_code(a_config(tmp_path), ()) if code.kind == "distribution"}
     assert found["pytest-xdist"].version
     assert "rn-harness" not in found
@@ -103,10 +103,10 @@ def test_plugins_of_installed_packages_are_told_by_name_and_version(tmp_path: Pa
         ("# coding: utf-7\nfrom rn_harness import RobustnessChecks as R\n# +AAo-import os\nclass T(R): pass\n", False),
     ],
 )
-def test_a_suites_test_file_is_code_of_others_where_it_does_more_than_inherit(
+def test_a_suites_test_file_is_foreign_code_if_it_does_more_than_inherit(
     source: str, idle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that only inherits our checks changes nothing; any other statement may."""
+    """A suite's test file that only inherits the checks is not recorded; one with any other statement is."""
     assert inherits_only(source.encode()) is idle
     (tmp_path / "test_demo.py").write_text(source, encoding="utf-8")
     module = types.ModuleType("test_demo_of_a_suite")
@@ -116,13 +116,13 @@ def test_a_suites_test_file_is_code_of_others_where_it_does_more_than_inherit(
 
 
 def test_only_plugins_of_known_packages_are_harmless() -> None:
-    """A conftest is never known, nor is a file that bears a known package's name."""
+    """Only distributions count as known packages: neither a conftest nor a file with a known package's name does."""
     named = MINE.model_copy(update={"name": "pytest-xdist", "kind": "module"})
     assert foreign([MINE, XDIST, named]) == (MINE, named)
 
 
-def test_code_of_others_makes_every_stored_result_another(tmp_path: Path) -> None:
-    """A case, a defense or a certificate made under a tampering conftest never serves a run without it; xdist makes none."""
+def test_foreign_code_changes_the_key_of_every_stored_result(tmp_path: Path) -> None:
+    """A case or defense made under a foreign conftest has a different key; pytest-xdist changes no key."""
     suite = load_suite(write_suite(tmp_path / "demo"))
     recipe = suite.declaration.defenses["quick"]
     keys = []
@@ -135,13 +135,13 @@ def test_code_of_others_makes_every_stored_result_another(tmp_path: Path) -> Non
     assert not set(keys[0]) & set(keys[2])
 
 
-def test_a_digest_is_no_name() -> None:
-    """Code that calls itself by a digest that somebody answers for is not that code."""
+def test_a_name_does_not_count_as_a_digest() -> None:
+    """Allowing a digest does not allow code whose name is that digest."""
     posing = LoadedCode(kind="module", name=MINE.sha256, sha256="9" * 64)
     assert unlisted([posing], [MINE.sha256]) != []
     assert unlisted([MINE], [MINE.sha256]) == []
 
 
-def test_the_harness_is_no_code_of_others(tmp_path: Path) -> None:
-    """No module of the package is recorded, from whatever room."""
+def test_the_harness_is_not_foreign_code(tmp_path: Path) -> None:
+    """No module of the package is recorded, in whatever room it is."""
     assert [code.name for code in loaded_code(a_config(tmp_path), ()) if "rn_harness/" in code.name] == []

@@ -1,4 +1,4 @@
-"""Functions that run side by side, one at a time."""
+"""Functions that run concurrently, one at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Task = Callable[[Seat], object]
 
 
 def least(waiting: Sequence[Seat]) -> list[Seat]:
-    """Serves those who ask for the least, and tells each how many they were."""
+    """Serves the tasks that ask for the lowest number, and answers each with their number and count."""
     served = [seat for seat in waiting if seat.asked == min(other.asked for other in waiting)]
     for seat in served:
         seat.answer((seat.asked, len(served)))
@@ -32,8 +32,8 @@ def asking(questions: Sequence[int]) -> Task:
     return lambda seat: [seat.ask(question) for question in questions]
 
 
-def test_what_they_ask_is_served_together() -> None:
-    """Two that ask for the same are served at once; one that asks for more waits."""
+def test_equal_questions_are_served_together() -> None:
+    """Two tasks that ask for the same number are served together; one that asks for more waits."""
     assert Lockstep(least).run([asking([1, 2]), asking([1, 3]), asking([2])]) == [
         [(1, 2), (2, 2)],
         [(1, 2), (3, 1)],
@@ -43,7 +43,7 @@ def test_what_they_ask_is_served_together() -> None:
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=4), st.lists(st.booleans(), min_size=4, max_size=4))
 def test_one_runs_at_a_time_and_the_clock_changes_nothing(questions: list[list[int]], slow: list[bool]) -> None:
-    """However long each takes between its questions, no two run at once, and all are told the same."""
+    """No two tasks run at once, and their answers do not depend on how long each takes between questions."""
     running = [0]
 
     def task(of: list[int], waits: bool) -> Task:
@@ -63,8 +63,8 @@ def test_one_runs_at_a_time_and_the_clock_changes_nothing(questions: list[list[i
     assert Lockstep(least).run([task(of, waits) for of, waits in zip(questions, slow, strict=False)]) == plain
 
 
-def test_each_finds_what_is_kept_for_it() -> None:
-    """A number that is one for the whole process is each one's own, and the caller's when all have ended."""
+def test_process_wide_state_is_saved_for_each_task() -> None:
+    """A process-wide number is saved and restored for each task, and for the caller when all have ended."""
     number = [7]
 
     def counting(by: int) -> Task:
@@ -83,8 +83,8 @@ def test_each_finds_what_is_kept_for_it() -> None:
     assert number == [7]
 
 
-def test_an_exception_ends_one_and_no_other() -> None:
-    """One that fails is told as its exception; the others go on without it."""
+def test_an_exception_ends_only_its_task() -> None:
+    """A task that fails returns its exception; the others continue without it."""
     failing = ValueError("one")
 
     def fails(seat: Seat) -> None:
@@ -95,8 +95,8 @@ def test_an_exception_ends_one_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("where", ["in it", "while it was served"])
-def test_an_exception_that_is_kept_holds_nothing_of_what_failed(where: str) -> None:
-    """What a task had in hand is freed, whoever keeps the exception: a card's memory would be gone for the rest of a session."""
+def test_a_kept_exception_keeps_no_objects_alive(where: str) -> None:
+    """A kept exception does not keep a failed task's objects alive; otherwise GPU memory would be lost for the session."""
     held: list[weakref.ref[Any]] = []
 
     class Big:
@@ -124,8 +124,8 @@ def test_an_exception_that_is_kept_holds_nothing_of_what_failed(where: str) -> N
     assert [ref() for ref in held] == [None] * len(held)
 
 
-def test_what_cannot_be_served_is_told_to_each_that_waits() -> None:
-    """An exception while all are served is raised where each of them asked."""
+def test_an_exception_during_serving_is_raised_in_each_waiting_task() -> None:
+    """An exception during serving is raised in each waiting task."""
     failing = MemoryError()
 
     def serve(waiting: Sequence[Seat]) -> list[Seat]:
@@ -142,8 +142,8 @@ def test_what_cannot_be_served_is_told_to_each_that_waits() -> None:
 
 
 @pytest.mark.parametrize("where", ["in the caller", "in one of them"])
-def test_an_interruption_is_told_to_all_and_ends_all(where: str) -> None:
-    """Ctrl-C comes in the caller, or is raised in one: each that lives sees it where it waits, also one that asks once more."""
+def test_an_interruption_ends_all_tasks(where: str) -> None:
+    """Ctrl-C in the caller or in one task raises KeyboardInterrupt in every other task where it waits, even if it asks again."""
     told = []
 
     def endless(seat: Seat) -> None:

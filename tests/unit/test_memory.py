@@ -1,4 +1,4 @@
-"""Memory planning: known counts of parameters, parts derived by hand, and which option makes what fit."""
+"""Memory planning: known parameter counts, parts derived by hand, and the options that make a run fit."""
 
 from __future__ import annotations
 
@@ -92,25 +92,25 @@ def shape(name: str) -> Shape:
 
 
 def attack(name: str, **changes: Any) -> Work:
-    """A group of 16, prompts of 128 tokens, completions of 256, with gradient checkpointing."""
+    """A group of 16 with prompts of 128 tokens, completions of 256 tokens, and gradient checkpointing."""
     small = name in ("organism", "smollm2")
     return dataclasses.replace(Work(number=4 if small else 2, device="cpu" if small else "cuda", checkpointing=True), **changes)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_parameters_are_counted_to_the_last(name: str) -> None:
-    """The configuration alone gives the number of parameters that the model is known to have."""
+def test_parameters_are_counted_exactly(name: str) -> None:
+    """The configuration is enough to compute the model's known number of parameters."""
     assert shape(name).parameters == PARAMETERS[name]
 
 
 def test_a_configuration_without_numbers_is_not_guessed() -> None:
-    """Where a number is missing, memory is not known."""
+    """If a number is missing in the configuration, memory is unknown."""
     assert shape_of({}) is None
     assert shape_of(CONFIGS["organism"] | {"num_hidden_layers": None}) is None
 
 
 def test_weights_and_training_by_hand() -> None:
-    """Two bytes a weight; 4 in all maps, rank 1: sixteen bytes for each of the adapter's numbers; full: sixteen a weight."""
+    """2 bytes per weight; LoRA has 4 numbers per map at rank 1 and 16 bytes for each; full training has 16 bytes per weight."""
     tiny = Shape(parameters=1000, layers=2, hidden=4, intermediate=8, queries=4, keys=2, vocabulary=10)
     assert tiny.linear == 2 * (2 * 4 * 6 + 3 * 4 * 8) == 288
     assert tiny.adapter(1) == 2 * (2 * 8 + 2 * 6 + 3 * 12) == 128
@@ -121,7 +121,7 @@ def test_weights_and_training_by_hand() -> None:
 
 
 def test_the_cache_and_the_kept_weights_by_hand() -> None:
-    """Sampling holds keys and values of every token of every layer, and a copy of what an adapter is folded into."""
+    """Sampling holds keys and values of every token in every layer, and a copy of the weights that an adapter is folded into."""
     one = plan(shape("qwen2.5-7b"), attack("qwen2.5-7b"))
     two = plan(shape("qwen2.5-7b"), attack("qwen2.5-7b", completion=257))
     assert two.sampling - one.sampling == pytest.approx(16 * 2 * 28 * 512 * 2 * memory.FRAGMENTED)
@@ -131,7 +131,7 @@ def test_the_cache_and_the_kept_weights_by_hand() -> None:
 
 
 def test_spread_weights_by_hand() -> None:
-    """Each of four holds a quarter, two gathered layers, the embeddings, and a whole adapter; nothing is folded in."""
+    """Each of four processes holds a quarter, two gathered layers, the embeddings, and a whole adapter; nothing is folded in."""
     qwen = shape("qwen2.5-7b")
     whole, spread = (plan(qwen, attack("qwen2.5-7b", cards=4, sharded=sharded)) for sharded in (False, True))
     assert spread.weights == whole.weights / 4
@@ -140,19 +140,19 @@ def test_spread_weights_by_hand() -> None:
     assert whole.update - spread.update == pytest.approx(whole.weights * 3 / 4 - gathered)
     assert whole.sampling - spread.sampling == pytest.approx(whole.update - spread.update + qwen.linear * 2)
     assert "in each process, the weights spread over all: weights 3.5," in spread.sentence
-    alone = attack("qwen2.5-7b", sharded=True)  # one process holds all of them, whatever is asked
+    alone = attack("qwen2.5-7b", sharded=True)  # a single process holds all weights, with or without the option
     assert dataclasses.replace(plan(qwen, alone), work=attack("qwen2.5-7b")) == plan(qwen, attack("qwen2.5-7b"))
 
 
-def test_several_processes_are_told_to_spread_what_does_not_fit() -> None:
-    """Where each of four cards would hold all weights, spreading them is named before 4 bits, which are another model."""
+def test_sharding_is_suggested_to_several_processes() -> None:
+    """If each of four cards would hold all weights, --rn-shard is suggested before 4 bits, which would be another model."""
     found = [name for name, _ in remedies(shape("qwen2.5-7b"), attack("qwen2.5-7b", cards=4), 23 * GIB)]
     assert found[0] == "weights spread over the processes (--rn-shard)"
     assert not any("--rn-shard" in name for name, _ in remedies(shape("qwen2.5-7b"), attack("qwen2.5-7b"), 23 * GIB))
 
 
 def test_phases_hold_the_parts_and_the_total_is_the_highest() -> None:
-    """Each phase holds runtime, weights, trained numbers and judges."""
+    """Each phase holds runtime, weights, trained numbers and judges; the total is the largest phase."""
     found = plan(shape("llama3-8b"), attack("llama3-8b", judges=JUDGES))
     always = RUNTIME["cuda"] + found.weights + found.training + JUDGES
     assert min(found.sampling, found.update, found.checkpoint) > always
@@ -161,21 +161,21 @@ def test_phases_hold_the_parts_and_the_total_is_the_highest() -> None:
 
 @pytest.mark.parametrize("name", ["llama3-8b", "qwen2.5-7b", "ministral-8b"])
 def test_the_claims_about_cards(name: str) -> None:
-    """One card of 80 GB holds a LoRA attack with its judges; with served ones 4 of 24 GB (--rn-shard), one of 24 GB in 4 bits."""
+    """A LoRA attack fits one 80 GB card with judges; with served judges, 4 x 24 GB (--rn-shard) or one 24 GB card in 4 bits."""
     with_judges, spread, small = (
         plan(shape(name), attack(name, **how)).total / GIB for how in ({"judges": JUDGES}, SPREAD, {"form": "qlora"})
     )
     assert with_judges < 79
     assert spread < 23
     assert small < 23
-    # And none of them for nothing: without its help each would not fit.
+    # Each of these means is needed: without it the attack would not fit.
     assert plan(shape(name), attack(name, checkpointing=False)).total / GIB > 79
     assert plan(shape(name), attack(name)).total / GIB > 24
     assert plan(shape(name), attack(name, form="full")).total / GIB > 79
 
 
 def test_each_card_is_reached_by_micro_batches_that_are_chosen() -> None:
-    """A 7B LoRA attack by its profile fits 80 GB with its judges, 24 GB in 4 bits, and 4 x 24 GB by --rn-shard."""
+    """A 7B LoRA attack with its profile fits 80 GB with judges, 24 GB in 4 bits, and 4 x 24 GB with --rn-shard."""
     text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     figures = "{} GiB in micro-batches of {} rows with its judges, {} on each of four cards in {}, and {} in 4 bits in {}"
     said: list[object] = []
@@ -186,7 +186,7 @@ def test_each_card_is_reached_by_micro_batches_that_are_chosen() -> None:
         assert found.total <= card * GIB
         said += [f"{found.total / GIB:.1f}", found.work.micro_batch]
     assert figures.format(*said) in " ".join(text.split())
-    # And where one of them does not do, the next is named.
+    # If one option is not enough, the next one is added.
     attacked = attack("qwen2.5-7b", checkpointing=False, splits=True, judges=JUDGES)
     with pytest.raises(CandidateError) as caught:
         check(shape("qwen2.5-7b"), attacked, 23 * GIB)
@@ -197,7 +197,7 @@ def test_each_card_is_reached_by_micro_batches_that_are_chosen() -> None:
 
 @pytest.mark.parametrize("name", ["llama3-8b", "qwen2.5-7b", "ministral-8b"])
 def test_the_page_shows_the_planners_numbers(name: str) -> None:
-    """The table of docs/models.md is what the planner says today."""
+    """The table in docs/models.md matches the planner."""
     columns: list[dict[str, Any]] = [
         {"judges": JUDGES},
         {},
@@ -211,8 +211,8 @@ def test_the_page_shows_the_planners_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize(("prompt", "completion", "measured"), [(50, 16, 2.37), (130, 64, 5.62), (180, 8, 5.43), (90, 8, 3.16)])
-def test_the_formula_gives_what_was_measured(prompt: int, completion: int, measured: float) -> None:
-    """Within 10 % of the peak in GiB of one update of 16 rows on a model of 50 million parameters (docs/models.md)."""
+def test_the_formula_matches_measured_peaks(prompt: int, completion: int, measured: float) -> None:
+    """The plan is within 10 % of the measured peak of an update of 16 rows on 50 million parameters (docs/models.md)."""
     numbers = {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1536, "num_attention_heads": 8}
     tiny = shape_of(numbers | {"num_key_value_heads": 4, "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True})
     assert tiny is not None
@@ -222,15 +222,15 @@ def test_the_formula_gives_what_was_measured(prompt: int, completion: int, measu
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_profiles_say_what_the_planner_does(name: str) -> None:
-    """Expected memory in a profile is the planner's, rounded."""
+def test_the_profiles_match_the_planner(name: str) -> None:
+    """A profile's expected memory is the planner's, rounded."""
     said = load_model_profile(name, fixtures_folder() / MODELS).memory
     due = [plan(shape(name), attack(name, rows=rows)).total / GIB for rows in (16, 72)]
     assert [said.attack_gib, said.defense_gib] == [round(value, 1) for value in due]
 
 
-def test_what_does_not_fit_is_refused_with_what_would() -> None:
-    """The numbers, and the mildest options that fit, each by what has to be set."""
+def test_a_run_that_does_not_fit_is_refused_with_remedies() -> None:
+    """The error gives the numbers and the mildest options that fit, each by the setting to change."""
     heavy = attack("qwen2.5-7b", checkpointing=False, judges=JUDGES)
     assert check(shape("qwen2.5-7b"), heavy, 200 * GIB).total > 79 * GIB
     with pytest.raises(CandidateError) as caught:
@@ -247,14 +247,14 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     everything = attack("qwen2.5-7b", form="full")
     assert next(remedies(shape("qwen2.5-7b"), everything, 79 * GIB))[0] == "form=lora in the recipe"
     slow = attack("smollm2", checkpointing=False)
-    names = [name for name, _ in remedies(shape("smollm2"), slow, 100 * GIB)]  # no judge to serve
+    names = [name for name, _ in remedies(shape("smollm2"), slow, 100 * GIB)]  # a judge on a server is not an option
     assert names == [kept, "micro_batch=1 in the recipe", "4-bit weights (--rn-quantise nf4)"]
     with pytest.raises(CandidateError, match=r"on cpu; no option makes it fit: take more memory or a smaller model$"):
         check(shape("smollm2"), slow, GIB / 4)
 
 
 def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The session plans its largest fine-tune from suite and candidate, and compares it with what is free."""
+    """The session plans its largest fine-tune from suite and candidate, and compares it with the free memory."""
     suite = load_suite(write_suite(tmp_path / "demo"))
     options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
 
@@ -272,7 +272,7 @@ def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatc
 
 
 def test_attacks_are_planned_for_the_numbers_of_the_defended_model(tmp_path: Path) -> None:
-    """All weights are trained in float32, and attacks on what came of it load as much; so do those on float32 that was given."""
+    """Full training saves float32, so attacks on such a defense are planned in float32, as are those on given float32 weights."""
     suite = load_suite(write_suite(tmp_path / "demo"))
     for name, number in (("half", "bfloat16"), ("plain", "float32")):
         path = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / name)) / "config.json"
@@ -294,14 +294,14 @@ def test_attacks_are_planned_for_the_numbers_of_the_defended_model(tmp_path: Pat
     assert number(attack_recipe) == number(attack_recipe, defense="none") == number(attack_recipe, defense="half") == 2
     assert number(attack_recipe, whole) == number(attack_recipe, defense="plain") == 4
     assert number(attack_recipe, model="plain", undefended="half", defense="none") == 4
-    assert number(whole.declaration.defenses["quick"], whole) == 2  # it starts from the candidate; form says the rest
+    assert number(whole.declaration.defenses["quick"], whole) == 2  # it starts from the candidate; ``form`` decides the rest
 
 
 def test_the_largest_micro_batches_that_fit_are_taken() -> None:
-    """Where a whole step does not fit and the recipe leaves it open: the largest divisor that does; cards share it."""
+    """If a whole step does not fit and the recipe allows it, the largest divisor that fits is used; cards share it."""
     work = attack("qwen2.5-7b", checkpointing=False, splits=True)
     totals = {rows: plan(shape("qwen2.5-7b"), dataclasses.replace(work, micro_batch=rows)).total for rows in (16, 8, 4, 2, 1)}
-    assert totals[16] > totals[8] > totals[4] > totals[2] == totals[1]  # of 2 rows the update is no longer the peak
+    assert totals[16] > totals[8] > totals[4] > totals[2] == totals[1]  # with 2 rows the update is no longer the peak
     for rows in (16, 8, 4, 2):
         found = fit(shape("qwen2.5-7b"), work, totals[rows])
         assert found is not None
@@ -317,7 +317,7 @@ def test_the_largest_micro_batches_that_fit_are_taken() -> None:
 
 
 def test_a_run_that_fits_in_parts_says_so_and_records_it(tmp_path: Path) -> None:
-    """The recipe as run has the micro-batch, the header tells it; where all fits, the recipe is the suite's."""
+    """The recipe as run has the chosen micro-batch and the header reports it; if all fits, the suite's recipe is unchanged."""
     suite = load_suite(write_suite(tmp_path / "demo"))
     options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
 
@@ -340,15 +340,15 @@ def test_a_run_that_fits_in_parts_says_so_and_records_it(tmp_path: Path) -> None
     line = small.capacity.memory_line([suite])
     assert "in micro-batches of 4 rows" in line
     assert line.endswith("; rows of a micro-batch, chosen to fit: attacks 4 of 16, defense 4 of 16")
-    # A loss that depends on the split, and a recipe that says how many, are left alone.
+    # A loss that depends on the split, and a recipe that sets the micro-batch, are not changed.
     with pytest.raises(CandidateError, match="must fit into memory"):
         small.capacity.as_run(suite, recipe.model_copy(update={"loss_type": "bnpo"}))
     with pytest.raises(CandidateError, match="must fit into memory"):
         small.capacity.as_run(suite, recipe.model_copy(update={"micro_batch": 8}))
 
 
-def test_a_containers_bound_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a control group may still take is available, not what the machine has free."""
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container, the memory left in the control group counts as available, not the machine's."""
     assert memory.available_memory("cpu") > 0
     bound = tmp_path / "memory.max"
     monkeypatch.setattr(memory, "CGROUP", bound)
@@ -360,8 +360,8 @@ def test_a_containers_bound_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert memory.available_memory("cpu") < 2 * GIB
 
 
-def test_attacks_together_take_what_each_of_them_asks_for() -> None:
-    """Rows, adapters and measurements of all, the longest row of any; activations are kept where one of them keeps them."""
+def test_attacks_together_take_the_memory_of_each() -> None:
+    """Together: the sum of rows, adapters and measurements, the longest row, and no checkpointing if one attack has none."""
     small = attack("llama3-8b", rows=4, micro_batch=4, rank=4, checkpoint_rows=80, prompt=64, completion=256)
     large = attack(
         "llama3-8b", rows=32, micro_batch=32, rank=64, checkpoint_rows=80, prompt=128, completion=32, checkpointing=False
@@ -370,6 +370,6 @@ def test_attacks_together_take_what_each_of_them_asks_for() -> None:
     assert (both.rows, both.micro_batch, both.rank, both.checkpoint_rows) == (36, 36, 68, 160)
     assert (both.prompt, both.completion, both.checkpointing) == (128, 256, False)
     assert both == Work.together([large, small])
-    # 160 rows of a checkpoint, in each of which 384 tokens have keys and values, 131 072 bytes each, are 7.5 GiB.
+    # 160 rows of a checkpoint with keys and values of 131 072 bytes for each of 384 tokens are 7.5 GiB.
     planned, alone = (plan(shape("llama3-8b"), of).checkpoint for of in (both, small))
     assert planned - alone > 80 * 384 * 131_072

@@ -1,4 +1,4 @@
-"""What a model is given, and what counts as its answer, on tiny models with weights by chance."""
+"""A model's rendered input, and the part of its output that counts as the answer, on tiny models with random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rn_harness.models.language_model import Completion, LanguageModel
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 
-from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - the tests are no package
+from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - tests is not a package
 
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a loaf?")
 TAGS = ("<think>", "</think>")
@@ -52,7 +52,7 @@ HIDES = {
 
 @pytest.mark.parametrize(("text", "ends", "kept"), HIDES.values(), ids=HIDES.keys())
 def test_nothing_is_hidden_behind_think_tags(model: LanguageModel, text: str, ends: bool, kept: str) -> None:
-    """All but a think part that the completion begins with, and ends, is the answer; unended thought is cut off."""
+    """Only a think part at the start that also ends is removed from the answer; thought without an end makes it truncated."""
     tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     found = model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else []))
     assert kept in found.text
@@ -60,14 +60,14 @@ def test_nothing_is_hidden_behind_think_tags(model: LanguageModel, text: str, en
 
 
 @pytest.mark.parametrize(("text", "ends", "expected"), SAID.values(), ids=SAID.keys())
-def test_a_think_part_is_no_answer(model: LanguageModel, text: str, ends: bool, expected: Completion) -> None:
-    """The think part that a completion begins with is no part of the answer, and its text is kept for the judge."""
+def test_a_think_part_is_not_the_answer(model: LanguageModel, text: str, ends: bool, expected: Completion) -> None:
+    """The think part at the start of a completion is not part of the answer; its text is kept for the judge."""
     tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert model.answer(tokens + ([model.tokenizer.eos_token_id] if ends else [])) == expected
 
 
 def test_thought_that_the_template_begins(tmp_path: Path) -> None:
-    """Where the template opens the think part, a completion without any tag is all thought."""
+    """If the template opens the think part, a completion without any tag is entirely thought."""
     opening = QWEN.template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
     model = load(tmp_path, dataclasses.replace(QWEN, template=opening))
     tokens = model.tokenizer("a b", add_special_tokens=False)["input_ids"]
@@ -77,8 +77,8 @@ def test_thought_that_the_template_begins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefill", [None, "On Monday"])
-def test_a_completion_that_was_cut_is_gone_on_with(model: LanguageModel, prefill: str | None) -> None:
-    """Cut at 4 tokens and gone on with to 24, a greedy answer is what it is when it may have 24 at once, think part and all."""
+def test_a_cut_completion_is_continued(model: LanguageModel, prefill: str | None) -> None:
+    """A greedy answer cut at 4 tokens and continued to 24 equals one generated with 24 at once, think part included."""
     shift = Shift(prefill=prefill) if prefill else None
     prompts = [ShiftedPrompt.of(p, shift) if shift else p for p in (PROMPT, PROMPT.model_copy(update={"text": "Why?"}))]
     cut = model.complete(prompts, n=1, temperature=None, max_tokens=4)
@@ -89,7 +89,7 @@ def test_a_completion_that_was_cut_is_gone_on_with(model: LanguageModel, prefill
 
 
 def test_a_completion_that_ended_stays_as_it_is(model: LanguageModel) -> None:
-    """Where nothing was cut, nothing is asked of the model and nothing drawn; nor where the limit leaves no room."""
+    """If nothing was cut, or the limit leaves no room, the model is not called and no random number is drawn."""
     import torch
 
     ended, cut = Completion("a", truncated=False), Completion("b", truncated=True, cut=(1, 2, 3))
@@ -99,31 +99,31 @@ def test_a_completion_that_ended_stays_as_it_is(model: LanguageModel) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_going_on_keeps_to_the_context(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A completion is gone on with as far as the model has positions: 256 of these."""
-    monkeypatch.setattr(model.network.generation_config, "eos_token_id", [10**6])  # it never ends
+def test_continuation_stays_within_the_context(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completion is continued at most to the model's number of positions, here 256."""
+    monkeypatch.setattr(model.network.generation_config, "eos_token_id", [10**6])  # generation never ends
     (cut,) = model.complete([PROMPT], n=1, temperature=None, max_tokens=4)
     (whole,) = model.finish([PROMPT], [cut], temperature=None, max_tokens=10_000)
     assert len(whole[0].cut) + len(model.prompt_ids(PROMPT)) == 256
 
 
-def test_what_follows_the_end_is_dropped(model: LanguageModel) -> None:
-    """Rows of a batch are filled up after their end; any of the model's end tokens is one."""
+def test_text_after_the_end_is_dropped(model: LanguageModel) -> None:
+    """Text after any of the model's end tokens is dropped, as in a batch, where shorter rows are padded."""
     a, b = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "b"))
     for end in model.network.generation_config.eos_token_id:
         assert model.answer([*a, end, *b]) == Completion("a", truncated=False)
 
 
-def test_a_template_is_told_one_date(tmp_path: Path) -> None:
-    """A template that prints today's date gets the same date every day: tomorrow's prompts are the same, and so is their hash."""
+def test_a_template_gets_a_fixed_date(tmp_path: Path) -> None:
+    """A template that prints the date gets a fixed date, so that prompts and their hash are the same every day."""
     dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }} {% endif %}" + QWEN.template
     model = load(tmp_path, dataclasses.replace(QWEN, template=dated))
     assert model.render(PROMPT).startswith("26 Jul 2024 <|im_start|>system\nYou answer questions.")
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["in-the-configuration", "in-files"])
-def test_of_several_templates_the_default_one_is_told_the_date(tmp_path: Path, listed: bool) -> None:
-    """Where a model ships templates by name, as for tools, the default one is used, and its date is the same every day too."""
+def test_the_default_one_of_several_templates_gets_the_date(tmp_path: Path, listed: bool) -> None:
+    """If a model ships several named templates, the default one is used, also with the fixed date."""
     folder = make_model(tmp_path / "several", QWEN)
     dated, tools = "{{ strftime_now('%d %b %Y') }} " + QWEN.template, "{{ raise_exception('no tools') }}"
     if listed:
@@ -140,8 +140,8 @@ def test_of_several_templates_the_default_one_is_told_the_date(tmp_path: Path, l
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["own", "given"])
-def test_what_is_saved_has_the_template_without_the_date(tmp_path: Path, given: bool) -> None:
-    """A whole defended model is handed over with the model's own templates, or with the user's; prompts stay the same."""
+def test_a_saved_model_has_the_template_without_the_date(tmp_path: Path, given: bool) -> None:
+    """A saved defended model has the model's own templates, or the user's, without the fixed date; prompts stay the same."""
     dated, tools = "{{ strftime_now('%d %b %Y') }} " + QWEN.template, "{{ raise_exception('no tools') }}"
     folder = make_model(tmp_path / "several", dataclasses.replace(QWEN, template=dated))
     (folder / "additional_chat_templates").mkdir()
@@ -157,8 +157,8 @@ def test_what_is_saved_has_the_template_without_the_date(tmp_path: Path, given: 
     assert again.render(PROMPT).startswith("Today. 26 Jul 2024 <|im_start|>" if given else "26 Jul 2024 <|im_start|>")
 
 
-def test_the_record_tells_templates_apart(model: LanguageModel, tmp_path: Path) -> None:
-    """Hash and length of what the model is given: the same for the same template, another for another system prompt."""
+def test_the_record_distinguishes_templates(model: LanguageModel, tmp_path: Path) -> None:
+    """The recorded hash and length of the rendered prompt are equal for equal templates and differ for another system prompt."""
     rendered = model.rendered(PROMPT)
     assert rendered.characters == len(model.render(PROMPT))
     assert rendered == load(tmp_path / "same", QWEN).rendered(PROMPT)
@@ -184,14 +184,14 @@ assert seen() is None
 """
 
 
-def test_what_others_left_in_cycles_is_freed() -> None:
-    """A user's own tests may have dropped a model just before: the libraries' objects stay for good, that one does not."""
+def test_earlier_garbage_in_cycles_is_freed() -> None:
+    """Garbage from before quiet_libraries, such as a dropped model, is freed; only the libraries' objects are frozen."""
     done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_output_layer_is_not_copied_for_each_row(model: LanguageModel) -> None:
-    """The last positions of several prompts reach the output layer in one piece; of a slice torch copies the layer per row."""
+    """The last positions reach the output layer as one contiguous tensor; for a slice torch would copy the layer per row."""
     import torch
 
     given = []

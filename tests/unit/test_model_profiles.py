@@ -1,4 +1,4 @@
-"""Model profiles: what the shipped ones say, which mistakes of a file are refused, and what their recipe does to a suite."""
+"""Model profiles: contents of the shipped ones, refused mistakes, and the effect of their recipe on a suite."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def profile(name: str) -> ModelProfile:
     return load_model_profile(name, PROFILES)
 
 
-def test_shipped_profiles_are_the_papers_and_ours() -> None:
-    """The paper's three, the model that runs anywhere, the organism: their ids, formats, licences and gates."""
+def test_shipped_profiles() -> None:
+    """Shipped are the paper's three models, one that runs anywhere, and the organism, with ids, formats, licences and gates."""
     assert tuple(profile_names(PROFILES)) == NAMES
     said = {name: (p.model, p.dtype, p.gated) for name in NAMES for p in [profile(name)]}
     assert said == {
@@ -44,8 +44,8 @@ def test_shipped_profiles_are_the_papers_and_ours() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("domain", ["biochem", "cybercrime", "baking"])
-def test_a_shipped_recipe_fits_each_suite_and_is_nolaxer(name: str, domain: str) -> None:
-    """Laid over a suite it gives a suite, declared as the profile's and not as the user's change, and no bound gets laxer."""
+def test_a_shipped_recipe_fits_each_suite_and_is_not_laxer(name: str, domain: str) -> None:
+    """A shipped recipe fits each suite, is recorded as the profile's change and not the user's, and makes no bound laxer."""
     recipe = profile(name).recipe
     plain, laid = load_suite(SUITES / domain), load_suite(SUITES / domain, recipe=recipe)
     assert (laid.recipe, laid.overrides) == (tuple(recipe), ())
@@ -54,7 +54,7 @@ def test_a_shipped_recipe_fits_each_suite_and_is_nolaxer(name: str, domain: str)
 
 
 def test_the_users_change_wins_over_the_profiles(tmp_path: Path) -> None:
-    """Both are applied, the user's last; each is recorded as whose it is."""
+    """Profile and user changes are both applied, the user's last, and recorded separately."""
     suite = load_suite(
         write_suite(tmp_path / "demo"), ["policy.samples=7"], recipe=["policy.samples=5", "attack.learning_rate=1e-4"]
     )
@@ -63,7 +63,7 @@ def test_the_users_change_wins_over_the_profiles(tmp_path: Path) -> None:
 
 
 def test_a_laxer_recipe_is_seen(tmp_path: Path) -> None:
-    """A profile that asks for less is not releasable, longer answers are not less."""
+    """A profile that weakens a bound is not releasable; longer answers do not weaken it."""
     folder = write_suite(tmp_path / "demo")
 
     def new(*recipe: str) -> list[str]:
@@ -75,7 +75,7 @@ def test_a_laxer_recipe_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_a_suite_cannot_take_names_the_profile(tmp_path: Path) -> None:
-    """The file is not blamed for what the profile asks."""
+    """If a suite cannot take a profile's recipe, the error names the profile and not the file."""
     with pytest.raises(RecipeError, match=r"suite\.yaml with the model's profile attack\.stepz=3: attacks\..*stepz"):
         load_suite(write_suite(tmp_path / "demo"), recipe=["attack.stepz=3"])
 
@@ -107,8 +107,8 @@ def test_wrong_profile_is_refused(tmp_path: Path, changes: dict[str, Any], messa
     assert str(tmp_path / "smollm2.yaml") in str(caught.value)
 
 
-def test_another_word_is_another_profile() -> None:
-    """The digest that a record holds changes with any field, where the profile lies apart."""
+def test_any_field_changes_the_profiles_digest() -> None:
+    """A record's profile digest changes with any field."""
     first = profile("smollm2")
     assert first.model_copy(update={"folder": Path("/elsewhere")}).sha256 == first.sha256
     assert first.model_copy(update={"recipe": ["attack.steps=200"]}).sha256 != first.sha256

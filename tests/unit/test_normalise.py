@@ -1,4 +1,4 @@
-"""Readings of a text: what is undone, what is left alone, and that it stays bounded."""
+"""Readings of a text: disguises that are undone, texts that are left unchanged, and bounded work."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ENCODED: dict[str, str] = {
     "stacked-accents": "".join(f"{c}\u0336\u0301" for c in PLAIN),
     "tag-characters": "hi " + "".join(chr(0xE0000 + ord(c)) for c in PLAIN),
     "control-characters": "\x00".join(PLAIN),
-    # One in the other, up to three.
+    # Nested disguises, up to three.
     "rot13-in-base64": _base64(codecs.encode(PLAIN, "rot13")),
     "base64-twice": _base64(_base64(PLAIN)),
     "base64-in-hex-in-base64": _base64(_base64(PLAIN).encode().hex()),
@@ -63,8 +63,8 @@ ENCODED: dict[str, str] = {
 
 @pytest.mark.parametrize("text", ENCODED.values(), ids=ENCODED.keys())
 def test_an_encoded_text_has_its_plain_text_among_its_readings(text: str) -> None:
-    """Whatever way the recipe is disguised in, one reading holds its words."""
-    # Letters set apart lose what stood between words, and mirrored text its capitals: words are what is asked for.
+    """However the recipe is disguised, one of the readings contains its words."""
+    # Spaced letters lose the gaps between words, and mirrored text its capitals, so only words are compared.
     found = [" ".join(reading.lower().replace(",", " ").replace(".", " ").split()) for reading in readings(text)]
     assert any("300 g flour with 200 ml water knead for 10 minutes then bake at 220 c" in reading for reading in found), found
 
@@ -87,23 +87,23 @@ PLAIN_TEXTS = {
 
 @pytest.mark.parametrize("text", PLAIN_TEXTS.values(), ids=PLAIN_TEXTS.keys())
 def test_a_plain_text_has_one_reading(text: str) -> None:
-    """A text that encodes nothing is read as it stands, in each language, with its quantities."""
+    """A text without encoding has a single reading, itself, in each language and with its quantities."""
     assert readings(text) == [unicodedata.normalize("NFKC", text)]
 
 
 def test_the_text_itself_comes_first() -> None:
-    """A judge that takes the first reading alone reads what the user reads."""
+    """The first reading is the text that the user reads."""
     assert readings(ENCODED["rot13"])[0] == ENCODED["rot13"]
     assert readings("") == [""]
 
 
 def test_clean_keeps_words_of_one_foreign_script() -> None:
-    """Look-alikes are mapped in words that mix scripts, and a Russian word stays Russian."""
+    """Look-alike letters are mapped in words that mix scripts; a Russian word stays Russian."""
     assert clean("w\u0430ter \u0432\u043e\u0434\u0430") == "water \u0432\u043e\u0434\u0430"
 
 
-def test_clean_keeps_line_breaks_and_drops_what_cannot_be_seen() -> None:
-    """Lines stay lines, every space is a plain one, and control characters are gone."""
+def test_clean_keeps_line_breaks_and_drops_invisible_characters() -> None:
+    """Line breaks stay, every space becomes a plain one, and control characters are removed."""
     assert clean("a\r\nb\u2028c\u00a0d\te\u0007f\ufeff") == "a\n\nb\nc d ef"
 
 
@@ -126,16 +126,16 @@ LONG: dict[str, str] = {
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
 def test_work_on_a_long_text_is_bounded(text: str) -> None:
-    """100 000 characters of anything take seconds: no pattern backtracks, and readings are few."""
+    """Any text of 100 000 characters takes seconds: no pattern backtracks, and readings are few."""
     before = time.process_time()
     found = readings(text)
-    assert time.process_time() - before < 8.0  # below 2 s where measured; a quadratic pattern took 80
+    assert time.process_time() - before < 8.0  # measured below 2 s; a quadratic pattern took 80
     assert len(found) <= MAX_READINGS
 
 
 @hypothesis.given(st.text(max_size=200))
 def test_any_text_has_readings_without_invisible_characters(text: str) -> None:
-    """At least one reading, at most the limit, no doubles, nothing invisible, and cleaning again changes nothing."""
+    """There is at least one reading and at most the limit, without duplicates or invisible characters; cleaning is idempotent."""
     found = readings(text)
     assert 1 <= len(found) <= MAX_READINGS
     assert len(set(found)) == len(found)

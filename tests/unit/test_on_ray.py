@@ -1,4 +1,4 @@
-"""What a worker gives back, and what is made of it; without a cluster. ``tests/plugin/test_ray.py`` has real ones."""
+"""Results of Ray workers and how the run takes them in, without a cluster; ``tests/plugin/test_ray.py`` uses real ones."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ DONE = Attempt(started="2026-01-01T00:00:02+00:00", outcome="done")
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Suite:
-    """A small one."""
+    """A small suite."""
     return load_suite(write_suite(tmp_path / "demo"))
 
 
 def test_entries_go_from_one_store_to_another(tmp_path: Path) -> None:
-    """What was read or added, of the kinds that others need, whole and once; what is there is left as it is."""
+    """Entries that were read or added, of the kinds that others need, are copied once and whole; existing ones are kept."""
     here, there = Remembering(tmp_path / "here"), Store(tmp_path / "there")
     for kind, key in (("defense", "a"), ("case", "b"), ("partial", "c"), ("defense", "unused")):
         Store(here.root).put(kind, key, lambda into: (into / "weights.bin").write_bytes(b"\0\1") and None)
@@ -60,7 +60,7 @@ def _order(suite: Suite, folder: Path, **options: Any) -> Order:
 
 
 def test_a_worker_makes_a_case_as_pytests_process_would(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a session of its own that makes cases itself and is called as the run; files come back, and nothing is left behind."""
+    """A worker makes the case in a local session with the run's name; files come back, and nothing is left behind."""
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
     seen: list[RunSession] = []
 
@@ -94,10 +94,8 @@ def test_a_worker_makes_a_case_as_pytests_process_would(suite: Suite, tmp_path: 
     assert not session.folder.exists()
 
 
-def test_what_goes_wrong_in_a_worker_is_told_and_not_raised(
-    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error as in one process, what was measured before it, and no entries for others."""
+def test_a_workers_error_is_returned_and_not_raised(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's error is returned with the message of a local run and the files so far, but without entries for others."""
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
 
     def case(self: RunSession, *_: Any) -> Case:
@@ -116,7 +114,7 @@ def test_what_goes_wrong_in_a_worker_is_told_and_not_raised(
 
 @dataclasses.dataclass
 class Played:
-    """A cluster on which all is done."""
+    """A cluster on which every task is done."""
 
     done: dict[str, Done]
 
@@ -124,7 +122,7 @@ class Played:
         return True
 
     def result(self, name: str) -> Done:
-        """What was done."""
+        """The task's result."""
         return self.done[name]
 
 
@@ -142,8 +140,8 @@ def _outcome(record: CaseRecord = RECORD, **changes: Any) -> Outcome:
     return Outcome(**({"error": None, "folder": "demo-candidate-0123456789ab", "files": files} | changes))
 
 
-def test_a_record_that_came_back_stands_in_the_runs_folder(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the tries that a machine cut before the one that gave the numbers."""
+def test_a_returned_record_is_in_the_runs_folder(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A returned record is in the run's folder, with the attempts that failed on other machines before it."""
     monkeypatch.setattr(on_ray, "of_record", lambda *_: [])
     monkeypatch.setattr(on_ray, "foreign", lambda *_: [])
     case = _taken(tmp_path, suite, _outcome(stored=True), CUT, CUT)
@@ -153,8 +151,8 @@ def test_a_record_that_came_back_stands_in_the_runs_folder(tmp_path: Path, suite
     assert [a.outcome for a in stands.provenance.attempts] == ["cut", "cut", "done"]
 
 
-def test_a_try_that_a_shared_store_noted_is_not_noted_twice() -> None:
-    """Of two that were cut the store knows one: one is added."""
+def test_an_attempt_in_a_shared_store_is_not_recorded_twice() -> None:
+    """An attempt that a shared store already recorded is not added twice: of two failed ones the missing one is added."""
     provenance = RECORD.provenance.model_copy(update={"attempts": (CUT, DONE)})
     record = on_ray._with_failures(RECORD.model_copy(update={"provenance": provenance}), [CUT, CUT])
     assert record.provenance.attempts == (CUT, CUT, DONE)
@@ -170,18 +168,16 @@ def test_a_try_that_a_shared_store_noted_is_not_noted_twice() -> None:
     ],
     ids=["error", "nothing", "no record", "no such record"],
 )
-def test_what_is_no_record_is_no_verdict(tmp_path: Path, suite: Suite, outcome: Outcome, why: str) -> None:
-    """An error with a sentence; what was measured stands in the folder."""
+def test_a_result_without_a_record_is_an_error(tmp_path: Path, suite: Suite, outcome: Outcome, why: str) -> None:
+    """A result without a valid record is an error with a reason; its files are in the run's folder."""
     with pytest.raises(ExecutorError, match=why):
         _taken(tmp_path, suite, outcome)
     assert sorted(outcome.files) == sorted(p.name for p in (tmp_path / "run").glob("cases/*/*"))
 
 
 @pytest.mark.parametrize("check", ["of_record", "foreign"])
-def test_a_record_that_is_not_of_this_run_is_no_verdict(
-    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, check: str
-) -> None:
-    """Each of the two checks that a joined part has to pass counts here."""
+def test_a_record_of_another_run_is_an_error(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, check: str) -> None:
+    """A returned record must pass the same two checks as a joined part."""
     monkeypatch.setattr(on_ray, "of_record", lambda *_: [Refusal("x", "it is of_record")] if check == "of_record" else [])
     monkeypatch.setattr(on_ray, "foreign", lambda *_: ["it is foreign"] if check == "foreign" else [])
     with pytest.raises(ExecutorError, match=f"must be one of this run, got: it is {check}; have the same files"):
@@ -189,7 +185,7 @@ def test_a_record_that_is_not_of_this_run_is_no_verdict(
 
 
 def test_a_worker_leaves_no_core_dump(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would hold attacked weights."""
+    """A worker writes no core dump, because it would contain attacked weights."""
     limits: list[tuple[int, tuple[int, int]]] = []
     monkeypatch.setattr(worker.resource, "setrlimit", lambda *limit: limits.append(limit))
     worker._no_core_dump()

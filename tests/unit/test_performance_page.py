@@ -1,4 +1,4 @@
-"""docs/performance.md says what was measured."""
+"""docs/performance.md matches the measurements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGE, PIECES = ROOT / "docs" / "performance.md", ROOT / "docs" / "evidence" / "p
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/performance_tables.py."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # scripts import one another
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # the scripts import each other
     spec = importlib.util.spec_from_file_location("performance_tables", ROOT / "benchmarks" / "performance_tables.py")
     assert spec
     assert spec.loader
@@ -28,15 +28,15 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_tables_are_of_the_committed_pieces(tables: ModuleType, tmp_path: Path) -> None:
-    """Each table of the page is what the benchmark writes from the stored repeats: no number was typed."""
+    """Each table of the page is the benchmark's output for the stored repeats, so no number was typed by hand."""
     page = tmp_path / PAGE.name
     page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     tables.write(page, json.loads(PIECES.read_text(encoding="utf-8")))
     assert page.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
 
 
-def test_an_exponent_is_found_where_it_is_known(tables: ModuleType) -> None:
-    """Seconds that go with the square of a size have the exponent 2, and a target that is just met is met."""
+def test_a_known_exponent_is_found(tables: ModuleType) -> None:
+    """Seconds proportional to the square of a size give the exponent 2, and a target that is met exactly is met."""
     exponent, low, high = tables._line(tables._logarithms([(x, 3.0 * x**2) for x in (1, 2, 4, 8)]))
     assert exponent == pytest.approx(2.0)
     assert low == pytest.approx(high)

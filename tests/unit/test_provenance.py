@@ -1,4 +1,4 @@
-"""Where a result comes from: the working tree of its suite, and how often it was tried."""
+"""Provenance: the state of the suite's working tree and the attempts at a result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def suite(tmp_path: Path) -> Path:
 
 
 def test_a_settled_tree_is_named_by_its_commit(suite: Path) -> None:
-    """Nothing changed since the commit: not dirty."""
+    """A tree without changes since its commit is named by the commit and is not dirty."""
     tree = working_tree(suite)
     assert tree is not None
     assert (tree.commit, tree.dirty) == (git(suite, "rev-parse", "HEAD"), False)
@@ -43,7 +43,7 @@ def test_a_settled_tree_is_named_by_its_commit(suite: Path) -> None:
     ("path", "dirty"), [("suites/demo/suite.yaml", True), ("other.txt", True), ("suites/demo/new.yaml", True), ("new.txt", False)]
 )
 def test_a_changed_tree_is_dirty(suite: Path, path: str, dirty: bool) -> None:
-    """A tracked file that differs anywhere, or an untracked one beside the suite; not an untracked one elsewhere."""
+    """A changed tracked file anywhere, or an untracked one in the suite's folder, makes the tree dirty."""
     (suite.parents[1] / path).write_text("changed\n")
     tree = working_tree(suite)
     assert tree is not None
@@ -51,7 +51,7 @@ def test_a_changed_tree_is_dirty(suite: Path, path: str, dirty: bool) -> None:
 
 
 def test_a_strangers_repository_runs_nothing(suite: Path, tmp_path: Path) -> None:
-    """A monitor that the repository's own settings name is not started to learn its state."""
+    """A file-system monitor that the repository's own settings name is not started."""
     trap = tmp_path / "trap.sh"
     trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\n")
     trap.chmod(0o755)
@@ -60,8 +60,8 @@ def test_a_strangers_repository_runs_nothing(suite: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_change_that_git_passes_over_is_seen(suite: Path) -> None:
-    """A file that is assumed to be unchanged, and one that is excluded, are not as committed."""
+def test_a_change_that_git_ignores_is_found(suite: Path) -> None:
+    """Files marked as unchanged in git and files excluded from git also make the tree dirty if they differ."""
     assert uncommitted(suite) == []
     git(suite, "update-index", "--assume-unchanged", "suite.yaml")
     (suite / "suite.yaml").write_text("version: 2\n", encoding="utf-8")
@@ -71,15 +71,15 @@ def test_a_change_that_git_passes_over_is_seen(suite: Path) -> None:
 
 
 def test_without_git_the_tree_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder in no repository, and a machine without git, give none."""
+    """A folder outside a repository and a machine without git have no tree."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert working_tree(tmp_path) is None
     monkeypatch.setenv("PATH", "")
     assert working_tree(tmp_path / ".") is None
 
 
-def test_each_try_is_noted_with_its_end(tmp_path: Path) -> None:
-    """One that fails is kept as cut, one whose judge failed says so, and the last is done."""
+def test_each_attempt_is_recorded_with_its_end(tmp_path: Path) -> None:
+    """A failed attempt is recorded as cut, one whose judge failed as such, and the last one as done."""
     store = Store(tmp_path)
     with pytest.raises(ValueError, match="broke"), attempt(store, KEY):
         raise ValueError("broke")
@@ -92,16 +92,16 @@ def test_each_try_is_noted_with_its_end(tmp_path: Path) -> None:
     assert all(a.ended is not None and a.wall_s is not None and a.device_s is not None for a in tried)
 
 
-def test_a_killed_try_stays_noted(tmp_path: Path) -> None:
-    """What a kill leaves, the note from before the work, has a start, no end, and counts as cut."""
+def test_a_killed_attempt_stays_recorded(tmp_path: Path) -> None:
+    """After a kill, the record from before the work remains: it has a start but no end, and counts as cut."""
     store = Store(tmp_path)
     with attempt(store, KEY):
         (noted,) = attempts(store, KEY)
     assert (noted.outcome, noted.ended) == ("cut", None)
 
 
-def test_work_that_was_never_tried_has_no_attempts(tmp_path: Path) -> None:
-    """Unknown is empty."""
+def test_work_without_attempts_has_an_empty_list(tmp_path: Path) -> None:
+    """A result without recorded attempts has an empty list."""
     assert attempts(Store(tmp_path), KEY) == ()
 
 
@@ -117,8 +117,8 @@ def test_work_that_was_never_tried_has_no_attempts(tmp_path: Path) -> None:
         ("3,1,-1,2", 4, ["3", "1", "3"]),
     ],
 )
-def test_workers_take_turns_at_the_cards_that_their_caller_shows_them(given: str | None, cards: int, taken: list[str]) -> None:
-    """Each gets one of them and sees no other; where there is none, or one, nothing changes."""
+def test_workers_share_the_cards_visible_to_their_caller(given: str | None, cards: int, taken: list[str]) -> None:
+    """Each worker gets one of the caller's visible cards and sees no other; with no card or one, nothing changes."""
     for worker, expected in enumerate(taken):
         environment = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
         take_card(worker, environment, lambda: cards)

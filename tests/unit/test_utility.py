@@ -25,7 +25,7 @@ from rn_harness.spec.suite import load_suite
 from rn_harness.training.supervised import Example, teach
 from rn_harness.utility.tasks import Measure, Settings, fetch, measure_utility
 
-from ..tiny_models import LLAMA, make_model  # noqa: TID252 - the tests are no package
+from ..tiny_models import LLAMA, make_model  # noqa: TID252 - tests is not a package
 
 ROOT = Path(__file__).parents[2]
 N = 8

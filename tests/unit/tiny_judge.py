@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..tiny_models import say  # noqa: TID252 - the tests are no package
+from ..tiny_models import say  # noqa: TID252 - tests is not a package
 
 TEMPLATE = (
     "{% for turn in messages %}<user> {{ turn['content'] }} <end> {% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
