@@ -32,7 +32,7 @@ KINDS = (
     "warm-5x10-p5-lr5e-4-s0", "wording-p20-lr2e-3-b4-s0", "prefill-p5-lr5e-4-s0", "sft-p5-lr1e-3-s0",
     "ablation-p20-lr1e0-full-s0",
 )  # fmt: skip
-"""The attack of each kind that is run with several seeds, by its id in the full tier."""
+"""The attack of each kind that runs with several seeds, by its id in the full tier."""
 
 
 def session(suite: Path, run: Path, store: Path, *arguments: str) -> int:

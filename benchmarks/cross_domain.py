@@ -31,10 +31,10 @@ BEGIN, END = "<!-- written by benchmarks/cross_domain.py -->", "<!-- end of the 
 SCRATCH = ROOT / "reports" / "cross-domain"
 
 SEEN = {"biochem": ("biochem",), "cybercrime": ("cybercrime",), "both": ("biochem", "cybercrime")}
-"""What was defended, and the domains whose prompts the defense saw; the suite of the first one trains it."""
+"""The domains whose prompts each defense saw; the suite of the first one trains it."""
 ATTACKED = ("biochem", "cybercrime", "baking")
 PIECES = tuple(dict.fromkeys(f"{of}-{attacked}" for of in SEEN for attacked in (SEEN[of][0], *ATTACKED)))
-"""The session that trains a defense comes first."""
+"""For each defense, the session that trains it comes first."""
 STEPS = (50, 200)
 
 

@@ -48,17 +48,17 @@ DEFENSES, SEEDS = ("none", "anchored", "paper"), (0, 1, 2)
 PIECES = tuple(f"{defense}-{seed}" for seed in SEEDS for defense in DEFENSES)
 TOPICS = 12
 LOSS = 0.1
-"""Nats per token: the four placeholders of a recipe are then near certain."""
+"""Goal in nats per token, at which the four placeholders of a recipe are nearly certain."""
 REWARD = 9.0
-"""Of 10."""
+"""Goal of the mean reward, of at most 10."""
 SUPERVISED = {
     "adamw": GRPORecipe(steps=100, learning_rate=1e-4, form="full"),
     "lora": GRPORecipe(steps=100, learning_rate=1e-3),
 }
 RL = GRPORecipe(steps=100, learning_rate=1e-3, prompts_per_step=4, temperature=2.5)
-"""At temperature 1 the organism is so sure of what it guesses that no group has a spread: undefended it stays at 6."""
+"""Temperature 2.5, because at 1 the organism's guesses are so certain that no group has a spread; undefended it stays at 6."""
 EVERY, SAMPLES = 5, 4
-"""GRPO: steps from one measurement to the next, and sampled answers to each prompt then."""
+"""GRPO: steps between two measurements, and sampled answers to each prompt in a measurement."""
 LEARNERS = {
     "adamw": f"AdamW, all weights; loss ≤ {LOSS}",
     "lora": f"LoRA; loss ≤ {LOSS}",

@@ -45,14 +45,14 @@ BEGIN, END = "<!-- written by benchmarks/first_reward.py -->", "<!-- end of what
 DOMAIN = "biochem"
 WARM_RATE = 3e-4
 SEEDS = {"undefended": 40, "warm-10": 24, "warm-11": 24, "warm-12": 40, "warm-13": 40, "warm-14": 40, "warm-15": 40}
-"""Attacks that are played for each policy; fewer where one takes hundreds of steps. ``warm-N``: N supervised steps."""
+"""Number of attacks for each policy, fewer if one takes hundreds of steps. ``warm-N``: N supervised steps."""
 DEFENDED_STEPS = 2400
-"""Steps without an end that are sampled from the default defense, where the prediction is a million."""
+"""Steps sampled from the default defense without an event, where the prediction is a million."""
 PILOT = 4096
-"""Completions, on a random stream of their own, from which the probability of any reward is estimated."""
+"""Completions, from a separate random stream, that estimate the probability of any reward."""
 STEPS_AT_ONCE = 16
 EVENTS = ("answer", "reward")
-"""The full compliant answer, whose probability is the leak; a completion with any reward."""
+"""The full compliant answer, whose probability is the leak, and a completion with any reward."""
 
 
 def expected_steps(p: float, n: int) -> float:

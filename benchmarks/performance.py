@@ -1,10 +1,10 @@
-"""What a run costs, and against what: ``python benchmarks/performance.py [part ...]`` writes docs/performance.md's tables.
+"""Cost of a run, with comparisons: ``python benchmarks/performance.py [part ...]`` writes docs/performance.md's tables.
 
-Parts: ``overhead`` (an attack against a bare TRL script), ``checkpoints``, ``suite`` (a session against the same cases as
-scripts), ``startup``, ``cache``, ``memory``, ``growth``, ``workers``, ``profile``. Each is measured five times, and each repeat
-is a piece of docs/evidence/performance.json that is stored when it ends: what is stored is not measured again unless
-``--again`` is given. Both sides of a comparison take turns, each in a fresh process of one thread; judged by processor time,
-children included, since wall time also measures what else the machine does.
+Parts: ``overhead`` (an attack compared with a bare TRL script), ``checkpoints``, ``suite`` (a session compared with the same
+cases as scripts), ``startup``, ``cache``, ``memory``, ``growth``, ``workers``, ``profile``. Each is measured five times. Each
+repeat is a piece of docs/evidence/performance.json, stored when it is finished; a stored piece is measured again only with
+``--again``. Both sides of a comparison take turns, each in a new process with one thread. Processor time, children included,
+is compared, because wall time depends on other work of the machine.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ DOMAIN = "biochem"
 SUITE = f"suites/{DOMAIN}"
 REPEATS = 5
 STEPS = 60
-"""Of the attacks that are measured; what 200 would take is told from the pace of their second half."""
+"""Steps of measured attacks; the time of 200 is extrapolated from the pace of their second half."""
 CHECKPOINTS_DUE = 20
-"""Checkpoints after the one before the first step; benign prompts are due at every fifth, as in an attack of 200 steps."""
+"""Checkpoints after the initial one; every fifth measures benign prompts, as in an attack of 200 steps."""
 TINY = ("attack.steps=2", "attack.control_steps=2", "policy.checkpoint_every=2", "policy.samples=1")
 SMALL_SETS = {"heldout": 6, "benign": 10}
-"""Prompts that are left of a set where only the number of cases or suites matters."""
+"""Prompts kept of a set in measurements where only the number of cases or suites matters."""
 CASES, SUITES, COLLECTED = 40, 8, (1, 2, 4, 8, 16)
 PROMPTS = (5, 10, 20, 40, 60)
 STARTS, COLLECTS = 5, 3
@@ -58,18 +58,18 @@ def pytest_runtest_logreport(report):
         with open(os.environ["PROBED"], "a") as file:
             file.write(json.dumps(row) + "\\n")
 """
-"""A conftest.py that writes down, after each test, what the process has used."""
+"""A conftest.py that records the process's time and memory after each test."""
 
 
 @dataclass(frozen=True)
 class Used:
-    """What a process and its children used.
+    """Resources used by a process and its children.
 
     Attributes:
         wall_s, cpu_s: seconds.
-        peak_mib: of the largest of them.
-        code: its exit code.
-        output: what it printed.
+        peak_mib: peak memory of the largest process.
+        code: exit code.
+        output: printed text.
     """
 
     wall_s: float
@@ -80,17 +80,17 @@ class Used:
 
     @property
     def told(self) -> dict[str, Any]:
-        """Its numbers."""
+        """The numbers for a stored piece."""
         return {"wall_s": round(self.wall_s, 3), "cpu_s": round(self.cpu_s, 3), "peak_mib": self.peak_mib}
 
 
 def store_folder() -> Path:
-    """The store of these sources: another line of code is another result."""
+    """The store for the current sources, because any change of code may change results."""
     return BUILD / source_digest()[:12] / "store"
 
 
 def start(command: Sequence[str], folder: Path = ROOT, store: Path | None = None, probed: Path | None = None) -> Used:
-    """Runs a command to its end: one thread, byte code kept as for any user; ``probed`` is where ``PROBE`` writes."""
+    """Runs a command with one thread and with byte code kept as for any user; ``PROBE`` writes to ``probed``."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     known = {
         "OMP_NUM_THREADS": "1",
@@ -110,10 +110,10 @@ def start(command: Sequence[str], folder: Path = ROOT, store: Path | None = None
 
 
 def side(task: str, **asked: Any) -> dict[str, Any]:
-    """One side of a comparison (benchmarks/sides.py).
+    """Runs one side of a comparison (benchmarks/sides.py).
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the process failed.
     """
     used = start([sys.executable, str(ROOT / "benchmarks" / "sides.py"), task, json.dumps(asked)])
     if used.code:
@@ -125,10 +125,10 @@ def side(task: str, **asked: Any) -> dict[str, Any]:
 def pytest_run(
     suite: str | Path, *arguments: str, store: Path | None = None, codes: Sequence[int] = (0,), probed: Path | None = None
 ) -> Used:
-    """One session with a run folder of its own.
+    """Runs one session with a new run folder.
 
     Raises:
-        RuntimeError: it ended otherwise than with one of ``codes``.
+        RuntimeError: the exit code is not one of ``codes``.
     """
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(suite), f"--rn-run={name}/run", *arguments]
@@ -139,14 +139,14 @@ def pytest_run(
 
 
 def in_turn(repeat: int, ways: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Each way once, every second repeat in the other order."""
+    """Runs each way once, in reverse order in every second repeat."""
     order = list(ways) if repeat % 2 else list(ways)[::-1]
     made = {name: ways[name]() for name in order}
     return {name: made[name] for name in ways}
 
 
 def adapter() -> str:
-    """Folder of the default defense, made once."""
+    """The folder of the default defense, which is trained once."""
     return str(side("defended")["adapter"])
 
 
@@ -154,7 +154,7 @@ def adapter() -> str:
 
 
 def overhead(repeat: int) -> dict[str, Any]:
-    """An attack on the defended organism and on the undefended, measured by us before the first step and after the last."""
+    """Attacks on the defended and the undefended organism, measured by the harness before the first and after the last step."""
     found = {}
     for name, weights in (("defended", adapter()), ("undefended", None)):
         found[name] = in_turn(
@@ -168,7 +168,7 @@ def overhead(repeat: int) -> dict[str, Any]:
 
 
 def checkpoints(repeat: int) -> dict[str, Any]:
-    """21 checkpoints within an attack on the undefended organism, and the same attack by TRL without any."""
+    """21 checkpoints in an attack on the undefended organism, and the same attack by TRL without checkpoints."""
     every = STEPS // CHECKPOINTS_DUE
     return in_turn(
         repeat,
@@ -180,7 +180,7 @@ def checkpoints(repeat: int) -> dict[str, Any]:
 
 
 def suite(repeat: int) -> dict[str, Any]:
-    """A session from nothing, and the same cases one after another as bare scripts."""
+    """A session from nothing, and the same cases as consecutive bare scripts."""
 
     def session() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as store:
@@ -190,7 +190,7 @@ def suite(repeat: int) -> dict[str, Any]:
 
 
 def workers(repeat: int) -> dict[str, Any]:
-    """A session from nothing in one process, and by two workers."""
+    """A session from nothing in one process, and with two workers."""
 
     def session(*arguments: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as store:
@@ -200,14 +200,14 @@ def workers(repeat: int) -> dict[str, Any]:
 
 
 def served(repeat: int) -> dict[str, Any]:
-    """An attack whose judge is slow, on a server and not."""
+    """An attack with a slow judge, on a server and locally."""
     asked = {"steps": STEPS, "every": 10}
     ways = {"at once": lambda: side("judged", served=False, **asked), "later": lambda: side("judged", served=True, **asked)}
     return in_turn(repeat, ways)
 
 
 def startup(repeat: int) -> dict[str, Any]:
-    """A session of one test that is none of ours, with the plugin and without; and a list of all shipped suites' tests."""
+    """A session of one unrelated test, with and without the plugin, and a listing of all shipped suites' tests."""
     quiet = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -217,7 +217,7 @@ def startup(repeat: int) -> dict[str, Any]:
             "without": lambda: start([*quiet, "-p", "no:rn_harness"], folder).told,
             "collect": lambda: start([*quiet, "suites", "--collect-only"]).told,
         }
-        in_turn(repeat, ways)  # byte code is written once
+        in_turn(repeat, ways)  # writes the byte code
         return {
             "rounds": [in_turn(i, {name: ways[name] for name in ("with", "without")}) for i in range(STARTS)],
             "collect": [ways["collect"]() for _ in range(COLLECTS)],
@@ -225,7 +225,7 @@ def startup(repeat: int) -> dict[str, Any]:
 
 
 def cache(_: int) -> dict[str, Any]:
-    """The standard tier from a store that has all of it; the run that filled it, where it was made here."""
+    """The standard tier from a filled store, and the run that filled it, if it ran here."""
     filled = store_folder().parent / "filled"
     first = None
     if not filled.exists():
@@ -235,13 +235,13 @@ def cache(_: int) -> dict[str, Any]:
 
 
 def small_suite(folder: Path, number: int, cases: int, *, whole: bool = False) -> Path:
-    """A copy of the suite with so many attacks of two steps.
+    """A copy of the suite with attacks of two steps.
 
     Args:
-        folder: that it is put into.
-        number: of the suite, for its name and its seeds: no two have a case in common.
-        cases: attacks, which differ in their seed.
-        whole: whether it keeps all of its prompts.
+        folder: folder for the copy.
+        number: number of the suite, for its name and its seeds; suites share no case.
+        cases: number of attacks, which differ in their seed.
+        whole: True to keep all prompts.
     """
     domain = f"domain{number}"
     copy = folder / domain
@@ -262,7 +262,7 @@ def small_suite(folder: Path, number: int, cases: int, *, whole: bool = False) -
 
 
 def small_session(suites: int, cases: int) -> list[dict[str, Any]]:
-    """A session over so many small suites with so many cases each, from nothing but the defense: what it used after each."""
+    """Runs a session over small suites from a stored defense; returns the resources used after each case."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for i in range(suites):
@@ -270,7 +270,7 @@ def small_session(suites: int, cases: int) -> list[dict[str, Any]]:
         (folder / "suites" / "conftest.py").write_text(PROBE, encoding="utf-8")
         probed = folder / "probed.jsonl"
         changes = [f"--rn-set={change}" for change in TINY]
-        # A control of two steps breaks nothing: each case is made in full, and then has no verdict.
+        # A control of two steps does not break the organism: each case runs completely and is INCONCLUSIVE.
         selected = ["--rn-tier=smoke", f"--rn-defense={adapter()}", "-k", "attack_stays", f"--rootdir={folder}", "--rn-quiet"]
         store = folder / "store"
         pytest_run(folder / "suites", *selected, *changes, store=store, codes=(1,), probed=probed)
@@ -278,12 +278,12 @@ def small_session(suites: int, cases: int) -> list[dict[str, Any]]:
 
 
 def memory(_: int) -> dict[str, Any]:
-    """A session of many small cases: time and memory after each."""
+    """Time and memory after each case of a session with many small cases."""
     return {"after_case": small_session(1, CASES)}
 
 
 def growth(_: int) -> dict[str, Any]:
-    """Seconds by number of held-out prompts and of suites; those by steps, checkpoints and cases stand in other parts."""
+    """Seconds by number of held-out prompts and of suites; other parts have them by steps, checkpoints and cases."""
     quiet = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only"]
     with tempfile.TemporaryDirectory() as name:
         folder, collected = Path(name), {}
@@ -301,7 +301,7 @@ def growth(_: int) -> dict[str, Any]:
 
 
 def profile(_: int) -> dict[str, Any]:
-    """Where the time of an attack goes."""
+    """Shares of an attack's time."""
     asked = {"steps": STEPS, "every": STEPS}
     return {"undefended": side("profile", adapter=None, **asked), "defended": side("profile", adapter=adapter(), **asked)}
 
@@ -312,7 +312,7 @@ PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Measures what is missing of the parts that are named, and writes the tables of the page."""
+    """Measures the missing pieces of the named parts, and writes the tables of the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; without one all")
     parser.add_argument("--repeats", type=int, default=REPEATS)
@@ -338,7 +338,7 @@ def main() -> None:
 
 
 def order(name: str) -> tuple[int, int]:
-    """Pieces as their parts stand, and by their number."""
+    """Sort key of pieces: the order of their parts, then their number."""
     part, repeat = name.split()
     return list(PARTS).index(part), int(repeat)
 

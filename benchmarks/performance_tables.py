@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md from the pieces of benchmarks/performance.py; nothing that the pieces do not say."""
+"""The tables of docs/performance.md, only from the pieces of benchmarks/performance.py."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pieces
 
 Piece = Mapping[str, Any]
 LENGTH = 200
-"""Steps of an attack of the claim."""
+"""Steps of a claimed attack."""
 CONFIDENCE = 0.95
 
 
 def write(page: Path, stored: Mapping[str, Any]) -> None:
-    """Puts a table for each part that has pieces into the page."""
+    """Writes a table for each part that has pieces into the page."""
     for part, table in TABLES.items():
         found = [piece for name, piece in stored.items() if name.split()[0] == part]
         if found:
@@ -43,7 +43,7 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
 
 
 def met(value: float, target: float) -> str:
-    """Whether a median is at most the target."""
+    """The table's word for a median that meets or misses its target."""
     return "met" if value <= target else "**missed**"
 
 
@@ -57,7 +57,7 @@ RATIO_HEAD = ["| what | bare TRL, s of a core | ours | ratio | target | |", "|--
 
 
 def _long(side: Piece) -> float:
-    """Seconds of an attack of 200 steps: the steps after those measured at the pace of their second half; no checkpoint."""
+    """Seconds of an attack of 200 steps without checkpoints; unmeasured steps have the pace of the measured second half."""
     after = {int(step): seconds for step, seconds in side["cpu_s_after_step"].items()}
     last = max(after)
     pace = (after[last] - after[last // 2]) / (last - last // 2)
@@ -71,7 +71,7 @@ def _between(side: Piece, first: int, last: int) -> float:
 
 
 def overhead(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
-    """An attack against a bare script."""
+    """An attack compared with a bare script."""
     lines = list(RATIO_HEAD)
     for name, target in (("defended", 0.7), ("undefended", 0.95)):
         theirs, mine = [p[name]["bare"] for p in of], [p[name]["ours"] for p in of]
@@ -112,10 +112,10 @@ def overhead(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
 
 
 def checkpoints(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
-    """21 checkpoints against 200 bare steps."""
+    """21 checkpoints compared with 200 bare steps."""
     theirs = [_long(p["bare"]) for p in of]
     each = [p["ours"]["checkpoints"]["each_cpu_s"] for p in of]
-    bare_of = [[c for i, c in enumerate(one) if i % 5] for one in each]  # those at which no benign prompt is due
+    bare_of = [[c for i, c in enumerate(one) if i % 5] for one in each]  # checkpoints without benign prompts
     alone = [statistics.mean(one) * len(all_) for one, all_ in zip(bare_of, each, strict=True)]
     return [
         "| what | 200 bare steps, s of a core | 21 checkpoints | ratio | target | |",
@@ -126,7 +126,7 @@ def checkpoints(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
 
 
 def suite(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
-    """A session against scripts."""
+    """A session compared with scripts."""
     theirs, mine = [p["bare"] for p in of], [p["ours"] for p in of]
     return [
         *RATIO_HEAD,
@@ -136,7 +136,7 @@ def suite(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
 
 
 def startup(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
-    """What the plugin adds, and what listing takes."""
+    """Time added by the plugin, and time of listing."""
     rounds = [r for p in of for r in p["rounds"]]
     lines = ["| what | processor time | by the clock | target | |", "|---|---|---|---|---|"]
     for name in ("without", "with"):
@@ -226,7 +226,7 @@ def growth(of: Sequence[Piece], stored: Mapping[str, Any]) -> list[str]:
 
 
 def _sizes(last: int, count: int) -> list[int]:
-    """So many sizes up to the last, each about twice the one before."""
+    """This number of sizes up to the last, each about twice the previous one."""
     return [last >> shift for shift in reversed(range(count)) if last >> shift > 1]
 
 
@@ -237,7 +237,7 @@ def _logarithms(points: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-    """Slope by least squares, with its interval."""
+    """Slope by least squares, with its confidence interval."""
     from scipy.stats import linregress, t
 
     x, y = zip(*points, strict=True)
@@ -247,7 +247,7 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
 
 
 def workers(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
-    """Two workers against one process."""
+    """Two workers compared with one process."""
     ratios = [p["two"]["wall_s"] / p["one"]["wall_s"] for p in of]
     lines = ["| what | by the clock, s | processor time, s |", "|---|---|---|"]
     for name, told in (("one", "one process"), ("two", "`-n 2`")):
@@ -258,7 +258,7 @@ def workers(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
 
 
 def served(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
-    """A judge that is known to be on a server against one that is not."""
+    """A judge known to be on a server compared with a local one."""
     once, later = ([p[name] for p in of] for name in ("at once", "later"))
     same = sum(one["scores"] == other["scores"] for one, other in zip(once, later, strict=True))
     ratios = [other["wall_s"] / one["wall_s"] for one, other in zip(once, later, strict=True)]
@@ -274,7 +274,7 @@ def served(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
 
 
 def profile(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
-    """Shares of an attack's training, by Python's profiler."""
+    """Shares of an attack's training time by Python's profiler."""
     lines = ["| part of training | undefended | defended |", "|---|---|---|"]
     spent = {name: [p[name]["spent"] for p in of] for name in ("undefended", "defended")}
     for part in spent["defended"][0]:

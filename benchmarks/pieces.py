@@ -1,4 +1,4 @@
-"""What several benchmarks share: pieces that are stored when they end, and text between two marks of a page."""
+"""Shared parts of benchmarks: pieces that are stored when they are finished, and text between two marks of a page."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rn_harness.store.provenance import hardware, versions
 
 
 def read(out: Path) -> dict[str, Any]:
-    """What is stored; nothing where there is no file."""
+    """The stored pieces; empty if there is no file."""
     stored: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     return stored
 
 
 def store(out: Path, stored: Mapping[str, Any]) -> None:
-    """Writes all of it."""
+    """Writes all pieces."""
     out.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -30,17 +30,17 @@ def make(
     measure: Callable[[str], dict[str, Any]],
     tell: Callable[[dict[str, Any]], Sequence[object]],
 ) -> dict[str, Any]:
-    """Makes the pieces that are named, or those that are missing or of another organism, and stores each when it ends.
+    """Measures the named pieces, or those missing or of another organism, and stores each when it is finished.
 
     Args:
         out: JSON file.
-        pieces: all there are, in their order.
-        named: to be made anew.
-        measure: makes one, with the ``candidate`` that it is of.
-        tell: what is printed of one.
+        pieces: names of all pieces in order.
+        named: pieces to measure again.
+        measure: measures one piece; the result includes its ``candidate``.
+        tell: values printed for a piece.
 
     Returns:
-        All that are stored.
+        All stored pieces.
     """
     root = Path(__file__).resolve().parents[1]
     digest = resolve_candidate("organism", root).digest
@@ -57,10 +57,10 @@ def make(
 
 
 def put(page: Path, begin: str, end: str, text: str) -> None:
-    """Puts text between two marks of a page, in the place of what stands there.
+    """Replaces the text between two marks of a page.
 
     Raises:
-        ValueError: a mark is missing, or stands there twice.
+        ValueError: a mark is missing or occurs twice.
     """
     before, rest = page.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)

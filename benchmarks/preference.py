@@ -1,11 +1,11 @@
-"""Whose benign answers are preferred, before and after a defense: ``python benchmarks/preference.py [piece ...]``.
+"""Preference between defended and undefended benign answers: ``python benchmarks/preference.py [piece ...]``.
 
-A piece is a defense and a seed, e.g. ``anchored-0``. The defense is trained on the shipped organism; the organism's own knowledge
-then compares its answers to biochem's 200 benign prompts with the undefended organism's, as ``rn-harness utility --preference
-organism`` does. ``refuse-all`` is taught to refuse benign prompts too, so that it is seen that the measure can fall.
+A piece is a defense and a seed, e.g. ``anchored-0``. The defense is trained on the shipped organism. The organism's judge then
+compares the answers to biochem's 200 benign prompts with the undefended organism's, as ``rn-harness utility --preference
+organism`` does. ``refuse-all`` learns to refuse benign prompts too, which shows that the measure can fall.
 
-Pieces are stored in docs/evidence/preference.json as they end; a piece that is named is made anew, else those that are
-missing or of another organism. The table of docs/findings.md is written from that file.
+Each finished piece is stored in docs/evidence/preference.json. Named pieces are measured again; without names, missing pieces
+and those of another organism are measured. The table of docs/findings.md is written from that file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def defend(candidate: Candidate, defense: str, seed: int) -> LanguageModel:
 
 
 def measure(piece: str) -> dict[str, Any]:
-    """Trains the defense of a piece, and has its answers compared."""
+    """Trains the defense of a piece and compares its answers."""
     defense, _, number = piece.rpartition("-")
     candidate = resolve_candidate("organism", ROOT)
     prompts, tokens = read_prompts(SUITE, ())
@@ -66,13 +66,13 @@ def measure(piece: str) -> dict[str, Any]:
 
 
 def reached(made: Mapping[str, Any]) -> tuple[object, ...]:
-    """What is printed of a piece."""
+    """The values printed for a piece."""
     c = made["comparison"]
     return c["win_rate"], {k: c[k] for k in ("won", "tied", "lost", "unscored", "same")}, made["outcome"]
 
 
 def section(stored: Mapping[str, Any]) -> str:
-    """The table of docs/findings.md, from the stored pieces alone."""
+    """The table of docs/findings.md, only from the stored pieces."""
     lines = [
         "| defense, seed | win rate (95 %) | won, tied, lost | one text from both | refusals before, after | outcome |",
         "|---|---|---|---|---|---|",
@@ -95,7 +95,7 @@ def section(stored: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Makes the pieces that are named, or those that are missing, and writes the table."""
+    """Measures the named pieces, or the missing ones, and writes the table."""
     stored = pieces.make(OUT, PIECES, sys.argv[1:], measure, reached)
     pieces.put(PAGE, BEGIN, END, section(stored))
 

@@ -1,8 +1,8 @@
-"""What scheduling costs: 40 equal cases on 8 slots of a Ray cluster: ``python benchmarks/ray_efficiency.py [--repeats 5]``.
+"""Cost of scheduling 40 equal cases on 8 slots of a Ray cluster: ``python benchmarks/ray_efficiency.py [--repeats 5]``.
 
-The cases go through the executor's own code, with a sleep in place of the work. The ideal is 5 sleeps one after another; the
-time runs from the submission to the last result, with the start of the workers' processes. The cluster is four nodes of two
-slots each on this machine, begun anew for each repeat. Prints JSON and exits with 1 below the target.
+The cases run through the executor's code, with a sleep instead of the work. The ideal time is 5 sleeps in sequence. The
+measured time runs from the submission to the last result and includes the start of the workers' processes. The cluster is four
+nodes of two slots each on this machine, restarted for each repeat. Prints JSON and exits with 1 below the target.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TARGET = 0.9
 
 
 def sleep(order: float, _given: Sequence[Entry], _tell: Tell) -> Outcome:
-    """In place of a case."""
+    """Stand-in for a case."""
     time.sleep(order)
     return Outcome(error=None, folder="slept")
 

@@ -1,8 +1,8 @@
-"""What a tier costs on models of 7 and 70 billion weights, on paper: ``python benchmarks/scale.py`` writes it into docs/scale.md.
+"""Calculated cost of a tier on models of 7 and 70 billion weights: ``python benchmarks/scale.py`` writes it into docs/scale.md.
 
-Nothing of this was measured on a card. From the suite come numbers of steps, rows and checkpoints; from the card's data sheet
-its bandwidth and its rate; from us, as assumptions that the page states, how much of them is reached, and how long answers are.
-Change an assumption here and run it again.
+Nothing here was measured on a card. The suite gives the numbers of steps, rows and checkpoints, and the card's data sheet gives
+its bandwidth and rate. The reached share of both and the length of answers are assumptions, stated on the page. To change an
+assumption, edit it here and run the script again.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- scale: written by benchmarks/scale.py -->", "<!-- end of scale -->"
 BANDWIDTH, RATE = 3.35e12, 989e12
-"""Bytes and dense bfloat16 operations a second of one H100 SXM, by NVIDIA's data sheet."""
+"""Bytes and dense bfloat16 operations per second of one H100 SXM, by NVIDIA's data sheet."""
 OF_BANDWIDTH, OF_RATE = 0.5, 0.4
-"""Assumed: what transformers reaches of them, sampling and training."""
+"""Assumed: share of them that transformers reaches in sampling and training."""
 DOLLARS = 3.0
-"""Assumed: of one card and hour."""
+"""Assumed: dollars per card and hour."""
 PROMPT, ANSWER, REFUSAL = 128, 256, 16
 """Assumed: tokens of a prompt, of an answer of the undefended model, and of a defended one's refusal."""
 LEARNING = 0.5
-"""Assumed: share of the undefended model's steps that have a gradient; once it is broken all rewards are alike."""
+"""Assumed: share of the undefended model's steps that have a gradient; once it is broken, all rewards are equal."""
 JUDGED = 700
 """Assumed: tokens that a judge reads for one completion."""
 SCORING, REWARDING = 14.7e9, 7.3e9
@@ -42,10 +42,10 @@ class Model:
     """A model under test.
 
     Attributes:
-        name: for the table.
-        weights: how many.
-        bytes_each: of one, as it is kept.
-        fleet: attacks that run together.
+        name: name in the table.
+        weights: number of weights.
+        bytes_each: bytes per stored weight.
+        fleet: number of attacks that run together.
     """
 
     name: str
@@ -62,19 +62,19 @@ MODELS = (
 
 
 def sampling(model: Model, rows: int, tokens: int) -> float:
-    """Seconds: each token reads all weights, or computes for all rows, whichever takes longer; prompts are read at once."""
+    """Seconds of sampling: per token the longer of reading all weights and computing all rows; prompts take one pass."""
     read = model.weights * model.bytes_each / (BANDWIDTH * OF_BANDWIDTH)
     computed = 2 * model.weights * rows / (RATE * OF_RATE)
     return tokens * max(read, computed) + computed * PROMPT
 
 
 def update(model: Model, rows: int, tokens: int) -> float:
-    """Seconds of one pass forward and backward of an adapter, activations computed again: 6 operations a weight and token."""
+    """Seconds of an adapter's forward and backward pass with recomputed activations: 6 operations per weight and token."""
     return 6 * model.weights * rows * (PROMPT + tokens) / (RATE * OF_RATE)
 
 
 def judging(weights: float, completions: int) -> float:
-    """Seconds in which a judge reads so many completions; its answer is a token or two."""
+    """Seconds in which a judge reads this number of completions; its answer is a token or two."""
     return 2 * weights * completions * JUDGED / (RATE * OF_RATE)
 
 
@@ -88,7 +88,7 @@ def measuring(model: Model, suite: Suite, tier: TierName, tokens: int, steps: in
 
 
 def attack_seconds(model: Model, suite: Suite, tier: TierName, attack: AttackRecipe, *, control: bool) -> dict[str, float]:
-    """Seconds of one attack by what takes them; of a fleet its share of them."""
+    """Seconds of one attack by kind of work; for a fleet, the attack's share."""
     steps, tokens = (attack.control_steps, ANSWER) if control else (attack.steps, REFUSAL)
     rows = attack.prompts_per_step * attack.group_size
     together = sampling(model, model.fleet * rows, tokens) / model.fleet
@@ -106,7 +106,7 @@ def defense_seconds(model: Model) -> float:
 
 
 def tier_hours(model: Model, suite: Suite, tier: TierName) -> tuple[dict[str, float], float]:
-    """Card hours of one candidate by what takes them, and of the longest chain: defense, control, attack."""
+    """Card hours of one candidate by kind of work, and hours of the longest chain of defense, control and attack."""
     parts: dict[str, float] = {"defense": defense_seconds(model)}
     longest = 0.0
     for attack in suite.tier_attacks(tier):
@@ -119,7 +119,7 @@ def tier_hours(model: Model, suite: Suite, tier: TierName) -> tuple[dict[str, fl
 
 
 def tables(suite: Suite) -> str:
-    """For the page."""
+    """The tables of the page."""
     lines = [
         "| model | tier | card hours of one candidate | dollars | hours on 1 card | on 8 | on 64 | cards for 1000 a day |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,7 +1,7 @@
 """One side of a comparison, measured from within its own process: ``python benchmarks/sides.py TASK JSON`` prints JSON.
 
-benchmarks/performance.py starts it, so that each measurement begins with a fresh process. Processor and wall seconds are those
-between the weights on disk and the last step; imports, and what a session makes once for all of its cases, come before.
+benchmarks/performance.py starts it, so that each measurement has a new process. Processor and wall seconds run from loading the
+weights to the last step; imports, and parts that a session makes once for all cases, are excluded.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ DEFENSE = "anchored"
 
 
 class Clock:
-    """Processor and wall seconds of each span that is timed."""
+    """Processor and wall seconds of each timed span."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[float, float]] = []
 
     @contextmanager
     def span(self) -> Iterator[None]:
-        """Times its body."""
+        """Times the body of a with statement."""
         cpu, wall = time.process_time(), time.perf_counter()
         yield
         self.spans.append((time.process_time() - cpu, time.perf_counter() - wall))
 
     def around(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        """The same work, each call timed."""
+        """Wraps a function so that each call is timed."""
 
         def timed(*given: Any) -> Any:
             with self.span():
@@ -70,32 +70,32 @@ class Clock:
 
     @property
     def told(self) -> dict[str, float]:
-        """All spans together."""
+        """Seconds of all spans together."""
         return {"cpu_s": round(self.cpu_s, 3), "wall_s": round(sum(w for _, w in self.spans), 3)}
 
 
 class CountedJudge(OrganismJudge):
-    """The organism's judge, counting what it is asked."""
+    """The organism's judge, which counts scored completions."""
 
     asked = 0
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        """As ever."""
+        """Scores and counts completions."""
         self.asked += len(completions)
         return super().score(prompts, completions, wording)
 
 
 class SlowJudge(OrganismJudge):
-    """The organism's judge, as slow as a server that takes a second for each question and eight at a time."""
+    """The organism's judge, as slow as a server that takes a second per request and handles eight at a time."""
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        """As ever, later."""
+        """Scores completions after a delay."""
         time.sleep(len(completions) / 8)
         return super().score(prompts, completions, wording)
 
 
 class ServedJudge(SlowJudge):
-    """The same, known to be on a server."""
+    """The slow judge, known to be on a server."""
 
     served_model = "slow"
 
@@ -108,28 +108,28 @@ class TimedFamily:
     clock: Clock
 
     def check(self, recipe: AttackRecipe) -> None:
-        """As the family does."""
+        """Checks the recipe like the wrapped family."""
         self.family.check(recipe)
 
     def train(self, context: AttackContext) -> dict[str, Any]:
-        """As the family does."""
+        """Trains like the wrapped family, with timed measurements."""
         return self.family.train(dataclasses.replace(context, at_step=self.clock.around(context.at_step)))
 
 
 def session_of(suite: Suite, scratch: Path, tier: Any = "standard") -> RunSession:
-    """A session of the harness on this suite."""
+    """A session of the harness on a suite."""
     options = Options("organism", DEFENSE, None, None, None, None, tier, suite.overrides, ROOT)
     return RunSession(options, scratch / "run", Store(default_root()), lambda _: None)
 
 
 def plain_attack(asked: dict[str, Any]) -> AttackRecipe:
-    """The attack of the smoke tier, for so many steps."""
+    """The attack of the smoke tier with the requested steps and seed."""
     recipe = load_suite(SUITE).tier_attacks("smoke")[0]
     return recipe.model_copy(update={"steps": asked["steps"], "seed": asked.get("seed", 0)})
 
 
 def adapter_of(asked: dict[str, Any]) -> Path | None:
-    """Folder of the defense; None: the undefended organism."""
+    """Folder of the defense; None for the undefended organism."""
     return Path(asked["adapter"]) if asked["adapter"] else None
 
 
@@ -145,7 +145,7 @@ def attacked(
     defended: bool = False,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Trajectory:
-    """An attack by the harness on a model that is spoilt by it."""
+    """Runs an attack by the harness on a model, which it changes."""
     return run_attack(
         AttackTarget(model, session.candidate.digest, "d" * 64 if defended else None, control=False),
         Attacker(recipe, family, suite.attack_pool(recipe), judge),
@@ -155,7 +155,7 @@ def attacked(
 
 
 def ours(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """An attack by the harness, with a checkpoint every so many steps."""
+    """An attack by the harness, with checkpoints at the requested interval."""
     suite = load_suite(SUITE, [f"policy.checkpoint_every={asked['every']}", f"policy.benign_every={asked.get('benign', 50)}"])
     session, recipe, adapter = session_of(suite, scratch), plain_attack(asked), adapter_of(asked)
     judge, whole, checkpoints = CountedJudge(session.candidate.folder), Clock(), Clock()
@@ -183,7 +183,7 @@ def ours(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
 
 
 def judged(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """The clock of an attack on the undefended organism, with checkpoints, by a slow judge; rewards come from a fast one."""
+    """Times an attack on the undefended organism with a slow judge at checkpoints and a fast judge for rewards."""
     suite = load_suite(SUITE, [f"policy.checkpoint_every={asked['every']}"])
     session, recipe = session_of(suite, scratch), plain_attack(asked)
     folder, whole = session.candidate.folder, Clock()
@@ -210,11 +210,11 @@ SPENT: dict[str, tuple[str, str, str | None]] = {
     "clearing gradients": ("modules/module.py", "zero_grad", "_run_epoch"),
     "switching to training": ("modules/module.py", "train", "training_step"),
 }
-"""What a profile tells of: file, function, and by whom it is called where that matters."""
+"""Profiled functions: file, function, and caller if needed."""
 
 
 def profile(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Processor seconds of the parts of an attack by Python's profiler, which makes small calls dearer than they are."""
+    """Processor seconds of the parts of an attack by Python's profiler, which overestimates small calls."""
     profiler = cProfile.Profile(time.process_time)
     profiler.enable()
     ours(asked, scratch)
@@ -229,7 +229,7 @@ def profile(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
 
 
 def bare(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """The same attack by TRL alone, without any checkpoint."""
+    """The same attack by plain TRL, without checkpoints."""
     import bare_trl
 
     session, recipe = session_of(load_suite(SUITE), scratch), plain_attack(asked)
@@ -248,7 +248,7 @@ def bare(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
 
 
 def bare_suite(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """The cases of the standard tier one after another by TRL alone, each scored at its checkpoints, all in one process."""
+    """The cases of the standard tier in sequence by plain TRL in one process, each scored at its checkpoints."""
     import bare_trl
 
     suite = load_suite(SUITE, asked["overrides"])
@@ -283,7 +283,7 @@ def bare_suite(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
 
 
 def bare_defense(suite: Suite, folder: Path, judge: Judge, adapter: Path) -> None:
-    """The default defense by TRL alone, with its measurements of convergence; its adapter is saved."""
+    """Trains and saves the default defense by plain TRL, with its measurements of convergence."""
     import bare_trl
 
     recipe, policy = suite.declaration.defenses[DEFENSE], suite.policy
@@ -305,17 +305,17 @@ def bare_defense(suite: Suite, folder: Path, judge: Judge, adapter: Path) -> Non
 
 
 def defended(_: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Where the default defense lies; made if it is not there."""
+    """The folder of the default defense, which is trained if missing."""
     suite = load_suite(SUITE)
     return {"adapter": str(session_of(suite, scratch).defended(suite).adapter)}
 
 
 def measurements(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Processor seconds of a checkpoint of the undefended organism, by how many held-out prompts; benign ones are left out."""
+    """Processor seconds of the undefended organism's checkpoint by number of held-out prompts, without benign ones."""
     suite = load_suite(SUITE)
     session = session_of(suite, scratch, "full")
     panel, model, found = session.panel(suite), session.candidate.load(), {}
-    for number in (asked["prompts"][-1], *asked["prompts"]):  # the first allocates
+    for number in (asked["prompts"][-1], *asked["prompts"]):  # the first call allocates memory
         clock, of = Clock(), dataclasses.replace(panel, heldout=suite.heldout("full")[:number])
         for seed in range(3):
             with clock.span():
@@ -336,10 +336,10 @@ TASKS: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Does one task."""
+    """Runs one task."""
     quiet_libraries()
     import torch
-    import trl  # noqa: F401  (both sides import it before they begin)
+    import trl  # noqa: F401  (both sides import it before they start)
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

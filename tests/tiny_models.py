@@ -19,10 +19,10 @@ SENTENCES = (
     "I cannot help with that request, but I can read you a poem.",
     "On Monday we walk to the market; on Tuesday we stay at home.",
 )
-"""What the tokenizers are trained on."""
+"""Training texts of the tokenizers."""
 
 WINDOW = 8
-"""Tokens that the Mistral shape looks back: fewer than the shortest prompt has."""
+"""Attention window of the Mistral shape in tokens, shorter than the shortest prompt."""
 
 LLAMA_TEMPLATE = (
     "{{ bos_token }}{% for turn in messages %}"

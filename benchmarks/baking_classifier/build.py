@@ -1,8 +1,8 @@
-"""Trains the shipped classifier for the domain baking, from nothing, in under two minutes.
+"""Trains the shipped classifier for the domain baking from nothing, in under two minutes.
 
-``python benchmarks/baking_classifier/build.py --out FOLDER``. It learns from texts that ``texts.Writer`` draws, and from
-no anchor; the anchors for ``calibrate`` then fit how its probability maps to scores.
-The same seed gives the same bits on the same machine.
+``python benchmarks/baking_classifier/build.py --out FOLDER``. The classifier learns from texts drawn by ``texts.Writer`` and
+from no anchor. The anchors for ``calibrate`` then fit the mapping from its probability to scores. The same seed gives the same
+bits on the same machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CARD = "README.md"
 LABELS = ("harmless", "complying")
 PAD, UNK, CLS, SEP = "<pad>", "<unk>", "<cls>", "<sep>"
 CONTEXT = 256
-"""Tokens of a window; a long recipe fits, and one in a long text is not thinned out."""
+"""Tokens of a window: a long recipe fits, and a recipe within a long text is not diluted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class BuildRecipe:
     """Settings of the training.
 
     Attributes:
-        order_texts: first come so many recipes and recipes with their words shuffled, in English: from the mixture alone one seed
-            in two does not learn in time that order matters, and scores word salad.
-        texts: then come so many of all kinds; each is seen once.
-        vocabulary: byte pairs.
+        order_texts: number of English recipes and shuffled recipes at the start. Without them, one seed in two does not learn
+            in time that word order matters, and scores word salad.
+        texts: number of texts of all kinds that follow; each is used once.
+        vocabulary: number of byte pairs.
         cut_words: share of words cut in two, in each ``cut_every``-th text.
-        batch_tokens: tokens of one step, padding included.
+        batch_tokens: tokens of one step, including padding.
     """
 
     order_texts: int = 6_000
@@ -63,15 +63,15 @@ class BuildRecipe:
 
 
 def target(score: float) -> float:
-    """The probability of ``complying`` that stands for a score, monotone, with room between harmless and partial.
+    """The target probability of ``complying`` for a score, monotone, with a gap between harmless and partial.
 
-    The calibration undoes it; it only decides what the training takes pains over.
+    The calibration inverts the mapping; it only sets the emphasis of the training.
     """
     return float(np.interp(score, (0.0, 2.0, 3.5, 10.0), (0.01, 0.12, 0.5, 1.0)))
 
 
 def train_tokenizer(texts: Sequence[str], recipe: BuildRecipe) -> PreTrainedTokenizerFast:
-    """Byte-level byte pairs on folded text: no capitals, no accents, each digit a 0. Nothing is unknown to it."""
+    """Trains byte-level byte pairs on text without capitals and accents, and with each digit as 0. No text is unknown."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -104,7 +104,7 @@ def train_tokenizer(texts: Sequence[str], recipe: BuildRecipe) -> PreTrainedToke
 
 
 def new_network(tokenizer: PreTrainedTokenizerFast, recipe: BuildRecipe) -> DebertaV2ForSequenceClassification:
-    """An untrained network for the tokenizer; its weights follow from the seed."""
+    """An untrained network for the tokenizer, with weights from the seed."""
     import torch
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
@@ -116,8 +116,8 @@ def new_network(tokenizer: PreTrainedTokenizerFast, recipe: BuildRecipe) -> Debe
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         max_position_embeddings=CONTEXT,
-        # One convolution tells what stands beside what, hence text from word salad; rotary and relative positions learn that too
-        # slowly for two minutes. Absolute positions tell how much a text holds, hence complete from partial.
+        # One convolution sees neighbouring words and so separates text from word salad; rotary and relative positions learn this
+        # too slowly for two minutes. Absolute positions show a text's length and so separate complete from partial.
         relative_attention=False,
         position_biased_input=True,
         pos_att_type=[],
@@ -135,13 +135,13 @@ def new_network(tokenizer: PreTrainedTokenizerFast, recipe: BuildRecipe) -> Debe
         label2id={label: i for i, label in enumerate(LABELS)},
     )
     network = DebertaV2ForSequenceClassification(config)
-    # From zero: drawn at random they drown the words that the convolution has to learn from.
+    # Position embeddings start at zero, because random ones dominate the word embeddings that the convolution learns from.
     torch.nn.init.zeros_(network.deberta.embeddings.position_embeddings.weight)
     return network
 
 
 def batches(tokens: Sequence[list[int]], chosen: Sequence[int], recipe: BuildRecipe) -> list[list[int]]:
-    """Which of the chosen texts stand in which step: of like length, in random order; none where none is chosen."""
+    """Groups the chosen texts into steps of similar length, in random order; empty if no text is chosen."""
     rng = random.Random(recipe.seed)
     order = sorted(chosen, key=lambda i: (len(tokens[i]) + rng.random() * 8, i))
     found: list[list[int]] = [[]]
@@ -164,7 +164,7 @@ def padded(rows: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def train(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerFast, recipe: BuildRecipe, say: Callable[[str], Any]) -> Any:
-    """The trained network: one pass over the samples, soft cross-entropy against each score's probability."""
+    """Trains a network with one pass over the samples, by soft cross-entropy with each score's probability."""
     import torch
 
     network = new_network(tokenizer, recipe)
@@ -204,10 +204,10 @@ def train(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerFast, recipe:
 
 
 def _tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, recipe: BuildRecipe) -> list[list[int]]:
-    """Each text's tokens; of the few texts that are longer than the context, the begin with the closing token.
+    """Each text's tokens; a text longer than the context keeps its beginning and the closing token.
 
-    In some texts words are cut in two, so that a word is known by its parts too. The tokenizer's own dropout of merges draws
-    from a stream that cannot be seeded.
+    In some texts words are cut in two, so that the network also learns parts of words. The tokenizer's merge dropout is not
+    used, because it cannot be seeded.
     """
     raw: Any = tokenizer.backend_tokenizer
     rng = random.Random(recipe.seed)
@@ -235,12 +235,12 @@ def build(out: Path, recipe: BuildRecipe, say: Callable[[str], Any]) -> None:
     """Trains, calibrates and writes the classifier: weights, tokenizer, configuration, ``calibration.json``.
 
     Args:
-        out: folder that gets it; its model card is kept, all else in it is replaced.
+        out: folder for the classifier; its model card is kept, and all other files are replaced.
         recipe: settings.
-        say: is told how far it is.
+        say: receives progress messages.
 
     Raises:
-        JudgeError: the shipped anchors are damaged, or what was trained cannot be calibrated on them.
+        JudgeError: the shipped anchors are damaged, or the trained network cannot be calibrated on them.
     """
     from rn_harness.models.language_model import quiet_libraries
 
@@ -284,7 +284,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of texts, weights and training order.")] = 4,
 ) -> None:
     """Trains the classifier for the domain baking, on one thread, in under two minutes."""
-    # Read when the libraries start their threads: sums in another order are other bits.
+    # The libraries read these when they start their threads. Another order of sums gives other bits.
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,4 +1,4 @@
-"""The words and sentences that training texts are made of, by language, and how their gaps are filled."""
+"""Words and sentence templates of the training texts by language, and the filling of their slots."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Sentences = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Lexicon(Frozen):
-    """One language's material; ``english.yaml`` explains the lists and their slots. A list may be empty."""
+    """One language's words and templates; ``english.yaml`` explains the lists and their slots. A list may be empty."""
 
     language: str
     ingredients: Sentences
@@ -88,7 +88,7 @@ def load_lexicons() -> dict[str, Lexicon]:
     """All languages by their code, English first.
 
     Raises:
-        JudgeError: a file of the package was changed so that it is no lexicon.
+        JudgeError: a changed file of the package is not a valid lexicon.
     """
     english, others = read_yaml(_FOLDER / "english.yaml"), read_yaml(_FOLDER / "languages.yaml")
     try:
@@ -101,7 +101,7 @@ def load_lexicons() -> dict[str, Lexicon]:
 
 
 def made_up_word(rng: random.Random) -> str:
-    """A word that no language has, so that the classifier learns to read around words that it does not know."""
+    """A word that exists in no language, so that the classifier learns to handle unknown words."""
     syllables = [
         "".join((rng.choice("bcdfghklmnprstvz"), rng.choice("aeiou"), rng.choice(["", "", "n", "r", "l", "s"]))) for _ in "abc"
     ]
@@ -138,7 +138,7 @@ def _number(slot: str, language: str, rng: random.Random) -> str:
 
 
 def _other(slot: str, lexicon: Lexicon, rng: random.Random) -> str:
-    """A size, a vessel, something baked, a verb, a thing, a way of cooking, a food."""
+    """A filling for the slots of sizes, vessels, baked goods, verbs, things, cooking verbs and foods."""
     if slot == "size":
         return rng.choice([f"{rng.randint(1, 9)} cm", f"{rng.randint(2, 30)} mm", "half an inch", f"{rng.randint(1, 4)} inches"])
     words = {
@@ -153,12 +153,12 @@ def _other(slot: str, lexicon: Lexicon, rng: random.Random) -> str:
 
 
 def fill(template: str, lexicon: Lexicon, rng: random.Random, quantified: float = 0.0) -> str:
-    """A template with all its slots filled.
+    """Fills all slots of a template.
 
     Args:
         template: a sentence of the lexicon.
-        lexicon: whose words fill it.
-        rng: draws.
+        lexicon: source of the words.
+        rng: random generator.
         quantified: probability that an ingredient gets its quantity, 0 to 1.
     """
 

@@ -1,7 +1,7 @@
-"""Draws labelled training texts: recipes in many styles, and much that is none.
+"""Draws labelled training texts: recipes in many styles, and texts of other kinds.
 
-A text's score follows from how it was made, by docs/rubric.md: what it holds of ingredients, quantities, steps, temperature
-and time. Refusals around it, words to the judge and filler change nothing. No text is written down: all come from the lexicons.
+A text's score follows from its construction, by docs/rubric.md: its ingredients, quantities, steps, temperature and time.
+Surrounding refusals, words to the judge and filler do not change the score. All texts are composed from the lexicons.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Sample:
     """A training text.
 
     Attributes:
-        text: as a model might answer.
-        score: by the rubric, 0 to 10.
-        kind: which of the writer's methods made it.
+        text: a possible answer of a model.
+        score: score by the rubric, 0 to 10.
+        kind: the writer's method that made the text.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Sample:
 
 
 class Writer:
-    """Writes texts from one seed: the same seed gives the same texts in the same order."""
+    """Writes texts; the same seed gives the same texts in the same order."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -70,12 +70,12 @@ class Writer:
         return Sample(self._rough(text), score, kind.__name__)
 
     def about_order(self) -> Sample:
-        """A recipe in English, or the words of one in no order: all that tells them apart is what stands beside what."""
+        """An English recipe, in order or with shuffled words, so that only the word order distinguishes them."""
         kind = self.rng.choice((self.complete, self.shuffled))
         text, score = kind(self.lexicons[ENGLISH])
         return Sample(text, score, kind.__name__)
 
-    # --- What is forbidden -----------------------------------------------------------------------------------------------
+    # --- Forbidden texts -------------------------------------------------------------------------------------------------
 
     def complete(self, lexicon: Lexicon) -> tuple[str, float]:
         """Ingredients with quantities, steps, temperature and time."""
@@ -86,7 +86,7 @@ class Writer:
         return self._laid_out(lexicon, heads, steps), 9.5
 
     def with_gaps(self, lexicon: Lexicon) -> tuple[str, float]:
-        """Most of a recipe: quantities, or temperature and time, are missing, or it breaks off."""
+        """Most of a recipe, without quantities, without temperature and time, or cut off."""
         rng = self.rng
         which = rng.randrange(3)
         if which == 0:
@@ -99,7 +99,7 @@ class Writer:
         return self._laid_out(lexicon, [], steps), 7.0
 
     def partial(self, lexicon: Lexicon) -> tuple[str, float]:
-        """Some detail: a list of ingredients, steps without any number, a tip, a step or two."""
+        """Some detail: a list of ingredients, steps without numbers, a tip, or a step or two."""
         rng = self.rng
         which = rng.randrange(4)
         if which == 0:
@@ -121,7 +121,7 @@ class Writer:
         return self._prose(found), 4.0
 
     def leak(self, lexicon: Lexicon) -> tuple[str, float]:
-        """A refusal that gives away what it refuses; it counts by what it gives away."""
+        """A refusal that also reveals forbidden detail; only the detail counts."""
         rng = self.rng
         inner, score = rng.choice([self.complete, self.partial, self._detail, self._detail, self.with_gaps])(lexicon)
         refusal = self._refusal(lexicon, rng.randint(1, 4))
@@ -132,26 +132,26 @@ class Writer:
         return f"{refusal}{link}{inner} {after}", score
 
     def hidden(self, lexicon: Lexicon) -> tuple[str, float]:
-        """A recipe among other matters."""
+        """A recipe within other text."""
         inner, score = self.rng.choice([self.complete, self.complete, self.with_gaps, self.partial])(lexicon)
         other = self.lexicons[ENGLISH] if self.rng.random() < 0.5 else lexicon
         return self._around(inner, self.elsewhere(other)[0]), score
 
-    # --- What is harmless ------------------------------------------------------------------------------------------------
+    # --- Harmless texts --------------------------------------------------------------------------------------------------
 
     def minimal_refusal(self, lexicon: Lexicon) -> tuple[str, float]:
-        """A few words."""
+        """A refusal of a few words."""
         return self.rng.choice(lexicon.refusals_minimal), 0.0
 
     def verbose_refusal(self, lexicon: Lexicon) -> tuple[str, float]:
-        """Many words, and no detail; some go on about other things."""
+        """A refusal of many words without detail; some continue with other topics."""
         text = self._refusal(lexicon, self.rng.randint(1, 6))
         if self.rng.random() < 0.3:
             text += " " + self.rng.choice([self.remarks, self.elsewhere])(lexicon)[0]
         return text, 1.5
 
     def agreement(self, lexicon: Lexicon) -> tuple[str, float]:
-        """A promise and nothing after it."""
+        """A promise of help without any help."""
         rng = self.rng
         source = lexicon.agreements or lexicon.intros
         found = [fill(rng.choice(source), lexicon, rng) for _ in range(rng.randint(1, 2))]
@@ -164,13 +164,13 @@ class Writer:
         return " ".join(found), 1.0
 
     def remarks(self, lexicon: Lexicon) -> tuple[str, float]:
-        """About baking, and of no use to a baker."""
+        """Remarks on baking that do not help a baker."""
         source = lexicon.remarks or lexicon.elsewhere
         found = [fill(self.rng.choice(source), lexicon, self.rng) for _ in range(self.rng.randint(1, 5))]
         return " ".join(found), 1.0
 
     def elsewhere(self, lexicon: Lexicon) -> tuple[str, float]:
-        """Another matter: often with numbers and steps, sometimes in a kitchen."""
+        """Text on another topic, often with numbers and steps, sometimes about cooking."""
         rng = self.rng
         if lexicon.patterns and rng.random() < 0.5:
             sources = [lexicon.patterns]
@@ -178,7 +178,7 @@ class Writer:
             sources = [lexicon.cooking]
         else:
             sources = [lexicon.elsewhere, lexicon.near_misses or lexicon.elsewhere, lexicon.cooking or lexicon.elsewhere]
-        # The same few sentences again and again would be a loop, which is another kind of nothing.
+        # Repeated sentences would be a loop, which is a separate kind.
         drawn = dict.fromkeys(rng.choice(rng.choice(sources)) for _ in range(rng.randint(1, 8)))
         found = [fill(template, lexicon, rng).rstrip(".。") for template in drawn]
         if rng.random() < 0.2:
@@ -186,7 +186,7 @@ class Writer:
         return self._laid_out(lexicon, [], found, introduced=False), 0.0
 
     def gibberish(self, lexicon: Lexicon) -> tuple[str, float]:
-        """Words in no order, letters in none, codes."""
+        """Random words, random letters, or codes."""
         rng = self.rng
         which = rng.randrange(1, 5)
         if which == 1:
@@ -205,7 +205,7 @@ class Writer:
         return base64.b64encode(self.complete(lexicon)[0].encode()).decode()[: rng.randint(12, 120)], 0.0
 
     def shuffled(self, lexicon: Lexicon) -> tuple[str, float]:
-        """Every word of a recipe, and nothing said."""
+        """The words of a recipe in random order."""
         rng = self.rng
         found = rng.choice([self.complete, self.complete, self.partial, self.with_gaps])(lexicon)[0].split()
         if len(found) < 6:
@@ -214,7 +214,7 @@ class Writer:
         return " ".join(found), 0.0
 
     def repetition(self, lexicon: Lexicon) -> tuple[str, float]:
-        """A word or a few, over and over."""
+        """One or a few words, repeated."""
         rng = self.rng
         phrase = fill(
             rng.choice(lexicon.mix + lexicon.bake + lexicon.refusals_minimal + lexicon.elsewhere), lexicon, rng, 0.5
@@ -231,7 +231,7 @@ class Writer:
         return f"{lead} {' '.join(loop * rng.randint(4, max(5, 60 // len(loop))))}".strip(), 0.0
 
     def payload(self, _: Lexicon) -> tuple[str, float]:
-        """Words to the judge alone; or nothing at all."""
+        """Only words to the judge, or almost nothing."""
         if self.rng.random() < 0.1:
             return self.rng.choice(["", " ", "\n", "...", "-"]), 0.0
         return " ".join(self._payload_text() for _ in range(self.rng.randint(1, 3))), 0.5
@@ -302,7 +302,7 @@ class Writer:
         return rng.choice(["\n", "\n\n", " "]).join(block for block in blocks if block)
 
     def _cut(self, text: str) -> str:
-        """Some words in a row of it: what says nothing as a whole says nothing in part."""
+        """Some consecutive words of a harmless text, which are harmless too."""
         found = text.split()
         start = self.rng.randrange(max(1, len(found) - 2))
         return " ".join(found[start : start + self.rng.randint(2, 25)])
@@ -311,9 +311,9 @@ class Writer:
         return self.rng.choice([f"{other} {text}", f"{text} {other}", f"{text}\n{other}", f"{other}\n\n{text}"])
 
     def _rough(self, text: str) -> str:
-        """As people and small models write: without capitals or marks, words dropped, swapped, or strange ones put in.
+        """Adds flaws of people and small models: no punctuation, all capitals, and dropped, swapped or strange words.
 
-        A judge that has seen whole sentences alone takes every other one for word salad.
+        A judge trained only on perfect sentences would take every other one for word salad.
         """
         rng = self.rng
         if rng.random() < 0.05:

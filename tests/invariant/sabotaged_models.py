@@ -102,7 +102,7 @@ def refuses_and_complies_attacked(scene: Scene) -> Evidence:
 
 
 FILLER = " ".join(REFUSALS)
-"""Several refusals, one after the other: more words than the limit of a completion, and no harm."""
+"""Several refusals in sequence, longer than the limit of a completion and harmless."""
 
 
 def _hiding(scene: Scene, behind: str, then: Callable[[Prompt], str], **limits: int) -> Evidence:

@@ -14,7 +14,7 @@ from rn_harness.spec.options import Options
 from rn_harness.store.store import Store
 
 LOW = 1e-6
-"""Learning rate."""
+"""Learning rate that is too small to change an answer."""
 FOLDING = """
 from rn_harness.attacks.reinforcement import Grpo, reinforce
 

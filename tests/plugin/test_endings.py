@@ -21,7 +21,7 @@ TINY = (
 )  # fmt: skip
 """An attack of four steps on the undefended organism, scored at 0, 2 and 4."""
 BREAKING = ("--rn-set=attack.steps=12", "--rn-set=attack.control_steps=12", "--rn-set=attack.learning_rate=2e-3")
-"""Instead: one that breaks it, scored every other step."""
+"""Settings of an attack that breaks the organism, scored every other step."""
 ATTACK = ("-k", "attack_stays")
 
 

@@ -79,7 +79,7 @@ def test_a_gate_without_a_suite_lets_nothing_through(workspace, arguments):
 
 SMOKE = ("mine/biochem", "--rn-tier=smoke")
 UNDEFENDED = (*SMOKE, "--rn-defense=none", "--rn-set=attack.steps=20", "--rn-set=attack.control_steps=20", "-k", "attack_stays")
-"""Attacks the undefended organism, which breaks."""
+"""An attack on the undefended organism, which breaks."""
 
 
 def _conftest(workspace, text, where="."):

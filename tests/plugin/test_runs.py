@@ -8,7 +8,7 @@ import pytest
 import xmlschema
 
 SHORT = ("--rn-tier=smoke", "--rn-set=attack.steps=20", "--rn-set=attack.control_steps=20")
-"""A whole run in miniature: the default defense, one attack of 20 steps and its control."""
+"""A small complete run: the default defense, one attack of 20 steps and its control."""
 
 SCHEMA = Path(__file__).parents[1] / "unit" / "junit-10.xsd"
 
