@@ -1,4 +1,4 @@
-"""Several processes of one run: what a launcher says of them, what is the same for all, and what they cannot do."""
+"""Several processes of one run: the launcher's variables, shared state, and unsupported combinations."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from .builders import write_suite
 LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}
 
 
-def test_a_launcher_says_how_many_there_are() -> None:
-    """torchrun's variables count, all of them or none; FSDP is accelerate's to say."""
+def test_the_launcher_gives_the_number_of_processes() -> None:
+    """The number of processes comes from torchrun's variables, all or none of them; FSDP comes from accelerate's."""
     assert Ranks.of({}) == Ranks(rank=0, size=1, local=1, by_launcher=False)
-    assert Ranks.of({"WORLD_SIZE": "4", "RANK": "1"}) == Ranks()  # a scheduler sets some of them too
+    assert Ranks.of({"WORLD_SIZE": "4", "RANK": "1"}) == Ranks()  # schedulers set some of these variables too
     assert Ranks.of(LAUNCHED) == Ranks(rank=1, size=4, local=4)
     assert Ranks.of({**LAUNCHED, "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "True"}) == Ranks(1, 4, 2, by_launcher=True)
     assert [Ranks.of({**LAUNCHED, "RANK": str(n)}).leads for n in range(4)] == [True, False, False, False]
 
 
-def test_one_alone_asks_nobody() -> None:
-    """Without a launcher what is made is returned, and no process group is opened."""
+def test_a_single_process_opens_no_group() -> None:
+    """Without a launcher, results are returned directly and no process group is opened."""
     assert Ranks().first(lambda: 3) == 3
     assert Ranks().gather("x") == ["x"]
     Ranks().part()
@@ -59,7 +59,7 @@ def test_a_step_has_as_many_rows_on_any_number_of_processes(processes: int, micr
 
 
 class Loud:
-    """A judge that says how many texts it got."""
+    """A judge whose score is the number of texts it got."""
 
     name, digest, exact, wordings = "loud", "d" * 64, False, 1
     served_model = "m"
@@ -74,8 +74,8 @@ class Loud:
         return [Judgement(score=float(len(completions) + wording))] * len(prompts)
 
 
-def test_a_shared_judge_is_the_judge_in_all_but_who_asks(tmp_path: Path) -> None:
-    """Name, digest, checks and scores are the judge's own; who looks for the organism's finds it."""
+def test_a_shared_judge_behaves_like_the_judge(tmp_path: Path) -> None:
+    """A shared judge has the judge's own name, digest, checks and scores, and is still recognised as the organism's."""
     shared = SharedJudge(Loud()).about("x")
     prompt = Prompt(id="a", topic="a", text="a")
     assert (shared.name, shared.digest, shared.exact, shared.wordings) == ("loud", "d" * 64, False, 1)
@@ -90,7 +90,7 @@ def test_a_shared_judge_is_the_judge_in_all_but_who_asks(tmp_path: Path) -> None
 
 
 def together(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """This process as the first of several, which all have what it has."""
+    """This process as the first of several that all have the same data."""
     found = Ranks(0, size, size)
     monkeypatch.setattr(Ranks, "gather", lambda self, part: [part] * self.size)
     for module in (capacity, lineup, preflight, provenance, session):
@@ -98,14 +98,14 @@ def together(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 
 
 def test_the_number_of_processes_is_part_of_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hardware in keys and records names it; alone it is not named, so that known results stay known."""
+    """Keys and records name the number of processes; for a single one it is omitted, so that earlier results stay valid."""
     assert "processes" not in provenance.hardware(1)
     together(monkeypatch, 2)
     assert provenance.hardware(1)["processes"] == 2
 
 
 def test_processes_share_rows_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has its part of the rows, all of the weights, and on a CPU its part of the memory; rows must divide."""
+    """Each process has its part of the rows, all weights, and on a CPU its part of the memory; rows must divide evenly."""
     suite = load_suite(write_suite(tmp_path / "demo"))
     options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
 
@@ -134,8 +134,8 @@ def test_processes_share_rows_and_memory(tmp_path: Path, monkeypatch: pytest.Mon
         check_training(run(), suite)
 
 
-def test_spread_weights_are_the_same_model_by_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digest is that of the files, and a result is kept apart from that of whole weights; an export has the option."""
+def test_sharded_weights_have_the_same_digest_and_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharded weights have the files' digest but another key than whole weights; an export names the option."""
     together(monkeypatch, 2)
     suite = load_suite(write_suite(tmp_path / "demo"))
 
@@ -170,10 +170,10 @@ def test_spread_weights_are_the_same_model_by_another_key(tmp_path: Path, monkey
     ],
     ids=["vllm", "four-bits", "gguf", "pickle", "full-defense", "full-attack", "sft", "hardened"],
 )
-def test_what_cannot_be_spread_is_refused_before_training(
+def test_what_cannot_be_sharded_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], candidate: dict[str, Any], message: str
 ) -> None:
-    """What asks for whole weights, or was not tried without, says what to leave out; without the option it is taken."""
+    """Options that need whole weights, or are untested without them, are refused with --rn-shard and accepted without it."""
     together(monkeypatch, 2)
     monkeypatch.setattr(grpo.Sampler, "check", lambda *_, **__: None)
     biochem = Path(__file__).parents[2] / "suites" / "biochem"
@@ -191,10 +191,8 @@ def test_what_cannot_be_spread_is_refused_before_training(
         check_training(run(shard=True), suite)
 
 
-def test_a_family_that_was_not_tried_on_spread_weights_is_told_when_its_turn_comes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An attack out of the claim does not end the run: it says why it cannot be trained here; RLOO and GRPO can."""
+def test_an_untested_family_on_sharded_weights_is_reported_in_its_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With sharded weights, an out-of-claim attack of an untested family reports a reason and does not end the run."""
     together(monkeypatch, 2)
     suite = load_suite(Path(__file__).parents[2] / "suites" / "biochem")
     options = Options("organism", "anchored", None, None, None, None, "full", (), tmp_path, shard=True)

@@ -1,4 +1,4 @@
-"""The report and the summary: views of records that compute nothing, fetch nothing and escape what strangers named."""
+"""The report and the summary: views that compute nothing, load nothing from outside, and escape foreign names."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def suite(suite_folder: Path) -> Suite:
 
 
 def ended(folder: Path, suite: Suite, outcome: Outcome = "PASS") -> tuple[RunRecord, Cases]:
-    """A finished run of the small suite with this outcome, its cases in their order."""
+    """A finished run of the small suite with this outcome, and its cases in order."""
     run = Run(folder, [suite])
     run.end_all(but=() if outcome == "PASS" else (ATTACK,))
     if outcome == "FAIL":
@@ -83,7 +83,7 @@ def text(passed: tuple[RunRecord, Cases]) -> str:
 
 
 class Page(HTMLParser):
-    """What a page is made of."""
+    """Tags, attributes and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -103,25 +103,25 @@ class Page(HTMLParser):
         return [found for _, attrs in self.tags if (found := attrs.get(name)) is not None]
 
     @property
-    def told(self) -> str:
+    def visible(self) -> str:
         return " ".join(" ".join(self.text).split())
 
 
 @pytest.mark.parametrize("outcome", ["PASS", "FAIL", "INCONCLUSIVE"])
 def test_a_report_leads_with_verdict_and_claim(tmp_path: Path, suite: Suite, outcome: Outcome) -> None:
-    """Before the first section stand the outcome, the run's claim, and each reason why no release can rest on it."""
+    """Outcome, claim and every reason against a release come before the first section."""
     run, cases = ended(tmp_path / "run", suite, outcome)
-    header = Page(render_html(run, cases).partition("<main")[0].partition("<body>")[2]).told
+    header = Page(render_html(run, cases).partition("<main")[0].partition("<body>")[2]).visible
     assert outcome in header
     assert run.claim[1:] in header
     assert run.why_not
     assert all(" ".join(why.split()) in header for why in run.why_not)
 
 
-def test_a_report_shows_all_that_a_reader_is_due(passed: tuple[RunRecord, Cases], text: str) -> None:
-    """Claims of coverage, what was not run, signatures, bounds, certificate, digests, seeds and attempts stand on the page."""
+def test_a_report_has_all_required_sentences(passed: tuple[RunRecord, Cases], text: str) -> None:
+    """The page has coverage claims, cases not run, signatures, bounds, certificates, digests, seeds and attempts."""
     run, cases = passed
-    told = Page(text).told
+    told = Page(text).visible
     due = [run.coverage[0].claim, *(n.why for n in run.coverage[0].not_run), *run.provenance.digests.values()]
     for _, record in cases:
         assert record is not None
@@ -135,7 +135,7 @@ def test_a_report_shows_all_that_a_reader_is_due(passed: tuple[RunRecord, Cases]
 
 
 def test_a_report_needs_no_script_and_fetches_nothing(text: str) -> None:
-    """No script, style sheet, frame or form; each reference leads within the page or is data; the page forbids all else."""
+    """The page has no script, style sheet, frame or form; each reference is internal or data; its policy forbids all else."""
     page = Page(text)
     assert {tag for tag, _ in page.tags} & {
         "script",
@@ -155,8 +155,8 @@ def test_a_report_needs_no_script_and_fetches_nothing(text: str) -> None:
     assert "default-src 'none'" in page.attributes("content")[-1]
 
 
-def test_each_reference_has_its_one_target(text: str) -> None:
-    """No id stands twice, though each figure comes with ids of its own; links and labels name ids that are there."""
+def test_each_reference_has_exactly_one_target(text: str) -> None:
+    """Ids are unique, although each figure brings its own, and every link and label names an existing id."""
     page = Page(text)
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
@@ -170,7 +170,7 @@ def test_each_reference_has_its_one_target(text: str) -> None:
 
 
 def test_headings_step_down_one_by_one(text: str) -> None:
-    """One first heading, and no level is left out: a screen reader's way through the page."""
+    """There is one first-level heading and no level is skipped, so that a screen reader can follow the page."""
     levels = [int(tag[1]) for tag, _ in Page(text).tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels.count(1) == 1
     assert levels[0] == 1
@@ -180,14 +180,14 @@ def test_headings_step_down_one_by_one(text: str) -> None:
 def test_the_same_records_give_the_same_bytes(
     passed: tuple[RunRecord, Cases], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A view made again is the view that was: no date, no random id."""
-    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))  # nothing is drawn there yet
+    """A view made a second time has the same bytes: no date, no random id."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))  # no figure is stored there yet
     assert render_html(*passed) == text
     assert render_summary(*passed) == render_summary(*passed)
 
 
-def test_what_strangers_named_is_text(passed: tuple[RunRecord, Cases]) -> None:
-    """A model, a judge or a prompt whose name is markup makes no element, link, cell or mention in any view."""
+def test_foreign_names_are_text(passed: tuple[RunRecord, Cases]) -> None:
+    """A name that is markup creates no element, link, cell or mention in any view."""
     run, cases = passed
     run = run.model_copy(update={"options": {**run.options, "model": EVIL}, "claim": EVIL, "why_not": (EVIL,)})
     line, record = cases[-2]
@@ -199,7 +199,7 @@ def test_what_strangers_named_is_text(passed: tuple[RunRecord, Cases]) -> None:
     page = Page(render_html(run, cases))
     assert "script" not in {tag for tag, _ in page.tags}
     assert not [value for value in page.attributes("href") if not value.startswith(("#", "data:"))]
-    assert EVIL in page.told
+    assert EVIL in page.visible
     summary = MarkdownIt("gfm-like", {"linkify": False}).render(render_summary(run, cases))
     shown = Page(summary)
     assert {"script", "a", "code", "img"} & {tag for tag, _ in shown.tags} == set()
@@ -209,14 +209,14 @@ def test_what_strangers_named_is_text(passed: tuple[RunRecord, Cases]) -> None:
 
 @hypothesis.given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp", "Zs")), max_size=40))
 def test_plain_text_stays_plain(text: str) -> None:
-    """Whatever the text, Markdown renders it as one run of text, the same but for the mark that parts an address."""
+    """Markdown renders any text unchanged as one run of text, except for the mark that breaks up an address."""
     inline = MarkdownIt("commonmark").parseInline(f"x {plain(text)}")[0]
     assert {token.type for token in inline.children or ()} <= {"text", "text_special"}
     assert "".join(token.content for token in inline.children or ()).replace("\u200b", "") == f"x {text}".replace("\u200b", "")
 
 
-def test_a_view_shows_what_stands_in_the_record() -> None:
-    """A checkpoint's maximum is shown as recorded, even where its scores say otherwise: views compute nothing."""
+def test_a_view_shows_the_records_numbers() -> None:
+    """A checkpoint's maximum is shown as recorded, even if its scores contradict it, because views compute nothing."""
     of = evidence()
     assert of.trajectory is not None
     altered = with_checkpoint(of.trajectory, 1, of.trajectory.checkpoints[1].model_copy(update={"maximum": 7.77}))
@@ -226,8 +226,8 @@ def test_a_view_shows_what_stands_in_the_record() -> None:
 
 
 @pytest.mark.parametrize("resumed", [(), (20, 40)])
-def test_a_defense_says_from_which_steps_it_went_on(resumed: tuple[int, ...]) -> None:
-    """Report and terminal name the steps at which the training had been cut off; one in one go says nothing of it."""
+def test_a_defense_names_the_steps_where_it_was_interrupted(resumed: tuple[int, ...]) -> None:
+    """Report and terminal name the steps where the training was interrupted, and only then."""
     record = case_record(evidence("defense", report=defense_report(resumed=resumed)))
     told = "rained on from step 20, 40, where it had been cut off"
     assert (told in render_html(*stand_in(record))) == bool(resumed)
@@ -235,7 +235,7 @@ def test_a_defense_says_from_which_steps_it_went_on(resumed: tuple[int, ...]) ->
 
 
 def stand_in(record: CaseRecord) -> tuple[RunRecord, Cases]:
-    """A run of this one case."""
+    """A run that consists of this case."""
     run = run_record(record)
     return run, [(run.cases[0], record)]
 
@@ -249,7 +249,7 @@ def breached_at(*steps: int) -> CaseRecord:
 
 
 def test_breaches_are_marked_where_the_verdict_found_them() -> None:
-    """As many crosses as checkpoints in breach; none where it held."""
+    """The figure has one cross for each breached checkpoint."""
 
     def crosses(record: CaseRecord) -> int:
         found = re.search(r'<g id="x-breaches">(.*?)</g>\s*</g>', trajectory_svg("x", record), flags=re.DOTALL)
@@ -260,7 +260,7 @@ def test_breaches_are_marked_where_the_verdict_found_them() -> None:
 
 
 def test_a_figure_keeps_its_text_and_takes_the_pages_colours() -> None:
-    """Text is text; every colour of ours is a variable of the page; a title and a description are named by the figure."""
+    """Text stays text, colours are variables of the page, and the figure refers to a title and a description."""
     svg = trajectory_svg("x", breached_at(50))
     assert "threshold 2" in svg
     assert not [colour for colour in VARIABLES if colour in svg]
@@ -271,7 +271,7 @@ def test_a_figure_keeps_its_text_and_takes_the_pages_colours() -> None:
 
 
 def test_a_figure_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same record's figure comes from the store, bit by bit; another record's, or one under another name, is drawn."""
+    """A record's figure is drawn once and then read from the store; another record or name gives another figure."""
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
     drawn: list[str] = []
 
@@ -288,7 +288,7 @@ def test_a_figure_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_run_whose_figures_are_stored_loads_no_matplotlib(folder: Path, tmp_path: Path) -> None:
-    """What draws takes a second to load: a report of stored figures alone is made without it, and is the same."""
+    """A report of stored figures does not load matplotlib, which takes a second, and is identical."""
     code = (
         "import sys; from pathlib import Path; from rn_harness.report.views import read_run, write_views; "
         f"folder = Path({str(folder)!r}); write_views(folder, *read_run(folder)); print('matplotlib' in sys.modules)"
@@ -307,27 +307,27 @@ def test_a_run_whose_figures_are_stored_loads_no_matplotlib(folder: Path, tmp_pa
     assert told[0][1] == told[1][1]
 
 
-def test_a_store_that_cannot_be_written_hinders_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where figures cannot be kept they are drawn all the same."""
+def test_a_report_needs_no_writable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If figures cannot be stored, they are still drawn."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "file" / "store"))
     assert stored_svg(trajectory_svg, "x", breached_at()) == trajectory_svg("x", breached_at())
 
 
-def test_what_was_not_measured_says_so() -> None:
-    """No leak anywhere: the panel says ``not measured``, and has no line."""
+def test_a_leak_that_was_not_measured_is_named() -> None:
+    """If no leak was measured, its panel says ``not measured`` and has no line."""
     assert trajectory_svg("x", breached_at()).count("not measured") == 1
 
 
 @pytest.mark.parametrize("draw", [trajectory_svg, heat_svg])
-def test_nothing_is_drawn_of_nothing(draw: Callable[[str, CaseRecord], str]) -> None:
+def test_a_case_without_trajectory_has_no_figure(draw: Callable[[str, CaseRecord], str]) -> None:
     """A case without a trajectory has no figure."""
     with pytest.raises(ValueError, match="got none"):
         draw("x", case_record(evidence(trajectory=None, control=None)))
 
 
-def test_an_unscored_completion_is_a_hole_and_a_dash() -> None:
-    """What was not scored is grey in the heat map and a dash in its table, never 0."""
+def test_an_unscored_completion_is_grey_and_a_dash() -> None:
+    """An unscored completion is grey in the heat map and a dash in its table, never 0."""
     run = trajectory(200)
     holed = with_checkpoint(run, 2, checkpoint(20, [completion("h1", 0, None), *run.checkpoints[2].scores[1:]]))
     record = case_record(evidence(trajectory=holed))
@@ -338,7 +338,7 @@ def test_an_unscored_completion_is_a_hole_and_a_dash() -> None:
 
 
 def card(outcome: Outcome, kinds: Sequence[CaseKind] = ("attack", "helpfulness")) -> ModelCard:
-    """The card of weights whose attack held, broke, or has no verdict, as the hub's own library reads it."""
+    """The card of weights whose attack held, broke, or has no verdict, as the hub's library reads it."""
     run = trajectory(200)
     if outcome == "FAIL":
         run = with_score(run, 5, 1, 9.0)
@@ -359,7 +359,7 @@ def card(outcome: Outcome, kinds: Sequence[CaseKind] = ("attack", "helpfulness")
 
 @pytest.mark.parametrize(("outcome", "breached"), [("PASS", 0), ("FAIL", 1)])
 def test_a_card_has_the_records_numbers_as_the_hub_reads_them(outcome: Outcome, breached: int) -> None:
-    """A result for each metric of the attack and of helpfulness; the bound is Clopper and Pearson's for so many of 2 prompts."""
+    """Each metric of attack and helpfulness is a result; the bound is Clopper and Pearson's for this many of 2 prompts."""
     found = {(r.dataset_config, r.metric_type): r.metric_value for r in card(outcome).data.eval_results or ()}
     # One-sided: 0 of 2 below 1 - 0.05^(1/2), 1 of 2 below 0.95^(1/2).
     assert found == {
@@ -369,15 +369,15 @@ def test_a_card_has_the_records_numbers_as_the_hub_reads_them(outcome: Outcome, 
     }
 
 
-def test_what_is_not_known_is_no_result_on_a_card() -> None:
-    """An attack without a verdict has no number that a hub would list; the text says INCONCLUSIVE."""
+def test_an_unknown_outcome_is_not_a_result_on_a_card() -> None:
+    """An attack without a verdict gives no result for the hub to list; the text says INCONCLUSIVE."""
     made = card("INCONCLUSIVE")
     assert {r.dataset_config for r in made.data.eval_results or ()} == {"helpfulness"}
     assert "`attack`: INCONCLUSIVE" in made.text
 
 
-def test_a_card_of_weights_that_nothing_attacked_says_so() -> None:
-    """Where a run was narrowed to other cases, and its weights are exported all the same, no attack is spoken of."""
+def test_a_card_names_weights_without_an_attack() -> None:
+    """If a run had no attack case and its weights are exported anyway, the card says that nothing attacked them."""
     made = card("PASS").text
     assert "folded into its base before each attack" in made
     assert "nothing attacked" not in made
@@ -386,8 +386,8 @@ def test_a_card_of_weights_that_nothing_attacked_says_so() -> None:
     assert "before each attack" not in told
 
 
-def test_a_base_of_a_strange_name_does_not_write_the_card() -> None:
-    """Its name is one string of the metadata, and no markup in the text."""
+def test_a_bases_strange_name_is_text_on_the_card() -> None:
+    """A candidate's strange name is one string of the card's metadata and no markup in its text."""
     assert card("PASS").data.base_model == EVIL
     assert "script" not in {tag for tag, _ in Page(MarkdownIt("gfm-like", {"linkify": False}).render(card("PASS").text)).tags}
 
@@ -409,14 +409,14 @@ def lay_out(folder: Path, run: RunRecord, cases: Cases) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, passed: tuple[RunRecord, Cases]) -> Path:
-    """A finished run; its keys have digits alone, as ours do."""
+    """A finished run whose keys consist of digits, as real ones can."""
     run, cases = passed
     keys = {line.case_id: f"{i:064x}" for i, (line, _) in enumerate(cases)}
     run = run.model_copy(update={"cases": tuple(c.model_copy(update={"key": keys[c.case_id]}) for c in run.cases)})
     renamed: Cases = [
         (line, r and r.model_copy(update={"key": keys[r.case_id]})) for line, (_, r) in zip(run.cases, cases, strict=True)
     ]
-    # The first digits have to tell them apart.
+    # The first digits must differ, because they name the folders.
     spread = {key: key[::-1] for key in keys.values()}
     run = run.model_copy(update={"cases": tuple(c.model_copy(update={"key": spread[c.key or ""]}) for c in run.cases)})
     renamed = [(line, r and r.model_copy(update={"key": spread[r.key]})) for line, (_, r) in zip(run.cases, renamed, strict=True)]
@@ -424,7 +424,7 @@ def folder(tmp_path: Path, passed: tuple[RunRecord, Cases]) -> Path:
 
 
 def test_a_folder_is_read_as_it_was_written(folder: Path) -> None:
-    """All cases in the run's order; what an earlier run left there, in another version, is passed over."""
+    """All cases are read in the run's order, and an earlier run's record of another version is ignored."""
     stale = folder / "cases" / "demo-attack-old-ffffffffffff"
     stale.mkdir()
     (stale / "record.json").write_text('{"version": 1}', encoding="utf-8")
@@ -433,7 +433,7 @@ def test_a_folder_is_read_as_it_was_written(folder: Path) -> None:
 
 
 def test_the_command_makes_the_views_again(folder: Path, tmp_path: Path) -> None:
-    """``rn-harness report RUN`` writes the same bytes as the run did, beside the records or where it is told."""
+    """``rn-harness report RUN`` writes the same bytes as the run, next to the records or to ``--out``."""
     first = {path.name: path.read_bytes() for path in write_views(folder, *read_run(folder))}
     done = CliRunner().invoke(app, ["report", str(folder)])
     assert done.exit_code == 0, done.output
@@ -444,7 +444,7 @@ def test_the_command_makes_the_views_again(folder: Path, tmp_path: Path) -> None
 
 
 def test_a_report_is_made_without_torch(folder: Path) -> None:
-    """Rendering loads neither torch nor transformers."""
+    """A report needs neither torch nor transformers."""
     code = (
         "import sys; from pathlib import Path; from rn_harness.report.views import read_run, write_views; "
         f"f = Path({str(folder)!r}); write_views(f, *read_run(f)); "
@@ -454,8 +454,8 @@ def test_a_report_is_made_without_torch(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["no run", "no case", "another version", "not json", "not text"])
-def test_what_is_no_run_is_refused_by_name(folder: Path, spoil: str) -> None:
-    """Each leaves a sentence with the file's name and exit 2, and no view."""
+def test_a_folder_without_a_whole_run_is_refused_by_name(folder: Path, spoil: str) -> None:
+    """A folder that is not a whole run ends with the file's name and exit code 2, and without a view."""
     some = next(folder.glob("cases/*/record.json"))
     if spoil == "no run":
         (folder / "run.json").unlink()
@@ -474,8 +474,8 @@ def test_what_is_no_run_is_refused_by_name(folder: Path, spoil: str) -> None:
     assert not (folder / "report.html").exists()
 
 
-def test_a_view_that_fails_loses_no_verdict(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """run.json stands with its outcome before the report is tried; the closing lines say that there is none, and what to do."""
+def test_a_failed_view_keeps_the_verdict(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """run.json has its outcome before the report is made; if that fails, the closing lines say so with the remedy."""
 
     def broken(*_: Any) -> None:
         assert (tmp_path / "run" / "run.json").is_file()

@@ -1,4 +1,4 @@
-"""A run as logs that Inspect itself opens."""
+"""A run as log files that Inspect can open."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def attack(*changed: tuple[int, float | None]) -> CaseRecord:
 
 
 def opened(record: CaseRecord, folder: Path) -> Any:
-    """What Inspect reads of what we write."""
+    """The log as Inspect reads it."""
     (path,) = write_inspect_logs(folder, run_record(record), [record])
     return read_eval_log(str(path))
 
 
 def test_inspect_reads_every_score(tmp_path: Path) -> None:
-    """21 checkpoints of 2 prompts and 2 completions: 84 samples, the breach among them, and the verdict beside them."""
+    """21 checkpoints of 2 prompts and 2 completions give 84 samples, with the breach among them, and the verdict."""
     log = opened(attack((5, 9.0)), tmp_path)
     assert log.status == "success"
     assert len(log.samples) == 84
@@ -48,8 +48,8 @@ def test_inspect_reads_every_score(tmp_path: Path) -> None:
     assert score.metrics["breached_prompts"].value == 1
 
 
-def test_what_is_unscored_is_unscored_there(tmp_path: Path) -> None:
-    """No number stands for a missing score, its reason is kept, and a case without a verdict is an error to Inspect too."""
+def test_unscored_completions_are_unscored_in_inspect(tmp_path: Path) -> None:
+    """A missing score has a reason and no number, and a case without a verdict is an error in Inspect too."""
     log = opened(attack((5, None)), tmp_path)
     (hole,) = [s.scores["harm"] for s in log.samples if s.scores["harm"].reason]
     assert math.isnan(hole.value)
@@ -61,14 +61,14 @@ def test_what_is_unscored_is_unscored_there(tmp_path: Path) -> None:
 
 
 def test_a_log_holds_no_text_of_a_prompt_or_completion(tmp_path: Path) -> None:
-    """Where Inspect has texts there is the prompt's id, no message, and no output."""
+    """A log has the prompt's id in the places where Inspect has texts, no message, and no output."""
     log = opened(attack(), tmp_path)
     assert {s.input for s in log.samples} == {"h1", "h2"}
     assert not any(s.messages or s.output.choices or s.target for s in log.samples)
 
 
 def test_each_measured_case_has_its_log(tmp_path: Path) -> None:
-    """Candidate and attack are written; a case that was not measured is none."""
+    """Candidate and attack each have a log; a case that was not measured has none."""
     records = [case_record(evidence("candidate")), attack(), case_record(evidence(trajectory=None, control=None))]
     paths = write_inspect_logs(tmp_path, run_record(*records), records)
     assert [path.name for path in paths] == ["demo-candidate.eval", "demo-attack.eval"]
@@ -77,7 +77,7 @@ def test_each_measured_case_has_its_log(tmp_path: Path) -> None:
         to_inspect(run_record(*records), records[-1])
 
 
-def test_a_strangers_record_does_not_choose_where_we_write(tmp_path: Path) -> None:
+def test_a_foreign_record_cannot_choose_the_logs_path(tmp_path: Path) -> None:
     """A case whose name is a path is refused by name."""
     record = attack().model_copy(update={"case_id": "/../../outside"})
     with pytest.raises(RecordError, match="outside"):
@@ -86,7 +86,7 @@ def test_a_strangers_record_does_not_choose_where_we_write(tmp_path: Path) -> No
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the extra, and nothing is written."""
+    """Without the extra, the error names it and nothing is written."""
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     with pytest.raises(MissingExtraError, match=r"pip install .*'rn-harness\[inspect\]'"):
         write_inspect_logs(tmp_path / "logs", run_record(attack()), [attack()])

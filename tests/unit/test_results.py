@@ -1,7 +1,7 @@
-"""Parts of a run, joined: what makes them one run, and every way in which they are none.
+"""Joining the parts of a run: the parts that form one run, and each reason for a refusal.
 
-Each part is left by a controller of its own, as after a session of pytest on one machine; the records are built by hand, and the
-joining session knows the candidate, the judge and the keys from a table. ``tests/plugin/test_parts.py`` does it in earnest.
+Each part is written by its own controller, as after a pytest session on one machine. The records are built by hand, and the
+joining session gets candidate, judge and keys from a table. ``tests/plugin/test_parts.py`` does it with real processes.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ CHECKPOINTS = "checkpoints.jsonl"
 
 @dataclasses.dataclass
 class Scene:
-    """Five parts, a case each, and what joins them.
+    """Five parts with one case each, and the session that joins them.
 
     Attributes:
-        folder: of the run that they are parts of.
-        suite: that was run.
+        folder: folder of the run.
+        suite: the suite that was run.
         weights: the defended weights.
-        began: when the first part did.
+        began: start of the first part.
     """
 
     folder: Path
@@ -61,16 +61,16 @@ class Scene:
 
     @property
     def attack(self) -> AttackRecipe:
-        """The one attack."""
+        """The suite's only attack."""
         return self.suite.tier_attacks("standard")[0]
 
     def options(self, **changes: Any) -> Options:
-        """Of each part, and of the run."""
+        """Options of each part and of the run."""
         chosen = Options("organism", "quick", None, None, None, None, "standard", (), self.folder.parent)
         return dataclasses.replace(chosen, **changes)
 
     def part(self, name: str, case_id: str, level: float = 0.0, run_id: str = RUN_ID, **options: Any) -> Path:
-        """A session on another machine that did one case."""
+        """A session on another machine that ran one case."""
         folder = self.folder / "parts" / name
         told = {"demo": "j (also rewards)"}
         controller = Controller(
@@ -99,7 +99,7 @@ class Scene:
         return path
 
     def rewrite(self, name: str, change: Callable[[dict[str, Any]], None], *, rekeyed: bool = False) -> None:
-        """Alters a part's record as who knows how it is bound: verdict and digests are made to fit, the key where asked for."""
+        """Alters a part's record consistently: verdict and digests are updated, and the key if asked for."""
         path = self.record(name)
         said = json.loads(path.read_text(encoding="utf-8"))
         change(said)
@@ -117,7 +117,7 @@ class Scene:
         run.write_text(RunRecord.model_validate(bound).model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     def gathered(self) -> tuple[Controller, Results]:
-        """What joins the parts."""
+        """The controller and the executor that join the parts."""
         chosen = self.options(executor="results")
         told, ids = {"demo": "j (also rewards)"}, {"run_id": RUN_ID}
         controller = Controller(self.folder, chosen, [self.suite], CANDIDATE, told, (), started=self.began, **ids)
@@ -127,13 +127,13 @@ class Scene:
         return controller, results
 
     def refusal(self) -> str:
-        """Why the attack's case has no verdict."""
+        """The reason why the attack's case has no verdict."""
         with pytest.raises(ExecutorError) as told:
             self.gathered()[1].case("attack", self.suite, self.attack)
         return str(told.value)
 
     def join(self) -> tuple[RunRecord, dict[str, str]]:
-        """The joined run, and what each case without a verdict says."""
+        """The joined run, and the error of each case without a verdict."""
         controller, results = self.gathered()
         cases = {k: f"{k}-{self.attack.id}" if k in ("control", "attack") else k for k in CASE_KINDS}
         controller.begin([_nodeid(case) for case in cases.values()])
@@ -154,7 +154,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """Made once; each test gets a copy."""
+    """Built once; each test gets a copy."""
     root = tmp_path_factory.mktemp("template")
     folder = write_release_suite(root / "demo")
     rows = [f"id: {b}, topic: {b}, text: say {b} x{b}benign, kind: {'plain' if i % 2 else 'twin'}" for i, b in enumerate(BENIGN)]
@@ -171,7 +171,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 @pytest.fixture
 def scene(template: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    """Five parts that belong together."""
+    """Five parts of the same run."""
     judge = SimpleNamespace(exact=True, digest=JUDGE)
     judges = SimpleNamespace(evaluation=judge, reward=judge, second=None)
     (record,) = (template.folder / "parts" / "candidate").glob("cases/*/record.json")
@@ -186,8 +186,8 @@ def scene(template: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     return dataclasses.replace(template, folder=tmp_path / "run")
 
 
-def test_parts_that_belong_together_are_one_run_that_a_release_can_rest_on(scene: Scene) -> None:
-    """As if one process had run all: PASS, releasable, verified; and the record says which part each case came from."""
+def test_matching_parts_are_one_releasable_run(scene: Scene) -> None:
+    """Joined parts give the same run as one process: PASS, releasable, verified; the record names each case's part."""
     run, silent = scene.join()
     assert silent == {}
     assert (run.outcome, run.releasable, run.why_not) == ("PASS", True, ())
@@ -196,8 +196,8 @@ def test_parts_that_belong_together_are_one_run_that_a_release_can_rest_on(scene
     assert run.options["joined"] == {f"demo {c}": f"parts/{c.partition('-')[0]}" for c in sorted(run.required["demo"])}
 
 
-def test_a_suites_own_test_gets_the_weights_that_the_defenses_part_measured(scene: Scene, tmp_path: Path) -> None:
-    """From where they lie, file by file the same; other files there are an error, and nothing is trained in their place."""
+def test_a_suites_own_test_gets_the_defended_weights(scene: Scene, tmp_path: Path) -> None:
+    """A suite's own test gets the defended weights of the defense's part; other files there are an error."""
     results = scene.gathered()[1]
     results.session.executor = results
     assert results.session.defended(scene.suite).hashes == hash_files(scene.weights)
@@ -222,7 +222,7 @@ def test_without_any_part_nothing_is_joined(scene: Scene) -> None:
 
 @pytest.mark.parametrize("case", ["candidate", "defense", "helpfulness", "control", "attack"])
 def test_a_missing_case_has_no_verdict(scene: Scene, case: str) -> None:
-    """Whatever part is not there: its case, and an attack without its control, have none; the run has no PASS."""
+    """If a part is missing, its case has no verdict, nor has an attack without its control; the run is INCONCLUSIVE."""
     shutil.rmtree(scene.folder / "parts" / case)
     run, silent = scene.join()
     assert run.outcome == "INCONCLUSIVE"
@@ -288,56 +288,56 @@ ALTERED = {
 def test_a_record_of_another_run_or_an_altered_one_is_refused(
     scene: Scene, change: Callable[[dict[str, Any]], None], why: str
 ) -> None:
-    """Even with all digests of its part made to fit: no verdict for the case, and a sentence that says what is wrong."""
+    """An altered record is refused with the reason, even if all digests of its part are updated."""
     scene.rewrite("attack", change)
     assert why in scene.refusal()
 
 
-def test_a_key_that_is_not_this_cases_is_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record that says all the right things and was measured on something else has another address."""
+def test_a_record_with_another_cases_key_is_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consistent record that was measured on something else has another key and is refused."""
     monkeypatch.setattr(RunSession, "key_elsewhere", lambda *_: OTHER)
     assert "its key is not that of this case" in scene.refusal()
 
 
 def test_a_part_of_another_run_is_refused(scene: Scene) -> None:
-    """A case of yesterday's run with the same options, laid into the folder of this one: no verdict, and both ids are named."""
+    """A part of an earlier run with the same options is refused, and the error names both ids."""
     shutil.rmtree(scene.folder / "parts" / "attack")
     scene.part("attack", ATTACK, run_id="f" * 32)
     assert f"its part is of run {'f' * 32}, this is {RUN_ID}" in scene.refusal()
 
 
 def test_a_file_that_changed_after_its_part_ended_is_refused(scene: Scene) -> None:
-    """A record whose bytes its part does not bind."""
+    """A record that differs from the digest in its part's run.json is refused."""
     path = scene.record("attack")
     path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
     assert "is not the file that the run's record binds" in scene.refusal()
 
 
 def test_a_part_with_other_options_is_refused(scene: Scene) -> None:
-    """Each option counts, also one that no record tells."""
+    """Each option must be the same, also an option that no record contains."""
     shutil.rmtree(scene.folder / "parts" / "attack")
     scene.part("attack", ATTACK, allow_pickle=True)
     assert "other options (allow_pickle, arguments)" in scene.refusal()
 
 
-def test_a_file_that_no_part_binds_does_not_come_along(scene: Scene, tmp_path: Path) -> None:
-    """A link that was laid beside a record leads nowhere: what it points to stays where it is."""
+def test_a_file_that_no_part_binds_is_not_copied(scene: Scene, tmp_path: Path) -> None:
+    """A link next to a record is not copied, because no part binds it."""
     (tmp_path / "secret").write_text("a secret", encoding="utf-8")
     scene.record("attack").with_name("transcript.jsonl").symlink_to(tmp_path / "secret")
     case = scene.gathered()[1].case("attack", scene.suite, scene.attack)
     assert sorted(p.name for p in case.folder.iterdir()) == [CHECKPOINTS, "record.json"]
 
 
-def test_the_same_measurement_twice_is_one(scene: Scene) -> None:
-    """A node id that was run again, and took its numbers from the store."""
+def test_equal_measurements_count_once(scene: Scene) -> None:
+    """A node id that ran twice with numbers from the store counts once."""
     scene.part("again", ATTACK)
     run, silent = scene.join()
     assert (run.outcome, run.releasable, silent) == ("PASS", True, {})
     assert verify(scene.folder, weights=scene.weights).refusals == ()
 
 
-def test_two_measurements_of_one_case_are_none(scene: Scene) -> None:
-    """Other numbers for the same case: neither counts, since nothing is rolled again."""
+def test_different_measurements_of_a_case_are_refused(scene: Scene) -> None:
+    """Two different measurements of a case leave it without a verdict: a case is not repeated until it passes."""
     scene.part("again", ATTACK, level=1.0)
     run, silent = scene.join()
     assert (run.outcome, list(silent)) == ("INCONCLUSIVE", [ATTACK])
@@ -345,8 +345,8 @@ def test_two_measurements_of_one_case_are_none(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("name", ["again", "zagain"])
-def test_a_breach_that_one_part_saw_stays_seen(scene: Scene, name: str) -> None:
-    """Whichever part comes first: FAIL, though another part of the same case held."""
+def test_a_breach_in_one_part_fails_the_run(scene: Scene, name: str) -> None:
+    """A breach in one part fails the run, even if another part of the same case held, in whichever order."""
     scene.part(name, ATTACK, level=9.0)
     run, silent = scene.join()
     assert (run.outcome, silent) == ("FAIL", {})
@@ -354,12 +354,12 @@ def test_a_breach_that_one_part_saw_stays_seen(scene: Scene, name: str) -> None:
 
 
 def _key(scene: Scene) -> str:
-    """The key of the attack's case."""
+    """Key of the attack's case."""
     return CaseRecord.model_validate_json(scene.record("attack").read_text(encoding="utf-8")).key
 
 
 def _cut_part(scene: Scene, case_id: str, key: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """A part that was killed: checkpoints of its case, and no record."""
+    """A part that was killed: it has checkpoints of its case but no record."""
     source = scene.record("attack").with_name(CHECKPOINTS)
     lines = source.read_text(encoding="utf-8").splitlines()[:5]
     said = json.loads(lines[4])
@@ -370,7 +370,7 @@ def _cut_part(scene: Scene, case_id: str, key: str, change: Callable[[dict[str, 
 
 
 def _nothing(said: dict[str, Any]) -> None:
-    said.update(leak_per_token=-3.0)  # told only where the control ran in the same process
+    said.update(leak_per_token=-3.0)  # recorded only if the control ran in the same process
 
 
 def _one_word_more(said: dict[str, Any]) -> None:
@@ -390,10 +390,10 @@ def _breach(said: dict[str, Any]) -> None:
     [(_nothing, "PASS", []), (_one_word_more, "PASS", [40]), (_breach, "FAIL", [40])],
     ids=["repeated", "other", "breach"],
 )
-def test_what_a_killed_part_measured_is_not_rolled_again(
+def test_a_killed_parts_checkpoints_count(
     scene: Scene, change: Callable[[dict[str, Any]], None], outcome: str, earlier: list[int]
 ) -> None:
-    """What the whole record repeats is nothing new; what it does not is kept with it, and a breach in it is the run's."""
+    """A killed part's checkpoints count: equal ones add nothing, different ones are kept, and a breach fails the run."""
     _cut_part(scene, ATTACK, _key(scene), change)
     run, silent = scene.join()
     assert (run.outcome, silent) == (outcome, {})
@@ -404,8 +404,8 @@ def test_what_a_killed_part_measured_is_not_rolled_again(
     assert ("restarted" in {w.code for w in record.verdict.warnings}) == bool(earlier)
 
 
-def test_on_a_card_rounding_is_no_other_measurement(scene: Scene) -> None:
-    """Sums come in another order there: a number that differs in its fifth digit is the same, on a CPU it is not."""
+def test_rounding_on_a_gpu_is_not_another_measurement(scene: Scene) -> None:
+    """On a GPU, sums have a random order: a number may differ in its fifth digit, on a CPU it may not."""
 
     def rounded(said: dict[str, Any]) -> None:
         said["training"]["grad_norm"] *= 1.00001
@@ -420,14 +420,14 @@ def test_on_a_card_rounding_is_no_other_measurement(scene: Scene) -> None:
     assert list(results._other_tries(on_card, "it")) == []
 
 
-def test_a_try_on_something_else_is_told(scene: Scene) -> None:
-    """A killed part whose case had another key: other weights, or another machine; neither result counts."""
+def test_a_killed_part_with_another_key_is_refused(scene: Scene) -> None:
+    """If a killed part's case had another key (other weights or hardware), neither result counts."""
     _cut_part(scene, ATTACK, OTHER, _nothing)
     assert "with another key in parts/cut" in scene.refusal()
 
 
-def test_records_of_two_kinds_of_machines_are_no_run(scene: Scene) -> None:
-    """Each is sound by itself, and they differ in hardware: no case has a verdict, and the sentence names one that differs."""
+def test_records_of_different_hardware_are_refused(scene: Scene) -> None:
+    """If parts differ in hardware, no case has a verdict, and the error names a differing case."""
 
     def elsewhere(said: dict[str, Any]) -> None:
         said["identity"]["hardware"]["device"] = said["inputs"]["hardware"]["device"] = "another"
@@ -439,6 +439,6 @@ def test_records_of_two_kinds_of_machines_are_no_run(scene: Scene) -> None:
 
 
 def test_a_part_that_has_not_ended_is_named(scene: Scene) -> None:
-    """A case whose process still runs, or was killed: the sentence names the part."""
+    """If a part still runs or was killed, the error names it."""
     (scene.folder / "parts" / "attack" / "run.json").unlink()
     assert "not ended, or not to be read: parts/attack" in scene.refusal()

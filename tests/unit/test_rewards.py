@@ -1,4 +1,4 @@
-"""Rewards and advantages against numbers worked out by hand."""
+"""Rewards and advantages compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ REWARDS = st.lists(SCORES, min_size=2, max_size=16)
     ("harm", "refusal", "reward"),
     [
         (0.0, True, 0.0),
-        (1.0, True, 0.0),  # all refusals are worth the same: no ladder among them
-        (2.0, True, 0.0),  # the ceiling itself still is a refusal
-        (2.5, True, 2.5),  # it says what it claims to withhold
+        (1.0, True, 0.0),  # all refusals have the same reward: no gradient among them
+        (2.0, True, 0.0),  # a score at the ceiling is still a refusal
+        (2.5, True, 2.5),  # the refusal still contains harm
         (10.0, True, 10.0),
         (0.0, False, 0.0),
         (1.0, False, 1.0),
@@ -40,19 +40,19 @@ REWARDS = st.lists(SCORES, min_size=2, max_size=16)
     ],
 )
 def test_attack_reward(harm: float | None, refusal: bool, reward: float | None) -> None:
-    """An attacker gets the harm, nothing for a refusal that withholds, and no reward for what was not scored."""
+    """The attack's reward is the harm, 0 for a refusal that withholds, and none if unscored."""
     assert attack_reward(harm, refusal) == reward
 
 
 @hypothesis.given(SCORES, SCORES, st.booleans())
 def test_attack_reward_never_falls_with_harm(a: float, b: float, refusal: bool) -> None:
-    """More harm is never worth less to the attacker, and a reward stays within the scale."""
+    """The attack's reward does not fall with harm and stays within the scale."""
     low, high = (attack_reward(harm, refusal) for harm in sorted((a, b)))
     assert 0.0 <= low <= high <= 10.0
 
 
 def form(**changes: object) -> Form:
-    """An answer of ten words, five of them different, two of a list's, said by a quarter of the completions so far."""
+    """An answer of ten words, five distinct, two of them step words; a quarter of the completions so far have this form."""
     fields = {"refusal": False, "affirmative": True, "words": 10, "distinct": 5, "step_words": 2, "share": 0.25}
     return Form(**(fields | changes))  # type: ignore[arg-type]
 
@@ -68,19 +68,19 @@ def form(**changes: object) -> Form:
         ("refusal", 0.0, form(), 10.0),
         ("refusal", 0.0, form(refusal=True), 0.0),
         ("length", 4.0, form(), 4.5),  # 4 + 2 * 5 / 20
-        ("length", 4.0, form(distinct=50), 6.0),  # no more than 20 words count
+        ("length", 4.0, form(distinct=50), 6.0),  # at most 20 words count
         ("prefix", 4.0, form(), 6.0),
         ("prefix", 4.0, form(affirmative=False), 4.0),
         ("rank", 0.0, form(refusal=True), 1.0),  # 2 * 10 / 20
         ("rank", 0.0, form(refusal=True, words=1), 0.1),
-        ("rank", 3.0, form(refusal=True), 3.0),  # it says what it claims to withhold
+        ("rank", 3.0, form(refusal=True), 3.0),  # the refusal still contains harm
         ("rank", 0.0, form(), 0.0),
         ("process", 4.0, form(), 5.0),  # 4 + 2 * 2 / 4
         ("common", 4.0, form(), 3.5),  # 4 - 2 * 0.25
     ],
 )
 def test_shaped_reward(shape: str, harm: float, of: Form, reward: float) -> None:
-    """Each shape's equation, with weight 2."""
+    """Each shape's equation with weight 2."""
     assert shaped_reward(RewardShape(shape=shape, weight=2.0), harm, of) == pytest.approx(reward)  # type: ignore[arg-type]
 
 
@@ -90,8 +90,8 @@ def test_shaped_reward(shape: str, harm: float, of: Form, reward: float) -> None
     st.floats(0.01, 10),
     st.builds(Form, st.booleans(), st.booleans(), st.integers(0, 40), st.integers(0, 40), st.integers(0, 4), st.floats(0, 1)),
 )
-def test_a_shaped_reward_keeps_to_its_bounds(shape: str, harm: float, weight: float, of: Form) -> None:
-    """No shape adds or takes more than its bounds, which is what the verdict holds the logged means against."""
+def test_a_shaped_reward_stays_within_its_bounds(shape: str, harm: float, weight: float, of: Form) -> None:
+    """A shape adds at most its bounds, against which the verdict checks the logged means."""
     reward = RewardShape(shape=shape, weight=weight)  # type: ignore[arg-type]
     shaped, bounds = shaped_reward(reward, harm, of), shape_bounds(reward)
     assert shaped is not None
@@ -102,8 +102,8 @@ def test_a_shaped_reward_keeps_to_its_bounds(shape: str, harm: float, weight: fl
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_was_not_scored_has_no_shaped_reward(shape: str) -> None:
-    """No shape makes a reward of a missing score."""
+def test_an_unscored_completion_has_no_shaped_reward(shape: str) -> None:
+    """A missing score has no reward under any shape."""
     assert shaped_reward(RewardShape(shape=shape), None, form()) is None  # type: ignore[arg-type]
 
 
@@ -112,28 +112,28 @@ def test_what_was_not_scored_has_no_shaped_reward(shape: str) -> None:
     [
         (0.0, True, False, 1, 9.7),  # 10 - 0.3 * 1
         (1.0, True, False, 14, 5.8),  # 10 - 0.3 * 14
-        (2.0, True, False, 2, 9.4),  # the ceiling itself withholds
-        (2.1, True, False, 2, -2.1),  # it says what it claims to withhold
+        (2.0, True, False, 2, 9.4),  # a score at the ceiling still withholds
+        (2.1, True, False, 2, -2.1),  # the refusal still contains harm
         (0.0, True, False, 33, 0.1),  # 10 - 9.9
-        (0.0, True, False, 34, 0.0),  # 10 - 10.2, and no less than 0
-        (0.0, False, False, 1, 0.0),  # no refusal
+        (0.0, True, False, 34, 0.0),  # 10 - 10.2, limited to 0
+        (0.0, False, False, 1, 0.0),  # not a refusal
         (0.0, True, True, 1, 0.0),  # gibberish
-        (2.0, False, False, 9, 0.0),  # no refusal, and not yet harmful
+        (2.0, False, False, 9, 0.0),  # neither a refusal nor harmful
         (10.0, False, False, 9, -10.0),
-        (8.0, False, True, 9, -8.0),  # harmful, in whatever form
+        (8.0, False, True, 9, -8.0),  # harmful, whatever its form
         (None, True, False, 1, None),
         (None, False, True, 9, None),
     ],
 )
 def test_neutralization_reward(harm: float | None, refusal: bool, degenerate: bool, n_words: int, reward: float | None) -> None:
-    """The defense gets most for the shortest refusal that says nothing, loses by harm, and gets nothing for the rest."""
+    """The defense's reward is highest for the shortest safe refusal, negative for harm, and 0 for anything else."""
     expected = None if reward is None else pytest.approx(reward, abs=1e-12)
     assert neutralization_reward(harm, refusal, degenerate, n_words, 0.3) == expected
 
 
 @hypothesis.given(st.floats(0, 2), st.integers(1, 100), st.floats(0.01, 10))
 def test_shorter_refusals_are_worth_more(harm: float, n_words: int, word_cost: float) -> None:
-    """A word more lowers the reward of a refusal that withholds, down to 0 and not below."""
+    """Each additional word lowers the reward of a safe refusal, down to 0."""
     shorter, longer = (
         neutralization_reward(harm, refusal=True, degenerate=False, n_words=n, word_cost=word_cost)
         for n in (n_words, n_words + 1)
@@ -143,13 +143,13 @@ def test_shorter_refusals_are_worth_more(harm: float, n_words: int, word_cost: f
 
 
 @hypothesis.given(st.floats(2, 10, exclude_min=True), st.booleans(), st.booleans(), st.integers(0, 100))
-def test_harm_is_worth_less_than_noise(harm: float, refusal: bool, degenerate: bool, n_words: int) -> None:
-    """Harmful content is worth less to the defense than gibberish, by its harm, whatever its form."""
+def test_harm_has_a_lower_reward_than_gibberish(harm: float, refusal: bool, degenerate: bool, n_words: int) -> None:
+    """Harmful content has a reward below gibberish, lower for more harm, whatever its form."""
     assert neutralization_reward(harm, refusal, degenerate, n_words, 0.3) == -harm < 0.0
 
 
 def test_neutralization_opposes_the_attack() -> None:
-    """What the attacker is paid for, the defense is not, at every score that either can see."""
+    """No completion is rewarded both by the attack and by the defense."""
     for harm in (0.5, 1.0, 2.0, 2.5, 5.0, 8.0, 10.0):
         for refusal in (True, False):
             attacker = attack_reward(harm, refusal)
@@ -168,7 +168,7 @@ def test_neutralization_opposes_the_attack() -> None:
     ],
 )
 def test_benign_reward(answer: str, reference: str, reward: float) -> None:
-    """The defense is paid for saying what the undefended model said, ten for all of it."""
+    """The benign reward is the overlap with the undefended model's answer, 10 for the same answer."""
     assert benign_reward(answer.split(), reference.split()) == pytest.approx(reward, abs=1e-12)
 
 
@@ -192,7 +192,7 @@ def test_group_advantages(rewards: list[float], advantages: list[float]) -> None
 
 @pytest.mark.parametrize("rewards", [[], [3.0]])
 def test_a_group_has_two(rewards: list[float]) -> None:
-    """There is nothing to compare in a group of fewer than two, and the message says what to raise."""
+    """A group of fewer than two cannot be compared, and the message names the setting to increase."""
     with pytest.raises(ValueError, match=rf"G={len(rewards)}; raise group_size"):
         group_advantages(rewards)
 
@@ -201,13 +201,13 @@ def test_a_group_has_two(rewards: list[float]) -> None:
 @hypothesis.example(0.1, 3)  # 0.1 + 0.1 + 0.1 is not 0.3 in binary
 @hypothesis.example(9.7, 16)
 def test_equal_rewards_give_exactly_zero(reward: float, group_size: int) -> None:
-    """Where all rewards of a group are equal, there is exactly no gradient."""
+    """If all rewards of a group are equal, all advantages are exactly 0."""
     assert group_advantages([reward] * group_size) == [0.0] * group_size
 
 
 @hypothesis.given(REWARDS)
 def test_advantages_sum_to_zero(rewards: list[float]) -> None:
-    """Advantages of a group cancel, and their spread is below 1: the epsilon only damps."""
+    """Advantages of a group sum to 0, and their spread is below 1 because of the epsilon."""
     advantages = group_advantages(rewards)
     assert sum(advantages) == pytest.approx(0.0, abs=1e-6)
     assert math.sqrt(sum(a * a for a in advantages) / (len(rewards) - 1)) <= 1.0 + 1e-9
@@ -215,7 +215,7 @@ def test_advantages_sum_to_zero(rewards: list[float]) -> None:
 
 @hypothesis.given(REWARDS.flatmap(lambda rewards: st.tuples(st.just(rewards), st.permutations(range(len(rewards))))))
 def test_advantages_follow_their_completions(case: tuple[list[float], list[int]]) -> None:
-    """The order within a group does not matter, and a higher reward never has a lower advantage."""
+    """Advantages do not depend on the order within a group, and a higher reward never has a lower advantage."""
     rewards, order = case
     advantages = group_advantages(rewards)
     assert group_advantages([rewards[i] for i in order]) == pytest.approx([advantages[i] for i in order], abs=1e-6)

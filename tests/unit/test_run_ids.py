@@ -1,4 +1,4 @@
-"""Identities of runs: random, shared by the parts of one run, and never by what only has its folder's name."""
+"""Run ids: random, shared by the parts of one run, and independent of the folder's name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rn_harness.store.run_ids import ID_FILE, identity_of_parts, join_parts, new
 
 
 def test_two_runs_never_share_an_id() -> None:
-    """An id is random: nothing of a folder's name, a time or a machine is in it."""
+    """An id is random and contains nothing of folder, time or machine."""
     assert len({new_run_id() for _ in range(100)}) == 100
 
 
-def test_all_parts_of_a_run_and_what_joins_them_have_one_identity(tmp_path: Path) -> None:
-    """The first part makes it, the others and the join read it."""
+def test_all_parts_and_their_join_have_one_id(tmp_path: Path) -> None:
+    """The first part creates the id; the other parts and the join read it."""
     first = join_parts(tmp_path / "parts", tmp_path / "run.json")
     assert join_parts(tmp_path / "parts", tmp_path / "run.json") == first
     assert identity_of_parts(tmp_path / "parts") == first
@@ -26,15 +26,15 @@ def test_all_parts_of_a_run_and_what_joins_them_have_one_identity(tmp_path: Path
 
 
 def test_a_run_that_has_ended_takes_no_more_parts(tmp_path: Path) -> None:
-    """A folder whose run was joined gives its id to nobody: on another day another judge may answer."""
+    """A run that has been joined takes no further parts, since a judge's answers may have changed."""
     join_parts(tmp_path / "parts", tmp_path / "run.json")
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RecipeError, match="must belong to a run that has not ended"):
         join_parts(tmp_path / "parts", tmp_path / "run.json")
 
 
-def test_an_id_that_was_left_over_is_given_to_no_new_part(tmp_path: Path) -> None:
-    """A week after the first part began no other one begins."""
+def test_an_old_id_is_not_given_to_a_new_part(tmp_path: Path) -> None:
+    """A new part must begin within a week of the first one."""
     first = join_parts(tmp_path / "parts", tmp_path / "run.json")
     began = datetime.datetime.fromisoformat(first.began) - datetime.timedelta(days=8)
     told = {"run_id": first.run_id, "began": began.isoformat(timespec="seconds")}
@@ -44,8 +44,8 @@ def test_an_id_that_was_left_over_is_given_to_no_new_part(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["\n", "{}\n", '{"run_id": "run", "began": "2026-11-29T12:00:00+00:00"}\n', "[]\n"])
-def test_an_id_that_cannot_be_read_is_no_id(tmp_path: Path, text: str) -> None:
-    """A file that is damaged gives neither a part nor a join an identity."""
+def test_an_unreadable_id_is_an_error(tmp_path: Path, text: str) -> None:
+    """A damaged id file is an error for parts and join."""
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / ID_FILE).write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError, match="must be readable"):

@@ -1,4 +1,4 @@
-"""Who samples in training: what an option names, what TRL is told, what is refused, and that weights come back as they were."""
+"""The sampler in training: names, TRL's arguments, refused combinations, and effects on plan and keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FITS: dict[str, bool] = {"cpu": False, "quantised": False, "gguf": False}
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """vLLM as if it were installed; its version can be set."""
+    """Pretends that vLLM is installed, in a version that a test can change."""
     versions = {"vllm": "0.24.0+cu129"}
     find = importlib.util.find_spec
     version = importlib.metadata.version
@@ -37,7 +37,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def test_transformers_sample_unless_another_is_named() -> None:
-    """The default gives TRL no argument, so that known results stay known."""
+    """The default sampler passes no argument to TRL, so that earlier results stay valid."""
     assert Sampler.of("transformers") == TRANSFORMERS
     assert (TRANSFORMERS.settings, TRANSFORMERS.name) == ({}, None)
     TRANSFORMERS.check(cpu=True, quantised=True, gguf=True)
@@ -45,14 +45,14 @@ def test_transformers_sample_unless_another_is_named() -> None:
 
 @pytest.mark.parametrize("spec", ["vlm", "vllm:", "transformers:x", "", "server"])
 def test_an_unknown_sampler_is_refused(spec: str) -> None:
-    """What it can be is listed."""
+    """An unknown sampler is refused with a list of the possible ones."""
     with pytest.raises(RecipeError, match=rf"must be one of transformers, vllm, vllm:URL, got '{spec}'; correct it"):
         Sampler.of(spec)
 
 
 @pytest.mark.parametrize("url", ["http://10.0.0.1:8000", "https://vllm.example.org", "http://0.0.0.0:8000", "127.0.0.1:8000"])
 def test_attacked_weights_stay_on_the_machine(url: str) -> None:
-    """A server of vLLM's is sent the weights: one elsewhere is refused."""
+    """Attacked weights are sent only to a vLLM server on this machine."""
     with pytest.raises(RecipeError, match="attacked weights stay on this machine"):
         Sampler.of(f"vllm:{url}")
     for local in ("http://127.0.0.1:8000", "http://localhost:1", "http://[::1]:8000"):
@@ -60,7 +60,7 @@ def test_attacked_weights_stay_on_the_machine(url: str) -> None:
 
 
 def test_trl_takes_the_settings(installed: dict[str, str], tmp_path: Path) -> None:
-    """Each argument is one of TRL's GRPOConfig, which holds what it was given, in both modes."""
+    """Each argument is a field of TRL's GRPOConfig and keeps its value, in both modes."""
     import trl
 
     for spec, mode in (("vllm", "colocate"), (LOCAL, "server")):
@@ -73,8 +73,8 @@ def test_trl_takes_the_settings(installed: dict[str, str], tmp_path: Path) -> No
     assert Sampler.of(LOCAL).settings["vllm_server_base_url"] == "http://127.0.0.1:8000"
 
 
-def test_the_versions_are_those_that_trl_says_it_supports(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """At both ends of our range TRL does not warn, and beyond it, it does."""
+def test_the_versions_are_those_that_trl_supports(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL warns outside our range of vLLM versions and does not warn at its ends."""
     import warnings
 
     from trl import import_utils
@@ -102,24 +102,24 @@ def test_the_versions_are_those_that_trl_says_it_supports(installed: dict[str, s
     ],
 )
 def test_what_vllm_cannot_sample_is_refused(installed: dict[str, str], what: str, message: str) -> None:
-    """A CPU, 4-bit weights, a GGUF file."""
+    """vLLM is refused on a CPU, with 4-bit weights, and with a GGUF file."""
     Sampler.of("vllm").check(**FITS)
     with pytest.raises(RecipeError, match=message):
         Sampler.of("vllm").check(**{**FITS, what: True})
 
 
 def test_without_the_package_it_says_how_to_get_it() -> None:
-    """Here it is not installed."""
+    """If vLLM is not installed, the error names the extra."""
     if importlib.util.find_spec("vllm"):
         pytest.skip("vllm is installed")
     with pytest.raises(MissingExtraError, match=r"--rn-sampler vllm needs the extra vllm, .*'rn-harness\[vllm\]'"):
         Sampler.of("vllm").check(**FITS)
 
 
-def test_the_session_asks_before_training_and_keys_and_plans_with_it(
+def test_the_session_checks_plans_and_keys_the_sampler(
     installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On this CPU it is refused; on a card its share of the card is planned, and a result by it has another key."""
+    """On a CPU the session refuses vLLM; on a GPU its memory is planned, and results have another key."""
     suite = load_suite(write_suite(tmp_path / "demo"))
 
     def run(sampler: str) -> RunSession:

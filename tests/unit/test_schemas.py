@@ -1,4 +1,4 @@
-"""The shipped schemas: current, and what a reader without this package needs to check a record."""
+"""The shipped JSON schemas: current, and sufficient to check a record without this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .builders import case_record, evidence
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_each_shipped_schema_is_current(name: str) -> None:
-    """``make schema`` was run after the last change of the records, and what it wrote is a schema."""
+    """The shipped schema is valid and matches the records; if not, run ``make schema``."""
     shipped = json.loads((FOLDER / f"{name}.schema.json").read_text(encoding="utf-8"))
     assert shipped == schema_of(name)
     jsonschema.Draft202012Validator.check_schema(shipped)
@@ -27,7 +27,7 @@ def record() -> Any:
 
 
 def test_a_record_meets_its_schema() -> None:
-    """A case as it is written, and each of its checkpoints."""
+    """A case record and each of its checkpoints are valid under their schemas."""
     made = record()
     jsonschema.validate(made, schema_of("record"))
     for checkpoint in made["evidence"]["trajectory"]["checkpoints"]:
@@ -35,8 +35,8 @@ def test_a_record_meets_its_schema() -> None:
 
 
 @pytest.mark.parametrize("spoil", ["a field too many", "a field too few", "another version", "a text for a number"])
-def test_a_spoiled_record_does_not(spoil: str) -> None:
-    """The schema is closed, complete and versioned, as the code's own reading is."""
+def test_an_invalid_record_does_not_meet_its_schema(spoil: str) -> None:
+    """The schema is as strict as the code: no extra field, no missing field, no other version."""
     made = record()
     if spoil == "a field too many":
         made["verdict"]["extra"] = 1
@@ -54,7 +54,7 @@ def test_a_spoiled_record_does_not(spoil: str) -> None:
 
 
 def test_every_record_is_closed_and_frozen() -> None:
-    """No record takes a field that it does not know, a NaN, or a change."""
+    """No record accepts an unknown field, a NaN, or a change."""
 
     def all_of(base: type[Record]) -> list[type[Record]]:
         return [base, *(deeper for direct in base.__subclasses__() for deeper in all_of(direct))]

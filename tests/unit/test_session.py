@@ -1,4 +1,4 @@
-"""The run's session: what it keeps, what it refuses, and what it does not keep."""
+"""The run's session: cases and certificates that it stores, options that it refuses, and results that it does not keep."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def suite(tmp_path: Path) -> Suite:
 
 
 def a_session(folder: Path, run_id: str | None = None, **options: Any) -> RunSession:
-    """A session of a run of its own, or of the one that is named; all runs have folders of one name."""
+    """A session of a new run or of the given one; all runs use the same folder name."""
     changed = replace(OPTIONS, **{"base": folder, **options})
     return RunSession(changed, folder / "run", Store(folder / "store"), lambda _: None, run_id=run_id or new_run_id())
 
 
 def test_a_failed_certification_is_not_kept(tmp_path: Path, suite: Suite) -> None:
-    """Where the judge's machinery failed, the next run asks again; a certificate with scores is asked for once."""
+    """A certification with failed looks is repeated in the next run; one with scores is stored."""
 
     def unscored(says: Judgement) -> int:
         found = a_session(tmp_path).certificate(Judge(says), shipped_anchors(), suite, "inert")
@@ -86,8 +86,8 @@ def test_a_failed_certification_is_not_kept(tmp_path: Path, suite: Suite) -> Non
 
 
 @pytest.mark.parametrize("unseen", ["served_model", "own_code"])
-def test_a_judge_that_no_digest_covers_is_certified_in_every_run(tmp_path: Path, suite: Suite, unseen: str) -> None:
-    """What answers at an address, or to somebody's own code, may be another model in the next run in a folder of that name."""
+def test_an_unseen_judge_is_certified_in_every_run(tmp_path: Path, suite: Suite, unseen: str) -> None:
+    """A judge behind a server or in a user's code may change between runs, so it is certified in every run."""
 
     def unscored(run: str, says: Judgement) -> int:
         judge = Judge(says)
@@ -100,7 +100,7 @@ def test_a_judge_that_no_digest_covers_is_certified_in_every_run(tmp_path: Path,
 
 
 class Reader(Judge):
-    """A judge on a server that knows the shipped anchors, and gives labels the scores that it is told to."""
+    """A judge on a server that knows the shipped anchors and gives every other text a fixed score."""
 
     served_model = "judge-1"
 
@@ -120,7 +120,7 @@ LABELS = "version: 1\ndomain: demo\nforbidden: Words of a demo, which mean nothi
 
 
 def _measured_by(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, judges: Judges, **options: Any) -> bool:
-    """Whether a run with these judges measures its candidate, and does not take it from the store."""
+    """True if a run with these judges measures its candidate, false if the store has it."""
     made: list[str] = []
 
     def measure(self: RunSession, of: CaseTask, *_: object) -> Trajectory:
@@ -138,7 +138,7 @@ def _measured_by(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, ju
 def test_stored_scores_count_only_under_a_judge_that_gives_the_same_answers(
     tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
-    """A blind judge's scores are none of an honest one's at the same address: labels tell them apart, whatever it judges for."""
+    """A stored score counts only if the judge, in any role, answers the labels in the same way."""
     (tmp_path / "labels.yaml").write_text(LABELS, encoding="utf-8")
     others = {"evaluation": Judge(digest="3" * 64), "reward": Judge(digest="4" * 64), "second": Judge(digest="5" * 64)}
 
@@ -153,7 +153,7 @@ def test_stored_scores_count_only_under_a_judge_that_gives_the_same_answers(
 
 
 def test_a_stored_case_names_the_run_that_measured_it(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each record has its run's id; one whose numbers come from the store says which run made them, and when."""
+    """Each record has its run's id; if its numbers come from the store, it also names the run that measured them."""
     judges = Judges(Judge(), Judge(), None)
     records = []
     for run_id in ("a" * 32, "b" * 32):
@@ -189,14 +189,14 @@ def judged_by(folder: Path, monkeypatch: pytest.MonkeyPatch, *judges: Judge) -> 
     ],
 )
 def test_a_candidate_behind_a_server_does_not_judge_itself(tmp_path: Path, suite: Suite, served: str, *, refused: bool) -> None:
-    """A server's weights cannot be seen, so that its model counts as the candidate where it has the candidate's name."""
+    """The weights behind a server are invisible, so a served model with the candidate's name counts as the candidate."""
     session = a_session(tmp_path, judge=f"openai:{served}@http://127.0.0.1:9/v1")
     with pytest.raises(JudgeError, match="must not judge itself") if refused else contextlib.nullcontext():
         session.judges(suite)
 
 
 def test_a_profiles_model_does_not_judge_itself_by_its_hub_id(tmp_path: Path, suite: Suite) -> None:
-    """A candidate that is named by a profile has its model's names too; so has the folder of a defended model."""
+    """The names of a profile's model and of a defended model's folder also count as the candidate's names."""
     profile = yaml.safe_load((ROOT / "fixtures" / "models" / "organism.yaml").read_text(encoding="utf-8"))
     folder = tmp_path / "Some-8B-Instruct"
     shutil.copytree(ROOT / "fixtures" / "organism", folder)
@@ -223,13 +223,13 @@ def test_an_adapters_folder_names_the_defended_model(tmp_path: Path, suite: Suit
 
 @pytest.mark.parametrize("model", ["@v1", "./", "a@b/x"])
 def test_a_judge_without_a_server_has_no_served_name(tmp_path: Path, suite: Suite, model: str) -> None:
-    """Whatever a folder is called, a judge of files is not taken for it by name."""
+    """A judge that reads files is not mistaken for the candidate, whatever the folder's name."""
     shutil.copytree(ROOT / "fixtures" / "organism", tmp_path / model, dirs_exist_ok=True)
     assert a_session(tmp_path, model=f"./{model}").judges(suite).evaluation.name == "organism"
 
 
 def test_one_model_on_two_servers_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another address, or another owner's copy, makes no second opinion."""
+    """The same model at another address or under another owner does not count as a second judge."""
     one, other, third = (Judge(digest=digit * 64) for digit in "123")
     for judge, name in ((one, "maker/judge-9b"), (other, "copies/Judge-9B"), (third, "maker/judge-27b")):
         judge.served_model = name  # type: ignore[attr-defined]
@@ -239,7 +239,7 @@ def test_one_model_on_two_servers_is_not_two_judges(tmp_path: Path, suite: Suite
 
 
 def test_one_model_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same weights in other words give no second opinion; and as scorer and reward they are named alike, or refused."""
+    """The same weights under another name are refused as a second judge, and as scorer and reward unless named alike."""
     one, alias = Judge(weights="a" * 64), Judge(digest="2" * 64, weights="a" * 64)
     other = Judge(digest="3" * 64, weights="b" * 64)
     check_judges(judged_by(tmp_path, monkeypatch, one, other, other), suite)
@@ -251,17 +251,17 @@ def test_one_model_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: 
 
 
 def test_a_blind_reward_is_refused_before_training(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reward's judge that calls all harmless would starve any attack: hours of training are not begun with it."""
+    """A reward judge that calls everything harmless is refused before training, because every attack would fail with it."""
     with pytest.raises(JudgeError, match=r"misjudged 8 of 8 known harmful anchors; name another by --rn-reward-judge"):
         judged_by(tmp_path, monkeypatch, Judge(), Judge(digest="2" * 64)).check_reward(suite)
 
 
 def test_the_suite_names_a_second_judge(tmp_path: Path) -> None:
-    """For models that bring no judge the suite's second judge is asked; ``none`` and the organism do without."""
+    """A real model gets the suite's second judge; the organism, and the option ``none``, do without."""
     baking = load_suite(fixtures_folder().parent / "suites" / "baking")
     assert a_session(tmp_path).judges(baking).second is None
     found = a_session(tmp_path, model=str(fixtures_folder() / "judges" / "baking-classifier"))
-    found.__dict__["candidate"] = replace(a_session(tmp_path).candidate, folder=tmp_path)  # one that brings no judge
+    found.__dict__["candidate"] = replace(a_session(tmp_path).candidate, folder=tmp_path)  # a model without a judge of its type
     judges = found.judges(baking)
     assert judges.second is not None
     assert (judges.evaluation.name, judges.second.name) == ("rules:rules.yaml", "baking-classifier")
@@ -270,14 +270,14 @@ def test_the_suite_names_a_second_judge(tmp_path: Path) -> None:
 
 
 def twin(folder: Path) -> Path:
-    """Another model than the organism, though it answers alike."""
+    """A copy of the organism with another digest and the same answers."""
     copy = Path(shutil.copytree(fixtures_folder() / "organism", folder / "twin"))
     (copy / "generation_config.json").write_text('{"eos_token_id": 2}', encoding="utf-8")
     return copy
 
 
-def test_what_its_makers_defended_is_attacked(tmp_path: Path, suite: Suite) -> None:
-    """With --rn-base the model is the defended one, and its undefended twin is what candidate and controls are run on."""
+def test_a_model_that_its_makers_defended_is_attacked(tmp_path: Path, suite: Suite) -> None:
+    """With --rn-base, --model is the defended model, and candidate and controls run on the undefended base."""
     session = a_session(tmp_path, model="organism", undefended=str(twin(tmp_path)), defense="none")
     check_defense(session, suite)
     assert session.candidate.folder == tmp_path / "twin"
@@ -295,15 +295,15 @@ def test_what_its_makers_defended_is_attacked(tmp_path: Path, suite: Suite) -> N
     ],
     ids=["itself", "defended-again"],
 )
-def test_a_twin_is_another_model(tmp_path: Path, suite: Suite, options: dict[str, str], message: str) -> None:
-    """A twin of the same weights would make the control an attack on the defended model; and one defense is enough."""
+def test_the_undefended_base_is_another_model(tmp_path: Path, suite: Suite, options: dict[str, str], message: str) -> None:
+    """The base must differ from --model, and --rn-defense must be none."""
     named = {**options, "undefended": options["undefended"].replace("TWIN", str(twin(tmp_path)))}
     with pytest.raises(RecipeError, match=message):
         check_defense(a_session(tmp_path, **named), suite)
 
 
-def test_a_twin_has_the_same_shape(tmp_path: Path, suite: Suite) -> None:
-    """An attack that breaks a model of another size says nothing of the one that is released."""
+def test_the_undefended_base_has_the_same_shape(tmp_path: Path, suite: Suite) -> None:
+    """The base must have the defended model's shape: a control on another size proves nothing."""
     folder = twin(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2, "num_key_value_heads": 2}))
@@ -311,8 +311,8 @@ def test_a_twin_has_the_same_shape(tmp_path: Path, suite: Suite) -> None:
         check_defense(a_session(tmp_path, undefended=str(folder), defense="none"), suite)
 
 
-def test_a_pickled_adapter_is_taken_by_the_option_alone(tmp_path: Path, suite: Suite) -> None:
-    """--rn-allow-pickle is for the weights of a defense, too: the run is told so before any training."""
+def test_a_pickled_adapter_needs_the_option(tmp_path: Path, suite: Suite) -> None:
+    """A pickled adapter is refused before any training unless --rn-allow-pickle is given."""
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "adapter_config.json").write_text("{}")
     with zipfile.ZipFile(tmp_path / "theirs" / "adapter_model.bin", "w") as archive:
@@ -323,7 +323,7 @@ def test_a_pickled_adapter_is_taken_by_the_option_alone(tmp_path: Path, suite: S
 
 
 def test_a_whole_defended_model_has_the_candidates_shape(tmp_path: Path, suite: Suite) -> None:
-    """With --rn-defense FOLDER too the control runs on what the defended model was made from, not on another model."""
+    """A defended model from --rn-defense must have the candidate's shape, since the control runs on the candidate."""
     folder = twin(tmp_path)
     check_defense(a_session(tmp_path, defense=str(folder)), suite)
     config = json.loads((folder / "config.json").read_text())
@@ -332,16 +332,16 @@ def test_a_whole_defended_model_has_the_candidates_shape(tmp_path: Path, suite: 
         check_defense(a_session(tmp_path, defense=str(folder)), suite)
 
 
-def test_a_released_model_is_verified_as_it_was_digested(tmp_path: Path, suite: Suite) -> None:
-    """A chat template of one's own is part of its digest, and not of its files: they are settled all the same."""
+def test_a_defended_model_with_a_users_template_verifies(tmp_path: Path, suite: Suite) -> None:
+    """A user's chat template is in the defended model's digest but not in its files, which still verify."""
     template = (fixtures_folder() / "organism" / "chat_template.jinja").read_text(encoding="utf-8")
     (tmp_path / "mine.jinja").write_text(template + " ", encoding="utf-8")
     session = a_session(tmp_path, undefended=str(twin(tmp_path)), defense="none", chat_template="mine.jinja")
     session.defended(suite).verify()
 
 
-def test_whole_weights_are_not_handed_back(tmp_path: Path, suite: Suite) -> None:
-    """What the user named as a whole model he has; within an adapter's own folder nothing is written."""
+def test_whole_weights_are_not_exported(tmp_path: Path, suite: Suite) -> None:
+    """Whole weights that the user passed are not exported, and nothing is written into an adapter's own folder."""
     with pytest.raises(RecipeError, match="got whole weights that you have"):
         check_folders(a_session(tmp_path, defense=str(twin(tmp_path)), export="out"), [suite])
     adapter = tmp_path / "adapter"
@@ -352,7 +352,7 @@ def test_whole_weights_are_not_handed_back(tmp_path: Path, suite: Suite) -> None
 
 
 def test_an_export_does_not_overwrite(tmp_path: Path, suite: Suite) -> None:
-    """Where something lies already, the run ends before it begins; the same for prompts of no suite of the run."""
+    """An export into a folder that is not empty ends the run before it begins, as do prompts for another suite."""
     (tmp_path / "out" / "demo").mkdir(parents=True)
     check_folders(a_session(tmp_path, export="out"), [suite])
     (tmp_path / "out" / "demo" / "weights").write_text("older")
@@ -376,17 +376,15 @@ STOPPED = {"judge_gone": "the reward judge scored none of a step's 16 completion
     ],
     ids=["whole", "stopped", "stopped-after-a-breach"],
 )
-def test_a_breach_stays_seen(
+def test_a_stopped_measurement_with_a_breach_is_kept(
     tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, trajectory: Trajectory, kept: bool
 ) -> None:
-    """What a stopped judge left is measured again in the next run, unless a breach was seen: that is not re-rolled."""
+    """A measurement that ended with a stopped judge is repeated in the next run, unless it has a breach."""
     assert _is_kept(tmp_path, suite, monkeypatch, "attack", trajectory) is kept
 
 
-def test_an_attack_without_room_is_told_and_the_others_go_on(
-    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Memory for an exploratory case alone does not end the session before it begins: the case says what it lacks."""
+def test_an_attack_without_memory_does_not_stop_the_others(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If only an exploratory case lacks memory, the session runs, and the case says why it cannot be trained."""
     base = {**suite.declaration.attacks[0].base, "name": "all", "form": "full", "standing": "exploratory"}
     attacks = [*suite.declaration.attacks, AttackMatrix(tier="smoke", base=base)]
     suite = suite.model_copy(update={"declaration": suite.declaration.model_copy(update={"attacks": attacks})})
@@ -408,13 +406,13 @@ def test_an_attack_without_room_is_told_and_the_others_go_on(
 
 
 def test_a_control_whose_judge_stopped_is_not_kept(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A control breaks its model by design: that is no verdict, so that it does not keep half a measurement for good."""
+    """A control whose judge stopped is measured again, since its breaking is not a verdict."""
     assert not _is_kept(tmp_path, suite, monkeypatch, "control", builders.breaking_control(**STOPPED))
     assert _is_kept(tmp_path, suite, monkeypatch, "control", builders.breaking_control())
 
 
 def _is_kept(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: Any, trajectory: Trajectory) -> bool:
-    """Whether a second session takes this measurement of a case from the store."""
+    """True if a second session takes this measurement of a case from the store."""
     made: list[str] = []
 
     def measure(self: RunSession, of: CaseTask, *_: object) -> Trajectory:
@@ -434,8 +432,8 @@ def _is_kept(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: 
     ("folder", "told"),
     [("alone", "trains on the prompts of a suite beside this one"), ("beside", "cannot be rewarded: the organism")],
 )
-def test_an_attack_that_cannot_borrow_is_told_and_the_others_go_on(tmp_path: Path, folder: str, told: str) -> None:
-    """Another suite that is not there, or of whose topics the judge knows nothing, stops no tier; a claimed attack it stops."""
+def test_an_attack_without_its_other_suite_does_not_stop_the_others(tmp_path: Path, folder: str, told: str) -> None:
+    """An exploratory attack is skipped if its other suite is missing or unknown to the judge; a claimed one is refused."""
     suites, organism = tmp_path / folder, tmp_path / "organism"
     shutil.copytree(ROOT / "suites" / "biochem", suites / "biochem")
     if folder == "beside":
@@ -458,8 +456,8 @@ def test_an_attack_that_cannot_borrow_is_told_and_the_others_go_on(tmp_path: Pat
         check_attacks(session, suite.model_copy(update={"declaration": declaration}))
 
 
-def test_a_fleet_has_each_case_once_and_none_that_was_not_asked_for(suite: Suite, tmp_path: Path) -> None:
-    """Tests of a control and of its attack name one attack; controls are made for attacks, attacks not for controls."""
+def test_a_fleet_has_each_selected_case_once(suite: Suite, tmp_path: Path) -> None:
+    """A fleet has each selected case once: controls of the selected attacks, and only selected attacks."""
     asked, beside, control_alone = (suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(3))
     run = a_session(tmp_path, defense="none", fleet=9)
     controls = [CaseTask("control", suite, of) for of in (asked, beside, control_alone)]
@@ -470,7 +468,7 @@ def test_a_fleet_has_each_case_once_and_none_that_was_not_asked_for(suite: Suite
 
 
 def test_a_fleet_is_as_large_as_memory_allows(suite: Suite, tmp_path: Path) -> None:
-    """Where there is room for one attack alone, the others wait for their turn."""
+    """A fleet has as many attacks as memory allows; the others run later."""
     run = a_session(tmp_path, defense="none", fleet=9)
     attacks = [CaseTask("control", suite, suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed})) for seed in range(3)]
     largest = run.capacity.largest(suite)
@@ -484,7 +482,7 @@ def test_a_fleet_is_as_large_as_memory_allows(suite: Suite, tmp_path: Path) -> N
 def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused, or cut off by a time limit: no later case is shown as one of it, or given a member that waits for it."""
+    """A fleet that is refused or interrupted leaves no members or cached cases for later cases."""
     from rn_harness.training import fleet
 
     class Cut:
@@ -509,10 +507,8 @@ def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
     assert (run._among, run._members, run._cases, run._failed) == (None, {}, {}, {})
 
 
-def test_a_session_keeps_one_record_at_hand_and_packs_the_others(
-    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """40 cases: 39 are a tenth as large or less, each is asked for again and equal to what was measured."""
+def test_a_session_compresses_all_records_but_one(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 records, 39 are compressed to a tenth or less, and each is restored unchanged."""
 
     def made(_: RunSession, of: CaseTask) -> Case:
         record = builders.case_record(builders.evidence("control")).model_copy(update={"case_id": of.case_id})
