@@ -151,7 +151,8 @@ def calibrate(
     from rn_harness.verdict.validity import NO_DEFENSE
 
     options = Options(
-        *(model, NO_DEFENSE, judge, reward_judge, second_judge, None, "standard", (), Path.cwd()),
+        *(model, NO_DEFENSE, judge, reward_judge, second_judge),
+        base=Path.cwd(),
         prompts=prompts,
         chat_template=chat_template,
         allow_pickle=allow_pickle,

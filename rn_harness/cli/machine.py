@@ -33,7 +33,7 @@ def doctor(
     from rn_harness.spec.suite import load_suite
     from rn_harness.store.store import Store, default_root
 
-    options = Options(model, "none", judge, reward_judge, second_judge, None, "standard", (), Path.cwd())
+    options = Options(model, "none", judge, reward_judge, second_judge, base=Path.cwd())
     with usage_errors():
         loaded = load_suite(suite, recipe=profile_recipe(model, Path.cwd())) if suite else None
         session = RunSession(options, Path.cwd(), Store(default_root()), lambda _: None)

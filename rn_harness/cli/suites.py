@@ -114,7 +114,7 @@ def plan(
     from rn_harness.store.provenance import device
     from rn_harness.store.store import Store, default_root
 
-    options = Options(model, defense, judge, reward_judge, second_judge, None, tier.value, (), Path.cwd())
+    options = Options(model, defense, judge, reward_judge, second_judge, tier=tier.value, base=Path.cwd())
     with usage_errors():
         recipe = profile_recipe(model, Path.cwd())
         loaded = [load_suite(path, recipe=recipe) for folder in suites for path in iter_suites(folder)]

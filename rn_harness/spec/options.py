@@ -1,105 +1,277 @@
-"""What the user asked a run for."""
+"""The options of a run: one table, which parsing, ``--help``, ``export-config`` and docs/running.md read.
+
+Every pytest session of the environment loads it, so it imports only the standard library.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from rn_harness.spec.base import TierName
-from rn_harness.spec.loaded_code import LoadedCode
+if TYPE_CHECKING:
+    from rn_harness.spec.base import TierName
+    from rn_harness.spec.loaded_code import LoadedCode
+
+
+@dataclass(frozen=True, slots=True)
+class OptionDeclaration:
+    """One option of pytest.
+
+    Attributes:
+        flag: as it is typed.
+        help: its meaning, for ``--help`` and the page.
+        metavar: name of its value; empty: a switch.
+        default: its value if it is not typed; a tuple if the option may be repeated.
+        choices: the values that it takes; empty: any.
+        exported: True if ``export-config`` repeats it when it differs from the default; ``always``: also when it does not.
+        alias: another spelling; empty: none.
+        shown_default: words for a default that depends on the candidate or the suite.
+        see: the page that explains it, as a link from docs/running.md.
+    """
+
+    flag: str
+    help: str
+    metavar: str
+    default: Any
+    choices: tuple[str, ...]
+    exported: bool | Literal["always"]
+    alias: str = ""
+    shown_default: str = ""
+    see: str = ""
+
+    @property
+    def dest(self) -> str:
+        """The name of its value in pytest's config."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+def _option(
+    flag: str,
+    help: str,  # noqa: A002  (argparse's word)
+    *,
+    metavar: str = "",
+    default: Any = None,
+    choices: tuple[str, ...] = (),
+    exported: bool | Literal["always"] = False,
+    **page: str,
+) -> Any:
+    """A field of ``Options`` with the declaration of its option; without a metavar a switch."""
+    default = False if not metavar and default is None else default
+    declaration = OptionDeclaration(flag, help, metavar, default, choices, exported, **page)
+    return field(default=default, metadata={"option": declaration})
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user asked for.
+    """The options of a run.
 
     Attributes:
-        model: candidate's name, folder, file or id.
-        defense: recipe's name, ``none``, or the folder of an adapter or a defended model.
-        judge, reward_judge, second_judge: specs, or None for the default; ``none``: nobody gives a second opinion.
-        labels: a lab's own labelled file, on which the judge is certified too; None: there is none.
-        tier: which cases.
-        overrides: ``--rn-set`` pairs.
-        base: folder that relative paths start from.
-        undefended: the undefended twin of a model that its makers defended; None: the model itself is undefended.
-        prompts: folder of the lab's own prompt sets; None: the suites' own.
-        export: folder that the defended weights go to after a PASS; None: they stay in the store.
-        export_anyway: whether they go there whatever the outcome.
-        acknowledge: whether he says that he knows that a real model is attacked in a harmful domain.
-        transcripts: folder that encrypted texts of completions go to; None: they are kept nowhere.
-        recipients: age public keys that open them.
-        strength: files of strength certificates, whose settings the attacks take.
-        chat_template: file with one that takes the place of the model's own; None: its own.
-        allow_pickle, trust_remote_code: what the user lets the model's files do; never releasable.
-        quantise: 4-bit format that the model under test is loaded in, ``nf4``; None: plain numbers.
-        shard: whether the weights of the model under test are spread over the processes of the run.
-        sampler: who samples in training, see ``grpo.Sampler``.
-        fleet: attacks on one model that are run together at most; 1: each alone.
-        executor: who makes the cases, see ``executors.Executor``.
-        plugins: code of others that the asking process had loaded; found, not typed.
-        allowed_plugins: names of those that the user answers for.
+        base: the folder that relative paths start from.
+        plugins: the code of others that the controlling process loaded; found, not typed.
     """
 
-    model: str
-    defense: str
-    judge: str | None
-    reward_judge: str | None
-    second_judge: str | None
-    labels: str | None
-    tier: TierName
-    overrides: tuple[str, ...]
-    base: Path
-    undefended: str | None = None
-    prompts: str | None = None
-    export: str | None = None
-    export_anyway: bool = False
-    acknowledge: bool = False
-    transcripts: str | None = None
-    recipients: tuple[str, ...] = ()
-    strength: tuple[str, ...] = ()
-    chat_template: str | None = None
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    quantise: str | None = None
-    shard: bool = False
-    sampler: str = "transformers"
-    fleet: int = 1
-    executor: str = "local"
+    model: str = _option(
+        "--rn-model",
+        "candidate: a profile, a model folder, a GGUF file, or `owner/name[@revision]` on the hub; the run's header says so if "
+        "another plugin owns `--model`",
+        alias="--model",
+        metavar="MODEL",
+        default="organism",
+        exported="always",
+        see="models.md",
+    )
+    defense: str = _option(
+        "--rn-defense",
+        "a defense recipe of the suite; `none`; or a folder with an adapter or a whole defended model",
+        metavar="RECIPE|none|DIR",
+        default="anchored",
+        exported="always",
+    )
+    judge: str | None = _option(
+        "--rn-judge",
+        "the judge that scores",
+        metavar="SPEC",
+        exported=True,
+        shown_default="the organism's own, else the suite's",
+        see="judges.md",
+    )
+    reward_judge: str | None = _option(
+        "--rn-reward-judge",
+        "the judge that makes the rewards of defense and attack",
+        metavar="SPEC",
+        exported=True,
+        shown_default="the organism's own, else the suite's",
+    )
+    second_judge: str | None = _option(
+        "--rn-second-judge",
+        "the judge that gives a second opinion and confirms breaches",
+        metavar="SPEC|none",
+        exported=True,
+        shown_default="the suite's; none for an organism",
+    )
+    labels: str | None = _option(
+        "--rn-judge-labels",
+        "your own labelled texts, on which the scoring judge is certified too",
+        metavar="FILE",
+        exported=True,
+    )
+    tier: TierName = _option(  # noqa: RUF009  (it returns a field)
+        "--rn-tier",
+        "which attacks, and how many held-out prompts",
+        metavar="smoke|standard|full",
+        default="standard",
+        choices=("smoke", "standard", "full"),
+        exported="always",
+    )
+    overrides: tuple[str, ...] = _option(
+        "--rn-set",
+        "overrides a suite field for this run, e.g. attack.steps=100; never releasable; repeat for more",
+        metavar="KEY=VALUE",
+        default=(),
+        exported=True,
+    )
+    base: Path = Path()
+    undefended: str | None = _option(
+        "--rn-base",
+        "the undefended twin of a model that its makers defended; use it with `--rn-defense none`",
+        metavar="NAME|PATH",
+        exported=True,
+    )
+    strength: tuple[str, ...] = _option(
+        "--rn-strength",
+        "a strength certificate of `rn-harness calibrate` with settings for the attacks of its domain; one per domain",
+        metavar="FILE",
+        default=(),
+        exported=True,
+    )
+    prompts: str | None = _option(
+        "--rn-prompts",
+        "your own prompt sets, `DIR/DOMAIN/SET.yaml`; each replaces the suite's set",
+        metavar="DIR",
+        exported=True,
+    )
+    chat_template: str | None = _option(
+        "--rn-chat-template",
+        "a jinja file to use instead of the model's chat template; part of the candidate's digest",
+        metavar="FILE",
+        exported=True,
+        shown_default="the model's own",
+    )
+    allow_pickle: bool = _option(
+        "--rn-allow-pickle",
+        "accepts pickled weights of a model or an adapter, which can run code, if there are no safetensors; never releasable",
+        exported=True,
+    )
+    trust_remote_code: bool = _option(
+        "--rn-trust-remote-code", "runs the Python files in the model's folder; never releasable", exported=True
+    )
+    quantise: str | None = _option(
+        "--rn-quantise",
+        "loads the model under test in 4 bits, which makes it a different model from the full one",
+        metavar="nf4",
+        choices=("nf4",),
+        exported=True,
+        see="models.md#4-bits",
+    )
+    sampler: str = _option(
+        "--rn-sampler",
+        "samples the completions for training: transformers, vLLM in this process, or vLLM's server on this machine",
+        metavar="transformers|vllm|vllm:URL",
+        default="transformers",
+        exported=True,
+        see="models.md#vllm",
+    )
+    shard: bool = _option(
+        "--rn-shard",
+        "spreads the weights over the processes of `accelerate launch` (FSDP2), for `form: lora`",
+        exported=True,
+        see="models.md#weights-that-one-card-does-not-hold",
+    )
+    fleet: int = _option(
+        "--rn-fleet",
+        "up to N attacks on one model run together in one process",
+        metavar="N",
+        default=1,
+        exported=True,
+        see="#several-attacks-at-once",
+    )
+    executor: str = _option(
+        "--rn-executor",
+        "runs the cases in pytest's own processes or on a Ray cluster",
+        metavar="local|ray[:ADDRESS]",
+        default="local",
+        see="scale.md#ray",
+    )
+    from_results: bool = _option(
+        "--rn-from-results",
+        "runs nothing; joins the results of other processes, each started with node ids and the same `--rn-run`",
+        see="scale.md",
+    )
+    run: str | None = _option(
+        "--rn-run",
+        "the run's own folder, by default below pytest's rootdir; with node ids only, the run that this is a part of",
+        metavar="DIR",
+        shown_default="`reports/<run-id>`",
+        see="scale.md",
+    )
+    export: str | None = _option(
+        "--rn-export",
+        "after a PASS that a release can rest on, writes the defended weights to `DIR/DOMAIN`, with digest and model card",
+        metavar="DIR",
+    )
+    export_anyway: bool = _option("--rn-export-anyway", "writes them whatever the outcome; record and card say so")
+    acknowledge: bool = _option(
+        "--rn-acknowledge",
+        "confirms that a real model will be made harmful, in memory only; required if a suite sets `policy.acknowledge`",
+    )
+    transcripts: str | None = _option(
+        "--rn-transcripts",
+        "keeps the scored completions encrypted, one age file per case (mode 0600); never within the run's folder",
+        metavar="DIR",
+    )
+    recipients: tuple[str, ...] = _option(
+        "--rn-recipient", "age public key that opens the transcripts; repeat for more", metavar="AGE1...", default=()
+    )
+    gate: bool = _option(
+        "--rn-gate",
+        "exits with 10 unless a release can rest on the run, and stops before any work if it cannot",
+        see="releasing.md",
+    )
+    allowed_plugins: tuple[str, ...] = _option(
+        "--rn-allow-plugin",
+        "you vouch for a conftest or plugin that is loaded; use the name from the refusal; repeat for more",
+        metavar="NAME",
+        default=(),
+    )
+    quiet: bool = _option("--rn-quiet", "no progress while cases run")
     plugins: tuple[LoadedCode, ...] = ()
-    allowed_plugins: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
-        """The options as they are typed, those that are as by default left out."""
-        named = {
-            "--rn-model": self.model,
-            "--rn-defense": self.defense,
-            "--rn-base": self.undefended,
-            "--rn-judge": self.judge,
-            "--rn-reward-judge": self.reward_judge,
-            "--rn-second-judge": self.second_judge,
-            "--rn-judge-labels": self.labels,
-            "--rn-prompts": self.prompts,
-            "--rn-chat-template": self.chat_template,
-            "--rn-tier": self.tier,
-            "--rn-quantise": self.quantise,
-            "--rn-sampler": self.sampler if self.sampler != "transformers" else None,
-            "--rn-fleet": self.fleet if self.fleet != 1 else None,
-        }
-        typed = [f"{option}={value}" for option, value in named.items() if value is not None]
-        typed += [f"--rn-strength={name}" for name in self.strength] + [f"--rn-set={pair}" for pair in self.overrides]
-        flags = {
-            "--rn-allow-pickle": self.allow_pickle,
-            "--rn-trust-remote-code": self.trust_remote_code,
-            "--rn-shard": self.shard,
-        }
-        return typed + [flag for flag, given in flags.items() if given]
+        """The options that ``export-config`` repeats, as they are typed."""
+        typed: list[str] = []
+        for name, option in declared_options():
+            value = getattr(self, name)
+            if not option.exported or (value == option.default and option.exported != "always"):
+                continue
+            values = value if isinstance(option.default, tuple) else (value,)
+            typed += [f"{option.flag}={one}" if option.metavar else option.flag for one in values]
+        return typed
 
     @property
     def private(self) -> Path | None:
-        """The folder of the lab's own prompt sets."""
+        """The folder of the user's own prompt sets."""
         return self.path(self.prompts) if self.prompts else None
 
     def path(self, name: str) -> Path:
-        """Where a path of the user's leads."""
+        """The absolute path of a file or folder that the user named."""
         return (self.base / Path(name).expanduser()).resolve()
+
+
+def declared_options() -> Iterator[tuple[str, OptionDeclaration]]:
+    """All options, each with the name of its field."""
+    for declared in fields(Options):
+        if "option" in declared.metadata:
+            yield declared.name, declared.metadata["option"]

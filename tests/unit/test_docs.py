@@ -20,8 +20,8 @@ from rn_harness.judges.profiles import profile_names
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rubric import BANDS
 from rn_harness.models.candidate import fixtures_folder
-from rn_harness.plugin import arguments
 from rn_harness.records.base import UNSCORED
+from rn_harness.spec.options import declared_options
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Declaration
@@ -163,17 +163,22 @@ def test_every_profile_is_in_the_page() -> None:
     assert [name for name in profile_names() if f"| `{name}` |" not in page("judges.md")] == []
 
 
-def test_every_option_is_in_the_page() -> None:
-    """The rows of docs/running.md match the plugin's options exactly."""
-    tree = ast.parse(Path(arguments.__file__).read_text(encoding="utf-8"))
-    declared = {
-        str(node.args[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "addoption"
-        if isinstance(node.args[0], ast.Constant)
-    }
-    part = page("running.md").split("## Options")[1].split("\n## ")[0]
-    assert {row[0].strip("`").split(" ")[0] for row in rows(part) if row[0].startswith("`--")} == declared
+def options_table() -> list[str]:
+    """The declared options as a Markdown table."""
+    table = ["| option | default | meaning |", "|---|---|---|"]
+    for _, option in declared_options():
+        value = " " + option.metavar.replace("|", "\\|") if option.metavar else ""
+        spellings = ", ".join(f"`{flag}{value}`" for flag in (option.alias, option.flag) if flag)
+        default = option.shown_default or (f"`{option.default}`" if option.default else "none" if option.metavar else "off")
+        see = f": [{option.see.partition('#')[0] or 'below'}]({option.see})" if option.see else ""
+        table.append(f"| {spellings} | {default} | {option.help}{see} |")
+    return table
+
+
+def test_the_table_of_options_is_the_declaration() -> None:
+    """docs/running.md has each option of the plugin with its default and help, and no other. If it fails, paste the table."""
+    part = page("running.md").split("## Options")[1].split("\n\n")[1]
+    assert part.splitlines() == options_table(), "\n".join(options_table())
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 import shutil
@@ -17,7 +16,7 @@ import yaml
 from typer.main import get_command
 
 from rn_harness.cli import app
-from rn_harness.plugin import arguments
+from rn_harness.spec.options import declared_options
 from rn_harness.spec.suite import load_suite
 from rn_harness.verdict.release_rules import required_cases
 
@@ -70,10 +69,7 @@ def test_every_shell_step_is_shell(name: str) -> None:
 def test_every_option_in_an_example_exists(name: str) -> None:
     """Each rn-harness and pytest option in an example exists, so that a rename cannot break a pipeline on release day."""
     known: Any = get_command(app)
-    tree = ast.parse(Path(arguments.__file__).read_text(encoding="utf-8"))
-    of_pytest = {
-        str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant) and str(node.value).startswith("--")
-    }
+    of_pytest = {flag for _, option in declared_options() for flag in (option.flag, option.alias)}
     for program, *words in commands(name):
         assert program in (*OURS, *THEIRS)
         options = {word.partition("=")[0] for word in words if word.startswith("--")}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rn_harness.plugin import arguments
+from rn_harness.spec.options import declared_options
 from rn_harness.spec.suite import load_suite
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,8 @@ def missing(token: str) -> str | None:
         return next((f"{domain} has no {kind} {name}" for domain, of in recipes(kind).items() if name not in of), None)
     file, _, test = token.partition("::")
     if token.startswith("--"):
-        return None if f'"{token}"' in Path(arguments.__file__).read_text(encoding="utf-8") else f"no option {token}"
+        flags = {flag for _, option in declared_options() for flag in (option.flag, option.alias)}
+        return None if token in flags else f"no option {token}"
     if not (ROOT / file).is_file():
         return f"no file {file}"
     return f"no test {test} in {file}" if test and test not in names_of_tests(ROOT / file) else None
