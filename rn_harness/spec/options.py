@@ -139,13 +139,6 @@ class Options:
         metavar="NAME|PATH",
         exported=True,
     )
-    strength: tuple[str, ...] = _option(
-        "--rn-strength",
-        "a strength certificate of `rn-harness calibrate` with settings for the attacks of its domain; one per domain",
-        metavar="FILE",
-        default=(),
-        exported=True,
-    )
     prompts: str | None = _option(
         "--rn-prompts",
         "your own prompt sets, `DIR/DOMAIN/SET.yaml`; each replaces the suite's set",
@@ -158,14 +151,6 @@ class Options:
         metavar="FILE",
         exported=True,
         shown_default="the model's own",
-    )
-    allow_pickle: bool = _option(
-        "--rn-allow-pickle",
-        "accepts pickled weights of a model or an adapter, which can run code, if there are no safetensors; never releasable",
-        exported=True,
-    )
-    trust_remote_code: bool = _option(
-        "--rn-trust-remote-code", "runs the Python files in the model's folder; never releasable", exported=True
     )
     quantise: str | None = _option(
         "--rn-quantise",
@@ -183,12 +168,6 @@ class Options:
         exported=True,
         see="models.md#vllm",
     )
-    shard: bool = _option(
-        "--rn-shard",
-        "spreads the weights over the processes of `accelerate launch` (FSDP2), for `form: lora`",
-        exported=True,
-        see="models.md#weights-that-one-card-does-not-hold",
-    )
     fleet: int = _option(
         "--rn-fleet",
         "up to N attacks on one model run together in one process",
@@ -196,6 +175,27 @@ class Options:
         default=1,
         exported=True,
         see="#several-attacks-at-once",
+    )
+    strength: tuple[str, ...] = _option(
+        "--rn-strength",
+        "a strength certificate of `rn-harness calibrate` with settings for the attacks of its domain; one per domain",
+        metavar="FILE",
+        default=(),
+        exported=True,
+    )
+    allow_pickle: bool = _option(
+        "--rn-allow-pickle",
+        "accepts pickled weights of a model or an adapter, which can run code, if there are no safetensors; never releasable",
+        exported=True,
+    )
+    trust_remote_code: bool = _option(
+        "--rn-trust-remote-code", "runs the Python files in the model's folder; never releasable", exported=True
+    )
+    shard: bool = _option(
+        "--rn-shard",
+        "spreads the weights over the processes of `accelerate launch` (FSDP2), for `form: lora`",
+        exported=True,
+        see="models.md#weights-that-one-card-does-not-hold",
     )
     executor: str = _option(
         "--rn-executor",
