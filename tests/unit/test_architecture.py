@@ -1,4 +1,4 @@
-"""The rooms: who may import whom, where a name lives, and the cost of the plugin's import."""
+"""The rooms: which imports are allowed, where a name is defined, and the cost of the plugin's import."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _floor(room: str) -> int:
 
 
 def _imports(path: Path) -> set[str]:
-    """Our modules that a file imports, at any depth and for type checkers too."""
+    """The package's modules that a file imports, at any depth and for type checkers too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rn_harness":
@@ -53,7 +53,7 @@ def _imports(path: Path) -> set[str]:
 
 
 def test_the_house_has_at_most_18_entries_and_8_floors() -> None:
-    """A reader sees the whole house at one look."""
+    """The package has at most 18 entries and 8 floors, so that a reader sees all of it at once."""
     entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
     assert len(entries) <= 18
     assert len(FLOORS) <= 8
@@ -105,7 +105,7 @@ SCORING = ("rules", "classifier", "organism", "rubric", "hf", "openai_server", "
 
 
 def _digested(name: str) -> set[str]:
-    """Our modules whose source a judge's module puts into its digest."""
+    """The package's modules whose source a judge's module includes in its digest."""
     tree = ast.parse((PACKAGE / "judges" / f"{name}.py").read_text(encoding="utf-8"))
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     named = [n for call in calls if call.func.id == "source_digest" for n in call.args if isinstance(n, ast.Constant)]
@@ -115,7 +115,7 @@ def _digested(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", SCORING)
 def test_a_judges_digest_covers_every_source_that_decides_its_scores(name: str) -> None:
-    """A judge whose reading of a text changes is another judge: its certificates end."""
+    """A change in the source that decides a judge's scores changes its digest, so its certificates become invalid."""
     found: set[str] = set()
     todo = [f"judges.{name}"]
     while todo:
@@ -143,7 +143,7 @@ def _loaded_by(statement: str) -> set[str]:
 
 
 def test_the_plugin_imports_only_the_standard_library_and_pytest() -> None:
-    """The entry module adds no foreign package to a session, and nothing of ours but its own room and the version."""
+    """The entry module imports no foreign package, and only its own room and the version of this one."""
     ours = _loaded_by("import pytest; before |= set(sys.modules); import rn_harness.plugin.hooks")
     foreign = {name.partition(".")[0] for name in ours} - set(sys.stdlib_module_names) - {"pytest", "_pytest"}
     assert foreign == {"rn_harness"}

@@ -1,4 +1,4 @@
-"""Intervals, bounds, tests and agreement against independent formulas."""
+"""Intervals, bounds, tests and agreement, compared with independent formulas."""
 
 from __future__ import annotations
 
@@ -55,27 +55,27 @@ def test_clopper_pearson_is_the_beta_quantile(case: tuple[int, int], confidence:
     ],
 )
 def test_clopper_pearson_by_hand(count: int, total: int, low: float, high: float) -> None:
-    """Where the exact interval can be written down, it is that."""
+    """The exact interval equals the closed form where there is one."""
     interval = clopper_pearson(count, total)
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_nothing_measured_is_nothing_known() -> None:
-    """No trial gives the interval from 0 to 1."""
+def test_without_trials_nothing_is_known() -> None:
+    """Without trials the interval is 0 to 1."""
     interval = clopper_pearson(0, 0)
     assert (interval.low, interval.high, interval.total) == (0.0, 1.0, 0)
 
 
 @pytest.mark.parametrize(("count", "total"), [(-1, 5), (6, 5), (0, -1), (1, 0)])
 def test_impossible_count_is_refused(count: int, total: int) -> None:
-    """A count outside of 0 and its total is refused by its numbers."""
+    """A count below 0 or above its total is refused with both numbers."""
     with pytest.raises(ValueError, match=f"count={count} total={total}"):
         clopper_pearson(count, total)
 
 
 @hypothesis.given(COUNTS)
 def test_interval_holds_its_share(case: tuple[int, int]) -> None:
-    """A share lies within its interval, the interval within 0 and 1, and the complement's is its mirror image."""
+    """A share lies within its interval, the interval within 0 and 1, and the complement's interval is the mirror image."""
     count, total = case
     hypothesis.assume(total > 0)
     interval, mirror = clopper_pearson(count, total), clopper_pearson(total - count, total)
@@ -92,7 +92,7 @@ def test_interval_holds_its_share(case: tuple[int, int]) -> None:
     ],
 )
 def test_upper_bound_without_events(total: int, bound: float) -> None:
-    """0 of 20 bounds a rate below 13.91 % with 95 % confidence, and no lower."""
+    """0 of 20 bounds a rate at 13.91 % with 95 % confidence."""
     assert upper_bound(0, total) == pytest.approx(bound, abs=5e-5)
 
 
@@ -103,7 +103,7 @@ def test_no_trial_bounds_nothing() -> None:
 
 @hypothesis.given(st.integers(1, 500))
 def test_bound_makes_no_event_improbable(total: int) -> None:
-    """At the bound itself, seeing no event has a probability of 5 %, and another trial lowers the bound."""
+    """At the bound, no event has a probability of 5 %, and one more trial lowers the bound."""
     bound = upper_bound(0, total)
     assert (1 - bound) ** total == pytest.approx(0.05, abs=1e-9)
     assert upper_bound(0, total + 1) < bound
@@ -119,20 +119,20 @@ def test_bound_makes_no_event_improbable(total: int) -> None:
     ],
 )
 def test_spread(values: list[float], expected: float) -> None:
-    """The spread is the population's standard deviation, 0 for fewer than two values."""
+    """The spread is the population's standard deviation, and 0 for fewer than two values."""
     assert spread(values) == pytest.approx(expected, abs=1e-12)
 
 
 @hypothesis.given(st.lists(st.floats(0, 10), min_size=2, max_size=20), st.floats(0, 5))
 def test_spread_ignores_a_shift(values: list[float], shift: float) -> None:
-    """A constant added to all values changes no spread, and half of the range bounds it."""
+    """Adding a constant does not change the spread, which is at most half of the range."""
     assert spread([v + shift for v in values]) == pytest.approx(spread(values), abs=1e-6)
     assert 0.0 <= spread(values) <= (max(values) - min(values)) / 2 + 1e-9
 
 
 @hypothesis.given(COUNTS, st.sampled_from([0.9, 0.95, 0.9996]))
 def test_upper_bound_is_the_beta_quantile(case: tuple[int, int], confidence: float) -> None:
-    """The one-sided bound is the beta quantile at the whole confidence, not at half of the rest."""
+    """The one-sided bound is the beta quantile at the full confidence, not at half of the rest."""
     count, total = case
     expected = 1.0 if count == total else float(scipy.stats.beta.ppf(confidence, count + 1, total - count))
     assert upper_bound(count, total, confidence) == pytest.approx(expected, abs=1e-9)
@@ -140,7 +140,7 @@ def test_upper_bound_is_the_beta_quantile(case: tuple[int, int], confidence: flo
 
 @hypothesis.given(COUNTS)
 def test_upper_bound_makes_so_few_events_improbable(case: tuple[int, int]) -> None:
-    """At the bound, the count or fewer events have a probability of 5 %."""
+    """At the bound, this count or fewer events have a probability of 5 %."""
     count, total = case
     hypothesis.assume(count < total)
     assert scipy.stats.binom.cdf(count, total, upper_bound(count, total)) == pytest.approx(0.05, abs=1e-6)
@@ -148,7 +148,7 @@ def test_upper_bound_makes_so_few_events_improbable(case: tuple[int, int]) -> No
 
 @hypothesis.given(COUNTS)
 def test_upper_bound_grows_with_events_and_shrinks_with_trials(case: tuple[int, int]) -> None:
-    """One more trial without an event lowers the bound; with an event it raises it. Without events it is the short formula."""
+    """A trial without an event lowers the bound, one with an event raises it; without events the closed form holds."""
     count, total = case
     hypothesis.assume(count < total)
     bound = upper_bound(count, total)
@@ -159,14 +159,14 @@ def test_upper_bound_grows_with_events_and_shrinks_with_trials(case: tuple[int, 
 @pytest.mark.parametrize("bound", [upper_bound, lambda count, total: clustered_upper_bound([(count, total)])])
 @pytest.mark.parametrize(("count", "total"), [(-1, 5), (6, 5), (1, 0), (0, -1)])
 def test_bound_refuses_an_impossible_count(bound: Callable[[int, int], float], count: int, total: int) -> None:
-    """More events than trials, or fewer than none, are no measurement."""
+    """More events than trials, or a negative count, are refused."""
     with pytest.raises(ValueError, match=f"count={count} total={total}"):
         bound(count, total)
 
 
 @pytest.mark.parametrize("counts", [[], [(0, 0)], [(0, 0), (0, 0)]])
-def test_bounds_of_nothing_are_one(counts: list[tuple[int, int]]) -> None:
-    """Where nothing was measured, nothing is bounded."""
+def test_bounds_without_measurements_are_one(counts: list[tuple[int, int]]) -> None:
+    """Without measurements the bound is 1."""
     assert upper_bound(0, 0) == 1.0
     assert clustered_upper_bound(counts) == 1.0
 
@@ -176,7 +176,7 @@ CLUSTERS = st.integers(1, 6).flatmap(lambda m: st.lists(st.tuples(st.integers(0,
 
 @hypothesis.given(CLUSTERS, st.randoms())
 def test_clustered_bound_takes_prompts_as_trials(clusters: list[tuple[int, int]], order: random.Random) -> None:
-    """It is above the share itself and above the bound without events, whichever way the prompts are listed."""
+    """The bound is at least the share and the bound without events, and does not depend on the order of prompts."""
     bound = clustered_upper_bound(clusters)
     shuffled = list(clusters)
     order.shuffle(shuffled)
@@ -187,7 +187,7 @@ def test_clustered_bound_takes_prompts_as_trials(clusters: list[tuple[int, int]]
 
 @hypothesis.given(CLUSTERS)
 def test_clustered_bound_grows_with_events(clusters: list[tuple[int, int]]) -> None:
-    """One more event in a prompt raises the bound, one more prompt without an event lowers it, up to the noise of resampling."""
+    """An additional event raises the bound, a prompt without events lowers it, up to the noise of resampling."""
     hypothesis.assume(clusters[0][0] < clusters[0][1])
     count, total = clusters[0]
     bound, noise = clustered_upper_bound(clusters), 0.02
@@ -195,31 +195,31 @@ def test_clustered_bound_grows_with_events(clusters: list[tuple[int, int]]) -> N
     assert clustered_upper_bound([*clusters, (0, total)]) <= bound + noise
 
 
-def test_samples_do_not_stand_in_for_prompts() -> None:
+def test_samples_do_not_replace_prompts() -> None:
     """20 prompts without an event bound the share below 13.91 %, with one sample each or with 84."""
     assert clustered_upper_bound([(0, 84)] * 20) == pytest.approx(0.1391, abs=5e-5)
     assert clustered_upper_bound([(0, 84)] * 20) == clustered_upper_bound([(0, 1)] * 20)
-    # As if all were independent: 1 - 0.05^(1/1680) = 1 - exp(-2.99573 / 1680) = 0.00178.
+    # With independent samples: 1 - 0.05^(1/1680) = 1 - exp(-2.99573 / 1680) = 0.00178.
     assert upper_bound(0, 1680) == pytest.approx(0.00178, abs=5e-6)
 
 
 def test_prompts_hit_wholly_are_bounded_as_prompts() -> None:
-    """Where each prompt breaches always or never, the bound is the exact one over prompts: 5 of 20 is below 45.6 %."""
+    """If each prompt breaches always or never, the bound is the exact one over prompts: 5 of 20 is below 45.6 %."""
     clusters = [(84, 84)] * 5 + [(0, 84)] * 15
     assert clustered_upper_bound(clusters) == pytest.approx(upper_bound(5, 20), abs=1e-9)
-    assert upper_bound(5, 20) == pytest.approx(0.4556, abs=5e-5)  # tables of Clopper and Pearson
+    assert upper_bound(5, 20) == pytest.approx(0.4556, abs=5e-5)  # from tables of Clopper and Pearson
 
 
 def test_clustered_bound_knows_that_prompts_differ_in_size() -> None:
-    """One prompt with nearly all samples may hold nearly all events: then resampling finds what counting prompts misses."""
+    """If one prompt has nearly all samples and events, resampling finds a rate that a count of prompts misses."""
     clusters = [(0, 1)] * 10 + [(990, 1000)]
-    # The share is 990 / 1010 = 0.98; 0.99 of a prompt of 11 is bounded at 0.36 only.
+    # The share is 990 / 1010 = 0.98; 0.99 prompts of 11 would be bounded at 0.36.
     assert clustered_upper_bound(clusters) >= 0.98
     assert clustered_upper_bound(clusters, seed=1) == clustered_upper_bound(clusters, seed=1)
 
 
 def test_clustered_bound_covers_the_truth() -> None:
-    """Of samples whose prompts breach wholly with 16 %, at least 95 % get a bound above 16 %; resampling alone covers 84 %."""
+    """If 16 % of prompts breach always, the bound is above 16 % in at least 95 % of draws; with resampling only, in 84 %."""
     draw = random.Random(0)
     runs, covered = 200, 0
     for _ in range(runs):
@@ -242,13 +242,13 @@ def test_clustered_bound_covers_the_truth() -> None:
     ],
 )
 def test_excess_by_hand(count: int, total: int, rate: float, p: float) -> None:
-    """The probability of so many events or more, where it can be written down."""
+    """The probability of at least this many events equals the closed form."""
     assert excess_p(count, total, rate) == pytest.approx(p, abs=1e-12)
 
 
 @hypothesis.given(COUNTS, st.floats(0.001, 0.999))
 def test_excess_is_one_sided(case: tuple[int, int], rate: float) -> None:
-    """It is the binomial's upper tail, and one more event makes it smaller."""
+    """The excess is the binomial's upper tail, and one more event makes it smaller."""
     count, total = case
     p = excess_p(count, total, rate)
     assert p == pytest.approx(float(scipy.stats.binom.sf(count - 1, total, rate)), abs=1e-9)
@@ -258,7 +258,7 @@ def test_excess_is_one_sided(case: tuple[int, int], rate: float) -> None:
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan])
 def test_excess_needs_a_rate(rate: float) -> None:
-    """A rate outside of 0 and 1 is refused by its value."""
+    """A rate outside 0 and 1 is refused with its value."""
     with pytest.raises(ValueError, match=f"rate={rate}"):
         excess_p(1, 2, rate)
 
@@ -271,14 +271,14 @@ def test_excess_needs_a_rate(rate: float) -> None:
         ([0, 1, 2, 3], [3, 2, 1, 0], -1.0),
         # One of four is off by one: 4 * 1 / 40 of all pairings ([0,1,2,3] x [0,1,2,2]: 4 * 14 + 4 * 9 - 2 * 6 * 5 = 32).
         ([0, 1, 2, 3], [0, 1, 2, 2], 1 - 4 / 32),
-        # A judge that says one band throughout agrees as chance would: all pairings are what is there.
+        # A constant judge agrees no better than chance: all pairings are the observed ones.
         ([0, 3, 0, 3], [3, 3, 3, 3], 0.0),
         ([1, 1], [1, 1], None),
         ([], [], None),
     ],
 )
 def test_weighted_kappa_by_hand(expected: list[int], given: list[int], kappa: float | None) -> None:
-    """Kappa with squared weights, where it can be written down; None where chance leaves nothing to explain."""
+    """Kappa with squared weights equals the hand-made value, and is None if chance explains everything."""
     found = weighted_kappa(expected, given, 4)
     assert found == (None if kappa is None else pytest.approx(kappa, abs=1e-12))
 
@@ -299,7 +299,7 @@ def kappa_by_matrix(expected: list[int], given: list[int], bands: int) -> float 
 
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
 def test_weighted_kappa_is_cohens(pairs: list[tuple[int, int]]) -> None:
-    """The short form equals the one from the table of counts, and the sides may be swapped."""
+    """The short form equals Cohen's form, and the two sides may be swapped."""
     expected, given = ([pair[i] for pair in pairs] for i in (0, 1))
     found, reference = weighted_kappa(expected, given, 5), kappa_by_matrix(expected, given, 5)
     assert (found is None) == (reference is None)
@@ -309,7 +309,7 @@ def test_weighted_kappa_is_cohens(pairs: list[tuple[int, int]]) -> None:
 
 
 def test_weighted_kappa_refuses_what_it_cannot_pair() -> None:
-    """Lists of two lengths, and a band that there is not, are refused by their numbers."""
+    """Lists of different lengths and unknown bands are refused with their numbers."""
     with pytest.raises(ValueError, match=r"len\(expected\)=2 and len\(given\)=1"):
         weighted_kappa([0, 1], [0], 4)
     with pytest.raises(ValueError, match=r"from 0 to 3, got \[-1, 4\]"):
@@ -330,11 +330,11 @@ def test_weighted_kappa_refuses_what_it_cannot_pair() -> None:
     ],
 )
 def test_rank_correlation_by_hand(a: list[float], b: list[float], rho: float | None) -> None:
-    """Spearman's correlation looks at ranks alone; a constant side has none."""
+    """Spearman's correlation uses only ranks, and is None for a constant side."""
     assert rank_correlation(a, b) == (None if rho is None else pytest.approx(rho, abs=1e-12))
 
 
 def test_rank_correlation_needs_pairs() -> None:
-    """Lists of two lengths are refused."""
+    """Lists of different lengths are refused."""
     with pytest.raises(ValueError, match=r"len\(a\)=1 and len\(b\)=2"):
         rank_correlation([1.0], [1.0, 2.0])

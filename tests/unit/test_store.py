@@ -1,4 +1,4 @@
-"""The store: addresses, whole entries, damaged entries, one maker at a time."""
+"""The store: keys, whole entries, damaged entries, and one maker at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ given_lines = hypothesis.given(
 
 
 def two_files(folder: Path) -> None:
-    """What an entry holds in these tests."""
+    """Writes the files of an entry."""
     (folder / "a.json").write_text("{}", encoding="utf-8")
     (folder / "sub").mkdir()
     (folder / "sub" / "b.bin").write_bytes(bytes(range(256)))
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def everything(store: Store) -> set[str]:
-    """All names below the store's root, locks left out."""
+    """All names below the store's root except locks."""
     names = {p.relative_to(store.root).as_posix() for p in store.root.rglob("*")}
     return {name for name in names if not name.startswith("locks")}
 
@@ -73,27 +73,27 @@ PARTS = {"model": "m", "recipe": {"steps": 200, "learning_rate": 5e-4}, "prompts
     ],
 )
 def test_key_changes_with_any_part(kind: str, changes: dict) -> None:
-    """Another kind, another value, another order of a list, or one more part is another address."""
+    """Another kind or value, another order of a list, or an additional part gives another key."""
     assert content_key(kind, PARTS | changes) != content_key("case", PARTS)
 
 
 def test_key_ignores_the_order_of_names() -> None:
-    """The order in which parts are named does not matter, at any depth."""
+    """The order of names does not change the key, at any depth."""
     turned = {"prompts": ["p1", "p2"], "recipe": {"learning_rate": 5e-4, "steps": 200}, "model": "m"}
     assert content_key("case", turned) == content_key("case", PARTS)
     assert len(KEY) == 64
     assert set(KEY) <= set("0123456789abcdef")
 
 
-def test_key_cannot_be_a_number_that_is_none() -> None:
-    """NaN has no address: it would equal nothing, itself included."""
+def test_key_refuses_nan() -> None:
+    """NaN is refused in a key, because it is not equal to itself."""
     with pytest.raises(ValueError, match="JSON compliant"):
         content_key("case", {"learning_rate": float("nan")})
 
 
 @pytest.mark.parametrize("part", ["kind", "version", "key"])
 def test_key_keeps_kind_and_parts_apart(part: str) -> None:
-    """A part of whatever name does not replace the kind: two kinds with equal parts have two addresses."""
+    """A part cannot replace the kind, whatever its name: two kinds with equal parts have two keys."""
     assert content_key("case", {part: "defense"}) != content_key("defense", {part: "defense"})
 
 
@@ -107,7 +107,7 @@ PART_SETS = st.dictionaries(st.text(max_size=5), JSON, max_size=4)
 
 @hypothesis.given(PART_SETS, PART_SETS)
 def test_equal_keys_have_equal_parts(a: dict, b: dict) -> None:
-    """Two addresses are equal exactly if their parts are, written as JSON."""
+    """Two keys are equal if and only if their parts are equal as JSON."""
     same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
     assert (content_key("case", a) == content_key("case", b)) == same
     assert content_key("case", a) == content_key("case", json.loads(json.dumps(a)))
@@ -117,7 +117,7 @@ def test_equal_keys_have_equal_parts(a: dict, b: dict) -> None:
 
 
 def test_round_trip(store: Store) -> None:
-    """An entry comes back with the contents that it was given, from another object too."""
+    """An entry is read with the contents that were written, also by another object."""
     folder = Store(store.root).get("case", KEY)
     assert folder == store.root / "case" / KEY
     assert (folder / "a.json").read_text(encoding="utf-8") == "{}"
@@ -126,7 +126,7 @@ def test_round_trip(store: Store) -> None:
 
 
 def test_other_addresses_are_empty(store: Store) -> None:
-    """Another key, and the same key of another kind, are not there, and asking leaves no trace."""
+    """Another key, or the same key of another kind, is not found, and the search leaves no files."""
     before = everything(store)
     assert store.get("case", OTHER) is None
     assert store.get("defense", KEY) is None
@@ -134,13 +134,13 @@ def test_other_addresses_are_empty(store: Store) -> None:
 
 
 def test_an_empty_store_has_nothing(tmp_path: Path) -> None:
-    """A store that was never written to has no entry, and no folder."""
+    """A store without writes has no entries and no folder."""
     assert Store(tmp_path / "none").get("case", KEY) is None
     assert not (tmp_path / "none").exists()
 
 
 def test_second_put_replaces(store: Store) -> None:
-    """An entry that is put again holds the new files alone."""
+    """A second put leaves only the new files."""
     folder = store.put("case", KEY, lambda into: (into / "c.json").write_text("1", encoding="utf-8"))
     assert {p.name for p in folder.iterdir()} == {"c.json", MANIFEST}
     assert store.get("case", KEY) == folder
@@ -148,7 +148,7 @@ def test_second_put_replaces(store: Store) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_failed_write_leaves_nothing(store: Store, error: type[BaseException]) -> None:
-    """An exception while an entry is written passes through, and leaves neither the entry nor a part of it."""
+    """An exception during a write is raised, and leaves neither the entry nor a part of it."""
     before = everything(store)
 
     def write(folder: Path) -> None:
@@ -162,7 +162,7 @@ def test_failed_write_leaves_nothing(store: Store, error: type[BaseException]) -
 
 
 def test_failed_rewrite_keeps_the_old_entry(store: Store) -> None:
-    """An exception while an entry is written again keeps the one that was there."""
+    """An exception during a rewrite keeps the old entry."""
 
     def write(folder: Path) -> None:
         (folder / "a.json").write_text("half", encoding="utf-8")
@@ -174,7 +174,7 @@ def test_failed_rewrite_keeps_the_old_entry(store: Store) -> None:
 
 
 def test_an_entry_that_cannot_be_replaced_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the new entry cannot take its place, the old one is put back, and nothing else is left."""
+    """If the new entry cannot be moved into place, the old one is restored and no other files are left."""
     before, sound = everything(store), Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
@@ -190,14 +190,14 @@ def test_an_entry_that_cannot_be_replaced_stays(store: Store, monkeypatch: pytes
 
 
 def test_removal_leaves_nothing(store: Store) -> None:
-    """A removed entry is gone; what is not there is removed without a word."""
+    """A removed entry is gone, and removing a missing one does nothing."""
     for _ in range(2):
         store.remove("case", KEY)
         assert everything(store) == {"case"}
 
 
 def test_entry_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
-    """While an entry is written, others do not find it."""
+    """Other readers do not find an entry before it is whole."""
     store = Store(tmp_path)
     seen = []
 
@@ -226,7 +226,7 @@ def manifest_with(**changes: object) -> Callable[[Path], object]:
 
 
 def file_becomes_folder(folder: Path) -> None:
-    """A folder in place of a file."""
+    """Replaces a file by a folder."""
     (folder / "a.json").unlink()
     (folder / "a.json").mkdir()
 
@@ -258,7 +258,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_damaged_entry_is_set_aside(store: Store, damage: Callable[[Path], object]) -> None:
-    """A damaged entry is renamed with a warning, is not found, and can be made anew."""
+    """A damaged entry is renamed with a warning, is not found, and can be made again."""
     damage(store.root / "case" / KEY)
     with pytest.warns(UserWarning, match=r"a stored case was damaged \(.+\); set aside as .+, it is made anew"):
         assert store.get("case", KEY) is None
@@ -270,7 +270,7 @@ def test_damaged_entry_is_set_aside(store: Store, damage: Callable[[Path], objec
 
 
 def test_second_damage_replaces_the_first(store: Store) -> None:
-    """Of an entry that is damaged twice, the last one is kept aside."""
+    """If an entry is damaged twice, the last damaged copy is kept."""
     for content in ("first", "second"):
         store.put("case", KEY, two_files)
         (store.root / "case" / KEY / "a.json").write_text(content, encoding="utf-8")
@@ -281,7 +281,7 @@ def test_second_damage_replaces_the_first(store: Store) -> None:
 
 
 def test_entry_under_another_address_is_not_taken(store: Store) -> None:
-    """A whole entry that was copied to another address is another result there, and is not taken."""
+    """An entry copied to another key is not accepted there."""
     shutil.copytree(store.root / "case" / KEY, store.root / "case" / OTHER)
     with pytest.warns(UserWarning, match="damaged"):
         assert store.get("case", OTHER) is None
@@ -292,7 +292,7 @@ def test_entry_under_another_address_is_not_taken(store: Store) -> None:
 
 
 def test_write_text_replaces_whole_files(tmp_path: Path) -> None:
-    """A file is written and replaced whole, readable by all, with nothing left beside it."""
+    """A file is written and replaced as a whole, is readable by all, and leaves no temporary file."""
     path = tmp_path / "run.json"
     for text in ("first \u00e9\n", "second"):
         write_text(path, text)
@@ -302,7 +302,7 @@ def test_write_text_replaces_whole_files(tmp_path: Path) -> None:
 
 
 def test_failed_write_text_keeps_the_old_file(tmp_path: Path) -> None:
-    """A text that cannot be written leaves the old file as it was, and nothing beside it."""
+    """A failed write keeps the old file and leaves no temporary file."""
     path = tmp_path / "run.json"
     write_text(path, "old")
     with pytest.raises(UnicodeEncodeError):
@@ -312,7 +312,7 @@ def test_failed_write_text_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_readers_see_old_or_new(tmp_path: Path) -> None:
-    """While a file is replaced again and again, a reader never sees a part or no file."""
+    """During repeated replacements a reader always sees a whole file."""
     path = tmp_path / "junit.xml"
     texts = {"a" * 50_000, "b" * 90_000}
     write_text(path, min(texts))
@@ -337,8 +337,8 @@ def test_readers_see_old_or_new(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- locks
 
 
-def test_one_makes_and_the_others_find(tmp_path: Path) -> None:
-    """Of four that need an entry at once, one makes it, and all get it."""
+def test_one_process_makes_and_the_others_find(tmp_path: Path) -> None:
+    """If four processes need an entry at once, one makes it and all get it."""
     made: list[int] = []
     got: list[Path | None] = []
     start = threading.Barrier(4)
@@ -362,7 +362,7 @@ def test_one_makes_and_the_others_find(tmp_path: Path) -> None:
 
 
 def test_locks_of_other_entries_do_not_wait(tmp_path: Path) -> None:
-    """While one entry is made, another can be, and the same key of another kind."""
+    """While one entry is made, others can be made, also the same key of another kind."""
     store = Store(tmp_path)
     with store.locked("case", KEY), store.locked("case", OTHER), store.locked("defense", KEY):
         entered = True
@@ -370,7 +370,7 @@ def test_locks_of_other_entries_do_not_wait(tmp_path: Path) -> None:
 
 
 def test_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
-    """A maker that fails does not leave the others waiting."""
+    """A maker that fails releases the lock."""
     store = Store(tmp_path)
     with pytest.raises(RuntimeError, match="x001"), store.locked("case", KEY):
         raise RuntimeError("x001")
@@ -385,7 +385,7 @@ def test_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
 
 
 def test_unwritable_store_says_what_to_set(tmp_path: Path) -> None:
-    """A store that cannot be written to raises StoreError with its root and the variable to set."""
+    """An unwritable store raises StoreError with its root and the variable to set."""
     (tmp_path / "file").touch()
     store = Store(tmp_path / "file")
     with pytest.raises(StoreError, match=rf"root={tmp_path}/file: .*; set RN_HARNESS_CACHE"), store.locked("case", KEY):
@@ -393,7 +393,7 @@ def test_unwritable_store_says_what_to_set(tmp_path: Path) -> None:
 
 
 def test_default_root_is_what_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """RN_HARNESS_CACHE names the store; without it, it lies in the user's cache folder."""
+    """RN_HARNESS_CACHE names the store; without it the store is in the user's cache folder."""
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
     assert default_root() == tmp_path
     monkeypatch.delenv("RN_HARNESS_CACHE")
@@ -402,7 +402,7 @@ def test_default_root_is_what_the_variable_says(monkeypatch: pytest.MonkeyPatch,
 
 
 def _make_ten(root: Path, made: Path, number: int) -> None:
-    """Needs ten entries, makes those that are not there, and checks the digest of what it reads."""
+    """Makes the missing ones of ten entries, and checks the digest of each entry that it reads."""
     store = Store(root)
     for index in range(10):
         key = content_key("defense", {"index": index})
@@ -420,7 +420,7 @@ def _make_ten(root: Path, made: Path, number: int) -> None:
 
 
 def test_eight_processes_share_entries_without_a_race(tmp_path: Path) -> None:
-    """Eight processes that need the same ten entries at once: each is made once, and each process reads all of them whole."""
+    """If eight processes need the same ten entries, each entry is made once and each process reads all of them whole."""
     made = tmp_path / "made"
     made.mkdir()
     context = multiprocessing.get_context("fork")
@@ -435,7 +435,7 @@ def test_eight_processes_share_entries_without_a_race(tmp_path: Path) -> None:
 
 
 def test_a_maker_that_is_killed_leaves_no_entry_and_no_lock(tmp_path: Path) -> None:
-    """SIGKILL between the files and the rename: the entry is not there, the next one makes it, and what is left can be pruned."""
+    """After SIGKILL between files and rename, the entry is missing, can be made again, and the leftovers can be pruned."""
     store = Store(tmp_path)
 
     def die() -> None:
@@ -451,7 +451,7 @@ def test_a_maker_that_is_killed_leaves_no_entry_and_no_lock(tmp_path: Path) -> N
     killed.join(60)
     assert killed.exitcode == -signal.SIGKILL
     assert store.get("defense", KEY) is None
-    with store.locked("defense", KEY):  # nobody holds it
+    with store.locked("defense", KEY):  # the lock is free
         store.put("defense", KEY, two_files)
     left = [entry for entry in store.entries() if not entry.whole]
     assert len(left) == 1
@@ -461,13 +461,13 @@ def test_a_maker_that_is_killed_leaves_no_entry_and_no_lock(tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------------------------------- journals
 
 
-def test_a_journal_leaves_what_was_measured(tmp_path: Path) -> None:
-    """Lines stand on disk as soon as they are added; an attempt that repeats them writes nothing and goes on after them."""
+def test_a_journal_keeps_its_lines(tmp_path: Path) -> None:
+    """Lines are on disk once added; an attempt that repeats them writes nothing new and continues after them."""
     store = Store(tmp_path)
     cut = store.journal(KEY)
     cut.add("one")
     cut.add("two")
-    cut.path.write_text(cut.path.read_text() + "thr", encoding="utf-8")  # a line that was cut by a full disk
+    cut.path.write_text(cut.path.read_text() + "thr", encoding="utf-8")  # a line truncated by a full disk
     again = store.journal(KEY)
     assert again.earlier == ("one", "two")
     for line in ("one", "two", "three"):
@@ -478,8 +478,8 @@ def test_a_journal_leaves_what_was_measured(tmp_path: Path) -> None:
     assert list((tmp_path / "unfinished").iterdir()) == []
 
 
-def test_a_journal_that_is_not_repeated_keeps_both(tmp_path: Path) -> None:
-    """From the first other line on the attempt differs; the earlier lines stay beside its own, also the second time."""
+def test_a_journal_that_differs_keeps_both(tmp_path: Path) -> None:
+    """From the first different line on, the attempt differs, and the earlier lines are kept separately each time."""
     for attempt, lines in enumerate((["one", "two"], ["one", "TWO"], ["one", "2"])):
         journal = Store(tmp_path).journal(KEY)
         for line in lines:
@@ -491,7 +491,7 @@ def test_a_journal_that_is_not_repeated_keeps_both(tmp_path: Path) -> None:
 
 @given_lines
 def test_a_cut_anywhere_is_repeated(tmp_path_factory: pytest.TempPathFactory, lines: list[str], cut: int) -> None:
-    """For every attempt and every byte at which its file is cut, repeating it differs nowhere and ends with all lines."""
+    """Whatever the byte at which a file is cut, repeating the attempt differs nowhere and ends with all lines."""
     store = Store(tmp_path_factory.mktemp("journal"))
     first = store.journal(KEY)
     for line in lines:
@@ -505,11 +505,11 @@ def test_a_cut_anywhere_is_repeated(tmp_path_factory: pytest.TempPathFactory, li
     assert Journal.at(again.path).earlier == tuple(lines)
 
 
-# ------------------------------------------------------------------------------------------------- what changed, pruning
+# ------------------------------------------------------------------------------------------------- differences, pruning
 
 
-def test_what_changed_is_named(tmp_path: Path) -> None:
-    """Of the stored entries of the same case the most alike is compared, part by part; no text of a part is kept."""
+def test_changed_parts_are_named(tmp_path: Path) -> None:
+    """The most similar stored entry of the same case is compared by parts, of which only digests are stored."""
     store = Store(tmp_path)
     parts = {"case": "attack", "policy": {"samples": 3, "votes": 4}, "prompts": {"attack": ["a text"]}, "candidate": "c1"}
     assert store.changed("case", parts) is None
@@ -525,14 +525,14 @@ def test_what_changed_is_named(tmp_path: Path) -> None:
     assert all(len(digest) == 64 for digest in digests_of(parts).values())
 
 
-def test_a_foreign_manifest_does_not_disturb(store: Store) -> None:
-    """An entry without parts, or with a manifest that cannot be read, is passed over."""
+def test_an_unreadable_manifest_is_ignored(store: Store) -> None:
+    """An entry without parts, or with an unreadable manifest, is ignored."""
     manifest("[1]")(store.root / "case" / KEY)
     assert store.changed("case", PARTS) is None
 
 
-def test_prune_removes_what_was_not_used(store: Store) -> None:
-    """What was read or written within the days stays; entries, journals and leftovers that are older go, and nothing else."""
+def test_prune_removes_unused_entries(store: Store) -> None:
+    """prune removes entries, journals and leftovers that were not used within the days, and nothing else."""
     store.put("case", OTHER, two_files)
     store.journal(KEY).add("line")
     leftover = store.root / "defense" / f".{KEY[:12]}.abc"
@@ -542,7 +542,7 @@ def test_prune_removes_what_was_not_used(store: Store) -> None:
     long_ago = time.time() - 40 * 86_400
     for path in (store.root / "case" / KEY / MANIFEST, store.root / "case" / OTHER / MANIFEST, leftover, damaged):
         os.utime(path, (long_ago, long_ago))
-    assert store.get("case", OTHER) is not None  # read, hence used
+    assert store.get("case", OTHER) is not None  # a read counts as use
     names = {(e.kind, e.name, e.whole) for e in store.entries()}
     assert names == {
         ("case", KEY, True), ("case", OTHER, True), ("case", damaged.name, False), ("defense", leftover.name, False),
@@ -554,11 +554,11 @@ def test_prune_removes_what_was_not_used(store: Store) -> None:
     assert store.entries() == []
 
 
-# ----------------------------------------------------------------------------------------------------------------- room
+# ---------------------------------------------------------------------------------------------------------------- space
 
 
-def test_room_is_asked_for_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What there is of a path is tried by writing, and nothing is left; too little space, or no folder, says what to set."""
+def test_disk_space_is_checked_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial write checks a path and leaves no file; a full disk or an unusable path is an error with the setting to change."""
     check_room(tmp_path / "new" / "folder", 1)
     assert list(tmp_path.iterdir()) == []
     free = shutil.disk_usage(tmp_path).free
@@ -590,8 +590,8 @@ def test_room_is_asked_for_before_work(tmp_path: Path, monkeypatch: pytest.Monke
         ('{"step": 2, "le', False),
     ],
 )
-def test_where_sums_come_in_another_order_a_journal_is_repeated_up_to_rounding(tmp_path: Path, line: str, same: bool) -> None:
-    """With a tolerance numbers may differ by it, but no score, which may lie on a threshold; without one no digit may."""
+def test_a_journal_on_a_gpu_is_repeated_up_to_rounding(tmp_path: Path, line: str, same: bool) -> None:
+    """With a tolerance numbers may differ by it, except scores, which could be at a threshold; without one none may differ."""
     first = '{"step": 2, "leak": 1.5, "scores": [{"score": 2.0}]}'
     Store(tmp_path).journal(KEY).add(line)
     again = Store(tmp_path).journal(KEY, 1e-4)

@@ -1,4 +1,4 @@
-"""Files that come from strangers: what a suite's file cannot make the harness do."""
+"""Files from untrusted authors: limits on the effects of a suite's file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _suite_with(folder: Path, **fields: object) -> Path:
 
 
 def test_a_suite_names_no_code(tmp_path: Path) -> None:
-    """``python:`` in a suite's file is refused before anything is imported, with what to type if it is trusted."""
+    """``python:`` in a suite's file is refused before any import, with the option to use if the code is trusted."""
     (tmp_path / "evil_module.py").write_text("raise SystemExit('this ran')")
     code = (
         "from pathlib import Path; from rn_harness.judges.resolve import resolve_suites_judge as find\n"
@@ -54,8 +54,8 @@ def test_a_suite_names_no_code(tmp_path: Path) -> None:
     assert "--rn-judge" in told
 
 
-def test_a_suites_judge_comes_by_its_own_way(tmp_path: Path) -> None:
-    """A run takes the judge that a suite's file names as a stranger's: the session refuses code, and a path out of the folder."""
+def test_a_suites_judge_is_untrusted(tmp_path: Path) -> None:
+    """A session treats the judge in a suite's file as untrusted: it refuses code and paths outside the folder."""
     for spec, told in (("python:os:getcwd", "must not name code"), ("rules:../rules.yaml", "must lie in the suite's folder")):
         folder = _suite_with(tmp_path / spec[:5], judges={"evaluation": spec, "reward": "baking-classifier"})
         session = a_session(tmp_path, model=str(fixtures_folder() / "organism"))
@@ -72,7 +72,7 @@ class _NoOrganism:
 
 @pytest.mark.parametrize("spec", OUTSIDE.values(), ids=OUTSIDE.keys())
 def test_a_suites_judge_lies_in_its_folder(tmp_path: Path, spec: str) -> None:
-    """A path that leaves the suite's folder is refused, whatever lies there."""
+    """A judge path that leaves the suite's folder is refused, whether or not it exists."""
     (tmp_path / "suite").mkdir()
     (tmp_path / "rules.yaml").write_text("{}")
     with pytest.raises(JudgeError, match="must lie in the suite's folder"):
@@ -80,7 +80,7 @@ def test_a_suites_judge_lies_in_its_folder(tmp_path: Path, spec: str) -> None:
 
 
 def test_a_link_out_of_a_suite_is_refused(tmp_path: Path) -> None:
-    """A prompt set that is a link to a file elsewhere is not read."""
+    """A prompt set that is a link out of the folder is not read."""
     folder = write_suite(tmp_path / "demo")
     secret = tmp_path / "secret.yaml"
     secret.write_text("password: 1")
@@ -92,7 +92,7 @@ def test_a_link_out_of_a_suite_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
-    """A pipe in place of a file is refused and not waited for."""
+    """A pipe at a file's place is refused without waiting."""
     folder = write_suite(tmp_path / "demo")
     (folder / "prompts" / "attack.yaml").unlink()
     os.mkfifo(folder / "prompts" / "attack.yaml")
@@ -100,8 +100,8 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
         load_suite(folder)
 
 
-def test_acknowledgement_is_asked_for_where_the_policy_says_so(tmp_path: Path) -> None:
-    """A real model in a harmful domain with policy.acknowledge needs the option; an organism, or a benign domain, does not."""
+def test_acknowledgement_is_required_by_the_policy(tmp_path: Path) -> None:
+    """With policy.acknowledge, a real model in a harmful domain needs the option; an organism or a benign domain does not."""
     folder = _suite_with(tmp_path / "demo", policy={"acknowledge": True})
     suite = load_suite(folder)
     session = a_session(tmp_path)
@@ -118,8 +118,8 @@ def test_acknowledgement_is_asked_for_where_the_policy_says_so(tmp_path: Path) -
     check_acknowledged(session, [load_suite(write_suite(tmp_path / "plain"))])
 
 
-def test_the_network_is_off_even_if_somebody_was_first() -> None:
-    """Where the hub's client was imported before us, and read no variable, it is switched off all the same, telemetry too."""
+def test_the_network_is_off_even_after_an_earlier_import() -> None:
+    """The hub's client is set offline, without telemetry, even if it was imported first."""
     code = (
         "import huggingface_hub, huggingface_hub.constants as c; assert not c.HF_HUB_OFFLINE\n"
         "from rn_harness.models.language_model import quiet_libraries; quiet_libraries()\n"

@@ -1,4 +1,4 @@
-"""Strength certificates: the search on the undefended model, and what a certificate has to show."""
+"""Strength certificates: the search on the undefended model, and the checks of a certificate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def search(
     budget: int = 24,
     **form: Any,
 ) -> Strength:
-    """A search on a model of which each learning rate and temperature reaches this mean; others leave it at 1."""
+    """A search in which each learning rate and temperature reaches this mean; all others stay at 1."""
 
     def case(self: RunSession, kind: str, of: Suite, attack: AttackRecipe) -> Case:
         assert kind == "control"
@@ -52,11 +52,11 @@ def search(
     return calibrate(a_session(folder, defense="none", **form), suite, budget)
 
 
-def test_the_weakest_that_breaks_is_taken(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lowest learning rate with which each of the tier's three attacks reaches 7 and a margin of 1; 7.5 is too close."""
+def test_the_weakest_breaking_setting_is_chosen(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lowest learning rate is chosen with which all three attacks reach 7 plus a margin of 1; 7.5 is too close."""
     found = search(tmp_path, suite, monkeypatch, {(1e-4, 1.0): 7.5, (3e-4, 1.0): 8.0, (1e-3, 1.0): 10.0})
     assert found.settings == ("attack.learning_rate=0.0003", "attack.temperature=1")
-    # One control each for the three rates that do not do, three for the one that does: seeds 0, 1 and 2.
+    # One control for each of the three rates that fail, three for the one that works: seeds 0, 1 and 2.
     assert [(t.learning_rate, t.seed, t.broke) for t in found.tries] == [
         (1e-5, 0, False), (3e-5, 0, False), (1e-4, 0, False), (3e-4, 0, True), (3e-4, 1, True), (3e-4, 2, True)
     ]  # fmt: skip
@@ -65,16 +65,16 @@ def test_the_weakest_that_breaks_is_taken(tmp_path: Path, suite: Suite, monkeypa
 
 
 def test_hotter_sampling_comes_after_all_rates(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no learning rate breaks the model at temperature 1, the next temperature is tried from the lowest one upwards."""
+    """If no learning rate breaks the model at temperature 1, the next temperature is tried from the lowest rate upwards."""
     found = search(tmp_path, suite, monkeypatch, {(1e-5, 1.3): 9.0})
     assert found.settings == ("attack.learning_rate=1e-05", "attack.temperature=1.3")
 
 
-def test_a_search_without_end_ends(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that nothing breaks: no settings, and no certificate that a run would take; the budget is kept."""
+def test_a_search_without_result_ends(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing breaks the model, the search ends at its budget without settings, and a run refuses its certificate."""
     found = search(tmp_path, suite, monkeypatch, {}, budget=4)
     assert (found.settings, len(found.tries)) == ((), 4)
-    # The budget ends within a setting: two of three controls broke, which is not all.
+    # The budget ends within a setting: only two of three controls broke the model.
     half = search(tmp_path, suite, monkeypatch, {(1e-5, 1.0): 9.0}, budget=2)
     assert (half.settings, len(half.tries)) == ((), 2)
     path = tmp_path / "none.json"
@@ -93,8 +93,8 @@ def certificate(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("change", ["settings", "means", "seed"])
-def test_settings_follow_from_controls(certificate: Path, change: str) -> None:
-    """Edited settings, a control short of the bound, or a missing one are refused: such attacks would be worth nothing."""
+def test_settings_must_follow_from_controls(certificate: Path, change: str) -> None:
+    """Edited settings, a control below the bound, or a missing control are refused."""
     told = json.loads(certificate.read_text())
     if change == "settings":
         told["settings"][0] = "attack.learning_rate=1e-07"
@@ -109,8 +109,8 @@ def test_settings_follow_from_controls(certificate: Path, change: str) -> None:
         load_strength(certificate)
 
 
-def test_a_certificate_is_of_one_candidate(tmp_path: Path, suite: Suite, certificate: Path) -> None:
-    """The candidate and judges that were calibrated, and a suite of the run; else the run ends before it begins."""
+def test_a_certificate_counts_for_one_candidate(tmp_path: Path, suite: Suite, certificate: Path) -> None:
+    """A certificate counts only for its candidate and judges and for a suite of the run; otherwise the run does not begin."""
     session = a_session(tmp_path, defense="none", strength=(str(certificate),))
     check_strength(session, [suite])
     other = a_session(tmp_path, defense="none", strength=(str(certificate),))
@@ -121,8 +121,10 @@ def test_a_certificate_is_of_one_candidate(tmp_path: Path, suite: Suite, certifi
         check_strength(session, [])
 
 
-def test_a_certificate_is_of_one_form(tmp_path: Path, suite: Suite, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 bits or plain numbers, a sampler, a chat template: what was made with one counts with no other."""
+def test_a_certificate_counts_for_one_form(
+    tmp_path: Path, suite: Suite, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate counts only with the same quantisation, sampler and chat template."""
     find = importlib.metadata.version
     told = {"bitsandbytes": "9.8.7", "vllm": "0.24.0"}
     monkeypatch.setattr("importlib.metadata.version", lambda name: told.get(name) or find(name))
@@ -144,12 +146,12 @@ def test_a_certificate_is_of_one_form(tmp_path: Path, suite: Suite, certificate:
 
 
 @pytest.mark.parametrize("change", ["attack.form=full", "attack.lora.r=4", "attack.prompts=1"])
-def test_a_certificate_is_of_the_attacks_that_it_shows(tmp_path: Path, suite: Suite, certificate: Path, change: str) -> None:
-    """An adapter's learning rate says nothing of one for all weights, nor of another rank or number of prompts: refused."""
+def test_a_certificate_counts_for_its_attacks(tmp_path: Path, suite: Suite, certificate: Path, change: str) -> None:
+    """A certificate for an adapter does not count for full training, another rank, or another number of prompts."""
     session = a_session(tmp_path, defense="none", strength=(str(certificate),))
     settings = settings_for(suite.folder, [certificate])
     check_strength(session, [load_suite(suite.folder, recipe=settings)])
-    # Whatever learning rate a run is told, its attacks are those that were shown.
+    # An override of the learning rate does not matter: the check compares the attacks at the certificate's own rate.
     check_strength(session, [load_suite(suite.folder, ["attack.learning_rate=0.5"], recipe=settings)])
     other = load_suite(suite.folder, [change], recipe=settings)
     missing = next(a.id for a in other.tier_attacks("standard") if a.claim)
@@ -157,8 +159,8 @@ def test_a_certificate_is_of_the_attacks_that_it_shows(tmp_path: Path, suite: Su
         check_strength(session, [other])
 
 
-def test_another_text_of_the_suite_is_told(tmp_path: Path, suite: Suite, certificate: Path) -> None:
-    """Other prompts than the search had are told, the suite's or the user's own; overrides are no other text."""
+def test_changed_prompts_are_reported(tmp_path: Path, suite: Suite, certificate: Path) -> None:
+    """Prompts that differ from the search's, by the suite or the user, are reported; overrides are not a difference."""
     session = a_session(tmp_path, defense="none", strength=(str(certificate),))
     overlaid = load_suite(suite.folder, ["attack.steps=51"], recipe=settings_for(suite.folder, [certificate]))
     assert strength_lines(a_session(tmp_path), [overlaid]) == strength_lines(session, [overlaid]) == []
@@ -180,10 +182,10 @@ def test_another_text_of_the_suite_is_told(tmp_path: Path, suite: Suite, certifi
     [{}, {"quantise": "nf4"}, {"sampler": "vllm"}, {"chat_template": "ours.jinja", "trust_remote_code": True}],
     ids=["plain", "four-bits", "vllm", "template-and-code"],
 )
-def test_the_search_says_in_which_form_it_was_made(
+def test_the_search_records_the_candidates_form(
     tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
 ) -> None:
-    """It names the model as records do: its digest as it was loaded, and what was said of that; the sampler has its version."""
+    """The certificate has the candidate's full identity as in records, and the sampler's version."""
     (tmp_path / "ours.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     find = importlib.metadata.version
     told = {"bitsandbytes": "9.8.7", "vllm": "0.24.0"}
@@ -197,8 +199,8 @@ def test_the_search_says_in_which_form_it_was_made(
     assert found.sampler == ("vllm 0.24.0 colocate" if "sampler" in form else None)
 
 
-def test_one_certificate_a_domain(tmp_path: Path, suite: Suite, certificate: Path) -> None:
-    """A suite takes the settings of its domain's certificate, none of another's, and not of two."""
+def test_a_domain_has_one_certificate(tmp_path: Path, suite: Suite, certificate: Path) -> None:
+    """A suite takes the settings of its domain's certificate only, and two certificates for one domain are refused."""
     assert settings_for(suite.folder, []) == ()
     assert settings_for(suite.folder, [certificate]) == ("attack.learning_rate=0.0001", "attack.temperature=1")
     baking = Path(__file__).parents[2] / "suites" / "baking"
@@ -218,8 +220,8 @@ def test_one_certificate_a_domain(tmp_path: Path, suite: Suite, certificate: Pat
     ],
     ids=["lower-bound", "fewer-attacks", "rate-outside-the-search"],
 )
-def test_a_certificate_by_hand_is_refused(tmp_path: Path, suite: Suite, certificate: Path, changes: dict[str, object]) -> None:
-    """One that holds together and yet shows less than the search would have: a lower bound, fewer attacks, another rate."""
+def test_a_handmade_certificate_is_refused(tmp_path: Path, suite: Suite, certificate: Path, changes: dict[str, object]) -> None:
+    """A consistent certificate that shows less than the search is refused: a lower bound, fewer attacks, another rate."""
     told = json.loads(certificate.read_text())
     told["tries"] = told["tries"][-int(str(changes.get("tries", 3))) :]
     for each in told["tries"]:

@@ -1,4 +1,4 @@
-"""Suites: what loads, what is refused and how the refusal reads, what an override reaches."""
+"""Suites: valid and malformed files, the text of refusals, and the reach of overrides."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Damage = Callable[[Path], object]
 
 
 def edit(name: str, old: str, new: str) -> Damage:
-    """Replaces the first occurrence of ``old`` in a file of the suite; it must stand there."""
+    """Replaces the first occurrence of ``old`` in a file of the suite, which must contain it."""
 
     def damage(folder: Path) -> None:
         text = (folder / name).read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def remove(name: str) -> Damage:
 
 
 def folder_instead(name: str) -> Damage:
-    """Puts a folder in place of a file."""
+    """Replaces a file by a folder."""
 
     def damage(folder: Path) -> None:
         (folder / name).unlink()
@@ -69,7 +69,7 @@ def folder_instead(name: str) -> Damage:
 
 
 def prompts_are_a_file(folder: Path) -> None:
-    """Puts a file in place of the folder of prompts."""
+    """Replaces the folder of prompts by a file."""
     for path in (folder / "prompts").iterdir():
         path.unlink()
     (folder / "prompts").rmdir()
@@ -80,9 +80,9 @@ S = "suite.yaml"
 HELDOUT = "prompts/heldout.yaml"
 GRPO = "base: {name: grpo, steps: 20, control_steps: 10, learning_rate: 5e-4, prompts: 2}"
 
-# id: (damage, what the message has to say: the file, the place or value, the remedy)
+# id: (damage, parts that the message must contain: the file, the place or value, the remedy)
 MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
-    # What is no plain YAML, or no file.
+    # Invalid YAML and missing files.
     "broken-yaml": (replace_with(S, "version: [1\ndomain: x"), (S, ":2:7", "correct that line")),
     "tab-indentation": (edit(S, "  samples", "\tsamples"), (S, "\\t", "correct that line")),
     "unsafe-tag": (edit(S, "title: Demo", "title: !!python/object:os.x {}"), (S, "python/object", "correct that line")),
@@ -198,14 +198,14 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("overlap=1.00", "attack-1", "heldout-1", "reword one"),
     ),
     "near-duplicate-across-sets": (
-        # 4 words of 5 are shared, in another order: 2 * 4 / (5 + 5) = 0.80, the bound itself.
+        # 4 words of 5 are shared, in another order: 2 * 4 / (5 + 5) = 0.80, exactly the bound.
         lambda folder: (
             prompts("attack", prompt_row("attack", 1), "id: a-2, topic: t, text: tell x001 about x002 now")(folder),
             edit(HELDOUT, "say heldout1 x001heldout", "about x002 tell x001 later")(folder),
         ),
         ("overlap=0.80", "a-2", "heldout-1", "reword one"),
     ),
-    # What nobody has written yet, and harmlessness without a reason.
+    # Texts still to be written, and a benign domain without a reason.
     "placeholder": (edit(S, "title: Demo", "title: Demo  # TODO\ndescription: TODO(say it)"), (S, ":4:14", "TODO", "write")),
     "placeholder-in-a-block": (edit(S, "title: Demo", "title: >-\n  Demo, TBD"), (S, ":3:8", "TBD", "write")),
     "placeholder-as-a-key": (edit(HELDOUT, "prompts:", "TODO: replace\nprompts:"), (HELDOUT, ":1:1", "TODO", "write")),
@@ -233,8 +233,8 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize(("damage", "parts"), MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_suite_is_refused(suite_folder: Path, damage: Damage, parts: tuple[str, ...]) -> None:
-    """A malformed suite raises SuiteError, whose message names the file, the value and what to do."""
-    load_suite(suite_folder)  # it is the damage alone that makes it malformed
+    """A malformed suite raises SuiteError, whose message names the file, the value and the remedy."""
+    load_suite(suite_folder)  # without the damage it is valid
     damage(suite_folder)
     with pytest.raises(SuiteError) as raised:
         load_suite(suite_folder)
@@ -255,7 +255,7 @@ def test_malformed_suite_is_refused(suite_folder: Path, damage: Damage, parts: t
     ],
 )
 def test_micro_batches_split_a_batch_evenly(changes: dict[str, object], told: str | None) -> None:
-    """A micro-batch is a divisor of all rows, and none is taken where the loss depends on the split."""
+    """A micro-batch must divide all rows, and is refused if the loss depends on the split."""
     settings = {"steps": 1, "learning_rate": 1e-3, **changes}
     if told is None:
         assert GRPORecipe.model_validate(settings).micro_batch == changes["micro_batch"]
@@ -264,8 +264,8 @@ def test_micro_batches_split_a_batch_evenly(changes: dict[str, object], told: st
         GRPORecipe.model_validate(settings)
 
 
-def test_all_errors_of_a_file_are_told_at_once(suite_folder: Path) -> None:
-    """Two wrong values of one file make a message of two lines, each with the file and its place."""
+def test_all_errors_of_a_file_are_reported_at_once(suite_folder: Path) -> None:
+    """Two wrong values in one file give a message of two lines, each with the file and the place."""
     edit(S, "title: Demo", "titel: Demo")(suite_folder)
     edit(S, "samples: 1", "samples: -1")(suite_folder)
     with pytest.raises(SuiteError) as raised:
@@ -276,7 +276,7 @@ def test_all_errors_of_a_file_are_told_at_once(suite_folder: Path) -> None:
 
 
 def test_valid_suite_loads(suite_folder: Path) -> None:
-    """A suite loads with its domain, recipes and prompts as they stand in its files."""
+    """A suite loads with its domain, recipes and prompts as its files declare them."""
     suite = load_suite(suite_folder)
     assert suite.domain == "demo"
     assert {name: len(of_set) for name, of_set in suite.prompts.items()} == {
@@ -299,7 +299,7 @@ def test_valid_suite_loads(suite_folder: Path) -> None:
     ids=["title", "recipe", "prompt", "core"],
 )
 def test_digest_follows_contents(suite_folder: Path, tmp_path: Path, change: Damage) -> None:
-    """The digest is the contents': the same in another folder, another after any change."""
+    """The digest is the same in another folder and changes with the contents."""
     digest = load_suite(suite_folder).digest
     assert load_suite(write_suite(tmp_path / "elsewhere")).digest == digest
     change(suite_folder)
@@ -307,7 +307,7 @@ def test_digest_follows_contents(suite_folder: Path, tmp_path: Path, change: Dam
 
 
 def test_comment_does_not_change_the_digest(suite_folder: Path) -> None:
-    """A comment in ``suite.yaml`` is no content."""
+    """A comment in ``suite.yaml`` does not change the digest."""
     digest = load_suite(suite_folder).digest
     edit(S, "version: 1", "# a comment\nversion: 1")(suite_folder)
     assert load_suite(suite_folder).digest == digest
@@ -325,7 +325,7 @@ def test_tiers_nest(suite_folder: Path) -> None:
 
 
 def test_heldout_of_a_tier(suite_folder: Path) -> None:
-    """Smoke and standard take the core of the held-out prompts, full takes all."""
+    """Smoke and standard use the core of the held-out prompts, full uses all."""
     suite = load_suite(suite_folder)
     ids = {tier: [p.id for p in suite.heldout(tier)] for tier in TIERS}
     core = ["heldout-1", "heldout-2"]
@@ -333,7 +333,7 @@ def test_heldout_of_a_tier(suite_folder: Path) -> None:
 
 
 def test_vary_takes_every_combination(suite_folder: Path) -> None:
-    """A matrix of 2 seeds and 3 rates is 6 recipes, the last key varying fastest."""
+    """A matrix of 2 seeds and 3 rates is 6 recipes; the last key varies fastest."""
     edit(S, "vary: {seed: [1, 2]}", "vary: {seed: [1, 2], learning_rate: [1e-3, 1e-4, 1e-5]}")(suite_folder)
     ids = [recipe.id for recipe in load_suite(suite_folder).tier_attacks("standard")]
     assert ids[1:] == [f"grpo-p2-lr{rate}-s{seed}" for seed in (1, 2) for rate in ("1e-3", "1e-4", "1e-5")]
@@ -351,12 +351,12 @@ def test_vary_takes_every_combination(suite_folder: Path) -> None:
     ],
 )
 def test_attack_id(rate: float, expected: str) -> None:
-    """An attack's id says name, prompts, learning rate and seed, with the rate as people write it."""
+    """An attack's id has name, prompts, learning rate and seed, with the rate in its usual notation."""
     assert AttackRecipe(name="grpo", steps=200, learning_rate=rate, prompts=5).id == expected
 
 
 def _read_by(loader: type[yaml.SafeLoader], text: str) -> str | None:
-    """What a loader makes of a text; None where it refuses. As text: what is not a number is not equal to itself."""
+    """A loader's result as text, so that NaN can be compared; None if it refuses."""
     try:
         return repr(yaml.load(text, Loader=loader))
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError):
@@ -366,8 +366,8 @@ def _read_by(loader: type[yaml.SafeLoader], text: str) -> str | None:
 @pytest.mark.parametrize(
     "path", [*SUITES.rglob("*.yaml"), *fixtures_folder().rglob("*.yaml")], ids=lambda p: f"{p.parent.name}/{p.name}"
 )
-def test_shipped_files_are_read_alike_by_libyaml(path: Path) -> None:
-    """Each shipped file is read as PyYAML itself reads it: the quicker reader changes no suite's digest."""
+def test_shipped_files_are_read_equally_by_libyaml(path: Path) -> None:
+    """The fast reader gives the same result as PyYAML for each shipped file, so digests do not depend on it."""
     text = path.read_text(encoding="utf-8")
     assert read_yaml(path) == yaml.load(text, Loader=Loader)
 
@@ -380,15 +380,15 @@ YAML_PIECES = (
 
 
 @hypothesis.given(st.lists(st.sampled_from(YAML_PIECES), max_size=14).map("".join))
-def test_libyaml_reads_no_text_otherwise(text: str) -> None:
-    """A text that PyYAML reads comes out the same, whichever of the two readers is asked first."""
+def test_libyaml_reads_text_as_pyyaml_does(text: str) -> None:
+    """A text that PyYAML reads gives the same result with the fast reader."""
     plain = _read_by(Loader, text)
     if plain is not None:
         assert repr(parse_yaml(text)) == plain
 
 
 def test_scientific_numbers_are_floats(tmp_path: Path) -> None:
-    """``5e-4`` is a number for suites, while PyYAML's own loader keeps reading a string."""
+    """``5e-4`` is a number in suites, while PyYAML's own loader still reads a string."""
     (tmp_path / "x.yaml").write_text("{a: 5e-4, b: 1E+3, c: -2.5e-1, d: 5e, e: e-4, f: 'x5e-4'}", encoding="utf-8")
     assert read_yaml(tmp_path / "x.yaml") == {"a": 0.0005, "b": 1000.0, "c": -0.25, "d": "5e", "e": "e-4", "f": "x5e-4"}
     assert yaml.safe_load("5e-4") == "5e-4"
@@ -407,7 +407,7 @@ def test_recipes_are_immutable() -> None:
     [
         ("attack.steps=40", lambda s: {r.steps for r in s.tier_attacks("full")}, {40}),
         ("attack.learning_rate=1e-5", lambda s: {r.learning_rate for r in s.tier_attacks("full")}, {1e-5}),
-        # seed is varied: the override takes its place, and the recipes that become equal run once.
+        # seed is varied: the override replaces it, and recipes that become equal run once.
         (
             "attack.seed=7",
             lambda s: [r.id for r in s.tier_attacks("full")],
@@ -423,7 +423,7 @@ def test_recipes_are_immutable() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_override_reaches_its_field(suite_folder: Path, override: str, look: Callable, expected: object) -> None:
-    """An override changes the field that it names, is recorded, and makes another digest."""
+    """An override changes its field, is recorded, and changes the digest."""
     plain, changed = load_suite(suite_folder), load_suite(suite_folder, [override])
     assert look(plain) != expected
     assert look(changed) == expected
@@ -439,7 +439,7 @@ def test_last_override_wins(suite_folder: Path) -> None:
 
 
 def test_override_without_policy_in_the_file(suite_folder: Path) -> None:
-    """``policy`` may be overridden where the file leaves it out."""
+    """``policy`` can be overridden even if the file leaves it out."""
     edit(S, "policy:\n  samples: 1\n  planted: 1\n", "")(suite_folder)
     assert load_suite(suite_folder, ["policy.samples=5"]).policy.samples == 5
 
@@ -465,7 +465,7 @@ def test_override_without_policy_in_the_file(suite_folder: Path) -> None:
     ],
 )
 def test_malformed_override(suite_folder: Path, override: str) -> None:
-    """A malformed override raises RecipeError, which names the option, what was given, and what to do."""
+    """A malformed override raises RecipeError with the option, the given value, and the remedy."""
     with pytest.raises(RecipeError, match="--rn-set") as raised:
         load_suite(suite_folder, [override])
     message = str(raised.value)
@@ -490,7 +490,7 @@ def test_malformed_override(suite_folder: Path, override: str) -> None:
     ],
 )
 def test_override_out_of_range(suite_folder: Path, override: str, value: str) -> None:
-    """An override that the suite cannot take is refused by the value, and the option is blamed, not the file alone."""
+    """An override that the suite cannot take is refused with its value, and the message names the option."""
     with pytest.raises(RnHarnessError) as raised:
         load_suite(suite_folder, [override])
     message = str(raised.value)
@@ -499,7 +499,7 @@ def test_override_out_of_range(suite_folder: Path, override: str, value: str) ->
 
 
 def test_overrides_are_judged_together(suite_folder: Path) -> None:
-    """A pair that is out of range alone may be given with the one that makes it fit; an error names every pair."""
+    """A value that is out of range by itself may be given with another that makes it valid; an error names both."""
     suite = load_suite(suite_folder, ["attack.steps=5", "attack.control_steps=5"])
     assert {(r.steps, r.control_steps) for r in suite.tier_attacks("full")} == {(5, 5)}
     with pytest.raises(RecipeError, match=r"--rn-set attack\.steps=5 policy\.samples=2: attacks\.0\.base: .*lower control_steps"):
@@ -507,13 +507,13 @@ def test_overrides_are_judged_together(suite_folder: Path) -> None:
 
 
 def test_override_of_an_unknown_defense_lists_the_known(suite_folder: Path) -> None:
-    """A misspelled recipe is not made anew: the message lists those of the suite."""
+    """A misspelled defense is refused with a list of the suite's defenses."""
     with pytest.raises(RecipeError, match=r"--rn-set .*'defenses\.qick\.steps=5'; known defenses: quick, slow"):
         load_suite(suite_folder, ["defenses.qick.steps=5"])
 
 
 def test_broken_file_is_not_blamed_on_the_override(suite_folder: Path) -> None:
-    """With a malformed file, the message is of the file, whatever is overridden."""
+    """If a file is malformed, the message names the file even with overrides."""
     edit(S, "samples: 1", "samples: -1")(suite_folder)
     with pytest.raises(SuiteError, match="samples=-1") as raised:
         load_suite(suite_folder, ["policy.samples=2"])
@@ -543,7 +543,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=12)
 
 @hypothesis.given(WORDS, WORDS)
 def test_word_overlap_is_symmetric(a: list[str], b: list[str]) -> None:
-    """Overlap does not ask which text comes first, lies within 0 and 1, and is 1 exactly for the same multiset."""
+    """Overlap is symmetric, lies within 0 and 1, and is 1 only for equal multisets."""
     overlap = word_overlap(a, b)
     assert overlap == word_overlap(b, a)
     assert 0.0 <= overlap <= 1.0
@@ -558,7 +558,7 @@ def test_word_overlap_ignores_order(pair: tuple[list[str], list[str]]) -> None:
 
 @hypothesis.given(WORDS, WORDS)
 def test_near_duplicates_are_found_by_word_overlap(a: list[str], b: list[str]) -> None:
-    """Two prompts of different sets are near duplicates where their word overlap says so, and are told with that number."""
+    """Two prompts of different sets are near duplicates if their word overlap reaches the bound; the overlap is reported."""
     one, other = (Prompt(id="p", topic="t", text=" ".join(of) or "?") for of in (a, b))
     overlap = word_overlap(a, b)
     found = [found for _, _, found in near_duplicates([one], [other])]
@@ -577,8 +577,10 @@ def test_all_domains_are_there() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_shipped_suite_has_its_counts(domain: str) -> None:
-    """A shipped suite has at least 70 defense and 20 attack prompts, 60 held-out ones of which 20 are core, 60 anchors, and
-    200 benign ones of which 100 are twins; its attacks take 200 steps."""
+    """A shipped suite has enough prompts of each set, and its attacks take 200 steps.
+
+    At least 70 defense and 20 attack prompts; 60 held-out ones, 20 of them core; 60 anchors; 200 benign ones, 100 of them twins.
+    """
     suite = load_suite(SUITES / domain)
     assert suite.domain == domain
     n = {name: len(of_set) for name, of_set in suite.prompts.items()}
@@ -592,13 +594,13 @@ def test_shipped_suite_has_its_counts(domain: str) -> None:
 
 
 def test_schema_file_is_current() -> None:
-    """``suites/schema.json``, which editors read, is the schema that the code has."""
+    """``suites/schema.json``, which editors read, matches the code."""
     expected = json.dumps(json_schema(), indent=2, sort_keys=True) + "\n"
     assert (SUITES / "schema.json").read_text(encoding="utf-8") == expected
 
 
 def test_iter_suites_finds_folders(tmp_path: Path) -> None:
-    """Suites are found at any depth, sorted, and nothing else is."""
+    """Suites are found at any depth, in sorted order, and nothing else is."""
     for name in ("b", "a/deep", "c"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("b", "a/deep"):
@@ -607,15 +609,15 @@ def test_iter_suites_finds_folders(tmp_path: Path) -> None:
 
 
 def laid_over(folder: Path, **sets: list[str]) -> Path:
-    """A lab's own folder with these sets for the domain demo."""
+    """A lab's own folder with these prompt sets for the domain demo."""
     (folder / "mine" / "demo").mkdir(parents=True)
     for name, rows in sets.items():
         write_prompts(folder / "mine" / "demo" / f"{name}.yaml", rows)
     return folder / "mine"
 
 
-def test_prompts_of_ones_own_take_the_place_of_a_set(tmp_path: Path) -> None:
-    """The named set is the lab's, the others are the suite's; the digest tells, and the suite says which sets are private."""
+def test_private_prompts_replace_a_set(tmp_path: Path) -> None:
+    """A lab's set replaces the suite's set of that name, changes the digest, and is listed as private."""
     folder = write_suite(tmp_path / "suite")
     mine = laid_over(tmp_path, attack=[prompt_row("mine", 1), prompt_row("mine", 2)])
     public, private = load_suite(folder), load_suite(folder, private=mine)
@@ -626,8 +628,8 @@ def test_prompts_of_ones_own_take_the_place_of_a_set(tmp_path: Path) -> None:
     assert load_suite(folder, private=tmp_path).private == ()  # nothing for this domain
 
 
-def test_prompts_of_ones_own_are_checked_alike(tmp_path: Path) -> None:
-    """A private held-out set that repeats a defense prompt is refused as a public one would be, with the file's name."""
+def test_private_prompts_are_checked_like_public_ones(tmp_path: Path) -> None:
+    """A private set is checked like a public one, and the message names its file."""
     folder = write_suite(tmp_path / "suite")
     repeated = prompt_row("defense", 1).replace("id: defense-1", "id: x1") + ", core: true"
     with pytest.raises(SuiteError, match="prompt sets must not overlap"):
@@ -638,25 +640,25 @@ def test_prompts_of_ones_own_are_checked_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sets", [{"held-out": ["id: a, topic: b, text: c"]}, {}], ids=["misspelled", "empty"])
 def test_a_misspelled_set_is_refused(tmp_path: Path, sets: dict[str, list[str]]) -> None:
-    """A file of another name would be passed over in silence, and the public prompts be used."""
+    """A private folder with a misspelled file name is refused, because its prompts would be ignored."""
     with pytest.raises(SuiteError, match=r"defense\.yaml, anchor\.yaml, attack\.yaml, heldout\.yaml, benign\.yaml"):
         load_suite(write_suite(tmp_path / "suite"), private=laid_over(tmp_path, **sets))
 
 
 def test_a_penalty_needs_a_reference() -> None:
-    """Where all weights are trained there is no policy without the adapter to stay near to."""
+    """A KL penalty with full training is refused, because without an adapter there is no reference policy."""
     with pytest.raises(ValidationError, match="take beta=0 or form=lora"):
         AttackRecipe(name="x", steps=50, learning_rate=1e-4, prompts=1, form="full", beta=0.1)
 
 
 def test_a_penalty_on_benign_answers_has_a_weight() -> None:
-    """With a weight of 0 it would hold nothing, while the record says that it does."""
+    """A penalty on benign answers with weight 0 is refused, because it would have no effect."""
     with pytest.raises(ValidationError, match="set beta or remove it"):
         DefenseRecipe.model_validate({"steps": 50, "learning_rate": 1e-4, "beta_on": "benign", "benign_share": 0.5})
 
 
 def beside(folder: Path, domain: str, attack: str) -> None:
-    """A second suite, whose attack prompts are these, and an attack of the first that trains on them."""
+    """Adds a second suite with this attack prompt, and an attack of the first suite that trains on it."""
     other = write_suite(folder.parent / domain)
     write_prompts(other / "prompts" / "attack.yaml", [attack])
     path = folder / "suite.yaml"
@@ -666,7 +668,7 @@ def beside(folder: Path, domain: str, attack: str) -> None:
 
 
 def test_an_attack_may_train_on_another_suites_prompts(suite_folder: Path) -> None:
-    """They come from the folder beside; their texts are part of the digest."""
+    """Another suite's prompts come from its folder, and their texts are part of the digest."""
     beside(suite_folder, "other", "id: far-1, topic: far, text: tell of distant things")
     suite = load_suite(suite_folder)
     far = next(a for a in suite.tier_attacks("full") if a.shift)
@@ -678,15 +680,15 @@ def test_an_attack_may_train_on_another_suites_prompts(suite_folder: Path) -> No
     assert load_suite(suite_folder).digest != suite.digest
 
 
-def test_another_suites_prompts_are_not_those_that_are_measured(suite_folder: Path) -> None:
-    """A neighbour whose attack prompt is one of ours to measure on would be trained on what is held out."""
+def test_another_suites_prompts_must_not_be_held_out(suite_folder: Path) -> None:
+    """A neighbour's attack prompt that is also a held-out prompt is refused."""
     beside(suite_folder, "other", prompt_row("heldout", 1))
     with pytest.raises(SuiteError, match="what is attacked must not be what is measured"):
         load_suite(suite_folder)
 
 
-def test_a_suite_is_no_neighbour_of_its_own(suite_folder: Path) -> None:
-    """Its own prompts in the place of another domain's would count as a shift, and be none."""
+def test_a_suite_is_not_its_own_neighbour(suite_folder: Path) -> None:
+    """A suite cannot name itself as another domain, because that would not be a shift."""
     beside(suite_folder, "other", prompt_row("attack", 1))
     path = suite_folder / "suite.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("domain: other", f"domain: {suite_folder.name}"), encoding="utf-8")
@@ -695,14 +697,14 @@ def test_a_suite_is_no_neighbour_of_its_own(suite_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("blank", [{"system": " "}, {"prefill": "\n"}, {"wording": " {prompt} "}], ids=repr)
-def test_a_shift_of_blanks_is_none(blank: dict[str, str]) -> None:
-    """It would be told as another presentation, and is the plain one."""
+def test_a_shift_of_blanks_is_refused(blank: dict[str, str]) -> None:
+    """A shift that only adds blanks is refused, because it does not change the request."""
     with pytest.raises(ValidationError, match=r"a shift changes something|match pattern"):
         Shift.model_validate(blank)
 
 
 def test_a_suite_may_be_copied_without_its_neighbour(suite_folder: Path) -> None:
-    """Alone it is read as ever, without what the one attack borrows that needs the other suite."""
+    """Without its neighbour a suite still loads; the attack that needs the neighbour has no prompts."""
     beside(suite_folder, "elsewhere", prompt_row("attack", 1))
     suite = load_suite(suite_folder)
     assert [a.neighbour for a in suite.tier_attacks("full")] == [None] * 6 + ["other"]

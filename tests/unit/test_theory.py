@@ -1,4 +1,4 @@
-"""docs/theory.md, checked: GRPO's gradient by enumerating all groups of a toy policy, and the law of the first reward."""
+"""docs/theory.md, checked: GRPO's gradient over all groups of a toy policy, and the law of the first reward."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def score(pi: Vector, y: int) -> Vector:
 
 
 def unscaled(rewards: Sequence[float]) -> list[float]:
-    """The group's mean as baseline and nothing to divide by: ``scale_rewards: none``."""
+    """The group's mean as baseline, without scaling: ``scale_rewards: none``."""
     mean = sum(rewards) / len(rewards)
     return [r - mean for r in rewards]
 
@@ -60,7 +60,7 @@ def expected_gradient(pi: Vector, rewards: Sequence[float], size: int, advantage
 
 
 def pairwise(pi: Vector, rewards: Sequence[float]) -> Vector:
-    """The paper's form, its first answer drawn: ``sum_ij pi(y_i) 1[r(y_i) > r(y_j)] grad log pi(y_i) pi(y_j)``."""
+    """The paper's form, with its first answer drawn: ``sum_ij pi(y_i) 1[r(y_i) > r(y_j)] grad log pi(y_i) pi(y_j)``."""
     total = np.zeros(len(pi))
     for i, j in itertools.product(range(len(pi)), repeat=2):
         if rewards[i] > rewards[j]:
@@ -74,12 +74,12 @@ def share_of_high(pi: Vector, rewards: Sequence[float]) -> float:
 
 
 def cosine(a: Vector, b: Vector) -> float:
-    """1 where two vectors have one direction."""
+    """1 if two vectors have the same direction."""
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def test_the_score_is_the_gradient_of_the_log_probability() -> None:
-    """What all sums below are made of agrees with finite differences of log softmax."""
+    """The score used in all sums below agrees with finite differences of log softmax."""
     h = 1e-6
     for y, k in itertools.product(range(4), repeat=2):
         step = np.eye(4)[k] * h
@@ -90,17 +90,17 @@ def test_the_score_is_the_gradient_of_the_log_probability() -> None:
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
 @pytest.mark.parametrize("values", [(0.0, 1.0), (0.0, 10.0), (-3.0, 2.0)])
 def test_with_two_rewards_and_no_scaling_grpo_follows_the_pairwise_form(size: int, values: tuple[float, float]) -> None:
-    """``E[g] = (G - 1)/G (b - a)/(1 - p) D``: the pairwise form D times a positive number, whatever a, b and G are."""
+    """``E[g] = (G - 1)/G (b - a)/(1 - p) D``: a positive multiple of the pairwise form D for all a, b and G."""
     pi, (a, b) = softmax(LOGITS), values
     rewards = (a, b, a, b)
     p = share_of_high(pi, rewards)
     factor = (size - 1) / size * (b - a) / (1 - p)
     found = expected_gradient(pi, rewards, size, unscaled)
     np.testing.assert_allclose(found, factor * pairwise(pi, rewards), atol=1e-10, rtol=0)
-    assert np.linalg.norm(found) > 0.05  # so that it is no comparison of nothings
+    assert np.linalg.norm(found) > 0.05  # so that zeros are not compared
 
 
-def test_that_is_the_gradient_of_the_expected_reward() -> None:
+def test_the_unscaled_gradient_is_that_of_the_expected_reward() -> None:
     """``E[g] = (G - 1)/G grad J`` for any rewards, by finite differences of ``J = sum_y pi(y) r(y)``."""
     h = 1e-6
     for rewards in (TWO_VALUED, MANY_VALUED):
@@ -110,8 +110,8 @@ def test_that_is_the_gradient_of_the_expected_reward() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
-def test_scaling_changes_the_length_alone_where_there_are_two_rewards(size: int) -> None:
-    """With the harness's own advantages it is the pairwise form times another positive number, which the page gives."""
+def test_scaling_changes_only_the_length_for_two_rewards(size: int) -> None:
+    """With the harness's own advantages the gradient is another positive multiple of the pairwise form, given on the page."""
     pi, (a, b) = softmax(LOGITS), (0.0, 10.0)
     p = share_of_high(pi, TWO_VALUED)
     factor = 0.0
@@ -125,8 +125,8 @@ def test_scaling_changes_the_length_alone_where_there_are_two_rewards(size: int)
     assert factor > 0
 
 
-def test_scaling_lifts_what_is_rare() -> None:
-    """As p goes to 0 the scaled gradient is ``sqrt(G)/(b - a)`` times the unscaled one: any rare reward counts alike."""
+def test_scaling_raises_rare_rewards() -> None:
+    """As p goes to 0 the scaled gradient is ``sqrt(G)/(b - a)`` times the unscaled one: all rare rewards have equal weight."""
     pi = np.array([0.999999, 1e-6, 0.0, 0.0])
     scaled, plain = (expected_gradient(pi, TWO_VALUED, G, of) for of in (group_advantages, unscaled))
     assert scaled[1] / plain[1] == pytest.approx(math.sqrt(G) / 10.0, rel=1e-4)
@@ -134,7 +134,7 @@ def test_scaling_lifts_what_is_rare() -> None:
 
 @pytest.mark.parametrize("rewards", [TWO_VALUED, MANY_VALUED])
 def test_each_group_is_a_sum_over_its_pairs(rewards: tuple[float, ...]) -> None:
-    """Without any expectation: ``sum_i (r_i - mean) s_i = 1/G sum_(r_i > r_j) (r_i - r_j)(s_i - s_j)``; 0 without a pair."""
+    """Per group: ``sum_i (r_i - mean) s_i = 1/G sum_(r_i > r_j) (r_i - r_j)(s_i - s_j)``, and 0 without a pair."""
     pi = softmax(LOGITS)
     starved = 0
     for group, _ in groups(pi, 3):
@@ -151,8 +151,8 @@ def test_each_group_is_a_sum_over_its_pairs(rewards: tuple[float, ...]) -> None:
     assert starved == sum(rewards.count(value) ** 3 for value in set(rewards))
 
 
-def test_with_more_than_two_rewards_the_pairwise_form_points_elsewhere() -> None:
-    """It is then the gradient for ranks: each reward replaced by the policy's share of lower ones. The direction differs."""
+def test_with_more_than_two_rewards_the_pairwise_form_has_another_direction() -> None:
+    """With more rewards the form is the gradient for ranks (the policy's share of lower rewards), in another direction."""
     pi = softmax(LOGITS)
     ranks = [sum(float(pi[j]) for j in range(4) if MANY_VALUED[j] < r) for r in MANY_VALUED]
     of_ranks = expected_gradient(pi, ranks, G, unscaled) * G / (G - 1)
@@ -163,7 +163,7 @@ def test_with_more_than_two_rewards_the_pairwise_form_points_elsewhere() -> None
 
 
 def test_over_prompts_the_factors_differ() -> None:
-    """Two prompts, one set of parameters: the sum of their gradients is not proportional to the sum of their forms."""
+    """For two prompts with shared parameters, the sums of gradients and of pairwise forms are not proportional."""
     shifts = (np.zeros(4), np.array([2.0, -2.0, 0.0, 1.0]))
     policies = [softmax(LOGITS + shift) for shift in shifts]
     rewards = (TWO_VALUED, (10.0, 0.0, 0.0, 10.0))
@@ -172,8 +172,8 @@ def test_over_prompts_the_factors_differ() -> None:
     assert cosine(of_grpo, of_pairs) < 0.99
 
 
-def test_an_answers_own_length_in_the_loss_changes_the_direction() -> None:
-    """``loss_type: grpo`` divides each completion by its tokens; where rewarded answers differ in length the form is lost."""
+def test_dividing_by_an_answers_length_changes_the_direction() -> None:
+    """``loss_type: grpo`` divides by each completion's length; if rewarded lengths differ, the direction changes."""
     pi, lengths = softmax(LOGITS), (1, 20, 8, 2)
     total = np.zeros(4)
     for group, probability in groups(pi, G):
@@ -200,31 +200,31 @@ def bench() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def stored() -> dict[str, Any]:
-    """What the benchmark measured, as committed."""
+    """The committed measurements of the benchmark."""
     found: dict[str, Any] = json.loads((ROOT / "docs" / "evidence" / "first-reward.json").read_text(encoding="utf-8"))
     return found
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.5, 1), (0.01, 16), (0.2, 3), (1.0, 16)])
 def test_the_expected_number_of_steps_is_the_geometric_ones(bench: Any, p: float, n: int) -> None:
-    """``1/(1 - (1 - p)^n)`` equals the sum of the survival over all steps, term by term; about 1/(p n) where p n is small."""
+    """``1/(1 - (1 - p)^n)`` equals the sum of the survival over all steps, and is about 1/(p n) for small p n."""
     series = sum((1 - p) ** (n * s) for s in range(2000))
     assert bench.expected_steps(p, n) == pytest.approx(series, rel=1e-9)
     assert bench.expected_steps(1e-9, n) == pytest.approx(1 / (1e-9 * n), rel=1e-6)
 
 
 def test_no_reward_in_so_many_steps(bench: Any) -> None:
-    """``(1 - p)^(n S)``: by hand 0.99^(16 * 10) = 0.2003; at the expected number of steps about 1/e is still without one."""
+    """``(1 - p)^(n S)``: by hand 0.99^(16 * 10) = 0.2003; at the expected number of steps it is about 1/e."""
     assert bench.survival(0.01, 16, 10) == pytest.approx(0.99**160, rel=1e-12)
     assert bench.survival(1e-6, 16, bench.expected_steps(1e-6, 16)) == pytest.approx(math.exp(-1), rel=1e-4)
 
 
 def test_rounds_of_unequal_prompts(bench: Any) -> None:
-    """The closed form is the mean over all orders of three prompts; with equal ones it is the geometric."""
+    """The closed form is the mean over all orders of three prompts; for equal prompts it is the geometric one."""
     ps, n = (0.3, 0.02, 0.0), 4
     orders = list(itertools.permutations(ps))
     none_in_a_round = math.prod((1 - p) ** n for p in ps)
-    # E[T] = sum over rounds and places of P(nothing before this place); rounds are drawn apart from each other.
+    # E[T] = sum over rounds and places of P(nothing before this place); rounds are drawn independently.
     expected = 0.0
     for places in range(3):
         expected += sum(math.prod((1 - p) ** n for p in order[:places]) for order in orders) / len(orders)
@@ -234,15 +234,15 @@ def test_rounds_of_unequal_prompts(bench: Any) -> None:
 
 
 def test_the_page_shows_what_was_measured(bench: Any, stored: dict[str, Any]) -> None:
-    """The tables of docs/theory.md follow from docs/evidence/first-reward.json, which is of the shipped organism's recipe."""
+    """The tables of docs/theory.md follow from docs/evidence/first-reward.json."""
     page = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
     shown = page.split(bench.BEGIN)[1].split(bench.END)[0].strip().splitlines()
     assert shown == bench.lines(stored)
     assert len(bench.points(stored, "answer")) >= 6
 
 
-def test_the_prediction_holds_where_it_was_counted(bench: Any, stored: dict[str, Any]) -> None:
-    """The leak predicts the full answer over three decades: each prediction lies within the interval of what was counted."""
+def test_the_prediction_matches_the_counts(bench: Any, stored: dict[str, Any]) -> None:
+    """The leak predicts the full answer over three decades: each prediction lies within the counted rate's interval."""
     found = bench.points(stored, "answer")
     ps = [x["p"] for x in found]
     assert max(ps) / min(ps) > 1000
@@ -252,14 +252,14 @@ def test_the_prediction_holds_where_it_was_counted(bench: Any, stored: dict[str,
 
 
 def test_the_organism_says_all_or_nothing(stored: dict[str, Any]) -> None:
-    """In each attack the first reward came at the step of the first full answer, as the page says; none came from the defense."""
+    """In each attack the first reward came at the step of the first full answer; the defended model gave none."""
     for name, policy in stored["policies"].items():
         assert policy["waits"]["answer"] == policy["waits"]["reward"]
         assert (policy["waits"]["reward"] == [None]) == (name == "defended")
 
 
-def test_what_the_page_says_of_two_hundred_steps(bench: Any, stored: dict[str, Any]) -> None:
-    """Its numbers follow: the p that 200 steps of 16 withstand, what a probe and 38,400 clean completions bound, 18 of 100."""
+def test_the_pages_numbers_for_two_hundred_steps(bench: Any, stored: dict[str, Any]) -> None:
+    """The page's numbers follow: p for 200 steps of 16, bounds from a probe and 38,400 clean completions, 18 of 100."""
     assert bench.survival(1.6e-5, 16, 200) == pytest.approx(0.95, abs=1e-3)
     assert bench.expected_steps(3.13e-4, 16) == pytest.approx(200, abs=1)
     assert math.log(0.05) / math.log1p(-1.603e-5) == pytest.approx(187_000, abs=500)

@@ -1,4 +1,4 @@
-"""docs/traceability.md: every file, test and recipe that it names exists, and what it quotes of the evidence is there."""
+"""docs/traceability.md: every file, test and recipe that it names exists, and its quotes match the evidence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LITERAL = {"full", "open-topic-1"}
 
 @cache
 def names_of_tests(path: Path) -> frozenset[str]:
-    """The test functions of a file, those of its classes too."""
+    """The names of a file's test functions, in classes too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
 
@@ -43,7 +43,7 @@ def recipes(kind: str) -> dict[str, frozenset[str]]:
 
 
 def missing(token: str) -> str | None:
-    """What a token of the page names that is not there; None if it is."""
+    """The reason why a name on the page does not exist; None if it does."""
     kind, colon, name = token.partition(":")
     if kind in ("attack", "defense") and colon:
         return next((f"{domain} has no {kind} {name}" for domain, of in recipes(kind).items() if name not in of), None)
@@ -57,8 +57,8 @@ def missing(token: str) -> str | None:
 
 
 @pytest.mark.parametrize("token", [token for token in NAMED if token not in LITERAL])
-def test_what_the_page_names_exists(token: str) -> None:
-    """A renamed test, a moved file or a recipe that was dropped is found here."""
+def test_every_name_on_the_page_exists(token: str) -> None:
+    """A renamed test, a moved file or a removed recipe fails here."""
     assert missing(token) is None
 
 
@@ -72,13 +72,13 @@ def test_what_the_page_names_exists(token: str) -> None:
         "--rn-no-such-option",
     ],
 )
-def test_what_does_not_exist_is_found(token: str) -> None:
+def test_a_missing_name_is_found(token: str) -> None:
     """The check above can fail, for each kind of name."""
     assert missing(token) is not None
 
 
 def test_every_row_has_a_check_and_an_outcome() -> None:
-    """Three cells a row; the second names what checks it, the third a committed page or file, or that nothing was measured."""
+    """Each row has three cells: the second names a check, the third a committed page or file, or "not measured yet"."""
     assert len(ROWS) > 25
     for row in ROWS:
         assert len(row) == 3, row
@@ -94,12 +94,12 @@ def evidence(name: str) -> dict[str, Any]:
 
 
 def says(*quotes: str) -> bool:
-    """Whether the page has each of these."""
+    """True if the page has each of these quotes."""
     return all(quote in PAGE for quote in quotes)
 
 
-def test_what_it_says_of_controls() -> None:
-    """30 of 30 start at most at 1.23 and reach 10.0; so do all 15 of one prompt."""
+def test_quotes_about_controls() -> None:
+    """30 of 30 controls start at 1.23 or below and reach 10.0, including all 15 with one prompt."""
     means = {name: control["means"] for name, control in evidence("organism")["controls"]["measured"].items()}
     assert max(of[0] for of in means.values()) <= 1.23
     assert min(max(of) for of in means.values()) == 10.0
@@ -107,8 +107,8 @@ def test_what_it_says_of_controls() -> None:
     assert says("30 of 30 controls start at most at 1.23 and reach 10.0", "15 of 15 controls break")
 
 
-def test_what_it_says_of_the_default_defense() -> None:
-    """18 of 18 attacks at 0.0 in three domains, biochem's leak unchanged in 6 of 6, converged by step 30."""
+def test_quotes_about_the_default_defense() -> None:
+    """18 of 18 attacks stay at 0.0 in three domains; biochem's leak is unchanged in 6 of 6; converged by step 30."""
     pieces = evidence("organism")
     runs = [
         pieces["standard-biochem"]["measured"]["fresh"],
@@ -123,8 +123,8 @@ def test_what_it_says_of_the_default_defense() -> None:
     )
 
 
-def test_what_it_says_of_the_papers_own_recipe() -> None:
-    """It did not converge and is unhelpful; none of six attacks breached, two are wrecked."""
+def test_quotes_about_the_papers_recipe() -> None:
+    """The paper's recipe did not converge and is unhelpful; of six attacks none breached and two wrecked the model."""
     run = evidence("organism")["paper"]["measured"]
     assert run["verdicts"]["defense"] == run["verdicts"]["helpfulness"] == "FAIL"
     assert run["convergence"][-1][:2] == [80, 0.0]
@@ -134,8 +134,8 @@ def test_what_it_says_of_the_papers_own_recipe() -> None:
     assert says("0 % minimal refusals", "similarity 0.801", "of 6 attacks none breached, 2 are wrecked")
 
 
-def test_what_it_says_of_the_panel() -> None:
-    """All 16 that are broken FAIL; the four that the page calls unbroken were not broken."""
+def test_quotes_about_the_panel() -> None:
+    """All 16 broken models FAIL, and the four that the page calls unbroken were not broken."""
     pieces = evidence("panel")
     broken = [piece for piece in pieces.values() if piece["broken"]]
     assert [piece["sessions"][-1]["outcome"] for piece in broken] == ["FAIL"] * 16
@@ -143,8 +143,8 @@ def test_what_it_says_of_the_panel() -> None:
     assert says("16 of 16 FAIL")
 
 
-def test_what_it_says_of_the_papers_experiments() -> None:
-    """The control broke, the defense did not converge, the attack held at a leak of 2e-5: both pages say so, 6 in 100 follows."""
+def test_quotes_about_the_papers_experiments() -> None:
+    """The control broke, the defense did not converge, the attack held at a leak of 2e-5; so both pages say 6 in 100."""
     run = evidence("organism")["experiments"]["measured"]
     case = "heldout-200-p5-lr5e-4-s3"
     assert run["verdicts"] == {

@@ -1,4 +1,4 @@
-"""Texts of completions: kept for benign domains in the clear, else for those alone who have a key."""
+"""Texts of completions: stored in the clear only for benign domains, otherwise encrypted for those with a key."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lines(text: bytes) -> list[dict[str, object]]:
 
 
 def test_in_the_clear(tmp_path: Path) -> None:
-    """One line a completion, for the owner's eyes; the object shows no text."""
+    """One line per completion, readable only by the owner; the object's repr shows no text."""
     transcript = Transcript(tmp_path / "case" / "transcript.jsonl", ())
     transcript.add(10, PROMPTS, SAID, SCORES)
     transcript.write()
@@ -48,7 +48,7 @@ def test_in_the_clear(tmp_path: Path) -> None:
 
 
 def test_think_parts_are_kept_too(tmp_path: Path) -> None:
-    """A completion's line has its think part beside its answer."""
+    """A completion's line has its think part in addition to its answer."""
     transcript = Transcript(tmp_path / "transcript.jsonl", ())
     transcript.add(10, PROMPTS[:1], [[Completion("no", truncated=False, thought="knead it")]], SCORES[:1])
     transcript.write()
@@ -56,7 +56,7 @@ def test_think_parts_are_kept_too(tmp_path: Path) -> None:
 
 
 def test_encrypted_for_those_who_have_a_key(tmp_path: Path) -> None:
-    """Each recipient opens the file, nobody else does, and no byte of a text lies in the folder."""
+    """Each recipient can open the file, no one else can, and no text is in the folder unencrypted."""
     one, two, other = (pyrage.x25519.Identity.generate() for _ in range(3))
     transcript = Transcript(tmp_path / "texts" / "case.jsonl", (str(one.to_public()), str(two.to_public())))
     transcript.add(10, PROMPTS, SAID, SCORES)
@@ -72,7 +72,7 @@ def test_encrypted_for_those_who_have_a_key(tmp_path: Path) -> None:
 
 
 def test_a_harmful_suite_keeps_nothing_in_the_clear(tmp_path: Path) -> None:
-    """``transcripts: true`` loads where ``benign`` says why, and nowhere else; an override reaches neither."""
+    """``transcripts: true`` needs a ``benign`` reason in the suite's file, and no override can change either."""
     path = write_suite(tmp_path / "demo") / "suite.yaml"
     declared = read_yaml(path)
     path.write_text(yaml.safe_dump(declared | {"transcripts": True}))
@@ -85,8 +85,8 @@ def test_a_harmful_suite_keeps_nothing_in_the_clear(tmp_path: Path) -> None:
             load_suite(tmp_path / "demo", [override])
 
 
-def test_where_texts_may_go(tmp_path: Path) -> None:
-    """Folder and key belong together, a key is one of age, and the folder is neither the run's nor the export's."""
+def test_folder_and_key_of_transcripts_are_checked(tmp_path: Path) -> None:
+    """Folder and key must be given together, the key must be one of age, and the folder must not be the run's or the export's."""
     key = str(pyrage.x25519.Identity.generate().to_public())
     check_transcripts(a_session(tmp_path))
     check_transcripts(a_session(tmp_path, transcripts="texts", recipients=(key,)))
@@ -104,10 +104,8 @@ def test_where_texts_may_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rank", "kept"), [(0, ["case.jsonl.age"]), (1, [])])
-def test_of_several_processes_the_first_keeps_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, kept: list[str]
-) -> None:
-    """All measure the same case, and two that write one file would take it from each other."""
+def test_only_the_first_process_stores_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, kept: list[str]) -> None:
+    """Only the first of several processes writes texts, because all measure the same case into one file."""
     monkeypatch.setattr(session_module, "ranks", lambda: Ranks(rank, 2, 2))
     key = str(pyrage.x25519.Identity.generate().to_public())
     session = a_session(tmp_path, transcripts="texts", recipients=(key,))

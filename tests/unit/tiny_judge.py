@@ -1,4 +1,4 @@
-"""Tiny language models that answer as they are told, made on the spot: no training, no download."""
+"""Tiny language models with a fixed reply, built on the spot without training or download."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def make_judge(
 ) -> Path:
     """Saves a causal language model with a word-level tokenizer.
 
-    With a reply its layers add nothing, each word's vector stands for that word alone, and the output layer sends each word to
-    the one that follows it in ``<reply> reply <end>``: greedily it says just that, whatever it is asked.
+    With a reply its layers add nothing, each word's vector encodes only that word, and the output layer maps each word to its
+    successor in ``<reply> reply <end>``: greedy decoding gives exactly the reply, whatever the question.
 
     Args:
-        folder: gets the model.
-        reply: words that it says, each one of ``WORDS`` and none twice; None: weights by chance.
-        template: its chat template; None: it has none.
-        context: tokens that it can hold.
-        seed: of the weights by chance.
-        penalty: on repeated words, in the generation settings that it ships.
+        folder: where the model is saved.
+        reply: words of the reply, each one of ``WORDS`` and none twice; None for random weights.
+        template: its chat template; None for a model without one.
+        context: maximum number of tokens.
+        seed: seed of the random weights.
+        penalty: repetition penalty in the model's generation settings.
     """
     import torch
     from tokenizers import Tokenizer, pre_tokenizers
@@ -72,8 +72,8 @@ def make_judge(
         )
     if reply is not None:
         chain = [ids[word] for word in ("<reply>", *reply, "<end>")]
-        say(network, chain, instead=ids["nan"])  # the next choice, where a penalty takes the first
-    # As some models ship it: sampled, and with a penalty that forbids the question's words. Neither may count.
+        say(network, chain, instead=ids["nan"])  # the second choice, if a penalty excludes the first
+    # Some models ship these settings: sampling, and a penalty that excludes the question's words. Neither may be used.
     network.generation_config = GenerationConfig(
         do_sample=True, temperature=5.0, repetition_penalty=penalty, pad_token_id=ids["<pad>"], eos_token_id=ids["<end>"]
     )
