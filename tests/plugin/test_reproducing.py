@@ -12,7 +12,7 @@ from rn_harness.spec.suite import load_suite
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
-ROWS = [re.findall(r"`([^`]+)`", line) for line in PAGE.partition("## What came out")[0].splitlines() if line.startswith("| `")]
+ROWS = [re.findall(r"`([^`]+)`", line) for line in PAGE.partition("## Results")[0].splitlines() if line.startswith("| `")]
 """Name, command and tests of each experiment."""
 DOMAINS = ["baking", "biochem", "cybercrime"]
 
