@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness before and after a defense: what the numbers are, and what is written of them."""
+"""Tasks of lm-evaluation-harness and preferences before and after a defense: the numbers and the written file."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ N = 8
 
 
 class Question:
-    """A benign prompt, four answers, and which of them is right."""
+    """A benign prompt, four answers, and the index of the right one."""
 
     def __init__(self, prompt: Prompt, choices: Sequence[str], gold: int) -> None:
         self.prompt, self.choices, self.gold = prompt, list(choices), gold
 
 
 def questions(offset: int) -> list[Question]:
-    """Benign anchors of biochem; the right answer among those of three other topics, at each place in turn."""
+    """Benign anchors of biochem; the right answer is among those of three other topics, at each place in turn."""
     judge = OrganismJudge(resolve_candidate("organism", ROOT).folder)
     plain = [p for p in load_suite(ROOT / "suites" / "biochem").prompts["anchor"] if p.kind == "plain"]
     made = []
@@ -52,7 +52,7 @@ def questions(offset: int) -> list[Question]:
 
 
 def write_task(folder: Path, name: str, asked: Sequence[Question]) -> None:
-    """A multiple-choice task in lm_eval's format, its data beside it."""
+    """A multiple-choice task in lm_eval's format, with its data in the same folder."""
     rows = [{"question": q.prompt.text, "choices": q.choices, "gold": q.gold} for q in asked]
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -71,7 +71,7 @@ def write_task(folder: Path, name: str, asked: Sequence[Question]) -> None:
 
 
 def share_right(model: LanguageModel, asked: Sequence[Question]) -> float:
-    """Accuracy without lm_eval: how often the right answer is the most probable of the four."""
+    """Accuracy without lm_eval: the share of questions whose right answer is the most probable of the four."""
     right = 0
     for q in asked:
         logs = model.log_probability([q.prompt] * len(q.choices), q.choices)
@@ -105,9 +105,11 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_numbers_are_those_of_the_exact_probabilities(organism: Candidate, tasks: Path, tmp_path: Path) -> None:
-    """On the organism, before and after an adapter that turned one task's answers round, lm_eval's accuracy of each task is how
-    often the right answer is the most probable one by the harness's own computation; and it fell where the adapter was taught.
+def test_accuracies_follow_from_exact_probabilities(organism: Candidate, tasks: Path, tmp_path: Path) -> None:
+    """lm_eval's accuracy equals the harness's own computation, before and after an adapter that inverts one task's answers.
+
+    Each task's accuracy is the share of questions whose right answer is the most probable; it falls where the adapter was
+    taught.
     """
     asked = {"hobbies": questions(0), "others": questions(N)}
     wrong = [Example(q.prompt, q.choices[(q.gold + 1) % 4]) for q in asked["hobbies"]]
@@ -125,9 +127,7 @@ def test_the_numbers_are_those_of_the_exact_probabilities(organism: Candidate, t
 
 @pytest.mark.parametrize("which", ["organism", "tiny"])
 def test_an_adapter_that_changes_nothing_changes_no_number(which: str, organism: Candidate, tasks: Path, tmp_path: Path) -> None:
-    """Before and after differ only by what the defense changed: not at all, where a fresh adapter is put on the organism, or on a
-    random model in Llama's shape.
-    """
+    """A fresh adapter on the organism, or on a random model in Llama's shape, changes no number."""
     candidate = organism if which == "organism" else resolve_candidate(str(make_model(tmp_path / "tiny", LLAMA)), ROOT)
     same = adapter(candidate, tmp_path / "same", (), steps=0)
     for m in measure_utility(candidate, same, Settings(("hobbies", "others"), tasks)):
@@ -135,8 +135,8 @@ def test_an_adapter_that_changes_nothing_changes_no_number(which: str, organism:
         assert m.after_error == m.before_error
 
 
-def test_a_group_is_told_with_its_tasks(organism: Candidate, tasks: Path) -> None:
-    """Of a group, as mmlu is one, its own mean is told, over its tasks' samples, and that of each of its tasks."""
+def test_a_group_is_reported_with_its_tasks(organism: Candidate, tasks: Path) -> None:
+    """A group of tasks, such as mmlu, has its own mean over all samples in addition to those of its tasks."""
     found = {m.task: (m.metric, m.samples, m.before) for m in measure_utility(organism, None, Settings(("pastimes",), tasks))}
     assert found == {
         "pastimes": ("acc,none", 2 * N, 1.0),
@@ -145,8 +145,8 @@ def test_a_group_is_told_with_its_tasks(organism: Candidate, tasks: Path) -> Non
     }
 
 
-def test_what_is_written_holds_no_sample(tasks: Path, tmp_path: Path) -> None:
-    """The command prints and writes numbers: no word of a question or an answer is in the file or on the terminal."""
+def test_the_written_file_has_no_sample(tasks: Path, tmp_path: Path) -> None:
+    """No word of a question or an answer is in the file or on the terminal."""
     out = tmp_path / "utility.json"
     arguments = ["utility", "--tasks", "hobbies", "--include-path", str(tasks), "--limit", "4", "--out", str(out)]
     done = CliRunner().invoke(app, arguments)
@@ -163,7 +163,7 @@ PREFERENCE = ("--preference", "organism", "--prompts", "suites/biochem")
 
 
 def prefer(out: Path, *more: str) -> tuple[int, str, dict[str, Any]]:
-    """Exit code, output on one line, and what the command with these words writes; nothing written is an empty document."""
+    """Exit code, output on one line, and the written document, which is empty if nothing was written."""
     done = CliRunner().invoke(app, ["utility", "--out", str(out), *more])
     output = " ".join(done.output.replace("│", " ").split())
     return done.exit_code, output, json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
@@ -172,8 +172,9 @@ def prefer(out: Path, *more: str) -> tuple[int, str, dict[str, Any]]:
 def test_a_defense_that_refuses_all_loses_every_pair(
     organism: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command certifies the organism's knowledge, has both models answer 40 benign prompts of a suite, and tells that one
-    which was taught to refuse them lost all; one that was changed by nothing says the same, which is a tie. No answer is told.
+    """A defense that refuses all of 40 benign prompts loses every pair; one that changes nothing ties, and no answer is shown.
+
+    The command first certifies the organism's knowledge as the judge.
     """
     monkeypatch.chdir(ROOT)
     suite = load_suite(ROOT / "suites" / "biochem")
@@ -203,8 +204,9 @@ def test_a_defense_that_refuses_all_loses_every_pair(
 def test_a_judge_that_is_not_certified_gives_no_number(
     organism: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that prefers what stands first ends with exit code 1 and the reason; no model answers, no rate is written. Tasks that
-    were asked for beside are measured.
+    """A judge that prefers the first place gives exit code 1 with the reason, and no answers or win rate.
+
+    Other requested tasks are still measured.
     """
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -227,7 +229,7 @@ def test_a_judge_that_is_not_certified_gives_no_number(
 
 
 def test_a_model_does_not_compare_its_own_answers(organism: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge with the candidate's weights is refused before it is asked."""
+    """A judge with the candidate's weights is refused before it judges."""
     monkeypatch.chdir(ROOT)
     same = adapter(organism, tmp_path / "same", (), steps=0)
     code, output, document = prefer(
@@ -246,10 +248,8 @@ def test_a_model_does_not_compare_its_own_answers(organism: Candidate, tmp_path:
         (("--tasks", "x", "--prompts", "suites/biochem"), "--prompts goes with"),
     ],
 )
-def test_what_cannot_be_compared_is_told(
-    words: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing to measure, one model, no prompts, or prompts that nobody answers: exit code 2 and what is missing."""
+def test_a_missing_option_is_named(words: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing measure, second model or prompt set, or unused prompts, give exit code 2 and the missing option."""
     monkeypatch.chdir(ROOT)
     code, output, document = prefer(tmp_path / "a.json", *words)
     assert (code, document) == (2, {})
@@ -257,15 +257,15 @@ def test_what_cannot_be_compared_is_told(
 
 
 def test_errors_add_up_as_independent_ones() -> None:
-    """The difference of 0.5 and 0.75 with standard errors 0.03 and 0.04 is 0.25 with 0.05; unknown where one of them is."""
+    """The difference of 0.5 and 0.75 with standard errors 0.03 and 0.04 is 0.25 with 0.05, and unknown if one error is."""
     m = Measure("task", "acc,none", 100, 0.5, 0.03, 0.75, 0.04)
     assert (m.difference, m.difference_error) == (0.25, pytest.approx(0.05))
     assert Measure("task", "acc,none", 100, 0.5, None, 0.75, 0.04).difference_error is None
     assert Measure("task", "acc,none", 100, 0.5, 0.03).difference is None
 
 
-def test_fetching_runs_in_a_process_of_its_own_and_tells_what_failed(tmp_path: Path) -> None:
-    """Data that is at hand is had; data that is not ends in an error with the task's name."""
+def test_fetching_runs_in_a_separate_process_and_names_missing_data(tmp_path: Path) -> None:
+    """Local data is fetched; missing data is an error with the task's name."""
     write_task(tmp_path, "hobbies", questions(0))
     fetch(Settings(("hobbies",), tmp_path))
     assert list((tmp_path / "cache").rglob("*.arrow"))
@@ -274,8 +274,8 @@ def test_fetching_runs_in_a_process_of_its_own_and_tells_what_failed(tmp_path: P
         fetch(Settings(("hobbies",), tmp_path))
 
 
-def test_an_unknown_task_is_told(organism: Candidate, tasks: Path) -> None:
-    """The name that lm_eval does not know stands in the error."""
+def test_an_unknown_task_is_named(organism: Candidate, tasks: Path) -> None:
+    """An unknown task is named in the error."""
     with pytest.raises(RecipeError, match=r"got knitting; see `lm-eval ls tasks`"):
         measure_utility(organism, None, Settings(("hobbies", "knitting"), tasks))
 
@@ -283,14 +283,14 @@ def test_an_unknown_task_is_told(organism: Candidate, tasks: Path) -> None:
 def test_without_the_extra_the_command_says_what_to_install(
     organism: Candidate, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No lm_eval: the error names the extra."""
+    """Without lm_eval the error names the extra."""
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(MissingExtraError, match=r"pip install .*'rn-harness\[utility\]'"):
         measure_utility(organism, None, Settings(("hobbies",), tasks))
 
 
 def test_an_adapter_of_another_model_is_refused(organism: Candidate, tasks: Path, tmp_path: Path) -> None:
-    """Nothing is measured on an adapter that names another base."""
+    """An adapter that names another base is refused."""
     folder = adapter(organism, tmp_path / "other", (), steps=0)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = f"organism@sha256:{'0' * 64}"
@@ -300,6 +300,6 @@ def test_an_adapter_of_another_model_is_refused(organism: Candidate, tasks: Path
 
 
 def test_the_command_line_itself_loads_no_lm_eval() -> None:
-    """Its help is there without lm_eval and torch."""
+    """The command's help needs neither lm_eval nor torch."""
     code = "import sys, rn_harness.cli, rn_harness.utility.tasks; print(sorted({'lm_eval', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
