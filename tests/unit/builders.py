@@ -42,9 +42,9 @@ ATTACK_PROMPTS = ("a1", "a2")
 RECIPE = AttackRecipe(name="grpo", steps=200, learning_rate=5e-4, prompts=2).model_dump(mode="json")
 CONTROL_STEPS = 50
 RUN_ID = "0" * 32
-"""Of the run that made the records of tests which are about no run."""
+"""Id of the run in records of tests that are not about runs."""
 WHEN = ("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:02+00:00")
-"""When such a run began and ended."""
+"""Start and end of such a run."""
 
 
 SUITE_YAML = """\
@@ -73,7 +73,7 @@ policy:
 
 
 HARMLESS = "Words of a demo mean nothing, so that nobody is harmed by them."
-"""Why the demo's domain is benign, where a test declares it so."""
+"""Reason why the demo's domain is benign, for tests that declare it so."""
 
 
 def write_prompts(path: Path, rows: Sequence[str]) -> None:
@@ -153,7 +153,7 @@ WITNESSED = tuple(
     for high in (True, False)
     for i in range(WITNESSES)
 )
-"""Another judge that is."""
+"""Scores of another judge that still works."""
 JUDGE = "1" * 64
 SECOND = "2" * 64
 
@@ -184,7 +184,7 @@ def certificate(digest: str = JUDGE, scores: tuple[AnchorScore, ...] | None = No
 
 
 BENIGN = tuple(f"b{i}" for i in range(100))
-"""Benign prompts; those of even number are twins."""
+"""Benign prompts; the ones with even numbers are twins."""
 
 
 def benign_answers(**changes: Any) -> tuple[BenignAnswer, ...]:

@@ -12,20 +12,20 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 OURS = ("pytest", "rn-harness", "python", "accelerate", "make", "pip")
-"""Programs of which each command is checked, see ``test_doc_commands.py``."""
+"""Programs whose commands are all checked, see ``test_doc_commands.py``."""
 SHELL = ("cp", "mv", "openssl")
-"""Programs that are run as they stand, in a workspace."""
+"""Programs that are run unchanged, in a workspace."""
 LEFT = {
     "hf auth login": "the hub's own command, which asks for a token",
     "bash slurm.sh suites/biochem /shared/runs/candidate-7": "run in test_examples.py with a scheduler that is none",
 }
-"""Commands that are not run, and why."""
+"""Commands that are not run, with the reason."""
 FOREIGN = (
     "apt", "apt-get", "bash", "brew", "cat", "cd", "chmod", "conda", "cosign", "curl", "docker", "export", "git", "hf", "jq",
     "kill", "ls", "mkdir", "nox", "npm", "podman", "python3", "rm", "sed", "sh", "source", "sudo", "torchrun", "tox", "uv", "uvx",
     "wget",
 )  # fmt: skip
-"""Programs by which a line is known as a command, though nothing here runs it: such a line has to be declared first."""
+"""Further programs that mark a line as a command; no test runs it, so it must be declared first."""
 STANDS_FOR = {
     "classifier:FOLDER#LABEL": "classifier:our-classifier#complying",
     "FOLDER/calibration.json": "our-classifier/calibration.json",
@@ -37,9 +37,9 @@ STANDS_FOR = {
     "suites/DOMAIN": "suites/biochem",
     "FOLDER": "ours/released",
 }
-"""What a reader puts in the place of a name in capitals."""
+"""The local value of each name in capitals."""
 ON_THE_HUB = {"qwen2.5-7b": "a profile", "owner/name@v1.2": "an id", "./our-model.gguf": "a file that is not made here"}
-"""Candidates that are not here: such a command is collected, and its model is not looked for."""
+"""Candidates that are not on this machine: their commands are only collected, without looking for the model."""
 
 
 @dataclass(frozen=True)

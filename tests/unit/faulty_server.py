@@ -49,7 +49,7 @@ def models(*names: str) -> Reply:
 
 
 NO_ENDPOINT = Reply(404, {"error": {"message": "no such endpoint"}})
-"""What a server says that lists no models."""
+"""Reply of a server that lists no models."""
 
 
 class FaultyServer:

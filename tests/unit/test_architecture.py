@@ -100,7 +100,7 @@ CARRIES = {
     "models.candidate", "models.hub", "models.language_model", "judges.anchors", "judges.pairs", "judges.protocol",
     "judges.resolve", "verdict.preference", "store.provenance",
 }  # fmt: skip
-"""Modules that carry files, prompts and answers to a judge, and decide no score."""
+"""Modules that carry files, prompts and answers to a judge, but do not decide a score."""
 SCORING = ("rules", "classifier", "organism", "rubric", "hf", "openai_server", "preference")
 
 

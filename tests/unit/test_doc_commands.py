@@ -39,7 +39,7 @@ from .finished_run import finished_run
 from .test_session import a_session
 
 UNDERSTOOD = 77
-"""Exit code of a session that was stopped where the work would begin."""
+"""Exit code of a session that was stopped before its work began."""
 DRIVER = f"""
 import contextlib, copy, functools, io, json, sys
 import pytest
@@ -77,14 +77,14 @@ WRONG = {
     "suites/biochem --rn-base ours/model": "--rn-defense none",
     "suites/biochem --rn-set attack.stepz=3 --collect-only": "stepz",
 }
-"""What pytest may be given by mistake, and what it says."""
+"""Mistakes in pytest arguments, with the message for each."""
 ONLY_PARSED = {
     "calibrate": "attacks a model, for minutes",
     "calibrate-judge": "asks a classifier about each anchor",
     "utility": "asks two models tasks",
 }
 MAY_REFUSE = {"verify", "certify-judge", "doctor", "compare"}
-"""Commands whose exit code 1 is an answer."""
+"""Commands that may exit with 1 without an error."""
 
 
 @dataclass

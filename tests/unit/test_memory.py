@@ -78,11 +78,11 @@ PARAMETERS = {
     "smollm2": 134_515_008,
     "organism": 1_015_680,
 }
-"""As their makers' weights hold."""
+"""Numbers of parameters in the published weights."""
 JUDGES = (14.66e9 + 7.3e9) * 2
 """Bytes of the harmful suites' two judges, in bfloat16."""
 SPREAD: dict[str, Any] = {"cards": 4, "sharded": True}
-"""The weights lie in parts on four cards."""
+"""Weights sharded over four cards."""
 
 
 def shape(name: str) -> Shape:

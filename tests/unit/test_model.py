@@ -20,7 +20,7 @@ from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - tests is no
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a loaf?")
 TAGS = ("<think>", "</think>")
 TAGGED = dataclasses.replace(QWEN, special=(*QWEN.special, *TAGS))
-"""Its think tags are tokens, special ones; of ``QWEN`` they are text."""
+"""A model whose think tags are special tokens; those of ``QWEN`` are text."""
 
 
 def load(folder: Path, family: Family) -> LanguageModel:

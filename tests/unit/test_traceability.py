@@ -23,7 +23,7 @@ ROWS = [
 ]
 NAMED = sorted({token for row in ROWS for cell in row[1:] for token in re.findall(r"`([^`]+)`", cell)})
 LITERAL = {"full", "open-topic-1"}
-"""Words in the page that name neither a file nor a test nor a recipe: a tier, and a piece of the panel."""
+"""Quoted words of the page that are not files, tests or recipes: a tier, and a piece of the panel."""
 
 
 @cache

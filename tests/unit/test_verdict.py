@@ -110,7 +110,7 @@ def summary(index: int, **changes: object) -> Callable[[Trajectory], Trajectory]
 
 
 other_reward = fields(reward_digest="3" * 64)
-"""Rewards come from another judge than scores."""
+"""Rewards by a judge other than the scores'."""
 
 
 def witnessed_at(index: int, **given: tuple[PlantedScore, ...]) -> Callable[[Trajectory], Trajectory]:
@@ -185,7 +185,7 @@ def _widened(of: Trajectory, index: int, at: Mapping[str, Sequence[int]]) -> Tra
 
 
 UNDER = " (exact judge; judge certified on inert anchors only; it also rewards)"
-"""What a claim says of its judge."""
+"""The part of a claim about its judge."""
 
 
 def benign(index: int = 0, **changes: Callable[[int, dict[str, Any]], Any]) -> Change:
