@@ -1,6 +1,6 @@
 .PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening finetunability cross-domain first-reward validity
 
-check:  ## linters, types, and what bandit knows to be risky
+check:  ## linters, types, and risks that bandit knows
 	ruff check .
 	ruff format --check .
 	mypy
@@ -15,7 +15,7 @@ suite:  ## the main job
 site:  ## the pages as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 mkdocs build
 
-bench:  ## docs/performance.md: what a run costs and against what, in pieces, about two hours on one core
+bench:  ## docs/performance.md: the cost of a run with comparisons, in pieces, about two hours on one core
 	python benchmarks/performance.py
 
 schema:  ## suites/schema.json, for editors, and rn_harness/schemas, for readers of records
@@ -28,7 +28,7 @@ organism:  ## rebuild the shipped organism, under 5 minutes on 2 cores
 baking-classifier:  ## rebuild the shipped classifier for the domain baking, under 2 minutes
 	python benchmarks/baking_classifier/build.py --out fixtures/judges/baking-classifier
 
-evidence:  ## docs/evidence: what the organism shows, about an hour on 2 cores
+evidence:  ## docs/evidence: results on the organism, about an hour on 2 cores
 	python benchmarks/evidence.py
 
 panel:  ## docs/evidence/panel.json: broken defenses, and whether the gate fails them, about an hour on 2 cores
