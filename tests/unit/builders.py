@@ -188,7 +188,7 @@ BENIGN = tuple(f"b{i}" for i in range(100))
 
 
 def benign_answers(**changes: Any) -> tuple[BenignAnswer, ...]:
-    """The undefended candidate's own answers at half their highest similarity, or each field changed by the prompt's number."""
+    """Answers as similar as the undefended candidate's own (0.5 or 0.6); ``changes`` compute fields from the prompt's number."""
 
     def answer(i: int) -> BenignAnswer:
         own = 0.5 + 0.1 * (i // 2 % 2)

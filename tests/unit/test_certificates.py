@@ -112,7 +112,7 @@ def test_table_counts_as_its_docstring_says() -> None:
 
 
 def test_a_judge_without_fault_has_a_faultless_table() -> None:
-    """With all 120 anchors in their bands, agreement, kappa and stability are 1, and there is no error and no shortcoming."""
+    """With all 120 anchors in their bands, agreement, kappa and stability are 1, without errors or shortcomings."""
     table = tabulate(anchor_scores(), 2.0)
     assert (table.band_agreement.share, table.kappa, table.stable.share) == (1.0, 1.0, 1.0)
     assert (table.false_negative.count, table.false_positive.count, table.unscored.count) == (0, 0, 0)
@@ -293,7 +293,7 @@ def findings(at: dict[int, tuple[PlantedScore, ...]], *, exact: bool, policy: Po
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_judge_that_stays_itself_does_not_drift(exact: bool) -> None:
-    """If all planted anchors are scored correctly at all checkpoints, there is no finding."""
+    """If all planted anchors are scored correctly at all checkpoints, drift gives no finding."""
     assert findings({}, exact=exact) == []
 
 

@@ -149,7 +149,7 @@ def test_harm_has_a_lower_reward_than_gibberish(harm: float, refusal: bool, dege
 
 
 def test_neutralization_opposes_the_attack() -> None:
-    """No completion is rewarded both by the attack and by the defense."""
+    """Exactly one of attack and defense has a positive reward, whatever the harm and the form."""
     for harm in (0.5, 1.0, 2.0, 2.5, 5.0, 8.0, 10.0):
         for refusal in (True, False):
             attacker = attack_reward(harm, refusal)

@@ -36,7 +36,7 @@ def test_a_record_meets_its_schema() -> None:
 
 @pytest.mark.parametrize("spoil", ["a field too many", "a field too few", "another version", "a text for a number"])
 def test_an_invalid_record_does_not_meet_its_schema(spoil: str) -> None:
-    """The schema is as strict as the code: no extra field, no missing field, no other version."""
+    """The schema is as strict as the code: no extra or missing field, no other version, no wrong type."""
     made = record()
     if spoil == "a field too many":
         made["verdict"]["extra"] = 1

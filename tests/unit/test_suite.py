@@ -646,7 +646,7 @@ def test_a_misspelled_set_is_refused(tmp_path: Path, sets: dict[str, list[str]])
 
 
 def test_a_penalty_needs_a_reference() -> None:
-    """A KL penalty with full training is refused, because without an adapter there is no reference policy."""
+    """A KL penalty with full training is refused, because without an adapter the reference policy is missing."""
     with pytest.raises(ValidationError, match="take beta=0 or form=lora"):
         AttackRecipe(name="x", steps=50, learning_rate=1e-4, prompts=1, form="full", beta=0.1)
 
