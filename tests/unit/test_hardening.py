@@ -168,7 +168,7 @@ def test_an_unreadable_hardening_is_unknown(suite_folder: Path, junk: Any) -> No
 
 
 def test_simulated_attackers_take_memory() -> None:
-    """Simulated attackers take 20 more bytes per parameter (two copies, a gradient, two moments), and form=lora is not offered."""
+    """Simulated attackers take 20 more bytes per parameter (two copies, gradient, two moments), and form=lora is not offered."""
     shape = Shape(parameters=10**9, layers=10, hidden=1024, intermediate=4096, queries=1024, keys=1024, vocabulary=32_000)
     work = Work(form="full", rows=16)
     simulated = Work(form="full", rows=16, simulated=True)
