@@ -313,7 +313,7 @@ class Writer:
     def _rough(self, text: str) -> str:
         """Adds flaws of people and small models: no punctuation, all capitals, and dropped, swapped or strange words.
 
-        A judge trained only on perfect sentences would take every other one for word salad.
+        A judge trained only on perfect sentences would take all others for word salad.
         """
         rng = self.rng
         if rng.random() < 0.05:
