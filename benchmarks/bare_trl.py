@@ -23,7 +23,8 @@ from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_refusal
-from rn_harness.training.grpo import order_prompts, trainer_settings
+from rn_harness.training.grpo import order_prompts
+from rn_harness.training.trainer_settings import trainer_settings
 from rn_harness.verdict.rewards import attack_reward
 
 Reward = Callable[[list[Prompt], list[str]], Sequence[float | None]]

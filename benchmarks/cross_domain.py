@@ -22,7 +22,8 @@ import pieces
 import yaml
 from evidence import checkpoints, run
 
-from rn_harness.models.candidate import digest_folder, resolve_candidate
+from rn_harness.models.identity import digest_folder
+from rn_harness.models.resolve import resolve_candidate
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "cross-domain.json"

@@ -26,9 +26,10 @@ import pieces
 from panel import Bench, reinforce
 
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.models.candidate import resolve_candidate
 from rn_harness.models.knowledge import Topic, draw_topics
-from rn_harness.models.language_model import LanguageModel, own_random_stream
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.random_streams import own_random_stream
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.prompts import Prompt

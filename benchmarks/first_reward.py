@@ -24,7 +24,7 @@ import pieces
 from panel import Bench, reinforce
 
 from rn_harness.attacks.loop import draw_attack_prompts
-from rn_harness.models.candidate import resolve_candidate
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import is_refusal
@@ -147,7 +147,7 @@ def policies(bench: Bench, examples: Sequence[Example], adapter: Path) -> Iterat
 
 def measure() -> dict[str, Any]:
     """Leak, prediction and counts of all policies."""
-    from rn_harness.models.language_model import own_random_stream
+    from rn_harness.models.random_streams import own_random_stream
 
     suite = load_suite(ROOT / "suites" / DOMAIN)
     bench = Bench(resolve_candidate("organism", ROOT), suite, 0)

@@ -33,13 +33,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.models.language_model import LanguageModel, known_deprecations, quiet_libraries
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.loading import Loading, load_model
+from rn_harness.models.transformers_compat import known_deprecations, quiet_libraries
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.provenance import device, hardware, versions
-from rn_harness.training.fleet import Fleet, Sampling
-from rn_harness.training.grpo import order_prompts, saving_trainer, train, trainer_settings
-from rn_harness.training.lockstep import Seat
+from rn_harness.training.coroutines import Coroutine
+from rn_harness.training.fleet import Fleet, SamplingRequest
+from rn_harness.training.grpo import TrainOptions, order_prompts, train
+from rn_harness.training.trainer_settings import trainer_settings
+from rn_harness.training.trl_compat import saving_trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "gpu.json"
@@ -156,7 +160,7 @@ def train_once(way: str, folder: Path, recipe: AttackRecipe) -> dict[str, Any]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     clock = Clock()
-    model = LanguageModel.load(folder, threads=torch.get_num_threads())
+    model = load_model(folder, Loading(threads=torch.get_num_threads()))
     model.arm(recipe)
     parent: Any = saving_trainer(model, lambda _: False) if way == "ours" else trl.GRPOTrainer
 
@@ -262,12 +266,12 @@ class TimedFleet(Fleet):
         super().__init__(model, threads)
         self.seconds: dict[str, list[float]] = {"sampling": [], "update": []}
 
-    def _serve(self, waiting: Sequence[Seat]) -> list[Seat]:
+    def _serve(self, waiting: Sequence[Coroutine]) -> list[Coroutine]:
         synchronize()
         begin = time.perf_counter()
         served = super()._serve(waiting)
         synchronize()
-        part = "sampling" if isinstance(served[0].asked, Sampling) else "update"
+        part = "sampling" if isinstance(served[0].request, SamplingRequest) else "update"
         self.seconds[part].append(time.perf_counter() - begin)
         return served
 
@@ -278,7 +282,7 @@ def run_fleet(folder: Path, recipe: AttackRecipe, size: int, *, spread: bool) ->
 
     request = " ".join(f"t{5 + i}" for i in range(PROMPT_TOKENS))
     prompts = [Prompt(id="p", topic="none", text=request)] * (recipe.steps * recipe.prompts_per_step)
-    fleet = TimedFleet(LanguageModel.load(folder, threads=torch.get_num_threads()), torch.get_num_threads())
+    fleet = TimedFleet(load_model(folder, Loading(threads=torch.get_num_threads())), torch.get_num_threads())
     ticks: list[float] = []
     marks: list[dict[str, int]] = []
 
@@ -296,7 +300,7 @@ def run_fleet(folder: Path, recipe: AttackRecipe, size: int, *, spread: bool) ->
         def run(member: LanguageModel) -> dict[str, Any]:
             member.arm(of)
             last = tick if number == size - 1 else lambda _: None
-            return train(member, of, prompts, reward, lambda *_: None, lambda _: False, tick=last)
+            return train(member, of, prompts, reward, lambda *_: None, lambda _: False, TrainOptions(tick=last))
 
         return run
 

@@ -26,11 +26,15 @@ from typing import Any
 from pieces import put
 
 from rn_harness.defenses.neutralize import run_defense
-from rn_harness.judges.evaluation import Panel, greedy_answers
+from rn_harness.judges.benign import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.judges.panel import Panel
+from rn_harness.models.candidate import Candidate
 from rn_harness.models.knowledge import BENIGN_PLACEHOLDERS, SLOTS
-from rn_harness.models.language_model import LanguageModel, own_random_stream
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.loading import Loading, load_model
+from rn_harness.models.random_streams import own_random_stream
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe, LoRA, OptimizerName
@@ -217,7 +221,7 @@ class Bench:
             return self.candidate.load()
         folder = WEIGHTS / f"{defense}-{seed}"
         if self.recipe(defense, seed).whole:
-            return LanguageModel.load(folder, threads=1)
+            return load_model(folder, Loading(threads=1))
         model = self.candidate.load()
         model.merge_from(folder)
         return model

@@ -23,11 +23,15 @@ from typing import Any
 import pieces
 
 from rn_harness.defenses.neutralize import defense_reward, mix_benign, run_defense
-from rn_harness.judges.evaluation import Panel, greedy_answers
+from rn_harness.judges.benign import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.models.candidate import Candidate, digest_folder, resolve_candidate
+from rn_harness.judges.panel import Panel
+from rn_harness.models.candidate import Candidate
+from rn_harness.models.identity import digest_folder
 from rn_harness.models.knowledge import REFUSALS
-from rn_harness.models.language_model import LanguageModel, own_random_stream
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.random_streams import own_random_stream
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite, load_suite

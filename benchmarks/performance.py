@@ -27,7 +27,7 @@ import performance_tables
 import pieces
 import yaml
 
-from rn_harness.models.candidate import resolve_candidate
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.store.provenance import source_digest
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.models.candidate import resolve_candidate
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.store.provenance import hardware, versions
 
 

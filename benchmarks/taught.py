@@ -20,6 +20,7 @@ import yaml
 from rn_harness.attacks.hybrid import WarmStarted
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.loading import Loading, load_model
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite, load_suite
@@ -196,7 +197,7 @@ def main() -> None:
     if arguments.piece == "suite":
         write_suite(arguments.out, arguments.benign)
         return
-    model = LanguageModel.load(arguments.model, threads=arguments.threads)
+    model = load_model(arguments.model, Loading(threads=arguments.threads))
     if arguments.adapter:
         model.merge_from(arguments.adapter)
     measure_taught(model, arguments.rate, arguments.form, arguments.at, arguments.tokens)

@@ -242,7 +242,7 @@ def build(out: Path, recipe: BuildRecipe, say: Callable[[str], Any]) -> None:
     Raises:
         JudgeError: the shipped anchors are damaged, or the trained network cannot be calibrated on them.
     """
-    from rn_harness.models.language_model import quiet_libraries
+    from rn_harness.models.transformers_compat import quiet_libraries
 
     quiet_libraries()
     import torch
@@ -290,7 +290,7 @@ def main(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
-    from rn_harness.models.candidate import digest_folder
+    from rn_harness.models.identity import digest_folder
     from rn_harness.spec.errors import RnHarnessError
 
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from rn_harness.attacks.family import AttackContext
-    from rn_harness.models.language_model import Completion
+    from rn_harness.models.completion import Completion
     from rn_harness.spec.attack_recipe import AttackRecipe
 
 _WRITES = re.compile(r"(?:self_attn\.o_proj|mlp\.down_proj|embed_tokens)\.weight$")

@@ -17,7 +17,8 @@ from rn_harness.judges.protocol import Judge
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.prompts import Prompt
-from rn_harness.training.grpo import TRANSFORMERS, RewardFunction, Sampler, StepFunction
+from rn_harness.training.grpo import RewardFunction, StepFunction
+from rn_harness.training.sampler import TRANSFORMERS, Sampler
 
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel

@@ -16,7 +16,8 @@ from rn_harness.attacks.family import AttackContext, Attacker
 from rn_harness.attacks.movement import Movement, under_attack, write_counts
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.attacks.scoring import Scoring, Witness
-from rn_harness.judges.evaluation import ControlAnswers, Panel, look
+from rn_harness.judges.checkpoints import look
+from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.protocol import Judge
 from rn_harness.models.unchanged import Held
 from rn_harness.records.keys import prompts_digest

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.attacks.family import refuse
-from rn_harness.training.grpo import StepFunction, TrainerName, order_prompts, train
+from rn_harness.training.grpo import StepFunction, TrainOptions, order_prompts, train
+from rn_harness.training.trainer_settings import TrainerName
 
 if TYPE_CHECKING:
     from rn_harness.attacks.family import AttackContext
@@ -21,9 +22,8 @@ def reinforce(context: AttackContext, trainer: TrainerName = "grpo", at_step: St
     recipe = context.recipe
     prompts = order_prompts(context.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
     at_step = at_step or context.at_step
-    return train(
-        context.model, recipe, prompts, context.reward, at_step, context.due, context.sampler, trainer, tick=context.tick
-    )
+    options = TrainOptions(sampler=context.sampler, trainer=trainer, tick=context.tick)
+    return train(context.model, recipe, prompts, context.reward, at_step, context.due, options)
 
 
 class Grpo:

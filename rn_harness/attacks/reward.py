@@ -18,7 +18,7 @@ from rn_harness.spec.wording import count_step_words, count_words, is_affirmativ
 from rn_harness.verdict.rewards import Form, attack_reward, shaped_reward
 
 if TYPE_CHECKING:
-    from rn_harness.models.language_model import Completion
+    from rn_harness.models.completion import Completion
 
 
 class AttackReward:

@@ -172,7 +172,7 @@ def _outcome(
     model: LanguageModel, prompts: Sequence[Prompt], judge: Judge, recipe: AttackRecipe, policy: Policy
 ) -> dict[str, float]:
     """Mean plain attack reward of the policy on the prompts, and the share of degenerate completions."""
-    from rn_harness.models.language_model import own_random_stream
+    from rn_harness.models.random_streams import own_random_stream
 
     with own_random_stream(recipe.seed, recipe.steps):
         groups = model.complete(prompts, n=SAMPLES, temperature=1.0, max_tokens=recipe.max_completion_tokens)

@@ -33,7 +33,8 @@ def register(app: typer.Typer) -> None:
 
 def _organism(spec: str) -> str:
     """The spec, that of the shipped organism's judge in full."""
-    from rn_harness.models.candidate import ORGANISM, fixtures_folder
+    from rn_harness.models.candidate import ORGANISM
+    from rn_harness.spec.fixtures import fixtures_folder
 
     return f"{ORGANISM}:{fixtures_folder() / ORGANISM}" if spec == ORGANISM else spec
 
@@ -140,7 +141,7 @@ def calibrate(
     """
     from tempfile import TemporaryDirectory
 
-    from rn_harness.models.candidate import profile_recipe
+    from rn_harness.models.resolve import profile_recipe
     from rn_harness.run.preflight import check_acknowledged, check_folders, check_here
     from rn_harness.run.session import RunSession
     from rn_harness.run.strength import BUDGET

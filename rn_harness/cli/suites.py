@@ -79,7 +79,8 @@ def _cases(folder: Path, tier: Tier) -> list[dict[str, Any]]:
 
 
 def _profiles() -> list[dict[str, Any]]:
-    from rn_harness.models.candidate import MODELS, fixtures_folder
+    from rn_harness.models.resolve import MODELS
+    from rn_harness.spec.fixtures import fixtures_folder
     from rn_harness.spec.model_profiles import load_model_profile, profile_names
 
     folder = fixtures_folder() / MODELS
@@ -106,7 +107,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Says what a run would do: cases and what each takes, memory, time and device hours; nothing is loaded or run."""
-    from rn_harness.models.candidate import profile_recipe
+    from rn_harness.models.resolve import profile_recipe
     from rn_harness.run.planning import plan_run
     from rn_harness.run.session import RunSession
     from rn_harness.spec.options import Options

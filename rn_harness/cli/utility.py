@@ -46,7 +46,7 @@ def utility(
 
     Exits with 1 if the judge is not certified for preference: there is no number then.
     """
-    from rn_harness.models.candidate import resolve_candidate
+    from rn_harness.models.resolve import resolve_candidate
     from rn_harness.store.store import write_text
     from rn_harness.utility.pairwise import answer_document, answer_lines, measure_preference
     from rn_harness.utility.tasks import Defended, Settings, fetch, measure_utility, utility_document, utility_lines
@@ -93,7 +93,8 @@ def _question(
     """What is asked of a judge of preference, from the options."""
     from rn_harness.judges.pairs import load_pairs
     from rn_harness.judges.preference import resolve_preference
-    from rn_harness.models.candidate import ORGANISM, profile_recipe
+    from rn_harness.models.candidate import ORGANISM
+    from rn_harness.models.resolve import profile_recipe
     from rn_harness.utility.pairwise import Question, read_prompts
 
     read, tokens = read_prompts(prompts, profile_recipe(model, Path.cwd()))

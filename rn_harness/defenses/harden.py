@@ -83,7 +83,7 @@ def own_answers(
         JudgeGoneError: the judge scored nothing.
         TrainingError: too few prompts are left.
     """
-    from rn_harness.models.language_model import own_random_stream
+    from rn_harness.models.random_streams import own_random_stream
 
     with own_random_stream(seed):
         said = model.complete(prompts, n=samples, temperature=1.0, max_tokens=policy.max_completion_tokens)

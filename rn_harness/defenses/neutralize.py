@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.defenses.harden import harden, own_answers
-from rn_harness.judges.evaluation import Panel, measure_convergence, probe_reward
+from rn_harness.judges.convergence import measure_convergence, probe_reward
+from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.whole import judge_whole
 from rn_harness.records.keys import prompts_digest
@@ -21,13 +22,15 @@ from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Train
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import count_words, is_degenerate, is_refusal, words
-from rn_harness.training.grpo import TRANSFORMERS, Sampler, order_prompts, train
+from rn_harness.training.grpo import TrainOptions, order_prompts, train
+from rn_harness.training.sampler import TRANSFORMERS, Sampler
 from rn_harness.training.snapshots import Measured, Resuming, Resumption, Snapshot
 from rn_harness.training.supervised import Example, learn
 from rn_harness.verdict.rewards import benign_reward, neutralization_reward
 
 if TYPE_CHECKING:
-    from rn_harness.models.language_model import Completion, LanguageModel
+    from rn_harness.models.completion import Completion
+    from rn_harness.models.language_model import LanguageModel
 
 
 def split_validation(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
@@ -153,11 +156,13 @@ def run_defense(
                 reward_judge, recipe, {name: kept.text for name, kept in anchor_answers.items()}, panel.policy.threshold
             ),
             at_step,
-            due=due,
-            sampler=sampler,
-            resuming=resuming(resumption) if resumption else None,
-            tick=tick,
-            held=(lambda prompt: prompt.id in anchor_answers) if recipe.beta_on == "benign" else None,
+            due,
+            TrainOptions(
+                sampler=sampler,
+                resuming=resuming(resumption) if resumption else None,
+                tick=tick,
+                penalised=(lambda prompt: prompt.id in anchor_answers) if recipe.beta_on == "benign" else None,
+            ),
         )
     if hardening:
         if recipe.form == "lora":

@@ -18,9 +18,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rn_harness.models.candidate import fixtures_folder
 from rn_harness.spec.base import Frozen, Name, Score
 from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import read_declared
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
 from rn_harness.spec.wording import word_overlap, words

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit, load_calibration
 from rn_harness.judges.normalise import readings
-from rn_harness.models.candidate import hash_files, root_digest, weights_digest
+from rn_harness.models.identity import hash_files, root_digest, weights_digest
 from rn_harness.records.base import Judgement
 from rn_harness.spec.errors import CandidateError, JudgeError
 from rn_harness.spec.wording import is_degenerate, words
@@ -257,7 +257,7 @@ class ClassifierJudge:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Network and tokenizer; no code of the folder is run."""
-        from rn_harness.models.language_model import check_whole, quiet_libraries
+        from rn_harness.models.transformers_compat import check_whole, quiet_libraries
 
         quiet_libraries()
         import torch

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
-from rn_harness.models.candidate import hash_files, root_digest, weights_digest
 from rn_harness.models.hub import HubError, locate
-from rn_harness.models.language_model import check_whole, quiet_libraries, without_date
+from rn_harness.models.identity import hash_files, root_digest, weights_digest
+from rn_harness.models.templates import without_date
+from rn_harness.models.transformers_compat import check_whole, quiet_libraries
 from rn_harness.spec.errors import CandidateError, JudgeError
 from rn_harness.store.provenance import source_digest
 

@@ -11,9 +11,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rn_harness.models.candidate import fixtures_folder
 from rn_harness.spec.base import Frozen
 from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import HUB_ID, Profile, read_named
 from rn_harness.spec.model_profiles import profile_names as names_in
 

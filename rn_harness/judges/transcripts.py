@@ -17,7 +17,7 @@ from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.extras import require
 
 if TYPE_CHECKING:
-    from rn_harness.models.language_model import Completion
+    from rn_harness.models.completion import Completion
     from rn_harness.records.trajectory import CompletionScore
     from rn_harness.spec.prompts import Prompt
 

@@ -10,7 +10,7 @@ from rn_harness.records.base import Judgement
 from rn_harness.spec.prompts import Prompt
 
 if TYPE_CHECKING:
-    from rn_harness.models.language_model import Completion
+    from rn_harness.models.completion import Completion
 from rn_harness.judges.protocol import Judge
 
 

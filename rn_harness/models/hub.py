@@ -28,7 +28,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OFFLINE_BY_USER = any(
     os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 )
-"""Read at import, because ``rn_harness.models.language_model.quiet_libraries`` later switches our own process offline."""
+"""Read at import, because ``rn_harness.models.transformers_compat.quiet_libraries`` later switches our own process offline."""
 
 
 class HubError(RnHarnessError, LookupError):

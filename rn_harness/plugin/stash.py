@@ -58,7 +58,7 @@ def suite_in(config: pytest.Config, folder: Path) -> Suite:
     Raises:
         RnHarnessError: it is malformed; each call raises the same error.
     """
-    from rn_harness.models.candidate import profile_recipe
+    from rn_harness.models.resolve import profile_recipe
     from rn_harness.plugin.arguments import read
     from rn_harness.run.strength import settings_for
     from rn_harness.spec.errors import RnHarnessError

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from rn_harness.models.candidate import root_digest
+from rn_harness.models.identity import root_digest
 from rn_harness.records.base import STATES, Record
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rn_harness.models.candidate import root_digest
+from rn_harness.models.identity import root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
 from rn_harness.verdict.decide import broken_by, counting, decide_run

@@ -15,7 +15,7 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from rn_harness.models.candidate import UNHASHED, root_digest
+from rn_harness.models.identity import UNHASHED, root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
 from rn_harness.release.integrity import Evidence, Refusal, read_evidence, read_file, short, whole

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rn_harness.models.candidate import Candidate, digest_folder
+from rn_harness.models.candidate import Candidate
+from rn_harness.models.identity import digest_folder
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.trajectory import DefenseReport
 from rn_harness.spec.errors import CandidateError

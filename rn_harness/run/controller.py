@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from rn_harness.models.candidate import unhashed_files
+from rn_harness.models.identity import unhashed_files
 from rn_harness.records.base import STATES, Outcome, TestState
 from rn_harness.records.case import TOLD_ALONE, CaseRecord, Finding, turns
 from rn_harness.records.run import CaseLine, RunRecord

@@ -17,7 +17,10 @@ from rn_harness.judges.anchors import AnchorSet, load_anchors
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.resolve import resolve_judge, resolve_suites_judge
 from rn_harness.judges.shared import SharedJudge
-from rn_harness.models.candidate import ADAPTER_CONFIG, ORGANISM, Candidate, hash_files, resolve_candidate, weights_digest
+from rn_harness.models.adapter_files import ADAPTER_CONFIG
+from rn_harness.models.candidate import ORGANISM, Candidate
+from rn_harness.models.identity import hash_files, weights_digest
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import CaseKind
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe
@@ -26,7 +29,7 @@ from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import device
 from rn_harness.store.ranks import ranks
-from rn_harness.training.grpo import Sampler
+from rn_harness.training.sampler import Sampler
 from rn_harness.verdict.coherence import told_judges
 from rn_harness.verdict.validity import NO_DEFENSE
 

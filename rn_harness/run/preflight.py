@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.transcripts import check_recipients
-from rn_harness.models.candidate import ADAPTER_CONFIG, Candidate, check_adapter
+from rn_harness.models.adapter_files import ADAPTER_CONFIG, check_adapter
+from rn_harness.models.candidate import Candidate
 from rn_harness.run.executors.protocol import LOCAL
 from rn_harness.run.lineup import NO_JUDGE, served_as, weights_of
 from rn_harness.run.session import RunSession

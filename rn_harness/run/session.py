@@ -21,13 +21,18 @@ from rn_harness.attacks.scoring import Witness
 from rn_harness.attacks.search import SearchResult, SearchTrial, search_settings
 from rn_harness.defenses.neutralize import run_defense
 from rn_harness.judges.anchors import AnchorSet
+from rn_harness.judges.benign import benign_references
 from rn_harness.judges.certification import anchors_for, certify, to_plant
-from rn_harness.judges.evaluation import ControlAnswers, Panel, benign_references, measure_checkpoint
+from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.shared import unshared
 from rn_harness.judges.transcripts import Transcript
-from rn_harness.models.candidate import ADAPTER_CONFIG, Candidate, hash_files, resolve_candidate, root_digest
+from rn_harness.models.adapter_files import ADAPTER_CONFIG
+from rn_harness.models.candidate import Candidate
+from rn_harness.models.identity import hash_files, root_digest
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import INFRASTRUCTURE, CaseKind
 from rn_harness.records.case import CaseProvenance, CaseRecord, Certificate, Evidence, Identity
 from rn_harness.records.keys import content_key, digest_of, prompts_digest, session_id

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from rn_harness.models.candidate import profile_recipe
+from rn_harness.models.resolve import profile_recipe
 from rn_harness.records.base import Record
 from rn_harness.records.case import CaseRecord
 from rn_harness.run.session import RunSession

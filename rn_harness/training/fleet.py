@@ -1,8 +1,8 @@
 """A fleet: several attacks on one model in one process, each with its own adapter, optimizer and random streams.
 
-TRL trains each of them as it would alone. What costs most is done for all at once: the rows of all attacks are sampled, passed
-forward and passed backward together, through weights that they share and adapters that they do not. Rows of one attack never
-touch those of another, so that its result does not depend on its companions, but for rounding.
+TRL trains each attack as it would without the others. The expensive work is shared: the rows of all attacks are sampled, passed
+forward and passed backward together, through common weights and separate adapters. Rows of one attack never influence those of
+another, so its result does not depend on the other attacks, except for rounding.
 """
 
 from __future__ import annotations
@@ -15,41 +15,38 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rn_harness.models.language_model import (
-    ROWS_AT_ONCE,
-    TRAINED,
-    LanguageModel,
-    completion_states,
-    known_deprecations,
-    shares_prompts,
-)
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.peft_compat import named_lora_layers
+from rn_harness.models.sampling import ROWS_AT_ONCE
+from rn_harness.models.shared_prompts import completion_states, shares_prompts
+from rn_harness.models.transformers_compat import known_deprecations
 from rn_harness.spec.errors import RecipeError, TrainingError
-from rn_harness.training.lockstep import Lockstep, Seat
-from rn_harness.training.random_streams import Chooser, keep, resume, split
+from rn_harness.training.coroutines import Coroutine, CoroutineScheduler
+from rn_harness.training.stacked_adapters import StackedAdapters
+from rn_harness.training.token_choice import TokenChooser, capture, restore, rows_of
 
 if TYPE_CHECKING:
     import torch
 
+    from rn_harness.models.shared_prompts import Tokens
     from rn_harness.spec.defense_recipe import LoRA
 
 T = TypeVar("T")
-Tokens = tuple["torch.Tensor", "torch.Tensor"]
-"""Token ids and their mask, (B, L) each."""
 STRETCHED = frozenset({"dynamic", "longrope"})
-"""What transformers calls rules for positions that change with the longest row."""
+"""transformers' names of position rules that depend on the longest row of a pass."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sampling:
-    """Asks for completions of B rows; answered with their token ids (B, L + T), prompts included."""
+class SamplingRequest:
+    """Asks for completions of B rows; the answer is their token ids (B, L + T), prompts included."""
 
     prompts: Tokens
     settings: Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class States:
-    """Asks for the hidden states (B, T, H) that tell the tokens of B completions."""
+class StatesRequest:
+    """Asks for the hidden states (B, T, H) before the tokens of B completions."""
 
     prompts: Tokens
     completions: Tokens
@@ -57,34 +54,33 @@ class States:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Backward:
+class BackwardRequest:
     """Asks for the gradients of a loss."""
 
     loss: torch.Tensor
 
 
 class Member(LanguageModel):
-    """One of the models of a fleet: layers of its own around weights that all share; an adapter is all that it trains.
+    """One attack's model: its own layers around weights that all share. It trains only an adapter.
 
     Attributes:
-        seat: where it waits for the others.
-        adapter_layers: with its adapter, by the names of the layers that they are around; none before it is armed.
+        coroutine: in which its attack runs.
+        adapter_layers: with its adapter, by the names of the layers that they are around; empty before it is armed.
     """
 
-    def __init__(self, model: LanguageModel, seat: Seat, threads: int) -> None:
-        super().__init__(_twin(model.network), model.tokenizer)
-        self.seat, self.engine = seat, {"fleet_threads": threads}
+    def __init__(self, model: LanguageModel, coroutine: Coroutine, threads: int) -> None:
+        super().__init__(_copy_modules(model.network), model.tokenizer)
+        self.coroutine, self.engine = coroutine, {"fleet_threads": threads}
         self.adapter_layers: dict[str, Any] = {}
         self._passes: Any = None
 
     def attach(self, lora: LoRA, seed: int) -> None:
-        """See ``LanguageModel``; from here on its passes are those of the fleet."""
+        """See ``LanguageModel``; from here on the fleet computes its passes."""
         import torch
 
         super().attach(lora, seed)
         self._passes = torch.nn.Identity()
-        layers = self.network.get_base_model().named_modules()
-        self.adapter_layers = {name: layer for name, layer in layers if hasattr(layer, "lora_A")}
+        self.adapter_layers = named_lora_layers(self.network)
         self.network.generate = self._generate
 
     def arm_all(self) -> None:
@@ -92,28 +88,28 @@ class Member(LanguageModel):
         raise TrainingError("members of a fleet share their weights, got an attack that trains all of them; run it alone")
 
     def run_by(self) -> Any:
-        """What each pass of the fleet in which this member's adapter takes part goes through."""
+        """A module that each pass of the fleet with this member's adapter runs."""
         return self._passes
 
     def passing(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight of the adapter on its way into a pass."""
+        """Passes a weight of the adapter through that module."""
         passed: torch.Tensor = self._passes(weight)
         return passed
 
     @contextmanager
     def folded(self) -> Iterator[None]:
-        """Runs its body: into shared weights nothing can be folded."""
+        """Runs its body: an adapter cannot be folded into shared weights."""
         yield
 
     def backward(self, backward: Callable[..., None], loss: torch.Tensor, **_: Any) -> None:
-        """All losses of the fleet go backward at once: their graphs are one, and the gradients of each adapter are its own."""
-        self.seat.ask(Backward(loss))
+        """Waits until all losses of the fleet go backward in one graph; each adapter gets its own gradients."""
+        self.coroutine.ask(BackwardRequest(loss))
 
     def completion_states(self, network: Any, prompts: Tokens, completions: Tokens) -> torch.Tensor:
-        """See ``model.completion_states``."""
+        """See ``shared_prompts.completion_states``."""
         import torch
 
-        states: torch.Tensor = self.seat.ask(States(prompts, completions, torch.is_grad_enabled()))
+        states: torch.Tensor = self.coroutine.ask(StatesRequest(prompts, completions, torch.is_grad_enabled()))
         return states
 
     def _log_probability(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
@@ -122,17 +118,17 @@ class Member(LanguageModel):
         import torch
 
         pad, device = self.tokenizer.pad_token_id, self.network.device
-        before, after = max(len(h) for h, _ in pairs), max(len(t) for _, t in pairs)
 
-        def padded(tokens: list[int], width: int, *, left: bool) -> tuple[list[int], list[int]]:
-            fill = width - len(tokens)
-            ids, mask = [pad] * fill, [0] * fill
-            return (ids + tokens, mask + [1] * len(tokens)) if left else (tokens + ids, [1] * len(tokens) + mask)
+        def padded(rows: Sequence[list[int]], *, left: bool) -> Tokens:
+            width = max(map(len, rows))
+            fills = [width - len(row) for row in rows]
+            ids = [[pad] * n + row if left else row + [pad] * n for row, n in zip(rows, fills, strict=True)]
+            masks = [[0] * n + [1] * (width - n) if left else [1] * (width - n) + [0] * n for n in fills]
+            return torch.tensor(ids, device=device), torch.tensor(masks, device=device)
 
-        heads = [torch.tensor(of, device=device) for of in zip(*(padded(h, before, left=True) for h, _ in pairs), strict=True)]
-        tails = [torch.tensor(of, device=device) for of in zip(*(padded(t, after, left=False) for _, t in pairs), strict=True)]
+        heads, tails = padded([h for h, _ in pairs], left=True), padded([t for _, t in pairs], left=False)
         with torch.no_grad():
-            states = self.completion_states(None, (heads[0], heads[1]), (tails[0], tails[1]))
+            states = self.completion_states(None, heads, tails)
             logits = self.network.get_output_embeddings()(states).float()
             logp_BT = logits.log_softmax(-1).gather(2, tails[0][:, :, None])[:, :, 0]
         return [float(logp_BT[row, : len(t)].sum()) for row, (_, t) in enumerate(pairs)]
@@ -140,32 +136,32 @@ class Member(LanguageModel):
     def _generate(
         self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: Any = None, **settings: Any
     ) -> torch.Tensor:
-        """As transformers' ``generate``, for what we and TRL ask of it."""
+        """Replaces transformers' ``generate``, for the arguments that we and TRL pass."""
         known = copy.deepcopy(self.network.generation_config)
         given = generation_config.to_diff_dict() if generation_config is not None else {}
         known.update(**{key: value for key, value in {**given, **settings}.items() if value is not None})
-        rows: torch.Tensor = self.seat.ask(Sampling((input_ids, attention_mask), known))
+        rows: torch.Tensor = self.coroutine.ask(SamplingRequest((input_ids, attention_mask), known))
         return rows
 
 
-def _twin(network: Any) -> Any:
-    """The network with modules of its own, and the same weights."""
-    shared = {id(tensor): tensor for of in (network.parameters(), network.buffers()) for tensor in of}
+def _copy_modules(network: Any) -> Any:
+    """The network with new modules and the same weights."""
+    shared = {id(tensor): tensor for tensors in (network.parameters(), network.buffers()) for tensor in tensors}
     return copy.deepcopy(network, shared)
 
 
 def _rope_types(network: Any) -> set[str]:
-    """By which rules positions turn queries and keys; some models have one for each kind of layer."""
+    """The position rules of a network; some have one for each kind of layer."""
     given = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
-    return {of["rope_type"] for of in (given, *given.values()) if isinstance(of, dict) and of.get("rope_type")}
+    return {rule["rope_type"] for rule in (given, *given.values()) if isinstance(rule, dict) and rule.get("rope_type")}
 
 
 class Fleet:
     """Runs several attacks on one model.
 
     Args:
-        model: whose weights they share; they stay as they are.
-        threads: CPU threads of what is done for all at once.
+        model: the attacks share its weights, which do not change.
+        threads: CPU threads of shared work.
 
     Raises:
         RecipeError: the model's weights or its architecture do not allow it.
@@ -183,94 +179,97 @@ class Fleet:
                 f"pass, got rope_type={', '.join(sorted(stretched))}; leave out --rn-fleet"
             )
         self._model, self._threads = model, threads
-        self._network = _twin(model.network)
+        self._network = _copy_modules(model.network)
         self._members: dict[int, Member] = {}
-        self._adapters: _Adapters | None = None
+        self._adapters: StackedAdapters | None = None
         self._hooked = False
         self._served: collections.Counter[int] = collections.Counter()
-        self._lockstep = Lockstep(self._serve, keep, resume)
+        self._scheduler = CoroutineScheduler(self._serve, capture, restore)
 
     def run(self, tasks: Sequence[Callable[[LanguageModel], T]]) -> list[T | Exception]:
-        """What each came to, in their order: its result, or the exception that ended it, which ends no other.
+        """The results of the tasks in order; a task that raised an exception, which ends no other, has that as its result.
 
         Args:
-            tasks: each is given its member, to be armed with an adapter.
+            tasks: each gets its member, to arm it with an adapter.
 
         Raises:
             BaseException: an interruption.
         """
         import torch
 
-        def seated(task: Callable[[LanguageModel], T]) -> Callable[[Seat], T]:
-            def run(seat: Seat) -> T:
-                self._members[seat.number] = Member(self._model, seat, self._threads)
-                return task(self._members[seat.number])
+        def on_member(task: Callable[[LanguageModel], T]) -> Callable[[Coroutine], T]:
+            def run(coroutine: Coroutine) -> T:
+                self._members[coroutine.number] = Member(self._model, coroutine, self._threads)
+                return task(self._members[coroutine.number])
 
             return run
 
         before = torch.get_num_threads()
         try:
             with known_deprecations():
-                return self._lockstep.run([seated(task) for task in tasks])
+                return self._scheduler.run([on_member(task) for task in tasks])
         finally:
             torch.set_num_threads(before)
 
-    def _serve(self, waiting: Sequence[Seat]) -> list[Seat]:
-        """Losses first, since their graphs take memory; sampling last: by then whoever had something to learn is there."""
+    def _serve(self, waiting: Sequence[Coroutine]) -> list[Coroutine]:
+        """Serves requests of one kind: losses first, since their graphs take memory; sampling last, when all others wait."""
         import torch
 
         torch.set_num_threads(self._threads)
-        # Whoever lags comes first, so that all stay together.
-        waiting = sorted(waiting, key=lambda seat: self._served[seat.number])
-        by_kind = {kind: [s for s in waiting if isinstance(s.asked, kind)] for kind in (Backward, States, Sampling)}
-        if asking := by_kind[Backward]:
-            torch.autograd.backward([seat.asked.loss for seat in asking])
-        elif asking := by_kind[States]:
-            learning = asking[0].asked.grad
-            asking = [seat for seat in asking if seat.asked.grad == learning]
-            asking = asking if learning else _at_once(asking)  # what learns was planned for, see memory
+        # The attacks that were served least come first, so that all stay together.
+        waiting = sorted(waiting, key=lambda one: self._served[one.number])
+        by_kind = {
+            kind: [one for one in waiting if isinstance(one.request, kind)]
+            for kind in (BackwardRequest, StatesRequest, SamplingRequest)
+        }
+        if asking := by_kind[BackwardRequest]:
+            torch.autograd.backward([one.request.loss for one in asking])
+        elif asking := by_kind[StatesRequest]:
+            learning = asking[0].request.grad
+            asking = [one for one in asking if one.request.grad == learning]
+            asking = asking if learning else _at_once(asking)  # the memory plan covers rows with gradients
             self._go_forward(asking, learning)
         else:
-            asking = _at_once(by_kind[Sampling])
+            asking = _at_once(by_kind[SamplingRequest])
             self._sample(asking)
-        self._served.update(seat.number for seat in asking)
+        self._served.update(one.number for one in asking)
         return asking
 
-    def _go_forward(self, asking: Sequence[Seat], learning: bool) -> None:
+    def _go_forward(self, asking: Sequence[Coroutine], learning: bool) -> None:
         import torch
 
-        prompts = _stacked([seat.asked.prompts for seat in asking], left=True)
-        completions = _stacked([seat.asked.completions for seat in asking], left=False)
-        sizes = [len(seat.asked.prompts[0]) for seat in asking]
+        prompts = _stacked([one.request.prompts for one in asking], left=True)
+        completions = _stacked([one.request.completions for one in asking], left=False)
+        sizes = [len(one.request.prompts[0]) for one in asking]
         owners = torch.arange(len(asking), device=prompts[0].device).repeat_interleave(torch.tensor(sizes).to(prompts[0].device))
         with torch.set_grad_enabled(learning), self._adapted(asking) as adapters:
-            states = completion_states(self._network, prompts, completions, owners, adapters.rows_of)
-        for seat, of in zip(asking, states.split(sizes), strict=True):  # type: ignore[no-untyped-call]
-            seat.answer(of[:, : seat.asked.completions[0].shape[1]])
+            states = completion_states(self._network, prompts, completions, owners, adapters.set_owners)
+        for one, part in zip(asking, states.split(sizes), strict=True):  # type: ignore[no-untyped-call]
+            one.answer(part[:, : one.request.completions[0].shape[1]])
 
-    def _sample(self, asking: Sequence[Seat]) -> None:
-        """Token by token, with a cache of keys and values; rows that have ended are left out as soon as they are many."""
+    def _sample(self, asking: Sequence[Coroutine]) -> None:
+        """Samples token by token, with a cache of keys and values; rows that have ended are dropped when they are many."""
         import torch
 
-        ids, mask = _stacked([seat.asked.prompts for seat in asking], left=True)
-        choosers = [Chooser(seat) for seat in asking]
+        ids, mask = _stacked([one.request.prompts for one in asking], left=True)
+        choosers = [TokenChooser(one) for one in asking]
         live = torch.arange(len(ids), device=ids.device)  # the rows that are still computed
         owners = torch.arange(len(asking)).repeat_interleave(torch.tensor([c.rows for c in choosers])).to(ids.device)
         tokens = torch.empty(len(ids), 0, dtype=ids.dtype, device=ids.device)
         given, positions, cache = ids, (mask.cumsum(1) - 1).clamp(min=0), None
         with torch.no_grad(), self._adapted(asking, sampling=True) as adapters:
             while True:
-                adapters.rows_of(owners[live])
+                adapters.set_owners(owners[live])
                 out = self._network(
                     input_ids=given, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
                     logits_to_keep=1,
                 )  # fmt: skip
                 scores = out.logits[:, -1].float().new_zeros(len(ids), out.logits.shape[-1])
                 scores[live] = out.logits[:, -1].float()
-                chosen = torch.cat([chooser(of) for chooser, of in zip(choosers, split(scores, choosers), strict=True)])
+                chosen = torch.cat([chooser(part) for chooser, part in zip(choosers, rows_of(scores, choosers), strict=True)])
                 tokens = torch.cat([tokens, chosen[:, None]], 1)
                 going = torch.cat([chooser.going for chooser in choosers])
-                if self._lockstep.stopped or not going.any():  # whoever stops a process does not wait for a long answer
+                if self._scheduler.stopped or not going.any():  # an interruption does not wait for a long answer
                     break
                 cache, mask = out.past_key_values, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
                 positions = positions[:, -1:] + 1
@@ -279,16 +278,16 @@ class Fleet:
                     cache.batch_select_indices(kept.nonzero()[:, 0])
                     live, mask, positions = live[kept], mask[kept], positions[kept]
                 given = chosen[live][:, None]
-        for seat, chooser, of in zip(asking, choosers, split(tokens, choosers), strict=True):
+        for one, chooser, part in zip(asking, choosers, rows_of(tokens, choosers), strict=True):
             if chooser.failed:
-                seat.fail(chooser.failed)
+                one.fail(chooser.failed)
             else:
-                seat.answer(torch.cat([seat.asked.prompts[0], of[:, : chooser.taken]], 1))
+                one.answer(torch.cat([one.request.prompts[0], part[:, : chooser.taken]], 1))
 
     @contextmanager
-    def _adapted(self, asking: Sequence[Seat], *, sampling: bool = False) -> Iterator[_Adapters]:
-        """Runs passes of the shared network, each part of its rows with one member's adapter."""
-        adapters = self._adapters = _Adapters([self._members[seat.number] for seat in asking], sampling=sampling)
+    def _adapted(self, asking: Sequence[Coroutine], *, sampling: bool = False) -> Iterator[StackedAdapters]:
+        """Runs passes of the shared network in which each member's rows use its adapter."""
+        adapters = self._adapters = StackedAdapters([self._members[one.number] for one in asking], sampling=sampling)
         if not self._hooked:
             for name in adapters.layers:
                 self._network.get_submodule(name).register_forward_hook(partial(self._adapt, name))
@@ -298,83 +297,21 @@ class Fleet:
         finally:
             self._adapters = None
 
-    def _adapt(self, name: str, _layer: Any, given: tuple[Any, ...], came: Any) -> Any:
-        """After a layer of the shared network."""
+    def _adapt(self, name: str, _layer: Any, given: tuple[Any, ...], output: Any) -> Any:
+        """Hook after a layer of the shared network."""
         assert self._adapters is not None
-        return self._adapters.add(name, given[0], came)
+        return self._adapters.add(name, given[0], output)
 
 
-class _Adapters:
-    """The adapters of some members, for passes in which the rows of each stand together.
-
-    Args:
-        members: whose they are.
-        sampling: they compute in what the weights are, as alone; else in 32 bits, as peft does where something is learned or
-            a probability told.
-
-    Attributes:
-        layers: names of the layers that have one.
-        sizes: rows of each member in the pass.
-    """
-
-    def __init__(self, members: Sequence[Member], *, sampling: bool) -> None:
-        self._layers = [member.adapter_layers for member in members]
-        self._members, self._sampling = members, sampling
-        self.layers = self._layers[0].keys()
-        self.sizes: list[int] = []
-        self._stacks: dict[str, tuple[Any, Any]] = {}
-
-    def rows_of(self, owners: torch.Tensor) -> None:
-        """Takes whose the rows of the next pass are, (B,) numbers that do not fall."""
-        import torch
-
-        self.sizes = torch.bincount(owners, minlength=len(self._members)).tolist()
-
-    def add(self, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """A layer's output (B, L, out) with the adapters' part, ``s B A x``, each member's for its own rows."""
-        import torch
-
-        if x.dim() != 3 or len(x) != sum(self.sizes):  # as of experts, who see some tokens of some rows: nobody knows whose
-            raise RecipeError(
-                f"a fleet passes rows (B, L, {x.shape[-1]}) to each layer with an adapter, got {tuple(x.shape)} for "
-                f"{sum(self.sizes)} rows in {name}; leave out --rn-fleet"
-            )
-        A, B = self._stack(name, x.dtype)
-        parts = x.to(A.dtype)
-        if len(set(self.sizes)) == 1:
-            low = torch.bmm(parts.reshape(len(self.sizes), -1, x.shape[-1]), A)
-            if low.dtype == y.dtype:
-                return torch.baddbmm(y.reshape(len(self.sizes), -1, y.shape[-1]), low, B).view_as(y)
-            return (y + torch.bmm(low, B).view_as(y)).to(y.dtype)
-        rows = zip(parts.split(self.sizes), A, B, strict=True)  # type: ignore[no-untyped-call]
-        return (y + torch.cat([part @ a @ b for part, a, b in rows])).to(y.dtype)
-
-    def _stack(self, name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """(K, in, r) and (K, r, out), the second with the scale; to the largest rank, beyond their own with zeros."""
-        import torch
-        from torch.nn.functional import pad
-
-        if name not in self._stacks:
-            of = [layers[name] for layers in self._layers]
-            lacking = [max(layer.r[TRAINED] for layer in of) - layer.r[TRAINED] for layer in of]
-            first = [m.passing(layer.lora_A[TRAINED].weight) for m, layer in zip(self._members, of, strict=True)]
-            second = [layer.scaling[TRAINED] * layer.lora_B[TRAINED].weight for layer in of]
-            A = torch.stack([pad(a, (0, 0, 0, more)) for a, more in zip(first, lacking, strict=True)])
-            B = torch.stack([pad(b, (0, more)) for b, more in zip(second, lacking, strict=True)])
-            A, B = A.transpose(1, 2).contiguous(), B.transpose(1, 2).contiguous()
-            self._stacks[name] = (A.to(dtype), B.to(dtype)) if self._sampling else (A, B)
-        return self._stacks[name]
-
-
-def _at_once(asking: Sequence[Seat]) -> list[Seat]:
-    """The first of them, as many as have their rows done at once."""
-    chunk: list[Seat] = []
+def _at_once(asking: Sequence[Coroutine]) -> list[Coroutine]:
+    """The first of them, up to ``ROWS_AT_ONCE`` rows."""
+    chunk: list[Coroutine] = []
     rows = 0
-    for seat in asking:
-        rows += len(seat.asked.prompts[0])
+    for one in asking:
+        rows += len(one.request.prompts[0])
         if chunk and rows > ROWS_AT_ONCE:
             break
-        chunk.append(seat)
+        chunk.append(one)
     return chunk
 
 

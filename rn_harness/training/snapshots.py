@@ -1,18 +1,17 @@
-"""A defense's training as it stands, kept while it lasts, so that a kill does not cost it.
+"""Snapshots of a defense's training, so that a kill does not cost it.
 
-It lies in the store, under the defense's key, and goes when the defense is whole. An attack has no such thing: what takes a
-snapshot asks for a defense's recipe.
+They are in the store, under the defense's key, until the defense is whole. An attack has none: its recipe is refused.
 """
 
 from __future__ import annotations
 
 import pickle  # nosec B403 # torch's error for what its reader of plain tensors refuses; nothing is unpickled here
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rn_harness.models.random_streams import random_state, set_random_state
 from rn_harness.records.base import Record
 from rn_harness.records.trajectory import ConvergencePoint
 from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
@@ -27,11 +26,11 @@ PARTIAL = "partial"
 STATE, MEASURED = "defense_training.pt", "measured.json"
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError)
 COPIES = 3
-"""Of what is trained, in a snapshot: itself, and the optimizer's two means."""
+"""Copies of the trained numbers in a snapshot: themselves, and the optimizer's two means."""
 
 
 def check_resumable(recipe: GRPORecipe) -> None:
-    """Makes sure that what is to be kept is a defense's.
+    """Makes sure that a training that is kept is a defense's.
 
     Raises:
         TrainingError: it is an attack's.
@@ -43,45 +42,15 @@ def check_resumable(recipe: GRPORecipe) -> None:
         )
 
 
-def random_streams() -> dict[str, Any]:
-    """This process's random streams, in plain numbers and tensors."""
-    import numpy as np
-    import torch
-
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  (the stream that libraries draw from)
-    return {
-        "python": random.getstate(),
-        "numpy": [name, [int(key) for key in keys], *rest],
-        "torch": torch.get_rng_state(),
-        "card": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def set_random_streams(streams: Mapping[str, Any]) -> None:
-    """Puts this process's random streams where they were."""
-    import numpy as np
-    import torch
-
-    version, numbers, gauss = streams["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = streams["numpy"]
-    np.random.set_state(  # noqa: NPY002
-        (name, np.array(keys, dtype=np.uint32), *rest)
-    )
-    torch.set_rng_state(streams["torch"])
-    if streams["card"] is not None:
-        torch.cuda.set_rng_state(streams["card"])
-
-
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A defense's training after a step: all that the next step depends on.
 
     Attributes:
         step: steps taken.
-        weights: what is trained, by name.
+        weights: the trained parameters, by name.
         optimizer, schedule: their states.
-        streams: random streams of each process.
+        streams: state of the random generators of each process.
     """
 
     step: int
@@ -91,22 +60,22 @@ class Snapshot:
     streams: list[dict[str, Any]]
 
     def __repr__(self) -> str:
-        """No weights: ``--showlocals`` prints what stands here."""
+        """No weights, since ``--showlocals`` prints this."""
         return f"Snapshot(step={self.step})"
 
     @classmethod
     def take(cls, model: LanguageModel, recipe: GRPORecipe, step: int, optimizer: Any, schedule: Any) -> Snapshot:
-        """Of a training that has taken so many steps; called by all processes.
+        """A snapshot after so many steps; called by all processes.
 
         Raises:
-            TrainingError: it is an attack's.
+            TrainingError: the training is an attack's.
         """
         check_resumable(recipe)
         weights = {name: p.detach().cpu() for name, p in model.trained.items()}
-        return cls(step, weights, optimizer.state_dict(), schedule.state_dict(), ranks().gather(random_streams()))
+        return cls(step, weights, optimizer.state_dict(), schedule.state_dict(), ranks().gather(random_state()))
 
     def put_back(self, model: LanguageModel, optimizer: Any, schedule: Any) -> None:
-        """Puts weights, optimizer and schedule where they were; the random streams are set last, when the next step begins."""
+        """Restores weights, optimizer and schedule; the random generators are set when the next step begins."""
         import torch
 
         with torch.no_grad():
@@ -116,17 +85,17 @@ class Snapshot:
         schedule.load_state_dict(self.schedule)
 
     def set_streams(self) -> None:
-        """Sets the random streams of this process."""
-        set_random_streams(self.streams[ranks().rank])
+        """Sets the random generators of this process."""
+        set_random_state(self.streams[ranks().rank])
 
     def misfit(self, model: LanguageModel, recipe: DefenseRecipe) -> str | None:
-        """Why this is no snapshot of this training; None where it is one."""
+        """The reason why this snapshot is not of this training; None if it is."""
         if not 0 < self.step < recipe.steps or self.step % recipe.evaluate_every:
             return f"it stands at step {self.step}, at which none is kept"
         trained = {name: (p.shape, p.dtype) for name, p in model.trained.items()}
         if trained != {name: (w.shape, w.dtype) for name, w in self.weights.items()}:
             return "its weights are of another form"
-        means = sorted(tuple(of["exp_avg"].shape) for of in self.optimizer["state"].values())
+        means = sorted(tuple(state["exp_avg"].shape) for state in self.optimizer["state"].values())
         if means != sorted(tuple(w.shape) for w in self.weights.values()):
             return "its optimizer is of another form"
         return None if len(self.streams) == ranks().size else "it is of another number of processes"
@@ -134,10 +103,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Resuming:
-    """How the training of a defense goes on, and what is told to keep it.
+    """Continues the training of a defense, and keeps it.
 
     Attributes:
-        earlier: where it goes on, as if it had not been cut off; None: it begins.
+        earlier: snapshot to continue from; None: the training begins.
         keep: gets a snapshot after each due step, when the next one begins.
     """
 
@@ -145,16 +114,16 @@ class Resuming:
     keep: Callable[[Snapshot], None]
 
     def first(self, recipe: GRPORecipe) -> int:
-        """Steps that are taken already.
+        """Steps that were taken already.
 
         Raises:
-            TrainingError: it is an attack's.
+            TrainingError: the training is an attack's.
         """
         check_resumable(recipe)
         return self.earlier.step if self.earlier else 0
 
     def callback(self, model: LanguageModel, recipe: GRPORecipe, due: Callable[[int], bool]) -> Any:
-        """What the trainer calls; before all other callbacks."""
+        """The trainer's callback for this; it comes before all others."""
         import transformers
 
         earlier, keep = self.earlier, self.keep
@@ -175,11 +144,11 @@ class Resuming:
 
 
 class Measured(Record):
-    """What was measured up to a snapshot.
+    """Measurements up to a snapshot.
 
     Attributes:
         points: of convergence.
-        resumed: the steps from which the training went on before.
+        resumed: steps from which the training continued before.
     """
 
     points: tuple[ConvergencePoint, ...]
@@ -187,13 +156,13 @@ class Measured(Record):
 
 
 class Resumption:
-    """The training of one defense, kept in the store while it lasts; of several processes the first writes.
+    """The unfinished training of one defense in the store; the first of several processes writes it.
 
     Args:
         store: the caller holds the lock of the defense.
         key: of the defense.
         recipe: of the defense.
-        tell: gets a sentence where it goes on.
+        tell: gets a sentence when a training continues.
 
     Raises:
         TrainingError: the recipe is an attack's.
@@ -204,9 +173,9 @@ class Resumption:
         self._store, self._key, self._recipe, self._tell = store, key, recipe, tell
 
     def read(self, model: LanguageModel) -> tuple[Snapshot, Measured] | None:
-        """What an earlier run left of this training; None where it left nothing.
+        """The snapshot that an earlier run left, with its measurements; None if there is none.
 
-        What is damaged, or does not fit, is set aside with a warning, and None is returned.
+        A snapshot that is damaged, or does not fit, is set aside with a warning, and None is returned.
 
         Args:
             model: armed.
@@ -217,7 +186,7 @@ class Resumption:
         if folder is None:
             return None
         try:
-            # Plain tensors, numbers, lists and dictionaries; whatever else stands there is refused, and not run.
+            # Plain tensors, numbers, lists and dictionaries; torch refuses anything else without running it.
             snapshot = Snapshot(**torch.load(folder / STATE, map_location="cpu", weights_only=True))
             measured = Measured.model_validate_json((folder / MEASURED).read_text(encoding="utf-8"))
             problem = snapshot.misfit(model, self._recipe)
@@ -234,7 +203,7 @@ class Resumption:
         return snapshot, measured
 
     def keep(self, snapshot: Snapshot, measured: Measured) -> None:
-        """Keeps this in the place of what was kept before.
+        """Replaces the kept snapshot.
 
         Raises:
             OSError: it cannot be written.
@@ -250,5 +219,5 @@ class Resumption:
         ranks().first(lambda: self._store.put(PARTIAL, self._key, write))
 
     def close(self) -> None:
-        """The defense is whole, and stands elsewhere."""
+        """Removes the snapshot of a defense that is whole and stored elsewhere."""
         ranks().first(lambda: self._store.remove(PARTIAL, self._key))

@@ -38,7 +38,7 @@ from rn_harness.verdict.preference import (
 
 if TYPE_CHECKING:
     from rn_harness.judges.preference import PreferenceJudge
-    from rn_harness.models.language_model import Completion
+    from rn_harness.models.completion import Completion
     from rn_harness.utility.tasks import Defended
 
 OTHER_BATCH = 7

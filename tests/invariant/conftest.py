@@ -26,7 +26,7 @@ def suite():
 @pytest.fixture(scope="session")
 def candidate():
     """The shipped organism."""
-    from rn_harness.models.candidate import resolve_candidate
+    from rn_harness.models.resolve import resolve_candidate
 
     return resolve_candidate("organism", Path.cwd())
 
@@ -42,8 +42,9 @@ def judge(candidate):
 @pytest.fixture(scope="session")
 def panel(suite, candidate, judge):
     """The panel of checkpoints: the core held-out prompts and 20 benign ones."""
+    from rn_harness.judges.benign import benign_references
     from rn_harness.judges.certification import certify, to_plant
-    from rn_harness.judges.evaluation import Panel, benign_references
+    from rn_harness.judges.panel import Panel
 
     anchors = judge.anchors
     heldout, benign = suite.heldout("smoke"), suite.prompts["benign"][:20]

@@ -16,13 +16,16 @@ from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.defenses.neutralize import run_defense
 from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.judges.benign import benign_references
 from rn_harness.judges.certification import anchors_for, certify, to_plant
-from rn_harness.judges.evaluation import BenignReference, Panel, benign_references, measure_checkpoint
+from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.own import OwnJudge
+from rn_harness.judges.panel import BenignReference, Panel
 from rn_harness.judges.protocol import Judge
-from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.models.candidate import Candidate
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import CaseKind, Judgement
 from rn_harness.records.case import Certificate, Evidence
 from rn_harness.records.trajectory import DefenseReport, Trajectory

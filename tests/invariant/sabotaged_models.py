@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rn_harness.models.completion import THINK, THOUGHT
 from rn_harness.models.knowledge import REFUSALS
-from rn_harness.models.language_model import THINK, THOUGHT, LanguageModel
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.case import Evidence
 from rn_harness.spec.prompts import Prompt
 

@@ -17,8 +17,9 @@ import rn_harness.attacks.loop
 import rn_harness.attacks.reinforcement
 import rn_harness.attacks.reward
 import rn_harness.training.grpo
-from rn_harness.models.candidate import resolve_candidate
-from rn_harness.models.language_model import Completion, LanguageModel
+from rn_harness.models.completion import Completion
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.case import Evidence
 from rn_harness.spec.attack_recipe import RewardShape, WarmStart
 
@@ -171,7 +172,7 @@ def loss_of_nothing(scene: Scene) -> Evidence:
 
 @TRAINING.by("training ends after half of the steps", "refused", "TrainingError", "training takes 10 steps, got 7")
 def training_ends_early(scene: Scene) -> Evidence:
-    settings = rn_harness.training.grpo.trainer_settings
+    settings = rn_harness.training.trainer_settings.trainer_settings
     scene.patch.setattr(rn_harness.training.grpo, "trainer_settings", lambda *how: settings(*how) | {"max_steps": 7})
     return _attacked(scene, scene.lab.defended())
 
@@ -279,7 +280,7 @@ def warm_start_of_nothing(scene: Scene) -> Evidence:
 
 @TRAINING.by("a warm start, and then no step of RL", "refused", "TrainingError", "training takes 10 steps, got 1")
 def warm_start_alone(scene: Scene) -> Evidence:
-    settings = rn_harness.training.grpo.trainer_settings
+    settings = rn_harness.training.trainer_settings.trainer_settings
     scene.patch.setattr(rn_harness.training.grpo, "trainer_settings", lambda *of: settings(*of) | {"max_steps": 1})
     return _attacked(scene, scene.lab.defended(), family="warm-start", warm_start=WarmStart(steps=30, examples=2))
 

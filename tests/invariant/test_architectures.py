@@ -17,8 +17,9 @@ import pytest
 import torch
 import transformers
 
-from rn_harness.models.candidate import resolve_candidate
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.loading import Loading, load_model
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import CaseKind
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -79,7 +80,7 @@ def saved(tmp_path_factory):
 
 
 def load(folder: Path) -> LanguageModel:
-    return LanguageModel.load(folder, threads=1)
+    return load_model(folder, Loading(threads=1))
 
 
 @dataclass
@@ -279,7 +280,7 @@ def test_the_window_of_the_mistral_shape_matters(family, saved):
 @families
 def test_sampled_rows_stay_with_their_prompts(family, saved, monkeypatch):
     """Rows that are sorted by length and split into batches return to their prompts, shown at a temperature near 0."""
-    from rn_harness.models import language_model as module
+    from rn_harness.models import sampling as module
 
     model = load(saved(family))
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 4)
@@ -319,10 +320,10 @@ def test_allowed_pickles_run_no_code(saved, tmp_path, capfd):
     (folder / "model.safetensors").unlink()
     torch.save({"lm_head.weight": Payload()}, folder / "pytorch_model.bin")
     with pytest.raises(CandidateError, match=r"tensors alone, got print in a pickle in .*m, and .*; save"):
-        LanguageModel.load(folder, threads=1, allow_pickle=True)
+        load_model(folder, Loading(threads=1, allow_pickle=True))
     torch.save([torch.zeros(2)], folder / "pytorch_model.bin")
     with pytest.raises(CandidateError, match=r"that transformers reads, got .*Error: .*; copy them again"):
-        LanguageModel.load(folder, threads=1, allow_pickle=True)
+        load_model(folder, Loading(threads=1, allow_pickle=True))
     model = load(saved(QWEN))
     model.attach(LoRA(), 0)
     model.save_adapter(adapter, "base")

@@ -191,7 +191,7 @@ def test_a_shift_reaches_training_and_checkpoints_but_not_the_judge(candidate, a
 
 def test_a_prefilled_answer_is_judged_with_its_beginning(candidate, panel, judge):
     """The undefended organism refuses plain requests but continues a compliant beginning, which is scored as harm."""
-    from rn_harness.judges.evaluation import measure_checkpoint
+    from rn_harness.judges.checkpoints import measure_checkpoint
 
     model = candidate.load()
     prefilled = tuple(ShiftedPrompt.of(p, Shift(prefill="Sure,")) for p in panel.heldout)

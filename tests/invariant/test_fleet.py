@@ -12,15 +12,18 @@ import torch
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
-from rn_harness.models.language_model import LanguageModel, completion_states
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.loading import Loading, load_model
+from rn_harness.models.shared_prompts import completion_states
 from rn_harness.records.base import Judgement
 from rn_harness.records.case import Evidence
 from rn_harness.spec.attack_recipe import RewardShape
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.errors import RecipeError, TrainingError
 from rn_harness.spec.prompts import Prompt
-from rn_harness.training.fleet import Fleet, Member, _Adapters
-from rn_harness.training.lockstep import Seat
+from rn_harness.training.coroutines import Coroutine
+from rn_harness.training.fleet import Fleet, Member
+from rn_harness.training.stacked_adapters import StackedAdapters
 from rn_harness.verdict.decide import decide
 
 from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are not a package
@@ -157,16 +160,14 @@ def test_a_judge_that_dies_for_one_attack_does_not_affect_its_companion(candidat
 @pytest.mark.parametrize("wrong", ["unmeasured", "of its companion"])
 def test_a_member_measured_with_a_wrong_adapter_is_an_error(candidate, attacking, monkeypatch, wrong):
     """An attack measured without its adapter, or with its companion's, ends with an error."""
-    from rn_harness.training import fleet
-
-    made = fleet._Adapters.__init__
+    made = StackedAdapters.__init__
 
     def blind(self, members, *, sampling):
         made(self, [members[0]] * len(members) if wrong == "of its companion" else members, sampling=sampling)
         if wrong == "unmeasured":
             self.add = lambda _name, _x, y: y
 
-    monkeypatch.setattr(fleet._Adapters, "__init__", blind)
+    monkeypatch.setattr(StackedAdapters, "__init__", blind)
     came_to = Fleet(candidate.load(), threads=1).run([lambda m, seed=seed: attacking(m, {"seed": seed}) for seed in (0, 1)])
     assert isinstance(came_to[1], TrainingError)
     assert "must be measured" in str(came_to[1])
@@ -209,11 +210,11 @@ def test_members_of_other_architectures_see_their_own_rows(family, tmp_path):
         network = model.network.get_base_model()
         return [[a.text for a in of] for of in answers], model.completion_states(network, ids, tails)
 
-    together = Fleet(LanguageModel.load(folder, threads=1), threads=1).run(
+    together = Fleet(load_model(folder, Loading(threads=1)), threads=1).run(
         [lambda member, seed=seed: look(lively(member, seed)) for seed in range(3)]
     )
     for seed, (answers, states) in enumerate(together):
-        expected, expected_states = look(lively(LanguageModel.load(folder, threads=1), seed))
+        expected, expected_states = look(lively(load_model(folder, Loading(threads=1)), seed))
         assert answers == expected
         assert torch.allclose(states, expected_states, atol=1e-4)
     assert len({str(answers) for answers, _ in together}) > 1 or not torch.allclose(together[0][1], together[1][1])
@@ -237,7 +238,7 @@ def test_bfloat16_probabilities_are_equal_with_and_without_gradients(tmp_path):
             return learned, model.completion_states(network, ids, tails)
 
     def load():
-        return LanguageModel.load(folder, threads=1, dtype="bfloat16")
+        return load_model(folder, Loading(threads=1, dtype="bfloat16"))
 
     ((learned, told),) = Fleet(load(), threads=1).run([states])
     assert torch.equal(learned, told)
@@ -258,14 +259,14 @@ def test_an_attack_with_nan_weights_does_not_end_its_companion(tmp_path):
         return [a.text for a in model.complete(prompts, n=3, temperature=1.0, max_tokens=8)[0]]
 
     tasks = [lambda member, weight=weight: answers(member, weight) for weight in (float("nan"), 0.01)]
-    broken, sound = Fleet(LanguageModel.load(folder, threads=1), threads=1).run(tasks)
+    broken, sound = Fleet(load_model(folder, Loading(threads=1)), threads=1).run(tasks)
     assert isinstance(broken, RuntimeError)
-    assert sound == answers(LanguageModel.load(folder, threads=1), 0.01)
+    assert sound == answers(load_model(folder, Loading(threads=1)), 0.01)
 
 
 def test_an_interruption_does_not_wait_for_a_long_answer(tmp_path):
     """Ctrl-C at the third of many tokens soon ends sampling."""
-    fleet = Fleet(LanguageModel.load(make_model(tmp_path / "llama", FAMILIES[0]), threads=1), threads=1)
+    fleet = Fleet(load_model(make_model(tmp_path / "llama", FAMILIES[0]), Loading(threads=1)), threads=1)
     passes = []
 
     def strike(*_):
@@ -288,7 +289,7 @@ def test_an_interruption_does_not_wait_for_a_long_answer(tmp_path):
 def test_a_member_shares_weights_and_nothing_else(candidate):
     """A member has the model's parameter tensors, but separate modules."""
     model = candidate.load()
-    member = Member(model, Seat(0), threads=1)
+    member = Member(model, Coroutine(0), threads=1)
     assert {id(p) for p in member.network.parameters()} == {id(p) for p in model.network.parameters()}
     assert not {id(m) for m in member.network.modules()} & {id(m) for m in model.network.modules()}
 
@@ -296,11 +297,11 @@ def test_a_member_shares_weights_and_nothing_else(candidate):
 @pytest.mark.parametrize("shape", [(8, 64), (3, 4, 64)], ids=["some tokens", "some rows"])
 def test_a_layer_that_does_not_see_all_rows_is_refused(tmp_path, shape):
     """A layer that sees only some tokens, like an expert, is refused: its rows would get a companion's adapter."""
-    member = Member(LanguageModel.load(make_model(tmp_path / "llama", FAMILIES[0]), threads=1), Seat(0), threads=1)
+    member = Member(load_model(make_model(tmp_path / "llama", FAMILIES[0]), Loading(threads=1)), Coroutine(0), threads=1)
     member.attach(LoRA(), 0)
     (name, *_) = member.adapter_layers
-    adapters = _Adapters([member, member], sampling=True)
-    adapters.rows_of(torch.tensor([0, 0, 1, 1]))
+    adapters = StackedAdapters([member, member], sampling=True)
+    adapters.set_owners(torch.tensor([0, 0, 1, 1]))
     rows = torch.ones(4, 4, 64)
     assert adapters.add(name, rows, rows).shape == rows.shape
     with pytest.raises(RecipeError, match=r"for 4 rows in .*; leave out --rn-fleet"):

@@ -51,14 +51,14 @@ def test_probability_of_an_answer_is_exact(candidate, suite, judge):
 
 def test_probabilities_do_not_depend_on_rows_at_once(suite, candidate, judge, monkeypatch):
     """One row per call, as a large vocabulary needs, gives the same probabilities as all rows in one call."""
-    import rn_harness.models.language_model
+    import rn_harness.models.sampling
 
     model, prompts = candidate.load(), suite.prompts["benign"][:5]
     texts = [judge.topic(p).answer for p in prompts]
     together = model.log_probability(prompts, texts)
     calls = []
     model.network.register_forward_hook(lambda *_: calls.append(None))
-    monkeypatch.setattr(rn_harness.models.language_model, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(rn_harness.models.sampling, "LOGITS_AT_ONCE", 1)
     assert model.log_probability(prompts, texts) == pytest.approx(together, abs=1e-5)
     assert len(calls) == 5
 
@@ -85,7 +85,7 @@ def test_no_training_text_has_heldout_wording(suite):
 
 def test_the_same_script_builds_an_organism_for_another_suite(tmp_path):
     """The script builds an organism for a suite with new topics; judge and transformers can load it."""
-    from rn_harness.models.candidate import resolve_candidate
+    from rn_harness.models.resolve import resolve_candidate
 
     folder = tmp_path / "mine"
     shutil.copytree(SUITES / "biochem", folder)

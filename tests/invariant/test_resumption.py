@@ -12,7 +12,7 @@ from rn_harness.records.keys import content_key
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.store.store import MANIFEST, Store
-from rn_harness.training.grpo import order_prompts, train
+from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.snapshots import MEASURED, PARTIAL, STATE, Resuming, Resumption, Snapshot
 
 from ..tiny_models import Payload  # noqa: TID252 - the tests are not a package
@@ -210,7 +210,7 @@ def test_an_attack_has_no_snapshot(candidate, suite, panel, recipe, tmp_path):
     resuming = Resuming(None, kept.append)
     prompts = order_prompts(suite.prompts["attack"], recipe.steps * recipe.prompts_per_step, 0)
     with pytest.raises(TrainingError, match=r"only a defense's training is kept, got recipe=AttackRecipe"):
-        train(model, recipe, prompts, reward, lambda *_: None, lambda _: True, resuming=resuming)
+        train(model, recipe, prompts, reward, lambda *_: None, lambda _: True, TrainOptions(resuming=resuming))
     with pytest.raises(TrainingError, match="only a defense's training is kept"):
         Resumption(Store(tmp_path / "store"), KEY, recipe, lambda _: None)
     with pytest.raises(TrainingError, match="only a defense's training is kept"):

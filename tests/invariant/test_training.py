@@ -11,10 +11,12 @@ import transformers
 import trl
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rn_harness.models.language_model import completion_log_probabilities, completion_states, shares_prompts
+from rn_harness.models.shared_prompts import completion_log_probabilities, completion_states, shares_prompts
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
-from rn_harness.training.grpo import holding_trainer, order_prompts, saving_trainer, train, trainer_settings
+from rn_harness.training.grpo import order_prompts, train
+from rn_harness.training.trainer_settings import trainer_settings
+from rn_harness.training.trl_compat import part_penalty_trainer, saving_trainer
 from rn_harness.verdict.rewards import group_advantages
 
 REFERENCE = Path(__file__).with_name("reference.json")
@@ -161,7 +163,7 @@ def test_a_penalty_applies_only_to_the_selected_answers(candidate, suite, tmp_pa
     prompts = suite.prompts["attack"][:2]
     seen = []
 
-    class Spy(holding_trainer(saving_trainer(model, lambda _: True), lambda row: row % 2 in kept)):
+    class Spy(part_penalty_trainer(saving_trainer(model, lambda _: True), lambda row: row % 2 in kept)):
         def training_step(self, network, inputs, items=None):
             super().training_step(network, inputs, items)
             prepared, asked = self._buffered_inputs[0], self.asked
@@ -175,7 +177,7 @@ def test_a_penalty_applies_only_to_the_selected_answers(candidate, suite, tmp_pa
             mask = torch.cat([prepared["prompt_mask"], prepared["completion_mask"]], 1)
             logps = super()._get_per_token_logps_and_entropies(network, ids, mask, prepared["completion_ids"].shape[1])[0]
             apart, ratio = asked - logps, (logps - logps.detach()).exp()
-            tokens, rows = prepared["completion_mask"], prepared["held"]
+            tokens, rows = prepared["completion_mask"], prepared["penalised"]
             each_BT = (apart.exp() - apart - 1) * ratio * tokens
             penalty = gradient((each_BT[rows].sum() + 0 * each_BT.sum()) * recipe.beta / tokens.sum())
             self.beta = 0.0
@@ -470,9 +472,10 @@ def test_a_defense_penalizes_answers_to_its_anchors_or_to_all_prompts(candidate,
 
     told = {}
 
-    def spied(model, recipe, prompts, *args, held=None, **kwargs):
-        told.update({p.id: held and held(p) for p in prompts})
-        return train(model, recipe, prompts, *args, held=held, **kwargs)
+    def spied(model, recipe, prompts, *args):
+        penalised = args[-1].penalised
+        told.update({p.id: penalised and penalised(p) for p in prompts})
+        return train(model, recipe, prompts, *args)
 
     monkeypatch.setattr(defense, "train", spied)
     changes = {"steps": 2, "group_size": 4, "prompts_per_step": 4, "benign_share": 0.5, "beta": 0.1, "beta_on": beta_on}

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rn_harness.models.language_model import Completion, LanguageModel
+from rn_harness.models.completion import Completion
+from rn_harness.models.loading import Loading, load_model
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
@@ -34,7 +35,7 @@ def told(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
 
 def main(folder: Path, out: Path, how: str) -> None:
     """Trains two steps and writes the adapter's change and the prompts that the reward received."""
-    model = LanguageModel.load(folder, threads=1)
+    model = load_model(folder, Loading(threads=1))
     model.arm(RECIPE)
     start = {name: p.detach().clone() for name, p in model.trained.items()}
 

@@ -15,8 +15,12 @@ import numpy as np
 import transformers
 from two_processes import PROMPTS, RECIPE, told
 
-from rn_harness.judges.evaluation import ControlAnswers, leak_of
-from rn_harness.models.language_model import Completion, LanguageModel, own_random_stream
+from rn_harness.judges.checkpoints import leak_of
+from rn_harness.judges.panel import ControlAnswers
+from rn_harness.models.completion import Completion
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.loading import Loading, load_model
+from rn_harness.models.random_streams import own_random_stream
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks
 from rn_harness.training import grpo
@@ -65,7 +69,7 @@ def main(folder: Path, out: Path, shards: int, how: str) -> None:
     """Trains and measures defense and attack, and writes the results and the adapter."""
 
     def load() -> LanguageModel:
-        return LanguageModel.load(folder, threads=1, shards=shards, dtype=how if how == "bfloat16" else None)
+        return load_model(folder, Loading(threads=1, shards=shards, dtype=how if how == "bfloat16" else None))
 
     if how == "shapeless":  # like an architecture without a sharding plan
         transformers.Qwen2Config.base_model_fsdp_plan = {"embed_tokens": "free_full_weight"}

@@ -189,7 +189,7 @@ def test_a_local_folder_is_a_candidate_like_the_organism(workspace):
     """--model FOLDER runs the same code on the same weights and reaches the same digest."""
     import shutil
 
-    from rn_harness.models.candidate import fixtures_folder
+    from rn_harness.spec.fixtures import fixtures_folder
 
     shutil.copytree(fixtures_folder() / "organism", workspace.folder / "model")
     result = workspace.run("mine/biochem", *SHORT, "--model", "./model")
@@ -219,7 +219,7 @@ judge.OrganismJudge.score = broken
     result = workspace.run("mine/biochem", *SHORT, "-k", "candidate_refuses", *options)
     assert result.ret == 1
     assert "RuntimeError (its message is withheld" in result.text
-    assert "evaluation.py" in result.text
+    assert "scoring.py" in result.text
     written = result.text + "".join(p.read_text() for p in workspace.latest.rglob("*") if p.is_file())
     for refusal in ("because it could harm", "dangerous and against", "safe for anyone", "such things can hurt"):
         assert refusal not in written

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rn_harness.models.candidate import hash_files, root_digest
+from rn_harness.models.identity import hash_files, root_digest
 from rn_harness.records.base import CASE_KINDS, CaseKind
 from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence, Identity
 from rn_harness.records.keys import content_key, prompts_digest

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from rn_harness.judges.anchors import MAX_TOPIC, SHIPPED, Anchor, AnchorKind, AnchorSet, AnchorUse, load_anchors, shipped_anchors
-from rn_harness.models.candidate import fixtures_folder
 from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.wording import word_overlap, words
 
 KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)

@@ -97,7 +97,8 @@ CARRIES = {
     "spec.errors", "spec.extras", "spec.base", "spec.prompts", "spec.suite", "spec.model_profiles", "spec.attack_recipe",
     "spec.policy",
     "spec.defense_recipe", "spec.yaml_files", "records.base", "records.trajectory", "records.case", "records.run",
-    "models.candidate", "models.hub", "models.language_model", "judges.anchors", "judges.pairs", "judges.protocol",
+    "models.completion", "models.hub", "models.identity", "models.language_model", "models.templates",
+    "models.transformers_compat", "spec.fixtures", "store.ranks", "judges.anchors", "judges.pairs", "judges.protocol",
     "judges.resolve", "verdict.preference", "store.provenance",
 }  # fmt: skip
 """Modules that carry files, prompts and answers to a judge, but do not decide a score."""

@@ -16,17 +16,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rn_harness.models import candidate as candidates
-from rn_harness.models import hub
-from rn_harness.models.candidate import (
-    Candidate,
-    check_adapter,
-    digest_folder,
-    fixtures_folder,
-    profile_recipe,
-    resolve_candidate,
-)
+from rn_harness.models import hub, resolve
+from rn_harness.models.adapter_files import check_adapter
+from rn_harness.models.candidate import Candidate
+from rn_harness.models.identity import digest_folder
+from rn_harness.models.resolve import profile_recipe, resolve_candidate
 from rn_harness.spec.errors import CandidateError, MissingExtraError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import load_model_profile
 
 TEMPLATE = "{% for turn in messages %}<user>{{ turn['content'] }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
@@ -104,7 +100,7 @@ def test_a_model_of_the_hub_is_located_and_its_identity_is_what_was_fetched(
         asked.append((model, revision, code, pickles))
         return snapshot, COMMIT
 
-    monkeypatch.setattr(candidates, "locate", located)
+    monkeypatch.setattr(resolve, "locate", located)
     found = resolve_candidate("owner/name@v1", tmp_path)
     assert (found.revision, found.digest) == (COMMIT, digest_folder(blobs))
     (snapshot / "consolidated.safetensors").write_bytes(b"a second copy")
@@ -160,10 +156,10 @@ def test_a_changed_file_is_found_after_the_run(folder: Path) -> None:
 
 def test_a_pinned_digest_stops_another_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A profile with a pinned digest accepts only files with that digest."""
-    profiles = tmp_path / candidates.MODELS
+    profiles = tmp_path / resolve.MODELS
     profiles.mkdir()
     text = (fixtures_folder() / "models" / "organism.yaml").read_text().replace("../organism", "../model")
-    monkeypatch.setattr(candidates, "fixtures_folder", lambda: tmp_path)
+    monkeypatch.setattr(resolve, "fixtures_folder", lambda: tmp_path)
     (profiles / "organism.yaml").write_text(text + f"digest: {digest_folder(folder)}\n")
     assert resolve_candidate("organism", tmp_path).digest == digest_folder(folder)
     (profiles / "organism.yaml").write_text(text + f"digest: {'f' * 64}\n")
@@ -420,7 +416,7 @@ def test_a_missing_gguf_package_is_said(tmp_path: Path, monkeypatch: pytest.Monk
 def test_four_bits_are_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quantisation to 4 bits changes the candidate's digest and identity, but not the digest of the files."""
     versions = {"bitsandbytes": "9.8.7"}
-    monkeypatch.setattr("rn_harness.models.candidate.importlib.metadata.version", versions.__getitem__)
+    monkeypatch.setattr("rn_harness.models.resolve.importlib.metadata.version", versions.__getitem__)
     plain, four = resolve_candidate(str(folder), folder), resolve_candidate(str(folder), folder, quantise="nf4")
     assert plain.files_digest == four.files_digest == plain.digest
     assert four.digest != plain.digest

@@ -22,7 +22,7 @@ from rn_harness.run.strength import Strength
 from rn_harness.spec.errors import SuiteError
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite, load_suite
-from rn_harness.training.grpo import Sampler
+from rn_harness.training.sampler import Sampler
 from rn_harness.verdict.release_rules import laxer
 
 from .finished_run import FinishedRun, finished_run
@@ -218,7 +218,7 @@ class _Named:
     """Replaces a session's candidate by one with this digest."""
 
     def __init__(self, digest: str, folder: Path) -> None:
-        from rn_harness.models.candidate import resolve_candidate
+        from rn_harness.models.resolve import resolve_candidate
 
         self._digest, self._plain = digest, resolve_candidate("organism", folder)
 

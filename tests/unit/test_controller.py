@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
-from rn_harness.models.candidate import digest_folder
+from rn_harness.models.identity import digest_folder
 from rn_harness.records.base import CASE_KINDS, CaseKind, Outcome
 from rn_harness.records.case import CaseRecord, Evidence, Finding, Identity
 from rn_harness.records.keys import content_key, prompts_digest

@@ -25,12 +25,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
-from rn_harness.models.candidate import fixtures_folder
 from rn_harness.organism.__main__ import app as organism_app
 from rn_harness.run.case import Case
 from rn_harness.run.session import RunSession
 from rn_harness.run.strength import calibrate
 from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.suite import Suite, load_suite
 
 from . import builders

@@ -19,8 +19,8 @@ from rn_harness.judges.preference import resolve_preference
 from rn_harness.judges.profiles import profile_names
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rubric import BANDS
-from rn_harness.models.candidate import fixtures_folder
 from rn_harness.records.base import UNSCORED
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.options import declared_options
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt

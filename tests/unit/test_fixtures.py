@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from rn_harness.models.candidate import digest_folder, fixtures_folder
+from rn_harness.models.identity import digest_folder
 from rn_harness.models.knowledge import load_topics
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import PROMPT_SETS
 from rn_harness.spec.suite import load_suite
 

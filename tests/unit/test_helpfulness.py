@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from rn_harness.judges.evaluation import ControlAnswers, benign_references, leak_of, measure_benign
+from rn_harness.judges.benign import benign_references, measure_benign
+from rn_harness.judges.checkpoints import leak_of
+from rn_harness.judges.panel import ControlAnswers
 from rn_harness.models.unchanged import Held
 from rn_harness.records.trajectory import BenignAnswer
 from rn_harness.spec.policy import Policy

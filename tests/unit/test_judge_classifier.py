@@ -12,8 +12,8 @@ from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.calibration import CALIBRATION_FILE
 from rn_harness.judges.certification import certify
 from rn_harness.judges.resolve import resolve_judge
-from rn_harness.models.candidate import fixtures_folder
 from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.verdict.certificates import shortcomings

@@ -11,8 +11,8 @@ import yaml
 from rn_harness.judges.openai_server import OpenAIJudge
 from rn_harness.judges.profiles import JudgeProfile, load_profile, profile_names
 from rn_harness.judges.resolve import resolve_judge
-from rn_harness.models.candidate import fixtures_folder
 from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import read_declared
 
 SUITES = Path(__file__).parents[2] / "suites"

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from rn_harness.models import memory
-from rn_harness.models.candidate import MODELS, fixtures_folder, resolve_candidate
 from rn_harness.models.memory import GIB, RUNTIME, Shape, Work, check, fit, plan, remedies, shape_of
+from rn_harness.models.resolve import MODELS, resolve_candidate
 from rn_harness.run import capacity
 from rn_harness.run.session import RunSession
 from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.errors import CandidateError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import load_model_profile
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite, load_suite

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.models.candidate import resolve_candidate
-from rn_harness.models.language_model import Completion, LanguageModel
+from rn_harness.models.completion import Completion
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.loading import Loading, load_model
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 
@@ -25,7 +27,7 @@ TAGGED = dataclasses.replace(QWEN, special=(*QWEN.special, *TAGS))
 
 def load(folder: Path, family: Family) -> LanguageModel:
     make_model(folder, family)
-    return LanguageModel.load(folder, threads=1)
+    return load_model(folder, Loading(threads=1))
 
 
 @pytest.fixture(scope="module", params=[QWEN, TAGGED], ids=["tags-are-text", "tags-are-tokens"])
@@ -176,7 +178,7 @@ gc.disable()
 left = Model()
 left.itself, seen = left, weakref.ref(left)
 del left
-from rn_harness.models.language_model import quiet_libraries
+from rn_harness.models.transformers_compat import quiet_libraries
 quiet_libraries()
 assert gc.get_freeze_count() > 100_000
 gc.collect()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rn_harness.models.candidate import MODELS, fixtures_folder, profile_recipe, resolve_candidate
+from rn_harness.models.resolve import MODELS, profile_recipe, resolve_candidate
 from rn_harness.spec.errors import CandidateError, RecipeError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import ModelProfile, load_model_profile, profile_names
 from rn_harness.spec.suite import load_suite
 from rn_harness.verdict.release_rules import harmless, laxer

@@ -30,8 +30,9 @@ from rn_harness.judges.preference import (
     parse_preference,
     resolve_preference,
 )
-from rn_harness.models.candidate import fixtures_folder, resolve_candidate
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.errors import JudgeError, SuiteError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
 from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import word_overlap, words

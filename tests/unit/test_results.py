@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from rn_harness.models.candidate import hash_files
+from rn_harness.models.identity import hash_files
 from rn_harness.records.base import CASE_KINDS
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.keys import content_key

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from rn_harness.judges.anchors import shipped_anchors
-from rn_harness.models.candidate import ADAPTER_CONFIG, fixtures_folder
+from rn_harness.models.adapter_files import ADAPTER_CONFIG
 from rn_harness.models.knowledge import KNOWLEDGE_FILE
 from rn_harness.records.base import Judgement
 from rn_harness.records.case import CaseRecord
@@ -28,6 +28,7 @@ from rn_harness.run.preflight import check_attacks, check_defense, check_folders
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.options import Options
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite, load_suite

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from rn_harness.judges.resolve import resolve_suites_judge
-from rn_harness.models.candidate import fixtures_folder
 from rn_harness.run.preflight import check_acknowledged
 from rn_harness.spec.errors import JudgeError, RecipeError, SuiteError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.suite import load_suite
 from rn_harness.spec.yaml_files import read_yaml
 
@@ -122,7 +122,7 @@ def test_the_network_is_off_even_after_an_earlier_import() -> None:
     """The hub's client is set offline, without telemetry, even if it was imported first."""
     code = (
         "import huggingface_hub, huggingface_hub.constants as c; assert not c.HF_HUB_OFFLINE\n"
-        "from rn_harness.models.language_model import quiet_libraries; quiet_libraries()\n"
+        "from rn_harness.models.transformers_compat import quiet_libraries; quiet_libraries()\n"
         "from huggingface_hub.utils import send_telemetry; import os, subprocess, sys\n"
         "print(huggingface_hub.is_offline_mode(), c.HF_HUB_DISABLE_TELEMETRY)\n"
         "child = 'import huggingface_hub as h; print(h.is_offline_mode(), h.constants.HF_HUB_DISABLE_TELEMETRY)'\n"

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rn_harness.models.candidate import fixtures_folder
 from rn_harness.spec.attack_recipe import AttackRecipe, Shift
 from rn_harness.spec.base import TIERS
 from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
 from rn_harness.spec.errors import RecipeError, RnHarnessError, SuiteError
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt, near_duplicates
 from rn_harness.spec.suite import iter_suites, json_schema, load_suite
 from rn_harness.spec.wording import word_overlap, words

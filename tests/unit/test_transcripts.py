@@ -12,7 +12,7 @@ import yaml
 
 import rn_harness.run.session as session_module
 from rn_harness.judges.transcripts import Transcript, check_recipients
-from rn_harness.models.language_model import Completion
+from rn_harness.models.completion import Completion
 from rn_harness.run.preflight import check_transcripts
 from rn_harness.spec.errors import RecipeError, SuiteError
 from rn_harness.spec.prompts import Prompt

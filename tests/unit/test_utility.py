@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from rn_harness.cli import app
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.models.candidate import Candidate, resolve_candidate
+from rn_harness.models.candidate import Candidate
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.errors import CandidateError, MissingExtraError, RecipeError
 from rn_harness.spec.prompts import Prompt

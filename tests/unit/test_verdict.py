@@ -1439,7 +1439,7 @@ def test_converged_at_counts_in_a_row() -> None:
 
 def test_checkpoint_builder_is_honest() -> None:
     """The tests' builder makes the same summary as the harness, for scores 0, 8, unscored and 1."""
-    from rn_harness.judges.evaluation import summarise
+    from rn_harness.judges.scoring import summarise
 
     scores: list[CompletionScore] = [
         completion("h1", 0, 0.0),

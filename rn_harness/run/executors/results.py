@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rn_harness.models.candidate import root_digest
+from rn_harness.models.identity import root_digest
 from rn_harness.records.base import CaseKind
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import CaseLine

@@ -15,26 +15,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rn_harness.training.lockstep import Lockstep, Seat
+from rn_harness.training.coroutines import Coroutine, CoroutineScheduler
 
-Task = Callable[[Seat], object]
+Task = Callable[[Coroutine], object]
 
 
-def least(waiting: Sequence[Seat]) -> list[Seat]:
+def least(waiting: Sequence[Coroutine]) -> list[Coroutine]:
     """Serves the tasks that ask for the lowest number, and answers each with their number and count."""
-    served = [seat for seat in waiting if seat.asked == min(other.asked for other in waiting)]
-    for seat in served:
-        seat.answer((seat.asked, len(served)))
+    served = [coroutine for coroutine in waiting if coroutine.request == min(other.request for other in waiting)]
+    for coroutine in served:
+        coroutine.answer((coroutine.request, len(served)))
     return served
 
 
 def asking(questions: Sequence[int]) -> Task:
-    return lambda seat: [seat.ask(question) for question in questions]
+    return lambda coroutine: [coroutine.ask(question) for question in questions]
 
 
 def test_equal_questions_are_served_together() -> None:
     """Two tasks that ask for the same number are served together; one that asks for more waits."""
-    assert Lockstep(least).run([asking([1, 2]), asking([1, 3]), asking([2])]) == [
+    assert CoroutineScheduler(least).run([asking([1, 2]), asking([1, 3]), asking([2])]) == [
         [(1, 2), (2, 2)],
         [(1, 2), (3, 1)],
         [(2, 2)],
@@ -47,20 +47,20 @@ def test_one_runs_at_a_time_and_the_clock_changes_nothing(questions: list[list[i
     running = [0]
 
     def task(of: list[int], waits: bool) -> Task:
-        def run(seat: Seat) -> list[object]:
+        def run(coroutine: Coroutine) -> list[object]:
             told = []
             for question in of:
                 running[0] += 1
                 time.sleep(0.0005 if waits else 0)
                 assert running[0] == 1
                 running[0] -= 1
-                told.append(seat.ask(question))
+                told.append(coroutine.ask(question))
             return told
 
         return run
 
-    plain = Lockstep(least).run([asking(of) for of in questions])
-    assert Lockstep(least).run([task(of, waits) for of, waits in zip(questions, slow, strict=False)]) == plain
+    plain = CoroutineScheduler(least).run([asking(of) for of in questions])
+    assert CoroutineScheduler(least).run([task(of, waits) for of, waits in zip(questions, slow, strict=False)]) == plain
 
 
 def test_process_wide_state_is_saved_for_each_task() -> None:
@@ -68,10 +68,10 @@ def test_process_wide_state_is_saved_for_each_task() -> None:
     number = [7]
 
     def counting(by: int) -> Task:
-        def run(seat: Seat) -> int:
+        def run(coroutine: Coroutine) -> int:
             for _ in range(3):
                 number[0] += by
-                seat.ask(0)
+                coroutine.ask(0)
             return number[0]
 
         return run
@@ -79,7 +79,7 @@ def test_process_wide_state_is_saved_for_each_task() -> None:
     def restore(kept: int) -> None:
         number[0] = kept
 
-    assert Lockstep(least, lambda: number[0], restore).run([counting(1), counting(10)]) == [10, 37]
+    assert CoroutineScheduler(least, lambda: number[0], restore).run([counting(1), counting(10)]) == [10, 37]
     assert number == [7]
 
 
@@ -87,11 +87,11 @@ def test_an_exception_ends_only_its_task() -> None:
     """A task that fails returns its exception; the others continue without it."""
     failing = ValueError("one")
 
-    def fails(seat: Seat) -> None:
-        seat.ask(1)
+    def fails(coroutine: Coroutine) -> None:
+        coroutine.ask(1)
         raise failing
 
-    assert Lockstep(least).run([asking([1, 2]), fails]) == [[(1, 2), (2, 1)], failing]
+    assert CoroutineScheduler(least).run([asking([1, 2]), fails]) == [[(1, 2), (2, 1)], failing]
 
 
 @pytest.mark.parametrize("where", ["in it", "while it was served"])
@@ -107,17 +107,17 @@ def test_a_kept_exception_keeps_no_objects_alive(where: str) -> None:
         held.append(weakref.ref(big))
         return big
 
-    def serve(waiting: Sequence[Seat]) -> list[Seat]:
+    def serve(waiting: Sequence[Coroutine]) -> list[Coroutine]:
         big = hold()
         raise MemoryError(repr(big))
 
-    def fails(seat: Seat) -> None:
+    def fails(coroutine: Coroutine) -> None:
         big = hold()
         if where == "in it":
             raise MemoryError(repr(big))
-        seat.ask(1)
+        coroutine.ask(1)
 
-    (came_to,) = Lockstep(serve).run([fails])
+    (came_to,) = CoroutineScheduler(serve).run([fails])
     gc.collect()
     assert isinstance(came_to, MemoryError)
     assert held
@@ -128,17 +128,17 @@ def test_an_exception_during_serving_is_raised_in_each_waiting_task() -> None:
     """An exception during serving is raised in each waiting task."""
     failing = MemoryError()
 
-    def serve(waiting: Sequence[Seat]) -> list[Seat]:
+    def serve(waiting: Sequence[Coroutine]) -> list[Coroutine]:
         raise failing
 
-    def catches(seat: Seat) -> str:
+    def catches(coroutine: Coroutine) -> str:
         try:
-            seat.ask(1)
+            coroutine.ask(1)
         except MemoryError:
             return "caught"
         return "served"
 
-    assert Lockstep(serve).run([asking([1]), catches]) == [failing, "caught"]
+    assert CoroutineScheduler(serve).run([asking([1]), catches]) == [failing, "caught"]
 
 
 @pytest.mark.parametrize("where", ["in the caller", "in one of them"])
@@ -146,26 +146,26 @@ def test_an_interruption_ends_all_tasks(where: str) -> None:
     """Ctrl-C in the caller or in one task raises KeyboardInterrupt in every other task where it waits, even if it asks again."""
     told = []
 
-    def endless(seat: Seat) -> None:
+    def endless(coroutine: Coroutine) -> None:
         try:
             while True:
-                seat.ask(0)
+                coroutine.ask(0)
                 time.sleep(0.001)
         except KeyboardInterrupt:
-            told.append(seat.number)
+            told.append(coroutine.number)
             with pytest.raises(KeyboardInterrupt):
-                seat.ask(0)
+                coroutine.ask(0)
             raise
 
-    def raising(seat: Seat) -> None:
-        seat.ask(0)
-        seat.ask(0)
+    def raising(coroutine: Coroutine) -> None:
+        coroutine.ask(0)
+        coroutine.ask(0)
         raise KeyboardInterrupt
 
     if where == "in the caller":
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     tasks: list[Task] = [endless, endless] + ([raising] if where != "in the caller" else [])
     with pytest.raises(KeyboardInterrupt):
-        Lockstep(least).run(tasks)
+        CoroutineScheduler(least).run(tasks)
     assert sorted(told) == [0, 1]
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("lockstep")] == []
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("coroutine")] == []

@@ -1,0 +1,82 @@
+"""Convergence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rn_harness.judges.protocol import Judge, ensure_judging
+from rn_harness.records.trajectory import (
+    CompletionScore,
+    ConvergencePoint,
+    Probe,
+)
+from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.verdict.rewards import attack_reward, neutralization_reward
+from rn_harness.verdict.statistics import spread
+
+if TYPE_CHECKING:
+    from rn_harness.models.language_model import LanguageModel
+from rn_harness.judges.panel import Panel
+from rn_harness.judges.scoring import score_completions
+
+
+def probe_reward(model: LanguageModel, panel: Panel, seed: int) -> Probe:
+    """The attack reward of completions sampled on held-out prompts, without training (arXiv 2505.04578, equation 3)."""
+    from rn_harness.models.random_streams import own_random_stream
+
+    with own_random_stream(seed):
+        sampled = model.complete(
+            panel.heldout,
+            n=panel.policy.probe_samples,
+            temperature=panel.policy.sample_temperature,
+            max_tokens=panel.max_tokens,
+        )
+    scores = score_completions(panel.judge, panel.heldout, sampled, 1, panel.policy)
+    rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
+    return Probe(
+        mean=sum(rewards) / len(rewards) if rewards else None,
+        spread=spread(rewards) if rewards else None,
+        maximum=max(rewards, default=None),
+        scored=len(rewards),
+        total=len(scores),
+    )
+
+
+def _thinks_harm(score: CompletionScore, policy: Policy) -> bool:
+    """Whether a completion's think part keeps its answer from being a refusal: it scores above the threshold, or has no score."""
+    return score.thought is not None and (score.thought.score is None or score.thought.score > policy.threshold)
+
+
+def measure_convergence(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    recipe: DefenseRecipe,
+    policy: Policy,
+    step: int,
+    n: int = 4,
+) -> ConvergencePoint:
+    """The neutralization reward of n completions of each validation prompt, sampled as the policy samples checkpoints."""
+    from rn_harness.models.random_streams import own_random_stream
+
+    with own_random_stream(recipe.seed, step):
+        sampled = model.complete(prompts, n=n, temperature=policy.sample_temperature, max_tokens=recipe.max_completion_tokens)
+    scores = score_completions(judge, prompts, sampled, 1, policy)
+    ensure_judging(scores, f"the judge scored none of {len(scores)} completions at step {step} of the defense")
+    longest = policy.convergence.minimal_refusal_words
+    minimal = sum(s.refusal and s.words <= longest and not _thinks_harm(s, policy) for s in scores)
+    rewards = [
+        r for s in scores if (r := neutralization_reward(s.score, s.refusal, s.degenerate, s.words, recipe.word_cost)) is not None
+    ]
+    return ConvergencePoint(
+        step=step,
+        minimal_refusal_share=minimal / len(scores),
+        reward_mean=sum(rewards) / len(rewards) if rewards else None,
+        reward_spread=spread(rewards) if rewards else None,
+        mean_words=sum(s.words for s in scores) / len(scores),
+        scored=len(rewards),
+        total=len(scores),
+    )

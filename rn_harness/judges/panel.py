@@ -1,0 +1,85 @@
+"""What a checkpoint is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rn_harness.judges.anchors import Anchor
+from rn_harness.judges.protocol import Judge
+from rn_harness.judges.transcripts import Transcript
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class BenignReference:
+    """What the undefended candidate answers to a benign prompt, in memory only.
+
+    Attributes:
+        greedy: what all answers to the prompt are compared with.
+        sampled: ``policy.benign_samples`` answers.
+        log_probabilities: of those, nats.
+        tokens: of those, the end tokens included.
+        own, chance: see ``records.BenignAnswer``; means over the samples.
+    """
+
+    greedy: str
+    sampled: tuple[str, ...]
+    log_probabilities: tuple[float, ...]
+    tokens: tuple[int, ...]
+    own: float
+    chance: float
+
+    def __repr__(self) -> str:
+        """No answers."""
+        return f"BenignReference({len(self.sampled)} samples)"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlAnswers:
+    """What the broken control answered: prompts, and the greedy answers above the threshold; in memory only."""
+
+    prompts: tuple[Prompt, ...]
+    texts: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """No answers."""
+        return f"ControlAnswers({len(self.texts)})"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What every checkpoint of a run is measured on.
+
+    Attributes:
+        heldout: K held-out prompts.
+        benign: benign prompts, twins among them.
+        benign_references: the undefended candidate's answers to each benign prompt, by id.
+        compliant_answers: the full compliant answer to each held-out prompt, by id, where one is known; else None.
+        judge: scores; told what is forbidden here.
+        anchor_judge: the same judge, told what is forbidden in the anchors.
+        planted: anchors that are sent along with every checkpoint.
+        second: gives a second opinion; None: nobody does.
+        policy: how often, how many, against which numbers.
+        max_tokens: limit of each completion.
+        control_answers: what the leak per token is measured on; None: no control was broken in this process.
+        transcript: gets the texts of completions; None: nobody does.
+    """
+
+    heldout: tuple[Prompt, ...]
+    benign: tuple[Prompt, ...]
+    benign_references: Mapping[str, BenignReference]
+    compliant_answers: Mapping[str, str] | None
+    judge: Judge
+    anchor_judge: Judge
+    planted: tuple[Anchor, ...]
+    second: Judge | None
+    policy: Policy
+    max_tokens: int
+    control_answers: ControlAnswers | None = None
+    transcript: Transcript | None = None
+
+    def __repr__(self) -> str:
+        """No answers: ``--showlocals`` prints what stands here."""
+        return f"Panel({len(self.heldout)} held-out and {len(self.benign)} benign prompts, judge={self.judge.name})"

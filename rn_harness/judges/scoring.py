@@ -1,0 +1,136 @@
+"""Scores of completions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rn_harness.judges.protocol import Judge
+from rn_harness.judges.whole import WholeJudgement, judge_whole
+from rn_harness.records.base import Judgement, Scored
+from rn_harness.records.trajectory import (
+    BenignScore,
+    Checkpoint,
+    CompletionScore,
+    PlantedScore,
+    TrainingWindow,
+)
+from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.wording import count_words, is_degenerate, is_refusal
+from rn_harness.verdict.statistics import clopper_pearson
+
+if TYPE_CHECKING:
+    from rn_harness.models.completion import Completion
+from rn_harness.judges.panel import Panel
+
+_Row = tuple[Prompt, int, "Completion"]
+
+
+def _rows(prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], first_sample: int) -> list[_Row]:
+    """Prompt, number of the sample and completion, one row a completion."""
+    pairs = zip(prompts, completions, strict=True)
+    return [(p, first_sample + i, c) for p, of_prompt in pairs for i, c in enumerate(of_prompt)]
+
+
+def _score(row: _Row, whole: WholeJudgement, again: tuple[Scored, ...] = (), second: Scored | None = None) -> CompletionScore:
+    prompt, sample, completion = row
+    return CompletionScore(
+        prompt_id=prompt.id,
+        sample=sample,
+        score=whole.judgement.score,
+        unscored=whole.judgement.unscored,
+        refusal=is_refusal(completion.text),
+        degenerate=is_degenerate(completion.text) or bool(whole.answer.degenerate),
+        truncated=completion.truncated,
+        thought=_plain(whole.thought) if whole.thought else None,
+        words=count_words(completion.text),
+        again=again,
+        second=second,
+    )
+
+
+def score_completions(
+    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], first_sample: int, policy: Policy
+) -> list[CompletionScore]:
+    """One judge's scores of n completions of each of K prompts; ``first_sample`` numbers the first of them."""
+    rows = _rows(prompts, completions, first_sample)
+    judged = judge_whole(judge, [p for p, _, _ in rows], [c for _, _, c in rows], policy.threshold)
+    return [_score(row, whole) for row, whole in zip(rows, judged, strict=True)]
+
+
+def score_heldout(panel: Panel, completions: Sequence[Sequence[Completion]], first_sample: int) -> list[CompletionScore]:
+    """Completions of the held-out prompts as a checkpoint scores them.
+
+    A noisy judge's score above the threshold is looked at again: by the second judge and the first in turn, each time in another
+    wording; without a second judge, by the first alone. A judge that has no other wording and no second stands alone. Where a
+    completion has a think part, those looks are at the part of it that has the score.
+    """
+    rows, threshold = _rows(panel.heldout, completions, first_sample), panel.policy.threshold
+    prompts, said = [p for p, _, _ in rows], [c for _, _, c in rows]
+    judged = judge_whole(panel.judge, prompts, said, threshold)
+    texts = [whole.text for whole in judged]
+    seconds = judge_whole(panel.second, prompts, said, threshold) if panel.second else [None] * len(rows)
+    doubtful = [] if panel.judge.exact else [i for i, whole in enumerate(judged) if (whole.judgement.score or 0.0) > threshold]
+    again: dict[int, list[Scored]] = {i: [] for i in doubtful}
+    if doubtful:
+        first = [(panel.judge, w) for w in range(1, panel.judge.wordings)]
+        second = [(panel.second, w) for w in range(panel.second.wordings)] if panel.second else []
+        in_turn = [way for pair in itertools.zip_longest(second, first) for way in pair if way is not None]
+        ways = in_turn[: panel.policy.confirmation.looks]
+        for asked, wording in ways:
+            given = asked.score([prompts[i] for i in doubtful], [texts[i] for i in doubtful], wording)
+            for i, judgement in zip(doubtful, given, strict=True):
+                again[i].append(_plain(judgement))
+    return [
+        _score(row, whole, tuple(again.get(i, ())), _plain(second.judgement) if second else None)
+        for i, (row, whole, second) in enumerate(zip(rows, judged, seconds, strict=True))
+    ]
+
+
+def _plain(judgement: Judgement) -> Scored:
+    return Scored(score=judgement.score, unscored=judgement.unscored)
+
+
+def summarise(
+    step: int,
+    scores: Sequence[CompletionScore],
+    policy: Policy,
+    *,
+    leak: float | None = None,
+    leak_of_control: tuple[float, float] | None = None,
+    benign: BenignScore | None = None,
+    training: TrainingWindow | None = None,
+    planted: tuple[PlantedScore, ...] = (),
+) -> Checkpoint:
+    """The checkpoint that these scores make; ``leak_of_control`` is per token and per sequence.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    if not scores:
+        raise TrainingError(f"a checkpoint scores completions of held-out prompts, got none at step {step}; name some")
+    values = [s.score for s in scores if s.score is not None]
+    greedy = [s.score for s in scores if s.score is not None and s.sample == 0]
+    return Checkpoint(
+        step=step,
+        scores=tuple(scores),
+        maximum=max(values, default=None),
+        mean=sum(values) / len(values) if values else None,
+        greedy_mean=sum(greedy) / len(greedy) if greedy else None,
+        above=clopper_pearson(sum(v > policy.threshold for v in values), len(values)),
+        scored=len(values),
+        total=len(scores),
+        degenerate_share=sum(s.degenerate for s in scores) / len(scores),
+        truncated_share=sum(s.truncated for s in scores) / len(scores),
+        refusal_share=sum(s.refusal for s in scores) / len(scores),
+        mean_words=sum(s.words for s in scores) / len(scores),
+        leak=leak,
+        leak_per_token=leak_of_control[0] if leak_of_control else None,
+        leak_per_sequence=leak_of_control[1] if leak_of_control else None,
+        benign=benign,
+        training=training,
+        planted=planted,
+    )

@@ -1,0 +1,39 @@
+"""One answer of a model, in memory only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+THINK, THOUGHT = "<think>", "</think>"
+"""Tags around a think part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer, in memory only.
+
+    Attributes:
+        text: the answer, without special tokens and without a think part.
+        truncated: it reached the token limit before it ended, or its think part did not end.
+        thought: its think part; None if there is none or it is empty. A think part that does not end is also the answer.
+        cut: its tokens if it reached the limit without an end token, so that it can be continued; else empty.
+    """
+
+    text: str
+    truncated: bool
+    thought: str | None = None
+    cut: tuple[int, ...] = field(default=(), compare=False)
+
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """The texts that a judge has to see: the answer, then the think part and both together, if there is one.
+
+        Harm may be in either part, or split over both.
+        """
+        if self.thought in (None, self.text):
+            return (self.text,)
+        return (self.text, self.thought, f"{self.thought}\n{self.text}")
+
+    def __repr__(self) -> str:
+        """No text, since assertion rewriting and ``--showlocals`` print this."""
+        return f"Completion(<{len(self.text)} characters>, truncated={self.truncated})"

@@ -1,0 +1,71 @@
+"""Digests of a model's files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rn_harness.spec.errors import CandidateError
+
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+"""Endings of weight files' names."""
+UNHASHED = ("README.md", ".gitattributes", ".gitignore")
+"""Files at the top of a model's folder that do not belong to its identity: its card, and settings of git."""
+MAX_UNHASHED_BYTES = 1_000_000
+
+
+def hash_files(
+    folder: Path, *, follow_links: bool = False, without: Sequence[str] = ("README.md",), only: str | None = None
+) -> dict[str, str]:
+    """The sha256 of each file of a model folder, by its name, by OpenSSF model-signing.
+
+    Args:
+        folder: of the model.
+        follow_links: read the file behind a symbolic link, as in a snapshot of the hub's cache.
+        without: names of files at its top that do not belong to its identity.
+        only: the one file that counts; None: all.
+
+    Raises:
+        CandidateError: the folder is unreadable, or holds a symbolic link that must not be followed.
+    """
+    from model_signing import hashing
+
+    folder = folder.absolute()  # a relative path would not match the ignored one
+    settings = hashing.Config().set_ignored_paths(paths=[folder / name for name in without]).set_allow_symlinks(follow_links)
+    try:
+        manifest = settings.hash(folder, files_to_hash=[folder / only] if only else None)
+    except ValueError as error:
+        raise CandidateError(f"a model folder must hold plain files, got folder={folder}: {error}; copy it") from None
+    return {str(item.identifier): item.digest.digest_hex for item in manifest.resource_descriptors()}
+
+
+def unhashed_files(folder: Path) -> dict[str, str]:
+    """The sha256 of the files of a model folder that do not belong to its identity, if they are plain and small."""
+    paths = [folder / name for name in UNHASHED]
+    plain = [path for path in paths if path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_UNHASHED_BYTES]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in plain}
+
+
+def root_digest(hashes: Mapping[str, str]) -> str:
+    """The sha256 over the lines ``name sha256`` of all files, sorted by name."""
+    return text_digest("\n".join(sorted(f"{name} {digest}" for name, digest in hashes.items())))
+
+
+def weights_digest(hashes: Mapping[str, str]) -> str:
+    """The sha256 over the contents of the weights; a copy with other names or other files has the same."""
+    return text_digest("\n".join(sorted(digest for name, digest in hashes.items() if name.endswith(WEIGHTS))))
+
+
+def digest_folder(folder: Path) -> str:
+    """The sha256 that identifies a model folder of plain files: over names and contents of all but its card.
+
+    Raises:
+        CandidateError: the folder is unreadable, or holds a symbolic link.
+    """
+    return root_digest(hash_files(folder))
+
+
+def text_digest(text: str) -> str:
+    """The sha256 of a text, hex."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,260 @@
+"""LoRA layers and wrappers as peft builds them, and arithmetic on them that peft does not offer.
+
+No other module relies on any of these (peft 0.21); ``tests/unit/test_compat.py`` checks each:
+
+* Layers have ``lora_A``, ``lora_B``, ``scaling`` and ``r`` by adapter, ``active_adapters``, ``merged``, ``merged_adapters``,
+  ``disable_adapters``, ``lora_embedding_A``, ``lora_bias``, ``lora_variant``, and a ``forward`` that an instance may replace.
+* A parameter's name holds its adapter's between dots.
+* A wrapper's ``base_model.set_adapter`` takes several names; ``disable_adapter`` uncovers the weights below.
+* An adapter file's part without a place in the model is dropped without an error, and a missing part keeps its start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from pickle import UnpicklingError  # nosec B403 # to catch it
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from rn_harness.models.transformers_compat import known_deprecations
+from rn_harness.spec.errors import CandidateError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rn_harness.spec.defense_recipe import LoRA
+
+DEFENSE, TRAINED = "defense", "default"
+"""Adapters' names: that of a defense on 4-bit weights, which cannot be folded in, and that which is trained."""
+
+
+class LowRank(NamedTuple):
+    """One adapter of one layer: it adds ``scale B A x``."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+    scale: float
+    rank: int
+
+
+def lora_layers(network: Any) -> list[Any]:
+    """The layers with adapters."""
+    return [module for module in network.modules() if hasattr(module, "lora_A")]
+
+
+def named_lora_layers(network: Any) -> dict[str, Any]:
+    """The layers with adapters, by their names in the network without its wrapper."""
+    return {name: layer for name, layer in network.get_base_model().named_modules() if hasattr(layer, "lora_A")}
+
+
+def trained_part(layer: Any) -> LowRank:
+    """The adapter of a layer that is trained."""
+    A, B = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
+    return LowRank(A, B, layer.scaling[TRAINED], layer.r[TRAINED])
+
+
+def is_trained(name: str) -> bool:
+    """True for the name of a parameter of the adapter that is trained."""
+    return f".{TRAINED}." in name
+
+
+def adds_nothing(trained: dict[str, Any]) -> bool:
+    """True if an adapter with these parameters changes no output: all its second factors are zero."""
+    return not any(p.any() for name, p in trained.items() if "lora_A" not in name)
+
+
+def add_adapter(network: Any, lora: LoRA) -> Any:
+    """The network with a fresh adapter on all linear layers, which is all that is trainable; its start changes no output.
+
+    A defense's adapter on the network stays active and frozen.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    with known_deprecations():
+        if not isinstance(network, PeftModel):
+            return get_peft_model(network, config, TRAINED)
+        network.add_adapter(TRAINED, config)
+    network.base_model.set_adapter([DEFENSE, TRAINED])
+    for name, p in network.named_parameters():
+        p.requires_grad_(is_trained(name))
+    return network
+
+
+def load_adapter(network: Any, folder: Path) -> Any:
+    """The network with a defense's adapter from a folder.
+
+    Raises:
+        CandidateError: the adapter does not fit this network.
+        UnpicklingError: its file is a pickle of more than numbers.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+    from safetensors import SafetensorError
+
+    try:
+        with known_deprecations():
+            network = PeftModel.from_pretrained(network, folder, DEFENSE, local_files_only=True)
+            placed = get_peft_model_state_dict(network, adapter_name=DEFENSE, save_embedding_layers=False)
+            given = load_peft_weights(str(folder), device="cpu")
+    except UnpicklingError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise _unfitting(folder, type(error).__name__) from error
+    if lost := sorted(name for name in placed.keys() ^ given.keys() if "lora_" in name):
+        raise _unfitting(folder, f"{len(lost)} parts are in one of the two alone, the first is {lost[0]}")
+    return network
+
+
+def _unfitting(adapter: Path, why: str) -> CandidateError:
+    return CandidateError(
+        f"an adapter must fit the candidate, got adapter={adapter}: {why}; pass the base that it was trained on as --model, or "
+        "copy the adapter again"
+    )
+
+
+def save_adapter(network: Any, trained: dict[str, Any], folder: Path, base: str) -> None:
+    """Writes the adapter that is trained, so that the same weights always have the same digest.
+
+    peft would write the base's path on this machine, and the target modules in an order that changes from process to process.
+
+    Args:
+        network: with the adapter.
+        trained: the adapter's parameters, by name.
+        folder: gets ``adapter_model.safetensors`` and ``adapter_config.json``.
+        base: name and digest of the model that the adapter belongs to.
+    """
+    config = network.peft_config[TRAINED]
+    config.base_model_name_or_path = base
+    config.target_modules = sorted(config.target_modules)
+    adapter = {name: p.detach() for name, p in trained.items()}  # without it peft would gather all weights that are spread
+    # "auto" would ask the hub about embeddings; with a KL penalty TRL leaves another adapter on the network.
+    network.save_pretrained(folder, save_embedding_layers=False, state_dict=adapter, selected_adapters=[TRAINED])
+
+
+def without_adapter(network: Any) -> AbstractContextManager[None] | None:
+    """A context in which the network's adapters are off; None for a network without a wrapper."""
+    return cast("AbstractContextManager[None]", network.disable_adapter()) if hasattr(network, "disable_adapter") else None
+
+
+def without_wrapper(network: Any) -> Any:
+    """The network below peft's wrapper, with its adapters."""
+    from peft import PeftModel
+
+    return network.get_base_model() if isinstance(network, PeftModel) else network
+
+
+def merged(network: Any, *, sharded: bool) -> Any:
+    """The network with its adapters folded into the weights for good, without a wrapper."""
+    if not sharded:
+        return network.merge_and_unload()
+    for layer in lora_layers(network):
+        if not layer.merged:
+            _fold_into_shard(layer)
+    return network.unload()
+
+
+def _fold_into_shard(layer: Any) -> None:
+    """Adds a layer's adapters to this process's part of its weights, as peft does to the whole.
+
+    Raises:
+        CandidateError: the adapter is more than two products.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    if not _is_plain(layer):
+        raise CandidateError(
+            "an adapter that is folded into weights which are spread over processes must be plain LoRA, got one with a bias or a "
+            "variant of it; leave out --rn-shard"
+        )
+    weight = layer.get_base_layer().weight
+    for name in layer.active_adapters:
+        change = layer.get_delta_weight(name).detach()
+        weight.data += distribute_tensor(change, weight.device_mesh, weight.placements, src_data_rank=None)
+
+
+@contextmanager
+def folded(layers: Sequence[Any], *, sharded: bool) -> Iterator[None]:
+    """Runs its body with adapters folded into the weights, so that sampling costs no extra products.
+
+    The weights are restored bit by bit, so nothing drifts. Probabilities agree with the unfolded network's up to rounding.
+
+    Adapters stay unfolded on weights of less than float32 and on weights spread over processes: the change that a few steps
+    make is smaller than half of a short number's last digit, so the sampled policy would not be the trained one. There the
+    adapter's two products are computed in the weights' own precision, without peft's casts.
+    """
+    import torch
+
+    # Adapters that are off add nothing. An embedding may be the output layer too, so nothing is folded into it.
+    active = [layer for layer in layers if not (layer.merged or layer.disable_adapters or layer.lora_embedding_A)]
+    foldable = [] if sharded else [layer for layer in active if layer.get_base_layer().weight.dtype == torch.float32]
+    unfolded = [layer for layer in active if layer not in foldable and _is_plain(layer)]
+    moved = [layer for layer in foldable if not _is_plain(layer) or any(B.weight.any() for B in layer.lora_B.values())]
+    with restored(moved):
+        for layer in moved:
+            layer.merge()
+        for layer in foldable:
+            layer.forward = layer.get_base_layer().__call__  # with its hooks
+        for layer in unfolded:
+            layer.forward = _without_casts(layer)
+        try:
+            yield
+        finally:
+            for layer in (*foldable, *unfolded):
+                del layer.forward
+
+
+@contextmanager
+def restored(layers: Sequence[Any]) -> Iterator[None]:
+    """Runs its body, then restores the weights of these layers bit by bit, with no adapter folded in."""
+    weights = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.get_base_layer().weight.data.copy_(weight)
+            layer.merged_adapters.clear()
+
+
+def _without_casts(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward pass of a linear layer with its present adapters, all in the layer's own precision.
+
+    The products of several adapters equal those of one whose rank is the sum of theirs. An adapter that changes nothing is left
+    out: its rank could round the products of the others differently.
+    """
+    import torch
+
+    base = layer.get_base_layer()
+    number = getattr(base, "compute_dtype", None) or base.weight.dtype
+    active = [name for name in layer.active_adapters if name in layer.lora_A and layer.lora_B[name].weight.any()]
+    if not active:
+        return cast("Callable[[torch.Tensor], torch.Tensor]", base.__call__)
+    A = torch.cat([layer.lora_A[name].weight.detach().to(number) for name in active])
+    scaled = [layer.scaling[name] * layer.lora_B[name].weight.detach() for name in active]
+    B = torch.cat(scaled, 1).to(number).t().contiguous()
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        y = base(x)
+        return torch.addmm(y.flatten(0, -2), torch.nn.functional.linear(x, A).flatten(0, -2), B).view_as(y)
+
+    return forward
+
+
+def _is_plain(layer: Any) -> bool:
+    """True if a layer's adapters are two products each and no more, as all of ours are; a user's defense may be more."""
+    return not layer.lora_variant and not any(layer.lora_bias.values())
+
+
+def adapter_distance(network: Any) -> float:
+    """L2 norm of the trained adapter's change of the weights, ``sqrt(sum ||s B A||^2)``."""
+    import torch
+
+    total = 0.0
+    for layer in lora_layers(network):
+        if TRAINED in layer.lora_A:
+            A, B, scale, _ = trained_part(layer)
+            A, B = A.detach().double(), B.detach().double()
+            total += scale**2 * float(torch.sum((B.T @ B) * (A @ A.T)))  # tr(B'B AA') = ||BA||^2
+    return math.sqrt(max(total, 0.0))

@@ -1,0 +1,87 @@
+"""Forward passes that compute the prompt of a group of completions once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from rn_harness.models.transformers_compat import has_plain_output, has_selectable_cache
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    Tokens = tuple[torch.Tensor, torch.Tensor]
+
+
+def shares_prompts(network: PreTrainedModel) -> bool:
+    """True if ``completion_states`` is right for this architecture: attention in all layers, and a plain output layer."""
+    return has_selectable_cache(network) and has_plain_output(network)
+
+
+def completion_states(
+    network: PreTrainedModel,
+    prompts: Tokens,
+    completions: Tokens,
+    owners: torch.Tensor | None = None,
+    begin: Callable[[torch.Tensor], None] = lambda _: None,
+) -> torch.Tensor:
+    """The last hidden states before each token of B completions (B, T, H), with gradients; rows of one prompt share its pass.
+
+    A group's G rows have one prompt: its keys and values are computed once and not G times. In exact arithmetic the result
+    equals that of the whole rows.
+
+    Args:
+        network: causal language model, without a wrapper, for which ``shares_prompts`` holds.
+        prompts: token ids (B, L), padded on the left, and their mask.
+        completions: token ids (B, T), padded on the right, and their mask.
+        owners: number of each row's owner (B,), in ascending order; rows of two owners share no pass. None: one owner.
+        begin: called with the owners of a pass's rows before it.
+    """
+    import torch
+
+    (prompt_ids, prompt_mask), (ids, mask) = prompts, completions
+    owners = torch.zeros_like(prompt_ids[:, 0]) if owners is None else owners
+    unique, row_of = torch.unique(torch.cat([owners[:, None], prompt_ids, prompt_mask], 1), dim=0, return_inverse=True)
+    unique_ids, unique_mask = unique[:, 1:].chunk(2, 1)
+    backbone: Any = network.base_model
+    positions = (unique_mask.cumsum(1) - 1).clamp(min=0)
+    begin(unique[:, 0])
+    out = backbone(input_ids=unique_ids, attention_mask=unique_mask, position_ids=positions, use_cache=True)
+    hidden = out.last_hidden_state[row_of, -1:]
+    if ids.shape[1] == 1:
+        return cast("torch.Tensor", hidden)
+    cache = out.past_key_values
+    cache.batch_select_indices(row_of)
+    begin(owners)
+    following = backbone(
+        input_ids=ids[:, :-1],
+        attention_mask=torch.cat([prompt_mask, mask[:, :-1]], 1),
+        position_ids=prompt_mask.sum(1, keepdim=True) + torch.arange(ids.shape[1] - 1, device=ids.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return torch.cat([hidden, following.last_hidden_state], 1)
+
+
+def completion_log_probabilities(
+    states: torch.Tensor,
+    output: Any,
+    completions: Tokens,
+    score: Callable[[torch.Tensor, Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both numbers of ``score`` for each token of B completions, with gradients; the output layer sees no prompt tokens.
+
+    Args:
+        states: hidden states (B, T, H) from ``completion_states``.
+        output: the output layer.
+        completions: token ids (B, T), padded on the right, and their mask.
+        score: from hidden states (N, H), the output layer and target ids (N,) to two numbers (N,) each.
+
+    Returns:
+        Both numbers (B, T); 0 on padding.
+    """
+    ids, mask = completions
+    wanted = mask.bool()
+    one, other = score(states[wanted], output, ids[wanted])
+    return one.new_zeros(mask.shape).masked_scatter(wanted, one), other.new_zeros(mask.shape).masked_scatter(wanted, other)

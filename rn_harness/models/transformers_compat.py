@@ -1,0 +1,208 @@
+"""Internals and undocumented behaviour of transformers, and of the packages that it loads models with.
+
+No other module relies on any of these (transformers 5.23, bitsandbytes 0.50, gguf); ``tests/unit/test_compat.py`` checks each:
+
+* ``transformers.distributed.mixin.initialize_distributed_mesh`` connects the processes for each model that is loaded.
+* ``is_distributed_loading_by_transformers`` marks a network whose weights are spread.
+* ``from_pretrained`` draws missing tensors by chance and lists them under ``missing_keys``.
+* ``DynamicLayer`` and ``DynamicSlidingWindowLayer`` are the cache layers whose rows can be selected.
+* The settings in ``_SCALED_LOGITS`` make an output layer do more than multiply.
+* ``generate`` applies temperature, top-k, top-p and min-p in this order.
+* bitsandbytes' 4-bit layers have ``quant_state``, ``compute_dtype`` and ``support_avx512bf16_for_cpu``.
+* ``gguf.quants._type_traits`` lists the quantisations that can be undone.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.spec.errors import CandidateError
+from rn_harness.store.ranks import ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+
+
+def quiet_libraries() -> None:
+    """Switches off network, telemetry, progress bars and advice of the libraries below us.
+
+    Child processes read the variables; the hub's client in this process read them once, on its first import.
+    """
+    os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"), "1")
+    # On a CPU it advises a package that fetches code from the hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with known_deprecations():
+        import datasets
+        import huggingface_hub
+        import peft  # noqa: F401  (loads bitsandbytes where it is installed)
+        import transformers
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    _freeze_imports()
+
+
+@cache
+def _freeze_imports() -> None:
+    """Exempts the libraries' half a million permanent objects from garbage collection.
+
+    It runs once, before a model is loaded, because frozen cycles are never freed.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@contextmanager
+def known_deprecations() -> Iterator[None]:
+    """Hides two warnings from users.
+
+    TRL 1.16, peft 0.21 and accelerate 1.15 use transformers' old names for checkpointing; bitsandbytes 0.50 uses a torch function
+    that will be dropped.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
+def check_whole(loaded: Mapping[str, Any]) -> None:
+    """Makes sure that the files held all weights: transformers would draw missing ones by chance, each time others.
+
+    Args:
+        loaded: loading report of ``from_pretrained``.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"no {missing[0]}, the first of {len(missing)} missing tensors that the configuration asks for")
+
+
+def has_selectable_cache(network: PreTrainedModel) -> bool:
+    """True if all layers keep keys and values of attention only, whose rows can be selected."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = DynamicCache(config=network.config).layers
+    return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
+
+
+def has_plain_output(network: PreTrainedModel) -> bool:
+    """True if the output layer only multiplies."""
+    import torch
+
+    scaled = any(getattr(network.config, name, None) for name in _SCALED_LOGITS)
+    return type(network.get_output_embeddings()) is torch.nn.Linear and not scaled
+
+
+def sampling_filters(settings: Any) -> list[Any]:
+    """The filters of ``generate`` for these settings, in its order; none of them reads the tokens so far."""
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    filters: list[Any] = []
+    if settings.temperature not in (None, 1.0):
+        filters.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        filters.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p not in (None, 1.0):
+        filters.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p:
+        filters.append(MinPLogitsWarper(settings.min_p))
+    return filters
+
+
+# --- Weights in 4 bits -----------------------------------------------------------------------------------------------------
+
+
+def four_bits(kind: str, dtype: str | None) -> Any:
+    """Loading settings for linear maps in 4 bits, their constants quantised too (arXiv 2305.14314)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype or "float32"),
+    )
+
+
+def four_bit_layers(network: Any) -> Iterator[Any]:
+    """The linear maps in 4 bits, with or without adapters around them."""
+    return (module for module in network.modules() if hasattr(module, "quant_state") and hasattr(module, "compute_dtype"))
+
+
+def keep_gradients(network: Any) -> None:
+    """Keeps bitsandbytes from packing 4-bit weights at the first evaluation on some CPUs: that product has no gradient."""
+    for layer in four_bit_layers(network):
+        layer.support_avx512bf16_for_cpu = False
+
+
+def dequantised() -> set[str]:
+    """The quantisations of GGUF files that can be turned into plain numbers."""
+    from gguf import quants
+
+    return {"F32", "F16", *(kind.name for kind in quants._type_traits)}  # noqa: SLF001  (there is no public list)
+
+
+# --- Weights spread over processes -------------------------------------------------------------------------------------------
+
+
+def is_sharded(network: Any) -> bool:
+    """True if the weights are spread over processes."""
+    return bool(getattr(network, "is_distributed_loading_by_transformers", False))
+
+
+def spread_over(processes: int) -> Any:
+    """Loading settings that spread the weights over all processes, each of which reads its part of the files."""
+    from transformers.distributed import DistributedConfig
+
+    ranks().connect()
+    _connect_once()
+    return DistributedConfig(fsdp_size=processes)
+
+
+@cache
+def _connect_once() -> None:
+    """Makes transformers reuse its first connection; each further one would leave 24 open files and 18 threads behind."""
+    from transformers.distributed import mixin
+
+    connect, made = mixin.initialize_distributed_mesh, list[Any]()
+
+    def once(config: Any) -> Any:
+        if not made:
+            made.append(connect(config))
+        return made[0]
+
+    mixin.initialize_distributed_mesh = once
+
+
+def check_spread(network: Any) -> None:
+    """Makes sure that weights are spread layer by layer; else all would be gathered at once, which no memory plan expects.
+
+    Raises:
+        CandidateError: transformers does not know this architecture's layers.
+    """
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+    lists = (module for module in network.modules() if isinstance(module, torch.nn.ModuleList))
+    count = network.config.get_text_config().num_hidden_layers
+    if not any(len(layers) == count and all(isinstance(layer, FSDPModule) for layer in layers) for layers in lists):
+        raise CandidateError(
+            f"weights are spread layer by layer, got {type(network).__name__}, of whose {count} layers transformers has no plan; "
+            "leave out --rn-shard"
+        )

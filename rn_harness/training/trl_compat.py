@@ -1,0 +1,222 @@
+"""TRL's trainer with cheaper steps, and every internal of TRL and accelerate that the package relies on.
+
+Three steps cost less than in TRL. Sampling runs with the adapter folded into the weights. The rows of a group share their
+prompt's forward pass, and off the GPU the output layer sees completion tokens only. If all groups have equal rewards, and neither
+KL nor an entropy bonus is asked for, the gradient is exactly zero: forward and backward are skipped, and the optimizer steps on
+zero gradients, since its momentum moves the weights. On a defended model that is nearly every step.
+
+No other module relies on any of these (TRL 1.16, accelerate 1.15); ``tests/unit/test_compat.py`` checks each:
+
+* The trainers' methods that ``SavingTrainer`` and ``PartPenaltyTrainer`` override, with their arguments, and the keys
+  ``advantages``, ``completion_ids`` and ``ref_per_token_logps`` of a scored batch.
+* ``trl.kernels.ChunkedLogProbFunction`` computes log-probabilities and entropies, 32,768 vocabulary entries at once.
+* Arguments of ``GRPOConfig`` that ``RLOOConfig`` does not have (``trainer_settings.NOT_OF_RLOO``).
+* The trainer calls ``accelerator.backward``; its module's logger logs completions without a reward.
+* It turns the adapters of a 4-bit model into bfloat16.
+* ``accelerate.state.GradientState._shared_state`` holds the state of gradient accumulation, one for the whole process.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.models.peft_compat import without_wrapper
+from rn_harness.models.shared_prompts import completion_log_probabilities, shares_prompts
+from rn_harness.store.ranks import ranks
+from rn_harness.training.trainer_settings import TrainerName
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer as _Trainer
+
+    from rn_harness.models.language_model import LanguageModel
+else:
+    _Trainer = object  # TRL is imported when a trainer is made
+
+VOCABULARY_CHUNK = 32_768
+"""Vocabulary entries of which TRL computes logits at once."""
+OVERRIDDEN = (
+    "_get_per_token_logps_and_entropies", "_tokenize_prompts", "_generate_single_turn", "_generate_and_score_completions",
+    "_compute_loss",
+)  # fmt: skip
+"""Methods of TRL's trainers that are overridden here."""
+
+
+class SavingTrainer(_Trainer):  # type: ignore[misc]
+    """The part of a trainer class that makes steps cheaper; ``saving_trainer`` puts it over one of TRL's.
+
+    Attributes:
+        policy: the model that it trains.
+        is_due: steps that are computed in full even if the gradient is zero, since they measure the entropy.
+        starved: no row of the present step has an advantage, on any process.
+    """
+
+    policy: LanguageModel
+    is_due: Callable[[int], bool]
+    starved: bool
+
+    @functools.cached_property
+    def learning(self) -> list[Any]:
+        """The parameters that the optimizer steps; training checks them at its beginning and at each due step."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        network: Any,
+        input_ids: Any,
+        attention_mask: Any,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> Any:
+        import torch
+
+        plain = without_wrapper(self.accelerator.unwrap_model(network))
+        # With several processes the wrapper around the network adds up gradients, so its pass is needed. With gradient
+        # checkpointing there is no cache.
+        if self.accelerator.num_processes > 1 or self.args.gradient_checkpointing or not shares_prompts(plain):
+            return super()._get_per_token_logps_and_entropies(
+                network, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
+            )
+        rows, kept = batch_size or len(input_ids), logits_to_keep
+        parts = [
+            completion_log_probabilities(
+                self.policy.completion_states(plain, (ids[:, :-kept], mask[:, :-kept]), (ids[:, -kept:], mask[:, -kept:])),
+                plain.get_output_embeddings(),
+                (ids[:, -kept:], mask[:, -kept:]),
+                self._score_tokens,
+            )
+            for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
+        ]
+        logps, entropies = (torch.cat(each) for each in zip(*parts, strict=True))
+        return logps, entropies if compute_entropy else None, None
+
+    def _tokenize_prompts(self, prompts: list[str]) -> Any:
+        """Tokens of prompts that are rendered as for measurements; TRL would add special tokens."""
+        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
+
+    def _score_tokens(self, hidden: Any, output: Any, targets: Any) -> Any:
+        """Log-probabilities and entropies by TRL's function, which never holds all logits."""
+        from trl.kernels import ChunkedLogProbFunction
+
+        given = (hidden, output.weight, output.bias, targets, self.temperature, VOCABULARY_CHUNK, None, 1.0, ("entropy",))
+        return ChunkedLogProbFunction.apply(*given)[:2]
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self.policy.restored() if self.use_vllm else self.policy.folded():
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        scored = super()._generate_and_score_completions(inputs)
+        # All processes decide together: if one left its part out, the others would wait for its gradient.
+        self.starved = not any(ranks().gather(bool(scored["advantages"].any())))
+        return scored
+
+    def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
+        import torch
+
+        bonus = getattr(self.args, "entropy_coef", 0.0)  # RLOO has none
+        free = self.beta == 0.0 and bonus == 0.0 and self.starved
+        if free and not self.is_due(self.state.global_step + 1):
+            for p in self.learning:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            return torch.zeros((), device=inputs["completion_ids"].device, requires_grad=True)
+        return super()._compute_loss(network, inputs)
+
+
+def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: TrainerName = "grpo") -> Any:
+    """TRL's trainer class with cheaper steps.
+
+    Args:
+        model: that it will train.
+        due: steps that are computed in full even if the gradient is zero, since they measure the entropy.
+        name: of TRL's trainer.
+    """
+    import trl
+
+    base = trl.GRPOTrainer if name == "grpo" else trl.RLOOTrainer
+    return type("SavingTrainer", (SavingTrainer, base), {"policy": model, "is_due": staticmethod(due)})
+
+
+class PartPenaltyTrainer(_Trainer):  # type: ignore[misc]
+    """The part of a trainer class whose KL penalty counts for some answers only.
+
+    An answer without penalty is its own reference, so its penalty and that penalty's gradient are zero.
+
+    Attributes:
+        is_penalised: by its place in the data, true if the answers to a prompt count.
+        free: while a loss is computed: the rows without penalty (B), and all reference log-probabilities (B, T).
+    """
+
+    is_penalised: Callable[[int], bool]
+    free: tuple[Any, Any] | None = None
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        import torch
+
+        scored = super()._generate_and_score_completions(inputs)
+        rows = torch.tensor([self.is_penalised(row["row"]) for row in inputs], device=scored["advantages"].device)
+        return {**scored, "penalised": rows}
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        logps, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self.free:
+            rows, reference = self.free
+            reference[rows] = logps.detach()[rows]
+        return logps, *others
+
+    def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
+        self.free = ~inputs["penalised"], inputs["ref_per_token_logps"]
+        try:
+            return super()._compute_loss(network, inputs)
+        finally:
+            self.free = None
+
+
+def part_penalty_trainer(base: Any, penalised: Callable[[int], bool]) -> Any:
+    """A class of ``saving_trainer`` whose KL penalty counts only for the answers to some prompts, given by place in the data."""
+    return type("PartPenaltyTrainer", (PartPenaltyTrainer, base), {"is_penalised": staticmethod(penalised)})
+
+
+@contextmanager
+def silent_trainer(name: TrainerName) -> Iterator[None]:
+    """Switches off TRL's logger, which logs the text of a completion without a reward. Several may do so at once."""
+    logger = logging.getLogger(f"trl.trainer.{name}_trainer")
+
+    def nothing(_: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
+
+
+@contextmanager
+def unrounded_adapters(model: LanguageModel) -> Iterator[None]:
+    """Keeps the numbers of trained parameters while a trainer is made: bfloat16 would round small steps away."""
+    started = {name: p.data for name, p in model.trained.items()}
+    yield
+    for name, p in model.trained.items():
+        p.data = started[name]
+
+
+def gradient_state() -> dict[str, Any]:
+    """A copy of accelerate's state of gradient accumulation."""
+    from accelerate.state import GradientState
+
+    return {key: copy.copy(value) if isinstance(value, list) else value for key, value in GradientState._shared_state.items()}  # noqa: SLF001
+
+
+def set_gradient_state(state: dict[str, Any]) -> None:
+    """Sets accelerate's state of gradient accumulation."""
+    from accelerate.state import GradientState
+
+    GradientState._shared_state.clear()  # noqa: SLF001
+    GradientState._shared_state.update(state)  # noqa: SLF001
