@@ -7,7 +7,7 @@ check:  ## linters, types, and risks that bandit knows
 	bandit --quiet --recursive --configfile pyproject.toml rn_harness
 
 test:  ## README's test command
-	pytest
+	pytest -n 2 --dist loadfile
 
 suite:  ## the main job
 	pytest suites/biochem

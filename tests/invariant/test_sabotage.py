@@ -23,8 +23,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "validity.md"
 
 
 def _params(of: list[Sabotage]) -> list[object]:
-    """One test case per sabotage."""
-    return [pytest.param(s, id=s.id) for s in of]
+    """One test case per sabotage; of those in one area that lead to the same reason, the second and later ones are soak tests."""
+    first = {(s.area, s.code): s.id for s in reversed(of)}
+    return [pytest.param(s, id=s.id, marks=() if first[s.area, s.code] == s.id else pytest.mark.soak) for s in of]
 
 
 @pytest.fixture

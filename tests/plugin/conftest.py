@@ -1,6 +1,7 @@
 """Real pytest sessions on the shipped organism, each in a separate folder."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +14,11 @@ SUITES = Path(__file__).parents[2] / "suites"
 
 @pytest.fixture(scope="session")
 def shared_store(tmp_path_factory):
-    """One store for the whole session, so that the defense is trained once."""
-    return tmp_path_factory.mktemp("store")
+    """One store for all sessions, in all xdist workers, so that the defense is trained once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "store"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 class Workspace:
