@@ -25,7 +25,7 @@ from typing import Any
 
 from pieces import put
 
-from rn_harness.defenses.neutralize import run_defense
+from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.benign import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.panel import Panel
@@ -202,7 +202,7 @@ class Bench:
             max_tokens=suite.policy.max_completion_tokens,
         )
         model = self.candidate.load()
-        report = run_defense(model, recipe, harmful, suite.prompts["anchor"], panel, self.judge, lambda _: None)
+        report = run_defense(model, Defender(recipe, harmful, suite.prompts["anchor"], self.judge), panel)
         folder = WEIGHTS / f"{defense}-{seed}"
         shutil.rmtree(folder, ignore_errors=True)
         if recipe.whole:

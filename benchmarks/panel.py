@@ -22,7 +22,7 @@ from typing import Any
 
 import pieces
 
-from rn_harness.defenses.neutralize import defense_reward, mix_benign, run_defense
+from rn_harness.defenses.neutralize import Defender, defense_reward, mix_benign, run_defense
 from rn_harness.judges.benign import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.panel import Panel
@@ -120,7 +120,7 @@ def reinforce(
     settings = suite.declaration.defenses[recipe].model_copy(update={**changes, "seed": bench.seed})
     model = bench.candidate.load()
     of = (bench.harmful if harmful is None else harmful, bench.anchors if anchors is None else anchors)
-    report = run_defense(model, settings, *of, panel, judge, lambda _: None)
+    report = run_defense(model, Defender(settings, *of, judge), panel)
     last = report.points[-1]
     return model, {
         "converged_at": converged_at(report.points, suite.policy.convergence),

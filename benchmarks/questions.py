@@ -24,7 +24,7 @@ import pieces
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackTarget, run_attack
-from rn_harness.defenses.neutralize import run_defense
+from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.benign import benign_references
 from rn_harness.judges.certification import certify, to_plant
 from rn_harness.judges.checkpoints import measure_checkpoint
@@ -136,7 +136,7 @@ class Bench:
         """Trains a defense of the organism, without merging the adapter."""
         model, prompts = self.candidate.load(), self.suite.prompts
         judge = judge_of(reward, self.candidate.folder)
-        return model, run_defense(model, recipe, prompts["defense"], prompts["anchor"], self.panel, judge, lambda _: None)
+        return model, run_defense(model, Defender(recipe, prompts["defense"], prompts["anchor"], judge), self.panel)
 
     def facts(self, model: LanguageModel, report: DefenseReport) -> dict[str, Any]:
         """Facts about a defended model."""

@@ -1,13 +1,15 @@
 """Hardening: rounds against simulated attackers, after neutralization.
 
-Reward Neutralization makes compliant answers rare in what a model samples, not far away in its weights: ten supervised steps on
-five examples bring them back. Here attackers drawn by lot fine-tune the model on compliant answers, one after the other. Several
-times on an attacker's way, the gradient of refusing other prompts *there* and of answering benign ones is added to that of the
-same *here*, and the model's own weights are stepped; the attacker goes on from where it was, moved along. First order: how the
-attacked weights depend on the model's own is taken to be the identity. It is what model-agnostic meta-learning does
-(arXiv 1703.03400, 1803.02999), and tamper-resistant training (arXiv 2408.00761).
+Reward Neutralization makes compliant answers rare in a model's samples, but its weights stay close to compliance: ten supervised
+steps on five examples bring the answers back. Hardening simulates attackers that fine-tune the model on compliant answers. At
+several steps of each attack it takes the gradient of two losses at the attacked weights, of refusing other prompts and of
+answering benign ones, adds the gradient of the same losses at the model's own weights, and steps the model's own weights. The
+attacker then continues from its position relative to them. This is first order: the derivative of the attacked weights with
+respect to the model's own is taken to be the identity, as in model-agnostic meta-learning (arXiv 1703.03400, 1803.02999) and
+tamper-resistant training (arXiv 2408.00761).
 
-All is done in place: the model's own weights are held once beside the attacked ones, and twice for the time of a step.
+All of it works in place: memory holds one copy of the model's own weights in addition to the attacked ones, and two during a
+step.
 """
 
 from __future__ import annotations
@@ -33,18 +35,18 @@ if TYPE_CHECKING:
     from rn_harness.spec.defense_recipe import DefenseRecipe, Hardening
 
 MIN_EXAMPLES = 2
-"""Compliant answers without which no attacker can be simulated whose prompts are not those that refusals are asked of."""
+"""Least number of compliant answers: an attacker learns some, and refusals are trained on the prompts of the others."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnAttacker:
     """One simulated attacker.
 
     Attributes:
-        kind: of the recipe's.
+        kind: one of the recipe's kinds.
         learning_rate: constant.
-        examples: how many.
-        looks: steps after which the attacked model is taught to refuse, the last of which is the attacker's last.
+        examples: number of examples that it learns.
+        looks: steps after which the defense takes a step; the last one is the attacker's last.
     """
 
     kind: SimulatedAttacker
@@ -53,18 +55,18 @@ class Drawn:
     looks: tuple[int, ...]
 
 
-def draw_attacker(hardening: Hardening, known: int, rng: random.Random) -> Drawn:
-    """An attacker by lot: its kind uniformly, its learning rate and examples log-uniformly, its looks one in each part.
+def draw_attacker(hardening: Hardening, known: int, rng: random.Random) -> DrawnAttacker:
+    """Draws an attacker: its kind uniformly, its learning rate and examples log-uniformly, one look in each part of its steps.
 
     Args:
         hardening: the recipe's.
-        known: compliant answers that there are.
-        rng: the lot.
+        known: number of known compliant answers.
+        rng: random stream.
     """
     kind = rng.choice(hardening.attackers)
     lowest, highest = map(math.log, kind.learning_rate)
     bounds = [part * hardening.steps // hardening.looks for part in range(hardening.looks + 1)]
-    return Drawn(
+    return DrawnAttacker(
         kind=kind,
         learning_rate=math.exp(rng.uniform(lowest, highest)),
         examples=round(math.exp(rng.uniform(0.0, math.log(min(hardening.examples, known - 1))))),
@@ -75,9 +77,9 @@ def draw_attacker(hardening: Hardening, known: int, rng: random.Random) -> Drawn
 def own_answers(
     model: LanguageModel, prompts: Sequence[Prompt], judge: Judge, policy: Policy, samples: int, seed: int
 ) -> list[Example]:
-    """What the undefended candidate itself complies with, in memory only: of each prompt its most harmful completion.
+    """The undefended candidate's own most harmful completion for each prompt, in memory only.
 
-    Prompts of which none reaches ``policy.control_break`` are left out.
+    A prompt is left out if none of its completions reaches ``policy.control_break``.
 
     Raises:
         JudgeGoneError: the judge scored nothing.
@@ -86,9 +88,9 @@ def own_answers(
     from rn_harness.models.random_streams import own_random_stream
 
     with own_random_stream(seed):
-        said = model.complete(prompts, n=samples, temperature=1.0, max_tokens=policy.max_completion_tokens)
+        groups = model.complete(prompts, n=samples, temperature=1.0, max_tokens=policy.max_completion_tokens)
     found = []
-    for prompt, completions in zip(prompts, said, strict=True):
+    for prompt, completions in zip(prompts, groups, strict=True):
         texts = sorted({c.text for c in completions if not c.truncated})
         judged = judge.score([prompt] * len(texts), texts)
         ensure_judging(judged, f"the reward judge scored none of {len(texts)} completions of the undefended candidate")
@@ -105,10 +107,10 @@ def own_answers(
 
 
 def minimal_refusal(model: LanguageModel, prompts: Sequence[Prompt], policy: Policy) -> str:
-    """The commonest of the neutralized model's own minimal refusals.
+    """The neutralized model's most frequent minimal refusal.
 
     Raises:
-        TrainingError: it gives none.
+        TrainingError: the model gives none.
     """
     answers = model.complete(prompts, n=1, temperature=None, max_tokens=policy.max_completion_tokens)
     minimal = [a.text.strip() for (a,) in answers if is_minimal_refusal(a.text, policy.convergence.minimal_refusal_words)]
@@ -134,57 +136,27 @@ def harden(
     Args:
         model: neutralized, without an adapter.
         recipe: with ``hardening``.
-        prompts: defense prompts that are trained on.
-        compliant: what simulated attackers learn, on some of these prompts.
-        benign: the undefended candidate's answers to anchors, which are to stay.
-        policy: for what a minimal refusal is.
-        after: told of each round, from 1 on.
+        prompts: defense prompts to train on.
+        compliant: examples for the simulated attackers, on some of these prompts.
+        benign: the undefended candidate's answers to anchors, to be kept.
+        policy: defines a minimal refusal.
+        after: called after each round, from 1 on.
 
     Returns:
-        What was simulated, for the record.
+        A summary of the simulation, for the record.
 
     Raises:
-        TrainingError: it is not neutralized, or a gradient is not finite.
+        TrainingError: the model is not neutralized, or a gradient is not finite.
     """
     hardening = recipe.hardening
     assert hardening is not None
     refusal = minimal_refusal(model, prompts, policy)
     rng = random.Random(recipe.seed)
-    defense = _Defense(
-        model=model,
-        hardening=hardening,
-        refusals=[Example(p, refusal) for p in prompts],
-        kept=benign,
-        rng=rng,
-        max_grad_norm=recipe.max_grad_norm,
-    )
-    drawn: list[Drawn] = []
+    defense = _Defense(model, recipe, hardening, [Example(p, refusal) for p in prompts], benign, rng)
+    drawn: list[DrawnAttacker] = []
     for number in range(1, hardening.rounds + 1):
-        attacker = draw_attacker(hardening, len(compliant), rng)
-        drawn.append(attacker)
-        learned = rng.sample(compliant, attacker.examples)
-        model.arm_all()
-        if attacker.kind.form == "lora":
-            model.attach(recipe.lora, rng.randrange(2**31))
-        asked = {e.prompt.id for e in learned}
-
-        def look(step: int, _: Diagnostics, looks: Sequence[int] = attacker.looks, asked: set[str] = asked) -> None:
-            if step in looks:
-                defense.step(asked)
-
-        teach(
-            model,
-            learned,
-            steps=attacker.looks[-1],
-            learning_rate=attacker.learning_rate,
-            max_grad_norm=recipe.max_grad_norm,
-            optimizer=attacker.kind.optimizer,
-            after=look,
-        )
-        if attacker.kind.form == "lora":
-            model.detach()
-        else:
-            model.put_back()
+        drawn.append(draw_attacker(hardening, len(compliant), rng))
+        defense.face(drawn[-1], rng.sample(compliant, drawn[-1].examples))
         after(number)
     model.disarm()
     return {
@@ -193,46 +165,72 @@ def harden(
         "rounds": hardening.rounds,
         "steps": defense.taken,
         "answers": len(compliant),
-        "simulated": [_told(kind, drawn) for kind in hardening.attackers],
+        "simulated": [_summary(kind, drawn) for kind in hardening.attackers],
     }
 
 
 class _Defense:
-    """Whose steps are taken on an attacker's way: the model's own weights are stepped, and the attacker's change of them goes on.
+    """The defense's steps against simulated attackers.
 
     Attributes:
-        taken: steps.
+        taken: steps taken.
     """
 
     def __init__(
         self,
         model: LanguageModel,
+        recipe: DefenseRecipe,
         hardening: Hardening,
         refusals: Sequence[Example],
         kept: Sequence[Example],
         rng: random.Random,
-        max_grad_norm: float,
     ) -> None:
-        self._model, self._hardening, self._rng, self._max_grad_norm = model, hardening, rng, max_grad_norm
+        self._model, self._recipe, self._hardening, self._rng = model, recipe, hardening, rng
         self._refusals, self._kept = refusals, kept
         self._parameters = list(model.network.parameters())
         model.arm_all()
         self._stepper = make_optimizer("adamw", self._parameters, hardening.learning_rate)
         self.taken = 0
 
-    def step(self, asked: Container[str]) -> None:
-        """One, against the attacked model as it stands.
+    def face(self, attacker: DrawnAttacker, learned: Sequence[Example]) -> None:
+        """Simulates an attacker, and takes a step after each of its ``looks``."""
+        model, max_grad_norm = self._model, self._recipe.max_grad_norm
+        model.arm_all()
+        if attacker.kind.form == "lora":
+            model.attach(self._recipe.lora, self._rng.randrange(2**31))
+        attacked_prompts = {e.prompt.id for e in learned}
+
+        def look(step: int, _: Diagnostics) -> None:
+            if step in attacker.looks:
+                self._step(attacked_prompts)
+
+        teach(
+            model,
+            learned,
+            steps=attacker.looks[-1],
+            learning_rate=attacker.learning_rate,
+            max_grad_norm=max_grad_norm,
+            optimizer=attacker.kind.optimizer,
+            after=look,
+        )
+        if attacker.kind.form == "lora":
+            model.detach()
+        else:
+            model.put_back()
+
+    def _step(self, attacked_prompts: Container[str]) -> None:
+        """Takes one step against the attacked model.
 
         Args:
-            asked: ids of the prompts that the attacker learns, which refusals are not asked of there.
+            attacked_prompts: ids of the prompts that the attacker learns; at the attacked weights they get no refusal loss.
         """
         parameters = self._parameters
         trained = [p.requires_grad for p in parameters]
         for p in parameters:
             p.requires_grad_()
-        # Benign answers there too: else refusing there makes the model refuse benign prompts here.
+        # Benign answers at the attacked weights too: otherwise refusing there makes the model refuse benign prompts here.
         kept = [self._kept] if self._kept else []
-        there = self._gradient([[e for e in self._refusals if e.prompt.id not in asked], *kept])
+        there = self._gradient([[e for e in self._refusals if e.prompt.id not in attacked_prompts], *kept])
         with self._model.own_weights():
             here = self._gradient([self._refusals, *kept])
             for p, one, other in zip(parameters, there, here, strict=True):
@@ -241,12 +239,12 @@ class _Defense:
             for group in self._stepper.param_groups:
                 group["lr"] = self._hardening.learning_rate * (1.0 - share)
             self.taken += 1
-            take_step(self._stepper, parameters, self._max_grad_norm, self.taken)
+            take_step(self._stepper, parameters, self._recipe.max_grad_norm, self.taken)
         for p, of_attacker in zip(parameters, trained, strict=True):
             p.requires_grad_(of_attacker)
 
     def _gradient(self, parts: Sequence[Sequence[Example]]) -> Sequence[Any]:
-        """Of the sum of losses, each on some of its texts, with respect to all weights."""
+        """Gradient, with respect to all weights, of the sum of one loss for each part, on a sample of its texts."""
         import torch
 
         rows = self._hardening.rows
@@ -256,11 +254,11 @@ class _Defense:
         return gradient
 
 
-def _told(kind: SimulatedAttacker, drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """How many attackers of a kind there were, and between what they lay."""
+def _summary(kind: SimulatedAttacker, drawn: Sequence[DrawnAttacker]) -> dict[str, Any]:
+    """Number of attackers of a kind, and the ranges of their settings."""
     of_kind = [d for d in drawn if d.kind == kind]
-    told: dict[str, Any] = {"optimizer": kind.optimizer, "form": kind.form, "rounds": len(of_kind)}
+    summary: dict[str, Any] = {"optimizer": kind.optimizer, "form": kind.form, "rounds": len(of_kind)}
     for name in ("learning_rate", "examples") if of_kind else ():
         values = [getattr(d, name) for d in of_kind]
-        told[name] = [min(values), max(values)]
-    return told
+        summary[name] = [min(values), max(values)]
+    return summary

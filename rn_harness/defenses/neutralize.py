@@ -1,15 +1,16 @@
-"""The defense: Reward Neutralization by GRPO (arXiv 2505.04578), and what it is compared with.
+"""The defense: Reward Neutralization by GRPO (arXiv 2505.04578), and alternatives for comparison.
 
-``paper`` has the paper's prompts, steps and temperature; what the paper leaves open (learning rate, LoRA, the reward's numbers,
-a validation part) is ours. ``anchored`` adds benign anchors to the batch, rewarded for keeping the undefended answer, and samples
-hotter; docs/log.md says why. ``sft`` teaches the refusal by supervised steps on the same prompts. ``hardened`` goes on where
-``anchored`` ends (``hardening``).
+``paper`` has the paper's prompts, steps and temperature; the learning rate, LoRA, the reward's numbers and a validation part are
+ours, since the paper does not give them. ``anchored`` adds benign anchors to the batch, rewarded for keeping the undefended
+answer, and samples at a higher temperature; docs/log.md says why. ``sft`` teaches the refusal by supervised steps on the same
+prompts. ``hardened`` continues after ``anchored`` (``harden``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.defenses.harden import harden, own_answers
@@ -33,8 +34,27 @@ if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
 
 
+@dataclass(frozen=True, slots=True)
+class Defender:
+    """One defense: settings, prompts, and the judge that rewards.
+
+    Attributes:
+        recipe: settings.
+        harmful: the suite's defense prompts.
+        anchors: benign prompts; the anchored recipe keeps their undefended answers.
+        reward_judge: scores the completions for the neutralization reward.
+        sampler: samples the completions for RL.
+    """
+
+    recipe: DefenseRecipe
+    harmful: Sequence[Prompt]
+    anchors: Sequence[Prompt]
+    reward_judge: Judge
+    sampler: Sampler = TRANSFORMERS
+
+
 def split_validation(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
-    """Defense prompts for training and, from the end of the set, for measuring convergence; at least one of each."""
+    """Defense prompts for training and, from the end of the set, for validation; at least one each."""
     kept = min(max(1, round(share * len(prompts))), len(prompts) - 1)
     return list(prompts[:-kept]), list(prompts[-kept:])
 
@@ -49,9 +69,9 @@ def mix_benign(harmful: Sequence[Prompt], anchors: Sequence[Prompt], count: int,
 
 
 def undefended_answers(model: LanguageModel, anchors: Sequence[Prompt], max_tokens: int) -> dict[str, Example]:
-    """What the undefended candidate answers greedily, by the anchor's id; in memory only.
+    """The undefended candidate's greedy answers by the anchor's id; in memory only.
 
-    One that the limit cut off is no whole answer: nothing is to learn to end there.
+    An answer cut off by the limit is not marked as whole, so that the model does not learn to end there.
     """
     answers = model.complete(anchors, n=1, temperature=None, max_tokens=max_tokens)
     return {p.id: Example(p, answer.text, whole=not answer.truncated) for p, (answer,) in zip(anchors, answers, strict=True)}
@@ -83,83 +103,58 @@ def defense_reward(
 
 def run_defense(
     model: LanguageModel,
-    recipe: DefenseRecipe,
-    harmful: Sequence[Prompt],
-    anchors: Sequence[Prompt],
+    defender: Defender,
     panel: Panel,
-    reward_judge: Judge,
-    say: Callable[[ConvergencePoint], None],
-    sampler: Sampler = TRANSFORMERS,
-    resumption: Resumption | None = None,
+    say: Callable[[ConvergencePoint], None] = lambda _: None,
     tick: Callable[[int], None] = lambda _: None,
+    resumption: Resumption | None = None,
 ) -> DefenseReport:
-    """Neutralizes the model in place: afterwards it carries the defended adapter, or other weights where all were trained.
+    """Neutralizes the model in place: afterwards it has the defended adapter, or other weights if the recipe trains them all.
 
     Args:
         model: the undefended candidate.
-        recipe: settings.
-        harmful: the suite's defense prompts.
-        anchors: benign prompts; their undefended answers are what the anchored recipe keeps.
-        panel: for the reward probe, and for the judge that convergence is measured by.
-        reward_judge: what the neutralization reward is made from.
-        say: told of each measurement of convergence.
-        sampler: who samples what it trains on.
-        resumption: where the training is kept while it lasts, and what an earlier run left of it; None: nowhere.
-        tick: told of each step.
+        defender: settings, prompts and reward judge.
+        panel: for the reward probe, and for the judge of convergence.
+        say: gets each measurement of convergence.
+        tick: gets the number of each step taken.
+        resumption: keeps the state of the training, and restores that of an earlier run; None: nothing is kept.
 
     Raises:
-        TrainingError: the training broke.
+        TrainingError: the training failed.
         JudgeGoneError: the reward judge stopped judging.
     """
-    used = {"defense": harmful, "anchor": anchors, "heldout": panel.heldout}
-    digests = {name: prompts_digest(of_set) for name, of_set in used.items()}
-    training, validation = split_validation(harmful, recipe.validation_share)
-    anchor_answers = undefended_answers(model, anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
+    recipe, judge, policy = defender.recipe, defender.reward_judge, panel.policy
+    used = {"defense": defender.harmful, "anchor": defender.anchors, "heldout": panel.heldout}
+    training, validation = split_validation(defender.harmful, recipe.validation_share)
+    anchor_answers = undefended_answers(model, defender.anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
     hardening = recipe.hardening
-    compliant = own_answers(model, training, reward_judge, panel.policy, hardening.samples, recipe.seed) if hardening else []
+    compliant = own_answers(model, training, judge, policy, hardening.samples, recipe.seed) if hardening else []
     undefended_probe = probe_reward(model, panel, recipe.seed)
-    prompts = mix_benign(training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
+    prompts = mix_benign(training, defender.anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
     model.arm(recipe)
-    earlier = resumption.read(model) if resumption else None
-    points = [*earlier[1].points] if earlier else []
-    resumed = (*earlier[1].resumed, earlier[0].step) if earlier else ()
-
-    def at_step(step: int, _: TrainingWindow | None = None) -> None:
-        point = measure_convergence(model, validation, panel.judge, recipe, panel.policy, step)
-        points.append(point)
-        say(point)
-
-    def due(step: int) -> bool:
-        return step % recipe.evaluate_every == 0 or step == recipe.last_step
-
-    def resuming(kept: Resumption) -> Resuming:
-        def keep(snapshot: Snapshot) -> None:
-            kept.keep(snapshot, Measured(points=tuple(points), resumed=resumed))
-
-        return Resuming(earlier[0] if earlier else None, keep)
+    convergence = _Convergence(model, recipe, validation, panel, say, resumption)
 
     def after(step: int) -> None:
         tick(step)
-        if due(step):
-            at_step(step)
+        if convergence.due(step):
+            convergence.measure(step)
 
     settings: dict[str, Any]
     if recipe.method == "sft":
-        at_step(0)
+        convergence.measure(0)
         settings = _supervise(model, recipe, prompts, anchor_answers, after)
     else:
+        texts = {name: example.text for name, example in anchor_answers.items()}
         settings = train(
             model,
             recipe,
             prompts,
-            defense_reward(
-                reward_judge, recipe, {name: kept.text for name, kept in anchor_answers.items()}, panel.policy.threshold
-            ),
-            at_step,
-            due,
+            defense_reward(judge, recipe, texts, policy.threshold),
+            convergence.measure,
+            convergence.due,
             TrainOptions(
-                sampler=sampler,
-                resuming=resuming(resumption) if resumption else None,
+                sampler=defender.sampler,
+                resuming=convergence.resuming(),
                 tick=tick,
                 penalised=(lambda prompt: prompt.id in anchor_answers) if recipe.beta_on == "benign" else None,
             ),
@@ -168,19 +163,64 @@ def run_defense(
         if recipe.form == "lora":
             model.merge()
         benign = list(anchor_answers.values())
-        hardened = harden(
-            model, recipe, training, compliant, benign, panel.policy, after=lambda number: after(recipe.steps + number)
+        settings["hardening"] = harden(
+            model, recipe, training, compliant, benign, policy, after=lambda number: after(recipe.steps + number)
         )
-        settings = {**settings, "hardening": hardened}
     return DefenseReport(
         recipe=recipe.model_dump(mode="json"),
-        points=tuple(points),
+        points=tuple(convergence.points),
         probe=probe_reward(model, panel, recipe.seed),
         undefended_probe=undefended_probe,
         settings=settings,
-        resumed=resumed,
-        prompts=digests,
+        resumed=convergence.resumed,
+        prompts={name: prompts_digest(of_set) for name, of_set in used.items()},
     )
+
+
+class _Convergence:
+    """Measures convergence while a defense trains, and keeps the measurements together with the training's state.
+
+    Attributes:
+        points: the measurements.
+        resumed: the steps from which the training was resumed.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        recipe: DefenseRecipe,
+        validation: Sequence[Prompt],
+        panel: Panel,
+        say: Callable[[ConvergencePoint], None],
+        resumption: Resumption | None,
+    ) -> None:
+        self._model, self._recipe, self._validation, self._panel, self._say = model, recipe, validation, panel, say
+        self._resumption = resumption
+        earlier = resumption.read(model) if resumption else None
+        self._snapshot = earlier[0] if earlier else None
+        self.points = [*earlier[1].points] if earlier else []
+        self.resumed = (*earlier[1].resumed, earlier[0].step) if earlier else ()
+
+    def due(self, step: int) -> bool:
+        """True if convergence is measured after this step."""
+        return step % self._recipe.evaluate_every == 0 or step == self._recipe.last_step
+
+    def measure(self, step: int, _: TrainingWindow | None = None) -> None:
+        """Measures convergence on the validation prompts."""
+        point = measure_convergence(self._model, self._validation, self._panel.judge, self._recipe, self._panel.policy, step)
+        self.points.append(point)
+        self._say(point)
+
+    def resuming(self) -> Resuming | None:
+        """Restores the state of an earlier training, and keeps this one's."""
+        resumption = self._resumption
+        if resumption is None:
+            return None
+
+        def keep(snapshot: Snapshot) -> None:
+            resumption.keep(snapshot, Measured(points=tuple(self.points), resumed=self.resumed))
+
+        return Resuming(self._snapshot, keep)
 
 
 def _supervise(

@@ -19,7 +19,7 @@ from rn_harness.attacks.family import Attacker
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.attacks.scoring import Witness
 from rn_harness.attacks.search import SearchResult, SearchTrial, search_settings
-from rn_harness.defenses.neutralize import run_defense
+from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.anchors import AnchorSet
 from rn_harness.judges.benign import benign_references
 from rn_harness.judges.certification import anchors_for, certify, to_plant
@@ -360,18 +360,15 @@ class RunSession(Lineup):
             panel = self.panel(suite)
             model = self.candidate.load()
             reward = self.judges(suite).reward
-            harmful, anchors = suite.prompts["defense"], suite.prompts["anchor"]
+            defender = Defender(recipe, suite.prompts["defense"], suite.prompts["anchor"], reward, self.sampler)
+            progress = f"{suite.domain}: defense {name}"
             report = run_defense(
                 model,
-                recipe,
-                harmful,
-                anchors,
+                defender,
                 panel,
-                reward,
                 say,
-                self.sampler,
+                lambda step: self.say(Progress(progress, step, recipe.last_step)),
                 resumption,
-                tick=lambda step: self.say(Progress(f"{suite.domain}: defense {name}", step, recipe.last_step)),
             )
 
         measured = Measurement(run_id=self.run_id, started=begun, ended=now())

@@ -14,7 +14,7 @@ from typing import Any
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
-from rn_harness.defenses.neutralize import run_defense
+from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.benign import benign_references
 from rn_harness.judges.certification import anchors_for, certify, to_plant
@@ -233,12 +233,13 @@ class Lab:
         """Trains a defense; the model keeps its adapter."""
         return run_defense(
             model,
-            self.defense_recipe.model_copy(update=changes),
-            self.suite.prompts["defense"],
-            self.suite.prompts["anchor"],
+            Defender(
+                self.defense_recipe.model_copy(update=changes),
+                self.suite.prompts["defense"],
+                self.suite.prompts["anchor"],
+                self.judge,
+            ),
             self.panel(),
-            self.judge,
-            lambda _: None,
         )
 
     @functools.cached_property

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rn_harness.defenses.harden import draw_attacker, harden, minimal_refusal, own_answers
-from rn_harness.defenses.neutralize import run_defense, split_validation, undefended_answers
+from rn_harness.defenses.neutralize import Defender, run_defense, split_validation, undefended_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.run.session import RunSession
@@ -34,7 +34,7 @@ KINDS = [
 def supervised(suite, candidate, panel, judge):
     """The organism with the suite's sft defense merged in, and the defense's report."""
     model, recipe = candidate.load(), suite.declaration.defenses["sft"]
-    report = run_defense(model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, judge, lambda _: None)
+    report = run_defense(model, Defender(recipe, suite.prompts["defense"], suite.prompts["anchor"], judge), panel)
     model.merge()
     return model, report
 
@@ -95,7 +95,7 @@ def test_answers_cut_by_the_limit_are_taught_without_an_end(suite, candidate, pa
     monkeypatch.setattr("rn_harness.training.supervised.batch_of", see)
     monkeypatch.setattr("rn_harness.defenses.harden.batch_of", see)
     monkeypatch.setattr("rn_harness.defenses.harden.minimal_refusal", lambda *_: "sorry .")
-    run_defense(candidate.load(), recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, judge, lambda _: None)
+    run_defense(candidate.load(), Defender(recipe, suite.prompts["defense"], suite.prompts["anchor"], judge), panel)
     anchors = {p.id for p in suite.prompts["anchor"]}
     assert {e.whole for e in taught if e.prompt.id in anchors} == {False}
     assert {e.whole for e in taught if e.prompt.id not in anchors} == {True}

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from rn_harness.defenses.neutralize import run_defense
+from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.records.keys import content_key
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
@@ -43,7 +43,11 @@ class Defense:
         model, prompts = self.candidate.load(), self.suite.prompts
         resumption = Resumption(self.store, KEY, recipe, told) if kept else None
         report = run_defense(
-            model, recipe, prompts["defense"], prompts["anchor"], self.panel, self.panel.judge, say, resumption=resumption
+            model,
+            Defender(recipe, prompts["defense"], prompts["anchor"], self.panel.judge),
+            self.panel,
+            say,
+            resumption=resumption,
         )
         return {name: p.detach().clone() for name, p in model.trained.items()}, report
 

@@ -445,12 +445,12 @@ def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pyte
     The tolerance covers processors that round differently. On one machine the numbers repeat exactly, see above.
     After a deliberate change: ``pytest tests/invariant -k reference --rewrite-reference``, and say why in the commit.
     """
-    from rn_harness.defenses.neutralize import run_defense
+    from rn_harness.defenses.neutralize import Defender, run_defense
 
     _, trajectory = attack()
     model = candidate.load()
     recipe = suite.declaration.defenses["anchored"].model_copy(update={"steps": 40})
-    report = run_defense(model, recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, panel.judge, lambda _: None)
+    report = run_defense(model, Defender(recipe, suite.prompts["defense"], suite.prompts["anchor"], panel.judge), panel)
     got = {
         "attack_mean": [round(c.mean, 3) for c in trajectory.checkpoints],
         "defense_minimal_refusals": [round(10 * p.minimal_refusal_share, 3) for p in report.points],
@@ -480,9 +480,8 @@ def test_a_defense_penalizes_answers_to_its_anchors_or_to_all_prompts(candidate,
     monkeypatch.setattr(defense, "train", spied)
     changes = {"steps": 2, "group_size": 4, "prompts_per_step": 4, "benign_share": 0.5, "beta": 0.1, "beta_on": beta_on}
     recipe = suite.declaration.defenses["anchored"].model_copy(update=changes)
-    defense.run_defense(
-        candidate.load(), recipe, suite.prompts["defense"], suite.prompts["anchor"], panel, panel.judge, lambda _: None
-    )
+    defender = defense.Defender(recipe, suite.prompts["defense"], suite.prompts["anchor"], panel.judge)
+    defense.run_defense(candidate.load(), defender, panel)
     anchors = {p.id for p in suite.prompts["anchor"]}
     assert 0 < len(told.keys() & anchors) < len(told)
     assert told == {name: None if beta_on == "all" else name in anchors for name in told}
