@@ -81,14 +81,14 @@ def report(
 ) -> None:
     """Makes report.html and summary.md again from a run's records, without a model."""
     from rn_harness.report.inspect_log import write_inspect_logs
-    from rn_harness.report.views import read_run as read_whole
     from rn_harness.report.views import write_views
 
+    evidence = read_run(run, complete=True)
+    records = list(evidence.records.values())
     try:
         with usage_errors():
-            found, records = read_whole(run)
-            written = write_views(out or run, found, records)
-            written += write_inspect_logs(inspect, found, records) if inspect else []
+            written = write_views(out or run, evidence.run, records)
+            written += write_inspect_logs(inspect, evidence.run, records) if inspect else []
     except OSError as error:
         raise typer.BadParameter(str(error)) from None
     tell(map(str, written), list(map(str, written)), as_json)

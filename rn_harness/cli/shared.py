@@ -33,11 +33,15 @@ def usage_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from None
 
 
-def read_run(folder: Path) -> Evidence:
-    """A run that is to be shown; not verified.
+def read_run(folder: Path, *, complete: bool = False) -> Evidence:
+    """Reads a run without verifying it.
+
+    Args:
+        folder: of the run.
+        complete: require a readable record of each case that has one.
 
     Raises:
-        typer.BadParameter: there is none.
+        typer.BadParameter: the folder holds no readable run, or not all of its records.
     """
     from rn_harness.release.integrity import read_evidence
 
@@ -45,5 +49,11 @@ def read_run(folder: Path) -> Evidence:
     if evidence is None:
         raise typer.BadParameter(
             f"a run's folder must hold run.json, got {folder}: {refusals[0].sentence}; see reports/ for runs"
+        )
+    lost = [line.case_id for line in evidence.run.cases if line.key and line.record not in evidence.records]
+    if complete and lost:
+        why = "; ".join(refusal.sentence for refusal in refusals)
+        raise typer.BadParameter(
+            f"{folder}: each case of run.json has a record, got none of {', '.join(lost)}: {why}; copy the whole folder"
         )
     return evidence

@@ -1,7 +1,7 @@
-"""The model card that goes with exported weights: what they are, and what was found of them.
+"""The model card of exported weights: their identity, and the findings about them.
 
-A view: numbers and sentences are the records' own. The head is Hugging Face's metadata, by its own library; what is not known
-(INCONCLUSIVE) is no result there.
+Numbers and sentences are those of the records. The head is Hugging Face's metadata, written by its own library; INCONCLUSIVE
+cases are left out there.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
     """The card of one domain's defended weights.
 
     Args:
-        run: whose outcome stands on it.
-        records: of the cases that this defense was part of.
+        run: the run.
+        records: of the cases with this defense.
         digest: of the weights; at least one record has it.
-        is_adapter: whether they are an adapter, or a whole model.
+        is_adapter: True for an adapter, False for a whole model.
     """
-    of = next(r for r in records if r.identity.defended_digest == digest)
-    base, domain = of.identity.candidate, of.identity.suite["domain"]
+    case = next(r for r in records if r.identity.defended_digest == digest)
+    base, domain = case.identity.candidate, case.identity.suite["domain"]
     numbers = f" in {base['dtype']}" if base.get("dtype") else ""
     computed = numbers.replace(" in ", ", computed in ") + ("," if numbers else "")
     beside = f"a LoRA adapter, which stood unfolded on its base in {base.get('quantised')}{computed} in each attack"
@@ -51,10 +51,10 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
         *(f"| {plain(line.partition(':')[0])} | {plain(line.partition(': ')[2])} |" for line in broken_lines(run)),
         f"| weights, sha256 | `{digest}` |",
         f"| undefended base, sha256 | `{base['digest']}` |",
-        f"| defense | {plain(of.identity.defense)} |",
-        f"| suite, sha256 | `{of.identity.suite['digest']}` |",
-        f"| judge | {plain(of.identity.judge['name'])} |",
-        f"| harness sources, sha256 | `{of.identity.versions.get('rn-harness-sources', 'unknown')}` |",
+        f"| defense | {plain(case.identity.defense)} |",
+        f"| suite, sha256 | `{case.identity.suite['digest']}` |",
+        f"| judge | {plain(case.identity.judge['name'])} |",
+        f"| harness sources, sha256 | `{case.identity.versions.get('rn-harness-sources', 'unknown')}` |",
         "",
         "## Found",
         "",
@@ -72,13 +72,13 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
 
 
 def _standing(record: CaseRecord) -> str:
-    """Nothing for what counts."""
+    """Empty for a case that counts."""
     standing = record.evidence.standing
     return "" if standing == "claim" else f" ({standing.replace('_', ' ')})"
 
 
 def _metadata(records: Sequence[CaseRecord], base: str, domain: str, *, is_adapter: bool) -> str:
-    """The head, as YAML: the base, and a result for each attack case and for helpfulness, where they are known."""
+    """The head as YAML: the base, and a result for each attack and for helpfulness, except INCONCLUSIVE ones."""
     from huggingface_hub import EvalResult, ModelCardData
 
     found = []

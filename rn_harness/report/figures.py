@@ -1,7 +1,7 @@
-"""Figures of the report as inline SVG, drawn by matplotlib from records. Floor 4 (run); nothing is computed.
+"""Figures of the report as inline SVG, drawn by matplotlib from records.
 
-Text stays text. Colours are the page's CSS variables, so that a figure is readable on light and on dark. Each figure has a title
-and a description for those who do not see it; the numbers stand in a table beside it.
+Text stays text. Colours are the page's CSS variables, so that a figure is readable on a light and on a dark page. Each figure has
+a title and a description for screen readers; the report shows its numbers in a table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib.metadata
 import io
 import os
 import re
-import xml.etree.ElementTree as ET  # nosec B405 # reads what was made here
+import xml.etree.ElementTree as ET  # nosec B405 # reads only its own output
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.keys import content_key
 from rn_harness.records.trajectory import Checkpoint, DefenseReport, TrainingWindow, Trajectory
-from rn_harness.report.junit import clean
+from rn_harness.report.junit import xml_safe
 from rn_harness.store.provenance import source_digest
 from rn_harness.store.store import Store, default_root, write_text
 
@@ -30,9 +30,9 @@ SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 INK, FAINT, DEFENDED, CONTROL, BREACH = "#010203", "#020304", "#030405", "#040506", "#050607"
 VARIABLES = {INK: "--ink", FAINT: "--line", DEFENDED: "--defended", CONTROL: "--control", BREACH: "--breach"}
-"""Colours that stand for the page's variables; matplotlib draws with the left, the page shows the right."""
+"""Placeholder colours in matplotlib's output, and the page's variables that replace them."""
 TOP = 10.0
-"""Of the scale of harmful scores."""
+"""Highest harmful score."""
 UNSCORED = "#9a9a9a"
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text, not outlines
@@ -66,7 +66,7 @@ SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    """Our settings for matplotlib, whatever a user's own say; its cache of fonts goes to the store."""
+    """Applies our settings of matplotlib instead of the user's; its font cache lies in the store."""
     os.environ.setdefault("MPLCONFIGDIR", str(default_root() / "matplotlib"))
     import matplotlib as mpl
 
@@ -78,16 +78,16 @@ R = TypeVar("R", CaseRecord, DefenseReport)
 
 
 def stored_svg(draw: Callable[[str, R], str], name: str, record: R) -> str:
-    """What ``draw`` makes of a record: from the store, where it drew the same before; else drawn now, and kept there.
+    """The figure of a record, from the store if it was drawn before.
 
-    A figure takes a fifth of a second, and those of a run whose cases are all stored took half of its time.
+    Drawing takes a fifth of a second, half of the time of a run whose cases are all stored.
 
     Args:
-        draw: of the functions below.
-        name: unique on the page; goes into the ids.
-        record: that it draws.
+        draw: one of the functions below.
+        name: unique on the page; part of the ids.
+        record: drawn by it.
     """
-    # The rest of a case's record, when it was measured and by what attempts, is in no figure.
+    # Figures show only these fields of a case's record.
     shown = record.model_dump_json(include={"case_id", "evidence", "verdict"} if isinstance(record, CaseRecord) else None)
     drawn_by = {"sources": source_digest(), "matplotlib": importlib.metadata.version("matplotlib")}
     key = content_key("figure", {"figure": draw.__name__, "name": name, "shown": shown, **drawn_by})
@@ -96,17 +96,13 @@ def stored_svg(draw: Callable[[str, R], str], name: str, record: R) -> str:
     if entry is not None:
         return (entry / "figure.svg").read_text(encoding="utf-8")
     svg = draw(name, record)
-    with suppress(OSError):  # a store that can be read alone is read
+    with suppress(OSError):  # a read-only store
         store.put("figure", key, lambda into: write_text(into / "figure.svg", svg))
     return svg
 
 
 def trajectory_svg(name: str, record: CaseRecord) -> str:
-    """Control against defended, by attack step: scores with threshold and breaches, and below them what training looked like.
-
-    Args:
-        name: unique on the page; goes into the ids.
-        record: of an attack's case, with a trajectory.
+    """Control and defended model by attack step: scores with threshold and breaches, and the training diagnostics below.
 
     Raises:
         ValueError: the case has no trajectory.
@@ -151,7 +147,7 @@ def trajectory_svg(name: str, record: CaseRecord) -> str:
 
 
 def _mark_breaches(axes: Axes, record: CaseRecord, attacked: Trajectory) -> None:
-    """A cross at each checkpoint that the verdict calls a breach."""
+    """Draws a cross at each checkpoint that the verdict calls a breach."""
     at = {reason.step for reason in record.verdict.reasons if reason.code == "breach" and reason.step is not None}
     points = [(c.step, c.maximum) for c in attacked.checkpoints if c.step in at and c.maximum is not None]
     if points:
@@ -159,7 +155,7 @@ def _mark_breaches(axes: Axes, record: CaseRecord, attacked: Trajectory) -> None
 
 
 def heat_svg(name: str, record: CaseRecord) -> str:
-    """Every score, prompts x checkpoints, of control and of the attacked defended model; a row of a prompt has its completions.
+    """Every score of the control and of the attacked defended model, prompts x checkpoints; a prompt's row has its completions.
 
     Raises:
         ValueError: the case has no trajectory.
@@ -196,7 +192,7 @@ def heat_svg(name: str, record: CaseRecord) -> str:
             axes.set_xticklabels([str(c.step) for c in trajectory.checkpoints[::every]])
             axes.set_yticks([completions * i + (completions - 1) / 2 for i in range(rows)] if column == 0 else [])
             if column == 0:
-                axes.set_yticklabels([clean(i).replace("$", r"\$") for i in trajectory.heldout_ids], fontsize=7)
+                axes.set_yticklabels([xml_safe(i).replace("$", r"\$") for i in trajectory.heldout_ids], fontsize=7)
             for i in range(1, rows):
                 axes.axhline(completions * i - 0.5, color="white", linewidth=0.4)
         if image is not None:
@@ -211,7 +207,7 @@ def heat_svg(name: str, record: CaseRecord) -> str:
 
 
 def convergence_svg(name: str, report: DefenseReport) -> str:
-    """How the defense converged: share of minimal refusals, and the reward with its spread, by training step."""
+    """Convergence of the defense by training step: share of minimal refusals, and the reward with its spread."""
     with _drawing():
         figure = _figure(9.0, 2.5)
         left, right = figure.subplots(1, 2)
@@ -229,14 +225,14 @@ def convergence_svg(name: str, report: DefenseReport) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure, inches; of no window and no global state."""
+    """An empty figure, in inches, without a window or global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained" if height < 3.0 else None)
 
 
 def _line(axes: Axes, checkpoints: Sequence[Checkpoint], value: Callable[[Checkpoint], float | None], **style: Any) -> bool:
-    """One series by step, with a gap where there is no number; whether there was any."""
+    """Draws one series by step, with gaps for missing numbers; returns False if all are missing."""
     found = [(c.step, value(c)) for c in checkpoints]
     axes.plot([step for step, _ in found], [float("nan") if y is None else y for _, y in found], **style)
     return any(y is not None for _, y in found)
@@ -254,7 +250,7 @@ def _small(axes: Axes, title: str, *, measured: bool) -> None:
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """A figure as an element of a page: our colours by name, ids of its own, told to those who do not see it."""
+    """A figure as an element of a page, with the page's colours, unique ids, a title and a description."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     ET.register_namespace("", SVG)
@@ -262,7 +258,7 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     root = ET.fromstring(buffer.getvalue())  # noqa: S314  # nosec B314 # made here
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):  # a style in a page holds for all of it
+            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):  # a style would apply to the whole page
                 parent.remove(child)
     for element in root.iter():
         for key, value in element.attrib.items():
@@ -278,6 +274,6 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     root.set("aria-labelledby", f"{name}-title {name}-desc")
     for position, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ET.Element(f"{{{SVG}}}{tag}", id=f"{name}-{tag}")
-        element.text = clean(text)
+        element.text = xml_safe(text)
         root.insert(position, element)
     return ET.tostring(root, encoding="unicode")

@@ -1,7 +1,7 @@
 """``report.html``: a run on one page that opens offline.
 
-A view: it arranges what stands in ``run.json`` and the cases' records, and computes nothing. One file, no script, nothing to
-fetch. What strangers named (models, judges, suites) is escaped by the template.
+A view of ``run.json`` and the cases' records that computes nothing. It is one file without scripts or external resources. The
+template escapes names from other people (models, judges, suites).
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rn_harness.records.base import Interval
 from rn_harness.records.case import CaseRecord, Certificate
 from rn_harness.records.run import CaseLine, Coverage, FamilyCoverage, RunRecord
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.report.figures import convergence_svg, heat_svg, stored_svg, trajectory_svg
-from rn_harness.report.terminal import broken_lines, tally_lines, told_finding, told_standing
+from rn_harness.report.terminal import broken_lines, finding_text, standing_text, tally_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -39,8 +38,8 @@ class Attack:
 
     Attributes:
         name: id of its heading.
-        trajectory, heat: figures; empty where nothing was measured.
-        breached: whether a breach is marked in the first.
+        trajectory, heat: figures; empty if nothing was measured.
+        breached: True if the first figure marks a breach.
         tables: title and rows of each run's checkpoints.
         cells: title, heads and rows of each run's scores.
     """
@@ -56,12 +55,7 @@ class Attack:
 
 
 def render_html(run: RunRecord, cases: Sequence[tuple[CaseLine, CaseRecord | None]]) -> str:
-    """The page.
-
-    Args:
-        run: the run's record.
-        cases: each of its lines, with the case's record where there is one.
-    """
+    """The page of a run and its cases; a case without a record has None."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -87,18 +81,18 @@ def render_html(run: RunRecord, cases: Sequence[tuple[CaseLine, CaseRecord | Non
         facts=_facts(run),
         attempts=[row for _, record in cases if record for row in _attempt_rows(record)],
         show=_show,
-        **told_of(run),
+        **sentences_of(run),
     )
     return text + "\n"
 
 
-def told_of(run: RunRecord) -> dict[str, Any]:
-    """What templates say of standings and findings, in the terminal's words."""
+def sentences_of(run: RunRecord) -> dict[str, Any]:
+    """The terminal's sentences, for templates."""
     return {
         "broken": list(broken_lines(run)),
         "tally": list(tally_lines(run)),
-        "told_standing": told_standing,
-        "told_finding": told_finding,
+        "standing_text": standing_text,
+        "finding_text": finding_text,
     }
 
 
@@ -134,7 +128,7 @@ def _checkpoint_row(c: Checkpoint) -> Row:
 
 
 def _cells(run: Trajectory) -> list[Row]:
-    """A row a prompt, a cell a checkpoint with the scores of all completions, the greedy one first."""
+    """One row for each prompt, one cell for each checkpoint, with the scores of all completions, the greedy one first."""
     rows: list[Row] = []
     for prompt_id in run.heldout_ids:
         scores = [sorted((s for s in c.scores if s.prompt_id == prompt_id), key=lambda s: s.sample) for c in run.checkpoints]
@@ -170,8 +164,8 @@ def _helpful(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
             ("Its answers to other prompts (chance)", number(b.chance, 3)),
             ("Difference with 95 % interval", f"{b.difference.mean:.3f} ({b.difference.low:.3f} to {b.difference.high:.3f})"),
             ("KL divergence estimate, nats a token", number(b.kl, 3)),
-            ("Benign prompts refused", interval(b.refusals)),
-            ("Twins of the domain refused", interval(b.twin_refusals)),
+            ("Benign prompts refused", b.refusals.told),
+            ("Twins of the domain refused", b.twin_refusals.told),
         )
     ]
     return {"name": name, "domain": line.domain, "record": record, "rows": rows}
@@ -180,14 +174,12 @@ def _helpful(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
 def _certificates(cases: Sequence[tuple[CaseLine, CaseRecord | None]]) -> Iterator[dict[str, Any]]:
     """Each certificate once."""
     found: dict[tuple[str, ...], tuple[Certificate, str]] = {}
-    for _, record in cases:
-        if record:
-            evidence = record.evidence
-            given = [*((c, "") for c in evidence.certificates)]
-            given += [(evidence.second_certificate, ", second judge")] if evidence.second_certificate else []
-            for certificate, role in given:
-                key = (certificate.digest, certificate.source, certificate.anchors_digest, role)
-                found.setdefault(key, (certificate, role))
+    for evidence in (record.evidence for _, record in cases if record):
+        given = [(c, "") for c in evidence.certificates]
+        given += [(evidence.second_certificate, ", second judge")] if evidence.second_certificate else []
+        for certificate, role in given:
+            key = (certificate.digest, certificate.source, certificate.anchors_digest, role)
+            found.setdefault(key, (certificate, role))
     for i, (certificate, role) in enumerate(found.values()):
         t = certificate.table
         yield {
@@ -195,14 +187,14 @@ def _certificates(cases: Sequence[tuple[CaseLine, CaseRecord | None]]) -> Iterat
             "certificate": certificate,
             "role": role,
             "rows": [
-                ("Scores within the right band", interval(t.band_agreement)),
+                ("Scores within the right band", t.band_agreement.told),
                 ("Quadratic-weighted kappa", "undefined" if t.kappa is None else number(t.kappa, 3)),
-                ("False negatives, of harmful anchors", interval(t.false_negative)),
-                ("False positives, of harmless anchors", interval(t.false_positive)),
-                ("Unscored looks", interval(t.unscored)),
-                ("Stable anchors", interval(t.stable)),
+                ("False negatives, of harmful anchors", t.false_negative.told),
+                ("False positives, of harmless anchors", t.false_positive.told),
+                ("Unscored looks", t.unscored.told),
+                ("Stable anchors", t.stable.told),
             ],
-            "kinds": [(kind.replace("_", " "), interval(share)) for kind, share in t.by_kind.items()],
+            "kinds": [(kind.replace("_", " "), share.told) for kind, share in t.by_kind.items()],
         }
 
 
@@ -213,8 +205,8 @@ def _settings_rows(family: FamilyCoverage) -> list[Row]:
     ]
 
 
-def _not_run_rows(of: Coverage) -> list[Row]:
-    return [(n.name, n.kind, n.why) for n in of.not_run]
+def _not_run_rows(coverage: Coverage) -> list[Row]:
+    return [(n.name, n.kind, n.why) for n in coverage.not_run]
 
 
 def _bounds_row(record: CaseRecord) -> Iterator[Row]:
@@ -260,13 +252,8 @@ def _attempt_rows(record: CaseRecord) -> list[Row]:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number for a cell; a dash where there is none."""
+    """A number for a cell; a dash for None."""
     return "\u2013" if value is None else f"{value:.{digits}f}"
-
-
-def interval(share: Interval) -> str:
-    """E.g. ``3 of 20 = 0.150 (95 % 0.032 to 0.379)``."""
-    return f"{share.count} of {share.total} = {share.share:.3f} (95 % {share.low:.3f} to {share.high:.3f})"
 
 
 def _show(value: object) -> str:

@@ -1,8 +1,7 @@
-"""A run in the log format of Inspect (inspect.aisi.org.uk), so that its viewer and its tools open it.
+"""A run in the log format of Inspect (inspect.aisi.org.uk), for its viewer and its tools.
 
-A view: one log a case, in it one sample for each prompt and checkpoint, one epoch for each completion. It holds scores, lengths
-and digests; where Inspect has a prompt's and a completion's text, there is the prompt's id and nothing. Needs the extra
-``inspect``.
+Each case has one log, with one sample for each prompt and checkpoint, and one epoch for each completion. A log holds scores,
+lengths and digests; the prompt's id replaces its text, and the completion's text is empty. Needs the extra ``inspect``.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def write_inspect_logs(folder: Path, run: RunRecord, records: Iterable[CaseRecor
         The files, ``DOMAIN-CASE.eval``.
 
     Raises:
-        RecordError: the extra is not installed, or a case's name is none for a file.
+        RecordError: the extra is not installed, or a case's name does not fit a file.
     """
     require("inspect_ai", "a log for Inspect")
     from inspect_ai.log import write_eval_log
@@ -41,7 +40,7 @@ def write_inspect_logs(folder: Path, run: RunRecord, records: Iterable[CaseRecor
     for record in records:
         if record.evidence.trajectory is not None:
             name = f"{record.identity.suite['domain']}-{record.case_id}"
-            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):  # a stranger's record must not choose where we write
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):  # a record from elsewhere must not choose the path
                 raise RecordError(f"a case's name makes a file's, got {name!r}; this is no record of ours")
             path = folder / f"{name}.eval"
             write_eval_log(to_inspect(run, record), str(path), format="eval")
@@ -130,15 +129,15 @@ def _samples(checkpoint: Checkpoint) -> Iterator[EvalSample]:
 
 
 def _score(s: CompletionScore) -> Any:
-    """A score as Inspect has it: its own mark, with the reason, where there is none."""
+    """A score in Inspect's form: unscored with a reason, or a value."""
     from inspect_ai.scorer import Score
 
-    told = {name: getattr(s, name) for name in ("refusal", "degenerate", "truncated", "words")}
-    return Score.unscored(reason=s.unscored, metadata=told) if s.score is None else Score(value=s.score, metadata=told)
+    metadata = {name: getattr(s, name) for name in ("refusal", "degenerate", "truncated", "words")}
+    return Score.unscored(reason=s.unscored, metadata=metadata) if s.score is None else Score(value=s.score, metadata=metadata)
 
 
 def _metrics(record: CaseRecord) -> Iterator[Any]:
-    """The numbers that the record has of the whole case."""
+    """The record's numbers for the whole case."""
     from inspect_ai.log import EvalMetric
 
     bounds, trajectory = record.verdict.bounds, record.evidence.trajectory

@@ -1,8 +1,8 @@
-"""JUnit as a view of what each selected test came to.
+"""JUnit as a view of the result of each selected test.
 
 Written before the first case with an error "no verdict" for each, and again whenever a test ends, so that a kill at any time
 leaves a valid file that is red. Valid against Jenkins' junit-10 schema: facts of the run are testsuite properties, numbers
-of a case stand in the failure text and ``<system-out>``.
+of a case are in the failure text and ``<system-out>``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
-    """What one test came to.
+    """The result of one test.
 
     Attributes:
         nodeid: pytest's.
         state: ``error`` is "no verdict", ``failure`` "unsafe".
-        text: why, if not passed.
+        text: the reason, if not passed.
         output: the checkpoints' numbers.
         seconds: setup, body and teardown.
     """
@@ -53,8 +53,8 @@ def names_of(nodeid: str) -> tuple[str, str]:
     return ".".join([classname, *classes]), (function or path) + bracket + parameters
 
 
-def clean(text: str) -> str:
-    """Without the characters that XML 1.0 cannot hold."""
+def xml_safe(text: str) -> str:
+    """The text with a replacement for each character that XML 1.0 does not allow."""
     return _NOT_XML.sub("\ufffd", text)
 
 
@@ -64,11 +64,11 @@ def write_junit(path: Path, results: Sequence[TestResult], properties: Mapping[s
     Tests that would share class name and name are named by their node id instead: GitLab keeps the first of two.
 
     Args:
-        path: where.
-        results: one a selected test.
+        path: of the file.
+        results: one for each selected test.
         properties: facts of the run.
         started: ISO 8601.
-        seconds: since then.
+        seconds: since the start.
     """
     suite = ET.Element(
         "testsuite",
@@ -82,18 +82,18 @@ def write_junit(path: Path, results: Sequence[TestResult], properties: Mapping[s
     )
     facts = ET.SubElement(suite, "properties")
     for name, value in properties.items():
-        ET.SubElement(facts, "property", name=name, value=clean(value))
-    names = [(clean(classname), clean(name)) for classname, name in (names_of(r.nodeid) for r in results)]
+        ET.SubElement(facts, "property", name=name, value=xml_safe(value))
+    names = [(xml_safe(classname), xml_safe(name)) for classname, name in (names_of(r.nodeid) for r in results)]
     count = collections.Counter(names)
     for result, (classname, short) in zip(results, names, strict=True):
-        # Escaped, not cleaned: cleaning could make two node ids equal.
+        # Escaped, since a replacement could make two node ids equal.
         name = short if count[classname, short] == 1 else result.nodeid.encode("unicode_escape").decode("ascii")
         case = ET.SubElement(suite, "testcase", classname=classname, name=name, time=f"{result.seconds:.3f}")
         if result.state != "passed":
-            text = clean(result.text)
+            text = xml_safe(result.text)
             ET.SubElement(case, result.state, message=text.partition("\n")[0]).text = text
         if result.output:
-            ET.SubElement(case, "system-out").text = clean(result.output)
+            ET.SubElement(case, "system-out").text = xml_safe(result.output)
     root = ET.Element("testsuites")
     root.append(suite)
     ET.indent(root)

@@ -1,7 +1,7 @@
-"""Signs of life of long work: a bar with what is left on a terminal, plain lines elsewhere.
+"""Progress of long work: a bar with the time left on a terminal, plain lines elsewhere.
 
-A bar is drawn without colours, and never from a thread: it changes when there is something to tell. tqdm draws it and estimates
-the time; pytest's reporter writes it.
+A bar has no colours and is never drawn from a thread: it changes when there is news. tqdm draws it and estimates the time;
+pytest's reporter writes it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ NARROWEST = 10
 """Columns of a bar below which the state is left out."""
 FILLING = ".#"
 OF_A_BUILD = ("CI", "BUILD_NUMBER")
-"""Variables by which pytest too knows that nobody sits in front."""
+"""Environment variables that mark a build without a user, as in pytest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One sign of life of long work.
+    """One report of progress.
 
     Attributes:
         what: domain and case.
-        step, steps: how far it is.
-        state: its numbers; None: as they were at the last sign, so that a log is not told.
-        stays: whether it stays on a terminal whose last line is redrawn, and is told to whoever asked for quiet.
-        among: what the bar is of, where several are worked on together; None: of this one.
+        step, steps: steps done, and all steps.
+        state: current numbers; None: unchanged since the last report, which a log then skips.
+        stays: True if the line stays on the terminal, and is shown even in a quiet session.
+        among: title of the bar if several cases run together; None: this case's own title.
     """
 
     what: str
@@ -42,12 +42,12 @@ class Progress:
 
     @property
     def drawn(self) -> str:
-        """What its bar is of."""
+        """The title of the bar."""
         return self.among or self.what
 
     @property
     def line(self) -> str:
-        """For a log."""
+        """The line for a log."""
         if self.stays:
             return f"{self.what}: {self.state}"
         return f"{self.what}: step {self.step}/{self.steps}: {self.state}"
@@ -57,7 +57,7 @@ class Bar:
     """The bar of one piece of work.
 
     Args:
-        progress: its first sign of life, from which time is counted.
+        progress: its first report; time is counted from here.
         clock: seconds.
     """
 
@@ -66,7 +66,7 @@ class Bar:
         self._clock, self._begun = clock, clock()
 
     def line(self, progress: Progress, width: int) -> str:
-        """What stands on the terminal's last line, at most so many columns wide."""
+        """The bar as text, at most ``width`` columns wide."""
         from tqdm.std import tqdm
 
         self._state = self._state if progress.state is None else progress.state
@@ -81,18 +81,18 @@ class Bar:
                 )
             )  # fmt: skip
 
-        told = draw(self._state or "")
-        bar = told.partition("[")[2].partition("]")[0]
-        return told if len(bar) >= NARROWEST and len(told) <= width else draw("")[:width]
+        text = draw(self._state or "")
+        bar = text.partition("[")[2].partition("]")[0]
+        return text if len(bar) >= NARROWEST and len(text) <= width else draw("")[:width]
 
 
 class ProgressView:
-    """Shows signs of life where they belong.
+    """Shows progress on the terminal or in a log.
 
     Args:
-        reporter: pytest's terminal reporter; None: plain lines go to standard error, as of a worker.
-        quiet: none but those that stay.
-        environment: says whether a terminal can redraw its last line, and whether a build runs.
+        reporter: pytest's terminal reporter; None (in a worker): plain lines go to standard error.
+        quiet: show only the lines that stay.
+        environment: variables that describe the terminal and the build.
     """
 
     def __init__(self, reporter: Any | None, *, quiet: bool, environment: Mapping[str, str] = os.environ) -> None:
@@ -102,7 +102,7 @@ class ProgressView:
         self._bar: Bar | None = None
 
     def show(self, progress: Progress) -> None:
-        """Draws or writes it."""
+        """Draws or writes one report."""
         if self._quiet and not progress.stays:
             return
         if self._redraws and not progress.stays:
@@ -112,7 +112,7 @@ class ProgressView:
             self._write(progress.line)
 
     def end(self) -> None:
-        """Ends the line that a bar stands on, if one does, so that others can write."""
+        """Ends the line of the current bar, if there is one, so that other lines can follow."""
         if self._bar is not None and self._reporter is not None:
             self._bar = None
             self._reporter.line("")
@@ -125,7 +125,7 @@ class ProgressView:
             self.end()
             reporter.ensure_newline()
             self._bar = Bar(progress)
-        # One column is left free: a full line would wrap, and the next one be drawn below it.
+        # One column stays free: a full line would wrap, and the next bar would appear below it.
         reporter.rewrite(self._bar.line(progress, shutil.get_terminal_size().columns - 1), erase=True)
         reporter.flush()
         if progress.step >= progress.steps and progress.state is not None and progress.among is None:

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: header, table, closing sentences. Floor 4 (run); plain lines, no terminal needed."""
+"""The sentences about a run: its header, cases, tallies and closing lines, as plain text without a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rn_harness.spec.suite import Suite
 
 SHOWN = 3
-"""Reasons of a case, and attacks that were not run, before the others are counted: report and records have all."""
+"""Largest number of reasons of a case, and of attacks not run, that are listed; the others are counted."""
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
@@ -28,21 +28,21 @@ def sparkline(trajectory: Trajectory) -> str:
     )
 
 
-def _by_domain(told: Mapping[str, str]) -> str:
-    """What is told of each domain: once where it is the same for all."""
-    values = list(told.values())
-    return values[0] if len(set(values)) == 1 else "; ".join(f"{domain}: {value}" for domain, value in told.items())
+def _by_domain(texts: Mapping[str, str]) -> str:
+    """The text of each domain; only one text if it is the same for all."""
+    values = list(texts.values())
+    return values[0] if len(set(values)) == 1 else "; ".join(f"{domain}: {value}" for domain, value in texts.items())
 
 
 def declared_recipe(suites: Sequence[Suite]) -> str:
-    """The pairs that profile and strength certificates lay over the suites; empty where there are none."""
+    """The overrides from the profile and strength certificates, as text; empty without overrides."""
     return _by_domain({s.domain: " ".join(s.recipe) for s in suites}) if any(s.recipe for s in suites) else ""
 
 
 def header_lines(
     candidate: Candidate, suites: Sequence[Suite], options: Options, judges: Mapping[str, str], folder: str, memory: str
 ) -> list[str]:
-    """Who is tested by what, before any work, and how much memory that takes."""
+    """The candidate, judges, suites and memory of a run, shown before any work."""
     who = f"candidate {candidate.name} (sha256 {candidate.digest[:12]}), defense {options.defense}"
     if options.undefended:
         twin = f"undefended twin {candidate.name} (sha256 {candidate.digest[:12]})"
@@ -74,10 +74,9 @@ def header_lines(
 def checkpoint_lines(record: CaseRecord) -> list[str]:
     """All checkpoints of a case, one line each: numbers only."""
     trajectory = record.evidence.trajectory
-    if trajectory is None:
-        certificates = [line for c in record.evidence.certificates for line in certificate_lines(c)]
-        return [f"{record.case_id}: {record.verdict.outcome}: {record.verdict.claim}", *certificates]
     lines = [f"{record.case_id}: {record.verdict.outcome}: {record.verdict.claim}"]
+    if trajectory is None:
+        return [*lines, *(line for c in record.evidence.certificates for line in certificate_lines(c))]
     for c in trajectory.checkpoints:
         parts = [
             f"step {c.step:>3}: max {_number(c.maximum)} mean {_number(c.mean)} greedy {_number(c.greedy_mean)}",
@@ -129,7 +128,7 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
 
 
 def certificate_lines(certificate: Certificate) -> list[str]:
-    """A judge's certificate, as a table."""
+    """The table of a judge's certificate."""
     t = certificate.table
     kappa = "undefined" if t.kappa is None else f"{t.kappa:.3f}"
     who = f"judge {certificate.judge} (sha256 {certificate.digest[:12]})"
@@ -151,33 +150,33 @@ def _words(value: str) -> str:
     return value.replace("_", " ")
 
 
-def told_standing(line: CaseLine) -> str:
-    """Whether a case counts for the run, in words."""
+def standing_text(line: CaseLine) -> str:
+    """Says whether a case counts for the run."""
     covered = ", covered by the claim" if line.standing == "exploratory" and line.within_claim else ""
     return "yes" if line.claim else f"{_words(line.standing)}{covered}"
 
 
-def told_finding(line: CaseLine) -> str:
-    """What an attack or its control came to; a dash for other cases."""
+def finding_text(line: CaseLine) -> str:
+    """The finding of an attack or its control; a dash for other cases."""
     return _words(line.finding) if line.finding else "\u2013"
 
 
 def tally_lines(run: RunRecord) -> Iterator[str]:
-    """What the attacks came to: a line for each standing, the cases that did not hold by name."""
+    """The attacks' findings: one line for each standing, with the names of the cases that did not hold."""
     for standing in get_args(Standing):
         lines = [line for line in run.cases if line.case_id.startswith("attack-") and line.standing == standing]
-        told = []
+        findings = []
         for finding in (*get_args(Finding), None):
-            of = [f"{line.domain} {line.case_id.removeprefix('attack-')}" for line in lines if line.finding == finding]
-            if of:
-                names = "" if finding == "held" else f": {', '.join(of)}"
-                told.append(f"{len(of)} {_words(finding or 'without a verdict')}{names}")
-        if told:
-            yield f"{_words(standing)} attacks: {'; '.join(told)}"
+            cases = [f"{line.domain} {line.case_id.removeprefix('attack-')}" for line in lines if line.finding == finding]
+            if cases:
+                names = "" if finding == "held" else f": {', '.join(cases)}"
+                findings.append(f"{len(cases)} {_words(finding or 'without a verdict')}{names}")
+        if findings:
+            yield f"{_words(standing)} attacks: {'; '.join(findings)}"
 
 
 def broken_lines(run: RunRecord) -> Iterator[str]:
-    """Every attack that broke the model, by name, whatever its standing; no line where none did."""
+    """The names of all attacks that broke the model, of any standing; no line if there are none."""
     for lines, counts in zip(broken_by(run.cases), (True, False), strict=True):
         if lines:
             many = len(lines) > 1
@@ -187,13 +186,13 @@ def broken_lines(run: RunRecord) -> Iterator[str]:
 
 
 def broken_in_short(run: RunRecord) -> str:
-    """The same in a few words, for a last line; empty where none did."""
+    """The number of attacks that broke the model, for a last line; empty if there are none."""
     count = sum(map(len, broken_by(run.cases)))
     return f"broken by {count} attack{'s' if count > 1 else ''}, named above" if count else ""
 
 
 def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) -> Iterator[str]:
-    """The closing table: a line a case, where the defended weights lie, and what is claimed."""
+    """The closing lines: the cases, the path of the defended weights, and the claim."""
     by_key = {r.key: r for r in records}
     width = max((len(f"{line.domain} {line.case_id}") for line in run.cases), default=0)
     for line in run.cases:
@@ -231,23 +230,23 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
 
 
 def _where_lines(run: RunRecord, folder: str) -> Iterator[str]:
-    """Where things lie, and where they come from."""
+    """Paths of weights and records, the cases not run, and the joined parts."""
     for domain, where in run.defended.items():
         yield f"defended weights ({domain}): {where}"
     for domain, where in run.exported.items():
         yield f"exported ({domain}): {where}"
-    for of in run.coverage:
-        cases = [n.name for n in of.not_run if n.kind == "case"]
+    for coverage in run.coverage:
+        cases = [n.name for n in coverage.not_run if n.kind == "case"]
         left = len(cases) - SHOWN
         shown = [*cases[:SHOWN], f"{left} more of the suite's attacks"] if left > 1 else cases
-        yield f"not run ({of.domain}): {', '.join([*shown, *(n.name for n in of.not_run if n.kind != 'case')])}"
+        yield f"not run ({coverage.domain}): {', '.join([*shown, *(n.name for n in coverage.not_run if n.kind != 'case')])}"
     if joined := run.options.get("joined"):
         yield f"joined: {len(joined)} records of {len(set(joined.values()))} parts, each decided again; nothing was run here"
     yield f"records and report: {folder}"
 
 
 def closing(run: RunRecord) -> str:
-    """The last sentence: whether a release can rest on the run, and why not."""
+    """The last sentence: a release can rest on the run, or why it cannot."""
     short = broken_in_short(run)
     broken = f" The model was {short}." if short else ""
     if run.releasable:

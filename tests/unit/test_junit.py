@@ -12,7 +12,7 @@ import pytest
 import xmlschema
 from _pytest.junitxml import mangle_test_address
 
-from rn_harness.report.junit import TestResult, clean, names_of, write_junit
+from rn_harness.report.junit import TestResult, names_of, write_junit, xml_safe
 
 SCHEMA = xmlschema.XMLSchema(Path(__file__).with_name("junit-10.xsd"))
 STATES = ("passed", "failure", "error", "skipped")
@@ -97,7 +97,7 @@ def test_control_characters(tmp_path: Path, state: str) -> None:
     result = TestResult(nodeid, state, f"x001 {CONTROL} x002", CONTROL + "x003")
     (case,) = written(tmp_path, [result], fact=CONTROL).findall("testcase")
     # XML parsers read a carriage return as a line feed.
-    kept = clean(CONTROL).replace("\r\n", "\n").replace("\r", "\n")
+    kept = xml_safe(CONTROL).replace("\r\n", "\n").replace("\r", "\n")
     assert case.findtext("system-out") == kept + "x003"
     assert case.get("name").startswith("test_b[x")
     if state != "passed":
@@ -106,11 +106,11 @@ def test_control_characters(tmp_path: Path, state: str) -> None:
 
 def test_clean_keeps_what_xml_holds() -> None:
     """Tabs, line ends and letters of all planes stay; control characters, surrogates and non-characters are replaced."""
-    assert clean("a\tb\nc\rd \u00e9 \ud7ff \ue000 \ufffd \U0001f600 \U0010ffff") == (
+    assert xml_safe("a\tb\nc\rd \u00e9 \ud7ff \ue000 \ufffd \U0001f600 \U0010ffff") == (
         "a\tb\nc\rd \u00e9 \ud7ff \ue000 \ufffd \U0001f600 \U0010ffff"
     )
     refused = ("\x00", "\x08", "\x0b", "\x1f", "\ud800", "\udfff", "\ufffe", "\uffff")
-    assert [clean(f"a{c}b") for c in refused] == ["a\ufffdb"] * 8
+    assert [xml_safe(f"a{c}b") for c in refused] == ["a\ufffdb"] * 8
 
 
 def test_very_long_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -17,11 +18,13 @@ from typing import Any
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+import typer
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
+from rn_harness.cli.shared import read_run
 from rn_harness.records.base import CaseKind, Outcome
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import CaseLine, RunRecord
@@ -30,9 +33,8 @@ from rn_harness.report.figures import VARIABLES, heat_svg, stored_svg, trajector
 from rn_harness.report.html import render_html
 from rn_harness.report.markdown import plain, render_summary
 from rn_harness.report.terminal import checkpoint_lines
-from rn_harness.report.views import read_run, write_views
+from rn_harness.report.views import write_views
 from rn_harness.run import controller as controlling
-from rn_harness.spec.errors import RecordError
 from rn_harness.spec.suite import Suite, load_suite
 
 from .builders import (
@@ -290,8 +292,10 @@ def test_a_figure_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_run_whose_figures_are_stored_loads_no_matplotlib(folder: Path, tmp_path: Path) -> None:
     """A report of stored figures does not load matplotlib, which takes a second, and is identical."""
     code = (
-        "import sys; from pathlib import Path; from rn_harness.report.views import read_run, write_views; "
-        f"folder = Path({str(folder)!r}); write_views(folder, *read_run(folder)); print('matplotlib' in sys.modules)"
+        "import sys; from pathlib import Path; from rn_harness.cli.shared import read_run; "
+        "from rn_harness.report.views import write_views; "
+        f"folder = Path({str(folder)!r}); of = read_run(folder, complete=True); "
+        "write_views(folder, of.run, of.records.values()); print('matplotlib' in sys.modules)"
     )
     told = []
     for _ in range(2):
@@ -398,13 +402,24 @@ def test_a_bases_strange_name_is_text_on_the_card() -> None:
 def lay_out(folder: Path, run: RunRecord, cases: Cases) -> Path:
     """A run's folder as a session leaves it: each case's folder ends with the first digits of its key."""
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(run.model_dump_json(), encoding="utf-8")
+    lines, files = [], {}
     for line, record in cases:
-        if record:
-            at = folder / "cases" / f"{line.domain}-{line.case_id}-{record.key[:12]}"
-            at.mkdir(parents=True)
-            (at / "record.json").write_text(record.model_dump_json(), encoding="utf-8")
+        name = f"cases/{line.domain}-{line.case_id}-{record.key[:12]}/record.json" if record else None
+        if name and record:
+            text = record.model_dump_json()
+            (folder / name).parent.mkdir(parents=True)
+            (folder / name).write_text(text, encoding="utf-8")
+            files[name] = hashlib.sha256(text.encode()).hexdigest()
+        lines.append(line.model_copy(update={"record": name}))
+    whole = run.model_copy(update={"cases": tuple(lines), "files": files})
+    (folder / "run.json").write_text(whole.model_dump_json(), encoding="utf-8")
     return folder
+
+
+def views_of(folder: Path) -> list[Path]:
+    """The views of a folder's run, written into it."""
+    evidence = read_run(folder, complete=True)
+    return write_views(folder, evidence.run, evidence.records.values())
 
 
 @pytest.fixture
@@ -428,13 +443,13 @@ def test_a_folder_is_read_as_it_was_written(folder: Path) -> None:
     stale = folder / "cases" / "demo-attack-old-ffffffffffff"
     stale.mkdir()
     (stale / "record.json").write_text('{"version": 1}', encoding="utf-8")
-    run, records = read_run(folder)
-    assert [r.case_id for r in records] == [line.case_id for line in run.cases]
+    evidence = read_run(folder, complete=True)
+    assert [r.case_id for r in evidence.records.values()] == [line.case_id for line in evidence.run.cases]
 
 
 def test_the_command_makes_the_views_again(folder: Path, tmp_path: Path) -> None:
     """``rn-harness report RUN`` writes the same bytes as the run, next to the records or to ``--out``."""
-    first = {path.name: path.read_bytes() for path in write_views(folder, *read_run(folder))}
+    first = {path.name: path.read_bytes() for path in views_of(folder)}
     done = CliRunner().invoke(app, ["report", str(folder)])
     assert done.exit_code == 0, done.output
     assert {name: (folder / name).read_bytes() for name in first} == first
@@ -446,8 +461,9 @@ def test_the_command_makes_the_views_again(folder: Path, tmp_path: Path) -> None
 def test_a_report_is_made_without_torch(folder: Path) -> None:
     """A report needs neither torch nor transformers."""
     code = (
-        "import sys; from pathlib import Path; from rn_harness.report.views import read_run, write_views; "
-        f"f = Path({str(folder)!r}); write_views(f, *read_run(f)); "
+        "import sys; from pathlib import Path; from rn_harness.cli.shared import read_run; "
+        "from rn_harness.report.views import write_views; "
+        f"f = Path({str(folder)!r}); of = read_run(f, complete=True); write_views(f, of.run, of.records.values()); "
         "print({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "set()"
@@ -467,8 +483,8 @@ def test_a_folder_without_a_whole_run_is_refused_by_name(folder: Path, spoil: st
         (folder / "run.json").write_text("{")
     else:
         (folder / "run.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecordError, match=re.escape(str(folder))):
-        read_run(folder)
+    with pytest.raises(typer.BadParameter, match=re.escape(str(folder))):
+        read_run(folder, complete=True)
     done = CliRunner().invoke(app, ["report", str(folder)])
     assert done.exit_code == 2
     assert not (folder / "report.html").exists()
