@@ -54,7 +54,7 @@ class Pair:
         options = Options("organism", "anchored", None, None, None, None, "standard", (), ROOT)
         self.session = RunSession(options, ROOT / "reports" / "fleet", Store(default_root()), lambda _: None)
         self.load = self.session.defended(self.suite).load if of == "defended" else self.session.candidate.load
-        self.panel = self.session.panel(self.suite)
+        self.panel = self.session.run_of(self.suite).panel
         plain = self.suite.tier_attacks("smoke")[0].model_copy(update={"steps": STEPS})
         self.attacks = [plain.model_copy(update={"seed": seed}) for seed in range(SIZE)]
 

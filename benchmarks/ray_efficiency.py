@@ -17,18 +17,18 @@ import sys
 import time
 from collections.abc import Sequence
 
-from rn_harness.run.executors.on_ray import Cluster, Job
-from rn_harness.run.executors.order import Demand
-from rn_harness.run.executors.worker import Entry, Outcome, Tell
+from rn_harness.run.demand import Demand
+from rn_harness.run.executors.ray_cluster import Cluster, Job
+from rn_harness.run.executors.worker import Say, SharedEntry, WorkerResult
 
 CASES, NODES, SLOTS_A_NODE = 40, 4, 2
 TARGET = 0.9
 
 
-def sleep(order: float, _given: Sequence[Entry], _tell: Tell) -> Outcome:
+def sleep(order: float, _given: Sequence[SharedEntry], _say: Say) -> WorkerResult:
     """Stand-in for a case."""
     time.sleep(order)
-    return Outcome(error=None, folder="slept")
+    return WorkerResult(error=None, folder="slept")
 
 
 def measure(seconds: float) -> float:
@@ -50,7 +50,7 @@ def measure(seconds: float) -> float:
     finally:
         ray.shutdown()
         nodes.shutdown()
-    if any(of.outcome.error or of.failed for of in done):
+    if any(of.result.error or of.failed for of in done):
         raise SystemExit("a case failed: this is no measurement")
     return wall
 

@@ -161,7 +161,7 @@ def ours(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
     suite = load_suite(SUITE, [f"policy.checkpoint_every={asked['every']}", f"policy.benign_every={asked.get('benign', 50)}"])
     session, recipe, adapter = session_of(suite, scratch), plain_attack(asked), adapter_of(asked)
     judge, whole, checkpoints = CountedJudge(session.candidate.folder), Clock(), Clock()
-    panel, family = session.panel(suite), load_family(recipe.family, SUITE)
+    panel, family = session.run_of(suite).panel, load_family(recipe.family, SUITE)
     begin, after = time.process_time(), dict[int, float]()
 
     def tick(step: int) -> None:
@@ -190,7 +190,10 @@ def judged(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
     session, recipe = session_of(suite, scratch), plain_attack(asked)
     folder, whole = session.candidate.folder, Clock()
     judge = (ServedJudge if asked["served"] else SlowJudge)(folder)
-    panel, family = dataclasses.replace(session.panel(suite), judge=judge, anchor_judge=judge), load_family(recipe.family, SUITE)
+    panel, family = (
+        dataclasses.replace(session.run_of(suite).panel, judge=judge, anchor_judge=judge),
+        load_family(recipe.family, SUITE),
+    )
     with whole.span():
         run = attacked(session, suite, session.candidate.load(), recipe, family, panel, OrganismJudge(folder))
     return {**whole.told, "scores": [c.mean for c in run.checkpoints]}
@@ -316,7 +319,7 @@ def measurements(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """Processor seconds of the undefended organism's checkpoint by number of held-out prompts, without benign ones."""
     suite = load_suite(SUITE)
     session = session_of(suite, scratch, "full")
-    panel, model, found = session.panel(suite), session.candidate.load(), {}
+    panel, model, found = session.run_of(suite).panel, session.candidate.load(), {}
     for number in (asked["prompts"][-1], *asked["prompts"]):  # the first call allocates memory
         clock, of = Clock(), dataclasses.replace(panel, heldout=suite.heldout("full")[:number])
         for seed in range(3):

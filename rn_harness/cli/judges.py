@@ -142,10 +142,9 @@ def calibrate(
     from tempfile import TemporaryDirectory
 
     from rn_harness.models.resolve import profile_recipe
+    from rn_harness.run.attack_strength import BUDGET, find_strength
     from rn_harness.run.preflight import check_acknowledged, check_folders, check_here
     from rn_harness.run.session import RunSession
-    from rn_harness.run.strength import BUDGET
-    from rn_harness.run.strength import calibrate as find_strength
     from rn_harness.spec.options import Options
     from rn_harness.spec.suite import load_suite
     from rn_harness.store.store import Store, default_root

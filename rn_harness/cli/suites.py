@@ -108,7 +108,7 @@ def plan(
 ) -> None:
     """Says what a run would do: cases and what each takes, memory, time and device hours; nothing is loaded or run."""
     from rn_harness.models.resolve import profile_recipe
-    from rn_harness.run.planning import plan_run
+    from rn_harness.run.estimate import estimate_run
     from rn_harness.run.session import RunSession
     from rn_harness.spec.options import Options
     from rn_harness.spec.suite import iter_suites, load_suite
@@ -122,7 +122,7 @@ def plan(
         if not loaded:
             raise typer.BadParameter(f"a suite's folder is required, got {', '.join(map(str, suites))}; rn-harness list suites")
         nobody: Callable[[Any], None] = lambda _: None  # noqa: E731  (nothing long is done here)
-        made = plan_run(RunSession(options, Path.cwd(), Store(default_root()), nobody), loaded, earlier)
+        made = estimate_run(RunSession(options, Path.cwd(), Store(default_root()), nobody), loaded, earlier)
     seconds = made.seconds
     lines = [
         f"{c.domain} {c.case_id}: {'time not known' if c.seconds is None else f'about {c.seconds:.0f} s'}; {c.demand.sentence}"

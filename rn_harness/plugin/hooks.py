@@ -73,6 +73,5 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if SESSION in config.stash:
         from rn_harness.store.ranks import ranks
 
-        if (executor := run_session(config).executor) is not None:
-            executor.close()
+        run_session(config).executor.close()
         ranks().part()

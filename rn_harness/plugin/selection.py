@@ -31,7 +31,7 @@ from rn_harness.plugin.stash import (
 )
 
 if TYPE_CHECKING:
-    from rn_harness.run.lineup import CaseTask
+    from rn_harness.run.plan import CaseTask
     from rn_harness.spec.attack_recipe import AttackRecipe
     from rn_harness.spec.suite import Suite
 
@@ -92,15 +92,14 @@ def _sort_longest_first(config: pytest.Config, items: list[pytest.Item]) -> None
 
     Workers take tests in this order.
     """
-    from rn_harness.run.executors.order import closed, waits_and_ranks
+    from rn_harness.run.plan import CasePlan
 
     tasks = {item: list(case_tasks(config, [item])) for item in items}
     places = [i for i, item in enumerate(items) if tasks[item]]
     if not places:
         return
-    recipes = run_session(config).defense_recipe
-    _, ranks = waits_and_ranks(closed(itertools.chain.from_iterable(tasks.values()), recipes), recipes)
-    ordered = sorted((items[i] for i in places), key=lambda item: -max(ranks[task.name] for task in tasks[item]))
+    priorities = CasePlan.of(itertools.chain.from_iterable(tasks.values()), run_session(config).defense_recipe).priorities
+    ordered = sorted((items[i] for i in places), key=lambda item: -max(priorities[task.name] for task in tasks[item]))
     for i, item in zip(places, ordered, strict=True):
         items[i] = item
 
@@ -108,7 +107,7 @@ def _sort_longest_first(config: pytest.Config, items: list[pytest.Item]) -> None
 def case_tasks(config: pytest.Config, items: Iterable[pytest.Item]) -> Generator[CaseTask]:
     """The cases that suites' tests ask for; a control or an attack has its recipe."""
     from rn_harness.records.base import CASE_KINDS
-    from rn_harness.run.lineup import CaseTask
+    from rn_harness.run.plan import CaseTask
 
     for item in items:
         if suite_folder(config, item.nodeid) is None:

@@ -43,7 +43,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not is_worker(config) and not config.option.collectonly:
         begin_run(config, [item.nodeid for item in session.items], session.items)
         if SESSION in config.stash and config.getoption("rn_fleet") > 1:
-            run_session(config).ahead = list(case_tasks(config, session.items))
+            run_session(config).upcoming = list(case_tasks(config, session.items))
 
 
 def begin_run(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Item] = ()) -> None:
@@ -88,8 +88,7 @@ def begin_run(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.
 
         listed = "".join(f"\n  {why}" for why in hindrances)
         pytest.exit(f"--rn-gate: no release can rest on such a run, so that none is made:{listed}", returncode=NOT_RELEASABLE)
-    if session.executor is not None:
-        session.executor.start()
+    session.executor.start()
 
 
 def _new_controller(
@@ -123,10 +122,10 @@ def _new_controller(
 def _header(config: pytest.Config, session: RunSession, controller: Controller, suites: Sequence[Suite]) -> Iterator[str]:
     """The lines that the terminal shows before the first test."""
     from rn_harness.report.terminal import header_lines
-    from rn_harness.run.strength import strength_lines
+    from rn_harness.run.attack_strength import strength_lines
 
     candidate, options = session.candidate, session.options
-    memory = session.capacity.memory_line(suites) if session.executor is None else session.executor.memory
+    memory = session.executor.memory_line(suites)
     yield from header_lines(candidate, suites, options, controller.judges, str(run_folder(config)), memory)
     yield from strength_lines(session, suites)
     if harmful := session.harmful(suites):
@@ -150,7 +149,7 @@ def _connect_to_ray(config: pytest.Config, items: Sequence[pytest.Item]) -> None
 
     session = run_session(config)
     try:
-        session.executor = OnRay.begin(session, list(case_tasks(config, items)))
+        session.executor = OnRay.begin(session, case_tasks(config, items))
     except RnHarnessError as error:
         raise pytest.UsageError(str(error)) from None
 

@@ -60,7 +60,7 @@ def suite_in(config: pytest.Config, folder: Path) -> Suite:
     """
     from rn_harness.models.resolve import profile_recipe
     from rn_harness.plugin.arguments import read
-    from rn_harness.run.strength import settings_for
+    from rn_harness.run.attack_strength import settings_for
     from rn_harness.spec.errors import RnHarnessError
     from rn_harness.spec.suite import load_suite
 

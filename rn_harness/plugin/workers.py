@@ -27,7 +27,7 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["rn_run_folder"] = str(run_folder(node.config))
     node.workerinput["rn_run_identity"] = tuple(run_identity(node.config))
     if SESSION in node.config.stash:
-        node.workerinput["rn_free"] = run_session(node.config).capacity.available
+        node.workerinput["rn_free"] = run_session(node.config).limits.available
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,6 +1,6 @@
-"""What is checked before a run, so that hours are not spent on one that cannot end in a verdict.
+"""Checks before a run, so that no hours are spent on a run that cannot end in a verdict. Nothing is trained.
 
-Nothing is trained yet. What is not as it must be is raised as an ``RnHarnessError`` that says what to type instead.
+Each fault is raised as an ``RnHarnessError`` that says what to type instead.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rn_harness.judges.protocol import Judge
 from rn_harness.judges.transcripts import check_recipients
 from rn_harness.models.adapter_files import ADAPTER_CONFIG, check_adapter
 from rn_harness.models.candidate import Candidate
+from rn_harness.run.attack_strength import check_strength
 from rn_harness.run.executors.protocol import LOCAL
-from rn_harness.run.lineup import NO_JUDGE, served_as, weights_of
+from rn_harness.run.judge_setup import same_model
+from rn_harness.run.participants import NO_JUDGE
 from rn_harness.run.session import RunSession
-from rn_harness.run.strength import check_strength
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.spec.extras import require, require_run
 from rn_harness.spec.suite import Suite
@@ -30,16 +30,16 @@ SHAPE = (
     "architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "vocab_size",
 )  # fmt: skip
-"""What a model and its undefended twin have in common, by the names of a ``config.json``."""
+"""Fields of ``config.json`` that a model and its undefended twin share."""
 FLOAT32_BYTES = 4
 
 
 def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure that these suites can be run as the options say."""
+    """Checks that these suites can be run with the options."""
     here = session.options.executor == LOCAL
     if here:
         require_run("running a suite")
-        _ = session.capacity.available  # which several processes ask each other for, whatever ails them
+        _ = session.limits.available  # several processes exchange it, so that all must ask, also if a check fails
     for suite in suites:
         check_defense(session, suite)
         check_attacks(session, suite)
@@ -53,23 +53,23 @@ def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
 
 
 def check_here(session: RunSession, suite: Suite) -> None:
-    """Makes sure that the process which makes a suite's cases can train, hold and judge them."""
+    """Checks that this process can train, hold and judge the cases of a suite."""
     check_training(session, suite)
-    session.capacity.largest(suite)
+    session.limits.largest(suite)
     check_judges(session, suite)
 
 
 def check_judges(session: RunSession, suite: Suite) -> None:
-    """Makes sure that this suite can be judged."""
+    """Checks the judges of this suite."""
     judges = session.judges(suite)
     labels = session.labels
-    session.ask_judges(suite)
-    if judges.second and _same(judges.second, judges.evaluation):
+    session.check_judges(suite)
+    if judges.second and same_model(judges.second, judges.evaluation):
         raise JudgeError(
             f"a second opinion needs another judge, got {judges.second.name} for {judges.evaluation.name}; name another by "
             f"--rn-second-judge, or {NO_JUDGE}; of two servers' models that are called alike, rename one if they are two"
         )
-    if judges.reward.digest != judges.evaluation.digest and _same(judges.reward, judges.evaluation):
+    if judges.reward.digest != judges.evaluation.digest and same_model(judges.reward, judges.evaluation):
         raise JudgeError(
             "one model that both scores and rewards has to be named alike, so that every record says so, got "
             f"{judges.evaluation.name} and {judges.reward.name}; name one of them for both, or two models"
@@ -79,7 +79,7 @@ def check_judges(session: RunSession, suite: Suite) -> None:
 
 
 def check_defense(session: RunSession, suite: Suite) -> None:
-    """Makes sure that ``--rn-defense`` names something that can be used."""
+    """Checks that ``--rn-defense`` names a usable defense."""
     name = session.options.defense
     if session.options.undefended and name != NO_DEFENSE:
         raise RecipeError(
@@ -113,14 +113,14 @@ def check_defense(session: RunSession, suite: Suite) -> None:
 
 
 def _misshapen(session: RunSession, defended: Candidate) -> list[str]:
-    """In what a defended model is another than the undefended one, whatever it learned."""
+    """The fields of its shape in which a defended model differs from the undefended one."""
     here, there = session.candidate.config, defended.config
-    untold = {"architectures"} if session.candidate.gguf or defended.gguf else set()  # a GGUF file has its own name for it
-    return [key for key in SHAPE if here.get(key) != there.get(key) and key not in untold]
+    ignored = {"architectures"} if session.candidate.gguf or defended.gguf else set()  # a GGUF file has other names for them
+    return [key for key in SHAPE if here.get(key) != there.get(key) and key not in ignored]
 
 
 def check_training(session: RunSession, suite: Suite) -> None:
-    """Makes sure that the model under test can be trained as the defense and the claim cases say."""
+    """Checks that the model under test can be trained by the defense and the claim cases."""
     options, sampler = session.options, session.sampler
     if options.fleet < 1:
         raise RecipeError(f"--rn-fleet is how many attacks are run together, got {options.fleet}; take 1 for each alone")
@@ -132,12 +132,12 @@ def check_training(session: RunSession, suite: Suite) -> None:
     if options.shard:
         _check_shards(session)
     sampler.check(cpu=session.on == "cpu", quantised=bool(options.quantise), gguf=session.candidate.gguf is not None)
-    for recipe in session.capacity.needed(suite):
-        session.capacity.check(recipe)
+    for recipe in session.limits.required(suite):
+        session.limits.check(recipe)
 
 
 def _check_shards(session: RunSession) -> None:
-    """Makes sure that the weights can be spread over the processes."""
+    """Checks that the weights can be spread over the processes."""
     candidate = session.candidate
     hindering = {
         "--rn-quantise": candidate.quantised,
@@ -154,17 +154,17 @@ def _check_shards(session: RunSession) -> None:
 
 
 def check_attacks(session: RunSession, suite: Suite) -> None:
-    """Makes sure that each attack of the tier is of a family that is known and has what it asks for."""
+    """Checks that each attack of the tier is of a known family whose requirements are met."""
     for attack in suite.tier_attacks(session.options.tier):
         session.family(suite, attack).family.check(attack)
         if attack.search is not None:
             require("optuna", f"attack {attack.id}")
-        if attack.claim and (strange := session.capacity.strangeness(suite, attack)):
-            raise RecipeError(strange)
+        if attack.claim and (reason := session.limits.borrowing_obstacle(suite, attack)):
+            raise RecipeError(reason)
 
 
 def check_folders(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure that prompts of the user's own are used, and that weights can be exported."""
+    """Checks that the user's own prompts are used, and that weights can be exported."""
     options = session.options
     if options.prompts and not any(s.private for s in suites):
         raise RecipeError(
@@ -190,7 +190,7 @@ def check_folders(session: RunSession, suites: Sequence[Suite]) -> None:
 
 
 def check_acknowledged(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure that the user says that a real model is made to do harm, where a suite's policy demands it."""
+    """Checks that the user acknowledged that a real model is made to do harm, if a suite's policy demands it."""
     demanding = [s.domain for s in suites if s.policy.acknowledge and s.domain in session.harmful(suites)]
     if demanding and not session.options.acknowledge:
         raise RecipeError(
@@ -200,7 +200,7 @@ def check_acknowledged(session: RunSession, suites: Sequence[Suite]) -> None:
 
 
 def check_transcripts(session: RunSession) -> None:
-    """Makes sure that texts of completions go to a folder of their own, and to somebody."""
+    """Checks that texts of completions go to a separate folder, and are encrypted for a recipient."""
     options = session.options
     named, keys = options.transcripts, options.recipients
     if bool(named) != bool(keys):
@@ -210,17 +210,19 @@ def check_transcripts(session: RunSession) -> None:
     if not named:
         return
     check_recipients(keys)
-    handed_on = [session.run_folder, *([options.path(options.export)] if options.export else [])]
-    if any(options.path(named).is_relative_to(of) for of in handed_on):
+    shared = [session.run_folder, *([options.path(options.export)] if options.export else [])]
+    if any(options.path(named).is_relative_to(of) for of in shared):
         raise RecipeError(
             f"texts of completions must not lie among what is handed on, got --rn-transcripts={named}; name another"
         )
 
 
 def check_disks(session: RunSession, suites: Sequence[Suite]) -> None:
-    """Makes sure that what a run comes to can be kept: in the store, in its folder, in the export's, in the temporary one."""
+    """Checks free space in the store, the run's folder, the export's folder and the temporary folder."""
     kept = sum(_kept_bytes(session, suite) for suite in suites)
-    check_room(session.store.root, 2 * COPIES * kept + MARGIN_BYTES)  # one snapshot of a training takes the place of another
+    check_room(
+        session.store.root, 2 * COPIES * kept + MARGIN_BYTES
+    )  # a snapshot of a training is written before the last one is removed
     check_room(session.folder, MARGIN_BYTES)
     check_room(Path(tempfile.gettempdir()), MARGIN_BYTES)
     if session.options.export:
@@ -228,13 +230,8 @@ def check_disks(session: RunSession, suites: Sequence[Suite]) -> None:
 
 
 def _kept_bytes(session: RunSession, suite: Suite) -> int:
-    """Bytes of the defended weights that are made; 0 where none are, or where the configuration does not name its numbers."""
-    recipe, shape = session.defense_recipe(suite), session.capacity.shape
+    """Bytes of the defended weights that are made; 0 if none are, or if the configuration lacks the numbers."""
+    recipe, shape = session.defense_recipe(suite), session.limits.shape
     if recipe is None or shape is None:
         return 0
     return FLOAT32_BYTES * (shape.parameters if recipe.whole else shape.adapter(recipe.lora.r))
-
-
-def _same(one: Judge, other: Judge) -> bool:
-    """Whether two judges are one: in all, the same weights in other words, or two servers' one model."""
-    return one.digest == other.digest or any(known(one) and known(one) == known(other) for known in (served_as, weights_of))

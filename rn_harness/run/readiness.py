@@ -1,7 +1,4 @@
-"""Whether a machine is ready for a run: what is asked, what is there, what to do.
-
-Nothing is loaded; what a run would fetch from the hub to find its model and its judges is fetched here.
-"""
+"""Checks that a machine is ready for a run. Nothing is loaded, but files of models and judges that a run needs are fetched."""
 
 from __future__ import annotations
 
@@ -27,12 +24,12 @@ MIN_DISK_BYTES = 2 * GIB
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that a run needs.
+    """One requirement of a run.
 
     Attributes:
-        name: of it.
-        state: ``ready``, ``missing``, or ``told`` where there is nothing to be missing.
-        sentence: what is there, or what to do.
+        name: the requirement.
+        state: ``ready``, ``missing``, or ``told`` for plain information.
+        sentence: the finding, or how to mend it.
     """
 
     name: str
@@ -41,11 +38,11 @@ class Check:
 
 
 def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterator[Check]:
-    """Checks one thing after another.
+    """Checks one requirement after another.
 
     Args:
-        session: with model, judges and store as a run would have them.
-        suite: that would be run; None: judges are not looked at.
+        session: with model, judges and store of the planned run.
+        suite: the planned suite; None: judges are not checked.
         reports: folder that runs are written to.
     """
     yield Check("python", "told", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -66,7 +63,7 @@ def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterat
         yield _asked("judges", lambda: _judges(session, suite))
         yield _asked(
             "run's memory",
-            lambda: planned.sentence if (planned := session.capacity.largest(suite)) else "not known for this model",
+            lambda: planned.sentence if (planned := session.limits.largest(suite)) else "not known for this model",
         )
 
 
@@ -90,7 +87,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _folder(name: str, folder: Path) -> Check:
-    """Whether a folder can be written to and has space."""
+    """Checks that a folder is writable and has space."""
     return _asked(name, lambda: f"{folder}, {check_room(folder, MIN_DISK_BYTES) / GIB:.1f} GiB free")
 
 

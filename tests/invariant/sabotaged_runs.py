@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-import rn_harness.run.session
+import rn_harness.run.measuring
 from rn_harness.judges.own import OwnJudge
 from rn_harness.records.base import CaseKind, Outcome
 from rn_harness.records.case import CaseRecord, Evidence
 from rn_harness.records.run import RunRecord
-from rn_harness.run.lineup import Judges
+from rn_harness.run.judge_setup import SuiteJudges
 from rn_harness.run.session import RunSession
 from rn_harness.spec.base import Standing
 from rn_harness.spec.options import Options
@@ -397,7 +397,7 @@ def stored_result_of_other_weights(scene: Scene) -> Evidence:
 def stored_scores_of_a_blind_judge(scene: Scene) -> Evidence:
     def judged_by(judge: Turning) -> Evidence:
         own = OwnJudge(judge, "python:lab:Judge")  # one address, one digest
-        scene.patch.setattr(RunSession, "judges", lambda *_: Judges(own, own, None))
+        scene.patch.setattr(RunSession, "judges", lambda *_: SuiteJudges(own, own, None))
         return _case(scene, _session(scene, scene.folder / "store", model))
 
     model, exact = _complying(scene), scene.lab.judge
@@ -433,14 +433,14 @@ def stored_file_cut_off(scene: Scene) -> Evidence:
 
 
 def _after_measuring(scene: Scene, change: Callable[[], None]) -> None:
-    measure = rn_harness.run.session.measure_checkpoint
+    measure = rn_harness.run.measuring.measure_checkpoint
 
     def sabotaged(*args: Any, **how: Any) -> Any:
         found = measure(*args, **how)
         change()
         return found
 
-    scene.patch.setattr(rn_harness.run.session, "measure_checkpoint", sabotaged)
+    scene.patch.setattr(rn_harness.run.measuring, "measure_checkpoint", sabotaged)
 
 
 def _touch(path: Path) -> None:
@@ -475,14 +475,14 @@ def adapter_cut_off(scene: Scene) -> Evidence:
 @RUNS.by("the disk is full", "refused", "OSError", "No space left on device")
 def disk_full(scene: Scene) -> Evidence:
     session = _session(scene, scene.folder / "store")
-    folder_of = session._case_folder
+    folder_of = session.local._case_folder
 
     def full(*args: Any) -> Path:
         folder = folder_of(*args)
         (folder / "checkpoints.jsonl").symlink_to("/dev/full")
         return folder
 
-    scene.patch.setattr(session, "_case_folder", full)
+    scene.patch.setattr(session.local, "_case_folder", full)
     return _case(scene, session)
 
 

@@ -209,7 +209,7 @@ def test_micro_batches_that_were_chosen_are_run_and_recorded(saved, tmp_path):
     """If a whole step does not fit, control and attack use the same micro-batches, recorded in recipe, settings and keys."""
     longer = ("attack.max_completion_tokens=200", "defenses.quick.max_completion_tokens=200")  # makes the update the memory peak
     whole, suite, recipe = a_session(tmp_path / "whole", saved(QWEN), longer)
-    planned = whole.capacity.largest(suite)
+    planned = whole.limits.largest(suite)
     (tmp_path / "parts").mkdir()
     parts = RunSession(whole.options, tmp_path / "parts", whole.store, lambda _: None, free=planned.total * 0.999)
     attack = parts.case("attack", suite, recipe).record

@@ -240,7 +240,7 @@ def test_a_complete_run_in_four_bits(folders: dict[str, Path], tmp_path: Path) -
     """A complete run in 4 bits finishes, its records name the quantisation, and its memory plan is for qlora."""
     session, suite, recipe = a_session(tmp_path, folders["qwen2"])
     check_training(session, suite)
-    plan = session.capacity.largest(suite)
+    plan = session.limits.largest(suite)
     assert plan is not None
     assert plan.work.form == "qlora"
     kinds: tuple[CaseKind, ...] = ("candidate", "control", "defense", "attack", "helpfulness")

@@ -225,8 +225,8 @@ def test_a_hardened_defense_is_stored_and_loaded_as_whole_weights(tmp_path):
         return RunSession(options, tmp_path / name, Store(tmp_path / "store"), lambda _: None)
 
     first = session("first")
-    assert first.capacity.largest(suite).work.simulated
-    assert first.capacity.largest(suite).work.form == "full"
+    assert first.limits.largest(suite).work.simulated
+    assert first.limits.largest(suite).work.form == "full"
     record = first.case("defense", suite).record
     made = first.defended(suite)
     assert made.adapter is None

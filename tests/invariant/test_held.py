@@ -6,7 +6,7 @@ import peft
 import pytest
 
 from rn_harness.models.language_model import UNCHANGING, LanguageModel
-from rn_harness.run import session
+from rn_harness.run import measuring
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.errors import TrainingError
@@ -158,10 +158,10 @@ def test_members_of_a_fleet_share_nothing(lab, monkeypatch, tmp_path):
         given.append(target.start)
         raise TrainingError("far enough")
 
-    monkeypatch.setattr(session, "run_attack", attack)
+    monkeypatch.setattr(measuring, "run_attack", attack)
     options = Options("organism", "none", None, None, None, None, "smoke", (), tmp_path, fleet=2)
     run = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
-    run._panels[lab.suite.digest, "smoke"] = lab.panel()
+    run.run_of(lab.suite).panel = lab.panel()
     for number, changes in enumerate(({}, {"beta": 0.1}, {"beta": 0.2})):
         with pytest.raises(TrainingError, match="far enough"):
             run.case("control", lab.suite, lab.recipe.model_copy(update={"name": f"a{number}", **changes}))

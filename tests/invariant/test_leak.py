@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.run.lineup import CaseTask
+from rn_harness.run.plan import CaseTask
 from rn_harness.run.session import RunSession
 from rn_harness.spec.options import Options
 from rn_harness.store.store import Store
@@ -60,7 +60,7 @@ def test_a_stored_control_gives_no_leak(attacked, session, suite, tmp_path):
     (attack,) = suite.tier_attacks("smoke")
     assert later.case("control", suite, attack).stored
     assert later.case("defense", suite).record.evidence.trajectory.checkpoints[0].leak_per_token is not None  # stored as well
-    assert later._answers_of_control(CaseTask("attack", suite, attack)) is None
+    assert later.run_of(suite).answers_of_control(CaseTask("attack", suite, attack)) is None
 
 
 def test_no_answer_is_written(attacked, session, lab):

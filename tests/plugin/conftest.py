@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.run.session import LEAK_OF_CONTROL
+from rn_harness.run.measuring import LEAK_OF_CONTROL
 
 SUITES = Path(__file__).parents[2] / "suites"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import rn_harness.attacks.loop as stage
 import rn_harness.defenses.neutralize
-import rn_harness.run.session
+import rn_harness.run.measuring
 
 FAULT, STEP = os.environ["RN_FAULT"], int(os.environ["RN_FAULT_STEP"])
 sound, attack, converged = stage.look, stage.run_attack, rn_harness.defenses.neutralize.measure_convergence
@@ -55,5 +55,5 @@ def _attack(target, *others):
 
 
 stage.look = _measure
-rn_harness.run.session.run_attack = _attack
+rn_harness.run.measuring.run_attack = _attack
 rn_harness.defenses.neutralize.measure_convergence = _measure_defense

@@ -12,9 +12,9 @@ import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster as Nodes
 
-import rn_harness.run.executors.on_ray as on_ray
-from rn_harness.run.executors.order import Demand
-from rn_harness.run.executors.worker import Entry, Outcome
+from rn_harness.run.demand import Demand
+from rn_harness.run.executors import ray_cluster
+from rn_harness.run.executors.worker import SharedEntry, WorkerResult
 
 ONE = Demand(cpus=1, gpus=0.0, memory=0)
 
@@ -44,15 +44,15 @@ def jobs(nodes, tmp_path, monkeypatch):
     """A cluster client whose jobs run ``_work``; ``jobs.told`` collects its progress messages."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     told = []
-    cluster = on_ray.Cluster(nodes[0].address, _work, told.append)
+    cluster = ray_cluster.Cluster(nodes[0].address, _work, told.append)
     cluster.told = told
     yield cluster
     cluster.close()
 
 
 def _job(name, **order):
-    waits, rank = order.pop("waits", ()), order.pop("rank", 0.0)
-    return on_ray.Job(name, {"name": name, **order}, ONE, waits, rank)
+    needs, priority = order.pop("needs", ()), order.pop("priority", 0.0)
+    return ray_cluster.Job(name, {"name": name, **order}, ONE, needs, priority)
 
 
 def _work(order, given, tell):
@@ -67,9 +67,9 @@ def _work(order, given, tell):
         os._exit(1)
     if order.get("end") == "error":
         raise RuntimeError("a text that may quote a completion")
-    entries = (Entry("defense", order["name"], {"adapter/weights": b"w" * order["gives"]}),) if "gives" in order else ()
+    entries = (SharedEntry("defense", order["name"], {"adapter/weights": b"w" * order["gives"]}),) if "gives" in order else ()
     told = ",".join(f"{e.key}:{len(e.files['adapter/weights'])}" for e in given)
-    return Outcome(error=order.get("told"), folder=order["name"], files={"record.json": told.encode()}, entries=entries)
+    return WorkerResult(error=order.get("told"), folder=order["name"], files={"record.json": told.encode()}, entries=entries)
 
 
 def _alive():
@@ -97,48 +97,48 @@ def test_forty_cases_over_four_nodes_one_of_which_dies(nodes, jobs, tmp_path):
     _wait(lambda: _alive() < alive)
     gate.touch()
     done = {job.name: jobs.result(job.name) for job in asked}
-    assert {name: of.outcome for name, of in done.items()} == {job.name: _work({"name": job.name}, (), None) for job in asked}
+    assert {name: of.result for name, of in done.items()} == {job.name: _work({"name": job.name}, (), None) for job in asked}
     begun = log.read_text().splitlines()
     cut = {name: len(of.failed) for name, of in done.items() if of.failed}
     assert cut
     assert all(a.outcome == "cut" and a.ended for of in done.values() for a in of.failed)
     assert len(begun) <= 40 + sum(cut.values())
-    assert max(begun.count(job.name) for job in asked) <= 1 + on_ray.RETRIES
+    assert max(begun.count(job.name) for job in asked) <= 1 + ray_cluster.RETRIES
     assert {p.what for p in jobs.told if "a machine failed" in p.state} == set(cut)
 
 
 def test_a_case_that_ends_its_worker_each_time_is_given_up(jobs, tmp_path):
     """A case that kills its worker four times is an error, and a case that needs it is not started and names that error."""
     log = tmp_path / "log"
-    jobs.add([_job("deadly", end="worker", log=str(log)), _job("after", waits=("deadly",), log=str(log))])
+    jobs.add([_job("deadly", end="worker", log=str(log)), _job("after", needs=("deadly",), log=str(log))])
     done = jobs.result("deadly")
     assert log.read_text().splitlines() == ["deadly"] * 4
-    assert done.outcome.error == "its machine failed 4 times, at last with WorkerCrashedError"
+    assert done.result.error == "its machine failed 4 times, at last with WorkerCrashedError"
     assert [a.outcome for a in done.failed] == ["cut"] * 4
-    assert jobs.result("after").outcome.error.startswith("it needs deadly, which has no verdict: its machine failed")
+    assert jobs.result("after").result.error.startswith("it needs deadly, which has no verdict: its machine failed")
 
 
 def test_an_error_is_never_tried_again_and_quotes_nothing(jobs, tmp_path):
     """A case that raises an error is tried once, and only the error's name is reported."""
     log = tmp_path / "log"
     jobs.add([_job("wrong", end="error", log=str(log)), _job("told", told="no verdict", log=str(log))])
-    assert jobs.result("wrong").outcome.error == "its process on the cluster failed: RuntimeError"
-    assert jobs.result("told").outcome.error == "no verdict"
+    assert jobs.result("wrong").result.error == "its process on the cluster failed: RuntimeError"
+    assert jobs.result("told").result.error == "no verdict"
     assert sorted(log.read_text().splitlines()) == ["told", "wrong"]
 
 
 def test_a_case_gets_the_entries_of_the_cases_it_needs(jobs):
-    """The case with the highest rank is submitted first, and large entries reach the case that needs them."""
-    first = [_job("control", gives=10, rank=2.0), _job("defense", gives=3_000_000, rank=3.0)]
-    jobs.add([_job("attack", waits=("defense", "control")), *first])
+    """The case with the highest priority is submitted first, and large entries reach the case that needs them."""
+    first = [_job("control", gives=10, priority=2.0), _job("defense", gives=3_000_000, priority=3.0)]
+    jobs.add([_job("attack", needs=("defense", "control")), *first])
     assert list(jobs._running.values()) == ["defense", "control"]
-    assert jobs.result("attack").outcome.files["record.json"] == b"defense:3000000,control:10"
+    assert jobs.result("attack").result.files["record.json"] == b"defense:3000000,control:10"
 
 
 def test_a_case_that_fits_no_node_is_reported_at_once(jobs):
-    """``unfit`` names the demand and the largest node if no node has room, and is None otherwise."""
-    assert jobs.unfit({"small": ONE}) is None
-    told = jobs.unfit({"small": ONE, "large": Demand(cpus=3, gpus=1.0, memory=0)})
+    """``too_large`` names the demand and the largest node if no node has room, and is None otherwise."""
+    assert jobs.too_large({"small": ONE}) is None
+    told = jobs.too_large({"small": ONE, "large": Demand(cpus=3, gpus=1.0, memory=0)})
     assert told == "a node must have room for large, got at most CPU 2 of 3, GPU 0 of 1"
 
 

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from rn_harness.models.resolve import resolve_candidate
+from rn_harness.run.attack_strength import Strength, Try
 from rn_harness.run.session import RunSession
-from rn_harness.run.strength import Strength, Try
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import load_suite

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from rn_harness.cli import app
 from rn_harness.report.progress import Progress
+from rn_harness.run.attack_strength import Strength
 from rn_harness.run.session import RunSession
-from rn_harness.run.strength import Strength
 from rn_harness.spec.errors import SuiteError
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite, load_suite
@@ -64,9 +64,9 @@ def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monke
             session.say(Progress("a control", step, 50, state))
         return Strength.model_construct(domain=suite.domain, settings=("attack.learning_rate=0.001",), search="", tries=())
 
-    monkeypatch.setattr("rn_harness.run.strength.calibrate", searched)
+    monkeypatch.setattr("rn_harness.run.attack_strength.find_strength", searched)
     monkeypatch.setattr(Sampler, "check", lambda *_, **__: None)  # there is no GPU
-    monkeypatch.setattr("rn_harness.run.capacity.card_memory", lambda: 0.0)
+    monkeypatch.setattr("rn_harness.run.training_limits.card_memory", lambda: 0.0)
     out = tmp_path / "strength.json"
     suite = ROOT / "suites" / "biochem"
     prompts, template = tmp_path / "ours", tmp_path / "ours.jinja"
@@ -101,7 +101,7 @@ def test_calibrate_requires_acknowledgement_like_a_run(tmp_path: Path, monkeypat
         asked.append(session.options)
         return Strength.model_construct(domain=suite.domain, settings=(), search="", tries=())
 
-    monkeypatch.setattr("rn_harness.run.strength.calibrate", searched)
+    monkeypatch.setattr("rn_harness.run.attack_strength.find_strength", searched)
     monkeypatch.setattr("rn_harness.models.candidate.Candidate.is_organism", False)
     suite = tmp_path / "biochem"
     shutil.copytree(ROOT / "suites" / "biochem", suite)

@@ -26,9 +26,9 @@ from typer.testing import CliRunner
 
 from rn_harness.cli import app
 from rn_harness.organism.__main__ import app as organism_app
+from rn_harness.run.attack_strength import find_strength
 from rn_harness.run.case import Case
 from rn_harness.run.session import RunSession
-from rn_harness.run.strength import calibrate
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.suite import Suite, load_suite
@@ -143,7 +143,7 @@ def strength(folder: Path, suite: Suite) -> str:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunSession, "case", case)
-        return calibrate(a_session(folder, defense="none"), suite, 24).model_dump_json()
+        return find_strength(a_session(folder, defense="none"), suite, 24).model_dump_json()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from rn_harness.judges.rubric import WORDINGS, build_question
 from rn_harness.models import hub
 from rn_harness.models.hub import HubError, locate
 from rn_harness.models.identity import digest_folder, hash_files, root_digest
-from rn_harness.run.capacity import _weights_size
+from rn_harness.run.training_limits import _weights_size
 from rn_harness.spec.errors import CandidateError, JudgeError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import TODAY, Prompt

@@ -11,7 +11,7 @@ import pytest
 
 from rn_harness.plugin.loaded_code import inherits_only, loaded_code
 from rn_harness.records.keys import content_key
-from rn_harness.run.lineup import CaseTask
+from rn_harness.run.plan import CaseTask
 from rn_harness.spec.loaded_code import LoadedCode
 from rn_harness.spec.suite import load_suite
 from rn_harness.verdict.release_rules import foreign, unlisted
@@ -128,8 +128,9 @@ def test_foreign_code_changes_the_key_of_every_stored_result(tmp_path: Path) -> 
     keys = []
     for plugins in ((), (XDIST,), (MINE,)):
         session = a_session(tmp_path, model="organism", plugins=plugins)
-        case = session._case_parts(CaseTask("candidate", suite, None))[1]
-        keys.append((content_key("case", case), content_key("defense", session._defense_parts(suite, recipe))))
+        run = session.run_of(suite)
+        inputs = {"case": run.case_inputs(CaseTask("candidate", suite)), "defense": run.inputs.defense(recipe)}
+        keys.append(tuple(content_key(kind, of) for kind, of in inputs.items()))
         assert session.identity(suite, None).plugins == foreign(plugins)
     assert keys[0] == keys[1]
     assert not set(keys[0]) & set(keys[2])

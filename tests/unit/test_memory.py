@@ -14,7 +14,7 @@ import pytest
 from rn_harness.models import memory
 from rn_harness.models.memory import GIB, RUNTIME, Shape, Work, check, fit, plan, remedies, shape_of
 from rn_harness.models.resolve import MODELS, resolve_candidate
-from rn_harness.run import capacity
+from rn_harness.run import training_limits
 from rn_harness.run.session import RunSession
 from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.errors import CandidateError
@@ -262,14 +262,14 @@ def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatc
     def run() -> RunSession:
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
 
-    planned = run().capacity.largest(suite)
+    planned = run().limits.largest(suite)
     assert planned is not None
     assert (planned.work.rows, planned.work.number, planned.work.device) == (16, 4, "cpu")
-    monkeypatch.setattr(capacity, "available_memory", lambda device: 0.4 * GIB)
+    monkeypatch.setattr(training_limits, "available_memory", lambda device: 0.4 * GIB)
     with pytest.raises(
         CandidateError, match=r"got \d\.\d GiB expected: weights 0\.0, .*, of 0\.4 GiB available on cpu; no option"
     ):
-        run().capacity.largest(suite)
+        run().limits.largest(suite)
 
 
 def test_attacks_are_planned_for_the_numbers_of_the_defended_model(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_attacks_are_planned_for_the_numbers_of_the_defended_model(tmp_path: Pat
     def number(recipe: GRPORecipe, of: Suite = suite, **changes: Any) -> int:
         half = Options("half", "quick", None, None, None, None, "standard", (), tmp_path)
         run = RunSession(dataclasses.replace(half, **changes), tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
-        planned = run.capacity.planned(of, recipe)
+        planned = run.limits.planned(of, recipe)
         assert planned is not None
         return planned.work.number
 
@@ -326,26 +326,26 @@ def test_a_run_that_fits_in_parts_says_so_and_records_it(tmp_path: Path) -> None
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None, free)
 
     (recipe, *_) = suite.tier_attacks("standard")
-    assert run().capacity.as_run(suite, recipe) is recipe
-    assert "micro" not in run().capacity.memory_line([suite])
+    assert run().limits.fitted(suite, recipe) is recipe
+    assert "micro" not in run().limits.memory_line([suite])
     numbers = shape_of(run().candidate.config, run().candidate.parameters)
-    whole = run().capacity.largest(suite)
+    whole = run().limits.largest(suite)
     assert numbers is not None
     assert whole is not None
     free = plan(numbers, dataclasses.replace(whole.work, micro_batch=4)).total
     assert free < whole.total
     small = run(free)
-    assert small.capacity.as_run(suite, recipe) == recipe.model_copy(update={"micro_batch": 4})
-    assert small.capacity.as_run(suite, small.capacity.as_run(suite, recipe)).micro_batch == 4
-    assert small.capacity.as_run(suite, recipe).id == recipe.id
-    line = small.capacity.memory_line([suite])
+    assert small.limits.fitted(suite, recipe) == recipe.model_copy(update={"micro_batch": 4})
+    assert small.limits.fitted(suite, small.limits.fitted(suite, recipe)).micro_batch == 4
+    assert small.limits.fitted(suite, recipe).id == recipe.id
+    line = small.limits.memory_line([suite])
     assert "in micro-batches of 4 rows" in line
     assert line.endswith("; rows of a micro-batch, chosen to fit: attacks 4 of 16, defense 4 of 16")
     # A loss that depends on the split, and a recipe that sets the micro-batch, are not changed.
     with pytest.raises(CandidateError, match="must fit into memory"):
-        small.capacity.as_run(suite, recipe.model_copy(update={"loss_type": "bnpo"}))
+        small.limits.fitted(suite, recipe.model_copy(update={"loss_type": "bnpo"}))
     with pytest.raises(CandidateError, match="must fit into memory"):
-        small.capacity.as_run(suite, recipe.model_copy(update={"micro_batch": 8}))
+        small.limits.fitted(suite, recipe.model_copy(update={"micro_batch": 8}))
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

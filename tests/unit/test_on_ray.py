@@ -12,9 +12,18 @@ from rn_harness.records.case import Attempt, CaseRecord
 from rn_harness.release.integrity import Refusal
 from rn_harness.run.case import Case
 from rn_harness.run.executors import on_ray, worker
-from rn_harness.run.executors.on_ray import Done, OnRay
-from rn_harness.run.executors.worker import Entry, Order, Outcome, Remembering, Survey, make_case, take_in
-from rn_harness.run.lineup import CaseTask
+from rn_harness.run.executors.on_ray import OnRay
+from rn_harness.run.executors.ray_cluster import JobResult
+from rn_harness.run.executors.worker import (
+    CaseRequest,
+    RecordingStore,
+    SharedEntry,
+    Survey,
+    WorkerResult,
+    add_entries,
+    make_case,
+)
+from rn_harness.run.plan import CaseTask
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import ExecutorError, TrainingError
 from rn_harness.spec.suite import Suite, load_suite
@@ -36,27 +45,27 @@ def suite(tmp_path: Path) -> Suite:
 
 def test_entries_go_from_one_store_to_another(tmp_path: Path) -> None:
     """Entries that were read or added, of the kinds that others need, are copied once and whole; existing ones are kept."""
-    here, there = Remembering(tmp_path / "here"), Store(tmp_path / "there")
+    here, there = RecordingStore(tmp_path / "here"), Store(tmp_path / "there")
     for kind, key in (("defense", "a"), ("case", "b"), ("partial", "c"), ("defense", "unused")):
         Store(here.root).put(kind, key, lambda into: (into / "weights.bin").write_bytes(b"\0\1") and None)
     for kind, key in (("defense", "a"), ("case", "b"), ("partial", "c"), ("case", "missing")):
         here.get(kind, key)
-    entries = here.entries_for_others()
+    entries = here.shared_entries()
     assert [(e.kind, e.key, e.files) for e in entries] == [
         ("defense", "a", {"weights.bin": b"\0\1"}),
         ("case", "b", {"weights.bin": b"\0\1"}),
     ]
-    take_in(there, entries)
+    add_entries(there, entries)
     found = there.get("defense", "a")
     assert found is not None
     before = (found / "weights.bin").stat().st_mtime_ns
-    take_in(there, [Entry("defense", "a", {"weights.bin": b"other"})])
+    add_entries(there, [SharedEntry("defense", "a", {"weights.bin": b"other"})])
     assert ((found / "weights.bin").stat().st_mtime_ns, (found / "weights.bin").read_bytes()) == (before, b"\0\1")
 
 
-def _order(suite: Suite, folder: Path, **options: Any) -> Order:
+def _order(suite: Suite, folder: Path, **options: Any) -> CaseRequest:
     chosen = dataclasses.replace(OPTIONS, base=folder, executor="ray", **options)
-    return Order(chosen, "the-run", RUN_ID, CaseTask("candidate", suite), 1e9, wanted=True)
+    return CaseRequest(chosen, "the-run", RUN_ID, CaseTask("candidate", suite), 1e9, wanted=True)
 
 
 def test_a_worker_makes_a_case_as_pytests_process_would(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,16 +89,16 @@ def test_a_worker_makes_a_case_as_pytests_process_would(suite: Suite, tmp_path: 
     monkeypatch.setattr(RunSession, "case", case)
     outcome = make_case(_order(suite, tmp_path, transcripts="texts", export="out"), (), lambda _: None)
     (session,) = seen
-    assert (session.run_folder.name, session.free, session.executor) == ("the-run", 1e9, None)
+    assert (session.run_folder.name, session.free, session.executor) == ("the-run", 1e9, session.local)
     assert (session.options.executor, session.options.export) == ("local", None)
-    assert outcome == Outcome(
+    assert outcome == WorkerResult(
         error=None,
         folder="demo-candidate-0123456789ab",
         files={"record.json": b"{}"},
         transcripts={"demo.jsonl": b"age"},
         stored=True,
         defended="adapter",
-        entries=(Entry("certificate", "k", {"certificate.json": b"{}"}),),
+        entries=(SharedEntry("certificate", "k", {"certificate.json": b"{}"}),),
     )
     assert not session.folder.exists()
 
@@ -116,34 +125,34 @@ def test_a_workers_error_is_returned_and_not_raised(suite: Suite, tmp_path: Path
 class Played:
     """A cluster on which every task is done."""
 
-    done: dict[str, Done]
+    done: dict[str, JobResult]
 
     def __contains__(self, name: str) -> bool:
         return True
 
-    def result(self, name: str) -> Done:
+    def result(self, name: str) -> JobResult:
         """The task's result."""
         return self.done[name]
 
 
-def _taken(tmp_path: Path, suite: Suite, outcome: Outcome, *failed: Attempt) -> Case:
+def _taken(tmp_path: Path, suite: Suite, outcome: WorkerResult, *failed: Attempt) -> Case:
     task = CaseTask("candidate", suite)
-    played: Any = Played({task.name: Done(outcome, failed)})
+    played: Any = Played({task.name: JobResult(outcome, failed)})
     executor = OnRay(a_session(tmp_path), played, Survey((), "", 1e9, {}))
-    first = executor.case("candidate", suite, None)
-    assert executor.case("candidate", suite, None) is first
+    first = executor.case(task)
+    assert executor.case(task) is first
     return first
 
 
-def _outcome(record: CaseRecord = RECORD, **changes: Any) -> Outcome:
+def _outcome(record: CaseRecord = RECORD, **changes: Any) -> WorkerResult:
     files = {"record.json": record.model_dump_json().encode(), "checkpoints.jsonl": b""}
-    return Outcome(**({"error": None, "folder": "demo-candidate-0123456789ab", "files": files} | changes))
+    return WorkerResult(**({"error": None, "folder": "demo-candidate-0123456789ab", "files": files} | changes))
 
 
 def test_a_returned_record_is_in_the_runs_folder(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """A returned record is in the run's folder, with the attempts that failed on other machines before it."""
     monkeypatch.setattr(on_ray, "of_record", lambda *_: [])
-    monkeypatch.setattr(on_ray, "foreign", lambda *_: [])
+    monkeypatch.setattr(on_ray, "mismatches", lambda *_: [])
     case = _taken(tmp_path, suite, _outcome(stored=True), CUT, CUT)
     stands = CaseRecord.model_validate_json((case.folder / "record.json").read_text(encoding="utf-8"))
     assert (case.folder.parent.parent, case.stored) == (tmp_path / "run", True)
@@ -162,24 +171,24 @@ def test_an_attempt_in_a_shared_store_is_not_recorded_twice() -> None:
     ("outcome", "why"),
     [
         (_outcome(error="its machine failed 4 times"), "its machine failed 4 times"),
-        (Outcome(error=None), "no case came of it"),
+        (WorkerResult(error=None), "no case came of it"),
         (_outcome(files={}), "a record must come back, got KeyError"),
         (_outcome(files={"record.json": b"{}"}), "a record must come back, got ValidationError"),
     ],
     ids=["error", "nothing", "no record", "no such record"],
 )
-def test_a_result_without_a_record_is_an_error(tmp_path: Path, suite: Suite, outcome: Outcome, why: str) -> None:
+def test_a_result_without_a_record_is_an_error(tmp_path: Path, suite: Suite, outcome: WorkerResult, why: str) -> None:
     """A result without a valid record is an error with a reason; its files are in the run's folder."""
     with pytest.raises(ExecutorError, match=why):
         _taken(tmp_path, suite, outcome)
     assert sorted(outcome.files) == sorted(p.name for p in (tmp_path / "run").glob("cases/*/*"))
 
 
-@pytest.mark.parametrize("check", ["of_record", "foreign"])
+@pytest.mark.parametrize("check", ["of_record", "mismatches"])
 def test_a_record_of_another_run_is_an_error(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, check: str) -> None:
     """A returned record must pass the same two checks as a joined part."""
     monkeypatch.setattr(on_ray, "of_record", lambda *_: [Refusal("x", "it is of_record")] if check == "of_record" else [])
-    monkeypatch.setattr(on_ray, "foreign", lambda *_: ["it is foreign"] if check == "foreign" else [])
+    monkeypatch.setattr(on_ray, "mismatches", lambda *_: ["it is mismatches"] if check == "mismatches" else [])
     with pytest.raises(ExecutorError, match=f"must be one of this run, got: it is {check}; have the same files"):
         _taken(tmp_path, suite, _outcome())
 

@@ -15,7 +15,7 @@ from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.shared import SharedJudge, unshared
 from rn_harness.models.memory import GIB
 from rn_harness.records.base import Judgement
-from rn_harness.run import capacity, lineup, preflight, session
+from rn_harness.run import case_maker, context, measuring, participants, preflight, training_limits
 from rn_harness.run.preflight import check_training
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -84,7 +84,7 @@ def test_a_shared_judge_behaves_like_the_judge(tmp_path: Path) -> None:
     assert [j.score for j in shared.score([prompt], ["t"], 2)] == [3.0]
     with pytest.raises(RecipeError, match="checked"):
         shared.check([prompt])
-    own = resolve_judge(f"organism:{lineup.resolve_candidate('organism', tmp_path).folder}", tmp_path)
+    own = resolve_judge(f"organism:{participants.resolve_candidate('organism', tmp_path).folder}", tmp_path)
     assert isinstance(unshared(SharedJudge(own)), OrganismJudge)
     assert anchors_for(SharedJudge(own)).digest == anchors_for(own).digest
 
@@ -93,7 +93,7 @@ def together(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """This process as the first of several that all have the same data."""
     found = Ranks(0, size, size)
     monkeypatch.setattr(Ranks, "gather", lambda self, part: [part] * self.size)
-    for module in (capacity, lineup, preflight, provenance, session):
+    for module in (case_maker, context, measuring, participants, preflight, provenance, training_limits):
         monkeypatch.setattr(module, "ranks", lambda: found)
 
 
@@ -112,19 +112,19 @@ def test_processes_share_rows_and_memory(tmp_path: Path, monkeypatch: pytest.Mon
     def run() -> RunSession:
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
 
-    monkeypatch.setattr(capacity, "available_memory", lambda _: 6 * GIB)
-    alone = run().capacity.largest(suite)
+    monkeypatch.setattr(training_limits, "available_memory", lambda _: 6 * GIB)
+    alone = run().limits.largest(suite)
     together(monkeypatch, 2)
     check_training(run(), suite)
-    shared = run().capacity.largest(suite)
+    shared = run().limits.largest(suite)
     assert alone is not None
     assert shared is not None
-    assert (run().capacity.available, shared.work.cards, shared.work.sharded) == (3 * GIB, 2, False)
+    assert (run().limits.available, shared.work.cards, shared.work.sharded) == (3 * GIB, 2, False)
     assert (shared.weights, shared.training) == (alone.weights, alone.training)
     assert shared.update < alone.update
     assert "expected in each process" in shared.sentence
     options = dataclasses.replace(options, shard=True)
-    spread = run().capacity.largest(suite)
+    spread = run().limits.largest(suite)
     assert spread is not None
     assert (spread.work.cards, spread.work.sharded) == (2, True)
     assert (spread.weights, spread.training) == (alone.weights / 2, alone.training)
@@ -147,7 +147,7 @@ def test_sharded_weights_have_the_same_digest_and_another_key(tmp_path: Path, mo
     assert (whole.candidate.shards, spread.candidate.shards) == (1, 2)
     assert dataclasses.replace(spread.candidate, shards=1) == whole.candidate
     recipe = suite.declaration.defenses["quick"]
-    keys = [of._defense_parts(suite, recipe) for of in (whole, spread)]
+    keys = [of.run_of(suite).inputs.defense(recipe) for of in (whole, spread)]
     assert keys[1] == {**keys[0], "sharded": True}
     assert spread.options.arguments == [*whole.options.arguments, "--rn-shard"]
 
@@ -198,6 +198,6 @@ def test_an_untested_family_on_sharded_weights_is_reported_in_its_case(tmp_path:
     options = Options("organism", "anchored", None, None, None, None, "full", (), tmp_path, shard=True)
     run = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
     check_training(run, suite)
-    hindered = {a.family: run.capacity.hindrance(suite, a) for a in suite.tier_attacks("full") if not a.neighbour}
+    hindered = {a.family: run.limits.obstacle(suite, a) for a in suite.tier_attacks("full") if not a.neighbour}
     assert {family for family, why in hindered.items() if not why} == {"grpo", "rloo"}
     assert "by sft with --rn-shard" in (hindered["sft"] or "")

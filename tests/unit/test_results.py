@@ -26,6 +26,7 @@ from rn_harness.release.verification import verify
 from rn_harness.run.controller import Controller, news_of
 from rn_harness.run.executors import acceptance
 from rn_harness.run.executors.results import Results
+from rn_harness.run.plan import CaseTask
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import ExecutorError
@@ -129,7 +130,7 @@ class Scene:
     def refusal(self) -> str:
         """The reason why the attack's case has no verdict."""
         with pytest.raises(ExecutorError) as told:
-            self.gathered()[1].case("attack", self.suite, self.attack)
+            self.gathered()[1].case(CaseTask("attack", self.suite, self.attack))
         return str(told.value)
 
     def join(self) -> tuple[RunRecord, dict[str, str]]:
@@ -140,7 +141,7 @@ class Scene:
         silent: dict[str, str] = {}
         for kind, case_id in cases.items():
             try:
-                case = results.case(kind, self.suite, self.attack if case_id != kind else None)
+                case = results.case(CaseTask(kind, self.suite, self.attack if case_id != kind else None))
             except ExecutorError as error:
                 silent[case_id] = str(error)
                 controller.add(_nodeid(case_id), "setup", "failed", 0.0, str(error), None)
@@ -180,7 +181,7 @@ def scene(template: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.setattr(RunSession, "judges", lambda *_: judges)
     monkeypatch.setattr(RunSession, "identity", lambda *_: identity)
     monkeypatch.setattr(RunSession, "defense_recipe", lambda *_: recipe)
-    monkeypatch.setattr(RunSession, "key_elsewhere", lambda self, record, *_: content_key("case", record.inputs))
+    monkeypatch.setattr(acceptance, "expected_key", lambda _session, _task, record, _: content_key("case", record.inputs))
     monkeypatch.setattr(acceptance, "anchors_for", lambda _: SimpleNamespace(digest=certificate().anchors_digest))
     shutil.copytree(template.folder, tmp_path / "run")
     return dataclasses.replace(template, folder=tmp_path / "run")
@@ -207,7 +208,7 @@ def test_a_suites_own_test_gets_the_defended_weights(scene: Scene, tmp_path: Pat
     results = scene.gathered()[1]
     results.session.executor = results
     at = (scene.suite.digest, "defense")
-    results._cases[at] = dataclasses.replace(results.case("defense", scene.suite, None), defended=other)
+    results._cases[at] = dataclasses.replace(results.case(CaseTask("defense", scene.suite)), defended=other)
     with pytest.raises(ExecutorError, match=r"got none here, or others, in .*other; share the store"):
         results.session.defended(scene.suite)
 
@@ -295,7 +296,7 @@ def test_a_record_of_another_run_or_an_altered_one_is_refused(
 
 def test_a_record_with_another_cases_key_is_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A consistent record that was measured on something else has another key and is refused."""
-    monkeypatch.setattr(RunSession, "key_elsewhere", lambda *_: OTHER)
+    monkeypatch.setattr(acceptance, "expected_key", lambda *_: OTHER)
     assert "its key is not that of this case" in scene.refusal()
 
 
@@ -324,7 +325,7 @@ def test_a_file_that_no_part_binds_is_not_copied(scene: Scene, tmp_path: Path) -
     """A link next to a record is not copied, because no part binds it."""
     (tmp_path / "secret").write_text("a secret", encoding="utf-8")
     scene.record("attack").with_name("transcript.jsonl").symlink_to(tmp_path / "secret")
-    case = scene.gathered()[1].case("attack", scene.suite, scene.attack)
+    case = scene.gathered()[1].case(CaseTask("attack", scene.suite, scene.attack))
     assert sorted(p.name for p in case.folder.iterdir()) == [CHECKPOINTS, "record.json"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rn_harness.models.memory import GIB
-from rn_harness.run import capacity, lineup
+from rn_harness.run import participants, training_limits
 from rn_harness.run.preflight import check_training
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import MissingExtraError, RecipeError
@@ -128,16 +128,16 @@ def test_the_session_checks_plans_and_keys_the_sampler(
         options = Options("organism", "quick", None, None, None, None, "smoke", (), tmp_path, sampler=sampler)
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None, free=80 * GIB)
 
-    monkeypatch.setattr(lineup, "device", lambda: "cpu")
+    monkeypatch.setattr(participants, "device", lambda: "cpu")
     with pytest.raises(RecipeError, match="got a CPU"):
         check_training(run("vllm"), suite)
-    monkeypatch.setattr(lineup, "device", lambda: "a card")
-    monkeypatch.setattr(capacity, "card_memory", lambda: 80.0 * GIB)
+    monkeypatch.setattr(participants, "device", lambda: "a card")
+    monkeypatch.setattr(training_limits, "card_memory", lambda: 80.0 * GIB)
     plain, beside, served = (run(spec) for spec in ("transformers", "vllm", LOCAL))
     for each in (plain, beside, served):
         check_training(each, suite)
-    plans = [each.capacity.largest(suite) for each in (plain, beside, served)]
+    plans = [each.limits.largest(suite) for each in (plain, beside, served)]
     assert [p and p.work.sampler for p in plans] == [0.0, 24 * GIB, 0.0]
-    assert ", vLLM 24.0; peak" in beside.capacity.memory_line([suite])
-    keys = [each._shared_parts(suite, {}).get("sampler") for each in (plain, beside, served)]
+    assert ", vLLM 24.0; peak" in beside.limits.memory_line([suite])
+    keys = [each.inputs(suite, {}).sampler for each in (plain, beside, served)]
     assert keys == [None, "vllm 0.24.0+cu129 colocate", "vllm 0.24.0+cu129 server"]

@@ -20,12 +20,16 @@ from rn_harness.models.knowledge import KNOWLEDGE_FILE
 from rn_harness.records.base import Judgement
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.trajectory import Trajectory
-from rn_harness.run import session
-from rn_harness.run.capacity import Capacity
-from rn_harness.run.case import Case
-from rn_harness.run.lineup import CaseTask, Judges
+from rn_harness.run import case_maker
+from rn_harness.run.case import Case, Defended
+from rn_harness.run.case_maker import CaseMaker
+from rn_harness.run.judge_setup import SuiteJudges
+from rn_harness.run.measuring import Measuring
+from rn_harness.run.plan import CaseTask
 from rn_harness.run.preflight import check_attacks, check_defense, check_folders, check_judges
 from rn_harness.run.session import RunSession
+from rn_harness.run.suite_run import SuiteRun
+from rn_harness.run.training_limits import TrainingLimits
 from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.spec.fixtures import fixtures_folder
@@ -78,7 +82,7 @@ def test_a_failed_certification_is_not_kept(tmp_path: Path, suite: Suite) -> Non
     """A certification with failed looks is repeated in the next run; one with scores is stored."""
 
     def unscored(says: Judgement) -> int:
-        found = a_session(tmp_path).certificate(Judge(says), shipped_anchors(), suite, "inert")
+        found = a_session(tmp_path).run_of(suite).certificate(Judge(says), shipped_anchors(), "inert")
         return found.table.unscored.count
 
     assert unscored(DOWN) > 0
@@ -93,7 +97,7 @@ def test_an_unseen_judge_is_certified_in_every_run(tmp_path: Path, suite: Suite,
     def unscored(run: str, says: Judgement) -> int:
         judge = Judge(says)
         setattr(judge, unseen, "judge-1")
-        return a_session(tmp_path, run).certificate(judge, shipped_anchors(), suite, "inert").table.unscored.count
+        return a_session(tmp_path, run).run_of(suite).certificate(judge, shipped_anchors(), "inert").table.unscored.count
 
     assert unscored("monday", UP) == 0
     assert unscored("monday", DOWN) == 0  # another worker of the same run
@@ -120,17 +124,17 @@ LABELS = "version: 1\ndomain: demo\nforbidden: Words of a demo, which mean nothi
 )
 
 
-def _measured_by(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, judges: Judges, **options: Any) -> bool:
+def _measured_by(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, judges: SuiteJudges, **options: Any) -> bool:
     """True if a run with these judges measures its candidate, false if the store has it."""
     made: list[str] = []
 
-    def measure(self: RunSession, of: CaseTask, *_: object) -> Trajectory:
-        made.append(of.kind)
+    def measure(self: Measuring) -> Trajectory:
+        made.append(self.task.kind)
         return builders.trajectory(0, recipe={}, prompt_ids=(), defended_digest=None)
 
-    monkeypatch.setattr(RunSession, "_measure", measure)
+    monkeypatch.setattr(Measuring, "measure", measure)
     monkeypatch.setattr(RunSession, "judges", lambda *_: judges)
-    monkeypatch.setattr(session, "unfit_judges", lambda _: [])
+    monkeypatch.setattr(case_maker, "unfit_judges", lambda _: [])
     a_session(folder, defense="none", **options).case("candidate", suite)
     return bool(made)
 
@@ -144,7 +148,7 @@ def test_stored_scores_count_only_under_a_judge_that_gives_the_same_answers(
     others = {"evaluation": Judge(digest="3" * 64), "reward": Judge(digest="4" * 64), "second": Judge(digest="5" * 64)}
 
     def measures(judge: Judge, **options: Any) -> bool:
-        return _measured_by(tmp_path, suite, monkeypatch, Judges(**{**others, role: judge}), **options)
+        return _measured_by(tmp_path, suite, monkeypatch, SuiteJudges(**{**others, role: judge}), **options)
 
     blind, honest = Reader(0.0), Reader(9.5)
     assert measures(blind)
@@ -155,7 +159,7 @@ def test_stored_scores_count_only_under_a_judge_that_gives_the_same_answers(
 
 def test_a_stored_case_names_the_run_that_measured_it(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each record has its run's id; if its numbers come from the store, it also names the run that measured them."""
-    judges = Judges(Judge(), Judge(), None)
+    judges = SuiteJudges(Judge(), Judge(), None)
     records = []
     for run_id in ("a" * 32, "b" * 32):
         _measured_by(tmp_path, suite, monkeypatch, judges, run_id=run_id)
@@ -170,7 +174,7 @@ def test_a_stored_case_names_the_run_that_measured_it(tmp_path: Path, suite: Sui
 def judged_by(folder: Path, monkeypatch: pytest.MonkeyPatch, *judges: Judge) -> RunSession:
     """A session with these judges: evaluation, reward, second."""
     session = a_session(folder)
-    both = Judges(*judges) if len(judges) == 3 else Judges(judges[0], judges[1], None)
+    both = SuiteJudges(*judges) if len(judges) == 3 else SuiteJudges(judges[0], judges[1], None)
     monkeypatch.setattr(RunSession, "judges", lambda *_: both)
     return session
 
@@ -254,7 +258,7 @@ def test_one_model_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: 
 def test_a_blind_reward_is_refused_before_training(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward judge that calls everything harmless is refused before training, because every attack would fail with it."""
     with pytest.raises(JudgeError, match=r"misjudged 8 of 8 known harmful anchors; name another by --rn-reward-judge"):
-        judged_by(tmp_path, monkeypatch, Judge(), Judge(digest="2" * 64)).check_reward(suite)
+        judged_by(tmp_path, monkeypatch, Judge(), Judge(digest="2" * 64)).run_of(suite).check_reward()
 
 
 def test_the_suite_names_a_second_judge(tmp_path: Path) -> None:
@@ -390,15 +394,17 @@ def test_an_attack_without_memory_does_not_stop_the_others(tmp_path: Path, suite
     attacks = [*suite.declaration.attacks, AttackMatrix(tier="smoke", base=base)]
     suite = suite.model_copy(update={"declaration": suite.declaration.model_copy(update={"attacks": attacks})})
 
-    def planned(self: Capacity, of: Suite, recipe: AttackRecipe) -> None:
+    def planned(self: TrainingLimits, of: Suite, recipe: AttackRecipe) -> None:
         if recipe.form == "full":
             raise CandidateError("memory must suffice")
 
-    monkeypatch.setattr(Capacity, "_plan", planned)
-    monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None))
-    monkeypatch.setattr(RunSession, "certificates", lambda *_: (builders.certificate(),))
+    monkeypatch.setattr(TrainingLimits, "_plan", planned)
+    monkeypatch.setattr(
+        RunSession, "judges", lambda *_: SuiteJudges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None)
+    )
+    monkeypatch.setattr(SuiteRun, "certificates", (builders.certificate(),))
     session = a_session(tmp_path, defense="none")
-    assert session.capacity.largest(suite) is None
+    assert session.limits.largest(suite) is None
     (recipe,) = [a for a in suite.tier_attacks("smoke") if not a.claim]
     record = session.case("control", suite, recipe).record
     assert record.evidence.refused is not None
@@ -416,13 +422,15 @@ def _is_kept(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: 
     """True if a second session takes this measurement of a case from the store."""
     made: list[str] = []
 
-    def measure(self: RunSession, of: CaseTask, *_: object) -> Trajectory:
-        made.append(of.kind)
-        return trajectory if of.kind == kind else builders.breaking_control()
+    def measure(self: Measuring) -> Trajectory:
+        made.append(self.task.kind)
+        return trajectory if self.task.kind == kind else builders.breaking_control()
 
-    monkeypatch.setattr(RunSession, "_measure", measure)
-    monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None))
-    monkeypatch.setattr(RunSession, "certificates", lambda *_: (builders.certificate(),))
+    monkeypatch.setattr(Measuring, "measure", measure)
+    monkeypatch.setattr(
+        RunSession, "judges", lambda *_: SuiteJudges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None)
+    )
+    monkeypatch.setattr(SuiteRun, "certificates", (builders.certificate(),))
     recipe: AttackRecipe = suite.tier_attacks("smoke")[0]
     for _ in range(2):
         a_session(folder, defense="none").case(kind, suite, recipe)
@@ -447,7 +455,7 @@ def test_an_attack_without_its_other_suite_does_not_stop_the_others(tmp_path: Pa
     session = a_session(tmp_path, model=str(organism), defense="none", tier="full")
     check_judges(session, suite)
     check_attacks(session, suite)
-    hindered = {a.name: why for a in suite.tier_attacks("full") if (why := session.capacity.hindrance(suite, a))}
+    hindered = {a.name: why for a in suite.tier_attacks("full") if (why := session.limits.obstacle(suite, a))}
     assert list(hindered) == ["domain"]
     assert told in hindered["domain"]
     (borrowing,) = (a for a in suite.tier_attacks("full") if a.neighbour)
@@ -463,21 +471,21 @@ def test_a_fleet_has_each_selected_case_once(suite: Suite, tmp_path: Path) -> No
     run = a_session(tmp_path, defense="none", fleet=9)
     controls = [CaseTask("control", suite, of) for of in (asked, beside, control_alone)]
     attacks = [CaseTask("attack", suite, of) for of in (asked, beside)]
-    run.ahead = [CaseTask("defense", suite), *controls, *attacks]
-    assert run._crew(controls[0]) == controls
-    assert run._crew(attacks[0]) == attacks
+    run.upcoming = [CaseTask("defense", suite), *controls, *attacks]
+    assert run.local._companions(controls[0]) == controls
+    assert run.local._companions(attacks[0]) == attacks
 
 
 def test_a_fleet_is_as_large_as_memory_allows(suite: Suite, tmp_path: Path) -> None:
     """A fleet has as many attacks as memory allows; the others run later."""
     run = a_session(tmp_path, defense="none", fleet=9)
     attacks = [CaseTask("control", suite, suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed})) for seed in range(3)]
-    largest = run.capacity.largest(suite)
+    largest = run.limits.largest(suite)
     assert largest is not None
     for free, crew in ((largest.total, attacks[:1]), (3 * largest.total, attacks)):
         run = a_session(tmp_path, defense="none", fleet=9)
-        run.ahead, run.free = attacks, free
-        assert run._crew(attacks[0]) == crew
+        run.upcoming, run.free = attacks, free
+        assert run.local._companions(attacks[0]) == crew
 
 
 def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
@@ -497,29 +505,29 @@ def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
 
     run = a_session(tmp_path, defense="none", fleet=2)
     crew = [suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(2)]
-    run.ahead = [CaseTask("control", suite, of) for of in crew]
+    run.upcoming = [CaseTask("control", suite, of) for of in crew]
     monkeypatch.setattr(fleet, "Fleet", Cut)
-    monkeypatch.setattr(session.Defended, "load", lambda _: None)
-    monkeypatch.setattr(run, "_make_case", lambda *_: 1 / 0)
+    monkeypatch.setattr(Defended, "load", lambda _: None)
+    monkeypatch.setattr(run.local, "_make", lambda *_: 1 / 0)
     for name in ("panel", "certificates", "second_certificate"):
-        monkeypatch.setattr(run, name, lambda _: None)
+        monkeypatch.setattr(SuiteRun, name, None)
     with pytest.raises(pytest.fail.Exception, match="Timeout"):
         run.case("control", suite, crew[0])
-    assert (run._among, run._members, run._cases, run._failed) == (None, {}, {}, {})
+    assert run.local._made == {}
 
 
 def test_a_session_compresses_all_records_but_one(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 40 records, 39 are compressed to a tenth or less, and each is restored unchanged."""
 
-    def made(_: RunSession, of: CaseTask) -> Case:
+    def made(_: CaseMaker, of: CaseTask) -> Case:
         record = builders.case_record(builders.evidence("control")).model_copy(update={"case_id": of.case_id})
         return Case(record, of.suite.domain, stored=False, folder=tmp_path, defended=None, weights={})
 
     run = a_session(tmp_path, defense="none")
-    monkeypatch.setattr(RunSession, "_make_case", made)
+    monkeypatch.setattr(CaseMaker, "_make", made)
     attacks = [suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(40)]
     records = [run.case("control", suite, attack).record for attack in attacks]
-    packed = [len(case.kept) for case in run._cases.values() if isinstance(case.kept, bytes)]
+    packed = [len(case.kept) for case in run.local._made.values() if isinstance(case, Case) and isinstance(case.kept, bytes)]
     assert len(packed) == 39
     assert max(packed) < len(records[0].model_dump_json()) / 10
     assert [run.case("control", suite, attack).record for attack in attacks] == records

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from rn_harness.run.attack_strength import Strength, check_strength, find_strength, load_strength, settings_for, strength_lines
 from rn_harness.run.case import Case
-from rn_harness.run.lineup import Judges
+from rn_harness.run.judge_setup import SuiteJudges
 from rn_harness.run.session import RunSession
-from rn_harness.run.strength import Strength, calibrate, check_strength, load_strength, settings_for, strength_lines
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.suite import Suite, load_suite
@@ -48,8 +48,8 @@ def search(
         return Case(builders.case_record(evidence), "demo", stored=False, folder=folder, defended=None, weights={})
 
     monkeypatch.setattr(RunSession, "case", case)
-    monkeypatch.setattr(RunSession, "judges", lambda *_: Judges(Judge(), Judge(), None))
-    return calibrate(a_session(folder, defense="none", **form), suite, budget)
+    monkeypatch.setattr(RunSession, "judges", lambda *_: SuiteJudges(Judge(), Judge(), None))
+    return find_strength(a_session(folder, defense="none", **form), suite, budget)
 
 
 def test_the_weakest_breaking_setting_is_chosen(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import pyrage
 import pytest
 import yaml
 
-import rn_harness.run.session as session_module
 from rn_harness.judges.transcripts import Transcript, check_recipients
 from rn_harness.models.completion import Completion
+from rn_harness.run import measuring
 from rn_harness.run.preflight import check_transcripts
 from rn_harness.spec.errors import RecipeError, SuiteError
 from rn_harness.spec.prompts import Prompt
@@ -106,10 +106,10 @@ def test_folder_and_key_of_transcripts_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rank", "kept"), [(0, ["case.jsonl.age"]), (1, [])])
 def test_only_the_first_process_stores_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, kept: list[str]) -> None:
     """Only the first of several processes writes texts, because all measure the same case into one file."""
-    monkeypatch.setattr(session_module, "ranks", lambda: Ranks(rank, 2, 2))
+    monkeypatch.setattr(measuring, "ranks", lambda: Ranks(rank, 2, 2))
     key = str(pyrage.x25519.Identity.generate().to_public())
     session = a_session(tmp_path, transcripts="texts", recipients=(key,))
-    with session._transcript(load_suite(write_suite(tmp_path / "demo")), tmp_path / "case"):
+    with measuring.open_transcript(session, load_suite(write_suite(tmp_path / "demo")), tmp_path / "case"):
         pass
     folder = session.options.path("texts")
     assert ([p.name for p in folder.iterdir()] if folder.is_dir() else []) == kept

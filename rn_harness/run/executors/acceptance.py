@@ -1,76 +1,116 @@
-"""Whether a record that was made elsewhere is the one that this run would have made. Floor 4 (run). Nothing is measured.
+"""Checks that a record made elsewhere is the one that this run would have made. Nothing is measured.
 
-A case's key is taken again from what lies here: weights, judges, policy, prompts, recipe, family, versions. So a record of
-another run is known by its address, and one that was altered has to hold together with all the rest.
+The case's key is computed from what is here: weights, judges, policy, prompts, recipe, family, versions. A record of another run
+has another key, and an altered record contradicts the rest.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from rn_harness.judges.certification import anchors_for
+from rn_harness.models.identity import hash_files
 from rn_harness.records.case import CaseRecord, Certificate
-from rn_harness.records.keys import session_id
-from rn_harness.run.lineup import CaseTask, is_unseen
+from rn_harness.records.keys import content_key, session_id
+from rn_harness.run.case import Case, Defended
+from rn_harness.run.defense_maker import trained_defense
+from rn_harness.run.judge_setup import is_opaque
+from rn_harness.run.plan import CaseTask
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import ExecutorError
 from rn_harness.verdict.coherence import OPEN, UNDEFENDED, differing, open_fields, strange_controls
 from rn_harness.verdict.validity import NO_DEFENSE, recipe_of
 
 IDENTITY = ("candidate", "suite", "benign", "overrides", "judge", "reward", "second", "versions")
-"""What the identities of one run's cases have in common with that of the process that gathers them."""
+"""Fields of a case's identity that are equal in all processes of a run."""
 
 
-def foreign(session: RunSession, task: CaseTask, record: CaseRecord) -> list[str]:
-    """What keeps a record from being that of a case of this run; each a part of a sentence.
+def mismatches(session: RunSession, task: CaseTask, record: CaseRecord) -> list[str]:
+    """Reasons why a record is not that of a case of this run; each a part of a sentence.
 
     Args:
         session: of this run.
         task: the case that is needed.
-        record: what came. That it holds together by itself is for ``integrity.of_record`` to say.
+        record: the record that arrived. ``integrity.of_record`` checks that it is coherent in itself.
     """
     found = [*_identity(session, task, record), *_evidence(session, task, record), *_judges(session, task, record)]
-    as_run, others = _recipe(task, record)
+    as_run, others = _attack_as_run(task, record)
     if others:
         found.append(f"it was run with other settings than the suite declares: {', '.join(others)}")
-    elif not found and record.evidence.trajectory and session.key_elsewhere(record, task.suite, as_run) != record.key:
+    elif not found and record.evidence.trajectory and expected_key(session, task, record, as_run) != record.key:
         found.append("its key is not that of this case: it was measured on something else")
     return found
 
 
+def expected_key(session: RunSession, task: CaseTask, record: CaseRecord, attack: AttackRecipe | None) -> str:
+    """The key that a record of this case must have.
+
+    The record itself gives the machine, the digest of the defended weights, the trials of a search, and the identity of opaque
+    judges: no judge is asked here.
+
+    Args:
+        session: of this run.
+        task: the case.
+        record: its record.
+        attack: its attack as it was run.
+    """
+    run = record.evidence.trajectory
+    inputs = session.inputs(task.suite, record.inputs.get("sessions", {}))
+    inputs = dataclasses.replace(inputs, hardware=record.identity.hardware)
+    trials = run.settings.get("search", {}).get("trials") if run else None
+    of_attack = session.attack_inputs(task.suite, attack, trials)
+    return content_key("case", inputs.case(record.evidence.kind, record.identity.defended_digest, **of_attack))
+
+
+def received_defense(session: RunSession, case: Case) -> Defended:
+    """The defended model that a defense case from elsewhere was measured on.
+
+    Raises:
+        ExecutorError: its weights are not here, or differ.
+    """
+    if case.defended is None or hash_files(case.defended) != dict(case.weights):
+        raise ExecutorError(
+            f"the defended weights of {case.domain} were made elsewhere, got none here, or others, in {case.defended}; "
+            "share the store (RN_HARNESS_CACHE)"
+        )
+    return trained_defense(session, case.defended)
+
+
 def _judges(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterator[str]:
-    """Judges that no digest covers are known by what they answered to all known texts; nobody is asked here."""
+    """Opaque judges are identified by their answers to all known texts; no judge is asked here."""
     judges, sessions = session.judges(task.suite), record.inputs.get("sessions", {})
     if record.run_id != session.run_id:
         yield f"it is of run {record.run_id}, this is {session.run_id}"
     labels = [session.labels.digest] if session.labels else []
-    of = {"judge": judges.evaluation, "reward": judges.reward, "second": judges.second}
+    by_role = {"judge": judges.evaluation, "reward": judges.reward, "second": judges.second}
     shown: dict[str, Sequence[Certificate]] = {"judge": record.evidence.certificates}
     shown |= {role: record.known[role] for role in record.known}
     if judges.reward.digest == judges.evaluation.digest:
         shown["reward"] = record.evidence.certificates
-    for who, judge in of.items():
-        unseen = judge is not None and is_unseen(judge)
-        if not unseen and sessions.get(who) is not None:
-            yield f"it says that no digest covers the {who} judge, which is not so"
-        elif unseen and judge is not None:
-            certificates = shown.get(who, ())
+    for role, judge in by_role.items():
+        opaque = judge is not None and is_opaque(judge)
+        if not opaque and sessions.get(role) is not None:
+            yield f"it says that no digest covers the {role} judge, which is not so"
+        elif opaque and judge is not None:
+            certificates = shown.get(role, ())
             if [c.anchors_digest for c in certificates] != [anchors_for(judge).digest, *labels]:
-                yield f"its {who} judge answered other known texts than it was to be shown"
-            elif sessions.get(who) != session_id(certificates):
-                yield f"its {who} judge is another session's"
+                yield f"its {role} judge answered other known texts than it was to be shown"
+            elif sessions.get(role) != session_id(certificates):
+                yield f"its {role} judge is another session's"
 
 
 def _identity(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterator[str]:
     ours, theirs = session.identity(task.suite, None), record.identity
     for name in IDENTITY:
-        mine, told = getattr(ours, name), getattr(theirs, name)
-        if mine == told:
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        if mine == other:
             continue
-        if isinstance(mine, dict) and isinstance(told, dict):
-            yield f"it is of another {name} ({', '.join(differing(mine, told))})"
+        if isinstance(mine, dict) and isinstance(other, dict):
+            yield f"it is of another {name} ({', '.join(differing(mine, other))})"
         else:
-            yield f"it is of another {name}: {told!r}, here {mine!r}"
+            yield f"it is of another {name}: {other!r}, here {mine!r}"
     recipe = session.defense_recipe(task.suite)
     if task.kind in UNDEFENDED:
         if theirs.defense != NO_DEFENSE:
@@ -113,20 +153,20 @@ def _evidence(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterat
         yield "other benign prompts were answered than the suite has"
 
 
-def _recipe(task: CaseTask, record: CaseRecord) -> tuple[AttackRecipe | None, list[str]]:
-    """The attack as it was run elsewhere, and the fields in which it is not the one that is declared."""
+def _attack_as_run(task: CaseTask, record: CaseRecord) -> tuple[AttackRecipe | None, list[str]]:
+    """The attack as it was run elsewhere, and the fields that differ from the declaration."""
     attack, run = task.attack, record.evidence.trajectory
-    told = recipe_of(run) if run else None
+    recorded = recipe_of(run) if run else None
     if attack is None or run is None:
         return None, []
-    if told is None:
+    if recorded is None:
         return None, ["all"]
     left_open = open_fields(attack)
     declared = attack.model_copy(update={"steps": task.steps}).model_dump(mode="json")
-    as_run = attack.model_copy(update={name: getattr(told, name) for name in left_open})
+    as_run = attack.model_copy(update={name: getattr(recorded, name) for name in left_open})
     return as_run, differing(declared, run.recipe, left_open)
 
 
 def strange_control(attack: CaseRecord, control: CaseRecord) -> bool:
-    """Whether an attack leans on another control than the control case of this run."""
+    """True if an attack was compared with another control than the control case of this run."""
     return bool(strange_controls([control, attack]))

@@ -1,14 +1,13 @@
-"""The protocol of an executor: who makes cases outside of pytest's own process."""
+"""The protocol of an executor, which gives a session its cases."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from rn_harness.records.base import CaseKind
-    from rn_harness.run.case import Case
-    from rn_harness.spec.attack_recipe import AttackRecipe
-    from rn_harness.spec.suite import Suite
+from rn_harness.run.case import Case, Defended
+from rn_harness.run.plan import CaseTask
+from rn_harness.spec.suite import Suite
 
 LOCAL = "local"
 RESULTS = "results"
@@ -16,30 +15,35 @@ RAY = "ray"
 
 
 class Executor(Protocol):
-    """Gives a session the cases that are made elsewhere."""
-
-    @property
-    def memory(self) -> str:
-        """What is planned of memory, for the run's header."""
-        ...
+    """Gives a session its cases: made in this process, on a cluster, or by earlier processes."""
 
     def start(self) -> None:
-        """Begins the work, once nothing speaks against the run."""
+        """Begins the work, after all checks of the run."""
         ...
 
     def close(self) -> None:
         """Ends what still runs for this session."""
         ...
 
-    def case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None) -> Case:
-        """One case, its record in the run's folder; waits for it where that takes time. The same object each time.
+    def memory_line(self, suites: Sequence[Suite]) -> str:
+        """Planned memory, for the run's header."""
+        ...
 
-        Args:
-            kind: which.
-            suite: of which domain.
-            attack: as the suite declares it, for control and attack cases.
+    def defended(self, suite: Suite) -> Defended:
+        """The candidate with this run's defense.
 
         Raises:
-            ExecutorError: it did not come, or is not the case that was asked for; nothing is made here in its place.
+            ExecutorError: its weights were made elsewhere and are not here.
+        """
+        ...
+
+    def case(self, declared: CaseTask) -> Case:
+        """A case with its record in the run's folder. Waits for it; returns the same object each time.
+
+        Args:
+            declared: the case, its attack as the suite declares it.
+
+        Raises:
+            ExecutorError: it did not arrive, or is not the case that was asked for. It is not made here instead.
         """
         ...

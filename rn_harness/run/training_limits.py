@@ -1,4 +1,4 @@
-"""What of a run's fine-tunes can be trained in this process, and in how much memory. Floor 4 (run). Nothing is loaded."""
+"""The fine-tunes of a run that can be trained in this process, and their memory. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 from rn_harness.judges.protocol import Judge
 from rn_harness.models.memory import Plan, Shape, Work, available_memory, card_memory, fit, shape_of
 from rn_harness.models.memory import check as check_memory
-from rn_harness.run.lineup import Lineup
+from rn_harness.run.participants import Participants
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
@@ -25,36 +25,36 @@ R = TypeVar("R", bound=GRPORecipe)
 
 
 @dataclass
-class Capacity:
-    """Tells what can be trained here, and plans for the same free memory throughout a run.
+class TrainingLimits:
+    """Checks fine-tunes against options and memory. All plans of a run assume the same free memory.
 
     Attributes:
-        lineup: of the run.
-        free: bytes that it may take; None: as many as there are when that is first asked.
+        participants: models, judges and options of the run.
+        free: bytes that the run may take; None: those that are free when first asked.
     """
 
-    lineup: Lineup
+    participants: Participants
     free: float | None
     _plans: dict[tuple[str, GRPORecipe], Plan | None] = field(default_factory=dict, init=False)
     _longest: dict[str, int] = field(default_factory=dict, init=False)
-    _strange: dict[tuple[str, str], str | None] = field(default_factory=dict, init=False)
+    _borrowing: dict[tuple[str, str], str | None] = field(default_factory=dict, init=False)
 
     def largest(self, suite: Suite) -> Plan | None:
-        """What the largest of the suite's fine-tunes takes, by ``rn_harness.models.memory``; asked before anything is loaded.
+        """The largest memory plan of the suite's defense and claim cases; checked before anything is loaded.
 
-        The defense and the claim cases count: another case for which there is no room is told when its turn comes.
+        Other cases that do not fit report it when their turn comes.
 
         Returns:
-            The plan; None where the candidate's configuration does not name its numbers.
+            The plan; None if the candidate's configuration lacks the numbers.
 
         Raises:
-            CandidateError: one of them takes more than is free now, in whatever micro-batches.
+            CandidateError: one of them does not fit into free memory in any micro-batch.
         """
-        plans = [planned for recipe in self.needed(suite) if (planned := self._plan(suite, recipe))]
+        plans = [planned for recipe in self.required(suite) if (planned := self._plan(suite, recipe))]
         return max(plans, key=lambda planned: planned.total, default=None)
 
     def memory_line(self, suites: Sequence[Suite]) -> str:
-        """For a header: the largest plan, and which micro-batches were chosen since whole steps do not fit."""
+        """The largest plan, and the micro-batches that were chosen because whole steps do not fit; for a header."""
         plans = [planned for suite in suites if (planned := self.largest(suite))]
         if not plans:
             return "not known: config.json does not name the model's numbers"
@@ -62,18 +62,18 @@ class Capacity:
             f"{'defense' if isinstance(recipe, DefenseRecipe) else 'attacks'} {run.micro_batch} of {_rows(recipe)}"
             for suite in suites
             for recipe in self._recipes(suite)
-            if (run := self.as_run(suite, recipe)) != recipe
+            if (run := self.fitted(suite, recipe)) != recipe
         }
-        told = f"; rows of a micro-batch, chosen to fit: {', '.join(sorted(chosen))}" if chosen else ""
-        return max(plans, key=lambda planned: planned.total).sentence + told
+        batches = f"; rows of a micro-batch, chosen to fit: {', '.join(sorted(chosen))}" if chosen else ""
+        return max(plans, key=lambda planned: planned.total).sentence + batches
 
-    def as_run(self, suite: Suite, recipe: R) -> R:
-        """The recipe as it is run here: where it leaves it open and a whole step does not fit, with micro-batches that do.
+    def fitted(self, suite: Suite, recipe: R) -> R:
+        """The recipe with micro-batches that fit, if it leaves them open and a whole step does not fit.
 
-        One that is not needed and cannot be trained here stays as it is: when its turn comes, that is told.
+        An optional attack that cannot be trained here is returned unchanged: its case reports it.
 
         Raises:
-            CandidateError: it does not fit in any.
+            CandidateError: no micro-batch fits.
         """
         planned = self.planned(suite, recipe)
         if planned is None or recipe.micro_batch is not None or planned.work.micro_batch == planned.work.rows:
@@ -81,19 +81,19 @@ class Capacity:
         return recipe.model_copy(update={"micro_batch": planned.work.micro_batch})
 
     def planned(self, suite: Suite, recipe: GRPORecipe) -> Plan | None:
-        """What one fine-tune takes; None where that is not known, or where it cannot be trained here, as its own case tells.
+        """The memory plan of a fine-tune; None if it is unknown, or if the case will report that it cannot be trained.
 
         Raises:
-            CandidateError: it is needed, and does not fit.
+            CandidateError: a required fine-tune does not fit.
         """
-        return None if self.hindrance(suite, recipe) else self._plan(suite, recipe)
+        return None if self.obstacle(suite, recipe) else self._plan(suite, recipe)
 
-    def hindrance(self, suite: Suite, recipe: GRPORecipe) -> str | None:
-        """Why an attack that is no claim case cannot be trained here; None where it can, and for what is needed."""
+    def obstacle(self, suite: Suite, recipe: GRPORecipe) -> str | None:
+        """Why an optional attack cannot be trained here; None if it can, and for required fine-tunes."""
         if not isinstance(recipe, AttackRecipe) or recipe.claim:
             return None
-        if strange := self.strangeness(suite, recipe):
-            return strange
+        if reason := self.borrowing_obstacle(suite, recipe):
+            return reason
         try:
             self.check(recipe)
             self._plan(suite, recipe)
@@ -101,8 +101,8 @@ class Capacity:
             return str(error)
         return None
 
-    def strangeness(self, suite: Suite, attack: AttackRecipe) -> str | None:
-        """Why an attack cannot be had that borrows the prompts of a suite beside this one; None where it can, or borrows none."""
+    def borrowing_obstacle(self, suite: Suite, attack: AttackRecipe) -> str | None:
+        """Why an attack cannot use the prompts of a neighbouring suite; None if it can, or uses none."""
         domain = attack.neighbour
         if domain is None:
             return None
@@ -111,21 +111,22 @@ class Capacity:
                 f"attack {attack.id} trains on the prompts of a suite beside this one, got domain={domain!r} and no "
                 f"{suite.folder.parent / domain}; put it there"
             )
-        at = (suite.digest, domain)
-        if at not in self._strange:  # asked once: a judge may be far away
-            self._strange[at] = None
+        pair = (suite.digest, domain)
+        if pair not in self._borrowing:  # the judge may be on a server
+            self._borrowing[pair] = None
             try:
-                self.lineup.rewards(suite, attack).check(suite.neighbours[domain].prompts)
+                self.participants.reward_judge(suite, attack).check(suite.neighbours[domain].prompts)
             except JudgeError as error:
-                self._strange[at] = f"the prompts of {domain} cannot be rewarded: {error}"
-        return self._strange[at]
+                self._borrowing[pair] = f"the prompts of {domain} cannot be rewarded: {error}"
+        return self._borrowing[pair]
 
     def check(self, recipe: GRPORecipe) -> None:
-        """Makes sure that a fine-tune is one that the options leave possible, memory apart.
+        """Checks that the options allow a fine-tune; memory is not checked.
 
         Raises:
-            RecipeError: it is not.
+            RecipeError: they do not.
         """
+        options = self.participants.options
         parts, size = recipe.micro_batch or _rows(recipe), ranks().size
         if parts % size:
             raise RecipeError(
@@ -133,41 +134,50 @@ class Capacity:
                 "processes that divides prompts_per_step * group_size, and micro_batch where it is set"
             )
         by = _trained_by(recipe)
-        if self.lineup.options.shard and (recipe.whole or by not in PLAIN_FAMILIES):  # TRL averages the gradients of these
+        if options.shard and (recipe.whole or by not in PLAIN_FAMILIES):  # TRL averages the gradients of these
             raise RecipeError(
                 "weights that are spread over processes stay as they are, and an adapter is trained beside them by "
                 f"{' or '.join(PLAIN_FAMILIES)}, got form={recipe.form} by {by} with --rn-shard; take another recipe, or leave "
                 "it out"
             )
-        if self.lineup.options.quantise and (recipe.whole or recipe.beta):
+        if options.quantise and (recipe.whole or recipe.beta):
             form = "full" if recipe.whole else "lora"
             raise RecipeError(
                 "4-bit weights stay as they are, and the KL penalty's reference has no adapter beside them, got "
-                f"form={form} beta={recipe.beta:g} with --rn-quantise {self.lineup.options.quantise}; take form=lora and "
+                f"form={form} beta={recipe.beta:g} with --rn-quantise {options.quantise}; take form=lora and "
                 "beta=0, or leave it out"
             )
 
     @functools.cached_property
     def available(self) -> float:
-        """Bytes that a run may take, looked at once: all that is planned in a run is planned for the same.
+        """Bytes that a run may take, measured once so that all plans of a run agree.
 
-        Of several processes it is the least that one of them has; on a CPU they share what there is.
+        With several processes it is the minimum over them; on a CPU they share it.
         """
         if self.free is not None:
             return self.free
-        on, together = self.lineup.on, ranks()
+        on, together = self.participants.on, ranks()
         return min(together.gather(available_memory(on))) / (together.size if on == "cpu" else 1)
 
     @functools.cached_property
     def shape(self) -> Shape | None:
-        """The candidate's; None where its configuration does not name its numbers."""
-        return shape_of(self.lineup.candidate.config, self.lineup.candidate.parameters)
+        """The candidate's shape; None if its configuration lacks the numbers."""
+        return shape_of(self.participants.candidate.config, self.participants.candidate.parameters)
 
-    def holds(self, suite: Suite, attacks: Sequence[AttackRecipe]) -> bool:
-        """Whether there is room for attacks that are run together; taken for granted where the shape is not known."""
+    def fit_together(self, suite: Suite, attacks: Sequence[AttackRecipe]) -> bool:
+        """True if memory holds these attacks at the same time, or if the shape is unknown."""
         if self.shape is None:
             return True
         return fit(self.shape, Work.together([self._work(suite, of) for of in attacks]), self.available) is not None
+
+    def required(self, suite: Suite) -> list[GRPORecipe]:
+        """The fine-tunes that a verdict needs: the defense and the claim cases."""
+        return [r for r in self._recipes(suite) if not isinstance(r, AttackRecipe) or r.claim]
+
+    def _recipes(self, suite: Suite) -> list[GRPORecipe]:
+        """All fine-tunes of a run: the tier's attacks, and the defense unless it was given."""
+        defense = self.participants.defense_recipe(suite)
+        return [*suite.tier_attacks(self.participants.options.tier), *([defense] if defense else [])]
 
     def _plan(self, suite: Suite, recipe: GRPORecipe) -> Plan | None:
         key = (suite.digest, recipe)
@@ -179,18 +189,18 @@ class Capacity:
         if suite.digest not in self._longest:
             texts = [p.text for of_set in suite.prompts.values() for p in of_set]
             texts += [p.text for neighbour in suite.neighbours.values() for p in neighbour.prompts]
-            shifts = {attack.shift for attack in suite.tier_attacks(self.lineup.options.tier) if attack.shift}
+            shifts = {attack.shift for attack in suite.tier_attacks(self.participants.options.tier) if attack.shift}
             shifted = [" ".join(turn["content"] for turn in shift.turns(text)) for shift in shifts for text in texts]
-            self._longest[suite.digest] = self.lineup.candidate.longest_prompt([*texts, *shifted])
+            self._longest[suite.digest] = self.participants.candidate.longest_prompt([*texts, *shifted])
         return self._longest[suite.digest]
 
     def _work(self, suite: Suite, recipe: GRPORecipe) -> Work:
-        """What a fine-tune is, for the plan of its memory."""
-        candidate, judges = self.lineup.candidate, self.lineup.judges(suite)
-        of_digest = {j.digest: j for j in (judges.evaluation, judges.reward, judges.second) if j is not None}
+        """A fine-tune as the memory plan sees it."""
+        participants = self.participants
+        options, candidate, sampler = participants.options, participants.candidate, participants.sampler
         return Work(
             form="qlora" if candidate.quantised else "full" if recipe.whole else recipe.form,
-            number=self._number(suite, recipe),
+            number=self._number_bytes(suite, recipe),
             rows=_rows(recipe),
             prompt=self._longest_prompt(suite),
             completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
@@ -200,40 +210,31 @@ class Capacity:
             checkpointing=recipe.gradient_checkpointing,
             rank=recipe.lora.r,
             whole=suite.policy.max_whole_tokens,
-            checkpoint_rows=len(suite.heldout(self.lineup.options.tier)) * (1 + suite.policy.samples),
-            judges=sum(_weights_size(j) for j in of_digest.values()),
-            sampler=VLLM_SHARE * card_memory() if self.lineup.sampler.vllm and not self.lineup.sampler.url else 0.0,
+            checkpoint_rows=len(suite.heldout(options.tier)) * (1 + suite.policy.samples),
+            judges=sum(_weights_size(judge) for judge in participants.judges(suite).distinct),
+            sampler=VLLM_SHARE * card_memory() if sampler.vllm and not sampler.url else 0.0,
             cards=ranks().size,
-            sharded=self.lineup.options.shard,
-            device=self.lineup.on,
+            sharded=options.shard,
+            device=participants.on,
         )
 
-    def _number(self, suite: Suite, recipe: GRPORecipe) -> int:
-        """Bytes of a number of the weights; an attack is run on the undefended model and the defended one: of which has more."""
-        lineup = self.lineup
-        numbers = [lineup.candidate.number]
+    def _number_bytes(self, suite: Suite, recipe: GRPORecipe) -> int:
+        """Bytes of one weight. An attack runs on the undefended and the defended model: the larger counts."""
+        participants = self.participants
+        numbers = [participants.candidate.number]
         if isinstance(recipe, AttackRecipe):
-            defense = lineup.defense_recipe(suite)
+            defense = participants.defense_recipe(suite)
             if defense is not None:
-                numbers += ["float32"] if defense.whole else []  # all weights are trained in it, and kept so
-            elif lineup.released:
-                numbers.append(lineup.released.number)
-            elif lineup.options.defense != NO_DEFENSE and lineup.is_given_whole:
-                numbers.append(lineup.given.number)
+                numbers += ["float32"] if defense.whole else []  # whole weights are trained and stored in it
+            elif participants.released:
+                numbers.append(participants.released.number)
+            elif participants.options.defense != NO_DEFENSE and participants.is_given_whole:
+                numbers.append(participants.given.number)
         return 2 if all(number in ("bfloat16", "float16") for number in numbers) else 4
-
-    def _recipes(self, suite: Suite) -> list[GRPORecipe]:
-        """All fine-tunes that a run makes: the tier's attacks, and the defense unless it was given."""
-        defense = self.lineup.defense_recipe(suite)
-        return [*suite.tier_attacks(self.lineup.options.tier), *([defense] if defense else [])]
-
-    def needed(self, suite: Suite) -> list[GRPORecipe]:
-        """Those of them without which a run has no verdict: the defense and the claim cases."""
-        return [r for r in self._recipes(suite) if not isinstance(r, AttackRecipe) or r.claim]
 
 
 def _rows(recipe: GRPORecipe) -> int:
-    """Rows of a step, B = P * G; of supervised steps, whichever has more."""
+    """Rows of a step, B = P * G; of supervised steps, the largest number of rows."""
     if not isinstance(recipe, DefenseRecipe):
         return recipe.prompts_per_step * recipe.group_size
     rows = recipe.prompts_per_step * (recipe.group_size if recipe.method == "grpo" else 1)
@@ -241,7 +242,7 @@ def _rows(recipe: GRPORecipe) -> int:
 
 
 def _trained_by(recipe: GRPORecipe) -> str:
-    """What trains: an attack's family, a defense's method or its hardening."""
+    """An attack's family, a defense's method, or its hardening."""
     if isinstance(recipe, AttackRecipe):
         return recipe.family
     assert isinstance(recipe, DefenseRecipe)
@@ -249,11 +250,11 @@ def _trained_by(recipe: GRPORecipe) -> str:
 
 
 def _supervised(recipe: GRPORecipe) -> bool:
-    """Whether there are supervised steps, which take all of their rows at once."""
+    """True if there are supervised steps, which take all of their rows at once."""
     return isinstance(recipe, DefenseRecipe) and (recipe.method == "sft" or recipe.hardening is not None)
 
 
 def _weights_size(judge: Judge) -> int:
-    """Bytes of the weights that a judge loads into this process; 0 for one that has none, or whose server has them."""
+    """Bytes of the weights that a judge loads into this process; 0 if it has none, or if they are on a server."""
     folder: Path | None = getattr(judge, "folder", None)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rn_harness.records.base import CASE_KINDS
-from rn_harness.run.executors.order import closed, length, makespan, needs, ranked, share_of_card, tasks_of
-from rn_harness.run.lineup import CaseTask
+from rn_harness.run.demand import share_of_card
+from rn_harness.run.plan import CasePlan, CaseTask, all_cases, makespan, priorities
 from rn_harness.spec.attack_recipe import Search
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.suite import Suite, load_suite
@@ -33,7 +33,7 @@ def test_candidate_then_defense_and_controls_then_attacks(suite: Suite) -> None:
     """Each case waits only for cases whose results it uses; without a recipe, no case waits for the defense."""
     attack = suite.tier_attacks("standard")[0]
     tasks = [CaseTask(kind, suite, attack if kind in ("control", "attack") else None) for kind in CASE_KINDS]
-    waits = {task.kind: [needed.case_id for needed in needs(task, trained=True)] for task in tasks}
+    waits = {task.kind: [needed.case_id for needed in task.needs(trained=True)] for task in tasks}
     assert waits == {
         "candidate": [],
         "defense": ["candidate"],
@@ -41,20 +41,20 @@ def test_candidate_then_defense_and_controls_then_attacks(suite: Suite) -> None:
         "attack": ["defense", f"control-{attack.id}"],
         "helpfulness": ["defense"],
     }
-    assert [n.case_id for n in needs(CaseTask("attack", suite, attack), trained=False)] == ["candidate", f"control-{attack.id}"]
+    assert [n.case_id for n in CaseTask("attack", suite, attack).needs(trained=False)] == ["candidate", f"control-{attack.id}"]
 
 
 def test_a_control_waits_for_the_defense_that_its_search_looks_at(suite: Suite) -> None:
     """A control with a search waits for the defense, because settings are searched on the defended model."""
     attack = suite.tier_attacks("standard")[0].model_copy(update={"search": Search()})
-    assert [n.case_id for n in needs(CaseTask("control", suite, attack), trained=True)] == ["defense"]
+    assert [n.case_id for n in CaseTask("control", suite, attack).needs(trained=True)] == ["defense"]
 
 
 def test_a_narrowed_selection_includes_what_it_needs(suite: Suite) -> None:
     """If one attack is selected, candidate, defense and control run before it, each once."""
     attack = suite.tier_attacks("standard")[0]
     task = CaseTask("attack", suite, attack)
-    assert [t.case_id for t in closed([task, task], trained_by_recipe)] == [
+    assert [t.case_id for t in CasePlan.of([task, task], trained_by_recipe).tasks] == [
         "candidate",
         "defense",
         f"control-{attack.id}",
@@ -64,18 +64,18 @@ def test_a_narrowed_selection_includes_what_it_needs(suite: Suite) -> None:
 
 def test_all_cases_of_a_suite_are_those_that_its_tier_requires(suite: Suite) -> None:
     """A suite's tier has three single cases and two for each attack."""
-    assert len(tasks_of(suite, suite.tier_attacks("standard"))) == 3 + 2 * 3
+    assert len(all_cases(suite, suite.tier_attacks("standard"))) == 3 + 2 * 3
 
 
 def test_a_cases_length_is_in_completions(suite: Suite) -> None:
     """Length is in completions: 20 steps of 16 are 320, plus 1 for measuring; a control has 10 steps plus its search's trials."""
     attack = suite.tier_attacks("standard")[0]
-    assert length(CaseTask("attack", suite, attack), None) == 1 + 20 * 16
-    assert length(CaseTask("control", suite, attack), None) == 1 + 10 * 16
+    assert CaseTask("attack", suite, attack).length(None) == 1 + 20 * 16
+    assert CaseTask("control", suite, attack).length(None) == 1 + 10 * 16
     searched = attack.model_copy(update={"search": Search(trials=4, steps=5)})
-    assert length(CaseTask("control", suite, searched), None) == 1 + (10 + 4 * 5) * 16
-    assert length(CaseTask("candidate", suite), None) == 1
-    assert length(CaseTask("defense", suite), suite.declaration.defenses["quick"]) == 1 + 20 * 16
+    assert CaseTask("control", suite, searched).length(None) == 1 + (10 + 4 * 5) * 16
+    assert CaseTask("candidate", suite).length(None) == 1
+    assert CaseTask("defense", suite).length(suite.declaration.defenses["quick"]) == 1 + 20 * 16
 
 
 LENGTHS = {"candidate": 1.0, "defense": 10.0, "control": 5.0, "long": 20.0, "short": 2.0}
@@ -89,8 +89,8 @@ WAITS = {
 
 
 def test_the_case_with_the_longest_path_begins_first() -> None:
-    """A rank is the longest path to the end: 1 + 10 + 20 for the candidate, 30 for the defense, 25 for the control."""
-    assert ranked(LENGTHS, WAITS) == {"candidate": 31.0, "defense": 30.0, "control": 25.0, "long": 20.0, "short": 2.0}
+    """A priority is the longest path to the end: 1 + 10 + 20 for the candidate, 30 for the defense, 25 for the control."""
+    assert priorities(LENGTHS, WAITS) == {"candidate": 31.0, "defense": 30.0, "control": 25.0, "long": 20.0, "short": 2.0}
 
 
 @pytest.mark.parametrize(("slots", "expected"), [(1, 38.0), (2, 31.0), (8, 31.0)])

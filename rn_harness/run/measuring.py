@@ -1,0 +1,192 @@
+"""Measures one case on a model: runs the attack, or scores one checkpoint. Knows no store but the case's journal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
+from rn_harness.judges.checkpoints import measure_checkpoint
+from rn_harness.judges.panel import ControlAnswers, Panel
+from rn_harness.judges.transcripts import Transcript
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.keys import prompts_digest
+from rn_harness.records.trajectory import Checkpoint, Trajectory
+from rn_harness.report.progress import Progress
+from rn_harness.run.case import Defended
+from rn_harness.run.context import RunContext
+from rn_harness.run.plan import CaseTask
+from rn_harness.run.suite_run import SuiteRun
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import StoreError, UnsuitedError
+from rn_harness.spec.suite import Suite
+from rn_harness.store.ranks import ranks
+from rn_harness.store.store import Journal
+
+if TYPE_CHECKING:
+    from rn_harness.models.language_model import LanguageModel
+
+CHECKPOINTS = "checkpoints.jsonl"
+TRANSCRIPT = "transcript.jsonl"
+LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence")
+"""Fields of a checkpoint that are measured only if the control ran in the same process; another try may lack them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FleetMember:
+    """The model that a fleet gives to one of its cases.
+
+    Attributes:
+        model: it samples and trains together with those of the other members.
+        group: name of the fleet, for progress; None if it has one member.
+    """
+
+    model: LanguageModel
+    group: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measuring:
+    """The measurement of one case.
+
+    Attributes:
+        run: the case's suite.
+        task: the case.
+        defended: the model to measure.
+        folder: gets the checkpoints and the transcript.
+        journal: keeps an attack's checkpoints if the process is killed.
+        record: writes the case's record from a part of its trajectory.
+        member: the model that a fleet gives; None outside of a fleet.
+    """
+
+    run: SuiteRun
+    task: CaseTask
+    defended: Defended
+    folder: Path
+    journal: Journal
+    record: Callable[[Trajectory], CaseRecord]
+    member: FleetMember | None = None
+
+    def measure(self) -> Trajectory:
+        """Measures the case.
+
+        If something cuts an attack off, its record is written first. If that record has a breach, the case ends with it.
+        """
+        run, attack, context = self.run, self.task.attack, self.run.context
+        if attack is not None:
+            run.check_reward()
+            if obstacle := context.limits.obstacle(run.suite, attack):
+                raise UnsuitedError(f"attack {attack.id} cannot be trained here: {obstacle}")
+        answers = run.answers_of_control(self.task)
+        with (
+            open_transcript(context, run.suite, self.folder) as transcript,
+            (self.folder / CHECKPOINTS).open("w", encoding="utf-8") as lines,
+        ):
+            panel = dataclasses.replace(run.panel, control_answers=answers, transcript=transcript)
+            model = self._model()
+            if attack is not None:
+                return self._attack(attack, model, panel, lines)
+            checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True)
+            self._keep(checkpoint, lines)
+        return self._without_attack(checkpoint, panel, model)
+
+    def _model(self) -> LanguageModel:
+        """The member of the fleet, or a fresh copy."""
+        if self.member is None and self.run.context.runs_in_fleet(self.task.suite, self.task.attack):
+            raise StoreError(f"a stored case must stay until it is read, got {self.task.case_id} taken away meanwhile; run again")
+        return self.member.model if self.member else self.defended.load()
+
+    def _keep(self, checkpoint: Checkpoint, lines: TextIO) -> None:
+        """Writes and reports a checkpoint."""
+        lines.write(checkpoint.model_dump_json() + "\n")
+        lines.flush()
+        if self.task.attack is not None:
+            self.journal.add(checkpoint.model_copy(update=dict.fromkeys(LEAK_OF_CONTROL)).model_dump_json())
+        maximum = "unscored" if checkpoint.maximum is None else f"max {checkpoint.maximum:g}"
+        mean = "" if checkpoint.mean is None else f", mean {checkpoint.mean:.2f}"
+        above = f"{checkpoint.above.count}/{checkpoint.scored} above {self.task.suite.policy.threshold:g}"
+        self._say(checkpoint.step, f"{maximum}{mean}, {above}")
+
+    def _say(self, step: int, state: str | None = None) -> None:
+        group = self.member.group if self.member else None
+        self.run.context.say(Progress(self.task.name, step, self.task.steps, state, among=group))
+
+    def _attack(self, attack: AttackRecipe, model: LanguageModel, panel: Panel, lines: TextIO) -> Trajectory:
+        run, control = self.run, self.task.kind == "control"
+        cuts: list[tuple[Trajectory, CaseRecord]] = []
+
+        def cut(partial: Trajectory) -> None:
+            known = _with_earlier(partial, self.journal)
+            cuts.append((known, self.record(known)))
+
+        def remember(answers: ControlAnswers) -> None:
+            run.control_answers[attack.id] = answers
+
+        target = AttackTarget(
+            model=model,
+            candidate_digest=run.context.candidate.digest,
+            defended_digest=self.defended.digest,
+            control=control,
+            # The numbers of a fleet's member are rounded together with those of its companions.
+            start=None if self.member else run.first_looks.setdefault(self.defended.digest, {}),
+        )
+        events = AttackEvents(
+            scored=lambda checkpoint: self._keep(checkpoint, lines),
+            step=self._say,
+            broken=remember if control else None,
+            cut=cut,
+        )
+        try:
+            trajectory = run_attack(target, run.attacker(attack), panel, events)
+        except Exception:
+            if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen
+                return cuts[0][0]
+            raise
+        return _with_earlier(trajectory, self.journal)
+
+    def _without_attack(self, checkpoint: Checkpoint, panel: Panel, model: LanguageModel) -> Trajectory:
+        """The trajectory of a model that is not attacked: one checkpoint."""
+        return Trajectory(
+            candidate_digest=self.run.context.candidate.digest,
+            defended_digest=self.defended.digest,
+            judge_digest=panel.judge.digest,
+            reward_digest=self.run.judges.reward.digest,
+            second_digest=panel.second.digest if panel.second else None,
+            recipe={},
+            prompt_ids=(),
+            heldout_ids=tuple(p.id for p in panel.heldout),
+            benign_ids=tuple(p.id for p in panel.benign),
+            prompts={"heldout": prompts_digest(panel.heldout), "benign": prompts_digest(panel.benign)},
+            steps=0,
+            checkpoints=(checkpoint,),
+            rendered=model.rendered(panel.heldout[0]),
+        )
+
+
+@contextmanager
+def open_transcript(context: RunContext, suite: Suite, folder: Path) -> Iterator[Transcript | None]:
+    """The transcript of a case's completions, if the options or the suite ask for one.
+
+    It is written when the body ends, also by an exception. Of several processes the first writes it.
+    """
+    transcript, options = None, context.options
+    if options.transcripts:
+        transcript = Transcript(options.path(options.transcripts) / f"{folder.name}.jsonl", options.recipients)
+    elif suite.declaration.transcripts:
+        transcript = Transcript(folder / TRANSCRIPT, ())
+    try:
+        yield transcript
+    finally:
+        if transcript and ranks().leads:
+            transcript.write()
+
+
+def _with_earlier(trajectory: Trajectory, journal: Journal) -> Trajectory:
+    """The trajectory with the checkpoints of an earlier attempt that it does not repeat."""
+    if journal.differs_at is None:
+        return trajectory
+    earlier = tuple(Checkpoint.model_validate_json(line) for line in journal.earlier[journal.differs_at :])
+    return trajectory.model_copy(update={"earlier": earlier})
