@@ -83,6 +83,8 @@ ONLY_PARSED = {
     "calibrate-judge": "asks a classifier about each anchor",
     "utility": "asks two models tasks",
 }
+XDIST = {"-n", "2", "--dist", "loadfile"}
+"""Options of pytest-xdist, with which this repository's own tests run."""
 MAY_REFUSE = {"verify", "certify-judge", "doctor", "compare"}
 """Commands that may exit with 1 without an error."""
 
@@ -205,7 +207,8 @@ def understand(command: Command, desk: Desk) -> None:
     if words is not None:
         if is_of_the_repository(words):
             declared = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
-            assert all(f'addoption("{word}"' in declared for word in words), command.text
+            own = [word for word in words if word not in XDIST]
+            assert all(f'addoption("{word}"' in declared for word in own), command.text
             return
         code, said = desk.results[tuple(as_here(words))]
         assert code == (0 if "--collect-only" in as_here(words) else UNDERSTOOD), said
