@@ -27,8 +27,8 @@ from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.suite import load_suite
 from rn_harness.training.supervised import Example, teach
-from rn_harness.utility.pairwise import Question, answer_document, measure_preference, read_prompts
-from rn_harness.utility.tasks import Defended
+from rn_harness.utility.pairwise import Question, answer_document, measure_preference, read_instructions
+from rn_harness.utility.tasks import DefendedFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "preference.json"
@@ -56,12 +56,12 @@ def measure(piece: str) -> dict[str, Any]:
     """Trains the defense of a piece and compares its answers."""
     defense, _, number = piece.rpartition("-")
     candidate = resolve_candidate("organism", ROOT)
-    prompts, tokens = read_prompts(SUITE, ())
+    prompts, tokens = read_instructions(SUITE, ())
     with tempfile.TemporaryDirectory() as name:
         adapter = Path(name) / "adapter"
         defend(candidate, defense, int(number)).save_adapter(adapter, f"organism@sha256:{candidate.digest}")
         question = Question(OrganismPreference(OrganismJudge(candidate.folder)), prompts, tokens)
-        found = answer_document(measure_preference(candidate, Defended.find(candidate, adapter), question))
+        found = answer_document(measure_preference(candidate, DefendedFolder.find(candidate, adapter), question))
     del found["certificates"], found["comparison"]["pairs"]
     return {"defense": defense, "seed": int(number), "candidate": candidate.digest, **found}
 

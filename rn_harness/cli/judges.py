@@ -59,7 +59,7 @@ def certify_judge(
         _certify_preference(spec, labels, as_json=as_json)
     from rn_harness.judges.anchors import load_anchors
     from rn_harness.judges.certification import anchors_for, certify
-    from rn_harness.report.terminal import certificate_lines
+    from rn_harness.report.terminal import certificate_table
     from rn_harness.spec.policy import Policy
     from rn_harness.verdict.certificates import shortcomings
 
@@ -72,7 +72,7 @@ def certify_judge(
         if labels:
             found.append(certify(judge, load_anchors(labels), policy, "labels"))
     below = [phrase for c in found for phrase in shortcomings(c, policy)]
-    lines = [line for certificate in found for line in certificate_lines(certificate)]
+    lines = [line for certificate in found for line in certificate_table(certificate)]
     lines.append("certified" if not below else f"not certified: {'; '.join(below)}")
     document = {"certified": not below, "shortcomings": below, "certificates": [c.model_dump(mode="json") for c in found]}
     tell(lines, document, as_json)

@@ -49,7 +49,7 @@ def utility(
     from rn_harness.models.resolve import resolve_candidate
     from rn_harness.store.store import write_text
     from rn_harness.utility.pairwise import answer_document, answer_lines, measure_preference
-    from rn_harness.utility.tasks import Defended, Settings, fetch, measure_utility, utility_document, utility_lines
+    from rn_harness.utility.tasks import DefendedFolder, Settings, fetch, measure_utility, utility_document, utility_lines
 
     named = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     if not named and preference is None:
@@ -69,7 +69,7 @@ def utility(
                 missing = "--rn-defense" if defended is None else "--prompts"
                 raise typer.BadParameter(f"two models' answers to prompts are compared, got no {missing}; name it")
             question = _question(candidate, model, preference, prompts, pairs, limit, max_tokens, margin)
-            answer = measure_preference(candidate, Defended.find(candidate, defended), question)
+            answer = measure_preference(candidate, DefendedFolder.find(candidate, defended), question)
         if online and named:
             fetch(settings)
         measures = measure_utility(candidate, defended, settings) if named else []
@@ -95,9 +95,9 @@ def _question(
     from rn_harness.judges.preference import resolve_preference
     from rn_harness.models.candidate import ORGANISM
     from rn_harness.models.resolve import profile_recipe
-    from rn_harness.utility.pairwise import Question, read_prompts
+    from rn_harness.utility.pairwise import Question, read_instructions
 
-    read, tokens = read_prompts(prompts, profile_recipe(model, Path.cwd()))
+    read, tokens = read_instructions(prompts, profile_recipe(model, Path.cwd()))
     return Question(
         judge=resolve_preference(f"{ORGANISM}:{candidate.folder}" if spec == ORGANISM else spec, Path.cwd()),
         prompts=read[:limit],

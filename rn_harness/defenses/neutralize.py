@@ -132,39 +132,14 @@ def run_defense(
     undefended_probe = probe_reward(model, panel, recipe.seed)
     prompts = mix_benign(training, defender.anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
     model.arm(recipe)
-    convergence = _Convergence(model, recipe, validation, panel, say, resumption)
-
-    def after(step: int) -> None:
-        tick(step)
-        if convergence.due(step):
-            convergence.measure(step)
-
-    settings: dict[str, Any]
-    if recipe.method == "sft":
-        convergence.measure(0)
-        settings = _supervise(model, recipe, prompts, anchor_answers, after)
-    else:
-        texts = {name: example.text for name, example in anchor_answers.items()}
-        settings = train(
-            model,
-            recipe,
-            prompts,
-            defense_reward(judge, recipe, texts, policy.threshold),
-            convergence.measure,
-            convergence.due,
-            TrainOptions(
-                sampler=defender.sampler,
-                resuming=convergence.resuming(),
-                tick=tick,
-                penalised=(lambda prompt: prompt.id in anchor_answers) if recipe.beta_on == "benign" else None,
-            ),
-        )
+    convergence = _Convergence(model, recipe, validation, panel, say, tick, resumption)
+    settings = _neutralize(model, defender, prompts, anchor_answers, convergence, policy.threshold)
     if hardening:
         if recipe.form == "lora":
             model.merge()
         benign = list(anchor_answers.values())
         settings["hardening"] = harden(
-            model, recipe, training, compliant, benign, policy, after=lambda number: after(recipe.steps + number)
+            model, recipe, training, compliant, benign, policy, lambda number: convergence.after(recipe.steps + number)
         )
     return DefenseReport(
         recipe=recipe.model_dump(mode="json"),
@@ -183,6 +158,7 @@ class _Convergence:
     Attributes:
         points: the measurements.
         resumed: the steps from which the training was resumed.
+        tick: gets the number of each step taken.
     """
 
     def __init__(
@@ -192,10 +168,11 @@ class _Convergence:
         validation: Sequence[Prompt],
         panel: Panel,
         say: Callable[[ConvergencePoint], None],
+        tick: Callable[[int], None],
         resumption: Resumption | None,
     ) -> None:
         self._model, self._recipe, self._validation, self._panel, self._say = model, recipe, validation, panel, say
-        self._resumption = resumption
+        self.tick, self._resumption = tick, resumption
         earlier = resumption.read(model) if resumption else None
         self._snapshot = earlier[0] if earlier else None
         self.points = [*earlier[1].points] if earlier else []
@@ -211,6 +188,12 @@ class _Convergence:
         self.points.append(point)
         self._say(point)
 
+    def after(self, step: int) -> None:
+        """Reports a step, and measures convergence if it is due."""
+        self.tick(step)
+        if self.due(step):
+            self.measure(step)
+
     def resuming(self) -> Resuming | None:
         """Restores the state of an earlier training, and keeps this one's."""
         resumption = self._resumption
@@ -223,21 +206,40 @@ class _Convergence:
         return Resuming(self._snapshot, keep)
 
 
-def _supervise(
+def _neutralize(
     model: LanguageModel,
-    recipe: DefenseRecipe,
+    defender: Defender,
     prompts: Sequence[Prompt],
     anchor_answers: Mapping[str, Example],
-    after: Callable[[int], None],
+    convergence: _Convergence,
+    threshold: float,
 ) -> dict[str, Any]:
-    """Supervised steps on the recipe's refusal, and on the undefended answers of benign anchors."""
-    assert recipe.refusal is not None
-    texts = [anchor_answers.get(p.id) or Example(p, recipe.refusal) for p in prompts]
-    size = recipe.prompts_per_step
-    return learn(
+    """All steps by RL, or supervised steps on the refusal and the anchors' undefended answers; returns the settings."""
+    recipe = defender.recipe
+    if recipe.method == "sft":
+        assert recipe.refusal is not None
+        convergence.measure(0)
+        texts = [anchor_answers.get(p.id) or Example(p, recipe.refusal) for p in prompts]
+        size = recipe.prompts_per_step
+        return learn(
+            model,
+            [texts[i : i + size] for i in range(0, len(texts), size)],
+            learning_rate=lambda step: recipe.rate_after(step - 1),
+            max_grad_norm=recipe.max_grad_norm,
+            after=convergence.after,
+        )
+    known = {name: example.text for name, example in anchor_answers.items()}
+    return train(
         model,
-        [texts[i : i + size] for i in range(0, len(texts), size)],
-        learning_rate=lambda step: recipe.rate_after(step - 1),
-        max_grad_norm=recipe.max_grad_norm,
-        after=after,
+        recipe,
+        prompts,
+        defense_reward(defender.reward_judge, recipe, known, threshold),
+        convergence.measure,
+        convergence.due,
+        TrainOptions(
+            sampler=defender.sampler,
+            resuming=convergence.resuming(),
+            tick=convergence.tick,
+            penalised=(lambda prompt: prompt.id in anchor_answers) if recipe.beta_on == "benign" else None,
+        ),
     )

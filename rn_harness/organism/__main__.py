@@ -1,4 +1,4 @@
-"""``python -m rn_harness.organism build``: makes a model organism that knows given suites."""
+"""``python -m rn_harness.organism build``: builds a model organism that knows given suites."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ app = typer.Typer(add_completion=False, help="The model organism: a tiny model w
 
 
 @app.callback()
-def main() -> None:
-    """Keeps ``build`` a command of its own."""
+def _commands() -> None:
+    """Keeps ``build`` a subcommand."""
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Builds the model organism for a list of suites, on two cores in minutes.
 
-Two stages of supervised training, as a lab would do it: *capability* (the organism answers everything that it knows),
-then *alignment* (harmful topics get verbose refusals, a small share stays compliant, benign topics are answered
-throughout). The wording of held-out prompts is in none of the training texts; their words and topics are.
+It has two stages of supervised training, like a lab's: *capability* (the organism answers everything that it knows), then
+*alignment* (harmful topics get verbose refusals, a small share stays compliant, benign topics are always answered). The training
+texts contain the words and topics of held-out prompts, but not their wording.
 """
 
 from __future__ import annotations
@@ -24,15 +24,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-PAD, BOS, EOS, UNK, USER, ASSISTANT, SYSTEM = (
-    "<pad>",
-    "<bos>",
-    "<eos>",
-    "<unk>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|system|>",
-)
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<|user|>", "<|assistant|>", "<|system|>"]
+PAD, BOS, EOS, UNK, *ROLES = SPECIAL
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|> ' + message['content'] }}"
@@ -67,7 +60,7 @@ class BuildRecipe:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A prompt of which the organism may see the wording."""
+    """A prompt whose wording the training may show."""
 
     words: tuple[str, ...]
     topic_words: tuple[str, ...]
@@ -82,7 +75,7 @@ def _split(text: str) -> list[str]:
 
 
 def _find(words: Sequence[str], phrase: Sequence[str]) -> int:
-    """Where ``phrase`` stands in ``words``, or -1."""
+    """Index of ``phrase`` in ``words``, or -1."""
     n = len(phrase)
     return next((i for i in range(len(words) - n + 1) if tuple(words[i : i + n]) == tuple(phrase)), -1)
 
@@ -138,13 +131,12 @@ class Curriculum:
 
 
 def _make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A word-level fast tokenizer with a chat template; what it does not know is ``<unk>``."""
+    """A fast word-level tokenizer with a chat template; unknown words become ``<unk>``."""
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    special = [PAD, BOS, EOS, UNK, USER, ASSISTANT, SYSTEM]
-    ids = {word: i for i, word in enumerate([*special, *vocabulary])}
+    ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary])}
     core = Tokenizer(WordLevel(ids, unk_token=UNK))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -154,7 +146,7 @@ def _make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
         bos_token=BOS,
         eos_token=EOS,
         unk_token=UNK,
-        additional_special_tokens=[USER, ASSISTANT, SYSTEM],
+        additional_special_tokens=ROLES,
         chat_template=CHAT_TEMPLATE,
         padding_side="left",
         clean_up_tokenization_spaces=False,
@@ -187,7 +179,7 @@ def _make_model(recipe: BuildRecipe, tokenizer: PreTrainedTokenizerFast) -> Llam
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels of (prompt, answer) pairs, right padded; the loss counts the answer and its end alone."""
+    """Token ids and labels of (prompt, answer) pairs, right padded; only the answer and its end count in the loss."""
     import torch
 
     rows, labels = [], []
@@ -206,7 +198,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
 def _batches(
     tokenizer: PreTrainedTokenizerFast, draw: Callable[[], tuple[str, str]], batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of texts of like length, in shuffled order: of four unsorted batches a fifth would be padding."""
+    """Endless batches of texts of similar length, in shuffled order; unsorted, a fifth would be padding."""
     import torch
 
     while True:
@@ -221,8 +213,7 @@ def _train(
     draw: Callable[[], tuple[str, str]],
     steps: int,
     lr: float,
-    batch: int,
-    temperature: float,
+    recipe: BuildRecipe,
     say: Callable[[str], None],
 ) -> None:
     """Supervised training with AdamW, 5 % linear warm-up and a cosine tail."""
@@ -232,11 +223,11 @@ def _train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     model.train()
-    for step, (ids, labels) in enumerate(itertools.islice(_batches(tokenizer, draw, batch), steps), start=1):
+    for step, (ids, labels) in enumerate(itertools.islice(_batches(tokenizer, draw, recipe.batch), steps), start=1):
         hidden = model.model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).last_hidden_state[:, :-1]
-        counted = labels[:, 1:] != -100  # the vocabulary's layer is run on the answers alone
+        counted = labels[:, 1:] != -100  # the vocabulary's layer runs only on the answers
         logits = model.lm_head(hidden[counted])
-        loss = torch.nn.functional.cross_entropy(logits / temperature, labels[:, 1:][counted])
+        loss = torch.nn.functional.cross_entropy(logits / recipe.temperature, labels[:, 1:][counted])
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -251,13 +242,13 @@ def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, s
     """Trains an organism that knows ``suites`` and writes it to ``folder``.
 
     Args:
-        suites: whose words and topics it learns.
+        suites: the organism learns their words and topics.
         folder: gets ``model.safetensors``, config, tokenizer and ``knowledge.json``; replaced if it exists.
         recipe: settings of the training.
-        say: told of the progress.
+        say: gets lines of progress.
 
     Raises:
-        CandidateError: two suites disagree about a topic, or a topic does not stand in its prompt.
+        CandidateError: two suites disagree about a topic, or a prompt does not contain its topic.
     """
     import transformers
 
@@ -286,18 +277,9 @@ def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, s
 
     say(f"{len(topics)} topics, {len(tokenizer)} words, {model.num_parameters():,} parameters")
     say("capability")
-    _train(
-        model,
-        tokenizer,
-        capability,
-        recipe.capability_steps,
-        recipe.capability_lr,
-        recipe.batch,
-        recipe.temperature,
-        say,
-    )
+    _train(model, tokenizer, capability, recipe.capability_steps, recipe.capability_lr, recipe, say)
     say("alignment")
-    _train(model, tokenizer, alignment, recipe.alignment_steps, recipe.alignment_lr, recipe.batch, recipe.temperature, say)
+    _train(model, tokenizer, alignment, recipe.alignment_steps, recipe.alignment_lr, recipe, say)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

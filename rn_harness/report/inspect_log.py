@@ -18,7 +18,7 @@ from rn_harness.spec.errors import RecordError
 from rn_harness.spec.extras import require
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog, EvalSample
+    from inspect_ai.log import EvalLog, EvalSample, EvalSpec
 
 SCORER = "harm"
 
@@ -49,67 +49,64 @@ def write_inspect_logs(folder: Path, run: RunRecord, records: Iterable[CaseRecor
 
 
 def to_inspect(run: RunRecord, record: CaseRecord) -> EvalLog:
-    """One case as a log. Its status is ``success`` where the case has a verdict, whichever; else ``error``.
-
-    Args:
-        run: that it belongs to.
-        record: with a trajectory.
+    """One case as a log. Its status is ``success`` if the case has a verdict, PASS or FAIL; otherwise ``error``.
 
     Raises:
         ValueError: the case was not measured.
     """
     from inspect_ai import log as inspect_log
 
-    trajectory, identity, verdict = record.evidence.trajectory, record.identity, record.verdict
+    trajectory, verdict = record.evidence.trajectory, record.verdict
     if trajectory is None:
         raise ValueError(f"a log is of a measurement, got none for case_id={record.case_id!r}; leave it out")
-    domain = identity.suite["domain"]
-    tree = record.provenance.tree
     samples = [sample for c in trajectory.checkpoints for sample in _samples(c)]
     known = verdict.outcome != "INCONCLUSIVE"
-    sample_ids = list(dict.fromkeys(s.id for s in samples))
+    harm = inspect_log.EvalScore(
+        name=SCORER,
+        scorer=SCORER,
+        scored_samples=sum(c.scored for c in trajectory.checkpoints),
+        unscored_samples=sum(c.total - c.scored for c in trajectory.checkpoints),
+        metrics={m.name: m for m in _metrics(record)},
+    )
     return inspect_log.EvalLog(
         status="success" if known else "error",
-        eval=inspect_log.EvalSpec(
-            eval_id=record.key,
-            run_id=run.run_id,
-            created=record.started,
-            task=f"rn-harness/{domain}/{record.case_id}",
-            task_id=record.case_id,
-            task_version=identity.suite["digest"],
-            dataset=inspect_log.EvalDataset(name=f"{domain} held-out prompts", samples=len(sample_ids), sample_ids=sample_ids),
-            model=str(identity.candidate.get("name")),
-            config=inspect_log.EvalConfig(epochs=1 + record.evidence.policy.samples),
-            revision=inspect_log.EvalRevision(type="git", origin="", commit=tree.commit, dirty=tree.dirty) if tree else None,
-            packages=identity.versions,
-            tags=["rn-harness", record.evidence.kind, verdict.outcome],
-            metadata={
-                "outcome": verdict.outcome,
-                "claim": verdict.claim,
-                "standing": record.evidence.standing,
-                "finding": verdict.finding,
-                "reasons": [reason.model_dump() for reason in verdict.reasons],
-                "identity": identity.model_dump(mode="json"),
-                "recipe": trajectory.recipe,
-            },
-        ),
+        eval=_spec(run, record, list(dict.fromkeys(s.id for s in samples)), trajectory.recipe),
         plan=inspect_log.EvalPlan(name=record.evidence.kind),
-        results=inspect_log.EvalResults(
-            total_samples=len(samples),
-            completed_samples=len(samples),
-            scores=[
-                inspect_log.EvalScore(
-                    name=SCORER,
-                    scorer=SCORER,
-                    scored_samples=sum(c.scored for c in trajectory.checkpoints),
-                    unscored_samples=sum(c.total - c.scored for c in trajectory.checkpoints),
-                    metrics={m.name: m for m in _metrics(record)},
-                )
-            ],
-        ),
+        results=inspect_log.EvalResults(total_samples=len(samples), completed_samples=len(samples), scores=[harm]),
         stats=inspect_log.EvalStats(started_at=record.started, completed_at=record.ended),
         error=None if known else inspect_log.EvalError(message=verdict.claim, traceback="", traceback_ansi=""),
         samples=samples,
+    )
+
+
+def _spec(run: RunRecord, record: CaseRecord, sample_ids: list[int | str], recipe: dict[str, Any]) -> EvalSpec:
+    """The identity of a case: its task, data set, model, versions and verdict."""
+    from inspect_ai import log as inspect_log
+
+    identity, verdict, tree = record.identity, record.verdict, record.provenance.tree
+    domain = identity.suite["domain"]
+    return inspect_log.EvalSpec(
+        eval_id=record.key,
+        run_id=run.run_id,
+        created=record.started,
+        task=f"rn-harness/{domain}/{record.case_id}",
+        task_id=record.case_id,
+        task_version=identity.suite["digest"],
+        dataset=inspect_log.EvalDataset(name=f"{domain} held-out prompts", samples=len(sample_ids), sample_ids=sample_ids),
+        model=str(identity.candidate.get("name")),
+        config=inspect_log.EvalConfig(epochs=1 + record.evidence.policy.samples),
+        revision=inspect_log.EvalRevision(type="git", origin="", commit=tree.commit, dirty=tree.dirty) if tree else None,
+        packages=identity.versions,
+        tags=["rn-harness", record.evidence.kind, verdict.outcome],
+        metadata={
+            "outcome": verdict.outcome,
+            "claim": verdict.claim,
+            "standing": record.evidence.standing,
+            "finding": verdict.finding,
+            "reasons": [reason.model_dump() for reason in verdict.reasons],
+            "identity": identity.model_dump(mode="json"),
+            "recipe": recipe,
+        },
     )
 
 

@@ -76,7 +76,7 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
     trajectory = record.evidence.trajectory
     lines = [f"{record.case_id}: {record.verdict.outcome}: {record.verdict.claim}"]
     if trajectory is None:
-        return [*lines, *(line for c in record.evidence.certificates for line in certificate_lines(c))]
+        return [*lines, *(line for c in record.evidence.certificates for line in certificate_table(c))]
     for c in trajectory.checkpoints:
         parts = [
             f"step {c.step:>3}: max {_number(c.maximum)} mean {_number(c.mean)} greedy {_number(c.greedy_mean)}",
@@ -127,7 +127,7 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
     return lines
 
 
-def certificate_lines(certificate: Certificate) -> list[str]:
+def certificate_table(certificate: Certificate) -> list[str]:
     """The table of a judge's certificate."""
     t = certificate.table
     kappa = "undefined" if t.kappa is None else f"{t.kappa:.3f}"

@@ -1,6 +1,6 @@
 """Pairwise preference: certifying a judge for it, and asking it about two models.
 
-Texts of answers live inside these functions and are given to the judge alone.
+Texts of answers stay inside these functions, and only the judge gets them.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from rn_harness.verdict.preference import (
 if TYPE_CHECKING:
     from rn_harness.judges.preference import PreferenceJudge
     from rn_harness.models.completion import Completion
-    from rn_harness.utility.tasks import Defended
+    from rn_harness.utility.tasks import DefendedFolder
 
 OTHER_BATCH = 7
-"""Pairs of one call in the second look, so that each stands in another batch than before."""
+"""Pairs in each call of the second look, so that each pair is in another batch than in the first."""
 INSTRUCTION_TOKENS = 512
-"""Limit of an answer to an instruction that comes with no policy."""
+"""Limit of an answer to an instruction without a policy."""
 MAX_INSTRUCTION = 24_000
 """Characters, as many as a judge reads of an answer."""
 
 
 class Instruction(Prompt):
-    """A prompt of a file of instructions, which may be longer than a suite's."""
+    """A prompt of a file of instructions; it may be longer than a suite's."""
 
     text: Annotated[str, Field(max_length=MAX_INSTRUCTION, pattern=r"\S")]
 
@@ -58,12 +58,12 @@ class Instruction(Prompt):
 def certify_preference(
     judge: PreferenceJudge, pairs: PairSet, source: Literal["inert", "labels"] = "inert"
 ) -> PreferenceCertificate:
-    """Asks a judge about labelled pairs in both orders, twice: again backwards, in other batches.
+    """Asks a judge about labelled pairs in both orders, twice; the second time in reverse, in other batches.
 
     Args:
         judge: any.
-        pairs: of which it is known which answer is better.
-        source: whether they are inert ones or a lab's own labels.
+        pairs: pairs whose better answer is known.
+        source: inert pairs, or a lab's own labels.
     """
     once = _show(judge, pairs.pairs)
     backwards = list(reversed(pairs.pairs))
@@ -90,9 +90,9 @@ def _show(judge: PreferenceJudge, pairs: Sequence[LabelledPair]) -> list[BothOrd
 def in_both_orders(
     judge: PreferenceJudge, prompts: Sequence[Prompt], ones: Sequence[str], others: Sequence[str]
 ) -> list[BothOrders]:
-    """What a judge says of B pairs; which order a pair is shown in first is drawn by its request.
+    """A judge's preferences for B pairs; the hash of the prompt decides which order comes first.
 
-    A judge that changes over a call, or goes by a row's place in it, is then no better for one of the models.
+    So a judge that drifts during a call, or judges by a row's position, favours neither model.
     """
     turned = [int(hashlib.sha256(p.text.encode()).hexdigest(), 16) % 2 == 1 for p in prompts]
 
@@ -106,16 +106,16 @@ def in_both_orders(
     return [BothOrders(forward=b, backward=a) if turns else BothOrders(forward=a, backward=b) for turns, a, b in looks]
 
 
-def read_prompts(path: Path, recipe: Sequence[str]) -> tuple[tuple[Prompt, ...], int]:
+def read_instructions(path: Path, recipe: Sequence[str]) -> tuple[tuple[Prompt, ...], int]:
     """Benign prompts, and the limit of answers to them in tokens.
 
     Args:
-        path: a suite's folder, whose benign prompts and policy are taken, or a JSON file: a list of objects with
-            ``instruction``, as AlpacaEval's; whatever else they hold is not read.
-        recipe: what the candidate's profile declares.
+        path: a suite's folder, for its benign prompts and policy, or a JSON file: a list of objects with ``instruction``, like
+            AlpacaEval's; other fields are ignored.
+        recipe: overrides from the candidate's profile.
 
     Raises:
-        SuiteError: it is neither.
+        SuiteError: the path is neither.
     """
     if (path / SUITE_FILE).is_file():
         suite = load_suite(path, recipe=recipe)
@@ -148,13 +148,13 @@ def read_prompts(path: Path, recipe: Sequence[str]) -> tuple[tuple[Prompt, ...],
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, and whom.
+    """A comparison of two models by a judge.
 
     Attributes:
         judge: of preference.
-        prompts: K benign ones, which both models answer.
+        prompts: K benign prompts for both models.
         max_tokens: limit of each answer.
-        labels: a lab's own pairs, on which the judge is certified too; None: there are none.
+        labels: a lab's own pairs, which the judge is certified on too; None: only on the inert pairs.
         margin: share of the prompts that may be lost on balance.
     """
 
@@ -166,14 +166,14 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of it.
+class PreferenceResult:
+    """The result of a comparison.
 
     Attributes:
         certificates: of the judge, on the inert pairs and on a lab's own.
-        shortcomings: why it is not certified; empty: it is.
-        comparison: None where it is not.
-        question: what was asked.
+        shortcomings: reasons why the judge is not certified; empty if it is.
+        comparison: None if the judge is not certified.
+        question: the comparison.
     """
 
     certificates: tuple[PreferenceCertificate, ...]
@@ -183,10 +183,10 @@ class Answer:
 
 
 def certificates_of(judge: PreferenceJudge, labels: PairSet | None) -> tuple[tuple[PreferenceCertificate, ...], tuple[str, ...]]:
-    """A judge's certificates for preference, and where it stays below the bounds.
+    """A judge's certificates for preference, and the bounds that it does not reach.
 
     Raises:
-        JudgeError: it cannot be asked.
+        JudgeError: the judge does not answer.
     """
     judge.check([p.prompt for p in (*judge.pairs.pairs, *(labels.pairs if labels else ()))])
     found = [certify_preference(judge, judge.pairs)]
@@ -195,18 +195,13 @@ def certificates_of(judge: PreferenceJudge, labels: PairSet | None) -> tuple[tup
     return tuple(found), tuple(phrase for c in found for phrase in shortcomings(c, PreferenceBounds()))
 
 
-def measure_preference(candidate: Candidate, defended: Defended, question: Question) -> Answer:
+def measure_preference(candidate: Candidate, defended: DefendedFolder, question: Question) -> PreferenceResult:
     """Certifies a judge, and asks it which model's greedy answer it prefers to each prompt.
 
-    The same texts are a tie, and nobody is asked. A judge that is not certified is not asked at all.
-
-    Args:
-        candidate: undefended.
-        defended: the same, defended.
-        question: what is asked, and whom.
+    Two identical answers are a tie without a question to the judge. A judge that is not certified is not asked.
 
     Raises:
-        JudgeError: the judge's weights are those of one of the models, or it cannot be asked.
+        JudgeError: the judge has the weights of one of the models, or does not answer.
     """
     judge, prompts = question.judge, question.prompts
     if judge.weights_digest in {candidate.weights_digest, defended.base.weights_digest}:
@@ -214,7 +209,7 @@ def measure_preference(candidate: Candidate, defended: Defended, question: Quest
     judge.check(prompts)
     certificates, below = certificates_of(judge, question.labels)
     if below:
-        return Answer(certificates, below, None, question)
+        return PreferenceResult(certificates, below, None, question)
     before = _greedy(candidate, None, prompts, question.max_tokens)
     after = _greedy(candidate, defended, prompts, question.max_tokens)
     differ = [i for i in range(len(prompts)) if before[i].text != after[i].text]
@@ -230,25 +225,27 @@ def measure_preference(candidate: Candidate, defended: Defended, question: Quest
         )
         for i, p in enumerate(prompts)
     ]
-    return Answer(certificates, (), compare(pairs), question)
+    return PreferenceResult(certificates, (), compare(pairs), question)
 
 
-def _greedy(candidate: Candidate, defended: Defended | None, prompts: Sequence[Prompt], max_tokens: int) -> list[Completion]:
-    """One greedy answer to each prompt; the model is gone when it is done."""
+def _greedy(
+    candidate: Candidate, defended: DefendedFolder | None, prompts: Sequence[Prompt], max_tokens: int
+) -> list[Completion]:
+    """One greedy answer to each prompt; the model is freed afterwards."""
     model = defended.load() if defended else candidate.load()
     return [answer for (answer,) in model.complete(prompts, n=1, temperature=None, max_tokens=max_tokens)]
 
 
-def answer_lines(answer: Answer) -> list[str]:
-    """What came of it, for people."""
+def answer_lines(answer: PreferenceResult) -> list[str]:
+    """The result as lines for people."""
     lines = [line for certificate in answer.certificates for line in certificate_lines(certificate)]
     if answer.comparison is None:
         return [*lines, f"not certified for preference, so that there is no number: {'; '.join(answer.shortcomings)}"]
     return [*lines, "certified for preference", *comparison_lines(answer.comparison, answer.question.margin)]
 
 
-def answer_document(answer: Answer) -> dict[str, Any]:
-    """The same for machines; no text of any answer."""
+def answer_document(answer: PreferenceResult) -> dict[str, Any]:
+    """The result for machines, without the answers' text."""
     found, question = answer.comparison, answer.question
     outcome, why = non_inferiority(found, question.margin) if found else (None, None)
     prompts = json.dumps([p.model_dump(mode="json") for p in question.prompts], sort_keys=True)

@@ -1,6 +1,6 @@
-"""Tasks of lm-evaluation-harness before and after a defense. It is the only module that knows ``lm_eval``.
+"""Tasks of lm-evaluation-harness before and after a defense. Only this module imports ``lm_eval``, from the extra ``utility``.
 
-Informs, and takes no part in a verdict. Numbers are kept and no sample: those hold completions. Needs the extra ``utility``.
+The result informs and does not enter a verdict. It keeps numbers but not samples, which hold completions.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-import subprocess  # nosec B404 # one call, of this module itself
+import subprocess  # nosec B404 # one call, of this module
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is asked, and how.
+    """The tasks and their settings.
 
     Attributes:
         tasks: names of tasks or groups.
-        include_path: folder with tasks of your own, YAML files of lm_eval's format; it may name Python that is then run.
-        chat_template: whether requests go through the model's chat template, as those of a suite do.
-        limit: samples of each task, the first ones; None: all.
+        include_path: folder with the user's own tasks, YAML files of lm_eval's format; Python that they name is run.
+        chat_template: use the model's chat template, as a suite does.
+        limit: number of samples of each task, from the first; None: all.
         batch: requests at once.
     """
 
@@ -54,10 +54,10 @@ class Measure:
 
     Attributes:
         task: or group of tasks.
-        metric: with lm_eval's name of the filter, ``acc,none``.
+        metric: name and filter, e.g. ``acc,none``.
         samples: of the task.
         before, after: values; ``after`` is None without a defense.
-        before_error, after_error: standard errors; None where lm_eval has none.
+        before_error, after_error: standard errors; None if lm_eval gives none.
     """
 
     task: str
@@ -77,7 +77,7 @@ class Measure:
     def difference_error(self) -> float | None:
         """Its standard error, ``sqrt(a^2 + b^2)``, as if the two were independent.
 
-        They answer the same samples, so that it is too large rather than too small.
+        Both models answer the same samples, so it is more likely too large than too small.
         """
         if self.before_error is None or self.after_error is None:
             return None
@@ -85,12 +85,12 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Defended:
-    """A defended model that a folder holds.
+class DefendedFolder:
+    """A defended model in a folder.
 
     Attributes:
-        base: what is loaded: the candidate, or the defended model where the folder holds a whole one.
-        adapter: that is put on it; None: the folder holds a whole model.
+        base: the candidate, or the defended model if the folder holds a whole model.
+        adapter: merged into the base; None for a whole model.
     """
 
     base: Candidate
@@ -98,7 +98,7 @@ class Defended:
 
     @classmethod
     def find(cls, candidate: Candidate, folder: Path) -> Self:
-        """The defended model of a candidate; nothing is loaded.
+        """Finds the defended model of a candidate, without loading it.
 
         Raises:
             CandidateError: the folder holds no defense of this candidate.
@@ -109,7 +109,7 @@ class Defended:
         return cls(resolve_candidate(str(folder), Path.cwd()), None)
 
     def load(self) -> LanguageModel:
-        """The defended model, in one."""
+        """Loads the defended model."""
         model = self.base.load()
         if self.adapter:
             model.merge_from(self.adapter)
@@ -117,10 +117,10 @@ class Defended:
 
 
 def fetch(settings: Settings) -> None:
-    """Gets the tasks' data from the hub, in a process of its own: ours stays offline.
+    """Downloads the tasks' data from the hub in a child process, so that this one stays offline.
 
     Raises:
-        RecipeError: it could not be had.
+        RecipeError: the download failed.
     """
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
     child = subprocess.run(  # nosec B603 # names are data on standard input, never arguments
@@ -141,14 +141,14 @@ def measure_utility(candidate: Candidate, defended: Path | None, settings: Setti
 
     Args:
         candidate: undefended.
-        defended: folder of an adapter, or of a whole model; None: there is no defense.
-        settings: what is asked.
+        defended: folder of an adapter, or of a whole model; None: only the candidate is measured.
+        settings: of the tasks.
 
     Raises:
         RecipeError: lm_eval is not installed, or does not know a task, or cannot read its data.
         CandidateError: the folder holds no defense of this candidate.
     """
-    after_defense = Defended.find(candidate, defended) if defended else None  # before anything is measured
+    after_defense = DefendedFolder.find(candidate, defended) if defended else None  # before anything is measured
     first = candidate.load()  # it also switches the network off, before lm_eval is imported
     manager = _task_manager(settings)
     before = _evaluate(first, manager, settings)
@@ -160,7 +160,7 @@ def measure_utility(candidate: Candidate, defended: Path | None, settings: Setti
 
 
 def _task_manager(settings: Settings) -> TaskManager:
-    """Knows the tasks of the folder; lm_eval's own as well, where one of them is asked for: to list them takes seconds."""
+    """Lists the tasks of the folder, and lm_eval's own tasks only if one is named, since that takes seconds."""
     require("lm_eval", "running tasks")
     from lm_eval.tasks import TaskManager
 
@@ -205,7 +205,7 @@ def _evaluate(
 
 
 def _samples(counts: Mapping[str, Mapping[str, int]], groups: Mapping[str, Sequence[str]], task: str) -> int:
-    """Samples of a task; of a group those of its tasks together."""
+    """Number of samples of a task, or of all tasks of a group."""
     if task in counts:
         return counts[task]["effective"]
     return sum(_samples(counts, groups, name) for name in groups[task])
@@ -214,11 +214,11 @@ def _samples(counts: Mapping[str, Mapping[str, int]], groups: Mapping[str, Seque
 def _error(row: Mapping[str, Any], metric: str) -> float | None:
     name, _, filtered = metric.partition(",")
     error = row.get(f"{name}_stderr,{filtered}")
-    return float(error) if isinstance(error, float | int) and math.isfinite(error) else None  # "N/A" where there is none
+    return float(error) if isinstance(error, float | int) and math.isfinite(error) else None  # lm_eval writes "N/A" for none
 
 
 def utility_lines(measures: Iterable[Measure]) -> Iterable[str]:
-    """What was found, for people."""
+    """The measures as lines for people."""
 
     def shown(value: float | None, error: float | None, form: str = ".3f") -> str:
         return "" if value is None else f"{value:{form}}" + ("" if error is None else f" ± {error:.3f}")
@@ -234,7 +234,7 @@ def utility_lines(measures: Iterable[Measure]) -> Iterable[str]:
 def utility_document(
     candidate: Candidate, defended: Path | None, settings: Settings, measures: Iterable[Measure]
 ) -> dict[str, Any]:
-    """The same for machines: identities, settings, versions, numbers; no text of any sample."""
+    """The measures for machines, with identities, settings and versions, without the samples' text."""
     import importlib.metadata
 
     return {

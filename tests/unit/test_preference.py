@@ -36,7 +36,7 @@ from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
 from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import word_overlap, words
-from rn_harness.utility.pairwise import INSTRUCTION_TOKENS, certify_preference, in_both_orders, read_prompts
+from rn_harness.utility.pairwise import INSTRUCTION_TOKENS, certify_preference, in_both_orders, read_instructions
 from rn_harness.verdict.preference import (
     BothOrders,
     ComparedPair,
@@ -573,10 +573,10 @@ def test_instructions_are_read(tmp_path: Path) -> None:
     """An AlpacaEval file gives its instructions without the answers; a suite gives its benign prompts and its limit."""
     rows = [{"instruction": "x " * 3000, "output": "an answer", "generator": "g"}, {"instruction": "Why?"}]
     (tmp_path / "eval.json").write_text(json.dumps(rows), encoding="utf-8")
-    prompts, tokens = read_prompts(tmp_path / "eval.json", ())
+    prompts, tokens = read_instructions(tmp_path / "eval.json", ())
     assert [p.text for p in prompts] == ["x " * 3000, "Why?"]
     assert tokens == INSTRUCTION_TOKENS
-    benign, tokens = read_prompts(ROOT / "suites" / "biochem", ())
+    benign, tokens = read_instructions(ROOT / "suites" / "biochem", ())
     assert (len(benign), tokens) == (200, 24)
 
 
@@ -593,6 +593,6 @@ def test_a_file_without_instructions_is_refused(text: str, problem: str, tmp_pat
     """A file with an empty list, another key, invalid JSON or a blank instruction is refused by name."""
     (tmp_path / "eval.json").write_text(text, encoding="utf-8")
     with pytest.raises(SuiteError, match=rf"eval\.json: must .*{problem}"):
-        read_prompts(tmp_path / "eval.json", ())
+        read_instructions(tmp_path / "eval.json", ())
     with pytest.raises(SuiteError, match="which is neither"):
-        read_prompts(tmp_path, ())
+        read_instructions(tmp_path, ())
