@@ -249,7 +249,7 @@ def build(out: Path, recipe: BuildRecipe, say: Callable[[str], Any]) -> None:
 
     from rn_harness.judges.anchors import shipped_anchors
     from rn_harness.judges.calibration import CALIBRATION_FILE
-    from rn_harness.judges.classifier import ClassifierJudge, calibrate
+    from rn_harness.judges.classifier import ClassifierJudge, calibrate_classifier
 
     torch.use_deterministic_algorithms(mode=True)
     writer = Writer(recipe.seed)
@@ -264,7 +264,7 @@ def build(out: Path, recipe: BuildRecipe, say: Callable[[str], Any]) -> None:
         network.save_pretrained(made)
         tokenizer.save_pretrained(made)
         judge = ClassifierJudge(made, LABELS[1], name="baking", reads="completion")
-        calibration = calibrate(judge, shipped_anchors())
+        calibration = calibrate_classifier(judge, shipped_anchors())
         (made / CALIBRATION_FILE).write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if card is not None:
             (made / CARD).write_bytes(card)

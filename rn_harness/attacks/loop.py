@@ -16,10 +16,10 @@ from rn_harness.attacks.family import AttackContext, Attacker
 from rn_harness.attacks.movement import Movement, under_attack, write_counts
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.attacks.scoring import Scoring, Witness
-from rn_harness.judges.checkpoints import look
+from rn_harness.judges.checkpoints import sample_checkpoint
 from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.protocol import Judge
-from rn_harness.models.unchanged import Held
+from rn_harness.models.measurement_cache import MeasurementCache
 from rn_harness.records.keys import prompts_digest
 from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory, Witnessed
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -40,8 +40,8 @@ class AttackTarget:
         candidate_digest: of the candidate from which it was loaded.
         defended_digest: of the defense; None for an undefended model.
         control: True if this attack is the control, which has ``control_steps``.
-        start: measurements of the unchanged model, shared by all attacks on it that use the same panel (``Held``); None: not
-            shared.
+        start: measurements of the unchanged model, shared by all attacks on it that use the same panel, see
+            ``MeasurementCache``; None: not shared.
     """
 
     model: LanguageModel
@@ -134,7 +134,7 @@ class _Attack:
         # A family from elsewhere may change more than its adapter. Without samples, a checkpoint that reuses measurements would
         # not run the model at all.
         reuses = panel.policy.samples and attacker.family.digest is None
-        self._held = Held(None if recipe.shift else target.start) if reuses else None
+        self._cache = MeasurementCache(None if recipe.shift else target.start) if reuses else None
         model.arm(recipe)
         self._fresh, self._movement = write_counts(model), Movement(model)
         self._answers = attacker.answers(self._prompts)
@@ -179,16 +179,16 @@ class _Attack:
         last = step == recipe.steps
         warm = recipe.warm_start.steps if recipe.warm_start and step else 0
         with under_attack(model, self._fresh, step, step + warm):
-            seen = look(
+            unjudged = sample_checkpoint(
                 model,
                 self._panel,
                 step,
                 seed=recipe.seed,
                 with_benign=last or step % policy.benign_every == 0,
                 whole=not self._target.control,
-                held=self._held,
+                cache=self._cache,
             )
-        self.scoring.add(seen, window, last=last)
+        self.scoring.add(unjudged, window, last=last)
 
     def _tick(self, step: int) -> None:
         self.events.step(step)

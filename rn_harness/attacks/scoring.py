@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 
 from rn_harness.judges.anchors import Anchor
 from rn_harness.judges.certification import anchors_for, draw, score_planted
-from rn_harness.judges.checkpoints import Seen, judge_checkpoint
+from rn_harness.judges.checkpoints import UnjudgedCheckpoint, judge_checkpoint
 from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.records.trajectory import Checkpoint, PlantedScore, TrainingWindow, Witnessed
@@ -74,7 +74,7 @@ class Scoring:
         # Processes that train together all wait for the judge of the first one, in the order of their work.
         self._in_background = ranks().size == 1 and all(hasattr(judge, "served_model") for judge in asked)
 
-    def add(self, seen: Seen, window: TrainingWindow | None, *, last: bool) -> None:
+    def add(self, seen: UnjudgedCheckpoint, window: TrainingWindow | None, *, last: bool) -> None:
         """Starts to score a checkpoint, after the one before it is finished.
 
         Raises:
@@ -103,7 +103,9 @@ class Scoring:
             with suppress(Exception):  # the attack has already ended for another reason
                 self.settle()
 
-    def _judge(self, seen: Seen, window: TrainingWindow | None, broken: Callable[[ControlAnswers], None] | None) -> Checkpoint:
+    def _judge(
+        self, seen: UnjudgedCheckpoint, window: TrainingWindow | None, broken: Callable[[ControlAnswers], None] | None
+    ) -> Checkpoint:
         policy = self._panel.policy
         checkpoint = judge_checkpoint(self._panel, seen, training=window, found=broken)
         return checkpoint.model_copy(update={"witnessed": {witness.who: witness.ask(policy) for witness in self._witnesses}})

@@ -103,8 +103,7 @@ def calibrate_judge(
 ) -> None:
     """Fits how a classifier's probability maps to scores, on the texts marked ``use: calibrate``."""
     from rn_harness.judges.anchors import load_anchors, shipped_anchors
-    from rn_harness.judges.classifier import ClassifierJudge
-    from rn_harness.judges.classifier import calibrate as fit
+    from rn_harness.judges.classifier import ClassifierJudge, calibrate_classifier
 
     with usage_errors():
         judge = _resolve(spec)
@@ -112,7 +111,7 @@ def calibrate_judge(
             raise typer.BadParameter(
                 f"a calibration is for classifiers, got {spec!r}; other judges score on the rubric themselves"
             )
-        fitted = fit(judge, load_anchors(labels) if labels else shipped_anchors())
+        fitted = calibrate_classifier(judge, load_anchors(labels) if labels else shipped_anchors())
     out.write_text(fitted.model_dump_json(indent=1) + "\n", encoding="utf-8")
     tell([f"calibration written to {out}"], {"file": str(out)}, as_json)
 

@@ -89,9 +89,9 @@ def _profiles() -> list[dict[str, Any]]:
 
 
 def _judges() -> list[dict[str, Any]]:
-    from rn_harness.judges.profiles import load_profile, profile_names
+    from rn_harness.judges.profiles import judge_profile_names, load_profile
 
-    return [{"name": name, "licence": load_profile(name).licence} for name in profile_names()]
+    return [{"name": name, "licence": load_profile(name).licence} for name in judge_profile_names()]
 
 
 def plan(

@@ -1,15 +1,14 @@
-"""Benign behaviour."""
+"""Answers to benign prompts, compared with the undefended candidate's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rn_harness.models.unchanged import Held
-from rn_harness.records.trajectory import (
-    BenignAnswer,
-    BenignScore,
-)
+from rn_harness.judges.panel import BenignReference, Panel
+from rn_harness.models.measurement_cache import MeasurementCache
+from rn_harness.models.random_streams import own_random_stream
+from rn_harness.records.trajectory import BenignAnswer, BenignScore
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_refusal
@@ -17,10 +16,9 @@ from rn_harness.verdict.helpfulness import similarity, tabulate
 
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
-from rn_harness.judges.panel import BenignReference, Panel
 
 REFERENCE_SEED = 1_000_000
-"""Of the undefended candidate's sampled answers: a stream that no checkpoint has."""
+"""Seed of the undefended candidate's sampled answers, which no checkpoint has."""
 
 
 def greedy_answers(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int) -> dict[str, str]:
@@ -34,20 +32,15 @@ def _sampled_answers(model: LanguageModel, prompts: Sequence[Prompt], policy: Po
     return [tuple(answer.text for answer in group) for group in groups]
 
 
-def _refusals(answers: Mapping[str, str]) -> dict[str, bool]:
-    """Which answers refuse, by id."""
-    return {name: is_refusal(text) for name, text in answers.items()}
-
-
 def _mean_similarity(answers: Sequence[str], reference: str) -> float:
     return sum(similarity(answer, reference) for answer in answers) / len(answers)
 
 
 def _log_probabilities(model: LanguageModel, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-    """Of each of n answers to each of K prompts, nats."""
-    flat = model.log_probability([p for p, of in zip(prompts, texts, strict=True) for _ in of], [t for of in texts for t in of])
+    """Log-probability of each of n answers to each of K prompts, nats."""
+    flat = model.log_probability([p for p, n in zip(prompts, texts, strict=True) for _ in n], [t for n in texts for t in n])
     values = iter(flat)
-    return [[next(values) for _ in of] for of in texts]
+    return [[next(values) for _ in n] for n in texts]
 
 
 def _of_another_topic(prompts: Sequence[Prompt], index: int) -> int:
@@ -59,9 +52,7 @@ def _of_another_topic(prompts: Sequence[Prompt], index: int) -> int:
 def benign_references(
     model: LanguageModel, prompts: Sequence[Prompt], policy: Policy, max_tokens: int
 ) -> dict[str, BenignReference]:
-    """What the undefended candidate answers to benign prompts, by id; the same each time."""
-    from rn_harness.models.random_streams import own_random_stream
-
+    """The undefended candidate's answers to benign prompts, by id; the same each time."""
     greedy = greedy_answers(model, prompts, max_tokens)
     with own_random_stream(REFERENCE_SEED):
         sampled = _sampled_answers(model, prompts, policy, max_tokens)
@@ -78,15 +69,15 @@ def benign_references(
     }
 
 
-def measure_benign(model: LanguageModel, panel: Panel, held: Held) -> BenignScore:
-    """Sampled answers to benign prompts against the undefended candidate's, and refusals among the greedy ones.
+def measure_benign(model: LanguageModel, panel: Panel, cache: MeasurementCache) -> BenignScore:
+    """Compares sampled answers to benign prompts with the undefended candidate's, and counts refusals among greedy ones.
 
     Draws from torch's global random stream.
     """
-    refusals = held.of_weights("benign refusals", lambda: _refusals(greedy_answers(model, panel.benign, panel.max_tokens)))
+    greedy = cache.of_weights("benign answers", lambda: greedy_answers(model, panel.benign, panel.max_tokens))
     sampled = _sampled_answers(model, panel.benign, panel.policy, panel.max_tokens)
     references = [panel.benign_references[p.id] for p in panel.benign]
-    logs = held.of_weights(
+    logs = cache.of_weights(
         "benign log-probabilities", lambda: _log_probabilities(model, panel.benign, [r.sampled for r in references])
     )
     return tabulate(
@@ -94,12 +85,12 @@ def measure_benign(model: LanguageModel, panel: Panel, held: Held) -> BenignScor
             BenignAnswer(
                 prompt_id=p.id,
                 twin=p.kind == "twin",
-                refusal=refusals[p.id],
+                refusal=is_refusal(greedy[p.id]),
                 similarity=_mean_similarity(texts, r.greedy),
                 own=r.own,
                 chance=r.chance,
-                kl=sum((q - now) / n for q, now, n in zip(r.log_probabilities, of, r.tokens, strict=True)) / len(texts),
+                kl=sum((q - now) / n for q, now, n in zip(r.log_probabilities, present, r.tokens, strict=True)) / len(texts),
             )
-            for p, r, texts, of in zip(panel.benign, references, sampled, logs, strict=True)
+            for p, r, texts, present in zip(panel.benign, references, sampled, logs, strict=True)
         ]
     )

@@ -79,7 +79,7 @@ class Calibration(Frozen):
         return left.score + share * (right.score - left.score)
 
 
-def fit(
+def fit_calibration(
     probabilities: Sequence[float],
     bands: Sequence[tuple[float, float]],
     *,

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit, load_calibration
+from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit_calibration, load_calibration
 from rn_harness.judges.normalise import readings
 from rn_harness.models.identity import hash_files, root_digest, weights_digest
 from rn_harness.records.base import Judgement
@@ -333,7 +333,7 @@ def _is_loop(text: str) -> bool:
     return is_degenerate(text) and len(set(words(text))) < MIN_DIFFERENT
 
 
-def calibrate(judge: ClassifierJudge, anchors: AnchorSet) -> Calibration:
+def calibrate_classifier(judge: ClassifierJudge, anchors: AnchorSet) -> Calibration:
     """Fits the judge's calibration on the anchors for ``calibrate``; the judge itself stays as it is.
 
     Raises:
@@ -343,7 +343,7 @@ def calibrate(judge: ClassifierJudge, anchors: AnchorSet) -> Calibration:
     chosen = anchors.of("calibrate")
     found = judge.probabilities([a.prompt for a in chosen], [a.completion for a in chosen])
     known = [(p, (a.low, a.high)) for p, a in zip(found, chosen, strict=True) if p is not None and math.isfinite(p)]
-    return fit(
+    return fit_calibration(
         [p for p, _ in known],
         [band for _, band in known],
         label=judge.label,

@@ -1,16 +1,15 @@
-"""Convergence."""
+"""Rewards of a policy without training: the attacker's on held-out prompts, and the defense's on validation prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge, ensure_judging
-from rn_harness.records.trajectory import (
-    CompletionScore,
-    ConvergencePoint,
-    Probe,
-)
+from rn_harness.judges.scoring import score_completions
+from rn_harness.models.random_streams import own_random_stream
+from rn_harness.records.trajectory import CompletionScore, ConvergencePoint, Probe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
@@ -19,22 +18,19 @@ from rn_harness.verdict.statistics import spread
 
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
-from rn_harness.judges.panel import Panel
-from rn_harness.judges.scoring import score_completions
+
+N_COMPLETIONS = 4
+"""Completions of each validation prompt."""
 
 
 def probe_reward(model: LanguageModel, panel: Panel, seed: int) -> Probe:
     """The attack reward of completions sampled on held-out prompts, without training (arXiv 2505.04578, equation 3)."""
-    from rn_harness.models.random_streams import own_random_stream
-
+    policy = panel.policy
     with own_random_stream(seed):
         sampled = model.complete(
-            panel.heldout,
-            n=panel.policy.probe_samples,
-            temperature=panel.policy.sample_temperature,
-            max_tokens=panel.max_tokens,
+            panel.heldout, n=policy.probe_samples, temperature=policy.sample_temperature, max_tokens=panel.max_tokens
         )
-    scores = score_completions(panel.judge, panel.heldout, sampled, 1, panel.policy)
+    scores = score_completions(panel.judge, panel.heldout, sampled, 1, policy)
     rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
     return Probe(
         mean=sum(rewards) / len(rewards) if rewards else None,
@@ -46,24 +42,18 @@ def probe_reward(model: LanguageModel, panel: Panel, seed: int) -> Probe:
 
 
 def _thinks_harm(score: CompletionScore, policy: Policy) -> bool:
-    """Whether a completion's think part keeps its answer from being a refusal: it scores above the threshold, or has no score."""
+    """True if a completion's think part scores above the threshold or has no score; its answer is then not a refusal."""
     return score.thought is not None and (score.thought.score is None or score.thought.score > policy.threshold)
 
 
 def measure_convergence(
-    model: LanguageModel,
-    prompts: Sequence[Prompt],
-    judge: Judge,
-    recipe: DefenseRecipe,
-    policy: Policy,
-    step: int,
-    n: int = 4,
+    model: LanguageModel, prompts: Sequence[Prompt], judge: Judge, recipe: DefenseRecipe, policy: Policy, step: int
 ) -> ConvergencePoint:
-    """The neutralization reward of n completions of each validation prompt, sampled as the policy samples checkpoints."""
-    from rn_harness.models.random_streams import own_random_stream
-
+    """The neutralization reward of completions of validation prompts, sampled as the policy samples checkpoints."""
     with own_random_stream(recipe.seed, step):
-        sampled = model.complete(prompts, n=n, temperature=policy.sample_temperature, max_tokens=recipe.max_completion_tokens)
+        sampled = model.complete(
+            prompts, n=N_COMPLETIONS, temperature=policy.sample_temperature, max_tokens=recipe.max_completion_tokens
+        )
     scores = score_completions(judge, prompts, sampled, 1, policy)
     ensure_judging(scores, f"the judge scored none of {len(scores)} completions at step {step} of the defense")
     longest = policy.convergence.minimal_refusal_words

@@ -47,7 +47,7 @@ _FOREIGN = re.compile(r"[\u0370-\u03ff\u0400-\u052f\u0131\u0251\u0261]")
 _MARKS = re.compile(r"[\u0300-\u036f\u0483-\u0489\u20d0-\u20ff]+")
 
 
-def clean(text: str) -> str:
+def normalised(text: str) -> str:
     """The text in NFKC, without characters that cannot be seen, and with Latin letters in Latin words.
 
     Line breaks stay, each other space is a plain one. A word in Cyrillic or Greek alone stays as it is.
@@ -290,16 +290,16 @@ def readings(text: str) -> list[str]:
     Returns:
         The cleaned text itself first, then what it decodes to; decodings are decoded again, up to three in a row.
     """
-    first = clean(text)
+    first = normalised(text)
     found = {first: None}
-    untagged = clean(_untagged(text))
+    untagged = normalised(_untagged(text))
     found.setdefault(untagged)
     before = list(found)
     for _ in range(_DEPTH):
         added = []
         for known in before:
             for other in _once(known):
-                tidy = clean(other)
+                tidy = normalised(other)
                 if tidy not in found and len(found) < MAX_READINGS:
                     found[tidy] = None
                     added.append(tidy)

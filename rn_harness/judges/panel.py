@@ -1,4 +1,4 @@
-"""What a checkpoint is measured on."""
+"""The fixed parts of a run's checkpoints: prompts, judges, and the undefended candidate's answers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rn_harness.spec.prompts import Prompt
 
 @dataclass(frozen=True, slots=True)
 class BenignReference:
-    """What the undefended candidate answers to a benign prompt, in memory only.
+    """The undefended candidate's answers to a benign prompt, in memory only.
 
     Attributes:
-        greedy: what all answers to the prompt are compared with.
+        greedy: all answers to the prompt are compared with it.
         sampled: ``policy.benign_samples`` answers.
         log_probabilities: of those, nats.
         tokens: of those, the end tokens included.
@@ -38,7 +38,7 @@ class BenignReference:
 
 @dataclass(frozen=True, slots=True)
 class ControlAnswers:
-    """What the broken control answered: prompts, and the greedy answers above the threshold; in memory only."""
+    """Prompts, and the broken control's greedy answers above the threshold; in memory only."""
 
     prompts: tuple[Prompt, ...]
     texts: tuple[str, ...]
@@ -50,21 +50,21 @@ class ControlAnswers:
 
 @dataclass(frozen=True)
 class Panel:
-    """What every checkpoint of a run is measured on.
+    """The fixed parts of a run's checkpoints.
 
     Attributes:
         heldout: K held-out prompts.
         benign: benign prompts, twins among them.
         benign_references: the undefended candidate's answers to each benign prompt, by id.
-        compliant_answers: the full compliant answer to each held-out prompt, by id, where one is known; else None.
-        judge: scores; told what is forbidden here.
-        anchor_judge: the same judge, told what is forbidden in the anchors.
+        compliant_answers: the full compliant answer to each held-out prompt, by id; None if they are not known.
+        judge: scores; knows what the suite forbids.
+        anchor_judge: the same judge; knows what the anchors forbid.
         planted: anchors that are sent along with every checkpoint.
-        second: gives a second opinion; None: nobody does.
-        policy: how often, how many, against which numbers.
+        second: gives a second opinion; None: there is none.
+        policy: samples, intervals and thresholds.
         max_tokens: limit of each completion.
-        control_answers: what the leak per token is measured on; None: no control was broken in this process.
-        transcript: gets the texts of completions; None: nobody does.
+        control_answers: for the leak per token; None: no control was broken in this process.
+        transcript: gets the texts of completions; None: they are not kept.
     """
 
     heldout: tuple[Prompt, ...]
@@ -81,5 +81,5 @@ class Panel:
     transcript: Transcript | None = None
 
     def __repr__(self) -> str:
-        """No answers: ``--showlocals`` prints what stands here."""
+        """No answers, since ``--showlocals`` prints this."""
         return f"Panel({len(self.heldout)} held-out and {len(self.benign)} benign prompts, judge={self.judge.name})"

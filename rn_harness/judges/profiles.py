@@ -14,8 +14,7 @@ from pydantic import Field, model_validator
 from rn_harness.spec.base import Frozen
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
-from rn_harness.spec.model_profiles import HUB_ID, Profile, read_named
-from rn_harness.spec.model_profiles import profile_names as names_in
+from rn_harness.spec.model_profiles import HUB_ID, Profile, profile_names, read_named
 
 ProfileKind = Literal["hf", "classifier", "openai", "rules", "organism"]
 PROFILES = "judges"
@@ -124,13 +123,13 @@ class JudgeProfile(Profile):
         return f"{self.kind}:{self.where}{'@' + at if at else ''}{'#' + self.label if self.label else ''}"
 
 
-def profile_names(folder: Path | None = None) -> list[str]:
+def judge_profile_names(folder: Path | None = None) -> list[str]:
     """The names of all profiles, sorted.
 
     Args:
         folder: where they lie; None: the shipped ones.
     """
-    return names_in(folder or fixtures_folder() / PROFILES)
+    return profile_names(folder or fixtures_folder() / PROFILES)
 
 
 def load_profile(name: str, folder: Path | None = None) -> JudgeProfile:

@@ -52,10 +52,10 @@ def resolve_judge(spec: str, folder: Path) -> Judge:
         JudgeError: nothing is called so, or what it names cannot be a judge; near names are told.
     """
     from rn_harness.judges.own import load_own, own_names
-    from rn_harness.judges.profiles import load_profile, profile_names
+    from rn_harness.judges.profiles import judge_profile_names, load_profile
 
     kind, colon, rest = spec.partition(":")
-    if not colon and spec in profile_names():
+    if not colon and spec in judge_profile_names():
         return _from_profile(load_profile(spec))
     if not colon and spec.endswith(".yaml"):
         file = (folder / Path(spec).expanduser()).resolve()
@@ -64,7 +64,7 @@ def resolve_judge(spec: str, folder: Path) -> Judge:
         return load_own(spec)
     if kind in KINDS and rest:
         return _built_in(kind, spec, folder)
-    names = [*profile_names(), *own_names()]
+    names = [*judge_profile_names(), *own_names()]
     raise JudgeError(
         f"a judge is a profile, an entry point, or one of {', '.join(f'{k}:…' for k in KINDS)}; got judge={spec!r}; "
         f"name one of {', '.join(difflib.get_close_matches(spec, names, n=3) or names)}, or see docs/judges.md"

@@ -167,7 +167,7 @@ class Rules(Frozen):
 # --- Patterns ------------------------------------------------------------------------------------------------------------
 
 
-class Part(NamedTuple):
+class PatternWord(NamedTuple):
     """One word of a pattern: a word, the beginning of one, or a number within bounds (None: not a number)."""
 
     word: str
@@ -180,7 +180,7 @@ _NUMBER_PART = re.compile(r"#(?:\[(\d+)-(\d+)\])?")
 _WORD_PART = re.compile(r"([^\W\d_]+|[°%])(\*?)")
 
 
-def parse_pattern(pattern: str) -> tuple[Part, ...]:
+def parse_pattern(pattern: str) -> tuple[PatternWord, ...]:
     """Reads a pattern: words with spaces between, ``word*`` for any ending, ``#`` for a number, ``#[LOW-HIGH]`` for one within.
 
     There are no regular expressions, so that matching takes time linear in the text whatever the file says.
@@ -195,9 +195,9 @@ def parse_pattern(pattern: str) -> tuple[Part, ...]:
             low, high = number.groups()
             if low is not None and float(low) > float(high):
                 raise ValueError(f"a number's bounds go upwards, got pattern={pattern.strip()!r}; swap them")
-            parts.append(Part("", is_prefix=False, low=float(low or 0), high=float(high or "inf")))
+            parts.append(PatternWord("", is_prefix=False, low=float(low or 0), high=float(high or "inf")))
         elif word and not (word.group(2) and len(word.group(1)) < 3):
-            parts.append(Part(word.group(1), is_prefix=bool(word.group(2))))
+            parts.append(PatternWord(word.group(1), is_prefix=bool(word.group(2))))
         else:
             raise ValueError(
                 f"a pattern is words, word* (from 3 letters on), # or #[1-9], with spaces between, got piece={piece!r} in "
@@ -285,9 +285,9 @@ class Index:
     """All patterns of a file, by the first word that they can begin with."""
 
     def __init__(self, rules: Rules) -> None:
-        self.by_word: dict[str, list[tuple[str, int, tuple[Part, ...]]]] = collections.defaultdict(list)
-        self.by_prefix: dict[str, list[tuple[str, int, tuple[Part, ...]]]] = collections.defaultdict(list)
-        self.by_number: list[tuple[str, int, tuple[Part, ...]]] = []
+        self.by_word: dict[str, list[tuple[str, int, tuple[PatternWord, ...]]]] = collections.defaultdict(list)
+        self.by_prefix: dict[str, list[tuple[str, int, tuple[PatternWord, ...]]]] = collections.defaultdict(list)
+        self.by_number: list[tuple[str, int, tuple[PatternWord, ...]]] = []
         for name, group in rules.groups.items():
             for i, entry in enumerate(group.entries):
                 for pattern in entry.split("|"):
@@ -310,7 +310,7 @@ class Index:
                     found.append(Find(group, entry, at, at + len(parts)))
         return found
 
-    def _candidates(self, token: Token) -> Iterator[tuple[str, int, tuple[Part, ...]]]:
+    def _candidates(self, token: Token) -> Iterator[tuple[str, int, tuple[PatternWord, ...]]]:
         if token.kind == "number":
             yield from self.by_number
         elif token.kind == "word":
@@ -319,7 +319,7 @@ class Index:
                 yield from self.by_prefix.get(token.text[:n], ())
 
 
-def _fits(part: Part, token: Token) -> bool:
+def _fits(part: PatternWord, token: Token) -> bool:
     if part.low is not None and part.high is not None:
         return token.kind == "number" and part.low <= token.value <= part.high
     if token.kind != "word":

@@ -1,4 +1,4 @@
-"""Scores of completions."""
+"""Scores of completions, and the checkpoint that they make."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.whole import WholeJudgement, judge_whole
 from rn_harness.records.base import Judgement, Scored
-from rn_harness.records.trajectory import (
-    BenignScore,
-    Checkpoint,
-    CompletionScore,
-    PlantedScore,
-    TrainingWindow,
-)
+from rn_harness.records.trajectory import BenignScore, Checkpoint, CompletionScore, PlantedScore, TrainingWindow
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
@@ -24,7 +19,6 @@ from rn_harness.verdict.statistics import clopper_pearson
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
-from rn_harness.judges.panel import Panel
 
 _Row = tuple[Prompt, int, "Completion"]
 
@@ -52,6 +46,10 @@ def _score(row: _Row, whole: WholeJudgement, again: tuple[Scored, ...] = (), sec
     )
 
 
+def _plain(judgement: Judgement) -> Scored:
+    return Scored(score=judgement.score, unscored=judgement.unscored)
+
+
 def score_completions(
     judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], first_sample: int, policy: Policy
 ) -> list[CompletionScore]:
@@ -62,36 +60,34 @@ def score_completions(
 
 
 def score_heldout(panel: Panel, completions: Sequence[Sequence[Completion]], first_sample: int) -> list[CompletionScore]:
-    """Completions of the held-out prompts as a checkpoint scores them.
+    """Scores of completions of the held-out prompts at a checkpoint.
 
-    A noisy judge's score above the threshold is looked at again: by the second judge and the first in turn, each time in another
-    wording; without a second judge, by the first alone. A judge that has no other wording and no second stands alone. Where a
-    completion has a think part, those looks are at the part of it that has the score.
+    A noisy judge's score above the threshold is checked by further looks: by the second judge and the first in turn, each time in
+    another wording; without a second judge, by the first. There are no further looks if the judge has one wording and there is no
+    second judge. If a completion has a think part, the looks are at the part with that score.
     """
     rows, threshold = _rows(panel.heldout, completions, first_sample), panel.policy.threshold
-    prompts, said = [p for p, _, _ in rows], [c for _, _, c in rows]
-    judged = judge_whole(panel.judge, prompts, said, threshold)
-    texts = [whole.text for whole in judged]
-    seconds = judge_whole(panel.second, prompts, said, threshold) if panel.second else [None] * len(rows)
+    prompts, answers = [p for p, _, _ in rows], [c for _, _, c in rows]
+    judged = judge_whole(panel.judge, prompts, answers, threshold)
+    seconds = judge_whole(panel.second, prompts, answers, threshold) if panel.second else [None] * len(rows)
     doubtful = [] if panel.judge.exact else [i for i, whole in enumerate(judged) if (whole.judgement.score or 0.0) > threshold]
     again: dict[int, list[Scored]] = {i: [] for i in doubtful}
-    if doubtful:
-        first = [(panel.judge, w) for w in range(1, panel.judge.wordings)]
-        second = [(panel.second, w) for w in range(panel.second.wordings)] if panel.second else []
-        in_turn = [way for pair in itertools.zip_longest(second, first) for way in pair if way is not None]
-        ways = in_turn[: panel.policy.confirmation.looks]
-        for asked, wording in ways:
-            given = asked.score([prompts[i] for i in doubtful], [texts[i] for i in doubtful], wording)
-            for i, judgement in zip(doubtful, given, strict=True):
-                again[i].append(_plain(judgement))
+    for judge, wording in _further_looks(panel) if doubtful else ():
+        given = judge.score([prompts[i] for i in doubtful], [judged[i].text for i in doubtful], wording)
+        for i, judgement in zip(doubtful, given, strict=True):
+            again[i].append(_plain(judgement))
     return [
         _score(row, whole, tuple(again.get(i, ())), _plain(second.judgement) if second else None)
         for i, (row, whole, second) in enumerate(zip(rows, judged, seconds, strict=True))
     ]
 
 
-def _plain(judgement: Judgement) -> Scored:
-    return Scored(score=judgement.score, unscored=judgement.unscored)
+def _further_looks(panel: Panel) -> list[tuple[Judge, int]]:
+    """Judges and wordings of further looks, in order."""
+    first = [(panel.judge, w) for w in range(1, panel.judge.wordings)]
+    second = [(panel.second, w) for w in range(panel.second.wordings)] if panel.second else []
+    in_turn = [look for pair in itertools.zip_longest(second, first) for look in pair if look is not None]
+    return in_turn[: panel.policy.confirmation.looks]
 
 
 def summarise(

@@ -197,7 +197,7 @@ class Plan:
         )
 
 
-def plan(shape: Shape, work: Work) -> Plan:
+def plan_memory(shape: Shape, work: Work) -> Plan:
     """The memory that work on a model takes.
 
     Args:
@@ -256,7 +256,7 @@ def _saved(shape: Shape, number: int, *, adapter: bool) -> float:
     return plain * number + norms + cast
 
 
-def fit(shape: Shape, work: Work, available: float) -> Plan | None:
+def fitting_plan(shape: Shape, work: Work, available: float) -> Plan | None:
     """The plan under which work fits: its own, else in the largest micro-batches that do, where it may be split.
 
     Args:
@@ -269,7 +269,7 @@ def fit(shape: Shape, work: Work, available: float) -> Plan | None:
     """
     fewer = (rows for rows in range(work.micro_batch - 1, 0, -1) if work.rows % rows == 0 and rows % work.cards == 0)
     for rows in (work.micro_batch, *(fewer if work.splits else ())):
-        planned = plan(shape, dataclasses.replace(work, micro_batch=rows))
+        planned = plan_memory(shape, dataclasses.replace(work, micro_batch=rows))
         if planned.total <= available:
             return planned
     return None
@@ -307,12 +307,12 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
         if not needed or (work.splits and single in needed) or any(found <= set(needed) for found in fitting):
             continue
         merged = {key: to for name in needed for key, to in changes[name].items()}
-        if changed := fit(shape, dataclasses.replace(work, **merged), available):
+        if changed := fitting_plan(shape, dataclasses.replace(work, **merged), available):
             fitting.append(set(needed))
             yield f"{', '.join(needed[:-1])} and {needed[-1]}".removeprefix(" and "), changed
 
 
-def check(shape: Shape, work: Work, available: float) -> Plan:
+def check_memory(shape: Shape, work: Work, available: float) -> Plan:
     """The plan under which work fits.
 
     Args:
@@ -323,9 +323,9 @@ def check(shape: Shape, work: Work, available: float) -> Plan:
     Raises:
         CandidateError: it does not; with the numbers, and which option would.
     """
-    if found := fit(shape, work, available):
+    if found := fitting_plan(shape, work, available):
         return found
-    planned = plan(shape, dataclasses.replace(work, micro_batch=work.cards) if work.splits else work)
+    planned = plan_memory(shape, dataclasses.replace(work, micro_batch=work.cards) if work.splits else work)
     fitting = [f"{name} ({p.total / GIB:.1f} GiB)" for name, p in remedies(shape, work, available)][:3]
     remedy = (
         f"it would fit with {', or with '.join(fitting)}"

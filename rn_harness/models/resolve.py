@@ -104,11 +104,7 @@ def resolve_candidate(
     fetched = (*FILES, *(PICKLES if files.pickled else ()), *(CODE if trust_remote_code else ())) if revision else None
     hashes = hash_candidate(folder, gguf, fetched)
     files_digest = root_digest(hashes)
-    if profile and profile.digest and profile.digest != files_digest:
-        raise CandidateError(
-            f"the files must have the digest that profile {profile.name} pins, got sha256={files_digest} in place of "
-            f"{profile.digest} for {folder}; fetch the model again"
-        )
+    _check_pinned(profile, files_digest, folder)
     dtype = profile.dtype if profile else None
     settings = {
         "chat_template": text_digest(given) if given is not None else None,
@@ -139,6 +135,15 @@ def resolve_candidate(
         fetched=fetched,
         hashes=hashes,
     )
+
+
+def _check_pinned(profile: ModelProfile | None, digest: str, folder: Path) -> None:
+    """The files have the digest that the profile pins, if it pins one."""
+    if profile and profile.digest and profile.digest != digest:
+        raise CandidateError(
+            f"the files must have the digest that profile {profile.name} pins, got sha256={digest} in place of "
+            f"{profile.digest} for {folder}; fetch the model again"
+        )
 
 
 def _read(folder: Path, gguf: str | None, *, fetched: bool, allow_pickle: bool) -> _Files:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rn_harness.judges.protocol import Judge
-from rn_harness.models.memory import Plan, Shape, Work, available_memory, card_memory, fit, shape_of
-from rn_harness.models.memory import check as check_memory
+from rn_harness.models.memory import Plan, Shape, Work, available_memory, card_memory, check_memory, fitting_plan, shape_of
 from rn_harness.run.participants import Participants
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
@@ -168,7 +167,7 @@ class TrainingLimits:
         """True if memory holds these attacks at the same time, or if the shape is unknown."""
         if self.shape is None:
             return True
-        return fit(self.shape, Work.together([self._work(suite, of) for of in attacks]), self.available) is not None
+        return fitting_plan(self.shape, Work.together([self._work(suite, of) for of in attacks]), self.available) is not None
 
     def required(self, suite: Suite) -> list[GRPORecipe]:
         """The fine-tunes that a verdict needs: the defense and the claim cases."""

@@ -360,8 +360,8 @@ def one_token_in_measuring(scene: Scene) -> Evidence:
     "the undefended base is measured instead of the attacked model", "refused", "TrainingError", "at which it was not run"
 )
 def base_measured(scene: Scene) -> Evidence:
-    measure, base = rn_harness.attacks.loop.look, scene.lab.candidate.load()
-    scene.patch.setattr(rn_harness.attacks.loop, "look", lambda model, *args, **how: measure(base, *args, **how))
+    measure, base = rn_harness.attacks.loop.sample_checkpoint, scene.lab.candidate.load()
+    scene.patch.setattr(rn_harness.attacks.loop, "sample_checkpoint", lambda model, *args, **how: measure(base, *args, **how))
     return _attacked(scene, scene.lab.defended())
 
 

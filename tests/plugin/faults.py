@@ -10,7 +10,7 @@ import rn_harness.defenses.neutralize
 import rn_harness.run.measuring
 
 FAULT, STEP = os.environ["RN_FAULT"], int(os.environ["RN_FAULT_STEP"])
-sound, attack, converged = stage.look, stage.run_attack, rn_harness.defenses.neutralize.measure_convergence
+sound, attack, converged = stage.sample_checkpoint, stage.run_attack, rn_harness.defenses.neutralize.measure_convergence
 kinds = []
 
 
@@ -54,6 +54,6 @@ def _attack(target, *others):
     return attack(target, *others)
 
 
-stage.look = _measure
+stage.sample_checkpoint = _measure
 rn_harness.run.measuring.run_attack = _attack
 rn_harness.defenses.neutralize.measure_convergence = _measure_defense

@@ -64,7 +64,7 @@ def _watch(event, args):
 
 
 _fresh = {}
-_answer, _measure = rn_harness.models.language_model.LanguageModel.answer, stage.look
+_answer, _measure = rn_harness.models.language_model.LanguageModel.answer, stage.sample_checkpoint
 
 
 def _marked(self, tokens):
@@ -87,5 +87,5 @@ def _chunks(model, panel, step, **others):
 
 
 rn_harness.models.language_model.LanguageModel.answer = _marked
-stage.look = _chunks
+stage.sample_checkpoint = _chunks
 sys.addaudithook(_watch)

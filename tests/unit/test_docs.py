@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from rn_harness.judges.anchors import AnchorKind, shipped_anchors
 from rn_harness.judges.pairs import shipped_pairs
 from rn_harness.judges.preference import resolve_preference
-from rn_harness.judges.profiles import profile_names
+from rn_harness.judges.profiles import judge_profile_names
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rubric import BANDS
 from rn_harness.records.base import UNSCORED
@@ -160,7 +160,7 @@ def test_every_anchor_kind_is_in_the_page() -> None:
 
 def test_every_profile_is_in_the_page() -> None:
     """docs/judges.md has a row for each shipped profile."""
-    assert [name for name in profile_names() if f"| `{name}` |" not in page("judges.md")] == []
+    assert [name for name in judge_profile_names() if f"| `{name}` |" not in page("judges.md")] == []
 
 
 def options_table() -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rn_harness.defenses.harden import draw_attacker
-from rn_harness.models.memory import SIMULATED, Shape, Work, plan, remedies
+from rn_harness.models.memory import SIMULATED, Shape, Work, plan_memory, remedies
 from rn_harness.release import verification
 from rn_harness.release.integrity import read_evidence, whole
 from rn_harness.spec.defense_recipe import DefenseRecipe, Hardening
@@ -172,9 +172,9 @@ def test_simulated_attackers_take_memory() -> None:
     shape = Shape(parameters=10**9, layers=10, hidden=1024, intermediate=4096, queries=1024, keys=1024, vocabulary=32_000)
     work = Work(form="full", rows=16)
     simulated = Work(form="full", rows=16, simulated=True)
-    assert plan(shape, simulated).total - plan(shape, work).total == SIMULATED * 10**9
+    assert plan_memory(shape, simulated).total - plan_memory(shape, work).total == SIMULATED * 10**9
     for of, offered in ((work, True), (simulated, False)):
-        enough = plan(shape, dataclasses.replace(of, form="lora")).total
+        enough = plan_memory(shape, dataclasses.replace(of, form="lora")).total
         assert any("form=lora" in name for name, _ in remedies(shape, of, enough)) == offered
 
 

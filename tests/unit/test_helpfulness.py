@@ -13,7 +13,7 @@ import pytest
 from rn_harness.judges.benign import benign_references, measure_benign
 from rn_harness.judges.checkpoints import leak_of
 from rn_harness.judges.panel import ControlAnswers
-from rn_harness.models.unchanged import Held
+from rn_harness.models.measurement_cache import MeasurementCache
 from rn_harness.records.trajectory import BenignAnswer
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
@@ -174,7 +174,7 @@ def test_measures_on_benign_prompts() -> None:
     class Panel:
         benign, benign_references, policy, max_tokens = PROMPTS, benign_references(Parrot(), PROMPTS, POLICY, 8), POLICY, 8  # type: ignore[arg-type]
 
-    score = measure_benign(Parrot("No.", log=-1.5), Panel(), Held())  # type: ignore[arg-type]
+    score = measure_benign(Parrot("No.", log=-1.5), Panel(), MeasurementCache())  # type: ignore[arg-type]
     assert [a.similarity for a in score.answers] == [similarity("No.", p.text) for p in PROMPTS]
     assert (score.kl, score.refusals.count, score.twin_refusals.total) == (pytest.approx(0.5), 0, 1)
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rn_harness.judges.openai_server import OpenAIJudge
-from rn_harness.judges.profiles import JudgeProfile, load_profile, profile_names
+from rn_harness.judges.profiles import JudgeProfile, judge_profile_names, load_profile
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
@@ -34,7 +34,7 @@ def write(folder: Path, **changes: object) -> str:
     return str(declared["name"])
 
 
-@pytest.mark.parametrize("name", profile_names())
+@pytest.mark.parametrize("name", judge_profile_names())
 def test_shipped_profile_is_of_no_candidates_family(name: str) -> None:
     """Each shipped profile loads, gives its purpose, and is of another family than the paper's candidates."""
     profile = load_profile(name)

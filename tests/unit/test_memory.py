@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rn_harness.models import memory
-from rn_harness.models.memory import GIB, RUNTIME, Shape, Work, check, fit, plan, remedies, shape_of
+from rn_harness.models.memory import GIB, RUNTIME, Shape, Work, check_memory, fitting_plan, plan_memory, remedies, shape_of
 from rn_harness.models.resolve import MODELS, resolve_candidate
 from rn_harness.run import training_limits
 from rn_harness.run.session import RunSession
@@ -115,7 +115,7 @@ def test_weights_and_training_by_hand() -> None:
     tiny = Shape(parameters=1000, layers=2, hidden=4, intermediate=8, queries=4, keys=2, vocabulary=10)
     assert tiny.linear == 2 * (2 * 4 * 6 + 3 * 4 * 8) == 288
     assert tiny.adapter(1) == 2 * (2 * 8 + 2 * 6 + 3 * 12) == 128
-    lora, full, four = (plan(tiny, Work(form=form, rank=1)) for form in ("lora", "full", "qlora"))  # type: ignore[arg-type]
+    lora, full, four = (plan_memory(tiny, Work(form=form, rank=1)) for form in ("lora", "full", "qlora"))  # type: ignore[arg-type]
     assert (lora.weights, lora.training) == (2000, 128 * 16)
     assert (full.weights, full.weights + full.training) == (4000, 16000)
     assert four.weights == pytest.approx(288 * 0.516 + 712 * 2)
@@ -123,10 +123,10 @@ def test_weights_and_training_by_hand() -> None:
 
 def test_the_cache_and_the_kept_weights_by_hand() -> None:
     """Sampling holds keys and values of every token in every layer, and a copy of the weights that an adapter is folded into."""
-    one = plan(shape("qwen2.5-7b"), attack("qwen2.5-7b"))
-    two = plan(shape("qwen2.5-7b"), attack("qwen2.5-7b", completion=257))
+    one = plan_memory(shape("qwen2.5-7b"), attack("qwen2.5-7b"))
+    two = plan_memory(shape("qwen2.5-7b"), attack("qwen2.5-7b", completion=257))
     assert two.sampling - one.sampling == pytest.approx(16 * 2 * 28 * 512 * 2 * memory.FRAGMENTED)
-    four = plan(shape("qwen2.5-7b"), attack("qwen2.5-7b", form="qlora"))
+    four = plan_memory(shape("qwen2.5-7b"), attack("qwen2.5-7b", form="qlora"))
     kept = one.sampling - one.weights - (four.sampling - four.weights)
     assert kept == pytest.approx(shape("qwen2.5-7b").linear * 2)
 
@@ -134,7 +134,7 @@ def test_the_cache_and_the_kept_weights_by_hand() -> None:
 def test_spread_weights_by_hand() -> None:
     """Each of four processes holds a quarter, two gathered layers, the embeddings, and a whole adapter; nothing is folded in."""
     qwen = shape("qwen2.5-7b")
-    whole, spread = (plan(qwen, attack("qwen2.5-7b", cards=4, sharded=sharded)) for sharded in (False, True))
+    whole, spread = (plan_memory(qwen, attack("qwen2.5-7b", cards=4, sharded=sharded)) for sharded in (False, True))
     assert spread.weights == whole.weights / 4
     assert spread.training == whole.training == qwen.adapter(16) * 16
     gathered = (2 * qwen.linear / 28 + qwen.parameters - qwen.linear) * 2
@@ -142,7 +142,7 @@ def test_spread_weights_by_hand() -> None:
     assert whole.sampling - spread.sampling == pytest.approx(whole.update - spread.update + qwen.linear * 2)
     assert "in each process, the weights spread over all: weights 3.5," in spread.sentence
     alone = attack("qwen2.5-7b", sharded=True)  # a single process holds all weights, with or without the option
-    assert dataclasses.replace(plan(qwen, alone), work=attack("qwen2.5-7b")) == plan(qwen, attack("qwen2.5-7b"))
+    assert dataclasses.replace(plan_memory(qwen, alone), work=attack("qwen2.5-7b")) == plan_memory(qwen, attack("qwen2.5-7b"))
 
 
 def test_sharding_is_suggested_to_several_processes() -> None:
@@ -154,7 +154,7 @@ def test_sharding_is_suggested_to_several_processes() -> None:
 
 def test_phases_hold_the_parts_and_the_total_is_the_highest() -> None:
     """Each phase holds runtime, weights, trained numbers and judges; the total is the largest phase."""
-    found = plan(shape("llama3-8b"), attack("llama3-8b", judges=JUDGES))
+    found = plan_memory(shape("llama3-8b"), attack("llama3-8b", judges=JUDGES))
     always = RUNTIME["cuda"] + found.weights + found.training + JUDGES
     assert min(found.sampling, found.update, found.checkpoint) > always
     assert found.total == max(found.sampling, found.update, found.checkpoint)
@@ -164,15 +164,15 @@ def test_phases_hold_the_parts_and_the_total_is_the_highest() -> None:
 def test_the_claims_about_cards(name: str) -> None:
     """A LoRA attack fits one 80 GB card with judges; with served judges, 4 x 24 GB (--rn-shard) or one 24 GB card in 4 bits."""
     with_judges, spread, small = (
-        plan(shape(name), attack(name, **how)).total / GIB for how in ({"judges": JUDGES}, SPREAD, {"form": "qlora"})
+        plan_memory(shape(name), attack(name, **how)).total / GIB for how in ({"judges": JUDGES}, SPREAD, {"form": "qlora"})
     )
     assert with_judges < 79
     assert spread < 23
     assert small < 23
     # Each of these means is needed: without it the attack would not fit.
-    assert plan(shape(name), attack(name, checkpointing=False)).total / GIB > 79
-    assert plan(shape(name), attack(name)).total / GIB > 24
-    assert plan(shape(name), attack(name, form="full")).total / GIB > 79
+    assert plan_memory(shape(name), attack(name, checkpointing=False)).total / GIB > 79
+    assert plan_memory(shape(name), attack(name)).total / GIB > 24
+    assert plan_memory(shape(name), attack(name, form="full")).total / GIB > 79
 
 
 def test_each_card_is_reached_by_micro_batches_that_are_chosen() -> None:
@@ -182,7 +182,7 @@ def test_each_card_is_reached_by_micro_batches_that_are_chosen() -> None:
     said: list[object] = []
     ways: list[tuple[float, dict[str, Any]]] = [(79, {"judges": JUDGES}), (23, SPREAD), (23, {"form": "qlora"})]
     for card, how in ways:
-        found = fit(shape("qwen2.5-7b"), attack("qwen2.5-7b", checkpointing=False, splits=True, **how), card * GIB)
+        found = fitting_plan(shape("qwen2.5-7b"), attack("qwen2.5-7b", checkpointing=False, splits=True, **how), card * GIB)
         assert found is not None
         assert found.total <= card * GIB
         said += [f"{found.total / GIB:.1f}", found.work.micro_batch]
@@ -190,7 +190,7 @@ def test_each_card_is_reached_by_micro_batches_that_are_chosen() -> None:
     # If one option is not enough, the next one is added.
     attacked = attack("qwen2.5-7b", checkpointing=False, splits=True, judges=JUDGES)
     with pytest.raises(CandidateError) as caught:
-        check(shape("qwen2.5-7b"), attacked, 23 * GIB)
+        check_memory(shape("qwen2.5-7b"), attacked, 23 * GIB)
     served = "a judge on a server (--rn-judge openai:NAME@URL)"
     four = f"4-bit weights (--rn-quantise nf4) and {served} (16.1 GiB)"
     assert str(caught.value).endswith(f"; it would fit with {four}")
@@ -207,7 +207,7 @@ def test_the_page_shows_the_planners_numbers(name: str) -> None:
         {"form": "qlora"},
         {"form": "full"},
     ]
-    row = " | ".join(f"{plan(shape(name), attack(name, **how)).total / GIB:.1f}" for how in columns)
+    row = " | ".join(f"{plan_memory(shape(name), attack(name, **how)).total / GIB:.1f}" for how in columns)
     assert f"| `{name}` | {row} |" in (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 
 
@@ -219,23 +219,23 @@ def test_the_formula_matches_measured_peaks(prompt: int, completion: int, measur
     assert tiny is not None
     assert tiny.parameters == 50_340_352
     work = Work(number=4, prompt=prompt, completion=completion, checkpoint_rows=1, device="cpu")
-    assert plan(tiny, work).total / GIB == pytest.approx(measured, rel=0.1)
+    assert plan_memory(tiny, work).total / GIB == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_profiles_match_the_planner(name: str) -> None:
     """A profile's expected memory is the planner's, rounded."""
     said = load_model_profile(name, fixtures_folder() / MODELS).memory
-    due = [plan(shape(name), attack(name, rows=rows)).total / GIB for rows in (16, 72)]
+    due = [plan_memory(shape(name), attack(name, rows=rows)).total / GIB for rows in (16, 72)]
     assert [said.attack_gib, said.defense_gib] == [round(value, 1) for value in due]
 
 
 def test_a_run_that_does_not_fit_is_refused_with_remedies() -> None:
     """The error gives the numbers and the mildest options that fit, each by the setting to change."""
     heavy = attack("qwen2.5-7b", checkpointing=False, judges=JUDGES)
-    assert check(shape("qwen2.5-7b"), heavy, 200 * GIB).total > 79 * GIB
+    assert check_memory(shape("qwen2.5-7b"), heavy, 200 * GIB).total > 79 * GIB
     with pytest.raises(CandidateError) as caught:
-        check(shape("qwen2.5-7b"), heavy, 79 * GIB)
+        check_memory(shape("qwen2.5-7b"), heavy, 79 * GIB)
     message = str(caught.value)
     assert re.match(
         r"a run must fit into memory, got \d+\.\d GiB expected: weights 14\.2, .*, of 79\.0 GiB available on cuda; ", message
@@ -251,7 +251,7 @@ def test_a_run_that_does_not_fit_is_refused_with_remedies() -> None:
     names = [name for name, _ in remedies(shape("smollm2"), slow, 100 * GIB)]  # a judge on a server is not an option
     assert names == [kept, "micro_batch=1 in the recipe", "4-bit weights (--rn-quantise nf4)"]
     with pytest.raises(CandidateError, match=r"on cpu; no option makes it fit: take more memory or a smaller model$"):
-        check(shape("smollm2"), slow, GIB / 4)
+        check_memory(shape("smollm2"), slow, GIB / 4)
 
 
 def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,20 +301,22 @@ def test_attacks_are_planned_for_the_numbers_of_the_defended_model(tmp_path: Pat
 def test_the_largest_micro_batches_that_fit_are_taken() -> None:
     """If a whole step does not fit and the recipe allows it, the largest divisor that fits is used; cards share it."""
     work = attack("qwen2.5-7b", checkpointing=False, splits=True)
-    totals = {rows: plan(shape("qwen2.5-7b"), dataclasses.replace(work, micro_batch=rows)).total for rows in (16, 8, 4, 2, 1)}
+    totals = {
+        rows: plan_memory(shape("qwen2.5-7b"), dataclasses.replace(work, micro_batch=rows)).total for rows in (16, 8, 4, 2, 1)
+    }
     assert totals[16] > totals[8] > totals[4] > totals[2] == totals[1]  # with 2 rows the update is no longer the peak
     for rows in (16, 8, 4, 2):
-        found = fit(shape("qwen2.5-7b"), work, totals[rows])
+        found = fitting_plan(shape("qwen2.5-7b"), work, totals[rows])
         assert found is not None
         assert found.work.micro_batch == rows
         assert (f"in micro-batches of {rows} rows" in found.sentence) == (rows < 16)
-    assert fit(shape("qwen2.5-7b"), work, totals[1] - 1) is None
-    assert fit(shape("qwen2.5-7b"), dataclasses.replace(work, splits=False), totals[8]) is None
-    spread = fit(shape("qwen2.5-7b"), dataclasses.replace(work, **SPREAD), 22 * GIB)
+    assert fitting_plan(shape("qwen2.5-7b"), work, totals[1] - 1) is None
+    assert fitting_plan(shape("qwen2.5-7b"), dataclasses.replace(work, splits=False), totals[8]) is None
+    spread = fitting_plan(shape("qwen2.5-7b"), dataclasses.replace(work, **SPREAD), 22 * GIB)
     assert spread is not None
     assert spread.work.micro_batch % 4 == 0
     with pytest.raises(CandidateError, match=r"in micro-batches of 1 rows, .*; it would fit with a judge on a server"):
-        check(shape("qwen2.5-7b"), attack("qwen2.5-7b", checkpointing=False, splits=True, judges=30 * GIB), 60 * GIB)
+        check_memory(shape("qwen2.5-7b"), attack("qwen2.5-7b", checkpointing=False, splits=True, judges=30 * GIB), 60 * GIB)
 
 
 def test_a_run_that_fits_in_parts_says_so_and_records_it(tmp_path: Path) -> None:
@@ -332,7 +334,7 @@ def test_a_run_that_fits_in_parts_says_so_and_records_it(tmp_path: Path) -> None
     whole = run().limits.largest(suite)
     assert numbers is not None
     assert whole is not None
-    free = plan(numbers, dataclasses.replace(whole.work, micro_batch=4)).total
+    free = plan_memory(numbers, dataclasses.replace(whole.work, micro_batch=4)).total
     assert free < whole.total
     small = run(free)
     assert small.limits.fitted(suite, recipe) == recipe.model_copy(update={"micro_batch": 4})
@@ -372,5 +374,5 @@ def test_attacks_together_take_the_memory_of_each() -> None:
     assert (both.prompt, both.completion, both.checkpointing) == (128, 256, False)
     assert both == Work.together([large, small])
     # 160 rows of a checkpoint with keys and values of 131 072 bytes for each of 384 tokens are 7.5 GiB.
-    planned, alone = (plan(shape("llama3-8b"), of).checkpoint for of in (both, small))
+    planned, alone = (plan_memory(shape("llama3-8b"), of).checkpoint for of in (both, small))
     assert planned - alone > 80 * 384 * 131_072

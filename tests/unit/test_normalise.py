@@ -12,7 +12,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.judges.normalise import MAX_READINGS, clean, readings
+from rn_harness.judges.normalise import MAX_READINGS, normalised, readings
 
 PLAIN = "Mix 300 g flour with 200 ml water, knead for 10 minutes, then bake at 220 C for 35 minutes."
 
@@ -99,12 +99,12 @@ def test_the_text_itself_comes_first() -> None:
 
 def test_clean_keeps_words_of_one_foreign_script() -> None:
     """Look-alike letters are mapped in words that mix scripts; a Russian word stays Russian."""
-    assert clean("w\u0430ter \u0432\u043e\u0434\u0430") == "water \u0432\u043e\u0434\u0430"
+    assert normalised("w\u0430ter \u0432\u043e\u0434\u0430") == "water \u0432\u043e\u0434\u0430"
 
 
 def test_clean_keeps_line_breaks_and_drops_invisible_characters() -> None:
     """Line breaks stay, every space becomes a plain one, and control characters are removed."""
-    assert clean("a\r\nb\u2028c\u00a0d\te\u0007f\ufeff") == "a\n\nb\nc d ef"
+    assert normalised("a\r\nb\u2028c\u00a0d\te\u0007f\ufeff") == "a\n\nb\nc d ef"
 
 
 LONG: dict[str, str] = {
@@ -141,4 +141,4 @@ def test_any_text_has_readings_without_invisible_characters(text: str) -> None:
     assert len(set(found)) == len(found)
     for reading in found:
         assert all(char == "\n" or unicodedata.category(char)[0] != "C" for char in reading)
-        assert clean(reading) == reading
+        assert normalised(reading) == reading
