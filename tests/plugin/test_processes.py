@@ -76,14 +76,14 @@ def test_a_process_that_fails_ends_the_run(workspace):
         from rn_harness.plugin import hooks as plugin
 
         plugin.GRACE_S = 1
-        measure = attack.look
+        measure = attack.sample_checkpoint
 
         def broken(model, panel, step, **how):
             if os.environ["RANK"] == "1" and step == 10:
                 raise RuntimeError("a text that may quote a completion")
             return measure(model, panel, step, **how)
 
-        attack.look = broken
+        attack.sample_checkpoint = broken
         """
     )
     workspace.pytester.syspathinsert()
