@@ -13,7 +13,7 @@ import typer
 from rn_harness.spec.errors import RnHarnessError
 
 if TYPE_CHECKING:
-    from rn_harness.release.integrity import Evidence
+    from rn_harness.release.integrity import RunEvidence
 
 AsJson = Annotated[bool, typer.Option("--json", help="for machines: JSON on standard output")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, e.g. reports/latest")]
@@ -33,7 +33,7 @@ def usage_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from None
 
 
-def read_run(folder: Path, *, complete: bool = False) -> Evidence:
+def read_run(folder: Path, *, complete: bool = False) -> RunEvidence:
     """Reads a run without verifying it.
 
     Args:

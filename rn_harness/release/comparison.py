@@ -1,7 +1,4 @@
-"""Two runs beside each other: what changed, and what got worse.
-
-A view of two runs' records; it computes differences of what stands there, and no measurement.
-"""
+"""A comparison of the records of two runs: the changes, and those for the worse."""
 
 from __future__ import annotations
 
@@ -9,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rn_harness.records.base import Interval
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
 from rn_harness.records.trajectory import Checkpoint
-from rn_harness.release.integrity import Evidence
+from rn_harness.release.integrity import RunEvidence
 
 _RANK = {"FAIL": 0, None: 1, "INCONCLUSIVE": 1, "PASS": 2}
 
@@ -23,9 +19,9 @@ class Change:
     """One difference.
 
     Attributes:
-        what: it is of.
-        before, after: in the first run and in the second.
-        worse: whether the second run is worse by it.
+        what: name of the compared value.
+        before, after: its value in the first and in the second run.
+        worse: True if the change makes the second run worse.
     """
 
     what: str
@@ -34,35 +30,34 @@ class Change:
     worse: bool = False
 
 
-def compare_runs(before: Evidence, after: Evidence) -> list[Change]:
-    """What differs between two runs: facts, versions, verdicts, and trajectories with their intervals.
+def compare_runs(before: RunEvidence, after: RunEvidence) -> list[Change]:
+    """The differences between two runs: facts, versions, verdicts, and trajectories with their intervals.
 
-    Worse are a verdict that fell (PASS to none or INCONCLUSIVE, any of them to FAIL), a case that is gone, a run that no longer
-    is releasable, and a checkpoint of an attack whose share of completions above the threshold has an interval wholly above the
-    one before.
+    Changes for the worse are a verdict that fell (PASS to none or INCONCLUSIVE, any of them to FAIL), a case that is gone, a run
+    that is no longer releasable, and a checkpoint of an attack whose share of completions above the threshold has an interval
+    wholly above the earlier one.
     """
     found = list(_facts(before.run, after.run))
     one, other = (_cases(e) for e in (before, after))
+    gone: tuple[Any, None] = ("not run", None)
     for case in dict.fromkeys([*one, *other]):
-        was, now = (cases[case][0] if case in cases else "not run" for cases in (one, other))
+        (was, old), (now, new) = one.get(case, gone), other.get(case, gone)
         if was != now:
-            worse = case in one and (case not in other or _RANK[one[case][0]] > _RANK[other[case][0]])
+            worse = case in one and (case not in other or _RANK[was] > _RANK[now])
             found.append(Change(f"{case}: verdict", was, now, worse=worse))
-        records = [cases[case][1] if case in cases else None for cases in (one, other)]
-        if records[0] and records[1]:
-            found += _identities(case, records[0], records[1])
-            found += _trajectories(case, records[0], records[1])
+        if old and new:
+            found += [*_identities(case, old, new), *_trajectories(case, old, new)]
     return list(dict.fromkeys(found))
 
 
-def _cases(evidence: Evidence) -> dict[str, tuple[str | None, CaseRecord | None]]:
+def _cases(evidence: RunEvidence) -> dict[str, tuple[str | None, CaseRecord | None]]:
     return {
         f"{line.domain}/{line.case_id}": (line.outcome, evidence.records.get(line.record or "")) for line in evidence.run.cases
     }
 
 
 def _facts(before: RunRecord, after: RunRecord) -> Iterator[Change]:
-    """What the runs as wholes differ in."""
+    """Differences between the runs as a whole."""
     for what, one, other, worse in (
         ("outcome", before.outcome, after.outcome, _RANK[before.outcome] > _RANK[after.outcome]),
         ("releasable", before.releasable, after.releasable, before.releasable and not after.releasable),
@@ -76,7 +71,7 @@ def _facts(before: RunRecord, after: RunRecord) -> Iterator[Change]:
 
 
 def _identities(case: str, before: CaseRecord, after: CaseRecord) -> Iterator[Change]:
-    """Versions and hardware once for all cases, the weights and judges of each."""
+    """Differences in versions and hardware, and in a case's weights and judges."""
     for what in ("versions", "hardware"):
         one, other = getattr(before.identity, what), getattr(after.identity, what)
         for name in {**one, **other}:
@@ -93,20 +88,16 @@ def _named(who: Any) -> Any:
 
 
 def _trajectories(case: str, before: CaseRecord, after: CaseRecord) -> Iterator[Change]:
-    """The checkpoints of the same step whose scores differ, with the exact interval of the share above the threshold."""
+    """Checkpoints of the same step with different scores, with the exact interval of the share above the threshold."""
     runs = [r.evidence.trajectory for r in (before, after)]
     steps = [{c.step: c for c in run.checkpoints} if run else {} for run in runs]
     for step in sorted(steps[0].keys() & steps[1].keys()):
         one, other = steps[0][step], steps[1][step]
         if (one.mean, one.above) != (other.mean, other.above):
             worse = before.evidence.kind == "attack" and other.above.low > one.above.high
-            yield Change(f"{case}: step {step}", _told(one), _told(other), worse)
+            yield Change(f"{case}: step {step}", _scores(one), _scores(other), worse)
 
 
-def _told(checkpoint: Checkpoint) -> str:
-    mean = "unscored" if checkpoint.mean is None else f"mean {checkpoint.mean:.2f}"
-    return f"{mean}, above {_interval(checkpoint.above)}"
-
-
-def _interval(share: Interval) -> str:
-    return f"{share.count}/{share.total} (95 % {share.low:.3f} to {share.high:.3f})"
+def _scores(checkpoint: Checkpoint) -> str:
+    mean, above = "unscored" if checkpoint.mean is None else f"mean {checkpoint.mean:.2f}", checkpoint.above
+    return f"{mean}, above {above.count}/{above.total} (95 % {above.low:.3f} to {above.high:.3f})"

@@ -1,6 +1,6 @@
-"""Handing over defended weights: the very files that were attacked, with their digest and a card.
+"""Export of defended weights: the same files that were attacked, with a model card.
 
-Attacked weights have no way here: what is copied is the folder that each attack started from.
+It copies the folder from which each attack started. Attacked weights never reach this module.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from rn_harness.report.card import render_card
 from rn_harness.spec.errors import CandidateError
 
 CARD = "README.md"
-"""Not part of a model's digest."""
+"""Name of the model card, which is not part of a model's digest."""
 LEFT_BEHIND = (*UNHASHED, ".git", ".github")
-"""What lies at the top of a model's folder and was never attacked, since it is no part of its identity."""
+"""Top-level entries of a model's folder that were never attacked, since they are not part of its identity."""
 
 
 def export_defended(source: Path, target: Path, run: RunRecord, records: Sequence[CaseRecord]) -> None:
-    """Copies a folder of defended weights, and puts a model card beside them.
+    """Copies a folder of defended weights, and adds a model card.
 
     Args:
         source: adapter or model, as it was attacked.
         target: does not exist, or is empty.
-        run: whose outcome stands on the card.
-        records: of the cases that this defense was part of.
+        run: the run, for the card.
+        records: of the cases with this defense.
 
     Raises:
-        CandidateError: the copy does not have the digest that was attacked.
+        CandidateError: the copy has another digest than the attacked weights.
     """
     attacked = {r.identity.defended_digest for r in records} - {None}
     _copy(source, target, shutil.copy2)
@@ -49,12 +49,12 @@ def export_defended(source: Path, target: Path, run: RunRecord, records: Sequenc
 
 
 def link_defended(source: Path, target: Path) -> None:
-    """Links to the files that an export would copy, so that they can be checked before anything is handed over."""
+    """Links to the files that an export would copy, so that they can be verified first."""
     _copy(source.resolve(), target, os.symlink)
 
 
 def _copy(source: Path, target: Path, copy: Callable[[str, str], object]) -> None:
-    """Copies a folder of defended weights, but for what was never attacked."""
+    """Copies a folder of defended weights without the entries that were never attacked."""
     top = str(source)
 
     def left_behind(folder: str, _: list[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""Whether a run's evidence is whole and holds together, releasable or not.
+"""Checks that a run's evidence is complete and consistent, whether a release can rest on it or not.
 
-Nothing is measured, and no model is loaded: digests are taken again, verdicts are decided again by the one function from the
-recorded scores, and the statement is made again. Each refusal has a code and a sentence (docs/releasing.md lists all codes).
+It computes digests again, decides verdicts again from the recorded scores, and makes the statement again; it measures nothing and
+loads no model. Each refusal has a code and a sentence; docs/releasing.md lists all codes.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Refusal:
 
 
 @dataclass
-class Evidence:
-    """A run's folder as it is read.
+class RunEvidence:
+    """The records in a run's folder.
 
     Attributes:
         folder: of the run.
@@ -70,15 +70,15 @@ class Evidence:
         return [self.records[line.record] for line in self.run.cases if line.domain == domain and line.record in self.records]
 
 
-def read_evidence(folder: Path) -> tuple[Evidence | None, list[Refusal]]:
-    """Reads a run's folder; what is missing, changed or added since ``run.json`` was written is refused."""
+def read_evidence(folder: Path) -> tuple[RunEvidence | None, list[Refusal]]:
+    """Reads a run's folder; refuses files that were removed, changed or added after ``run.json`` was written."""
     found: list[Refusal] = []
     try:
         text = read_file(folder / RUN)
         run = _parse(text, RunRecord)
     except (OSError, ValueError, RecursionError) as error:
         return None, [Refusal("unreadable", f"{RUN}: {short(error)}")]
-    evidence = Evidence(folder, run, hashlib.sha256(text).hexdigest())
+    evidence = RunEvidence(folder, run, hashlib.sha256(text).hexdigest())
     of_cases = {line.record for line in run.cases if line.record}
     for name, digest in run.files.items():
         path = PurePosixPath(name)
@@ -109,7 +109,7 @@ def read_file(path: Path) -> bytes:
     """The bytes of a plain file of a sane size.
 
     Raises:
-        OSError: it is none.
+        OSError: it is missing, a link, or too large.
     """
     if path.is_symlink() or not path.is_file():
         raise FileNotFoundError("a plain file is required")
@@ -142,8 +142,8 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def whole(evidence: Evidence) -> list[Refusal]:
-    """Whether the evidence holds together: what has to be so of every run, releasable or not."""
+def whole(evidence: RunEvidence) -> list[Refusal]:
+    """Refusals of inconsistent evidence, for any run."""
     found = _cases(evidence)
     run = evidence.run
     for name, record in evidence.records.items():
@@ -163,18 +163,13 @@ def whole(evidence: Evidence) -> list[Refusal]:
 
 
 def of_record(path: Path, record: CaseRecord) -> list[Refusal]:
-    """Whether a case's record holds together, and with the checkpoints beside it.
-
-    Args:
-        path: of the record.
-        record: what stands there.
-    """
+    """Refusals of a case's record that is inconsistent, or differs from its journal of checkpoints."""
     found = [Refusal("record_incoherent", f"{record.case_id}: {text}") for text in incoherent(record)]
     return found + _verdict(record) + _checkpoints(path, record)
 
 
-def _cases(evidence: Evidence) -> list[Refusal]:
-    """Every case that the tier requires once, and each line the line of its record."""
+def _cases(evidence: RunEvidence) -> list[Refusal]:
+    """Checks that each required case was run once, and that each line agrees with its record."""
     run, found = evidence.run, []
     if set(run.required) != set(run.suites):
         found.append(
@@ -197,7 +192,7 @@ def _cases(evidence: Evidence) -> list[Refusal]:
             if line.key is not None or line.domain:
                 found.append(Refusal("case_missing", f"{line.domain} {line.case_id} has no record"))
             continue
-        told = (
+        line_facts = (
             line.key,
             line.case_id,
             line.domain,
@@ -206,7 +201,7 @@ def _cases(evidence: Evidence) -> list[Refusal]:
             line.standing,
             line.within_claim,
         )
-        is_so = (
+        record_facts = (
             record.key,
             record.case_id,
             record.identity.suite.get("domain"),
@@ -222,14 +217,14 @@ def _cases(evidence: Evidence) -> list[Refusal]:
             found.append(
                 Refusal("case_foreign", f"{line.domain} {line.case_id} was measured by run {by} and is not said to be stored")
             )
-        if told != is_so or run.suites.get(line.domain) != record.identity.suite.get("digest"):
+        if line_facts != record_facts or run.suites.get(line.domain) != record.identity.suite.get("digest"):
             found.append(Refusal("case_foreign", f"{line.domain} {line.case_id}: its line in {RUN} is of another record"))
     paths = Counter(line.record for line in run.cases if line.record)
     return found + [Refusal("case_twice", f"{path} is the record of {n} cases") for path, n in paths.items() if n > 1]
 
 
 def _verdict(record: CaseRecord) -> list[Refusal]:
-    """Whether the verdict is what the one function decides from the recorded trajectory."""
+    """Decides the case again from the recorded trajectory."""
     again = decide(record.evidence)
     if _same(again.model_dump(mode="json"), record.verdict.model_dump(mode="json")):
         return []
@@ -249,22 +244,22 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _checkpoints(path: Path, record: CaseRecord) -> list[Refusal]:
-    """Whether the lines that were written while the case ran are the checkpoints of its record."""
+    """Compares the checkpoints of the record with the lines written while the case ran."""
     trajectory = record.evidence.trajectory
     if trajectory is None:
         return []
-    beside = path.with_name("checkpoints.jsonl")
-    told = "".join(c.model_dump_json() + "\n" for c in trajectory.checkpoints)
+    journal = path.with_name("checkpoints.jsonl")
+    lines = "".join(c.model_dump_json() + "\n" for c in trajectory.checkpoints)
     try:
-        if read_file(beside) == told.encode():
+        if read_file(journal) == lines.encode():
             return []
     except OSError as error:
-        return [Refusal("file_missing", f"{record.case_id}: {beside.name}: {short(error)}")]
-    return [Refusal("checkpoints_differ", f"{record.case_id}: the record has other checkpoints than {beside.name}")]
+        return [Refusal("file_missing", f"{record.case_id}: {journal.name}: {short(error)}")]
+    return [Refusal("checkpoints_differ", f"{record.case_id}: the record has other checkpoints than {journal.name}")]
 
 
-def _outcome(evidence: Evidence) -> list[Refusal]:
-    """Whether outcome and claim of the run follow from its cases, and its facts are theirs."""
+def _outcome(evidence: RunEvidence) -> list[Refusal]:
+    """Decides the run again from its cases, and compares its facts with theirs."""
     run, records, found = evidence.run, list(evidence.records.values()), []
     again = decide_run(counting(run.cases))
     ordered = [evidence.records[line.record] for line in run.cases if line.record in evidence.records]
@@ -279,7 +274,7 @@ def _outcome(evidence: Evidence) -> list[Refusal]:
 
 
 def _foreign_provenance(run: RunRecord, records: list[CaseRecord]) -> list[str]:
-    """Whether what is said of where the run comes from follows from its cases."""
+    """Compares the run's provenance with that of its cases."""
     said = run.provenance
     versions = next((r.identity.versions for r in records), said.versions)
     candidate = str(run.candidate.get("digest"))
@@ -287,11 +282,11 @@ def _foreign_provenance(run: RunRecord, records: list[CaseRecord]) -> list[str]:
     return [] if made == said else ["provenance is not that of its cases"]
 
 
-def _foreign_coverage(evidence: Evidence) -> list[str]:
-    """Whether what is said to be covered is what the attack cases cover; what was not run only the suite can tell."""
+def _foreign_coverage(evidence: RunEvidence) -> list[str]:
+    """Compares the run's coverage with its attack cases; only the suite knows the attacks that were not run."""
     run = evidence.run
-    told = [c.domain for c in run.coverage]
-    found = [] if told == list(run.suites) else [f"coverage is of {told}, its suites are {list(run.suites)}"]
+    covered = [c.domain for c in run.coverage]
+    found = [] if covered == list(run.suites) else [f"coverage is of {covered}, its suites are {list(run.suites)}"]
     for said in run.coverage:
         lines = [line for line in run.cases if line.domain == said.domain and line.record in evidence.records]
         records = {line.case_id: evidence.records[line.record] for line in lines if line.record}
@@ -310,11 +305,11 @@ def _foreign_coverage(evidence: Evidence) -> list[str]:
 
 
 def _foreign_facts(run: RunRecord, records: list[CaseRecord]) -> list[str]:
-    """Facts in the run's record that are not those of its cases; each a part of a sentence."""
+    """Facts of the run's record that differ from its cases', as parts of a sentence."""
     said = run.options
     found = [
-        f"{what} is {told!r}, and one of its cases has another"
-        for what, told, of_cases in (
+        f"{what} is {fact!r}, and one of its cases has another"
+        for what, fact, of_cases in (
             ("candidate", run.candidate, [r.identity.candidate for r in records]),
             ("list of overrides", said.get("overrides"), [list(r.identity.overrides) for r in records]),
             (
@@ -323,7 +318,7 @@ def _foreign_facts(run: RunRecord, records: list[CaseRecord]) -> list[str]:
                 [any(c.source == "labels" for c in r.evidence.certificates) for r in records],
             ),
         )
-        if any(of_case != told for of_case in of_cases)
+        if any(of_case != fact for of_case in of_cases)
     ]
     named = set(run.plugins)
     found += [
@@ -350,8 +345,8 @@ def _foreign_facts(run: RunRecord, records: list[CaseRecord]) -> list[str]:
     return found
 
 
-def _statement(evidence: Evidence) -> list[Refusal]:
-    """Whether the statement is the one that the records give."""
+def _statement(evidence: RunEvidence) -> list[Refusal]:
+    """Compares the statement with one made from the records."""
     path = evidence.folder / STATEMENT
     try:
         said = json.loads(read_file(path))

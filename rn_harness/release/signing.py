@@ -1,7 +1,7 @@
-"""Signing a statement, and checking who signed it. Floor 2 (adapters): knows DSSE, by securesystemslib, and Sigstore.
+"""Signatures of a statement: DSSE with a local key (securesystemslib), or Sigstore.
 
-The envelope of a local key is ``statement.dsse.json``, Sigstore's bundle is ``statement.sigstore.json``. Both hold the very bytes
-of ``statement.json``. Sigstore's services are asked where its bundle is made or checked, and nowhere else.
+The envelope of a local key is ``statement.dsse.json``, Sigstore's bundle is ``statement.sigstore.json``. Both hold the bytes of
+``statement.json``. Only making and checking a bundle contacts Sigstore's services.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def sign_with_key(payload: bytes, key: Path, passphrase: bytes | None, into: Pat
     Args:
         payload: the statement's bytes.
         key: file of the private key.
-        passphrase: that it is encrypted with; None: it is not.
+        passphrase: of the key; None if the key is not encrypted.
         into: file of the envelope.
 
     Returns:
         The key's id.
 
     Raises:
-        ReleaseError: the file is no such key.
+        ReleaseError: the file does not hold such a key.
     """
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from securesystemslib.dsse import Envelope
@@ -50,14 +50,14 @@ def sign_with_key(payload: bytes, key: Path, passphrase: bytes | None, into: Pat
 
 
 def signed_with_key(envelope: Path, key: Path) -> bytes:
-    """What an envelope holds, once the key's signature is checked.
+    """Checks an envelope's signature, and returns the signed bytes.
 
     Args:
-        envelope: file of it.
+        envelope: file of the envelope.
         key: file of the public key, as PEM.
 
     Raises:
-        ReleaseError: the file is no public key, or the envelope is not signed by it.
+        ReleaseError: the file does not hold a public key, or the key did not sign the envelope.
     """
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.dsse import Envelope
@@ -77,13 +77,11 @@ def signed_with_key(envelope: Path, key: Path) -> bytes:
         raise ReleaseError(
             f"{envelope.name} must be signed by {key}, got {type(error).__name__}: {error}; sign it again"
         ) from None
-    if read.payload_type != PAYLOAD_TYPE:
-        raise ReleaseError(f"{envelope.name} must hold an in-toto statement, got {read.payload_type!r}; sign it again")
-    return read.payload
+    return _statement_in(envelope, read.payload_type, read.payload)
 
 
 def sign_with_sigstore(payload: bytes, into: Path) -> str:
-    """Signs without a key of one's own: by the identity of the job, or of the person in front of a browser.
+    """Signs by the identity of the job, or of a person who logs in with a browser; no key is needed.
 
     Args:
         payload: the statement's bytes.
@@ -93,7 +91,7 @@ def sign_with_sigstore(payload: bytes, into: Path) -> str:
         The identity.
 
     Raises:
-        ReleaseError: there is no identity, or a service cannot be reached.
+        ReleaseError: the identity is missing, or a service cannot be reached.
     """
     from sigstore.dsse import Statement
     from sigstore.errors import Error
@@ -117,16 +115,16 @@ def sign_with_sigstore(payload: bytes, into: Path) -> str:
 
 
 def signed_with_sigstore(bundle: Path, signer: str, issuer: str | None, *, offline: bool = False) -> bytes:
-    """What a bundle holds, once certificate, log entry and signature are checked.
+    """Checks a bundle's certificate, log entry and signature, and returns the signed bytes.
 
     Args:
-        bundle: file of it.
-        signer: identity that has to have signed: an e-mail address, or the URL of a workflow.
-        issuer: URL of who vouched for it; None: anybody.
-        offline: whether the trust root in the cache has to do.
+        bundle: file of the bundle.
+        signer: required identity: an e-mail address, or the URL of a workflow.
+        issuer: URL of the identity's issuer; None: any issuer.
+        offline: use only the cached trust root.
 
     Raises:
-        ReleaseError: it is not signed so.
+        ReleaseError: the signer did not sign the bundle.
     """
     from sigstore.errors import Error
     from sigstore.models import Bundle, InvalidBundle
@@ -141,6 +139,10 @@ def signed_with_sigstore(bundle: Path, signer: str, issuer: str | None, *, offli
             f"{bundle.name} must be signed by {signer}, got {type(error).__name__}: {error}; sign it again, or name the signer "
             "who did"
         ) from None
-    if kind != PAYLOAD_TYPE:
-        raise ReleaseError(f"{bundle.name} must hold an in-toto statement, got {kind!r}; sign it again")
+    return _statement_in(bundle, kind, payload)
+
+
+def _statement_in(file: Path, payload_type: str, payload: bytes) -> bytes:
+    if payload_type != PAYLOAD_TYPE:
+        raise ReleaseError(f"{file.name} must hold an in-toto statement, got {payload_type!r}; sign it again")
     return payload

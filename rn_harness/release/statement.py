@@ -1,7 +1,6 @@
-"""The statement of a run: in-toto's Statement v1 with the predicate test-result v0.1. Floor 2 (adapters): knows in-toto.
+"""The statement of a run: in-toto's Statement v1 with the predicate test-result v0.1.
 
-A view of the run's record and the cases' records, and computes nothing else, so that whoever has them makes the same statement
-again (``verification``). Its subject is what is to be released: the defended weights.
+It depends only on the records, so that a verification can make the same statement again. Its subject is the defended weights.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ RUN = "run.json"
 def statement_of(run: RunRecord, records: Sequence[CaseRecord], run_digest: str) -> dict[str, Any]:
     """The statement, checked by in-toto's own classes.
 
-    The result is PASSED for a run that a release can rest on and FAILED for any other; it never is WARNED, which some readers
-    take for good enough.
+    The result is PASSED for a run that a release can rest on, and FAILED for any other. It is never WARNED, which some readers
+    accept.
 
     Args:
-        run: its record.
+        run: the run's record.
         records: of its cases.
-        run_digest: sha256 of ``run.json``, which binds all the rest.
+        run_digest: sha256 of ``run.json``, which binds all other files.
 
     Raises:
-        ValueError: in-toto refuses it: a digest or a name is missing.
+        ValueError: in-toto refuses it, because a digest or a name is missing.
     """
     from google.protobuf.json_format import MessageToDict, ParseDict
     from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import TestResult
@@ -41,7 +40,7 @@ def statement_of(run: RunRecord, records: Sequence[CaseRecord], run_digest: str)
     from in_toto_attestation.v1.statement import Statement
 
     passed, warned, failed = _tests(run, records)
-    configuration = [ResourceDescriptor(**of) for of in _configuration(run, records, run_digest)]
+    configuration = [ResourceDescriptor(**fields) for fields in _configuration(run, records, run_digest)]
     for descriptor in configuration:
         descriptor.validate()
     predicate = {
@@ -60,12 +59,12 @@ def statement_of(run: RunRecord, records: Sequence[CaseRecord], run_digest: str)
 
 
 def statement_text(made: Mapping[str, Any]) -> str:
-    """A statement as it is written and signed."""
+    """The text of a statement that is written and signed."""
     return json.dumps(made, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _subjects(run: RunRecord) -> Iterator[tuple[str, str]]:
-    """Each file of the defended weights and their root digest; the candidate where a run has no defended weights."""
+    """Names and digests of the defended weights and their files, or of the candidate if the run has no weights."""
     for domain, hashes in sorted(run.weights.items()):
         yield domain, root_digest(hashes)
         for name, digest in sorted(hashes.items()):
@@ -75,9 +74,9 @@ def _subjects(run: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _tests(run: RunRecord, records: Sequence[CaseRecord]) -> tuple[list[str], list[str], list[str]]:
-    """Names of the cases that passed; that passed with warnings, or proved nothing and do not count; and all others.
+    """Names of the passed cases; of those with warnings, or without proof and not counted; and of all others.
 
-    An attack that broke the model is among the last, whatever its standing: a reader of this list alone is not misled.
+    An attack that broke the model is among the last, whatever its standing, so that the list does not mislead.
     """
     warned_of = {r.key: bool(r.verdict.warnings) for r in records}
     found: tuple[list[str], list[str], list[str]] = ([], [], [])
@@ -94,17 +93,17 @@ def _tests(run: RunRecord, records: Sequence[CaseRecord]) -> tuple[list[str], li
 
 
 def _configuration(run: RunRecord, records: Sequence[CaseRecord], run_digest: str) -> Iterator[dict[str, Any]]:
-    """What the run was made with; each by digest, packages by their version."""
+    """The inputs of the run, each by digest; packages by their version."""
     yield {"name": RUN, "digest": {"sha256": run_digest}}
     yield {"name": f"base/{run.candidate['name']}", "digest": {"sha256": str(run.candidate["digest"])}}
     for domain, digest in sorted(run.suites.items()):
         yield {"name": f"suite/{domain}", "digest": {"sha256": digest}}
-        of = next((r for r in records if r.identity.suite["domain"] == domain), None)
-        if of is None:
+        record = next((r for r in records if r.identity.suite["domain"] == domain), None)
+        if record is None:
             continue
-        policy = json.dumps(of.evidence.policy.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+        policy = json.dumps(record.evidence.policy.model_dump(mode="json"), sort_keys=True, allow_nan=False)
         yield {"name": f"policy/{domain}", "digest": {"sha256": hashlib.sha256(policy.encode()).hexdigest()}}
-        judges = {"judge": of.identity.judge, "reward-judge": of.identity.reward, "second-judge": of.identity.second}
+        judges = {"judge": record.identity.judge, "reward-judge": record.identity.reward, "second-judge": record.identity.second}
         for role, who in judges.items():
             if who is not None:
                 yield {"name": f"{role}/{domain}", "digest": {"sha256": who["digest"]}, "annotations": {"judge": who["name"]}}

@@ -1,7 +1,7 @@
-"""Verifying a run: whether its evidence holds (``integrity``), and a release of these weights can rest on it.
+"""Verification of a run: checks that its evidence holds (``integrity``), and that a release of these weights can rest on it.
 
-It is what a release job calls; all that it needs are the run's folder and the weights. Each refusal has a code and a sentence
-(docs/releasing.md lists all codes).
+A release job calls it with the run's folder and the weights. Each refusal has a code and a sentence; docs/releasing.md lists all
+codes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import get_args
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from rn_harness.models.identity import UNHASHED, root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
-from rn_harness.release.integrity import Evidence, Refusal, read_evidence, read_file, short, whole
+from rn_harness.release.integrity import Refusal, RunEvidence, read_evidence, read_file, short, whole
 from rn_harness.release.statement import RUN, STATEMENT
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import TierName
@@ -51,13 +52,13 @@ Signed = Callable[[], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What came of it.
+    """The result of a verification.
 
     Attributes:
-        refusals: what stands against a release; empty: nothing does.
-        waived: what somebody answers for, with the waiver.
-        run: the run's record; None where it cannot be read.
-        signed: whether a signature was checked.
+        refusals: the reasons against a release; empty if there are none.
+        waived: waived refusals, each with its waiver.
+        run: the run's record; None if it cannot be read.
+        signed: True if a signature was checked.
     """
 
     refusals: tuple[Refusal, ...]
@@ -82,11 +83,11 @@ def verify(
     Args:
         folder: of the run.
         weights: the defended weights, or a folder with one folder for each domain.
-        policy: what the release asks for; None: the default one.
-        suites: folders of suites, to be compared with those that were run.
-        private: folder of the lab's own prompt sets, which took the place of these suites' own.
+        policy: the requirements of the release; None: the default policy.
+        suites: folders of suites to compare with those of the run.
+        private: folder of the lab's prompt sets, which replace those of the suites.
         signed: checks the signature; None: the run need not be signed.
-        waivers: what somebody answers for.
+        waivers: refusals that an owner accepts.
         now: UTC; None: the clock's.
     """
     now, policy = now or datetime.datetime.now(datetime.UTC), policy or ReleasePolicy(version=1)
@@ -96,8 +97,8 @@ def verify(
     refusals += whole(evidence)
     if signed is not None:
         refusals += _signature(folder, signed)
-    if refusals:  # what does not hold together is not looked into
-        return Verification((*refusals, *_by_its_own_word(evidence.run)), (), evidence.run, signed is not None)
+    if refusals:  # evidence that does not hold together is not examined further
+        return Verification((*refusals, *_stated(evidence.run)), (), evidence.run, signed is not None)
     refusals += _releasable(evidence) + (_suites(evidence, suites, private) if suites else []) + _weights(evidence.run, weights)
     refusals += _policy(evidence, policy) + _age(evidence, policy, now) + _tool(evidence, policy)
     left, waived = _waive(_once(refusals), waivers, now.date())
@@ -105,98 +106,96 @@ def verify(
 
 
 def _signature(folder: Path, signed: Signed) -> list[Refusal]:
-    """Whether what was signed is this very statement."""
+    """Refuses a signature of anything but this run's statement."""
     try:
         payload = signed()
     except ReleaseError as error:
         return [Refusal("signature", str(error))]
-    try:
+    with suppress(OSError):
         if payload == read_file(folder / STATEMENT):
             return []
-    except OSError:
-        pass
     return [Refusal("signature", f"what was signed is not {STATEMENT} of this run")]
 
 
-def _suites(evidence: Evidence, folders: Sequence[Path], private: Path | None) -> list[Refusal]:
-    """Whether suites that lie here are those that were run, and require what the run says."""
+def _suites(evidence: RunEvidence, folders: Sequence[Path], private: Path | None) -> list[Refusal]:
+    """Compares suites on this machine with those of the run."""
     run, found = evidence.run, []
     recipes: Mapping[str, Sequence[str]] = run.options.get("recipe", {})
-    seen = set()
+    differences: list[str] = []
+    read = set()
     for folder in folders:
         try:
             plain = load_suite(folder)
             suite = load_suite(folder, run.options.get("overrides", ()), private, recipes.get(plain.domain, ()))
         except RnHarnessError as error:
-            found.append(Refusal("suite_differs", f"{folder}: {error}"))
+            differences.append(f"{folder}: {error}")
             continue
-        seen.add(suite.domain)
+        read.add(suite.domain)
         if run.suites.get(suite.domain) != suite.digest:
-            told = run.suites.get(suite.domain, "none")
-            found.append(Refusal("suite_differs", f"{folder} has digest {suite.digest}, the run has {told} for {suite.domain}"))
+            digest = run.suites.get(suite.domain, "none")
+            differences.append(f"{folder} has digest {suite.digest}, the run has {digest} for {suite.domain}")
             continue
-        found += _as_declared(evidence, suite)
-    missing = sorted(set(run.suites) - seen)
-    return found + [Refusal("suite_differs", f"no --suite is of domain {domain}, which was run") for domain in missing]
+        differences += _undeclared(evidence, suite)
+        lax = unexcused(suite)
+        found += [Refusal("lax", why) for why in lax]
+        found += [Refusal("not_releasable", why) for why in laxer(suite) if why not in lax]
+    differences += [f"no --suite is of domain {domain}, which was run" for domain in sorted(set(run.suites) - read)]
+    return [Refusal("suite_differs", sentence) for sentence in differences] + found
 
 
-def _as_declared(evidence: Evidence, suite: Suite) -> list[Refusal]:
-    """Whether the cases are those of the suite's tier, on its held-out prompts; and what in it is laxer than a release needs."""
-    run, found = evidence.run, []
+def _undeclared(evidence: RunEvidence, suite: Suite) -> Iterator[str]:
+    """Differences between a domain's cases and the declaration of the suite's tier."""
+    run, domain = evidence.run, suite.domain
     tier: TierName = run.options["tier"]
-    if tuple(run.required.get(suite.domain, ())) != required_cases(suite, tier):
-        found.append(Refusal("suite_differs", f"{suite.domain}: the run requires other cases than tier {tier} of the suite"))
+    if tuple(run.required.get(domain, ())) != required_cases(suite, tier):
+        yield f"{domain}: the run requires other cases than tier {tier} of the suite"
+    records = evidence.of(domain)
     heldout = tuple(p.id for p in suite.heldout(tier))
-    of_cases = {r.evidence.trajectory.heldout_ids for r in evidence.of(suite.domain) if r.evidence.trajectory}
-    if of_cases != {heldout}:
-        found.append(
-            Refusal("suite_differs", f"{suite.domain}: other held-out prompts were scored than tier {tier} of the suite has")
-        )
-    found += [
-        Refusal("suite_differs", f"{suite.domain}: {r.case_id} has another standing than the suite declares")
-        for r in evidence.of(suite.domain)
-        if (r.evidence.standing, r.evidence.within_claim)
-        != suite.standing_of(r.case_id, recipe_of(r.evidence.trajectory) if r.evidence.trajectory else None)
-    ]
-    found += [
-        Refusal("suite_differs", f"{suite.domain} {r.case_id}: {text}")
-        for r in evidence.of(suite.domain)
-        for text in undeclared(r, suite, tier)
-    ]
-    lax = unexcused(suite)
-    found += [Refusal("lax", why) for why in lax]
-    return found + [Refusal("not_releasable", why) for why in laxer(suite) if why not in lax]
+    if {r.evidence.trajectory.heldout_ids for r in records if r.evidence.trajectory} != {heldout}:
+        yield f"{domain}: other held-out prompts were scored than tier {tier} of the suite has"
+    for record in records:
+        trajectory = record.evidence.trajectory
+        standing = suite.standing_of(record.case_id, recipe_of(trajectory) if trajectory else None)
+        if (record.evidence.standing, record.evidence.within_claim) != standing:
+            yield f"{domain}: {record.case_id} has another standing than the suite declares"
+        yield from (f"{domain} {record.case_id}: {text}" for text in undeclared(record, suite, tier))
 
 
 def _weights(run: RunRecord, folder: Path) -> list[Refusal]:
-    """Whether the folder holds those files that were attacked, what the run binds next to them, and nothing else."""
+    """Refuses a folder that differs from the attacked files and the files that the run binds with them."""
+    return [Refusal("weights_differ", sentence) for sentence in _weight_differences(run, folder)]
+
+
+def _weight_differences(run: RunRecord, folder: Path) -> Iterator[str]:
     if not run.weights:
-        return [Refusal("weights_differ", "the run has no defended weights: nothing was tested that could be released")]
+        yield "the run has no defended weights: nothing was tested that could be released"
+        return
     in_folders = any((folder / domain).is_dir() for domain in run.weights)
     if not in_folders and len({root_digest(hashes) for hashes in run.weights.values()}) > 1:
-        return [Refusal("weights_differ", f"{domain}: {folder} holds no folder of this name") for domain in run.weights]
+        yield from (f"{domain}: {folder} holds no folder of this name" for domain in run.weights)
+        return
     attacked: dict[str, str] = {}
-    beside: dict[str, str] = {}
+    unhashed: dict[str, str] = {}
     for domain, hashes in run.weights.items():
         above = f"{domain}/" if in_folders else ""
         attacked |= {above + name: digest for name, digest in hashes.items()}
-        beside |= {above + name: digest for name, digest in run.beside.get(domain, {}).items() if name in UNHASHED}
+        unhashed |= {above + name: digest for name, digest in run.beside.get(domain, {}).items() if name in UNHASHED}
     try:
-        strange = list(_strange_entries(folder, attacked, beside))
+        for name, state in list(_strange_entries(folder, attacked, unhashed)):
+            yield f"{name if name.isprintable() else ascii(name)} in {folder} {state}"
     except OSError as error:
-        return [Refusal("weights_differ", f"{folder}: {short(error)}")]
-    return [Refusal("weights_differ", f"{n if n.isprintable() else ascii(n)} in {folder} {state}") for n, state in strange]
+        yield f"{folder}: {short(error)}"
 
 
-def _strange_entries(folder: Path, attacked: Mapping[str, str], beside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Names and states of the entries that a folder should not have, or has not. None is passed over, whatever it is called.
+def _strange_entries(folder: Path, attacked: Mapping[str, str], unhashed: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Names and states of the entries that a folder lacks or should not have; entries of any name are checked.
 
     Args:
-        folder: of what is to be released.
-        attacked: sha256 of each file that has to be there.
-        beside: of each file that may be there.
+        folder: to be released.
+        attacked: sha256 of each required file.
+        unhashed: sha256 of each optional file.
     """
-    bound = {**beside, **attacked}
+    bound = {**unhashed, **attacked}
     folders = {parent.as_posix() for name in bound for parent in PurePosixPath(name).parents}
     found, waiting = set(), [folder]
     while waiting:
@@ -216,38 +215,35 @@ def _strange_entries(folder: Path, attacked: Mapping[str, str], beside: Mapping[
     yield from ((name, "is missing") for name in sorted(attacked.keys() - found))
 
 
-def _by_its_own_word(run: RunRecord) -> list[Refusal]:
-    """What speaks against a release as the run says itself."""
+def _stated(run: RunRecord) -> list[Refusal]:
+    """The reasons against a release that the run itself states."""
     found = [] if run.outcome == "PASS" else [Refusal("outcome", f"the run is {run.outcome}: {run.claim}")]
     found += [Refusal("lax", why) for why in run.lax]
-    told = (*outcome_against(run.outcome), *run.lax)  # told above, where no waiver reaches it
-    return found + [Refusal("not_releasable", why) for why in run.why_not if why not in told]
+    named = (*outcome_against(run.outcome), *run.lax)  # have codes above that cannot be waived
+    return found + [Refusal("not_releasable", why) for why in run.why_not if why not in named]
 
 
-def _releasable(evidence: Evidence) -> list[Refusal]:
-    """What speaks against a release by its records, whatever the run says, and by the run's own word."""
-    seen = [Refusal("not_releasable", why) for why in _seen_in_records(evidence)]
+def _releasable(evidence: RunEvidence) -> list[Refusal]:
+    """The reasons against a release that the records show, and those that the run itself states."""
+    # Any record can declare its domain harmless; this code cannot be waived.
+    declared = {(r.identity.suite["domain"], r.identity.benign): None for r in evidence.records.values() if r.identity.benign}
+    found = [Refusal("benign", f"{domain}: {why}") for domain, benign in declared for why in harmless(benign)]
+    found += [Refusal("not_releasable", why) for why in _shown_by_records(evidence)]
     for domain in evidence.run.suites:
-        seen += _lax(domain, evidence.of(domain))
-    return _harmless(evidence) + seen + _by_its_own_word(evidence.run)
+        found += _lax(domain, evidence.of(domain))
+    return found + _stated(evidence.run)
 
 
-def _harmless(evidence: Evidence) -> list[Refusal]:
-    """The domains that are harmless, by any of their records: a code of its own, which nobody can waive."""
-    said = {(r.identity.suite["domain"], r.identity.benign): None for r in evidence.records.values() if r.identity.benign}
-    return [Refusal("benign", f"{domain}: {why}") for domain, benign in said for why in harmless(benign)]
-
-
-def _seen_in_records(evidence: Evidence) -> Iterator[str]:
-    """What the records tell of a run that no release can rest on."""
-    said = evidence.run.options
-    if said.get("tier") == "smoke":
+def _shown_by_records(evidence: RunEvidence) -> Iterator[str]:
+    """Options and defenses in the records on which a release cannot rest."""
+    options = evidence.run.options
+    if options.get("tier") == "smoke":
         yield "the smoke tier never is a release verdict"
-    if said.get("overrides"):
-        yield f"modified by --rn-set {' '.join(said['overrides'])}"
+    if options.get("overrides"):
+        yield f"modified by --rn-set {' '.join(options['overrides'])}"
     for option in ("allow_pickle", "trust_remote_code", "chat_template", "narrowed", "deselected", "dirty"):
-        if said.get(option):
-            yield f"options.{option}={said[option]} in {RUN}"
+        if options.get(option):
+            yield f"options.{option}={options[option]} in {RUN}"
     for domain in evidence.run.suites:
         records = evidence.of(domain)
         if not records:
@@ -259,7 +255,7 @@ def _seen_in_records(evidence: Evidence) -> Iterator[str]:
 
 
 def _lax(domain: str, records: Sequence[CaseRecord]) -> Iterator[Refusal]:
-    """How a domain's cases attacked, measured or decided by less than a release needs, as far as its records tell."""
+    """Attacks, measurements and policies of a domain's cases that are laxer than a release needs."""
     policies = list({r.evidence.policy.model_dump_json(): r.evidence.policy for r in records}.values())
     for policy in policies:
         excused = excusable(policy)
@@ -271,8 +267,8 @@ def _lax(domain: str, records: Sequence[CaseRecord]) -> Iterator[Refusal]:
             continue
         again = decide(record.evidence.model_copy(update={"policy": stern}))
         if again.outcome != "PASS":
-            told = f"{record.case_id} is PASS by a laxer policy and {again.outcome} by the default one: {again.claim}"
-            yield Refusal("fails_by_default", f"{domain}: {told}")
+            sentence = f"{record.case_id} is PASS by a laxer policy and {again.outcome} by the default one: {again.claim}"
+            yield Refusal("fails_by_default", f"{domain}: {sentence}")
     recipes = [r.evidence.trajectory.recipe for r in records if r.evidence.kind == "attack" and r.evidence.trajectory]
     try:
         attacks = [a for a in map(AttackRecipe.model_validate, recipes) if a.claim]
@@ -285,7 +281,7 @@ def _lax(domain: str, records: Sequence[CaseRecord]) -> Iterator[Refusal]:
 
 
 def _thin(records: Sequence[CaseRecord]) -> Iterator[str]:
-    """How a domain's cases were measured on too few prompts."""
+    """Prompt sets of a domain's cases that are too small."""
     for trajectory in [r.evidence.trajectory for r in records if r.evidence.trajectory][:1]:
         if len(trajectory.heldout_ids) < RELEASE_PROMPTS:
             yield f"{len(trajectory.heldout_ids)} held-out prompts, fewer than {RELEASE_PROMPTS}"
@@ -295,8 +291,8 @@ def _thin(records: Sequence[CaseRecord]) -> Iterator[str]:
             yield f"{twins} benign twins, fewer than {RELEASE_PROMPTS}"
 
 
-def _policy(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
-    """What the release asks for and the run does not have."""
+def _policy(evidence: RunEvidence, policy: ReleasePolicy) -> list[Refusal]:
+    """Requirements of the release's policy that the run does not meet."""
     run, found = evidence.run, []
     found += [Refusal("policy_plugins", f"{why}, which no policy names") for why in unlisted(run.plugins, policy.plugins)]
     tier = run.options.get("tier")
@@ -328,8 +324,8 @@ def _policy(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
     return found
 
 
-def _age(evidence: Evidence, policy: ReleasePolicy, now: datetime.datetime) -> list[Refusal]:
-    """Whether the oldest measurement is too old, whatever run asked for it last, and the run ended before now."""
+def _age(evidence: RunEvidence, policy: ReleasePolicy, now: datetime.datetime) -> list[Refusal]:
+    """Refuses a run with impossible times, or whose oldest measurement, from any run, is too old."""
     run = evidence.run
     started, ended = moment(run.started), moment(run.ended)
     if started is None or ended is None:
@@ -342,28 +338,23 @@ def _age(evidence: Evidence, policy: ReleasePolicy, now: datetime.datetime) -> l
     first, case, text = min(began, default=(started, "the run", run.started))
     age = now - first
     if age > datetime.timedelta(days=policy.max_age_days):
-        told = f"{case}: its oldest measurement or training began at {text}"
-        return [Refusal("too_old", f"{told}, more than {policy.max_age_days:g} days ago")]
+        oldest_work = f"{case}: its oldest measurement or training began at {text}"
+        return [Refusal("too_old", f"{oldest_work}, more than {policy.max_age_days:g} days ago")]
     return []
 
 
-def _tool(evidence: Evidence, policy: ReleasePolicy) -> list[Refusal]:
-    """Whether this very harness made the run, or one that the policy names."""
+def _tool(evidence: RunEvidence, policy: ReleasePolicy) -> list[Refusal]:
+    """Refuses a run made by sources other than these and those that the policy names."""
     made_by = {r.identity.versions.get("rn-harness-sources", "unknown") for r in evidence.records.values()}
     strange = sorted(made_by - {source_digest(), *policy.sources})
     if not strange and made_by:
         return []
-    got = ", ".join(strange) or "none"
-    return [
-        Refusal(
-            "tool_version",
-            f"the run was made by sources {got} (rn-harness {evidence.run.provenance.tool}), these are {source_digest()}",
-        )
-    ]
+    got = f"{', '.join(strange) or 'none'} (rn-harness {evidence.run.provenance.tool})"
+    return [Refusal("tool_version", f"the run was made by sources {got}, these are {source_digest()}")]
 
 
 def _once(refusals: Sequence[Refusal]) -> list[Refusal]:
-    """Each sentence once: what several checks found has a code that nobody can waive, if one of them gave such a code."""
+    """Removes repeated sentences; of several codes, one that cannot be waived stays."""
     first: dict[str, Refusal] = {}
     for refusal in sorted(refusals, key=lambda r: r.code in get_args(Waivable)):
         first.setdefault(refusal.sentence, refusal)
@@ -373,7 +364,7 @@ def _once(refusals: Sequence[Refusal]) -> list[Refusal]:
 def _waive(
     refusals: Sequence[Refusal], waivers: Sequence[Waiver], today: datetime.date
 ) -> tuple[list[Refusal], list[tuple[Refusal, Waiver]]]:
-    """What no waiver took, and what each took: the refusal that it quotes, until it has expired."""
+    """Refusals without a waiver, and waived refusals; a waiver quotes its refusal, and has no effect after it has expired."""
     left: list[Refusal] = []
     waived: list[tuple[Refusal, Waiver]] = []
     for refusal in refusals:

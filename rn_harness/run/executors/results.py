@@ -18,7 +18,7 @@ from rn_harness.models.identity import root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import CaseLine
 from rn_harness.records.trajectory import Checkpoint, Trajectory
-from rn_harness.release.integrity import Evidence, Refusal, of_record, read_evidence, read_file, short
+from rn_harness.release.integrity import Refusal, RunEvidence, of_record, read_evidence, read_file, short
 from rn_harness.release.statement import RUN
 from rn_harness.run.case import Case, Defended
 from rn_harness.run.case_maker import RECORD, ROUNDING
@@ -50,7 +50,7 @@ class RunPart:
     """
 
     folder: Path
-    evidence: Evidence | None
+    evidence: RunEvidence | None
     refusals: tuple[Refusal, ...]
 
     @classmethod
