@@ -26,8 +26,7 @@ PRIVATE_NAMES = {
     "FixtureFunctionDefinition._get_wrapped_function": "find fixtures that replace ours",
     "Module.classnamefilter, funcnamefilter, istestfunction": "find tests that a hook hid",
     "_pytest.junitxml.xml_key": "find the JUnit file that the user asked for",
-    "LogXML.logfile, add_global_property, node_reporter, pytest_runtest_logreport": "write into that file",
-    "LogXML.node_reporters, node_reporters_ordered, stats": "remove a nameless test case from it and count red ones",
+    "LogXML.logfile, add_global_property, node_reporter, node_reporters, node_reporters_ordered, stats": "write into that file",
     "_pytest.__file__": "tell pytest's own code from the code of others",
 }
 """Each private name, with its purpose."""

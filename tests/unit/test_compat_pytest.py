@@ -1,0 +1,119 @@
+"""The canary for pytest: every private name that the harness uses is where ``plugin/pytest_compat.py`` expects it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from rn_harness.plugin import pytest_compat as compat
+
+SOURCES = Path(compat.__file__).parents[1]
+SUITE = """
+import pytest
+
+@pytest.fixture
+def cake():
+    return 1
+
+class TestCake:
+    @pytest.mark.parametrize("size", [2])
+    def test_cake(self, cake, size):
+        assert cake
+"""
+
+
+def _session(pytester: pytest.Pytester) -> tuple[pytest.Config, pytest.Function, pytest.Module]:
+    """A session with a JUnit file, its only test and that test's module."""
+    path = pytester.makepyfile(SUITE)
+    config = pytester.parseconfigure("-p", "no:rn_harness", "--junitxml=asked.xml", str(path))
+    session = pytest.Session.from_config(config)
+    config.hook.pytest_sessionstart(session=session)
+    session.perform_collect()
+    (item,) = session.items
+    module = item.getparent(pytest.Module)
+    assert isinstance(item, pytest.Function)
+    assert isinstance(module, pytest.Module)
+    return config, item, module
+
+
+def _writes_junit(config: pytest.Config) -> bool:
+    xml = compat.junit_writer(config)
+    assert xml is not None
+    xml.add_global_property("name", "value")
+    compat.add_red_test(xml, "test_cake.py::test_bread", "no verdict")
+    report = pytest.TestReport("test_cake.py::test_roll", ("", None, ""), {}, "passed", None, "call")
+    compat.add_output(xml, report, "checkpoints")  # a test case without a name, as of a test that was cut off
+    named = len(xml.node_reporters_ordered)
+    compat.remove_nameless_cases(xml)
+    return (xml.stats["error"], named - len(xml.node_reporters_ordered), Path(xml.logfile).name) == (1, 1, "asked.xml")
+
+
+def _drops_junit(config: pytest.Config) -> bool:
+    compat.drop_junit_writer(config)
+    return compat.junit_writer(config) is None
+
+
+def _probes(config: pytest.Config, item: pytest.Function, module: pytest.Module) -> dict[str, Callable[[], bool]]:
+    """A check for each entry in the list of private names."""
+    definitions = compat.fixture_definitions(item)
+    return {
+        "Config._parser._groups": lambda: (
+            compat.owns_option(config, "--collect-only", "collectonly") and not compat.owns_option(config, "--model", "rn_model")
+        ),
+        "CaptureManager.global_and_fixture_disabled": lambda: not isinstance(compat.uncaptured(config), nullcontext),
+        "Function._fixtureinfo.name2fixturedefs": lambda: [d.func.__name__ for d in definitions["cake"]] == ["cake"],
+        "Function.callspec.params": lambda: compat.parameters(item) == {"size": 2},
+        "FixtureFunctionDefinition._get_wrapped_function": lambda: (
+            compat.fixture_function(module.obj.cake) is definitions["cake"][0].func
+        ),
+        "Module.classnamefilter, funcnamefilter, istestfunction": lambda: (
+            compat.is_test_class(module, "TestCake")
+            and compat.is_test_method(module, "test_cake")
+            and compat.is_test_function(module, _session, "test_cake")
+            and not compat.is_test_function(module, _session, "cake")
+        ),
+        "LogXML.logfile, add_global_property, node_reporter, node_reporters, node_reporters_ordered, stats": lambda: (
+            _writes_junit(config)
+        ),
+        "_pytest.junitxml.xml_key": lambda: _drops_junit(config),
+        "_pytest.__file__": lambda: Path(pytest.__file__).parent in compat.pytest_folders(),
+    }
+
+
+def test_every_private_name_of_pytest_is_in_its_place(pytester: pytest.Pytester) -> None:
+    """After an upgrade this names the private name that pytest moved, and the module to correct."""
+    probes = _probes(*_session(pytester))
+    assert probes.keys() == compat.PRIVATE_NAMES.keys()
+    moved = []
+    for name, probe in probes.items():
+        try:
+            works = probe()
+        except (AttributeError, ImportError, KeyError, TypeError):
+            works = False
+        if not works:
+            moved.append(
+                f"pytest {pytest.__version__} moved {name}, used to {compat.PRIVATE_NAMES[name]}; correct pytest_compat.py"
+            )
+    assert moved == []
+
+
+def test_no_other_module_uses_a_private_name_of_pytest() -> None:
+    """``_pytest`` is imported for types only, and the plugin reads no private attribute outside this one module."""
+    found = []
+    for path in SOURCES.rglob("*.py"):
+        if path == Path(compat.__file__):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        types = {id(node) for block in ast.walk(tree) if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+                 for node in ast.walk(block)}  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("_pytest") and id(node) not in types:
+                found.append(f"{path.name}:{node.lineno}")
+            private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+            if private and path.parent.name == "plugin" and ast.unparse(node.value) not in ("self", "cls", "os"):
+                found.append(f"{path.name}:{node.lineno}")
+    assert found == []
