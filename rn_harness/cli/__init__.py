@@ -1,7 +1,6 @@
 """The command line ``rn-harness``: options, words and exit codes; no logic.
 
-One module a group of commands. Each imports what it works with inside its functions, so that help and completions are there at
-once.
+Each module holds a group of commands and imports its tools inside functions, so that help and completions appear at once.
 """
 
 from __future__ import annotations
@@ -11,13 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rn_harness.cli.evidence import register as register_evidence
-from rn_harness.cli.judges import register as register_judges
-from rn_harness.cli.machine import register as register_machine
-from rn_harness.cli.release import register as register_release
-from rn_harness.cli.store import register as register_store
-from rn_harness.cli.suites import register as register_suites
-from rn_harness.cli.utility import register as register_utility
+from rn_harness.cli import evidence, judges, machine, release, store, suites, utility
 from rn_harness.spec.errors import safe_message
 from rn_harness.spec.extras import EXTRAS, missing
 from rn_harness.spec.version import __version__
@@ -42,17 +35,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     callback=_options,
 )
-for register in (
-    register_release, register_evidence, register_suites, register_machine, register_judges, register_utility, register_store,
-):  # fmt: skip
-    register(app)
+for group in (release, evidence, suites, machine, judges, utility):
+    app.add_typer(group.commands)
+app.add_typer(store.commands, name="store")
 
 
 def main() -> None:
-    """The entry point; what goes wrong is told without its message, which may quote a completion."""
+    """The entry point. It prints an error without its message, which may quote a completion."""
     try:
         app()
-    except Exception as error:  # noqa: BLE001  (told, and never swallowed)
+    except Exception as error:  # noqa: BLE001  (printed, and never swallowed)
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{safe_message(error)}, raised at {where.filename}:{where.lineno}"
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:

@@ -1,4 +1,4 @@
-"""``rn-harness show``, ``compare``, ``export-config`` and ``report``: runs that are done."""
+"""``rn-harness show``, ``compare``, ``export-config`` and ``report``: finished runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import typer
 
 from rn_harness.cli.shared import AsJson, RunFolder, read_run, tell, usage_errors
 
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    for command in (show, compare, export_config, report):
-        app.command()(command)
+commands = typer.Typer()
 
 
-def show(
+@commands.command("show")
+def show_command(
     run: RunFolder,
     case: Annotated[str | None, typer.Argument(help="a case's id, or the end of it; default: the whole run")] = None,
     as_json: AsJson = False,
@@ -41,11 +38,8 @@ def show(
     tell(checkpoint_lines(record), record.model_dump(mode="json"), as_json)
 
 
-def compare(
-    before: RunFolder,
-    after: RunFolder,
-    as_json: AsJson = False,
-) -> None:
+@commands.command("compare")
+def compare_command(before: RunFolder, after: RunFolder, as_json: AsJson = False) -> None:
     """Tells what changed from one run to another. Exits with 1 if something got worse."""
     from rn_harness.release.comparison import compare_runs
 
@@ -57,7 +51,8 @@ def compare(
     raise typer.Exit(1 if worse else 0)
 
 
-def export_config(run: RunFolder, as_json: AsJson = False) -> None:
+@commands.command("export-config")
+def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
     """Prints the command that makes a run again, and what has to be the same for it."""
     evidence = read_run(run)
     record = evidence.run
@@ -69,11 +64,12 @@ def export_config(run: RunFolder, as_json: AsJson = False) -> None:
         **{f"suite {domain}": digest for domain, digest in record.suites.items()},
         **versions,
     }
-    lines = [*(f"# {what}: {value}" for what, value in same.items()), command]
+    lines = [*(f"# {name}: {value}" for name, value in same.items()), command]
     tell(lines, {"command": command, "same": same}, as_json)
 
 
-def report(
+@commands.command("report")
+def report_command(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option(help="where the views go; default: the run's folder")] = None,
     inspect: Annotated[Path | None, typer.Option(help="folder for a log of each case that Inspect opens; needs an extra")] = None,

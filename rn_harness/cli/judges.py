@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rn_harness.cli.shared import AsJson, tell, usage_errors
+from rn_harness.cli.shared import (
+    AsJson,
+    JudgeSpec,
+    RewardJudgeSpec,
+    SecondJudgeSpec,
+    settings_command,
+    tell,
+    usage_errors,
+)
 
 if TYPE_CHECKING:
     from rn_harness.judges.protocol import Judge
     from rn_harness.report.progress import Progress
+    from rn_harness.run.attack_strength import Strength
+    from rn_harness.spec.options import Options
 
+commands = typer.Typer()
 Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metavar="SPEC")]
 
 
@@ -25,14 +38,8 @@ class Quantised(StrEnum):
     nf4 = "nf4"
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    for command in (certify_judge, calibrate_judge, calibrate):
-        app.command()(command)
-
-
 def _organism(spec: str) -> str:
-    """The spec, that of the shipped organism's judge in full."""
+    """The spec; ``organism`` becomes that of the shipped organism's judge."""
     from rn_harness.models.candidate import ORGANISM
     from rn_harness.spec.fixtures import fixtures_folder
 
@@ -45,7 +52,8 @@ def _resolve(spec: str) -> Judge:
     return resolve_judge(_organism(spec), Path.cwd())
 
 
-def certify_judge(
+@commands.command("certify-judge")
+def certify_judge_command(
     spec: Spec,
     labels: Annotated[Path | None, typer.Option(help="your own labelled texts, read here and never copied")] = None,
     preference: Annotated[bool, typer.Option("--preference", help="for preference between two answers, not for harm")] = False,
@@ -80,7 +88,7 @@ def certify_judge(
 
 
 def _certify_preference(spec: str, labels: Path | None, *, as_json: bool) -> None:
-    """The same with labelled pairs, for ``rn-harness utility --preference``."""
+    """Certifies a judge of preference on labelled pairs, for ``rn-harness utility --preference``."""
     from rn_harness.judges.pairs import load_pairs
     from rn_harness.judges.preference import resolve_preference
     from rn_harness.utility.pairwise import certificates_of
@@ -95,7 +103,8 @@ def _certify_preference(spec: str, labels: Path | None, *, as_json: bool) -> Non
     raise typer.Exit(1 if below else 0)
 
 
-def calibrate_judge(
+@commands.command("calibrate-judge")
+def calibrate_judge_command(
     spec: Spec,
     out: Annotated[Path, typer.Option(help="where the calibration goes; beside the classifier as calibration.json it is found")],
     labels: Annotated[Path | None, typer.Option(help="your own labelled texts; default: the shipped anchors")] = None,
@@ -116,23 +125,39 @@ def calibrate_judge(
     tell([f"calibration written to {out}"], {"file": str(out)}, as_json)
 
 
-def calibrate(
-    model: Annotated[str, typer.Option(help="the undefended candidate, as for --model")],
-    suite: Annotated[Path, typer.Option(help="a suite's folder")],
-    out: Annotated[Path | None, typer.Option(help="where the certificate goes; default: DOMAIN-strength.json here")] = None,
-    judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None,
-    reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
-    second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
-    prompts: Annotated[str | None, typer.Option(help="as for --rn-prompts", metavar="DIR")] = None,
-    chat_template: Annotated[str | None, typer.Option(help="as for --rn-chat-template", metavar="FILE")] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="as for --rn-allow-pickle")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="as for --rn-trust-remote-code")] = False,
-    quantise: Annotated[Quantised | None, typer.Option(help="as for --rn-quantise")] = None,
-    sampler: Annotated[str, typer.Option(help="as for --rn-sampler", metavar="transformers|vllm|vllm:URL")] = "transformers",
-    acknowledge: Annotated[bool, typer.Option("--acknowledge", help="as for --rn-acknowledge")] = False,
-    budget: Annotated[int | None, typer.Option(min=1, help="controls, at most; default: enough for the whole search")] = None,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """The options of ``rn-harness calibrate``."""
+
+    model: Annotated[str, typer.Option(help="the undefended candidate, as for --model")]
+    suite: Annotated[Path, typer.Option(help="a suite's folder")]
+    out: Annotated[Path | None, typer.Option(help="where the certificate goes; default: DOMAIN-strength.json here")] = None
+    judge: JudgeSpec = None
+    reward_judge: RewardJudgeSpec = None
+    second_judge: SecondJudgeSpec = None
+    prompts: Annotated[str | None, typer.Option(help="as for --rn-prompts", metavar="DIR")] = None
+    chat_template: Annotated[str | None, typer.Option(help="as for --rn-chat-template", metavar="FILE")] = None
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="as for --rn-allow-pickle")] = False
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="as for --rn-trust-remote-code")] = False
+    quantise: Annotated[Quantised | None, typer.Option(help="as for --rn-quantise")] = None
+    sampler: Annotated[str, typer.Option(help="as for --rn-sampler", metavar="transformers|vllm|vllm:URL")] = "transformers"
+    acknowledge: Annotated[bool, typer.Option("--acknowledge", help="as for --rn-acknowledge")] = False
+    budget: Annotated[int | None, typer.Option(min=1, help="controls, at most; default: enough for the whole search")] = None
+    as_json: AsJson = False
+
+    @property
+    def run_options(self) -> Options:
+        """The options of a run with the same model, judges and prompts, and no defense."""
+        from rn_harness.spec.options import Options
+        from rn_harness.verdict.validity import NO_DEFENSE
+
+        same = ("model", "judge", "reward_judge", "second_judge", "prompts", "chat_template", "allow_pickle",
+                "trust_remote_code", "quantise", "sampler", "acknowledge")  # fmt: skip
+        return Options(defense=NO_DEFENSE, base=Path.cwd(), **{name: getattr(self, name) for name in same})
+
+
+@settings_command(commands, "calibrate", CalibrateOptions)
+def calibrate_command(asked: CalibrateOptions) -> None:
     """Finds the weakest settings with which the suite's attack breaks the undefended model, and certifies them.
 
     Exits with 0 if some do, with 1 if none does within the budget. Controls are kept in the store, so that it goes on where it
@@ -144,46 +169,35 @@ def calibrate(
     from rn_harness.run.attack_strength import BUDGET, find_strength
     from rn_harness.run.preflight import check_acknowledged, check_folders, check_here
     from rn_harness.run.session import RunSession
-    from rn_harness.spec.options import Options
     from rn_harness.spec.suite import load_suite
     from rn_harness.store.store import Store, default_root
-    from rn_harness.verdict.validity import NO_DEFENSE
-
-    options = Options(
-        *(model, NO_DEFENSE, judge, reward_judge, second_judge),
-        base=Path.cwd(),
-        prompts=prompts,
-        chat_template=chat_template,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-        quantise=quantise.value if quantise else None,
-        sampler=sampler,
-        acknowledge=acknowledge,
-    )
 
     def say(progress: Progress) -> None:
         if progress.state is not None:
             typer.echo(progress.line, err=True)
 
+    options, budget = asked.run_options, asked.budget or BUDGET
     with usage_errors():
-        loaded = load_suite(suite, private=options.private, recipe=profile_recipe(model, Path.cwd()))
+        loaded = load_suite(asked.suite, private=options.private, recipe=profile_recipe(asked.model, Path.cwd()))
         with TemporaryDirectory(prefix="rn-harness-") as folder:
             session = RunSession(options, Path(folder), Store(default_root()), say)
             check_folders(session, [loaded])
             check_acknowledged(session, [loaded])
             check_here(session, loaded)
-            strength = find_strength(session, loaded, budget or BUDGET)
-    lines = []
-    for t in strength.tries:
-        means = " ".join("-" if m is None else f"{m:.1f}" for m in t.means.values())
-        lines.append(f"{t.recipe} at temperature {t.temperature:g}: {'broke' if t.broke else 'held'}: {means}")
-    path = out or Path(f"{loaded.domain}-strength.json")
+            strength = find_strength(session, loaded, budget)
+    path = asked.out or Path(f"{loaded.domain}-strength.json")
     if strength.settings:
         path.write_text(strength.model_dump_json(indent=1) + "\n", encoding="utf-8")
         settings = dataclasses.replace(options, strength=(str(path),)).arguments
-        said = [of for of in settings if not of.startswith(("--rn-defense=", "--rn-tier="))]  # which a run chooses
-        lines.append(f"{' '.join(strength.settings)} written to {path}: {shlex.join(['pytest', str(suite), *said])}")
+        kept = [option for option in settings if not option.startswith(("--rn-defense=", "--rn-tier="))]  # a run chooses these
+        last = f"{' '.join(strength.settings)} written to {path}: {shlex.join(['pytest', str(asked.suite), *kept])}"
     else:
-        lines.append(f"no settings within {budget or BUDGET} controls broke it: {strength.search}")
-    tell(lines, strength.model_dump(mode="json"), as_json)
+        last = f"no settings within {budget} controls broke it: {strength.search}"
+    tell([*_tried_lines(strength), last], strength.model_dump(mode="json"), asked.as_json)
     raise typer.Exit(0 if strength.settings else 1)
+
+
+def _tried_lines(strength: Strength) -> Iterator[str]:
+    for t in strength.tries:
+        means = " ".join("-" if m is None else f"{m:.1f}" for m in t.means.values())
+        yield f"{t.recipe} at temperature {t.temperature:g}: {'broke' if t.broke else 'held'}: {means}"

@@ -1,4 +1,4 @@
-"""``rn-harness doctor``: is this machine ready?"""
+"""``rn-harness doctor``: checks this machine."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from typing import Annotated
 
 import typer
 
-from rn_harness.cli.shared import AsJson, tell, usage_errors
+from rn_harness.cli.shared import AsJson, CandidateName, JudgeSpec, RewardJudgeSpec, SecondJudgeSpec, tell, usage_errors
+
+commands = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(doctor)
-
-
-def doctor(
-    model: Annotated[str, typer.Option(help="candidate, as for pytest --model")] = "organism",
+@commands.command("doctor")
+def doctor_command(
+    model: CandidateName = "organism",
     suite: Annotated[Path | None, typer.Option(help="a suite whose judges and memory are looked at too")] = None,
-    judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None,
-    reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
-    second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
+    judge: JudgeSpec = None,
+    reward_judge: RewardJudgeSpec = None,
+    second_judge: SecondJudgeSpec = None,
     reports: Annotated[Path, typer.Option(help="folder that runs are written to")] = Path("reports"),
     as_json: AsJson = False,
 ) -> None:

@@ -1,82 +1,115 @@
-"""``rn-harness verify`` and ``sign``: what a release job calls."""
+"""``rn-harness verify`` and ``sign``: the commands of a release job."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rn_harness.cli.shared import AsJson, read_run, tell, usage_errors
+from rn_harness.cli.shared import AsJson, read_run, settings_command, tell, usage_errors
+
+if TYPE_CHECKING:
+    from rn_harness.release.verification import Verification
+
+commands = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command()(verify)
-    app.command()(sign)
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """The options of ``rn-harness verify``."""
+
+    run: Annotated[Path, typer.Option(help="the run's folder")]
+    weights: Annotated[Path, typer.Option(help="the weights to be released: one folder, or one for each domain in it")]
+    policy: Annotated[Path | None, typer.Option(help="what the release asks for, a YAML file; default: docs/releasing.md")] = None
+    suite: Annotated[list[Path] | None, typer.Option(help="a suite's folder that has to be the one that was run")] = None
+    key: Annotated[Path | None, typer.Option(help="public key (PEM) that has to have signed the statement")] = None
+    signer: Annotated[str | None, typer.Option(help="identity that has to have signed it by Sigstore")] = None
+    issuer: Annotated[str | None, typer.Option(help="who has to have vouched for the signer: URL of the issuer")] = None
+    max_age: Annotated[float | None, typer.Option(help="days since the run ended, at most; beats the policy")] = None
+    waivers: Annotated[Path | None, typer.Option(help="refusals that somebody answers for, a YAML file; default: none")] = None
+    offline: Annotated[bool, typer.Option(help="with --signer: use the cached trust root")] = False
+    as_json: AsJson = False
+
+    def check(self) -> None:
+        """Refuses options that exclude each other, and folders that do not exist."""
+        if self.key and self.signer:
+            raise typer.BadParameter("a run is checked against one signature, got --key and --signer; pass one of the two")
+        if self.issuer and not self.signer:
+            raise typer.BadParameter("--issuer says who vouched for --signer, got no --signer; name the identity")
+        if not self.run.is_dir():
+            raise typer.BadParameter(
+                f"--run must be a run's folder, got {self.run}; pytest --rn-run DIR names it, else see reports/"
+            )
+        if not self.weights.is_dir():
+            raise typer.BadParameter(
+                f"--weights must be the folder of the weights to be released, got {self.weights}; see --rn-export"
+            )
+
+    @property
+    def signature(self) -> Callable[[], bytes] | None:
+        """A function that checks the signature; None: none is demanded."""
+        from rn_harness.release.signing import BUNDLE, ENVELOPE, signed_with_key, signed_with_sigstore
+
+        key, signer = self.key, self.signer
+        if key:
+            return lambda: signed_with_key(self.run / ENVELOPE, key)
+        if signer:
+            return lambda: signed_with_sigstore(self.run / BUNDLE, signer, self.issuer, offline=self.offline)
+        return None
 
 
-def verify(
-    run: Annotated[Path, typer.Option(help="the run's folder")],
-    weights: Annotated[Path, typer.Option(help="the weights to be released: one folder, or one for each domain in it")],
-    policy: Annotated[
-        Path | None, typer.Option(help="what the release asks for, a YAML file; default: docs/releasing.md")
-    ] = None,
-    suite: Annotated[list[Path] | None, typer.Option(help="a suite's folder that has to be the one that was run")] = None,
-    key: Annotated[Path | None, typer.Option(help="public key (PEM) that has to have signed the statement")] = None,
-    signer: Annotated[str | None, typer.Option(help="identity that has to have signed it by Sigstore")] = None,
-    issuer: Annotated[str | None, typer.Option(help="who has to have vouched for the signer: URL of the issuer")] = None,
-    max_age: Annotated[float | None, typer.Option(help="days since the run ended, at most; beats the policy")] = None,
-    waivers: Annotated[Path | None, typer.Option(help="refusals that somebody answers for, a YAML file; default: none")] = None,
-    offline: Annotated[bool, typer.Option(help="with --signer: use the cached trust root")] = False,
-    as_json: AsJson = False,
-) -> None:
+@settings_command(commands, "verify", VerifyOptions)
+def verify_command(options: VerifyOptions) -> None:
     """Checks whether a release of these weights can rest on a run. Exits with 0 only if all of it holds, else with 1.
 
     Takes every digest again and decides every verdict again from the recorded scores. Each refusal has a code and a sentence.
     """
-    from rn_harness.release.signing import BUNDLE, ENVELOPE, signed_with_key, signed_with_sigstore
-    from rn_harness.release.verification import Signed
-    from rn_harness.release.verification import verify as check
-    from rn_harness.report.terminal import broken_in_short, broken_lines
+    from rn_harness.release.verification import verify
     from rn_harness.spec.release_policy import ReleasePolicy, Waivers, aged, load_release_file
+
+    options.check()
+    with usage_errors():
+        policy = load_release_file(options.policy, ReleasePolicy) if options.policy else ReleasePolicy(version=1)
+        waivers = load_release_file(options.waivers, Waivers).waivers if options.waivers else []
+        if options.max_age is not None:
+            policy = aged(policy, options.max_age)
+    found = verify(
+        options.run,
+        weights=options.weights,
+        policy=policy,
+        suites=options.suite or (),
+        signed=options.signature,
+        waivers=waivers,
+    )
+    tell(_verification_lines(found), _verification_document(found), options.as_json)
+    raise typer.Exit(1 if found.refusals else 0)
+
+
+def _verification_lines(found: Verification) -> Iterator[str]:
+    from rn_harness.report.terminal import broken_in_short, broken_lines
+
+    yield from (f"refused [{r.code}] {r.sentence}" for r in found.refusals)
+    yield from (f"waived [{r.code}] {r.sentence} ({w.owner}, until {w.expires}: {w.reason})" for r, w in found.waived)
+    besides = f" with {len(found.waived)} waiver{'s' if len(found.waived) > 1 else ''}" if found.waived else ""
+    if found.run is not None:
+        yield from (f"{found.run.outcome}: {found.run.claim}", *broken_lines(found.run))
+        broken = broken_in_short(found.run)
+        besides += f", {broken}" if broken else ""
+    if found.refusals:
+        yield f"not verified: {len(found.refusals)} refusals{besides}"
+    else:
+        by = "signed" if found.signed else "not signed: this shows that nothing was changed by accident, not who made it"
+        yield f"verified{besides} ({by})"
+
+
+def _verification_document(found: Verification) -> dict[str, Any]:
     from rn_harness.verdict.decide import broken_by
 
-    if key and signer:
-        raise typer.BadParameter("a run is checked against one signature, got --key and --signer; pass one of the two")
-    if issuer and not signer:
-        raise typer.BadParameter("--issuer says who vouched for --signer, got no --signer; name the identity")
-    if not run.is_dir():
-        raise typer.BadParameter(f"--run must be a run's folder, got {run}; pytest --rn-run DIR names it, else see reports/")
-    if not weights.is_dir():
-        raise typer.BadParameter(f"--weights must be the folder of the weights to be released, got {weights}; see --rn-export")
-    with usage_errors():
-        asked = load_release_file(policy, ReleasePolicy) if policy else ReleasePolicy(version=1)
-        waived = load_release_file(waivers, Waivers).waivers if waivers else []
-    if max_age is not None:
-        with usage_errors():
-            asked = aged(asked, max_age)
-    signed: Signed | None = None
-    if key:
-        signed = lambda: signed_with_key(run / ENVELOPE, key)  # noqa: E731  (one of two ways)
-    elif signer:
-        signed = lambda: signed_with_sigstore(run / BUNDLE, signer, issuer, offline=offline)  # noqa: E731
-    found = check(run, weights=weights, policy=asked, suites=suite or (), signed=signed, waivers=waived)
-    lines = [f"refused [{r.code}] {r.sentence}" for r in found.refusals]
-    lines += [f"waived [{r.code}] {r.sentence} ({w.owner}, until {w.expires}: {w.reason})" for r, w in found.waived]
-    if found.run is not None:
-        lines += [f"{found.run.outcome}: {found.run.claim}", *broken_lines(found.run)]
-    count = len(found.waived)
-    besides = f" with {count} waiver{'s' if count > 1 else ''}" if count else ""
-    broken = broken_in_short(found.run) if found.run else ""
-    besides += f", {broken}" if broken else ""
-    if not found.refusals:
-        by = "signed" if found.signed else "not signed: this shows that nothing was changed by accident, not who made it"
-        lines.append(f"verified{besides} ({by})")
-    else:
-        lines.append(f"not verified: {len(found.refusals)} refusals{besides}")
-    document = {
+    return {
         "verified": not found.refusals,
         "signed": found.signed,
         "refusals": [{"code": r.code, "sentence": r.sentence} for r in found.refusals],
@@ -88,17 +121,16 @@ def verify(
         "claim": found.run.claim if found.run else None,
         "broken_by": [
             {"case": f"{line.domain}/{line.case_id}", "standing": line.standing, "counts": counts}
-            for counts, of in zip((True, False), broken_by(found.run.cases), strict=True)
-            for line in of
+            for counts, lines in zip((True, False), broken_by(found.run.cases), strict=True)
+            for line in lines
         ]
         if found.run
         else None,
     }
-    tell(lines, document, as_json)
-    raise typer.Exit(1 if found.refusals else 0)
 
 
-def sign(
+@commands.command("sign")
+def sign_command(
     run: Annotated[Path, typer.Option(help="the run's folder")],
     key: Annotated[Path | None, typer.Option(help="private key (PEM, PKCS#8): Ed25519, ECDSA or RSA")] = None,
     passphrase_env: Annotated[str | None, typer.Option(help="environment variable that holds the key's passphrase")] = None,
@@ -120,8 +152,8 @@ def sign(
     evidence = read_run(run)
     broken = whole(evidence)
     if broken:
-        told = "; ".join(f"[{r.code}] {r.sentence}" for r in broken[:3])
-        raise typer.BadParameter(f"only a run that holds together is signed, got {len(broken)} faults: {told}; run it again")
+        faults = "; ".join(f"[{r.code}] {r.sentence}" for r in broken[:3])
+        raise typer.BadParameter(f"only a run that holds together is signed, got {len(broken)} faults: {faults}; run it again")
     payload = (run / STATEMENT).read_bytes()
     with usage_errors():
         if key:

@@ -1,12 +1,14 @@
-"""What commands share: the option ``--json``, how an answer is told, and how an error ends."""
+"""Parts that commands share: options, printing of an answer, and errors that end with exit code 2."""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -15,18 +17,51 @@ from rn_harness.spec.errors import RnHarnessError
 if TYPE_CHECKING:
     from rn_harness.release.integrity import RunEvidence
 
+S = TypeVar("S")
 AsJson = Annotated[bool, typer.Option("--json", help="for machines: JSON on standard output")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, e.g. reports/latest")]
+CandidateName = Annotated[str, typer.Option(help="candidate, as for pytest --model")]
+JudgeSpec = Annotated[str | None, typer.Option(help="as for --rn-judge")]
+RewardJudgeSpec = Annotated[str | None, typer.Option(help="as for --rn-reward-judge")]
+SecondJudgeSpec = Annotated[str | None, typer.Option(help="as for --rn-second-judge")]
+
+
+def settings_command(app: typer.Typer, name: str, settings: type[S]) -> Callable[[Callable[[S], None]], Callable[[S], None]]:
+    """Registers a function of one settings object as a command whose options are the fields of its dataclass.
+
+    typer reads a function's signature, so a command of fifteen options would otherwise be a function of fifteen parameters.
+    """
+    hints = get_type_hints(settings, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if option.default is MISSING else option.default,
+            annotation=hints[option.name],
+        )
+        for option in fields(settings)  # type: ignore[arg-type]  # a dataclass
+    ]
+
+    def decorate(run: Callable[[S], None]) -> Callable[[S], None]:
+        def command(**values: Any) -> None:
+            run(settings(**values))
+
+        command.__doc__ = run.__doc__
+        vars(command)["__signature__"] = inspect.Signature(parameters)
+        app.command(name)(command)
+        return run
+
+    return decorate
 
 
 def tell(lines: Iterable[str], document: Any, as_json: bool) -> None:
-    """An answer: as lines for people, or as one JSON document."""
+    """Prints an answer as lines for people, or as one JSON document."""
     typer.echo(json.dumps(document, indent=1, allow_nan=False) if as_json else "\n".join(lines))
 
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """What cannot be done as it was asked for ends with exit code 2 and the error's sentence."""
+    """Ends an error of ours with exit code 2 and its sentence."""
     try:
         yield
     except RnHarnessError as error:

@@ -1,4 +1,4 @@
-"""``rn-harness store``: what is kept, and its removal."""
+"""``rn-harness store``: lists and removes stored results."""
 
 from __future__ import annotations
 
@@ -14,14 +14,28 @@ if TYPE_CHECKING:
     from rn_harness.store.store import Entry
 
 MIB = 2**20
+commands = typer.Typer(no_args_is_help=True, help="What RN_HARNESS_CACHE, else the user's cache folder, keeps of finished work.")
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    group = typer.Typer(no_args_is_help=True, help="What RN_HARNESS_CACHE, else the user's cache folder, keeps of finished work.")
-    group.command("list")(list_entries)
-    group.command()(prune)
-    app.add_typer(group, name="store")
+@commands.command("list")
+def list_entries_command(as_json: AsJson = False) -> None:
+    """Lists finished work, journals of unfinished cases, defenses in training, and what damage left."""
+    from rn_harness.store.store import Store, default_root
+
+    _show(Store(default_root()).entries(), as_json=as_json)
+
+
+@commands.command("prune")
+def prune_command(
+    unused_days: Annotated[float, typer.Option(min=0.0, help="remove what was not used for so many days; 0: all")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Removes what was not used for long, and lists it; a run that uses it at this moment ends without a verdict."""
+    from rn_harness.store.store import Store, default_root
+
+    with usage_errors():
+        removed = Store(default_root()).prune(unused_days)
+    _show(removed, as_json=as_json)
 
 
 def _show(entries: Sequence[Entry], *, as_json: bool) -> None:
@@ -46,32 +60,11 @@ def _show(entries: Sequence[Entry], *, as_json: bool) -> None:
 
 
 def _note(entry: Entry) -> str:
-    """What an entry is, where it is no finished work."""
+    """A remark on an entry that is not finished work; else empty."""
     from rn_harness.training.snapshots import PARTIAL
 
     if not entry.whole:
         return "  not an entry: left by damage, or by a run that was cut off"
-    return (
-        "  a defense's training that is under way or was cut off: the same command goes on from it"
-        if entry.kind == PARTIAL
-        else ""
-    )
-
-
-def list_entries(as_json: AsJson = False) -> None:
-    """Lists finished work, journals of unfinished cases, defenses in training, and what damage left."""
-    from rn_harness.store.store import Store, default_root
-
-    _show(Store(default_root()).entries(), as_json=as_json)
-
-
-def prune(
-    unused_days: Annotated[float, typer.Option(min=0.0, help="remove what was not used for so many days; 0: all")] = 30.0,
-    as_json: AsJson = False,
-) -> None:
-    """Removes what was not used for long, and lists it; a run that uses it at this moment ends without a verdict."""
-    from rn_harness.store.store import Store, default_root
-
-    with usage_errors():
-        removed = Store(default_root()).prune(unused_days)
-    _show(removed, as_json=as_json)
+    if entry.kind == PARTIAL:
+        return "  a defense's training that is under way or was cut off: the same command goes on from it"
+    return ""

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rn_harness.cli.shared import AsJson, tell, usage_errors
+from rn_harness.cli.shared import (
+    AsJson,
+    CandidateName,
+    JudgeSpec,
+    RewardJudgeSpec,
+    SecondJudgeSpec,
+    settings_command,
+    tell,
+    usage_errors,
+)
+
+if TYPE_CHECKING:
+    from rn_harness.run.estimate import RunEstimate
+
+commands = typer.Typer()
 
 
 class Listed(StrEnum):
-    """What can be listed."""
+    """Things that can be listed."""
 
     suites = "suites"
     cases = "cases"
@@ -30,17 +45,8 @@ class Tier(StrEnum):
     full = "full"
 
 
-Suites = Annotated[list[Path], typer.Argument(metavar="SUITE", help="a suite's folder, or a folder with suites")]
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command("list")(list_)
-    app.command()(plan)
-    app.command()(new_suite)
-
-
-def list_(
+@commands.command("list")
+def list_command(
     what: Annotated[Listed, typer.Argument(help="suites, cases of suites, profiles of models, or judges")],
     suites: Annotated[Path, typer.Option(help="folder with suites, or one of them")] = Path("suites"),
     tier: Annotated[Tier, typer.Option(help="of the cases")] = Tier.standard,
@@ -94,18 +100,24 @@ def _judges() -> list[dict[str, Any]]:
     return [{"name": name, "licence": load_profile(name).licence} for name in judge_profile_names()]
 
 
-def plan(
-    suites: Suites,
-    model: Annotated[str, typer.Option(help="candidate, as for pytest --model")] = "organism",
-    tier: Annotated[Tier, typer.Option(help="which cases")] = Tier.standard,
-    defense: Annotated[str, typer.Option(help="as for --rn-defense")] = "anchored",
-    judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None,
-    reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None,
-    second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None,
-    earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports"),
-    slots: Annotated[int, typer.Option(min=1, help="cases that run at a time, as on a cluster")] = 1,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The options of ``rn-harness plan``."""
+
+    suites: Annotated[list[Path], typer.Argument(metavar="SUITE", help="a suite's folder, or a folder with suites")]
+    model: CandidateName = "organism"
+    tier: Annotated[Tier, typer.Option(help="which cases")] = Tier.standard
+    defense: Annotated[str, typer.Option(help="as for --rn-defense")] = "anchored"
+    judge: JudgeSpec = None
+    reward_judge: RewardJudgeSpec = None
+    second_judge: SecondJudgeSpec = None
+    earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports")
+    slots: Annotated[int, typer.Option(min=1, help="cases that run at a time, as on a cluster")] = 1
+    as_json: AsJson = False
+
+
+@settings_command(commands, "plan", PlanOptions)
+def plan_command(asked: PlanOptions) -> None:
     """Says what a run would do: cases and what each takes, memory, time and device hours; nothing is loaded or run."""
     from rn_harness.models.resolve import profile_recipe
     from rn_harness.run.estimate import estimate_run
@@ -115,42 +127,48 @@ def plan(
     from rn_harness.store.provenance import device
     from rn_harness.store.store import Store, default_root
 
-    options = Options(model, defense, judge, reward_judge, second_judge, tier=tier.value, base=Path.cwd())
+    judges = asked.judge, asked.reward_judge, asked.second_judge
+    options = Options(asked.model, asked.defense, *judges, tier=asked.tier.value, base=Path.cwd())
     with usage_errors():
-        recipe = profile_recipe(model, Path.cwd())
-        loaded = [load_suite(path, recipe=recipe) for folder in suites for path in iter_suites(folder)]
+        recipe = profile_recipe(asked.model, Path.cwd())
+        loaded = [load_suite(path, recipe=recipe) for folder in asked.suites for path in iter_suites(folder)]
         if not loaded:
-            raise typer.BadParameter(f"a suite's folder is required, got {', '.join(map(str, suites))}; rn-harness list suites")
-        nobody: Callable[[Any], None] = lambda _: None  # noqa: E731  (nothing long is done here)
-        made = estimate_run(RunSession(options, Path.cwd(), Store(default_root()), nobody), loaded, earlier)
-    seconds = made.seconds
-    lines = [
-        f"{c.domain} {c.case_id}: {'time not known' if c.seconds is None else f'about {c.seconds:.0f} s'}; {c.demand.sentence}"
-        for c in made.cases
-    ]
-    lines += [f"memory {sentence}" for sentence in made.memory]
-    basis = f"medians of {len(made.runs)} earlier runs in {earlier}: {', '.join(made.runs)}"
-    if seconds is None:
-        lines.append(f"time: not known: no earlier run in {earlier} did each kind of case on this model; run tier smoke first")
-    else:
-        lines.append(f"time: about {seconds / 60:.0f} minutes, {seconds / 3600:.2f} hours of {device()}; {basis}")
-    wall = made.seconds_on(slots)
-    if wall is not None and slots > 1:
-        lines.append(f"with {slots} cases at a time: about {wall / 60:.0f} minutes, longest first, each after what it waits for")
+            folders = ", ".join(map(str, asked.suites))
+            raise typer.BadParameter(f"a suite's folder is required, got {folders}; rn-harness list suites")
+        session = RunSession(options, Path.cwd(), Store(default_root()), lambda _: None)
+        made = estimate_run(session, loaded, asked.earlier)
+    seconds, wall = made.seconds, made.seconds_on(asked.slots)
     document = {
         "cases": [dataclasses.asdict(c) for c in made.cases],
         "memory": list(made.memory),
         "seconds": seconds,
-        "slots": slots,
+        "slots": asked.slots,
         "wall_seconds": wall,
         "device_hours": None if seconds is None else round(seconds / 3600, 3),
         "device": device(),
         "rests_on": list(made.runs),
     }
-    tell(lines, document, as_json)
+    tell(_plan_lines(made, asked, device()), document, asked.as_json)
 
 
-def new_suite(
+def _plan_lines(made: RunEstimate, asked: PlanOptions, device: str) -> Iterator[str]:
+    for c in made.cases:
+        time = "time not known" if c.seconds is None else f"about {c.seconds:.0f} s"
+        yield f"{c.domain} {c.case_id}: {time}; {c.demand.sentence}"
+    yield from (f"memory {sentence}" for sentence in made.memory)
+    seconds, earlier = made.seconds, asked.earlier
+    if seconds is None:
+        yield f"time: not known: no earlier run in {earlier} did each kind of case on this model; run tier smoke first"
+    else:
+        basis = f"medians of {len(made.runs)} earlier runs in {earlier}: {', '.join(made.runs)}"
+        yield f"time: about {seconds / 60:.0f} minutes, {seconds / 3600:.2f} hours of {device}; {basis}"
+    wall = made.seconds_on(asked.slots)
+    if wall is not None and asked.slots > 1:
+        yield f"with {asked.slots} cases at a time: about {wall / 60:.0f} minutes, longest first, each after what it waits for"
+
+
+@commands.command("new-suite")
+def new_suite_command(
     name: Annotated[str, typer.Argument(help="of the domain: lower case, digits, _")],
     into: Annotated[Path, typer.Option(help="folder that the suite's folder goes to")] = Path("suites"),
     as_json: AsJson = False,
