@@ -144,7 +144,7 @@ def several_seeds(folder: Path, of: Sequence[int]) -> Path:
 def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One line per attack."""
     lines = [
-        "| case | standing | control: highest mean | came to | defended: highest score, highest mean | leak, before and after |"
+        "| case | standing | control: highest mean | result | defended: highest score, highest mean | leak, before and after |"
     ]
     lines += ["|---|---|---|---|---|---|"]
     for case, row in rows.items():
@@ -162,7 +162,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def flips(rows: Mapping[str, Mapping[str, Any]], repeated: Mapping[str, bool]) -> list[str]:
     """One line per kind of attack, with the findings of its seeds."""
-    lines = ["| attack | standing | came to, by seed | flips | repeated bit by bit |", "|---|---|---|---|---|"]
+    lines = ["| attack | standing | result by seed | flips | repeated bit by bit |", "|---|---|---|---|---|"]
     kinds: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for case, row in rows.items():
         kinds.setdefault(case.rpartition("-s")[0], []).append((case, row))

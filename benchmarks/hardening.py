@@ -442,7 +442,7 @@ def tables(bench: Bench) -> str:
         "",
         "Leak after 10, 30 and 100 steps, 0: below 1e-12; in brackets the share of 50 benign answers left after 100.",
         "",
-        "| attacker (supervised, 5 examples unless told) | simulated | " + " | ".join(SHOWN) + " |",
+        "| attacker (supervised, 5 examples unless noted) | simulated | " + " | ".join(SHOWN) + " |",
         "|---|---|" + "---|" * len(SHOWN),
     ]
     for attacker in ATTACKERS:

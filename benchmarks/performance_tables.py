@@ -53,7 +53,7 @@ def _ratio_row(what: str, theirs: Sequence[float], mine: Sequence[float], target
     return f"| {what} | {spread(theirs, 1)} | {spread(mine, 1)} | {spread(ratios)} | {told} |"
 
 
-RATIO_HEAD = ["| what | bare TRL, s of a core | ours | ratio | target | |", "|---|---|---|---|---|---|"]
+RATIO_HEAD = ["| measurement | bare TRL, s of a core | ours | ratio | target | |", "|---|---|---|---|---|---|"]
 
 
 def _long(side: Piece) -> float:
@@ -118,7 +118,7 @@ def checkpoints(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
     bare_of = [[c for i, c in enumerate(one) if i % 5] for one in each]  # checkpoints without benign prompts
     alone = [statistics.mean(one) * len(all_) for one, all_ in zip(bare_of, each, strict=True)]
     return [
-        "| what | 200 bare steps, s of a core | 21 checkpoints | ratio | target | |",
+        "| measurement | 200 bare steps, s of a core | 21 checkpoints | ratio | target | |",
         "|---|---|---|---|---|---|",
         _ratio_row("20 prompts, greedy and 3 samples, leak and planted anchors", theirs, alone, 0.35),
         _ratio_row("the same, and 200 benign prompts at five of them", theirs, [sum(one) for one in each], None),
@@ -138,7 +138,7 @@ def suite(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
 def startup(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
     """Time added by the plugin, and time of listing."""
     rounds = [r for p in of for r in p["rounds"]]
-    lines = ["| what | processor time | by the clock | target | |", "|---|---|---|---|---|"]
+    lines = ["| measurement | processor time | by the clock | target | |", "|---|---|---|---|---|"]
     for name in ("without", "with"):
         used = [spread((1000 * r[name][kind] for r in rounds), 0) for kind in ("cpu_s", "wall_s")]
         lines.append(f"| unrelated session {name} the plugin, ms | {used[0]} | {used[1]} | - | |")
@@ -161,7 +161,7 @@ def cache(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
     verdict = met(statistics.median(s["cpu_s"] for s in second), 5)
     peak = max(s["peak_mib"] for s in second)
     return [
-        "| what | processor time | by the clock | peak memory | target | |",
+        "| measurement | processor time | by the clock | peak memory | target | |",
         "|---|---|---|---|---|---|",
         f"| the standard tier again, 21 cases, s | {used[0]} | {used[1]} | {peak} MiB | 5 | {verdict} |",
     ]
@@ -249,7 +249,7 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
 def workers(of: Sequence[Piece], _: Mapping[str, Any]) -> list[str]:
     """Two workers compared with one process."""
     ratios = [p["two"]["wall_s"] / p["one"]["wall_s"] for p in of]
-    lines = ["| what | by the clock, s | processor time, s |", "|---|---|---|"]
+    lines = ["| measurement | by the clock, s | processor time, s |", "|---|---|---|"]
     for name, told in (("one", "one process"), ("two", "`-n 2`")):
         used = [spread((p[name][kind] for p in of), 1) for kind in ("wall_s", "cpu_s")]
         lines.append(f"| {told} | {used[0]} | {used[1]} |")

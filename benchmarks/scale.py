@@ -55,9 +55,9 @@ class Model:
 
 
 MODELS = (
-    Model("7B, bfloat16, each attack alone", 7.6e9, 2.0, 1),
+    Model("7B, bfloat16, one attack at a time", 7.6e9, 2.0, 1),
     Model("7B, bfloat16, `--rn-fleet 8`", 7.6e9, 2.0, 8),
-    Model("70B, 4 bits, each attack alone", 70.6e9, 0.56, 1),
+    Model("70B, 4 bits, one attack at a time", 70.6e9, 0.56, 1),
 )
 
 
