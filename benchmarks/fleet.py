@@ -113,7 +113,7 @@ def ratio(piece: dict[str, Any], clock: str) -> float:
 def table(stored: dict[str, Any]) -> str:
     """A table of medians, spreads and targets."""
     lines = [
-        "| 8 attacks together, as a multiple of one | threads | target | clock: median (least to most) | processor | scores equal |",
+        "| 8 attacks together, against one | threads | target | clock: median (least to most) | processor | scores equal |",
         "|---|---|---|---|---|---|",
     ]
     for threads, (of, target) in itertools.product(THREADS, TARGETS.items()):
