@@ -163,6 +163,7 @@ def test_an_interruption_ends_all_tasks(where: str) -> None:
         raise KeyboardInterrupt
 
     if where == "in the caller":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore the signal
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     tasks: list[Task] = [endless, endless] + ([raising] if where != "in the caller" else [])
     with pytest.raises(KeyboardInterrupt):
