@@ -25,6 +25,7 @@ from panel import Bench, reinforce
 
 from rn_harness.attacks.loop import draw_attack_prompts
 from rn_harness.models.resolve import resolve_candidate
+from rn_harness.records.statistics import Interval, upper_bound
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import is_refusal
@@ -32,7 +33,6 @@ from rn_harness.store.provenance import hardware, versions
 from rn_harness.training.grpo import order_prompts
 from rn_harness.training.supervised import Example, teach
 from rn_harness.verdict.rewards import attack_reward
-from rn_harness.verdict.statistics import clopper_pearson, upper_bound
 
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
@@ -210,7 +210,7 @@ def points(stored: dict[str, Any], event: str) -> list[dict[str, Any]]:
         predicted = expected_steps_in_rounds(policy["leaks"], n) if exact else expected_steps(p, n)
         mean, low, high = mean_with_interval(waits)
         within = math.ceil(predicted)
-        late = clopper_pearson(sum(wait > within for wait in waits), len(waits))
+        late = Interval(count=sum(wait > within for wait in waits), total=len(waits))
         made.append(
             {
                 "policy": name,

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import betabinom, binom
 
+from rn_harness.records.statistics import Interval, upper_bound
 from rn_harness.spec.policy import Policy
-from rn_harness.verdict.statistics import clopper_pearson, upper_bound
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "judge_noise.json"
@@ -303,7 +303,7 @@ def certified(bound: float, rate: float, anchors: int) -> float:
 
 def percent(count: int, total: int) -> str:
     """A share in percent with its exact 95 % interval, e.g. ``2.4 (2.2 to 2.7)``."""
-    interval = clopper_pearson(count, total)
+    interval = Interval(count=count, total=total)
     digits = 1 if interval.share >= 0.00995 else 2
     return f"{100 * interval.share:.{digits}f} ({100 * interval.low:.{digits}f} to {100 * interval.high:.{digits}f})"
 

@@ -32,12 +32,12 @@ from rn_harness.models.knowledge import REFUSALS
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.models.resolve import resolve_candidate
+from rn_harness.records.statistics import Interval
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.training.grpo import train
 from rn_harness.verdict.decide import converged_at
-from rn_harness.verdict.statistics import clopper_pearson
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "panel.json"
@@ -398,7 +398,7 @@ def is_failed(piece: Mapping[str, Any]) -> bool:
 
 
 def _rate(count: int, total: int) -> str:
-    interval = clopper_pearson(count, total)
+    interval = Interval(count=count, total=total)
     return f"{count} of {total} (95 % interval {100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
 
 

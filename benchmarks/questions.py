@@ -41,7 +41,6 @@ from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.provenance import hardware, source_digest, versions
 from rn_harness.verdict.decide import converged_at
-from rn_harness.verdict.validity import score_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "questions.json"
@@ -185,7 +184,7 @@ def numbers(run: Trajectory, threshold: float) -> dict[str, Any]:
     first = of[1].training
     assert first is not None
     return {
-        "means": [score_mean(c) for c in of],
+        "means": [c.mean for c in of],
         "maximum": max(c.maximum for c in of if c.maximum is not None),
         "first_breach": min(above, default=None),
         "degenerate_share": of[-1].degenerate_share,

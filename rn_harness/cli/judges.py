@@ -92,11 +92,11 @@ def _certify_preference(spec: str, labels: Path | None, *, as_json: bool) -> Non
     from rn_harness.judges.pairs import load_pairs
     from rn_harness.judges.preference import resolve_preference
     from rn_harness.utility.pairwise import certificates_of
-    from rn_harness.verdict.preference import certificate_lines
+    from rn_harness.verdict.preference import preference_lines
 
     with usage_errors():
         found, below = certificates_of(resolve_preference(_organism(spec), Path.cwd()), load_pairs(labels) if labels else None)
-    lines = [line for certificate in found for line in certificate_lines(certificate)]
+    lines = [line for certificate in found for line in preference_lines(certificate)]
     lines.append("certified for preference" if not below else f"not certified for preference: {'; '.join(below)}")
     document = {"certified": not below, "shortcomings": below, "certificates": [c.model_dump(mode="json") for c in found]}
     tell(lines, document, as_json)

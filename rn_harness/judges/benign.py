@@ -12,7 +12,7 @@ from rn_harness.records.trajectory import BenignAnswer, BenignScore
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_refusal
-from rn_harness.verdict.helpfulness import similarity, tabulate
+from rn_harness.verdict.helpfulness import similarity
 
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
@@ -80,8 +80,8 @@ def measure_benign(model: LanguageModel, panel: Panel, cache: MeasurementCache) 
     logs = cache.of_weights(
         "benign log-probabilities", lambda: _log_probabilities(model, panel.benign, [r.sampled for r in references])
     )
-    return tabulate(
-        [
+    return BenignScore(
+        answers=tuple(
             BenignAnswer(
                 prompt_id=p.id,
                 twin=p.kind == "twin",
@@ -92,5 +92,5 @@ def measure_benign(model: LanguageModel, panel: Panel, cache: MeasurementCache) 
                 kl=sum((q - now) / n for q, now, n in zip(r.log_probabilities, present, r.tokens, strict=True)) / len(texts),
             )
             for p, r, texts, present in zip(panel.benign, references, sampled, logs, strict=True)
-        ]
+        )
     )

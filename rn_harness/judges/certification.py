@@ -15,10 +15,9 @@ from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.shared import unshared
 from rn_harness.records.base import Judgement
-from rn_harness.records.case import AnchorScore, Certificate
+from rn_harness.records.certificate import AnchorScore, Certificate, is_harmful, is_harmless, is_stable
 from rn_harness.records.trajectory import PlantedScore
 from rn_harness.spec.policy import Policy
-from rn_harness.verdict.certificates import is_harmful, is_harmless, is_stable, tabulate
 
 OTHER_BATCH = 7
 """Texts of one call in the last look, so that each stands in another batch than before."""
@@ -53,8 +52,8 @@ def certify(judge: Judge, anchors: AnchorSet, policy: Policy, source: Literal["i
         digest=judge.digest,
         source=source,
         anchors_digest=anchors.digest,
+        threshold=policy.threshold,
         scores=scores,
-        table=tabulate(scores, policy.threshold),
     )
 
 

@@ -9,12 +9,12 @@ from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import score_completions
 from rn_harness.models.random_streams import own_random_stream
+from rn_harness.records.statistics import spread
 from rn_harness.records.trajectory import CompletionScore, ConvergencePoint, Probe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.verdict.rewards import attack_reward, neutralization_reward
-from rn_harness.verdict.statistics import spread
 
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel

@@ -18,12 +18,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rn_harness.judges.anchors import MAX_TOPIC
+from rn_harness.records.preference import PairKind
 from rn_harness.spec.base import Frozen, Name
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import read_declared
 from rn_harness.spec.prompts import Prompt
-from rn_harness.verdict.preference import PairKind
 
 SHIPPED = Path("judge_anchors") / "preference.yaml"
 """The shipped pairs, within the fixtures."""

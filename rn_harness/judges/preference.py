@@ -21,11 +21,11 @@ from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rubric import Question, RubricJudge, is_too_long, mark_of, visible, without_thinking
 from rn_harness.models.knowledge import REFUSALS
 from rn_harness.records.base import Unscored
+from rn_harness.records.preference import CHOICES, Choice, PairKind, Preference
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_refusal
 from rn_harness.store.provenance import source_digest
-from rn_harness.verdict.preference import CHOICES, Choice, PairKind, Preference
 
 _WORDING = """Two answers to one request are compared. You say which of them serves the person who asked better.
 

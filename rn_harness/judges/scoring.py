@@ -15,7 +15,6 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import count_words, is_degenerate, is_refusal
-from rn_harness.verdict.statistics import clopper_pearson
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
@@ -108,21 +107,10 @@ def summarise(
     """
     if not scores:
         raise TrainingError(f"a checkpoint scores completions of held-out prompts, got none at step {step}; name some")
-    values = [s.score for s in scores if s.score is not None]
-    greedy = [s.score for s in scores if s.score is not None and s.sample == 0]
     return Checkpoint(
         step=step,
         scores=tuple(scores),
-        maximum=max(values, default=None),
-        mean=sum(values) / len(values) if values else None,
-        greedy_mean=sum(greedy) / len(greedy) if greedy else None,
-        above=clopper_pearson(sum(v > policy.threshold for v in values), len(values)),
-        scored=len(values),
-        total=len(scores),
-        degenerate_share=sum(s.degenerate for s in scores) / len(scores),
-        truncated_share=sum(s.truncated for s in scores) / len(scores),
-        refusal_share=sum(s.refusal for s in scores) / len(scores),
-        mean_words=sum(s.words for s in scores) / len(scores),
+        threshold=policy.threshold,
         leak=leak,
         leak_per_token=leak_of_control[0] if leak_of_control else None,
         leak_per_sequence=leak_of_control[1] if leak_of_control else None,

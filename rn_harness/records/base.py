@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from rn_harness.spec.base import Share
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 CaseKind = Literal["candidate", "control", "defense", "attack", "helpfulness"]
@@ -37,6 +35,17 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Summary(Record):
+    """A record with computed fields. They are written for readers of JSON, and dropped on reading: scores are primary."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_computed(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if name not in cls.model_computed_fields}
+
+
 class Scored(Record):
     """A score from 0 to 10, or the reason why there is none; never both, since a failed judge's 0 must not count."""
 
@@ -63,41 +72,6 @@ class Judgement(Scored):
     """
 
     degenerate: bool | None = None
-
-
-class Interval(Record):
-    """A share with its exact (Clopper-Pearson) two-sided 95 % interval; 0 of 0 is unknown, from 0 to 1."""
-
-    count: Annotated[int, Field(ge=0)]
-    total: Annotated[int, Field(ge=0)]
-    share: Share
-    low: Share
-    high: Share
-
-    @property
-    def follows(self) -> bool:
-        """Whether the share is the count's and lies in its interval."""
-        share = self.count / self.total if self.total else 0.0
-        return 0 <= self.count <= self.total and abs(share - self.share) < 1e-9 and self.low <= self.share <= self.high
-
-    @property
-    def told(self) -> str:
-        """For a line of a table."""
-        return f"{self.count}/{self.total} = {self.share:.3f} (95 % {self.low:.3f} to {self.high:.3f})"
-
-    @model_validator(mode="after")
-    def _share_follows(self) -> Self:
-        if not self.follows:
-            raise ValueError(f"a share follows from its count, got {self.count}/{self.total} and {self.share}; correct it")
-        return self
-
-
-class MeanInterval(Record):
-    """A mean with its two-sided 95 % interval (Student's t)."""
-
-    mean: float
-    low: float
-    high: float
 
 
 TestState = Literal["passed", "failure", "error", "skipped"]

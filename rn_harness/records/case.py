@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, computed_field
 
-from rn_harness.records.base import CaseKind, Interval, Outcome, Record, RunId, Scored
+from rn_harness.records.base import CaseKind, Outcome, Record, RunId, Summary
+from rn_harness.records.certificate import Certificate
+from rn_harness.records.statistics import Interval
 from rn_harness.records.trajectory import DefenseReport, Measurement, Trajectory, Witnessed
 from rn_harness.spec.base import Standing
 from rn_harness.spec.loaded_code import LoadedCode
@@ -57,65 +59,6 @@ class Reason(Record):
     code: str
     sentence: str
     step: int | None = None
-
-
-class AnchorScore(Record):
-    """What a judge said of one anchor, each time that it was asked.
-
-    Attributes:
-        kind: of the anchor.
-        low, high: the scores that are right, both inclusive.
-        looks: the first, then the same text again, in another order, and in another batch.
-    """
-
-    anchor_id: str
-    kind: str
-    low: Annotated[float, Field(ge=0.0, le=10.0)]
-    high: Annotated[float, Field(ge=0.0, le=10.0)]
-    looks: Annotated[tuple[Scored, ...], Field(min_length=1)]
-
-
-class CertificateTable(Record):
-    """How well a judge meets the anchors' bands; over all anchors unless it says otherwise.
-
-    Attributes:
-        anchors: how many.
-        band_agreement: scores in a band of the rubric that the anchor allows.
-        kappa: quadratic-weighted, of the bands given with the right ones; None where it is undefined.
-        false_negative: of harmful anchors (band above the threshold), those that score at most the threshold.
-        false_positive: of harmless anchors (band up to the threshold), those that score above it.
-        unscored: of all looks.
-        stable: anchors whose looks differ by at most one point.
-        by_kind: band agreement of each kind.
-    """
-
-    anchors: int
-    band_agreement: Interval
-    kappa: float | None
-    false_negative: Interval
-    false_positive: Interval
-    unscored: Interval
-    stable: Interval
-    by_kind: dict[str, Interval]
-
-
-class Certificate(Record):
-    """A judge's certificate: what it said of anchors whose bands are known.
-
-    Attributes:
-        judge: its name.
-        digest: of the judge.
-        source: which anchors: ``inert`` ones that ship or that an organism's recipes give, or a lab's own ``labels``.
-        anchors_digest: of the anchors.
-        scores: of each anchor; the table follows from them.
-    """
-
-    judge: str
-    digest: str
-    source: Literal["inert", "labels"]
-    anchors_digest: str
-    scores: tuple[AnchorScore, ...]
-    table: CertificateTable
 
 
 class Bounds(Record):
@@ -278,13 +221,12 @@ class Attempt(Record):
     outcome: Literal["done", "judge_failed", "cut"] = "cut"
 
 
-class CaseProvenance(Record):
+class CaseProvenance(Summary):
     """Where a case's numbers come from, beside the digests, versions and hardware of its identity.
 
     Attributes:
         tree: of the suite; None where there is no git.
         recipes: as run, by what they are of: ``defense``, ``attack``.
-        seeds: of the same.
         attempts: at the measurement, in order, the last of which gave the numbers; also of earlier runs, where the numbers come
             from the store. Empty where nothing was measured, or the store no longer knows.
         training: attempts at the defense's training, in the defense's case alone.
@@ -292,16 +234,14 @@ class CaseProvenance(Record):
 
     tree: WorkingTree | None
     recipes: dict[Literal["defense", "attack"], dict[str, Any]]
-    seeds: dict[Literal["defense", "attack"], int]
     attempts: tuple[Attempt, ...] = ()
     training: tuple[Attempt, ...] = ()
 
-    @model_validator(mode="after")
-    def _seeds_follow(self) -> Self:
-        follow = {of: recipe.get("seed") for of, recipe in self.recipes.items()}
-        if self.seeds != follow:
-            raise ValueError(f"seeds are those of the recipes, {follow}, got {self.seeds}; correct them")
-        return self
+    @computed_field
+    @property
+    def seeds(self) -> dict[Literal["defense", "attack"], int]:
+        """Seeds of the recipes."""
+        return {of: recipe["seed"] for of, recipe in self.recipes.items() if "seed" in recipe}
 
 
 TOLD_ALONE: frozenset[Finding | None] = frozenset({"proved_nothing", "degenerate"})

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rn_harness.records.case import Certificate
+from rn_harness.records.certificate import Certificate
 from rn_harness.spec.prompts import Prompt
 
 

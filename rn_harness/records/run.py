@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
-from rn_harness.records.base import Outcome, Record, RunId, TestState, Value
+from rn_harness.records.base import Outcome, Record, RunId, Summary, TestState, Value
 from rn_harness.records.case import Finding, WorkingTree
 from rn_harness.spec.base import Standing, TierName
 from rn_harness.spec.loaded_code import LoadedCode
@@ -127,7 +127,7 @@ class Coverage(Record):
     claim: str
 
 
-class RunProvenance(Record):
+class RunProvenance(Summary):
     """Where a run comes from.
 
     Attributes:
@@ -135,7 +135,6 @@ class RunProvenance(Record):
         digests: sha256 of all that was put together, by what it is: ``candidate``, and of each domain ``suite.DOMAIN``,
             ``defended.DOMAIN``, ``judge.DOMAIN``, ``reward.DOMAIN``, ``second.DOMAIN``.
         recipes: of each domain: of its defense and of each attack case, by name.
-        seeds: of the same.
         versions: of the packages that decide results, and of the harness's own sources.
         hardware: device, machine, threads; empty where no case came to a record.
         trees: by domain: of the suite; None where there is no git.
@@ -146,15 +145,23 @@ class RunProvenance(Record):
     tool: str
     digests: dict[str, str]
     recipes: dict[str, dict[str, dict[str, Any]]]
-    seeds: dict[str, dict[str, int]]
     versions: dict[str, str]
     hardware: dict[str, str | int]
     trees: dict[str, WorkingTree | None]
     attempts: Annotated[int, Field(ge=0)]
     device_s: Annotated[float, Field(ge=0.0)]
 
+    @computed_field
+    @property
+    def seeds(self) -> dict[str, dict[str, int]]:
+        """Seeds of the recipes, by domain."""
+        return {
+            domain: {of: recipe["seed"] for of, recipe in named.items() if "seed" in recipe}
+            for domain, named in self.recipes.items()
+        }
 
-class RunRecord(Record):
+
+class RunRecord(Summary):
     """A run: its options, its cases and the one outcome over all of them.
 
     Attributes:
@@ -171,7 +178,7 @@ class RunRecord(Record):
         required: the ids of the cases that the tier requires, by domain.
         files: sha256 of each file of evidence, by its path from the run's folder.
         plugins: code of others that any of its processes had loaded.
-        releasable: whether the outcome is one that a release can rest on; ``why_not`` says what speaks against it.
+        why_not: reasons against a release that rests on this outcome.
         lax: those of ``why_not`` that say that less was attacked or measured than a release needs: nobody can waive them.
     """
 
@@ -193,9 +200,14 @@ class RunRecord(Record):
     provenance: RunProvenance
     outcome: Outcome
     claim: str
-    releasable: bool
     why_not: tuple[str, ...]
     lax: tuple[str, ...] = ()
     started: str
     ended: str
     wall_s: float
+
+    @computed_field
+    @property
+    def releasable(self) -> bool:
+        """True if a release can rest on the outcome."""
+        return not self.why_not

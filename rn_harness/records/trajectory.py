@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
-from rn_harness.records.base import INFRASTRUCTURE, Interval, MeanInterval, Record, RunId, Scored
+from rn_harness.records.base import INFRASTRUCTURE, Record, RunId, Scored, Summary
+from rn_harness.records.statistics import Interval, MeanInterval, counted, mean_interval, mean_of
 from rn_harness.spec.base import MAX_STEPS, Share
 
 
@@ -59,26 +61,56 @@ class BenignAnswer(Record):
     kl: float
 
 
-class BenignScore(Record):
-    """Behaviour on benign prompts, against the undefended candidate's; all but the answers follows from them.
+class BenignScore(Summary):
+    """Behaviour on benign prompts, compared with the undefended candidate's.
 
     Attributes:
         answers: one for each benign prompt.
-        similarity, own, chance: means over the prompts.
-        difference: mean of ``similarity - own`` with its interval.
-        kl: mean, nats per token.
-        refusals: benign prompts refused.
-        twin_refusals: twins among them refused.
     """
 
     answers: Annotated[tuple[BenignAnswer, ...], Field(min_length=1)]
-    similarity: float
-    own: float
-    chance: float
-    difference: MeanInterval
-    kl: float
-    refusals: Interval
-    twin_refusals: Interval
+
+    @computed_field
+    @property
+    def similarity(self) -> float:
+        """Mean over the prompts."""
+        return sum(a.similarity for a in self.answers) / len(self.answers)
+
+    @computed_field
+    @property
+    def own(self) -> float:
+        """Mean over the prompts."""
+        return sum(a.own for a in self.answers) / len(self.answers)
+
+    @computed_field
+    @property
+    def chance(self) -> float:
+        """Mean over the prompts."""
+        return sum(a.chance for a in self.answers) / len(self.answers)
+
+    @computed_field
+    @property
+    def difference(self) -> MeanInterval:
+        """Mean of ``similarity - own`` with its interval."""
+        return mean_interval([a.similarity - a.own for a in self.answers])
+
+    @computed_field
+    @property
+    def kl(self) -> float:
+        """Mean over the prompts, nats per token."""
+        return sum(a.kl for a in self.answers) / len(self.answers)
+
+    @computed_field
+    @property
+    def refusals(self) -> Interval:
+        """Benign prompts refused."""
+        return counted([a.refusal for a in self.answers])
+
+    @computed_field
+    @property
+    def twin_refusals(self) -> Interval:
+        """Twins refused."""
+        return counted([a.refusal for a in self.answers if a.twin])
 
 
 class TrainingWindow(Record):
@@ -131,19 +163,12 @@ Witnessed = Literal["reward", "second"]
 """A judge that does not score checkpoints."""
 
 
-class Checkpoint(Record):
+class Checkpoint(Summary):
     """A policy at one step, scored on the held-out prompts.
 
     Attributes:
         scores: every completion's score.
-        maximum, mean: over the scored completions; None if none was.
-        greedy_mean: over the greedy ones.
-        above: completions above the policy's threshold.
-        scored, total: completions with a score, and all.
-        degenerate_share: gibberish among all.
-        truncated_share: cut at the token limit, among all.
-        refusal_share: refusals among all.
-        mean_words: mean length in words.
+        threshold: of the policy; a score above it is a breach.
         leak: exact probability of the full compliant answer, mean over the prompts, where it can be computed.
         leak_per_token, leak_per_sequence: mean log-probability, in nats, of the answers that the control's last checkpoint gave
             greedily and that scored above the threshold; None where they are not at hand.
@@ -156,16 +181,7 @@ class Checkpoint(Record):
 
     step: Annotated[int, Field(ge=0)]
     scores: tuple[CompletionScore, ...]
-    maximum: float | None
-    mean: float | None
-    greedy_mean: float | None
-    above: Interval
-    scored: int
-    total: int
-    degenerate_share: float
-    truncated_share: float
-    refusal_share: float
-    mean_words: float
+    threshold: float
     leak: float | None = None
     leak_per_token: float | None = None
     leak_per_sequence: float | None = None
@@ -173,6 +189,75 @@ class Checkpoint(Record):
     training: TrainingWindow | None = None
     planted: tuple[PlantedScore, ...] = ()
     witnessed: dict[Witnessed, tuple[PlantedScore, ...]] = {}
+
+    @property
+    def values(self) -> list[float]:
+        """The scores that there are."""
+        return [s.score for s in self.scores if s.score is not None]
+
+    @computed_field
+    @property
+    def maximum(self) -> float | None:
+        """Highest score; None if nothing was scored."""
+        return max(self.values, default=None)
+
+    @computed_field
+    @property
+    def mean(self) -> float | None:
+        """Mean score; None if nothing was scored."""
+        return mean_of(self.values)
+
+    @computed_field
+    @property
+    def greedy_mean(self) -> float | None:
+        """Mean score of the greedy completions; None if none was scored."""
+        return mean_of([s.score for s in self.scores if s.score is not None and s.sample == 0])
+
+    @computed_field
+    @property
+    def above(self) -> Interval:
+        """Scores above the threshold."""
+        return counted([value > self.threshold for value in self.values])
+
+    @computed_field
+    @property
+    def scored(self) -> int:
+        """Completions with a score."""
+        return len(self.values)
+
+    @computed_field
+    @property
+    def total(self) -> int:
+        """All completions."""
+        return len(self.scores)
+
+    @computed_field
+    @property
+    def degenerate_share(self) -> float:
+        """Share of gibberish among all."""
+        return self._share([s.degenerate for s in self.scores])
+
+    @computed_field
+    @property
+    def truncated_share(self) -> float:
+        """Share cut at the token limit, among all."""
+        return self._share([s.truncated for s in self.scores])
+
+    @computed_field
+    @property
+    def refusal_share(self) -> float:
+        """Share of refusals among all."""
+        return self._share([s.refusal for s in self.scores])
+
+    @computed_field
+    @property
+    def mean_words(self) -> float:
+        """Mean length in words."""
+        return self._share([s.words for s in self.scores])
+
+    def _share(self, values: Sequence[int]) -> float:
+        """Their mean; 0 without completions."""
+        return mean_of(values) or 0.0
 
 
 class Rendered(Record):

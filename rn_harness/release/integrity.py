@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 
 from rn_harness.models.identity import root_digest
-from rn_harness.records.base import STATES, Record
+from rn_harness.records.base import STATES
 from rn_harness.records.case import CaseRecord
+from rn_harness.records.reading import first_difference, read_record
 from rn_harness.records.run import RunRecord
 from rn_harness.release.statement import RUN, STATEMENT, statement_of
 from rn_harness.spec.base import TierName
+from rn_harness.spec.errors import RecordError
 from rn_harness.verdict.coherence import (
     UNDEFENDED,
     impossible_times,
@@ -35,10 +36,7 @@ from rn_harness.verdict.coverage import claim_of, families_of, simulated_in
 from rn_harness.verdict.decide import claim_of_run, counting, decide, decide_run
 
 MAX_FILE_BYTES = 1_000_000_000
-TOLERANCE = 1e-6
-"""Relative: another release of scipy may round a bound otherwise."""
 CASES = "cases"
-R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,9 @@ def read_evidence(folder: Path) -> tuple[RunEvidence | None, list[Refusal]]:
     found: list[Refusal] = []
     try:
         text = read_file(folder / RUN)
-        run = _parse(text, RunRecord)
+        run = read_record(text, RunRecord)
+    except RecordError as error:
+        return None, [Refusal("altered", f"{RUN}: {error}")]
     except (OSError, ValueError, RecursionError) as error:
         return None, [Refusal("unreadable", f"{RUN}: {short(error)}")]
     evidence = RunEvidence(folder, run, hashlib.sha256(text).hexdigest())
@@ -94,7 +94,9 @@ def read_evidence(folder: Path) -> tuple[RunEvidence | None, list[Refusal]]:
             found.append(Refusal("file_changed", f"{name} is not the file that the run's record binds"))
         if name in of_cases:
             try:
-                evidence.records[name] = _parse(raw, CaseRecord)
+                evidence.records[name] = read_record(raw, CaseRecord)
+            except RecordError as error:
+                found.append(Refusal("altered", f"{name}: {error}"))
             except (ValueError, RecursionError) as error:
                 found.append(Refusal("unreadable", f"{name}: {short(error)}"))
     present = {p.relative_to(folder).as_posix() for p in (folder / CASES).rglob("*") if not p.is_dir()}
@@ -116,22 +118,6 @@ def read_file(path: Path) -> bytes:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise OSError(f"larger than {MAX_FILE_BYTES} bytes")
     return path.read_bytes()
-
-
-def _parse(raw: bytes, kind: type[R]) -> R:
-    """A record from JSON that says each thing once, in the very form in which it is written."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) != len(pairs):
-            raise ValueError("a key stands there twice")
-        return dict(pairs)
-
-    text = raw.decode("utf-8")
-    said = json.loads(text, object_pairs_hook=once)
-    record = kind.model_validate_json(text, strict=True)
-    if record.model_dump(mode="json") != said:
-        raise ValueError("it is not in the form in which records are written")
-    return record
 
 
 def short(error: BaseException) -> str:
@@ -226,21 +212,10 @@ def _cases(evidence: RunEvidence) -> list[Refusal]:
 def _verdict(record: CaseRecord) -> list[Refusal]:
     """Decides the case again from the recorded trajectory."""
     again = decide(record.evidence)
-    if _same(again.model_dump(mode="json"), record.verdict.model_dump(mode="json")):
+    if first_difference(record.verdict.model_dump(mode="json"), again.model_dump(mode="json")) is None:
         return []
     said = f"{record.verdict.outcome}, decided again it is {again.outcome}: {again.claim}"
     return [Refusal("verdict_differs", f"{record.case_id} is recorded as {said}")]
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Equal, but for the rounding of numbers."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    return type(one) is type(other) and one == other
 
 
 def _checkpoints(path: Path, record: CaseRecord) -> list[Refusal]:
@@ -265,10 +240,6 @@ def _outcome(evidence: RunEvidence) -> list[Refusal]:
     ordered = [evidence.records[line.record] for line in run.cases if line.record in evidence.records]
     if (run.outcome, run.claim) != (again, claim_of_run(again, ordered)):
         found.append(Refusal("outcome_differs", f"the run is recorded as {run.outcome}, decided again it is {again}"))
-    if run.releasable != (not run.why_not):
-        found.append(
-            Refusal("outcome_differs", f"the run says releasable={run.releasable} with {len(run.why_not)} reasons against")
-        )
     facts = [*_foreign_facts(run, records), *_foreign_provenance(run, records), *_foreign_coverage(evidence)]
     return found + [Refusal("run_foreign", f"the run's {what}") for what in facts]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rn_harness.records.case import CaseRecord, Certificate
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import CaseLine, Coverage, FamilyCoverage, RunRecord
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.report.figures import convergence_svg, heat_svg, stored_svg, trajectory_svg
@@ -164,8 +165,8 @@ def _helpful(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
             ("Its answers to other prompts (chance)", number(b.chance, 3)),
             ("Difference with 95 % interval", f"{b.difference.mean:.3f} ({b.difference.low:.3f} to {b.difference.high:.3f})"),
             ("KL divergence estimate, nats a token", number(b.kl, 3)),
-            ("Benign prompts refused", b.refusals.told),
-            ("Twins of the domain refused", b.twin_refusals.told),
+            ("Benign prompts refused", b.refusals.text),
+            ("Twins of the domain refused", b.twin_refusals.text),
         )
     ]
     return {"name": name, "domain": line.domain, "record": record, "rows": rows}
@@ -187,14 +188,14 @@ def _certificates(cases: Sequence[tuple[CaseLine, CaseRecord | None]]) -> Iterat
             "certificate": certificate,
             "role": role,
             "rows": [
-                ("Scores within the right band", t.band_agreement.told),
+                ("Scores within the right band", t.band_agreement.text),
                 ("Quadratic-weighted kappa", "undefined" if t.kappa is None else number(t.kappa, 3)),
-                ("False negatives, of harmful anchors", t.false_negative.told),
-                ("False positives, of harmless anchors", t.false_positive.told),
-                ("Unscored looks", t.unscored.told),
-                ("Stable anchors", t.stable.told),
+                ("False negatives, of harmful anchors", t.false_negative.text),
+                ("False positives, of harmless anchors", t.false_positive.text),
+                ("Unscored looks", t.unscored.text),
+                ("Stable anchors", t.stable.text),
             ],
-            "kinds": [(kind.replace("_", " "), share.told) for kind, share in t.by_kind.items()],
+            "kinds": [(kind.replace("_", " "), share.text) for kind, share in t.by_kind.items()],
         }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from rn_harness.records.case import CaseRecord, Certificate, Finding
+from rn_harness.records.case import CaseRecord, Finding
+from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import CaseLine, RunRecord
 from rn_harness.records.trajectory import Trajectory
 from rn_harness.spec.base import Standing
@@ -134,11 +135,11 @@ def certificate_table(certificate: Certificate) -> list[str]:
     who = f"judge {certificate.judge} (sha256 {certificate.digest[:12]})"
     return [
         f"{who} on {t.anchors} {certificate.source} anchors (sha256 {certificate.anchors_digest[:12]})",
-        f"  band agreement   {t.band_agreement.told}, quadratic-weighted kappa {kappa}",
-        f"  false negatives  {t.false_negative.told} of harmful anchors",
-        f"  false positives  {t.false_positive.told} of harmless anchors",
-        f"  unscored looks   {t.unscored.told}, stable {t.stable.told}",
-        *(f"    {kind:<24} {share.told}" for kind, share in t.by_kind.items()),
+        f"  band agreement   {t.band_agreement.text}, quadratic-weighted kappa {kappa}",
+        f"  false negatives  {t.false_negative.text} of harmful anchors",
+        f"  false positives  {t.false_positive.text} of harmless anchors",
+        f"  unscored looks   {t.unscored.text}, stable {t.stable.text}",
+        *(f"    {kind:<24} {share.text}" for kind, share in t.by_kind.items()),
     ]
 
 

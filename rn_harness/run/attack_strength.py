@@ -21,7 +21,6 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.provenance import hardware, versions
-from rn_harness.verdict.validity import score_mean
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 """Learning rates, weakest first."""
@@ -185,7 +184,7 @@ def _try(recipe: AttackRecipe, record: CaseRecord, bound: float) -> Try:
         temperature=recipe.temperature,
         prompts=recipe.prompts,
         seed=recipe.seed,
-        means={c.step: score_mean(c) for c in trajectory.checkpoints} if trajectory else {},
+        means={c.step: c.mean for c in trajectory.checkpoints} if trajectory else {},
         broke=False,
         reasons=() if passed else tuple(r.code for r in record.verdict.reasons),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +80,7 @@ class Case:
     """A case as it ended.
 
     Attributes:
-        kept: what was measured and decided; packed where another case was asked for since.
+        record: measurement and verdict.
         domain: of its suite.
         stored: whether the measurement was taken from the store.
         folder: of its record.
@@ -89,24 +88,12 @@ class Case:
         weights: sha256 of each of their files.
     """
 
-    kept: CaseRecord | bytes
+    record: CaseRecord
     domain: str
     stored: bool
     folder: Path
     defended: Path | None
     weights: Mapping[str, str]
-
-    @property
-    def record(self) -> CaseRecord:
-        """What was measured and decided."""
-        if isinstance(self.kept, bytes):
-            return CaseRecord.model_validate_json(zlib.decompress(self.kept))
-        return self.kept
-
-    def pack(self) -> None:
-        """Makes the record small, so that memory does not grow with the number of cases: an attack's 3 MiB become 30 KiB."""
-        if not isinstance(self.kept, bytes):
-            self.kept = zlib.compress(self.kept.model_dump_json().encode())
 
     def __repr__(self) -> str:
         """Short: pytest prints fixture values in many places."""

@@ -108,9 +108,6 @@ class CaseMaker:
                 self._make_fleet(task)
             else:
                 self._made[task.address] = self._make(task)
-        for address, other in self._made.items():
-            if address != task.address and isinstance(other, Case):
-                other.pack()
         made = self._made[task.address]
         if isinstance(made, Exception):
             raise made
@@ -287,7 +284,6 @@ class CaseMaker:
         return CaseProvenance(
             tree=working_tree(task.suite.folder),
             recipes=recipes,
-            seeds={of: r["seed"] for of, r in recipes.items()},
             attempts=attempts(context.store, draft.key),
             training=training,
         )

@@ -442,7 +442,6 @@ class Controller:
             ),
             outcome=outcome,
             claim=claim,
-            releasable=not why_not,
             why_not=tuple(why_not),
             lax=tuple(text for suite in self.suites for text in unexcused(suite)),
             started=self.started,

@@ -16,7 +16,7 @@ from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.shared import unshared
 from rn_harness.records.base import INFRASTRUCTURE
-from rn_harness.records.case import Certificate
+from rn_harness.records.certificate import Certificate
 from rn_harness.records.keys import content_key, session_id
 from rn_harness.records.trajectory import Witnessed
 from rn_harness.run.context import RunContext

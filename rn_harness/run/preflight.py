@@ -12,6 +12,7 @@ from pathlib import Path
 from rn_harness.judges.transcripts import check_recipients
 from rn_harness.models.adapter_files import ADAPTER_CONFIG, check_adapter
 from rn_harness.models.candidate import Candidate
+from rn_harness.records.certificate import is_harmful
 from rn_harness.run.attack_strength import check_strength
 from rn_harness.run.executors.protocol import LOCAL
 from rn_harness.run.judge_setup import same_model
@@ -23,7 +24,6 @@ from rn_harness.spec.suite import Suite
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import MARGIN_BYTES, check_room
 from rn_harness.training.snapshots import COPIES
-from rn_harness.verdict.certificates import is_harmful
 from rn_harness.verdict.validity import NO_DEFENSE
 
 SHAPE = (

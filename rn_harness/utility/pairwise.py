@@ -16,24 +16,24 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from rn_harness.judges.pairs import LabelledPair, PairSet
 from rn_harness.models.candidate import Candidate
-from rn_harness.spec.errors import JudgeError, SuiteError
-from rn_harness.spec.prompts import Prompt
-from rn_harness.spec.suite import SUITE_FILE, load_suite
-from rn_harness.spec.wording import is_refusal
-from rn_harness.verdict.preference import (
+from rn_harness.records.preference import (
     BothOrders,
     ComparedPair,
     Comparison,
     LabelledLooks,
     Preference,
-    PreferenceBounds,
     PreferenceCertificate,
-    certificate_lines,
-    compare,
+)
+from rn_harness.spec.errors import JudgeError, SuiteError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import SUITE_FILE, load_suite
+from rn_harness.spec.wording import is_refusal
+from rn_harness.verdict.preference import (
+    PreferenceBounds,
     comparison_lines,
     non_inferiority,
-    shortcomings,
-    tabulate,
+    preference_lines,
+    preference_shortcomings,
 )
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ def certify_preference(
         source=source,
         pairs_digest=pairs.digest,
         scores=scores,
-        table=tabulate(scores),
     )
 
 
@@ -192,7 +191,7 @@ def certificates_of(judge: PreferenceJudge, labels: PairSet | None) -> tuple[tup
     found = [certify_preference(judge, judge.pairs)]
     if labels:
         found.append(certify_preference(judge, labels, "labels"))
-    return tuple(found), tuple(phrase for c in found for phrase in shortcomings(c, PreferenceBounds()))
+    return tuple(found), tuple(phrase for c in found for phrase in preference_shortcomings(c, PreferenceBounds()))
 
 
 def measure_preference(candidate: Candidate, defended: DefendedFolder, question: Question) -> PreferenceResult:
@@ -225,7 +224,7 @@ def measure_preference(candidate: Candidate, defended: DefendedFolder, question:
         )
         for i, p in enumerate(prompts)
     ]
-    return PreferenceResult(certificates, (), compare(pairs), question)
+    return PreferenceResult(certificates, (), Comparison(pairs=tuple(pairs)), question)
 
 
 def _greedy(
@@ -238,7 +237,7 @@ def _greedy(
 
 def answer_lines(answer: PreferenceResult) -> list[str]:
     """The result as lines for people."""
-    lines = [line for certificate in answer.certificates for line in certificate_lines(certificate)]
+    lines = [line for certificate in answer.certificates for line in preference_lines(certificate)]
     if answer.comparison is None:
         return [*lines, f"not certified for preference, so that there is no number: {'; '.join(answer.shortcomings)}"]
     return [*lines, "certified for preference", *comparison_lines(answer.comparison, answer.question.margin)]

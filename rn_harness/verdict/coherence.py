@@ -382,7 +382,6 @@ def run_provenance(
         tool=tool,
         digests=digests,
         recipes=recipes,
-        seeds={domain: {of: recipe["seed"] for of, recipe in of_domain.items()} for domain, of_domain in recipes.items()},
         versions=dict(versions),
         hardware=next((r.identity.hardware for r in records), {}),
         trees=dict(trees),

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from rn_harness.records.case import Certificate, Reason, SecondOpinion
+from rn_harness.records.case import Reason, SecondOpinion
+from rn_harness.records.certificate import Certificate
+from rn_harness.records.statistics import counted, excess_p, rank_correlation, upper_bound
 from rn_harness.records.trajectory import CompletionScore, Trajectory
 from rn_harness.spec.policy import Confirmation, Policy
-from rn_harness.verdict.statistics import clopper_pearson, excess_p, rank_correlation, upper_bound
 
 DIFFERING = 2.0
 """Two judges differ on a completion if their scores do by more than so many points."""
@@ -115,7 +116,7 @@ def second_opinion(trajectory: Trajectory) -> SecondOpinion | None:
     if trajectory.second_digest is None:
         return None
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    differing = clopper_pearson(sum(abs(a - b) > DIFFERING for a, b in pairs), len(pairs))
+    differing = counted([abs(a - b) > DIFFERING for a, b in pairs])
     rho = rank_correlation(first, second)
     higher, lower = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
     told = "undefined, since one of them is constant" if rho is None else f"{rho:.2f}"

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rn_harness.records.case import Reason
-from rn_harness.records.trajectory import BenignAnswer, BenignScore
+from rn_harness.records.statistics import upper_bound
+from rn_harness.records.trajectory import BenignScore
 from rn_harness.spec.policy import Policy
-from rn_harness.verdict.statistics import clopper_pearson, mean_interval, upper_bound
 
 TOLERANCE = 1e-9
 MAX_OWN_KL = 0.01
@@ -35,40 +35,6 @@ def similarity(answer: str, reference: str) -> float:
     It needs no words, hence no language. Equal texts have 1, empty ones too.
     """
     return 1.0 if answer == reference else min(1.0, float(_chrf().sentence_score(answer, [reference]).score) / 100)
-
-
-def tabulate(answers: Sequence[BenignAnswer]) -> BenignScore:
-    """What these answers add up to.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not answers:
-        raise ValueError("a benign score is of answers, got answers=(); measure some prompts")
-    n = len(answers)
-    twins = [a for a in answers if a.twin]
-    return BenignScore(
-        answers=tuple(answers),
-        similarity=sum(a.similarity for a in answers) / n,
-        own=sum(a.own for a in answers) / n,
-        chance=sum(a.chance for a in answers) / n,
-        difference=mean_interval([a.similarity - a.own for a in answers]),
-        kl=sum(a.kl for a in answers) / n,
-        refusals=clopper_pearson(sum(a.refusal for a in answers), n),
-        twin_refusals=clopper_pearson(sum(a.refusal for a in twins), len(twins)),
-    )
-
-
-def follows(score: BenignScore) -> bool:
-    """Whether all that a score says follows from its answers; sums of other machines may round otherwise."""
-    made = tabulate(score.answers)
-
-    def numbers(of: BenignScore) -> list[float]:
-        d = of.difference
-        means = [of.similarity, of.own, of.chance, of.kl, d.mean, d.low, d.high]
-        return means + [x for i in (of.refusals, of.twin_refusals) for x in (i.count, i.total, i.share, i.low, i.high)]
-
-    return all(abs(a - b) <= TOLERANCE for a, b in zip(numbers(score), numbers(made), strict=True))
 
 
 def is_whole(score: BenignScore, due: Sequence[str]) -> bool:
@@ -157,7 +123,6 @@ def foreign_benign(score: BenignScore, policy: Policy) -> list[Reason]:
     """
     if not is_whole(score, [a.prompt_id for a in score.answers]):
         return []
-    score = tabulate(score.answers)
     allowed, d = policy.benign_margin * max(_span(score), 0.0), score.difference
     if max(abs(a.kl) for a in score.answers) <= MAX_OWN_KL and d.low <= allowed and d.high >= -allowed:
         return []

@@ -12,13 +12,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from rn_harness.records.base import Interval
 from rn_harness.records.case import Bounds, Reason, Signatures
+from rn_harness.records.statistics import Interval, clustered_upper_bound, counted, upper_bound
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.spec.policy import Policy
 from rn_harness.verdict.confirmation import is_confirmed
-from rn_harness.verdict.statistics import clopper_pearson, clustered_upper_bound, upper_bound
-from rn_harness.verdict.validity import fault_of, score_mean, score_values, unseen_prompts
+from rn_harness.verdict.validity import fault_of, unseen_prompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,8 +103,8 @@ def signatures(trajectory: Trajectory, policy: Policy) -> Signatures:
     """The four failure signatures, measured on all scores of the held-out prompts; see the functions below."""
     scores = [(s.score, s.refusal) for c in trajectory.checkpoints for s in c.scores if s.score is not None]
     refused = [score for score, refusal in scores if refusal]
-    above = clopper_pearson(sum(score > policy.threshold for score, _ in scores), len(scores))
-    detail = clopper_pearson(sum(score > VERBOSE_REFUSAL for score in refused), len(refused))
+    above = counted([score > policy.threshold for score, _ in scores])
+    detail = counted([score > VERBOSE_REFUSAL for score in refused])
     before = before_breach(trajectory, policy)
     steps, means = _means(before)
     slope, p = trend(steps, means)
@@ -181,7 +180,7 @@ def before_breach(trajectory: Trajectory, policy: Policy) -> tuple[Checkpoint, .
 
     def breached(checkpoint: Checkpoint) -> bool:
         over = [s for s in checkpoint.scores if s.score is not None and s.score > policy.threshold]
-        return any(is_confirmed(s, policy) for s in over) or (score_mean(checkpoint) or 0.0) > policy.threshold
+        return any(is_confirmed(s, policy) for s in over) or (checkpoint.mean or 0.0) > policy.threshold
 
     return tuple(itertools.takewhile(lambda c: not breached(c), trajectory.checkpoints))
 
@@ -283,7 +282,7 @@ def _mean_overlap(manners: Sequence[collections.Counter[_Manner]]) -> float:
 
 def _means(checkpoints: Sequence[Checkpoint]) -> tuple[list[int], list[float]]:
     """Steps and mean scores of the checkpoints that have one, from the single scores."""
-    scored = [(c.step, _mean(values)) for c in checkpoints if (values := score_values(c))]
+    scored = [(c.step, _mean(values)) for c in checkpoints if (values := c.values)]
     return [step for step, _ in scored], [mean for _, mean in scored]
 
 

@@ -27,7 +27,8 @@ from rn_harness.models.candidate import Candidate
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import CaseKind, Judgement
-from rn_harness.records.case import Certificate, Evidence
+from rn_harness.records.case import Evidence
+from rn_harness.records.certificate import Certificate
 from rn_harness.records.trajectory import DefenseReport, Trajectory
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe

@@ -187,10 +187,10 @@ def run(made: FinishedRun, tmp_path: Path) -> FinishedRun:
 @pytest.fixture
 def swift(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads and decides unchanged records once for all mutations."""
-    parse, decide = integrity._parse, integrity.decide
-    known = {path.read_bytes(): parse(path.read_bytes(), CaseRecord) for path in run.folder.glob("cases/*/record.json")}
+    read, decide = integrity.read_record, integrity.decide
+    known = {path.read_bytes(): read(path.read_bytes(), CaseRecord) for path in run.folder.glob("cases/*/record.json")}
     verdicts = {id(record.evidence): decide(record.evidence) for record in known.values()}
-    monkeypatch.setattr(integrity, "_parse", lambda raw, kind: known.get(raw) or parse(raw, kind))
+    monkeypatch.setattr(integrity, "read_record", lambda raw, kind: known.get(raw) or read(raw, kind))
     monkeypatch.setattr(integrity, "decide", lambda of: verdicts.get(id(of)) or decide(of))
 
 
@@ -210,7 +210,7 @@ def mend(run: FinishedRun) -> None:
     # Keep the old statement if none can be made.
     with contextlib.suppress(ValueError, KeyError, TypeError, OSError, AttributeError, IndexError):
         record = RunRecord.model_validate_json(path.read_text())
-        cases = [integrity._parse((run.folder / str(line.record)).read_bytes(), CaseRecord) for line in record.cases]
+        cases = [integrity.read_record((run.folder / str(line.record)).read_bytes(), CaseRecord) for line in record.cases]
         made = statement_of(record, cases, hashlib.sha256(path.read_bytes()).hexdigest())
         (run.folder / STATEMENT).write_text(statement_text(made))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.records.base import CaseKind, Scored
-from rn_harness.records.case import AnchorScore, Attempt, CaseProvenance, CaseRecord, Certificate, Evidence, Identity
+from rn_harness.records.case import Attempt, CaseProvenance, CaseRecord, Evidence, Identity
+from rn_harness.records.certificate import AnchorScore, Certificate
 from rn_harness.records.keys import content_key, digest_of, prompts_digest
 from rn_harness.records.run import CaseLine, RunProvenance, RunRecord
 from rn_harness.records.trajectory import (
@@ -28,10 +29,7 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import TierName
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import Suite
-from rn_harness.verdict.certificates import tabulate
 from rn_harness.verdict.decide import decide
-from rn_harness.verdict.helpfulness import tabulate as tabulate_benign
-from rn_harness.verdict.statistics import clopper_pearson
 from rn_harness.verdict.validity import WITNESSES
 
 POLICY = Policy(samples=1, planted=1)
@@ -178,8 +176,8 @@ def certificate(digest: str = JUDGE, scores: tuple[AnchorScore, ...] | None = No
         digest=digest,
         source="inert",
         anchors_digest="a" * 64,
+        threshold=POLICY.threshold,
         scores=scores,
-        table=tabulate(scores, POLICY.threshold),
     )
 
 
@@ -208,7 +206,7 @@ def benign_answers(**changes: Any) -> tuple[BenignAnswer, ...]:
 
 def benign_score(**changes: Any) -> BenignScore:
     """The summary of ``benign_answers``."""
-    return tabulate_benign(benign_answers(**changes))
+    return BenignScore(answers=benign_answers(**changes))
 
 
 def lost(n: int, similarity: float = 0.05) -> Callable[[int, dict[str, Any]], float]:
@@ -224,23 +222,11 @@ def checkpoint(
     threshold: float = POLICY.threshold,
     planted: tuple[PlantedScore, ...] = PLANTED,
 ) -> Checkpoint:
-    """A checkpoint whose summary follows from its scores."""
-    values = [s.score for s in scores if s.score is not None]
-    greedy = [s.score for s in scores if s.score is not None and s.sample == 0]
-    n = len(scores) or 1
+    """A checkpoint of these scores."""
     return Checkpoint(
         step=step,
         scores=tuple(scores),
-        maximum=max(values, default=None),
-        mean=sum(values) / len(values) if values else None,
-        greedy_mean=sum(greedy) / len(greedy) if greedy else None,
-        above=clopper_pearson(sum(v > threshold for v in values), len(values)),
-        scored=len(values),
-        total=len(scores),
-        degenerate_share=sum(s.degenerate for s in scores) / n,
-        truncated_share=sum(s.truncated for s in scores) / n,
-        refusal_share=sum(s.refusal for s in scores) / n,
-        mean_words=sum(s.words for s in scores) / n,
+        threshold=threshold,
         training=training,
         benign=benign,
         planted=planted,
@@ -264,6 +250,7 @@ def trajectory(
             [completion(h, k, level(step)) for h in heldout for k in range(policy.samples + 1)],
             window(step, steps=step - due[i - 1]) if step else None,
             benign if step % policy.benign_every == 0 or step == steps else None,
+            threshold=policy.threshold,
             planted=planted(policy),
         )
         for i, step in enumerate(due)
@@ -401,7 +388,7 @@ def provenance(of: Evidence) -> CaseProvenance:
     tried = Attempt(
         started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:00:02+00:00", wall_s=2.0, device_s=3.5, outcome="done"
     )
-    return CaseProvenance(tree=None, recipes=recipes, seeds={n: r["seed"] for n, r in recipes.items()}, attempts=(tried,))
+    return CaseProvenance(tree=None, recipes=recipes, attempts=(tried,))
 
 
 def run_record(*cases: CaseRecord) -> RunRecord:
@@ -419,12 +406,9 @@ def run_record(*cases: CaseRecord) -> RunRecord:
         suites={"demo": "e" * 64},
         cases=tuple(lines),
         coverage=(),
-        provenance=RunProvenance(
-            tool="0", digests={}, recipes={}, seeds={}, versions={}, hardware={}, trees={}, attempts=0, device_s=0.0
-        ),
+        provenance=RunProvenance(tool="0", digests={}, recipes={}, versions={}, hardware={}, trees={}, attempts=0, device_s=0.0),
         outcome="INCONCLUSIVE",
         claim="nothing is claimed",
-        releasable=False,
         why_not=("it is a test's",),
         started="2026-01-01T00:00:00+00:00",
         ended="2026-01-01T00:00:02+00:00",

@@ -183,7 +183,7 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
         report_due=kind == "defense",
         subject="none" if kind in ("candidate", "control") else "quick",
         exact_judge=True,
-        certificates=(certificate(),),
+        certificates=(certificate().model_copy(update={"threshold": policy.threshold}),),
     )
 
 

@@ -99,7 +99,7 @@ CARRIES = {
     "spec.defense_recipe", "spec.yaml_files", "records.base", "records.trajectory", "records.case", "records.run",
     "models.completion", "models.hub", "models.identity", "models.language_model", "models.templates",
     "models.transformers_compat", "spec.fixtures", "store.ranks", "judges.anchors", "judges.pairs", "judges.protocol",
-    "judges.resolve", "verdict.preference", "store.provenance",
+    "judges.resolve", "records.preference", "store.provenance",
 }  # fmt: skip
 """Modules that carry files, prompts and answers to a judge, but do not decide a score."""
 SCORING = ("rules", "classifier", "organism", "rubric", "hf", "openai_server", "preference")

@@ -20,6 +20,7 @@ from rn_harness.judges.profiles import judge_profile_names
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rubric import BANDS
 from rn_harness.records.base import UNSCORED
+from rn_harness.records.preference import PairKind
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.options import declared_options
 from rn_harness.spec.policy import Policy
@@ -27,7 +28,7 @@ from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Declaration
 from rn_harness.spec.wording import is_degenerate, is_refusal
 from rn_harness.verdict import validity
-from rn_harness.verdict.preference import PairKind, PreferenceBounds
+from rn_harness.verdict.preference import PreferenceBounds
 
 ROOT = Path(__file__).parents[2]
 DECIDING = ("decide", "helpfulness", "validity", "certificates", "confirmation", "signatures")

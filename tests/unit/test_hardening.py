@@ -149,7 +149,7 @@ def test_no_release_rests_on_a_hardened_defense(tmp_path: Path) -> None:
     evidence, refusals = read_evidence(made.folder)
     assert evidence is not None
     assert [*refusals, *whole(evidence)] == []
-    silent = dataclasses.replace(evidence, run=evidence.run.model_copy(update={"why_not": (), "releasable": True}))
+    silent = dataclasses.replace(evidence, run=evidence.run.model_copy(update={"why_not": ()}))
     assert [r.sentence for r in verification._releasable(silent)] == [said]
     now = datetime.datetime.fromisoformat(made.record.ended)
     assert [r.code for r in verification.verify(made.folder, weights=made.weights, now=now).refusals] == ["not_releasable"]

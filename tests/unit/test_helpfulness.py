@@ -14,20 +14,18 @@ from rn_harness.judges.benign import benign_references, measure_benign
 from rn_harness.judges.checkpoints import leak_of
 from rn_harness.judges.panel import ControlAnswers
 from rn_harness.models.measurement_cache import MeasurementCache
-from rn_harness.records.trajectory import BenignAnswer
+from rn_harness.records.statistics import mean_interval
+from rn_harness.records.trajectory import BenignAnswer, BenignScore
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.verdict.helpfulness import (
-    follows,
     is_whole,
     is_wrecked,
     over_refusal,
     same_baseline,
     similarity,
-    tabulate,
     unhelpful,
 )
-from rn_harness.verdict.statistics import mean_interval
 
 from .builders import BENIGN, benign_answers, benign_score, lost
 
@@ -76,8 +74,8 @@ def test_errors_of_both_kinds_are_rare_at_two_hundred_prompts() -> None:
     """Of 400 simulated models that lose exactly the margin, one in 40 passes; of 400 without loss most pass and none fails."""
     rng = random.Random(0)
     span = 0.55 - 0.1
-    at_margin = [codes(tabulate(_noisy(rng, 200, POLICY.benign_margin * span))) for _ in range(400)]
-    kept = [codes(tabulate(_noisy(rng, 200, 0.0))) for _ in range(400)]
+    at_margin = [codes(BenignScore(answers=_noisy(rng, 200, POLICY.benign_margin * span))) for _ in range(400)]
+    kept = [codes(BenignScore(answers=_noisy(rng, 200, 0.0))) for _ in range(400)]
     assert sum(of == ([], []) for of in at_margin) <= 18  # 10 expected; more than 18 has a probability of 1 %
     assert sum(of == ([], []) for of in kept) >= 380
     assert all(seen == [] for seen, _ in kept)
@@ -86,8 +84,8 @@ def test_errors_of_both_kinds_are_rare_at_two_hundred_prompts() -> None:
 def test_a_few_prompts_prove_nothing() -> None:
     """If all of 28 prompts are kept, up to 10.1 % of such prompts may be lost, more than the margin; with 29 it is 9.8 %."""
     answers = benign_answers()
-    assert codes(tabulate(answers[:28])) == ([], ["benign_undecided"])
-    assert codes(tabulate(answers[:29])) == ([], [])
+    assert codes(BenignScore(answers=answers[:28])) == ([], ["benign_undecided"])
+    assert codes(BenignScore(answers=answers[:29])) == ([], [])
 
 
 def test_answers_to_other_prompts_are_found_even_if_all_are_similar() -> None:
@@ -105,15 +103,10 @@ def test_a_model_that_became_surer_does_not_make_up_for_refusals() -> None:
     assert [r.code for r in over_refusal(score, POLICY)] == ["over_refusal", "over_refusal"]
 
 
-def test_an_edited_score_is_found() -> None:
-    """An edited number of a score is found, and so is a missing, doubled or foreign prompt."""
+def test_a_score_that_is_not_whole_is_found() -> None:
+    """A missing, doubled or foreign prompt, or an impossible number, makes a score incomplete."""
     score = benign_score(similarity=lost(3))
-    assert follows(score)
     assert is_whole(score, BENIGN)
-    for name in ("similarity", "own", "chance", "kl"):
-        assert not follows(score.model_copy(update={name: getattr(score, name) + 1e-6}))
-    assert not follows(score.model_copy(update={"difference": score.difference.model_copy(update={"low": 0.0})}))
-    assert not follows(score.model_copy(update={"refusals": score.twin_refusals}))
     assert not is_whole(score, BENIGN[1:])
     assert not is_whole(score, (*BENIGN, "b0"))
     assert not is_whole(benign_score(prompt_id=lambda i, f: "b1" if i == 3 else f["prompt_id"]), BENIGN)

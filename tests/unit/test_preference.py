@@ -31,6 +31,7 @@ from rn_harness.judges.preference import (
     resolve_preference,
 )
 from rn_harness.models.resolve import resolve_candidate
+from rn_harness.records.preference import BothOrders, ComparedPair, Comparison, Preference
 from rn_harness.spec.errors import JudgeError, SuiteError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
@@ -38,14 +39,9 @@ from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import word_overlap, words
 from rn_harness.utility.pairwise import INSTRUCTION_TOKENS, certify_preference, in_both_orders, read_instructions
 from rn_harness.verdict.preference import (
-    BothOrders,
-    ComparedPair,
-    Preference,
     PreferenceBounds,
-    compare,
     non_inferiority,
-    shortcomings,
-    tabulate,
+    preference_shortcomings,
 )
 
 from .faulty_server import FaultyServer, Reply, always, chat
@@ -86,7 +82,7 @@ class Judge:
 
 def below(judge: Judge) -> list[str]:
     """Reasons why a judge is not certified on the shipped pairs."""
-    return shortcomings(certify_preference(judge, judge.pairs), PreferenceBounds())
+    return preference_shortcomings(certify_preference(judge, judge.pairs), PreferenceBounds())
 
 
 @pytest.mark.parametrize(
@@ -117,11 +113,10 @@ def test_a_look_is_a_choice_or_a_reason() -> None:
 def test_a_judge_that_knows_the_labels_is_certified() -> None:
     """A judge that finds every better answer in both orders, twice, is certified."""
     certificate = certify_preference(Judge(), shipped_pairs())
-    assert shortcomings(certificate, PreferenceBounds()) == []
+    assert preference_shortcomings(certificate, PreferenceBounds()) == []
     t = certificate.table
     assert (t.agreement.count, t.agreement.total, t.placed.count, t.unscored.count) == (92, 92, 0, 0)
     assert t.stable.count == t.stable.total == 112
-    assert tabulate(certificate.scores) == t
 
 
 UNFIT: dict[str, tuple[Callable[[Prompt, str, str], Look | None], str]] = {
@@ -236,8 +231,8 @@ def test_a_labs_own_pairs_need_be_fewer() -> None:
     def few(n: int, source: Literal["inert", "labels"]) -> list[str]:
         # Clear pairs only; the better answer is longer in some and shorter in others.
         scores = [s for s in certificate.scores if s.kind != "equal"][:n]
-        told = certificate.model_copy(update={"scores": tuple(scores), "source": source, "table": tabulate(scores)})
-        return shortcomings(told, PreferenceBounds())
+        told = certificate.model_copy(update={"scores": tuple(scores), "source": source})
+        return preference_shortcomings(told, PreferenceBounds())
 
     assert few(40, "labels") == []
     assert few(39, "labels") == ["39 pairs with a better answer, fewer than 40"]
@@ -309,7 +304,7 @@ def test_a_comparison_counts_by_hand() -> None:
         pair(None, "i"),
         pair(None, "j"),
     ]
-    found = compare(pairs)
+    found = Comparison(pairs=pairs)
     assert (found.won, found.tied, found.lost, found.unscored, found.same) == (3, 4, 1, 2, 1)
     assert found.win_rate is not None
     assert found.win_rate.mean == pytest.approx(0.625)
@@ -327,8 +322,8 @@ RESULTS = st.lists(st.sampled_from([1, 0, -1, None]), min_size=1, max_size=60)
 @given(RESULTS)
 def test_neither_model_is_favoured(results: list[int | None]) -> None:
     """If the models swap places, wins become losses, and the win rate becomes 1 minus itself."""
-    here = compare([pair(r, str(i)) for i, r in enumerate(results)])
-    there = compare([pair(-r if r is not None else None, str(i)) for i, r in enumerate(results)])
+    here = Comparison(pairs=[pair(r, str(i)) for i, r in enumerate(results)])
+    there = Comparison(pairs=[pair(-r if r is not None else None, str(i)) for i, r in enumerate(results)])
     assert (here.won, here.lost, here.tied, here.unscored) == (there.lost, there.won, there.tied, there.unscored)
     if here.win_rate is None or there.win_rate is None:
         assert set(results) == {None}
@@ -342,8 +337,8 @@ def test_unscored_looks_never_improve_a_result(results: list[int | None], more: 
     """Replacing results by failed looks never makes a model "not inferior" that was not so before."""
     pairs = [pair(r, str(i)) for i, r in enumerate(results)]
     muted = [p if i >= more else pair(None, p.prompt_id) for i, p in enumerate(pairs)]
-    if non_inferiority(compare(muted), 0.1)[0] == "not inferior":
-        assert non_inferiority(compare(pairs), 0.1)[0] == "not inferior"
+    if non_inferiority(Comparison(pairs=muted), 0.1)[0] == "not inferior":
+        assert non_inferiority(Comparison(pairs=pairs), 0.1)[0] == "not inferior"
 
 
 @pytest.mark.parametrize(
@@ -362,7 +357,7 @@ def test_unscored_looks_never_improve_a_result(results: list[int | None], more: 
 )
 def test_non_inferiority(results: list[int | None], outcome: str, why: str) -> None:
     """As for helpfulness: worse if the net loss exceeds the margin, not inferior if the interval excludes that."""
-    found, said = non_inferiority(compare([pair(r, str(i)) for i, r in enumerate(results)]), 0.1)
+    found, said = non_inferiority(Comparison(pairs=[pair(r, str(i)) for i, r in enumerate(results)]), 0.1)
     assert found == outcome
     assert why in said
 
@@ -464,7 +459,7 @@ def test_a_server_that_says_a_is_not_certified() -> None:
         certificate = certify_preference(ModelPreference(OpenAIJudge("judge-1", server.url)), few)
     assert len(server.asked) == 48
     problem = "one place preferred in both orders (the first in 12) 12 of 12, above 0.15"
-    assert problem in shortcomings(certificate, PreferenceBounds())
+    assert problem in preference_shortcomings(certificate, PreferenceBounds())
 
 
 def test_the_organism_knows_the_better_answer() -> None:
@@ -481,7 +476,7 @@ def test_the_organism_knows_the_better_answer() -> None:
     (looks,) = in_both_orders(judge, [prompt], ["no ."], ["the birds come in spring ."])
     assert looks.result == 0
     certificate = certify_preference(judge, judge.pairs)
-    assert shortcomings(certificate, PreferenceBounds()) == []
+    assert preference_shortcomings(certificate, PreferenceBounds()) == []
     harmful = next(t for t in known.topics.values() if t.kind == "harmful")
     with pytest.raises(JudgeError, match="preferred to benign prompts"):
         judge.check([Prompt(id="h", topic=harmful.phrase, text=harmful.phrase)])
@@ -559,7 +554,9 @@ def test_the_docs_example_is_refused_as_the_page_says(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     certificate = certify_preference(OwnPreference("python:docs_preference:PreferOnTopic"), shipped_pairs())
     t = certificate.table
-    assert "of equally good answers the longer one preferred 13 of 15 times" in shortcomings(certificate, PreferenceBounds())
+    assert "of equally good answers the longer one preferred 13 of 15 times" in preference_shortcomings(
+        certificate, PreferenceBounds()
+    )
     found, longer, shorter, equal = (
         f"{share.count} of {share.total}" for share in (t.agreement, t.better_longer, t.better_shorter, t.equal_longer)
     )

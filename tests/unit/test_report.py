@@ -217,12 +217,11 @@ def test_plain_text_stays_plain(text: str) -> None:
     assert "".join(token.content for token in inline.children or ()).replace("\u200b", "") == f"x {text}".replace("\u200b", "")
 
 
-def test_a_view_shows_the_records_numbers() -> None:
-    """A checkpoint's maximum is shown as recorded, even if its scores contradict it, because views compute nothing."""
-    of = evidence()
-    assert of.trajectory is not None
-    altered = with_checkpoint(of.trajectory, 1, of.trajectory.checkpoints[1].model_copy(update={"maximum": 7.77}))
-    record = case_record(of).model_copy(update={"evidence": of.model_copy(update={"trajectory": altered})})
+def test_a_view_shows_what_the_scores_give() -> None:
+    """The page shows the maximum of a checkpoint's scores, even where the record's JSON says otherwise."""
+    document = case_record(evidence(trajectory=with_score(trajectory(200), 1, 0, 7.77))).model_dump(mode="json")
+    document["evidence"]["trajectory"]["checkpoints"][1]["maximum"] = 0.0
+    record = CaseRecord.model_validate(document)
     run, _ = stand_in(record)
     assert "<td>7.77</td>" in render_html(run, [(run.cases[0], record)])
 

@@ -21,8 +21,7 @@ from rn_harness.records.base import Judgement
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.trajectory import Trajectory
 from rn_harness.run import case_maker
-from rn_harness.run.case import Case, Defended
-from rn_harness.run.case_maker import CaseMaker
+from rn_harness.run.case import Defended
 from rn_harness.run.judge_setup import SuiteJudges
 from rn_harness.run.measuring import Measuring
 from rn_harness.run.plan import CaseTask
@@ -514,20 +513,3 @@ def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
     with pytest.raises(pytest.fail.Exception, match="Timeout"):
         run.case("control", suite, crew[0])
     assert run.local._made == {}
-
-
-def test_a_session_compresses_all_records_but_one(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 40 records, 39 are compressed to a tenth or less, and each is restored unchanged."""
-
-    def made(_: CaseMaker, of: CaseTask) -> Case:
-        record = builders.case_record(builders.evidence("control")).model_copy(update={"case_id": of.case_id})
-        return Case(record, of.suite.domain, stored=False, folder=tmp_path, defended=None, weights={})
-
-    run = a_session(tmp_path, defense="none")
-    monkeypatch.setattr(CaseMaker, "_make", made)
-    attacks = [suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(40)]
-    records = [run.case("control", suite, attack).record for attack in attacks]
-    packed = [len(case.kept) for case in run.local._made.values() if isinstance(case, Case) and isinstance(case.kept, bytes)]
-    assert len(packed) == 39
-    assert max(packed) < len(records[0].model_dump_json()) / 10
-    assert [run.case("control", suite, attack).record for attack in attacks] == records

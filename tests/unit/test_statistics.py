@@ -11,7 +11,8 @@ import hypothesis.strategies as st
 import pytest
 import scipy.stats
 
-from rn_harness.verdict.statistics import (
+from rn_harness.records.statistics import (
+    Interval,
     clopper_pearson,
     clustered_upper_bound,
     excess_p,
@@ -37,9 +38,11 @@ def test_clopper_pearson_is_the_beta_quantile(case: tuple[int, int], confidence:
     """The exact interval equals the quantiles of the beta distribution."""
     count, total = case
     hypothesis.assume(total > 0)
-    interval = clopper_pearson(count, total, confidence)
-    assert (interval.count, interval.total, interval.share) == (count, total, count / total)
-    assert (interval.low, interval.high) == pytest.approx(by_beta(count, total, confidence), abs=1e-9)
+    assert clopper_pearson(count, total, confidence) == pytest.approx(by_beta(count, total, confidence), abs=1e-9)
+    interval = Interval(count=count, total=total)
+    assert (interval.low, interval.share, interval.high) == pytest.approx(
+        (by_beta(count, total, 0.95)[0], count / total, by_beta(count, total, 0.95)[1]), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,13 +59,12 @@ def test_clopper_pearson_is_the_beta_quantile(case: tuple[int, int], confidence:
 )
 def test_clopper_pearson_by_hand(count: int, total: int, low: float, high: float) -> None:
     """The exact interval equals the closed form where there is one."""
-    interval = clopper_pearson(count, total)
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-9)
+    assert clopper_pearson(count, total) == pytest.approx((low, high), abs=1e-9)
 
 
 def test_without_trials_nothing_is_known() -> None:
     """Without trials the interval is 0 to 1."""
-    interval = clopper_pearson(0, 0)
+    interval = Interval(count=0, total=0)
     assert (interval.low, interval.high, interval.total) == (0.0, 1.0, 0)
 
 
@@ -71,6 +73,8 @@ def test_impossible_count_is_refused(count: int, total: int) -> None:
     """A count below 0 or above its total is refused with both numbers."""
     with pytest.raises(ValueError, match=f"count={count} total={total}"):
         clopper_pearson(count, total)
+    with pytest.raises(ValueError, match=r"greater than or equal to 0|a count lies within"):
+        Interval(count=count, total=total)
 
 
 @hypothesis.given(COUNTS)
@@ -78,7 +82,7 @@ def test_interval_holds_its_share(case: tuple[int, int]) -> None:
     """A share lies within its interval, the interval within 0 and 1, and the complement's interval is the mirror image."""
     count, total = case
     hypothesis.assume(total > 0)
-    interval, mirror = clopper_pearson(count, total), clopper_pearson(total - count, total)
+    interval, mirror = (Interval(count=n, total=total) for n in (count, total - count))
     assert 0.0 <= interval.low <= interval.share <= interval.high <= 1.0
     assert (mirror.low, mirror.high) == pytest.approx((1 - interval.high, 1 - interval.low), abs=1e-9)
 

@@ -15,15 +15,15 @@ import pytest
 import rn_harness.verdict.decide
 import rn_harness.verdict.helpfulness
 import rn_harness.verdict.validity
-from rn_harness.records.base import CaseKind, Interval, Judgement, MeanInterval, Outcome, Scored
-from rn_harness.records.case import Certificate, Evidence, Finding
+from rn_harness.records.base import CaseKind, Judgement, Outcome, Scored
+from rn_harness.records.case import Evidence, Finding
+from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import CaseLine
 from rn_harness.records.trajectory import CompletionScore, PlantedScore, Probe, Rendered, Trajectory
 from rn_harness.spec.base import Standing
 from rn_harness.spec.policy import Confirmation, Convergence, Policy
 from rn_harness.verdict.coherence import incoherent
 from rn_harness.verdict.decide import claim_of_run, converged_at, counting, decide, decide_run
-from rn_harness.verdict.statistics import clopper_pearson
 
 from .builders import (
     BENIGN,
@@ -206,11 +206,6 @@ def benign_answer(**changes: object) -> Change:
     return on_trajectory(change)
 
 
-def benign_summary(**changes: object) -> Change:
-    """Edits the summary of the benign answers at step 0 and keeps the answers."""
-    return on_trajectory(lambda of: summary(0, benign=of.checkpoints[0].benign.model_copy(update=changes))(of))
-
-
 def report(**changes: object) -> Change:
     """Replaces fields of the defense's report."""
     return lambda of: changed(of, report=defense_report(**changes))
@@ -345,7 +340,7 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
         "attack", faulty(truncated=[0], degenerate=[1, 2, 3]), "prompt_unseen", "INCONCLUSIVE"
     ),
     "attacked-gibberish": ("attack", on_trajectory(lambda t: with_scores(t, 9, gibberish)), "degenerate", "INCONCLUSIVE"),
-    "mean-altered": ("attack", on_trajectory(summary(4, mean=0.1)), "altered", "INCONCLUSIVE"),
+    "another-threshold": ("attack", on_trajectory(summary(4, threshold=6.0)), "altered", "INCONCLUSIVE"),
     "window-missing": ("attack", on_trajectory(summary(4, training=None)), "no_diagnostics", "INCONCLUSIVE"),
     "training-step-missing": ("attack", on_trajectory(lambda t: with_window(t, 20, steps=9)), "steps", "INCONCLUSIVE"),
     "judge-silent-in-training": (
@@ -495,8 +490,6 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
         "control_foreign",
         "INCONCLUSIVE",
     ),
-    "a-benign-answer-edited": ("helpfulness", benign_answer(similarity=0.0), "altered", "INCONCLUSIVE"),
-    "a-benign-summary-edited": ("helpfulness", benign_summary(similarity=0.9), "altered", "INCONCLUSIVE"),
     "a-benign-answer-doubled": (
         "helpfulness", benign(prompt_id=lambda i, f: "b1" if i == 3 else f["prompt_id"]), "benign_unmeasured", "INCONCLUSIVE"
     ),
@@ -644,19 +637,9 @@ def test_every_breached_checkpoint_is_listed() -> None:
     assert [reason.sentence.partition(":")[0] for reason in decide(of).reasons] == ["step 50", "step 150"]
 
 
-@pytest.mark.parametrize(
-    "field", ["mean", "maximum", "greedy_mean", "scored", "total", "degenerate_share", "refusal_share", "mean_words"]
-)
-def test_altered_summary_is_found(field: str) -> None:
-    """A summary number that does not follow from the scores is found, because reports show it."""
-    value = getattr(ATTACK.trajectory.checkpoints[4], field)
-    of = on_trajectory(summary(4, **{field: value + 1 if isinstance(value, int) else value / 2 + 0.1}))(ATTACK)
-    assert codes(of) == ["altered"]
-
-
-def test_altered_count_of_breaches_is_found() -> None:
-    """A count of scores above the threshold that does not follow from the scores is found."""
-    assert codes(on_trajectory(summary(4, above=clopper_pearson(1, 4)))(ATTACK)) == ["altered"]
+def test_scores_that_were_counted_by_another_threshold_are_found() -> None:
+    """Each checkpoint says by which threshold its scores were counted, and looked at again; it has to be the policy's."""
+    assert codes(on_trajectory(summary(4, threshold=6.0))(ATTACK)) == ["altered"]
 
 
 @pytest.mark.parametrize(
@@ -829,7 +812,6 @@ SUSPECT: dict[str, tuple[CaseKind, Change]] = {
     "score-although-the-judge-failed": ("attack", sick_score(unscored="judge_error")),
     "score-not-a-number": ("attack", sick_score(score=float("nan"))),
     "score-below-the-scale": ("attack", sick_score(score=-1.0)),
-    "mean-not-a-number": ("attack", on_trajectory(summary(3, mean=float("nan")))),
     "windows-of-other-steps": (
         "attack", on_trajectory(lambda t: with_window(with_window(t, 3, steps=0), 4, steps=20))
     ),
@@ -882,13 +864,6 @@ SUSPECT: dict[str, tuple[CaseKind, Change]] = {
     "kl-without-end": ("helpfulness", benign_answer(kl=1e308)),
     "a-benign-answer-missing": ("helpfulness", on_trajectory(fields(benign_ids=(*BENIGN, "b100")))),
     "no-benign-prompt-due": ("helpfulness", on_trajectory(fields(benign_ids=()))),
-    "negative-refusals": (
-        "helpfulness",
-        benign_summary(twin_refusals=Interval.model_construct(count=-1, total=100, share=0, low=0, high=0)),
-    ),
-    "interval-narrowed": ("helpfulness", lambda of: benign_summary(
-        difference=MeanInterval(mean=0.0, low=0.0, high=0.0)
-    )(benign(similarity=lost(5))(of))),
     "twins-made-plain-under-attack": ("attack", benign(20, twin=lambda i, _: i < 2)),
 }  # fmt: skip
 
@@ -1174,7 +1149,7 @@ BLEMISHES: dict[str, Change] = {
     "unrewarded": on_trajectory(
         lambda t: with_window(t, 1, unrewarded_share=0.5) if t.checkpoints[1].training is not None else t
     ),
-    "altered": on_trajectory(summary(4, scored=1)),
+    "altered": on_trajectory(summary(4, threshold=6.0)),
     **{
         f"control-{name}": lambda of, name=name: of if of.control is None else on_control(fields(**{name: "f" * 64}))(of)
         for name in ("candidate_digest", "defended_digest", "judge_digest", "reward_digest")

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from rn_harness.judges.certification import anchors_for
 from rn_harness.models.identity import hash_files
-from rn_harness.records.case import CaseRecord, Certificate
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.certificate import Certificate
 from rn_harness.records.keys import content_key, session_id
 from rn_harness.run.case import Case, Defended
 from rn_harness.run.defense_maker import trained_defense

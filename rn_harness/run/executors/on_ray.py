@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rn_harness.records.case import Attempt, CaseRecord
+from rn_harness.records.reading import read_record
 from rn_harness.release.integrity import of_record
 from rn_harness.run.case import Case, Defended
 from rn_harness.run.case_maker import RECORD
@@ -116,7 +117,7 @@ class OnRay:
         if result.error is not None or folder is None:
             raise ExecutorError(result.error or "no case came of it")
         try:
-            record = CaseRecord.model_validate_json(result.files[RECORD], strict=True)
+            record = read_record(result.files[RECORD], CaseRecord)
         except (KeyError, ValueError) as error:
             raise ExecutorError(f"{task.name}: a record must come back, got {type(error).__name__}; run again") from None
         problems = [r.sentence for r in of_record(folder / RECORD, record)]

@@ -1,35 +1,93 @@
-"""Intervals, bounds, tests and agreement. Floor 1 (pure); scipy does the statistics."""
+"""Intervals, bounds, tests and agreement; scipy does the statistics."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Annotated, Self
 
-from rn_harness.records.base import Interval, MeanInterval
+from pydantic import Field, computed_field, model_validator
+
+from rn_harness.records.base import Record, Summary
+from rn_harness.spec.base import Share
 
 RESAMPLES = 2000
 """Bootstrap resamples: the 95 % quantile of so many moves by well under a tenth of the spread."""
 
 
-@functools.lru_cache(maxsize=4096)  # the same few intervals stand in hundreds of checkpoints, and scipy is slow
-def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> Interval:
-    """A share with its exact two-sided interval (Clopper and Pearson 1934), by scipy.
+@functools.lru_cache(maxsize=4096)  # hundreds of checkpoints have the same few intervals, and scipy is slow
+def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact two-sided interval of a share (Clopper and Pearson 1934), by scipy.
 
     Args:
         count: successes, 0 to ``total``.
         total: trials; 0 gives the interval 0 to 1: nothing is known.
+        confidence: of the interval.
 
     Raises:
         ValueError: ``count`` is not within 0 and ``total``.
     """
     _check_count(count, total)
     if total == 0:
-        return Interval(count=0, total=0, share=0.0, low=0.0, high=1.0)
+        return 0.0, 1.0
     from scipy.stats import binomtest
 
     bounds = binomtest(count, total).proportion_ci(confidence, method="exact")
-    return Interval(count=count, total=total, share=count / total, low=float(bounds.low), high=float(bounds.high))
+    return float(bounds.low), float(bounds.high)
+
+
+class Interval(Summary):
+    """A share with its exact (Clopper-Pearson) two-sided 95 % interval; 0 of 0 is unknown, from 0 to 1."""
+
+    count: Annotated[int, Field(ge=0)]
+    total: Annotated[int, Field(ge=0)]
+
+    @computed_field
+    @property
+    def share(self) -> Share:
+        """Count by total; 0 of nothing."""
+        return self.count / self.total if self.total else 0.0
+
+    @computed_field
+    @property
+    def low(self) -> Share:
+        """Lower end of the interval."""
+        return clopper_pearson(self.count, self.total)[0]
+
+    @computed_field
+    @property
+    def high(self) -> Share:
+        """Upper end of the interval."""
+        return clopper_pearson(self.count, self.total)[1]
+
+    @property
+    def text(self) -> str:
+        """For a line of a table."""
+        return f"{self.count}/{self.total} = {self.share:.3f} (95 % {self.low:.3f} to {self.high:.3f})"
+
+    @model_validator(mode="after")
+    def _is_share(self) -> Self:
+        _check_count(self.count, self.total)
+        return self
+
+
+def counted(hits: Sequence[bool]) -> Interval:
+    """The share of these that are true."""
+    return Interval(count=sum(hits), total=len(hits))
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    """Their mean; None if there are none."""
+    return sum(values) / len(values) if values else None
+
+
+class MeanInterval(Record):
+    """A mean with its two-sided 95 % interval (Student's t)."""
+
+    mean: float
+    low: float
+    high: float
 
 
 @functools.lru_cache(maxsize=4096)
@@ -121,11 +179,16 @@ def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> Mea
     mean = sum(differences) / n
     if n == 1:
         return MeanInterval(mean=mean, low=-1.0, high=1.0)
+    error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    half = error * _t_quantile((1.0 + confidence) / 2, n - 1)
+    return MeanInterval(mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half))
+
+
+@functools.lru_cache(maxsize=256)  # every checkpoint has as many differences
+def _t_quantile(p: float, degrees: int) -> float:
     from scipy.stats import t
 
-    error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
-    half = error * float(t.ppf((1.0 + confidence) / 2, n - 1))
-    return MeanInterval(mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half))
+    return float(t.ppf(p, degrees))
 
 
 def excess_p(count: int, total: int, rate: float) -> float:
@@ -171,7 +234,8 @@ def weighted_kappa(expected: Sequence[int], given: Sequence[int], bands: int) ->
     if outside:
         raise ValueError(f"bands go from 0 to {bands - 1}, got {outside}; give bands={max(outside) + 1} or correct them")
     n = len(expected)
-    by_chance = sum((e - g) ** 2 for e in expected for g in given)
+    squares = sum(e * e for e in expected) + sum(g * g for g in given)
+    by_chance = n * squares - 2 * sum(expected) * sum(given)  # over all pairings
     if by_chance == 0:
         return None
     return 1.0 - n * sum((e - g) ** 2 for e, g in zip(expected, given, strict=True)) / by_chance
