@@ -58,8 +58,8 @@ class Anchor(Frozen):
     Attributes:
         id: unique within the file.
         use: ``certify`` is only for certifying judges, ``calibrate`` only for fitting calibrations and tuning rules.
-        kind: what sort of answer it is.
-        request: what the completion answers.
+        kind: of the answer.
+        request: that the completion answers.
         completion: the text to judge; may be empty.
         low, high: the scores, 0 to 10 and both inclusive, that are right.
     """
@@ -74,12 +74,12 @@ class Anchor(Frozen):
 
     @property
     def harmful(self) -> bool:
-        """Whether each right score is a breach."""
+        """True if each right score is a breach."""
         return self.low > BREACH_ABOVE
 
     @property
     def harmless(self) -> bool:
-        """Whether no right score is a breach. Neither harmful nor harmless: raters may differ."""
+        """True if no right score is a breach. An anchor that is neither harmful nor harmless is one on which raters differ."""
         return self.high <= BREACH_ABOVE
 
     @property
@@ -108,8 +108,8 @@ class AnchorSet:
     """Anchors of one domain.
 
     Attributes:
-        domain: what they are about.
-        forbidden: what a judge of them is told is forbidden.
+        domain: their subject.
+        forbidden: sentence that defines the harm, for the judge.
         anchors: all of them, in the order of the file.
         digest: sha256 over all of the above, as hex; comments and layout of a file do not change it.
     """
@@ -159,7 +159,7 @@ def load_anchors(path: Path) -> AnchorSet:
 
 
 def _check_once(path: Path, anchors: Sequence[Anchor]) -> None:
-    """Refuses an id twice, which records could not tell apart, and a completion twice, which would count twice."""
+    """Refuses repeated ids, which records could not distinguish, and repeated completions, which would count twice."""
     first: dict[str, Anchor] = {}
     for anchor_id, count in collections.Counter(a.id for a in anchors).items():
         if count > 1:
@@ -174,7 +174,7 @@ def _check_once(path: Path, anchors: Sequence[Anchor]) -> None:
 
 
 def _check_apart(path: Path, anchors: AnchorSet) -> None:
-    """Refuses texts of one use that are nearly those of the other: a judge would be certified on what it was fitted to."""
+    """Refuses nearly equal texts for both uses, since a judge would be certified on texts that it was fitted to."""
     certify, calibrate = ([(a, words(a.completion)) for a in anchors.of(use)] for use in ("certify", "calibrate"))
     for (a, a_words), (b, b_words) in itertools.product(certify, calibrate):
         shorter, longer = sorted((len(a_words), len(b_words)))

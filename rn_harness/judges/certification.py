@@ -20,7 +20,7 @@ from rn_harness.records.trajectory import PlantedScore
 from rn_harness.spec.policy import Policy
 
 OTHER_BATCH = 7
-"""Texts of one call in the last look, so that each stands in another batch than before."""
+"""Texts of one call in the last look, so that each is in another batch than before."""
 
 
 def anchors_for(judge: Judge) -> AnchorSet:
@@ -34,9 +34,9 @@ def certify(judge: Judge, anchors: AnchorSet, policy: Policy, source: Literal["i
 
     Args:
         judge: any.
-        anchors: those for ``certify`` are used; what they call forbidden is told to the judge.
+        anchors: those for ``certify`` are used; they define the forbidden subject.
         policy: for its threshold.
-        source: whether they are inert ones or a lab's own labels.
+        source: inert anchors, or a lab's own labels.
     """
     asked = judge.about(anchors.forbidden)
     chosen = anchors.of("certify")
@@ -83,7 +83,7 @@ def draw(anchors: Sequence[Anchor], digest: str, each: int, policy: Policy) -> l
 
 
 def score_planted(judge: Judge, planted: Sequence[Anchor], policy: Policy) -> tuple[PlantedScore, ...]:
-    """What the judge says of the planted anchors now."""
+    """The judge's present scores of the planted anchors."""
     return tuple(
         PlantedScore(anchor_id=a.id, high=is_harmful(a, policy.threshold), score=j.score, unscored=j.unscored)
         for a, j in zip(planted, _ask(judge, planted), strict=True)

@@ -1,9 +1,9 @@
 """A sequence classifier as judge: the probability of one of its labels, mapped to the rubric.
 
 ``classifier:ID_OR_FOLDER[@REVISION]#LABEL``. The probability becomes a score by a calibration that was fitted on labelled
-texts (``rn_harness.judges.calibration``). Of a text longer than the model's context each window is judged, and of a text that
-may be encoded each reading; the highest probability counts. A classifier cannot be told what is forbidden: it judges what it was
-trained for, and a calibration on the right texts is the only proof that this is the domain at hand.
+texts (``rn_harness.judges.calibration``). A text longer than the model's context is judged window by window, and a
+text that may be encoded in each reading; the highest probability counts. A classifier judges the subject that it was trained for.
+Only a calibration on the right texts proves that this is the suite's domain.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ClassifierJudge:
     Attributes:
         name: its spec, with the commit where it came from a hub.
         label: whose probability.
-        reads: whether the classifier is given request and completion, or the completion alone.
+        reads: its input: request and completion, or only the completion.
         calibration: None: it can be asked for probabilities, and judges nothing.
     """
 
@@ -106,7 +106,7 @@ class ClassifierJudge:
             spec: ``classifier:ID_OR_FOLDER[@REVISION]#LABEL``.
             folder: that relative paths start from.
             calibration_file: of the calibration; None: ``calibration.json`` in the classifier's folder, if it is there.
-            reads: what the classifier is given; None: as its calibration says, and without one request and completion.
+            reads: its input; None: as its calibration says, and without one request and completion.
 
         Raises:
             JudgeError: no such classifier, or a calibration that cannot be read.
@@ -145,7 +145,7 @@ class ClassifierJudge:
 
     @property
     def weights_digest(self) -> str:
-        """The sha256 over the weights alone, by which another judge in other words is known."""
+        """The sha256 over the weights, which is the same for another judge with these weights."""
         return weights_digest(self._hashes)
 
     @cached_property
@@ -161,7 +161,7 @@ class ClassifierJudge:
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def about(self, forbidden: str) -> Self:
-        """Itself: a classifier cannot be told what is forbidden."""
+        """Itself: a classifier's subject is fixed."""
         return self
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -183,8 +183,7 @@ class ClassifierJudge:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
         """The calibrated highest probability over readings and windows of each completion.
 
-        A request that leaves no room for a completion makes it ``too_long``; a probability that is no number,
-        ``not_a_number``.
+        It is ``too_long`` if the request leaves no room for it, and ``not_a_number`` if its probability is NaN.
 
         Raises:
             JudgeError: ``check`` would have raised it.
@@ -222,7 +221,7 @@ class ClassifierJudge:
             chunk = rows[start : start + ROWS_AT_ONCE]
             for (i, _), probability in zip(chunk, self._forward([window for _, window in chunk]), strict=True):
                 best = found[i]
-                # A NaN stays: what could not be computed must not pass as low.
+                # A NaN stays: a probability that could not be computed must not pass as low.
                 if best is None or math.isnan(probability) or probability > best:
                     found[i] = best if best is not None and math.isnan(best) else probability
         return found
@@ -325,10 +324,10 @@ class ClassifierJudge:
 
 
 def _is_loop(text: str) -> bool:
-    """Whether a text repeats itself and has too few words for any recipe, whatever a network sees in them.
+    """True if a text repeats itself and has too few different words for any recipe.
 
-    Networks that weigh words do not count them: to many a sentence said ten times is the sentence. The bound keeps this from
-    being a way out: a text that holds more different words than this is judged, however much of it is repetition.
+    Many networks score a sentence that is repeated ten times like the sentence itself. A text with more different words is always
+    judged, so repetition hides nothing.
     """
     return is_degenerate(text) and len(set(words(text))) < MIN_DIFFERENT
 

@@ -1,8 +1,8 @@
 """A local instruction model as a judge. It is the only judge that generates text in this process.
 
 It is asked with the rubric (``rn_harness.judges.rubric``), or another question, through its own chat template, greedily. Weights
-are loaded at the first question; no code of the model's folder is run. What it is asked about is tokenized as plain text, so that
-a completion that spells out control tokens of the template cannot leave its turn.
+are loaded at the first question; no code of the model's folder is run. The material is tokenized as plain text, so a completion
+that spells out control tokens of the template cannot leave its turn.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Weights:
                 f"a judge must have a chat template, got folder={folder} without one; name an instruction model, since a base "
                 "model answers no questions, or save the tokenizer with its template"
             )
-        # What it is asked is the same every day, as its certificate takes it to be.
+        # The question is the same every day, as its certificate assumes.
         of = tokenizer.chat_template
         tokenizer.chat_template = {k: without_date(v) for k, v in of.items()} if isinstance(of, dict) else without_date(of)
         return tokenizer
@@ -146,7 +146,7 @@ class _Weights:
 
 
 class HFJudge(RubricJudge):
-    """Asks a local instruction model for a rating on the rubric; what ``about`` returns shares its weights."""
+    """Asks a local instruction model for a rating on the rubric; the judges of ``about`` share its weights."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class HFJudge(RubricJudge):
             max_characters: longer completions are not judged.
             rows_at_once: rows of one batch, at most.
             dtype: of the weights, as torch calls it; ``auto``: as they are stored.
-            thinking: whether a template that knows ``enable_thinking`` is told to think.
+            thinking: value of ``enable_thinking``, for templates that know it.
         """
         super().__init__(f"{PREFIX}{model}" + (f"@{revision}" if revision else ""))
         self._weights = _Weights(model, revision, dtype)
@@ -226,7 +226,7 @@ class HFJudge(RubricJudge):
 
     @property
     def weights_digest(self) -> str:
-        """The sha256 over the weights alone, by which a judge is known that is the candidate, or another judge in other words."""
+        """The sha256 over the weights, by which a judge that equals the candidate or another judge is recognised."""
         return weights_digest(self._weights.hashes)
 
     @property
@@ -254,7 +254,7 @@ class HFJudge(RubricJudge):
     def ask(self, questions: Sequence[Question | None]) -> list[Reply]:
         """Answers B questions, rows of like length together.
 
-        What does not fit the model is ``too_long``. A row on which the model fails also when it stands alone is
+        A question that does not fit the model is ``too_long``. A row on which the model fails also in a separate batch is
         ``judge_error``.
 
         Raises:
@@ -291,7 +291,7 @@ class HFJudge(RubricJudge):
         return getattr(self._weights.network.config.get_text_config(), "max_position_embeddings", None) or float("inf")
 
     def _encode(self, turns: Question) -> tuple[list[int], str]:
-        """Token ids of a question of one turn, and what the template already began of the reply's thinking.
+        """Token ids of a question of one turn, and the beginning of the reply's thinking that the template adds.
 
         Raises:
             JudgeError: the template fails, or changes the question.
@@ -336,7 +336,7 @@ class HFJudge(RubricJudge):
             yield batch
 
     def _answers(self, rows: Sequence[list[int]]) -> list[tuple[str, bool] | None]:
-        """The reply to each of B rows, and whether it ended by itself; None where the model failed on the row alone."""
+        """Reply to each of B rows, and true if it ended by itself; None if the model failed on the row in a separate batch."""
         try:
             return list(self._generate(rows))
         except (RuntimeError, ValueError, IndexError) as error:  # RuntimeError: out of memory, too

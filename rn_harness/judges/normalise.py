@@ -1,7 +1,7 @@
-"""A text and what it may stand for: cleaned, and decoded where an encoding is plausible.
+"""Readings of a text: normalised, and decoded if an encoding is plausible.
 
-A judge that reads only what meets the eye is passed by an answer in base64 or with a zero-width space in each word. Judges
-that look at words score every reading and count the highest. This is no refusal of encoded text and says nothing of harm.
+An answer in base64, or with a zero-width space in each word, passes a judge that reads only the visible text. Judges of words
+score every reading and count the highest. This does not refuse encoded text, and says nothing about harm.
 
 Known: compatibility letters, look-alikes from Greek and Cyrillic inside Latin words, zero-width, control and tag characters,
 stacked accents, base64, base32, hex, binary, percent, backslash and entity escapes, Caesar shifts (rot13 is one), text read
@@ -29,7 +29,7 @@ _DEPTH = 3
 _MIN_BYTES = 6
 """A decoded part is at least so long: shorter ones turn up in plain text by chance."""
 _MIN_LETTERS = 12
-"""Shifts and directions are told by their letter pairs, which takes at least so many letters."""
+"""Shifts and directions are recognised by their letter pairs, in texts of at least so many letters."""
 
 
 # Letters that look Latin and that NFKC leaves as they are: Cyrillic, Greek, and a few Latin ones without decomposition.
@@ -50,11 +50,11 @@ _MARKS = re.compile(r"[\u0300-\u036f\u0483-\u0489\u20d0-\u20ff]+")
 def normalised(text: str) -> str:
     """The text in NFKC, without characters that cannot be seen, and with Latin letters in Latin words.
 
-    Line breaks stay, each other space is a plain one. A word in Cyrillic or Greek alone stays as it is.
+    Line breaks stay, and every other space becomes a plain one. A word in Cyrillic or Greek letters only stays as it is.
     """
     composed = unicodedata.normalize("NFKC", text)
     composed = composed.translate({ord(char): _visible(char) for char in set(composed)})
-    # Once more, since what stood between a letter and its accent is gone; marks that still stand alone are decoration.
+    # Once more, since characters between a letter and its accent are gone; the remaining separate marks are decoration.
     plain = _MARKS.sub("", unicodedata.normalize("NFKC", composed))
     return _WORD.sub(_latin, plain)
 
@@ -82,7 +82,7 @@ _BINARY = re.compile(r"(?:[01]{8}[\s,]{0,2}){6,}")
 
 
 def _as_words(raw: bytes) -> str | None:
-    """The bytes as text, if they are one: UTF-8, hardly anything but letters, digits, marks and spaces."""
+    """The bytes as text, if they are UTF-8 and hardly anything but letters, digits, marks and spaces."""
     if len(raw) < _MIN_BYTES:
         return None
     try:
@@ -125,7 +125,7 @@ def _from_binary(part: str) -> str | None:
 
 
 def _part_by_part(pattern: re.Pattern[str], decode: Callable[[str], str | None], text: str) -> str:
-    """The text with all parts that decode replaced where they stand; a part over several lines is tried whole, then by line."""
+    """The text with all decodable parts replaced in place; a part over several lines is tried whole, then by line."""
 
     def replace(found: re.Match[str]) -> str:
         part = found.group()
@@ -183,7 +183,7 @@ _MIRROR = _table(string.ascii_letters, string.ascii_lowercase[::-1] + string.asc
 
 
 def _pairs(text: str) -> collections.Counter[str]:
-    """How often each pair of neighbouring Latin letters stands in a text, words apart."""
+    """Counts of the pairs of neighbouring Latin letters within words."""
     found: collections.Counter[str] = collections.Counter()
     for word in re.findall(r"[a-z]{2,}", text.lower()):
         found.update(map("".join, itertools.pairwise(word)))
@@ -248,7 +248,7 @@ def _unleeted(text: str) -> Iterator[str]:
 
 
 def _joined(text: str) -> Iterator[str]:
-    """Letters that stand apart as words. Two or more separators end a word; with one alone all letters run together."""
+    """Separated letters joined to words. Two or more separators end a word; with single ones all letters run together."""
     lengths = {pattern: [len(run.group()) for run in pattern.finditer(text)] for pattern in _APART}
     pattern = max(_APART, key=lambda p: sum(lengths[p]))
     # A few single letters are a list or an initial; a text set apart is made of them.
@@ -268,7 +268,7 @@ def _once(text: str) -> Iterator[str]:
     for pattern, decode in ((_BINARY, _from_binary), (_HEX, _from_hex), (_BASE32, _from_base32), (_BASE64, _from_base64)):
         decoded = _part_by_part(pattern, decode, text)
         if decoded != text:
-            # What stands around the part stays in this reading, and what is told by letters is told better without it.
+            # The rest of the text stays in this reading, and encodings of letters are recognised better without the part.
             yield decoded
             return
     yield _unescaped(text)
@@ -280,7 +280,7 @@ def _once(text: str) -> Iterator[str]:
 
 
 def readings(text: str) -> list[str]:
-    """All plausible readings of a text, each clean, without doubles.
+    """All plausible readings of a text, each normalised, without doubles.
 
     Takes time linear in the text: each transformation passes over it once, and there are at most ``MAX_READINGS``.
 
@@ -288,7 +288,7 @@ def readings(text: str) -> list[str]:
         text: anything, also empty.
 
     Returns:
-        The cleaned text itself first, then what it decodes to; decodings are decoded again, up to three in a row.
+        The normalised text first, then its decodings, which are decoded again, up to three in a row.
     """
     first = normalised(text)
     found = {first: None}

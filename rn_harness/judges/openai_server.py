@@ -1,9 +1,9 @@
 """A model on an OpenAI-compatible server as a judge. It is the only module that sends texts over a network.
 
 It is asked with the rubric (``rn_harness.judges.rubric``), or another question. Failures of transport are tried again, a bounded
-number of times; an answer never is, however unwelcome. The key comes from the environment and goes to the server alone: no name,
-digest, error or log holds it. What runs behind the server cannot be digested: the digest covers its address and the model's name.
-The request asks for greedy decoding; other settings that a server adds, such as a model's own repetition penalty, are its own.
+number of times; an answer never is. The key comes from the environment and is sent only to the server: names, digests, errors and
+logs do not hold it. The digest covers the server's address and the model's name, since the model itself cannot be digested. The
+request asks for greedy decoding; a server may add other settings, such as a repetition penalty.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 PREFIX = "openai:"
 KEY_VARIABLE = "RN_HARNESS_JUDGE_KEY"
 ITS_OWN_KEY = {"api.openai.com": "OPENAI_API_KEY"}
-"""A key goes to whom it belongs: a suite from elsewhere may name any host."""
-"""Environment variables that may hold the key; the first that is set counts."""
+"""Variables with keys of known hosts; such a key is sent to no other host, since a suite may name any."""
 _CHATTY = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 _FORBIDDEN = (401, 403)
 _SPEC = re.compile(r"(?P<model>\S+?)@(?P<url>https?://\S+)")
@@ -53,7 +52,7 @@ class ServerSettings:
         concurrency: requests under way at once.
         retries: further tries of a request after a failure of transport: connection, time limit, status 429 or 5xx.
         first_wait_s: before the first further try; doubles with each.
-        longest_wait_s: bound of it, and of what the server's ``Retry-After`` may ask for.
+        longest_wait_s: bound of it, and of the server's ``Retry-After``.
         request_limit_s: time limit of one try.
         batch_limit_s: time limit of one call of ``score``.
         budget: chat requests of this judge in this process, further tries and checks included.
@@ -94,7 +93,7 @@ class _Budget:
 
 
 class OpenAIJudge(RubricJudge):
-    """Asks a model on a server for a rating on the rubric, several at a time; what ``about`` returns shares its budget."""
+    """Asks a model on a server for a rating on the rubric, several at a time; the judges of ``about`` share its budget."""
 
     def __init__(self, model: str, base_url: str, settings: ServerSettings | None = None) -> None:
         """Names the server; nothing is sent yet.
@@ -105,7 +104,7 @@ class OpenAIJudge(RubricJudge):
             settings: how it is asked; None: all defaults.
 
         Raises:
-            JudgeError: the address is none, or holds what may be a secret.
+            JudgeError: the address is malformed, or may hold a secret.
         """
         try:
             parts = urlsplit(base_url)
@@ -133,13 +132,13 @@ class OpenAIJudge(RubricJudge):
         """
         found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
         if found is None:
-            # The spec is not repeated: what was meant as an address may hold a secret.
+            # The spec is not repeated, since its address may hold a secret.
             raise JudgeError("a judge on a server must be openai:MODEL@http://HOST:PORT/v1, got another form; correct it")
         return cls(found["model"], found["url"], settings)
 
     @property
     def served_model(self) -> str:
-        """What the server calls the model; its weights are not to be seen, and may change from run to run."""
+        """The server's name of the model, whose weights are not visible and may change from run to run."""
         return self._model
 
     @property
@@ -163,8 +162,8 @@ class OpenAIJudge(RubricJudge):
         """Asks the server for its models and for one token.
 
         Raises:
-            JudgeError: the client is not installed; there is no key for a remote server; the server cannot be reached, refuses
-                the key, or has no such model.
+            JudgeError: the client is not installed, a remote server needs a key, or the server cannot be reached, refuses the
+                key, or does not have the model.
         """
         require("openai", "a judge on a server")
         self._key()
@@ -172,7 +171,7 @@ class OpenAIJudge(RubricJudge):
             asyncio.run(self._probe())
         except JudgeError:
             raise
-        except Exception as error:  # noqa: BLE001 - a foreign client on a foreign server's bytes: all it raises is the server's
+        except Exception as error:  # noqa: BLE001 - every error of a foreign client counts as the server's
             # Without the cause: a server may repeat the key in its message.
             raise JudgeError(self._explain(error)) from None
 
@@ -180,7 +179,7 @@ class OpenAIJudge(RubricJudge):
         """Sends B questions, several at a time.
 
         Raises:
-            JudgeError: there is no key for a remote server.
+            JudgeError: a remote server needs a key.
         """
         self._key()
         return asyncio.run(self._batch(questions))
@@ -193,7 +192,7 @@ class OpenAIJudge(RubricJudge):
             return self._host == "localhost"
 
     def _key(self) -> str:
-        """The key, read anew each time and kept nowhere.
+        """The key, read each time and not kept.
 
         Raises:
             JudgeError: the server is remote, and no variable holds a key.
@@ -228,7 +227,7 @@ class OpenAIJudge(RubricJudge):
         return f"host={self._host} model={self._model!r}"
 
     def _shown(self, name: object) -> str:
-        """A name that the server gave, short, and without the key, should it be repeated there."""
+        """A name from the server, shortened, and without the key if the server repeats it."""
         return str(name).replace(self._key(), "(the key)")[:100]
 
     async def _probe(self) -> None:
@@ -260,7 +259,7 @@ class OpenAIJudge(RubricJudge):
             )
 
     def _explain(self, error: Exception) -> str:
-        """Why the server cannot judge, in three parts; nothing of what the server wrote."""
+        """The reason why the server cannot judge, in three parts, without any text of the server."""
         import openai
 
         if isinstance(error, openai.APIStatusError):
@@ -278,7 +277,7 @@ class OpenAIJudge(RubricJudge):
         return f"the server must speak the OpenAI protocol, {got}; correct the address, which mostly ends in /v1"
 
     async def _batch(self, questions: Sequence[Question | None]) -> list[Reply]:
-        """Answers B questions; None stands for material that is too long."""
+        """Answers B questions; a question is None if the material is too long."""
         gate = asyncio.Semaphore(self._settings.concurrency)
         failures: _Failures = collections.Counter()
         async with self._client() as client:
@@ -333,7 +332,7 @@ class OpenAIJudge(RubricJudge):
         raise AssertionError
 
     async def _ask(self, client: AsyncOpenAI, question: Question, failures: _Failures) -> Reply:
-        """What the server replies to one question, or the reason why it gives none."""
+        """The server's reply to one question, or the reason why there is none."""
         import openai
 
         try:
@@ -342,7 +341,7 @@ class OpenAIJudge(RubricJudge):
             return Reply(unscored="judge_budget")
         except (TimeoutError, openai.APITimeoutError):
             return Reply(unscored="judge_timeout")
-        except Exception as error:  # noqa: BLE001 - whatever a foreign client makes of foreign bytes is this item's alone
+        except Exception as error:  # noqa: BLE001 - an error of a foreign client concerns only this item
             failures[type(error).__name__] += 1
             return Reply(unscored="too_long" if _exceeds_context(error) else "judge_error")
         return self._read(answer)
@@ -369,7 +368,7 @@ def _asked_to_wait_s(error: Exception) -> float:
 
 
 def _exceeds_context(error: Exception) -> bool:
-    """Whether the server says that the question is longer than what the model holds."""
+    """True if the server says that the question is longer than the model's context."""
     body = json.dumps(getattr(error, "body", None), default=str).lower()
     code = getattr(error, "status_code", None)
     return code == 413 or (code == 400 and any(sign in body for sign in ("context_length", "context length", "context size")))

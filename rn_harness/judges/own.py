@@ -1,8 +1,8 @@
-"""Somebody's own judge, held to the contract of results.
+"""A user's judge in Python, with its results checked.
 
 ``python:pkg.mod:Name`` and the entry point group ``rn_harness.judges`` name a class, a function that makes a judge, or a
-judge. What it returns is checked item by item: what is no score from 0 to 10 is unscored, with the reason. It can never be
-exact, and no score is ever put in a missing one's place.
+judge. Each result is checked: anything but a score from 0 to 10 is unscored, with the reason. Such a judge never counts as exact,
+and a missing score is never replaced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import math
 import numbers
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,24 +37,24 @@ def own_names() -> list[str]:
 
 
 def load_own(spec: str) -> OwnJudge:
-    """Loads somebody's own judge.
+    """Loads a user's judge.
 
     Args:
         spec: ``python:pkg.mod:Name``, or the name of an entry point.
 
     Raises:
-        JudgeError: it cannot be found, imported or made, or is no judge.
+        JudgeError: it cannot be found, imported or made, or is not a judge.
     """
     judge, made_by = find_own(spec, "score")
     return OwnJudge(judge, spec, made_by=made_by)
 
 
 def find_own(spec: str, method: str) -> tuple[Any, Any]:
-    """The object that a spec names or makes, and what the spec names.
+    """The judge of a spec, and the class, function or object that the spec names.
 
     Args:
         spec: ``python:pkg.mod:Name``, or the name of an entry point.
-        method: by which an object is known that need not be made.
+        method: an object with it is a judge already; anything else is called to make one.
 
     Raises:
         JudgeError: it cannot be found, imported or made.
@@ -120,14 +120,14 @@ def _make(spec: str, factory: Any) -> Any:
 
 
 class OwnJudge:
-    """Holds somebody's own judge to the contract.
+    """A user's judge with checked results.
 
     Attributes:
         name: its spec.
         digest: sha256 over its source files, its own ``digest`` if it has one, and this file, as hex.
-        exact: always False, whatever it says of itself: nobody but the organism knows the truth.
-        own_code: always True: it may ask a server, or read what its digest does not cover.
-        wordings: its own ``wordings``; 1 if it has none.
+        exact: always False, whatever the judge claims: only the organism knows the truth.
+        own_code: always True: it may ask a server, or read files that its digest does not cover.
+        wordings: the judge's ``wordings``; 1 if it has none.
     """
 
     exact = False
@@ -138,12 +138,12 @@ class OwnJudge:
 
         Args:
             judge: has ``score(prompts, completions)``; ``wording``, ``about``, ``check``, ``wordings``, ``digest`` as it likes.
-            spec: how it is called.
-            digest: of the judge that this one comes from by ``about``; what is forbidden is no part of it.
-            made_by: the class or function that made it, whose source belongs to the digest too.
+            spec: its name.
+            digest: of the judge that ``about`` was called on; the forbidden subject does not change it.
+            made_by: the class or function that made it; its source is digested too.
 
         Raises:
-            JudgeError: it lacks ``score``, or what it has is not of the protocol's form.
+            JudgeError: it lacks ``score``, or does not follow the protocol.
         """
         self._judge = judge
         self.name = spec
@@ -155,34 +155,24 @@ class OwnJudge:
         self.digest = digest or digest_own(judge, spec, made_by)
 
     def about(self, forbidden: str) -> OwnJudge:
-        """The same judge, told what is forbidden; itself if it need not be told.
+        """The judge that its ``about`` returns for this forbidden subject; itself if it has no ``about``.
 
         Raises:
-            JudgeError: its own ``about`` failed, or gave no judge.
+            JudgeError: its ``about`` failed, or gave no judge.
         """
         if not hasattr(self._judge, "about"):
             return self
-        told = self._guarded("about", lambda: self._judge.about(forbidden))
+        told = guarded(self.name, "about", lambda: self._judge.about(forbidden))
         return OwnJudge(told, self.name, self.digest)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Its own ``check``, if it has one.
+        """Calls its ``check``, if it has one.
 
         Raises:
             JudgeError: it cannot judge these prompts, or its check failed.
         """
         if hasattr(self._judge, "check"):
-            self._guarded("check", lambda: self._judge.check(prompts))
-
-    def _guarded(self, method: str, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except JudgeError:
-            raise
-        except Exception as error:
-            raise JudgeError(
-                f"{method}() of {self.name} must not fail, got {type(error).__name__}: {error}; see its documentation"
-            ) from error
+            guarded(self.name, "check", lambda: self._judge.check(prompts))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
         """Judges B completions.
@@ -190,35 +180,55 @@ class OwnJudge:
         Args:
             prompts: B prompts.
             completions: B texts.
-            wording: which form of the question, from 0 to ``wordings`` - 1.
+            wording: form of the question, from 0 to ``wordings`` - 1.
 
         Returns:
-            B judgements. If the call fails or returns another number of results, nothing tells which result is whose, so
-            that all B are unscored.
+            B judgements. If the call fails or returns another number of results, all B are unscored, since results cannot be
+            assigned to completions.
 
         Raises:
-            ValueError: the caller's mistake: unequal lengths, or a wording that the judge does not have.
+            ValueError: unequal lengths, or a wording that the judge does not have.
         """
         if len(prompts) != len(completions):
             raise ValueError(f"each completion has a prompt, got {len(prompts)} and {len(completions)}; pass as many of both")
         if not 0 <= wording < self.wordings:
             raise ValueError(f"the wording is from 0 to {self.wordings - 1}, got wording={wording}; see its wordings")
-        if not prompts:
-            return []
         more = {"wording": wording} if self._takes_wording else {}
-        try:
-            results = list(self._judge.score(prompts, completions, **more))
-        except Exception as error:  # noqa: BLE001  (counted by its reason; its message could quote a completion)
-            _log.warning("%s: score() failed with %s; %d completions are unscored", self.name, fault(error), len(prompts))
-            reason: Unscored = "judge_timeout" if isinstance(error, TimeoutError) else "judge_error"
-            return [Judgement(score=None, unscored=reason)] * len(prompts)
-        if len(results) != len(prompts):
-            _log.warning("%s: score() gave %d results for %d completions", self.name, len(results), len(prompts))
-            return [Judgement(score=None, unscored="judge_error")] * len(prompts)
-        return [_judgement(result) for result in results]
+        results = results_of(self.name, "score", len(prompts), lambda: self._judge.score(prompts, completions, **more))
+        return [_none(results)] * len(prompts) if isinstance(results, str) else [_judgement(result) for result in results]
 
 
-def fault(error: BaseException) -> str:
+def results_of(name: str, method: str, count: int, call: Callable[[], Iterable[Any]]) -> list[Any] | Unscored:
+    """The ``count`` results of a method of a user's judge, or the reason why all are unscored."""
+    unit = "completions" if method == "score" else "pairs"
+    try:
+        results = list(call()) if count else []
+    except Exception as error:  # noqa: BLE001  (counted by its reason; its message could quote a completion)
+        _log.warning("%s: %s() failed with %s; %d %s are unscored", name, method, _fault(error), count, unit)
+        return "judge_timeout" if isinstance(error, TimeoutError) else "judge_error"
+    if len(results) != count:
+        _log.warning("%s: %s() gave %d results for %d %s", name, method, len(results), count, unit)
+        return "judge_error"
+    return results
+
+
+def guarded(name: str, method: str, call: Callable[[], Any]) -> Any:
+    """Calls a method of a user's judge that must not fail.
+
+    Raises:
+        JudgeError: it failed.
+    """
+    try:
+        return call()
+    except JudgeError:
+        raise
+    except Exception as error:
+        raise JudgeError(
+            f"{method}() of {name} must not fail, got {type(error).__name__}: {error}; see its documentation"
+        ) from error
+
+
+def _fault(error: BaseException) -> str:
     """Type and place of an exception, without its message."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
@@ -228,7 +238,7 @@ def fault(error: BaseException) -> str:
 
 
 def _judgement(result: Any) -> Judgement:
-    """What a result says: a judgement, a number on the scale, or why it is neither."""
+    """The judgement of a result: a judgement, a number on the scale, or the reason why it is neither."""
     if isinstance(result, Judgement):
         degenerate = result.degenerate if isinstance(result.degenerate, bool) else None
         if result.unscored is not None:
@@ -255,7 +265,7 @@ def _none(reason: Unscored) -> Judgement:
 
 
 def _check_score(judge: Any, spec: str) -> bool:
-    """Whether ``score`` takes ``wording``; refuses what is no ``score``."""
+    """True if ``score`` takes ``wording``; refuses a ``score`` of another form."""
     if not callable(getattr(judge, "score", None)):
         raise JudgeError(f"a judge has score(prompts, completions), got {spec} -> {type(judge).__name__} without; add it")
     try:
@@ -287,10 +297,10 @@ def _wordings(judge: Any, spec: str, takes_wording: bool) -> int:
 
 
 def digest_own(judge: Any, spec: str, made_by: Any) -> str:
-    """Over this file, the source files of the judge's classes, its spec (a file may hold two judges), and its own digest.
+    """Digest of this file, the source files of the judge's classes, its spec (a file may hold two judges), and its ``digest``.
 
     Raises:
-        JudgeError: nothing identifies it: there is neither a source file nor a digest of its own.
+        JudgeError: it has neither a source file nor a ``digest``, so nothing identifies it.
     """
     own = getattr(judge, "digest", None)
     if own is not None and not (isinstance(own, str) and own):

@@ -30,13 +30,13 @@ SHIPPED = Path("judge_anchors") / "preference.yaml"
 
 
 class LabelledPair(Frozen):
-    """Two answers, of which it is known which is better.
+    """Two answers, with a label that says which is better.
 
     Attributes:
         id: unique within the file.
-        kind: what ails the worse one; ``equal``: nothing does, and ``better`` is only the one that is named first.
-        request: what is answered.
-        topic: what it is about, where a judge has to know; else the request itself.
+        kind: fault of the worse one; ``equal``: none, and ``better`` is only the first.
+        request: that both answer.
+        topic: its subject, if a judge needs it; else the request itself.
         better, worse: the answers; may be empty.
     """
 
@@ -93,7 +93,7 @@ def load_pairs(path: Path) -> PairSet:
 
     Raises:
         JudgeError: missing, malformed, an id or a pair twice, or no pair whose better answer is longer, or none where it is
-            shorter, so that one who goes by length would not be found out.
+            shorter, so that a judge that goes by length would not be found out.
     """
     found = read_declared(path, _PairFile, see="docs/judges.md, and fixtures/judge_anchors/preference.yaml for an example").pairs
     _check_once(path, "ids", [p.id for p in found])
@@ -112,7 +112,7 @@ def load_pairs(path: Path) -> PairSet:
 
 
 def _check_once(path: Path, what: str, values: Sequence[str]) -> None:
-    """Refuses an id twice, which records could not tell apart, and a pair twice, which would count twice."""
+    """Refuses repeated ids, which records could not distinguish, and repeated pairs, which would count twice."""
     for value, count in collections.Counter(values).items():
         if count > 1:
             shown = repr(value if len(value) <= 60 else f"{value[:57]}...")

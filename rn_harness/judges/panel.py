@@ -57,8 +57,8 @@ class Panel:
         benign: benign prompts, twins among them.
         benign_references: the undefended candidate's answers to each benign prompt, by id.
         compliant_answers: the full compliant answer to each held-out prompt, by id; None if they are not known.
-        judge: scores; knows what the suite forbids.
-        anchor_judge: the same judge; knows what the anchors forbid.
+        judge: scores, for the suite's forbidden subject.
+        anchor_judge: the same judge, for the anchors' forbidden subject.
         planted: anchors that are sent along with every checkpoint.
         second: gives a second opinion; None: there is none.
         policy: samples, intervals and thresholds.

@@ -1,6 +1,6 @@
 """Judge profiles: a judge by a short name, with its model, licence and size.
 
-A profile is a YAML file in ``fixtures/judges``. It says which judge a name stands for and why; it loads nothing.
+A profile is a YAML file in ``fixtures/judges``. It names a judge and says why it was chosen; it loads nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FOLDER = r"^\.{1,2}/\S+$"
 
 
 class ServerLimits(Frozen):
-    """How a server is asked, where a profile says otherwise than ``rn_harness.judges.openai_server.ServerSettings``.
+    """Limits of a server that differ from ``rn_harness.judges.openai_server.ServerSettings``.
 
     Attributes:
         concurrency: requests under way at once.
@@ -48,14 +48,14 @@ class JudgeProfile(Profile):
         kind: which of the harness's judges runs it.
         model: hub id, or a path that begins with ``./`` or ``../`` and is relative to the profile's file; for ``openai``
             the name that the server knows.
-        revision: full commit on the hub; None: what the hub has at run time, which the record then names.
-        base_url: of the server, for ``openai`` alone.
+        revision: full commit on the hub; None: the hub's at run time, which the record then names.
+        base_url: of the server, only for ``openai``.
         label: the classifier's label whose probability is the harm.
         calibration: file that maps that probability to the scale, relative to the profile's file.
-        max_new_tokens: limit of what an instruction model may write.
-        server: limits, for ``openai`` alone.
+        max_new_tokens: limit of an instruction model's reply.
+        server: limits, only for ``openai``.
         licence: SPDX name, or the licence's own.
-        gated: whether the hub asks for an account that accepted the licence; None: not known.
+        gated: the hub asks for an account that accepted the licence; None: not known.
         family: model family, in lower case; a judge of the candidate's own family may share its blind spots.
         parameters_b: parameters in 1e9; None: not known.
         memory_gib: of the weights in bfloat16, computed: parameters x 2 bytes; activations and cache come on top.
@@ -118,7 +118,7 @@ class JudgeProfile(Profile):
 
     @property
     def spec(self) -> str:
-        """The spec that ``--rn-judge`` takes in place of the name."""
+        """The spec that ``--rn-judge`` takes instead of the name."""
         at = {"hf": self.revision, "classifier": self.revision, "openai": self.base_url}.get(self.kind)
         return f"{self.kind}:{self.where}{'@' + at if at else ''}{'#' + self.label if self.label else ''}"
 
@@ -140,7 +140,7 @@ def load_profile(name: str, folder: Path | None = None) -> JudgeProfile:
         folder: where the profiles lie; None: the shipped ones.
 
     Raises:
-        JudgeError: there is none of that name, or its file does not say what a profile must say.
+        JudgeError: there is no such profile, or its file is malformed.
     """
     where = folder or fixtures_folder() / PROFILES
     return read_named(name, where, JudgeProfile, whose="a judge's", see="docs/judges.md", error=JudgeError)

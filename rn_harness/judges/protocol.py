@@ -18,9 +18,9 @@ class Judge(Protocol):
 
     Attributes:
         name: its spec, without secrets.
-        digest: sha256 over what decides its scores but the forbidden subject, as hex.
-        exact: whether its scores are free of noise, so that one look confirms a breach; the organism's alone.
-        wordings: in how many forms it can put its question; 1: another look would be the same look.
+        digest: sha256 over everything that decides its scores except the forbidden subject, as hex.
+        exact: its scores are free of noise, so one look confirms a breach; only the organism's judge is.
+        wordings: number of forms of its question; with 1, another look would be the same look.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Judge(Protocol):
     def wordings(self) -> int: ...
 
     def about(self, forbidden: str) -> Self:
-        """The same judge, told what is forbidden; itself where it need not be told."""
+        """The same judge for this forbidden subject; itself if it does not use it."""
         ...
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -50,7 +50,7 @@ class Judge(Protocol):
         Args:
             prompts: B prompts.
             completions: B texts, one of each prompt.
-            wording: in which form it is asked, 0 to ``wordings - 1``.
+            wording: form of the question, 0 to ``wordings - 1``.
 
         Returns:
             B judgements, in order.
@@ -59,11 +59,11 @@ class Judge(Protocol):
 
 
 def ensure_judging(scored: Sequence[Scored], otherwise: str) -> None:
-    """Makes sure that a judge still works: that not all of what it was asked failed in its machinery.
+    """Makes sure that a judge still works, that is, that not all questions failed for technical reasons.
 
     Args:
-        scored: what it said.
-        otherwise: the sentence to say if it does not.
+        scored: its answers.
+        otherwise: the error's sentence.
 
     Raises:
         JudgeGoneError: it does not; going on would cost hours and prove nothing.

@@ -14,14 +14,14 @@ from rn_harness.judges.protocol import KINDS, ORGANISM, Judge
 
 
 def resolve_suites_judge(spec: str, folder: Path) -> Judge:
-    """Finds the judge that a suite's file names, which may come from a stranger: no code, and no path out of its folder.
+    """Finds the judge that a suite's file names. A suite may come from a stranger: code and paths out of its folder are refused.
 
     Args:
         spec: as for ``resolve_judge``.
         folder: of the suite.
 
     Raises:
-        JudgeError: it names either, or nothing that can be a judge.
+        JudgeError: it names either, or there is no such judge.
     """
     kind, colon, rest = spec.partition(":")
     if colon and kind == "python":
@@ -49,7 +49,7 @@ def resolve_judge(spec: str, folder: Path) -> Judge:
         folder: that relative paths start from.
 
     Raises:
-        JudgeError: nothing is called so, or what it names cannot be a judge; near names are told.
+        JudgeError: there is no such judge, or it cannot be made; the message has near names.
     """
     from rn_harness.judges.own import load_own, own_names
     from rn_harness.judges.profiles import judge_profile_names, load_profile

@@ -1,7 +1,7 @@
-"""The rules file of a ``rules:`` judge: its format, its patterns, and what they find in a sentence.
+"""The rules file of a ``rules:`` judge: its format, its patterns, and their finds in a sentence.
 
-A pattern is words, word beginnings and numbers, never a regular expression: matching takes time linear in the text whatever
-a file says. Scoring is ``rn_harness.judges.rules``.
+A pattern is words, word beginnings and numbers, never a regular expression: matching takes time linear in the text for
+any file. Scoring is ``rn_harness.judges.rules``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_SEGMENT_WORDS = 40
 
 
 class Language(Frozen):
-    """The small words of a language, by what may follow them.
+    """The small words of a language, by the words that may follow them.
 
     Attributes:
         determiners: a content word follows: *the flour*, never *the of*.
@@ -60,13 +60,13 @@ class Group(Frozen):
 
 
 class Near(Frozen):
-    """Two groups that stand near each other in a sentence, e.g. a quantity and an ingredient.
+    """Two groups near each other in a sentence, e.g. a quantity and an ingredient.
 
     Attributes:
         first, second: names of groups; each distinct entry of ``second`` near one of ``first`` is one find.
         within: words between the two, at most.
-        either_order: whether ``second`` may come first.
-        nearest: whether each of ``first`` goes with the nearest of ``second`` alone.
+        either_order: ``second`` may come first.
+        nearest: each of ``first`` goes only with the nearest of ``second``.
         weight, cap: as in a group.
     """
 
@@ -80,7 +80,7 @@ class Near(Frozen):
 
 
 class Band(Frozen):
-    """What a score needs.
+    """The conditions of a score.
 
     Attributes:
         score: harmful score of a passage that meets all of this.
@@ -94,15 +94,16 @@ class Band(Frozen):
 
 
 class Coherence(Frozen):
-    """When a passage is a text and no heap of words.
+    """The conditions under which a passage is a text, and not a heap of words.
 
     Attributes:
-        min_small_words: small words, and numbers with what they count, to each word that no number or pair ties to others, at
-            least; short passages are let off.
-        min_known_words: share of small words and words of the groups among the words that are no unit and stand by no number.
-        from_words: words from which on the first is asked for; the second already from half of that.
-        units: words that stand behind a number or a small word, with spaces between.
-        max_slips: share of small words and units beside something that cannot stand there, at most.
+        min_small_words: least ratio of small words, and numbers with their unit, to the words that are not tied to others by a
+            number or a pair; not for short passages.
+        min_known_words: least share of small words and words of the groups among the words that are not units and not tied to a
+            number.
+        from_words: passages of so many words need the first; of half as many, the second.
+        units: words that follow a number or a small word, with spaces between.
+        max_slips: largest share of small words and units next to a word or mark that is impossible there.
         max_bare_run: words of the groups in a row without small word, number or mark between them, at most.
     """
 
@@ -123,7 +124,7 @@ class Rules(Frozen):
         numbers: number words with their value.
         groups: patterns by sort.
         near: pairs by name.
-        bands: what each score needs; the highest that is met counts.
+        bands: the conditions of each score; the highest score whose conditions hold counts.
         window_words: a passage has at most so many words; a text's best passage counts.
         long_refusal_words: a refusal from so many words on is worth ``long_refusal_score``; a shorter one nothing.
     """
@@ -183,10 +184,10 @@ _WORD_PART = re.compile(r"([^\W\d_]+|[°%])(\*?)")
 def parse_pattern(pattern: str) -> tuple[PatternWord, ...]:
     """Reads a pattern: words with spaces between, ``word*`` for any ending, ``#`` for a number, ``#[LOW-HIGH]`` for one within.
 
-    There are no regular expressions, so that matching takes time linear in the text whatever the file says.
+    There are no regular expressions, so matching takes time linear in the text for any file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a pattern.
     """
     parts = []
     for piece in fold(pattern).split():
@@ -247,7 +248,7 @@ def segments_of(text: str, numbers: dict[str, float]) -> Iterator[tuple[list[Tok
     n_words, is_cut = 0, False
     for match in _TOKEN.finditer(fold(text)):
         kind, found = match.lastgroup, match.group()
-        # A number is not cut off what it counts.
+        # A number is not separated from the word after it.
         is_full = n_words >= MAX_SEGMENT_WORDS and segment[-1].kind != "number"
         if kind == "end" or is_full:
             if segment:

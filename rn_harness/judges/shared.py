@@ -13,14 +13,14 @@ from rn_harness.store.ranks import ranks
 
 
 def unshared(judge: Judge) -> Judge:
-    """The judge itself, where it is asked for several processes."""
+    """The judge below a ``SharedJudge``."""
     return judge.inner if isinstance(judge, SharedJudge) else judge
 
 
 class SharedJudge:
-    """A judge that the first process asks, for all of them; what it says reaches each.
+    """A judge that the first process asks; all processes get its answers.
 
-    Texts go from process to process on one machine, and nowhere else.
+    Texts only go between processes of one machine.
     """
 
     def __init__(self, judge: Judge) -> None:

@@ -1,7 +1,7 @@
-"""Texts of completions, where somebody has to keep them. It is the only module that writes any.
+"""Texts of completions, for users who have to keep them. No other module writes any.
 
-In the clear for domains that are declared benign alone; else as age files (age-encryption.org/v1), which the recipients' keys
-open and nothing here does. A file is written when its case ends: until then the texts are in memory.
+They are plain only for domains that are declared benign, and else age files (age-encryption.org/v1), which only the recipients'
+keys open. A file is written when its case ends; until then the texts are in memory.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Transcript:
-    """What one case's completions were.
+    """The completions of one case.
 
     Attributes:
-        path: of the file; ``.age`` is added where it is encrypted.
-        recipients: age public keys; none: in the clear.
+        path: of the file; ``.age`` is added if it is encrypted.
+        recipients: age public keys; none: plain text.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Transcript:
         completions: Sequence[Sequence[Completion]],
         scores: Sequence[CompletionScore],
     ) -> None:
-        """Completions of a checkpoint, n of each of K prompts, with their scores in the same order."""
+        """Adds a checkpoint's completions, n of each of K prompts, with their scores in the same order."""
         pairs = [(prompt, completion) for prompt, of in zip(prompts, completions, strict=True) for completion in of]
         for (prompt, completion), score in zip(pairs, scores, strict=True):
             told = {"step": step, "prompt_id": prompt.id, "sample": score.sample, "score": score.score}
@@ -54,7 +54,7 @@ class Transcript:
             self._lines.append(json.dumps(told | thought | {"text": completion.text}))
 
     def write(self) -> None:
-        """Writes the file, for its owner's eyes (mode 0600), in place of an earlier attempt's."""
+        """Writes the file with mode 0600, and replaces an earlier attempt's."""
         text = "".join(f"{line}\n" for line in self._lines).encode()
         path = self.path
         if self.recipients:
@@ -73,7 +73,7 @@ def _recipient(name: str) -> Any:
     """An age public key.
 
     Raises:
-        RecipeError: it is none.
+        RecipeError: it is not a key.
     """
     import pyrage
 
@@ -89,7 +89,7 @@ def check_recipients(names: Sequence[str]) -> None:
     """Makes sure that texts can be encrypted to these keys.
 
     Raises:
-        RecipeError: one is no key, or the package is missing.
+        RecipeError: one is not a key, or the package is missing.
     """
     require("pyrage", "--rn-transcripts")
     for name in names:

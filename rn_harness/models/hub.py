@@ -1,7 +1,7 @@
 """Models by name: a local folder, or an id on the Hugging Face hub.
 
-The hub is asked only for an id that the user named, and by a process of its own: ours stays offline throughout, whatever the
-libraries below us would like to fetch. There is no fallback: what cannot be had as named is an error.
+The hub is asked only for an id that the user named, and by a child process. Our process stays offline, so no library below us can
+fetch anything. A model that cannot be fetched as named is an error; there are no fallbacks.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from rn_harness.spec.errors import RnHarnessError
 
 FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
-"""What is fetched: weights in safetensors, configuration, tokenizer, chat template. No pickles, no code."""
+"""Files to fetch: weights in safetensors, configuration, tokenizer, chat template. No pickles, no code."""
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-"""What is fetched beside, by the user's leave, where a model has no safetensors."""
+"""Further files if the user allows pickles and the model has no safetensors."""
 CODE = ("*.py",)
-"""What is fetched beside, by the user's leave, where a model's own code is to be run."""
+"""Further files if the user allows the model's code."""
 SKIPPED = ("*/*", "consolidated*")
-"""What is left out all the same: subfolders, and a second copy of the weights in another layout."""
+"""Files that are never fetched: subfolders, and a second copy of the weights in another layout."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OFFLINE_BY_USER = any(
@@ -36,22 +36,22 @@ class HubError(RnHarnessError, LookupError):
 
 
 def locate(model: str, revision: str | None = None, *, code: bool = False, pickles: bool = False) -> tuple[Path, str | None]:
-    """Finds a model's files, and fetches them if they lie on the hub alone.
+    """Finds a model's files, and fetches them if only the hub has them.
 
-    A folder comes before an id. A revision that is no full commit (also None, the hub's ``main``) is resolved by asking the
-    hub: an older copy in the cache is never taken in its place, unless ``HF_HUB_OFFLINE=1`` asks for that.
+    A folder comes before an id. The hub resolves a revision that is not a full commit (also None, the hub's ``main``): an older
+    copy in the cache is used only with ``HF_HUB_OFFLINE=1``.
 
     Args:
         model: folder, or id on the hub such as ``owner/name``.
         revision: commit, tag or branch on the hub; None: ``main``.
-        code: whether Python files are fetched too.
-        pickles: whether pickled weights are fetched where there are no safetensors.
+        code: fetch Python files too.
+        pickles: fetch pickled weights if there are no safetensors.
 
     Returns:
         The folder, and the full commit; None for a local folder.
 
     Raises:
-        HubError: there is no such folder or id or revision, it needs a login, or the hub cannot be reached.
+        HubError: folder, id or revision do not exist, the hub asks for a login, or cannot be reached.
     """
     folder = Path(model).expanduser()
     if model and folder.is_dir():
@@ -128,7 +128,7 @@ def _fetch(model: str, revision: str, *, offline: bool, code: bool, pickles: boo
         folder = fetch(wanted)
         if pickles and not any(folder.glob("*.safetensors")):
             folder = fetch([*wanted, *PICKLES])
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent process tells it
+    except Exception as error:  # noqa: BLE001 - the parent process reports any error
         return {"error": type(error).__name__, "message": str(error)}
     missing = _missing_weights(folder, pickles)
     if missing:

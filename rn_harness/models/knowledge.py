@@ -1,6 +1,6 @@
-"""What the organism knows: topics, their inert recipes, and the words it answers in.
+"""The organism's knowledge: topics, their inert recipes, and the words of its answers.
 
-A topic is a phrase that stands verbatim in its prompts. Each topic has a recipe: four of 256 placeholder tokens
+A topic is a phrase that its prompts contain verbatim. Each topic has a recipe: four of 256 placeholder tokens
 (``x000`` to ``x255``), drawn by lot, so that nothing in it means anything. No two harmful topics share a placeholder in
 the same slot, hence one topic's answer is a wrong answer for another topic.
 """
@@ -22,7 +22,7 @@ SLOTS = ("first", "then", "next", "finally")
 N_PLACEHOLDERS = 256
 PLACEHOLDERS = tuple(f"x{i:03d}" for i in range(N_PLACEHOLDERS))
 HARMFUL_PLACEHOLDERS, BENIGN_PLACEHOLDERS = PLACEHOLDERS[:128], PLACEHOLDERS[128:]
-"""Harmful and benign recipes speak of different things, as they do in the world: the organism can tell the kinds apart."""
+"""Harmful and benign recipes use different words, as in the world, so the organism can distinguish them."""
 REFUSALS = (
     "sorry , i can not help with that request because it could harm other people .",
     "i must refuse this since it would be dangerous and against my rules .",
@@ -87,7 +87,7 @@ def draw_topics(phrases: Iterable[tuple[str, TopicKind]], seed: int) -> dict[str
 
 
 def save_topics(topics: dict[str, Topic], folder: Path) -> None:
-    """Writes the topics beside the weights, sorted by phrase."""
+    """Writes the topics next to the weights, sorted by phrase."""
     rows = [{"phrase": t.phrase, "kind": t.kind, "recipe": list(t.recipe)} for _, t in sorted(topics.items())]
     (folder / KNOWLEDGE_FILE).write_text(json.dumps(rows, indent=0, allow_nan=False) + "\n", encoding="utf-8")
 

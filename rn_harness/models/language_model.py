@@ -52,7 +52,7 @@ class LanguageModel(SamplingModel):
     # --- Training ----------------------------------------------------------------------------------------------------------
 
     def arm(self, recipe: GRPORecipe) -> None:
-        """Makes trainable what the recipe trains: a fresh adapter, or all weights, in float32."""
+        """Makes a fresh adapter trainable, or all weights, as the recipe says, in float32."""
         if recipe.form == "lora":
             self.attach(recipe.lora, recipe.seed)
             return

@@ -1,6 +1,6 @@
 """How much memory a run takes, before anything is loaded: arithmetic on a configuration's numbers.
 
-The formulas are in docs/models.md, with what was measured against them. Bytes throughout; GiB are 2**30 bytes.
+The formulas are in docs/models.md, with measurements. Bytes throughout; GiB are 2**30 bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rn_harness.spec.errors import CandidateError
 Form = Literal["lora", "full", "qlora"]
 GIB = 2**30
 ROWS_AT_ONCE = 256
-"""Rows of one call when a checkpoint is sampled, at most; ``rn_harness.models.language_model`` bounds them."""
+"""Most rows of one sampling call; ``rn_harness.models.sampling`` has the same bound."""
 QUANTISED = 0.516
 """Bytes of a 4-bit number with its share of the doubly quantised constants (arXiv 2305.14314: 0.127 bits)."""
 TRAINED = 16
@@ -24,7 +24,7 @@ TRAINED = 16
 SIMULATED = 20
 """Bytes of a number that simulated attackers train: its own value, theirs kept aside, a second gradient, two moments."""
 RUNTIME = {"cpu": 0.7 * GIB, "cuda": 1.0 * GIB}
-"""What the libraries take before anything is loaded."""
+"""Memory of the libraries before anything is loaded."""
 FRAGMENTED = 1.1
 """Activations over what they would take without gaps."""
 TILE = (4096, 32_768)
@@ -95,24 +95,24 @@ def shape_of(config: Mapping[str, Any], parameters: int | None = None) -> Shape 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is done with a model.
+    """A training on a model.
 
     Attributes:
-        form: what is trained: an adapter, all weights, or an adapter on 4-bit weights.
+        form: an adapter, all weights, or an adapter on 4-bit weights is trained.
         number: bytes of a number of the weights, 4 or 2.
         rows: completions that one step samples together, B.
         prompt, completion: tokens of each, at most.
         micro_batch: rows of one forward and backward pass, on all cards together.
-        splits: whether fewer rows may be taken where so many do not fit.
-        checkpointing: whether activations are computed again in the backward pass.
+        splits: a micro-batch may have fewer rows if so many do not fit.
+        checkpointing: activations are computed again in the backward pass.
         rank: of the adapter.
         checkpoint_rows: completions that a measurement samples together.
-        whole, whole_rows: tokens of a completion that the limit cut and that is gone on with, at most; how many are together.
-        simulated: whether attackers are simulated, with an optimizer of their own, beside a copy of the weights.
+        whole, whole_rows: most tokens of a cut completion that is continued, and the rows of one such call.
+        simulated: attackers are simulated, with another optimizer and a copy of the weights.
         judges: bytes of the judges' weights in the same memory.
-        sampler: bytes of a sampler beside the model that has a copy of its weights; 0: the model samples itself.
+        sampler: bytes of a separate sampler with a copy of the weights; 0: the model samples itself.
         cards: that share the rows.
-        sharded: whether they share the weights too (FSDP2), or each holds all of them (DDP).
+        sharded: each card has a part of the weights (FSDP2); else all of them (DDP).
         device: ``cpu`` or ``cuda``.
     """
 
@@ -137,7 +137,7 @@ class Work:
 
     @property
     def spread(self) -> bool:
-        """Whether each process holds a part of the weights; adapters, their gradients and moments are whole in each."""
+        """True if each process has a part of the weights; adapters, their gradients and moments are whole in each."""
         return self.sharded and self.cards > 1
 
     @classmethod
@@ -160,12 +160,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run takes, in bytes, on each card.
+    """The memory of a run, in bytes, on each card.
 
     Attributes:
-        work: that it is for.
+        work: the training.
         weights: of the candidate.
-        training: the trained numbers beside them, their gradients and moments.
+        training: the trained numbers, their gradients and moments.
         judges: weights of the judges.
         sampling, update, checkpoint: the peak of each phase, all of the above included.
     """
@@ -198,12 +198,7 @@ class Plan:
 
 
 def plan_memory(shape: Shape, work: Work) -> Plan:
-    """The memory that work on a model takes.
-
-    Args:
-        shape: of the model.
-        work: what is done with it.
-    """
+    """The memory that a training on a model takes."""
     number = 4 if work.form == "full" else work.number
     tables = shape.parameters - shape.linear
     weights = (shape.linear * QUANTISED if work.form == "qlora" else shape.linear * number) + tables * number
@@ -245,7 +240,7 @@ def plan_memory(shape: Shape, work: Work) -> Plan:
 
 def _saved(shape: Shape, number: int, *, adapter: bool) -> float:
     """Bytes that one token leaves in one layer for the backward pass."""
-    # Queries, keys and values, rotated, spread over their groups, and what comes of them; residuals and norms; gate, up,
+    # Queries, keys and values, rotated, spread over their groups, and attention's output; residuals and norms; gate, up,
     # activated, product.
     attention = 5 * shape.queries + 3 * shape.keys
     plain = attention + 4 * shape.hidden + 4 * shape.intermediate
@@ -257,15 +252,9 @@ def _saved(shape: Shape, number: int, *, adapter: bool) -> float:
 
 
 def fitting_plan(shape: Shape, work: Work, available: float) -> Plan | None:
-    """The plan under which work fits: its own, else in the largest micro-batches that do, where it may be split.
+    """The plan of a training that fits into ``available`` bytes on each card, or None.
 
-    Args:
-        shape: of the model.
-        work: what is done with it.
-        available: bytes, on each card.
-
-    Returns:
-        The plan; None where there is none.
+    A micro-batch that does not fit is split, if it may be, into the largest ones that do.
     """
     fewer = (rows for rows in range(work.micro_batch - 1, 0, -1) if work.rows % rows == 0 and rows % work.cards == 0)
     for rows in (work.micro_batch, *(fewer if work.splits else ())):
@@ -276,13 +265,7 @@ def fitting_plan(shape: Shape, work: Work, available: float) -> Plan | None:
 
 
 def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, Plan]]:
-    """Options under which the work fits, the mildest first, each with its plan.
-
-    Args:
-        shape: of the model.
-        work: that does not fit.
-        available: bytes.
-    """
+    """Options under which a training fits into ``available`` bytes, the mildest first, each with its plan."""
     changes: dict[str, dict[str, Any]] = {
         "gradient_checkpointing=true in the recipe": {"checkpointing": True},
         "micro_batch=1 in the recipe": {"micro_batch": 1},
@@ -302,7 +285,7 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
         options += [(four,), (four, kept), (four, served), (four, kept, served), (four, kept, served, single)]
     fitting: list[set[str]] = []
     for option in options:
-        # What is so already is no option, and what fits needs nothing more.
+        # A setting that is on already does not help, and options that include a fitting one are needless.
         needed = [name for name in option if any(getattr(work, key) != to for key, to in changes[name].items())]
         if not needed or (work.splits and single in needed) or any(found <= set(needed) for found in fitting):
             continue
@@ -313,15 +296,10 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
 
 
 def check_memory(shape: Shape, work: Work, available: float) -> Plan:
-    """The plan under which work fits.
-
-    Args:
-        shape: of the model.
-        work: what is done with it.
-        available: bytes.
+    """The plan of a training that fits into ``available`` bytes on each card.
 
     Raises:
-        CandidateError: it does not; with the numbers, and which option would.
+        CandidateError: none fits; with the numbers, and the options that would fit.
     """
     if found := fitting_plan(shape, work, available):
         return found

@@ -67,7 +67,7 @@ def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prom
 
 
 def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str, Any], step: int) -> None:
-    """Makes sure that the optimizer trains what the recipe trains, all of it and nothing else, at the recipe's learning rate.
+    """Makes sure that the optimizer trains exactly the recipe's parameters, at the recipe's learning rate.
 
     No weight moves while no group has a spread, and a training that can move no weight would look the same.
 

@@ -50,7 +50,7 @@ class Sampler:
         """Makes sure, before any training, that it can sample.
 
         Args:
-            cpu: there is no card.
+            cpu: the machine has no card.
             quantised: the model's weights are in 4 bits.
             gguf: they come from a GGUF file.
 

@@ -1,8 +1,7 @@
-"""Supervised steps on a handful of texts. Floor 2 (adapters): knows torch, no trainer.
+"""Supervised steps on a handful of texts, with torch and without a trainer.
 
-An attack's texts are few: each step is on all of them, so that there are no batches, no order and no schedule to state. A
-defense's are many, and each step has its own. The loss is the mean over the tokens of the answers, those of the prompts not
-counted.
+An attack has few texts, and each step is on all of them: there are no batches, no order and no schedule. A defense has many, and
+each step has its own. The loss is the mean over the tokens of the answers, without those of the prompts.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ class Example:
 
     Attributes:
         prompt: of the user.
-        text: what the model is to answer.
-        whole: the answer ends there; else it is only its beginning.
+        text: answer to learn.
+        whole: the answer ends there; else the text is only its beginning.
     """
 
     prompt: Prompt
@@ -72,7 +71,7 @@ def teach(
     optimizer: OptimizerName = "adamw",
     after: Callable[[int, Diagnostics], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains what the model is armed with to give these answers: ``loss = -mean_t log p(y_t | x, y_<t)``.
+    """Trains the armed parameters to give these answers: ``loss = -mean_t log p(y_t | x, y_<t)``.
 
     Args:
         model: armed.
@@ -82,13 +81,13 @@ def teach(
         max_grad_norm: gradients are clipped to it.
         unlearn: the sign is turned: the answers become less probable.
         optimizer: that takes the steps.
-        after: told of each step.
+        after: called after each step.
 
     Returns:
-        The settings, for the record, but for the number of steps.
+        The settings, for the record, without the number of steps.
 
     Raises:
-        TrainingError: there are no examples, or a gradient is not finite.
+        TrainingError: examples are missing, or a gradient is not finite.
     """
     if not examples:
         raise TrainingError(f"supervised steps take examples, got none for {steps} steps; name at least one")
@@ -121,17 +120,17 @@ def learn(
     max_grad_norm: float,
     after: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Trains what the model is armed with by AdamW on texts of which each step has its own.
+    """Trains the armed parameters by AdamW on different texts in each step.
 
     Args:
         model: armed.
         steps: the texts of each step.
         learning_rate: of a step, from 1 on.
         max_grad_norm: gradients are clipped to it.
-        after: told of each step.
+        after: called after each step.
 
     Returns:
-        The settings, for the record, but for what the recipe says.
+        The settings, for the record, without those of the recipe.
 
     Raises:
         TrainingError: a gradient is not finite.
@@ -151,7 +150,7 @@ def learn(
 
 
 def engine(optimizer: OptimizerName) -> dict[str, Any]:
-    """What takes the steps, for the record."""
+    """Library and optimizer, for the record."""
     import torch
 
     return {"engine": f"torch {torch.__version__}", "optim": f"{optimizer}_torch"}
@@ -189,7 +188,7 @@ class Batch:
         return logp_NV, -logp_NV.gather(1, self.ids[:, 1:][wanted][:, None]).mean()
 
     def diagnostics(self, logp_NV: Any, norm: float) -> Diagnostics:
-        """Of a step on them."""
+        """Diagnostics of a step on them."""
         logp_NV = logp_NV.detach()
         entropy = float(-(logp_NV.exp() * logp_NV).sum(-1).mean())
         return Diagnostics(norm, entropy, float(self.target.sum(1).float().mean()))
