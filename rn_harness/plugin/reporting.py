@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from _pytest.junitxml import LogXML
 
     from rn_harness.records.run import RunRecord
-    from rn_harness.run.controller import CaseNews, Controller
+    from rn_harness.run.case_board import CaseNews
+    from rn_harness.run.controller import Controller
 
 SINK_NAME = "rn-harness-sink"
 STOPPED = 75
@@ -29,7 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     case = item.stash.get(CASE, None)
     if case is not None:
         from rn_harness.report.terminal import checkpoint_lines
-        from rn_harness.run.controller import news_of
+        from rn_harness.run.case_board import news_of
 
         report.rn_harness = news_of(case, "\n".join(checkpoint_lines(case.record)))
     return report

@@ -114,7 +114,7 @@ def _new_controller(
     if session.options.executor == "results":
         from rn_harness.run.executors.results import Results
 
-        session.executor = results = Results(session, controller.told_options())
+        session.executor = results = Results(session, controller.recorded_options())
         controller.joined = results.taken
     return controller
 

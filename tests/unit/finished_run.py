@@ -17,7 +17,8 @@ from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence, Identi
 from rn_harness.records.keys import content_key, prompts_digest
 from rn_harness.records.run import RunRecord
 from rn_harness.records.trajectory import DefenseReport, Measurement, Probe
-from rn_harness.run.controller import CaseNews, Controller
+from rn_harness.run.case_board import CaseNews
+from rn_harness.run.controller import Controller
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite, load_suite

@@ -23,7 +23,8 @@ from rn_harness.records.trajectory import Measurement
 from rn_harness.release.export import export_defended
 from rn_harness.release.verification import Verification, verify
 from rn_harness.report.terminal import tally_lines
-from rn_harness.run.controller import CaseNews, Controller
+from rn_harness.run.case_board import CaseNews
+from rn_harness.run.controller import Controller
 from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe, Shift
 from rn_harness.spec.base import Standing
 from rn_harness.spec.errors import CandidateError
@@ -441,8 +442,8 @@ def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -
 @pytest.fixture
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accepts the small suite's policy and hand-made records as fit for a release."""
-    monkeypatch.setattr("rn_harness.run.controller.laxer", lambda _: [])
-    monkeypatch.setattr("rn_harness.run.controller.verify", lambda *_, **__: Verification(()))
+    monkeypatch.setattr("rn_harness.run.release_obstacles.laxer", lambda _: [])
+    monkeypatch.setattr("rn_harness.run.finishing.verify", lambda *_, **__: Verification(()))
 
 
 @pytest.mark.usefixtures("lenient")
@@ -498,7 +499,7 @@ def test_an_export_that_fails_leaves_the_verdict(tmp_path: Path, suite: Suite, m
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("rn_harness.run.controller.export_defended", full)
+    monkeypatch.setattr("rn_harness.run.finishing.export_defended", full)
     record = exporting(tmp_path, suite, "PASS")
     assert (record.outcome, record.exported, record.releasable) == ("PASS", {}, False)
     assert RunRecord.model_validate_json((tmp_path / "run" / "run.json").read_text()) == record

@@ -23,7 +23,8 @@ from rn_harness.records.case import CaseRecord
 from rn_harness.records.keys import content_key
 from rn_harness.records.run import RunRecord
 from rn_harness.release.verification import verify
-from rn_harness.run.controller import Controller, news_of
+from rn_harness.run.case_board import news_of
+from rn_harness.run.controller import Controller
 from rn_harness.run.executors import acceptance
 from rn_harness.run.executors.results import Results
 from rn_harness.run.plan import CaseTask
@@ -123,7 +124,7 @@ class Scene:
         told, ids = {"demo": "j (also rewards)"}, {"run_id": RUN_ID}
         controller = Controller(self.folder, chosen, [self.suite], CANDIDATE, told, (), started=self.began, **ids)
         session = RunSession(chosen, self.folder, Store(self.folder.parent / "store"), lambda _: None, **ids)
-        results = Results(session, controller.told_options())
+        results = Results(session, controller.recorded_options())
         controller.joined = results.taken
         return controller, results
 
