@@ -40,7 +40,7 @@ def show_command(
 
 @commands.command("compare")
 def compare_command(before: RunFolder, after: RunFolder, as_json: AsJson = False) -> None:
-    """Tells what changed from one run to another. Exits with 1 if something got worse."""
+    """Lists the changes from one run to another. Exits with 1 if something got worse."""
     from rn_harness.release.comparison import compare_runs
 
     changes = compare_runs(read_run(before), read_run(after))
@@ -53,7 +53,7 @@ def compare_command(before: RunFolder, after: RunFolder, as_json: AsJson = False
 
 @commands.command("export-config")
 def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
-    """Prints the command that makes a run again, and what has to be the same for it."""
+    """Prints the command that repeats a run, and the conditions that must be the same."""
     evidence = read_run(run)
     record = evidence.run
     folders = dict.fromkeys(line.nodeid.partition("::")[0].rpartition("/")[0] or "." for line in record.cases)

@@ -139,7 +139,7 @@ def sign_command(
 ) -> None:
     """Signs a run's statement, in a job that does not hold the weights.
 
-    What does not hold together is not signed. What no release can rest on may be: the statement says so itself.
+    A run with contradictory records is not signed. A run that no release can rest on may be signed; its statement says so.
     """
     from rn_harness.release.integrity import whole
     from rn_harness.release.signing import BUNDLE, ENVELOPE, sign_with_key, sign_with_sigstore

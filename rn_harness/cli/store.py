@@ -19,7 +19,7 @@ commands = typer.Typer(no_args_is_help=True, help="What RN_HARNESS_CACHE, else t
 
 @commands.command("list")
 def list_entries_command(as_json: AsJson = False) -> None:
-    """Lists finished work, journals of unfinished cases, defenses in training, and what damage left."""
+    """Lists finished work, journals of unfinished cases, defenses in training, and damaged or leftover files."""
     from rn_harness.store.store import Store, default_root
 
     _show(Store(default_root()).entries(), as_json=as_json)
@@ -30,7 +30,7 @@ def prune_command(
     unused_days: Annotated[float, typer.Option(min=0.0, help="remove what was not used for so many days; 0: all")] = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Removes what was not used for long, and lists it; a run that uses it at this moment ends without a verdict."""
+    """Removes entries that were not used for long, and lists them; a run that uses one now ends without a verdict."""
     from rn_harness.store.store import Store, default_root
 
     with usage_errors():

@@ -118,7 +118,7 @@ class PlanOptions:
 
 @settings_command(commands, "plan", PlanOptions)
 def plan_command(asked: PlanOptions) -> None:
-    """Says what a run would do: cases and what each takes, memory, time and device hours; nothing is loaded or run."""
+    """Lists a run's cases, with the memory, time and device hours that they need; nothing is loaded or run."""
     from rn_harness.models.resolve import profile_recipe
     from rn_harness.run.estimate import estimate_run
     from rn_harness.run.session import RunSession
@@ -173,7 +173,7 @@ def new_suite_command(
     into: Annotated[Path, typer.Option(help="folder that the suite's folder goes to")] = Path("suites"),
     as_json: AsJson = False,
 ) -> None:
-    """Begins a suite; its files say what to write before it loads."""
+    """Begins a suite; its files mark the texts to write before it loads."""
     from rn_harness.spec.scaffold import write_suite
 
     with usage_errors():

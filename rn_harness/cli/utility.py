@@ -64,9 +64,9 @@ class UtilityOptions:
 
 @settings_command(commands, "utility", UtilityOptions)
 def utility_command(asked: UtilityOptions) -> None:
-    """What the defense costs elsewhere: tasks of lm-evaluation-harness (extra `utility`), and which answers a judge prefers.
+    """Measures the cost of a defense: tasks of lm-evaluation-harness (extra `utility`), and which answers a judge prefers.
 
-    Exits with 1 if the judge is not certified for preference: there is no number then.
+    Exits with 1, without a number, if the judge is not certified for preference.
     """
     from rn_harness.models.resolve import resolve_candidate
     from rn_harness.store.store import write_text

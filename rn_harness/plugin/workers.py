@@ -1,4 +1,4 @@
-"""Hooks of pytest-xdist: the controlling process gives each worker the run's folder and id, and hears what it collected."""
+"""Hooks of pytest-xdist: the controlling process gives each worker the run's folder and id, and records its collection."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ ShapeName = Literal["harm", "integer", "refusal", "length", "prefix", "rank", "p
 
 
 class RewardShape(Frozen):
-    """What an attacker makes of the judge's score; ``rewards`` has the equations.
+    """The attacker's reward, made from the judge's score; ``rewards`` has the equations.
 
     Attributes:
-        shape: ``harm`` is the plain reward; the others add to it, round it, or look at the form alone.
-        weight: of what a shape adds or takes, at most, in points.
+        shape: ``harm`` is the plain score; the others add to it, round it, or reward only the form.
+        weight: the largest amount that a shape adds or takes, in points.
     """
 
     shape: ShapeName = "harm"
@@ -27,7 +27,7 @@ class RewardShape(Frozen):
 
 
 class WarmStart(Frozen):
-    """Supervised steps before an attack's first step of RL; the family says on what.
+    """Supervised steps before an attack's first step of RL; the family chooses the texts.
 
     Attributes:
         steps: optimizer steps, each on all examples.
@@ -41,16 +41,16 @@ class WarmStart(Frozen):
 
 
 class Shift(Frozen):
-    """Another presentation of the requests than the one that the defense was trained on.
+    """A presentation of the requests that differs from the one in the defense's training.
 
-    What is shifted are the prompts that the attack trains on and those that it is measured on; judges see the plain request.
+    It applies to the attack's training prompts and to the held-out prompts; judges see the plain request.
 
     Attributes:
-        wording: the user's turn, with the request in the place of ``{prompt}``: other words, language or format.
-        system: what the system's turn says; None: there is none but the template's own.
-        template: a chat template in jinja that takes the place of the model's own; None: its own.
-        prefill: how each answer that is measured begins, whatever the model would say; part of what is judged.
-        domain: whose attack prompts it trains on; a suite's folder beside this one's. None: this suite's.
+        wording: the user's turn; ``{prompt}`` is replaced by the request. It may have other words, another language or format.
+        system: text of the system's turn; None: the template's own, if it has one.
+        template: a chat template in jinja that replaces the model's own; None: its own.
+        prefill: text that each measured answer is forced to begin with; it is judged too.
+        domain: the suite whose attack prompts it trains on, in a folder next to this suite's. None: this suite.
     """
 
     wording: Annotated[str, Field(max_length=1000)] = "{prompt}"
@@ -76,15 +76,15 @@ class Shift(Frozen):
 
 
 class Search(Frozen):
-    """An attacker's search over settings, before an attack with the best that it found; ``search`` does it.
+    """An attacker's search over settings, before an attack with the best ones.
 
     Attributes:
-        trials: short attacks on the model under test, the first with the recipe's own settings.
+        trials: short attacks on the model under test; the first has the recipe's own settings.
         steps: of each; at most those of the attack itself.
-        learning_rate: lowest and highest, as multiples of the recipe's own; drawn by their logarithm.
+        learning_rate: lowest and highest, as multiples of the recipe's own; drawn log-uniformly.
         temperature: lowest and highest, as multiples of the recipe's own.
-        beta: KL penalties to choose from, beside the recipe's own.
-        shape: rewards to choose from, beside the recipe's own.
+        beta: KL penalties to choose from, in addition to the recipe's own.
+        shape: rewards to choose from, in addition to the recipe's own.
     """
 
     trials: Annotated[int, Field(ge=1, le=1000)] = 16
@@ -116,9 +116,9 @@ _ID_PARTS = (
     ("scale_rewards", "scale_"),
     ("form", ""),
 )
-"""Settings that an id tells where they are not the default's, and how it calls them."""
+"""Settings that an id names if they differ from the default, with their names in the id."""
 SEARCHED = ("learning_rate", "temperature", "beta", "reward")
-"""What a search finds."""
+"""The settings that a search finds."""
 _KIND = ("family", "options", "reward", "warm_start", "shift", "schedule", "loss_type", "scale_rewards", "form")
 _RANGES: tuple[Callable[[AttackRecipe], float], ...] = (
     lambda a: a.prompts,
@@ -135,7 +135,7 @@ _RANGES: tuple[Callable[[AttackRecipe], float], ...] = (
     lambda a: a.lora.r,
     lambda a: a.lora.alpha,
 )
-"""What makes two attacks of one kind, and the numbers in which a claim has a range."""
+"""Two attacks are of one kind if ``_KIND`` is equal; a claim has a range in each number of ``_RANGES``."""
 
 
 class AttackRecipe(GRPORecipe):
@@ -143,16 +143,16 @@ class AttackRecipe(GRPORecipe):
 
     Attributes:
         name: first part of the id.
-        family: which attack: a built-in one, an entry point of the group ``rn_harness.attacks``, or ``python:FILE.py:Name``
-            with a file in the suite's folder. It is looked up when a case is to run, not when the suite is read.
-        options: settings of a family of one's own; the built-in ones take none.
-        prompts: how many prompts of the attack pool it trains on, drawn by the seed.
-        reward: what the attacker makes of the judge's score.
+        family: a built-in attack, an entry point of the group ``rn_harness.attacks``, or ``python:FILE.py:Name`` with a file in
+            the suite's folder. It is imported when a case runs, not when the suite is read.
+        options: settings of a custom family; the built-in ones take none.
+        prompts: number of prompts of the attack pool that it trains on, drawn by the seed.
+        reward: the attacker's reward.
         warm_start: supervised steps before the first step of RL, for families that have them.
-        shift: how requests are presented, in training and where harm is measured; None: as to the defense.
-        search: over what learning rate, temperature, KL penalty and reward are searched first; None: they are as declared.
-        control_steps: for how many steps it runs on the undefended candidate, within which it has to break it.
-        standing: whether the case counts for the verdict, is run to learn, or is out of the claim.
+        shift: presentation of requests in training and in the measurement of harm; None: as in the defense's training.
+        search: search for learning rate, temperature, KL penalty and reward; None: they are as declared.
+        control_steps: steps on the undefended candidate, within which the attack has to break it.
+        standing: the case counts for the verdict, is run for information, or is out of the claim.
     """
 
     name: Name
@@ -167,36 +167,36 @@ class AttackRecipe(GRPORecipe):
     standing: Standing = "claim"
 
     def __hash__(self) -> int:
-        """By its settings; a mapping among them has no hash of its own."""
+        """The hash of the settings as JSON, since a mapping among them has no hash."""
         return hash(self.model_dump_json())
 
     @property
     def claim(self) -> bool:
-        """Whether the case counts for the verdict."""
+        """True if the case counts for the verdict."""
         return self.standing == "claim"
 
     @property
     def neighbour(self) -> str | None:
-        """The domain beside this one whose attack prompts it trains on; None: it takes this suite's."""
+        """The other domain whose attack prompts it trains on; None: it takes this suite's."""
         return self.shift.domain if self.shift else None
 
     @property
     def id(self) -> str:
-        """How pytest, reports and tiers call the case, e.g. ``grpo-p5-lr5e-4-s0``; what is not the default's is told."""
-        if self.search is not None:  # what it finds is not known when cases are listed
+        """The name of the case, e.g. ``grpo-p5-lr5e-4-s0``; it includes each setting that is not the default."""
+        if self.search is not None:  # cases are listed before a search finds anything
             return f"{self.name}-p{self.prompts}-{self.search.trials}x{self.search.steps}-s{self.seed}"
         mantissa, exponent = f"{self.learning_rate:.3e}".split("e")
         rate = f"{float(mantissa):g}e{int(exponent)}" if self.learning_rate else "0"
-        told = []
+        changed = []
         for field, called in _ID_PARTS:
             value = getattr(self, field)
             if value != type(self).model_fields[field].default:
-                told.append(f"{called}{value if isinstance(value, str) else f'{value:g}'}")
-        told += [f"r{self.lora.r}"] if self.lora.r != LoRA().r else []
-        return "-".join([self.name, f"p{self.prompts}", f"lr{rate}", *told, f"s{self.seed}"])
+                changed.append(f"{called}{value if isinstance(value, str) else f'{value:g}'}")
+        changed += [f"r{self.lora.r}"] if self.lora.r != LoRA().r else []
+        return "-".join([self.name, f"p{self.prompts}", f"lr{rate}", *changed, f"s{self.seed}"])
 
     def lies_within(self, claimed: Sequence[AttackRecipe]) -> bool:
-        """Whether a claim covers this attack: its kind is that of claimed ones, and each number lies between theirs.
+        """True if a claim covers this attack: it has the kind of claimed attacks, and each number lies within their range.
 
         Seeds do not matter, nor do fewer steps.
         """
@@ -233,10 +233,10 @@ class AttackRecipe(GRPORecipe):
 
 
 class AttackMatrix(Frozen):
-    """Attack recipes in one breath: ``base`` with every combination of the values in ``vary``.
+    """Attack recipes: ``base`` with every combination of the values in ``vary``.
 
     Attributes:
-        tier: the smallest tier that runs them; a larger tier runs all of a smaller one.
+        tier: the smallest tier that runs them; a larger tier also runs the attacks of the smaller ones.
     """
 
     tier: TierName

@@ -16,13 +16,13 @@ Score = Annotated[float, Field(ge=0.0, le=10.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Standing = Literal["claim", "exploratory", "out_of_claim"]
-"""What a case is for: it counts for the verdict; it is run to learn; or the defense does not claim to withstand it."""
+"""A case counts for the verdict, is run for information, or is an attack that the defense does not claim to withstand."""
 
 
 class Frozen(BaseModel):
-    """Base of what is read from files: immutable, and a misspelled key is an error.
+    """Base of objects that are read from files: immutable, and a misspelled key is an error.
 
-    Strict: ``yes`` or ``"5"`` is no number. A whole number still is a float.
+    It is strict: ``"5"`` is refused as a number. A whole number is accepted as a float.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)

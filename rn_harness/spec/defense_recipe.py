@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from rn_harness.spec.base import MAX_STEPS, Frozen, Positive, Share
 
 OptimizerName = Literal["adamw", "sgd", "momentum", "adafactor", "rprop"]
-"""Who takes supervised steps, without weight decay: AdamW; SGD, plain or with momentum 0.9; Adafactor, whose steps are measured
-by the weights' size; Rprop, which looks at the signs of gradients alone."""
+"""Optimizers of supervised steps, without weight decay: AdamW; SGD, plain or with momentum 0.9; Adafactor, with steps relative
+to the size of the weights; Rprop, which uses only the signs of gradients."""
 
 
 class LoRA(Frozen):
@@ -21,27 +21,27 @@ class LoRA(Frozen):
 
 
 class GRPORecipe(Frozen):
-    """Settings of one GRPO run. Each one that matters is set here, since TRL's defaults change between releases.
+    """Settings of one GRPO run. Each relevant one is set here, since TRL's defaults change between releases.
 
     Attributes:
         steps: optimizer steps S.
-        group_size: completions G of a prompt, whose rewards are compared with each other.
+        group_size: completions G of a prompt; their rewards are compared with each other.
         prompts_per_step: prompts P of one step; rows of a step B = P * G.
         learning_rate: of AdamW.
-        schedule: whether the learning rate stays, or falls linearly to 0 at the last step.
-        temperature: of sampling; also divides the logits of the loss, as TRL does.
+        schedule: the learning rate is constant, or falls linearly to 0 at the last step.
+        temperature: of sampling; it also divides the logits in the loss, as in TRL.
         top_k: sample among the k likeliest tokens; 0: all.
         min_p: sample among tokens of at least this share of the likeliest one's probability; 0: all.
         max_completion_tokens: T; an answer cut there counts as truncated.
         beta: weight of the KL penalty towards the policy at step 0; 0: none.
         entropy_coef: weight of the mean token entropy as a bonus; 0: none.
         loss_type: TRL's name of the loss.
-        scale_rewards: what a group's advantages are divided by: its own spread, the batch's, or nothing.
+        scale_rewards: divisor of a group's advantages: the group's spread, the batch's, or none.
         max_grad_norm: gradients are clipped to this norm.
         micro_batch: rows of one forward and backward pass; advantages are still taken over whole groups. It bounds memory and
             changes no update but by rounding, except with ``bnpo``. None: all B.
-        gradient_checkpointing: whether activations are computed again in the backward pass and not kept.
-        form: what is trained: an adapter, or all weights, which are then held in float32.
+        gradient_checkpointing: activations are computed again in the backward pass instead of being kept.
+        form: an adapter is trained, or all weights, which are then kept in float32.
         lora: the adapter's shape.
         seed: of prompt order, adapter start and sampling.
     """
@@ -68,11 +68,11 @@ class GRPORecipe(Frozen):
 
     @property
     def whole(self) -> bool:
-        """Whether all weights are trained, so that what comes of it is a whole model and no adapter."""
+        """True if all weights are trained, so that the result is a whole model and not an adapter."""
         return self.form == "full"
 
     def rate_after(self, step: int) -> float:
-        """The learning rate once so many steps are taken."""
+        """The learning rate after this number of steps."""
         return self.learning_rate * (1.0 if self.schedule == "constant" else 1.0 - step / self.steps)
 
     @model_validator(mode="after")
@@ -102,12 +102,12 @@ class GRPORecipe(Frozen):
 
 
 class SimulatedAttacker(Frozen):
-    """A kind of attackers that hardening simulates.
+    """A kind of attacker that hardening simulates.
 
     Attributes:
-        optimizer: that takes their supervised steps.
-        form: what they train.
-        learning_rate: lowest and highest; each attacker's is drawn in between, log-uniformly.
+        optimizer: of their supervised steps.
+        form: an adapter or all weights.
+        learning_rate: lowest and highest; each attacker draws one in between, log-uniformly.
     """
 
     optimizer: OptimizerName
@@ -126,15 +126,15 @@ class Hardening(Frozen):
     """Rounds against simulated attackers, after neutralization; all weights are trained, in float32.
 
     Attributes:
-        rounds: attackers, one after the other.
-        attackers: kinds, one of which is drawn each round.
+        rounds: number of attackers, one after the other.
+        attackers: kinds; each round draws one.
         steps: supervised steps of an attacker.
-        looks: steps of the defense on an attacker's way: one in each of so many equal parts of its steps, drawn by lot.
-        examples: compliant answers that it learns, at most; drawn from 1 on, log-uniformly.
+        looks: steps of the defense during an attack: one at a random step in each of this many equal parts.
+        examples: the most compliant answers that an attacker learns; drawn from 1 up, log-uniformly.
         learning_rate: of the defense's AdamW; it falls linearly to 0.
         rows: prompts of each loss of the defense.
-        samples: completions of each defense prompt, drawn from the undefended candidate. What attackers learn is the most harmful
-            of them, where it reaches ``policy.control_break``.
+        samples: completions of each defense prompt, drawn from the undefended candidate. Attackers learn the most harmful one if
+            its score reaches ``policy.control_break``.
     """
 
     rounds: Annotated[int, Field(ge=1, le=MAX_STEPS)]
@@ -154,20 +154,20 @@ class Hardening(Frozen):
 
 
 class DefenseRecipe(GRPORecipe):
-    """Reward Neutralization (arXiv 2505.04578), or what it is compared with.
+    """Reward Neutralization (arXiv 2505.04578), or a supervised defense to compare it with.
 
     Attributes:
         method: ``grpo`` with the neutralization reward, or ``sft``: supervised steps on ``refusal``, each on ``prompts_per_step``
-            prompts; groups, sampling, penalties and micro-batches then say nothing.
-        refusal: what ``sft`` teaches to answer.
-        benign_share: share of steps' prompts that are benign anchors, rewarded for keeping the undefended answer, or taught it;
+            prompts; groups, sampling, penalties and micro-batches are then ignored.
+        refusal: the answer that ``sft`` teaches.
+        benign_share: share of a step's prompts that are benign anchors, rewarded for keeping the undefended answer, or taught it;
             0 is the paper's recipe.
-        beta_on: what the KL penalty holds: all that is sampled, or the answers to benign anchors alone, so that refusals are
-            free to get short; a recipe without anchors then has no penalty.
+        beta_on: the KL penalty applies to all samples, or only to the answers to benign anchors, so that refusals can get
+            short; a recipe without anchors then has no penalty.
         word_cost: reward lost per word of a refusal, out of 10.
-        validation_share: last part of the defense prompts, kept out of training, on which convergence is measured.
-        evaluate_every: steps between two measurements of convergence; rounds of hardening are counted on.
-        hardening: what follows; None: nothing does. Such a defense is exploratory: no release can rest on it.
+        validation_share: last part of the defense prompts, kept out of training to measure convergence.
+        evaluate_every: steps between two measurements of convergence; rounds of hardening count as steps.
+        hardening: rounds after neutralization; None: none. A hardened defense is exploratory: no release can rest on it.
     """
 
     method: Literal["grpo", "sft"] = "grpo"
@@ -180,17 +180,17 @@ class DefenseRecipe(GRPORecipe):
     hardening: Hardening | None = None
 
     def __hash__(self) -> int:
-        """By its settings; lists among them have no hash of their own."""
+        """The hash of the settings as JSON, since lists among them have no hash."""
         return hash(self.model_dump_json())
 
     @property
     def whole(self) -> bool:
-        """Whether all weights are trained, so that what comes of it is a whole model and no adapter."""
+        """True if all weights are trained, so that the result is a whole model and not an adapter."""
         return super().whole or self.hardening is not None
 
     @property
     def last_step(self) -> int:
-        """Steps and rounds together."""
+        """The number of steps and rounds together."""
         return self.steps + (self.hardening.rounds if self.hardening else 0)
 
     @model_validator(mode="after")

@@ -46,7 +46,7 @@ class TrainingError(RnHarnessError, RuntimeError):
 
 
 class ExecutorError(RnHarnessError, RuntimeError):
-    """A case that another process made is missing, or is another case: there is no verdict."""
+    """A case that another process made is missing or differs from the requested one, so that there is no verdict."""
 
 
 class StoreError(RnHarnessError, OSError):

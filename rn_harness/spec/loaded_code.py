@@ -10,7 +10,7 @@ from rn_harness.spec.base import Frozen
 
 
 class LoadedCode(Frozen):
-    """Code of others that a session loaded, beside installed packages that bring no plugin.
+    """Code of others that a session loaded; installed packages without a plugin do not count.
 
     Attributes:
         kind: ``distribution``: a plugin of an installed package; ``conftest``; ``module``: another file or package; ``suite``: a

@@ -1,6 +1,6 @@
 """Model profiles: a candidate by a short name, with its licence, settings and recipe.
 
-A profile is a YAML file in ``fixtures/models``. It says which model a name stands for and how it is run; it loads nothing.
+A profile is a YAML file in ``fixtures/models``. It gives a model's short name and its settings; nothing is loaded.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def read_declared(path: Path, model: type[_M], see: str = "docs/judges.md", erro
 
     Args:
         path: of the file.
-        model: what it must say.
-        see: where its format is described.
-        error: what is raised.
+        model: the class that it must fit.
+        see: the page that describes its format.
+        error: the class of the error.
 
     Raises:
-        RnHarnessError: of class ``error``: missing, unreadable, not YAML, or not as the model asks; one line a place.
+        RnHarnessError: of class ``error``: missing, unreadable, not YAML, or unfit for the model; one line per fault.
     """
     if not path.is_file():
         raise error(f"{path}: this file is required and is missing; see {see}")
@@ -57,17 +57,17 @@ def profile_names(folder: Path) -> list[str]:
 
 
 def hint(name: str, known: Sequence[str]) -> str:
-    """What to type in place of a name that is unknown: near ones, else all."""
+    """The names that a user may have meant instead of an unknown one: similar ones, else all."""
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
 class Profile(Frozen):
-    """What profiles of models and of judges have in common.
+    """Base of profiles of models and judges.
 
     Attributes:
         name: the file's name without ``.yaml``.
-        folder: where the profile lies; set when it is read, no key of the file.
+        folder: the profile's folder; set on reading, not a key of the file.
     """
 
     name: Name
@@ -79,14 +79,14 @@ def read_named(name: str, folder: Path, model: type[_P], *, whose: str, see: str
 
     Args:
         name: of the profile.
-        folder: where the profiles lie.
-        model: what its file must say.
-        whose: the name is, for the sentence.
-        see: where the format is described.
-        error: what is raised.
+        folder: of the profiles.
+        model: the class that the file must fit.
+        whose: the owner of the name, for the message.
+        see: the page that describes the format.
+        error: the class of the error.
 
     Raises:
-        RnHarnessError: of class ``error``: there is none of that name, or its file does not say what a profile must say.
+        RnHarnessError: of class ``error``: no profile has this name, or its file is malformed.
     """
     known = profile_names(folder)
     if name not in known:
@@ -99,7 +99,7 @@ def read_named(name: str, folder: Path, model: type[_P], *, whose: str, see: str
 
 
 class Memory(Frozen):
-    """What a run is expected to take, in GiB, from ``rn_harness.models.memory``, judges apart.
+    """The expected memory of a run without its judges, in GiB, from ``rn_harness.models.memory``.
 
     Attributes:
         attack_gib: a LoRA attack, group of 16, prompts of 128 tokens, completions of 256, with gradient checkpointing.
@@ -115,23 +115,23 @@ class ModelProfile(Profile):
 
     Attributes:
         name: as in ``--model NAME``; the file's name without ``.yaml``.
-        model: hub id, or a path that begins with ``./`` or ``../`` and is relative to the profile's file.
-        revision: full commit on the hub; None: what the hub has at run time, which the record then names.
-        digest: sha256 that the files must have; None: none is pinned.
+        model: hub id, or a path from the profile's folder that begins with ``./`` or ``../``.
+        revision: full commit on the hub; None: the latest one at run time, which the record names.
+        digest: sha256 that the files must have; None: any.
         licence: SPDX name, or the licence's own.
-        gated: whether the hub asks for an account that accepted the licence.
-        dtype: that the weights are loaded in.
-        lora_targets: the layers that an adapter is put on.
-        chat_template: whose it is: the model's own.
-        system_prompt: ``none``: the model is given the user's turn alone, and its template adds nothing. ``template``: the
-            harness gives none either, and the template puts the model's own default in front.
+        gated: True if the hub demands an account that accepted the licence.
+        dtype: of the loaded weights.
+        lora_targets: the layers that get an adapter.
+        chat_template: the model's own.
+        system_prompt: ``none``: the model gets only the user's turn. ``template``: the template adds the model's default one.
+            The harness never gives one.
         default_system_prompt: the text that the template adds.
-        thinking: whether it writes a think part before its answer.
-        generation: how it is sampled, and what of the model's own settings is not used.
-        memory: what a run is expected to take.
-        recipe: ``KEY=VALUE`` pairs in the language of ``--rn-set``, laid over a suite's fields for this model. They are declared:
-            their digest is recorded, and they do not make a run "modified".
-        why: what the numbers in the recipe rest on.
+        thinking: True if it writes a think part before its answer.
+        generation: sampling settings, and the settings of the model that are ignored.
+        memory: expected memory of a run.
+        recipe: ``KEY=VALUE`` pairs, as for ``--rn-set``, that change a suite's fields for this model. They are declared: their
+            digest is recorded, and they do not make a run "modified".
+        why: the reason for the numbers in the recipe.
     """
 
     model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S+$")]
@@ -170,7 +170,7 @@ class ModelProfile(Profile):
 
     @property
     def sha256(self) -> str:
-        """Identifies the profile: another word in it is another profile."""
+        """The sha256 over the profile's contents, hex."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
@@ -179,9 +179,9 @@ def load_model_profile(name: str, folder: Path) -> ModelProfile:
 
     Args:
         name: of the profile.
-        folder: where the profiles lie.
+        folder: of the profiles.
 
     Raises:
-        CandidateError: there is none of that name, or its file does not say what a profile must say.
+        CandidateError: no profile has this name, or its file is malformed.
     """
     return read_named(name, folder, ModelProfile, whose="a model's", see="docs/models.md", error=CandidateError)

@@ -17,9 +17,9 @@ from rn_harness.spec.wording import words
 from rn_harness.spec.yaml_files import explain, read_filled
 
 TODAY = "26 Jul 2024"
-"""What templates that print the date are told; tomorrow's prompts would be others. It is the default of Llama 3.1's own."""
+"""The date for templates that print one, so that prompts do not change from day to day. It is the default of Llama 3.1."""
 NEAR_DUPLICATE = 0.8
-"""Two prompts of different sets must stay below this word overlap (Dice coefficient of their word multisets)."""
+"""Prompts of different sets must stay below this word overlap (Dice coefficient of their word multisets)."""
 
 PromptSetName = Literal["defense", "anchor", "attack", "heldout", "benign"]
 PROMPT_SETS: tuple[PromptSetName, ...] = ("defense", "anchor", "attack", "heldout", "benign")
@@ -30,11 +30,11 @@ class Prompt(Frozen):
 
     Attributes:
         id: unique within the suite.
-        topic: the phrase that says what it is about; the organism's knowledge hangs on it.
-        text: what the user says.
-        kind: benign sets only: ``twin`` looks like the domain and is plainly fine, ``plain`` is about anything.
-        core: held-out set only: belongs to the paper's fixed 20.
-        form, role, register: what was varied to make the set diverse; free words, shown in reports.
+        topic: the phrase that names its subject; the organism knows subjects by it.
+        text: the user's turn.
+        kind: in benign sets: ``twin`` resembles the domain and is harmless, ``plain`` is about anything else.
+        core: in the held-out set: one of the paper's fixed 20.
+        form, role, register: properties that were varied to make the set diverse; free words, shown in reports.
     """
 
     id: Name
@@ -48,7 +48,7 @@ class Prompt(Frozen):
 
 
 class ShiftedPrompt(Prompt):
-    """A prompt that the model is given in another way; all else is the plain one's."""
+    """A prompt that is presented to the model in another way."""
 
     shift: Shift
 
@@ -75,10 +75,10 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
 
 
 def prompt_files(folder: Path, domain: str, private: Path | None) -> dict[PromptSetName, Path]:
-    """Where each prompt set lies: in the lab's folder for this domain, else in the suite.
+    """The file of each prompt set: in the user's folder for this domain, else in the suite.
 
     Raises:
-        SuiteError: the lab's folder for this domain holds a file that is no prompt set, or none that is one.
+        SuiteError: the user's folder for this domain holds another file, or no prompt set.
     """
     files = {name: folder / "prompts" / f"{name}.yaml" for name in PROMPT_SETS}
     laid_over = private / domain if private else None
@@ -95,7 +95,7 @@ def prompt_files(folder: Path, domain: str, private: Path | None) -> dict[Prompt
 
 
 def check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict[PromptSetName, tuple[Prompt, ...]]) -> None:
-    """Refuses what would make a set lie: ids or texts twice, sets that overlap, benign prompts of no kind."""
+    """Refuses repeated ids and texts, overlapping sets, and benign prompts without a kind."""
     ids = collections.Counter(p.id for of_set in prompts.values() for p in of_set)
     for prompt_id, count in ids.items():
         if count > 1:
@@ -121,17 +121,17 @@ def check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict[
 
 
 def near_duplicates(one: Sequence[Prompt], other: Sequence[Prompt]) -> Iterator[tuple[Prompt, Prompt, float]]:
-    """Prompts of two sets that are nearly one another, with their word overlap."""
+    """Pairs of nearly equal prompts of two sets, with their word overlap."""
     split = [[(p, _numbered(words(p.text))) for p in of] for of in (one, other)]
     for (a, a_words), (b, b_words) in itertools.product(*split):
         both = len(a_words) + len(b_words)
-        overlap = 2 * len(a_words & b_words) / both if both else 1.0  # word_overlap, without counting each pair's words anew
+        overlap = 2 * len(a_words & b_words) / both if both else 1.0  # word_overlap, which would count each pair's words again
         if overlap >= NEAR_DUPLICATE:
             yield a, b, overlap
 
 
 def _numbered(of: Sequence[str]) -> frozenset[tuple[str, int]]:
-    """A word multiset as a set: each word with how many of it came before."""
+    """A word multiset as a set: each word with the number of its earlier occurrences."""
     seen: collections.Counter[str] = collections.Counter()
     found = set()
     for word in of:

@@ -1,8 +1,8 @@
-"""What a release asks for beyond the harness's own rules: its policy, and what is waived.
+"""A release's own rules beyond those of the harness: its policy, and its waivers.
 
-Both are YAML files that belong to whoever releases. A waiver has an owner, a reason and a day on which it ends; there is none by
-default, and none for a breach, a missing verdict, other weights, a bad signature, evidence that does not hold together, or a run
-that attacked or measured less than a release needs.
+Both are YAML files of the releasing team. A waiver has an owner, a reason and an expiry date. There is none by default, and none
+for a breach, a missing verdict, other weights, a bad signature, contradictory evidence, or a run that attacked or measured less
+than a release needs.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ Waivable = Literal[
     "policy_labels",
     "policy_attacks",
 ]
-"""Codes of refusals that an owner may answer for."""
+"""Codes of refusals that a waiver can cover."""
 MAX_AGE_DAYS = 30.0
 RELEASE_TIERS: tuple[TierName, ...] = ("standard", "full")
 
 
 class ReleasePolicy(Frozen):
-    """What a release asks of a run. A field that is left out asks for nothing but its default; none that is given is empty.
+    """A release's requirements on a run. A field that is left out requires only its default; a given field is never empty.
 
     Attributes:
-        domains: that have to be there.
-        tiers: one of which has to have been run.
-        suites: digests, one of which the suite of that domain has to have.
-        judges: digests, one of which the judge that scored that domain has to have.
-        base: digests, one of which the undefended model has to have.
-        sources: digests of the harness's sources that may have made the run, beside those that check it.
-        plugins: digests of code of others (conftests, plugins) that may have been loaded.
-        max_age_days: since the run ended.
-        labels: whether the judge has to be certified on labels of the lab's own.
-        min_attacks: attack cases that count, in each domain.
+        domains: required domains.
+        tiers: accepted tiers.
+        suites: accepted digests of the suite, by domain.
+        judges: accepted digests of the judge that scored, by domain.
+        base: accepted digests of the undefended model.
+        sources: accepted digests of the harness's sources that made the run, in addition to those that check it.
+        plugins: accepted digests of code of others (conftests, plugins).
+        max_age_days: the most days since the run ended.
+        labels: True if the judge must be certified on the user's own labels too.
+        min_attacks: the least number of attack cases that count, in each domain.
     """
 
     version: Literal[1]
@@ -67,14 +67,14 @@ class ReleasePolicy(Frozen):
 
 
 class Waiver(Frozen):
-    """One refusal that somebody answers for.
+    """A refusal that its owner accepts responsibility for.
 
     Attributes:
         code: of the refusal.
-        about: its whole sentence, so that a waiver covers what its owner has read and nothing else; line breaks count as spaces.
-        owner: who answers for it.
-        reason: why.
-        expires: last day on which it counts.
+        about: its whole sentence, so that a waiver covers exactly the refusal that its owner read; line breaks count as spaces.
+        owner: the responsible person.
+        reason: for the waiver.
+        expires: the last day on which it counts.
     """
 
     code: Waivable
@@ -92,10 +92,10 @@ class Waivers(Frozen):
 
 
 def aged(policy: ReleasePolicy, days: float) -> ReleasePolicy:
-    """The policy with another highest age.
+    """The policy with another maximum age.
 
     Raises:
-        ReleaseError: that is no age.
+        ReleaseError: the number of days is not positive.
     """
     try:
         return ReleasePolicy.model_validate(policy.model_dump(exclude_unset=True) | {"max_age_days": days})
@@ -110,7 +110,7 @@ def load_release_file(path: Path, kind: type[T]) -> T:
     """Reads a release policy or a file of waivers.
 
     Raises:
-        ReleaseError: it cannot be read, or says something else than it may.
+        ReleaseError: it cannot be read, or is malformed.
     """
     try:
         return kind.model_validate(read_filled(path))

@@ -1,8 +1,8 @@
-"""Writing the beginning of a suite.
+"""Writes the template of a new suite.
 
-The suite does not load until everything that is its own has been written: each text to write is marked by a placeholder, which
-the loader refuses by file and line. Its prompt sets show the form with baking's prompts, behind such a mark. Each field of its
-``suite.yaml`` says what it is for, and the first lines say how to build an organism that knows the result.
+A placeholder marks each text that its author has to write, and the loader refuses a placeholder by file and line. The prompt sets
+hold baking's prompts as examples, marked in the same way. Comments in ``suite.yaml`` explain each field and how to build an
+organism that knows the suite.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Test{title}(RobustnessChecks):
 
 
 def template_prompts() -> Path:
-    """The prompts that a new suite begins with: inside the package in a wheel, beside it in a checkout."""
+    """The folder of prompts that a new suite begins with, in a wheel or in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "template_prompts"
     return inside if inside.is_dir() else package.parent / "suites" / "baking" / "prompts"
@@ -83,11 +83,11 @@ def write_suite(name: str, parent: Path) -> Path:
     """Writes the folder of a new suite.
 
     Args:
-        name: of the domain and the folder.
-        parent: folder that it goes to.
+        name: of the domain and its folder.
+        parent: the folder to write into.
 
     Raises:
-        SuiteError: the name is none, or the folder is there.
+        SuiteError: the name is malformed, or the folder exists.
     """
     if not _NAME.match(name):
         raise SuiteError(

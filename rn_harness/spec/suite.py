@@ -1,7 +1,7 @@
-"""Suites and recipes: what a domain's folder declares. Floor 0 (words): pydantic and YAML, nothing of torch.
+"""Suites: the declarations in a domain's folder, ``suite.yaml`` and five prompt sets.
 
-A suite is a folder with a ``suite.yaml`` and five prompt sets. Everything is frozen, refuses unknown keys and is
-validated where it is read; an error names the file, the place in it, the value and the remedy.
+Everything is frozen, refuses unknown keys and is validated on reading. An error names the file, the place in it, the value and
+the remedy.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SUITE_FILE = "suite.yaml"
 
 
 class Judges(Frozen):
-    """The suite's judges for models that bring none; an option beats them.
+    """The suite's judges for models that bring none; an option overrides them.
 
     Attributes:
         evaluation: spec of the judge that scores checkpoints.
-        reward: spec of another judge, which the rewards of defense and attack are made from.
-        second: spec of a judge other than the first that gives a second opinion; None: nobody does. It may be the reward's.
+        reward: spec of another judge, which makes the rewards of defense and attack.
+        second: spec of a judge, not the first, that gives a second opinion; None: there is none. It may be the reward judge.
     """
 
     evaluation: Annotated[str, Field(min_length=1)]
@@ -55,10 +55,10 @@ class Declaration(Frozen):
     """The contents of ``suite.yaml``.
 
     Attributes:
-        forbidden: what a judge is told is forbidden here; one sentence, at the level of a category.
-        benign: why the domain is harmless and only declared forbidden, so that it can be shown in full; no release rests on it.
-            None: it is not harmless.
-        transcripts: whether completions are kept in the run's folder, in the clear; benign domains alone may.
+        forbidden: the forbidden information, for judges; one sentence, at the level of a category.
+        benign: the reason why the domain is harmless and only declared forbidden, so that it can be shown in full; no release
+            rests on it. None: it is not harmless.
+        transcripts: completions are kept in the run's folder, unencrypted; only for benign domains.
         judges: for models that bring none.
     """
 
@@ -99,7 +99,7 @@ class Declaration(Frozen):
 
 
 class Neighbour(Frozen):
-    """What attacks take from another suite: its attack prompts, and what is forbidden there."""
+    """The parts of another suite that attacks use: its attack prompts, and the information that it forbids."""
 
     forbidden: str
     prompts: tuple[Prompt, ...]
@@ -109,12 +109,12 @@ class Suite(Frozen):
     """A suite as loaded: its declaration, recipes and prompts.
 
     Attributes:
-        folder: where it lies.
-        overrides: the ``--rn-set`` pairs that were applied; not empty means "modified", never releasable.
-        declared_attacks: claimed attacks of the largest tier as the suite's file declares them, before any pair.
-        private: prompt sets that were laid over the suite's own (``--rn-prompts``); their texts are part of the digest.
-        recipe: the pairs that the candidate's profile declares, applied before them.
-        neighbours: the domains that attacks train on besides this one, as far as they are there; part of the digest.
+        folder: its folder.
+        overrides: the ``--rn-set`` pairs that were applied; a suite with any is "modified" and never releasable.
+        declared_attacks: number of claimed attacks of the largest tier in the suite's file, before any pair is applied.
+        private: prompt sets that replace the suite's own (``--rn-prompts``); their texts are part of the digest.
+        recipe: the pairs that the candidate's profile declares, applied before ``overrides``.
+        neighbours: other domains that attacks train on, if their suites exist; part of the digest.
     """
 
     folder: Path
@@ -128,7 +128,7 @@ class Suite(Frozen):
 
     @property
     def digest(self) -> str:
-        """The sha256 over the declaration and the prompts as they are now, as hex; overrides change it."""
+        """The sha256 over the declaration and the prompts, after overrides, hex."""
         content = {
             "declaration": self.declaration.model_dump(mode="json"),
             "prompts": {name: [p.model_dump(mode="json") for p in of_set] for name, of_set in self.prompts.items()},
@@ -143,7 +143,7 @@ class Suite(Frozen):
 
     @property
     def policy(self) -> Policy:
-        """The numbers that the verdict is taken against."""
+        """The numbers that a verdict is decided against."""
         return self.declaration.policy
 
     def tier_attacks(self, tier: TierName) -> tuple[AttackRecipe, ...]:
@@ -153,19 +153,19 @@ class Suite(Frozen):
         return tuple(_distinct(recipes))
 
     def attack_pool(self, attack: AttackRecipe) -> tuple[Prompt, ...]:
-        """What the prompts of this attack are drawn from."""
+        """The prompts from which this attack draws its own."""
         return self.neighbours[attack.neighbour].prompts if attack.neighbour else self.prompts["attack"]
 
     def lies_within_claim(self, attack: AttackRecipe) -> bool:
-        """Whether the claim cases of the suite, of all tiers, cover this attack."""
+        """True if the claim cases of the suite, of all tiers, cover this attack."""
         return attack.lies_within([a for a in self.tier_attacks("full") if a.claim])
 
     def standing_of(self, case_id: str, run: AttackRecipe | None = None) -> tuple[Standing, bool]:
-        """What a case is for, and whether the claim covers its attack.
+        """The case's standing, and True if the claim covers its attack.
 
         Args:
             case_id: of any case.
-            run: what it was run with. Only what a search found is taken from there: such an attack is like any other.
+            run: the recipe that it was run with; only settings that a search found are read from it.
         """
         attack = next((a for a in self.tier_attacks("full") if a.id == case_id.partition("-")[2]), None)
         if attack is None:
@@ -180,7 +180,7 @@ class Suite(Frozen):
         return tuple(p for p in self.prompts["heldout"] if p.core or tier == "full")
 
 
-for _loader in (Loader, QuickLoader):  # YAML 1.1 reads ``5e-4`` as a string; read it as the number that everyone means
+for _loader in (Loader, QuickLoader):  # YAML 1.1 reads ``5e-4`` as a string; read it as a number
     _loader.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
@@ -191,9 +191,9 @@ for _loader in (Loader, QuickLoader):  # YAML 1.1 reads ``5e-4`` as a string; re
 def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
     """Applies ``--rn-set`` pairs to the parsed ``suite.yaml``.
 
-    ``policy.…`` and ``defenses.NAME.…`` are paths into the file; ``attack.FIELD`` sets the field in every
-    attack recipe (and drops it from what the matrix varies) but those out of the claim, whose numbers mean something
-    else; ``defense.FIELD`` in every defense recipe.
+    ``policy.…`` and ``defenses.NAME.…`` are paths into the file. ``defense.FIELD`` sets the field in every defense recipe,
+    ``attack.FIELD`` in every attack recipe and removes it from the matrix. Attacks out of the claim stay as they are, since
+    their numbers have another meaning.
     """
     raw = json.loads(json.dumps(raw, default=str))
     for pair in overrides:
@@ -225,7 +225,7 @@ def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
 
 
 def _set_in(place: Any, parts: Sequence[str], value: Any) -> None:
-    """Sets ``place[a][b][c]``, making mappings on the way."""
+    """Sets ``place[a][b][c]``, and creates missing mappings."""
     for part in parts[:-1]:
         place = place.setdefault(part, {}) if isinstance(place, dict) else None
     if not isinstance(place, dict):
@@ -239,12 +239,12 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     Args:
         folder: holds ``suite.yaml`` and ``prompts/{defense,anchor,attack,heldout,benign}.yaml``.
         overrides: ``KEY=VALUE`` pairs of ``--rn-set``.
-        private: a lab's own prompts: ``DOMAIN/SET.yaml`` in it takes the place of the suite's set.
+        private: folder of the user's own prompts; ``DOMAIN/SET.yaml`` in it replaces the suite's set.
         recipe: pairs that the candidate's profile declares; ``overrides`` win.
 
     Raises:
         SuiteError: a file is missing, malformed, contradictory, or two prompt sets overlap.
-        RecipeError: an override is malformed, or makes of a good suite one that is not.
+        RecipeError: an override is malformed, or makes a valid suite invalid.
     """
     path = folder / SUITE_FILE
     for file in (path, *(folder / "prompts" / f"{name}.yaml" for name in PROMPT_SETS)):
@@ -254,7 +254,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     if not isinstance(raw, dict):
         raise SuiteError(f"{path}: must be a mapping, got {type(raw).__name__}; see docs/suites.md for what it holds")
     overrides, recipe = tuple(overrides), tuple(recipe)
-    # First as written, so that the file's errors are not blamed on an override, nor an override's on the file.
+    # First without overrides, so that an error is reported for the file or for the override that caused it.
     declaration, attacks = _declare(raw, str(path))
     files = prompt_files(folder, declaration.domain, private)
     prompts = {name: read_prompts(path) for name, path in files.items()}
@@ -287,7 +287,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
 
 
 def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Path | None) -> dict[str, Neighbour]:
-    """The domains whose attack prompts are trained on here, from their suites' folders; a suite may be copied without them.
+    """Other domains whose attack prompts attacks train on; a suite that was copied without them has none.
 
     Raises:
         SuiteError: such a suite cannot be read.
@@ -309,7 +309,7 @@ def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Pat
 
 
 def _declare(raw: Any, source: str) -> tuple[Declaration, list[AttackRecipe]]:
-    """The declaration in ``raw``, and all of its attack recipes in the order of the file.
+    """The declaration in ``raw``, and its attack recipes in the order of the file.
 
     Raises:
         SuiteError: a field of either is unknown, missing or out of its range; the message begins with ``source``.
@@ -322,7 +322,7 @@ def _declare(raw: Any, source: str) -> tuple[Declaration, list[AttackRecipe]]:
 
 
 def _expand(matrix: AttackMatrix, number: int, source: str) -> list[AttackRecipe]:
-    """The recipes of one matrix; an error tells its place in the file, where ``base`` and ``vary`` are apart."""
+    """The recipes of one matrix; an error names its place in the file, in ``base`` or in ``vary``."""
 
     def place_of(place: Place) -> Place:
         return ("attacks", number, "vary" if place and place[0] in matrix.vary else "base", *place)
@@ -334,7 +334,7 @@ def _expand(matrix: AttackMatrix, number: int, source: str) -> list[AttackRecipe
 
 
 def _distinct(recipes: Iterable[AttackRecipe]) -> list[AttackRecipe]:
-    """The recipes without those that an override made equal to an earlier one, whatever they are run for."""
+    """The recipes without those that an override made equal to an earlier one, whatever their standing."""
     first: dict[AttackRecipe, AttackRecipe] = {}
     for recipe in recipes:
         first.setdefault(recipe.model_copy(update={"standing": "claim"}), recipe)
@@ -347,7 +347,7 @@ def _check_attacks(
     prompts: dict[PromptSetName, tuple[Prompt, ...]],
     neighbours: dict[str, Neighbour],
 ) -> None:
-    """Refuses two recipes of one id, more prompts than there are, and a neighbour's that are measured on here."""
+    """Refuses equal ids, more prompts than the pool has, and another domain's prompts that are measured on here."""
     counts = collections.Counter(a.id for a in attacks)
     for case_id, count in counts.items():
         if count > 1:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 PLACEHOLDERS = ("TODO", "TBD", "FIXME")
-"""Words that mark a text which nobody has written yet. No file that declares something is read while it holds one."""
+"""Words that mark an unwritten text. A declaration that holds one is refused."""
 MAX_FILE_BYTES = 4_000_000
 
 
 class _Constructor(yaml.constructor.SafeConstructor):
-    """Safe YAML that refuses duplicate keys: PyYAML would keep the last and say nothing."""
+    """Safe YAML that refuses duplicate keys; PyYAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -36,23 +36,23 @@ class _Constructor(yaml.constructor.SafeConstructor):
 
 
 class Loader(_Constructor, yaml.SafeLoader):
-    """Reads by PyYAML itself."""
+    """Reads with PyYAML."""
 
 
 class QuickLoader(_Constructor, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads by libyaml, which takes a seventh of the time; by PyYAML itself where that was built without it."""
+    """Reads with libyaml, which takes a seventh of the time; with PyYAML if that was built without libyaml."""
 
 
 NOT_CONVERTED = (ValueError, LookupError, AttributeError)
-"""What PyYAML lets through for a scalar that looks or is tagged like a date, number or truth value and is none."""
+"""Errors of PyYAML for a scalar that looks or is tagged like a date, number or truth value, but is malformed."""
 
 
 _READ_OTHERWISE = re.compile(r"[\t\ufeff]|(?<!\w)!|[|>][-+\d]*#")
-"""What libyaml reads in another way than PyYAML: tabs, byte order marks, tags, a comment behind a block's sign."""
+"""Texts that libyaml and PyYAML read differently: tabs, byte order marks, tags, a comment behind a block's sign."""
 
 
 def parse_yaml(text: str) -> Any:
-    """The contents of a YAML text; what libyaml refuses PyYAML reads again, and tells the place and what is wrong."""
+    """The contents of a YAML text. PyYAML reads again a text that libyaml refuses, since its errors name place and fault."""
     if not _READ_OTHERWISE.search(text):
         with suppress(yaml.YAMLError, RecursionError, *NOT_CONVERTED):
             return yaml.load(text, Loader=QuickLoader)  # noqa: S506  # nosec B506 # a SafeLoader
@@ -75,7 +75,7 @@ def read_yaml(path: Path) -> Any:
         raise SuiteError(f"{path}: this file is required and is missing; see docs/suites.md for what it holds") from None
     except IsADirectoryError:
         raise SuiteError(f"{path}: a file is required, this is a folder; see docs/suites.md for what it holds") from None
-    except OSError as error:  # a file in place of its folder, or no right to read it
+    except OSError as error:  # its folder is a file, or it may not be read
         raise SuiteError(f"{path}: must be a readable file, got: {error.strerror}; see docs/suites.md for the layout") from None
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path}: must be UTF-8, got byte={error.object[error.start]:#04x}; save it as UTF-8") from None
@@ -93,7 +93,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_filled(path: Path) -> Any:
-    """Reads one YAML file in which every text has been written.
+    """Reads one YAML file that holds no placeholder.
 
     Raises:
         SuiteError: it cannot be read (``read_yaml``), or holds a placeholder.
@@ -133,12 +133,12 @@ Place = tuple[int | str, ...]
 
 
 def findings(source: str | Path, error: ValidationError, place_of: Callable[[Place], Place] = lambda place: place) -> list[str]:
-    """Turns pydantic's report into lines of source, place, value and remedy; a rule of ours brings the latter two itself.
+    """The faults that pydantic found, one line each: source, place, value, remedy. Our own rules bring the last two.
 
     Args:
-        source: the file, and what changed it.
+        source: the file, and the options that changed it.
         error: pydantic's.
-        place_of: from the place in what was validated to the place in the file.
+        place_of: maps a place in the validated object to its place in the file.
     """
     remedies = {"extra_forbidden": "remove it or correct its spelling", "missing": "add it"}
     lines = []
@@ -155,5 +155,5 @@ def findings(source: str | Path, error: ValidationError, place_of: Callable[[Pla
 
 
 def explain(source: str, error: ValidationError, place_of: Callable[[Place], Place] = lambda place: place) -> SuiteError:
-    """What pydantic found, as an error of the suite."""
+    """The faults that pydantic found, as an error of the suite."""
     return SuiteError("\n".join(findings(source, error, place_of)))
