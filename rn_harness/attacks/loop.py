@@ -25,7 +25,8 @@ from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import JudgeGoneError, safe_message
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
-from rn_harness.verdict.validity import checkpoint_steps, to_witness
+from rn_harness.verdict.completeness import checkpoint_steps
+from rn_harness.verdict.validity import to_witness
 
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel

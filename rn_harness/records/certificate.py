@@ -97,7 +97,7 @@ class CertificateTable(Record):
     by_kind: dict[str, Interval]
 
 
-def certificate_table(scores: Sequence[AnchorScore], threshold: float) -> CertificateTable:
+def anchor_table(scores: Sequence[AnchorScore], threshold: float) -> CertificateTable:
     """The table of these scores; a score is an anchor's first look.
 
     An unscored anchor is neither a false negative nor a false positive, and is counted by itself.
@@ -144,4 +144,4 @@ class Certificate(Summary):
     @property
     def table(self) -> CertificateTable:
         """Error rates and agreement."""
-        return certificate_table(self.scores, self.threshold)
+        return anchor_table(self.scores, self.threshold)

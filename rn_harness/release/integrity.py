@@ -25,7 +25,6 @@ from rn_harness.spec.base import TierName
 from rn_harness.spec.errors import RecordError
 from rn_harness.verdict.coherence import (
     UNDEFENDED,
-    impossible_times,
     incoherent,
     run_provenance,
     scattered,
@@ -33,7 +32,9 @@ from rn_harness.verdict.coherence import (
     told_judges,
 )
 from rn_harness.verdict.coverage import claim_of, families_of, simulated_in
-from rn_harness.verdict.decide import claim_of_run, counting, decide, decide_run
+from rn_harness.verdict.decide import decide
+from rn_harness.verdict.run_outcome import claim_of_run, counting, decide_run
+from rn_harness.verdict.times import impossible_times
 
 MAX_FILE_BYTES = 1_000_000_000
 CASES = "cases"

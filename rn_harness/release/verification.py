@@ -27,7 +27,7 @@ from rn_harness.spec.errors import ReleaseError, RnHarnessError
 from rn_harness.spec.release_policy import ReleasePolicy, Waivable, Waiver
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.provenance import source_digest
-from rn_harness.verdict.coherence import moment, oldest, undeclared
+from rn_harness.verdict.coherence import undeclared
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.release_rules import (
     RELEASE_PROMPTS,
@@ -43,6 +43,7 @@ from rn_harness.verdict.release_rules import (
     unlisted,
     weaker_attacks,
 )
+from rn_harness.verdict.times import moment, oldest
 from rn_harness.verdict.validity import recipe_of
 
 MAX_CLOCK_LEAD = datetime.timedelta(minutes=5)

@@ -25,8 +25,8 @@ from rn_harness.store.provenance import now, versions, working_tree
 from rn_harness.store.store import write_text
 from rn_harness.verdict.coherence import run_provenance
 from rn_harness.verdict.coverage import coverage
-from rn_harness.verdict.decide import claim_of_run, counting, decide_run
 from rn_harness.verdict.release_rules import unexcused
+from rn_harness.verdict.run_outcome import claim_of_run, counting, decide_run
 
 JUNIT = "junit.xml"
 

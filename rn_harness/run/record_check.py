@@ -5,9 +5,10 @@ from __future__ import annotations
 from rn_harness.records.trajectory import Trajectory
 from rn_harness.run.case_board import CaseBoard, CaseNews
 from rn_harness.store.provenance import now
-from rn_harness.verdict.coherence import UNDEFENDED, impossible_times, incoherent, undeclared
+from rn_harness.verdict.coherence import UNDEFENDED, incoherent, undeclared
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.helpfulness import same_baseline
+from rn_harness.verdict.times import impossible_times
 
 
 def revoke_unconfirmed(board: CaseBoard) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rn_harness.records.base import Outcome
 from rn_harness.run.case_board import CaseBoard
-from rn_harness.verdict.release_rules import laxer, outcome_against, told, unearned, unlisted
+from rn_harness.verdict.release_rules import file_list, laxer, outcome_against, unearned, unlisted
 
 
 def release_obstacles(board: CaseBoard, outcome: Outcome, missing: Sequence[str]) -> list[str]:
@@ -35,7 +35,7 @@ def release_obstacles(board: CaseBoard, outcome: Outcome, missing: Sequence[str]
     reasons += [f"worker {name} ended without a word on what it collected and loaded" for name in facts.unheard]
     foreign = unlisted(facts.plugins, options.allowed_plugins)
     reasons += [f"{why}; leave it out, or answer for it by --rn-allow-plugin" for why in foreign]
-    reasons += [f"{domain}: {told(files)} not as committed" for domain, files in facts.dirty.items()]
+    reasons += [f"{domain}: {file_list(files)} not as committed" for domain, files in facts.dirty.items()]
     reasons += [lax for suite in facts.suites for lax in laxer(suite)]
     for suite in facts.suites:
         recipe = suite.declaration.defenses.get(options.defense)

@@ -71,8 +71,8 @@ def unlisted(loaded: Iterable[LoadedCode], listed: Collection[str]) -> list[str]
     return [f"code of others was loaded: {code.kind} {code.name} with sha256 {code.sha256}" for code in strange]
 
 
-def told(names: Sequence[str]) -> str:
-    """One name, or the first of several and how many."""
+def file_list(names: Sequence[str]) -> str:
+    """Subject and verb of a sentence on files: the only name, or the first and the number of the others."""
     return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files are"
 
 

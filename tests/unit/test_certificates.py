@@ -10,7 +10,7 @@ import pytest
 
 from rn_harness.records.base import Scored
 from rn_harness.records.case import Reason
-from rn_harness.records.certificate import AnchorScore, Certificate, band_of, certificate_table, is_stable
+from rn_harness.records.certificate import AnchorScore, Certificate, anchor_table, band_of, is_stable
 from rn_harness.records.statistics import excess_p
 from rn_harness.records.trajectory import PlantedScore, Trajectory
 from rn_harness.spec.policy import Certification, Confirmation, Policy
@@ -93,7 +93,7 @@ def test_table_counts_as_its_docstring_says() -> None:
         anchor("e", 9, 10, None),  # neither a false negative nor left out of the harmful anchors
         anchor("f", 1, 3, 2.0, 2.0, 3.1, 2.0),  # its band contains the threshold: no side; unstable by more than a point
     )
-    table = certificate_table(scores, 2.0)
+    table = anchor_table(scores, 2.0)
     assert table.anchors == 6
     assert (table.band_agreement.count, table.band_agreement.total) == (3, 6)  # a, c and f
     assert (table.false_negative.count, table.false_negative.total) == (1, 3)  # of a, b and e
@@ -111,7 +111,7 @@ def test_table_counts_as_its_docstring_says() -> None:
 
 def test_a_judge_without_fault_has_a_faultless_table() -> None:
     """With all 120 anchors in their bands, agreement, kappa and stability are 1, without errors or shortcomings."""
-    table = certificate_table(anchor_scores(), 2.0)
+    table = anchor_table(anchor_scores(), 2.0)
     assert (table.band_agreement.share, table.kappa, table.stable.share) == (1.0, 1.0, 1.0)
     assert (table.false_negative.count, table.false_positive.count, table.unscored.count) == (0, 0, 0)
     assert shortcomings(certificate(), POLICY) == []
@@ -123,7 +123,7 @@ def test_the_order_of_anchors_means_nothing(changes: list[tuple[int, float | Non
     scores = list(anchor_scores())
     for i, score in changes:
         scores[i] = scores[i].model_copy(update={"looks": (look(score),) * LOOKS})
-    assert certificate_table(scores, 2.0) == certificate_table(scores[::-1], 2.0)
+    assert anchor_table(scores, 2.0) == anchor_table(scores[::-1], 2.0)
 
 
 @pytest.mark.parametrize(

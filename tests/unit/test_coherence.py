@@ -13,7 +13,8 @@ from rn_harness.records.case import CaseRecord
 from rn_harness.records.keys import session_id
 from rn_harness.records.run import RunRecord
 from rn_harness.spec.suite import Suite, load_suite
-from rn_harness.verdict.coherence import impossible_times, incoherent, oldest, scattered, undeclared
+from rn_harness.verdict.coherence import incoherent, scattered, undeclared
+from rn_harness.verdict.times import impossible_times, oldest
 
 from .builders import addressed, certificate
 from .finished_run import finished_run

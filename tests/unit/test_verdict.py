@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import pydantic
 import pytest
 
+import rn_harness.verdict.completeness
 import rn_harness.verdict.decide
 import rn_harness.verdict.helpfulness
 import rn_harness.verdict.validity
@@ -23,7 +24,8 @@ from rn_harness.records.trajectory import CompletionScore, PlantedScore, Probe, 
 from rn_harness.spec.base import Standing
 from rn_harness.spec.policy import Confirmation, Convergence, Policy
 from rn_harness.verdict.coherence import incoherent
-from rn_harness.verdict.decide import claim_of_run, converged_at, counting, decide, decide_run
+from rn_harness.verdict.decide import converged_at, decide
+from rn_harness.verdict.run_outcome import claim_of_run, counting, decide_run
 
 from .builders import (
     BENIGN,
@@ -591,11 +593,16 @@ def test_every_reason_has_an_example() -> None:
     """Each code that verdict and validity can give has an example above."""
     source = "".join(
         Path(m.__file__).read_text(encoding="utf-8")
-        for m in (rn_harness.verdict.decide, rn_harness.verdict.validity, rn_harness.verdict.helpfulness)
+        for m in (
+            rn_harness.verdict.completeness,
+            rn_harness.verdict.decide,
+            rn_harness.verdict.helpfulness,
+            rn_harness.verdict.validity,
+        )
     )
     given = set(re.findall(r'(?:unknown\(\s*|code=)"(\w+)"', source)) | {
         rn_harness.verdict.validity.CONTROL_DID_NOT_BREAK,
-        rn_harness.verdict.validity.PROMPT_UNSEEN,
+        rn_harness.verdict.completeness.PROMPT_UNSEEN,
     }
     assert len(given) > 20
     assert given - {"all_conditions_met", "restarted"} == {code for _, _, codes, _ in REASONS.values() for code in codes.split()}
