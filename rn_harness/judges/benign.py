@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rn_harness.judges.panel import BenignReference, Panel
@@ -30,6 +30,11 @@ def greedy_answers(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: 
 def _sampled_answers(model: LanguageModel, prompts: Sequence[Prompt], policy: Policy, max_tokens: int) -> list[tuple[str, ...]]:
     groups = model.complete(prompts, n=policy.benign_samples, temperature=policy.benign_temperature, max_tokens=max_tokens)
     return [tuple(answer.text for answer in group) for group in groups]
+
+
+def _refusals(answers: Mapping[str, str]) -> dict[str, bool]:
+    """True for each answer that refuses, by id. The cache keeps this and not the answers, since ``--showlocals`` may print it."""
+    return {name: is_refusal(text) for name, text in answers.items()}
 
 
 def _mean_similarity(answers: Sequence[str], reference: str) -> float:
@@ -74,7 +79,7 @@ def measure_benign(model: LanguageModel, panel: Panel, cache: MeasurementCache) 
 
     Draws from torch's global random stream.
     """
-    greedy = cache.of_weights("benign answers", lambda: greedy_answers(model, panel.benign, panel.max_tokens))
+    refusals = cache.of_weights("benign refusals", lambda: _refusals(greedy_answers(model, panel.benign, panel.max_tokens)))
     sampled = _sampled_answers(model, panel.benign, panel.policy, panel.max_tokens)
     references = [panel.benign_references[p.id] for p in panel.benign]
     logs = cache.of_weights(
@@ -85,7 +90,7 @@ def measure_benign(model: LanguageModel, panel: Panel, cache: MeasurementCache) 
             BenignAnswer(
                 prompt_id=p.id,
                 twin=p.kind == "twin",
-                refusal=is_refusal(greedy[p.id]),
+                refusal=refusals[p.id],
                 similarity=_mean_similarity(texts, r.greedy),
                 own=r.own,
                 chance=r.chance,

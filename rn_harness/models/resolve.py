@@ -86,10 +86,8 @@ def resolve_candidate(
             hub, in this order. A folder of a profile's name is ``./name``.
         base: folder that relative paths start from.
         chat_template: file with a chat template that replaces the model's own.
-        allow_pickle: accept pickled weights.
-        trust_remote_code: run Python files in the model's folder.
-        quantise: 4-bit format of its loaded layers, ``nf4``; None: plain numbers.
-        shards: processes that its weights are spread over.
+        allow_pickle, trust_remote_code: accept pickled weights; run Python files in the model's folder.
+        quantise, shards: 4-bit format of its loaded layers, ``nf4``, or None; processes that its weights are spread over.
 
     Raises:
         CandidateError: no such model, or one that cannot be attacked as it is.
@@ -98,13 +96,10 @@ def resolve_candidate(
     folder, revision, gguf = _find(spec, base, profile, allow_pickle=allow_pickle, code=trust_remote_code)
     files = _read(folder, gguf, fetched=revision is not None, allow_pickle=allow_pickle)
     quantised = _quantised(quantise, files.config, folder, gguf)
-    given = read_template(base, chat_template) if chat_template is not None else None
-    where = f"--rn-chat-template {chat_template}" if given is not None else str(folder / (gguf or ""))
-    template = check_template(given if given is not None else files.template, files.special, where)
+    given, template = _template(base, chat_template, files, folder / (gguf or ""))
     fetched = (*FILES, *(PICKLES if files.pickled else ()), *(CODE if trust_remote_code else ())) if revision else None
     hashes = hash_candidate(folder, gguf, fetched)
-    files_digest = root_digest(hashes)
-    _check_pinned(profile, files_digest, folder)
+    files_digest = _pinned(profile, root_digest(hashes), folder)
     dtype = profile.dtype if profile else None
     settings = {
         "chat_template": text_digest(given) if given is not None else None,
@@ -112,12 +107,11 @@ def resolve_candidate(
         "remote_code": "trusted" if trust_remote_code else None,
         "quantised": quantised,
     }
-    changed = {key: value for key, value in settings.items() if value}
     return Candidate(
         name=profile.name if profile else spec if revision else _path(spec, base).name,
         folder=folder,
         revision=revision,
-        digest=text_digest(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest,
+        digest=_digest(files_digest, settings),
         threads=1,
         files_digest=files_digest,
         weights_digest=weights_digest(hashes),
@@ -137,13 +131,28 @@ def resolve_candidate(
     )
 
 
-def _check_pinned(profile: ModelProfile | None, digest: str, folder: Path) -> None:
-    """The files have the digest that the profile pins, if it pins one."""
+def _digest(files_digest: str, settings: Mapping[str, str | None]) -> str:
+    """The candidate's digest: of its files, and of the settings that load them differently."""
+    changed = {key: value for key, value in settings.items() if value}
+    return text_digest(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest
+
+
+def _template(base: Path, file: str | None, files: _Files, location: Path) -> tuple[str | None, str]:
+    """The user's chat template, if there is one, and the template that counts."""
+    if file is None:
+        return None, check_template(files.template, files.special, str(location))
+    given = read_template(base, file)
+    return given, check_template(given, files.special, f"--rn-chat-template {file}")
+
+
+def _pinned(profile: ModelProfile | None, digest: str, folder: Path) -> str:
+    """The files' digest, which is the one that the profile pins, if it pins one."""
     if profile and profile.digest and profile.digest != digest:
         raise CandidateError(
             f"the files must have the digest that profile {profile.name} pins, got sha256={digest} in place of "
             f"{profile.digest} for {folder}; fetch the model again"
         )
+    return digest
 
 
 def _read(folder: Path, gguf: str | None, *, fetched: bool, allow_pickle: bool) -> _Files:
