@@ -5,6 +5,8 @@ check:  ## linters, types, and risks that bandit knows
 	ruff format --check .
 	mypy
 	bandit --quiet --recursive --configfile pyproject.toml rn_harness
+	python tests/prose.py --limit 2 tests benchmarks
+	python tests/prose.py --limit 4 README.md docs --exclude docs/evidence --exclude docs/log.md
 
 test:  ## README's test command
 	pytest -n 2 --dist loadfile

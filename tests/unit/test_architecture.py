@@ -85,6 +85,50 @@ def test_there_are_no_import_cycles() -> None:
     assert [name for name in graph if name in reachable(name)] == []
 
 
+TRAINING_LOOPS = {"training.grpo.train"}
+"""Functions that may have 100 lines: a training loop reads best from top to bottom."""
+TOO_LARGE = {
+    "verdict.validity", "verdict.coherence", "verdict.decide", "verdict.signatures.bounds", "models.resolve.resolve_candidate",
+}  # fmt: skip
+"""Modules and functions that are still to be split. The list only gets shorter."""
+TWO_HOMES = {"told", "certificate_table"}
+"""Public names that are still defined in several modules. The list only gets shorter."""
+
+
+def _too_large(name: str, tree: ast.Module, text: str) -> set[str]:
+    """The module, and its classes and functions, as far as they exceed a bound."""
+    found = {name} if text.count("\n") > 400 else set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        inner, lines = f"{name}.{node.name}", (node.end_lineno or node.lineno) - node.lineno + 1
+        if isinstance(node, ast.ClassDef):
+            limit, parameters = 300, 0
+        else:
+            limit = 100 if inner in TRAINING_LOOPS else 60
+            parameters = sum(map(len, (node.args.posonlyargs, node.args.args, node.args.kwonlyargs)))
+        if lines > limit or parameters > 8:
+            found.add(inner)
+    return found
+
+
+def test_modules_classes_functions_and_parameter_lists_are_small() -> None:
+    """At most 400 lines a module, 300 a class, 60 a function (a training loop 100), and 8 parameters."""
+    texts = {name: path.read_text(encoding="utf-8") for name, path in NAMES.items()}
+    found = set[str]().union(*(_too_large(name, ast.parse(text), text) for name, text in texts.items()))
+    assert found - TOO_LARGE == set()
+
+
+def test_a_public_class_or_function_has_one_home() -> None:
+    """No two modules define a public class or function of the same name, methods aside."""
+    homes: dict[str, set[str]] = {}
+    for name, path in NAMES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, set()).add(name)
+    assert {name for name, modules in homes.items() if len(modules) > 1} - TWO_HOMES == set()
+
+
 @pytest.mark.parametrize("room", sorted(set.union(*FLOORS)))
 def test_a_room_says_what_it_holds_and_what_it_must_not_know(room: str) -> None:
     """Each room's docstring has its purpose and its limit."""
