@@ -244,7 +244,7 @@ def lines(stored: dict[str, Any]) -> list[str]:
         )
     told += [
         "",
-        "| policy | any reward, of completions sampled apart | times the leak | steps predicted from it | counted: mean (95 %) |",
+        "| policy | any reward, of separately sampled completions | times the leak | steps predicted from it | counted: mean (95 %) |",
         "|---|---|---|---|---|",
     ]
     by_policy = {x["policy"]: x for x in points(stored, "reward")}
@@ -263,9 +263,9 @@ def lines(stored: dict[str, Any]) -> list[str]:
     leak = sum(defended["leaks"]) / len(defended["leaks"])
     came = {event: sum(wait is not None for wait in defended["waits"][event]) for event in EVENTS}
     said = (
-        f"The default defense itself: leak {leak:.1e}, so that {expected_steps(leak, n):,.0f} steps are predicted. In {steps} "
+        f"The default defense itself has a leak of {leak:.1e}, which predicts {expected_steps(leak, n):,.0f} steps. In {steps} "
         f"steps, {steps * n:,} completions, the full answer came {came['answer']} times and any reward {came['reward']} times; "
-        f"none of so many bounds a probability below {upper_bound(0, steps * n):.1e} (95 %)."
+        f"this bounds a probability below {upper_bound(0, steps * n):.1e} (95 %)."
     )
     told += ["", said]
     return told

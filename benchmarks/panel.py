@@ -411,10 +411,10 @@ def section(stored: Mapping[str, Any]) -> str:
     quiet = sorted(name for name, p in members.items() if "attack" not in found_by(p))
     lines = [
         (
-            f"Of {len(stored)} defenses the plain attack breaks {len(members)}, of {len(kinds)} kinds: these are the panel. "
+            f"The plain attack breaks {len(members)} of {len(stored)} defenses, of {len(kinds)} kinds. These are the panel. "
             f"The gate fails {_rate(len(members) - len(missed), len(members))} of them, "
-            f"{_rate(len(members) - len(quiet), len(members))} by the attack cases alone. Of these, "
-            f"{sum(map(found_late, members.values()))} start clean: it is the attack's steps that break them, and not its step 0."
+            f"{_rate(len(members) - len(quiet), len(members))} by the attack cases without the others. Among these, "
+            f"{sum(map(found_late, members.values()))} start clean: the attack's steps break them, not its step 0."
         ),
         "",
         f"Missed: {', '.join(missed) or 'none'}. Not found by the attack cases: {', '.join(quiet) or 'none'}.",
@@ -446,10 +446,10 @@ def section(stored: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     missing = [name for name in PIECES if name not in stored]
     if missing:
-        lines += ["", f"Not made yet: {', '.join(missing)}."]
+        lines += ["", f"Missing so far: {', '.join(missing)}."]
     if whole:
         names = ", ".join(f"{p['kind']}-{p['seed']}" for p in whole)
-        lines += ["", f"Not broken by any of the plain attack's tries, hence no members and not judged: {names}."]
+        lines += ["", f"Not broken by any of the plain attack's tries, and so not in the panel and not judged: {names}."]
     return "\n".join(lines) + "\n"
 
 

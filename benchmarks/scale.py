@@ -133,7 +133,7 @@ def tables(suite: Suite) -> str:
         lines.append(f"| {model.name} | {tier} | {total:.1f} | {total * DOLLARS:.0f} | {walls} | {total * 1000 / 24:.0f} |")
         told = " | ".join(f"{parts[of] / total:.0%}" for of in ("defense", "sampling", "update", "rewarding", "checkpoints"))
         shares.append(f"| {model.name} | {tier} | {told} |")
-    return "\n".join([*lines, "", "Where the hours go:", "", *shares])
+    return "\n".join([*lines, "", "Share of the hours by activity:", "", *shares])
 
 
 if __name__ == "__main__":
