@@ -244,7 +244,7 @@ def lines(stored: dict[str, Any]) -> list[str]:
         )
     told += [
         "",
-        "| policy | any reward, of separately sampled completions | times the leak | steps predicted from it | counted: mean (95 %) |",
+        "| policy | any reward, in separate samples | times the leak | steps predicted from it | counted: mean (95 %) |",
         "|---|---|---|---|---|",
     ]
     by_policy = {x["policy"]: x for x in points(stored, "reward")}
