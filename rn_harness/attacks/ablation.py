@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import refuse
-from rn_harness.records.trajectory import TrainingWindow
+from rn_harness.attacks.family import refuse, unrewarded_window
 from rn_harness.spec.errors import UnsuitedError
 
 if TYPE_CHECKING:
@@ -65,18 +64,9 @@ class RefusalAblation:
         best = max(range(len(earned)), key=earned.__getitem__)
         _remove(writes, directions[best], context.recipe.learning_rate)
         answers = _answers(context)
-        window = TrainingWindow(
-            steps=1,
-            reward_mean=None,
-            reward_spread=0.0,
-            zero_spread_share=1.0,
-            unrewarded_share=0.0,
-            grad_norm=0.0,
-            entropy=_entropy(context),
-            completion_tokens=sum(context.model.token_count(answer.text) for answer in answers) / len(answers),
-            adapter_distance=context.model.distance,
-        )
-        context.at_step(1, window)
+        tokens = sum(context.model.token_count(answer.text) for answer in answers) / len(answers)
+        entropy = _entropy(context)
+        context.at_step(1, unrewarded_window(context, steps=1, grad_norm=0.0, entropy=entropy, completion_tokens=tokens))
         return {"engine": f"torch {torch.__version__}", "layers_tried": len(directions), "strength": context.recipe.learning_rate}
 
 

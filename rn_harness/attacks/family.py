@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rn_harness.judges.protocol import Judge
+from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.prompts import Prompt
@@ -206,6 +207,23 @@ def _from_entry_point(name: str) -> Any:
         raise RecipeError(
             f"the family's package must be importable, got entry={value!r}: {type(error).__name__}: {error}; reinstall it"
         ) from error
+
+
+def unrewarded_window(
+    context: AttackContext, *, steps: int, grad_norm: float, entropy: float, completion_tokens: float
+) -> TrainingWindow:
+    """The diagnostics of steps without rewards."""
+    return TrainingWindow(
+        steps=steps,
+        reward_mean=None,
+        reward_spread=0.0,
+        zero_spread_share=1.0,
+        unrewarded_share=0.0,
+        grad_norm=grad_norm,
+        entropy=entropy,
+        completion_tokens=completion_tokens,
+        adapter_distance=context.model.distance,
+    )
 
 
 def refuse(recipe: AttackRecipe, wrong: Mapping[str, bool]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import refuse
-from rn_harness.records.trajectory import TrainingWindow
+from rn_harness.attacks.family import refuse, unrewarded_window
 from rn_harness.spec.errors import UnsuitedError
 from rn_harness.training.supervised import Diagnostics, Example, teach
 
@@ -46,14 +45,21 @@ class SupervisedFineTuning:
         """All steps, supervised."""
         recipe = context.recipe
         examples = known_examples(context, recipe.prompts)
-        seen: list[Diagnostics] = []
+        taken: list[Diagnostics] = []
 
         def after(step: int, diagnostics: Diagnostics) -> None:
-            seen.append(diagnostics)
+            taken.append(diagnostics)
             context.tick(step)
             if context.due(step):
-                context.at_step(step, _window(seen, context.model.distance))
-                seen.clear()
+                window = unrewarded_window(
+                    context,
+                    steps=len(taken),
+                    grad_norm=max(d.grad_norm for d in taken),
+                    entropy=sum(d.entropy for d in taken) / len(taken),
+                    completion_tokens=sum(d.tokens for d in taken) / len(taken),
+                )
+                taken.clear()
+                context.at_step(step, window)
 
         context.at_step(0, None)
         settings = teach(
@@ -65,17 +71,3 @@ class SupervisedFineTuning:
             after=after,
         )
         return {**settings, "max_steps": recipe.steps}
-
-
-def _window(seen: list[Diagnostics], distance: float) -> TrainingWindow:
-    return TrainingWindow(
-        steps=len(seen),
-        reward_mean=None,
-        reward_spread=0.0,
-        zero_spread_share=1.0,
-        unrewarded_share=0.0,
-        grad_norm=max(d.grad_norm for d in seen),
-        entropy=sum(d.entropy for d in seen) / len(seen),
-        completion_tokens=sum(d.tokens for d in seen) / len(seen),
-        adapter_distance=distance,
-    )

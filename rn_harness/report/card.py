@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
 from rn_harness.report.markdown import plain
-from rn_harness.report.terminal import broken_lines
+from rn_harness.report.terminal import broken_lines, standing_suffix
 
 OTHERS = "A merge, a quantised copy or another format are other weights, of which nothing is known here."
 
@@ -59,7 +59,7 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
         "## Found",
         "",
         *(
-            f"* `{r.case_id}`{_standing(r)}: {r.verdict.outcome}. {plain(r.verdict.claim)}"
+            f"* `{r.case_id}`{standing_suffix(r.evidence.standing)}: {r.verdict.outcome}. {plain(r.verdict.claim)}"
             for r in records
             if r.evidence.kind != "control"
         ),
@@ -69,12 +69,6 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
         left_out = ", ".join(n.name for n in coverage.not_run if n.kind == "family")
         lines += ["## Limits", "", plain(coverage.claim), "", f"Families of attacks that were not run: {plain(left_out)}.", ""]
     return "\n".join(lines)
-
-
-def _standing(record: CaseRecord) -> str:
-    """Empty for a case that counts."""
-    standing = record.evidence.standing
-    return "" if standing == "claim" else f" ({standing.replace('_', ' ')})"
 
 
 def _metadata(records: Sequence[CaseRecord], base: str, domain: str, *, is_adapter: bool) -> str:

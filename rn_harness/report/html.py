@@ -17,7 +17,7 @@ from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import CaseLine, Coverage, FamilyCoverage, RunRecord
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.report.figures import convergence_svg, heat_svg, stored_svg, trajectory_svg
-from rn_harness.report.terminal import broken_lines, finding_text, standing_text, tally_lines
+from rn_harness.report.terminal import broken_lines, finding_text, resumed_text, standing_text, tally_lines, tree_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -94,6 +94,9 @@ def sentences_of(run: RunRecord) -> dict[str, Any]:
         "tally": list(tally_lines(run)),
         "standing_text": standing_text,
         "finding_text": finding_text,
+        "tree_text": tree_text,
+        "resumed_text": resumed_text,
+        "release": f"{'A' if run.releasable else 'No'} release can rest on this run",
     }
 
 
@@ -221,10 +224,6 @@ def _bounds_row(record: CaseRecord) -> Iterator[Row]:
 
 def _facts(run: RunRecord) -> list[Row]:
     p = run.provenance
-    trees = [
-        (f"Working tree of {domain}", "not in git" if t is None else f"commit {t.commit}{', with changes' if t.dirty else ''}")
-        for domain, t in p.trees.items()
-    ]
     return [
         ("Run", run.name),
         ("Run id", run.run_id),
@@ -235,7 +234,7 @@ def _facts(run: RunRecord) -> list[Row]:
         ("Device time of all the work that it rests on, s", f"{p.device_s:g}"),
         ("Attempts at that work", str(p.attempts)),
         *((name.capitalize(), str(value)) for name, value in p.hardware.items()),
-        *trees,
+        *((f"Working tree of {domain}", tree_text(tree)) for domain, tree in p.trees.items()),
         *((f"Defended weights of {domain}", where) for domain, where in run.defended.items()),
         *((f"Exported, {domain}", where) for domain, where in run.exported.items()),
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from rn_harness.records.case import CaseRecord, Finding
+from rn_harness.records.case import CaseRecord, Finding, WorkingTree
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import CaseLine, RunRecord
-from rn_harness.records.trajectory import Trajectory
+from rn_harness.records.trajectory import DefenseReport, Trajectory
 from rn_harness.spec.base import Standing
 from rn_harness.verdict.run_outcome import broken_by
 
@@ -118,8 +118,7 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
             f"reward {_number(p.reward_mean)} spread {_number(p.reward_spread)}, words {p.mean_words:.1f}"
             for p in r.points
         ]
-        if r.resumed:
-            lines.append(f"trained on from step {', '.join(map(str, r.resumed))}, where it had been cut off")
+        lines += filter(None, [resumed_text(r)])
         lines.append(
             f"reward probe: mean {_number(r.probe.mean)} spread {_number(r.probe.spread)} maximum "
             f"{_number(r.probe.maximum)} of {r.probe.total}; undefended: mean {_number(r.undefended_probe.mean)} "
@@ -155,6 +154,21 @@ def standing_text(line: CaseLine) -> str:
     """Says whether a case counts for the run."""
     covered = ", covered by the claim" if line.standing == "exploratory" and line.within_claim else ""
     return "yes" if line.claim else f"{_words(line.standing)}{covered}"
+
+
+def standing_suffix(standing: Standing) -> str:
+    """The standing of a case that does not count, in brackets; empty for one that counts."""
+    return "" if standing == "claim" else f" ({_words(standing)})"
+
+
+def tree_text(tree: WorkingTree | None) -> str:
+    """The commit of a working tree."""
+    return "not in git" if tree is None else f"commit {tree.commit}{', with changes' if tree.dirty else ''}"
+
+
+def resumed_text(report: DefenseReport) -> str:
+    """The steps from which a defense's training was resumed; empty if it was not."""
+    return f"trained on from step {', '.join(map(str, report.resumed))}, where it had been cut off" if report.resumed else ""
 
 
 def finding_text(line: CaseLine) -> str:
@@ -201,9 +215,8 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
         trajectory = record.evidence.trajectory if record else None
         bars = sparkline(trajectory) if trajectory else ""
         stored = " (stored)" if line.stored else ""
-        standing = "" if line.claim else f" ({_words(line.standing)})"
         name = f"{line.domain} {line.case_id}"
-        yield f"{name:<{width}}  {line.outcome or 'no verdict':<12}  {bars:<21}{standing}{stored}".rstrip()
+        yield f"{name:<{width}}  {line.outcome or 'no verdict':<12}  {bars:<21}{standing_suffix(line.standing)}{stored}".rstrip()
         if line.outcome != "PASS":
             reasons = [r.sentence for r in record.verdict.reasons] if record else [line.note or "no verdict"]
             for sentence in reasons[:SHOWN]:
