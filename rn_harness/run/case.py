@@ -25,11 +25,11 @@ class Defended:
     Attributes:
         candidate: the undefended model.
         name: the defense's name.
-        adapter: folder of the adapter; None where the weights are whole.
-        model: whole defended model; None where it is candidate and adapter.
+        adapter: folder of the adapter; None for whole weights.
+        model: whole defended model; None for an adapter.
         digest: of the adapter or the model; None without a defense.
         hashes: sha256 of each file of the adapter or the model.
-        report: what the fine-tune did; None where none was made.
+        report: of the training; None if the defense was not trained here.
         stored: whether it was taken from the store.
     """
 
@@ -44,17 +44,17 @@ class Defended:
 
     @property
     def subject(self) -> str:
-        """How verdicts call it: 4-bit weights are other weights."""
+        """Name in verdicts; 4-bit weights are named, because they are different weights."""
         quantised = self.candidate.quantised
         return f"{self.name} on weights in {quantised}" if quantised and self.name != NO_DEFENSE else self.name
 
     @property
     def folder(self) -> Path | None:
-        """Where the defended weights lie; None without a defense."""
+        """Folder of the defended weights; None without a defense."""
         return self.adapter or (self.model.folder if self.model else None)
 
     def verify(self) -> None:
-        """Checks that the defended weights still are what was digested.
+        """Checks that the defended weights still have their digest.
 
         Raises:
             CandidateError: they changed while the run used them.
@@ -68,7 +68,7 @@ class Defended:
             )
 
     def load(self) -> LanguageModel:
-        """A fresh copy, its adapter folded in, or beside 4-bit weights."""
+        """A fresh copy. An adapter is merged into the weights; 4-bit weights keep it separate."""
         model = (self.model or self.candidate).load()
         if self.adapter is not None:
             model.merge_from(self.adapter)
@@ -77,14 +77,14 @@ class Defended:
 
 @dataclass(slots=True)
 class Case:
-    """A case as it ended.
+    """A finished case.
 
     Attributes:
         record: measurement and verdict.
         domain: of its suite.
         stored: whether the measurement was taken from the store.
         folder: of its record.
-        defended: where the defended weights lie; None without a defense.
+        defended: folder of the defended weights; None without a defense.
         weights: sha256 of each of their files.
     """
 

@@ -72,7 +72,7 @@ class CaseMaker:
 
     Attributes:
         context: of the run.
-        suites: what the cases of each suite share, by its digest.
+        suites: shared state of each suite's cases, by its digest.
     """
 
     context: RunContext
@@ -90,7 +90,7 @@ class CaseMaker:
         return self.context.limits.memory_line(suites)
 
     def run_of(self, suite: Suite) -> SuiteRun:
-        """What the cases of this suite share."""
+        """State that the cases of this suite share."""
         if suite.digest not in self.suites:
             self.suites[suite.digest] = SuiteRun(self.context, suite)
         return self.suites[suite.digest]
@@ -238,7 +238,7 @@ class CaseMaker:
         measured = Measurement(run_id=context.run_id, started=started, ended=now())
         context.candidate.verify()
         defended.verify()
-        # A failure of infrastructure is no result: the next run tries again. But a breach that was seen stays seen.
+        # After a failure of infrastructure the next run tries again. But a breach that was seen stays seen.
         if not trajectory.judge_failed or record(trajectory).verdict.outcome == "FAIL":
             files = {TRAJECTORY: trajectory.model_dump_json(), MEASURED: measured.model_dump_json()}
             context.put("case", draft.key, files, draft.inputs)

@@ -1,4 +1,4 @@
-"""A run's settings, places and store: what every part of a run is given. Nothing is trained or measured."""
+"""The context that every part of a run is given: settings, folders, store. Nothing is trained or measured."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class RunContext(Participants):
 
     @contextmanager
     def entry(self, kind: str, key: str) -> Iterator[Path | None]:
-        """A locked entry of the store; None: make it in the body. Of several processes the first holds the lock."""
+        """A locked entry of the store; None: make it in the body. If there are several processes, the first holds the lock."""
         with self.store.locked(kind, key) if ranks().leads else nullcontext():
             yield ranks().first(lambda: self.store.get(kind, key))
 

@@ -92,14 +92,6 @@ class Controller(RunFacts):
         if phase == "teardown":
             self._write_junit()
 
-    def demanded(self, news: CaseNews | None) -> TestState | None:
-        """The state that a case's verdict demands of its test; None: the test's own report decides."""
-        return self.board.demanded(news)
-
-    def verdict_text(self, news: CaseNews | None) -> str:
-        """A case's verdict with its reasons."""
-        return self.board.verdict_text(news)
-
     def undertold(self, outcome: Outcome, failures: int, errors: int) -> TestState | None:
         """The state of the run's verdict in a JUnit file whose tests would make the run look better; None if they do not."""
         if outcome == "FAIL" and not failures:
@@ -123,10 +115,6 @@ class Controller(RunFacts):
             "rn_harness.broken_by": " ".join(self.board.broken_by),
         }
         return facts | {f"rn_harness.suite.{s.domain}.sha256": s.digest for s in self.suites}
-
-    def output_of(self, nodeid: str) -> str:
-        """The checkpoints' numbers of a test, or nothing."""
-        return self.board.output_of(nodeid)
 
     def unended(self) -> list[tuple[str, str]]:
         """Node id and text of each test without a reported result."""

@@ -76,7 +76,7 @@ def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) ->
         earlier: folder of earlier runs.
 
     Raises:
-        CandidateError: there is no such model.
+        CandidateError: the model does not exist.
     """
     digest = session.candidate.digest
     rates: dict[str, list[float]] = {}

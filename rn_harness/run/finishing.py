@@ -33,7 +33,7 @@ JUNIT = "junit.xml"
 
 @dataclass(frozen=True)
 class Conclusion:
-    """The outcome of a run and what it follows from.
+    """The outcome of a run with its grounds.
 
     Attributes:
         lines: one for each test.

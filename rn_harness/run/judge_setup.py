@@ -1,4 +1,4 @@
-"""The judges of a suite, and what each of them is known by. No text is scored here."""
+"""The judges of a suite, and how each of them is identified. No text is scored here."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ CERTIFICATE = "certificate.json"
 
 @dataclass
 class Judging:
-    """Certifies the judges of a suite and measures what its checkpoints are compared with, each once.
+    """Certifies the judges of a suite and prepares the panel of its checkpoints, each once.
 
     Attributes:
         context: of the run.

@@ -20,7 +20,7 @@ class ResultInputs:
     """Inputs of the results of one suite in one run.
 
     Attributes:
-        suite, tier: what is run.
+        suite, tier: of the run.
         candidate: digest of the undefended weights.
         judges: digests of the judges, by role: ``judge``, ``reward``, ``second``.
         sessions: identity of each judge in this run, by role; None where its digest covers everything.

@@ -170,7 +170,7 @@ class Measuring:
 def open_transcript(context: RunContext, suite: Suite, folder: Path) -> Iterator[Transcript | None]:
     """The transcript of a case's completions, if the options or the suite ask for one.
 
-    It is written when the body ends, also by an exception. Of several processes the first writes it.
+    It is written when the body ends, also by an exception. If there are several processes, the first writes it.
     """
     transcript, options = None, context.options
     if options.transcripts:

@@ -1,4 +1,4 @@
-"""The plan of a run: its cases, what each of them needs, and which one begins first. Pure; nothing is loaded or run."""
+"""The plan of a run: its cases, their needs, and their order. Pure; nothing is loaded or run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checks before a run, so that no hours are spent on a run that cannot end in a verdict. Nothing is trained.
 
-Each fault is raised as an ``RnHarnessError`` that says what to type instead.
+Each fault is raised as an ``RnHarnessError`` whose message names the option to change.
 """
 
 from __future__ import annotations

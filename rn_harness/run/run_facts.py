@@ -17,6 +17,12 @@ from rn_harness.store.run_ids import new_run_id
 from rn_harness.verdict.release_rules import required_cases
 from rn_harness.verdict.validity import recipe_of
 
+RECORDED = (
+    *("model", "defense", "second_judge", "tier", "acknowledge", "allow_pickle", "trust_remote_code", "arguments"),
+    *("quantise", "shard", "sampler", "fleet", "executor"),
+)
+"""Options that the run's record has unchanged."""
+
 
 @dataclass
 class RunFacts:
@@ -32,7 +38,7 @@ class RunFacts:
         started: beginning of the run; of a run in parts, the beginning of its first part.
         left_out: suites' tests that were collected and will not run, and those that were kept from being collected.
         plugins: foreign code that any process of the run had loaded.
-        unheard: workers that ended without reporting what they collected and loaded.
+        unheard: workers that ended without a report on their collection and loaded code.
         dirty: uncommitted files of each suite, by domain.
         run_id: of the run.
         is_part: whether the run is a part of another; its folder is inside the other's.
@@ -76,31 +82,19 @@ class RunFacts:
         """The user's options in the form of the run's record."""
         options = self.options
         return {
-            "model": options.model,
-            "defense": options.defense,
+            **{name: getattr(options, name) for name in RECORDED},
             "judges": dict(self.judges),
-            "second_judge": options.second_judge,
             "labels": bool(options.labels),
-            "tier": options.tier,
             "overrides": list(options.overrides),
             "base": options.undefended,
-            "acknowledge": options.acknowledge,
             "transcripts": list(options.recipients),
             "strength": list(options.strength),
             "private_prompts": {s.domain: list(s.private) for s in self.suites if s.private},
             "recipe": {s.domain: list(s.recipe) for s in self.suites},
             "chat_template": bool(options.chat_template),
-            "allow_pickle": options.allow_pickle,
-            "trust_remote_code": options.trust_remote_code,
-            "arguments": options.arguments,
             "narrowed": list(self.narrowed),
             "deselected": len(self.left_out),
             "dirty": {domain: list(files) for domain, files in self.dirty.items()},
             "allowed_plugins": list(options.allowed_plugins),
-            "quantise": options.quantise,
-            "shard": options.shard,
-            "sampler": options.sampler,
-            "fleet": options.fleet,
-            "executor": options.executor,
             "joined": dict(self.joined),
         }

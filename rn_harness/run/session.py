@@ -1,4 +1,4 @@
-"""A run in one process: what takes part in it, and the executor that its cases come from."""
+"""A run in one process: its context, and the executor that its cases come from."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ class RunSession(RunContext):
         return self.executor.defended(suite)
 
     def run_of(self, suite: Suite) -> SuiteRun:
-        """What the cases of this suite share in this process."""
+        """State that the cases of this suite share in this process."""
         return self.local.run_of(suite)

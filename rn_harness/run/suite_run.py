@@ -1,4 +1,4 @@
-"""What the cases of one suite share in one process: judges at work, defended model, found settings, answers of controls."""
+"""State that the cases of one suite share in one process: judges, defended model, found settings, answers of controls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SuiteRun(Judging):
 
     Attributes:
         control_answers: harmful answers of the controls that ran here, by attack id. They are kept in memory only.
-        first_looks: what the attacks on one model share of their first checkpoint, by digest of the defended weights.
+        first_looks: measurements at step 0 that the attacks on one model share, by digest of the defended weights.
         found: settings that searches found, by attack id.
     """
 

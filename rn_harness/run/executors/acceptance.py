@@ -1,13 +1,13 @@
 """Checks that a record made elsewhere is the one that this run would have made. Nothing is measured.
 
-The case's key is computed from what is here: weights, judges, policy, prompts, recipe, family, versions. A record of another run
-has another key, and an altered record contradicts the rest.
+The case's key is computed from this run's weights, judges, policy, prompts, recipe, family and versions. A record of another run
+has another key, and an altered record contradicts itself or other records.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rn_harness.judges.certification import anchors_for
 from rn_harness.models.identity import hash_files
@@ -21,6 +21,7 @@ from rn_harness.run.plan import CaseTask
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import ExecutorError
+from rn_harness.spec.suite import Suite
 from rn_harness.verdict.coherence import OPEN, UNDEFENDED, differing, open_fields, strange_controls
 from rn_harness.verdict.validity import NO_DEFENSE, recipe_of
 
@@ -65,12 +66,15 @@ def expected_key(session: RunSession, task: CaseTask, record: CaseRecord, attack
     return content_key("case", inputs.case(record.evidence.kind, record.identity.defended_digest, **of_attack))
 
 
-def received_defense(session: RunSession, case: Case) -> Defended:
-    """The defended model that a defense case from elsewhere was measured on.
+def received_defense(session: RunSession, suite: Suite, case_of: Callable[[CaseTask], Case]) -> Defended:
+    """The defended model of a suite; if it was trained elsewhere, the one that its defense case was measured on.
 
     Raises:
         ExecutorError: its weights are not here, or differ.
     """
+    if session.defense_recipe(suite) is None:
+        return session.local.defended(suite)
+    case = case_of(CaseTask("defense", suite))
     if case.defended is None or hash_files(case.defended) != dict(case.weights):
         raise ExecutorError(
             f"the defended weights of {case.domain} were made elsewhere, got none here, or others, in {case.defended}; "

@@ -72,7 +72,7 @@ class OnRay:
         self._submit(self.tasks)
 
     def close(self) -> None:
-        """Ends what runs."""
+        """Cancels running jobs and disconnects."""
         self.cluster.close()
 
     def memory_line(self, suites: Sequence[Suite]) -> str:
@@ -81,9 +81,7 @@ class OnRay:
 
     def defended(self, suite: Suite) -> Defended:
         """The candidate with this run's defense."""
-        if self.session.defense_recipe(suite) is None:
-            return self.session.local.defended(suite)
-        return received_defense(self.session, self.case(CaseTask("defense", suite)))
+        return received_defense(self.session, suite, self.case)
 
     def case(self, declared: CaseTask) -> Case:
         """A case; waits for it."""

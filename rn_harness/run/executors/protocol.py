@@ -22,7 +22,7 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends what still runs for this session."""
+        """Ends work that still runs for this session."""
         ...
 
     def memory_line(self, suites: Sequence[Suite]) -> str:

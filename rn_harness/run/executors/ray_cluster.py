@@ -86,7 +86,7 @@ class Cluster:
 
     Attributes:
         address: of the cluster; empty: the one that this machine belongs to, or one that is started here and ends with us.
-        work: does a job: ``make_case``, or a stand-in of tests and benchmarks.
+        work: does a job: ``make_case``, or a replacement in tests and benchmarks.
         say: gets progress.
     """
 
@@ -176,7 +176,7 @@ class Cluster:
         return self._results[name]
 
     def close(self) -> None:
-        """Cancels what runs, and disconnects."""
+        """Cancels running jobs, and disconnects."""
         import ray
 
         if not ray.is_initialized():

@@ -46,7 +46,7 @@ class RunPart:
 
     Attributes:
         folder: the folder.
-        evidence: the record of the part and what it binds; None if it has not ended or cannot be read.
+        evidence: the part's record and the files that it binds; None if it has not ended or cannot be read.
         refusals: faults of its files.
     """
 
@@ -129,9 +129,7 @@ class Results:
 
     def defended(self, suite: Suite) -> Defended:
         """The candidate with this run's defense."""
-        if self.session.defense_recipe(suite) is None:
-            return self.session.local.defended(suite)
-        return received_defense(self.session, self.case(CaseTask("defense", suite)))
+        return received_defense(self.session, suite, self.case)
 
     def case(self, declared: CaseTask) -> Case:
         """A case from the parts."""

@@ -76,7 +76,7 @@ class WorkerResult:
     """A worker's answer to a request.
 
     Attributes:
-        error: why there is no case; None if there is one.
+        error: why the case failed; None if it did not.
         folder: name of the case's folder; None if the worker did not get that far.
         files: contents of that folder by name: the record, the checkpoints.
         transcripts: encrypted transcripts by name.
@@ -150,7 +150,7 @@ def add_entries(store: Store, entries: Iterable[SharedEntry]) -> None:
 def make_case(request: CaseRequest, given: Sequence[SharedEntry], say: Say) -> WorkerResult:
     """Makes a case as pytest's own process would.
 
-    Errors are returned, not raised: they are no failure of the machine.
+    Errors are returned, not raised: the machine did not fail.
 
     Args:
         request: the case.
