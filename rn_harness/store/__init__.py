@@ -1,4 +1,4 @@
-"""Finished work by content address, and provenance: versions, sources, hardware, attempts.
+"""Stores finished work by content address, with its provenance: versions, sources, hardware, attempts.
 
-It must not know the meaning of an entry.
+This package must not know the meaning of an entry.
 """

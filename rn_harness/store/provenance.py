@@ -1,4 +1,4 @@
-"""Where a result comes from beside its inputs: versions, sources, hardware, working tree, attempts."""
+"""Provenance of a result, apart from its inputs: versions, sources, hardware, working tree, attempts."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ DECIDING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "data
 
 @functools.cache
 def source_digest(*names: str) -> str:
-    """The sha256 over the harness's own sources: another line of code is another result.
+    """The sha256 of the harness's source files. A changed line may change a result.
 
     Args:
-        names: of the files that decide, from the package's folder on; none: all count.
+        names: paths of the files to hash, relative to the package folder; none: all files.
     """
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
@@ -45,20 +45,20 @@ def source_digest(*names: str) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of all that decides results."""
+    """Versions of the packages that decide results, of Python, and of the harness's sources."""
     found = {name: importlib.metadata.version(name) for name in DECIDING_PACKAGES}
     return {**found, "python": platform.python_version(), "rn-harness-sources": source_digest()}
 
 
 def hardware(threads: int) -> dict[str, str | int]:
-    """Device, threads, and processes where there are several: sums of floats depend on them, and so do random streams."""
+    """Device, machine, threads, and the number of processes if several. Sums of floats and random streams depend on them."""
     several = {"processes": ranks().size} if ranks().size > 1 else {}
     return {"device": device(), "machine": platform.machine(), "processor": _processor(), "threads": threads, **several}
 
 
 @functools.cache
 def device() -> str:
-    """The GPU's name; ``cpu`` where there is none. Where no driver is, torch is not asked, hence not loaded."""
+    """The GPU's name, or ``cpu``. Torch is loaded only if a GPU driver is installed."""
     if not _has_driver():
         return "cpu"
     import torch
@@ -67,12 +67,12 @@ def device() -> str:
 
 
 def take_card(worker: int, environment: MutableMapping[str, str] = os.environ, count: Callable[[], int] | None = None) -> None:
-    """Leaves this process one of the cards that its caller lets it see; workers take turns, each keeps its own.
+    """Restricts this worker process to one of the visible GPUs, assigned in turn.
 
     Args:
-        worker: number of this one, from 0.
-        environment: has the caller's ``CUDA_VISIBLE_DEVICES``, if he set it.
-        count: cards of the machine; None: they are asked for. None may be in use by this process yet.
+        worker: number of this worker, from 0.
+        environment: variables of the process; ``CUDA_VISIBLE_DEVICES`` is read if it is set, and changed.
+        count: returns the number of GPUs of the machine; None: torch counts them. This process must not use a GPU yet.
     """
     name = "CUDA_VISIBLE_DEVICES"
     seen = [card for card in environment[name].split(",") if card.strip()] if name in environment else None
@@ -89,7 +89,7 @@ def _has_driver() -> bool:
 
 
 def _cards() -> int:
-    """How many the machine has; they are counted, and none is taken into use."""
+    """Number of GPUs of the machine. Counting does not initialise them."""
     if not _has_driver():
         return 0
     import torch
@@ -98,7 +98,7 @@ def _cards() -> int:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, from ``/proc/cpuinfo`` if possible."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -108,9 +108,9 @@ def _processor() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers in a folder; None where there is no git, or it refuses.
+    """Output of a git command in a folder; None if git is missing or the command fails.
 
-    A stranger's repository may name programs for git to run; none is: hooks, monitors and external diffs are switched off.
+    A repository from a stranger can name programs that git would run. Hooks and file monitors are therefore switched off.
     """
     git = shutil.which("git")
     if git is None:
@@ -126,9 +126,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def uncommitted(folder: Path) -> list[str]:
-    """The files of a folder that are not as its git repository has them, sorted; none where it lies in no repository.
+    """The files of a folder that differ from the last commit, sorted; empty outside a git repository.
 
-    A repository whose state cannot be had is one such file: unknown is not clean.
+    If git cannot report the state, the folder itself is listed: unknown is not clean.
     """
     if not any((above / ".git").exists() for above in (folder, *folder.parents)):
         return []
@@ -140,9 +140,9 @@ def uncommitted(folder: Path) -> list[str]:
 
 
 def _other_than_committed(folder: Path) -> set[str]:
-    """The files of a folder whose contents are not those of the commit, although git says nothing of them.
+    """The files whose contents differ from the commit, including those that ``git status`` does not report.
 
-    ``git status`` passes over files that are ignored, excluded or assumed to be unchanged.
+    ``git status`` skips files that are ignored, excluded or assumed to be unchanged.
     """
     top = _git(folder, "rev-parse", "--show-prefix")
     rows = (_git(folder, "ls-tree", "-r", "-z", "--full-name", "HEAD", "--", ".") or "").split("\0")
@@ -157,13 +157,13 @@ def _other_than_committed(folder: Path) -> set[str]:
 
 @functools.cache
 def working_tree(folder: Path) -> WorkingTree | None:
-    """The git working tree that a folder lies in.
+    """The git working tree that contains a folder.
 
     Args:
         folder: of a suite.
 
     Returns:
-        Commit, and whether the tree differs from it; None where there is no git, no repository, no commit, or git refuses.
+        Commit, and whether the tree differs from it; None without git, a repository or a commit, or if git fails.
     """
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
@@ -177,7 +177,7 @@ class Trial:
     """An attempt that is under way.
 
     Attributes:
-        outcome: what to note when it ends in peace.
+        outcome: recorded when the attempt ends without an exception.
     """
 
     outcome: Literal["done", "judge_failed"] = "done"
@@ -185,7 +185,7 @@ class Trial:
     _processor: float = field(default_factory=time.process_time)
 
     def ended(self, begun: Attempt, outcome: Literal["done", "judge_failed", "cut"]) -> Attempt:
-        """The attempt with its end."""
+        """The attempt with its end time, durations and outcome."""
         wall = time.monotonic() - self._clock
         used = time.process_time() - self._processor if device() == "cpu" else wall
         changes = {"ended": now(), "wall_s": round(wall, 3), "device_s": round(used, 3), "outcome": outcome}
@@ -194,10 +194,10 @@ class Trial:
 
 @contextmanager
 def attempt(store: Store, key: str) -> Iterator[Trial]:
-    """Notes in the store that work is tried, before it begins; a kill leaves it noted as cut.
+    """Records in the store that work was attempted. The record is written first, so that a killed attempt counts as cut.
 
     Args:
-        store: where the attempts of a key are kept, beside the work itself; the caller holds the lock of the work.
+        store: keeps the attempts of a key in an entry apart from the work; the caller holds the lock of the work.
         key: of the work.
     """
     earlier, begun, trial = attempts(store, key), Attempt(started=now()), Trial()
@@ -211,7 +211,7 @@ def attempt(store: Store, key: str) -> Iterator[Trial]:
 
 
 def attempts(store: Store, key: str) -> tuple[Attempt, ...]:
-    """All attempts at a piece of work that the store knows of, in order."""
+    """All recorded attempts at a piece of work, in order."""
     with store.locked(ATTEMPTS, key):
         entry = store.get(ATTEMPTS, key)
         rows = json.loads((entry / f"{ATTEMPTS}.json").read_text(encoding="utf-8")) if entry else []
@@ -225,5 +225,5 @@ def _note(store: Store, key: str, tried: tuple[Attempt, ...]) -> None:
 
 
 def now() -> str:
-    """UTC, ISO 8601, whole seconds."""
+    """The current time: UTC, ISO 8601, whole seconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

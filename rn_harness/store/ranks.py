@@ -1,8 +1,8 @@
 """The processes that train one model together, as ``accelerate launch`` or ``torchrun`` start them.
 
-All of them run the same tests in lockstep: each samples and trains its part of a step's rows, and each measures every
-checkpoint, so that all know what the first knows. The first alone asks judges, uses the store, writes and speaks. A process that
-fails ends all.
+All processes run the same tests at the same time. Each samples and trains its share of a step's rows. Each measures every
+checkpoint, so that all have the same results. Only rank 0 asks judges, uses the store, and writes files and terminal output. If
+one process fails, all end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 PATIENCE_S = 6 * 3600
-"""How long a process waits for the others: the first may have to ask a slow judge, or wait for the store."""
+"""How long a process waits for the others: rank 0 may have to ask a slow judge, or wait for the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,10 @@ class Ranks:
     """One of these processes.
 
     Attributes:
-        rank: which; the first is 0.
-        size: how many there are.
-        local: how many of them are on this machine.
-        by_launcher: whether the launcher was told to spread the weights (FSDP), which is not how it is done here.
+        rank: number of this process, from 0.
+        size: number of processes.
+        local: number of processes on this machine.
+        by_launcher: whether the launcher is configured to shard the weights (FSDP), which the harness does not support.
     """
 
     rank: int = 0
@@ -37,7 +37,7 @@ class Ranks:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Ranks:
-        """As the launcher says; alone where there is none."""
+        """Reads the launcher's variables; a single process without a launcher."""
         if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environment.keys():
             return cls()
         size = int(environment["WORLD_SIZE"])
@@ -46,11 +46,11 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first, which speaks and writes."""
+        """True for rank 0, which writes files and terminal output."""
         return self.rank == 0
 
     def first(self, make: Callable[[], T]) -> T:
-        """What the first makes, for all; it must be called by all, in the same order."""
+        """Runs ``make`` on rank 0 and returns its result on all ranks. All must call it, in the same order."""
         if self.size == 1:
             return make()
         distributed = self.connect()
@@ -60,7 +60,7 @@ class Ranks:
         return made
 
     def gather(self, part: T) -> list[T]:
-        """What each of them has, in their order; it must be called by all, in the same order."""
+        """Collects ``part`` of every rank, by rank. All must call it, in the same order."""
         if self.size == 1:
             return [part]
         distributed = self.connect()
@@ -69,7 +69,7 @@ class Ranks:
         return parts
 
     def connect(self) -> Any:
-        """What they talk to each other by: ``torch.distributed``, which is patient."""
+        """Returns ``torch.distributed``, initialised with a timeout of ``PATIENCE_S``."""
         import torch
         from accelerate import PartialState
 
@@ -78,7 +78,7 @@ class Ranks:
         return torch.distributed
 
     def part(self) -> None:
-        """Takes leave of the others, at the end."""
+        """Leaves the process group, at the end."""
         import sys
 
         if self.size > 1 and "torch" in sys.modules:
@@ -90,5 +90,5 @@ class Ranks:
 
 @functools.cache
 def ranks() -> Ranks:
-    """This process among those that it was launched with."""
+    """The rank of this process, from its environment."""
     return Ranks.of(os.environ)

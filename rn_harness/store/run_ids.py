@@ -1,6 +1,6 @@
-"""Identities of runs: random, made once, and shared by all that do a part of one run.
+"""Identities of runs: random, made once, and shared by all parts of one run.
 
-A folder's name does not identify a run: it may be used again on another day, when another model answers at a judge's address.
+A folder's name does not identify a run. The name may be used again later, when another model answers at a judge's address.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import NamedTuple
 from rn_harness.spec.errors import RecipeError
 
 ID_FILE = "run-id"
-"""In the folder of a run's parts; whoever comes first creates it."""
+"""File in the folder of a run's parts; the first part creates it."""
 PARTS_BEGIN_WITHIN = datetime.timedelta(days=7)
-"""How long after the first part of a run another one may begin: a judge on a server may be another one later."""
+"""How long after the first part of a run another one may begin: the judge on a server may change later."""
 WAIT_S = 10.0
 """How long to wait for the contents of a file that another process has just created."""
 
@@ -41,11 +41,11 @@ def new_identity() -> RunIdentity:
 
 
 def join_parts(parts: Path, ended: Path) -> RunIdentity:
-    """The identity of the run that a new part belongs to; the first part makes it.
+    """The identity of the run that a new part belongs to; the first part creates it.
 
     Args:
         parts: folder of the run's parts.
-        ended: the record of the run as a whole, which is there once its parts were joined.
+        ended: path of the record of the whole run, which exists once the parts were joined.
 
     Raises:
         RecipeError: the run has ended, or its first part began too long ago.
@@ -73,10 +73,10 @@ def join_parts(parts: Path, ended: Path) -> RunIdentity:
 
 
 def identity_of_parts(parts: Path) -> RunIdentity:
-    """The identity of the run that parts belong to; a new one, which no part has, where they have none.
+    """The identity of the run that these parts belong to; a new one if they have none.
 
     Raises:
-        RecipeError: their file cannot be read as one.
+        RecipeError: the file of the identity cannot be read.
     """
     path = parts / ID_FILE
     return _read(path) if path.exists() else new_identity()

@@ -1,9 +1,9 @@
 """The store: finished work by content address.
 
-A key is a sha256 over everything that the result depends on. An entry is a folder that is written under another name and
-renamed when it is whole, with the digest of each file; an entry that does not match its digests is set aside and made anew.
-What a case measured before it was cut off stands in a journal until the case is whole, and a defense's training under the kind
-``partial`` until the defense is. Attacked weights never come here: the only weights are a defense's.
+A key is a sha256 over everything that the result depends on. An entry is a folder with the digest of each file. It is written
+under a temporary name and renamed when it is complete. An entry that does not match its digests is set aside and made again.
+The measurements of an unfinished case are in a journal, and an unfinished training of a defense is under the kind ``partial``;
+both are removed on completion. Attacked weights are never stored: the only weights here are those of defenses.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ LOCK_TIMEOUT_S = 6 * 3600
 LOCKS, UNFINISHED = "locks", "unfinished"
 DAMAGED = ".damaged"
 MARGIN_BYTES = 64 * 2**20
-"""Free space that is asked for beyond the weights that are kept: records, certificates, logs."""
+"""Free space required in addition to the weights: records, certificates, logs."""
 DAY_S = 86_400.0
 SAME = frozenset({"forbidden", "case", "recipe.name", "recipe.prompts", "recipe.learning_rate", "recipe.seed"})
-"""Parts of a key that say what is measured; the others say how, and with what."""
+"""Parts of a key that identify the case. The other parts are conditions of the measurement, such as versions and hardware."""
 
 
 def default_root() -> Path:
-    """``RN_HARNESS_CACHE``, else the user's cache folder."""
+    """The folder ``RN_HARNESS_CACHE``, else the user's cache folder."""
     import platformdirs
 
     named = os.environ.get("RN_HARNESS_CACHE")
@@ -46,7 +46,7 @@ def default_root() -> Path:
 
 
 def digests_of(parts: Mapping[str, Any]) -> dict[str, str]:
-    """What an entry keeps of the parts of its key: a digest of each, by name, and of each field of a mapping; no text."""
+    """Digests of the parts of a key, by name; a mapping gives one digest for each field. An entry keeps these and no text."""
     flat = {
         f"{name}.{inner}" if inner else name: value
         for name, part in parts.items()
@@ -56,17 +56,17 @@ def digests_of(parts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_room(folder: Path, needed: int) -> int:
-    """Makes sure, before hours of work, that a folder can be written to and has room.
+    """Checks, before hours of work, that a folder is writable and has enough free space.
 
     Args:
-        folder: where it is not there yet, the nearest above it that is; nothing is made.
+        folder: if it does not exist, its nearest existing parent is checked; no folder is created.
         needed: bytes.
 
     Returns:
         Free bytes.
 
     Raises:
-        StoreError: it cannot, or it has not.
+        StoreError: the folder is not writable, or the space is too small.
     """
     there = next((above for above in (folder, *folder.parents) if above.exists()), folder)
     try:
@@ -89,7 +89,7 @@ def check_room(folder: Path, needed: int) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never a part."""
+    """Writes a file atomically: a reader sees the old text or the new one, never a part."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -105,14 +105,14 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What stands in the store under one name.
+    """One file or folder of the store.
 
     Attributes:
-        kind, name: folder and name in it: a key, a journal, or what is left of damage or of a killed process.
+        kind, name: the folder, and the name in it: a key, a journal, or the remains of a damaged entry or a killed process.
         size: bytes.
         used: when it was last read or written, seconds since the epoch.
-        whole: whether it is an entry; else it is never read again.
-        path: where it lies.
+        whole: True for a complete entry; anything else is never read as a result.
+        path: its location.
     """
 
     kind: str
@@ -125,18 +125,18 @@ class Entry:
 
 @dataclass
 class Journal:
-    """What a case measured, line by line as it is measured, so that a cut leaves it; gone once the case is whole.
+    """The measurements of an unfinished case, one line each. They survive a kill, and are removed once the case is complete.
 
-    The same case begins again from its seed: as long as it repeats what stands here, nothing is written. Where it does not,
-    the earlier lines are kept beside.
+    A case that was cut off starts again from its seed. While it repeats the earlier lines, nothing is written. If it differs, the
+    earlier lines are kept in another file.
 
     Attributes:
         path: of the file.
-        earlier: whole lines of an attempt that was cut.
+        earlier: complete lines of an attempt that was cut off.
         lines: of this attempt.
         differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
-        tolerance: by which numbers of two lines that are the same may differ, absolutely or as a share, but for scores, of which
-            one alone can decide; 0: all are the same bit by bit.
+        tolerance: the difference, absolute or relative, at which two numbers still count as equal; 0: bit by bit. Scores have to
+            be equal, since a single score can decide.
     """
 
     path: Path
@@ -147,13 +147,13 @@ class Journal:
 
     @classmethod
     def at(cls, path: Path, tolerance: float = 0.0) -> Journal:
-        """The journal, with what an earlier attempt left; a last line that was cut is left out."""
+        """Opens a journal with the lines of an earlier attempt; an incomplete last line is dropped."""
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         whole = text.splitlines(keepends=True)
         return cls(path, tuple(line[:-1] for line in whole if line.endswith("\n")), tolerance=tolerance)
 
     def add(self, line: str) -> None:
-        """One more line; on disk when this returns."""
+        """Adds a line; it is on disk when this returns."""
         number = len(self.lines)
         self.lines.append(line)
         if self.differs_at is None and number < len(self.earlier):
@@ -166,7 +166,7 @@ class Journal:
         write_text(self.path, "".join(f"{known}\n" for known in self.lines))
 
     def _repeats(self, line: str, before: str) -> bool:
-        """Whether a line is the earlier one again; one that was damaged on disk is another, and not in the way for ever."""
+        """True if a line repeats the earlier one. A line damaged on disk counts as different, so that it blocks nothing."""
         if line == before or not self.tolerance:
             return line == before
         try:
@@ -175,12 +175,12 @@ class Journal:
             return False
 
     def close(self) -> None:
-        """The case is whole, and stands elsewhere."""
+        """Removes the file; the complete case is stored as an entry."""
         self.path.unlink(missing_ok=True)
 
 
 def alike(one: Any, other: Any, tolerance: float) -> bool:
-    """Whether two values of JSON are the same, but for numbers that differ by no more than the tolerance and are no scores."""
+    """True if two JSON values are equal. Floats may differ by the tolerance, except scores."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(alike(one[k], other[k], 0.0 if k == "score" else tolerance) for k in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -194,7 +194,7 @@ class Store:
     """Finished defenses and cases of all runs of a user.
 
     Args:
-        root: its folder; made when first written to.
+        root: folder of the store; the first write creates it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -204,7 +204,7 @@ class Store:
         return self.root / kind / key
 
     def get(self, kind: str, key: str) -> Path | None:
-        """The folder of a whole entry, or None.
+        """The folder of a complete entry, or None.
 
         A damaged entry is renamed to ``*.damaged`` with a warning, and None is returned.
         """
@@ -213,14 +213,14 @@ class Store:
             return None
         problem = self._damage(folder, kind, key)
         if problem is None:
-            with suppress(OSError):  # a store that can be read alone is read
+            with suppress(OSError):  # the store may be read-only
                 os.utime(folder / MANIFEST)
             return folder
         self.set_aside(kind, key, problem)
         return None
 
     def set_aside(self, kind: str, key: str, problem: str) -> None:
-        """Renames an entry that is damaged to ``*.damaged``, with a warning that says why."""
+        """Renames a damaged entry to ``*.damaged``, with a warning that says why."""
         folder = self._folder(kind, key)
         aside = folder.with_name(f"{folder.name}{DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -228,7 +228,7 @@ class Store:
         warnings.warn(f"a stored {kind} was damaged ({problem}); set aside as {aside}, it is made anew", stacklevel=3)
 
     def remove(self, kind: str, key: str) -> None:
-        """Removes an entry, if it is there; the caller holds its lock."""
+        """Removes an entry if it exists; the caller holds its lock."""
         folder = self._folder(kind, key)
         if folder.is_dir():
             shutil.rmtree(folder)
@@ -240,7 +240,7 @@ class Store:
             files = manifest["files"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"{MANIFEST}: {type(error).__name__}"
-        if address != (ENTRY_VERSION, kind, key):  # a copied or renamed folder is whole, and another result
+        if address != (ENTRY_VERSION, kind, key):  # a copied or renamed folder is another result
             return f"{MANIFEST}: of another version or address"
         if not isinstance(files, dict):
             return f"{MANIFEST}: no digests of files"
@@ -254,7 +254,7 @@ class Store:
 
     @contextmanager
     def locked(self, kind: str, key: str) -> Iterator[None]:
-        """Lets one process at a time make an entry; the others wait and then find it.
+        """Lets one process at a time make an entry; the others wait, and then find it in the store.
 
         Raises:
             StoreError: the store cannot be written to.
@@ -276,13 +276,13 @@ class Store:
             lock.release()
 
     def journal(self, key: str, tolerance: float = 0.0) -> Journal:
-        """The journal of a case, see ``Journal``."""
+        """Opens the journal of a case, see ``Journal``."""
         return Journal.at(self.root / UNFINISHED / f"{key}.jsonl", tolerance)
 
     def changed(self, kind: str, parts: Mapping[str, Any]) -> list[str] | None:
-        """In which parts of its key the stored entry that is most alike differs, by name; None if the same was never stored.
+        """Names of the key parts in which the most similar stored entry differs; None if the same case was never stored.
 
-        The same: of one domain, case, and attack, in other words of all that ``SAME`` names.
+        Two entries are of the same case if the parts in ``SAME`` are equal, such as domain, case and attack.
         """
         wanted, best = digests_of(parts), None
         for folder in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
@@ -298,7 +298,7 @@ class Store:
         return best
 
     def entries(self) -> list[Entry]:
-        """All that stands in the store, locks left out, sorted by address."""
+        """Everything in the store except locks, sorted by address."""
         found = []
         for path in sorted(self.root.glob("*/*")):
             kind = path.parent.name
@@ -309,19 +309,19 @@ class Store:
                 size = sum(p.stat().st_size for p in files)
                 used = (path / MANIFEST if (path / MANIFEST).is_file() else path).stat().st_mtime
             except FileNotFoundError:
-                continue  # it was removed or renamed while we looked
+                continue  # another process removed or renamed it in the meantime
             is_whole = (path / MANIFEST).is_file() and not path.name.endswith(DAMAGED) and not path.name.startswith(".")
             found.append(Entry(kind, path.name, size, used, is_whole, path))
         return found
 
     def prune(self, unused_days: float) -> list[Entry]:
-        """Removes what was not used for so long: entries, journals, and what damage or killed processes left.
+        """Removes entries, journals and remains that were not used for some days.
 
         Args:
             unused_days: 0 removes all.
 
         Returns:
-            What was removed.
+            The removed entries.
 
         Raises:
             StoreError: something cannot be removed.
@@ -346,7 +346,7 @@ class Store:
         Args:
             kind, key: its address.
             write: fills the folder that it is given.
-            parts: of the key; a digest of each is kept, to say later what changed.
+            parts: of the key; the entry keeps a digest of each, so that a later change can be named.
 
         Returns:
             The entry's folder.
@@ -363,7 +363,7 @@ class Store:
             }
             manifest = {"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files, "parts": digests_of(parts or {})}
             write_text(temporary / MANIFEST, json.dumps(manifest))
-            if final.exists():  # the old one is out of the way in an instant, and its files are removed when the new one stands
+            if final.exists():  # move the old entry away in one step, and delete it once the new one is in its place
                 replaced = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{key[:12]}."))
                 final.rename(replaced)
                 try:
