@@ -1,4 +1,4 @@
 """Pure functions from evidence to outcome.
 
-They must not read files, load models or know who asked.
+They must not read files, load models or depend on the caller.
 """

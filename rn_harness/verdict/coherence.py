@@ -1,7 +1,7 @@
-"""Whether records say of themselves what they are, and belong together.
+"""Checks that records are consistent with themselves and with each other.
 
-``validity`` asks what evidence proves; this asks whether a record is the record of its case, and the cases of one domain are of
-one run. Nothing is trusted because it is written down.
+``validity`` checks the evidence. This module checks that a record belongs to the case that it names, and that the cases of one
+domain belong to one run. It trusts no field: each is compared with others.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from rn_harness.verdict.validity import NO_DEFENSE, recipe_of
 
 UNDEFENDED = ("candidate", "control")
 OPEN = ("micro_batch",)
-"""Fields of a recipe that a machine may fill in."""
+"""Fields of a recipe that may be set to fit the machine."""
 
 
 def attack_id(run: Trajectory) -> str | None:
-    """The id of the attack that a trajectory is of, by its recipe; None if that is none."""
+    """The id of a trajectory's attack, from its recipe; None if the recipe is invalid."""
     recipe = recipe_of(run)
     return recipe.id if recipe else None
 
 
 def told_judges(judge: Mapping[str, str], reward: Mapping[str, str], second: Mapping[str, str] | None) -> str:
-    """Who judges a suite, for headers and records; each by name and digest."""
+    """The judges of a suite in words, for headers and records; each is given by name and digest."""
     also = " (also rewards)" if reward["digest"] == judge["digest"] else f", reward {reward['name']}"
     other = f", second {second['name']}" if second else ""
     return f"{judge['name']}{also}{other}"
 
 
 def incoherent(record: CaseRecord) -> list[str]:
-    """What in a record contradicts the rest of it; each a part of a sentence."""
+    """Contradictions within a record, each a part of a sentence."""
     identity, evidence = record.identity, record.evidence
     run = evidence.trajectory
     if run is None and not evidence.refused:
@@ -59,7 +59,7 @@ def incoherent(record: CaseRecord) -> list[str]:
         *_misaddressed(record),
         *_unequal(("word on when it was measured", run is None, record.measured is None)),
     ]
-    if run is None:  # an attack that cannot be run here, which says so
+    if run is None:  # an attack that cannot be run here, as the record says
         return measured + _unequal(
             ("kind", evidence.kind in ("control", "attack"), True),
             ("case id", record.case_id.partition("-")[0], evidence.kind),
@@ -96,7 +96,7 @@ def incoherent(record: CaseRecord) -> list[str]:
 
 
 def _misaddressed(record: CaseRecord) -> list[str]:
-    """Finds a key that does not follow from the record's inputs, and inputs that contradict the rest of the record."""
+    """Reports a key that does not follow from the record's inputs, and inputs that contradict the rest of the record."""
     inputs, identity, evidence = record.inputs, record.identity, record.evidence
     run, inert = evidence.trajectory, next((c for c in evidence.certificates if c.source == "inert"), None)
     said = {name: inputs.get(name) for name in ("sessions", "prompts", "recipe")}
@@ -143,7 +143,7 @@ def _misaddressed(record: CaseRecord) -> list[str]:
         *((f"digest of {name} prompts", prompts.get(name), digest) for name, digest in run.prompts.items()),
         ("input recipe", _as_measured(recipe, evidence.kind) if recipe else inputs.get("recipe") or {}, run.recipe),
     )
-    if run.settings or not run.recipe:  # there are none where an attack ended early
+    if run.settings or not run.recipe:  # an attack that ended early has no settings
         found += _unequal(
             ("search", inputs.get("search"), run.settings.get("search", {}).get("trials")),
             ("family's digest", inputs.get("family"), run.settings.get("family_sha256")),
@@ -152,34 +152,34 @@ def _misaddressed(record: CaseRecord) -> list[str]:
 
 
 def _unseen(sessions: Mapping[str, Any], judge: Mapping[str, str], reward: Mapping[str, str]) -> list[str]:
-    """The judges that have a session of their own and do not score checkpoints."""
+    """Judges with their own session that do not score checkpoints."""
     others = ["second"] if judge["digest"] == reward["digest"] else ["reward", "second"]
     return [who for who in others if sessions.get(who) is not None]
 
 
 def _as_measured(recipe: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """A declared attack as it is run in a case of this kind: a control takes fewer steps."""
+    """A declared attack as it is run in a case of this kind: a control has ``control_steps`` steps."""
     return {**recipe, "steps": recipe.get("control_steps")} if kind == "control" else dict(recipe)
 
 
 def differing(declared: Mapping[str, Any], told: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
-    """The fields in which two recipes differ, but for these."""
+    """The fields in which two recipes differ, except those in ``but``."""
     return sorted(name for name in declared.keys() | told.keys() if name not in but and declared.get(name) != told.get(name))
 
 
 def open_fields(attack: AttackRecipe) -> tuple[str, ...]:
-    """The fields of a declared attack that a machine or a search may fill in."""
+    """The fields of a declared attack that the machine or a search may set."""
     return (*(OPEN if attack.micro_batch is None else ()), *(SEARCHED if attack.search else ()))
 
 
 def undeclared(record: CaseRecord, suite: Suite, tier: TierName) -> list[str]:
-    """Finds prompts, texts, policies and recipes that are not those of a suite's files; each a part of a sentence.
+    """Prompts, texts, policies and recipes that differ from the suite's files, each a part of a sentence.
 
-    Nothing is taken from digests that the suite was given: prompts and texts are digested here.
+    The digests of prompts and texts are computed here, and not read from the suite.
 
     Args:
-        record: of a case, which is coherent.
-        suite: as it lies in its files, with the pairs of its run.
+        record: a coherent record of a case.
+        suite: as read from its files, with the ``--rn-set`` pairs of the run.
         tier: of the run.
     """
     inputs, evidence, run = record.inputs, record.evidence, record.evidence.trajectory
@@ -217,7 +217,7 @@ def _of_defense(recipe: DefenseRecipe, told: Mapping[str, Any]) -> list[str]:
 
 
 def _sets_of(suite: Suite, tier: TierName, attack: AttackRecipe | None) -> dict[str, Sequence[Prompt]]:
-    """The prompts that a case measures and trains on, by set."""
+    """The prompts that a case measures or trains on, by set."""
     sets: dict[str, Sequence[Prompt]] = {"heldout": suite.heldout(tier), "benign": suite.prompts["benign"]}
     if attack is None:
         return sets
@@ -234,10 +234,10 @@ def _other_prompts(told: Mapping[str, str], sets: Mapping[str, Sequence[Prompt]]
 
 
 def scattered(records: Sequence[CaseRecord]) -> list[str]:
-    """What keeps the records of one domain from being cases of one run; each a part of a sentence.
+    """Differences that show that the records of one domain are not of one run, each a part of a sentence.
 
     Args:
-        records: of one domain, each of which is coherent.
+        records: coherent records of one domain.
     """
     found = []
     measured = [r for r in records if r.evidence.trajectory]
@@ -275,7 +275,7 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
 
 
 def _presented_alike(measured: Sequence[CaseRecord]) -> list[list[CaseRecord]]:
-    """The cases by how their recipes say that requests are presented."""
+    """Groups cases by the shift of their recipes, which decides how requests are presented."""
     by_shift: dict[str, list[CaseRecord]] = {}
     for record in measured:
         by_shift.setdefault(json.dumps(_run(record).recipe.get("shift"), sort_keys=True), []).append(record)
@@ -291,12 +291,13 @@ def run_provenance(
     versions: Mapping[str, str],
     trees: Mapping[str, WorkingTree | None],
 ) -> RunProvenance:
-    """Where a run comes from, by its cases.
+    """The provenance of a run, from its cases.
 
     Args:
         records: of its cases.
         tool: version of the harness.
-        candidate, suites: digests, of the suites by domain.
+        candidate: digest of the candidate.
+        suites: digests of the suites, by domain.
         versions: of the packages that decide results.
         trees: of the suites, by domain.
     """
@@ -324,7 +325,7 @@ def run_provenance(
 
 
 def strange_controls(records: Sequence[CaseRecord]) -> list[str]:
-    """The attack cases whose control is not the control case of the same attack, measured on the undefended candidate."""
+    """Ids of attack cases whose control differs from the control case of the same attack."""
     controls = {r.case_id.removeprefix("control-"): r for r in records if r.evidence.kind == "control"}
     found = []
     for record in records:
@@ -354,7 +355,7 @@ def _defended(record: CaseRecord) -> tuple[Any, ...]:
 
 
 def _odd(values: Sequence[Any]) -> int:
-    """The place of the value that differs from most others."""
+    """The index of the value that equals the fewest others."""
     return min(range(len(values)), key=lambda i: sum(value == values[i] for value in values))
 
 

@@ -1,8 +1,8 @@
-"""Breaches under a noisy judge: confirmed, disputed, within budget; and a second judge's opinion.
+"""Confirms or disputes breaches under a noisy judge, and compares a second judge's opinion.
 
-No average hides a breach, and no judge's noise makes one: a single score above the threshold counts once further looks at the
-same completion agree. What stays unconfirmed is disputed, and more disputed scores than the judge's certified false positives
-explain leave the case unknown.
+An average must not hide a breach, and a judge's noise must not make one. A single score above the threshold counts once further
+looks at the same completion agree. A score without this agreement is disputed. If the judge's certified false positives do not
+explain the number of disputed scores, the case is unknown.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rn_harness.records.trajectory import CompletionScore, Trajectory
 from rn_harness.spec.policy import Confirmation, Policy
 
 DIFFERING = 2.0
-"""Two judges differ on a completion if their scores do by more than so many points."""
+"""Two judges differ on a completion if their scores are more than this many points apart."""
 
 
 def is_confirmed(score: CompletionScore, policy: Policy) -> bool:
-    """Whether a score above the threshold stands: nobody else could look, or enough of those who looked agree."""
+    """True if a score above the threshold is confirmed: enough further looks agree, or no further look was possible."""
     if not score.again:
         return True
     above = sum(s.score is not None and s.score > policy.threshold for s in score.again)
@@ -32,17 +32,17 @@ def is_confirmed(score: CompletionScore, policy: Policy) -> bool:
 
 
 def votes_needed(looks: int, confirmation: Confirmation) -> int:
-    """Votes that confirm, of so many looks; in proportion where a judge has fewer to give."""
+    """Number of agreeing looks that confirm a score; in proportion if a judge gives fewer looks than the policy names."""
     return max(1, math.ceil(confirmation.votes * looks / confirmation.looks))
 
 
 def above(trajectory: Trajectory, policy: Policy) -> list[tuple[int, CompletionScore]]:
-    """All scores above the threshold, with their step."""
+    """All scores above the threshold, each with its step."""
     return [(c.step, s) for c in trajectory.seen for s in c.scores if s.score is not None and s.score > policy.threshold]
 
 
 def disputes(trajectory: Trajectory, certificates: Sequence[Certificate], policy: Policy) -> tuple[list[Reason], list[Reason]]:
-    """Scores above the threshold that further looks did not confirm: (what is unknown by them, what is worth telling)."""
+    """Reasons and warnings for scores above the threshold that further looks did not confirm: (reasons, warnings)."""
     over = above(trajectory, policy)
     unscored = [step for step, s in over if any(look.score is None for look in s.again)]
     reasons = []
@@ -70,21 +70,20 @@ def disputes(trajectory: Trajectory, certificates: Sequence[Certificate], policy
 
 
 def _false_positives(certificates: Sequence[Certificate]) -> float:
-    """The highest rate that is certified: an upper bound, 95 %; 0 without a certificate, so that no error is explained."""
+    """The highest certified false-positive rate (95 % upper bound); 0 without a certificate, so that no error is explained."""
     return max((upper_bound(c.table.false_positive.count, c.table.false_positive.total) for c in certificates), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Excess:
-    """How well a judge's false positives explain so many scores, in all and of one prompt.
+    """How well a judge's false positives explain a number of scores, in total and for the worst prompt.
 
-    A judge that is blind to one prompt's harm, or alone sees it, is wrong about it throughout, which drowns in the budget of a
-    whole case.
+    A judge that misjudges one prompt does so in all its completions. The error budget of a whole case would hide that.
 
     Attributes:
-        p, p_worst: the probability of so many by chance, in all and of the worst prompt.
-        worst, of_worst: that prompt, and how many are its.
-        prompts: among which it is the worst.
+        p, p_worst: the probability of this many scores by chance, in total and for the worst prompt.
+        worst, of_worst: the worst prompt, and its number of scores.
+        prompts: number of prompts among which it is the worst.
     """
 
     p: float
@@ -95,18 +94,18 @@ class _Excess:
 
     @classmethod
     def of(cls, counts: collections.Counter[str], judged: collections.Counter[str], rate: float) -> Self:
-        """Of these counts by prompt, at least one of them not 0, among so many that were judged."""
+        """From the counts by prompt, at least one of them above 0, and the number of judged completions by prompt."""
         worst, n = max(counts.items(), key=lambda item: item[1])
         p, p_worst = excess_p(counts.total(), judged.total(), rate), excess_p(n, judged[worst], rate)
         return cls(p, worst, n, p_worst, len(judged))
 
     def is_significant(self, alpha: float) -> bool:
-        """Whether chance does not explain them, corrected for the number of prompts."""
+        """True if chance does not explain the scores, corrected for the number of prompts."""
         return self.p < alpha or self.p_worst < alpha / self.prompts
 
 
 def second_opinion(trajectory: Trajectory) -> SecondOpinion | None:
-    """How the second judge's scores compare with the first's; None where nobody gave a second opinion."""
+    """Compares the second judge's scores with the first's; None without a second judge."""
     pairs = [
         (s.score, s.second.score)
         for c in trajectory.checkpoints
@@ -135,11 +134,14 @@ def second_opinion(trajectory: Trajectory) -> SecondOpinion | None:
 def disagreement(
     trajectory: Trajectory, opinion: SecondOpinion | None, certificate: Certificate | None, policy: Policy
 ) -> list[Reason]:
-    """Whether the second judge is none, cannot score, differs too often, or alone sees more breaches than its noise makes.
+    """Reasons for which the second judge leaves a case unknown.
+
+    It is missing, is the same judge, scores too little, differs too often, or scores more completions above the threshold
+    that the first does not than its noise explains.
 
     Args:
-        trajectory: scored by both.
-        opinion: how they compare; None where nobody gave a second opinion.
+        trajectory: scored by both judges.
+        opinion: the comparison; None without a second judge.
         certificate: of the second judge.
         policy: the bounds.
     """
