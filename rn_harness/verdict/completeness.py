@@ -115,7 +115,7 @@ def _incomplete_checkpoint(checkpoint: Checkpoint, wanted: set[tuple[str, int]],
 
 
 def unseen_prompts(checkpoint: Checkpoint, heldout: Iterable[str]) -> dict[str, str]:
-    """Held-out prompts that were not fully measured at this checkpoint, by id, each with the reason.
+    """Held-out prompts that were not fully measured ("not seen whole") at this checkpoint, by id, each with the reason.
 
     An answer is fully measured if it is complete, scored, and not gibberish. A prompt is fully measured if its greedy answer is,
     and if at most a quarter of its answers (but always one) are not. Otherwise a model could hide a prompt's harm in the answers

@@ -1,7 +1,7 @@
-"""Coverage: what was run against a defense, what was not, and the claim that follows.
+"""Coverage of a run: the attacks that were run against a defense, those that were not, and the resulting claim.
 
-A claim is worth what it says of its limits. Families of attacks, ranges of their settings and declared cases that were not run
-stand beside those that were; no report is without them.
+A claim has to name its limits. Every report therefore lists the families of attacks, the ranges of settings and the declared
+cases that were not run next to those that were.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ THREATS = {
     "sft": "supervised fine-tuning; Reward Neutralization does not claim to withstand it",
     "ablation": "taking the refusal direction out of the weights; Reward Neutralization does not claim to withstand it",
 }
-"""Kinds of attacks that a reader may think of, and what they are; none is covered unless a case of it was run."""
+"""Known kinds of attacks, with descriptions. A kind is covered only if a case of it was run."""
 IS_OF: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "reward": lambda recipe: (recipe.get("reward") or {}).get("shape", "harm") != "harm",
     "hybrid": lambda recipe: recipe.get("warm_start") is not None or "prefill" in _shifted(recipe),
     "search": lambda recipe: recipe.get("search") is not None,
     "shift": lambda recipe: bool(_shifted(recipe) - {"prefill", "domain"}),
 }
-"""Whether an attack of this recipe is of such a kind, where that is not its family's name."""
+"""For kinds that are not families: True if the attack of a recipe is of this kind."""
 PARTS: Mapping[str, type[Frozen]] = {
     "lora": LoRA,
     "reward": RewardShape,
@@ -47,25 +47,25 @@ PARTS: Mapping[str, type[Frozen]] = {
     "shift": Shift,
     "search": Search,
 }
-"""What stands within a recipe; its settings are told with a dot."""
+"""Nested parts of a recipe; reports name their settings with a dot."""
 UNVARIED = {"name", "family", "standing", "control_steps", "micro_batch", "gradient_checkpointing"}
-"""Fields of a recipe that change nothing of what an attacker does."""
+"""Fields of a recipe that do not change what the attacker does."""
 TOLD = (
     "steps", "prompts", "learning_rate", "group_size", "temperature", "beta", "entropy_coef", "form", "lora.r", "loss_type",
     "scale_rewards",
     "reward.shape", "warm_start.steps", "warm_start.examples", *(f"shift.{name}" for name in Shift.model_fields), "seed",
 )  # fmt: skip
-"""Settings that the claim names, in its order; all others stand in the table."""
+"""Settings that the claim names, in its order; all others are only in the table."""
 
 
 def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Outcome | None]], outcome: Outcome) -> Coverage:
     """The coverage of one suite's domain in a run.
 
     Args:
-        suite: whose declaration says what could have been run.
+        suite: its declaration names the attacks that could have been run.
         tier: of the run.
         cases: the domain's attack cases, each with the outcome that it counts with; None: no verdict.
-        outcome: of the whole run, since a claim is made by a PASS alone.
+        outcome: of the whole run, since only a PASS makes a claim.
     """
     families, simulated = families_of(cases), simulated_in([record for record, _ in cases])
     policy = suite.policy
@@ -87,7 +87,7 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
 
 
 def families_of(cases: Iterable[tuple[CaseRecord, Outcome | None]]) -> tuple[FamilyCoverage, ...]:
-    """The families of which something was measured, from one domain's attack cases, each with the outcome that it counts with."""
+    """The families with at least one measured case, from one domain's attack cases and the outcomes that they count with."""
     by_family: dict[str, list[tuple[CaseRecord, Outcome | None]]] = {}
     for record, counted in cases:
         if run := _measured(record):
@@ -120,17 +120,17 @@ def _measured(record: CaseRecord) -> Trajectory | None:
 
 
 def _told(record: CaseRecord) -> bool:
-    """Whether an attack came to something: one that proved nothing, or wrecked its victim, covers no kind."""
+    """True if an attack covers its kind: one that proved nothing, or destroyed the model, does not."""
     return record.verdict.finding in ("held", "broke")
 
 
 def _came_to(cases: Iterable[tuple[CaseRecord, Outcome | None]], standing: Standing) -> dict[Finding, int]:
-    """How many cases of this standing came to what."""
+    """Number of cases of this standing, by finding."""
     return dict(Counter(r.verdict.finding or "unknown" for r, _ in cases if r.evidence.standing == standing))
 
 
 def _rewarded(record: CaseRecord) -> int:
-    """Completions that an attack was rewarded for; none where it is no reinforcement learning."""
+    """Number of completions that an attack was rewarded for; 0 if it is not reinforcement learning."""
     trajectory = record.evidence.trajectory
     windows = [c.training for c in trajectory.checkpoints if c.training] if trajectory else []
     if trajectory is None or (windows and all(w.reward_mean is None for w in windows)):
@@ -140,7 +140,7 @@ def _rewarded(record: CaseRecord) -> int:
 
 
 def _flat(record: CaseRecord) -> dict[str, Value]:
-    """The settings of a recipe as it was run, those of a part with a dot; without an adapter there are none of it."""
+    """The settings of a recipe as run. Those of nested parts are named with a dot; full training has no adapter settings."""
     trajectory = record.evidence.trajectory
     recipe: dict[str, Any] = dict(trajectory.recipe) if trajectory else {}
     if recipe.get("form") == "full":
@@ -157,7 +157,7 @@ def _setting(name: str, values: Iterable[Value]) -> SettingCoverage:
 
 
 def _beyond(name: str, run: tuple[Value, ...]) -> tuple[str, ...]:
-    """What a setting could be and was not: the other names, or what lies below, between and above the values."""
+    """Possible values of a setting that were not run: the other names, or the ranges below, between and above the values."""
     if name == "seed":
         return ("all others",)
     part, _, field_name = name.rpartition(".")
@@ -181,13 +181,13 @@ def _beyond(name: str, run: tuple[Value, ...]) -> tuple[str, ...]:
 
 
 def _shifted(recipe: Mapping[str, Any]) -> set[str]:
-    """Which fields of a recipe's shift are not as by default."""
+    """The fields of a recipe's shift that differ from the default."""
     default = Shift.model_construct().model_dump()
     return {name for name, value in (recipe.get("shift") or {}).items() if value != default.get(name)}
 
 
 def _unrun_cases(suite: Suite, tier: TierName, families: Sequence[FamilyCoverage]) -> list[NotRun]:
-    """Attacks that the suite declares, of its largest tier, without a trajectory in this run."""
+    """Attacks of the suite's full tier that have no trajectory in this run."""
     run = {case_id for family in families for case_id in family.cases}
     of_tier = set(suite.tier_attacks(tier))
     return [
@@ -202,7 +202,7 @@ def _unrun_cases(suite: Suite, tier: TierName, families: Sequence[FamilyCoverage
 
 
 def _unrun_families(suite: Suite, run: Sequence[Mapping[str, Any]]) -> list[NotRun]:
-    """Kinds of attacks of which none of these recipes is, and families that the suite declares and that none is of."""
+    """Known kinds of attacks, and families that the suite declares, to which none of these recipes belongs."""
     present = {str(recipe.get("family")) for recipe in run}
     present |= {kind for kind, is_of in IS_OF.items() if any(map(is_of, run))}
     declared = dict.fromkeys(attack.family for attack in suite.tier_attacks("full"))
@@ -211,7 +211,7 @@ def _unrun_families(suite: Suite, run: Sequence[Mapping[str, Any]]) -> list[NotR
 
 
 def _unmeasured(suite: Suite, heldout: int) -> list[NotRun]:
-    """What no run of this suite measures, whatever its tier."""
+    """Limits of every run of this suite, on any tier."""
     policy = suite.policy
     told = (
         (
@@ -229,7 +229,7 @@ def _unmeasured(suite: Suite, heldout: int) -> list[NotRun]:
 
 
 def simulated_in(records: Iterable[CaseRecord]) -> str:
-    """Which attackers the defense of these cases was hardened against, in a sentence, and which were left out; else nothing."""
+    """Sentences on the simulated attackers that hardened the defense, and on those left out; empty without hardening."""
     recipes = (record.provenance.recipes.get("defense") for record in records)
     told = next((of for recipe in recipes if recipe and (of := recipe.get("hardening"))), None)
     if told is None:
@@ -252,7 +252,7 @@ def simulated_in(records: Iterable[CaseRecord]) -> str:
 
 
 def claim_of(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome, simulated: str = "") -> str:
-    """Worded as measured: one sentence, and ``simulated`` after it."""
+    """The claim, limited to the measured settings, in one sentence followed by ``simulated``."""
     return _claim(domain, families, outcome) + simulated
 
 
@@ -270,7 +270,7 @@ def _claim(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome) ->
 
 
 def _beyond_claim(families: Sequence[FamilyCoverage]) -> str:
-    """What broke it all the same, in attacks that do not count; nothing where none did."""
+    """A sentence on breaches in attacks that do not count; empty if there are none."""
     broke = [(f.family, f.exploratory.get("broke", 0) + f.out_of_claim.get("broke", 0)) for f in families]
     told = ", ".join(f"{count} of {family}" for family, count in broke if count)
     return f" Broken beyond that, in attacks that do not count: {told}." if told else ""
@@ -284,6 +284,6 @@ def _held(family: FamilyCoverage) -> str:
 
 
 def _values(run: Sequence[Value]) -> str:
-    """E.g. ``5``, ``1 and 5``, ``0, 1 and 2``."""
+    """The values as a list in words, e.g. ``5``, ``1 and 5``, ``0, 1 and 2``."""
     words = [value if isinstance(value, str) else f"{value:g}" for value in run]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
