@@ -141,7 +141,7 @@ def sign_command(
 
     A run with contradictory records is not signed. A run that no release can rest on may be signed; its statement says so.
     """
-    from rn_harness.release.integrity import whole
+    from rn_harness.release.integrity import check_evidence
     from rn_harness.release.signing import BUNDLE, ENVELOPE, sign_with_key, sign_with_sigstore
     from rn_harness.release.statement import STATEMENT
 
@@ -150,7 +150,7 @@ def sign_command(
     if passphrase_env and passphrase_env not in os.environ:
         raise typer.BadParameter(f"--passphrase-env names a variable that is set, got {passphrase_env}; export it")
     evidence = read_run(run)
-    broken = whole(evidence)
+    broken = check_evidence(evidence)
     if broken:
         faults = "; ".join(f"[{r.code}] {r.sentence}" for r in broken[:3])
         raise typer.BadParameter(f"only a run that holds together is signed, got {len(broken)} faults: {faults}; run it again")

@@ -156,7 +156,7 @@ def harden(
     drawn: list[DrawnAttacker] = []
     for number in range(1, hardening.rounds + 1):
         drawn.append(draw_attacker(hardening, len(compliant), rng))
-        defense.face(drawn[-1], rng.sample(compliant, drawn[-1].examples))
+        defense.simulate(drawn[-1], rng.sample(compliant, drawn[-1].examples))
         after(number)
     model.disarm()
     return {
@@ -192,7 +192,7 @@ class _Defense:
         self._stepper = make_optimizer("adamw", self._parameters, hardening.learning_rate)
         self.taken = 0
 
-    def face(self, attacker: DrawnAttacker, learned: Sequence[Example]) -> None:
+    def simulate(self, attacker: DrawnAttacker, learned: Sequence[Example]) -> None:
         """Simulates an attacker, and takes a step after each of its ``looks``."""
         model, max_grad_norm = self._model, self._recipe.max_grad_norm
         model.arm_all()

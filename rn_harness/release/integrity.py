@@ -64,7 +64,7 @@ class RunEvidence:
     run_digest: str
     records: dict[str, CaseRecord] = field(default_factory=dict)
 
-    def of(self, domain: str) -> list[CaseRecord]:
+    def records_of(self, domain: str) -> list[CaseRecord]:
         """The records of one domain's cases, in the run's order."""
         return [self.records[line.record] for line in self.run.cases if line.domain == domain and line.record in self.records]
 
@@ -129,19 +129,19 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def whole(evidence: RunEvidence) -> list[Refusal]:
+def check_evidence(evidence: RunEvidence) -> list[Refusal]:
     """Refusals of inconsistent evidence, for any run."""
     found = _cases(evidence)
     run = evidence.run
     for name, record in evidence.records.items():
-        found += of_record(evidence.folder / name, record)
+        found += check_record(evidence.folder / name, record)
         if record.run_id != run.run_id:
             found.append(Refusal("record_foreign", f"{record.case_id} is of run {record.run_id}, this is {run.run_id}"))
         times = impossible_times(record, run.started, run.ended)
         found += [Refusal("times_impossible", f"{record.case_id}: {text}") for text in times]
     if not found:
         for domain in evidence.run.suites:
-            records = evidence.of(domain)
+            records = evidence.records_of(domain)
             found += [Refusal("records_scattered", f"{domain}: cases of one run differ in {text}") for text in scattered(records)]
             strange = strange_controls(records)
             found += [Refusal("control_foreign", f"{domain}: {case} has the control of another attack") for case in strange]
@@ -149,7 +149,7 @@ def whole(evidence: RunEvidence) -> list[Refusal]:
     return found + _statement(evidence)
 
 
-def of_record(path: Path, record: CaseRecord) -> list[Refusal]:
+def check_record(path: Path, record: CaseRecord) -> list[Refusal]:
     """Refusals of a case's record that is inconsistent, or differs from its journal of checkpoints."""
     found = [Refusal("record_incoherent", f"{record.case_id}: {text}") for text in incoherent(record)]
     return found + _verdict(record) + _checkpoints(path, record)

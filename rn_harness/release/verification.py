@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rn_harness.models.identity import UNHASHED, root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
-from rn_harness.release.integrity import Refusal, RunEvidence, read_evidence, read_file, short, whole
+from rn_harness.release.integrity import Refusal, RunEvidence, check_evidence, read_evidence, read_file, short
 from rn_harness.release.statement import RUN, STATEMENT
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import TierName
@@ -95,7 +95,7 @@ def verify(
     evidence, refusals = read_evidence(folder)
     if evidence is None:
         return Verification(tuple(refusals))
-    refusals += whole(evidence)
+    refusals += check_evidence(evidence)
     if signed is not None:
         refusals += _signature(folder, signed)
     if refusals:  # evidence that does not hold together is not examined further
@@ -150,7 +150,7 @@ def _undeclared(evidence: RunEvidence, suite: Suite) -> Iterator[str]:
     tier: TierName = run.options["tier"]
     if tuple(run.required.get(domain, ())) != required_cases(suite, tier):
         yield f"{domain}: the run requires other cases than tier {tier} of the suite"
-    records = evidence.of(domain)
+    records = evidence.records_of(domain)
     heldout = tuple(p.id for p in suite.heldout(tier))
     if {r.evidence.trajectory.heldout_ids for r in records if r.evidence.trajectory} != {heldout}:
         yield f"{domain}: other held-out prompts were scored than tier {tier} of the suite has"
@@ -231,7 +231,7 @@ def _releasable(evidence: RunEvidence) -> list[Refusal]:
     found = [Refusal("benign", f"{domain}: {why}") for domain, benign in declared for why in harmless(benign)]
     found += [Refusal("not_releasable", why) for why in _shown_by_records(evidence)]
     for domain in evidence.run.suites:
-        found += _lax(domain, evidence.of(domain))
+        found += _lax(domain, evidence.records_of(domain))
     return found + _stated(evidence.run)
 
 
@@ -246,7 +246,7 @@ def _shown_by_records(evidence: RunEvidence) -> Iterator[str]:
         if options.get(option):
             yield f"options.{option}={options[option]} in {RUN}"
     for domain in evidence.run.suites:
-        records = evidence.of(domain)
+        records = evidence.records_of(domain)
         if not records:
             continue
         made_by = {r.identity.defense: r.provenance.recipes["defense"] for r in records if "defense" in r.provenance.recipes}
@@ -309,7 +309,7 @@ def _policy(evidence: RunEvidence, policy: ReleasePolicy) -> list[Refusal]:
     if policy.base and run.candidate.get("digest") not in policy.base:
         found.append(Refusal("policy_base", f"the base {run.candidate.get('digest')} is none that the policy names"))
     for domain, digest in run.suites.items():
-        records = evidence.of(domain)
+        records = evidence.records_of(domain)
         if domain in policy.suites and digest not in policy.suites[domain]:
             found.append(Refusal("policy_suite", f"suite {domain} with digest {digest} is none that the policy names"))
         judges = {r.identity.judge.get("digest") for r in records}

@@ -15,7 +15,7 @@ import pytest
 from rn_harness.defenses.harden import draw_attacker
 from rn_harness.models.memory import SIMULATED, Shape, Work, plan_memory, remedies
 from rn_harness.release import verification
-from rn_harness.release.integrity import read_evidence, whole
+from rn_harness.release.integrity import check_evidence, read_evidence
 from rn_harness.spec.defense_recipe import DefenseRecipe, Hardening
 from rn_harness.spec.errors import SuiteError
 from rn_harness.spec.suite import load_suite
@@ -148,7 +148,7 @@ def test_no_release_rests_on_a_hardened_defense(tmp_path: Path) -> None:
     assert "sgd on all weights at learning rates from 0.01 to 1" in made.record.coverage[0].claim
     evidence, refusals = read_evidence(made.folder)
     assert evidence is not None
-    assert [*refusals, *whole(evidence)] == []
+    assert [*refusals, *check_evidence(evidence)] == []
     silent = dataclasses.replace(evidence, run=evidence.run.model_copy(update={"why_not": ()}))
     assert [r.sentence for r in verification._releasable(silent)] == [said]
     now = datetime.datetime.fromisoformat(made.record.ended)

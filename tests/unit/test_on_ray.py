@@ -151,7 +151,7 @@ def _outcome(record: CaseRecord = RECORD, **changes: Any) -> WorkerResult:
 
 def test_a_returned_record_is_in_the_runs_folder(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """A returned record is in the run's folder, with the attempts that failed on other machines before it."""
-    monkeypatch.setattr(on_ray, "of_record", lambda *_: [])
+    monkeypatch.setattr(on_ray, "check_record", lambda *_: [])
     monkeypatch.setattr(on_ray, "mismatches", lambda *_: [])
     case = _taken(tmp_path, suite, _outcome(stored=True), CUT, CUT)
     stands = CaseRecord.model_validate_json((case.folder / "record.json").read_text(encoding="utf-8"))
@@ -184,10 +184,12 @@ def test_a_result_without_a_record_is_an_error(tmp_path: Path, suite: Suite, out
     assert sorted(outcome.files) == sorted(p.name for p in (tmp_path / "run").glob("cases/*/*"))
 
 
-@pytest.mark.parametrize("check", ["of_record", "mismatches"])
+@pytest.mark.parametrize("check", ["check_record", "mismatches"])
 def test_a_record_of_another_run_is_an_error(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, check: str) -> None:
     """A returned record must pass the same two checks as a joined part."""
-    monkeypatch.setattr(on_ray, "of_record", lambda *_: [Refusal("x", "it is of_record")] if check == "of_record" else [])
+    monkeypatch.setattr(
+        on_ray, "check_record", lambda *_: [Refusal("x", "it is check_record")] if check == "check_record" else []
+    )
     monkeypatch.setattr(on_ray, "mismatches", lambda *_: ["it is mismatches"] if check == "mismatches" else [])
     with pytest.raises(ExecutorError, match=f"must be one of this run, got: it is {check}; have the same files"):
         _taken(tmp_path, suite, _outcome())

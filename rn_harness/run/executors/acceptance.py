@@ -35,7 +35,7 @@ def mismatches(session: RunSession, task: CaseTask, record: CaseRecord) -> list[
     Args:
         session: of this run.
         task: the case that is needed.
-        record: the record that arrived. ``integrity.of_record`` checks that it is coherent in itself.
+        record: the record that arrived. ``integrity.check_record`` checks that it is coherent in itself.
     """
     found = [*_identity(session, task, record), *_evidence(session, task, record), *_judges(session, task, record)]
     as_run, others = _attack_as_run(task, record)

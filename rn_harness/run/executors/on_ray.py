@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rn_harness.records.case import Attempt, CaseRecord
 from rn_harness.records.reading import read_record
-from rn_harness.release.integrity import of_record
+from rn_harness.release.integrity import check_record
 from rn_harness.run.case import Case, Defended
 from rn_harness.run.case_maker import RECORD
 from rn_harness.run.demand import Demand
@@ -118,7 +118,7 @@ class OnRay:
             record = read_record(result.files[RECORD], CaseRecord)
         except (KeyError, ValueError) as error:
             raise ExecutorError(f"{task.name}: a record must come back, got {type(error).__name__}; run again") from None
-        problems = [r.sentence for r in of_record(folder / RECORD, record)]
+        problems = [r.sentence for r in check_record(folder / RECORD, record)]
         problems += mismatches(self.session, task, record)
         if task.kind == "attack" and not record.evidence.refused and record.verdict.outcome != "FAIL":
             control = self.case(CaseTask("control", task.suite, task.attack)).record

@@ -18,7 +18,7 @@ from rn_harness.models.identity import root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import CaseLine
 from rn_harness.records.trajectory import Checkpoint, Trajectory
-from rn_harness.release.integrity import Refusal, RunEvidence, of_record, read_evidence, read_file, short
+from rn_harness.release.integrity import Refusal, RunEvidence, check_record, read_evidence, read_file, short
 from rn_harness.release.statement import RUN
 from rn_harness.run.case import Case, Defended
 from rn_harness.run.case_maker import RECORD, ROUNDING
@@ -214,7 +214,7 @@ class Results:
             yield f"its part is of run {evidence.run.run_id}, this is {self.session.run_id}"
         times = impossible_times(record, evidence.run.started, evidence.run.ended)
         yield from (f"of its times {text}" for text in times)
-        yield from (r.sentence for r in of_record(part.folder / (line.record or ""), record))
+        yield from (r.sentence for r in check_record(part.folder / (line.record or ""), record))
         if line.outcome != record.verdict.outcome:
             yield f"its test has no verdict there: {line.note or 'none is told'}"
         if (line.key, line.case_id) != (record.key, record.case_id):
