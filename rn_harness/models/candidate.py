@@ -110,7 +110,7 @@ class Candidate:
             )
 
     def longest_prompt(self, texts: Sequence[str]) -> int:
-        """Tokens of the longest of the rendered prompts; an upper estimate if there is no tokenizer.json.
+        """Tokens of the longest of the rendered prompts; an upper estimate without a tokenizer.json.
 
         Raises:
             CandidateError: the tokenizer cannot be read.

@@ -68,7 +68,7 @@ def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[
 
     Args:
         folder: of the model.
-        allow_pickle: accept pickles if there are no safetensors.
+        allow_pickle: accept pickles if safetensors are missing.
         ignored: patterns of files that do not count as weights.
 
     Raises:

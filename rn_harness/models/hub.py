@@ -1,7 +1,7 @@
 """Models by name: a local folder, or an id on the Hugging Face hub.
 
 The hub is asked only for an id that the user named, and by a child process. Our process stays offline, so no library below us can
-fetch anything. A model that cannot be fetched as named is an error; there are no fallbacks.
+fetch anything. A model that cannot be fetched as named is an error, without a fallback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rn_harness.spec.errors import RnHarnessError
 FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """Files to fetch: weights in safetensors, configuration, tokenizer, chat template. No pickles, no code."""
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-"""Further files if the user allows pickles and the model has no safetensors."""
+"""Further files if the user allows pickles and the model lacks safetensors."""
 CODE = ("*.py",)
 """Further files if the user allows the model's code."""
 SKIPPED = ("*/*", "consolidated*")
@@ -45,7 +45,7 @@ def locate(model: str, revision: str | None = None, *, code: bool = False, pickl
         model: folder, or id on the hub such as ``owner/name``.
         revision: commit, tag or branch on the hub; None: ``main``.
         code: fetch Python files too.
-        pickles: fetch pickled weights if there are no safetensors.
+        pickles: fetch pickled weights if safetensors are missing.
 
     Returns:
         The folder, and the full commit; None for a local folder.

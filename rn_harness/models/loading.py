@@ -114,7 +114,7 @@ def _read(folder: Path, settings: Loading, device: str) -> tuple[Any, Any]:
         check_whole(loaded)
         return network, AutoTokenizer.from_pretrained(folder, **source)  # nosec B615 # a local folder
     except UnpicklingError as error:
-        raise more_than_numbers(folder, error) from None  # torch's own advice is to run what it refused
+        raise more_than_numbers(folder, error) from None  # torch would advise to run the refused pickle
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, *unfit) as error:
         raise CandidateError(
             "the files must hold a causal language model that transformers reads, got "

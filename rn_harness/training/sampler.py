@@ -34,7 +34,7 @@ class Sampler:
         """The sampler that a user names.
 
         Raises:
-            RecipeError: there is no such sampler, or the attacked weights would leave the machine.
+            RecipeError: the sampler is unknown, or the attacked weights would leave the machine.
         """
         kind, _, url = spec.partition(":")
         if spec not in SAMPLERS[:2] and not (kind == "vllm" and url):

@@ -5,7 +5,7 @@ They are in the store, under the defense's key, until the defense is whole. An a
 
 from __future__ import annotations
 
-import pickle  # nosec B403 # torch's error for what its reader of plain tensors refuses; nothing is unpickled here
+import pickle  # nosec B403 # the error of torch's reader of plain tensors; nothing is unpickled here
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Supervised steps on a handful of texts, with torch and without a trainer.
 
-An attack has few texts, and each step is on all of them: there are no batches, no order and no schedule. A defense has many, and
+An attack has few texts, and each step is on all of them, without batches, order or schedule. A defense has many, and
 each step has its own. The loss is the mean over the tokens of the answers, without those of the prompts.
 """
 

@@ -77,8 +77,8 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         import torch
 
         plain = without_wrapper(self.accelerator.unwrap_model(network))
-        # With several processes the wrapper around the network adds up gradients, so its pass is needed. With gradient
-        # checkpointing there is no cache.
+        # With several processes the wrapper around the network adds up gradients, so its pass is needed. Gradient
+        # checkpointing works without a cache.
         if self.accelerator.num_processes > 1 or self.args.gradient_checkpointing or not shares_prompts(plain):
             return super()._get_per_token_logps_and_entropies(
                 network, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
