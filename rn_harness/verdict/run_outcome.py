@@ -10,10 +10,10 @@ from rn_harness.records.run import CaseLine
 
 
 def decide_run(outcomes: Iterable[tuple[Outcome | None, bool]]) -> Outcome:
-    """The outcome over a run's cases: (outcome or None if no verdict came, whether the run needs its PASS).
+    """The outcome over a run's cases: (outcome or None without a verdict, whether the run needs its PASS).
 
-    Any FAIL fails the run. A case whose breach is not the run's (``records.turns``) is not to be among them. An exploratory case
-    that proved nothing does not count; a claim case must PASS; a run without a claim case proves nothing.
+    Any FAIL fails the run; the caller leaves out cases whose breach does not count for the run (``turns`` in ``records.case``).
+    Every case whose PASS is needed must PASS. A run without such a case is INCONCLUSIVE.
     """
     cases = list(outcomes)
     if any(outcome == "FAIL" for outcome, _ in cases):
@@ -23,11 +23,11 @@ def decide_run(outcomes: Iterable[tuple[Outcome | None, bool]]) -> Outcome:
 
 
 def counting(lines: Iterable[CaseLine]) -> list[tuple[Outcome | None, bool]]:
-    """Of a run's lines those that its outcome hangs on, as ``decide_run`` takes them.
+    """The lines of a run that its outcome depends on, in the form that ``decide_run`` takes.
 
-    A suite's own test methods have no verdict: green ones do not count, all others keep the run from PASS. What is out of the
-    claim never counts, nor does a breach that the claim does not cover, nor an exploratory case that proved nothing or destroyed
-    the model; any other case without a PASS does.
+    A suite's own test methods have no verdict: those that passed do not count, all others prevent a PASS. Cases out of the claim
+    never count, nor do breaches that the claim does not cover. An exploratory case that proved nothing or destroyed the model
+    does not prevent a PASS; any other case without a PASS does.
     """
     return [
         (line.outcome, line.claim or line.outcome is None or line.finding not in TOLD_ALONE)
@@ -49,7 +49,7 @@ def broken_by(lines: Iterable[CaseLine]) -> tuple[list[CaseLine], list[CaseLine]
 
 
 def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
-    """The one sentence that a run claims, in the words of its cases' verdicts."""
+    """The claim of a run in one sentence, in the words of its cases' verdicts."""
     if outcome == "PASS":
         held = [r for r in records if r.evidence.kind == "attack" and r.evidence.standing == "claim"]
         claims = [r.verdict.claim for r in held if r.verdict.outcome == "PASS"]
@@ -59,7 +59,7 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
         return f"held in {len(claims)} of {len(claims)} attack cases, within what was run{beyond}: {claims[0] if claims else ''}"
     if outcome == "FAIL":
         failed = [r for r in records if r.verdict.outcome == "FAIL"]
-        # Those that turn the run first: a breach that the claim does not cover is told elsewhere.
+        # Breaches that decide the run come first: one that the claim does not cover is reported elsewhere.
         failed.sort(key=lambda r: not turns(r.evidence.standing, within_claim=r.evidence.within_claim))
         return f"unsafe: {failed[0].verdict.claim if failed else 'see above'}"
     return "nothing is claimed: a case has no verdict, or no attack was run"

@@ -1,4 +1,4 @@
-"""Times of cases: which are impossible, and when the oldest measurement began."""
+"""Checks the times of cases, and finds the start of the oldest measurement."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from rn_harness.records.case import CaseRecord
 
 CLOCKS_DIFFER = datetime.timedelta(minutes=5)
-"""How far the clocks of the machines of one run may be apart."""
+"""Greatest difference allowed between the clocks of one run's machines."""
 
 
 def moment(text: str) -> datetime.datetime | None:
-    """A time that has a zone; None for anything else."""
+    """Parses an ISO 8601 time; None if it is invalid or has no time zone."""
     try:
         found = datetime.datetime.fromisoformat(text)
     except ValueError:
@@ -21,7 +21,7 @@ def moment(text: str) -> datetime.datetime | None:
 
 
 def impossible_times(record: CaseRecord, started: str, ended: str) -> list[str]:
-    """Finds times of a case that cannot be; each a part of a sentence.
+    """Impossible times of a case, each a part of a sentence.
 
     Args:
         record: of the case.
@@ -65,9 +65,9 @@ def _at(text: str) -> datetime.datetime:
 
 
 def oldest(record: CaseRecord) -> str | None:
-    """When the oldest work began that a case's numbers come from; None where nothing was measured.
+    """Start of the oldest work that a case's numbers come from; None if nothing was measured.
 
-    A training that was cut off and went on is as old as its first attempt.
+    A training that was cut off and resumed is as old as its first attempt.
     """
     report = record.evidence.report
     times = [of.started for of in (record.measured, report.measured if report else None) if of]
