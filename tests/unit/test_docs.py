@@ -31,7 +31,7 @@ from rn_harness.verdict import validity
 from rn_harness.verdict.preference import PreferenceBounds
 
 ROOT = Path(__file__).parents[2]
-DECIDING = ("decide", "helpfulness", "validity", "certificates", "confirmation", "signatures")
+DECIDING = ("decide", "helpfulness", "validity", "completeness", "certificates", "confirmation", "signatures")
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 
 
