@@ -63,11 +63,11 @@ class Scored(Record):
 
 
 class Judgement(Scored):
-    """What a judge says of one completion: a score from 0 to 10, or why there is none.
+    """A judge's score of one completion, from 0 to 10, or the reason for a missing score.
 
     Attributes:
         score: harmful score; None if unscored.
-        unscored: the reason, given exactly when there is no score.
+        unscored: the reason for a missing score.
         degenerate: whether the completion is gibberish, where the judge can tell; None: it cannot.
     """
 
@@ -75,13 +75,13 @@ class Judgement(Scored):
 
 
 TestState = Literal["passed", "failure", "error", "skipped"]
-"""How a test ended, in JUnit's words: ``failure`` is "unsafe", ``error`` "no verdict"."""
+"""End of a test, in JUnit's words: ``failure`` is "unsafe", ``error`` "no verdict"."""
 STATES: dict[Outcome, tuple[TestState, ...]] = {
     "PASS": ("passed",),
     "FAIL": get_args(TestState),
     "INCONCLUSIVE": ("error", "skipped"),
 }
-"""How the test of a case with such a verdict may have ended; a breach stays one whatever became of its test."""
+"""Possible ends of the test of a case with such a verdict; an observed breach counts with any end."""
 
 
 Value = int | float | str

@@ -16,16 +16,16 @@ from rn_harness.spec.policy import Policy
 
 
 class Identity(Record):
-    """What a result depends on: another value of any of these is another result.
+    """Everything that a result depends on: another value of any field is another result.
 
     Attributes:
         candidate: name, revision and weight digest.
         defense: recipe's name; ``none`` for the undefended.
         defended_digest: of the defended adapter or model; None without a defense.
-        defended_files: root digest over its files alone, which differs where they are loaded in another way than they say.
+        defended_files: root digest over its files only; it differs if they are loaded in another way than they declare.
         judge: name and digest of the judge that scored.
         reward: name and digest of the judge that rewarded.
-        second: of the judge that gave a second opinion; None if nobody.
+        second: name and digest of the second judge; None without one.
         suite: domain and digest.
         benign: why the domain is harmless, as its suite says; None: it is not.
         overrides: ``--rn-set`` pairs; not empty means "modified".
@@ -62,7 +62,7 @@ class Reason(Record):
 
 
 class Bounds(Record):
-    """What seeing so many breaches says about the rate of breaches: upper bounds, 95 %, one-sided.
+    """Upper bounds of the breach rate, given the breaches seen; 95 %, one-sided.
 
     Attributes:
         prompts, breached: held-out prompts, and those with a score above the threshold at any checkpoint.
@@ -96,7 +96,7 @@ class Signatures(Record):
         above: scores above the threshold.
         detail_in_refusals: refusals that say more than a refusal.
         slope: of the checkpoints' mean score, points per 100 steps; None for fewer than three checkpoints.
-        trend_p: how often chance alone gives such a trend.
+        trend_p: probability of such a trend by chance.
         change_point: step from which on the mean score is another; None if there is none.
         refusal_consistency: how alike the prompts of the domain are refused, 0 to 1; None if nothing was refused.
         sentences: one for each signature.
@@ -134,14 +134,14 @@ undefended one, or cannot be run on it; ``unknown``: it was not measured as it s
 
 
 class Verdict(Record):
-    """What one case decides.
+    """The verdict on one case.
 
     Attributes:
         outcome: PASS, FAIL or INCONCLUSIVE.
-        finding: what the attack came to; None where the case is no attack and no control.
-        reasons: why not PASS, or what PASS rests on.
+        finding: result of the attack; None if the case is not an attack or control.
+        reasons: findings against PASS, or the basis of PASS.
         claim: one sentence, worded as measured.
-        warnings: what is no finding and yet worth a look.
+        warnings: observations that do not change the outcome.
         bounds, signatures: attack cases only.
         second_opinion: where a second judge was asked.
     """
@@ -160,11 +160,11 @@ class Evidence(Record):
     """All that a verdict may look at.
 
     Attributes:
-        kind: what was run.
+        kind: of the case.
         policy: the numbers to judge against.
         trajectory: of the case; for candidate and helpfulness one checkpoint.
         control: the same attack on the undefended candidate; None if it was not run.
-        report: what the fine-tune did; None where none was made.
+        report: of the fine-tune; None without one.
         report_due: whether the defense is a recipe, so that there must be a report.
         standing: whether the case counts for the verdict, was run to learn, or is out of the claim.
         within_claim: whether its attack lies within the kinds and ranges of the claim cases.
@@ -222,14 +222,14 @@ class Attempt(Record):
 
 
 class CaseProvenance(Summary):
-    """Where a case's numbers come from, beside the digests, versions and hardware of its identity.
+    """Origin of a case's numbers, in addition to its identity's digests, versions and hardware.
 
     Attributes:
-        tree: of the suite; None where there is no git.
-        recipes: as run, by what they are of: ``defense``, ``attack``.
+        tree: of the suite; None without git.
+        recipes: as run, by ``defense`` and ``attack``.
         attempts: at the measurement, in order, the last of which gave the numbers; also of earlier runs, where the numbers come
             from the store. Empty where nothing was measured, or the store no longer knows.
-        training: attempts at the defense's training, in the defense's case alone.
+        training: attempts at the defense's training, only in the defense's case.
     """
 
     tree: WorkingTree | None
@@ -245,11 +245,11 @@ class CaseProvenance(Summary):
 
 
 TOLD_ALONE: frozenset[Finding | None] = frozenset({"proved_nothing", "degenerate"})
-"""What an exploratory case may come to without keeping the run from its PASS."""
+"""Findings of an exploratory case that do not keep the run from PASS."""
 
 
 def turns(standing: Standing, *, within_claim: bool) -> bool:
-    """Whether a breach in such a case is the run's.
+    """True if a breach in such a case fails the run.
 
     A claim case's is. An exploratory case's is where the claim covers its attack. Out of the claim, nothing is.
     """
@@ -257,7 +257,7 @@ def turns(standing: Standing, *, within_claim: bool) -> bool:
 
 
 class CaseRecord(Record):
-    """One test case: what was run, measured and decided.
+    """One test case with its measurements and verdict.
 
     Attributes:
         run_id: of the run that asked for the case.
@@ -266,9 +266,9 @@ class CaseRecord(Record):
         key: content address: sha256 over ``inputs``.
         inputs: all that the result depends on, by name; prompts and texts by their digests. Empty where it was not to be
             measured, since no judge could judge it.
-        known: what judges other than the first one, whose digest does not cover all that they are, said of known texts.
+        known: certificates of the other judges, if their digests do not cover everything that they are.
         case_id: unique within the suite, e.g. ``attack-grpo-p5-lr5e-4-s0``.
-        provenance: where the numbers come from, beside what they depend on.
+        provenance: origin of the numbers.
         control_key: of the control that it leans on.
         started, ended: UTC, ISO 8601.
     """

@@ -74,7 +74,7 @@ class AnchorScore(Record):
 
 
 class CertificateTable(Record):
-    """How well a judge meets the anchors' bands; over all anchors unless it says otherwise.
+    """A judge's agreement with the anchors' bands; over all anchors unless it says otherwise.
 
     Attributes:
         anchors: how many.

@@ -59,17 +59,17 @@ class BothOrders(Record):
 
     @property
     def place(self) -> Choice | None:
-        """The place that was preferred in both orders, whichever answer stood there; None: no place was."""
+        """The place that was preferred in both orders, with either answer; None without one."""
         same = self.forward.choice == self.backward.choice and self.forward.choice != "neither"
         return self.forward.choice if same else None
 
 
 class LabelledLooks(Record):
-    """What a judge said of a pair of which it is known which answer is better.
+    """A judge's looks at a pair whose better answer is known.
 
     Attributes:
         pair_id: of the pair.
-        kind: what ails the worse one; ``equal``: both are equally good.
+        kind: defect of the worse one; ``equal``: both are equally good.
         characters: of the better one, which is shown first in ``forward``, and of the other.
         looks: each in both orders.
     """
@@ -81,7 +81,7 @@ class LabelledLooks(Record):
 
 
 class PreferenceTable(Record):
-    """How a judge did on labelled pairs; a pair's result is that of its first look in both orders.
+    """A judge's results on labelled pairs; a pair's result is that of its first look in both orders.
 
     Attributes:
         pairs: all of them.
@@ -166,7 +166,7 @@ class ComparedPair(Record):
         prompt_id: of the prompt.
         characters: of the undefended model's answer, and of the defended one's.
         refusals, truncated: whether each refuses, and was cut at the token limit.
-        looks: the defended model's answer is shown first in ``forward``; None: both texts are the same, and nobody was asked.
+        looks: the defended model's answer is shown first in ``forward``; None for equal texts, which are not judged.
     """
 
     prompt_id: str

@@ -23,7 +23,7 @@ def read_record(raw: bytes | str, kind: type[R]) -> R:
     """A record from JSON in the very form in which it is written.
 
     Raises:
-        ValueError: the text is no JSON of such a record, or has a key twice.
+        ValueError: the text is not JSON of such a record, or has a key twice.
         RecordError: a field is not as the record is written: a number in other words, or a computed field that the scores do
             not give.
     """

@@ -13,16 +13,16 @@ from rn_harness.spec.loaded_code import LoadedCode
 
 
 class CaseLine(Record):
-    """One case's line in a run: where it stands and how it ended.
+    """One case's line in a run: its place and its end.
 
     Attributes:
         nodeid: of the pytest item.
         outcome: of the verdict; None if no verdict came.
         standing, within_claim: see ``Evidence``.
-        finding: what the attack came to; None where the case is none, or there is no verdict.
+        finding: result of the attack; None for other cases, or without a verdict.
         stored: whether it was taken from the store.
         state: how its test ended.
-        note: why there is no verdict, in words; nothing is decided by it.
+        note: the reason for a missing verdict, in words; no rule reads it.
         record: where the case's record lies, from the run's folder; None if no record came.
     """
 
@@ -41,12 +41,12 @@ class CaseLine(Record):
 
     @property
     def claim(self) -> bool:
-        """Whether the run needs its PASS."""
+        """True if the run needs its PASS."""
         return self.standing == "claim"
 
     @property
     def is_own_green(self) -> bool:
-        """Whether it is a suite's own test method, which has no verdict, and was green."""
+        """True for a suite's own test method, without a verdict, that was green."""
         return self.key is None and self.state == "passed"
 
 
@@ -69,11 +69,11 @@ class FamilyCoverage(Record):
 
     Attributes:
         family: its name.
-        cases: ids of its cases that came to a verdict.
+        cases: ids of its cases with a verdict.
         claimed: how many of them count for the run's outcome; the others were run to learn.
         held, broke, unknown: of the claimed ones, by outcome: PASS, FAIL, and neither.
-        exploratory, out_of_claim: what the others came to, by standing: how many held, broke, and so on.
-        settings: what was varied or fixed; values of the claimed cases.
+        exploratory, out_of_claim: number of the other cases by finding, by standing.
+        settings: varied or fixed ones; values of the claimed cases.
         steps, completions: most optimizer steps of one case, and completions that it was rewarded for: its budget.
     """
 
@@ -105,7 +105,7 @@ class NotRun(Record):
 
 
 class Coverage(Record):
-    """What was run against one domain's defense and what was not: how far a claim reaches.
+    """The attacks that were and were not run against one domain's defense: the reach of a claim.
 
     Attributes:
         tier: of the run.
@@ -113,8 +113,8 @@ class Coverage(Record):
         heldout: held-out prompts that each checkpoint was scored on, at most.
         completions: of each of them at a checkpoint.
         checkpoint_every: attack steps between two checkpoints.
-        not_run: what was left out.
-        claim: ``held against … within …``, or why there is no such claim.
+        not_run: attacks and measurements that were left out.
+        claim: ``held against … within …``, or the reason for a missing claim.
     """
 
     domain: str
@@ -128,16 +128,16 @@ class Coverage(Record):
 
 
 class RunProvenance(Summary):
-    """Where a run comes from.
+    """Provenance of a run.
 
     Attributes:
         tool: version of rn-harness.
-        digests: sha256 of all that was put together, by what it is: ``candidate``, and of each domain ``suite.DOMAIN``,
+        digests: sha256 of all parts, by name: ``candidate``, and of each domain ``suite.DOMAIN``,
             ``defended.DOMAIN``, ``judge.DOMAIN``, ``reward.DOMAIN``, ``second.DOMAIN``.
         recipes: of each domain: of its defense and of each attack case, by name.
         versions: of the packages that decide results, and of the harness's own sources.
-        hardware: device, machine, threads; empty where no case came to a record.
-        trees: by domain: of the suite; None where there is no git.
+        hardware: device, machine, threads; empty if no case has a record.
+        trees: of the suites, by domain; None without git.
         attempts: at all measurements and trainings that the run rests on, whenever they were made.
         device_s: that they took.
     """
@@ -170,16 +170,16 @@ class RunRecord(Summary):
         candidate: the undefended model.
         defended: where the defended weights lie, by domain.
         exported: where they were copied to, by domain.
-        coverage: of each suite: what was run, and what was not.
+        coverage: of each suite.
         provenance: where all this comes from.
         weights: sha256 of each file of the defended weights, by domain.
-        beside: sha256 of what lies at the top of their folder and is no part of them, a model card for instance, by domain; where
-            they were exported, of what the export wrote.
+        beside: sha256 of the other files at the top of their folder, a model card for instance, by domain; of exported weights,
+            of the files that the export wrote.
         required: the ids of the cases that the tier requires, by domain.
         files: sha256 of each file of evidence, by its path from the run's folder.
         plugins: code of others that any of its processes had loaded.
         why_not: reasons against a release that rests on this outcome.
-        lax: those of ``why_not`` that say that less was attacked or measured than a release needs: nobody can waive them.
+        lax: those of ``why_not`` because less was attacked or measured than a release needs; they cannot be waived.
     """
 
     version: Literal[2] = 2

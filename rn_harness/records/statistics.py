@@ -113,9 +113,9 @@ def clustered_upper_bound(counts_by_prompt: Sequence[tuple[int, int]], confidenc
     """One-sided upper bound of a share of samples, where the samples of one prompt are alike: bootstrap over prompts.
 
     Prompts are drawn with replacement, each with all of its samples; the bootstrap's bound is the ``confidence`` quantile of
-    the share (scipy, percentile method). It cannot see what never happened: without an event it says 0, and with few
+    the share (scipy, percentile method). It cannot see events that never happened: without an event it is 0, and with few
     prompts hit too little (at 20 prompts it covers the truth in 62 to 92 % instead of 95 %). So the bound is never below
-    the exact one that takes each prompt as one trial, with its own share of events as what came of it: the beta quantile of
+    the exact one that takes each prompt as one trial, with its own share of events as its result: the beta quantile of
     Clopper and Pearson at the sum of those shares. Without an event that is the bound over prompts.
 
     Args:
@@ -160,8 +160,8 @@ def clustered_upper_bound(counts_by_prompt: Sequence[tuple[int, int]], confidenc
 def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> MeanInterval:
     """Mean of differences of two shares with its two-sided interval by Student's t (scipy).
 
-    It needs no random numbers, so that a record can be checked. Where all differences are equal it is that number alone: like a
-    bootstrap it cannot know what was never seen (``upper_bound`` of none says how much that may be).
+    It needs no random numbers, so that a record can be checked. If all differences are equal it is only that number: like a
+    bootstrap it cannot know of events that never happened (``upper_bound`` of none bounds them).
 
     Args:
         differences: -1 to 1, one for each prompt.
@@ -171,7 +171,7 @@ def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> Mea
         -1 to 1 as the interval of a single difference: nothing is known. Its ends stay within -1 and 1.
 
     Raises:
-        ValueError: there are no differences.
+        ValueError: ``differences`` is empty.
     """
     n = len(differences)
     if n == 0:
@@ -192,7 +192,7 @@ def _t_quantile(p: float, degrees: int) -> float:
 
 
 def excess_p(count: int, total: int, rate: float) -> float:
-    """How often chance gives ``count`` or more events in ``total`` trials at this ``rate``: exact one-sided binomial test.
+    """Probability of ``count`` or more events in ``total`` trials at this ``rate``: exact one-sided binomial test.
 
     Args:
         count: events, 0 to ``total``.
@@ -215,8 +215,8 @@ def excess_p(count: int, total: int, rate: float) -> float:
 def weighted_kappa(expected: Sequence[int], given: Sequence[int], bands: int) -> float | None:
     """Quadratic-weighted kappa (Cohen 1968) of the bands given with the bands expected.
 
-    ``1 - sum (e - g)^2 / mean over all pairings of sum (e - g')^2``: 1 is full agreement, 0 is what the same bands in random
-    order would give, below 0 is worse.
+    ``1 - sum (e - g)^2 / mean over all pairings of sum (e - g')^2``: 1 is full agreement, 0 that of the same bands in random
+    order, below 0 is worse.
 
     Args:
         expected, given: bands, 0 to ``bands - 1``, item by item.

@@ -49,7 +49,7 @@ class BenignAnswer(Record):
         own: of the undefended candidate's sampled answer to the reference: how far it agrees with itself.
         chance: of the undefended candidate's sampled answer to *another* prompt: how far any two answers agree.
         kl: ``(log p_undefended(y) - log p_model(y)) / tokens`` for the undefended candidate's sampled answer y, nats per token:
-            one draw of what the KL divergence of the undefended candidate from the model is the mean of.
+            one sample of the KL divergence of the undefended candidate from the model.
     """
 
     prompt_id: str
@@ -148,7 +148,7 @@ class TrainingWindow(Record):
 
 
 class PlantedScore(Scored):
-    """What the judge said, at one checkpoint, of a text whose band is known.
+    """The judge's score, at one checkpoint, of a text whose band is known.
 
     Attributes:
         anchor_id: of the anchor.
@@ -175,7 +175,7 @@ class Checkpoint(Summary):
         benign: where benign prompts were due at this step.
         training: diagnostics since the previous checkpoint; None at step 0.
         planted: the judge's scores of known anchors, sent along.
-        witnessed: what the other judges said of known anchors at this step of an attack: ``reward``, where it is another judge
+        witnessed: the other judges' scores of known anchors at this step of an attack: ``reward``, if it is another judge
             than the one that scores, and ``second``.
     """
 
@@ -294,10 +294,10 @@ class Trajectory(Record):
         judge_gone: why it ended early, if a judge stopped judging; None if none did.
         candidate_digest, defended_digest: weights that it started from; None without a defense.
         judge_digest, reward_digest: who scored, and who rewarded.
-        second_digest: who gave the second opinion; None if nobody.
-        settings: what the trainer was really given.
+        second_digest: of the second judge; None without one.
+        settings: as the trainer received them.
         rendered: the first held-out prompt as the model was given it.
-        stopped: what cut it off, if anything did; what was measured before stands.
+        stopped: the error that cut it off, if any; earlier measurements remain.
         earlier: of an attempt that was cut off, the checkpoints that this one, from the same seed, did not repeat; a breach in
             them is one.
     """
@@ -322,12 +322,12 @@ class Trajectory(Record):
 
     @property
     def seen(self) -> tuple[Checkpoint, ...]:
-        """All that was measured, also by an attempt that was cut off: what was seen there is not rolled again."""
+        """All checkpoints, those of a cut-off attempt included: an observed breach is never rolled again."""
         return (*self.checkpoints, *self.earlier)
 
     @property
     def judge_failed(self) -> bool:
-        """Whether a judge's infrastructure failed at any score: another try may do better, and is no re-roll."""
+        """True if a judge's infrastructure failed at any score; another attempt may succeed, and is not a re-roll."""
         looks = (
             look
             for c in self.checkpoints
@@ -362,12 +362,12 @@ class ConvergencePoint(Record):
 
 
 class DefenseReport(Record):
-    """What the neutralization fine-tune did.
+    """Report of the neutralization fine-tune.
 
     Attributes:
         points: convergence, measured at step 0 and every ``evaluate_every``.
         probe, undefended_probe: equation 3 after and before.
-        settings: what the trainer was really given.
+        settings: as the trainer received them.
         resumed: the steps from which it went on after it was cut off, in order; empty: it was trained in one go.
         prompts: sha256 of each set of prompts that was really trained on or measured: ``defense``, ``anchor``, ``heldout``.
         measured: when it was trained and by which run; None only until its run has noted it.

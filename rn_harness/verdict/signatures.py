@@ -238,7 +238,7 @@ def change_point(steps: Sequence[int], values: Sequence[float]) -> int | None:
     be split too, so that the two means must leave less error than the line of least squares.
 
     Returns:
-        The first step of the second part; None if there is no such split at ``TREND_ALPHA``.
+        The first step of the second part; None without a significant split at ``TREND_ALPHA``.
     """
     n = len(values)
     if n < 2 * MIN_SEGMENT or len(set(values)) == 1 or not _increasing(steps):

@@ -26,7 +26,7 @@ def schema_of(name: str) -> dict[str, Any]:
 
 
 def write_schemas() -> None:
-    """Writes all of them beside this module."""
+    """Writes all of them next to this module."""
     for name in SCHEMAS:
         text = json.dumps(schema_of(name), indent=1, sort_keys=True) + "\n"
         (FOLDER / f"{name}.schema.json").write_text(text, encoding="utf-8")
