@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from rn_harness.cli.shared import (
-    AsJson,
-    JudgeSpec,
-    RewardJudgeSpec,
-    SecondJudgeSpec,
-    settings_command,
-    tell,
-    usage_errors,
-)
+from rn_harness.cli.shared import AsJson, JudgeSpec, RewardJudgeSpec, SecondJudgeSpec, settings_command, tell, usage_errors
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from rn_harness.judges.protocol import Judge
     from rn_harness.report.progress import Progress
     from rn_harness.run.attack_strength import Strength
@@ -81,10 +75,7 @@ def certify_judge_command(
             found.append(certify(judge, load_anchors(labels), policy, "labels"))
     below = [phrase for c in found for phrase in shortcomings(c, policy)]
     lines = [line for certificate in found for line in certificate_table(certificate)]
-    lines.append("certified" if not below else f"not certified: {'; '.join(below)}")
-    document = {"certified": not below, "shortcomings": below, "certificates": [c.model_dump(mode="json") for c in found]}
-    tell(lines, document, as_json)
-    raise typer.Exit(1 if below else 0)
+    _end("certified", found, lines, below, as_json=as_json)
 
 
 def _certify_preference(spec: str, labels: Path | None, *, as_json: bool) -> None:
@@ -97,7 +88,12 @@ def _certify_preference(spec: str, labels: Path | None, *, as_json: bool) -> Non
     with usage_errors():
         found, below = certificates_of(resolve_preference(_organism(spec), Path.cwd()), load_pairs(labels) if labels else None)
     lines = [line for certificate in found for line in preference_lines(certificate)]
-    lines.append("certified for preference" if not below else f"not certified for preference: {'; '.join(below)}")
+    _end("certified for preference", found, lines, below, as_json=as_json)
+
+
+def _end(word: str, found: Sequence[BaseModel], lines: list[str], below: Sequence[str], *, as_json: bool) -> NoReturn:
+    """Prints certificates, and exits with 1 if the judge is below a bound."""
+    lines.append(f"not {word}: {'; '.join(below)}" if below else word)
     document = {"certified": not below, "shortcomings": below, "certificates": [c.model_dump(mode="json") for c in found]}
     tell(lines, document, as_json)
     raise typer.Exit(1 if below else 0)

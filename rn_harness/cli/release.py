@@ -78,12 +78,7 @@ def verify_command(options: VerifyOptions) -> None:
         if options.max_age is not None:
             policy = aged(policy, options.max_age)
     found = verify(
-        options.run,
-        weights=options.weights,
-        policy=policy,
-        suites=options.suite or (),
-        signed=options.signature,
-        waivers=waivers,
+        options.run, weights=options.weights, policy=policy, suites=options.suite or (), signed=options.signature, waivers=waivers
     )
     tell(_verification_lines(found), _verification_document(found), options.as_json)
     raise typer.Exit(1 if found.refusals else 0)

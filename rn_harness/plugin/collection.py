@@ -14,13 +14,7 @@ from typing import Any
 
 import pytest
 
-from rn_harness.plugin.pytest_compat import (
-    fixture_definitions,
-    fixture_function,
-    is_test_class,
-    is_test_function,
-    is_test_method,
-)
+from rn_harness.plugin.pytest_compat import fixture_definitions, fixture_function, is_test_class, is_test_function, is_test_method
 
 SUITE_FILE = "suite.yaml"
 COLLECTED_NAME = "rn-harness-collected"

@@ -21,8 +21,8 @@ class OptionDeclaration:
 
     Attributes:
         flag: as it is typed.
-        help: its meaning, for ``--help`` and the page.
         metavar: name of its value; empty: a switch.
+        help: its meaning, for ``--help`` and the page.
         default: its value if it is not typed; a tuple if the option may be repeated.
         choices: the values that it takes; empty: any.
         exported: True if ``export-config`` repeats it when it differs from the default; ``always``: also when it does not.
@@ -32,8 +32,8 @@ class OptionDeclaration:
     """
 
     flag: str
-    help: str
     metavar: str
+    help: str
     default: Any
     choices: tuple[str, ...]
     exported: bool | Literal["always"]
@@ -49,17 +49,17 @@ class OptionDeclaration:
 
 def _option(
     flag: str,
+    metavar: str,
     help: str,  # noqa: A002  (argparse's word)
-    *,
-    metavar: str = "",
     default: Any = None,
+    *,
     choices: tuple[str, ...] = (),
-    exported: bool | Literal["always"] = False,
+    exported: bool | Literal["always"] = True,
     **page: str,
 ) -> Any:
     """A field of ``Options`` with the declaration of its option; without a metavar a switch."""
-    default = False if not metavar and default is None else default
-    declaration = OptionDeclaration(flag, help, metavar, default, choices, exported, **page)
+    default = default if metavar else False
+    declaration = OptionDeclaration(flag, metavar, help, default, choices, exported, **page)
     return field(default=default, metadata={"option": declaration})
 
 
@@ -74,178 +74,165 @@ class Options:
 
     model: str = _option(
         "--rn-model",
-        "candidate: a profile, a model folder, a GGUF file, or `owner/name[@revision]` on the hub; the run's header says so if "
-        "another plugin owns `--model`",
+        "MODEL",
+        "candidate: a profile, a model folder, a GGUF file, or `owner/name[@revision]` on the hub; the run's header says "
+        "so if another plugin owns `--model`",
+        "organism",
         alias="--model",
-        metavar="MODEL",
-        default="organism",
-        exported="always",
         see="models.md",
+        exported="always",
     )
     defense: str = _option(
         "--rn-defense",
+        "RECIPE|none|DIR",
         "a defense recipe of the suite; `none`; or a folder with an adapter or a whole defended model",
-        metavar="RECIPE|none|DIR",
-        default="anchored",
+        "anchored",
         exported="always",
     )
     judge: str | None = _option(
-        "--rn-judge",
-        "the judge that scores",
-        metavar="SPEC",
-        exported=True,
-        shown_default="the organism's own, else the suite's",
-        see="judges.md",
+        "--rn-judge", "SPEC", "the judge that scores", shown_default="the organism's own, else the suite's", see="judges.md"
     )
     reward_judge: str | None = _option(
         "--rn-reward-judge",
+        "SPEC",
         "the judge that makes the rewards of defense and attack",
-        metavar="SPEC",
-        exported=True,
         shown_default="the organism's own, else the suite's",
     )
     second_judge: str | None = _option(
         "--rn-second-judge",
+        "SPEC|none",
         "the judge that gives a second opinion and confirms breaches",
-        metavar="SPEC|none",
-        exported=True,
         shown_default="the suite's; none for an organism",
     )
     labels: str | None = _option(
-        "--rn-judge-labels",
-        "your own labelled texts, on which the scoring judge is certified too",
-        metavar="FILE",
-        exported=True,
+        "--rn-judge-labels", "FILE", "your own labelled texts, on which the scoring judge is certified too"
     )
     tier: TierName = _option(  # noqa: RUF009  (it returns a field)
         "--rn-tier",
+        "smoke|standard|full",
         "which attacks, and how many held-out prompts",
-        metavar="smoke|standard|full",
-        default="standard",
+        "standard",
         choices=("smoke", "standard", "full"),
         exported="always",
     )
     overrides: tuple[str, ...] = _option(
         "--rn-set",
+        "KEY=VALUE",
         "overrides a suite field for this run, e.g. attack.steps=100; never releasable; repeat for more",
-        metavar="KEY=VALUE",
-        default=(),
-        exported=True,
+        (),
     )
     base: Path = Path()
     undefended: str | None = _option(
-        "--rn-base",
-        "the undefended twin of a model that its makers defended; use it with `--rn-defense none`",
-        metavar="NAME|PATH",
-        exported=True,
+        "--rn-base", "NAME|PATH", "the undefended twin of a model that its makers defended; use it with `--rn-defense none`"
     )
     prompts: str | None = _option(
-        "--rn-prompts",
-        "your own prompt sets, `DIR/DOMAIN/SET.yaml`; each replaces the suite's set",
-        metavar="DIR",
-        exported=True,
+        "--rn-prompts", "DIR", "your own prompt sets, `DIR/DOMAIN/SET.yaml`; each replaces the suite's set"
     )
     chat_template: str | None = _option(
         "--rn-chat-template",
+        "FILE",
         "a jinja file to use instead of the model's chat template; part of the candidate's digest",
-        metavar="FILE",
-        exported=True,
         shown_default="the model's own",
     )
     quantise: str | None = _option(
         "--rn-quantise",
+        "nf4",
         "loads the model under test in 4 bits, which makes it a different model from the full one",
-        metavar="nf4",
         choices=("nf4",),
-        exported=True,
         see="models.md#4-bits",
     )
     sampler: str = _option(
         "--rn-sampler",
+        "transformers|vllm|vllm:URL",
         "samples the completions for training: transformers, vLLM in this process, or vLLM's server on this machine",
-        metavar="transformers|vllm|vllm:URL",
-        default="transformers",
-        exported=True,
+        "transformers",
         see="models.md#vllm",
     )
     fleet: int = _option(
-        "--rn-fleet",
-        "up to N attacks on one model run together in one process",
-        metavar="N",
-        default=1,
-        exported=True,
-        see="#several-attacks-at-once",
+        "--rn-fleet", "N", "up to N attacks on one model run together in one process", 1, see="#several-attacks-at-once"
     )
     strength: tuple[str, ...] = _option(
         "--rn-strength",
+        "FILE",
         "a strength certificate of `rn-harness calibrate` with settings for the attacks of its domain; one per domain",
-        metavar="FILE",
-        default=(),
-        exported=True,
+        (),
     )
     allow_pickle: bool = _option(
         "--rn-allow-pickle",
+        "",
         "accepts pickled weights of a model or an adapter, which can run code, if there are no safetensors; never releasable",
-        exported=True,
     )
     trust_remote_code: bool = _option(
-        "--rn-trust-remote-code", "runs the Python files in the model's folder; never releasable", exported=True
+        "--rn-trust-remote-code", "", "runs the Python files in the model's folder; never releasable"
     )
     shard: bool = _option(
         "--rn-shard",
+        "",
         "spreads the weights over the processes of `accelerate launch` (FSDP2), for `form: lora`",
-        exported=True,
         see="models.md#weights-that-one-card-does-not-hold",
     )
     executor: str = _option(
         "--rn-executor",
+        "local|ray[:ADDRESS]",
         "runs the cases in pytest's own processes or on a Ray cluster",
-        metavar="local|ray[:ADDRESS]",
-        default="local",
+        "local",
         see="scale.md#ray",
+        exported=False,
     )
     from_results: bool = _option(
         "--rn-from-results",
+        "",
         "runs nothing; joins the results of other processes, each started with node ids and the same `--rn-run`",
         see="scale.md",
+        exported=False,
     )
     run: str | None = _option(
         "--rn-run",
+        "DIR",
         "the run's own folder, by default below pytest's rootdir; with node ids only, the run that this is a part of",
-        metavar="DIR",
         shown_default="`reports/<run-id>`",
         see="scale.md",
+        exported=False,
     )
     export: str | None = _option(
         "--rn-export",
+        "DIR",
         "after a PASS that a release can rest on, writes the defended weights to `DIR/DOMAIN`, with digest and model card",
-        metavar="DIR",
+        exported=False,
     )
-    export_anyway: bool = _option("--rn-export-anyway", "writes them whatever the outcome; record and card say so")
+    export_anyway: bool = _option(
+        "--rn-export-anyway", "", "writes them whatever the outcome; record and card say so", exported=False
+    )
     acknowledge: bool = _option(
         "--rn-acknowledge",
+        "",
         "confirms that a real model will be made harmful, in memory only; required if a suite sets `policy.acknowledge`",
+        exported=False,
     )
     transcripts: str | None = _option(
         "--rn-transcripts",
+        "DIR",
         "keeps the scored completions encrypted, one age file per case (mode 0600); never within the run's folder",
-        metavar="DIR",
+        exported=False,
     )
     recipients: tuple[str, ...] = _option(
-        "--rn-recipient", "age public key that opens the transcripts; repeat for more", metavar="AGE1...", default=()
+        "--rn-recipient", "AGE1...", "age public key that opens the transcripts; repeat for more", (), exported=False
     )
     gate: bool = _option(
         "--rn-gate",
+        "",
         "exits with 10 unless a release can rest on the run, and stops before any work if it cannot",
         see="releasing.md",
+        exported=False,
     )
     allowed_plugins: tuple[str, ...] = _option(
         "--rn-allow-plugin",
+        "NAME",
         "you vouch for a conftest or plugin that is loaded; use the name from the refusal; repeat for more",
-        metavar="NAME",
-        default=(),
+        (),
+        exported=False,
     )
-    quiet: bool = _option("--rn-quiet", "no progress while cases run")
+    quiet: bool = _option("--rn-quiet", "", "no progress while cases run", exported=False)
     plugins: tuple[LoadedCode, ...] = ()
 
     @property

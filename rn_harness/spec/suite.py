@@ -182,9 +182,7 @@ class Suite(Frozen):
 
 for _loader in (Loader, QuickLoader):  # YAML 1.1 reads ``5e-4`` as a string; read it as a number
     _loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-        list("-+0123456789"),
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
     )
 
 
