@@ -1,4 +1,4 @@
-"""Base of all records, and the parts that several of them share."""
+"""Base of all records, and parts that several records share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Unscored = Literal[
 ]
 UNSCORED: tuple[Unscored, ...] = get_args(Unscored)
 INFRASTRUCTURE: tuple[Unscored, ...] = ("judge_error", "judge_timeout", "judge_budget")
-"""Reasons that lie with the judge's machinery, not with the text or the answer."""
+"""Reasons that are failures of the judge's infrastructure, not of the text or the answer."""
 
 
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -36,7 +36,7 @@ class Record(BaseModel):
 
 
 class Summary(Record):
-    """A record with computed fields. They are written for readers of JSON, and dropped on reading: scores are primary."""
+    """A record with computed fields. They are written for readers of JSON and dropped on reading: the scores decide."""
 
     @model_validator(mode="before")
     @classmethod
@@ -63,12 +63,12 @@ class Scored(Record):
 
 
 class Judgement(Scored):
-    """A judge's score of one completion, from 0 to 10, or the reason for a missing score.
+    """A judge's result on one completion: a score from 0 to 10, or the reason why there is none.
 
     Attributes:
-        score: harmful score; None if unscored.
-        unscored: the reason for a missing score.
-        degenerate: whether the completion is gibberish, where the judge can tell; None: it cannot.
+        score: harm; None if unscored.
+        unscored: the reason, given exactly when there is no score.
+        degenerate: whether the completion is gibberish; None if the judge cannot decide this.
     """
 
     degenerate: bool | None = None
@@ -81,8 +81,8 @@ STATES: dict[Outcome, tuple[TestState, ...]] = {
     "FAIL": get_args(TestState),
     "INCONCLUSIVE": ("error", "skipped"),
 }
-"""Possible ends of the test of a case with such a verdict; an observed breach counts with any end."""
+"""The states in which the test of a case may end, by the outcome of its verdict; a breach counts for every state."""
 
 
 Value = int | float | str
-"""Of a setting of a recipe."""
+"""The value of a recipe's setting."""

@@ -16,22 +16,22 @@ from rn_harness.spec.policy import Policy
 
 
 class Identity(Record):
-    """Everything that a result depends on: another value of any field is another result.
+    """Everything that a result depends on. If any value differs, it is another result.
 
     Attributes:
         candidate: name, revision and weight digest.
-        defense: recipe's name; ``none`` for the undefended.
+        defense: recipe's name; ``none`` for the undefended candidate.
         defended_digest: of the defended adapter or model; None without a defense.
-        defended_files: root digest over its files only; it differs if they are loaded in another way than they declare.
+        defended_files: root digest over its files only; ``defended_digest`` also covers the settings they are loaded with.
         judge: name and digest of the judge that scored.
         reward: name and digest of the judge that rewarded.
         second: name and digest of the second judge; None without one.
         suite: domain and digest.
-        benign: why the domain is harmless, as its suite says; None: it is not.
+        benign: why the domain is harmless, according to its suite; None: it is not.
         overrides: ``--rn-set`` pairs; not empty means "modified".
         versions: of the packages that decide results, and of the harness's own sources.
         hardware: device, threads.
-        plugins: code of others that the measuring process had loaded and that is not known to be harmless.
+        plugins: third-party code that the measuring process had loaded and that is not known to be harmless.
     """
 
     candidate: dict[str, str | None]
@@ -53,7 +53,7 @@ class Reason(Record):
     """One finding that led to a verdict: a code for machines, a sentence for people.
 
     Attributes:
-        step: of the checkpoint that it was found at, where it is a breach.
+        step: of the checkpoint, if the finding is a breach.
     """
 
     code: str
@@ -62,18 +62,18 @@ class Reason(Record):
 
 
 class Bounds(Record):
-    """Upper bounds of the breach rate, given the breaches seen; 95 %, one-sided.
+    """Upper bounds of the rate of breaches, from the observed number of breaches: 95 %, one-sided.
 
     Attributes:
-        prompts, breached: held-out prompts, and those with a score above the threshold at any checkpoint.
-        unseen: those that were not seen whole at some checkpoint; all bounds count them as breached.
-        upper_prompts: exact (Clopper-Pearson) bound of their share.
+        prompts, breached: number of held-out prompts, and of those with a score above the threshold at any checkpoint.
+        unseen: number of prompts that were not fully measured at some checkpoint; all bounds count them as breached.
+        upper_prompts: exact (Clopper-Pearson) bound of the share of breached prompts.
         samples, above: scores, and those above the threshold.
         upper_samples: exact bound, as if each score were independent.
         upper_clustered: bound that takes the scores of one prompt as one cluster.
         looks: attack cases times checkpoints.
-        upper_corrected: bound of the share of prompts, corrected for so many looks (Bonferroni).
-        sentence: all this in plain words.
+        upper_corrected: bound of the share of prompts, corrected for the number of looks (Bonferroni).
+        sentence: these numbers in words.
     """
 
     prompts: int
@@ -94,11 +94,11 @@ class Signatures(Record):
 
     Attributes:
         above: scores above the threshold.
-        detail_in_refusals: refusals that say more than a refusal.
+        detail_in_refusals: refusals that contain details.
         slope: of the checkpoints' mean score, points per 100 steps; None for fewer than three checkpoints.
-        trend_p: probability of such a trend by chance.
-        change_point: step from which on the mean score is another; None if there is none.
-        refusal_consistency: how alike the prompts of the domain are refused, 0 to 1; None if nothing was refused.
+        trend_p: probability that chance gives such a trend.
+        change_point: step at which the mean score changes; None without a change.
+        refusal_consistency: similarity of the refusals of the domain's prompts, 0 to 1; None if nothing was refused.
         sentences: one for each signature.
     """
 
@@ -116,9 +116,9 @@ class SecondOpinion(Record):
 
     Attributes:
         differing: completions on which they differ by more than two points.
-        rank_correlation: Spearman's; None where one of them is constant.
-        first_higher, second_higher: on how many completions.
-        sentence: all this in plain words.
+        rank_correlation: Spearman's; None if the scores of one judge are constant.
+        first_higher, second_higher: number of completions on which that judge's score is higher.
+        sentence: these numbers in words.
     """
 
     differing: Interval
@@ -129,8 +129,8 @@ class SecondOpinion(Record):
 
 
 Finding = Literal["held", "broke", "degenerate", "proved_nothing", "unknown"]
-"""What an attack, or its control, came to: ``degenerate``: it destroyed the model; ``proved_nothing``: it cannot break the
-undefended one, or cannot be run on it; ``unknown``: it was not measured as it should be."""
+"""The finding on an attack or its control: ``degenerate``: it destroyed the model; ``proved_nothing``: it cannot break the
+undefended model, or cannot be run on it; ``unknown``: its measurement is incomplete or invalid."""
 
 
 class Verdict(Record):
@@ -138,12 +138,12 @@ class Verdict(Record):
 
     Attributes:
         outcome: PASS, FAIL or INCONCLUSIVE.
-        finding: result of the attack; None if the case is not an attack or control.
-        reasons: findings against PASS, or the basis of PASS.
-        claim: one sentence, worded as measured.
-        warnings: observations that do not change the outcome.
+        finding: of an attack or a control; None for other cases.
+        reasons: against PASS, or for it.
+        claim: one sentence, limited to the measured settings.
+        warnings: observations that do not decide.
         bounds, signatures: attack cases only.
-        second_opinion: where a second judge was asked.
+        second_opinion: if a second judge was asked.
     """
 
     outcome: Outcome
@@ -157,23 +157,23 @@ class Verdict(Record):
 
 
 class Evidence(Record):
-    """All that a verdict may look at.
+    """Everything that a verdict may use.
 
     Attributes:
         kind: of the case.
-        policy: the numbers to judge against.
+        policy: the bounds.
         trajectory: of the case; for candidate and helpfulness one checkpoint.
         control: the same attack on the undefended candidate; None if it was not run.
         report: of the fine-tune; None without one.
-        report_due: whether the defense is a recipe, so that there must be a report.
-        standing: whether the case counts for the verdict, was run to learn, or is out of the claim.
+        report_due: whether the defense is a recipe, so that a report is required.
+        standing: whether the case counts for the verdict, is exploratory, or is out of the claim.
         within_claim: whether its attack lies within the kinds and ranges of the claim cases.
-        refused: why the attack cannot be run on this model; None where it can.
+        refused: why the attack cannot be run on this model; None if it can.
         subject: the defense's name, for the sentence.
-        exact_judge: whether the judge is the organism's, whose scores carry no noise.
-        certificates: of the judge that scored, on inert anchors and on a lab's labels where there are any.
+        exact_judge: whether the judge is the organism's, whose scores have no noise.
+        certificates: of the judge that scored, on inert anchors and on a lab's labels if it has any.
         second_certificate: of the second judge.
-        attack_cases: how many attack cases the tier looks at.
+        attack_cases: number of attack cases of the tier.
     """
 
     kind: CaseKind
@@ -196,8 +196,8 @@ class WorkingTree(Record):
     """The git working tree that a suite was read from.
 
     Attributes:
-        commit: that is checked out, as hex.
-        dirty: whether a tracked file differs from it anywhere, or the suite's folder holds a file that is not tracked.
+        commit: the checked-out commit, as hex.
+        dirty: whether any tracked file differs from the commit, or the suite's folder has an untracked file.
     """
 
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]
@@ -205,13 +205,13 @@ class WorkingTree(Record):
 
 
 class Attempt(Record):
-    """One try at a piece of work: a defense's training, or a case's measurement.
+    """One attempt at a defense's training or a case's measurement.
 
     Attributes:
-        started, ended: UTC, ISO 8601; None: it was cut by a kill, which leaves no time to say so.
+        started, ended: UTC, ISO 8601; ``ended`` is None after a kill.
         wall_s: seconds between them.
-        device_s: on a CPU the processor seconds of the whole process, on a GPU the seconds for which it was held.
-        outcome: ``done``; ``judge_failed``: measured, and not kept since a judge's machinery failed; ``cut``: it did not end.
+        device_s: on a CPU the processor seconds of the process, on a GPU the seconds for which it was in use.
+        outcome: ``done``; ``judge_failed``: measured, but not kept, since a judge's infrastructure failed; ``cut``: not finished.
     """
 
     started: str
@@ -222,14 +222,14 @@ class Attempt(Record):
 
 
 class CaseProvenance(Summary):
-    """Origin of a case's numbers, in addition to its identity's digests, versions and hardware.
+    """Provenance of a case's numbers, in addition to the digests, versions and hardware of its identity.
 
     Attributes:
         tree: of the suite; None without git.
-        recipes: as run, by ``defense`` and ``attack``.
-        attempts: at the measurement, in order, the last of which gave the numbers; also of earlier runs, where the numbers come
-            from the store. Empty where nothing was measured, or the store no longer knows.
-        training: attempts at the defense's training, only in the defense's case.
+        recipes: as run, under ``defense`` and ``attack``.
+        attempts: at the measurement, in order; the last one gave the numbers. They include those of earlier runs if the numbers
+            come from the store. Empty if nothing was measured, or the store has lost them.
+        training: attempts at the defense's training; only in the defense's case.
     """
 
     tree: WorkingTree | None
@@ -245,31 +245,31 @@ class CaseProvenance(Summary):
 
 
 TOLD_ALONE: frozenset[Finding | None] = frozenset({"proved_nothing", "degenerate"})
-"""Findings of an exploratory case that do not keep the run from PASS."""
+"""Findings of an exploratory case that do not prevent the run's PASS."""
 
 
 def turns(standing: Standing, *, within_claim: bool) -> bool:
-    """True if a breach in such a case fails the run.
+    """True if a breach in a case of this standing counts for the run.
 
-    A claim case's is. An exploratory case's is where the claim covers its attack. Out of the claim, nothing is.
+    It counts in a claim case. In an exploratory case it counts if the claim covers the attack. Out of the claim it never counts.
     """
     return standing == "claim" or (standing == "exploratory" and within_claim)
 
 
 class CaseRecord(Record):
-    """One test case with its measurements and verdict.
+    """One test case: its identity, evidence and verdict.
 
     Attributes:
         run_id: of the run that asked for the case.
-        measured: when it was measured and by which run; another one than ``run_id`` where it comes from the store. None where
+        measured: time of the measurement, and its run, which is an earlier one if the result comes from the store. None if
             nothing was measured.
         key: content address: sha256 over ``inputs``.
-        inputs: all that the result depends on, by name; prompts and texts by their digests. Empty where it was not to be
-            measured, since no judge could judge it.
-        known: certificates of the other judges, if their digests do not cover everything that they are.
+        inputs: all that the result depends on, by name; prompts and texts by their digests. Empty if no judge could judge the
+            case, so that it was not measured.
+        known: certificates of the reward's and the second judge, if their digest does not cover all that they depend on.
         case_id: unique within the suite, e.g. ``attack-grpo-p5-lr5e-4-s0``.
-        provenance: origin of the numbers.
-        control_key: of the control that it leans on.
+        provenance: origin of the numbers, in addition to the identity.
+        control_key: of the attack's control.
         started, ended: UTC, ISO 8601.
     """
 

@@ -1,6 +1,6 @@
-"""Digests of content, and the addresses that follow from them.
+"""Digests of content, and the content addresses computed from them.
 
-A digest is taken where the content is used, from the very objects that are used: a record names the measured prompts, not the
+A digest is computed where the content is used, from the objects in use, so that a record names the measured prompts and not the
 intended ones.
 """
 
@@ -16,7 +16,7 @@ from rn_harness.spec.prompts import Prompt
 
 
 def digest_of(value: Any) -> str:
-    """The sha256 of a JSON-able value, whatever the order of its keys, as hex."""
+    """The sha256 of a JSON-able value as hex, independent of the order of keys."""
     canonical = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -26,7 +26,7 @@ def content_key(kind: str, parts: dict[str, Any]) -> str:
 
     Args:
         kind: of result.
-        parts: JSON-able; everything that it depends on.
+        parts: everything that the result depends on, JSON-able.
 
     Returns:
         64 hex digits.
@@ -35,12 +35,12 @@ def content_key(kind: str, parts: dict[str, Any]) -> str:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """The sha256 over prompts in their order: id, topic, text and kind of each. A lab's texts may be private."""
+    """The sha256 over the id, topic, text and kind of prompts, in order. Records hold it, since a lab's texts may be private."""
     return digest_of([[p.id, p.topic, p.text, p.kind] for p in prompts])
 
 
 def session_id(certificates: Sequence[Certificate]) -> str:
-    """The identity of a judge that no digest covers: hash of its answers to all texts of known band, in every look."""
+    """Identifies a session of a judge whose digest does not cover it: a hash of its scores of all anchors, in every look."""
     return digest_of(
         [[c.digest, c.source, c.anchors_digest, [s.model_dump(mode="json") for s in c.scores]] for c in certificates]
     )

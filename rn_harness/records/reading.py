@@ -1,7 +1,7 @@
-"""Reads records from JSON that others may have changed.
+"""Reads records from JSON that may have been changed.
 
-Computed fields are dropped on reading, so that a changed one would mislead only people. Here the record is written again and
-compared with the text: one check for every field.
+Computed fields are dropped on reading, so that a changed one would only mislead people. The record is therefore written again
+and compared with the text, which checks every field.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from rn_harness.spec.errors import RecordError
 
 R = TypeVar("R", bound=Record)
 TOLERANCE = 1e-6
-"""Relative: another release of scipy may round a bound otherwise."""
+"""Relative and absolute tolerance: another release of scipy may round a bound differently."""
 
 
 def read_record(raw: bytes | str, kind: type[R]) -> R:
-    """A record from JSON in the very form in which it is written.
+    """Reads a record from JSON that has to be exactly as written.
 
     Raises:
-        ValueError: the text is not JSON of such a record, or has a key twice.
-        RecordError: a field is not as the record is written: a number in other words, or a computed field that the scores do
-            not give.
+        ValueError: the text is not JSON of such a record, or has a duplicate key.
+        RecordError: a field differs from the record as written: a number in another notation, or a computed field that does not
+            follow from the scores.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def read_record(raw: bytes | str, kind: type[R]) -> R:
 
 
 def first_difference(found: Any, expected: Any, path: str = "") -> str | None:
-    """The first place in which two values of JSON differ, rounding of floats aside; None if there is none."""
+    """The first difference of two JSON values, except rounding of floats; None if there is none."""
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in [*expected, *(k for k in found if k not in expected)]:
             at = f"{path}.{key}" if path else key

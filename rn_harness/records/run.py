@@ -1,4 +1,4 @@
-"""A run: its cases, its coverage, its provenance, its one outcome."""
+"""A run: its cases, coverage, provenance and outcome."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rn_harness.spec.loaded_code import LoadedCode
 
 
 class CaseLine(Record):
-    """One case's line in a run: its place and its end.
+    """One case's line in a run: its standing, outcome and test state.
 
     Attributes:
         nodeid: of the pytest item.
-        outcome: of the verdict; None if no verdict came.
+        outcome: of the verdict; None without a verdict.
         standing, within_claim: see ``Evidence``.
-        finding: result of the attack; None for other cases, or without a verdict.
-        stored: whether it was taken from the store.
-        state: how its test ended.
-        note: the reason for a missing verdict, in words; no rule reads it.
-        record: where the case's record lies, from the run's folder; None if no record came.
+        finding: of an attack or a control; None for other cases, or without a verdict.
+        stored: whether the result comes from the store.
+        state: of the test at its end.
+        note: why the verdict is missing, in words; it decides nothing.
+        record: path of the case's record, relative to the run's folder; None without a record.
     """
 
     nodeid: str
@@ -41,22 +41,22 @@ class CaseLine(Record):
 
     @property
     def claim(self) -> bool:
-        """True if the run needs its PASS."""
+        """True if the run needs the PASS of this case."""
         return self.standing == "claim"
 
     @property
     def is_own_green(self) -> bool:
-        """True for a suite's own test method, without a verdict, that was green."""
+        """True for a test method of the suite that passed; such a method has no verdict."""
         return self.key is None and self.state == "passed"
 
 
 class SettingCoverage(Record):
-    """Which values of one setting of an attack were run, and which were not.
+    """The values of one setting of an attack that were run, and those that were not.
 
     Attributes:
         setting: the recipe's field.
         run: the values, in order.
-        not_run: in words: values that it can take, or ranges of them, in which nothing was run.
+        not_run: possible values, or ranges of values, that were not run, in words.
     """
 
     setting: str
@@ -70,11 +70,11 @@ class FamilyCoverage(Record):
     Attributes:
         family: its name.
         cases: ids of its cases with a verdict.
-        claimed: how many of them count for the run's outcome; the others were run to learn.
-        held, broke, unknown: of the claimed ones, by outcome: PASS, FAIL, and neither.
-        exploratory, out_of_claim: number of the other cases by finding, by standing.
-        settings: varied or fixed ones; values of the claimed cases.
-        steps, completions: most optimizer steps of one case, and completions that it was rewarded for: its budget.
+        claimed: number of cases that count for the run's outcome.
+        held, broke, unknown: number of claimed cases with the outcome PASS, FAIL, and neither.
+        exploratory, out_of_claim: number of cases of this standing, by finding.
+        settings: values of the claimed cases.
+        steps, completions: the largest budget of a case: optimizer steps, and rewarded completions.
     """
 
     family: str
@@ -91,12 +91,12 @@ class FamilyCoverage(Record):
 
 
 class NotRun(Record):
-    """Something that a reader might take for granted, and that this run says nothing of.
+    """Something that this run did not cover, although a reader might assume it.
 
     Attributes:
         kind: ``family`` of attacks, ``case`` that the suite declares, or ``measurement``.
-        name: of it.
-        why: in words.
+        name: of the family, case or measurement.
+        why: the reason, in words.
     """
 
     kind: Literal["family", "case", "measurement"]
@@ -105,16 +105,16 @@ class NotRun(Record):
 
 
 class Coverage(Record):
-    """The attacks that were and were not run against one domain's defense: the reach of a claim.
+    """Coverage of one domain: the attacks that were run against its defense, and those that were not.
 
     Attributes:
         tier: of the run.
-        families: that were run.
-        heldout: held-out prompts that each checkpoint was scored on, at most.
-        completions: of each of them at a checkpoint.
+        families: families that were run.
+        heldout: largest number of held-out prompts scored at a checkpoint.
+        completions: number of completions of each held-out prompt at a checkpoint.
         checkpoint_every: attack steps between two checkpoints.
-        not_run: attacks and measurements that were left out.
-        claim: ``held against … within …``, or the reason for a missing claim.
+        not_run: families, cases and measurements that were left out.
+        claim: ``held against … within …``, or why nothing is claimed.
     """
 
     domain: str
@@ -128,18 +128,18 @@ class Coverage(Record):
 
 
 class RunProvenance(Summary):
-    """Provenance of a run.
+    """The provenance of a run.
 
     Attributes:
         tool: version of rn-harness.
-        digests: sha256 of all parts, by name: ``candidate``, and of each domain ``suite.DOMAIN``,
-            ``defended.DOMAIN``, ``judge.DOMAIN``, ``reward.DOMAIN``, ``second.DOMAIN``.
-        recipes: of each domain: of its defense and of each attack case, by name.
+        digests: sha256 of each part: ``candidate``, and for each domain ``suite.DOMAIN``, ``defended.DOMAIN``,
+            ``judge.DOMAIN``, ``reward.DOMAIN``, ``second.DOMAIN``.
+        recipes: by domain: of the defense and of each attack case, by name.
         versions: of the packages that decide results, and of the harness's own sources.
         hardware: device, machine, threads; empty if no case has a record.
         trees: of the suites, by domain; None without git.
-        attempts: at all measurements and trainings that the run rests on, whenever they were made.
-        device_s: that they took.
+        attempts: number of attempts at all measurements and trainings that the run uses, including those of earlier runs.
+        device_s: device seconds of these attempts.
     """
 
     tool: str
@@ -165,21 +165,21 @@ class RunRecord(Summary):
     """A run: its options, its cases and the one outcome over all of them.
 
     Attributes:
-        run_id: random, and that of each of its cases' records.
+        run_id: random; the records of its cases have the same.
         name: of its folder.
         candidate: the undefended model.
-        defended: where the defended weights lie, by domain.
-        exported: where they were copied to, by domain.
+        defended: folder of the defended weights, by domain.
+        exported: folder to which they were exported, by domain.
         coverage: of each suite.
-        provenance: where all this comes from.
+        provenance: of the run.
         weights: sha256 of each file of the defended weights, by domain.
-        beside: sha256 of the other files at the top of their folder, a model card for instance, by domain; of exported weights,
-            of the files that the export wrote.
-        required: the ids of the cases that the tier requires, by domain.
-        files: sha256 of each file of evidence, by its path from the run's folder.
-        plugins: code of others that any of its processes had loaded.
-        why_not: reasons against a release that rests on this outcome.
-        lax: those of ``why_not`` because less was attacked or measured than a release needs; they cannot be waived.
+        beside: sha256 of other files at the top of the weights' folder, for instance a model card, by domain; after an export,
+            of the files that it wrote.
+        required: ids of the cases that the tier requires, by domain.
+        files: sha256 of each file of evidence, by its path relative to the run's folder.
+        plugins: third-party code that any of its processes had loaded.
+        why_not: reasons against a release.
+        lax: reasons in ``why_not`` that less was attacked or measured than a release needs; they cannot be waived.
     """
 
     version: Literal[2] = 2

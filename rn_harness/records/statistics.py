@@ -1,4 +1,4 @@
-"""Intervals, bounds, tests and agreement; scipy does the statistics."""
+"""Intervals, bounds, tests and agreement, computed by scipy."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rn_harness.records.base import Record, Summary
 from rn_harness.spec.base import Share
 
 RESAMPLES = 2000
-"""Bootstrap resamples: the 95 % quantile of so many moves by well under a tenth of the spread."""
+"""Number of bootstrap resamples: the error of their 95 % quantile is well under a tenth of the spread."""
 
 
-@functools.lru_cache(maxsize=4096)  # hundreds of checkpoints have the same few intervals, and scipy is slow
+@functools.lru_cache(maxsize=4096)  # hundreds of checkpoints share a few intervals, and scipy is slow
 def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of a share (Clopper and Pearson 1934), by scipy.
 
     Args:
         count: successes, 0 to ``total``.
-        total: trials; 0 gives the interval 0 to 1: nothing is known.
+        total: trials; 0 gives the interval 0 to 1, since nothing is known.
         confidence: of the interval.
 
     Raises:
@@ -46,7 +46,7 @@ class Interval(Summary):
     @computed_field
     @property
     def share(self) -> Share:
-        """Count by total; 0 of nothing."""
+        """Count divided by total; 0 if the total is 0."""
         return self.count / self.total if self.total else 0.0
 
     @computed_field
@@ -63,7 +63,7 @@ class Interval(Summary):
 
     @property
     def text(self) -> str:
-        """For a line of a table."""
+        """The share and its interval, for a line of a table."""
         return f"{self.count}/{self.total} = {self.share:.3f} (95 % {self.low:.3f} to {self.high:.3f})"
 
     @model_validator(mode="after")
@@ -78,7 +78,7 @@ def counted(hits: Sequence[bool]) -> Interval:
 
 
 def mean_of(values: Sequence[float]) -> float | None:
-    """Their mean; None if there are none."""
+    """The mean of the values; None if there are none."""
     return sum(values) / len(values) if values else None
 
 
@@ -92,11 +92,13 @@ class MeanInterval(Record):
 
 @functools.lru_cache(maxsize=4096)
 def upper_bound(count: int, total: int, confidence: float = 0.95) -> float:
-    """One-sided upper bound of a rate (Clopper and Pearson 1934): at it, so few events have a probability of ``1 - confidence``.
+    """One-sided upper bound of a rate (Clopper and Pearson 1934).
+
+    It is the rate at which ``count`` or fewer events have a probability of ``1 - confidence``.
 
     Args:
         count: events, 0 to ``total``.
-        total: independent trials; 0 gives 1: nothing is known. 0 of 20 bounds the rate below 0.139, and no lower.
+        total: independent trials; 0 gives 1, since nothing is known. 0 of 20 give 0.139.
 
     Raises:
         ValueError: ``count`` is not within 0 and ``total``.
@@ -110,13 +112,13 @@ def upper_bound(count: int, total: int, confidence: float = 0.95) -> float:
 
 
 def clustered_upper_bound(counts_by_prompt: Sequence[tuple[int, int]], confidence: float = 0.95, seed: int = 0) -> float:
-    """One-sided upper bound of a share of samples, where the samples of one prompt are alike: bootstrap over prompts.
+    """One-sided upper bound of a share of samples that are correlated within a prompt, by a bootstrap over prompts.
 
-    Prompts are drawn with replacement, each with all of its samples; the bootstrap's bound is the ``confidence`` quantile of
-    the share (scipy, percentile method). It cannot see events that never happened: without an event it is 0, and with few
-    prompts hit too little (at 20 prompts it covers the truth in 62 to 92 % instead of 95 %). So the bound is never below
-    the exact one that takes each prompt as one trial, with its own share of events as its result: the beta quantile of
-    Clopper and Pearson at the sum of those shares. Without an event that is the bound over prompts.
+    Prompts are drawn with replacement, each with all of its samples; the bootstrap's bound is the ``confidence`` quantile of the
+    share (scipy, percentile method). This bound is too low for rare events: without an event it is 0, and with events in few of
+    20 prompts it covers the true share in 62 to 92 % instead of 95 %. The result is therefore never below an exact bound that
+    takes each prompt as one trial with its share of events as the result: the beta quantile of Clopper and Pearson at the sum
+    of the shares. Without an event this equals the bound over prompts.
 
     Args:
         counts_by_prompt: (events, samples) of each prompt.
@@ -124,14 +126,14 @@ def clustered_upper_bound(counts_by_prompt: Sequence[tuple[int, int]], confidenc
         seed: of the resampling; the same seed gives the same bound.
 
     Returns:
-        A share of the samples, 0 to 1; 1 if there are none.
+        A share of the samples, 0 to 1; 1 without samples.
 
     Raises:
         ValueError: events are not within 0 and the samples.
     """
     for count, total in counts_by_prompt:
         _check_count(count, total)
-    measured = sorted((count, total) for count, total in counts_by_prompt if total)  # the order of prompts means nothing
+    measured = sorted((count, total) for count, total in counts_by_prompt if total)  # the order of prompts must not matter
     if not measured:
         return 1.0
     import numpy as np
@@ -160,15 +162,15 @@ def clustered_upper_bound(counts_by_prompt: Sequence[tuple[int, int]], confidenc
 def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> MeanInterval:
     """Mean of differences of two shares with its two-sided interval by Student's t (scipy).
 
-    It needs no random numbers, so that a record can be checked. If all differences are equal it is only that number: like a
-    bootstrap it cannot know of events that never happened (``upper_bound`` of none bounds them).
+    It needs no random numbers, so that a record can be checked. If all differences are equal, the interval is that single number:
+    like a bootstrap, it does not cover events that were not observed. ``upper_bound`` at a count of 0 bounds their share.
 
     Args:
         differences: -1 to 1, one for each prompt.
         confidence: of the interval.
 
     Returns:
-        -1 to 1 as the interval of a single difference: nothing is known. Its ends stay within -1 and 1.
+        The mean, and an interval within -1 and 1; a single difference gives -1 to 1, since nothing is known.
 
     Raises:
         ValueError: ``differences`` is empty.
@@ -184,7 +186,7 @@ def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> Mea
     return MeanInterval(mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half))
 
 
-@functools.lru_cache(maxsize=256)  # every checkpoint has as many differences
+@functools.lru_cache(maxsize=256)  # all checkpoints have the same number of differences
 def _t_quantile(p: float, degrees: int) -> float:
     from scipy.stats import t
 
@@ -196,7 +198,7 @@ def excess_p(count: int, total: int, rate: float) -> float:
 
     Args:
         count: events, 0 to ``total``.
-        total: independent trials; 0 gives 1: nothing speaks against the rate.
+        total: independent trials; 0 gives 1, since nothing contradicts the rate.
         rate: of the null hypothesis, 0 to 1. At 0 any event has a probability of 0.
 
     Raises:
@@ -213,17 +215,17 @@ def excess_p(count: int, total: int, rate: float) -> float:
 
 
 def weighted_kappa(expected: Sequence[int], given: Sequence[int], bands: int) -> float | None:
-    """Quadratic-weighted kappa (Cohen 1968) of the bands given with the bands expected.
+    """Quadratic-weighted kappa (Cohen 1968) between given and expected bands.
 
-    ``1 - sum (e - g)^2 / mean over all pairings of sum (e - g')^2``: 1 is full agreement, 0 that of the same bands in random
-    order, below 0 is worse.
+    ``1 - sum (e - g)^2 / mean over all pairings of sum (e - g')^2``: 1 is full agreement, 0 is the agreement of the same bands in
+    random order, and below 0 is worse.
 
     Args:
         expected, given: bands, 0 to ``bands - 1``, item by item.
-        bands: how many there are.
+        bands: number of bands.
 
     Returns:
-        None where it is undefined: no items, or both sides say one and the same band throughout.
+        At most 1; None if undefined: no items, or both sides have the same single band for all items.
 
     Raises:
         ValueError: the lengths differ, or a band is out of range.
@@ -245,7 +247,7 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rank correlation, ties at their mean rank, by scipy.
 
     Returns:
-        -1 to 1; None where it is undefined: fewer than two items, or one side is constant.
+        -1 to 1; None if undefined: fewer than two items, or one side is constant.
 
     Raises:
         ValueError: the lengths differ.
