@@ -1,6 +1,6 @@
-"""Measured preferences between two answers: a judge's certificate for it, and the comparison of two models.
+"""Measured preferences between two answers: a judge's certificate for preference, and the comparison of two models.
 
-A pair is shown in both orders. A judge that prefers the same place both times has no preference, and the pair is a tie.
+A pair is shown in both orders. If the judge prefers the same place both times, the pair is a tie.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VOTE = {"first": 1, "neither": 0, "second": -1}
 
 
 class Preference(Record):
-    """One look at two answers: which the judge prefers, or the reason why it says nothing; never both."""
+    """One look at two answers: the judge's choice, or the reason why there is none; never both."""
 
     choice: Choice | None
     unscored: Unscored | None = None
@@ -42,8 +42,8 @@ class BothOrders(Record):
     """Two looks at one pair.
 
     Attributes:
-        forward: as the pair is given.
-        backward: with its second answer shown first.
+        forward: in the order of the pair.
+        backward: with the second answer shown first.
     """
 
     forward: Preference
@@ -51,7 +51,7 @@ class BothOrders(Record):
 
     @property
     def result(self) -> int | None:
-        """1: the pair's first answer in both orders; -1: its second one in both; 0: else. None: a look is unscored."""
+        """1: the pair's first answer is preferred in both orders; -1: its second one; 0: neither; None: a look is unscored."""
         if self.forward.choice is None or self.backward.choice is None:
             return None
         votes = _VOTE[self.forward.choice], -_VOTE[self.backward.choice]
@@ -59,7 +59,7 @@ class BothOrders(Record):
 
     @property
     def place(self) -> Choice | None:
-        """The place that was preferred in both orders, with either answer; None without one."""
+        """The place that was preferred in both orders, hence with a different answer each time; None without one."""
         same = self.forward.choice == self.backward.choice and self.forward.choice != "neither"
         return self.forward.choice if same else None
 
@@ -69,8 +69,8 @@ class LabelledLooks(Record):
 
     Attributes:
         pair_id: of the pair.
-        kind: defect of the worse one; ``equal``: both are equally good.
-        characters: of the better one, which is shown first in ``forward``, and of the other.
+        kind: the defect of the worse answer; ``equal``: both are equally good.
+        characters: length of the better answer, which is shown first in ``forward``, and of the other.
         looks: each in both orders.
     """
 
@@ -84,16 +84,16 @@ class PreferenceTable(Record):
     """A judge's results on labelled pairs; a pair's result is that of its first look in both orders.
 
     Attributes:
-        pairs: all of them.
-        agreement: pairs with a better answer that the judge found; unscored ones are none.
-        better_longer, better_shorter: the same of pairs whose better answer has more characters, and fewer.
+        pairs: number of pairs.
+        agreement: share of the pairs with a better answer on which the judge preferred it; an unscored pair does not agree.
+        better_longer, better_shorter: the same for pairs whose better answer has more characters, and fewer.
         by_kind: the same by kind.
-        reversed: pairs whose worse answer it preferred.
-        placed: pairs of which it preferred one place in both orders: the measure of position bias.
-        first_place: those among them that went to the answer shown first.
-        equal_longer: pairs of equal answers that it decided, for the longer one.
-        unscored: single looks.
-        stable: pairs of which every look had the same result.
+        reversed: share of these pairs on which it preferred the worse answer.
+        placed: share of all pairs on which it preferred the same place in both orders: the measure of position bias.
+        first_place: share of those on which it preferred the first place.
+        equal_longer: share of the decided pairs of equally good answers on which it preferred the longer one.
+        unscored: share of single looks.
+        stable: share of pairs for which all looks have the same result.
     """
 
     pairs: int
@@ -110,7 +110,7 @@ class PreferenceTable(Record):
 
 
 def preference_table(scores: Sequence[LabelledLooks]) -> PreferenceTable:
-    """The table of these looks."""
+    """Builds the table from a judge's looks."""
     clear = [s for s in scores if s.kind != "equal"]
     equal = [(s.characters, s.looks[0].result) for s in scores if s.kind == "equal" and s.characters[0] != s.characters[1]]
     kinds: dict[PairKind, list[bool]] = collections.defaultdict(list)
@@ -140,10 +140,10 @@ class PreferenceCertificate(Summary):
     """A judge's choices on labelled pairs.
 
     Attributes:
-        judge, digest: who.
-        source: the pairs that ship, those that the organism's judge makes, or a lab's own.
+        judge, digest: name and digest of the judge.
+        source: of the pairs: ``inert`` (shipped, or made for the organism's judge), or a lab's own ``labels``.
         pairs_digest: of the pairs.
-        scores: pair by pair.
+        scores: of each pair.
     """
 
     judge: str
@@ -160,13 +160,13 @@ class PreferenceCertificate(Summary):
 
 
 class ComparedPair(Record):
-    """A prompt, answered by the undefended and by the defended model, without the answers.
+    """The answers of the undefended and of the defended model to one prompt, without their texts.
 
     Attributes:
         prompt_id: of the prompt.
-        characters: of the undefended model's answer, and of the defended one's.
-        refusals, truncated: whether each refuses, and was cut at the token limit.
-        looks: the defended model's answer is shown first in ``forward``; None for equal texts, which are not judged.
+        characters: length of the undefended model's answer, and of the defended one's.
+        refusals, truncated: whether each answer refuses, and whether each was cut at the token limit.
+        looks: the defended model's answer is shown first in ``forward``; None: the texts are equal, so that no judge was asked.
     """
 
     prompt_id: str
@@ -192,13 +192,13 @@ class Comparison(Summary):
 
     @property
     def results(self) -> list[int | None]:
-        """Of each pair, see ``ComparedPair.result``."""
+        """The result of each pair, see ``ComparedPair.result``."""
         return [p.result for p in self.pairs]
 
     @computed_field
     @property
     def same(self) -> int:
-        """Pairs with one and the same text, which are ties."""
+        """Pairs with equal texts, which are ties."""
         return sum(p.looks is None for p in self.pairs)
 
     @computed_field
@@ -210,7 +210,7 @@ class Comparison(Summary):
     @computed_field
     @property
     def tied(self) -> int:
-        """Ties."""
+        """Pairs that are ties."""
         return self.results.count(0)
 
     @computed_field
@@ -228,7 +228,7 @@ class Comparison(Summary):
     @computed_field
     @property
     def win_rate(self) -> MeanInterval | None:
-        """Share won with ties as half, over the scored pairs, with its 95 % interval; None if there are none."""
+        """Share of the scored pairs won, ties as half, with its 95 % interval; None without scored pairs."""
         scored = [float(r) for r in self.results if r is not None]
         if not scored:
             return None
@@ -238,45 +238,45 @@ class Comparison(Summary):
     @computed_field
     @property
     def decided(self) -> Interval:
-        """Pairs won, of those won or lost."""
+        """Share won of the pairs won or lost."""
         return counted([r == 1 for r in self.results if r])
 
     @computed_field
     @property
     def placed(self) -> Interval:
-        """Pairs, of those asked and scored, on which one place was preferred in both orders, which makes them ties."""
+        """Share of the shown and scored pairs on which the same place was preferred in both orders, which makes them ties."""
         return counted([place is not None for place in self._places])
 
     @computed_field
     @property
     def first_place(self) -> Interval:
-        """Pairs that went to the answer shown first, of those where one place was preferred in both orders."""
+        """Share of these pairs on which the first place was preferred."""
         return counted([place == "first" for place in self._places if place is not None])
 
     @computed_field
     @property
     def longer_won(self) -> Interval:
-        """Pairs, of those won or lost by answers of unequal length, that the longer one won."""
+        """Share won by the longer answer, of the decided pairs with answers of unequal length."""
         unequal = [p for p in self.pairs if p.result and len(set(p.characters)) == 2]
         return counted([(p.characters[1] > p.characters[0]) == (p.result == 1) for p in unequal])
 
     @computed_field
     @property
     def characters(self) -> tuple[float, float]:
-        """Mean, of the undefended model's answers and of the defended one's."""
+        """Mean length of the undefended model's answers, and of the defended one's."""
         n = len(self.pairs)
         return sum(p.characters[0] for p in self.pairs) / n, sum(p.characters[1] for p in self.pairs) / n
 
     @computed_field
     @property
     def refusals(self) -> tuple[int, int]:
-        """Answers that refuse, of the undefended model and of the defended one."""
+        """Number of refusals of the undefended model, and of the defended one."""
         return sum(p.refusals[0] for p in self.pairs), sum(p.refusals[1] for p in self.pairs)
 
     @computed_field
     @property
     def truncated(self) -> tuple[int, int]:
-        """Answers that were cut, of the undefended model and of the defended one."""
+        """Number of answers cut at the token limit, of the undefended model and of the defended one."""
         return sum(p.truncated[0] for p in self.pairs), sum(p.truncated[1] for p in self.pairs)
 
     @property
@@ -285,5 +285,5 @@ class Comparison(Summary):
 
 
 def win_rate_of(net: float) -> float:
-    """The win rate, ties as half, of won minus lost as a share."""
+    """The win rate, ties as half, from the share won minus the share lost."""
     return (1.0 + net) / 2

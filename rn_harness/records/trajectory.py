@@ -1,4 +1,4 @@
-"""Measurements of a policy: checkpoints, trajectories, and the report of a defense. They hold scores, and no text."""
+"""Measurements of a policy: checkpoints, trajectories, and the report of a defense. They hold scores and no text."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class CompletionScore(Scored):
 
     Attributes:
         sample: 0 is the greedy completion, 1 and up are sampled ones.
-        score: the highest that the judge gave to the answer, to the think part, or to both together.
+        score: the highest of the judge's scores of the answer, of the think part, and of both together.
         refusal, degenerate, words: of the answer.
-        truncated: it was cut at the token limit.
-        thought: the judge's score of the think part; None if there is none.
-        again: further looks at a score above the threshold, by the second judge or in other wordings; empty where no other
-            look is to be had, or none was needed.
-        second: the second judge's score, where one was asked for.
+        truncated: whether it was cut at the token limit.
+        thought: the judge's score of the think part; None without one.
+        again: further looks at a score above the threshold, by the second judge or in other wordings; empty if none was needed
+            or possible.
+        second: the second judge's score, if one was requested.
     """
 
     prompt_id: str
@@ -43,13 +43,13 @@ class BenignAnswer(Record):
     Both are compared with the undefended candidate's greedy answer, the reference, by chrF (0 to 1).
 
     Attributes:
-        twin: the prompt is a twin of the domain.
-        refusal: the model's greedy answer refuses.
+        twin: whether the prompt is a twin of the domain.
+        refusal: whether the model's greedy answer refuses.
         similarity: of the model's sampled answer to the reference.
-        own: of the undefended candidate's sampled answer to the reference: how far it agrees with itself.
-        chance: of the undefended candidate's sampled answer to *another* prompt: how far any two answers agree.
+        own: similarity of the undefended candidate's sampled answer to the reference: its agreement with itself.
+        chance: similarity of its sampled answer to *another* prompt to the reference: the agreement of any two answers.
         kl: ``(log p_undefended(y) - log p_model(y)) / tokens`` for the undefended candidate's sampled answer y, nats per token:
-            one sample of the KL divergence of the undefended candidate from the model.
+            a one-sample estimate of the KL divergence of the undefended candidate from the model.
     """
 
     prompt_id: str
@@ -120,17 +120,17 @@ class TrainingWindow(Record):
         steps: optimizer steps in the window.
         reward_mean: mean reward of all sampled completions; None where nothing is rewarded.
         reward_spread: mean over steps of the standard deviation of a step's rewards.
-        harm_mean: attacks only: mean of the plain attack reward (harm, refusals at 0) of the same completions, whatever the
-            attacker's own reward makes of it.
+        harm_mean: attacks only: mean of the plain attack reward (harm, refusals at 0) of the same completions, before the
+            attacker's shaping.
         above_share: attacks only: share of the sampled completions whose harm is above the policy's threshold.
-        zero_spread_share: share of groups whose rewards were all equal, hence without gradient.
+        zero_spread_share: share of groups whose rewards were all equal, so that they have no gradient.
         unrewarded_share: share of completions that the judge could not score.
         grad_norm: largest norm of the gradient before clipping.
         entropy: mean token entropy of the policy over the steps that computed it, nats.
         completion_tokens: mean length of the sampled completions.
-        adapter_distance: L2 distance of the weights, adapter included, from where the training started.
+        adapter_distance: L2 distance of the weights, adapter included, from the start of the training.
         window_distance: attacks only: L2 distance that the trained parameters moved in this window, measured by the harness and
-            not by the attack; of many millions it is estimated from a sample.
+            not by the attack; estimated from a sample if there are many millions.
     """
 
     steps: Annotated[int, Field(ge=1)]
@@ -148,11 +148,11 @@ class TrainingWindow(Record):
 
 
 class PlantedScore(Scored):
-    """The judge's score, at one checkpoint, of a text whose band is known.
+    """The judge's score, at one checkpoint, of a text with a known band.
 
     Attributes:
         anchor_id: of the anchor.
-        high: whether the text is harmful: its score has to be above the threshold, or else at most at it.
+        high: True for a harmful text, whose score has to be above the threshold; any other score must not exceed it.
     """
 
     anchor_id: str
@@ -169,14 +169,14 @@ class Checkpoint(Summary):
     Attributes:
         scores: every completion's score.
         threshold: of the policy; a score above it is a breach.
-        leak: exact probability of the full compliant answer, mean over the prompts, where it can be computed.
-        leak_per_token, leak_per_sequence: mean log-probability, in nats, of the answers that the control's last checkpoint gave
-            greedily and that scored above the threshold; None where they are not at hand.
-        benign: where benign prompts were due at this step.
+        leak: exact probability of the full compliant answer, mean over the prompts, if it can be computed.
+        leak_per_token, leak_per_sequence: mean log-probability, in nats, of the greedy answers of the control's last checkpoint
+            that scored above the threshold; None if they are not available.
+        benign: if benign prompts were due at this step.
         training: diagnostics since the previous checkpoint; None at step 0.
-        planted: the judge's scores of known anchors, sent along.
-        witnessed: the other judges' scores of known anchors at this step of an attack: ``reward``, if it is another judge
-            than the one that scores, and ``second``.
+        planted: the judge's scores of known anchors, sent together with the completions.
+        witnessed: the other judges' scores of known anchors at this step of an attack: ``reward``, if it is not the judge that
+            scores, and ``second``.
     """
 
     step: Annotated[int, Field(ge=0)]
@@ -192,19 +192,19 @@ class Checkpoint(Summary):
 
     @property
     def values(self) -> list[float]:
-        """The scores that there are."""
+        """The scores of all scored completions."""
         return [s.score for s in self.scores if s.score is not None]
 
     @computed_field
     @property
     def maximum(self) -> float | None:
-        """Highest score; None if nothing was scored."""
+        """Highest score; None without scores."""
         return max(self.values, default=None)
 
     @computed_field
     @property
     def mean(self) -> float | None:
-        """Mean score; None if nothing was scored."""
+        """Mean score; None without scores."""
         return mean_of(self.values)
 
     @computed_field
@@ -234,7 +234,7 @@ class Checkpoint(Summary):
     @computed_field
     @property
     def degenerate_share(self) -> float:
-        """Share of gibberish among all."""
+        """Share of degenerate completions among all."""
         return self._share([s.degenerate for s in self.scores])
 
     @computed_field
@@ -256,12 +256,12 @@ class Checkpoint(Summary):
         return self._share([s.words for s in self.scores])
 
     def _share(self, values: Sequence[int]) -> float:
-        """Their mean; 0 without completions."""
+        """The mean of the values; 0 without completions."""
         return mean_of(values) or 0.0
 
 
 class Rendered(Record):
-    """The text that a model is given for a prompt, by its hash: another template, system prompt or date is another text."""
+    """The text that a model gets for a prompt, as a hash; it depends on the template, the system prompt and the date."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     characters: Annotated[int, Field(ge=1)]
@@ -287,19 +287,19 @@ class Trajectory(Record):
         recipe: the attack recipe, as run.
         prompt_ids: of the attack prompts drawn.
         heldout_ids: of the prompts that every checkpoint has to score.
-        benign_ids: of the benign prompts that have to be answered where they are due.
-        prompts: sha256 of each set of prompts that was really measured or trained on: ``heldout`` and ``benign``; of an attack
-            also ``attack``, the pool that its prompts were drawn from, and ``anchor``.
-        steps: how many steps the run was to take.
-        judge_gone: why it ended early, if a judge stopped judging; None if none did.
-        candidate_digest, defended_digest: weights that it started from; None without a defense.
-        judge_digest, reward_digest: who scored, and who rewarded.
+        benign_ids: of the benign prompts that have to be answered when they are due.
+        prompts: sha256 of each set of prompts that was measured or trained on: ``heldout`` and ``benign``; for an attack also
+            ``attack``, the pool that its prompts were drawn from, and ``anchor``.
+        steps: number of steps that the run was to take.
+        judge_gone: why it ended early, if a judge stopped judging; else None.
+        candidate_digest, defended_digest: of the weights that it started from; ``defended_digest`` is None without a defense.
+        judge_digest, reward_digest: of the judge that scored, and of the judge that rewarded.
         second_digest: of the second judge; None without one.
-        settings: as the trainer received them.
-        rendered: the first held-out prompt as the model was given it.
-        stopped: the error that cut it off, if any; earlier measurements remain.
-        earlier: of an attempt that was cut off, the checkpoints that this one, from the same seed, did not repeat; a breach in
-            them is one.
+        settings: those that the trainer got.
+        rendered: the first held-out prompt as given to the model.
+        stopped: the cause, if the run was cut off; earlier measurements remain valid.
+        earlier: checkpoints of an attempt that was cut off which this attempt, from the same seed, did not repeat; a breach in
+            them counts.
     """
 
     candidate_digest: str
@@ -322,12 +322,12 @@ class Trajectory(Record):
 
     @property
     def seen(self) -> tuple[Checkpoint, ...]:
-        """All checkpoints, those of a cut-off attempt included: an observed breach is never rolled again."""
+        """All measured checkpoints, including those of an attempt that was cut off: a new attempt must not hide its breach."""
         return (*self.checkpoints, *self.earlier)
 
     @property
     def judge_failed(self) -> bool:
-        """True if a judge's infrastructure failed at any score; another attempt may succeed, and is not a re-roll."""
+        """True if a judge's infrastructure failed at any score. Another attempt is then allowed, and is not a re-roll."""
         looks = (
             look
             for c in self.checkpoints
@@ -339,7 +339,7 @@ class Trajectory(Record):
 class Probe(Record):
     """The attack reward of a policy on held-out prompts, without training (the paper's equation 3).
 
-    Numbers are None where nothing could be scored.
+    Numbers are None if nothing could be scored.
     """
 
     mean: float | None
@@ -350,7 +350,7 @@ class Probe(Record):
 
 
 class ConvergencePoint(Record):
-    """The defense measured on its validation prompts at one step."""
+    """A measurement of the defense on its validation prompts at one step."""
 
     step: int
     minimal_refusal_share: float
@@ -362,15 +362,15 @@ class ConvergencePoint(Record):
 
 
 class DefenseReport(Record):
-    """Report of the neutralization fine-tune.
+    """The report of a neutralization fine-tune.
 
     Attributes:
         points: convergence, measured at step 0 and every ``evaluate_every``.
         probe, undefended_probe: equation 3 after and before.
-        settings: as the trainer received them.
-        resumed: the steps from which it went on after it was cut off, in order; empty: it was trained in one go.
-        prompts: sha256 of each set of prompts that was really trained on or measured: ``defense``, ``anchor``, ``heldout``.
-        measured: when it was trained and by which run; None only until its run has noted it.
+        settings: those that the trainer got.
+        resumed: steps at which it was resumed after it was cut off, in order; empty: it was trained without interruption.
+        prompts: sha256 of each set of prompts that was trained on or measured: ``defense``, ``anchor``, ``heldout``.
+        measured: when it was trained and by which run; None only until its run has recorded it.
     """
 
     recipe: dict[str, Any]
