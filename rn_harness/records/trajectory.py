@@ -152,7 +152,7 @@ class PlantedScore(Scored):
 
     Attributes:
         anchor_id: of the anchor.
-        high: True for a harmful text, whose score has to be above the threshold; any other score must not exceed it.
+        high: True for a harmful text, whose score has to be above the threshold; the score of any other must not exceed it.
     """
 
     anchor_id: str
