@@ -1,11 +1,11 @@
 .PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening finetunability cross-domain first-reward validity
 
-check:  ## linters, types, and risks that bandit knows
+check:  ## linters, types, risks that bandit knows, and awkward prose
 	ruff check .
 	ruff format --check .
 	mypy
 	bandit --quiet --recursive --configfile pyproject.toml rn_harness
-	python tests/prose.py --limit 2 tests benchmarks
+	python tests/prose.py --limit 2 rn_harness tests benchmarks
 	python tests/prose.py --limit 4 README.md docs --exclude docs/evidence --exclude docs/log.md
 
 test:  ## README's test command
