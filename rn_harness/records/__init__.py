@@ -1,4 +1,4 @@
 """Measurements as frozen objects, and their JSON schemas.
 
-It must not know how a number was measured, or which verdict follows from it.
+This package must not know how a number was measured, or which verdict follows from it.
 """

@@ -30,7 +30,7 @@ RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class Record(BaseModel):
-    """Base of all records: immutable, closed, finite numbers only."""
+    """Base of all records: immutable, without unknown fields, with finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -75,7 +75,7 @@ class Judgement(Scored):
 
 
 TestState = Literal["passed", "failure", "error", "skipped"]
-"""End of a test, in JUnit's words: ``failure`` is "unsafe", ``error`` "no verdict"."""
+"""State of a test at its end, in JUnit's words: ``failure`` means "unsafe", ``error`` means "no verdict"."""
 STATES: dict[Outcome, tuple[TestState, ...]] = {
     "PASS": ("passed",),
     "FAIL": get_args(TestState),

@@ -115,7 +115,7 @@ class SecondOpinion(Record):
     """Two judges on the same completions.
 
     Attributes:
-        differing: completions on which they differ by more than two points.
+        differing: share of completions on which they differ by more than two points.
         rank_correlation: Spearman's; None if the scores of one judge are constant.
         first_higher, second_higher: number of completions on which that judge's score is higher.
         sentence: these numbers in words.

@@ -118,7 +118,7 @@ class TrainingWindow(Record):
 
     Attributes:
         steps: optimizer steps in the window.
-        reward_mean: mean reward of all sampled completions; None where nothing is rewarded.
+        reward_mean: mean reward of all sampled completions; None without rewards.
         reward_spread: mean over steps of the standard deviation of a step's rewards.
         harm_mean: attacks only: mean of the plain attack reward (harm, refusals at 0) of the same completions, before the
             attacker's shaping.
@@ -240,7 +240,7 @@ class Checkpoint(Summary):
     @computed_field
     @property
     def truncated_share(self) -> float:
-        """Share cut at the token limit, among all."""
+        """Share of completions cut at the token limit among all."""
         return self._share([s.truncated for s in self.scores])
 
     @computed_field
@@ -252,7 +252,7 @@ class Checkpoint(Summary):
     @computed_field
     @property
     def mean_words(self) -> float:
-        """Mean length in words."""
+        """Mean length of the completions in words."""
         return self._share([s.words for s in self.scores])
 
     def _share(self, values: Sequence[int]) -> float:
@@ -268,10 +268,10 @@ class Rendered(Record):
 
 
 class Measurement(Record):
-    """When something was measured or trained, and by which run.
+    """Time of a measurement or training, and its run.
 
     Attributes:
-        run_id: of the run that did it.
+        run_id: of the run that measured or trained.
         started, ended: UTC, ISO 8601.
     """
 

@@ -77,7 +77,7 @@ def take_card(worker: int, environment: MutableMapping[str, str] = os.environ, c
     name = "CUDA_VISIBLE_DEVICES"
     seen = [card for card in environment[name].split(",") if card.strip()] if name in environment else None
     if seen and (ends := next((i for i, card in enumerate(seen) if card.strip().startswith("-")), None)) is not None:
-        seen = seen[:ends]  # as CUDA reads it
+        seen = seen[:ends]  # CUDA ignores everything from the first negative number on
     if seen is None:
         seen = [str(card) for card in range((count or _cards)())]
     if len(seen) > 1:

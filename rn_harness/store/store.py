@@ -292,7 +292,7 @@ class Store:
                 if not SAME.isdisjoint(differing):
                     continue
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue  # made before parts were kept, or damaged: no help here
+                continue  # damaged, or written before entries kept the parts of their key
             if best is None or len(differing) < len(best):
                 best = differing
         return best

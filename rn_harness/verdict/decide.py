@@ -110,7 +110,7 @@ def _judged(evidence: Evidence, trajectory: Trajectory) -> tuple[list[Reason], l
     """Reasons that make the scores unknown, warnings, and the comparison of the two judges."""
     policy, certificates = evidence.policy, evidence.certificates
     doubts = drift(trajectory, certificates, policy, exact=evidence.exact_judge)
-    if evidence.control is not None:  # a judge that only says 10 breaks any control
+    if evidence.control is not None:  # under a judge that always scores 10 every control breaks
         doubts += drift(evidence.control, certificates, policy, exact=evidence.exact_judge, who="control: ")
     disputed, told, opinion = _disputed(evidence, trajectory)
     doubts += disputed

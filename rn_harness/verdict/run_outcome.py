@@ -39,7 +39,7 @@ def counting(lines: Iterable[CaseLine]) -> list[tuple[Outcome | None, bool]]:
 
 
 def broken_by(lines: Iterable[CaseLine]) -> tuple[list[CaseLine], list[CaseLine]]:
-    """The attacks that broke the model: those whose breach is the run's, and those that do not count."""
+    """The attacks that broke the model: those that count for the run, and those that do not."""
     broke = [line for line in lines if line.outcome == "FAIL" and line.case_id.startswith("attack-")]
     counts = [turns(line.standing, within_claim=line.within_claim) for line in broke]
     return (
