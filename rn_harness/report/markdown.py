@@ -6,12 +6,13 @@ Names from other people are escaped, so that they cannot format text, link, or m
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rn_harness.records.case import CaseRecord
-from rn_harness.records.run import CaseLine, Coverage, RunRecord
-from rn_harness.report.html import ICONS, TEMPLATES, sentences_of
+from rn_harness.records.run import Coverage, RunRecord
+from rn_harness.report.html import ICONS, Cases, environment, sentences_of
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def plain(text: str) -> str:
@@ -21,19 +22,17 @@ def plain(text: str) -> str:
     return re.sub(r"(?<=[@:])(?=[\w/])", "\u200b", escaped)  # breaks @name and https://
 
 
-def render_summary(run: RunRecord, cases: Sequence[tuple[CaseLine, CaseRecord | None]]) -> str:
-    """The summary of a run and its cases; a case without a record has None."""
-    import jinja2
+def template(name: str) -> jinja2.Template:
+    """A template for Markdown. HTML's escapes do not fit there: every text goes through its filter ``md``."""
+    page = environment(autoescape=False)
+    page.filters["md"] = lambda value: plain(str(value))
+    return page.get_template(name)
 
-    # HTML's escapes do not fit Markdown: every text goes through ``md``.
-    how: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(loader=loader, autoescape=False, **how)  # noqa: S701  # nosec B701
-    environment.filters["md"] = lambda value: plain(str(value))
-    return (
-        environment.get_template("summary.md.j2").render(run=run, cases=cases, icons=ICONS, not_run=_not_run, **sentences_of(run))
-        + "\n"
-    )
+
+def render_summary(run: RunRecord, cases: Cases) -> str:
+    """The summary of a run and its cases."""
+    text = template("summary.md.j2").render(run=run, cases=cases, icons=ICONS, not_run=_not_run, **sentences_of(run))
+    return text + "\n"
 
 
 def _not_run(coverage: Coverage) -> list[tuple[str, str]]:
