@@ -7,17 +7,16 @@ are about baking, a harmless domain that is only declared forbidden; a lab's own
 from __future__ import annotations
 
 import collections
-import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rn_harness.models.identity import text_digest
 from rn_harness.spec.base import Frozen, Name, Score
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
@@ -94,37 +93,25 @@ class Anchor(Frozen):
         return self
 
 
-class _AnchorFile(Frozen):
-    """The contents of a file of anchors."""
-
-    version: Literal[1]
-    domain: Name
-    forbidden: Annotated[str, Field(max_length=500, pattern=r"\S")]
-    anchors: Annotated[list[Anchor], Field(min_length=1)]
-
-
-@dataclass(frozen=True, slots=True)
-class AnchorSet:
-    """Anchors of one domain.
+class AnchorSet(Frozen):
+    """Anchors of one domain, as in a file.
 
     Attributes:
         domain: their subject.
         forbidden: sentence that defines the harm, for the judge.
-        anchors: all of them, in the order of the file.
-        digest: sha256 over all of the above, as hex; comments and layout of a file do not change it.
+        anchors: all of them, in order.
     """
 
-    domain: str
-    forbidden: str
-    anchors: tuple[Anchor, ...]
-    digest: str
+    version: Literal[1]
+    domain: Name
+    forbidden: Annotated[str, Field(max_length=500, pattern=r"\S")]
+    anchors: Annotated[tuple[Anchor, ...], Field(min_length=1, strict=False)]
 
-    @classmethod
-    def make(cls, *, domain: str, forbidden: str, anchors: Sequence[Anchor]) -> Self:
-        """The set of these anchors, with its digest."""
-        content = {"domain": domain, "forbidden": forbidden, "anchors": [a.model_dump(mode="json") for a in anchors]}
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
-        return cls(domain=domain, forbidden=forbidden, anchors=tuple(anchors), digest=digest)
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 over all of it, as hex; comments and layout of a file do not change it."""
+        content = self.model_dump(mode="json", exclude={"version"})
+        return text_digest(json.dumps(content, sort_keys=True, allow_nan=False))
 
     def of(self, use: AnchorUse) -> tuple[Anchor, ...]:
         """The anchors for one use, in order."""
@@ -141,9 +128,8 @@ def load_anchors(path: Path) -> AnchorSet:
         JudgeError: missing, malformed, an id or a completion twice, nearly the same completion for both uses, or no harmful
             or no harmless anchor to certify on, so that one of a judge's error rates would be counted on nothing.
     """
-    found = read_declared(path, _AnchorFile, see="docs/judges.md, and fixtures/judge_anchors/baking.yaml for an example")
-    _check_once(path, found.anchors)
-    anchors = AnchorSet.make(domain=found.domain, forbidden=found.forbidden, anchors=found.anchors)
+    anchors = read_declared(path, AnchorSet, see="docs/judges.md, and fixtures/judge_anchors/baking.yaml for an example")
+    _check_once(path, anchors.anchors)
     _check_apart(path, anchors)
     certify = anchors.of("certify")
     for side, count, need in (
@@ -195,7 +181,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-@functools.cache
+@cache
 def shipped_anchors() -> AnchorSet:
     """The anchors that come with the harness, about baking.
 

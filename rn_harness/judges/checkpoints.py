@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from rn_harness.judges.benign import measure_benign
 from rn_harness.judges.certification import score_planted
 from rn_harness.judges.panel import ControlAnswers, Panel
-from rn_harness.judges.scoring import score_heldout, summarise
+from rn_harness.judges.scoring import score_heldout
 from rn_harness.models.measurement_cache import MeasurementCache
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.trajectory import BenignScore, Checkpoint, CompletionScore, TrainingWindow
+from rn_harness.spec.errors import TrainingError
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
@@ -113,6 +114,9 @@ def judge_checkpoint(
         unjudged: completions and measurements.
         training: diagnostics since the last checkpoint.
         found: gets the greedy answers above the threshold, if there are any.
+
+    Raises:
+        TrainingError: there is nothing to score.
     """
     policy, scores = panel.policy, list[CompletionScore]()
     for completions, first_sample in ((unjudged.greedy, 0), (unjudged.sampled, 1)):
@@ -120,17 +124,21 @@ def judge_checkpoint(
         if panel.transcript and given:
             panel.transcript.add(unjudged.step, panel.heldout, completions, given)
         scores += given
+    if not scores:
+        raise TrainingError(f"a checkpoint scores completions of held-out prompts, got none at step {unjudged.step}; name some")
     # The probability of an answer without its think part says little, and the harm may be in that part.
     greedy = [group[0] for group in unjudged.greedy]
     above = [i for i, c in enumerate(greedy) if c.thought is None and (scores[i].score or 0.0) > policy.threshold]
     if found is not None and above:
         found(ControlAnswers(tuple(panel.heldout[i] for i in above), tuple(greedy[i].text for i in above)))
-    return summarise(
-        unjudged.step,
-        scores,
-        policy,
+    per_token, per_sequence = unjudged.leak_of_control or (None, None)
+    return Checkpoint(
+        step=unjudged.step,
+        scores=tuple(scores),
+        threshold=policy.threshold,
         leak=unjudged.leak,
-        leak_of_control=unjudged.leak_of_control,
+        leak_per_token=per_token,
+        leak_per_sequence=per_sequence,
         benign=unjudged.benign,
         training=training,
         planted=score_planted(panel.anchor_judge, panel.planted, policy),

@@ -8,7 +8,6 @@ Only a calibration on the right texts proves that this is the suite's domain.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit_calibration, load_calibration
+from rn_harness.judges.local_model import hash_judge, read_pretrained
 from rn_harness.judges.normalise import readings
-from rn_harness.models.identity import hash_files, root_digest, weights_digest
+from rn_harness.models.identity import root_digest, text_digest, weights_digest
 from rn_harness.records.base import Judgement
-from rn_harness.spec.errors import CandidateError, JudgeError
+from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.wording import is_degenerate, words
 from rn_harness.store.provenance import source_digest
 
@@ -36,7 +36,6 @@ OVERLAP = 0.5
 """Share of a window that the next one repeats, so that no passage of half a window is cut in two."""
 MIN_DIFFERENT = 12
 """A loop of fewer different words says nothing."""
-_NOT_HASHED = ("README.md", ".gitattributes", CALIBRATION_FILE)
 _FIT = "`rn-harness calibrate-judge SPEC --labels FILE --out calibration.json`"
 
 
@@ -124,15 +123,8 @@ class ClassifierJudge:
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        """The sha256 of each of the classifier's files but card and calibration.
-
-        Raises:
-            JudgeError: its files cannot be read.
-        """
-        try:
-            return hash_files(self.folder, follow_links=True, without=_NOT_HASHED)
-        except CandidateError as error:
-            raise JudgeError(str(error)) from None
+        """The sha256 of each of the classifier's files but card and calibration."""
+        return hash_judge(self.folder, ".gitattributes", CALIBRATION_FILE)
 
     @property
     def classifier_digest(self) -> str:
@@ -156,9 +148,11 @@ class ClassifierJudge:
             "label": self.label,
             "reads": self.reads,
             "calibration": self.calibration.model_dump(mode="json") if self.calibration else None,
-            "source": source_digest("judges/classifier.py", "judges/calibration.py", "judges/normalise.py", "spec/wording.py"),
+            "source": source_digest(
+                "judges/classifier.py", "judges/calibration.py", "judges/local_model.py", "judges/normalise.py", "spec/wording.py"
+            ),
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return text_digest(json.dumps(decides, sort_keys=True))
 
     def about(self, forbidden: str) -> Self:
         """Itself: a classifier's subject is fixed."""
@@ -256,24 +250,11 @@ class ClassifierJudge:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Network and tokenizer; no code of the folder is run."""
-        from rn_harness.models.transformers_compat import check_whole, quiet_libraries
-
-        quiet_libraries()
+        required = "the folder must hold a sequence classifier that transformers reads"
+        network = read_pretrained("AutoModelForSequenceClassification", self.folder, required)
+        tokenizer = read_pretrained("AutoTokenizer", self.folder, required)
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        try:
-            network, loaded = AutoModelForSequenceClassification.from_pretrained(  # nosec B615 # a local folder
-                self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-            )
-            check_whole(loaded)
-            how = {"local_files_only": True, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, **how)  # nosec B615 # a local folder
-        except (OSError, ValueError, KeyError) as error:
-            raise JudgeError(
-                f"the folder must hold a sequence classifier that transformers reads, got folder={self.folder}: "
-                f"{type(error).__name__}: {error}; export it again with save_pretrained"
-            ) from error
         if not tokenizer.is_fast:
             raise JudgeError(
                 f"a classifier's tokenizer must be able to cut windows, got {type(tokenizer).__name__} for {self.folder}; save a "

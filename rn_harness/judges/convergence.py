@@ -9,7 +9,7 @@ from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import score_completions
 from rn_harness.models.random_streams import own_random_stream
-from rn_harness.records.statistics import spread
+from rn_harness.records.statistics import mean_of, spread
 from rn_harness.records.trajectory import CompletionScore, ConvergencePoint, Probe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.policy import Policy
@@ -33,7 +33,7 @@ def probe_reward(model: LanguageModel, panel: Panel, seed: int) -> Probe:
     scores = score_completions(panel.judge, panel.heldout, sampled, 1, policy)
     rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
     return Probe(
-        mean=sum(rewards) / len(rewards) if rewards else None,
+        mean=mean_of(rewards),
         spread=spread(rewards) if rewards else None,
         maximum=max(rewards, default=None),
         scored=len(rewards),
@@ -64,7 +64,7 @@ def measure_convergence(
     return ConvergencePoint(
         step=step,
         minimal_refusal_share=minimal / len(scores),
-        reward_mean=sum(rewards) / len(rewards) if rewards else None,
+        reward_mean=mean_of(rewards),
         reward_spread=spread(rewards) if rewards else None,
         mean_words=sum(s.words for s in scores) / len(scores),
         scored=len(rewards),

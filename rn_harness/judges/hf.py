@@ -7,7 +7,6 @@ that spells out control tokens of the template cannot leave its turn.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from rn_harness.judges.local_model import hash_judge, read_pretrained
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
 from rn_harness.models.hub import HubError, locate
-from rn_harness.models.identity import hash_files, root_digest, weights_digest
+from rn_harness.models.identity import root_digest, text_digest, weights_digest
+from rn_harness.models.padding import padded
 from rn_harness.models.templates import without_date
-from rn_harness.models.transformers_compat import check_whole, quiet_libraries
-from rn_harness.spec.errors import CandidateError, JudgeError
+from rn_harness.spec.errors import JudgeError
 from rn_harness.store.provenance import source_digest
 
 PREFIX = "hf:"
@@ -59,15 +59,8 @@ class _Weights:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """The sha256 of each of its files, by name.
-
-        Raises:
-            JudgeError: the model cannot be had, or its files cannot be read.
-        """
-        try:
-            return hash_files(self.folder, follow_links=True)
-        except CandidateError as error:
-            raise JudgeError(str(error)) from None
+        """The sha256 of each of its files, by name."""
+        return hash_judge(self.folder)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -76,18 +69,8 @@ class _Weights:
         Raises:
             JudgeError: it cannot be read, or has no chat template.
         """
-        folder = self.folder
-        quiet_libraries()
-        from transformers import AutoTokenizer
-
-        try:
-            how = {"local_files_only": True, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(folder, **how)  # nosec B615 # a local folder
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise JudgeError(
-                f"a judge must have a tokenizer that transformers reads, got folder={folder}: {type(error).__name__}: {error}; "
-                "save the tokenizer beside the weights"
-            ) from None
+        folder, required = self.folder, "a judge must have a tokenizer that transformers reads"
+        tokenizer = read_pretrained("AutoTokenizer", folder, required, "save the tokenizer beside the weights")
         if not tokenizer.chat_template:
             raise JudgeError(
                 f"a judge must have a chat template, got folder={folder} without one; name an instruction model, since a base "
@@ -107,24 +90,10 @@ class _Weights:
         """
         tokenizer = self.tokenizer
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
-        try:
-            network: Any
-            network, loaded = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
-                self.folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=self.dtype,
-                output_loading_info=True,
-            )
-            check_whole(loaded)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise JudgeError(
-                f"a judge must be a causal language model that transformers reads, got folder={self.folder}: "
-                f"{type(error).__name__}: {error}; export it again with save_pretrained"
-            ) from None
+        required = "a judge must be a causal language model that transformers reads"
+        network = read_pretrained("AutoModelForCausalLM", self.folder, required, dtype=self.dtype)
         shipped = network.generation_config
         ends = shipped.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
@@ -219,10 +188,10 @@ class HFJudge(RubricJudge):
             "judge": "hf",
             "weights": root_digest(self._weights.hashes),
             "rubric": rubric_digest(),
-            "source": source_digest("judges/hf.py"),
+            "source": source_digest("judges/hf.py", "judges/local_model.py", "models/padding.py"),
             "settings": self._settings,
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return text_digest(json.dumps(parts, sort_keys=True))
 
     @property
     def weights_digest(self) -> str:
@@ -349,14 +318,11 @@ class HFJudge(RubricJudge):
         import torch
 
         network, tokenizer = self._weights.network, self._weights.tokenizer
-        pad = network.generation_config.pad_token_id
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=network.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=network.device)
+        ids, mask = padded(rows, network.generation_config.pad_token_id, network.device, left=True)
         with torch.inference_mode():
             out = network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=self._settings["max_new_tokens"])
         ends = set(network.generation_config.eos_token_id)
-        for tail in out[:, width:].tolist():
+        for tail in out[:, ids.shape[1] :].tolist():
             end = next((n for n, token in enumerate(tail) if token in ends), None)
             # Special tokens stay: the tags of a thinking part may be some.
             yield str(tokenizer.decode(tail[:end], skip_special_tokens=False)), end is not None

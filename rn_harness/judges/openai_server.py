@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import dataclasses
-import hashlib
 import ipaddress
 import json
 import logging
@@ -19,11 +17,14 @@ import os
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 from urllib.parse import urlsplit
 
+from pydantic import Field
+
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
+from rn_harness.models.identity import text_digest
+from rn_harness.spec.base import Frozen, Positive
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.extras import require
 from rn_harness.store.provenance import source_digest
@@ -42,31 +43,37 @@ _Failures = collections.Counter[str]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
+class ServerLimits(Frozen):
+    """Limits of a server that a profile may change.
+
+    Attributes:
+        concurrency: requests under way at once.
+        retries: further tries of a request after a failure of transport: connection, time limit, status 429 or 5xx.
+        request_limit_s, batch_limit_s: time limits of one try, and of all completions of one call.
+        budget: chat requests of the judge in a process, further tries and checks included.
+    """
+
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
+    retries: Annotated[int, Field(ge=0, le=10)] = 3
+    request_limit_s: Positive = 60.0
+    batch_limit_s: Positive = 1800.0
+    budget: Annotated[int, Field(ge=1)] = 100_000
+
+
+class ServerSettings(ServerLimits):
     """How a server is asked.
 
     Attributes:
         max_new_tokens: limit of a reply; a thinking model needs hundreds.
         max_characters: longer completions are not judged.
-        concurrency: requests under way at once.
-        retries: further tries of a request after a failure of transport: connection, time limit, status 429 or 5xx.
         first_wait_s: before the first further try; doubles with each.
         longest_wait_s: bound of it, and of the server's ``Retry-After``.
-        request_limit_s: time limit of one try.
-        batch_limit_s: time limit of one call of ``score``.
-        budget: chat requests of this judge in this process, further tries and checks included.
     """
 
     max_new_tokens: int = 64
     max_characters: int = MAX_CHARACTERS
-    concurrency: int = 8
-    retries: int = 3
     first_wait_s: float = 0.5
     longest_wait_s: float = 30.0
-    request_limit_s: float = 60.0
-    batch_limit_s: float = 1800.0
-    budget: int = 100_000
 
 
 class _BudgetError(Exception):
@@ -149,9 +156,9 @@ class OpenAIJudge(RubricJudge):
             "model": self._model,
             "rubric": rubric_digest(),
             "source": source_digest("judges/openai_server.py"),
-            "settings": dataclasses.asdict(self._settings),
+            "settings": self._settings.model_dump(),
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return text_digest(json.dumps(parts, sort_keys=True))
 
     @property
     def max_characters(self) -> int:

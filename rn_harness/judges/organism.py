@@ -131,4 +131,5 @@ class OrganismJudge:
                 Anchor(id=f"{kind}-{i}", use="certify", kind=kind, request=topic.phrase, completion=text, low=score, high=score)
                 for kind, text, score in texts
             ]
-        return AnchorSet.make(domain="organism", forbidden="The recipes of the organism's harmful topics.", anchors=anchors)
+        forbidden = "The recipes of the organism's harmful topics."
+        return AnchorSet(version=1, domain="organism", forbidden=forbidden, anchors=tuple(anchors))

@@ -22,6 +22,7 @@ from typing import Any
 
 from rn_harness.records.base import UNSCORED, Judgement, Unscored
 from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.model_profiles import hint
 from rn_harness.spec.prompts import Prompt
 
 GROUP = "rn_harness.judges"
@@ -78,8 +79,8 @@ def _from_path(spec: str) -> Any:
     for part in dotted.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "correct the spec"
-            raise JudgeError(f"the judge must be in module={module_name!r}, got name={dotted!r} which is not; {hint}")
+            remedy = f"did you mean {' or '.join(near)}?" if near else "correct the spec"
+            raise JudgeError(f"the judge must be in module={module_name!r}, got name={dotted!r} which is not; {remedy}")
         found = getattr(found, part)
     return found
 
@@ -87,10 +88,7 @@ def _from_path(spec: str) -> Any:
 def _from_entry_point(name: str) -> Any:
     entries = list(metadata.entry_points(group=GROUP, name=name))
     if not entries:
-        known = own_names()
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
-        raise JudgeError(f"a judge's name must be an entry point of group {GROUP}, got name={name!r}; {hint}")
+        raise JudgeError(f"a judge's name must be an entry point of group {GROUP}, got name={name!r}; {hint(name, own_names())}")
     if len({entry.value for entry in entries}) > 1:
         values = ", ".join(sorted(entry.value for entry in entries))
         raise JudgeError(f"one package must declare the judge {name!r}, got {values}; name one as python:pkg.mod:Name")

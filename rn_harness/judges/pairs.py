@@ -7,17 +7,16 @@ everyday things that no suite's prompt is about; a lab's own file has the same f
 from __future__ import annotations
 
 import collections
-import functools
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rn_harness.judges.anchors import MAX_TOPIC
+from rn_harness.models.identity import text_digest
 from rn_harness.records.preference import PairKind
 from rn_harness.spec.base import Frozen, Name
 from rn_harness.spec.errors import JudgeError
@@ -59,30 +58,16 @@ class LabelledPair(Frozen):
         return self
 
 
-class _PairFile(Frozen):
-    """The contents of a file of pairs."""
+class PairSet(Frozen):
+    """Labelled pairs in order, as in a file."""
 
     version: Literal[1]
-    pairs: Annotated[list[LabelledPair], Field(min_length=1)]
+    pairs: Annotated[tuple[LabelledPair, ...], Field(min_length=1, strict=False)]
 
-
-@dataclass(frozen=True, slots=True)
-class PairSet:
-    """Labelled pairs.
-
-    Attributes:
-        pairs: all of them, in order.
-        digest: sha256 over them, as hex; comments and layout of a file do not change it.
-    """
-
-    pairs: tuple[LabelledPair, ...]
-    digest: str
-
-    @classmethod
-    def make(cls, pairs: Sequence[LabelledPair]) -> Self:
-        """The set of these pairs, with its digest."""
-        content = json.dumps([p.model_dump(mode="json") for p in pairs], sort_keys=True, allow_nan=False)
-        return cls(pairs=tuple(pairs), digest=hashlib.sha256(content.encode()).hexdigest())
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 over the pairs, as hex; comments and layout of a file do not change it."""
+        return text_digest(json.dumps(self.model_dump(mode="json")["pairs"], sort_keys=True, allow_nan=False))
 
 
 def load_pairs(path: Path) -> PairSet:
@@ -95,7 +80,8 @@ def load_pairs(path: Path) -> PairSet:
         JudgeError: missing, malformed, an id or a pair twice, or no pair whose better answer is longer, or none where it is
             shorter, so that a judge that goes by length would not be found out.
     """
-    found = read_declared(path, _PairFile, see="docs/judges.md, and fixtures/judge_anchors/preference.yaml for an example").pairs
+    read = read_declared(path, PairSet, see="docs/judges.md, and fixtures/judge_anchors/preference.yaml for an example")
+    found = read.pairs
     _check_once(path, "ids", [p.id for p in found])
     _check_once(path, "pairs", [" | ".join((p.request, *sorted((p.better, p.worse)))) for p in found])
     clear = [p for p in found if p.kind != "equal"]
@@ -108,7 +94,7 @@ def load_pairs(path: Path) -> PairSet:
                 f"{path}: pairs: a judge is certified on pairs whose better answer is longer and on ones where it is shorter, "
                 f"got {side}=0 of {len(clear)}; add some"
             )
-    return PairSet.make(found)
+    return read
 
 
 def _check_once(path: Path, what: str, values: Sequence[str]) -> None:
@@ -119,7 +105,7 @@ def _check_once(path: Path, what: str, values: Sequence[str]) -> None:
             raise JudgeError(f"{path}: pairs: {what} must be unique, got {shown} {count} times; drop one")
 
 
-@functools.cache
+@cache
 def shipped_pairs() -> PairSet:
     """The pairs that come with the harness.
 

@@ -280,7 +280,7 @@ class OrganismPreference:
                 )
                 for n, (kind, better, worse) in enumerate(texts)
             ]
-        return PairSet.make(pairs)
+        return PairSet(version=1, pairs=tuple(pairs))
 
 
 class OwnPreference:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rn_harness.spec.base import Frozen
+from rn_harness.judges.openai_server import ServerLimits
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import HUB_ID, Profile, profile_names, read_named
@@ -21,23 +21,6 @@ PROFILES = "judges"
 """Folder of the profiles within the fixtures."""
 DEFAULT_NEW_TOKENS = 256
 _FOLDER = r"^\.{1,2}/\S+$"
-
-
-class ServerLimits(Frozen):
-    """Limits of a server that differ from ``rn_harness.judges.openai_server.ServerSettings``.
-
-    Attributes:
-        concurrency: requests under way at once.
-        retries: further tries of a request after a failure of transport.
-        request_limit_s, batch_limit_s: time limits of one try, and of all completions of one call.
-        budget: requests of the judge in a process, further tries and checks included.
-    """
-
-    concurrency: Annotated[int, Field(ge=1, le=1024)] | None = None
-    retries: Annotated[int, Field(ge=0, le=10)] | None = None
-    request_limit_s: Annotated[float, Field(gt=0.0)] | None = None
-    batch_limit_s: Annotated[float, Field(gt=0.0)] | None = None
-    budget: Annotated[int, Field(ge=1)] | None = None
 
 
 class JudgeProfile(Profile):

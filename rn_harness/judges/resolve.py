@@ -89,8 +89,8 @@ def _built_in(kind: str, spec: str, folder: Path, profile: JudgeProfile | None =
 
         if profile is None:
             return OpenAIJudge.from_spec(spec)
-        limits = ServerSettings(max_new_tokens=profile.max_new_tokens, **profile.server.model_dump(exclude_none=True))
-        return OpenAIJudge.from_spec(spec, limits)
+        settings = ServerSettings(max_new_tokens=profile.max_new_tokens, **profile.server.model_dump())
+        return OpenAIJudge.from_spec(spec, settings)
     if kind == "hf":
         from rn_harness.judges.hf import HFJudge
 

@@ -1,4 +1,4 @@
-"""Scores of completions, and the checkpoint that they make."""
+"""Scores of completions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.whole import WholeJudgement, judge_whole
 from rn_harness.records.base import Judgement, Scored
-from rn_harness.records.trajectory import BenignScore, Checkpoint, CompletionScore, PlantedScore, TrainingWindow
-from rn_harness.spec.errors import TrainingError
+from rn_harness.records.trajectory import CompletionScore
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import count_words, is_degenerate, is_refusal
@@ -87,34 +86,3 @@ def _further_looks(panel: Panel) -> list[tuple[Judge, int]]:
     second = [(panel.second, w) for w in range(panel.second.wordings)] if panel.second else []
     in_turn = [look for pair in itertools.zip_longest(second, first) for look in pair if look is not None]
     return in_turn[: panel.policy.confirmation.looks]
-
-
-def summarise(
-    step: int,
-    scores: Sequence[CompletionScore],
-    policy: Policy,
-    *,
-    leak: float | None = None,
-    leak_of_control: tuple[float, float] | None = None,
-    benign: BenignScore | None = None,
-    training: TrainingWindow | None = None,
-    planted: tuple[PlantedScore, ...] = (),
-) -> Checkpoint:
-    """The checkpoint that these scores make; ``leak_of_control`` is per token and per sequence.
-
-    Raises:
-        TrainingError: there are none.
-    """
-    if not scores:
-        raise TrainingError(f"a checkpoint scores completions of held-out prompts, got none at step {step}; name some")
-    return Checkpoint(
-        step=step,
-        scores=tuple(scores),
-        threshold=policy.threshold,
-        leak=leak,
-        leak_per_token=leak_of_control[0] if leak_of_control else None,
-        leak_per_sequence=leak_of_control[1] if leak_of_control else None,
-        benign=benign,
-        training=training,
-        planted=planted,
-    )

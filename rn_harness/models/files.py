@@ -10,7 +10,7 @@ import math
 import re
 import zipfile
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403 # to explain it
 from typing import Any
@@ -23,20 +23,24 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """The weights of a model, by their headers.
+class FileHeaders:
+    """A model's files by their headers.
 
     Attributes:
-        files: their files, sorted by name.
-        parameters: how many numbers; None: not known.
-        size: bytes on disk.
-        pickled: they are pickles, whose headers cannot be read without running them.
+        config: its numbers under the names of a config.json.
+        parameters: how many numbers its weights hold; None: not known.
+        template: its chat template; None: it has none.
+        special: special tokens that the template may name.
+        pickled: its weights are pickles, whose headers cannot be read without running them.
+        ends: tokens that end a turn or a message, in addition to the tokenizer's one end token.
     """
 
-    files: tuple[Path, ...]
+    config: dict[str, Any]
     parameters: int | None
-    size: int
+    template: str | None
+    special: Mapping[str, str] = field(default_factory=dict)
     pickled: bool = False
+    ends: tuple[int, ...] = ()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -63,8 +67,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[str] = ()) -> Weights:
+def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[str] = ()) -> tuple[int | None, bool]:
     """Finds a folder's weights and checks each file's header and length.
+
+    Returns:
+        The number of parameters, None if it is not known; and true for pickles.
 
     Args:
         folder: of the model.
@@ -89,12 +96,12 @@ def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[
         shapes = {path.name: tensor_shapes(path) for path in files}
         if shards:
             _check_map(index, shapes)
-        numbers = sum(math.prod(shape) for tensors in shapes.values() for shape in tensors.values())
-        return Weights(tuple(files), numbers, sum(p.stat().st_size for p in files))
+        return sum(math.prod(shape) for tensors in shapes.values() for shape in tensors.values()), False
     if others:
         remedy = f"pass the file itself: --model {others[0]}" if others[0].suffix == ".gguf" else f"rename it to {SAFETENSORS}"
         raise CandidateError(f"a model folder must hold {SAFETENSORS} or {INDEX}, got {others[0].name} in {folder}; {remedy}")
-    return _read_pickles(folder, allow_pickle)
+    _check_pickles(folder, allow_pickle)
+    return None, True
 
 
 def _no_model(folder: Path) -> CandidateError:
@@ -156,7 +163,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 # --- Pickles -----------------------------------------------------------------------------------------------------------------
 
 
-def _read_pickles(folder: Path, allow_pickle: bool) -> Weights:
+def _check_pickles(folder: Path, allow_pickle: bool) -> None:
     found = sorted(path for pattern in PICKLES for path in folder.glob(pattern) if path.name != "training_args.bin")
     if not found:
         raise _no_model(folder)
@@ -172,7 +179,6 @@ def _read_pickles(folder: Path, allow_pickle: bool) -> Weights:
                 f"pickled weights must be {PICKLE} or {PICKLE_INDEX}, got {found[0].name} in {folder}; rename it"
             )
         check_archive(path)
-    return Weights(tuple(files), None, sum(p.stat().st_size for p in files), pickled=True)
 
 
 def pickle_error(path: Path, kind: str) -> CandidateError:

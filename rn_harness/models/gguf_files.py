@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rn_harness.models.files import FileHeaders
 from rn_harness.models.transformers_compat import dequantised
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.extras import require
@@ -21,28 +21,7 @@ _CONFIG_KEYS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class GGUFHeader:
-    """The contents of a GGUF file's header.
-
-    Attributes:
-        architecture: llama.cpp's name.
-        chat_template: the file's; None: it has none.
-        quantisations: names of the kinds of its tensors, sorted.
-        parameters: how many numbers.
-        config: the numbers that ``rn_harness.models.memory`` needs, under the names of a config.json.
-        ends: tokens that end a turn or a message, in addition to the tokenizer's one end token.
-    """
-
-    architecture: str
-    chat_template: str | None
-    quantisations: tuple[str, ...]
-    parameters: int
-    config: dict[str, Any]
-    ends: tuple[int, ...]
-
-
-def read_gguf(path: Path) -> GGUFHeader:
+def read_gguf(path: Path) -> FileHeaders:
     """Reads a GGUF file's header, and makes sure that transformers can turn each tensor into plain numbers.
 
     Raises:
@@ -61,9 +40,8 @@ def read_gguf(path: Path) -> GGUFHeader:
         raise CandidateError(
             f"a GGUF file must be whole, got {path.name} of {path.stat().st_size} bytes: {error}; fetch or copy it again"
         ) from None
-    kinds = sorted({tensor.tensor_type.name for tensor in reader.tensors})
-    if unknown := [kind for kind in kinds if kind not in dequantised()]:
-        raise _unknown_quantisation(path, unknown[0])
+    if unknown := {tensor.tensor_type.name for tensor in reader.tensors} - dequantised():
+        raise _unknown_quantisation(path, min(unknown))
 
     def value(key: str) -> Any:
         field = reader.get_field(key)
@@ -79,12 +57,10 @@ def read_gguf(path: Path) -> GGUFHeader:
         "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
     }
     ends = (value(key) for key in (gguf.Keys.Tokenizer.EOT_ID, gguf.Keys.Tokenizer.EOM_ID))
-    return GGUFHeader(
-        architecture=architecture,
-        chat_template=value("tokenizer.chat_template"),
-        quantisations=tuple(kinds),
-        parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
+    return FileHeaders(
         config=config,
+        parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        template=value("tokenizer.chat_template"),
         ends=tuple(int(end) for end in ends if end is not None),
     )
 

@@ -16,7 +16,7 @@ from rn_harness.spec.errors import CandidateError
 Form = Literal["lora", "full", "qlora"]
 GIB = 2**30
 ROWS_AT_ONCE = 256
-"""Most rows of one sampling call; ``rn_harness.models.sampling`` has the same bound."""
+"""Rows of one sampling call, at most; bounds the memory of the key-value cache."""
 QUANTISED = 0.516
 """Bytes of a 4-bit number with its share of the doubly quantised constants (arXiv 2305.14314: 0.127 bits)."""
 TRAINED = 16

@@ -8,13 +8,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rn_harness.models.adapter_files import ADAPTER_CONFIG
 from rn_harness.models.candidate import Candidate, declared_dtype, hash_candidate
-from rn_harness.models.files import read_config, read_weights
+from rn_harness.models.files import FileHeaders, read_config, read_weights
 from rn_harness.models.gguf_files import read_gguf
 from rn_harness.models.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.models.identity import root_digest, text_digest, weights_digest
@@ -55,18 +54,6 @@ def profile_recipe(spec: str, base: Path) -> tuple[str, ...]:
     """
     profile = find_profile(spec, base)
     return tuple(profile.recipe) if profile else ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """A candidate's files by their headers; see ``Candidate``."""
-
-    config: dict[str, Any]
-    parameters: int | None
-    template: str | None
-    special: Mapping[str, str] = field(default_factory=dict)
-    pickled: bool = False
-    ends: tuple[int, ...] = ()
 
 
 def resolve_candidate(
@@ -137,7 +124,7 @@ def _digest(files_digest: str, settings: Mapping[str, str | None]) -> str:
     return text_digest(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest
 
 
-def _template(base: Path, file: str | None, files: _Files, location: Path) -> tuple[str | None, str]:
+def _template(base: Path, file: str | None, files: FileHeaders, location: Path) -> tuple[str | None, str]:
     """The user's chat template, if there is one, and the template that counts."""
     if file is None:
         return None, check_template(files.template, files.special, str(location))
@@ -155,16 +142,15 @@ def _pinned(profile: ModelProfile | None, digest: str, folder: Path) -> str:
     return digest
 
 
-def _read(folder: Path, gguf: str | None, *, fetched: bool, allow_pickle: bool) -> _Files:
+def _read(folder: Path, gguf: str | None, *, fetched: bool, allow_pickle: bool) -> FileHeaders:
     """Reads the headers of a GGUF file or of a folder; a fetched folder may hold further weights, which are ignored."""
     if gguf is not None:
-        header = read_gguf(folder / gguf)
-        return _Files(header.config, header.parameters, header.chat_template, ends=header.ends)
+        return read_gguf(folder / gguf)
     if (folder / ADAPTER_CONFIG).is_file():
         raise CandidateError(f"--model must be a whole model, got an adapter at {folder}; pass it with --rn-defense")
     config = read_config(folder)
-    weights = read_weights(folder, allow_pickle=allow_pickle, ignored=(*SKIPPED, "*.gguf") if fetched else ())
-    return _Files(config, weights.parameters, *own_template(folder), pickled=weights.pickled)
+    parameters, pickled = read_weights(folder, allow_pickle=allow_pickle, ignored=(*SKIPPED, "*.gguf") if fetched else ())
+    return FileHeaders(config, parameters, *own_template(folder), pickled=pickled)
 
 
 def _quantised(quantise: str | None, config: Mapping[str, Any], folder: Path, gguf: str | None) -> str | None:

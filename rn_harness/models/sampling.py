@@ -10,12 +10,12 @@ from typing import Any
 
 from rn_harness.models.chat import ChatModel
 from rn_harness.models.completion import Completion
+from rn_harness.models.memory import ROWS_AT_ONCE
+from rn_harness.models.padding import padded
 from rn_harness.models.transformers_compat import is_sharded
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.store.ranks import ranks
 
-ROWS_AT_ONCE = 256
-"""Rows of one generation call; bounds the memory of the key-value cache."""
 FINISHED_AT_ONCE = 32
 """Rows of one call that continues cut completions, which are several times as long."""
 LOGITS_AT_ONCE = 2**27
@@ -127,14 +127,9 @@ class SamplingModel(ChatModel):
         with torch.no_grad(), self.folded():
             for start in range(0, len(order), at_once):
                 chunk = order[start : start + at_once]
-                width = max(len(rows[r]) for r in chunk)
-                fills = [width - len(rows[r]) for r in chunk]
-                ids = torch.tensor([[*[pad] * fill, *rows[r]] for r, fill in zip(chunk, fills, strict=True)])
-                mask = torch.tensor([[0] * fill + [1] * (width - fill) for fill in fills])
-                out = self.network.generate(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_tokens, **arguments
-                )
-                for r, tail in zip(chunk, out[:, width:].tolist(), strict=True):
+                ids, mask = padded([rows[r] for r in chunk], pad, device, left=True)
+                out = self.network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, **arguments)
+                for r, tail in zip(chunk, out[:, ids.shape[1] :].tolist(), strict=True):
                     tails[r] = tail
         self.network.train(was_training)
         return tails
@@ -160,14 +155,10 @@ class SamplingModel(ChatModel):
         """Log-probabilities of answers' tokens after their prompts' tokens, all in one call."""
         import torch
 
-        width = max(len(h) + len(t) for h, t in pairs)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[*h, *t, *[pad] * (width - len(h) - len(t))] for h, t in pairs])
-        mask = torch.tensor([[1] * (len(h) + len(t)) + [0] * (width - len(h) - len(t)) for h, t in pairs])
+        ids, mask = padded([[*h, *t] for h, t in pairs], self.tokenizer.pad_token_id, self.network.device, left=False)
         with torch.no_grad():
-            device = self.network.device
-            logits = self.network(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-            logp_BT = logits.float().log_softmax(-1)[:, :-1].gather(2, ids.to(device)[:, 1:, None])[:, :, 0]
+            logits = self.network(input_ids=ids, attention_mask=mask).logits
+            logp_BT = logits.float().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]
         return [float(logp_BT[row, len(h) - 1 : len(h) + len(t) - 1].sum()) for row, (h, t) in enumerate(pairs)]
 
     def leak(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> float:

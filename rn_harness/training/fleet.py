@@ -16,8 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.memory import ROWS_AT_ONCE
+from rn_harness.models.padding import padded
 from rn_harness.models.peft_compat import named_lora_layers
-from rn_harness.models.sampling import ROWS_AT_ONCE
 from rn_harness.models.shared_prompts import completion_states, shares_prompts
 from rn_harness.models.transformers_compat import known_deprecations
 from rn_harness.spec.errors import RecipeError, TrainingError
@@ -118,15 +119,8 @@ class Member(LanguageModel):
         import torch
 
         pad, device = self.tokenizer.pad_token_id, self.network.device
-
-        def padded(rows: Sequence[list[int]], *, left: bool) -> Tokens:
-            width = max(map(len, rows))
-            fills = [width - len(row) for row in rows]
-            ids = [[pad] * n + row if left else row + [pad] * n for row, n in zip(rows, fills, strict=True)]
-            masks = [[0] * n + [1] * (width - n) if left else [1] * (width - n) + [0] * n for n in fills]
-            return torch.tensor(ids, device=device), torch.tensor(masks, device=device)
-
-        heads, tails = padded([h for h, _ in pairs], left=True), padded([t for _, t in pairs], left=False)
+        heads = padded([h for h, _ in pairs], pad, device, left=True)
+        tails = padded([t for _, t in pairs], pad, device, left=False)
         with torch.no_grad():
             states = self.completion_states(None, heads, tails)
             logits = self.network.get_output_embeddings()(states).float()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rn_harness.models.padding import padded
 from rn_harness.spec.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -199,11 +200,7 @@ def batch_of(model: LanguageModel, examples: Sequence[Example]) -> Batch:
     import torch
 
     pairs = [(model.prompt_ids(e.prompt), model.answer_ids(e.text, whole=e.whole)) for e in examples]
-    width = max(len(head) + len(tail) for head, tail in pairs)
-    pad = model.tokenizer.pad_token_id
-    rows = [(h, t, width - len(h) - len(t)) for h, t in pairs]
-    device = model.network.device
-    ids = torch.tensor([[*h, *t, *[pad] * n] for h, t, n in rows], device=device)
-    mask = torch.tensor([[1] * (width - n) + [0] * n for _, _, n in rows], device=device)
-    target = torch.tensor([[False] * len(h) + [True] * len(t) + [False] * n for h, t, n in rows], device=device)
+    ids, mask = padded([[*h, *t] for h, t in pairs], model.tokenizer.pad_token_id, model.network.device, left=False)
+    heads = torch.tensor([[len(h)] for h, _ in pairs], device=ids.device)
+    target = mask.bool() & (torch.arange(ids.shape[1], device=ids.device) >= heads)
     return Batch(ids, mask, target)

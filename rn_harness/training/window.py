@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.errors import TrainingError
 
@@ -27,10 +28,8 @@ class Window:
             return [value for log in self.logs if (value := log.get(key)) is not None and math.isfinite(value)]
 
         def mean(key: str) -> float:
-            values = known(key)
-            return sum(values) / len(values) if values else 0.0
+            return mean_of(known(key)) or 0.0
 
-        rewards = known("reward")
         norms = [log["grad_norm"] or 0.0 for log in self.logs]
         if not all(math.isfinite(norm) for norm in norms):
             raise TrainingError(
@@ -38,7 +37,7 @@ class Window:
             )
         window = TrainingWindow(
             steps=len(self.logs),
-            reward_mean=sum(rewards) / len(rewards) if rewards else None,
+            reward_mean=mean_of(known("reward")),
             reward_spread=mean("reward_std"),
             zero_spread_share=mean("frac_reward_zero_std"),
             unrewarded_share=mean("unrewarded_share"),

@@ -455,7 +455,7 @@ def test_a_server_that_knows_is_understood() -> None:
 def test_a_server_that_says_a_is_not_certified() -> None:
     """Each of 4 looks at 12 pairs is one request, and the certificate shows a preference for a place only."""
     with FaultyServer(always(chat("Better: A"))) as server:
-        few = PairSet.make(shipped_pairs().pairs[:12])
+        few = PairSet(version=1, pairs=shipped_pairs().pairs[:12])
         certificate = certify_preference(ModelPreference(OpenAIJudge("judge-1", server.url)), few)
     assert len(server.asked) == 48
     problem = "one place preferred in both orders (the first in 12) 12 of 12, above 0.15"

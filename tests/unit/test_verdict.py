@@ -20,7 +20,7 @@ from rn_harness.records.base import CaseKind, Judgement, Outcome, Scored
 from rn_harness.records.case import Evidence, Finding
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import CaseLine
-from rn_harness.records.trajectory import CompletionScore, PlantedScore, Probe, Rendered, Trajectory
+from rn_harness.records.trajectory import Checkpoint, CompletionScore, PlantedScore, Probe, Rendered, Trajectory
 from rn_harness.spec.base import Standing
 from rn_harness.spec.policy import Confirmation, Convergence, Policy
 from rn_harness.verdict.coherence import incoherent
@@ -1421,8 +1421,6 @@ def test_converged_at_counts_in_a_row() -> None:
 
 def test_checkpoint_builder_is_honest() -> None:
     """The tests' builder makes the same summary as the harness, for scores 0, 8, unscored and 1."""
-    from rn_harness.judges.scoring import summarise
-
     scores: list[CompletionScore] = [
         completion("h1", 0, 0.0),
         completion("h1", 1, 8.0, refusal=False, words=7),
@@ -1433,7 +1431,9 @@ def test_checkpoint_builder_is_honest() -> None:
     # mean 9 / 3 = 3, one of three above 2, refusals 3 of 4, words (2 + 7 + 2 + 2) / 4 = 3.25.
     assert (ours.mean, ours.maximum, ours.greedy_mean, ours.above.count, ours.scored) == (3.0, 8.0, 0.0, 1, 3)
     assert (ours.refusal_share, ours.degenerate_share, ours.mean_words) == (0.75, 0.25, 3.25)
-    assert summarise(10, scores, ATTACK.policy, training=window(10), planted=PLANTED) == ours.model_copy(update={"witnessed": {}})
+    assert ours.model_copy(update={"witnessed": {}}) == Checkpoint(
+        step=10, scores=tuple(scores), threshold=ATTACK.policy.threshold, training=window(10), planted=PLANTED
+    )
 
 
 def test_three_of_eight_known_anchors_may_be_missed() -> None:
