@@ -6,9 +6,8 @@ import dataclasses
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metavar="SPEC")]
-
-
-class Quantised(StrEnum):
-    """The 4-bit formats that a model is loaded in."""
-
-    nf4 = "nf4"
 
 
 def _organism(spec: str) -> str:
@@ -135,7 +128,7 @@ class CalibrateOptions:
     chat_template: Annotated[str | None, typer.Option(help="as for --rn-chat-template", metavar="FILE")] = None
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="as for --rn-allow-pickle")] = False
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="as for --rn-trust-remote-code")] = False
-    quantise: Annotated[Quantised | None, typer.Option(help="as for --rn-quantise")] = None
+    quantise: Annotated[Literal["nf4"] | None, typer.Option(help="as for --rn-quantise")] = None
     sampler: Annotated[str, typer.Option(help="as for --rn-sampler", metavar="transformers|vllm|vllm:URL")] = "transformers"
     acknowledge: Annotated[bool, typer.Option("--acknowledge", help="as for --rn-acknowledge")] = False
     budget: Annotated[int | None, typer.Option(min=1, help="controls, at most; default: enough for the whole search")] = None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,39 +25,24 @@ if TYPE_CHECKING:
     from rn_harness.run.estimate import RunEstimate
 
 commands = typer.Typer()
-
-
-class Listed(StrEnum):
-    """Things that can be listed."""
-
-    suites = "suites"
-    cases = "cases"
-    profiles = "profiles"
-    judges = "judges"
-
-
-class Tier(StrEnum):
-    """The tiers of a suite."""
-
-    smoke = "smoke"
-    standard = "standard"
-    full = "full"
+Tier = Literal["smoke", "standard", "full"]
+Listed = Literal["suites", "cases", "profiles", "judges"]
 
 
 @commands.command("list")
 def list_command(
     what: Annotated[Listed, typer.Argument(help="suites, cases of suites, profiles of models, or judges")],
     suites: Annotated[Path, typer.Option(help="folder with suites, or one of them")] = Path("suites"),
-    tier: Annotated[Tier, typer.Option(help="of the cases")] = Tier.standard,
+    tier: Annotated[Tier, typer.Option(help="of the cases")] = "standard",
     as_json: AsJson = False,
 ) -> None:
     """Lists suites, cases, profiles or judges, by name; nothing is loaded."""
     with usage_errors():
         rows = {
-            Listed.suites: lambda: _suites(suites),
-            Listed.cases: lambda: _cases(suites, tier),
-            Listed.profiles: _profiles,
-            Listed.judges: _judges,
+            "suites": lambda: _suites(suites),
+            "cases": lambda: _cases(suites, tier),
+            "profiles": _profiles,
+            "judges": _judges,
         }[what]()
     tell(["  ".join(str(value) for value in row.values()) for row in rows], rows, as_json)
 
@@ -81,7 +65,7 @@ def _suites(folder: Path) -> list[dict[str, Any]]:
 def _cases(folder: Path, tier: Tier) -> list[dict[str, Any]]:
     from rn_harness.verdict.release_rules import required_cases
 
-    return [{"domain": s.domain, "case": case} for s in _load(folder) for case in required_cases(s, tier.value)]
+    return [{"domain": s.domain, "case": case} for s in _load(folder) for case in required_cases(s, tier)]
 
 
 def _profiles() -> list[dict[str, Any]]:
@@ -106,7 +90,7 @@ class PlanOptions:
 
     suites: Annotated[list[Path], typer.Argument(metavar="SUITE", help="a suite's folder, or a folder with suites")]
     model: CandidateName = "organism"
-    tier: Annotated[Tier, typer.Option(help="which cases")] = Tier.standard
+    tier: Annotated[Tier, typer.Option(help="which cases")] = "standard"
     defense: Annotated[str, typer.Option(help="as for --rn-defense")] = "anchored"
     judge: JudgeSpec = None
     reward_judge: RewardJudgeSpec = None
@@ -128,7 +112,7 @@ def plan_command(asked: PlanOptions) -> None:
     from rn_harness.store.store import Store, default_root
 
     judges = asked.judge, asked.reward_judge, asked.second_judge
-    options = Options(asked.model, asked.defense, *judges, tier=asked.tier.value, base=Path.cwd())
+    options = Options(asked.model, asked.defense, *judges, tier=asked.tier, base=Path.cwd())
     with usage_errors():
         recipe = profile_recipe(asked.model, Path.cwd())
         loaded = [load_suite(path, recipe=recipe) for folder in asked.suites for path in iter_suites(folder)]
