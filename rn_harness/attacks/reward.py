@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rn_harness.judges.protocol import Judge, ensure_judging
-from rn_harness.judges.whole import judge_whole
+from rn_harness.judges.scoring import judge_whole
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError

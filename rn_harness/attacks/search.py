@@ -14,7 +14,7 @@ from rn_harness.attacks.family import AttackContext, Attacker
 from rn_harness.attacks.loop import present
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.judges.protocol import Judge, ensure_judging
-from rn_harness.judges.whole import judge_whole
+from rn_harness.judges.scoring import judge_whole
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe, RewardShape, ShapeName
 from rn_harness.spec.base import Frozen

@@ -79,15 +79,7 @@ class Calibration(Frozen):
         return left.score + share * (right.score - left.score)
 
 
-def fit_calibration(
-    probabilities: Sequence[float],
-    bands: Sequence[tuple[float, float]],
-    *,
-    label: str,
-    reads: Reads,
-    anchors_digest: str,
-    classifier_digest: str,
-) -> Calibration:
+def fit_knots(probabilities: Sequence[float], bands: Sequence[tuple[float, float]], label: str) -> tuple[Knot, ...]:
     """The rising curve that comes closest to N bands: least squares of its distance from each, nothing within a band.
 
     By turns: each band's target is the point of it that lies nearest to the curve, and the curve is the isotonic regression of
@@ -99,7 +91,7 @@ def fit_calibration(
     Args:
         probabilities: of the label, 0 to 1.
         bands: lowest and highest right score of each.
-        label, reads, anchors_digest, classifier_digest: see ``Calibration``.
+        label: for messages.
 
     Raises:
         JudgeError: too few, all on one side, or the probability does not rise with the score at all.
@@ -124,14 +116,7 @@ def fit_calibration(
             f"a classifier's probability must rise with the score, got label={label!r} with one score for all {len(bands)} "
             "anchors; name another label or another classifier"
         )
-    return Calibration(
-        label=label,
-        reads=reads,
-        knots=tuple(knots),
-        n=len(bands),
-        anchors_digest=anchors_digest,
-        classifier_digest=classifier_digest,
-    )
+    return tuple(knots)
 
 
 def _levels(points: Sequence[tuple[float, tuple[float, float]]]) -> tuple[list[float], list[float]]:

@@ -12,8 +12,7 @@ from typing import Literal
 
 from rn_harness.judges.anchors import Anchor, AnchorSet, shipped_anchors
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.judges.protocol import Judge
-from rn_harness.judges.shared import unshared
+from rn_harness.judges.protocol import Judge, unshared
 from rn_harness.records.base import Judgement
 from rn_harness.records.certificate import AnchorScore, Certificate, is_harmful, is_harmless, is_stable
 from rn_harness.records.trajectory import PlantedScore

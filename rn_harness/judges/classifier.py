@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit_calibration, load_calibration
+from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit_knots, load_calibration
 from rn_harness.judges.local_model import hash_judge, read_pretrained
 from rn_harness.judges.normalise import readings
 from rn_harness.models.identity import root_digest, text_digest, weights_digest
@@ -39,17 +38,8 @@ MIN_DIFFERENT = 12
 _FIT = "`rn-harness calibrate-judge SPEC --labels FILE --out calibration.json`"
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """The parts of ``classifier:MODEL[@REVISION]#LABEL``."""
-
-    model: str
-    revision: str | None
-    label: str
-
-
-def parse_spec(spec: str) -> Spec:
-    """Takes a spec apart.
+def _parse_spec(spec: str) -> tuple[str, str | None, str]:
+    """Model, revision and label of a spec.
 
     Raises:
         JudgeError: no model or no label.
@@ -65,7 +55,7 @@ def parse_spec(spec: str) -> Spec:
             f"a classifier is named classifier:ID_OR_FOLDER[@REVISION]#LABEL, got judge={spec!r}; add the label whose "
             "probability is the harm"
         )
-    return Spec(model, revision or None, label)
+    return model, revision or None, label
 
 
 class ClassifierJudge:
@@ -112,14 +102,14 @@ class ClassifierJudge:
         """
         from rn_harness.models.hub import locate
 
-        parts = parse_spec(spec)
-        local = (folder / Path(parts.model).expanduser()).resolve()
-        where, commit = locate(str(local) if local.is_dir() else parts.model, parts.revision)
+        model, revision, label = _parse_spec(spec)
+        local = (folder / Path(model).expanduser()).resolve()
+        where, commit = locate(str(local) if local.is_dir() else model, revision)
         beside = where / CALIBRATION_FILE
         file = calibration_file or (beside if beside.is_file() else None)
         calibration = load_calibration(file) if file else None
-        name = f"classifier:{parts.model}{'@' + commit if commit else ''}#{parts.label}"
-        return cls(where, parts.label, name=name, calibration=calibration, reads=reads)
+        name = f"classifier:{model}{'@' + commit if commit else ''}#{label}"
+        return cls(where, label, name=name, calibration=calibration, reads=reads)
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
@@ -128,11 +118,7 @@ class ClassifierJudge:
 
     @property
     def classifier_digest(self) -> str:
-        """The sha256 over names and contents of the classifier's files but card and calibration, as hex.
-
-        Raises:
-            JudgeError: its files cannot be read.
-        """
+        """The sha256 over names and contents of the classifier's files but card and calibration, as hex."""
         return root_digest(self._hashes)
 
     @property
@@ -323,11 +309,11 @@ def calibrate_classifier(judge: ClassifierJudge, anchors: AnchorSet) -> Calibrat
     chosen = anchors.of("calibrate")
     found = judge.probabilities([a.prompt for a in chosen], [a.completion for a in chosen])
     known = [(p, (a.low, a.high)) for p, a in zip(found, chosen, strict=True) if p is not None and math.isfinite(p)]
-    return fit_calibration(
-        [p for p, _ in known],
-        [band for _, band in known],
+    return Calibration(
         label=judge.label,
         reads=judge.reads,
+        knots=fit_knots([p for p, _ in known], [band for _, band in known], judge.label),
+        n=len(known),
         anchors_digest=anchors.digest,
         classifier_digest=judge.classifier_digest,
     )

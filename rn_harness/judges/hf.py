@@ -115,7 +115,10 @@ class _Weights:
 
 
 class HFJudge(RubricJudge):
-    """Asks a local instruction model for a rating on the rubric; the judges of ``about`` share its weights."""
+    """Asks a local instruction model for a rating on the rubric; the judges of ``about`` share its weights.
+
+    All but its name raises JudgeError if the model cannot be had.
+    """
 
     def __init__(
         self,
@@ -170,20 +173,12 @@ class HFJudge(RubricJudge):
 
     @property
     def commit(self) -> str | None:
-        """The full commit of a model of the hub; None for a local folder.
-
-        Raises:
-            JudgeError: the model cannot be had.
-        """
+        """The full commit of a model of the hub; None for a local folder."""
         return self._weights.located[1]
 
     @property
     def digest(self) -> str:
-        """The sha256 over the model's files, the rubric, our sources and the settings; not over the forbidden subject.
-
-        Raises:
-            JudgeError: the model cannot be had.
-        """
+        """The sha256 over the model's files, the rubric, our sources and the settings; not over the forbidden subject."""
         parts = {
             "judge": "hf",
             "weights": root_digest(self._weights.hashes),
@@ -200,11 +195,7 @@ class HFJudge(RubricJudge):
 
     @property
     def folder(self) -> Path:
-        """Where its files lie.
-
-        Raises:
-            JudgeError: the model cannot be had.
-        """
+        """Where its files lie."""
         return self._weights.folder
 
     @property

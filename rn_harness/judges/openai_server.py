@@ -80,25 +80,6 @@ class _BudgetError(Exception):
     """No request may be sent any more."""
 
 
-class _Budget:
-    """Requests that may still be sent, by several threads."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-        self._lock = threading.Lock()
-
-    def take(self) -> None:
-        """Takes one.
-
-        Raises:
-            _BudgetError: there is none left.
-        """
-        with self._lock:
-            if self.left <= 0:
-                raise _BudgetError
-            self.left -= 1
-
-
 class OpenAIJudge(RubricJudge):
     """Asks a model on a server for a rating on the rubric, several at a time; the judges of ``about`` share its budget."""
 
@@ -128,7 +109,7 @@ class OpenAIJudge(RubricJudge):
         self._model, self._base_url, self._host = model, base_url.rstrip("/"), parts.hostname or ""
         super().__init__(f"{PREFIX}{model}@{self._base_url}")
         self._settings = settings or ServerSettings()
-        self._budget = _Budget(self._settings.budget)
+        self._budget = threading.Semaphore(self._settings.budget)  # requests that may still be sent, by several threads
 
     @classmethod
     def from_spec(cls, spec: str, settings: ServerSettings | None = None) -> Self:
@@ -326,7 +307,8 @@ class OpenAIJudge(RubricJudge):
         settings = self._settings
         wait_s = settings.first_wait_s
         for attempt in range(settings.retries + 1):
-            self._budget.take()
+            if not self._budget.acquire(blocking=False):
+                raise _BudgetError
             try:
                 async with asyncio.timeout(settings.request_limit_s):
                     return await self._send(client, question, max_tokens)

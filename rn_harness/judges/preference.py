@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rn_harness.judges.organism import OrganismJudge, correct_slots, is_incoherent
+from rn_harness.judges.organism import N_TOPICS, OrganismJudge, correct_slots, is_incoherent
 from rn_harness.judges.own import PREFIX, digest_own, find_own, guarded, own_names, results_of
 from rn_harness.judges.pairs import LabelledPair, PairSet, shipped_pairs
 from rn_harness.judges.protocol import ORGANISM
@@ -210,10 +210,6 @@ class ModelPreference:
             _none(reply.unscored) if reply.unscored else parse_preference(reply.text, complete=reply.complete)
             for reply in self._model.ask(questions)
         ]
-
-
-N_TOPICS = 12
-"""Benign topics from which the organism's pairs are made."""
 
 
 class OrganismPreference:

@@ -106,13 +106,9 @@ class JudgeProfile(Profile):
         return f"{self.kind}:{self.where}{'@' + at if at else ''}{'#' + self.label if self.label else ''}"
 
 
-def judge_profile_names(folder: Path | None = None) -> list[str]:
-    """The names of all profiles, sorted.
-
-    Args:
-        folder: where they lie; None: the shipped ones.
-    """
-    return profile_names(folder or fixtures_folder() / PROFILES)
+def judge_profile_names() -> list[str]:
+    """The names of the shipped profiles, sorted."""
+    return profile_names(fixtures_folder() / PROFILES)
 
 
 def load_profile(name: str, folder: Path | None = None) -> JudgeProfile:

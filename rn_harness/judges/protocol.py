@@ -1,13 +1,14 @@
-"""The protocol that every judge follows."""
+"""The protocol that every judge follows, and a judge that several processes share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from rn_harness.records.base import INFRASTRUCTURE, Judgement, Scored
 from rn_harness.spec.errors import JudgeGoneError
 from rn_harness.spec.prompts import Prompt
+from rn_harness.store.ranks import ranks
 
 ORGANISM = "organism"
 KINDS = (ORGANISM, "rules", "hf", "openai", "classifier", "python")
@@ -70,3 +71,29 @@ def ensure_judging(scored: Sequence[Scored], otherwise: str) -> None:
     """
     if scored and all(s.unscored in INFRASTRUCTURE for s in scored):
         raise JudgeGoneError(f"{otherwise}: {scored[0].unscored}")
+
+
+def unshared(judge: Judge) -> Judge:
+    """The judge below a ``SharedJudge``."""
+    return judge.inner if isinstance(judge, SharedJudge) else judge
+
+
+class SharedJudge:
+    """A judge that the first process asks; all processes get its answers.
+
+    Texts only go between processes of one machine.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self.inner = judge
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def about(self, forbidden: str) -> SharedJudge:
+        """See ``Judge``."""
+        return SharedJudge(self.inner.about(forbidden))
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        """See ``Judge``; called by all with the same rows."""
+        return ranks().first(lambda: self.inner.score(prompts, completions, wording))

@@ -41,8 +41,6 @@ class LanguageModel(SamplingModel):
         self.templates: Any = None
         self.engine: dict[str, int] = {}
         self._start: dict[str, torch.Tensor] = {}
-        self._layers: list[Any] = []
-        self._layers_of: Any = None
 
     @property
     def quantised(self) -> bool:
@@ -74,7 +72,6 @@ class LanguageModel(SamplingModel):
         """
         with own_random_stream(seed):
             self.network = peft_compat.add_adapter(self.network, lora)
-        self._layers_of = None  # the fresh adapter may be on more layers than a defense's
 
     def detach(self) -> None:
         """Takes the adapter off, without folding it in."""
@@ -122,13 +119,9 @@ class LanguageModel(SamplingModel):
     def distance(self) -> float:
         """L2 norm of the weights' change since the model was armed."""
         if not self._start:
-            return self.adapter_distance()
+            return peft_compat.adapter_distance(self.network)
         squares = (float((p.detach() - self._start[name]).double().square().sum()) for name, p in self.trained.items())
         return math.sqrt(sum(squares))
-
-    def adapter_distance(self) -> float:
-        """L2 norm of the adapter's change of the weights."""
-        return peft_compat.adapter_distance(self.network)
 
     def adapter_digest(self) -> str | None:
         """SHA-256 of the trained adapter's bytes; ``UNCHANGING`` if it changes no output, None if there is none."""
@@ -199,7 +192,7 @@ class LanguageModel(SamplingModel):
     @contextmanager
     def folded(self) -> Iterator[None]:
         """Runs its body with the adapter folded into the weights, see ``peft_compat.folded``."""
-        with peft_compat.folded(self._adapted(), sharded=self.sharded):
+        with peft_compat.folded(peft_compat.lora_layers(self.network), sharded=self.sharded):
             yield
 
     @contextmanager
@@ -208,11 +201,5 @@ class LanguageModel(SamplingModel):
 
         TRL subtracts an adapter's change after it has sent weights to vLLM, and rounding would make them drift over many steps.
         """
-        with peft_compat.restored([layer for layer in self._adapted() if not layer.merged]):
+        with peft_compat.restored([layer for layer in peft_compat.lora_layers(self.network) if not layer.merged]):
             yield
-
-    def _adapted(self) -> list[Any]:
-        """The layers with adapters, looked up once for each network."""
-        if self._layers_of is not self.network:
-            self._layers_of, self._layers = self.network, peft_compat.lora_layers(self.network)
-        return self._layers

@@ -166,14 +166,12 @@ class Plan:
         work: the training.
         weights: of the candidate.
         training: the trained numbers, their gradients and moments.
-        judges: weights of the judges.
         sampling, update, checkpoint: the peak of each phase, all of the above included.
     """
 
     work: Work
     weights: float
     training: float
-    judges: float
     sampling: float
     update: float
     checkpoint: float
@@ -192,7 +190,7 @@ class Plan:
         rows = f" in micro-batches of {self.work.micro_batch} rows" if self.work.micro_batch < self.work.rows else ""
         return (
             f"{self.total / GIB:.1f} GiB expected{each}: weights {self.weights / GIB:.1f}, trained {self.training / GIB:.1f}, "
-            f"judges {self.judges / GIB:.1f}{beside}; peak of sampling {self.sampling / GIB:.1f}, "
+            f"judges {self.work.judges / GIB:.1f}{beside}; peak of sampling {self.sampling / GIB:.1f}, "
             f"update {self.update / GIB:.1f}{rows}, checkpoint {self.checkpoint / GIB:.1f}"
         )
 
@@ -227,7 +225,6 @@ def plan_memory(shape: Shape, work: Work) -> Plan:
         work=work,
         weights=weights * share,
         training=training,
-        judges=work.judges,
         sampling=always + generating(work.rows),
         update=always + (activations + logits) * FRAGMENTED,
         checkpoint=always

@@ -13,8 +13,7 @@ from rn_harness.judges.benign import benign_references
 from rn_harness.judges.certification import anchors_for, certify, to_plant
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.panel import Panel
-from rn_harness.judges.protocol import Judge
-from rn_harness.judges.shared import unshared
+from rn_harness.judges.protocol import Judge, unshared
 from rn_harness.records.base import INFRASTRUCTURE
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.keys import content_key, session_id

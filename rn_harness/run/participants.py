@@ -10,9 +10,8 @@ from typing import Literal
 
 from rn_harness.attacks.family import Loaded, load_family
 from rn_harness.judges.anchors import AnchorSet, load_anchors
-from rn_harness.judges.protocol import Judge
+from rn_harness.judges.protocol import Judge, SharedJudge
 from rn_harness.judges.resolve import resolve_judge, resolve_suites_judge
-from rn_harness.judges.shared import SharedJudge
 from rn_harness.models.adapter_files import ADAPTER_CONFIG
 from rn_harness.models.candidate import ORGANISM, Candidate
 from rn_harness.models.identity import hash_files, weights_digest

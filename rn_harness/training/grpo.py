@@ -7,10 +7,11 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.models.transformers_compat import known_deprecations
+from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.errors import TrainingError
@@ -20,7 +21,6 @@ from rn_harness.training.sampler import TRANSFORMERS, Sampler
 from rn_harness.training.snapshots import Resuming
 from rn_harness.training.trainer_settings import TrainerName, known_to, trainer_settings
 from rn_harness.training.trl_compat import part_penalty_trainer, saving_trainer, silent_trainer, unrounded_adapters
-from rn_harness.training.window import Window
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
@@ -108,6 +108,45 @@ def _check_replicas(model: LanguageModel, step: int) -> None:
         )
 
 
+@dataclass(slots=True)
+class _Window:
+    """TRL's logged metrics of the steps since the last call; None if no completion of a step has a reward."""
+
+    logs: list[Mapping[str, float | None]] = field(default_factory=list)
+
+    def close(self, distance: float) -> TrainingWindow:
+        """The diagnostics of these steps; the next call's begin here.
+
+        Raises:
+            TrainingError: a gradient is infinite or not a number.
+        """
+
+        def known(key: str) -> list[float]:
+            return [value for log in self.logs if (value := log.get(key)) is not None and math.isfinite(value)]
+
+        def mean(key: str) -> float:
+            return mean_of(known(key)) or 0.0
+
+        norms = [log["grad_norm"] or 0.0 for log in self.logs]
+        if not all(math.isfinite(norm) for norm in norms):
+            raise TrainingError(
+                f"gradients must be finite, got grad_norm={norms}; lower the learning rate or look at the rewards"
+            )
+        window = TrainingWindow(
+            steps=len(self.logs),
+            reward_mean=mean_of(known("reward")),
+            reward_spread=mean("reward_std"),
+            zero_spread_share=mean("frac_reward_zero_std"),
+            unrewarded_share=mean("unrewarded_share"),
+            grad_norm=max(norms, default=0.0),
+            entropy=mean("entropy"),
+            completion_tokens=mean("completions/mean_length"),
+            adapter_distance=distance,
+        )
+        self.logs.clear()
+        return window
+
+
 class _RewardedRows:
     """The rows of a training and their rewards.
 
@@ -175,7 +214,7 @@ def train(
             f"training takes steps * prompts_per_step prompts, got {len(prompts)} for "
             f"{recipe.steps} * {recipe.prompts_per_step}; order them with order_prompts"
         )
-    window, rows = Window(), _RewardedRows(model, prompts, reward)
+    window, rows = _Window(), _RewardedRows(model, prompts, reward)
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
         """Passes each step's logs to the window, and due steps to the caller."""

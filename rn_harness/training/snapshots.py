@@ -84,10 +84,6 @@ class Snapshot:
         optimizer.load_state_dict(self.optimizer)
         schedule.load_state_dict(self.schedule)
 
-    def set_streams(self) -> None:
-        """Sets the random generators of this process."""
-        set_random_state(self.streams[ranks().rank])
-
     def misfit(self, model: LanguageModel, recipe: DefenseRecipe) -> str | None:
         """The reason why this snapshot is not of this training; None if it is."""
         if not 0 < self.step < recipe.steps or self.step % recipe.evaluate_every:
@@ -136,7 +132,7 @@ class Resuming:
 
             def on_step_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
                 if earlier is not None and state.global_step == earlier.step:
-                    earlier.set_streams()  # not sooner: the loader of rows draws a number when it begins
+                    set_random_state(earlier.streams[ranks().rank])  # not sooner: the loader of rows draws a number first
                 elif state.global_step and due(state.global_step):
                     keep(Snapshot.take(model, recipe, state.global_step, trainer["optimizer"], trainer["lr_scheduler"]))
 

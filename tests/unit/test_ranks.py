@@ -11,8 +11,8 @@ import pytest
 
 from rn_harness.judges.certification import anchors_for
 from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.protocol import SharedJudge, unshared
 from rn_harness.judges.resolve import resolve_judge
-from rn_harness.judges.shared import SharedJudge, unshared
 from rn_harness.models.memory import GIB
 from rn_harness.records.base import Judgement
 from rn_harness.run import case_maker, context, measuring, participants, preflight, training_limits
