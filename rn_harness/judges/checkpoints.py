@@ -70,8 +70,10 @@ def sample_checkpoint(
         cache: earlier measurements of this attack; None: everything is measured now.
     """
     policy, answers = panel.policy, panel.control_answers
-    cache = cache or MeasurementCache()
-    cache.forget_changed(model)
+    if cache is None:
+        cache = MeasurementCache()
+    else:
+        cache.forget_changed(model)
     with own_random_stream(seed, step):
         greedy = cache.of_weights(
             "greedy", lambda: model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
