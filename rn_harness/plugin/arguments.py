@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -45,84 +44,53 @@ def read(config: pytest.Config) -> Options:
     return Options(**values, base=config.invocation_params.dir)
 
 
-def clashes(config: pytest.Config, *, shared: bool) -> Iterator[str]:
+def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
     """A sentence for each pair of options that exclude each other, with the one to leave out.
 
     Args:
         config: of the session.
         shared: True if workers of pytest-xdist share its tests.
     """
+    from rn_harness.store.ranks import ranks
+
+    options, processes = read(config), ranks()
+    executor = config.getoption("rn_executor")
+    ray = executor.partition(":")[0] == "ray"
+    joins, fleet, together = options.from_results, options.fleet > 1, processes.size > 1
     try:
         reruns_by_file = config.getini("reruns")
     except ValueError:  # no plugin declares it
         reruns_by_file = None
-    if config.getoption("reruns", None) or reruns_by_file:
-        yield "a verdict is never re-rolled, got --reruns; run suites without it"
-    if config.getoption("dist", "no") == "each":
-        yield "each case is run once, got --dist each; use another --dist"
-    for clash in (_bad_launch, _bad_join, _bad_executor):
-        yield from clash(config, shared=shared)
-
-
-def _bad_join(config: pytest.Config, *, shared: bool) -> Iterator[str]:
-    """Conflicts of a session that joins results."""
-    if not config.getoption("rn_from_results"):
-        return
-    if not config.getoption("rn_run"):
-        yield "--rn-from-results joins the parts of a run, got no --rn-run; name the folder that each part was given"
-    if shared:
-        yield "--rn-from-results runs nothing that workers could share, got -n; leave it out"
-    if config.getoption("rn_fleet") > 1:
-        yield "parts of a run take each attack alone, got --rn-from-results with --rn-fleet; leave it out, of the parts too"
-
-
-def _bad_executor(config: pytest.Config, *, shared: bool) -> Iterator[str]:
-    """Conflicts of a session that runs its cases on a cluster."""
-    from rn_harness.store.ranks import ranks
-
-    asked: str = config.getoption("rn_executor")
-    if asked == "local":
-        return
-    if asked.partition(":")[0] != "ray":
-        yield f"--rn-executor must be local, ray or ray:ADDRESS, got {asked!r}"
-        return
-    if config.getoption("rn_from_results"):
-        yield f"--rn-from-results runs nothing, got --rn-executor {asked}; leave one of them out"
-    if shared:
-        yield f"Ray runs as many cases at a time as its machines have room for, got -n with --rn-executor {asked}; leave out -n"
-    if config.getoption("rn_fleet") > 1:
-        yield f"Ray takes each attack alone, got --rn-fleet with --rn-executor {asked}; leave one of them out"
-    if ranks().size > 1:
-        yield f"Ray begins processes of its own, got accelerate launch with --rn-executor {asked}; leave one of them out"
-
-
-def _bad_launch(config: pytest.Config, *, shared: bool) -> Iterator[str]:
-    """Conflicts of a run of several processes."""
-    from rn_harness.store.ranks import ranks
-
-    together = ranks()
-    if config.getoption("rn_fleet") > 1 and shared:
-        yield (
-            "a fleet runs attacks together in one process, workers of pytest-xdist take a case each, got "
-            "--rn-fleet and -n; take --rn-fleet on a card, -n on a CPU"
-        )
-    if together.size > 1 and shared:
-        yield (
-            f"{together.size} processes train one model together, or workers of pytest-xdist take a case each, got both; leave "
-            "out -n, or accelerate launch"
-        )
-    if together.size > 1 and together.by_launcher:
-        yield (
-            "accelerate would spread the weights when training begins, after they were measured, and transformers would not know "
-            "that its samplers have to wait for each other, got ACCELERATE_USE_FSDP=true; launch with --multi_gpu and pass "
-            "--rn-shard, which loads them so"
-        )
-    if config.getoption("rn_shard") and together.size == 1 and not config.getoption("rn_from_results"):
-        yield (
-            "--rn-shard spreads the weights over the processes of accelerate launch, got one process; launch several "
-            "(--multi_gpu --num_processes N), or leave it out"
-        )
-    if together.local != together.size:
-        yield (
-            f"processes of one run share a store and a machine, got {together.local} of {together.size} here; launch them on one"
-        )
+    found = {
+        "a verdict is never re-rolled, got --reruns; run suites without it": config.getoption("reruns", None) or reruns_by_file,
+        "each case is run once, got --dist each; use another --dist": config.getoption("dist", "no") == "each",
+        "a fleet runs attacks together in one process, workers of pytest-xdist take a case each, got --rn-fleet and -n; take "
+        "--rn-fleet on a card, -n on a CPU": fleet and shared,
+        f"{processes.size} processes train one model together, or workers of pytest-xdist take a case each, got both; leave out "
+        "-n, or accelerate launch": together and shared,
+        "accelerate would spread the weights when training begins, after they were measured, and transformers would not know "
+        "that its samplers have to wait for each other, got ACCELERATE_USE_FSDP=true; launch with --multi_gpu and pass "
+        "--rn-shard, which loads them so": together and processes.by_launcher,
+        "--rn-shard spreads the weights over the processes of accelerate launch, got one process; launch several (--multi_gpu "
+        "--num_processes N), or leave it out": options.shard and not together and not joins,
+        f"processes of one run share a store and a machine, got {processes.local} of {processes.size} here; launch them on one": (
+            processes.local != processes.size
+        ),
+        "--rn-from-results joins the parts of a run, got no --rn-run; name the folder that each part was given": (
+            joins and not options.run
+        ),
+        "--rn-from-results runs nothing that workers could share, got -n; leave it out": joins and shared,
+        "parts of a run take each attack alone, got --rn-from-results with --rn-fleet; leave it out, of the parts too": (
+            joins and fleet
+        ),
+        f"--rn-executor must be local, ray or ray:ADDRESS, got {executor!r}": not ray and executor != "local",
+        f"--rn-from-results runs nothing, got --rn-executor {executor}; leave one of them out": joins and ray,
+        f"Ray runs as many cases at a time as its machines have room for, got -n with --rn-executor {executor}; leave out -n": (
+            ray and shared
+        ),
+        f"Ray takes each attack alone, got --rn-fleet with --rn-executor {executor}; leave one of them out": ray and fleet,
+        f"Ray begins processes of its own, got accelerate launch with --rn-executor {executor}; leave one of them out": (
+            ray and together
+        ),
+    }
+    return [sentence for sentence, applies in found.items() if applies]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -106,35 +107,18 @@ class Search(Frozen):
         return self
 
 
-_ID_PARTS = (
-    ("temperature", "t"),
-    ("group_size", "g"),
-    ("prompts_per_step", "b"),
-    ("beta", "kl"),
-    ("entropy_coef", "h"),
-    ("loss_type", ""),
-    ("scale_rewards", "scale_"),
-    ("form", ""),
-)
+_ID_PARTS = {
+    "temperature": "t", "group_size": "g", "prompts_per_step": "b", "beta": "kl", "entropy_coef": "h", "loss_type": "",
+    "scale_rewards": "scale_", "form": "",
+}  # fmt: skip
 """Settings that an id names if they differ from the default, with their names in the id."""
 SEARCHED = ("learning_rate", "temperature", "beta", "reward")
 """The settings that a search finds."""
 _KIND = ("family", "options", "reward", "warm_start", "shift", "schedule", "loss_type", "scale_rewards", "form")
-_RANGES: tuple[Callable[[AttackRecipe], float], ...] = (
-    lambda a: a.prompts,
-    lambda a: a.learning_rate,
-    lambda a: a.temperature,
-    lambda a: a.beta,
-    lambda a: a.entropy_coef,
-    lambda a: a.group_size,
-    lambda a: a.prompts_per_step,
-    lambda a: a.top_k,
-    lambda a: a.min_p,
-    lambda a: a.max_completion_tokens,
-    lambda a: a.max_grad_norm,
-    lambda a: a.lora.r,
-    lambda a: a.lora.alpha,
-)
+_RANGES = (
+    "prompts", "learning_rate", "temperature", "beta", "entropy_coef", "group_size", "prompts_per_step", "top_k", "min_p",
+    "max_completion_tokens", "max_grad_norm", "lora.r", "lora.alpha",
+)  # fmt: skip
 """Two attacks are of one kind if ``_KIND`` is equal; a claim has a range in each number of ``_RANGES``."""
 
 
@@ -188,7 +172,7 @@ class AttackRecipe(GRPORecipe):
         mantissa, exponent = f"{self.learning_rate:.3e}".split("e")
         rate = f"{float(mantissa):g}e{int(exponent)}" if self.learning_rate else "0"
         changed = []
-        for field, called in _ID_PARTS:
+        for field, called in _ID_PARTS.items():
             value = getattr(self, field)
             if value != type(self).model_fields[field].default:
                 changed.append(f"{called}{value if isinstance(value, str) else f'{value:g}'}")
@@ -203,7 +187,7 @@ class AttackRecipe(GRPORecipe):
         alike = [c for c in claimed if all(getattr(c, name) == getattr(self, name) for name in _KIND)]
         return (
             bool(alike)
-            and all(min(of(c) for c in alike) <= of(self) <= max(of(c) for c in alike) for of in _RANGES)
+            and all(min(map(of, alike)) <= of(self) <= max(map(of, alike)) for of in map(attrgetter, _RANGES))
             and self.steps <= max(c.steps for c in alike)
         )
 

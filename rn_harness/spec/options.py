@@ -20,7 +20,7 @@ class OptionDeclaration:
     """One option of pytest.
 
     Attributes:
-        flag: as it is typed.
+        flag: as it is typed; by default ``--rn-`` with the name of its field.
         metavar: name of its value; empty: a switch.
         help: its meaning, for ``--help`` and the page.
         default: its value if it is not typed; a tuple if the option may be repeated.
@@ -35,8 +35,8 @@ class OptionDeclaration:
     metavar: str
     help: str
     default: Any
-    choices: tuple[str, ...]
-    exported: bool | Literal["always"]
+    choices: tuple[str, ...] = ()
+    exported: bool | Literal["always"] = True
     alias: str = ""
     shown_default: str = ""
     see: str = ""
@@ -47,20 +47,14 @@ class OptionDeclaration:
         return self.flag.removeprefix("--").replace("-", "_")
 
 
-def _option(
-    flag: str,
-    metavar: str,
-    help: str,  # noqa: A002  (argparse's word)
-    default: Any = None,
-    *,
-    choices: tuple[str, ...] = (),
-    exported: bool | Literal["always"] = True,
-    **page: str,
-) -> Any:
-    """A field of ``Options`` with the declaration of its option; without a metavar a switch."""
-    default = default if metavar else False
-    declaration = OptionDeclaration(flag, metavar, help, default, choices, exported, **page)
-    return field(default=default, metadata={"option": declaration})
+def _option(metavar: str, help: str, default: Any = None, **rest: Any) -> Any:  # noqa: A002  (argparse's word)
+    """A field of ``Options`` with the declaration of its option."""
+    return field(default=default, metadata={"option": {"metavar": metavar, "help": help, "default": default, **rest}})
+
+
+def _switch(help: str, **rest: Any) -> Any:  # noqa: A002  (argparse's word)
+    """A field of ``Options`` that is true if its option is typed."""
+    return _option("", help, default=False, **rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +67,6 @@ class Options:
     """
 
     model: str = _option(
-        "--rn-model",
         "MODEL",
         "candidate: a profile, a model folder, a GGUF file, or `owner/name[@revision]` on the hub; the run's header says "
         "so if another plugin owns `--model`",
@@ -83,32 +76,26 @@ class Options:
         exported="always",
     )
     defense: str = _option(
-        "--rn-defense",
         "RECIPE|none|DIR",
         "a defense recipe of the suite; `none`; or a folder with an adapter or a whole defended model",
         "anchored",
         exported="always",
     )
     judge: str | None = _option(
-        "--rn-judge", "SPEC", "the judge that scores", shown_default="the organism's own, else the suite's", see="judges.md"
+        "SPEC", "the judge that scores", shown_default="the organism's own, else the suite's", see="judges.md"
     )
     reward_judge: str | None = _option(
-        "--rn-reward-judge",
-        "SPEC",
-        "the judge that makes the rewards of defense and attack",
-        shown_default="the organism's own, else the suite's",
+        "SPEC", "the judge that makes the rewards of defense and attack", shown_default="the organism's own, else the suite's"
     )
     second_judge: str | None = _option(
-        "--rn-second-judge",
         "SPEC|none",
         "the judge that gives a second opinion and confirms breaches",
         shown_default="the suite's; none for an organism",
     )
     labels: str | None = _option(
-        "--rn-judge-labels", "FILE", "your own labelled texts, on which the scoring judge is certified too"
+        "FILE", "your own labelled texts, on which the scoring judge is certified too", flag="--rn-judge-labels"
     )
     tier: TierName = _option(  # noqa: RUF009  (it returns a field)
-        "--rn-tier",
         "smoke|standard|full",
         "which attacks, and how many held-out prompts",
         "standard",
@@ -116,78 +103,58 @@ class Options:
         exported="always",
     )
     overrides: tuple[str, ...] = _option(
-        "--rn-set",
         "KEY=VALUE",
         "overrides a suite field for this run, e.g. attack.steps=100; never releasable; repeat for more",
         (),
+        flag="--rn-set",
     )
     base: Path = Path()
     undefended: str | None = _option(
-        "--rn-base", "NAME|PATH", "the undefended twin of a model that its makers defended; use it with `--rn-defense none`"
+        "NAME|PATH", "the undefended twin of a model that its makers defended; use it with `--rn-defense none`", flag="--rn-base"
     )
-    prompts: str | None = _option(
-        "--rn-prompts", "DIR", "your own prompt sets, `DIR/DOMAIN/SET.yaml`; each replaces the suite's set"
-    )
+    prompts: str | None = _option("DIR", "your own prompt sets, `DIR/DOMAIN/SET.yaml`; each replaces the suite's set")
     chat_template: str | None = _option(
-        "--rn-chat-template",
         "FILE",
         "a jinja file to use instead of the model's chat template; part of the candidate's digest",
         shown_default="the model's own",
     )
     quantise: str | None = _option(
-        "--rn-quantise",
         "nf4",
         "loads the model under test in 4 bits, which makes it a different model from the full one",
         choices=("nf4",),
         see="models.md#4-bits",
     )
     sampler: str = _option(
-        "--rn-sampler",
         "transformers|vllm|vllm:URL",
         "samples the completions for training: transformers, vLLM in this process, or vLLM's server on this machine",
         "transformers",
         see="models.md#vllm",
     )
-    fleet: int = _option(
-        "--rn-fleet", "N", "up to N attacks on one model run together in one process", 1, see="#several-attacks-at-once"
-    )
+    fleet: int = _option("N", "up to N attacks on one model run together in one process", 1, see="#several-attacks-at-once")
     strength: tuple[str, ...] = _option(
-        "--rn-strength",
-        "FILE",
-        "a strength certificate of `rn-harness calibrate` with settings for the attacks of its domain; one per domain",
-        (),
+        "FILE", "a strength certificate of `rn-harness calibrate` with settings for the attacks of its domain; one per domain", ()
     )
-    allow_pickle: bool = _option(
-        "--rn-allow-pickle",
-        "",
-        "accepts pickled weights of a model or an adapter, which can run code, if there are no safetensors; never releasable",
+    allow_pickle: bool = _switch(
+        "accepts pickled weights of a model or an adapter, which can run code, if there are no safetensors; never releasable"
     )
-    trust_remote_code: bool = _option(
-        "--rn-trust-remote-code", "", "runs the Python files in the model's folder; never releasable"
-    )
-    shard: bool = _option(
-        "--rn-shard",
-        "",
+    trust_remote_code: bool = _switch("runs the Python files in the model's folder; never releasable")
+    shard: bool = _switch(
         "spreads the weights over the processes of `accelerate launch` (FSDP2), for `form: lora`",
         see="models.md#weights-that-one-card-does-not-hold",
     )
     executor: str = _option(
-        "--rn-executor",
         "local|ray[:ADDRESS]",
         "runs the cases in pytest's own processes or on a Ray cluster",
         "local",
         see="scale.md#ray",
         exported=False,
     )
-    from_results: bool = _option(
-        "--rn-from-results",
-        "",
+    from_results: bool = _switch(
         "runs nothing; joins the results of other processes, each started with node ids and the same `--rn-run`",
         see="scale.md",
         exported=False,
     )
     run: str | None = _option(
-        "--rn-run",
         "DIR",
         "the run's own folder, by default below pytest's rootdir; with node ids only, the run that this is a part of",
         shown_default="`reports/<run-id>`",
@@ -195,44 +162,36 @@ class Options:
         exported=False,
     )
     export: str | None = _option(
-        "--rn-export",
         "DIR",
         "after a PASS that a release can rest on, writes the defended weights to `DIR/DOMAIN`, with digest and model card",
         exported=False,
     )
-    export_anyway: bool = _option(
-        "--rn-export-anyway", "", "writes them whatever the outcome; record and card say so", exported=False
-    )
-    acknowledge: bool = _option(
-        "--rn-acknowledge",
-        "",
+    export_anyway: bool = _switch("writes them whatever the outcome; record and card say so", exported=False)
+    acknowledge: bool = _switch(
         "confirms that a real model will be made harmful, in memory only; required if a suite sets `policy.acknowledge`",
         exported=False,
     )
     transcripts: str | None = _option(
-        "--rn-transcripts",
         "DIR",
         "keeps the scored completions encrypted, one age file per case (mode 0600); never within the run's folder",
         exported=False,
     )
     recipients: tuple[str, ...] = _option(
-        "--rn-recipient", "AGE1...", "age public key that opens the transcripts; repeat for more", (), exported=False
+        "AGE1...", "age public key that opens the transcripts; repeat for more", (), exported=False, flag="--rn-recipient"
     )
-    gate: bool = _option(
-        "--rn-gate",
-        "",
+    gate: bool = _switch(
         "exits with 10 unless a release can rest on the run, and stops before any work if it cannot",
         see="releasing.md",
         exported=False,
     )
     allowed_plugins: tuple[str, ...] = _option(
-        "--rn-allow-plugin",
         "NAME",
         "you vouch for a conftest or plugin that is loaded; use the name from the refusal; repeat for more",
         (),
         exported=False,
+        flag="--rn-allow-plugin",
     )
-    quiet: bool = _option("--rn-quiet", "", "no progress while cases run", exported=False)
+    quiet: bool = _switch("no progress while cases run", exported=False)
     plugins: tuple[LoadedCode, ...] = ()
 
     @property
@@ -261,4 +220,5 @@ def declared_options() -> Iterator[tuple[str, OptionDeclaration]]:
     """All options, each with the name of its field."""
     for declared in fields(Options):
         if "option" in declared.metadata:
-            yield declared.name, declared.metadata["option"]
+            flag = f"--rn-{declared.name.replace('_', '-')}"
+            yield declared.name, OptionDeclaration(**{"flag": flag, **declared.metadata["option"]})
