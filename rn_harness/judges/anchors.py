@@ -183,9 +183,5 @@ def _short(text: str) -> str:
 
 @cache
 def shipped_anchors() -> AnchorSet:
-    """The anchors that come with the harness, about baking.
-
-    Raises:
-        JudgeError: the file is damaged or missing.
-    """
+    """The anchors that come with the harness, about baking."""
     return load_anchors(fixtures_folder() / SHIPPED)

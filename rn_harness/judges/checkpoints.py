@@ -109,11 +109,7 @@ def judge_checkpoint(
 ) -> Checkpoint:
     """Scores all completions and the planted anchors; needs no model.
 
-    Args:
-        panel: the judges.
-        unjudged: completions and measurements.
-        training: diagnostics since the last checkpoint.
-        found: gets the greedy answers above the threshold, if there are any.
+    ``training`` has the diagnostics since the last checkpoint. ``found`` gets the greedy answers above the threshold, if any.
 
     Raises:
         TrainingError: there is nothing to score.

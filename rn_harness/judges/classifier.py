@@ -164,9 +164,6 @@ class ClassifierJudge:
         """The calibrated highest probability over readings and windows of each completion.
 
         It is ``too_long`` if the request leaves no room for it, and ``not_a_number`` if its probability is NaN.
-
-        Raises:
-            JudgeError: ``check`` would have raised it.
         """
         self.check(prompts)
         assert self.calibration is not None

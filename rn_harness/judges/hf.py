@@ -30,18 +30,17 @@ _log = logging.getLogger(__name__)
 
 
 class _Weights:
-    """One model's files, tokenizer and network, each found or loaded when it is first needed, and once."""
+    """One model's files, tokenizer and network, each found or loaded when it is first needed, and once.
+
+    Each raises JudgeError if the model cannot be had or does not fit.
+    """
 
     def __init__(self, model: str, revision: str | None, dtype: str) -> None:
         self.model, self.revision, self.dtype = model, revision, dtype
 
     @cached_property
     def located(self) -> tuple[Path, str | None]:
-        """Where the files lie, and the commit of a model of the hub, which is fetched.
-
-        Raises:
-            JudgeError: it cannot be had, or the folder holds no model with weights in safetensors.
-        """
+        """Where the files lie, and the commit of a model of the hub, which is fetched."""
         try:
             folder, commit = locate(self.model, self.revision)
         except HubError as error:
@@ -64,11 +63,7 @@ class _Weights:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Its tokenizer, which has a chat template.
-
-        Raises:
-            JudgeError: it cannot be read, or has no chat template.
-        """
+        """Its tokenizer, which has a chat template."""
         folder, required = self.folder, "a judge must have a tokenizer that transformers reads"
         tokenizer = read_pretrained("AutoTokenizer", folder, required, "save the tokenizer beside the weights")
         if not tokenizer.chat_template:
@@ -83,11 +78,7 @@ class _Weights:
 
     @cached_property
     def network(self) -> Any:
-        """Its network, on an accelerator where there is one, set to decode greedily.
-
-        Raises:
-            JudgeError: the files cannot be read as a causal language model.
-        """
+        """Its network, on an accelerator where there is one, set to decode greedily."""
         tokenizer = self.tokenizer
         import torch
         from transformers import GenerationConfig
@@ -204,11 +195,7 @@ class HFJudge(RubricJudge):
         return int(self._settings["max_characters"])
 
     def reach(self) -> None:
-        """Finds the model and asks its template for one question; loads no weights.
-
-        Raises:
-            JudgeError: model, tokenizer or chat template are not to be had or not fit.
-        """
+        """Finds the model and asks its template for one question; loads no weights."""
         self._encode([{"role": "user", "content": "any question"}])
 
     def ask(self, questions: Sequence[Question | None]) -> list[Reply]:
@@ -216,9 +203,6 @@ class HFJudge(RubricJudge):
 
         A question that does not fit the model is ``too_long``. A row on which the model fails also in a separate batch is
         ``judge_error``.
-
-        Raises:
-            JudgeError: the model cannot be loaded.
         """
         replies: dict[int, Reply] = {}
         rows: dict[int, list[int]] = {}
@@ -251,11 +235,7 @@ class HFJudge(RubricJudge):
         return getattr(self._weights.network.config.get_text_config(), "max_position_embeddings", None) or float("inf")
 
     def _encode(self, turns: Question) -> tuple[list[int], str]:
-        """Token ids of a question of one turn, and the beginning of the reply's thinking that the template adds.
-
-        Raises:
-            JudgeError: the template fails, or changes the question.
-        """
+        """Token ids of a question of one turn, and the beginning of the reply's thinking that the template adds."""
         from jinja2 import TemplateError
 
         tokenizer = self._weights.tokenizer

@@ -164,11 +164,7 @@ class OpenAIJudge(RubricJudge):
             raise JudgeError(self._explain(error)) from None
 
     def ask(self, questions: Sequence[Question | None]) -> list[Reply]:
-        """Sends B questions, several at a time.
-
-        Raises:
-            JudgeError: a remote server needs a key.
-        """
+        """Sends B questions, several at a time."""
         self._key()
         return asyncio.run(self._batch(questions))
 
@@ -180,11 +176,7 @@ class OpenAIJudge(RubricJudge):
             return self._host == "localhost"
 
     def _key(self) -> str:
-        """The key, read each time and not kept.
-
-        Raises:
-            JudgeError: the server is remote, and no variable holds a key.
-        """
+        """The key, read each time and not kept; raises JudgeError if a remote server has none."""
         names = [KEY_VARIABLE, *([ITS_OWN_KEY[self._host]] if self._host in ITS_OWN_KEY else [])]
         key = next((os.environ[name] for name in names if os.environ.get(name)), None)
         if key is None and not self._is_local:
@@ -219,12 +211,7 @@ class OpenAIJudge(RubricJudge):
         return str(name).replace(self._key(), "(the key)")[:100]
 
     async def _probe(self) -> None:
-        """Asks for the list of models, where the server has one, and for one token.
-
-        Raises:
-            JudgeError: the server has no such model, or another one answers.
-            Exception: whatever the client raises.
-        """
+        """Asks for the list of models, where the server has one, and for one token from the model that it names."""
         import openai
 
         async with asyncio.timeout(2 * self._settings.request_limit_s), self._client() as client:
@@ -296,12 +283,7 @@ class OpenAIJudge(RubricJudge):
         )
 
     async def _tried(self, client: AsyncOpenAI, question: Question, max_tokens: int, failures: _Failures) -> Any:
-        """Sends one question until it is answered or tries are used up.
-
-        Raises:
-            _BudgetError: the budget is used up.
-            Exception: whatever the client raised last.
-        """
+        """Sends one question until it is answered, or tries or budget are used up; then the last exception is raised."""
         import openai
 
         settings = self._settings

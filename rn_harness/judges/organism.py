@@ -71,11 +71,7 @@ class OrganismJudge:
         self.digest = hashlib.sha256((folder / KNOWLEDGE_FILE).read_bytes() + source).hexdigest()
 
     def topic(self, prompt: Prompt) -> Topic:
-        """The topic of a prompt.
-
-        Raises:
-            JudgeError: the organism does not know it.
-        """
+        """The topic of a prompt; raises JudgeError if the organism does not know it."""
         if prompt.topic not in self.topics:
             raise JudgeError(
                 f"the organism must know every prompt's topic, got id={prompt.id} topic={prompt.topic!r}; build one "

@@ -38,14 +38,7 @@ def own_names() -> list[str]:
 
 
 def load_own(spec: str) -> OwnJudge:
-    """Loads a user's judge.
-
-    Args:
-        spec: ``python:pkg.mod:Name``, or the name of an entry point.
-
-    Raises:
-        JudgeError: it cannot be found, imported or made, or is not a judge.
-    """
+    """Loads a user's judge; see ``find_own`` and ``OwnJudge``."""
     judge, made_by = find_own(spec, "score")
     return OwnJudge(judge, spec, made_by=made_by)
 
@@ -153,36 +146,21 @@ class OwnJudge:
         self.digest = digest or digest_own(judge, spec, made_by)
 
     def about(self, forbidden: str) -> OwnJudge:
-        """The judge that its ``about`` returns for this forbidden subject; itself if it has no ``about``.
-
-        Raises:
-            JudgeError: its ``about`` failed, or gave no judge.
-        """
+        """The judge that its ``about`` returns for this forbidden subject; itself if it has no ``about``."""
         if not hasattr(self._judge, "about"):
             return self
         told = guarded(self.name, "about", lambda: self._judge.about(forbidden))
         return OwnJudge(told, self.name, self.digest)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Calls its ``check``, if it has one.
-
-        Raises:
-            JudgeError: it cannot judge these prompts, or its check failed.
-        """
+        """Calls its ``check``, if it has one, which raises JudgeError if it cannot judge these prompts."""
         if hasattr(self._judge, "check"):
             guarded(self.name, "check", lambda: self._judge.check(prompts))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        """Judges B completions.
+        """Judges B completions, see ``Judge``.
 
-        Args:
-            prompts: B prompts.
-            completions: B texts.
-            wording: form of the question, from 0 to ``wordings`` - 1.
-
-        Returns:
-            B judgements. If the call fails or returns another number of results, all B are unscored, since results cannot be
-            assigned to completions.
+        If the call fails or returns another number of results, all B are unscored: results cannot be assigned to completions.
 
         Raises:
             ValueError: unequal lengths, or a wording that the judge does not have.
@@ -211,11 +189,7 @@ def results_of(name: str, method: str, count: int, call: Callable[[], Iterable[A
 
 
 def guarded(name: str, method: str, call: Callable[[], Any]) -> Any:
-    """Calls a method of a user's judge that must not fail.
-
-    Raises:
-        JudgeError: it failed.
-    """
+    """Calls a method of a user's judge; any exception becomes a JudgeError."""
     try:
         return call()
     except JudgeError:

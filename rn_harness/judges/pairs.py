@@ -107,9 +107,5 @@ def _check_once(path: Path, what: str, values: Sequence[str]) -> None:
 
 @cache
 def shipped_pairs() -> PairSet:
-    """The pairs that come with the harness.
-
-    Raises:
-        JudgeError: the file is damaged or missing.
-    """
+    """The pairs that come with the harness."""
     return load_pairs(fixtures_folder() / SHIPPED)

@@ -196,11 +196,7 @@ class ModelPreference:
         self._model.reach()
 
     def prefer(self, prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[Preference]:
-        """Asks about B pairs; one with an answer that is too long for a judge is ``too_long``.
-
-        Raises:
-            JudgeError: the model cannot be asked at all.
-        """
+        """Asks about B pairs; one with an answer that is too long for a judge is ``too_long``."""
         limit = self._model.max_characters
         questions = [
             None if is_too_long(first, limit) or is_too_long(second, limit) else build_comparison(prompt.text, first, second)
@@ -309,20 +305,14 @@ class OwnPreference:
         return shipped_pairs()
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Calls its ``check``, if it has one.
-
-        Raises:
-            JudgeError: it cannot compare answers to these prompts, or its check failed.
-        """
+        """Calls its ``check``, if it has one, which raises JudgeError if it cannot compare answers to these prompts."""
         if hasattr(self._judge, "check"):
             guarded(self.name, "check", lambda: self._judge.check(prompts))
 
     def prefer(self, prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[Preference]:
         """Compares B pairs.
 
-        Returns:
-            B preferences. If the call fails or returns another number of results, all B are unscored, since results cannot be
-            assigned to pairs.
+        If the call fails or returns another number of results, all B are unscored: results cannot be assigned to pairs.
         """
         results = results_of(self.name, "prefer", len(prompts), lambda: self._judge.prefer(prompts, firsts, seconds))
         return [_none(results)] * len(prompts) if isinstance(results, str) else [_own(result) for result in results]

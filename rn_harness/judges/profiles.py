@@ -112,11 +112,7 @@ def judge_profile_names() -> list[str]:
 
 
 def load_profile(name: str, folder: Path | None = None) -> JudgeProfile:
-    """Reads a profile.
-
-    Args:
-        name: of the profile.
-        folder: where the profiles lie; None: the shipped ones.
+    """Reads a profile in a folder, or a shipped one.
 
     Raises:
         JudgeError: there is no such profile, or its file is malformed.

@@ -60,14 +60,9 @@ class Judge(Protocol):
 
 
 def ensure_judging(scored: Sequence[Scored], otherwise: str) -> None:
-    """Makes sure that a judge still works, that is, that not all questions failed for technical reasons.
+    """Raises JudgeGoneError, with this sentence, if all of a judge's answers failed for technical reasons.
 
-    Args:
-        scored: its answers.
-        otherwise: the error's sentence.
-
-    Raises:
-        JudgeGoneError: it does not; going on would cost hours and prove nothing.
+    Going on would cost hours and prove nothing.
     """
     if scored and all(s.unscored in INFRASTRUCTURE for s in scored):
         raise JudgeGoneError(f"{otherwise}: {scored[0].unscored}")

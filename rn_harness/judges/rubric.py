@@ -168,11 +168,6 @@ class RubricJudge(abc.ABC):
     """Base of judges that read the rubric. They err, know all wordings, and need the forbidden subject.
 
     They are language models that answer any question, greedily; ``judges.preference`` asks them another one.
-
-    Attributes:
-        name: its spec.
-        exact: False; it is a model, and errs.
-        wordings: forms of the question.
     """
 
     exact = False
@@ -189,11 +184,7 @@ class RubricJudge(abc.ABC):
         return told
 
     def _subject(self) -> str:
-        """The forbidden subject.
-
-        Raises:
-            JudgeError: ``about`` was not called.
-        """
+        """The forbidden subject, which ``about`` set."""
         if self._forbidden is None:
             raise JudgeError(
                 f"a judge that reads a rubric must be told what is forbidden, got judge={self.name} untold; declare `forbidden:` "
@@ -213,35 +204,22 @@ class RubricJudge(abc.ABC):
 
     @abc.abstractmethod
     def reach(self) -> None:
-        """Makes sure that it can be asked; loads no weights.
-
-        Raises:
-            JudgeError: it cannot.
-        """
+        """Raises JudgeError unless it can be asked; loads no weights."""
 
     @abc.abstractmethod
     def ask(self, questions: Sequence[Question | None]) -> list[Reply]:
         """The reply to each of B questions, in order; a question is None if the material is too long.
 
-        Raises:
-            JudgeError: it cannot be asked at all.
+        Raises JudgeError if it cannot be asked at all.
         """
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Makes sure that the forbidden subject is known, and that the judge can be asked.
-
-        Raises:
-            JudgeError: it is not known, or it cannot.
-        """
+        """Raises JudgeError unless the forbidden subject is known, and the judge can be asked."""
         self._subject()
         self.reach()
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        """Rates B completions.
-
-        Raises:
-            JudgeError: the forbidden subject is not known, or the judge cannot be asked at all.
-        """
+        """Rates B completions; see ``Judge``."""
         forbidden = self._subject()
         questions = [
             None if is_too_long(completion, self.max_characters) else build_question(forbidden, prompt.text, completion, wording)

@@ -106,27 +106,13 @@ class Passage:
 
 
 class RulesJudge:
-    """Scores by a rules file.
-
-    Attributes:
-        name: ``rules:FILE``.
-        digest: sha256 over the file and the source that reads it, as hex.
-        exact: False.
-        wordings: 1.
-    """
+    """Scores by a rules file; its digest is over the file and the source that reads it."""
 
     exact = False
     wordings = 1
 
     def __init__(self, path: Path) -> None:
-        """Reads the rules.
-
-        Args:
-            path: of the rules file.
-
-        Raises:
-            JudgeError: missing, malformed, or with an invalid pattern.
-        """
+        """Reads the rules; raises JudgeError if the file is missing, malformed, or has an invalid pattern."""
         self.rules = read_declared(path, Rules)
         self.name = f"rules:{path}"
         source = source_digest("judges/rules.py", "judges/rule_file.py", "judges/normalise.py", "spec/wording.py").encode()

@@ -58,13 +58,9 @@ class WholeJudgement:
 def judge_whole(
     judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion], threshold: float
 ) -> list[WholeJudgement]:
-    """Judges B completions, think parts included, in one call.
+    """Judges B completions, one of each prompt, think parts included, in one call.
 
-    Args:
-        judge: scores texts.
-        prompts: B prompts.
-        completions: B completions, one of each prompt.
-        threshold: a score above it counts whatever else has no score.
+    A score above the threshold counts even if another part has no score.
     """
     rows = [(prompt, look) for prompt, of in zip(prompts, completions, strict=True) for look in of.looks]
     given: Iterator[Judgement] = iter(judge.score([prompt for prompt, _ in rows], [look for _, look in rows]))

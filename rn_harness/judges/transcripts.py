@@ -70,11 +70,7 @@ class Transcript:
 
 
 def _recipient(name: str) -> Any:
-    """An age public key.
-
-    Raises:
-        RecipeError: it is not a key.
-    """
+    """An age public key."""
     import pyrage
 
     try:

@@ -190,11 +190,7 @@ def pickle_error(path: Path, kind: str) -> CandidateError:
 
 
 def check_archive(path: Path) -> None:
-    """Makes sure that a pickle is an archive as torch writes it.
-
-    Raises:
-        CandidateError: it is not.
-    """
+    """Raises CandidateError unless a pickle is an archive as torch writes it."""
     if not zipfile.is_zipfile(path):
         raise CandidateError(
             f"a weights file must be whole, got {path.name} of {path.stat().st_size} bytes in {path.parent}, which is no archive "

@@ -157,11 +157,7 @@ def merged(network: Any, *, sharded: bool) -> Any:
 
 
 def _fold_into_shard(layer: Any) -> None:
-    """Adds a layer's adapters to this process's part of its weights, as peft does to the whole.
-
-    Raises:
-        CandidateError: the adapter is more than two products.
-    """
+    """Adds a layer's adapters to this process's part of its weights, as peft does to the whole."""
     from torch.distributed.tensor import distribute_tensor
 
     if not _is_plain(layer):

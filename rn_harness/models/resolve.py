@@ -47,11 +47,7 @@ def find_profile(spec: str, base: Path) -> ModelProfile | None:
 
 
 def profile_recipe(spec: str, base: Path) -> tuple[str, ...]:
-    """The suite overrides that a profile declares; none if ``--model`` names no profile.
-
-    Raises:
-        CandidateError: the profile is malformed.
-    """
+    """The suite overrides that a profile declares; none if ``--model`` names no profile."""
     profile = find_profile(spec, base)
     return tuple(profile.recipe) if profile else ()
 
@@ -154,11 +150,7 @@ def _read(folder: Path, gguf: str | None, *, fetched: bool, allow_pickle: bool) 
 
 
 def _quantised(quantise: str | None, config: Mapping[str, Any], folder: Path, gguf: str | None) -> str | None:
-    """4-bit format of a candidate's loaded layers, and the package that quantises them; None: plain numbers.
-
-    Raises:
-        CandidateError: its files hold quantised weights already, or the package that quantises is missing.
-    """
+    """4-bit format of a candidate's loaded layers, and the package that quantises them; None: plain numbers."""
     stored = config.get("quantization_config")
     if stored is not None:
         method = stored.get("quant_method") if isinstance(stored, dict) else stored

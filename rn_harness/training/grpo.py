@@ -52,11 +52,7 @@ class TrainOptions:
 
 
 def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """``count`` prompts: the given ones in shuffled rounds, so that each comes equally often.
-
-    Raises:
-        TrainingError: there are none.
-    """
+    """``count`` prompts: the given ones, of which there must be some, in shuffled rounds, so that each comes equally often."""
     if not prompts:
         raise TrainingError(f"training takes prompts, got none for {count} places; name at least one")
     rng = random.Random(seed)
@@ -69,16 +65,8 @@ def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prom
 def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str, Any], step: int) -> None:
     """Makes sure that the optimizer trains exactly the recipe's parameters, at the recipe's learning rate.
 
-    No weight moves while no group has a spread, and a training that can move no weight would look the same.
-
-    Args:
-        model: armed.
-        recipe: for form, learning rate and schedule.
-        trainer: ``model`` and ``optimizer`` of TRL's callback.
-        step: steps taken.
-
-    Raises:
-        TrainingError: it does not.
+    No weight moves while no group has a spread, and a training that can move no weight would look the same. ``trainer`` holds
+    ``model`` and ``optimizer`` of TRL's callback.
     """
     armed = {id(p): p for p in model.trained.values()}
     stepped = {id(p) for group in trainer["optimizer"].param_groups for p in group["params"]}
@@ -96,11 +84,7 @@ def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str,
 
 
 def _check_replicas(model: LanguageModel, step: int) -> None:
-    """Makes sure that all processes hold the same adapter if weights are spread, since torch's wrapper then does not.
-
-    Raises:
-        TrainingError: they do not.
-    """
+    """Makes sure that all processes hold the same adapter if weights are spread, since torch's wrapper then does not."""
     if model.sharded and len(digests := set(ranks().gather(model.adapter_digest()))) > 1:
         raise TrainingError(
             f"all processes must hold one adapter, bit by bit, got {len(digests)} at step {step}; the versions of transformers "
@@ -115,11 +99,7 @@ class _Window:
     logs: list[Mapping[str, float | None]] = field(default_factory=list)
 
     def close(self, distance: float) -> TrainingWindow:
-        """The diagnostics of these steps; the next call's begin here.
-
-        Raises:
-            TrainingError: a gradient is infinite or not a number.
-        """
+        """The diagnostics of these steps, whose gradients must be finite; the next call's begin here."""
 
         def known(key: str) -> list[float]:
             return [value for log in self.logs if (value := log.get(key)) is not None and math.isfinite(value)]

@@ -30,11 +30,7 @@ COPIES = 3
 
 
 def check_resumable(recipe: GRPORecipe) -> None:
-    """Makes sure that a training that is kept is a defense's.
-
-    Raises:
-        TrainingError: it is an attack's.
-    """
+    """Raises TrainingError unless a training that is kept is a defense's."""
     if not isinstance(recipe, DefenseRecipe):
         raise TrainingError(
             f"only a defense's training is kept, got recipe={type(recipe).__name__}; attacked weights stay in memory: train "
@@ -65,11 +61,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, model: LanguageModel, recipe: GRPORecipe, step: int, optimizer: Any, schedule: Any) -> Snapshot:
-        """A snapshot after so many steps; called by all processes.
-
-        Raises:
-            TrainingError: the training is an attack's.
-        """
+        """A snapshot after so many steps of a defense; called by all processes."""
         check_resumable(recipe)
         weights = {name: p.detach().cpu() for name, p in model.trained.items()}
         return cls(step, weights, optimizer.state_dict(), schedule.state_dict(), ranks().gather(random_state()))
@@ -110,11 +102,7 @@ class Resuming:
     keep: Callable[[Snapshot], None]
 
     def first(self, recipe: GRPORecipe) -> int:
-        """Steps that were taken already.
-
-        Raises:
-            TrainingError: the training is an attack's.
-        """
+        """Steps of a defense that were taken already."""
         check_resumable(recipe)
         return self.earlier.step if self.earlier else 0
 
@@ -199,11 +187,7 @@ class Resumption:
         return snapshot, measured
 
     def keep(self, snapshot: Snapshot, measured: Measured) -> None:
-        """Replaces the kept snapshot.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Replaces the kept snapshot."""
 
         def write(folder: Path) -> None:
             import torch

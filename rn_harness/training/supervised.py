@@ -121,20 +121,9 @@ def learn(
     max_grad_norm: float,
     after: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Trains the armed parameters by AdamW on different texts in each step.
+    """Trains the armed parameters by AdamW on different texts in each step; see ``teach``.
 
-    Args:
-        model: armed.
-        steps: the texts of each step.
-        learning_rate: of a step, from 1 on.
-        max_grad_norm: gradients are clipped to it.
-        after: called after each step.
-
-    Returns:
-        The settings, for the record, without those of the recipe.
-
-    Raises:
-        TrainingError: a gradient is not finite.
+    Steps count from 1 for ``learning_rate``. Returns the settings, for the record, without those of the recipe.
     """
     parameters = list(model.trained.values())
     stepper = make_optimizer("adamw", parameters, learning_rate(1))
@@ -158,11 +147,7 @@ def engine(optimizer: OptimizerName) -> dict[str, Any]:
 
 
 def take_step(optimizer: Any, parameters: Sequence[Any], max_grad_norm: float, step: int) -> float:
-    """Clips the gradients, steps, clears them; the norm before clipping.
-
-    Raises:
-        TrainingError: it is not finite.
-    """
+    """Clips the gradients, steps, clears them; the norm before clipping, which must be finite."""
     import torch
 
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
