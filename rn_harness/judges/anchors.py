@@ -57,9 +57,7 @@ class Anchor(Frozen):
     Attributes:
         id: unique within the file.
         use: ``certify`` is only for certifying judges, ``calibrate`` only for fitting calibrations and tuning rules.
-        kind: of the answer.
-        request: that the completion answers.
-        completion: the text to judge; may be empty.
+        kind, request, completion: of the answer, the request, and the text to judge, which may be empty.
         low, high: the scores, 0 to 10 and both inclusive, that are right.
     """
 
@@ -94,13 +92,7 @@ class Anchor(Frozen):
 
 
 class AnchorSet(Frozen):
-    """Anchors of one domain, as in a file.
-
-    Attributes:
-        domain: their subject.
-        forbidden: sentence that defines the harm, for the judge.
-        anchors: all of them, in order.
-    """
+    """Anchors of one domain, as in a file; ``forbidden`` is the sentence that defines the harm, for the judge."""
 
     version: Literal[1]
     domain: Name
@@ -120,9 +112,6 @@ class AnchorSet(Frozen):
 
 def load_anchors(path: Path) -> AnchorSet:
     """Reads a file of anchors: the shipped one, or a lab's own labels, where ``use`` may be left out and means ``certify``.
-
-    Args:
-        path: of the file; ``fixtures/judge_anchors/baking.yaml`` is an example.
 
     Raises:
         JudgeError: missing, malformed, an id or a completion twice, nearly the same completion for both uses, or no harmful

@@ -38,15 +38,13 @@ class Knot(Frozen):
 
 
 class Calibration(Frozen):
-    """A monotone curve from probability to score, with the identity of the texts that it was fitted on.
+    """A monotone curve from probability to score, with the identity of the ``n`` anchors that it was fitted on.
 
     Attributes:
         label: whose probability.
         reads: the classifier's input: request and completion, or only the completion.
         knots: by probability; between two of them the curve is a line, beyond the outer ones it is level.
-        n: anchors it was fitted on.
-        anchors_digest: of their file.
-        classifier_digest: of the classifier's files, without this one.
+        anchors_digest, classifier_digest: of the anchors' file, and of the classifier's files without this one.
     """
 
     version: Literal[1] = 1
@@ -136,11 +134,7 @@ def _levels(points: Sequence[tuple[float, tuple[float, float]]]) -> tuple[list[f
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Reads a stored calibration.
-
-    Raises:
-        JudgeError: missing, too large, or no calibration.
-    """
+    """Reads a stored calibration; raises JudgeError if it is missing, too large, or malformed."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES)

@@ -29,13 +29,9 @@ def anchors_for(judge: Judge) -> AnchorSet:
 
 
 def certify(judge: Judge, anchors: AnchorSet, policy: Policy, source: Literal["inert", "labels"] = "inert") -> Certificate:
-    """Asks a judge about anchors: once, again, in another order, and in other batches.
+    """Asks a judge about the anchors for ``certify``: once, again, in another order, and in other batches.
 
-    Args:
-        judge: any.
-        anchors: those for ``certify`` are used; they define the forbidden subject.
-        policy: for its threshold.
-        source: inert anchors, or a lab's own labels.
+    The anchors define the forbidden subject. ``source`` is a lab's own labels, or inert anchors.
     """
     asked = judge.about(anchors.forbidden)
     chosen = anchors.of("certify")

@@ -61,8 +61,7 @@ def sample_checkpoint(
     """Samples a policy at a step, and takes all measurements that need no judge.
 
     Args:
-        model: the policy.
-        panel: prompts and numbers.
+        model, panel: the policy; prompts and numbers.
         step: attack steps taken so far.
         seed: of the sampling, which has a separate random stream.
         with_benign: the benign prompts are due.
@@ -107,12 +106,9 @@ def judge_checkpoint(
     training: TrainingWindow | None = None,
     found: Callable[[ControlAnswers], None] | None = None,
 ) -> Checkpoint:
-    """Scores all completions and the planted anchors; needs no model.
+    """Scores all completions and the planted anchors; needs no model. Raises TrainingError if there is nothing to score.
 
     ``training`` has the diagnostics since the last checkpoint. ``found`` gets the greedy answers above the threshold, if any.
-
-    Raises:
-        TrainingError: there is nothing to score.
     """
     policy, scores = panel.policy, list[CompletionScore]()
     for completions, first_sample in ((unjudged.greedy, 0), (unjudged.sampled, 1)):

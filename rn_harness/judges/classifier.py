@@ -39,11 +39,7 @@ _FIT = "`rn-harness calibrate-judge SPEC --labels FILE --out calibration.json`"
 
 
 def _parse_spec(spec: str) -> tuple[str, str | None, str]:
-    """Model, revision and label of a spec.
-
-    Raises:
-        JudgeError: no model or no label.
-    """
+    """Model, revision and label of a spec."""
     kind, _, rest = spec.partition(":")
     where, _, label = rest.rpartition("#")
     # A folder may have an @ in its name; a revision has no slash behind it.
@@ -61,11 +57,8 @@ def _parse_spec(spec: str) -> tuple[str, str | None, str]:
 class ClassifierJudge:
     """Scores by the calibrated probability of one label.
 
-    Attributes:
-        name: its spec, with the commit where it came from a hub.
-        label: whose probability.
-        reads: its input: request and completion, or only the completion.
-        calibration: None: it can be asked for probabilities, and judges nothing.
+    ``reads`` says if its input is request and completion, or only the completion. Without a calibration it can be asked for
+    probabilities, and judges nothing.
     """
 
     exact = False
@@ -179,10 +172,9 @@ class ClassifierJudge:
         return found
 
     def probabilities(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        """The label's highest probability over readings and windows, of each of B completions.
+        """The label's highest probability, 0 to 1, over readings and windows of each of B completions.
 
-        Returns:
-            B numbers from 0 to 1; NaN where the network gave one; None where the request leaves no room.
+        It is NaN where the network gave one, and None where the request leaves no room.
         """
         rows: list[tuple[int, dict[str, list[int]]]] = []
         found: list[float | None] = [None] * len(completions)

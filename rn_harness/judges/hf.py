@@ -145,12 +145,9 @@ class HFJudge(RubricJudge):
 
     @classmethod
     def from_spec(cls, spec: str, folder: Path = Path(), **settings: Any) -> Self:
-        """The judge of ``hf:ID_OR_FOLDER[@REVISION]``.
+        """The judge of ``hf:ID_OR_FOLDER[@REVISION]``, with settings as for the class.
 
-        Args:
-            spec: a folder comes before an id, also one with an ``@`` in its name.
-            folder: that relative paths start from.
-            settings: as for the class.
+        Paths are relative to ``folder``. A local folder comes before an id, also one with an ``@`` in its name.
         """
         rest = spec.removeprefix(PREFIX)
         local = folder / Path(rest).expanduser()

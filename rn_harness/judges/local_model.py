@@ -11,11 +11,7 @@ from rn_harness.spec.errors import CandidateError, JudgeError
 
 
 def hash_judge(folder: Path, *without: str) -> dict[str, str]:
-    """The sha256 of each of a judge's files by its name, except those in ``without`` and its card.
-
-    Raises:
-        JudgeError: the files cannot be read.
-    """
+    """The sha256 of each of a judge's files by its name, except those in ``without`` and its card."""
     try:
         return hash_files(folder, follow_links=True, without=("README.md", *without))
     except CandidateError as error:
@@ -27,8 +23,7 @@ def read_pretrained(
 ) -> Any:
     """The network or tokenizer in a folder, by the class of transformers with the name ``auto``.
 
-    Raises:
-        JudgeError: it cannot be read; ``required`` and ``remedy`` begin and end the message.
+    Raises JudgeError if it cannot be read; ``required`` and ``remedy`` begin and end the message.
     """
     quiet_libraries()
     import transformers

@@ -282,13 +282,8 @@ def _once(text: str) -> Iterator[str]:
 def readings(text: str) -> list[str]:
     """All plausible readings of a text, each normalised, without doubles.
 
-    Takes time linear in the text: each transformation passes over it once, and there are at most ``MAX_READINGS``.
-
-    Args:
-        text: anything, also empty.
-
-    Returns:
-        The normalised text first, then its decodings, which are decoded again, up to three in a row.
+    The normalised text comes first, then its decodings, which are decoded again, up to three in a row. Takes time linear in the
+    text: each transformation passes over it once, and there are at most ``MAX_READINGS``.
     """
     first = normalised(text)
     found = {first: None}

@@ -113,11 +113,7 @@ class OpenAIJudge(RubricJudge):
 
     @classmethod
     def from_spec(cls, spec: str, settings: ServerSettings | None = None) -> Self:
-        """The judge of ``openai:MODEL@URL``.
-
-        Raises:
-            JudgeError: the spec names no model or no address.
-        """
+        """The judge of ``openai:MODEL@URL``."""
         found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
         if found is None:
             # The spec is not repeated, since its address may hold a secret.

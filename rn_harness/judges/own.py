@@ -114,11 +114,9 @@ class OwnJudge:
     """A user's judge with checked results.
 
     Attributes:
-        name: its spec.
         digest: sha256 over its source files, its own ``digest`` if it has one, and this file, as hex.
         exact: always False, whatever the judge claims: only the organism knows the truth.
         own_code: always True: it may ask a server, or read files that its digest does not cover.
-        wordings: the judge's ``wordings``; 1 if it has none.
     """
 
     exact = False

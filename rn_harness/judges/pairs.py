@@ -34,9 +34,8 @@ class LabelledPair(Frozen):
     Attributes:
         id: unique within the file.
         kind: fault of the worse one; ``equal``: none, and ``better`` is only the first.
-        request: that both answer.
+        request, better, worse: the request and both answers, which may be empty.
         topic: its subject, if a judge needs it; else the request itself.
-        better, worse: the answers; may be empty.
     """
 
     id: Name
@@ -72,9 +71,6 @@ class PairSet(Frozen):
 
 def load_pairs(path: Path) -> PairSet:
     """Reads a file of pairs: the shipped one, or a lab's own.
-
-    Args:
-        path: of the file; ``fixtures/judge_anchors/preference.yaml`` is an example.
 
     Raises:
         JudgeError: missing, malformed, an id or a pair twice, or no pair whose better answer is longer, or none where it is

@@ -82,23 +82,11 @@ class PreferenceJudge(Protocol):
     def weights_digest(self) -> str | None: ...
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Makes sure, without loading weights, that it can compare answers to these prompts.
-
-        Raises:
-            JudgeError: it cannot.
-        """
+        """Raises JudgeError, without loading weights, if it cannot compare answers to these prompts."""
         ...
 
     def prefer(self, prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[Preference]:
-        """Compares B pairs.
-
-        Args:
-            prompts: B prompts.
-            firsts, seconds: B answers each; the judge is shown the former first.
-
-        Returns:
-            B preferences, in order.
-        """
+        """The preferences, in order, for B pairs of answers to B prompts; the judge is shown ``firsts`` first."""
         ...
 
 
@@ -127,12 +115,7 @@ def resolve_preference(spec: str, folder: Path) -> PreferenceJudge:
 
 
 def build_comparison(request: str, first: str, second: str) -> Question:
-    """The question as chat turns: one turn of the user.
-
-    Args:
-        request: of the user.
-        first, second: the answers, called A and B; anything at all, also empty.
-    """
+    """The question as chat turns: one turn of the user. The answers are called A and B, and may be empty."""
     request, first, second = visible(request), visible(first), visible(second)
     mark = mark_of(request, f"{len(first)}:{first}{second}")
     blocks = (("request", request), ("answer-A", first), ("answer-B", second))
@@ -141,14 +124,10 @@ def build_comparison(request: str, first: str, second: str) -> Question:
 
 
 def parse_preference(reply: str, *, complete: bool = True) -> Preference:
-    """The preference in a reply, or the reason why there is none. The last verdict of the reply counts.
+    """The preference in a reply, or the reason why there is none.
 
-    A verdict is a line ``Better: A``, ``Better: B`` or ``Better: neither``; or a reply that is only one of these three
-    words. A thinking part holds no verdict.
-
-    Args:
-        reply: of the judge.
-        complete: the judge ended it by itself. If not, its last line does not count.
+    A verdict is a line ``Better: A``, ``Better: B`` or ``Better: neither``; or a reply that is only one of these three words. The
+    last one counts; see ``last_verdict``.
     """
     verdict, why = last_verdict(reply, _VERDICT, lambda line: _named(line) is not None, complete=complete)
     if verdict is None:
@@ -281,14 +260,10 @@ class OwnPreference:
     weights_digest = None
 
     def __init__(self, spec: str) -> None:
-        """Loads it.
+        """Loads ``python:pkg.mod:Name``, or an entry point; raises JudgeError if it cannot be found, imported or made.
 
-        Args:
-            spec: ``python:pkg.mod:Name``, or the name of an entry point: a class or function that makes an object, or an object,
-                with ``prefer(prompts, firsts, seconds)``; ``check`` and ``digest`` as it likes.
-
-        Raises:
-            JudgeError: it cannot be found, imported or made, or has no ``prefer``.
+        It names an object with ``prefer(prompts, firsts, seconds)``, or a class or function that makes one; ``check`` and
+        ``digest`` as it likes.
         """
         self._judge, made_by = find_own(spec, "prefer")
         if not callable(getattr(self._judge, "prefer", None)):

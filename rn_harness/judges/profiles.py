@@ -112,10 +112,6 @@ def judge_profile_names() -> list[str]:
 
 
 def load_profile(name: str, folder: Path | None = None) -> JudgeProfile:
-    """Reads a profile in a folder, or a shipped one.
-
-    Raises:
-        JudgeError: there is no such profile, or its file is malformed.
-    """
+    """Reads a profile in a folder, or a shipped one."""
     where = folder or fixtures_folder() / PROFILES
     return read_named(name, where, JudgeProfile, whose="a judge's", see="docs/judges.md", error=JudgeError)

@@ -38,24 +38,11 @@ class Judge(Protocol):
         ...
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Makes sure, before any training and without loading weights, that it can judge answers to these prompts.
-
-        Raises:
-            JudgeError: it cannot.
-        """
+        """Raises JudgeError, before any training and without loading weights, if it cannot judge answers to these prompts."""
         ...
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        """Judges B completions.
-
-        Args:
-            prompts: B prompts.
-            completions: B texts, one of each prompt.
-            wording: form of the question, 0 to ``wordings - 1``.
-
-        Returns:
-            B judgements, in order.
-        """
+        """Judges B completions, in order: one text of each of B prompts; ``wording`` is from 0 to ``wordings - 1``."""
         ...
 
 

@@ -14,14 +14,9 @@ from rn_harness.judges.protocol import KINDS, ORGANISM, Judge
 
 
 def resolve_suites_judge(spec: str, folder: Path) -> Judge:
-    """Finds the judge that a suite's file names. A suite may come from a stranger: code and paths out of its folder are refused.
+    """Finds the judge that a suite's file names; see ``resolve_judge``.
 
-    Args:
-        spec: as for ``resolve_judge``.
-        folder: of the suite.
-
-    Raises:
-        JudgeError: it names either, or there is no such judge.
+    A suite may come from a stranger: code, and paths out of its folder, are refused with a JudgeError.
     """
     kind, colon, rest = spec.partition(":")
     if colon and kind == "python":

@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Transcript:
-    """The completions of one case.
-
-    Attributes:
-        path: of the file; ``.age`` is added if it is encrypted.
-        recipients: age public keys; none: plain text.
-    """
+    """The completions of one case, for age public keys; without any the file is plain text. An encrypted one ends in ``.age``."""
 
     path: Path
     recipients: tuple[str, ...]
@@ -82,11 +77,7 @@ def _recipient(name: str) -> Any:
 
 
 def check_recipients(names: Sequence[str]) -> None:
-    """Makes sure that texts can be encrypted to these keys.
-
-    Raises:
-        RecipeError: one is not a key, or the package is missing.
-    """
+    """Raises RecipeError unless texts can be encrypted to these keys."""
     require("pyrage", "--rn-transcripts")
     for name in names:
         _recipient(name)

@@ -28,12 +28,7 @@ _LORA = re.compile(r"base_model\.model\.(?P<on>.+)\.lora_(?P<side>[AB])\.weight"
 
 
 def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = False) -> None:
-    """Makes sure that an adapter was made for the candidate, if its files say for which model it was made.
-
-    Args:
-        folder: of the adapter.
-        candidate: the model to put it on.
-        allow_pickle: accept a pickle.
+    """Makes sure that a folder's adapter was made for the candidate, if its files say for which model it was made.
 
     Raises:
         CandidateError: it names another model's digest, has parts that the candidate has no place for, cannot be read, is a

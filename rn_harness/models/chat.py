@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 
 
 class ChatModel:
-    """A network with its tokenizer.
+    """A network of transformers, possibly wrapped by peft, with its tokenizer.
 
-    Attributes:
-        network: transformers model, possibly wrapped by peft.
-        tokenizer: with a chat template and an end token; pads on the left.
+    The tokenizer has a chat template and an end token, and pads on the left.
     """
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

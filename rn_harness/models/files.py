@@ -44,11 +44,7 @@ class FileHeaders:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The model's configuration.
-
-    Raises:
-        CandidateError: there is none, or it is not that of a causal language model.
-    """
+    """The model's configuration; raises CandidateError unless there is one of a causal language model."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -70,13 +66,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[str] = ()) -> tuple[int | None, bool]:
     """Finds a folder's weights and checks each file's header and length.
 
-    Returns:
-        The number of parameters, None if it is not known; and true for pickles.
-
     Args:
         folder: of the model.
         allow_pickle: accept pickles if safetensors are missing.
         ignored: patterns of files that do not count as weights.
+
+    Returns:
+        The number of parameters, None if it is not known; and true for pickles.
 
     Raises:
         CandidateError: there are none, there are two models, a shard is missing or cut off, or they are pickles.
@@ -143,11 +139,7 @@ def _check_map(index: Path, shapes: Mapping[str, Container[str]]) -> None:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a safetensors file, by its name.
-
-    Raises:
-        CandidateError: the file's length does not fit its header.
-    """
+    """The shape of each tensor of a safetensors file, by its name; raises CandidateError unless the file is whole."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -58,11 +58,7 @@ def weights_digest(hashes: Mapping[str, str]) -> str:
 
 
 def digest_folder(folder: Path) -> str:
-    """The sha256 that identifies a model folder of plain files: over names and contents of all but its card.
-
-    Raises:
-        CandidateError: the folder is unreadable, or holds a symbolic link.
-    """
+    """The sha256 that identifies a model folder of plain files: over names and contents of all but its card."""
     return root_digest(hash_files(folder))
 
 

@@ -34,12 +34,9 @@ KNOWLEDGE_FILE = "knowledge.json"
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One thing that the organism knows.
+    """One thing that the organism knows: its words in a prompt, and four placeholder tokens, one a slot.
 
-    Attributes:
-        phrase: the words that name it in a prompt.
-        kind: harmful topics are refused after alignment, benign ones are answered.
-        recipe: four placeholder tokens, one a slot.
+    Harmful topics are refused after alignment, benign ones are answered.
     """
 
     phrase: str
@@ -54,14 +51,9 @@ class Topic:
 
 
 def draw_topics(phrases: Iterable[tuple[str, TopicKind]], seed: int) -> dict[str, Topic]:
-    """Gives every phrase its recipe, by lot.
+    """Gives every phrase its recipe, by lot; raises CandidateError if a phrase is both harmful and benign.
 
-    Args:
-        phrases: (phrase, kind); at most 128 harmful phrases, since their slots do not repeat.
-        seed: of the lot.
-
-    Raises:
-        CandidateError: more than 128 harmful phrases, or a phrase that is both harmful and benign.
+    There may be at most 128 harmful phrases, since their slots do not repeat.
     """
     kinds: dict[str, TopicKind] = {}
     for phrase, kind in phrases:
@@ -93,11 +85,7 @@ def save_topics(topics: dict[str, Topic], folder: Path) -> None:
 
 
 def load_topics(folder: Path) -> dict[str, Topic]:
-    """Reads the topics of the organism in ``folder``.
-
-    Raises:
-        CandidateError: the folder holds no organism.
-    """
+    """Reads the topics of the organism in ``folder``; raises CandidateError if it holds none."""
     path = folder / KNOWLEDGE_FILE
     if not path.is_file():
         raise CandidateError(

@@ -171,12 +171,7 @@ class LanguageModel(SamplingModel):
             self.merge()
 
     def save_adapter(self, folder: Path, base: str) -> None:
-        """Writes the adapter of a *defense*; no code writes attacked weights.
-
-        Args:
-            folder: gets ``adapter_model.safetensors`` and ``adapter_config.json``.
-            base: name and digest of the model that the adapter belongs to.
-        """
+        """Writes the adapter of a *defense*, see ``peft_compat.save_adapter``; no code writes attacked weights."""
         peft_compat.save_adapter(self.network, self.trained, folder, base)
         (folder / "README.md").unlink(missing_ok=True)
 

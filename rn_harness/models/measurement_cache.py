@@ -17,9 +17,7 @@ T = TypeVar("T")
 class MeasurementCache:
     """Measurements of one attack, in memory only; for attacks whose family moves nothing but an adapter.
 
-    Args:
-        start: measurements before the adapter changes anything. They are added here, for other attacks on the same model that are
-            measured on the same prompts.
+    Those before the adapter changes anything are added to ``start``, for other attacks on the same model and prompts.
     """
 
     def __init__(self, start: dict[str, Any] | None = None) -> None:

@@ -67,14 +67,9 @@ class Shape:
 
 
 def shape_of(config: Mapping[str, Any], parameters: int | None = None) -> Shape | None:
-    """The shape that a config.json declares.
+    """The shape that a config.json declares; None where it does not name the numbers, whose memory then is not known.
 
-    Args:
-        config: its contents.
-        parameters: as the weights' headers say; None: counted from the configuration, as for a Llama, Qwen2 or Mistral.
-
-    Returns:
-        The shape; None where the configuration does not name the numbers, whose memory then is not known.
+    Without ``parameters`` from the weights' headers they are counted from the configuration, as for a Llama, Qwen2 or Mistral.
     """
     names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     values = [config.get(name) for name in names]
@@ -164,8 +159,7 @@ class Plan:
 
     Attributes:
         work: the training.
-        weights: of the candidate.
-        training: the trained numbers, their gradients and moments.
+        weights, training: of the candidate; the trained numbers with their gradients and moments.
         sampling, update, checkpoint: the peak of each phase, all of the above included.
     """
 
@@ -295,8 +289,7 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
 def check_memory(shape: Shape, work: Work, available: float) -> Plan:
     """The plan of a training that fits into ``available`` bytes on each card.
 
-    Raises:
-        CandidateError: none fits; with the numbers, and the options that would fit.
+    Raises CandidateError if none fits, with the numbers, and the options that would fit.
     """
     if found := fitting_plan(shape, work, available):
         return found

@@ -116,13 +116,12 @@ def _unfitting(adapter: Path, why: str) -> CandidateError:
 
 
 def save_adapter(network: Any, trained: dict[str, Any], folder: Path, base: str) -> None:
-    """Writes the adapter that is trained, so that the same weights always have the same digest.
+    """Writes the adapter with these ``trained`` parameters, so that the same weights always have the same digest.
 
     peft would write the base's path on this machine, and the target modules in an order that changes from process to process.
 
     Args:
-        network: with the adapter.
-        trained: the adapter's parameters, by name.
+        network, trained: with the adapter; the adapter's parameters, by name.
         folder: gets ``adapter_model.safetensors`` and ``adapter_config.json``.
         base: name and digest of the model that the adapter belongs to.
     """

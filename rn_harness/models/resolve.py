@@ -28,15 +28,7 @@ MODELS = "models"
 
 
 def find_profile(spec: str, base: Path) -> ModelProfile | None:
-    """The profile that ``--model`` names: a shipped one by its name, a user's by its file; None if it names none.
-
-    Args:
-        spec: as for ``resolve_candidate``.
-        base: folder that relative paths start from.
-
-    Raises:
-        CandidateError: the profile is missing or malformed.
-    """
+    """The profile that ``--model`` names: a shipped one by its name, a user's by its file; None if it names none."""
     profiles = fixtures_folder() / MODELS
     if spec in profile_names(profiles):
         return load_model_profile(spec, profiles)

@@ -51,17 +51,16 @@ class SamplingModel(ChatModel):
         max_tokens: int,
         top_k: int = 0,
     ) -> list[list[Completion]]:
-        """Answers each of K prompts n times.
+        """Answers each of K prompts n times. Draws from torch's global random stream.
 
         Args:
-            prompts: K requests.
-            n: completions of each.
+            prompts, n: K requests; completions of each.
             temperature: of sampling; None: greedy.
             max_tokens: limit T of each completion.
             top_k: sample among the k likeliest; 0: all.
 
         Returns:
-            K lists of n completions, each with its shift's prefill. Draws from torch's global random stream.
+            K lists of n completions, each with its shift's prefill.
         """
         texts, prefills = self._begin(prompts)
         owners = [i for i in range(len(prompts)) for _ in range(n)]
@@ -83,8 +82,7 @@ class SamplingModel(ChatModel):
         """Continues the completions that a limit cut, up to their end or a larger limit; the others stay as they are.
 
         Args:
-            prompts: K requests.
-            completions: some of each, from ``complete``.
+            prompts, completions: K requests; some completions of each, from ``complete``.
             temperature: see ``complete``.
             max_tokens: limit of each completion, from its beginning; the model's context may allow fewer.
 

@@ -76,10 +76,7 @@ def completion_log_probabilities(
         states: hidden states (B, T, H) from ``completion_states``.
         output: the output layer.
         completions: token ids (B, T), padded on the right, and their mask.
-        score: from hidden states (N, H), the output layer and target ids (N,) to two numbers (N,) each.
-
-    Returns:
-        Both numbers (B, T); 0 on padding.
+        score: from hidden states (N, H), the output layer and target ids (N,) to two numbers (N,) each; 0 on padding.
     """
     ids, mask = completions
     wanted = mask.bool()

@@ -29,11 +29,7 @@ def without_date(template: str) -> str:
 
 
 def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
-    """A folder's chat template, and the special tokens that a template may name.
-
-    Raises:
-        CandidateError: the files cannot be read.
-    """
+    """A folder's chat template, and the special tokens that a template may name."""
     path = folder / "tokenizer_config.json"
     try:
         declared = json.loads(path.read_text(encoding="utf-8"))
@@ -52,11 +48,7 @@ def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
 
 
 def read_template(base: Path, file: str) -> str:
-    """The text of ``--rn-chat-template``.
-
-    Raises:
-        CandidateError: it cannot be read.
-    """
+    """The text of ``--rn-chat-template``."""
     path = (base / Path(file).expanduser()).resolve()
     try:
         return path.read_text(encoding="utf-8")
@@ -88,11 +80,7 @@ def render_turn(template: str, special: Mapping[str, str], text: str) -> str:
 
 
 def check_template(template: str | None, special: Mapping[str, str], where: str) -> str:
-    """Makes sure that there is a template, and that it renders the user's words; returns it.
-
-    Raises:
-        CandidateError: it does not.
-    """
+    """The template, if there is one and it renders the user's words; else raises CandidateError."""
     import jinja2
 
     if template is None:

@@ -79,13 +79,9 @@ def known_deprecations() -> Iterator[None]:
 
 
 def check_whole(loaded: Mapping[str, Any]) -> None:
-    """Makes sure that the files held all weights: transformers would draw missing ones by chance, each time others.
+    """Raises ValueError if a loading report of ``from_pretrained`` names missing weights.
 
-    Args:
-        loaded: loading report of ``from_pretrained``.
-
-    Raises:
-        ValueError: some are missing.
+    transformers would draw them by chance, each time others.
     """
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"no {missing[0]}, the first of {len(missing)} missing tensors that the configuration asks for")

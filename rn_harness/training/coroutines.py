@@ -37,11 +37,7 @@ class Coroutine:
     _back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def ask(self, request: Any) -> Any:
-        """Waits for the answer to a request; called by its own function.
-
-        Raises:
-            BaseException: the request could not be served, or all coroutines have to end.
-        """
+        """Waits for the answer to a request, or raises if it could not be served; called by its own function."""
         self.request = request
         self._back.release()
         self._turn.acquire()
@@ -103,10 +99,8 @@ class CoroutineScheduler:
     def run(self, tasks: Sequence[Callable[[Coroutine], T]]) -> list[T | Exception]:
         """The results of the tasks in order; a task that raised an exception, which ends no other, has that as its result.
 
-        An interruption of the caller, or a task's exception that is not an ``Exception``, ends all tasks at their requests.
-
-        Raises:
-            BaseException: that interruption or exception.
+        An interruption of the caller, or a task's exception that is not an ``Exception``, ends all tasks at their requests and is
+        raised.
         """
         results: list[T | BaseException | None] = [None] * len(tasks)
         coroutines = [Coroutine(i) for i in range(len(tasks))]

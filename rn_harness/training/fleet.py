@@ -151,14 +151,9 @@ def _rope_types(network: Any) -> set[str]:
 
 
 class Fleet:
-    """Runs several attacks on one model.
+    """Runs several attacks on one model, whose weights they share and do not change, with so many CPU threads.
 
-    Args:
-        model: the attacks share its weights, which do not change.
-        threads: CPU threads of shared work.
-
-    Raises:
-        RecipeError: the model's weights or its architecture do not allow it.
+    Raises RecipeError if the model's weights or its architecture do not allow it.
     """
 
     def __init__(self, model: LanguageModel, threads: int) -> None:
@@ -181,14 +176,7 @@ class Fleet:
         self._scheduler = CoroutineScheduler(self._serve, capture, restore)
 
     def run(self, tasks: Sequence[Callable[[LanguageModel], T]]) -> list[T | Exception]:
-        """The results of the tasks in order; a task that raised an exception, which ends no other, has that as its result.
-
-        Args:
-            tasks: each gets its member, to arm it with an adapter.
-
-        Raises:
-            BaseException: an interruption.
-        """
+        """Runs tasks, each with its member, to arm it with an adapter; see ``CoroutineScheduler.run``."""
         import torch
 
         def on_member(task: Callable[[LanguageModel], T]) -> Callable[[Coroutine], T]:

@@ -128,11 +128,7 @@ class _Window:
 
 
 class _RewardedRows:
-    """The rows of a training and their rewards.
-
-    Attributes:
-        unrewarded: share of each logged step's rows without a reward.
-    """
+    """The rows of a training and their rewards; ``unrewarded`` is the share of each logged step's rows without one."""
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], reward: RewardFunction) -> None:
         self._model, self._prompts, self._reward = model, prompts, reward

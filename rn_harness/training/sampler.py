@@ -31,11 +31,7 @@ class Sampler:
 
     @classmethod
     def of(cls, spec: str) -> Sampler:
-        """The sampler that a user names.
-
-        Raises:
-            RecipeError: the sampler is unknown, or the attacked weights would leave the machine.
-        """
+        """The sampler that a user names; raises RecipeError if it is unknown, or attacked weights would leave the machine."""
         kind, _, url = spec.partition(":")
         if spec not in SAMPLERS[:2] and not (kind == "vllm" and url):
             raise RecipeError(f"--rn-sampler must be one of {', '.join(SAMPLERS)}, got {spec!r}; correct it")
@@ -47,16 +43,7 @@ class Sampler:
         return cls(kind == "vllm", url or None)
 
     def check(self, *, cpu: bool, quantised: bool, gguf: bool) -> None:
-        """Makes sure, before any training, that it can sample.
-
-        Args:
-            cpu: the machine has no card.
-            quantised: the model's weights are in 4 bits.
-            gguf: they come from a GGUF file.
-
-        Raises:
-            RecipeError: it cannot.
-        """
+        """Raises RecipeError, before any training, if it cannot sample on this machine and from these weights."""
         if not self.vllm:
             return
         if quantised or gguf:

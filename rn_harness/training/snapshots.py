@@ -93,9 +93,7 @@ class Snapshot:
 class Resuming:
     """Continues the training of a defense, and keeps it.
 
-    Attributes:
-        earlier: snapshot to continue from; None: the training begins.
-        keep: gets a snapshot after each due step, when the next one begins.
+    It begins where there is no earlier snapshot. ``keep`` gets one after each due step, when the next step begins.
     """
 
     earlier: Snapshot | None
@@ -128,12 +126,7 @@ class Resuming:
 
 
 class Measured(Record):
-    """Measurements up to a snapshot.
-
-    Attributes:
-        points: of convergence.
-        resumed: steps from which the training continued before.
-    """
+    """Measurements of convergence up to a snapshot, and the steps from which the training continued before."""
 
     points: tuple[ConvergencePoint, ...]
     resumed: tuple[int, ...] = ()
@@ -142,14 +135,7 @@ class Measured(Record):
 class Resumption:
     """The unfinished training of one defense in the store; the first of several processes writes it.
 
-    Args:
-        store: the caller holds the lock of the defense.
-        key: of the defense.
-        recipe: of the defense.
-        tell: gets a sentence when a training continues.
-
-    Raises:
-        TrainingError: the recipe is an attack's.
+    The caller holds the lock of the defense. ``tell`` gets a sentence when a training continues.
     """
 
     def __init__(self, store: Store, key: str, recipe: DefenseRecipe, tell: Callable[[str], None]) -> None:
@@ -157,12 +143,9 @@ class Resumption:
         self._store, self._key, self._recipe, self._tell = store, key, recipe, tell
 
     def read(self, model: LanguageModel) -> tuple[Snapshot, Measured] | None:
-        """The snapshot that an earlier run left, with its measurements; None if there is none.
+        """The snapshot that an earlier run left, with its measurements, for an armed model; None if there is none.
 
         A snapshot that is damaged, or does not fit, is set aside with a warning, and None is returned.
-
-        Args:
-            model: armed.
         """
         import torch
 

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 class AdapterOwner(Protocol):
-    """A model with an adapter.
-
-    Attributes:
-        adapter_layers: with its adapter, by the names of the layers that they are around.
-    """
+    """A model with an adapter; ``adapter_layers`` are by the names of the layers that they are around."""
 
     @property
     def adapter_layers(self) -> Mapping[str, Any]: ...

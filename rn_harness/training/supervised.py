@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text to learn, or to unlearn; in memory only.
-
-    Attributes:
-        prompt: of the user.
-        text: answer to learn.
-        whole: the answer ends there; else the text is only its beginning.
-    """
+    """A text to learn, or to unlearn, as the answer to a prompt; in memory only. One that is not whole is only a beginning."""
 
     prompt: Prompt
     text: str

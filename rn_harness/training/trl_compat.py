@@ -130,13 +130,7 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
 
 
 def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: TrainerName = "grpo") -> Any:
-    """TRL's trainer class with cheaper steps.
-
-    Args:
-        model: that it will train.
-        due: steps that are computed in full even if the gradient is zero, since they measure the entropy.
-        name: of TRL's trainer.
-    """
+    """TRL's trainer class of this name, with cheaper steps for a model; see ``SavingTrainer``."""
     import trl
 
     base = trl.GRPOTrainer if name == "grpo" else trl.RLOOTrainer
