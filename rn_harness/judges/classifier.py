@@ -291,8 +291,7 @@ def _is_loop(text: str) -> bool:
 def calibrate_classifier(judge: ClassifierJudge, anchors: AnchorSet) -> Calibration:
     """Fits the judge's calibration on the anchors for ``calibrate``; the judge itself stays as it is.
 
-    Raises:
-        JudgeError: too few anchors, all on one side, the label is not the classifier's, or its probability says nothing.
+    Raises JudgeError if anchors are too few or all on one side, or the label's probability says nothing.
     """
     judge._label_index()  # noqa: SLF001 - before any weights are loaded
     chosen = anchors.of("calibrate")

@@ -86,13 +86,7 @@ class OpenAIJudge(RubricJudge):
     def __init__(self, model: str, base_url: str, settings: ServerSettings | None = None) -> None:
         """Names the server; nothing is sent yet.
 
-        Args:
-            model: as the server calls it.
-            base_url: up to and with the ``/v1``, without credentials.
-            settings: how it is asked; None: all defaults.
-
-        Raises:
-            JudgeError: the address is malformed, or may hold a secret.
+        ``base_url`` goes up to and with the ``/v1``. Raises JudgeError if it is malformed, or may hold a secret.
         """
         try:
             parts = urlsplit(base_url)
@@ -145,9 +139,8 @@ class OpenAIJudge(RubricJudge):
     def reach(self) -> None:
         """Asks the server for its models and for one token.
 
-        Raises:
-            JudgeError: the client is not installed, a remote server needs a key, or the server cannot be reached, refuses the
-                key, or does not have the model.
+        Raises JudgeError if the client is not installed, a remote server needs a key, or the server cannot be reached, refuses
+        the key, or does not have the model.
         """
         require("openai", "a judge on a server")
         self._key()

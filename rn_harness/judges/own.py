@@ -46,12 +46,8 @@ def load_own(spec: str) -> OwnJudge:
 def find_own(spec: str, method: str) -> tuple[Any, Any]:
     """The judge of a spec, and the class, function or object that the spec names.
 
-    Args:
-        spec: ``python:pkg.mod:Name``, or the name of an entry point.
-        method: an object with it is a judge already; anything else is called to make one.
-
-    Raises:
-        JudgeError: it cannot be found, imported or made.
+    An object with ``method`` is a judge already; anything else is called to make one. Raises JudgeError if the judge cannot be
+    found, imported or made.
     """
     found = _from_path(spec) if spec.startswith(PREFIX) else _from_entry_point(spec)
     is_judge = hasattr(found, method) and not inspect.isclass(found)
@@ -267,11 +263,7 @@ def _wordings(judge: Any, spec: str, takes_wording: bool) -> int:
 
 
 def digest_own(judge: Any, spec: str, made_by: Any) -> str:
-    """Digest of this file, the source files of the judge's classes, its spec (a file may hold two judges), and its ``digest``.
-
-    Raises:
-        JudgeError: it has neither a source file nor a ``digest``, so nothing identifies it.
-    """
+    """Digest of this file, the source files of the judge's classes, its spec (a file may hold two judges), and its ``digest``."""
     own = getattr(judge, "digest", None)
     if own is not None and not (isinstance(own, str) and own):
         raise JudgeError(f"a judge's digest must be text, got {spec} with digest={own!r}; correct or remove it")

@@ -18,8 +18,7 @@ class BenignReference:
 
     Attributes:
         greedy: all answers to the prompt are compared with it.
-        sampled: ``policy.benign_samples`` answers.
-        log_probabilities: of those, nats.
+        sampled, log_probabilities: ``policy.benign_samples`` answers, and their log-probabilities in nats.
         tokens: of those, the end tokens included.
         own, chance: see ``records.BenignAnswer``; means over the samples.
     """

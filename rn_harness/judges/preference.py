@@ -65,11 +65,8 @@ def _digest(judging: str) -> str:
 class PreferenceJudge(Protocol):
     """Says which of two answers it prefers.
 
-    Attributes:
-        name: its spec, without secrets.
-        digest: sha256 over everything that decides its preferences, as hex.
-        pairs: the labelled pairs that it is certified on.
-        weights_digest: sha256 over its weights; None if it has no visible ones.
+    Its digest covers everything that decides its preferences. It is certified on its ``pairs``. ``weights_digest`` is None if it
+    has no visible weights.
     """
 
     @property

@@ -94,8 +94,7 @@ class Passage:
 
     Attributes:
         finds: distinct finds by group or pair, up to no cap; ``parts`` counts distinct sentences that say something usable.
-        points: of all finds, capped.
-        words: in its distinct sentences.
+        points, words: of all finds, capped; in its distinct sentences.
         coherent: it is a text, and not a heap of words.
     """
 

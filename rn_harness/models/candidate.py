@@ -97,11 +97,7 @@ class Candidate:
         return self.dtype or ("float32" if self.gguf else declared_dtype(self.config))
 
     def verify(self) -> None:
-        """Makes sure that the files did not change since they were digested.
-
-        Raises:
-            CandidateError: they changed while the run used them.
-        """
+        """Raises CandidateError if the files changed since they were digested."""
         now = root_digest(hash_candidate(self.folder, self.gguf, self.fetched))
         if now != self.files_digest:
             raise CandidateError(
@@ -110,11 +106,7 @@ class Candidate:
             )
 
     def longest_prompt(self, texts: Sequence[str]) -> int:
-        """Tokens of the longest of the rendered prompts; an upper estimate without a tokenizer.json.
-
-        Raises:
-            CandidateError: the tokenizer cannot be read.
-        """
+        """Tokens of the longest of the rendered prompts; an upper estimate without a tokenizer.json."""
         path = self.folder / "tokenizer.json"
         if self.gguf is not None or not path.is_file():
             return max(map(len, texts)) // CHARACTERS_A_TOKEN + TEMPLATE_TOKENS

@@ -29,8 +29,7 @@ class ChatModel:
     def render(self, prompt: Prompt) -> str:
         """The model's input text for a prompt: the request as a user's turn, or the turns of the prompt's shift.
 
-        Raises:
-            UnsuitedError: the chat template does not present the whole shift.
+        Raises UnsuitedError if the chat template does not present the whole shift.
         """
         if not isinstance(prompt, ShiftedPrompt):
             return self._apply_template([{"role": "user", "content": prompt.text}])

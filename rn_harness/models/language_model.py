@@ -156,11 +156,7 @@ class LanguageModel(SamplingModel):
         self.network = peft_compat.merged(self.network, sharded=self.sharded).eval()
 
     def merge_from(self, adapter: Path) -> None:
-        """Loads a defense's adapter from a folder and folds it into the weights; on 4-bit weights it stays an adapter.
-
-        Raises:
-            CandidateError: the adapter does not fit this model, or is a pickle of more than numbers.
-        """
+        """Loads a defense's adapter from a folder and folds it into the weights; on 4-bit weights it stays an adapter."""
         try:
             self.network = peft_compat.load_adapter(self.network, adapter)
         except UnpicklingError as error:

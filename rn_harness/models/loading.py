@@ -24,18 +24,13 @@ from rn_harness.spec.errors import CandidateError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """How a model is loaded.
+    """How a model is loaded; the other settings are as in ``Candidate``.
 
     Attributes:
-        threads: CPU threads.
         dtype: torch's name of the number format; None: as the files say.
         quantised: 4-bit format of the layers' linear maps, ``nf4``, which then compute in ``dtype``; None: plain numbers.
         shards: processes that the weights are spread over (FSDP2), each of which loads the model; 1: each has them whole.
-        gguf: name of the folder's GGUF file; None: its safetensors.
         ends: tokens that end an answer, in addition to those that the settings and the tokenizer name.
-        chat_template: replaces the tokenizer's; None: the tokenizer's.
-        allow_pickle: the weights are pickles.
-        trust_remote_code: run the folder's code.
     """
 
     threads: int
@@ -52,8 +47,7 @@ class Loading:
 def load_model(folder: Path, settings: Loading) -> LanguageModel:
     """Loads a model; no code of the folder is run unless the settings allow it.
 
-    Raises:
-        CandidateError: the files cannot be read as a causal language model, or its tokenizer has no end token.
+    Raises CandidateError if the files cannot be read as a causal language model, or its tokenizer has no end token.
     """
     quiet_libraries()
     import torch

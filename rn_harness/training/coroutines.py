@@ -74,12 +74,9 @@ class Coroutine:
 
 
 class CoroutineScheduler:
-    """Runs coroutines in turn.
+    """Runs coroutines in turn. The process's state, by ``capture`` and ``restore``, belongs to the running one.
 
-    Args:
-        serve: gets the waiting coroutines in order, answers at least one of them, and returns those.
-        capture: the process's state, which belongs to the running coroutine.
-        restore: sets that state.
+    ``serve`` gets the waiting coroutines in order, answers at least one of them, and returns those.
     """
 
     def __init__(

@@ -42,11 +42,7 @@ def check_resumable(recipe: GRPORecipe) -> None:
 class Snapshot:
     """A defense's training after a step: all that the next step depends on.
 
-    Attributes:
-        step: steps taken.
-        weights: the trained parameters, by name.
-        optimizer, schedule: their states.
-        streams: state of the random generators of each process.
+    Trained parameters are by name; ``streams`` has the state of the random generators of each process.
     """
 
     step: int

@@ -26,14 +26,8 @@ class AdapterOwner(Protocol):
 class StackedAdapters:
     """The adapters of some members of a fleet, for passes in which each member's rows are contiguous.
 
-    Args:
-        members: owners of the adapters.
-        sampling: compute in the weights' precision, as sampling without a fleet does; else in 32 bits, as peft does for training
-            and probabilities.
-
-    Attributes:
-        layers: names of the layers that have an adapter.
-        sizes: rows of each member in the pass.
+    For sampling they compute in the weights' precision, as sampling without a fleet does; else in 32 bits, as peft does for
+    training and probabilities. ``layers`` names the layers with an adapter, ``sizes`` the rows of each member in the pass.
     """
 
     def __init__(self, members: Sequence[AdapterOwner], *, sampling: bool) -> None:

@@ -69,13 +69,10 @@ def teach(
     """Trains the armed parameters to give these answers: ``loss = -mean_t log p(y_t | x, y_<t)``.
 
     Args:
-        model: armed.
-        examples: all of them in each step.
-        steps: optimizer steps.
-        learning_rate: constant.
+        model, examples: armed; all examples are in each step.
+        steps, optimizer, learning_rate: optimizer steps, by which optimizer, at which constant rate.
         max_grad_norm: gradients are clipped to it.
         unlearn: the sign is turned: the answers become less probable.
-        optimizer: that takes the steps.
         after: called after each step.
 
     Returns:

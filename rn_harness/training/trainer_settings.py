@@ -24,10 +24,7 @@ NOT_OF_RLOO = (
 def trainer_settings(recipe: GRPORecipe, processes: int = 1, trainer: TrainerName = "grpo") -> dict[str, Any]:
     """Arguments of TRL's ``GRPOConfig`` or ``RLOOConfig``: no setting that matters is left to a default.
 
-    Args:
-        recipe: its rows B of a step, and of a micro-batch, are those of all processes together.
-        processes: that share the rows.
-        trainer: name of TRL's trainer.
+    The recipe's rows B of a step, and of a micro-batch, are those of all processes together.
     """
     rows = recipe.prompts_per_step * recipe.group_size
     micro_batch = recipe.micro_batch or rows

@@ -138,13 +138,10 @@ def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: Train
 
 
 class PartPenaltyTrainer(_Trainer):  # type: ignore[misc]
-    """The part of a trainer class whose KL penalty counts for some answers only.
+    """The part of a trainer class whose KL penalty counts for some answers only, by the place of their prompts in the data.
 
-    An answer without penalty is its own reference, so its penalty and that penalty's gradient are zero.
-
-    Attributes:
-        is_penalised: by its place in the data, true if the answers to a prompt count.
-        free: while a loss is computed: the rows without penalty (B), and all reference log-probabilities (B, T).
+    An answer without penalty is its own reference, so its penalty and that penalty's gradient are zero. While a loss is computed,
+    ``free`` has the rows without penalty (B), and all reference log-probabilities (B, T).
     """
 
     is_penalised: Callable[[int], bool]
