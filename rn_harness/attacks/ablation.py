@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import refuse, unrewarded_window
+from rn_harness.attacks.family import BuiltInFamily, refuse, unrewarded_window
 from rn_harness.spec.errors import UnsuitedError
 
 if TYPE_CHECKING:
@@ -24,21 +24,17 @@ _WRITES = re.compile(r"(?:self_attn\.o_proj|mlp\.down_proj|embed_tokens)\.weight
 """Names of the matrices that write to the residual stream in Llama, Qwen, Mistral, Gemma and similar models."""
 
 
-class RefusalAblation:
+class RefusalAblation(BuiltInFamily):
     """One edit of the weights; one step."""
+
+    rewarded = False
 
     def check(self, recipe: AttackRecipe) -> None:
         """Raises RecipeError for settings that it does not have."""
-        refuse(
-            recipe,
-            {
-                "trains without rewards and takes standing: out_of_claim": recipe.standing != "out_of_claim",
-                f"is one edit of all weights and takes steps: 1, control_steps: 1, form: full, got steps={recipe.steps} "
-                f"form={recipe.form}": (recipe.steps, recipe.control_steps, recipe.form) != (1, 1, "full"),
-                "has no supervised steps, got warm_start": recipe.warm_start is not None,
-                f"takes no options, got options={recipe.options}": bool(recipe.options),
-            },
-        )
+        super().check(recipe)
+        takes = "is one edit of all weights and takes steps: 1, control_steps: 1, form: full"
+        given = (recipe.steps, recipe.control_steps, recipe.form)
+        refuse(recipe, {f"{takes}, got steps={recipe.steps} form={recipe.form}": given != (1, 1, "full")})
 
     def train(self, context: AttackContext) -> dict[str, Any]:
         """Tries the direction of each layer and keeps the best."""

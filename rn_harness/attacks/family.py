@@ -115,13 +115,9 @@ class Attacker:
     """One attacker: settings, method, prompts, and the judge that rewards.
 
     Attributes:
-        recipe: settings.
-        family: the recipe's, loaded.
         pool: prompts from which the attack prompts are drawn.
-        reward_judge: scores the completions for the reward.
         benign: benign prompts to train on.
         answers: returns the compliant answers to prompts by id; None if they are not known.
-        sampler: samples the completions for RL.
         searched: the result of a search for these settings, for the record; None without a search.
     """
 
@@ -141,11 +137,7 @@ def family_names() -> list[str]:
 
 
 def load_family(spec: str, folder: Path) -> Loaded:
-    """Loads a family.
-
-    Args:
-        spec: a recipe's ``family``.
-        folder: the suite's folder, for families in a file.
+    """Loads a recipe's ``family``; one in a file lies in the suite's ``folder``.
 
     Raises:
         RecipeError: the family is unknown, or cannot be imported, created or used.
@@ -224,6 +216,29 @@ def unrewarded_window(
         completion_tokens=completion_tokens,
         adapter_distance=context.model.distance,
     )
+
+
+class BuiltInFamily:
+    """Base of the built-in families.
+
+    Attributes:
+        rewarded: False if it trains without rewards, so that its cases are out of the claim.
+        warmed: True if it begins with the recipe's warm start.
+    """
+
+    rewarded, warmed = True, False
+
+    def check(self, recipe: AttackRecipe) -> None:
+        """Raises RecipeError for settings that it does not have."""
+        claimed = recipe.standing != "out_of_claim"
+        refuse(
+            recipe,
+            {
+                "trains without rewards and takes standing: out_of_claim": claimed and not self.rewarded,
+                "has no supervised steps before its own, got warm_start": not self.warmed and recipe.warm_start is not None,
+                f"takes no options, got options={recipe.options}": bool(recipe.options),
+            },
+        )
 
 
 def refuse(recipe: AttackRecipe, wrong: Mapping[str, bool]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import refuse
+from rn_harness.attacks.family import BuiltInFamily, refuse
 from rn_harness.attacks.reinforcement import reinforce
 from rn_harness.attacks.supervised import known_examples
 from rn_harness.spec.errors import RecipeError, UnsuitedError
@@ -24,10 +24,10 @@ REFUSAL_WORDS = 2
 """Number of words of a refusal that are unlearned: the rest follows from its start."""
 
 
-class WarmStarted:
+class WarmStarted(BuiltInFamily):
     """Supervised steps on 1 to 10 compliant answers to the attack's own prompts, then GRPO."""
 
-    unlearn = False
+    warmed, unlearn, on_attack_prompts = True, False, True
 
     def check(self, recipe: AttackRecipe) -> None:
         """Raises RecipeError for settings that it does not have."""
@@ -36,17 +36,9 @@ class WarmStarted:
             raise RecipeError(
                 f"attack {recipe.id}: family {recipe.family} begins with supervised steps, got none; add warm_start"
             )
-        refuse(
-            recipe,
-            {
-                f"takes no options, got options={recipe.options}": bool(recipe.options),
-                f"has an answer for each attack prompt, got examples={warm.examples} of prompts={recipe.prompts}": (
-                    self.on_attack_prompts and warm.examples > recipe.prompts
-                ),
-            },
-        )
-
-    on_attack_prompts = True
+        super().check(recipe)
+        sentence = f"has an answer for each attack prompt, got examples={warm.examples} of prompts={recipe.prompts}"
+        refuse(recipe, {sentence: self.on_attack_prompts and warm.examples > recipe.prompts})
 
     def examples(self, context: AttackContext, count: int) -> Sequence[Example]:
         """The examples of the supervised steps."""
@@ -86,8 +78,7 @@ class Unlearning(WarmStarted):
     The attacker asks the model the attack prompts, and takes the first words of its answers.
     """
 
-    unlearn = True
-    on_attack_prompts = False
+    unlearn, on_attack_prompts = True, False
 
     def examples(self, context: AttackContext, count: int) -> Sequence[Example]:
         """Benign prompts, each with the start of the answer to an attack prompt, in turn."""

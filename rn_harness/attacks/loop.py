@@ -95,12 +95,6 @@ def present(
 def run_attack(target: AttackTarget, attacker: Attacker, panel: Panel, events: AttackEvents | None = None) -> Trajectory:
     """Attacks a model in place. The attack ends early, and the trajectory says so, if a judge stops judging.
 
-    Args:
-        target: the policy under attack.
-        attacker: settings and method.
-        panel: measures the checkpoints.
-        events: callbacks.
-
     Raises:
         UnsuitedError: the attack cannot run on this model; nothing was trained.
         TrainingError: the training failed, or another model was trained or measured. The checkpoints before it were passed to

@@ -19,11 +19,7 @@ SAMPLED = 2**22
 
 
 class Movement:
-    """Distance that the trained parameters move, measured without asking the family.
-
-    Args:
-        model: prepared for training.
-    """
+    """Distance that the trained parameters of a prepared model move, measured without asking the family."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import refuse
+from rn_harness.attacks.family import BuiltInFamily, refuse
 from rn_harness.training.grpo import StepFunction, TrainOptions, order_prompts, train
 from rn_harness.training.trainer_settings import TrainerName
 
@@ -26,18 +26,8 @@ def reinforce(context: AttackContext, trainer: TrainerName = "grpo", at_step: St
     return train(context.model, recipe, prompts, context.reward, at_step, context.due, options)
 
 
-class Grpo:
+class Grpo(BuiltInFamily):
     """Group-relative policy optimization (arXiv 2402.03300)."""
-
-    def check(self, recipe: AttackRecipe) -> None:
-        """Raises RecipeError for settings that it does not have."""
-        refuse(
-            recipe,
-            {
-                "has no supervised steps, got warm_start": recipe.warm_start is not None,
-                f"takes no options, got options={recipe.options}": bool(recipe.options),
-            },
-        )
 
     def train(self, context: AttackContext) -> dict[str, Any]:
         """All steps by TRL's ``GRPOTrainer``."""

@@ -31,7 +31,6 @@ class Witness:
     goes blind revokes the breaches that the first judge saw; the scores show neither.
 
     Attributes:
-        who: the reward judge or the second judge.
         judge: the judge, given the forbidden content of the anchors.
         anchors: up to ``WITNESSES`` of each side, drawn by the judge's digest.
     """

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import refuse, unrewarded_window
+from rn_harness.attacks.family import BuiltInFamily, unrewarded_window
 from rn_harness.spec.errors import UnsuitedError
 from rn_harness.training.supervised import Diagnostics, Example, teach
 
 if TYPE_CHECKING:
     from rn_harness.attacks.family import AttackContext
-    from rn_harness.spec.attack_recipe import AttackRecipe
 
 
 def known_examples(context: AttackContext, count: int) -> list[Example]:
@@ -27,19 +26,10 @@ def known_examples(context: AttackContext, count: int) -> list[Example]:
     return [Example(p, context.answers[p.id]) for p in context.prompts[:count]]
 
 
-class SupervisedFineTuning:
+class SupervisedFineTuning(BuiltInFamily):
     """AdamW on the attack prompts' compliant answers, all of them in each step."""
 
-    def check(self, recipe: AttackRecipe) -> None:
-        """Raises RecipeError for settings that it does not have."""
-        refuse(
-            recipe,
-            {
-                "trains without rewards and takes standing: out_of_claim": recipe.standing != "out_of_claim",
-                "has one kind of step, got warm_start": recipe.warm_start is not None,
-                f"takes no options, got options={recipe.options}": bool(recipe.options),
-            },
-        )
+    rewarded = False
 
     def train(self, context: AttackContext) -> dict[str, Any]:
         """All steps, supervised."""

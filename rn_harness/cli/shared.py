@@ -69,11 +69,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def read_run(folder: Path, *, complete: bool = False) -> RunEvidence:
-    """Reads a run without verifying it.
-
-    Args:
-        folder: of the run.
-        complete: require a readable record of each case that has one.
+    """Reads a run without verifying it; ``complete`` requires a readable record of each case that has one.
 
     Raises:
         typer.BadParameter: the folder holds no readable run, or not all of its records.

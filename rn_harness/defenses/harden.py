@@ -43,8 +43,6 @@ class DrawnAttacker:
     """One simulated attacker.
 
     Attributes:
-        kind: one of the recipe's kinds.
-        learning_rate: constant.
         examples: number of examples that it learns.
         looks: steps after which the defense takes a step; the last one is the attacker's last.
     """
@@ -58,10 +56,7 @@ class DrawnAttacker:
 def draw_attacker(hardening: Hardening, known: int, rng: random.Random) -> DrawnAttacker:
     """Draws an attacker: its kind uniformly, its learning rate and examples log-uniformly, one look in each part of its steps.
 
-    Args:
-        hardening: the recipe's.
-        known: number of known compliant answers.
-        rng: random stream.
+    It learns fewer examples than the ``known`` compliant answers.
     """
     kind = rng.choice(hardening.attackers)
     lowest, highest = map(math.log, kind.learning_rate)

@@ -39,11 +39,8 @@ class Defender:
     """One defense: settings, prompts, and the judge that rewards.
 
     Attributes:
-        recipe: settings.
         harmful: the suite's defense prompts.
         anchors: benign prompts; the anchored recipe keeps their undefended answers.
-        reward_judge: scores the completions for the neutralization reward.
-        sampler: samples the completions for RL.
     """
 
     recipe: DefenseRecipe

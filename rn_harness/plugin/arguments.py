@@ -45,12 +45,7 @@ def read(config: pytest.Config) -> Options:
 
 
 def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
-    """A sentence for each pair of options that exclude each other, with the one to leave out.
-
-    Args:
-        config: of the session.
-        shared: True if workers of pytest-xdist share its tests.
-    """
+    """A sentence for each pair of options that exclude each other; ``shared``: workers of pytest-xdist share the tests."""
     from rn_harness.store.ranks import ranks
 
     options, processes = read(config), ranks()

@@ -48,12 +48,7 @@ class Collected:
             self.failed.append(report.nodeid)
 
     def left_out(self, config: pytest.Config, kept: Sequence[pytest.Item]) -> list[str]:
-        """The tests and files of suites that will not be run, however they were left out, sorted.
-
-        Args:
-            config: of the session.
-            kept: the tests that will be run.
-        """
+        """The tests and files of suites that are not in ``kept``, however they were left out, sorted."""
         dropped = self.items.keys() - {item.nodeid for item in kept}
         return sorted({*dropped, *self._hidden_tests(), *self._hidden_files(config)})
 
@@ -87,12 +82,7 @@ class Collected:
 
 
 def overridden(items: Iterable[pytest.Item], ours: Mapping[str, Any]) -> list[str]:
-    """A sentence for each fixture of ours that a test gets from another file.
-
-    Args:
-        items: tests of suites.
-        ours: our fixtures, by name.
-    """
+    """A sentence for each fixture of ours that a suite's test gets from another file."""
     found = {}
     for item in items:
         for name, file in _replacements(item, ours):

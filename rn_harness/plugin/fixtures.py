@@ -70,36 +70,25 @@ def trajectory(attack_case: Case) -> Trajectory:
     return found
 
 
-@pytest.fixture
-def candidate_case(request: pytest.FixtureRequest) -> Case:
-    """The undefended candidate, before any attack."""
-    return _decided_case(request, "candidate")
+def _case_fixture(kind: CaseKind, doc: str) -> Any:
+    """The fixture of a case; the cases of attacks ask for ``attack``, which parametrizes the test."""
+
+    def of_suite(request: pytest.FixtureRequest) -> Case:
+        return _decided_case(request, kind)
+
+    def of_attack(request: pytest.FixtureRequest, attack: AttackRecipe) -> Case:  # noqa: ARG001  (which parametrizes the test)
+        return _decided_case(request, kind)
+
+    function = of_attack if kind in ("control", "attack") else of_suite
+    function.__doc__ = doc
+    return pytest.fixture(function, name=f"{kind}_case")
 
 
-@pytest.fixture
-def control_case(request: pytest.FixtureRequest, attack: AttackRecipe) -> Case:  # noqa: ARG001  (which parametrizes the test)
-    """The attack on the undefended candidate."""
-    return _decided_case(request, "control")
-
-
-@pytest.fixture
-def defense_case(request: pytest.FixtureRequest) -> Case:
-    """The defense, and the defended candidate before any attack."""
-    return _decided_case(request, "defense")
-
-
-@pytest.fixture
-def attack_case(request: pytest.FixtureRequest, attack: AttackRecipe) -> Case:  # noqa: ARG001  (which parametrizes the test)
-    """The attack on the defended candidate."""
-    return _decided_case(request, "attack")
-
-
-@pytest.fixture
-def helpfulness_case(request: pytest.FixtureRequest) -> Case:
-    """The defended candidate on benign prompts."""
-    return _decided_case(request, "helpfulness")
-
-
+candidate_case = _case_fixture("candidate", "The undefended candidate, before any attack.")
+control_case = _case_fixture("control", "The attack on the undefended candidate.")
+defense_case = _case_fixture("defense", "The defense, and the defended candidate before any attack.")
+attack_case = _case_fixture("attack", "The attack on the defended candidate.")
+helpfulness_case = _case_fixture("helpfulness", "The defended candidate on benign prompts.")
 CASE_FIXTURES = (candidate_case, control_case, defense_case, attack_case, helpfulness_case)
 FIXTURES: dict[str, Any] = {
     fixture.name: fixture for fixture in (rn_suite, candidate, judge, defended, attack, trajectory, *CASE_FIXTURES)

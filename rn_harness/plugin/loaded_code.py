@@ -36,9 +36,7 @@ CHECKS = ("rn_harness", "rn_harness.plugin.checks")
 def loaded_code(config: pytest.Config, suites: Collection[Path]) -> tuple[LoadedCode, ...]:
     """The code that this process loaded and that is neither pytest's nor ours, sorted.
 
-    Args:
-        config: of the session, whose tests are collected.
-        suites: folders of suites; a test file in one counts only if it does more than inherit our checks.
+    A test file in the folder of a suite counts only if it does more than inherit our checks.
     """
     found = set(_of_plugins(config))
     for file in _local_modules():

@@ -47,12 +47,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def begin_run(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.Item] = ()) -> None:
-    """Begins the run of the selected tests, once.
-
-    Args:
-        config: of the session.
-        nodeids: of the selected tests.
-        items: the tests themselves, unless workers collect them.
+    """Begins the run of the selected tests, once; ``items`` are the tests themselves, unless workers collect them.
 
     Raises:
         pytest.UsageError: the run cannot be valid.

@@ -15,14 +15,7 @@ from rn_harness.report.terminal import broken_lines, standing_suffix
 
 
 def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, is_adapter: bool) -> str:
-    """The card of one domain's defended weights.
-
-    Args:
-        run: the run.
-        records: of the cases with this defense.
-        digest: of the weights; at least one record has it.
-        is_adapter: True for an adapter, False for a whole model.
-    """
+    """The card of one domain's defended weights, which have this digest in at least one of the records."""
     identity = next(r.identity for r in records if r.identity.defended_digest == digest)
     attacked = any(r.evidence.kind == "attack" and r.evidence.trajectory for r in records)
     return template("card.md.j2").render(

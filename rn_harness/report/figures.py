@@ -78,14 +78,9 @@ R = TypeVar("R", CaseRecord, DefenseReport)
 
 
 def stored_svg(draw: Callable[[str, R], str], name: str, record: R) -> str:
-    """The figure of a record, from the store if it was drawn before.
+    """The figure that one of the functions below draws, from the store if it was drawn before.
 
-    Drawing takes a fifth of a second, half of the time of a run whose cases are all stored.
-
-    Args:
-        draw: one of the functions below.
-        name: unique on the page; part of the ids.
-        record: drawn by it.
+    Drawing takes a fifth of a second, half of the time of a run whose cases are all stored. The name is part of the ids.
     """
     # Figures show only these fields of a case's record.
     shown = record.model_dump_json(include={"case_id", "evidence", "verdict"} if isinstance(record, CaseRecord) else None)

@@ -22,14 +22,11 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
-    """The result of one test.
+    """The result of one test: ``error`` is "no verdict", ``failure`` is "unsafe".
 
     Attributes:
-        nodeid: pytest's.
-        state: ``error`` is "no verdict", ``failure`` "unsafe".
         text: the reason, if not passed.
         output: the checkpoints' numbers.
-        seconds: setup, body and teardown.
     """
 
     __test__ = False
@@ -59,16 +56,9 @@ def xml_safe(text: str) -> str:
 
 
 def write_junit(path: Path, results: Sequence[TestResult], properties: Mapping[str, str], started: str, seconds: float) -> None:
-    """Writes the file atomically.
+    """Writes the file atomically, with a result for each selected test and the ``properties`` of the run.
 
     Tests that would share class name and name are named by their node id instead: GitLab keeps the first of two.
-
-    Args:
-        path: of the file.
-        results: one for each selected test.
-        properties: facts of the run.
-        started: ISO 8601.
-        seconds: since the start.
     """
     suite = ET.Element(
         "testsuite",

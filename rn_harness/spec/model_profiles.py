@@ -177,10 +177,6 @@ class ModelProfile(Profile):
 def load_model_profile(name: str, folder: Path) -> ModelProfile:
     """Reads a candidate's profile.
 
-    Args:
-        name: of the profile.
-        folder: of the profiles.
-
     Raises:
         CandidateError: no profile has this name, or its file is malformed.
     """

@@ -36,11 +36,7 @@ def template_prompts() -> Path:
 
 
 def write_suite(name: str, parent: Path) -> Path:
-    """Writes the folder of a new suite.
-
-    Args:
-        name: of the domain and its folder.
-        parent: the folder to write into.
+    """Writes the folder of a new suite, which has the name of its domain, into ``parent``.
 
     Raises:
         SuiteError: the name is malformed, or the folder exists.

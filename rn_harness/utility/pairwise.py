@@ -58,13 +58,7 @@ class Instruction(Prompt):
 def certify_preference(
     judge: PreferenceJudge, pairs: PairSet, source: Literal["inert", "labels"] = "inert"
 ) -> PreferenceCertificate:
-    """Asks a judge about labelled pairs in both orders, twice; the second time in reverse, in other batches.
-
-    Args:
-        judge: any.
-        pairs: pairs whose better answer is known.
-        source: inert pairs, or a lab's own labels.
-    """
+    """Asks a judge about labelled pairs in both orders, twice; the second time in reverse, in other batches."""
     once = _show(judge, pairs.pairs)
     backwards = list(reversed(pairs.pairs))
     batches = [backwards[at : at + OTHER_BATCH] for at in range(0, len(backwards), OTHER_BATCH)]
@@ -150,7 +144,6 @@ class Question:
     """A comparison of two models by a judge.
 
     Attributes:
-        judge: of preference.
         prompts: K benign prompts for both models.
         max_tokens: limit of each answer.
         labels: a lab's own pairs, which the judge is certified on too; None: only on the inert pairs.
@@ -172,7 +165,6 @@ class PreferenceResult:
         certificates: of the judge, on the inert pairs and on a lab's own.
         shortcomings: reasons why the judge is not certified; empty if it is.
         comparison: None if the judge is not certified.
-        question: the comparison.
     """
 
     certificates: tuple[PreferenceCertificate, ...]

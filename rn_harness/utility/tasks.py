@@ -55,7 +55,6 @@ class Measure:
     Attributes:
         task: or group of tasks.
         metric: name and filter, e.g. ``acc,none``.
-        samples: of the task.
         before, after: values; ``after`` is None without a defense.
         before_error, after_error: standard errors; None if lm_eval gives none.
     """
@@ -137,12 +136,7 @@ def fetch(settings: Settings) -> None:
 
 
 def measure_utility(candidate: Candidate, defended: Path | None, settings: Settings) -> list[Measure]:
-    """Runs the tasks on the undefended candidate, and on the defended one.
-
-    Args:
-        candidate: undefended.
-        defended: folder of an adapter, or of a whole model; None: only the candidate is measured.
-        settings: of the tasks.
+    """Runs the tasks on the undefended candidate, and on the adapter or whole model in ``defended`` if there is one.
 
     Raises:
         RecipeError: lm_eval is not installed, or does not know a task, or cannot read its data.
