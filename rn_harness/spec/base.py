@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
 TierName = Literal["smoke", "standard", "full"]
 TIERS: tuple[TierName, ...] = ("smoke", "standard", "full")
 MAX_STEPS = 100_000
