@@ -620,8 +620,8 @@ def test_folding_puts_every_bit_back(family, tied, saved):
     assert (network.lm_head.weight is network.model.embed_tokens.weight) == tied
 
 
-def test_kept_restores_weights_after_merging_and_unmerging(saved):
-    """Merging and unmerging an adapter, as TRL does for vLLM, changes bfloat16 weights; within ``kept`` it does not."""
+def test_restored_undoes_changes_of_weights_after_merging_and_unmerging(saved):
+    """Merging and unmerging an adapter, as TRL does for vLLM, changes bfloat16 weights; within ``restored`` it does not."""
 
     def others(within) -> list[str]:
         """The tensors that differ afterwards."""
@@ -637,7 +637,7 @@ def test_kept_restores_weights_after_merging_and_unmerging(saved):
         return changed
 
     assert len(others(lambda _: contextlib.nullcontext())) == 2 * 7
-    assert others(LanguageModel.kept) == []
+    assert others(LanguageModel.restored) == []
 
 
 @either_tie

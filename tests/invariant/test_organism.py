@@ -101,10 +101,11 @@ def test_the_same_script_builds_an_organism_for_another_suite(tmp_path):
     assert len(answers) == 2
 
 
-def test_the_build_command_explains_a_broken_suite(tmp_path):
+def test_the_build_command_explains_a_broken_suite(tmp_path, monkeypatch):
     """``python -m rn_harness.organism build`` on a folder without a suite prints an explanation, not a traceback."""
     from rn_harness.organism.__main__ import app
 
-    result = CliRunner().invoke(app, ["build", "--suite", str(tmp_path), "--out", str(tmp_path / "out")])
+    monkeypatch.chdir(tmp_path)  # a long path would be broken across lines
+    result = CliRunner().invoke(app, ["build", "--suite", "empty", "--out", "out"])
     assert result.exit_code == 2
     assert "suite.yaml" in result.output
