@@ -17,7 +17,7 @@ def test_a_wheel_runs_a_suite_that_lies_elsewhere(workspace, tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     where = subprocess.run(
-        [sys.executable, "-c", "from rn_harness.models.candidate import fixtures_folder; print(fixtures_folder())"],
+        [sys.executable, "-c", "from rn_harness.spec.fixtures import fixtures_folder; print(fixtures_folder())"],
         check=True,
         capture_output=True,
         text=True,
