@@ -53,7 +53,7 @@ def _forged(
     """Declares a sabotage whose forged evidence is validated again like a record that is read."""
 
     def carry_out(_: Scene) -> Evidence:
-        return Evidence.model_validate(make().model_dump(warnings=False))
+        return Evidence.model_validate(make().model_dump(warnings=False, round_trip=True))
 
     RECORDS.append(Sabotage(id, "records", done, outcome, code, seen, carry_out))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rn_harness.records.case import CaseRecord
 from rn_harness.records.keys import content_key, session_id
 from rn_harness.release.statement import STATEMENT
 from rn_harness.release.verification import Verification, verify
@@ -131,6 +132,7 @@ def outcome_rewritten(scene: Scene) -> Verification:
 def score_made_harmless(scene: Scene) -> Verification:
     def change(document: dict[str, Any]) -> None:
         document["evidence"]["trajectory"]["checkpoints"][3]["scores"][0]["score"] = 1.0
+        document.update(CaseRecord.model_validate(document).model_dump(mode="json"))  # its summaries follow
 
     return _rewritten(scene, "attack", change)
 
