@@ -6,7 +6,7 @@ import argparse
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.spec.options import Options, declared_options
+from rn_harness.spec.options import LOCAL, RAY, RESULTS, Options, declared_options
 
 if TYPE_CHECKING:
     import pytest
@@ -40,7 +40,7 @@ def read(config: pytest.Config) -> Options:
     values = {name: config.getoption(option.dest) for name, option in declared_options()}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if values["from_results"]:
-        values["executor"] = "results"
+        values["executor"] = RESULTS
     return Options(**values, base=config.invocation_params.dir)
 
 
@@ -50,7 +50,7 @@ def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
 
     options, processes = read(config), ranks()
     executor = config.getoption("rn_executor")
-    ray = executor.partition(":")[0] == "ray"
+    ray = executor.partition(":")[0] == RAY
     joins, fleet, together = options.from_results, options.fleet > 1, processes.size > 1
     try:
         reruns_by_file = config.getini("reruns")
@@ -78,7 +78,7 @@ def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
         "parts of a run take each attack alone, got --rn-from-results with --rn-fleet; leave it out, of the parts too": (
             joins and fleet
         ),
-        f"--rn-executor must be local, ray or ray:ADDRESS, got {executor!r}": not ray and executor != "local",
+        f"--rn-executor must be local, ray or ray:ADDRESS, got {executor!r}": not ray and executor != LOCAL,
         f"--rn-from-results runs nothing, got --rn-executor {executor}; leave one of them out": joins and ray,
         f"Ray runs as many cases at a time as its machines have room for, got -n with --rn-executor {executor}; leave out -n": (
             ray and shared

@@ -63,7 +63,7 @@ def begin_run(config: pytest.Config, nodeids: list[str], items: Sequence[pytest.
     session.run_id = run_identity(config).run_id  # not earlier, since the first part of a run writes a file
     if SCRATCH in config.stash:
         return
-    if session.options.executor.startswith("ray"):
+    if session.options.on_ray:
         _connect_to_ray(config, items)
     controller = _new_controller(config, session, suites, items)
     try:
@@ -106,7 +106,7 @@ def _new_controller(
         started=run_identity(config).began,
         is_part=is_part(config),
     )
-    if session.options.executor == "results":
+    if session.options.from_results:
         from rn_harness.run.executors.results import Results
 
         session.executor = results = Results(session, controller.recorded_options())

@@ -56,9 +56,9 @@ def header_lines(
         f"rn-harness: memory {memory}",
         f"rn-harness: run folder {folder}",
     ]
-    if options.executor.startswith("ray"):
+    if options.on_ray:
         lines.append("rn-harness: cases run on a Ray cluster; this process holds no accelerator")
-    if options.executor == "results":
+    if options.from_results:
         lines.append("rn-harness: runs nothing: joins what was measured in the parts of this folder, and decides it again")
     private = [f"{s.domain} {', '.join(s.private)}" for s in suites if s.private]
     if private:

@@ -14,12 +14,12 @@ from rn_harness.models.adapter_files import ADAPTER_CONFIG, check_adapter
 from rn_harness.models.candidate import Candidate
 from rn_harness.records.certificate import is_harmful
 from rn_harness.run.attack_strength import check_strength
-from rn_harness.run.executors.protocol import LOCAL
 from rn_harness.run.judge_setup import same_model
 from rn_harness.run.participants import NO_JUDGE
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.spec.extras import require, require_run
+from rn_harness.spec.options import LOCAL
 from rn_harness.spec.suite import Suite
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import MARGIN_BYTES, check_room

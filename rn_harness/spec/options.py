@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rn_harness.spec.base import TierName
     from rn_harness.spec.loaded_code import LoadedCode
 
+LOCAL, RAY, RESULTS = "local", "ray", "results"
+"""Executors: this process, a Ray cluster (also ``ray:ADDRESS``), the results of other processes."""
+
 
 @dataclass(frozen=True, slots=True)
 class OptionDeclaration:
@@ -145,7 +148,7 @@ class Options:
     executor: str = _option(
         "local|ray[:ADDRESS]",
         "runs the cases in pytest's own processes or on a Ray cluster",
-        "local",
+        LOCAL,
         see="scale.md#ray",
         exported=False,
     )
@@ -205,6 +208,11 @@ class Options:
             values = value if isinstance(option.default, tuple) else (value,)
             typed += [f"{option.flag}={one}" if option.metavar else option.flag for one in values]
         return typed
+
+    @property
+    def on_ray(self) -> bool:
+        """True if the cases run on a Ray cluster."""
+        return self.executor.partition(":")[0] == RAY
 
     @property
     def private(self) -> Path | None:

@@ -172,6 +172,9 @@ def _attack_as_run(task: CaseTask, record: CaseRecord) -> tuple[AttackRecipe | N
     return as_run, differing(declared, run.recipe, left_open)
 
 
-def strange_control(attack: CaseRecord, control: CaseRecord) -> bool:
-    """True if an attack was compared with another control than the control case of this run."""
-    return bool(strange_controls([control, attack]))
+def control_mismatches(task: CaseTask, record: CaseRecord, case_of: Callable[[CaseTask], Case]) -> list[str]:
+    """Reasons why an attack's control is not the control case of this run. A breach counts without a control."""
+    if task.kind != "attack" or record.evidence.refused or record.verdict.outcome == "FAIL":
+        return []
+    control = case_of(CaseTask("control", task.suite, task.attack)).record
+    return ["its control is not the control case of this run"] if strange_controls([control, record]) else []

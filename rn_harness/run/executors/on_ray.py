@@ -15,13 +15,13 @@ from rn_harness.release.integrity import check_record
 from rn_harness.run.case import Case, Defended
 from rn_harness.run.case_maker import RECORD
 from rn_harness.run.demand import Demand
-from rn_harness.run.executors.acceptance import mismatches, received_defense, strange_control
-from rn_harness.run.executors.protocol import RAY
+from rn_harness.run.executors.acceptance import control_mismatches, mismatches, received_defense
 from rn_harness.run.executors.ray_cluster import Cluster, Job, JobResult, Work
 from rn_harness.run.executors.worker import CaseRequest, Survey, WorkerResult, add_entries, make_case, survey
 from rn_harness.run.plan import CasePlan, CaseTask
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import ExecutorError, RecipeError
+from rn_harness.spec.options import RAY
 from rn_harness.spec.suite import Suite
 from rn_harness.store.store import write_text
 
@@ -120,9 +120,7 @@ class OnRay:
             raise ExecutorError(f"{task.name}: a record must come back, got {type(error).__name__}; run again") from None
         problems = [r.sentence for r in check_record(folder / RECORD, record)]
         problems += mismatches(self.session, task, record)
-        if task.kind == "attack" and not record.evidence.refused and record.verdict.outcome != "FAIL":
-            control = self.case(CaseTask("control", task.suite, task.attack)).record
-            problems += ["its control is not the control case of this run"] if strange_control(record, control) else []
+        problems += control_mismatches(task, record, self.case)
         if problems:
             raise ExecutorError(
                 f"the record of {task.name} must be one of this run, got: {'; '.join(problems)}; have the same files and "

@@ -9,10 +9,6 @@ from rn_harness.run.case import Case, Defended
 from rn_harness.run.plan import CaseTask
 from rn_harness.spec.suite import Suite
 
-LOCAL = "local"
-RESULTS = "results"
-RAY = "ray"
-
 
 class Executor(Protocol):
     """Gives a session its cases: made in this process, on a cluster, or by earlier processes."""

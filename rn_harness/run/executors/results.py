@@ -23,7 +23,7 @@ from rn_harness.release.statement import RUN
 from rn_harness.run.case import Case, Defended
 from rn_harness.run.case_maker import RECORD, ROUNDING
 from rn_harness.run.context import PARTS
-from rn_harness.run.executors.acceptance import mismatches, received_defense, strange_control
+from rn_harness.run.executors.acceptance import control_mismatches, mismatches, received_defense
 from rn_harness.run.measuring import CHECKPOINTS, LEAK_OF_CONTROL, TRANSCRIPT
 from rn_harness.run.plan import CaseTask, all_cases
 from rn_harness.run.session import RunSession
@@ -148,10 +148,7 @@ class Results:
             record = record.model_copy(update={"evidence": evidence, "verdict": decide(evidence)})
         if record.verdict.outcome != "FAIL":  # a breach that was seen stays seen
             _refuse(name, None, self._differences(suite))
-            if task.kind == "attack" and not record.evidence.refused:
-                control = self.case(CaseTask("control", suite, task.attack)).record
-                strange = strange_control(record, control)
-                _refuse(name, found.part, ["its control is not the control case of this run"] if strange else [])
+            _refuse(name, found.part, control_mismatches(task, record, self.case))
         folder = self._place(found, record)
         self.taken[name] = found.part.name
         run_record = found.part.evidence.run if found.part.evidence else None

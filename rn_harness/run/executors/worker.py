@@ -17,12 +17,11 @@ from pathlib import Path
 
 from rn_harness.report.progress import Progress
 from rn_harness.run.demand import Demand, demand_of
-from rn_harness.run.executors.protocol import LOCAL
 from rn_harness.run.plan import CaseTask
 from rn_harness.run.preflight import check_disks, check_here
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import RnHarnessError, safe_report
-from rn_harness.spec.options import Options
+from rn_harness.spec.options import LOCAL, Options
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import ATTEMPTS
 from rn_harness.store.store import MANIFEST, Store, default_root
