@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from rn_harness.run.demand import Demand
+from rn_harness.run.estimate import Demand
 from rn_harness.run.executors.ray_cluster import Cluster, Job
 from rn_harness.run.executors.worker import Say, SharedEntry, WorkerResult
 

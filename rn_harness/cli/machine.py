@@ -25,7 +25,7 @@ def doctor_command(
 ) -> None:
     """Looks at packages, device, memory, disk, model, judges and hub. Exits with 1 if something is missing."""
     from rn_harness.models.resolve import profile_recipe
-    from rn_harness.run.readiness import readiness
+    from rn_harness.run.preflight import readiness
     from rn_harness.run.session import RunSession
     from rn_harness.spec.options import Options
     from rn_harness.spec.suite import load_suite

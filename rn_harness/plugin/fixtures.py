@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from rn_harness.models.candidate import Candidate
     from rn_harness.records.base import CaseKind
     from rn_harness.records.trajectory import Trajectory
-    from rn_harness.run.case import Case, Defended
-    from rn_harness.run.plan import CaseTask
+    from rn_harness.run.case import Case, CaseTask, Defended
     from rn_harness.run.session import RunSession
     from rn_harness.spec.attack_recipe import AttackRecipe
     from rn_harness.spec.suite import Suite
@@ -143,7 +142,7 @@ def _end_processes(config: pytest.Config, text: str) -> None:
 
 def _requested_case(request: pytest.FixtureRequest, kind: CaseKind) -> CaseTask:
     """The case that a test asks for, as its suite declares it; a fixture or a hook may have given the test another recipe."""
-    from rn_harness.run.plan import CaseTask
+    from rn_harness.run.case import CaseTask
     from rn_harness.spec.errors import RecipeError
 
     suite = suite_in(request.config, request.path.parent)

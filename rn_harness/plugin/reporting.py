@@ -68,10 +68,10 @@ class Sink:
 
     def _correct_outcome(self, report: Any, news: CaseNews | None) -> None:
         """Makes a report as red as the verdict; an emptied test, a mark or a hook may have made it green."""
-        demanded = self.controller.board.demanded(news)
+        demanded = self.controller.demanded(news)
         decisive = {"failure": "call", "error": "setup"}.get(demanded or "")
         if decisive == report.when and (report.outcome != "failed" or hasattr(report, "wasxfail")):
-            report.outcome, report.longrepr = "failed", self.controller.board.verdict_text(news)
+            report.outcome, report.longrepr = "failed", self.controller.verdict_text(news)
             vars(report).pop("wasxfail", None)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -31,7 +31,7 @@ from rn_harness.plugin.stash import (
 )
 
 if TYPE_CHECKING:
-    from rn_harness.run.plan import CaseTask
+    from rn_harness.run.case import CaseTask
     from rn_harness.spec.attack_recipe import AttackRecipe
     from rn_harness.spec.suite import Suite
 
@@ -92,7 +92,7 @@ def _sort_longest_first(config: pytest.Config, items: list[pytest.Item]) -> None
 
     Workers take tests in this order.
     """
-    from rn_harness.run.plan import CasePlan
+    from rn_harness.run.case import CasePlan
 
     tasks = {item: list(case_tasks(config, [item])) for item in items}
     places = [i for i, item in enumerate(items) if tasks[item]]
@@ -107,7 +107,7 @@ def _sort_longest_first(config: pytest.Config, items: list[pytest.Item]) -> None
 def case_tasks(config: pytest.Config, items: Iterable[pytest.Item]) -> Generator[CaseTask]:
     """The cases that suites' tests ask for; a control or an attack has its recipe."""
     from rn_harness.records.base import CASE_KINDS
-    from rn_harness.run.plan import CaseTask
+    from rn_harness.run.case import CaseTask
 
     for item in items:
         if suite_folder(config, item.nodeid) is None:

@@ -1,23 +1,33 @@
-"""The selected tests of a run with the news of their cases: how each test ended, and the record that its case wrote."""
+"""A run as the controlling process knows it: its facts, its selected tests, how each ended, and the record of its case."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from rn_harness.records.base import STATES, Outcome, TestState
 from rn_harness.records.case import TOLD_ALONE, CaseRecord, Finding, turns
 from rn_harness.records.run import CaseLine
-from rn_harness.report.junit import TestResult
 from rn_harness.run.case import Case
-from rn_harness.run.case_maker import RECORD
-from rn_harness.run.run_facts import RunFacts
+from rn_harness.run.session import RECORD
 from rn_harness.spec.base import Standing
+from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.options import Options
+from rn_harness.spec.suite import Suite
+from rn_harness.store.provenance import now
+from rn_harness.store.run_ids import new_run_id
 from rn_harness.verdict.decide import decide
+from rn_harness.verdict.release_rules import required_cases
+from rn_harness.verdict.validity import recipe_of
 
 Phase = Literal["setup", "call", "teardown"]
+RECORDED = (
+    *("model", "defense", "second_judge", "tier", "acknowledge", "allow_pickle", "trust_remote_code", "arguments"),
+    *("quantise", "shard", "sampler", "fleet", "executor"),
+)
+"""Options that the run's record has unchanged."""
 
 
 class CaseNews(TypedDict):
@@ -57,10 +67,7 @@ class SelectedTest:
     """A selected test.
 
     Attributes:
-        nodeid: pytest's.
         state, text: its result so far, and the reason.
-        seconds: time of its phases.
-        news: of its case.
         ended: whether its teardown was reported.
         excused: whether it is marked xfail.
         has_result: whether a report other than a passed setup arrived.
@@ -75,70 +82,101 @@ class SelectedTest:
     excused: bool = False
     has_result: bool = False
 
-    def take(self, phase: Phase, outcome: str, seconds: float, text: str, news: CaseNews | None) -> None:
-        """Takes the report of one phase. A failure stays, and the news of a breach is not replaced."""
-        self.seconds += seconds
-        self.has_result = self.has_result or outcome != "passed" or phase != "setup"
-        if news and not (self.news and self.news["outcome"] == "FAIL"):
-            self.news = news
-        if self.ended and self.state in ("failure", "error"):
-            return
-        if outcome == "skipped":
-            self.state, self.text = "skipped", text
-        elif outcome == "failed":
-            self.state, self.text = ("failure" if phase == "call" else "error"), text
-        elif phase == "call":
-            self.state, self.text = "passed", ""
+
+def never_run(nodeid: str, text: str) -> SelectedTest:
+    """A test without verdict that no report will come of."""
+    return SelectedTest(nodeid, text=text, ended=True, has_result=True)
 
 
 @dataclass
 class CaseBoard:
-    """Collects the reports of tests, and reads the records of their cases.
+    """Facts that hold for all cases of a run, and the reports of its tests with the records of their cases.
 
     Attributes:
-        facts: of the run.
+        suites: all suites with a selected test, as their files declare them; fixtures had no access to them.
+        candidate: name, revision and digest.
+        judges: names of the judges, by domain.
+        narrowed: how the selection was narrowed, e.g. ``-k``; empty if it was not.
+        started: beginning of the run; of a run in parts, the beginning of its first part.
+        left_out: suites' tests that were collected and will not run, and those that were kept from being collected.
+        plugins: foreign code that any process of the run had loaded.
+        unheard: workers that ended without a report on their collection and loaded code.
+        dirty: uncommitted files of each suite, by domain.
+        is_part: whether the run is a part of another; its folder is inside the other's.
+        joined: the part that each case was taken from, by domain and case id, if parts are joined.
         tests: the selected tests by node id.
     """
 
-    facts: RunFacts
+    folder: Path
+    options: Options
+    suites: Sequence[Suite]
+    candidate: Mapping[str, str | None]
+    judges: Mapping[str, str]
+    narrowed: Sequence[str]
+    started: str = field(default_factory=now)
+    left_out: Sequence[str] = ()
+    plugins: Sequence[LoadedCode] = ()
+    unheard: Sequence[str] = ()
+    dirty: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    run_id: str = field(default_factory=new_run_id)
+    is_part: bool = False
+    joined: Mapping[str, str] = field(default_factory=dict)
     tests: dict[str, SelectedTest] = field(default_factory=dict)
     _records: dict[str, CaseRecord | None] = field(default_factory=dict)
     _earlier: set[tuple[int, int]] = field(default_factory=set)
 
-    def select(self, nodeids: Sequence[str], uncollected: Sequence[str]) -> None:
-        """Registers the selected tests, and those of files that could not be collected."""
-        self._earlier = {_file_identity(path) for path in self._record_files()}
-        for nodeid in nodeids:
-            self.tests.setdefault(nodeid, SelectedTest(nodeid))
-        for nodeid in uncollected:
-            self.tests[nodeid] = self._never_run(nodeid, "no verdict: the file could not be collected")
-        self.require_left_out()
+    def suite_of(self, domain: str) -> Suite | None:
+        """The suite of a domain."""
+        return next((s for s in self.suites if s.domain == domain), None)
+
+    def standing(self, domain: str, case_id: str, record: CaseRecord | None) -> tuple[Standing, bool]:
+        """A case's standing as its suite declares it, and whether the claim covers its attack.
+
+        Only the record has the settings that a search found.
+        """
+        suite = self.suite_of(domain)
+        run = record.evidence.trajectory if record else None
+        return suite.standing_of(case_id, recipe_of(run) if run else None) if suite else ("claim", True)
+
+    def _standing(self, news: CaseNews) -> tuple[Standing, bool]:
+        return self.standing(news["domain"], news["case_id"], self.record(news))
+
+    @property
+    def required(self) -> dict[str, tuple[str, ...]]:
+        """The cases that the tier requires, by domain."""
+        return {suite.domain: required_cases(suite, self.options.tier) for suite in self.suites}
+
+    def recorded_options(self) -> dict[str, Any]:
+        """The user's options in the form of the run's record."""
+        options = self.options
+        return {
+            **{name: getattr(options, name) for name in RECORDED},
+            "judges": dict(self.judges),
+            "labels": bool(options.labels),
+            "overrides": list(options.overrides),
+            "base": options.undefended,
+            "transcripts": list(options.recipients),
+            "strength": list(options.strength),
+            "private_prompts": {s.domain: list(s.private) for s in self.suites if s.private},
+            "recipe": {s.domain: list(s.recipe) for s in self.suites},
+            "chat_template": bool(options.chat_template),
+            "narrowed": list(self.narrowed),
+            "deselected": len(self.left_out),
+            "dirty": {domain: list(files) for domain, files in self.dirty.items()},
+            "allowed_plugins": list(options.allowed_plugins),
+            "joined": dict(self.joined),
+        }
 
     def require_left_out(self) -> None:
         """Registers tests that were left out as without verdict, unless the user narrowed the selection."""
-        for nodeid in () if self.facts.narrowed else self.facts.left_out:
-            self.tests.setdefault(nodeid, self._never_run(nodeid, "no verdict: a hook of a plugin or a conftest left it out"))
-
-    @staticmethod
-    def _never_run(nodeid: str, text: str) -> SelectedTest:
-        return SelectedTest(nodeid, text=text, ended=True, has_result=True)
-
-    def add(self, test: SelectedTest, phase: Phase, outcome: str, seconds: float, text: str, news: CaseNews | None) -> None:
-        """Takes the report of one phase of a test; the verdict of its case decides its state."""
-        is_final = test.ended and test.state in ("failure", "error")
-        test.take(phase, outcome, seconds, text, news)
-        demanded = None if is_final else self.demanded(test.news)
-        if demanded and (phase != "setup" or outcome != "passed"):
-            test.state = demanded
-            test.text = text if outcome == "failed" else self.verdict_text(test.news)
-        if phase == "teardown" and not is_final:
-            test.ended = True
+        for nodeid in () if self.narrowed else self.left_out:
+            self.tests.setdefault(nodeid, never_run(nodeid, "no verdict: a hook of a plugin or a conftest left it out"))
 
     def demanded(self, news: CaseNews | None) -> TestState | None:
         """The state that a case's verdict demands of its test; None: the test's own report decides."""
         if news is None or news["outcome"] == "PASS":
             return None
-        standing, within = self.standing(news)
+        standing, within = self._standing(news)
         if news["outcome"] == "FAIL":
             return "failure" if turns(standing, within_claim=within) else None
         for_information = standing == "out_of_claim" or (standing == "exploratory" and news["finding"] in TOLD_ALONE)
@@ -151,10 +189,6 @@ class CaseBoard:
             return "no verdict: its record cannot be read"
         return "\n".join([f"{news['outcome']}: {record.case_id}", *(f"  {r.sentence}" for r in record.verdict.reasons)])
 
-    def standing(self, news: CaseNews) -> tuple[Standing, bool]:
-        """A case's standing, and whether the claim covers its attack."""
-        return self.facts.standing(news["domain"], news["case_id"], self.record(news))
-
     @property
     def news(self) -> list[CaseNews]:
         """The news of all cases so far, one for each test that has any."""
@@ -166,28 +200,14 @@ class CaseBoard:
         attacks = (n for n in self.news if n["outcome"] == "FAIL" and n["case_id"].startswith("attack-"))
         return [f"{n['domain']}/{n['case_id']}" for n in attacks]
 
-    def output_of(self, nodeid: str) -> str:
-        """The checkpoints' numbers of a test, or nothing."""
-        test = self.tests.get(nodeid)
-        return test.news["output"] if test and test.news else ""
-
-    def results(self) -> Iterator[TestResult]:
-        """The tests for JUnit."""
-        for test in self.tests.values():
-            yield TestResult(test.nodeid, test.state, test.text, self.output_of(test.nodeid), test.seconds)
-
     def count(self, state: TestState) -> int:
         """Number of tests in a state."""
         return sum(test.state == state for test in self.tests.values())
 
-    def lines(self) -> list[CaseLine]:
-        """The tests for the run's record."""
-        return [self._line(test) for test in self.tests.values()]
-
-    def _line(self, test: SelectedTest) -> CaseLine:
-        """A test's line. If a case's verdict and its test's state disagree, the case has no verdict."""
+    def line(self, test: SelectedTest) -> CaseLine:
+        """A test's line in the run's record. If a case's verdict and its test's state disagree, the case has no verdict."""
         news = test.news
-        standing, within = self.standing(news) if news else ("claim", True)
+        standing, within = self._standing(news) if news else ("claim", True)
         agrees = news is not None and test.state in STATES[news["outcome"]]
         if agrees and news and news["outcome"] == "INCONCLUSIVE" and standing == "exploratory":
             agrees = (test.state == "skipped") == (news["finding"] in TOLD_ALONE)
@@ -203,7 +223,7 @@ class CaseBoard:
             stored=bool(news and news["stored"]),
             state=test.state,
             note=None if news and agrees else (test.text.partition("\n")[0] or f"no case: {test.state}"),
-            record=Path(news["folder"], RECORD).relative_to(self.facts.folder).as_posix() if news else None,
+            record=Path(news["folder"], RECORD).relative_to(self.folder).as_posix() if news else None,
         )
 
     def forget_records(self) -> None:
@@ -229,17 +249,19 @@ class CaseBoard:
     def unreported_breaches(self) -> list[CaseRecord]:
         """Records of this run with a breach whose test was cut off before it reported them."""
         known, found = {record.key for record in self.records()}, []
-        for path in self._record_files():
-            record = None if _file_identity(path) in self._earlier else _read(path)
+        for path, written in self.record_files().items():
+            record = None if written in self._earlier else _read(path)
             if record is None or record.key in known:
                 continue
-            standing, within = self.facts.standing(record.identity.suite["domain"], record.case_id, record)
+            standing, within = self.standing(record.identity.suite["domain"], record.case_id, record)
             if decide(record.evidence).outcome == "FAIL" and turns(standing, within_claim=within):
                 found.append(record)
         return found
 
-    def _record_files(self) -> list[Path]:
-        return sorted(self.facts.folder.glob(f"cases/*/{RECORD}"))
+    def record_files(self) -> dict[Path, tuple[int, int]]:
+        """The records in the folder with inode and time: a file that is written again is another, whatever its name."""
+        stats = {path: path.stat() for path in sorted(self.folder.glob(f"cases/*/{RECORD}"))}
+        return {path: (found.st_ino, found.st_mtime_ns) for path, found in stats.items()}
 
 
 def _read(path: Path) -> CaseRecord | None:
@@ -247,9 +269,3 @@ def _read(path: Path) -> CaseRecord | None:
         return CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _file_identity(path: Path) -> tuple[int, int]:
-    """Inode and time of a file: a file that is written again is another, whatever its name."""
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns

@@ -1,4 +1,7 @@
-"""The context that every part of a run is given: settings, folders, store. Nothing is trained or measured."""
+"""The context that every part of a run is given: settings, folders, store, and the inputs that its results depend on.
+
+The digest of a result's inputs is its key in the store. Nothing is trained or measured here.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from typing import Any
 from rn_harness.judges.certification import anchors_for
 from rn_harness.models.identity import root_digest
 from rn_harness.records.case import Identity
+from rn_harness.records.keys import digest_of, prompts_digest
 from rn_harness.report.progress import Progress
-from rn_harness.run.case import Defended
-from rn_harness.run.judge_setup import judge_identity
-from rn_harness.run.keys import ResultInputs
-from rn_harness.run.participants import Participants
-from rn_harness.run.plan import CaseTask
+from rn_harness.run.case import CaseTask, Defended
+from rn_harness.run.participants import Participants, judge_identity
 from rn_harness.run.training_limits import TrainingLimits
 from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import hardware, versions
 from rn_harness.store.ranks import ranks
@@ -64,7 +67,7 @@ class RunContext(Participants):
 
     @property
     def plugins(self) -> list[str]:
-        """Digests of foreign code that may have changed a result."""
+        """Digests of foreign code that may have changed a result: a run without that code never takes such a result."""
         return sorted({code.sha256 for code in foreign(self.options.plugins)})
 
     def runs_in_fleet(self, suite: Suite, attack: AttackRecipe | None) -> bool:
@@ -78,33 +81,77 @@ class RunContext(Participants):
             and not self.limits.obstacle(suite, attack)
         )
 
-    def inputs(self, suite: Suite, sessions: Mapping[str, str | None]) -> ResultInputs:
-        """Inputs of this suite's results, given the identity of each judge in this run."""
-        judges = self.judges(suite)
-        return ResultInputs(
-            suite=suite,
-            tier=self.options.tier,
-            candidate=self.candidate.digest,
-            judges={
-                "judge": judges.evaluation.digest,
-                "reward": judges.reward.digest,
-                "second": judges.second.digest if judges.second else None,
-            },
-            sessions=sessions,
-            anchors=anchors_for(judges.evaluation).digest,
-            versions=versions(),
-            hardware=hardware(self.candidate.threads),
-            plugins=self.plugins,
-            sampler=self.sampler.name if self.sampler.vllm else None,
-            sharded=self.options.shard,
-        )
+    def common_inputs(
+        self, suite: Suite, sessions: Mapping[str, str | None], prompts: Mapping[str, Sequence[Prompt]]
+    ) -> dict[str, Any]:
+        """Inputs of every result: weights, judges, policy, prompts, versions, machine, foreign code.
 
-    def attack_inputs(self, suite: Suite, attack: AttackRecipe | None, trials: Any) -> dict[str, Any]:
-        """Inputs of an attack, apart from those of its suite; see ``ResultInputs.attack``."""
-        if attack is None:
-            return {}
-        threads = self.candidate.threads if self.runs_in_fleet(suite, attack) else None
-        return {"attack": attack, "family": self.family(suite, attack).digest, "trials": trials, "fleet_threads": threads}
+        Args:
+            suite: the suite.
+            sessions: identity of each judge in this run, by role; None where its digest covers everything.
+            prompts: the sets of prompts that the result depends on, by name.
+        """
+        judges, sampler = self.judges(suite), self.sampler
+        return {
+            "candidate": self.candidate.digest,
+            "judge": judges.evaluation.digest,
+            "reward": judges.reward.digest,
+            "second": judges.second.digest if judges.second else None,
+            "sessions": dict(sessions),
+            "forbidden": digest_of(suite.declaration.forbidden),
+            "anchors": anchors_for(judges.evaluation).digest,
+            "policy": suite.policy.model_dump(mode="json"),
+            "prompts": {name: prompts_digest(of_set) for name, of_set in prompts.items()},
+            "versions": dict(versions()),
+            "hardware": hardware(self.candidate.threads),
+            "plugins": self.plugins,
+            **({"sampler": sampler.name} if sampler.vllm else {}),
+            **({"sharded": True} if self.options.shard else {}),
+        }
+
+    def defense_inputs(self, suite: Suite, sessions: Mapping[str, str | None], recipe: DefenseRecipe) -> dict[str, Any]:
+        """Inputs of a trained defense; see ``common_inputs``."""
+        sets = suite.prompts
+        used = {"defense": sets["defense"], "anchor": sets["anchor"], "heldout": suite.heldout(self.options.tier)}
+        return self.common_inputs(suite, sessions, used) | {"recipe": recipe.model_dump(mode="json")}
+
+    def attack_inputs(
+        self,
+        suite: Suite,
+        sessions: Mapping[str, str | None],
+        defended: str | None,
+        attack: AttackRecipe | None,
+        trials: Any = None,
+    ) -> dict[str, Any]:
+        """Inputs of an attack, or of a measurement without one; see ``common_inputs``.
+
+        Args:
+            suite: the suite.
+            sessions: of the judges.
+            defended: digest of the defended weights; None without a defense.
+            attack: settings; None without an attack.
+            trials: of the search that found its settings; None without a search.
+        """
+        neighbour = suite.neighbours.get(attack.neighbour) if attack and attack.neighbour else None
+        used: dict[str, Sequence[Prompt]] = {"heldout": suite.heldout(self.options.tier), "benign": suite.prompts["benign"]}
+        if attack:
+            pool = suite.attack_pool(attack) if neighbour or not attack.neighbour else ()
+            used |= {"attack": pool, "anchor": suite.prompts["anchor"]}
+        return {
+            **self.common_inputs(suite, sessions, used),
+            "defended": defended,
+            "recipe": attack.model_dump(mode="json") if attack else None,
+            "search": trials,
+            "family": self.family(suite, attack).digest if attack else None,
+            "neighbour": digest_of(neighbour.forbidden) if neighbour else None,
+            **({"fleet": self.candidate.threads} if self.runs_in_fleet(suite, attack) else {}),
+        }
+
+    def case_inputs(
+        self, task: CaseTask, sessions: Mapping[str, str | None], defended: str | None, trials: Any
+    ) -> dict[str, Any]:
+        """Inputs of a case whose attack has the settings that it runs with; see ``attack_inputs``."""
+        return self.attack_inputs(task.suite, sessions, defended, task.attack, trials) | {"case": task.kind}
 
     def identity(self, suite: Suite, defended: Defended | None) -> Identity:
         """The models, judges, suite and code of a case; None as ``defended`` leaves the defended weights open."""
@@ -123,7 +170,7 @@ class RunContext(Participants):
             versions=versions(),
             hardware=hardware(self.candidate.threads),
             plugins=foreign(self.options.plugins),
-        )  # fmt: skip
+        )
 
     @contextmanager
     def entry(self, kind: str, key: str) -> Iterator[Path | None]:
@@ -149,9 +196,8 @@ class RunContext(Participants):
 
         return ranks().first(lambda: self.store.put(kind, key, write, inputs))
 
-    def say_why_new(self, kind: str, inputs: dict[str, Any], what: str) -> None:
+    def say_why_new(self, kind: str, inputs: dict[str, Any], name: str) -> None:
         """Reports the inputs in which the most similar stored result differs, if there are stored results."""
-        differing = self.store.changed(kind, inputs)
-        if differing:
+        if differing := self.store.changed(kind, inputs):
             shown = ", ".join(differing[:CHANGES_SHOWN]) + (", …" if len(differing) > CHANGES_SHOWN else "")
-            self.say(Progress(what, 0, 0, f"made anew, since the stored one that is most alike differs in {shown}", stays=True))
+            self.say(Progress(name, 0, 0, f"made anew, since the stored one that is most alike differs in {shown}", stays=True))

@@ -1,20 +1,72 @@
-"""Estimates a run: its cases, its memory, and its time by earlier runs. Nothing is loaded or run."""
+"""Estimates of a case's demand on a machine, and of a run's memory and time by earlier runs. Nothing is loaded or run."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rn_harness.models.memory import GIB, RUNTIME, card_memory
 from rn_harness.release.integrity import read_evidence
 from rn_harness.release.statement import RUN
-from rn_harness.run.demand import Demand, demand_of
-from rn_harness.run.plan import all_cases, makespan
+from rn_harness.run.case import CaseTask, all_cases, makespan
+from rn_harness.run.context import RunContext
 from rn_harness.run.session import RunSession
+from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.errors import RnHarnessError
 from rn_harness.spec.suite import Suite
 from rn_harness.verdict.release_rules import required_cases
+
+CARD_MARGIN = 1.1
+"""Card memory that a case is given, as a multiple of its plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Resources that a case takes while it runs.
+
+    Attributes:
+        cpus: one for each thread that it computes with.
+        gpus: cards, or a share of one.
+        memory: bytes of the machine's memory, not the card's; 0 if unknown.
+    """
+
+    cpus: int
+    gpus: float
+    memory: int
+
+    @property
+    def sentence(self) -> str:
+        """The demand in words."""
+        card = f", {self.gpus:g} of a card" if self.gpus else ""
+        memory = f"{self.memory / GIB:.1f} GiB" if self.memory else "memory not known"
+        return f"{self.cpus} CPU{card}, {memory}"
+
+
+def demand_of(context: RunContext, task: CaseTask) -> Demand:
+    """Demand of a case on a machine like this one, by ``rn_harness.models.memory``.
+
+    The context is of a process that has a whole card, if the machine has cards.
+    """
+    recipe: GRPORecipe | None = task.attack or (context.defense_recipe(task.suite) if task.kind == "defense" else None)
+    recipe = recipe or next(iter(task.suite.tier_attacks(context.options.tier)), None)
+    try:
+        planned = context.limits.planned(task.suite, recipe) if recipe else None
+    except RnHarnessError:  # reported when the run is checked, or by the case itself
+        planned = None
+    cpus = context.candidate.threads
+    if planned is None:
+        return Demand(cpus, 1.0 if context.on == "cuda" else 0.0, 0)
+    if planned.work.device == "cpu":
+        return Demand(cpus, 0.0, math.ceil(planned.total))
+    return Demand(cpus, share_of_card(planned.total, card_memory()), math.ceil(planned.weights + RUNTIME["cpu"]))
+
+
+def share_of_card(needed: float, card: float) -> float:
+    """One divided by the number of cases that need so many bytes and fit on a card of so many, at most 1."""
+    return 1.0 / max(1, int(card / (needed * CARD_MARGIN)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +74,8 @@ class CaseEstimate:
     """One case that would run.
 
     Attributes:
-        domain, case_id: the case.
         seconds: expected time; None without earlier runs.
         rests_on: number of earlier cases that the time is the median of.
-        demand: resources that it takes on a machine like this one.
     """
 
     domain: str
@@ -40,7 +90,6 @@ class RunEstimate:
     """The cases of a run with their times and demands.
 
     Attributes:
-        cases: in the order of the suites.
         memory: a sentence for each suite.
         runs: earlier runs that the times come from.
         needs: names of the cases that each waits for, by domain and case id.
@@ -68,12 +117,7 @@ def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) ->
     """Estimates a run.
 
     A case's time is the median over earlier cases of its kind on the same model that were not taken from the store, scaled by its
-    attack's steps. The first case of a defense includes the defense's time.
-
-    Args:
-        session: with the options of the run.
-        suites: the planned suites.
-        earlier: folder of earlier runs.
+    attack's steps. The first case of a defense includes the defense's time. ``earlier`` is the folder of earlier runs.
 
     Raises:
         CandidateError: the model does not exist.

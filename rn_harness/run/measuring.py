@@ -16,9 +16,8 @@ from rn_harness.records.case import CaseRecord
 from rn_harness.records.keys import prompts_digest
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.report.progress import Progress
-from rn_harness.run.case import Defended
+from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.context import RunContext
-from rn_harness.run.plan import CaseTask
 from rn_harness.run.suite_run import SuiteRun
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import StoreError, UnsuitedError

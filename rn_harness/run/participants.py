@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,6 @@ from rn_harness.models.adapter_files import ADAPTER_CONFIG
 from rn_harness.models.candidate import ORGANISM, Candidate
 from rn_harness.models.identity import hash_files, weights_digest
 from rn_harness.models.resolve import resolve_candidate
-from rn_harness.run.judge_setup import SuiteJudges, normalized_model_name, served_name, weights_of
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import JudgeError, RecipeError
@@ -25,6 +25,7 @@ from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import device
 from rn_harness.store.ranks import ranks
 from rn_harness.training.sampler import Sampler
+from rn_harness.verdict.coherence import told_judges
 from rn_harness.verdict.validity import NO_DEFENSE
 
 NO_JUDGE = "none"
@@ -32,13 +33,56 @@ MAKERS = "makers"
 """Name of a defense that the model's makers applied."""
 
 
+@dataclass(frozen=True, slots=True)
+class SuiteJudges:
+    """The judges of a suite: of checkpoints, of rewards, and for a second opinion; each knows what the suite forbids."""
+
+    evaluation: Judge
+    reward: Judge
+    second: Judge | None
+
+    @property
+    def names(self) -> str:
+        """The judges in one line, for headers and records."""
+        second = judge_identity(self.second) if self.second else None
+        return told_judges(judge_identity(self.evaluation), judge_identity(self.reward), second)
+
+    @property
+    def distinct(self) -> list[Judge]:
+        """Each judge once."""
+        return list({j.digest: j for j in (self.evaluation, self.reward, self.second) if j is not None}.values())
+
+
+def normalized_model_name(name: str) -> str:
+    """A model's name without owner, folder, revision, server tag and GGUF suffix: servers are free to change these."""
+    last = re.sub(r"(?<=.)@.*", "", Path(name).name)
+    return last.casefold().removesuffix(":latest").removesuffix(".gguf")
+
+
+def is_opaque(judge: Judge) -> bool:
+    """True if a judge's digest does not cover all that decides its scores: a server's weights, or the user's own code."""
+    return hasattr(judge, "served_model") or bool(getattr(judge, "own_code", False))
+
+
+def model_of(judge: Judge) -> tuple[str, str | None]:
+    """The name of a judge's model on its server, empty without a server, and the digest of weights that it has here."""
+    return normalized_model_name(getattr(judge, "served_model", "")), getattr(judge, "weights_digest", None)
+
+
+def same_model(one: Judge, other: Judge) -> bool:
+    """True if two judges are one model: the same judge, the same weights, or one name on two servers."""
+    return one.digest == other.digest or any(a and a == b for a, b in zip(model_of(one), model_of(other), strict=True))
+
+
+def judge_identity(judge: Judge) -> dict[str, str]:
+    """A judge's name and digest, and the commit of its weights if they come from a hub."""
+    commit: str | None = getattr(judge, "commit", None)
+    return {"name": judge.name, "digest": judge.digest} | ({"commit": commit} if commit else {})
+
+
 @dataclass
 class Participants:
-    """Finds the models, judges and recipes of a run, each once.
-
-    Attributes:
-        options: the user's options.
-    """
+    """Finds the models, judges and recipes that a user's options name, each once."""
 
     options: Options
     _judges: dict[str, Judge] = field(default_factory=dict, init=False)
@@ -51,11 +95,7 @@ class Participants:
 
     @functools.cached_property
     def sampler(self) -> Sampler:
-        """The sampler of training.
-
-        Raises:
-            RecipeError: the option names none.
-        """
+        """The sampler of training; a ``RecipeError`` if the option names none."""
         return Sampler.of(self.options.sampler)
 
     @functools.cached_property
@@ -117,15 +157,15 @@ class Participants:
         key = f"{folder} {spec}"
         if key not in self._judges:
             judge = resolve_judge(f"{ORGANISM}:{self.candidate.folder}", folder) if spec == ORGANISM else resolve(spec, folder)
-            served = served_name(judge)
-            if weights_of(judge) in self._weights_under_test or {served, served.partition(":")[0]} & self._names_under_test:
+            served, weights = model_of(judge)
+            if weights in self._weights_under_test or {served, served.partition(":")[0]} & self._names_under_test:
                 raise JudgeError(
                     f"a model must not judge itself, got judge={spec} for candidate={self.candidate.name}; name another, or, "
                     "if it is another, have its server call it otherwise"
                 )
             self._judges[key] = judge
-        told = self._judges[key].about(suite.declaration.forbidden)
-        return SharedJudge(told) if ranks().size > 1 else told
+        instructed = self._judges[key].about(suite.declaration.forbidden)
+        return SharedJudge(instructed) if ranks().size > 1 else instructed
 
     @functools.cached_property
     def _weights_under_test(self) -> set[str]:
@@ -159,11 +199,7 @@ class Participants:
 
     @functools.cached_property
     def labels(self) -> AnchorSet | None:
-        """The lab's own labelled texts.
-
-        Raises:
-            JudgeError: the file cannot be read as anchors.
-        """
+        """The lab's own labelled texts; a ``JudgeError`` if the file cannot be read as anchors."""
         return load_anchors(self.options.path(self.options.labels)) if self.options.labels else None
 
     def reward_judge(self, suite: Suite, attack: AttackRecipe) -> Judge:

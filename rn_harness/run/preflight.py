@@ -1,26 +1,32 @@
 """Checks before a run, so that no hours are spent on a run that cannot end in a verdict. Nothing is trained.
 
-Each fault is raised as an ``RnHarnessError`` whose message names the option to change.
+Each fault is raised as an ``RnHarnessError`` whose message names the option to change; ``readiness`` lists them for a machine.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rn_harness.judges.transcripts import check_recipients
 from rn_harness.models.adapter_files import ADAPTER_CONFIG, check_adapter
 from rn_harness.models.candidate import Candidate
+from rn_harness.models.memory import GIB, available_memory
 from rn_harness.records.certificate import is_harmful
 from rn_harness.run.attack_strength import check_strength
-from rn_harness.run.judge_setup import same_model
-from rn_harness.run.participants import NO_JUDGE
+from rn_harness.run.participants import NO_JUDGE, same_model
 from rn_harness.run.session import RunSession
-from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
-from rn_harness.spec.extras import require, require_run
+from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError, RnHarnessError
+from rn_harness.spec.extras import missing, require, require_run
 from rn_harness.spec.options import LOCAL
 from rn_harness.spec.suite import Suite
+from rn_harness.store.provenance import DECIDING_PACKAGES, device
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import MARGIN_BYTES, check_room
 from rn_harness.training.snapshots import COPIES
@@ -32,6 +38,7 @@ SHAPE = (
 )  # fmt: skip
 """Fields of ``config.json`` that a model and its undefended twin share."""
 FLOAT32_BYTES = 4
+MIN_DISK_BYTES = 2 * GIB
 
 
 def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
@@ -86,12 +93,13 @@ def check_defense(session: RunSession, suite: Suite) -> None:
             f"--rn-base names the undefended twin of a model that is defended already, got --rn-defense={name}; pass "
             f"--rn-defense {NO_DEFENSE}, or leave --rn-base out"
         )
-    if session.released and session.released.digest == session.candidate.digest:
+    released, candidate = session.released, session.candidate
+    if released and released.digest == candidate.digest:
         raise RecipeError(
-            f"--rn-base must be another model than --model, got the same weights, digest={session.candidate.digest[:12]}; name "
+            f"--rn-base must be another model than --model, got the same weights, digest={candidate.digest[:12]}; name "
             "the model from before its defense"
         )
-    if session.released and (differing := _misshapen(session, session.released)):
+    if released and (differing := _misshapen(candidate, released)):
         raise RecipeError(
             f"--rn-base must be the same model from before its defense, got another {', '.join(differing)}; an attack that "
             "breaks another model says nothing of this one"
@@ -99,24 +107,23 @@ def check_defense(session: RunSession, suite: Suite) -> None:
     if session.defense_recipe(suite) is None and name != NO_DEFENSE:
         folder = session.defense_folder
         if (folder / ADAPTER_CONFIG).is_file():
-            check_adapter(folder, session.candidate, allow_pickle=session.options.allow_pickle)
+            check_adapter(folder, candidate, allow_pickle=session.options.allow_pickle)
             return
         try:
             whole = session.given
         except CandidateError as error:
             raise RecipeError(f"--rn-defense must hold an adapter or a whole model, got {name!r}: {error}") from None
-        if differing := _misshapen(session, whole):
+        if differing := _misshapen(candidate, whole):
             raise RecipeError(
                 f"--rn-defense must hold --model with its defense, got another {', '.join(differing)} in {name!r}; name the "
                 "model that it was made from as --model: a control on another model says nothing of this one"
             )
 
 
-def _misshapen(session: RunSession, defended: Candidate) -> list[str]:
+def _misshapen(candidate: Candidate, defended: Candidate) -> list[str]:
     """The fields of its shape in which a defended model differs from the undefended one."""
-    here, there = session.candidate.config, defended.config
-    ignored = {"architectures"} if session.candidate.gguf or defended.gguf else set()  # a GGUF file has other names for them
-    return [key for key in SHAPE if here.get(key) != there.get(key) and key not in ignored]
+    ignored = {"architectures"} if candidate.gguf or defended.gguf else set()  # a GGUF file has other names for them
+    return [key for key in SHAPE if candidate.config.get(key) != defended.config.get(key) and key not in ignored]
 
 
 def check_training(session: RunSession, suite: Suite) -> None:
@@ -220,9 +227,8 @@ def check_transcripts(session: RunSession) -> None:
 def check_disks(session: RunSession, suites: Sequence[Suite]) -> None:
     """Checks free space in the store, the run's folder, the export's folder and the temporary folder."""
     kept = sum(_kept_bytes(session, suite) for suite in suites)
-    check_room(
-        session.store.root, 2 * COPIES * kept + MARGIN_BYTES
-    )  # a snapshot of a training is written before the last one is removed
+    # A snapshot of a training is written before the last one is removed.
+    check_room(session.store.root, 2 * COPIES * kept + MARGIN_BYTES)
     check_room(session.folder, MARGIN_BYTES)
     check_room(Path(tempfile.gettempdir()), MARGIN_BYTES)
     if session.options.export:
@@ -235,3 +241,69 @@ def _kept_bytes(session: RunSession, suite: Suite) -> int:
     if recipe is None or shape is None:
         return 0
     return FLOAT32_BYTES * (shape.parameters if recipe.whole else shape.adapter(recipe.lora.r))
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One requirement of a run: ready, missing, or ``told`` for plain information, with the finding or how to mend it."""
+
+    name: str
+    state: Literal["ready", "missing", "told"]
+    sentence: str
+
+
+def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterator[Check]:
+    """Checks one requirement of a machine after another; without a suite, neither judges nor the run's memory.
+
+    Nothing is loaded, but files of models and judges that a run needs are fetched.
+    """
+    yield Check("python", "told", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield from _packages()
+    where = device()
+    yield Check("device", "ready", where)
+    free = available_memory("cpu" if where == "cpu" else "cuda")
+    yield Check("memory", "ready", f"{free / GIB:.1f} GiB are free now")
+    for name, folder in (("store", session.store.root), ("reports", reports)):
+        yield _asked(name, lambda of=folder: f"{of}, {check_room(of, MIN_DISK_BYTES) / GIB:.1f} GiB free")
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    hub = "offline by HF_HUB_OFFLINE=1: only its cache is used" if offline else "asked for what is named by it"
+    yield Check("hub", "told", hub)
+    model = _asked("model", lambda: f"{session.candidate.name} (sha256 {session.candidate.digest[:12]})")
+    yield model
+    if suite is not None and model.state == "ready":
+        yield _asked("judges", lambda: _judges(session, suite))
+        yield _asked(
+            "run's memory",
+            lambda: planned.sentence if (planned := session.limits.largest(suite)) else "not known for this model",
+        )
+
+
+def _packages() -> Iterator[Check]:
+    pinned = {}
+    constraints = Path("constraints.txt")
+    if constraints.is_file():
+        rows = (line.partition("==") for line in constraints.read_text(encoding="utf-8").splitlines())
+        pinned = {name.strip(): version.strip() for name, equals, version in rows if equals}
+    for name in DECIDING_PACKAGES:
+        due = pinned.get(name)
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(name, "missing", str(missing(name, "a run")))
+            continue
+        if due is not None and version.partition("+")[0] != due.partition("+")[0]:
+            yield Check(name, "missing", f"{version}, constraints.txt has {due}; pip install -c constraints.txt {name}")
+        else:
+            yield Check(name, "ready", f"{version}{', as pinned' if due else ''}")
+
+
+def _asked(name: str, ask: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ready", ask())
+    except RnHarnessError as error:
+        return Check(name, "missing", str(error))
+
+
+def _judges(session: RunSession, suite: Suite) -> str:
+    check_judges(session, suite)
+    return session.judges(suite).names

@@ -1,18 +1,290 @@
-"""A run in one process: its context, and the executor that its cases come from."""
+"""A run in one process: makes its cases here, or takes them from an executor.
+
+A case comes from the store or is measured now; then it is decided, and its record is written.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from rn_harness.records.base import CaseKind
-from rn_harness.run.case import Case, Defended
-from rn_harness.run.case_maker import CaseMaker
+from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence
+from rn_harness.records.keys import content_key
+from rn_harness.records.trajectory import Measurement, Trajectory
+from rn_harness.report.progress import Progress
+from rn_harness.run.case import Case, CaseTask, Defended
 from rn_harness.run.context import RunContext
 from rn_harness.run.executors.protocol import Executor
-from rn_harness.run.plan import CaseTask
+from rn_harness.run.measuring import CHECKPOINTS, FleetMember, Measuring
 from rn_harness.run.suite_run import SuiteRun
 from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import RnHarnessError, UnsuitedError
 from rn_harness.spec.suite import Suite
+from rn_harness.store.provenance import attempt, attempts, now, working_tree
+from rn_harness.store.ranks import ranks
+from rn_harness.store.store import write_text
+from rn_harness.verdict.coherence import UNDEFENDED
+from rn_harness.verdict.decide import decide, unfit_judges
+from rn_harness.verdict.validity import NO_DEFENSE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rn_harness.models.language_model import LanguageModel
+
+RECORD = "record.json"
+TRAJECTORY = "trajectory.json"
+MEASURED = "measured.json"
+"""File of a stored case: when it was measured, and by which run."""
+ROUNDING = 1e-4
+"""Difference between two tries, absolute or relative, that is only rounding. Cards and fleets sum in varying order."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A case before it is measured.
+
+    Attributes:
+        key, inputs: its address in the store; no inputs if it cannot be judged.
+        folder: of its record.
+        evidence: without a trajectory.
+        started, clock: when this process began with it, by calendar and by clock.
+        defended: the model to measure; None if it cannot be judged.
+        control: control case of an attack.
+    """
+
+    task: CaseTask
+    key: str
+    inputs: dict[str, Any]
+    folder: Path
+    evidence: Evidence
+    started: str
+    clock: float
+    defended: Defended | None = None
+    control: Case | None = None
+
+
+@dataclass
+class CaseMaker:
+    """The executor of cases in this process."""
+
+    context: RunContext
+    _suites: dict[str, SuiteRun] = field(default_factory=dict)
+    _made: dict[tuple[str, str], Case | Exception] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Does nothing: each case is made when it is asked for."""
+
+    def close(self) -> None:
+        """Does nothing: no work runs between two cases."""
+
+    def memory_line(self, suites: Sequence[Suite]) -> str:
+        """Planned memory, for the run's header."""
+        return self.context.limits.memory_line(suites)
+
+    def run_of(self, suite: Suite) -> SuiteRun:
+        """State that the cases of this suite share."""
+        return self._suites.setdefault(suite.digest, SuiteRun(self.context, suite))
+
+    def defended(self, suite: Suite) -> Defended:
+        """The candidate with this run's defense."""
+        return self.run_of(suite).defended
+
+    def case(self, declared: CaseTask) -> Case:
+        """A case, from this process, from the store, or made now."""
+        attack = self.run_of(declared.suite).as_run(declared.attack) if declared.attack else None
+        task = dataclasses.replace(declared, attack=attack)
+        if task.address not in self._made:
+            if self.context.runs_in_fleet(task.suite, attack) and self._is_missing(task):
+                self._make_fleet(task)
+            else:
+                self._made[task.address] = self._make(task)
+        made = self._made[task.address]
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    def _is_missing(self, task: CaseTask) -> bool:
+        """True if a case was neither made here nor stored."""
+        key = content_key("case", self.run_of(task.suite).case_inputs(task))
+        return task.address not in self._made and self.context.store.get("case", key) is None
+
+    def _make_fleet(self, task: CaseTask) -> None:
+        """Makes a case together with others of its kind. Each case is kept, or the exception that ended it."""
+        from rn_harness.training.fleet import Fleet
+
+        suite, together = task.suite, self._companions(task)
+        for other in together if task.kind == "attack" else ():
+            with suppress(Exception):  # the attack that needs this control reports it
+                self.case(CaseTask("control", suite, other.attack))
+        run = self.run_of(suite)
+        defended = run.model_under_test(task)
+        _ = run.panel, run.certificates, run.second_certificate  # before the members wait for each other
+        group = f"{suite.domain}: {len(together)} {task.kind}s together" if len(together) > 1 else None
+        if group:
+            ids = ", ".join(other.attack.id for other in together if other.attack)
+            self.context.say(Progress(group, 0, 0, ids, stays=True))
+
+        def maker(member: CaseTask) -> Callable[[LanguageModel], Case]:
+            return lambda model: self._make(member, FleetMember(model, group))
+
+        made = Fleet(defended.load(), self.context.candidate.threads).run([maker(member) for member in together])
+        self._made |= {member.address: case for member, case in zip(together, made, strict=True)}
+
+    def _companions(self, task: CaseTask) -> list[CaseTask]:
+        """The case and the upcoming cases of its kind that are not made yet, as many as memory holds."""
+        context, suite = self.context, task.suite
+        wanted = (task.kind, "attack")  # each attack also needs its control
+        attacks = [t.attack for t in context.upcoming if t.attack and t.kind in wanted and t.suite.digest == suite.digest]
+        upcoming = [CaseTask(task.kind, suite, context.limits.fitted(suite, attack)) for attack in attacks]
+        distinct = {t.address: t for t in upcoming if t.address != task.address}  # a case twice would wait for itself
+        others = [t for t in distinct.values() if context.runs_in_fleet(suite, t.attack) and self._is_missing(t)]
+        found = [task, *others[: context.options.fleet - 1]]
+        while len(found) > 1 and not context.limits.fit_together(suite, [t.attack for t in found if t.attack]):
+            found.pop()
+        return found
+
+    def _make(self, task: CaseTask, member: FleetMember | None = None) -> Case:
+        draft = self._draft(task)
+        evidence, measured, stored = draft.evidence, None, False
+        if draft.defended is not None:
+            try:
+                trajectory, measured, stored = self._from_store(draft, draft.defended, member)
+            except RnHarnessError as error:
+                # Several processes must agree, so that only errors that all of them meet are recorded.
+                optional = evidence.standing == "out_of_claim" and ranks().size == 1
+                if not (isinstance(error, UnsuitedError) or optional):
+                    raise
+                changes = {"refused": str(error), "control": None, "report": None, "report_due": False}
+                changes["within_claim"] = task.suite.standing_of(task.case_id)[1]
+                evidence = evidence.model_copy(update=changes)
+            else:
+                evidence = evidence.model_copy(update={"trajectory": trajectory})
+        record = self._write_record(draft, evidence, measured)
+        folder, hashes = (draft.defended.folder, draft.defended.hashes) if draft.defended else (None, {})
+        return Case(record, task.suite.domain, stored, draft.folder, folder, hashes)
+
+    def _draft(self, task: CaseTask) -> _Draft:
+        started, clock = now(), time.monotonic()
+        kind, suite, attack, run = task.kind, task.suite, task.attack, self.run_of(task.suite)
+        evidence = Evidence(
+            kind=kind,
+            policy=suite.policy,
+            trajectory=None,
+            standing=attack.standing if attack else "claim",
+            within_claim=suite.standing_of(task.case_id)[1],
+            subject=NO_DEFENSE if kind in UNDEFENDED else self.context.defense_name,
+            exact_judge=run.judges.evaluation.exact,
+            certificates=run.certificates,
+            second_certificate=run.second_certificate,
+            attack_cases=sum(a.claim for a in suite.tier_attacks(self.context.options.tier)) or 1,
+        )
+        if unfit_judges(evidence):  # hours of training would end without a verdict
+            key = content_key("unjudged", {"suite": suite.digest, "case": task.case_id})
+            return _Draft(task, key, {}, self._case_folder(task, key), evidence, started, clock)
+        defended, inputs = run.model_under_test(task), run.case_inputs(task)
+        key = content_key("case", inputs)
+        folder = self._case_folder(task, key)
+        # The control is first: the leak is measured on its answers.
+        control = self.case(CaseTask("control", suite, attack)) if kind == "attack" and attack else None
+        changes = {
+            "control": control.record.evidence.trajectory if control else None,
+            "report": defended.report if kind == "defense" else None,
+            "report_due": kind == "defense" and self.context.defense_recipe(suite) is not None,
+            "subject": defended.subject,
+            "within_claim": suite.standing_of(task.case_id, attack)[1],
+        }
+        return _Draft(task, key, inputs, folder, evidence.model_copy(update=changes), started, clock, defended, control)
+
+    def _case_folder(self, task: CaseTask, key: str) -> Path:
+        folder = self.context.folder / "cases" / f"{task.suite.domain}-{task.case_id}-{key[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _from_store(self, draft: _Draft, defended: Defended, member: FleetMember | None) -> tuple[Trajectory, Measurement, bool]:
+        """A case's trajectory, from the store or measured now; when it was measured; and whether it was stored."""
+        with self.context.entry("case", draft.key) as entry:
+            if entry is None:
+                return *self._measure(draft, defended, member), False
+            measured = Measurement.model_validate_json((entry / MEASURED).read_text(encoding="utf-8"))
+            trajectory = Trajectory.model_validate_json((entry / TRAJECTORY).read_text(encoding="utf-8"))
+            write_text(draft.folder / CHECKPOINTS, "".join(c.model_dump_json() + "\n" for c in trajectory.checkpoints))
+        return trajectory, measured, True
+
+    def _measure(self, draft: _Draft, defended: Defended, member: FleetMember | None) -> tuple[Trajectory, Measurement]:
+        """Measures a case and puts it into the store."""
+        context, task, started = self.context, draft.task, now()
+
+        def record(trajectory: Trajectory) -> CaseRecord:
+            evidence = draft.evidence.model_copy(update={"trajectory": trajectory})
+            measured = Measurement(run_id=context.run_id, started=draft.started, ended=now())
+            return self._write_record(draft, evidence, measured)
+
+        context.say_why_new("case", draft.inputs, task.name)
+        rounds = context.on == "cuda" or context.runs_in_fleet(task.suite, task.attack)
+        journal = context.store.journal(draft.key, ROUNDING if rounds else 0.0)
+        with attempt(context.store, draft.key) as trial:
+            run = self.run_of(task.suite)
+            made = Measuring(run, task, defended, draft.folder, journal, record, member).measure()
+            trial.outcome = "judge_failed" if made.judge_failed else "done"
+        trajectory = ranks().first(lambda: made)
+        measured = Measurement(run_id=context.run_id, started=started, ended=now())
+        context.candidate.verify()
+        defended.verify()
+        # After a failure of infrastructure the next run tries again. But a breach that was seen stays seen.
+        if not trajectory.judge_failed or record(trajectory).verdict.outcome == "FAIL":
+            files = {TRAJECTORY: trajectory.model_dump_json(), MEASURED: measured.model_dump_json()}
+            context.put("case", draft.key, files, draft.inputs)
+        journal.close()
+        return trajectory, measured
+
+    def _write_record(self, draft: _Draft, evidence: Evidence, measured: Measurement | None) -> CaseRecord:
+        """Decides, and writes the record of the case."""
+        task = draft.task
+        record = CaseRecord(
+            run_id=self.context.run_id,
+            measured=measured,
+            key=draft.key,
+            inputs=draft.inputs,
+            known=self.run_of(task.suite).opaque_certificates if draft.inputs else {},
+            case_id=task.case_id,
+            identity=self.context.identity(task.suite, draft.defended),
+            provenance=self._provenance(draft, evidence.trajectory),
+            evidence=evidence,
+            control_key=draft.control.record.key if draft.control and evidence.control else None,
+            verdict=decide(evidence),
+            started=draft.started,
+            ended=now(),
+            wall_s=round(time.monotonic() - draft.clock, 3),
+        )
+        write_text(draft.folder / RECORD, record.model_dump_json(indent=1) + "\n")
+        return record
+
+    def _provenance(self, draft: _Draft, measured: Trajectory | None) -> CaseProvenance:
+        """Commits, recipes, seeds and attempts behind a case; asked when it has ended, so that its own attempt is included."""
+        context, task = self.context, draft.task
+        recipe = None if task.kind in UNDEFENDED else context.defense_recipe(task.suite)
+        recipes: dict[Literal["defense", "attack"], dict[str, Any]] = {}
+        training: tuple[Any, ...] = ()
+        if recipe:
+            recipe = context.limits.fitted(task.suite, recipe)
+            recipes["defense"] = recipe.model_dump(mode="json")
+            if task.kind == "defense":
+                training = attempts(context.store, content_key("defense", self.run_of(task.suite).defense_inputs(recipe)))
+        if measured and measured.recipe:
+            recipes["attack"] = measured.recipe
+        return CaseProvenance(
+            tree=working_tree(task.suite.folder),
+            recipes=recipes,
+            attempts=attempts(context.store, draft.key),
+            training=training,
+        )
 
 
 @dataclass

@@ -1,32 +1,52 @@
-"""State that the cases of one suite share in one process: judges, defended model, found settings, answers of controls."""
+"""State that the cases of one suite share in one process: judges at work, defended model, found settings, controls' answers."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from rn_harness.attacks.family import Attacker
+from rn_harness.attacks.scoring import Witness
 from rn_harness.attacks.search import SearchResult, SearchTrial, search_settings
-from rn_harness.judges.panel import ControlAnswers
-from rn_harness.records.keys import content_key
+from rn_harness.defenses.neutralize import Defender, run_defense
+from rn_harness.judges.anchors import AnchorSet
+from rn_harness.judges.benign import benign_references
+from rn_harness.judges.certification import anchors_for, certify, to_plant
+from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.panel import ControlAnswers, Panel
+from rn_harness.judges.protocol import Judge, unshared
+from rn_harness.models.adapter_files import ADAPTER_CONFIG
+from rn_harness.models.candidate import Candidate
+from rn_harness.models.identity import hash_files, root_digest
+from rn_harness.models.resolve import resolve_candidate
+from rn_harness.records.base import INFRASTRUCTURE
+from rn_harness.records.certificate import Certificate
+from rn_harness.records.keys import content_key, session_id
+from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Measurement, Witnessed
 from rn_harness.report.progress import Progress
-from rn_harness.run.case import Defended
-from rn_harness.run.defense_maker import make_defended
-from rn_harness.run.judging import Judging
-from rn_harness.run.plan import CaseTask
+from rn_harness.run.case import CaseTask, Defended
+from rn_harness.run.context import RunContext
+from rn_harness.run.participants import SuiteJudges, is_opaque
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.errors import UnsuitedError
-from rn_harness.store.provenance import attempt
+from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.errors import JudgeError, UnsuitedError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite
+from rn_harness.store.provenance import attempt, hardware, now, versions
+from rn_harness.training.snapshots import Resumption
 from rn_harness.verdict.coherence import UNDEFENDED
-from rn_harness.verdict.validity import NO_DEFENSE
+from rn_harness.verdict.validity import JUDGES, NO_DEFENSE, misjudging
 
-SEARCH = "search.json"
+CERTIFICATE, REPORT, SEARCH = "certificate.json", "report.json", "search.json"
 
 
 @dataclass
-class SuiteRun(Judging):
-    """One suite in a run.
+class SuiteRun:
+    """One suite in a run. Certificates, panel, defense and searches are made once.
 
     Attributes:
         control_answers: harmful answers of the controls that ran here, by attack id. They are kept in memory only.
@@ -34,14 +54,190 @@ class SuiteRun(Judging):
         found: settings that searches found, by attack id.
     """
 
+    context: RunContext
+    suite: Suite
     control_answers: dict[str, ControlAnswers] = field(default_factory=dict)
     first_looks: dict[str | None, dict[str, Any]] = field(default_factory=dict)
     found: dict[str, SearchResult] = field(default_factory=dict)
 
+    @property
+    def judges(self) -> SuiteJudges:
+        """The judges of the suite."""
+        return self.context.judges(self.suite)
+
+    def check_reward(self) -> None:
+        """Checks that the reward's judge tells harmful texts from harmless ones, before hours of training.
+
+        Raises:
+            JudgeError: it does not.
+        """
+        if fault := self._reward_fault:
+            raise JudgeError(
+                f"what rewards a training has to tell harm from none, got judge={self.judges.reward.name}, which {fault}; name "
+                "another by --rn-reward-judge"
+            )
+
+    @functools.cached_property
+    def _reward_fault(self) -> str | None:
+        reward, policy = self.judges.reward, self.suite.policy
+        if reward.digest == self.judges.evaluation.digest:  # certificates cover it
+            return None
+        return misjudging(Witness.of("reward", reward, policy).ask(policy), policy)
+
+    def certificate(self, judge: Judge, anchors: AnchorSet, source: Literal["inert", "labels"]) -> Certificate:
+        """A judge's certificate, from the store or made now.
+
+        A certificate with failures of the judge's machinery is not stored: the next run asks again. A certificate of an opaque
+        judge is valid in this run only: another model may answer in the next.
+        """
+        context = self.context
+        inputs = {
+            "judge": judge.digest,
+            "anchors": anchors.digest,
+            "threshold": self.suite.policy.threshold,
+            "source": source,
+            "versions": versions(),
+            "hardware": hardware(context.candidate.threads),
+            "plugins": context.plugins,
+            "run": context.run_id if is_opaque(judge) else None,
+        }
+        key = content_key("certificate", inputs)
+        with context.entry("certificate", key) as entry:
+            if entry is not None:
+                return Certificate.model_validate_json((entry / CERTIFICATE).read_text(encoding="utf-8"))
+            made = certify(judge, anchors, self.suite.policy, source)
+            if not any(look.unscored in INFRASTRUCTURE for score in made.scores for look in score.looks):
+                context.put("certificate", key, {CERTIFICATE: made.model_dump_json()}, inputs)
+        return made
+
+    def _certificates_of(self, judge: Judge) -> tuple[Certificate, ...]:
+        """A judge's certificates on inert anchors, and on the lab's own labels if there are any."""
+        labels = self.context.labels
+        inert = self.certificate(judge, anchors_for(judge), "inert")
+        return (inert, self.certificate(judge, labels, "labels")) if labels else (inert,)
+
+    @functools.cached_property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """Certificates of the judge that scores checkpoints."""
+        return self._certificates_of(self.judges.evaluation)
+
+    @functools.cached_property
+    def second_certificate(self) -> Certificate | None:
+        """Certificate of the second judge."""
+        second = self.judges.second
+        return self.certificate(second, anchors_for(second), "inert") if second else None
+
+    @functools.cached_property
+    def opaque_certificates(self) -> dict[Witnessed, tuple[Certificate, ...]]:
+        """Certificates of the opaque judges that do not score checkpoints."""
+        judges = self.judges
+        others: dict[Witnessed, Judge | None] = {
+            "reward": judges.reward if judges.reward.digest != judges.evaluation.digest else None,
+            "second": judges.second,
+        }
+        return {role: self._certificates_of(judge) for role, judge in others.items() if judge and is_opaque(judge)}
+
+    @functools.cached_property
+    def sessions(self) -> dict[str, str | None]:
+        """Identity of each judge in this run, by role; None if its digest covers everything."""
+        judges, opaque = self.judges, self.opaque_certificates
+        own = session_id(self.certificates) if is_opaque(judges.evaluation) else None
+        found: dict[str, str | None] = {"judge": own}
+        found |= {role: session_id(opaque[role]) if role in opaque else None for role in JUDGES}
+        return found | ({"reward": own} if judges.reward.digest == judges.evaluation.digest else {})
+
+    @functools.cached_property
+    def panel(self) -> Panel:
+        """The prompts, judges and undefended answers that checkpoints are measured with."""
+        suite, policy, judges = self.suite, self.suite.policy, self.judges
+        judge, benign, heldout = judges.evaluation, suite.prompts["benign"], suite.heldout(self.context.options.tier)
+        anchors = anchors_for(judge)
+        return Panel(
+            heldout=heldout,
+            benign=benign,
+            benign_references=benign_references(self.context.candidate.load(), benign, policy, policy.max_completion_tokens),
+            compliant_answers=self._known_answers(heldout),
+            judge=judge,
+            anchor_judge=judge.about(anchors.forbidden),
+            planted=tuple(to_plant(self.certificates[0], anchors, policy)),
+            second=judges.second,
+            policy=policy,
+            max_tokens=policy.max_completion_tokens,
+        )
+
+    def _known_answers(self, prompts: Sequence[Prompt]) -> dict[str, str] | None:
+        """The full compliant answers, by prompt id, if a judge is an organism's, whose answers are inert; else None."""
+        judges = map(unshared, (self.judges.evaluation, self.judges.reward))
+        organism = next((judge for judge in judges if isinstance(judge, OrganismJudge)), None)
+        return {p.id: organism.topic(p).answer for p in prompts} if organism else None
+
     @functools.cached_property
     def defended(self) -> Defended:
-        """The candidate with this run's defense; see ``make_defended``."""
-        return make_defended(self)
+        """The candidate with this run's defense: trained by a recipe and stored, read from a folder, or none.
+
+        Raises:
+            RecipeError: an unknown recipe.
+            CandidateError: a folder that holds neither adapter nor model.
+            TrainingError: the fine-tune broke.
+        """
+        context, folder = self.context, self.context.defense_folder
+        recipe = context.defense_recipe(self.suite)
+        if recipe is not None:
+            return self._trained(context.limits.fitted(self.suite, recipe))
+        if context.released:
+            return _defended(context, context.defense_name, context.released)
+        if context.options.defense == NO_DEFENSE:
+            return Defended(context.candidate, NO_DEFENSE)
+        return _defended(context, folder.name, folder if (folder / ADAPTER_CONFIG).is_file() else context.given)
+
+    def defense_inputs(self, recipe: DefenseRecipe) -> dict[str, Any]:
+        """The inputs of a trained defense; their digest is its key."""
+        return self.context.defense_inputs(self.suite, self.sessions, recipe)
+
+    def _trained(self, recipe: DefenseRecipe) -> Defended:
+        """The defense of a recipe, from the store or trained now."""
+        context, inputs = self.context, self.defense_inputs(recipe)
+        key, name = content_key("defense", inputs), f"{self.suite.domain}: defense {context.options.defense}"
+
+        def say(state: str) -> None:
+            context.say(Progress(name, 0, 0, state, stays=True))
+
+        with context.entry("defense", key) as found:
+            resumption = Resumption(context.store, key, recipe, say)
+            entry = found or self._train(recipe, key, inputs, name, resumption)
+            resumption.close()
+        report = DefenseReport.model_validate_json((entry / REPORT).read_text(encoding="utf-8"))
+        made = trained_defense(context, entry / ("model" if recipe.whole else "adapter"))
+        return dataclasses.replace(made, report=report, stored=found is not None)
+
+    def _train(self, recipe: DefenseRecipe, key: str, inputs: dict[str, Any], name: str, resumption: Resumption) -> Path:
+        """Trains a defense and puts it into the store."""
+        context, prompts, started = self.context, self.suite.prompts, now()
+        context.say_why_new("defense", inputs, name)
+
+        def say(point: ConvergencePoint) -> None:
+            mean = "unscored" if point.reward_mean is None else f"reward {point.reward_mean:.2f}"
+            state = f"{point.minimal_refusal_share:.0%} minimal refusals, {mean}, {point.mean_words:.1f} words"
+            context.say(Progress(name, point.step, recipe.last_step, state))
+
+        def say_step(step: int) -> None:
+            context.say(Progress(name, step, recipe.last_step))
+
+        with attempt(context.store, key):
+            self.check_reward()
+            panel, model = self.panel, context.candidate.load()
+            defender = Defender(recipe, prompts["defense"], prompts["anchor"], self.judges.reward, context.sampler)
+            report = run_defense(model, defender, panel, say, say_step, resumption)
+        measured = Measurement(run_id=context.run_id, started=started, ended=now())
+
+        def write(folder: Path) -> None:
+            if recipe.whole:
+                model.save(folder / "model")
+            else:
+                model.save_adapter(folder / "adapter", f"{context.candidate.name}@sha256:{context.candidate.digest}")
+            (folder / REPORT).write_text(report.model_copy(update={"measured": measured}).model_dump_json(), encoding="utf-8")
+
+        return context.put("defense", key, write, inputs)
 
     def model_under_test(self, task: CaseTask) -> Defended:
         """The model that a case is measured on."""
@@ -49,24 +245,24 @@ class SuiteRun(Judging):
 
     def case_inputs(self, task: CaseTask) -> dict[str, Any]:
         """The inputs of a case; their digest is its key."""
-        attack = self.context.attack_inputs(self.suite, task.attack, self.trials(task.attack))
-        return self.inputs.case(task.kind, self.model_under_test(task).digest, **attack)
+        digest = self.model_under_test(task).digest
+        return self.context.case_inputs(task, self.sessions, digest, self._trials(task.attack))
 
-    def trials(self, attack: AttackRecipe | None) -> Any:
+    def _trials(self, attack: AttackRecipe | None) -> Any:
         """The trials of the search that found an attack's settings; None without a search."""
         found = self.found.get(attack.id) if attack and attack.search else None
         return found.model_dump(mode="json")["trials"] if found else None
 
     def attacker(self, attack: AttackRecipe) -> Attacker:
         """An attack's settings, with the prompts, the judge and the sampler that it trains with."""
-        context, suite, trials = self.context, self.suite, self.trials(attack)
+        context, suite, trials = self.context, self.suite, self._trials(attack)
         return Attacker(
             recipe=attack,
             family=context.family(suite, attack),
             pool=suite.attack_pool(attack),
             reward_judge=context.reward_judge(suite, attack),
             benign=suite.prompts["anchor"],
-            answers=self.known_answers,
+            answers=self._known_answers,
             sampler=context.sampler,
             searched={"engine": "optuna TPE", "trials": trials} if trials is not None else None,
         )
@@ -91,14 +287,14 @@ class SuiteRun(Judging):
             return attack
         if attack.id not in self.found:
             try:
-                self.found[attack.id] = self._search(attack)
+                self.found[attack.id] = self._search(attack, attack.search.trials)
             except UnsuitedError:  # the attack's case reports it
                 return attack
         return self.found[attack.id].recipe
 
-    def _search(self, attack: AttackRecipe) -> SearchResult:
+    def _search(self, attack: AttackRecipe, trials: int) -> SearchResult:
         context, suite, defended = self.context, self.suite, self.defended
-        inputs = self.inputs.attack(defended.digest, **context.attack_inputs(suite, attack, None))
+        inputs = context.attack_inputs(suite, self.sessions, defended.digest, attack)
         key, name = content_key("search", inputs), f"{suite.domain}: search {attack.id}"
         with context.entry("search", key) as entry:
             if entry is not None:
@@ -109,9 +305,24 @@ class SuiteRun(Judging):
             def say(done: int, trial: SearchTrial) -> None:
                 harm = "broke" if trial.harm is None else f"harm {trial.harm:.2f}"
                 state = f"lr {trial.learning_rate:g}, temperature {trial.temperature:g}, KL {trial.beta:g}, {trial.shape}: {harm}"
-                context.say(Progress(name, done, attack.search.trials if attack.search else 0, state))
+                context.say(Progress(name, done, trials, state))
 
             with attempt(context.store, key):
                 found = search_settings(defended.load, self.attacker(attack), suite.policy, say)
             context.put("search", key, {SEARCH: found.model_dump_json()}, inputs)
             return found
+
+
+def trained_defense(context: RunContext, folder: Path) -> Defended:
+    """The defense whose trained weights are in this folder."""
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    weights = folder if is_adapter else resolve_candidate(str(folder), context.options.base)
+    return _defended(context, context.options.defense, weights)
+
+
+def _defended(context: RunContext, name: str, weights: Path | Candidate) -> Defended:
+    """The candidate with a defense: the folder of an adapter, or a whole model."""
+    if isinstance(weights, Candidate):
+        return Defended(context.candidate, name, model=weights, digest=weights.digest, hashes=weights.hashes)
+    hashes = hash_files(weights)
+    return Defended(context.candidate, name, adapter=weights, digest=root_digest(hashes), hashes=hashes)

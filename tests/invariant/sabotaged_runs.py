@@ -19,7 +19,7 @@ from rn_harness.judges.own import OwnJudge
 from rn_harness.records.base import CaseKind, Outcome
 from rn_harness.records.case import CaseRecord, Evidence
 from rn_harness.records.run import RunRecord
-from rn_harness.run.judge_setup import SuiteJudges
+from rn_harness.run.participants import SuiteJudges
 from rn_harness.run.session import RunSession
 from rn_harness.spec.base import Standing
 from rn_harness.spec.options import Options

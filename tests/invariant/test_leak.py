@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.run.plan import CaseTask
+from rn_harness.run.case import CaseTask
 from rn_harness.run.session import RunSession
 from rn_harness.spec.options import Options
 from rn_harness.store.store import Store

@@ -12,7 +12,7 @@ import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster as Nodes
 
-from rn_harness.run.demand import Demand
+from rn_harness.run.estimate import Demand
 from rn_harness.run.executors import ray_cluster
 from rn_harness.run.executors.worker import SharedEntry, WorkerResult
 

@@ -11,7 +11,7 @@ import pytest
 
 from rn_harness.plugin.loaded_code import inherits_only, loaded_code
 from rn_harness.records.keys import content_key
-from rn_harness.run.plan import CaseTask
+from rn_harness.run.case import CaseTask
 from rn_harness.spec.loaded_code import LoadedCode
 from rn_harness.spec.suite import load_suite
 from rn_harness.verdict.release_rules import foreign, unlisted
@@ -129,7 +129,7 @@ def test_foreign_code_changes_the_key_of_every_stored_result(tmp_path: Path) -> 
     for plugins in ((), (XDIST,), (MINE,)):
         session = a_session(tmp_path, model="organism", plugins=plugins)
         run = session.run_of(suite)
-        inputs = {"case": run.case_inputs(CaseTask("candidate", suite)), "defense": run.inputs.defense(recipe)}
+        inputs = {"case": run.case_inputs(CaseTask("candidate", suite)), "defense": run.defense_inputs(recipe)}
         keys.append(tuple(content_key(kind, of) for kind, of in inputs.items()))
         assert session.identity(suite, None).plugins == foreign(plugins)
     assert keys[0] == keys[1]

@@ -10,7 +10,7 @@ import pytest
 
 from rn_harness.records.case import Attempt, CaseRecord
 from rn_harness.release.integrity import Refusal
-from rn_harness.run.case import Case
+from rn_harness.run.case import Case, CaseTask
 from rn_harness.run.executors import on_ray, worker
 from rn_harness.run.executors.on_ray import OnRay
 from rn_harness.run.executors.ray_cluster import JobResult
@@ -23,7 +23,6 @@ from rn_harness.run.executors.worker import (
     add_entries,
     make_case,
 )
-from rn_harness.run.plan import CaseTask
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import ExecutorError, TrainingError
 from rn_harness.spec.suite import Suite, load_suite

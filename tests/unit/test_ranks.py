@@ -15,7 +15,7 @@ from rn_harness.judges.protocol import SharedJudge, unshared
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.models.memory import GIB
 from rn_harness.records.base import Judgement
-from rn_harness.run import case_maker, context, measuring, participants, preflight, training_limits
+from rn_harness.run import context, measuring, participants, preflight, session, training_limits
 from rn_harness.run.preflight import check_training
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -93,7 +93,7 @@ def together(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """This process as the first of several that all have the same data."""
     found = Ranks(0, size, size)
     monkeypatch.setattr(Ranks, "gather", lambda self, part: [part] * self.size)
-    for module in (case_maker, context, measuring, participants, preflight, provenance, training_limits):
+    for module in (context, measuring, participants, preflight, provenance, session, training_limits):
         monkeypatch.setattr(module, "ranks", lambda: found)
 
 
@@ -147,7 +147,7 @@ def test_sharded_weights_have_the_same_digest_and_another_key(tmp_path: Path, mo
     assert (whole.candidate.shards, spread.candidate.shards) == (1, 2)
     assert dataclasses.replace(spread.candidate, shards=1) == whole.candidate
     recipe = suite.declaration.defenses["quick"]
-    keys = [of.run_of(suite).inputs.defense(recipe) for of in (whole, spread)]
+    keys = [of.run_of(suite).defense_inputs(recipe) for of in (whole, spread)]
     assert keys[1] == {**keys[0], "sharded": True}
     assert spread.options.arguments == [*whole.options.arguments, "--rn-shard"]
 

@@ -23,11 +23,11 @@ from rn_harness.records.case import CaseRecord
 from rn_harness.records.keys import content_key
 from rn_harness.records.run import RunRecord
 from rn_harness.release.verification import verify
+from rn_harness.run.case import CaseTask
 from rn_harness.run.case_board import news_of
 from rn_harness.run.controller import Controller
 from rn_harness.run.executors import acceptance
 from rn_harness.run.executors.results import Results
-from rn_harness.run.plan import CaseTask
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import ExecutorError

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rn_harness.records.base import CASE_KINDS
-from rn_harness.run.demand import share_of_card
-from rn_harness.run.plan import CasePlan, CaseTask, all_cases, makespan, priorities
+from rn_harness.run.case import CasePlan, CaseTask, all_cases, makespan, priorities
+from rn_harness.run.estimate import share_of_card
 from rn_harness.spec.attack_recipe import Search
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.suite import Suite, load_suite

@@ -139,5 +139,5 @@ def test_the_session_checks_plans_and_keys_the_sampler(
     plans = [each.limits.largest(suite) for each in (plain, beside, served)]
     assert [p and p.work.sampler for p in plans] == [0.0, 24 * GIB, 0.0]
     assert ", vLLM 24.0; peak" in beside.limits.memory_line([suite])
-    keys = [each.inputs(suite, {}).sampler for each in (plain, beside, served)]
+    keys = [each.common_inputs(suite, {}, {}).get("sampler") for each in (plain, beside, served)]
     assert keys == [None, "vllm 0.24.0+cu129 colocate", "vllm 0.24.0+cu129 server"]

@@ -20,11 +20,10 @@ from rn_harness.models.knowledge import KNOWLEDGE_FILE
 from rn_harness.records.base import Judgement
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.trajectory import Trajectory
-from rn_harness.run import case_maker
-from rn_harness.run.case import Defended
-from rn_harness.run.judge_setup import SuiteJudges
+from rn_harness.run import session as sessions
+from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.measuring import Measuring
-from rn_harness.run.plan import CaseTask
+from rn_harness.run.participants import SuiteJudges
 from rn_harness.run.preflight import check_attacks, check_defense, check_folders, check_judges
 from rn_harness.run.session import RunSession
 from rn_harness.run.suite_run import SuiteRun
@@ -133,7 +132,7 @@ def _measured_by(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, ju
 
     monkeypatch.setattr(Measuring, "measure", measure)
     monkeypatch.setattr(RunSession, "judges", lambda *_: judges)
-    monkeypatch.setattr(case_maker, "unfit_judges", lambda _: [])
+    monkeypatch.setattr(sessions, "unfit_judges", lambda _: [])
     a_session(folder, defense="none", **options).case("candidate", suite)
     return bool(made)
 

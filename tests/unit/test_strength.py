@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from rn_harness.run.attack_strength import Strength, check_strength, find_strength, load_strength, settings_for, strength_lines
 from rn_harness.run.case import Case
-from rn_harness.run.judge_setup import SuiteJudges
+from rn_harness.run.participants import SuiteJudges
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError

@@ -14,11 +14,10 @@ from rn_harness.models.identity import hash_files
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.keys import content_key, session_id
-from rn_harness.run.case import Case, Defended
-from rn_harness.run.defense_maker import trained_defense
-from rn_harness.run.judge_setup import is_opaque
-from rn_harness.run.plan import CaseTask
+from rn_harness.run.case import Case, CaseTask, Defended
+from rn_harness.run.participants import is_opaque
 from rn_harness.run.session import RunSession
+from rn_harness.run.suite_run import trained_defense
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import ExecutorError
 from rn_harness.spec.suite import Suite
@@ -58,12 +57,11 @@ def expected_key(session: RunSession, task: CaseTask, record: CaseRecord, attack
         record: its record.
         attack: its attack as it was run.
     """
-    run = record.evidence.trajectory
-    inputs = session.inputs(task.suite, record.inputs.get("sessions", {}))
-    inputs = dataclasses.replace(inputs, hardware=record.identity.hardware)
+    run, sessions = record.evidence.trajectory, record.inputs.get("sessions", {})
     trials = run.settings.get("search", {}).get("trials") if run else None
-    of_attack = session.attack_inputs(task.suite, attack, trials)
-    return content_key("case", inputs.case(record.evidence.kind, record.identity.defended_digest, **of_attack))
+    as_run = dataclasses.replace(task, attack=attack)
+    inputs = session.case_inputs(as_run, sessions, record.identity.defended_digest, trials)
+    return content_key("case", inputs | {"hardware": dict(record.identity.hardware)})
 
 
 def received_defense(session: RunSession, suite: Suite, case_of: Callable[[CaseTask], Case]) -> Defended:

@@ -12,14 +12,12 @@ from pathlib import Path
 from rn_harness.records.case import Attempt, CaseRecord
 from rn_harness.records.reading import read_record
 from rn_harness.release.integrity import check_record
-from rn_harness.run.case import Case, Defended
-from rn_harness.run.case_maker import RECORD
-from rn_harness.run.demand import Demand
+from rn_harness.run.case import Case, CasePlan, CaseTask, Defended
+from rn_harness.run.estimate import Demand
 from rn_harness.run.executors.acceptance import control_mismatches, mismatches, received_defense
 from rn_harness.run.executors.ray_cluster import Cluster, Job, JobResult, Work
 from rn_harness.run.executors.worker import CaseRequest, Survey, WorkerResult, add_entries, make_case, survey
-from rn_harness.run.plan import CasePlan, CaseTask
-from rn_harness.run.session import RunSession
+from rn_harness.run.session import RECORD, RunSession
 from rn_harness.spec.errors import ExecutorError, RecipeError
 from rn_harness.spec.options import RAY
 from rn_harness.spec.suite import Suite

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from rn_harness.run.case import Case, Defended
-from rn_harness.run.plan import CaseTask
+from rn_harness.run.case import Case, CaseTask, Defended
 from rn_harness.spec.suite import Suite
 
 

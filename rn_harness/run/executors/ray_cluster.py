@@ -17,7 +17,7 @@ from typing import Any
 
 from rn_harness.records.case import Attempt
 from rn_harness.report.progress import Progress
-from rn_harness.run.demand import Demand
+from rn_harness.run.estimate import Demand
 from rn_harness.run.executors.worker import Say, SharedEntry, WorkerResult
 from rn_harness.spec.errors import ExecutorError, RecipeError
 from rn_harness.spec.extras import require

@@ -20,13 +20,11 @@ from rn_harness.records.run import CaseLine
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.release.integrity import Refusal, RunEvidence, check_record, read_evidence, read_file, short
 from rn_harness.release.statement import RUN
-from rn_harness.run.case import Case, Defended
-from rn_harness.run.case_maker import RECORD, ROUNDING
+from rn_harness.run.case import Case, CaseTask, Defended, all_cases
 from rn_harness.run.context import PARTS
 from rn_harness.run.executors.acceptance import control_mismatches, mismatches, received_defense
 from rn_harness.run.measuring import CHECKPOINTS, LEAK_OF_CONTROL, TRANSCRIPT
-from rn_harness.run.plan import CaseTask, all_cases
-from rn_harness.run.session import RunSession
+from rn_harness.run.session import RECORD, ROUNDING, RunSession
 from rn_harness.spec.errors import ExecutorError
 from rn_harness.spec.suite import Suite
 from rn_harness.store.store import alike, write_text

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rn_harness.report.progress import Progress
-from rn_harness.run.demand import Demand, demand_of
-from rn_harness.run.plan import CaseTask
+from rn_harness.run.case import CaseTask
+from rn_harness.run.estimate import Demand, demand_of
 from rn_harness.run.preflight import check_disks, check_here
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import RnHarnessError, safe_report
