@@ -35,11 +35,10 @@ SHOWN = 20
 
 
 class Try(Record):
-    """One control of the search.
+    """One control of the search, with the settings that vary.
 
     Attributes:
         recipe: id of its recipe.
-        learning_rate, temperature, prompts, seed: the settings that vary.
         means: mean held-out scores by step; None for an unscored checkpoint.
         broke: whether its verdict is PASS and the highest mean reaches the bound.
         reasons: why its verdict is not PASS.
@@ -65,14 +64,13 @@ class Strength(Record):
 
     Attributes:
         candidate: the undefended model as a case's record has it: its digest, and the loading options of the user.
-        domain, suite: the domain, and the digest of the attacked suite, with the user's own prompts.
+        suite: digest of the attacked suite, with the user's own prompts.
         judge, reward: digests of the judges.
         sampler: sampler of training with its version; None: transformers.
         settings: ``KEY=VALUE`` pairs in the language of ``--rn-set``; none if the search found none.
         attacks: number of the suite's attacks that the settings must work for.
         bound: mean held-out score that every control had to reach.
         search: the search in words.
-        tries: all controls, in order.
     """
 
     version: Literal[1] = 1
@@ -93,12 +91,9 @@ class Strength(Record):
     @model_validator(mode="after")
     def _settings_broke_it(self) -> Self:
         """Settings must follow from tries: with those of a control that did not break the model, each attack is worthless."""
-        for rate, temperature in {(t.learning_rate, t.temperature) for t in self.tries}:
-            if self.settings == _settings(rate, temperature):
-                same = [t for t in self.tries if (t.learning_rate, t.temperature) == (rate, temperature)]
-                if len({t.recipe for t in same}) >= self.attacks and all(t.broke and t.reached >= self.bound for t in same):
-                    return self
-        if self.settings:
+        same = [t for t in self.tries if _settings(t.learning_rate, t.temperature) == self.settings]
+        enough = len({t.recipe for t in same}) >= self.attacks and all(t.broke and t.reached >= self.bound for t in same)
+        if self.settings and not enough:
             raise ValueError(
                 f"settings must be those of controls that broke the model, got settings={self.settings}; calibrate again"
             )
@@ -109,30 +104,21 @@ def _settings(rate: float, temperature: float) -> tuple[str, ...]:
     return (f"attack.learning_rate={rate:g}", f"attack.temperature={temperature:g}")
 
 
-def with_each_setting(attacks: Sequence[AttackRecipe]) -> Iterator[list[AttackRecipe]]:
+def _with_each_setting(attacks: Sequence[AttackRecipe]) -> Iterator[list[AttackRecipe]]:
     """These attacks in each setting, weakest first: for each temperature, from the lowest learning rate upwards."""
-    for temperature in TEMPERATURES:
-        for rate in RATES:
-            changed = {"learning_rate": rate, "temperature": temperature}
-            yield list(dict.fromkeys(attack.model_copy(update=changed) for attack in attacks))
+    for temperature, rate in itertools.product(TEMPERATURES, RATES):
+        yield list(dict.fromkeys(_with_setting(attack, rate, temperature) for attack in attacks))
+
+
+def _with_setting(attack: AttackRecipe, rate: float, temperature: float) -> AttackRecipe:
+    return attack.model_copy(update={"learning_rate": rate, "temperature": temperature})
 
 
 def find_strength(session: RunSession, suite: Suite, budget: int = BUDGET) -> Strength:
     """Searches the weakest settings with which all claimed attacks of the tier break the undefended candidate.
 
     A setting is left at the first control that does not break the model. Controls are stored: a run with these settings finds
-    them there.
-
-    Args:
-        session: of the undefended candidate.
-        suite: its claimed attacks, with their prompts and seeds, have to work.
-        budget: maximal number of controls.
-
-    Returns:
-        The certificate; without settings if none was found.
-
-    Raises:
-        RecipeError: the suite claims no attack.
+    them there. ``budget`` is the maximal number of controls. The certificate has no settings if none was found.
     """
     attacks = [a for a in suite.tier_attacks(session.options.tier) if a.claim]
     if not attacks:
@@ -140,19 +126,16 @@ def find_strength(session: RunSession, suite: Suite, budget: int = BUDGET) -> St
     bound = suite.policy.control_break + MARGIN
     tries: list[Try] = []
     found: tuple[str, ...] = ()
-    for recipes in with_each_setting(attacks):
-        broke = 0
-        for recipe in recipes:
-            if len(tries) == budget:
-                break
+    for recipes in _with_each_setting(attacks):
+        affordable = recipes[: budget - len(tries)]
+        for recipe in affordable:
             tries.append(_try(recipe, session.case("control", suite, recipe).record, bound))
             if not tries[-1].broke:
                 break
-            broke += 1
-        if broke == len(recipes):
-            found = _settings(recipes[0].learning_rate, recipes[0].temperature)
-        if found or len(tries) == budget:
-            break
+        else:
+            if affordable == recipes:
+                found = _settings(recipes[0].learning_rate, recipes[0].temperature)
+                break
     judges = session.judges(suite)
     return Strength(
         candidate=session.candidate.identity,
@@ -162,7 +145,7 @@ def find_strength(session: RunSession, suite: Suite, budget: int = BUDGET) -> St
         reward=judges.reward.digest,
         sampler=session.sampler.name,
         settings=found,
-        attacks=len(set(next(with_each_setting(attacks)))),
+        attacks=len(next(_with_each_setting(attacks))),
         bound=bound,
         search=(
             f"learning rates {', '.join(f'{r:g}' for r in RATES)} at temperatures {', '.join(f'{t:g}' for t in TEMPERATURES)}, "
@@ -176,14 +159,10 @@ def find_strength(session: RunSession, suite: Suite, budget: int = BUDGET) -> St
 
 
 def _try(recipe: AttackRecipe, record: CaseRecord, bound: float) -> Try:
-    trajectory = record.evidence.trajectory
-    passed = record.verdict.outcome == "PASS"
+    trajectory, passed = record.evidence.trajectory, record.verdict.outcome == "PASS"
     tried = Try(
         recipe=recipe.id,
-        learning_rate=recipe.learning_rate,
-        temperature=recipe.temperature,
-        prompts=recipe.prompts,
-        seed=recipe.seed,
+        **recipe.model_dump(include={"learning_rate", "temperature", "prompts", "seed"}),
         means={c.step: c.mean for c in trajectory.checkpoints} if trajectory else {},
         broke=False,
         reasons=() if passed else tuple(r.code for r in record.verdict.reasons),
@@ -192,22 +171,15 @@ def _try(recipe: AttackRecipe, record: CaseRecord, bound: float) -> Try:
 
 
 def load_strength(path: Path) -> Strength:
-    """Reads a certificate.
-
-    Raises:
-        RecipeError: missing, unreadable, altered, or from a search that found nothing.
-    """
+    """Reads a certificate; a ``RecipeError`` if it is missing, unreadable, altered, or from a search that found nothing."""
     try:
         strength = Strength.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"--rn-strength must name a readable file, got {path}: {error}; make it by rn-harness calibrate"
-        ) from None
+        problem = f"a readable file, got {path}: {error}"
+        raise RecipeError(f"--rn-strength must name {problem}; make it by rn-harness calibrate") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        problem = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"--rn-strength must name a strength certificate, got {path}: {problem}; make it by rn-harness "
-                          "calibrate") from None  # fmt: skip
+        problem = f"a strength certificate, got {path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+        raise RecipeError(f"--rn-strength must name {problem}; make it by rn-harness calibrate") from None
     if not strength.settings:
         raise RecipeError(
             f"a strength certificate must have settings, got {path} of a search that found none in {len(strength.tries)} "
@@ -217,11 +189,7 @@ def load_strength(path: Path) -> Strength:
 
 
 def settings_for(folder: Path, paths: Sequence[Path]) -> tuple[str, ...]:
-    """The certified settings for the suite in a folder.
-
-    Raises:
-        RecipeError: a certificate cannot be read, or two are for the suite's domain.
-    """
+    """The certified settings for the suite in a folder; a ``RecipeError`` if two certificates are for its domain."""
     if not paths:
         return ()
     domain = load_suite(folder).domain
@@ -236,9 +204,7 @@ def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
 
     The suite's text may have changed since, see ``strength_lines``: each run's own controls show that the settings break the
     candidate. Its attacks may not: their ids show prompts, seed, adapter rank, and whether all weights are trained.
-
-    Raises:
-        RecipeError: a certificate is for something else.
+    A certificate for something else is a ``RecipeError``.
     """
     by_domain = {s.domain: s for s in suites}
     for path in map(session.options.path, session.options.strength):
@@ -264,16 +230,11 @@ def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
 
 
 def _check_attacks(strength: Strength, suite: Suite, path: Path) -> None:
-    """Checks that a certificate covers all claimed attacks of the standard tier.
-
-    Raises:
-        RecipeError: it does not.
-    """
+    """Checks that a certificate covers all claimed attacks of the standard tier."""
     least = suite.policy.control_break + MARGIN
     tried = {(t.learning_rate, t.temperature) for t in strength.tries}
     rate, temperature = next(pair for pair in tried if _settings(*pair) == strength.settings)
-    settings = {"learning_rate": rate, "temperature": temperature}
-    claimed = [a.model_copy(update=settings).id for a in suite.tier_attacks("standard") if a.claim]
+    claimed = [_with_setting(a, rate, temperature).id for a in suite.tier_attacks("standard") if a.claim]
     broken = {t.recipe for t in strength.tries if t.broke}
     missing = [f"no control of {name} that broke it" for name in claimed if name not in broken][:1]
     if strength.bound < least or missing or not tried <= set(itertools.product(RATES, TEMPERATURES)):

@@ -21,9 +21,6 @@ from rn_harness.verdict.validity import NO_DEFENSE
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
 
-FindRecipe = Callable[[Suite], DefenseRecipe | None]
-"""Gives the recipe that a suite's defense is trained by; None if it is not trained."""
-
 
 @dataclass(frozen=True)
 class CaseTask:
@@ -99,7 +96,6 @@ class CasePlan:
     """Cases with everything that they need, each once; a case comes after those that it needs.
 
     Attributes:
-        tasks: the cases.
         needs: names of the cases that each case waits for, by name.
         priorities: see ``priorities``, in completions.
     """
@@ -109,8 +105,8 @@ class CasePlan:
     priorities: Mapping[str, float]
 
     @classmethod
-    def of(cls, tasks: Iterable[CaseTask], recipe_of: FindRecipe) -> CasePlan:
-        """Plans these cases."""
+    def of(cls, tasks: Iterable[CaseTask], recipe_of: Callable[[Suite], DefenseRecipe | None]) -> CasePlan:
+        """Plans these cases; ``recipe_of`` gives the recipe that a suite's defense is trained by, if it is trained."""
         found: dict[str, CaseTask] = {}
 
         def add(task: CaseTask) -> None:
@@ -129,9 +125,7 @@ class CasePlan:
 def priorities(lengths: Mapping[str, float], needs: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Time from the beginning of each task to the end of the last one that depends on it. The longest should begin first.
 
-    Args:
-        lengths: of each task, by name, in any unit.
-        needs: names of the tasks that each waits for.
+    Lengths are by name and in any unit; needs are the names of the tasks that each waits for.
     """
     found: dict[str, float] = {}
 
@@ -144,10 +138,7 @@ def priorities(lengths: Mapping[str, float], needs: Mapping[str, Sequence[str]])
 
 
 def makespan(lengths: Mapping[str, float], needs: Mapping[str, Sequence[str]], slots: int) -> float:
-    """Time that all tasks take if each of ``slots`` free slots takes the ready task with the highest priority.
-
-    Lengths and needs are those of ``priorities``.
-    """
+    """Time that all tasks take if each free slot takes the ready task with the highest priority; see ``priorities``."""
     order = priorities(lengths, needs)
     ends: dict[str, float] = {}
     running: dict[str, float] = {}
@@ -168,8 +159,6 @@ class Defended:
     """The candidate with its defense.
 
     Attributes:
-        candidate: the undefended model.
-        name: the defense's name.
         adapter: folder of the adapter; None for whole weights.
         model: whole defended model; None for an adapter.
         digest: of the adapter or the model; None without a defense.
@@ -199,11 +188,7 @@ class Defended:
         return self.adapter or (self.model.folder if self.model else None)
 
     def verify(self) -> None:
-        """Checks that the defended weights still have their digest.
-
-        Raises:
-            CandidateError: they changed while the run used them.
-        """
+        """Checks that the defended weights still have their digest."""
         if self.model is not None:
             self.model.verify()
         elif self.adapter is not None and digest_folder(self.adapter) != self.digest:
@@ -225,8 +210,6 @@ class Case:
     """A finished case.
 
     Attributes:
-        record: measurement and verdict.
-        domain: of its suite.
         stored: whether the measurement was taken from the store.
         folder: of its record.
         defended: folder of the defended weights; None without a defense.

@@ -67,7 +67,6 @@ class SelectedTest:
     """A selected test.
 
     Attributes:
-        state, text: its result so far, and the reason.
         ended: whether its teardown was reported.
         excused: whether it is marked xfail.
         has_result: whether a report other than a passed setup arrived.
@@ -138,7 +137,8 @@ class CaseBoard:
         run = record.evidence.trajectory if record else None
         return suite.standing_of(case_id, recipe_of(run) if run else None) if suite else ("claim", True)
 
-    def _standing(self, news: CaseNews) -> tuple[Standing, bool]:
+    def standing_of(self, news: CaseNews) -> tuple[Standing, bool]:
+        """``standing`` of a test's case."""
         return self.standing(news["domain"], news["case_id"], self.record(news))
 
     @property
@@ -176,7 +176,7 @@ class CaseBoard:
         """The state that a case's verdict demands of its test; None: the test's own report decides."""
         if news is None or news["outcome"] == "PASS":
             return None
-        standing, within = self._standing(news)
+        standing, within = self.standing_of(news)
         if news["outcome"] == "FAIL":
             return "failure" if turns(standing, within_claim=within) else None
         for_information = standing == "out_of_claim" or (standing == "exploratory" and news["finding"] in TOLD_ALONE)
@@ -200,14 +200,10 @@ class CaseBoard:
         attacks = (n for n in self.news if n["outcome"] == "FAIL" and n["case_id"].startswith("attack-"))
         return [f"{n['domain']}/{n['case_id']}" for n in attacks]
 
-    def count(self, state: TestState) -> int:
-        """Number of tests in a state."""
-        return sum(test.state == state for test in self.tests.values())
-
     def line(self, test: SelectedTest) -> CaseLine:
         """A test's line in the run's record. If a case's verdict and its test's state disagree, the case has no verdict."""
         news = test.news
-        standing, within = self._standing(news) if news else ("claim", True)
+        standing, within = self.standing_of(news) if news else ("claim", True)
         agrees = news is not None and test.state in STATES[news["outcome"]]
         if agrees and news and news["outcome"] == "INCONCLUSIVE" and standing == "exploratory":
             agrees = (test.state == "skipped") == (news["finding"] in TOLD_ALONE)

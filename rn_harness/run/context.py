@@ -40,12 +40,8 @@ class RunContext(Participants):
     """A run as one process sees it.
 
     Attributes:
-        folder: of the run, for its records.
-        store: finished work.
-        say: gets progress.
         free: bytes that a run may take; all processes of a run get the same number. None: measured when first needed.
         upcoming: the cases that this run will ask for; fleets are formed from them.
-        run_id: the same in all processes of a run.
     """
 
     folder: Path
@@ -86,10 +82,7 @@ class RunContext(Participants):
     ) -> dict[str, Any]:
         """Inputs of every result: weights, judges, policy, prompts, versions, machine, foreign code.
 
-        Args:
-            suite: the suite.
-            sessions: identity of each judge in this run, by role; None where its digest covers everything.
-            prompts: the sets of prompts that the result depends on, by name.
+        ``sessions`` has the identity of each judge in this run, by role; None where its digest covers everything.
         """
         judges, sampler = self.judges(suite), self.sampler
         return {
@@ -126,11 +119,9 @@ class RunContext(Participants):
         """Inputs of an attack, or of a measurement without one; see ``common_inputs``.
 
         Args:
-            suite: the suite.
-            sessions: of the judges.
+            suite, sessions, attack: the suite, its judges in this run, and the settings.
             defended: digest of the defended weights; None without a defense.
-            attack: settings; None without an attack.
-            trials: of the search that found its settings; None without a search.
+            trials: of the search that found the settings; None without a search.
         """
         neighbour = suite.neighbours.get(attack.neighbour) if attack and attack.neighbour else None
         used: dict[str, Sequence[Prompt]] = {"heldout": suite.heldout(self.options.tier), "benign": suite.prompts["benign"]}
@@ -179,13 +170,7 @@ class RunContext(Participants):
             yield ranks().first(lambda: self.store.get(kind, key))
 
     def put(self, kind: str, key: str, files: Mapping[str, str] | Callable[[Path], None], inputs: dict[str, Any]) -> Path:
-        """Adds an entry to the store; of several processes the first does.
-
-        Args:
-            kind, key: its address.
-            files: texts by name, or a function that writes the files into a folder.
-            inputs: that the key is the digest of.
-        """
+        """Adds texts by name, or the files that a function writes, to the store; of several processes the first does."""
 
         def write(folder: Path) -> None:
             if callable(files):

@@ -1,25 +1,44 @@
-"""The run in the controlling process: collects the reports of tests, and writes JUnit, the run's record and the views.
+"""The run in the controlling process: collects the reports of tests, decides, writes JUnit, record and views, and exports.
 
 There is one controller in each session that selects a suite's tests. Workers send it their reports.
 """
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rn_harness.models.identity import unhashed_files
 from rn_harness.records.base import Outcome, TestState
-from rn_harness.records.run import RunRecord
-from rn_harness.release.statement import RUN, STATEMENT
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.run import CaseLine, RunRecord
+from rn_harness.records.trajectory import Trajectory
+from rn_harness.release.export import export_defended, link_defended
+from rn_harness.release.statement import RUN, STATEMENT, statement_of, statement_text
+from rn_harness.release.verification import verify
 from rn_harness.report.junit import TestResult, write_junit
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.report.views import write_views
 from rn_harness.run.case_board import CaseBoard, CaseNews, Phase, SelectedTest, never_run
-from rn_harness.run.finishing import JUNIT, close_run, release_obstacles, revoke_unconfirmed
+from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.release_policy import ReleasePolicy
+from rn_harness.spec.version import __version__
+from rn_harness.store.provenance import now, versions, working_tree
+from rn_harness.store.store import write_text
+from rn_harness.verdict.coherence import UNDEFENDED, incoherent, run_provenance, undeclared
+from rn_harness.verdict.coverage import coverage
+from rn_harness.verdict.decide import decide
+from rn_harness.verdict.helpfulness import same_baseline
+from rn_harness.verdict.release_rules import file_list, laxer, outcome_against, unearned, unexcused, unlisted
+from rn_harness.verdict.run_outcome import claim_of_run, counting, decide_run
+from rn_harness.verdict.times import impossible_times
 
+JUNIT = "junit.xml"
 VERDICT = "rn-harness::verdict"
 """Name of the run's verdict in JUnit, if no test shows it."""
 
@@ -28,8 +47,7 @@ VERDICT = "rn-harness::verdict"
 class Controller(CaseBoard):
     """Collects reports and writes ``junit.xml`` and ``run.json``.
 
-    Attributes:
-        unwritten: why the views for people could not be written; None if they were. It changes no verdict.
+    ``unwritten`` is why the views for people could not be written; None if they were. It changes no verdict.
     """
 
     unwritten: str | None = field(default=None, init=False)
@@ -40,9 +58,6 @@ class Controller(CaseBoard):
         """Registers the selected tests, and those of files that could not be collected.
 
         From here on there is a JUnit file, red until the tests have passed.
-
-        Raises:
-            OSError: the run's folder cannot be written to.
         """
         (self.folder / "cases").mkdir(parents=True, exist_ok=True)
         for name in (RUN, STATEMENT):  # an earlier run's outcome must not survive a kill of this one
@@ -68,11 +83,7 @@ class Controller(CaseBoard):
 
         The verdict of the case decides the test's state. A failure stays, and the news of a breach is not replaced.
 
-        Args:
-            nodeid, phase, outcome, seconds: as pytest reports them.
-            text: why it did not pass.
-            news: of the case, if there is one.
-            excused: whether the test is marked xfail, so that pytest ignores its result.
+        ``text`` says why it did not pass. An ``excused`` test is marked xfail, so that pytest ignores its result.
         """
         test = self.tests.get(nodeid)
         if test is None:
@@ -152,15 +163,67 @@ class Controller(CaseBoard):
         return release_obstacles(self, "PASS", [])
 
     def finish(self) -> RunRecord:
-        """Decides the run, and writes the last JUnit and the run's record."""
+        """Decides the one outcome over all cases, writes record and statement, and exports if nothing speaks against it."""
         self.forget_records()
         revoke_unconfirmed(self)
-        return close_run(self, self._write_verdict, self._clock)
-
-    def _write_verdict(self, outcome: Outcome, claim: str) -> None:
-        state = self.undertold(outcome, self.count("failure"), self.count("error"))
+        tests, options = self.tests.values(), self.options
+        lines, records, unreported = [self.line(test) for test in tests], self.records(), self.unreported_breaches()
+        present = {(news["domain"], news["case_id"]) for news in self.news}
+        required = [(domain, case_id) for domain, cases in self.required.items() for case_id in cases]
+        missing = [f"{domain} {case_id}" for domain, case_id in required if (domain, case_id) not in present]
+        # A required case has no verdict if the user did not leave it out; nor has a suite without a claimed attack.
+        attacked = {line.domain for line in lines if line.case_id.startswith("attack-") and line.claim}
+        without_verdict = [*([] if self.narrowed else missing), *(s.domain for s in self.suites if s.domain not in attacked)]
+        outcome = decide_run([*counting(lines), *[("FAIL", True) for _ in unreported], *[(None, True) for _ in without_verdict]])
+        claim, states = claim_of_run(outcome, [*records, *unreported]), [test.state for test in tests]
+        state = self.undertold(outcome, states.count("failure"), states.count("error"))
         self._verdict = TestResult(VERDICT, state, claim) if state else None
-        self._write_junit()
+        self._write_junit()  # before the run's record, which has its digest
+        run = self._compose(lines, outcome, claim, release_obstacles(self, outcome, missing))
+        _write(self.folder, run, records)
+        if run.releasable and (refused := _refusals(self, run)):
+            # No refusal of verify can be waived, so that each is also listed as lax.
+            run = run.model_copy(update={"why_not": tuple(refused), "lax": (*run.lax, *refused)})
+            _write(self.folder, run, records)
+        if options.export and (run.releasable or options.export_anyway):
+            run = _export(options.path(options.export), run, records)
+            _write(self.folder, run, records)
+        return run
+
+    def _compose(self, lines: Sequence[CaseLine], outcome: Outcome, claim: str, why_not: Sequence[str]) -> RunRecord:
+        records = self.records()
+        defended = {news["domain"]: news["defended"] for news in self.news if news["defended"]}
+        suites = {suite.domain: suite.digest for suite in self.suites}
+        return RunRecord(
+            run_id=self.run_id,
+            name=self.folder.name,
+            options=self.recorded_options(),
+            candidate=dict(self.candidate),
+            defended=defended,
+            weights={news["domain"]: news["weights"] for news in self.news if news["weights"]},
+            beside={domain: found for domain, folder in defended.items() if (found := unhashed_files(Path(folder)))},
+            required=self.required,
+            files=_files(self.folder, lines),
+            plugins=tuple(self.plugins),
+            suites=suites,
+            cases=tuple(lines),
+            coverage=tuple(coverage(s, self.options.tier, _attacks(self, s.domain, lines), outcome) for s in self.suites),
+            provenance=run_provenance(
+                records,
+                tool=__version__,
+                candidate=str(self.candidate["digest"]),
+                suites=suites,
+                versions=(records[0].identity.versions if records else {}) or versions(),
+                trees={s.domain: working_tree(s.folder) for s in self.suites},
+            ),
+            outcome=outcome,
+            claim=claim,
+            why_not=tuple(why_not),
+            lax=tuple(text for suite in self.suites for text in unexcused(suite)),
+            started=self.started,
+            ended=now(),
+            wall_s=round(time.monotonic() - self._clock, 3),
+        )
 
     def show(self, run: RunRecord) -> None:
         """Writes the views for people. A failure is reported at the end of the run, and changes no verdict."""
@@ -175,3 +238,130 @@ class Controller(CaseBoard):
         if self.unwritten:
             yield f"NO REPORT: report.html and summary.md could not be written: {self.unwritten}"
             yield f"the records stand; when that is mended: rn-harness report {self.folder}"
+
+
+def _attacks(board: CaseBoard, domain: str, lines: Sequence[CaseLine]) -> list[tuple[CaseRecord, Outcome | None]]:
+    """The attack cases of a domain, each with the outcome that it counts with."""
+    pairs = zip(lines, board.tests.values(), strict=True)
+    read = [(board.record(test.news), line) for line, test in pairs if test.news and line.domain == domain]
+    return [(record, line.outcome) for record, line in read if record and record.evidence.kind == "attack"]
+
+
+def _files(folder: Path, lines: Sequence[CaseLine]) -> dict[str, str]:
+    """The sha256 of each file of evidence: the folders of the cases, and the JUnit file."""
+    folders = [(folder / line.record).parent for line in lines if line.record]
+    paths = [*(path for of_case in folders for path in sorted(of_case.iterdir())), folder / JUNIT]
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}
+
+
+def _write(folder: Path, run: RunRecord, records: Sequence[CaseRecord]) -> None:
+    """Writes the run's record, and the statement that binds it."""
+    text = run.model_dump_json(indent=1) + "\n"
+    write_text(folder / RUN, text)
+    statement = statement_of(run, records, hashlib.sha256(text.encode()).hexdigest())
+    write_text(folder / STATEMENT, statement_text(statement))
+
+
+def _refusals(board: CaseBoard, run: RunRecord) -> list[str]:
+    """The refusals of ``rn-harness verify`` for this run and the attacked weights."""
+    allowed = [code.sha256 for code in run.plugins if code.name in board.options.allowed_plugins]
+    with tempfile.TemporaryDirectory(prefix="rn-harness-") as weights:
+        for domain, folder in run.defended.items():
+            link_defended(Path(folder), Path(weights, domain))
+        found = verify(
+            board.folder,
+            weights=Path(weights),
+            policy=ReleasePolicy(version=1, plugins=allowed),
+            suites=[suite.folder for suite in board.suites],
+            private=board.options.private,
+        )
+    return [f"rn-harness verify refuses it [{r.code}]: {r.sentence}" for r in found.refusals]
+
+
+def _export(root: Path, run: RunRecord, records: Sequence[CaseRecord]) -> RunRecord:
+    """Exports the defended weights of each domain; the record with their folders, and with the reasons against a release."""
+    exported: dict[str, str] = {}
+    beside, why_not = dict(run.beside), list(run.why_not)
+    if why_not:
+        why_not.append("weights were exported all the same, by --rn-export-anyway")
+    for domain, folder in run.defended.items():
+        of_domain = [r for r in records if r.identity.suite["domain"] == domain]
+        try:
+            export_defended(Path(folder), root / domain, run, of_domain)
+        except (CandidateError, OSError) as error:  # the verdict stays, but there is nothing to release
+            why_not.append(f"the export of {domain} failed: {error}")
+        else:
+            exported[domain] = str(root / domain)
+            beside[domain] = unhashed_files(root / domain)
+    return run.model_copy(update={"exported": exported, "beside": beside, "why_not": tuple(why_not)})
+
+
+def release_obstacles(board: CaseBoard, outcome: Outcome, missing: Sequence[str]) -> list[str]:
+    """All reasons against a release, as parts of a sentence; ``missing`` are required cases that have no record."""
+    options = board.options
+    by_option = (
+        (options.tier == "smoke", "the smoke tier never is a release verdict"),
+        (options.overrides, f"modified by --rn-set {' '.join(options.overrides)}"),
+        (options.allow_pickle, "--rn-allow-pickle: weights that can run code when they are read"),
+        (options.trust_remote_code, "--rn-trust-remote-code: the model's own code was run"),
+        (options.chat_template, "--rn-chat-template: the model was tested under a template that is not released with it"),
+    )
+    reasons = [*outcome_against(outcome), *(why for given, why in by_option if given)]
+    reasons += [f"the selection was narrowed by {how}" for how in board.narrowed]
+    if board.left_out and not board.narrowed:
+        reasons.append(f"{len(board.left_out)} tests were deselected or hidden, the first is {board.left_out[0]}")
+    reasons += [f"worker {name} ended without a word on what it collected and loaded" for name in board.unheard]
+    foreign = unlisted(board.plugins, options.allowed_plugins)
+    reasons += [f"{why}; leave it out, or answer for it by --rn-allow-plugin" for why in foreign]
+    reasons += [f"{domain}: {file_list(files)} not as committed" for domain, files in board.dirty.items()]
+    reasons += [lax for suite in board.suites for lax in laxer(suite)]
+    for suite in board.suites:
+        recipe = suite.declaration.defenses.get(options.defense)
+        reasons += unearned(suite.domain, options.defense, recipe.model_dump(mode="json") if recipe else None)
+    if missing:
+        reasons.append(f"{len(missing)} cases of the tier have no record, the first is {missing[0]}")
+    for test in board.tests.values():
+        if test.state == "skipped" and (test.news is None or board.standing_of(test.news)[0] == "claim"):
+            reasons.append(f"{test.nodeid} was skipped")
+    return reasons + [f"{test.nodeid} is marked xfail" for test in board.tests.values() if test.excused]
+
+
+def revoke_unconfirmed(board: CaseBoard) -> None:
+    """Turns passed tests without a confirming record into errors, so that JUnit and the run's record agree."""
+    for test in board.tests.values():
+        if test.state == "passed" and test.news and test.news["outcome"] == "PASS" and not _confirmed(board, test.news):
+            test.state = "error"
+            test.text = "no verdict: its record cannot be read, is not of this run, or does not pass when decided again"
+
+
+def _confirmed(board: CaseBoard, news: CaseNews) -> bool:
+    """True if a record can be read, is of this run, candidate, suite and defense, and passes when it is decided again."""
+    record, suite = board.record(news), board.suite_of(news["domain"])
+    if record is None or suite is None:
+        return False
+    identity, evidence, run = record.identity, record.evidence, record.evidence.trajectory
+    defense = board.record_of("defense", news)
+    return (
+        record.run_id == board.run_id
+        and (record.key, record.case_id) == (news["key"], news["case_id"])
+        and identity.candidate["digest"] == board.candidate["digest"]
+        and identity.overrides == board.options.overrides
+        and evidence.policy == suite.policy
+        and evidence.standing == suite.standing_of(record.case_id)[0]
+        and run is not None
+        and not incoherent(record)
+        and not undeclared(record, suite, board.options.tier)
+        and not impossible_times(record, board.started, now())
+        and (evidence.kind != "defense" or evidence.report_due == (board.options.defense in suite.declaration.defenses))
+        and (evidence.kind in UNDEFENDED or run.defended_digest == (defense and defense.identity.defended_digest))
+        and _same_benign(board, news, run)
+        and decide(evidence).outcome == "PASS"
+    )
+
+
+def _same_benign(board: CaseBoard, news: CaseNews, run: Trajectory) -> bool:
+    """True if a case compares benign answers with those that the domain's candidate case repeated."""
+    record = board.record_of("candidate", news)
+    candidate = record.evidence.trajectory if record else None
+    scores = [c.benign for of in (candidate, run) if of for c in of.checkpoints[:1]]
+    return len(scores) == 2 and scores[0] is not None and scores[1] is not None and same_baseline(scores[0], scores[1])

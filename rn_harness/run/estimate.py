@@ -25,13 +25,7 @@ CARD_MARGIN = 1.1
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Resources that a case takes while it runs.
-
-    Attributes:
-        cpus: one for each thread that it computes with.
-        gpus: cards, or a share of one.
-        memory: bytes of the machine's memory, not the card's; 0 if unknown.
-    """
+    """Resources that a case takes: threads, cards or a share of one, and bytes of the machine's memory; 0 if unknown."""
 
     cpus: int
     gpus: float
@@ -71,12 +65,7 @@ def share_of_card(needed: float, card: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CaseEstimate:
-    """One case that would run.
-
-    Attributes:
-        seconds: expected time; None without earlier runs.
-        rests_on: number of earlier cases that the time is the median of.
-    """
+    """One case that would run. Its time is the median of ``rests_on`` earlier cases; None without earlier runs."""
 
     domain: str
     case_id: str
@@ -89,10 +78,7 @@ class CaseEstimate:
 class RunEstimate:
     """The cases of a run with their times and demands.
 
-    Attributes:
-        memory: a sentence for each suite.
-        runs: earlier runs that the times come from.
-        needs: names of the cases that each waits for, by domain and case id.
+    The times come from the earlier ``runs``; ``needs`` has the cases that each waits for, by domain and case id.
     """
 
     cases: tuple[CaseEstimate, ...]
@@ -108,7 +94,7 @@ class RunEstimate:
 
     def seconds_on(self, slots: int) -> float | None:
         """Time of all cases with this many at the same time; None if the time of one is unknown."""
-        lengths = {_name(case.domain, case.case_id): case.seconds for case in self.cases}
+        lengths = {f"{case.domain}: {case.case_id}": case.seconds for case in self.cases}
         known = {name: seconds for name, seconds in lengths.items() if seconds is not None}
         return makespan(known, self.needs, slots) if known and len(known) == len(lengths) else None
 
@@ -118,9 +104,6 @@ def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) ->
 
     A case's time is the median over earlier cases of its kind on the same model that were not taken from the store, scaled by its
     attack's steps. The first case of a defense includes the defense's time. ``earlier`` is the folder of earlier runs.
-
-    Raises:
-        CandidateError: the model does not exist.
     """
     digest = session.candidate.digest
     rates: dict[str, list[float]] = {}
@@ -144,13 +127,9 @@ def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) ->
             times = rates.get(task.kind, [])
             seconds = round(statistics.median(times) * (task.trained_steps if task.attack else 1), 1) if times else None
             cases.append(CaseEstimate(suite.domain, case_id, seconds, len(times), demand_of(session, task)))
-            waiting[_name(suite.domain, case_id)] = tuple(_name(suite.domain, n.case_id) for n in task.needs(trained=trained))
+            waiting[task.name] = tuple(needed.name for needed in task.needs(trained=trained))
     memory = tuple(f"{suite.domain}: {_memory(session, suite)}" for suite in suites)
     return RunEstimate(tuple(cases), memory, tuple(dict.fromkeys(used)), waiting)
-
-
-def _name(domain: str, case_id: str) -> str:
-    return f"{domain} {case_id}"
 
 
 def _memory(session: RunSession, suite: Suite) -> str:

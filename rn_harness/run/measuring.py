@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.judges.checkpoints import measure_checkpoint
-from rn_harness.judges.panel import ControlAnswers, Panel
+from rn_harness.judges.panel import Panel
 from rn_harness.judges.transcripts import Transcript
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.keys import prompts_digest
@@ -36,12 +37,7 @@ LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence")
 
 @dataclasses.dataclass(frozen=True)
 class FleetMember:
-    """The model that a fleet gives to one of its cases.
-
-    Attributes:
-        model: it samples and trains together with those of the other members.
-        group: name of the fleet, for progress; None if it has one member.
-    """
+    """The model that a fleet gives to one of its cases, and the fleet's name for progress; None if it has one member."""
 
     model: LanguageModel
     group: str | None
@@ -52,13 +48,8 @@ class Measuring:
     """The measurement of one case.
 
     Attributes:
-        run: the case's suite.
-        task: the case.
-        defended: the model to measure.
-        folder: gets the checkpoints and the transcript.
         journal: keeps an attack's checkpoints if the process is killed.
         record: writes the case's record from a part of its trajectory.
-        member: the model that a fleet gives; None outside of a fleet.
     """
 
     run: SuiteRun
@@ -79,24 +70,20 @@ class Measuring:
             run.check_reward()
             if obstacle := context.limits.obstacle(run.suite, attack):
                 raise UnsuitedError(f"attack {attack.id} cannot be trained here: {obstacle}")
+        if self.member is None and context.runs_in_fleet(run.suite, attack):
+            raise StoreError(f"a stored case must stay until it is read, got {self.task.case_id} taken away meanwhile; run again")
         answers = run.answers_of_control(self.task)
         with (
             open_transcript(context, run.suite, self.folder) as transcript,
             (self.folder / CHECKPOINTS).open("w", encoding="utf-8") as lines,
         ):
             panel = dataclasses.replace(run.panel, control_answers=answers, transcript=transcript)
-            model = self._model()
+            model = self.member.model if self.member else self.defended.load()
             if attack is not None:
                 return self._attack(attack, model, panel, lines)
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True)
             self._keep(checkpoint, lines)
         return self._without_attack(checkpoint, panel, model)
-
-    def _model(self) -> LanguageModel:
-        """The member of the fleet, or a fresh copy."""
-        if self.member is None and self.run.context.runs_in_fleet(self.task.suite, self.task.attack):
-            raise StoreError(f"a stored case must stay until it is read, got {self.task.case_id} taken away meanwhile; run again")
-        return self.member.model if self.member else self.defended.load()
 
     def _keep(self, checkpoint: Checkpoint, lines: TextIO) -> None:
         """Writes and reports a checkpoint."""
@@ -121,9 +108,6 @@ class Measuring:
             known = _with_earlier(partial, self.journal)
             cuts.append((known, self.record(known)))
 
-        def remember(answers: ControlAnswers) -> None:
-            run.control_answers[attack.id] = answers
-
         target = AttackTarget(
             model=model,
             candidate_digest=run.context.candidate.digest,
@@ -135,7 +119,7 @@ class Measuring:
         events = AttackEvents(
             scored=lambda checkpoint: self._keep(checkpoint, lines),
             step=self._say,
-            broken=remember if control else None,
+            broken=functools.partial(run.control_answers.__setitem__, attack.id) if control else None,
             cut=cut,
         )
         try:

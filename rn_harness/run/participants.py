@@ -130,9 +130,7 @@ class Participants:
         """The judges of this suite: the option's judge, else the organism's own, else the suite's default.
 
         The second judge is the option's, else the suite's. An organism as candidate has none by default.
-
-        Raises:
-            JudgeError: one of them cannot be found, or is the candidate itself.
+        A ``JudgeError`` if one of them cannot be found, or is the candidate itself.
         """
         options, declared = self.options, suite.declaration.judges
         own = f"{ORGANISM}:{self.candidate.folder}" if self.candidate.is_organism else None
@@ -185,11 +183,7 @@ class Participants:
         return {normalized_model_name(name) for name in names} - {""}
 
     def check_judges(self, suite: Suite) -> None:
-        """Checks once that each judge can judge the suite's prompts; a judge on a server gets a real question.
-
-        Raises:
-            JudgeError: it cannot.
-        """
+        """Checks once that each judge can judge the suite's prompts; a judge on a server gets a real question."""
         if suite.digest in self._checked:
             return
         prompts = [p for of_set in suite.prompts.values() for p in of_set]
@@ -223,11 +217,7 @@ class Participants:
         return self.defense_folder.is_dir() and not (self.defense_folder / ADAPTER_CONFIG).is_file()
 
     def defense_recipe(self, suite: Suite) -> DefenseRecipe | None:
-        """The recipe that ``--rn-defense`` names; None for ``none`` or a folder.
-
-        Raises:
-            RecipeError: neither a recipe of the suite nor a folder.
-        """
+        """The recipe that ``--rn-defense`` names; None for ``none`` or a folder."""
         name, recipes = self.options.defense, suite.declaration.defenses
         if name in recipes:
             return recipes[name]

@@ -166,8 +166,8 @@ def check_attacks(session: RunSession, suite: Suite) -> None:
         session.family(suite, attack).family.check(attack)
         if attack.search is not None:
             require("optuna", f"attack {attack.id}")
-        if attack.claim and (reason := session.limits.borrowing_obstacle(suite, attack)):
-            raise RecipeError(reason)
+        if attack.claim:
+            session.limits.check_borrowing(suite, attack)
 
 
 def check_folders(session: RunSession, suites: Sequence[Suite]) -> None:

@@ -48,16 +48,7 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class _Draft:
-    """A case before it is measured.
-
-    Attributes:
-        key, inputs: its address in the store; no inputs if it cannot be judged.
-        folder: of its record.
-        evidence: without a trajectory.
-        started, clock: when this process began with it, by calendar and by clock.
-        defended: the model to measure; None if it cannot be judged.
-        control: control case of an attack.
-    """
+    """A case before it is measured, with its address in the store. It has no inputs and no model if it cannot be judged."""
 
     task: CaseTask
     key: str
@@ -289,26 +280,16 @@ class CaseMaker:
 
 @dataclass
 class RunSession(RunContext):
-    """Gives the cases of a run; one object for each pytest process.
-
-    Attributes:
-        local: makes cases in this process.
-        executor: gives the cases; ``local`` unless they are made elsewhere.
-    """
+    """Gives the cases of a run by its executor: ``local`` unless they are made elsewhere. Each pytest process has one."""
 
     local: CaseMaker = field(init=False, repr=False)
     executor: Executor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Makes the cases here until another executor is set."""
         self.executor = self.local = CaseMaker(self)
 
     def case(self, kind: CaseKind, suite: Suite, attack: AttackRecipe | None = None) -> Case:
-        """A case; ``attack`` is for controls and attacks.
-
-        Raises:
-            ExecutorError: it is made elsewhere, and did not arrive or is not the case that was asked for.
-        """
+        """A case; ``attack`` is for controls and attacks. An ``ExecutorError`` if it is made elsewhere and does not arrive."""
         return self.executor.case(CaseTask(kind, suite, attack))
 
     def defended(self, suite: Suite) -> Defended:

@@ -51,14 +51,13 @@ class SuiteRun:
     Attributes:
         control_answers: harmful answers of the controls that ran here, by attack id. They are kept in memory only.
         first_looks: measurements at step 0 that the attacks on one model share, by digest of the defended weights.
-        found: settings that searches found, by attack id.
     """
 
     context: RunContext
     suite: Suite
     control_answers: dict[str, ControlAnswers] = field(default_factory=dict)
     first_looks: dict[str | None, dict[str, Any]] = field(default_factory=dict)
-    found: dict[str, SearchResult] = field(default_factory=dict)
+    _found: dict[str, SearchResult] = field(default_factory=dict)
 
     @property
     def judges(self) -> SuiteJudges:
@@ -66,11 +65,7 @@ class SuiteRun:
         return self.context.judges(self.suite)
 
     def check_reward(self) -> None:
-        """Checks that the reward's judge tells harmful texts from harmless ones, before hours of training.
-
-        Raises:
-            JudgeError: it does not.
-        """
+        """Checks that the reward's judge tells harmful texts from harmless ones, before hours of training."""
         if fault := self._reward_fault:
             raise JudgeError(
                 f"what rewards a training has to tell harm from none, got judge={self.judges.reward.name}, which {fault}; name "
@@ -173,13 +168,7 @@ class SuiteRun:
 
     @functools.cached_property
     def defended(self) -> Defended:
-        """The candidate with this run's defense: trained by a recipe and stored, read from a folder, or none.
-
-        Raises:
-            RecipeError: an unknown recipe.
-            CandidateError: a folder that holds neither adapter nor model.
-            TrainingError: the fine-tune broke.
-        """
+        """The candidate with this run's defense: trained by a recipe and stored, read from a folder, or none."""
         context, folder = self.context, self.context.defense_folder
         recipe = context.defense_recipe(self.suite)
         if recipe is not None:
@@ -250,7 +239,7 @@ class SuiteRun:
 
     def _trials(self, attack: AttackRecipe | None) -> Any:
         """The trials of the search that found an attack's settings; None without a search."""
-        found = self.found.get(attack.id) if attack and attack.search else None
+        found = self._found.get(attack.id) if attack and attack.search else None
         return found.model_dump(mode="json")["trials"] if found else None
 
     def attacker(self, attack: AttackRecipe) -> Attacker:
@@ -285,12 +274,12 @@ class SuiteRun:
         attack = context.limits.fitted(suite, attack)
         if attack.search is None or not attack.learning_rate or context.limits.obstacle(suite, attack):
             return attack
-        if attack.id not in self.found:
+        if attack.id not in self._found:
             try:
-                self.found[attack.id] = self._search(attack, attack.search.trials)
+                self._found[attack.id] = self._search(attack, attack.search.trials)
             except UnsuitedError:  # the attack's case reports it
                 return attack
-        return self.found[attack.id].recipe
+        return self._found[attack.id].recipe
 
     def _search(self, attack: AttackRecipe, trials: int) -> SearchResult:
         context, suite, defended = self.context, self.suite, self.defended

@@ -25,12 +25,7 @@ R = TypeVar("R", bound=GRPORecipe)
 
 @dataclass
 class TrainingLimits:
-    """Checks fine-tunes against options and memory. All plans of a run assume the same free memory.
-
-    Attributes:
-        participants: models, judges and options of the run.
-        free: bytes that the run may take; None: those that are free when first asked.
-    """
+    """Checks fine-tunes against options and memory. All plans assume the same free memory; None: measured when first asked."""
 
     participants: Participants
     free: float | None
@@ -39,15 +34,9 @@ class TrainingLimits:
     _borrowing: dict[tuple[str, str], str | None] = field(default_factory=dict, init=False)
 
     def largest(self, suite: Suite) -> Plan | None:
-        """The largest memory plan of the suite's defense and claim cases; checked before anything is loaded.
+        """The largest memory plan of the suite's defense and claim cases; None if the configuration lacks the numbers.
 
-        Other cases that do not fit report it when their turn comes.
-
-        Returns:
-            The plan; None if the candidate's configuration lacks the numbers.
-
-        Raises:
-            CandidateError: one of them does not fit into free memory in any micro-batch.
+        A ``CandidateError`` if one of them does not fit into free memory in any micro-batch. Other cases report it themselves.
         """
         plans = [planned for recipe in self.required(suite) if (planned := self._plan(suite, recipe))]
         return max(plans, key=lambda planned: planned.total, default=None)
@@ -69,10 +58,7 @@ class TrainingLimits:
     def fitted(self, suite: Suite, recipe: R) -> R:
         """The recipe with micro-batches that fit, if it leaves them open and a whole step does not fit.
 
-        An optional attack that cannot be trained here is returned unchanged: its case reports it.
-
-        Raises:
-            CandidateError: no micro-batch fits.
+        A ``CandidateError`` if none fits; an optional attack is then returned unchanged, since its case reports it.
         """
         planned = self.planned(suite, recipe)
         if planned is None or recipe.micro_batch is not None or planned.work.micro_batch == planned.work.rows:
@@ -80,33 +66,28 @@ class TrainingLimits:
         return recipe.model_copy(update={"micro_batch": planned.work.micro_batch})
 
     def planned(self, suite: Suite, recipe: GRPORecipe) -> Plan | None:
-        """The memory plan of a fine-tune; None if it is unknown, or if the case will report that it cannot be trained.
-
-        Raises:
-            CandidateError: a required fine-tune does not fit.
-        """
+        """The memory plan of a fine-tune; None if it is unknown, or if the case will report that it cannot be trained."""
         return None if self.obstacle(suite, recipe) else self._plan(suite, recipe)
 
     def obstacle(self, suite: Suite, recipe: GRPORecipe) -> str | None:
         """Why an optional attack cannot be trained here; None if it can, and for required fine-tunes."""
         if not isinstance(recipe, AttackRecipe) or recipe.claim:
             return None
-        if reason := self.borrowing_obstacle(suite, recipe):
-            return reason
         try:
+            self.check_borrowing(suite, recipe)
             self.check(recipe)
             self._plan(suite, recipe)
         except (RecipeError, CandidateError) as error:
             return str(error)
         return None
 
-    def borrowing_obstacle(self, suite: Suite, attack: AttackRecipe) -> str | None:
-        """Why an attack cannot use the prompts of a neighbouring suite; None if it can, or uses none."""
+    def check_borrowing(self, suite: Suite, attack: AttackRecipe) -> None:
+        """Checks once that an attack can use the prompts of a neighbouring suite, if it uses some; else a ``RecipeError``."""
         domain = attack.neighbour
         if domain is None:
-            return None
+            return
         if domain not in suite.neighbours:
-            return (
+            raise RecipeError(
                 f"attack {attack.id} trains on the prompts of a suite beside this one, got domain={domain!r} and no "
                 f"{suite.folder.parent / domain}; put it there"
             )
@@ -117,14 +98,11 @@ class TrainingLimits:
                 self.participants.reward_judge(suite, attack).check(suite.neighbours[domain].prompts)
             except JudgeError as error:
                 self._borrowing[pair] = f"the prompts of {domain} cannot be rewarded: {error}"
-        return self._borrowing[pair]
+        if reason := self._borrowing[pair]:
+            raise RecipeError(reason)
 
     def check(self, recipe: GRPORecipe) -> None:
-        """Checks that the options allow a fine-tune; memory is not checked.
-
-        Raises:
-            RecipeError: they do not.
-        """
+        """Checks that the options allow a fine-tune, else a ``RecipeError``; memory is not checked."""
         options = self.participants.options
         parts, size = recipe.micro_batch or _rows(recipe), ranks().size
         if parts % size:
@@ -149,10 +127,7 @@ class TrainingLimits:
 
     @functools.cached_property
     def available(self) -> float:
-        """Bytes that a run may take, measured once so that all plans of a run agree.
-
-        With several processes it is the minimum over them; on a CPU they share it.
-        """
+        """Bytes that a run may take, measured once so that all plans agree: the minimum over processes, which share a CPU's."""
         if self.free is not None:
             return self.free
         on, together = self.participants.on, ranks()
@@ -197,15 +172,18 @@ class TrainingLimits:
         """A fine-tune as the memory plan sees it."""
         participants = self.participants
         options, candidate, sampler = participants.options, participants.candidate, participants.sampler
+        rows, hardened = _rows(recipe), isinstance(recipe, DefenseRecipe) and recipe.hardening is not None
+        # Supervised steps take all of their rows at once.
+        supervised = hardened or (isinstance(recipe, DefenseRecipe) and recipe.method == "sft")
         return Work(
             form="qlora" if candidate.quantised else "full" if recipe.whole else recipe.form,
             number=self._number_bytes(suite, recipe),
-            rows=_rows(recipe),
+            rows=rows,
             prompt=self._longest_prompt(suite),
             completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
-            micro_batch=recipe.micro_batch or _rows(recipe),
-            splits=recipe.micro_batch is None and recipe.loss_type != "bnpo" and not _supervised(recipe),
-            simulated=isinstance(recipe, DefenseRecipe) and recipe.hardening is not None,
+            micro_batch=recipe.micro_batch or rows,
+            splits=recipe.micro_batch is None and recipe.loss_type != "bnpo" and not supervised,
+            simulated=hardened,
             checkpointing=recipe.gradient_checkpointing,
             rank=recipe.lora.r,
             whole=suite.policy.max_whole_tokens,
@@ -246,11 +224,6 @@ def _trained_by(recipe: GRPORecipe) -> str:
         return recipe.family
     assert isinstance(recipe, DefenseRecipe)
     return "hardening" if recipe.hardening else recipe.method
-
-
-def _supervised(recipe: GRPORecipe) -> bool:
-    """True if there are supervised steps, which take all of their rows at once."""
-    return isinstance(recipe, DefenseRecipe) and (recipe.method == "sft" or recipe.hardening is not None)
 
 
 def _weights_size(judge: Judge) -> int:

@@ -442,8 +442,8 @@ def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -
 @pytest.fixture
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accepts the small suite's policy and hand-made records as fit for a release."""
-    monkeypatch.setattr("rn_harness.run.finishing.laxer", lambda _: [])
-    monkeypatch.setattr("rn_harness.run.finishing.verify", lambda *_, **__: Verification(()))
+    monkeypatch.setattr("rn_harness.run.controller.laxer", lambda _: [])
+    monkeypatch.setattr("rn_harness.run.controller.verify", lambda *_, **__: Verification(()))
 
 
 @pytest.mark.usefixtures("lenient")
@@ -499,7 +499,7 @@ def test_an_export_that_fails_leaves_the_verdict(tmp_path: Path, suite: Suite, m
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("rn_harness.run.finishing.export_defended", full)
+    monkeypatch.setattr("rn_harness.run.controller.export_defended", full)
     record = exporting(tmp_path, suite, "PASS")
     assert (record.outcome, record.exported, record.releasable) == ("PASS", {}, False)
     assert RunRecord.model_validate_json((tmp_path / "run" / "run.json").read_text()) == record
