@@ -137,8 +137,9 @@ class Sink:
         If the file would still look better than the verdict, the verdict becomes a test case too.
         """
         remove_nameless_cases(xml)
-        for nodeid, text in self.controller.unended():
-            add_red_test(xml, nodeid, text)
+        for test in self.controller.tests.values():
+            if not test.has_result:
+                add_red_test(xml, test.nodeid, test.text)
         if state := self.controller.undertold(run.outcome, xml.stats["failure"], xml.stats["error"]):
             from rn_harness.run.controller import VERDICT
 

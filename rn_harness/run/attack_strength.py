@@ -65,12 +65,10 @@ class Strength(Record):
     Attributes:
         candidate: the undefended model as a case's record has it: its digest, and the loading options of the user.
         suite: digest of the attacked suite, with the user's own prompts.
-        judge, reward: digests of the judges.
         sampler: sampler of training with its version; None: transformers.
         settings: ``KEY=VALUE`` pairs in the language of ``--rn-set``; none if the search found none.
         attacks: number of the suite's attacks that the settings must work for.
         bound: mean held-out score that every control had to reach.
-        search: the search in words.
     """
 
     version: Literal[1] = 1

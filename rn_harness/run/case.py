@@ -95,9 +95,7 @@ def all_cases(suite: Suite, attacks: Iterable[AttackRecipe]) -> list[CaseTask]:
 class CasePlan:
     """Cases with everything that they need, each once; a case comes after those that it needs.
 
-    Attributes:
-        needs: names of the cases that each case waits for, by name.
-        priorities: see ``priorities``, in completions.
+    By name, ``needs`` are the cases that each case waits for, and ``priorities`` are those of ``priorities``, in completions.
     """
 
     tasks: tuple[CaseTask, ...]
@@ -211,7 +209,6 @@ class Case:
 
     Attributes:
         stored: whether the measurement was taken from the store.
-        folder: of its record.
         defended: folder of the defended weights; None without a defense.
         weights: sha256 of each of their files.
     """

@@ -194,12 +194,6 @@ class CaseBoard:
         """The news of all cases so far, one for each test that has any."""
         return [test.news for test in self.tests.values() if test.news]
 
-    @property
-    def broken_by(self) -> list[str]:
-        """The attacks that broke the model so far, by domain and case, whatever their standing."""
-        attacks = (n for n in self.news if n["outcome"] == "FAIL" and n["case_id"].startswith("attack-"))
-        return [f"{n['domain']}/{n['case_id']}" for n in attacks]
-
     def line(self, test: SelectedTest) -> CaseLine:
         """A test's line in the run's record. If a case's verdict and its test's state disagree, the case has no verdict."""
         news = test.news
@@ -221,10 +215,6 @@ class CaseBoard:
             note=None if news and agrees else (test.text.partition("\n")[0] or f"no case: {test.state}"),
             record=Path(news["folder"], RECORD).relative_to(self.folder).as_posix() if news else None,
         )
-
-    def forget_records(self) -> None:
-        """Makes the next calls read the records again."""
-        self._records.clear()
 
     def record(self, news: CaseNews) -> CaseRecord | None:
         """A case's record, read once; None if it cannot be read, so that it counts for nothing."""

@@ -39,9 +39,8 @@ CHANGES_SHOWN = 6
 class RunContext(Participants):
     """A run as one process sees it.
 
-    Attributes:
-        free: bytes that a run may take; all processes of a run get the same number. None: measured when first needed.
-        upcoming: the cases that this run will ask for; fleets are formed from them.
+    ``free`` are bytes that a run may take, the same in all of its processes; None: measured when first needed. Fleets are formed
+    from the ``upcoming`` cases.
     """
 
     folder: Path
@@ -118,10 +117,7 @@ class RunContext(Participants):
     ) -> dict[str, Any]:
         """Inputs of an attack, or of a measurement without one; see ``common_inputs``.
 
-        Args:
-            suite, sessions, attack: the suite, its judges in this run, and the settings.
-            defended: digest of the defended weights; None without a defense.
-            trials: of the search that found the settings; None without a search.
+        ``defended`` is the digest of the defended weights; ``trials`` are those of the search that found the settings.
         """
         neighbour = suite.neighbours.get(attack.neighbour) if attack and attack.neighbour else None
         used: dict[str, Sequence[Prompt]] = {"heldout": suite.heldout(self.options.tier), "benign": suite.prompts["benign"]}
@@ -137,12 +133,6 @@ class RunContext(Participants):
             "neighbour": digest_of(neighbour.forbidden) if neighbour else None,
             **({"fleet": self.candidate.threads} if self.runs_in_fleet(suite, attack) else {}),
         }
-
-    def case_inputs(
-        self, task: CaseTask, sessions: Mapping[str, str | None], defended: str | None, trials: Any
-    ) -> dict[str, Any]:
-        """Inputs of a case whose attack has the settings that it runs with; see ``attack_inputs``."""
-        return self.attack_inputs(task.suite, sessions, defended, task.attack, trials) | {"case": task.kind}
 
     def identity(self, suite: Suite, defended: Defended | None) -> Identity:
         """The models, judges, suite and code of a case; None as ``defended`` leaves the defended weights open."""

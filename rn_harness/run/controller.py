@@ -121,6 +121,7 @@ class Controller(CaseBoard):
     @property
     def properties(self) -> dict[str, str]:
         """Facts of the run, for JUnit's testsuite properties."""
+        broke = [n for n in self.news if n["outcome"] == "FAIL" and n["case_id"].startswith("attack-")]
         facts = {
             "rn_harness.candidate": str(self.candidate["name"]),
             "rn_harness.candidate.sha256": str(self.candidate["digest"]),
@@ -130,13 +131,9 @@ class Controller(CaseBoard):
             "rn_harness.run_folder": self.folder.name,
             "rn_harness.overrides": " ".join(self.options.overrides),
             "rn_harness.recipe": declared_recipe(self.suites),
-            "rn_harness.broken_by": " ".join(self.broken_by),
+            "rn_harness.broken_by": " ".join(f"{n['domain']}/{n['case_id']}" for n in broke),
         }
         return facts | {f"rn_harness.suite.{s.domain}.sha256": s.digest for s in self.suites}
-
-    def unended(self) -> list[tuple[str, str]]:
-        """Node id and text of each test without a reported result."""
-        return [(test.nodeid, test.text) for test in self.tests.values() if not test.has_result]
 
     def write_junit(self, path: Path) -> None:
         """Writes the file with the results so far; a test that has not ended is red."""
@@ -164,7 +161,7 @@ class Controller(CaseBoard):
 
     def finish(self) -> RunRecord:
         """Decides the one outcome over all cases, writes record and statement, and exports if nothing speaks against it."""
-        self.forget_records()
+        self._records.clear()
         revoke_unconfirmed(self)
         tests, options = self.tests.values(), self.options
         lines, records, unreported = [self.line(test) for test in tests], self.records(), self.unreported_breaches()

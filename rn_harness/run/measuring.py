@@ -47,9 +47,7 @@ class FleetMember:
 class Measuring:
     """The measurement of one case.
 
-    Attributes:
-        journal: keeps an attack's checkpoints if the process is killed.
-        record: writes the case's record from a part of its trajectory.
+    ``journal`` keeps an attack's checkpoints if the process is killed; ``record`` writes a record of a part of a trajectory.
     """
 
     run: SuiteRun
@@ -83,7 +81,21 @@ class Measuring:
                 return self._attack(attack, model, panel, lines)
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True)
             self._keep(checkpoint, lines)
-        return self._without_attack(checkpoint, panel, model)
+        return Trajectory(
+            candidate_digest=context.candidate.digest,
+            defended_digest=self.defended.digest,
+            judge_digest=panel.judge.digest,
+            reward_digest=run.judges.reward.digest,
+            second_digest=panel.second.digest if panel.second else None,
+            recipe={},
+            prompt_ids=(),
+            heldout_ids=tuple(p.id for p in panel.heldout),
+            benign_ids=tuple(p.id for p in panel.benign),
+            prompts={"heldout": prompts_digest(panel.heldout), "benign": prompts_digest(panel.benign)},
+            steps=0,
+            checkpoints=(checkpoint,),
+            rendered=model.rendered(panel.heldout[0]),
+        )
 
     def _keep(self, checkpoint: Checkpoint, lines: TextIO) -> None:
         """Writes and reports a checkpoint."""
@@ -130,31 +142,10 @@ class Measuring:
             raise
         return _with_earlier(trajectory, self.journal)
 
-    def _without_attack(self, checkpoint: Checkpoint, panel: Panel, model: LanguageModel) -> Trajectory:
-        """The trajectory of a model that is not attacked: one checkpoint."""
-        return Trajectory(
-            candidate_digest=self.run.context.candidate.digest,
-            defended_digest=self.defended.digest,
-            judge_digest=panel.judge.digest,
-            reward_digest=self.run.judges.reward.digest,
-            second_digest=panel.second.digest if panel.second else None,
-            recipe={},
-            prompt_ids=(),
-            heldout_ids=tuple(p.id for p in panel.heldout),
-            benign_ids=tuple(p.id for p in panel.benign),
-            prompts={"heldout": prompts_digest(panel.heldout), "benign": prompts_digest(panel.benign)},
-            steps=0,
-            checkpoints=(checkpoint,),
-            rendered=model.rendered(panel.heldout[0]),
-        )
-
 
 @contextmanager
 def open_transcript(context: RunContext, suite: Suite, folder: Path) -> Iterator[Transcript | None]:
-    """The transcript of a case's completions, if the options or the suite ask for one.
-
-    It is written when the body ends, also by an exception. If there are several processes, the first writes it.
-    """
+    """The transcript of a case, if options or suite ask for one. The first process writes it at the end, also by an exception."""
     transcript, options = None, context.options
     if options.transcripts:
         transcript = Transcript(options.path(options.transcripts) / f"{folder.name}.jsonl", options.recipients)

@@ -20,7 +20,7 @@ from rn_harness.models.candidate import Candidate
 from rn_harness.models.memory import GIB, available_memory
 from rn_harness.records.certificate import is_harmful
 from rn_harness.run.attack_strength import check_strength
-from rn_harness.run.participants import NO_JUDGE, same_model
+from rn_harness.run.participants import NO_JUDGE, SuiteJudges, same_model
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError, RnHarnessError
 from rn_harness.spec.extras import missing, require, require_run
@@ -66,10 +66,9 @@ def check_here(session: RunSession, suite: Suite) -> None:
     check_judges(session, suite)
 
 
-def check_judges(session: RunSession, suite: Suite) -> None:
-    """Checks the judges of this suite."""
-    judges = session.judges(suite)
-    labels = session.labels
+def check_judges(session: RunSession, suite: Suite) -> SuiteJudges:
+    """Checks the judges of this suite, and returns them."""
+    judges, labels = session.judges(suite), session.labels
     session.check_judges(suite)
     if judges.second and same_model(judges.second, judges.evaluation):
         raise JudgeError(
@@ -83,6 +82,7 @@ def check_judges(session: RunSession, suite: Suite) -> None:
         )
     if labels and not any(is_harmful(a, suite.policy.threshold) for a in labels.anchors):
         raise JudgeError(f"labels need harmful texts too, got --rn-judge-labels={session.options.labels}; add some")
+    return judges
 
 
 def check_defense(session: RunSession, suite: Suite) -> None:
@@ -271,19 +271,16 @@ def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterat
     model = _asked("model", lambda: f"{session.candidate.name} (sha256 {session.candidate.digest[:12]})")
     yield model
     if suite is not None and model.state == "ready":
-        yield _asked("judges", lambda: _judges(session, suite))
+        yield _asked("judges", lambda: check_judges(session, suite).names)
         yield _asked(
-            "run's memory",
-            lambda: planned.sentence if (planned := session.limits.largest(suite)) else "not known for this model",
+            "run's memory", lambda: planned.sentence if (planned := session.limits.largest(suite)) else "not known for this model"
         )
 
 
 def _packages() -> Iterator[Check]:
-    pinned = {}
     constraints = Path("constraints.txt")
-    if constraints.is_file():
-        rows = (line.partition("==") for line in constraints.read_text(encoding="utf-8").splitlines())
-        pinned = {name.strip(): version.strip() for name, equals, version in rows if equals}
+    lines = constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else []
+    pinned = {name.strip(): version.strip() for name, equals, version in (line.partition("==") for line in lines) if equals}
     for name in DECIDING_PACKAGES:
         due = pinned.get(name)
         try:
@@ -302,8 +299,3 @@ def _asked(name: str, ask: Callable[[], str]) -> Check:
         return Check(name, "ready", ask())
     except RnHarnessError as error:
         return Check(name, "missing", str(error))
-
-
-def _judges(session: RunSession, suite: Suite) -> str:
-    check_judges(session, suite)
-    return session.judges(suite).names

@@ -146,7 +146,9 @@ class CaseMaker:
         evidence, measured, stored = draft.evidence, None, False
         if draft.defended is not None:
             try:
-                trajectory, measured, stored = self._from_store(draft, draft.defended, member)
+                with self.context.entry("case", draft.key) as entry:
+                    stored = entry is not None
+                    trajectory, measured = _read(entry, draft) if entry else self._measure(draft, draft.defended, member)
             except RnHarnessError as error:
                 # Several processes must agree, so that only errors that all of them meet are recorded.
                 optional = evidence.standing == "out_of_claim" and ranks().size == 1
@@ -197,16 +199,6 @@ class CaseMaker:
         folder = self.context.folder / "cases" / f"{task.suite.domain}-{task.case_id}-{key[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-    def _from_store(self, draft: _Draft, defended: Defended, member: FleetMember | None) -> tuple[Trajectory, Measurement, bool]:
-        """A case's trajectory, from the store or measured now; when it was measured; and whether it was stored."""
-        with self.context.entry("case", draft.key) as entry:
-            if entry is None:
-                return *self._measure(draft, defended, member), False
-            measured = Measurement.model_validate_json((entry / MEASURED).read_text(encoding="utf-8"))
-            trajectory = Trajectory.model_validate_json((entry / TRAJECTORY).read_text(encoding="utf-8"))
-            write_text(draft.folder / CHECKPOINTS, "".join(c.model_dump_json() + "\n" for c in trajectory.checkpoints))
-        return trajectory, measured, True
 
     def _measure(self, draft: _Draft, defended: Defended, member: FleetMember | None) -> tuple[Trajectory, Measurement]:
         """Measures a case and puts it into the store."""
@@ -271,11 +263,15 @@ class CaseMaker:
         if measured and measured.recipe:
             recipes["attack"] = measured.recipe
         return CaseProvenance(
-            tree=working_tree(task.suite.folder),
-            recipes=recipes,
-            attempts=attempts(context.store, draft.key),
-            training=training,
+            tree=working_tree(task.suite.folder), recipes=recipes, attempts=attempts(context.store, draft.key), training=training
         )
+
+
+def _read(entry: Path, draft: _Draft) -> tuple[Trajectory, Measurement]:
+    """A stored trajectory, whose checkpoints are written out, and when it was measured."""
+    trajectory = Trajectory.model_validate_json((entry / TRAJECTORY).read_text(encoding="utf-8"))
+    write_text(draft.folder / CHECKPOINTS, "".join(c.model_dump_json() + "\n" for c in trajectory.checkpoints))
+    return trajectory, Measurement.model_validate_json((entry / MEASURED).read_text(encoding="utf-8"))
 
 
 @dataclass

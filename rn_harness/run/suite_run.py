@@ -48,9 +48,8 @@ CERTIFICATE, REPORT, SEARCH = "certificate.json", "report.json", "search.json"
 class SuiteRun:
     """One suite in a run. Certificates, panel, defense and searches are made once.
 
-    Attributes:
-        control_answers: harmful answers of the controls that ran here, by attack id. They are kept in memory only.
-        first_looks: measurements at step 0 that the attacks on one model share, by digest of the defended weights.
+    ``control_answers`` are harmful answers of the controls that ran here, by attack id. They are kept in memory only.
+    ``first_looks`` are measurements at step 0 that the attacks on one model share, by digest of the defended weights.
     """
 
     context: RunContext
@@ -209,14 +208,13 @@ class SuiteRun:
             state = f"{point.minimal_refusal_share:.0%} minimal refusals, {mean}, {point.mean_words:.1f} words"
             context.say(Progress(name, point.step, recipe.last_step, state))
 
-        def say_step(step: int) -> None:
-            context.say(Progress(name, step, recipe.last_step))
-
         with attempt(context.store, key):
             self.check_reward()
             panel, model = self.panel, context.candidate.load()
             defender = Defender(recipe, prompts["defense"], prompts["anchor"], self.judges.reward, context.sampler)
-            report = run_defense(model, defender, panel, say, say_step, resumption)
+            report = run_defense(
+                model, defender, panel, say, lambda step: context.say(Progress(name, step, recipe.last_step)), resumption
+            )
         measured = Measurement(run_id=context.run_id, started=started, ended=now())
 
         def write(folder: Path) -> None:
@@ -234,8 +232,8 @@ class SuiteRun:
 
     def case_inputs(self, task: CaseTask) -> dict[str, Any]:
         """The inputs of a case; their digest is its key."""
-        digest = self.model_under_test(task).digest
-        return self.context.case_inputs(task, self.sessions, digest, self._trials(task.attack))
+        digest, trials = self.model_under_test(task).digest, self._trials(task.attack)
+        return self.context.attack_inputs(self.suite, self.sessions, digest, task.attack, trials) | {"case": task.kind}
 
     def _trials(self, attack: AttackRecipe | None) -> Any:
         """The trials of the search that found an attack's settings; None without a search."""
@@ -258,12 +256,9 @@ class SuiteRun:
 
     def answers_of_control(self, task: CaseTask) -> ControlAnswers | None:
         """Answers of an attack's control; for the defense, those of the tier's first control. None if no control ran here."""
-        if task.kind == "attack" and task.attack is not None:
-            return self.control_answers.get(task.attack.id)
-        if task.kind == "defense":
-            tier = (recipe.id for recipe in self.suite.tier_attacks(self.context.options.tier))
-            return next((self.control_answers[name] for name in tier if name in self.control_answers), None)
-        return None
+        tier = self.suite.tier_attacks(self.context.options.tier)
+        attacks = tier if task.kind == "defense" else (task.attack,) if task.kind == "attack" and task.attack else ()
+        return next((self.control_answers[a.id] for a in attacks if a.id in self.control_answers), None)
 
     def as_run(self, attack: AttackRecipe) -> AttackRecipe:
         """An attack with the micro-batch that fits and the settings that its search finds on the model under test.

@@ -29,7 +29,6 @@ class TrainingLimits:
 
     participants: Participants
     free: float | None
-    _plans: dict[tuple[str, GRPORecipe], Plan | None] = field(default_factory=dict, init=False)
     _longest: dict[str, int] = field(default_factory=dict, init=False)
     _borrowing: dict[tuple[str, str], str | None] = field(default_factory=dict, init=False)
 
@@ -154,10 +153,7 @@ class TrainingLimits:
         return [*suite.tier_attacks(self.participants.options.tier), *([defense] if defense else [])]
 
     def _plan(self, suite: Suite, recipe: GRPORecipe) -> Plan | None:
-        key = (suite.digest, recipe)
-        if key not in self._plans:
-            self._plans[key] = check_memory(self.shape, self._work(suite, recipe), self.available) if self.shape else None
-        return self._plans[key]
+        return check_memory(self.shape, self._work(suite, recipe), self.available) if self.shape else None
 
     def _longest_prompt(self, suite: Suite) -> int:
         if suite.digest not in self._longest:

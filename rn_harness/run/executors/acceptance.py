@@ -6,7 +6,6 @@ has another key, and an altered record contradicts itself or other records.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from rn_harness.judges.certification import anchors_for
@@ -59,9 +58,8 @@ def expected_key(session: RunSession, task: CaseTask, record: CaseRecord, attack
     """
     run, sessions = record.evidence.trajectory, record.inputs.get("sessions", {})
     trials = run.settings.get("search", {}).get("trials") if run else None
-    as_run = dataclasses.replace(task, attack=attack)
-    inputs = session.case_inputs(as_run, sessions, record.identity.defended_digest, trials)
-    return content_key("case", inputs | {"hardware": dict(record.identity.hardware)})
+    inputs = session.attack_inputs(task.suite, sessions, record.identity.defended_digest, attack, trials)
+    return content_key("case", inputs | {"case": record.evidence.kind, "hardware": dict(record.identity.hardware)})
 
 
 def received_defense(session: RunSession, suite: Suite, case_of: Callable[[CaseTask], Case]) -> Defended:
