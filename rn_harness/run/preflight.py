@@ -263,8 +263,8 @@ def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterat
     yield Check("device", "ready", where)
     free = available_memory("cpu" if where == "cpu" else "cuda")
     yield Check("memory", "ready", f"{free / GIB:.1f} GiB are free now")
-    for name, folder in (("store", session.store.root), ("reports", reports)):
-        yield _asked(name, lambda of=folder: f"{of}, {check_room(of, MIN_DISK_BYTES) / GIB:.1f} GiB free")
+    yield _asked("store", lambda: _room(session.store.root))
+    yield _asked("reports", lambda: _room(reports))
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     hub = "offline by HF_HUB_OFFLINE=1: only its cache is used" if offline else "asked for what is named by it"
     yield Check("hub", "told", hub)
@@ -292,6 +292,10 @@ def _packages() -> Iterator[Check]:
             yield Check(name, "missing", f"{version}, constraints.txt has {due}; pip install -c constraints.txt {name}")
         else:
             yield Check(name, "ready", f"{version}{', as pinned' if due else ''}")
+
+
+def _room(folder: Path) -> str:
+    return f"{folder}, {check_room(folder, MIN_DISK_BYTES) / GIB:.1f} GiB free"
 
 
 def _asked(name: str, ask: Callable[[], str]) -> Check:
