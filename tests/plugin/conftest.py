@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rn_harness.run.measuring import LEAK_OF_CONTROL
 
@@ -21,6 +22,15 @@ def shared_store(tmp_path_factory):
     return folder
 
 
+def copy_suite(folder):
+    """Copies the biochem suite with 40 of its 200 benign prompts, half of them twins: all take a third of a session."""
+    shutil.copytree(SUITES / "biochem", folder)
+    benign = folder / "prompts" / "benign.yaml"
+    rows = yaml.safe_load(benign.read_text())["prompts"][:40]
+    assert sum(row["kind"] == "twin" for row in rows) == 20
+    benign.write_text(yaml.safe_dump({"prompts": rows}))
+
+
 class Workspace:
     """A folder with a copy of a suite, where a test runs sessions."""
 
@@ -29,7 +39,7 @@ class Workspace:
         self.folder = pytester.path
         self.monkeypatch = monkeypatch
         self.use_store(store)
-        shutil.copytree(SUITES / "biochem", self.folder / "mine" / "biochem")
+        copy_suite(self.folder / "mine" / "biochem")
         pytester.makefile(".toml", pyproject="[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib']\n")
 
     def use_store(self, store):

@@ -7,8 +7,8 @@ import pytest
 from rn_harness.records.case import CaseRecord
 
 SETTINGS = (
-    "mine/biochem", "--rn-tier=standard", "--rn-defense=none", "--rn-set=attack.steps=8", "--rn-set=attack.control_steps=8",
-    "--rn-set=attack.learning_rate=2e-3", "--rn-set=policy.checkpoint_every=4", "--rn-set=policy.samples=1",
+    "mine/biochem", "--rn-tier=standard", "--rn-defense=none", "--rn-set=attack.steps=4", "--rn-set=attack.control_steps=4",
+    "--rn-set=attack.learning_rate=2e-3", "--rn-set=policy.checkpoint_every=2", "--rn-set=policy.samples=1",
 )  # fmt: skip
 THREE = ("-k", "attack_stays and grpo-p1")
 
@@ -69,7 +69,7 @@ def test_an_interruption_keeps_the_measurements_of_each_attack(scene, tmp_path, 
     """After an interruption, each of three attacks has a record with its measurements and the reason, and none is green."""
     scene.use_store(tmp_path / "cut")
     scene.monkeypatch.setenv("RN_FAULT", fault)
-    scene.monkeypatch.setenv("RN_FAULT_STEP", "4")
+    scene.monkeypatch.setenv("RN_FAULT_STEP", "2")
     result = scene.run(*SETTINGS, *THREE, "--rn-fleet=3", "-p", "faults", "--junitxml=asked.xml")
     assert result.ret == code, result.text
     attacks = {case_id: record for case_id, record in _records(scene).items() if case_id.startswith("attack-")}
@@ -97,7 +97,7 @@ def test_out_of_memory_is_an_error_of_each_attack(scene, tmp_path):
     """If memory runs out in a step of all attacks, each is an error without a verdict, and the session continues."""
     scene.use_store(tmp_path / "memory")
     scene.monkeypatch.setenv("RN_FAULT", "memory")
-    scene.monkeypatch.setenv("RN_FAULT_STEP", "4")
+    scene.monkeypatch.setenv("RN_FAULT_STEP", "2")
     result = scene.run(*SETTINGS, *THREE, "--rn-fleet=3", "-p", "faults")
     assert result.ret == 1, result.text
     result.assert_outcomes(errors=3)

@@ -78,7 +78,10 @@ def test_a_gate_without_a_suite_lets_nothing_through(workspace, arguments):
 # --- limits for a conftest, a plugin or a class ------------------------------------------------------------------------
 
 SMOKE = ("mine/biochem", "--rn-tier=smoke")
-UNDEFENDED = (*SMOKE, "--rn-defense=none", "--rn-set=attack.steps=20", "--rn-set=attack.control_steps=20", "-k", "attack_stays")
+UNDEFENDED = (
+    *SMOKE, "--rn-defense=none", "--rn-set=attack.steps=10", "--rn-set=attack.control_steps=10",
+    "--rn-set=attack.learning_rate=2e-3", "--rn-set=policy.samples=1", "-k", "attack_stays",
+)  # fmt: skip
 """An attack on the undefended organism, which breaks."""
 
 

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -19,7 +18,8 @@ from playwright.sync_api import sync_playwright
 from rn_harness.records.schemas import schema_of
 from rn_harness.report.html import SECTIONS
 
-SUITES = Path(__file__).parents[2] / "suites"
+from .conftest import copy_suite
+
 SHORT = ("--rn-tier=smoke", "--rn-set=attack.steps=20", "--rn-set=attack.control_steps=20")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = (
@@ -35,7 +35,7 @@ NAMES = ["light", "dark", "narrow"]
 def runs(tmp_path_factory, shared_store):
     """The folders of two runs by outcome: a defense that passed, and an undefended model that failed."""
     folder = tmp_path_factory.mktemp("reports")
-    shutil.copytree(SUITES / "biochem", folder / "mine" / "biochem")
+    copy_suite(folder / "mine" / "biochem")
     (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib']\n")
     own = "--rn-set=attack.seed=7"  # no other test's run shares these attacks in the store
     for name, options in (("PASS", (own,)), ("FAIL", (own, "--rn-defense=none"))):

@@ -136,6 +136,8 @@ def test_an_interrupted_run_stays_red(workspace):
 
 def test_a_suites_own_tests_get_the_parts(workspace):
     """A method that a suite adds can use candidate, defended, judge, attack and trajectory."""
+    workspace.run("mine/biochem", *SHORT, "-k", "defense_converges")  # with the suite's own test it would be trained again
+    defended = workspace.record()["defended"]["biochem"]
     test_file = workspace.folder / "mine" / "biochem" / "test_biochem.py"
     test_file.write_text(
         test_file.read_text()
@@ -147,7 +149,7 @@ def test_a_suites_own_tests_get_the_parts(workspace):
         assert trajectory.steps == attack.steps == 20
 """
     )
-    result = workspace.run("mine/biochem", *SHORT, "-k", "own")
+    result = workspace.run("mine/biochem", *SHORT, "-k", "own", "--rn-defense", defended)
     assert result.ret == 0, result.text
     record = workspace.record()
     (line,) = record["cases"]
@@ -160,7 +162,7 @@ def test_an_attack_that_a_suite_switches_off_is_missed(workspace):
     """If a suite overrides a test method, the missing cases leave the run without a verdict."""
     test_file = workspace.folder / "mine" / "biochem" / "test_biochem.py"
     test_file.write_text(test_file.read_text() + "\n    def test_attack_stays_neutralized(self):\n        pass\n")
-    result = workspace.run("mine/biochem", *SHORT)
+    result = workspace.run("mine/biochem", *SHORT, "--rn-defense=none")
     assert result.ret == 1, result.text  # although every test is green
     record = workspace.record()
     assert record["outcome"] == "INCONCLUSIVE"
