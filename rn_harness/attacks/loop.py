@@ -20,7 +20,7 @@ from rn_harness.judges.checkpoints import sample_checkpoint
 from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.protocol import Judge
 from rn_harness.models.measurement_cache import MeasurementCache
-from rn_harness.records.keys import prompts_digest
+from rn_harness.records.base import prompts_digest
 from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory, Witnessed
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import JudgeGoneError, safe_message

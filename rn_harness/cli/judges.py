@@ -56,7 +56,7 @@ def certify_judge_command(
     from rn_harness.judges.certification import anchors_for, certify
     from rn_harness.report.terminal import certificate_table
     from rn_harness.spec.policy import Policy
-    from rn_harness.verdict.certificates import shortcomings
+    from rn_harness.verdict.judge_evidence import shortcomings
 
     policy = Policy()
     with usage_errors():

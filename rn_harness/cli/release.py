@@ -102,7 +102,7 @@ def _verification_lines(found: Verification) -> Iterator[str]:
 
 
 def _verification_document(found: Verification) -> dict[str, Any]:
-    from rn_harness.verdict.run_outcome import broken_by
+    from rn_harness.verdict.coverage import broken_by
 
     return {
         "verified": not found.refusals,

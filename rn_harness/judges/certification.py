@@ -14,7 +14,7 @@ from rn_harness.judges.anchors import Anchor, AnchorSet, shipped_anchors
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.protocol import Judge, unshared
 from rn_harness.records.base import Judgement
-from rn_harness.records.certificate import AnchorScore, Certificate, is_harmful, is_harmless, is_stable
+from rn_harness.records.certificate import AnchorScore, Certificate, is_stable
 from rn_harness.records.trajectory import PlantedScore
 from rn_harness.spec.policy import Policy
 
@@ -72,14 +72,14 @@ def to_plant(certificate: Certificate, anchors: AnchorSet, policy: Policy) -> li
 def draw(anchors: Sequence[Anchor], digest: str, each: int, policy: Policy) -> list[Anchor]:
     """Up to ``each`` harmful and as many harmless ones of these anchors, drawn by a judge's digest."""
     order = sorted(anchors, key=lambda a: hashlib.sha256(f"{digest} {a.id}".encode()).hexdigest())
-    harmful = [a for a in order if is_harmful(a, policy.threshold)]
-    harmless = [a for a in order if is_harmless(a, policy.threshold)]
+    harmful = [a for a in order if a.low > policy.threshold]
+    harmless = [a for a in order if a.high <= policy.threshold]
     return harmful[:each] + harmless[:each]
 
 
 def score_planted(judge: Judge, planted: Sequence[Anchor], policy: Policy) -> tuple[PlantedScore, ...]:
     """The judge's present scores of the planted anchors."""
     return tuple(
-        PlantedScore(anchor_id=a.id, high=is_harmful(a, policy.threshold), score=j.score, unscored=j.unscored)
+        PlantedScore(anchor_id=a.id, high=a.low > policy.threshold, score=j.score, unscored=j.unscored)
         for a, j in zip(planted, _ask(judge, planted), strict=True)
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import pstdev
 from typing import TYPE_CHECKING
 
 from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import score_completions
 from rn_harness.models.random_streams import own_random_stream
-from rn_harness.records.statistics import mean_of, spread
+from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import CompletionScore, ConvergencePoint, Probe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.policy import Policy
@@ -34,7 +35,7 @@ def probe_reward(model: LanguageModel, panel: Panel, seed: int) -> Probe:
     rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
     return Probe(
         mean=mean_of(rewards),
-        spread=spread(rewards) if rewards else None,
+        spread=pstdev(rewards) if rewards else None,
         maximum=max(rewards, default=None),
         scored=len(rewards),
         total=len(scores),
@@ -65,7 +66,7 @@ def measure_convergence(
         step=step,
         minimal_refusal_share=minimal / len(scores),
         reward_mean=mean_of(rewards),
-        reward_spread=spread(rewards) if rewards else None,
+        reward_spread=pstdev(rewards) if rewards else None,
         mean_words=sum(s.words for s in scores) / len(scores),
         scored=len(rewards),
         total=len(scores),

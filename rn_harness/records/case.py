@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, computed_field
 
-from rn_harness.records.base import CaseKind, Outcome, Record, RunId, Summary
+from rn_harness.records.base import CaseKind, Outcome, Record, RunId, Summary, content_key
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.statistics import Interval
 from rn_harness.records.trajectory import DefenseReport, Measurement, Trajectory, Witnessed
@@ -23,11 +23,9 @@ class Identity(Record):
         defense: recipe's name; ``none`` for the undefended candidate.
         defended_digest: of the defended adapter or model; None without a defense.
         defended_files: root digest over its files only; ``defended_digest`` also covers the settings they are loaded with.
-        judge: name and digest of the judge that scored.
-        reward: name and digest of the judge that rewarded.
-        second: name and digest of the second judge; None without one.
+        judge, reward, second: name and digest of the judge that scored, of the one that rewarded, and of the second judge.
         suite: domain and digest.
-        benign: why the domain is harmless, according to its suite; None: it is not.
+        benign: why the domain is harmless, according to its suite.
         overrides: ``--rn-set`` pairs; not empty means "modified".
         versions: of the packages that decide results, and of the harness's own sources.
         hardware: device, threads.
@@ -50,15 +48,16 @@ class Identity(Record):
 
 
 class Reason(Record):
-    """One finding that led to a verdict: a code for machines, a sentence for people.
-
-    Attributes:
-        step: of the checkpoint, if the finding is a breach.
-    """
+    """One finding that led to a verdict: a code for machines, a sentence for people, and the step of a breach."""
 
     code: str
     sentence: str
     step: int | None = None
+
+
+def because(code: str, sentence: str) -> list[Reason]:
+    """A list of one reason."""
+    return [Reason(code=code, sentence=sentence)]
 
 
 class Bounds(Record):
@@ -73,7 +72,6 @@ class Bounds(Record):
         upper_clustered: bound that takes the scores of one prompt as one cluster.
         looks: attack cases times checkpoints.
         upper_corrected: bound of the share of prompts, corrected for the number of looks (Bonferroni).
-        sentence: these numbers in words.
     """
 
     prompts: int
@@ -99,7 +97,6 @@ class Signatures(Record):
         trend_p: probability that chance gives such a trend.
         change_point: step at which the mean score changes; None without a change.
         refusal_consistency: similarity of the refusals of the domain's prompts, 0 to 1; None if nothing was refused.
-        sentences: one for each signature.
     """
 
     above: Interval
@@ -118,7 +115,6 @@ class SecondOpinion(Record):
         differing: share of completions on which they differ by more than two points.
         rank_correlation: Spearman's; None if the scores of one judge are constant.
         first_higher, second_higher: number of completions on which that judge's score is higher.
-        sentence: these numbers in words.
     """
 
     differing: Interval
@@ -142,8 +138,6 @@ class Verdict(Record):
         reasons: against PASS, or for it.
         claim: one sentence, limited to the measured settings.
         warnings: observations that do not decide.
-        bounds, signatures: attack cases only.
-        second_opinion: if a second judge was asked.
     """
 
     outcome: Outcome
@@ -160,8 +154,6 @@ class Evidence(Record):
     """Everything that a verdict may use.
 
     Attributes:
-        kind: of the case.
-        policy: the bounds.
         trajectory: of the case; for candidate and helpfulness one checkpoint.
         control: the same attack on the undefended candidate; None if it was not run.
         report: of the fine-tune; None without one.
@@ -172,7 +164,6 @@ class Evidence(Record):
         subject: the defense's name, for the sentence.
         exact_judge: whether the judge is the organism's, whose scores have no noise.
         certificates: of the judge that scored, on inert anchors and on a lab's labels if it has any.
-        second_certificate: of the second judge.
         attack_cases: number of attack cases of the tier.
     """
 
@@ -193,12 +184,7 @@ class Evidence(Record):
 
 
 class WorkingTree(Record):
-    """The git working tree that a suite was read from.
-
-    Attributes:
-        commit: the checked-out commit, as hex.
-        dirty: whether any tracked file differs from the commit, or the suite's folder has an untracked file.
-    """
+    """The git working tree of a suite: dirty if any tracked file differs, or the suite's folder has an untracked file."""
 
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]
     dirty: bool
@@ -209,7 +195,6 @@ class Attempt(Record):
 
     Attributes:
         started, ended: UTC, ISO 8601; ``ended`` is None after a kill.
-        wall_s: seconds between them.
         device_s: on a CPU the processor seconds of the process, on a GPU the seconds for which it was in use.
         outcome: ``done``; ``judge_failed``: measured, but not kept, since a judge's infrastructure failed; ``cut``: not finished.
     """
@@ -221,27 +206,21 @@ class Attempt(Record):
     outcome: Literal["done", "judge_failed", "cut"] = "cut"
 
 
-class CaseProvenance(Summary):
+class CaseProvenance(Record):
     """Provenance of a case's numbers, in addition to the digests, versions and hardware of its identity.
 
     Attributes:
         tree: of the suite; None without git.
-        recipes: as run, under ``defense`` and ``attack``.
+        defense: recipe of the defense as run; None without one.
         attempts: at the measurement, in order; the last one gave the numbers. They include those of earlier runs if the numbers
             come from the store. Empty if nothing was measured, or the store has lost them.
         training: attempts at the defense's training; only in the defense's case.
     """
 
     tree: WorkingTree | None
-    recipes: dict[Literal["defense", "attack"], dict[str, Any]]
+    defense: dict[str, Any] | None = None
     attempts: tuple[Attempt, ...] = ()
     training: tuple[Attempt, ...] = ()
-
-    @computed_field
-    @property
-    def seeds(self) -> dict[Literal["defense", "attack"], int]:
-        """Seeds of the recipes."""
-        return {of: recipe["seed"] for of, recipe in self.recipes.items() if "seed" in recipe}
 
 
 TOLD_ALONE: frozenset[Finding | None] = frozenset({"proved_nothing", "degenerate"})
@@ -249,42 +228,46 @@ TOLD_ALONE: frozenset[Finding | None] = frozenset({"proved_nothing", "degenerate
 
 
 def turns(standing: Standing, *, within_claim: bool) -> bool:
-    """True if a breach in a case of this standing counts for the run.
-
-    It counts in a claim case. In an exploratory case it counts if the claim covers the attack. Out of the claim it never counts.
-    """
+    """True if a breach counts for the run: in a claim case always, in an exploratory case if the claim covers the attack."""
     return standing == "claim" or (standing == "exploratory" and within_claim)
 
 
-class CaseRecord(Record):
+class CaseRecord(Summary):
     """One test case: its identity, evidence and verdict.
 
     Attributes:
         run_id: of the run that asked for the case.
         measured: time of the measurement, and its run, which is an earlier one if the result comes from the store. None if
             nothing was measured.
-        key: content address: sha256 over ``inputs``.
-        inputs: all that the result depends on, by name; prompts and texts by their digests. Empty if no judge could judge the
-            case, so that it was not measured.
+        inputs: all that the result depends on, by name; prompts and texts by their digests. Only the suite and the case if no
+            judge could judge the case, so that it was not measured.
         known: certificates of the reward's and the second judge, if their digest does not cover all that they depend on.
         case_id: unique within the suite, e.g. ``attack-grpo-p5-lr5e-4-s0``.
-        provenance: origin of the numbers, in addition to the identity.
-        control_key: of the attack's control.
         started, ended: UTC, ISO 8601.
     """
 
     version: Literal[2] = 2
     run_id: RunId
     measured: Measurement | None
-    key: str
     inputs: dict[str, Any]
     known: dict[Witnessed, tuple[Certificate, ...]] = {}
     case_id: str
     identity: Identity
     provenance: CaseProvenance
     evidence: Evidence
-    control_key: str | None = None
     verdict: Verdict
     started: str
     ended: str
     wall_s: float
+
+    @computed_field
+    @property
+    def key(self) -> str:
+        """Content address: sha256 over ``inputs``."""
+        return content_key("case", self.inputs)
+
+    @computed_field
+    @property
+    def control_key(self) -> str | None:
+        """Key of the attack's control, which has the same inputs without a defense; None without a control."""
+        return content_key("case", {**self.inputs, "defended": None, "case": "control"}) if self.evidence.control else None

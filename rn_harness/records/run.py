@@ -16,9 +16,7 @@ class CaseLine(Record):
     """One case's line in a run: its standing, outcome and test state.
 
     Attributes:
-        nodeid: of the pytest item.
         outcome: of the verdict; None without a verdict.
-        standing, within_claim: see ``Evidence``.
         finding: of an attack or a control; None for other cases, or without a verdict.
         stored: whether the result comes from the store.
         state: of the test at its end.
@@ -51,13 +49,7 @@ class CaseLine(Record):
 
 
 class SettingCoverage(Record):
-    """The values of one setting of an attack that were run, and those that were not.
-
-    Attributes:
-        setting: the recipe's field.
-        run: the values, in order.
-        not_run: possible values, or ranges of values, that were not run, in words.
-    """
+    """The values of one field of an attack's recipe that were run, and possible values or ranges that were not, in words."""
 
     setting: str
     run: Annotated[tuple[Value, ...], Field(min_length=1)]
@@ -68,7 +60,6 @@ class FamilyCoverage(Record):
     """One family of attacks that was run on the defended model.
 
     Attributes:
-        family: its name.
         cases: ids of its cases with a verdict.
         claimed: number of cases that count for the run's outcome.
         held, broke, unknown: number of claimed cases with the outcome PASS, FAIL, and neither.
@@ -91,13 +82,7 @@ class FamilyCoverage(Record):
 
 
 class NotRun(Record):
-    """Something that this run did not cover, although a reader might assume it.
-
-    Attributes:
-        kind: ``family`` of attacks, ``case`` that the suite declares, or ``measurement``.
-        name: of the family, case or measurement.
-        why: the reason, in words.
-    """
+    """A family of attacks, a declared case or a measurement that a reader might assume and that this run did not cover."""
 
     kind: Literal["family", "case", "measurement"]
     name: str
@@ -108,12 +93,9 @@ class Coverage(Record):
     """Coverage of one domain: the attacks that were run against its defense, and those that were not.
 
     Attributes:
-        tier: of the run.
-        families: families that were run.
         heldout: largest number of held-out prompts scored at a checkpoint.
         completions: number of completions of each held-out prompt at a checkpoint.
         checkpoint_every: attack steps between two checkpoints.
-        not_run: families, cases and measurements that were left out.
         claim: ``held against … within …``, or why nothing is claimed.
     """
 
@@ -127,7 +109,7 @@ class Coverage(Record):
     claim: str
 
 
-class RunProvenance(Summary):
+class RunProvenance(Record):
     """The provenance of a run.
 
     Attributes:
@@ -135,8 +117,7 @@ class RunProvenance(Summary):
         digests: sha256 of each part: ``candidate``, and for each domain ``suite.DOMAIN``, ``defended.DOMAIN``,
             ``judge.DOMAIN``, ``reward.DOMAIN``, ``second.DOMAIN``.
         recipes: by domain: of the defense and of each attack case, by name.
-        versions: of the packages that decide results, and of the harness's own sources.
-        hardware: device, machine, threads; empty if no case has a record.
+        hardware: empty if no case has a record.
         trees: of the suites, by domain; None without git.
         attempts: number of attempts at all measurements and trainings that the run uses, including those of earlier runs.
         device_s: device seconds of these attempts.
@@ -151,15 +132,6 @@ class RunProvenance(Summary):
     attempts: Annotated[int, Field(ge=0)]
     device_s: Annotated[float, Field(ge=0.0)]
 
-    @computed_field
-    @property
-    def seeds(self) -> dict[str, dict[str, int]]:
-        """Seeds of the recipes, by domain."""
-        return {
-            domain: {of: recipe["seed"] for of, recipe in named.items() if "seed" in recipe}
-            for domain, named in self.recipes.items()
-        }
-
 
 class RunRecord(Summary):
     """A run: its options, its cases and the one outcome over all of them.
@@ -167,11 +139,8 @@ class RunRecord(Summary):
     Attributes:
         run_id: random; the records of its cases have the same.
         name: of its folder.
-        candidate: the undefended model.
         defended: folder of the defended weights, by domain.
         exported: folder to which they were exported, by domain.
-        coverage: of each suite.
-        provenance: of the run.
         weights: sha256 of each file of the defended weights, by domain.
         beside: sha256 of other files at the top of the weights' folder, for instance a model card, by domain; after an export,
             of the files that it wrote.

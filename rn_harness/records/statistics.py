@@ -18,12 +18,7 @@ RESAMPLES = 2000
 
 @functools.lru_cache(maxsize=4096)  # hundreds of checkpoints share a few intervals, and scipy is slow
 def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact two-sided interval of a share (Clopper and Pearson 1934), by scipy.
-
-    Args:
-        count: successes, 0 to ``total``.
-        total: trials; 0 gives the interval 0 to 1, since nothing is known.
-        confidence: of the interval.
+    """The exact two-sided interval of a share (Clopper and Pearson 1934), by scipy; 0 to 1 without trials: nothing is known.
 
     Raises:
         ValueError: ``count`` is not within 0 and ``total``.
@@ -66,6 +61,12 @@ class Interval(Summary):
         """The share and its interval, for a line of a table."""
         return f"{self.count}/{self.total} = {self.share:.3f} (95 % {self.low:.3f} to {self.high:.3f})"
 
+    @property
+    def words(self) -> str:
+        """The share and its interval in a sentence, e.g. ``3 of 1680 (0.002, 95 % 0.000 to 0.005)``, or ``0 of 0``."""
+        told = f" ({self.share:.3f}, 95 % {self.low:.3f} to {self.high:.3f})" if self.total else ""
+        return f"{self.count} of {self.total}{told}"
+
     @model_validator(mode="after")
     def _is_share(self) -> Self:
         _check_count(self.count, self.total)
@@ -92,13 +93,9 @@ class MeanInterval(Record):
 
 @functools.lru_cache(maxsize=4096)
 def upper_bound(count: int, total: int, confidence: float = 0.95) -> float:
-    """One-sided upper bound of a rate (Clopper and Pearson 1934).
+    """One-sided upper bound of a rate (Clopper and Pearson 1934) from ``total`` independent trials; 1 without trials.
 
-    It is the rate at which ``count`` or fewer events have a probability of ``1 - confidence``.
-
-    Args:
-        count: events, 0 to ``total``.
-        total: independent trials; 0 gives 1, since nothing is known. 0 of 20 give 0.139.
+    It is the rate at which ``count`` or fewer events have a probability of ``1 - confidence``. 0 of 20 give 0.139.
 
     Raises:
         ValueError: ``count`` is not within 0 and ``total``.
@@ -121,12 +118,9 @@ def clustered_upper_bound(counts_by_prompt: Sequence[tuple[int, int]], confidenc
     of the shares. Without an event this equals the bound over prompts.
 
     Args:
-        counts_by_prompt: (events, samples) of each prompt.
+        counts_by_prompt: (events, samples) of each prompt; without samples the bound is 1.
         confidence: of the bound.
         seed: of the resampling; the same seed gives the same bound.
-
-    Returns:
-        A share of the samples, 0 to 1; 1 without samples.
 
     Raises:
         ValueError: events are not within 0 and the samples.
@@ -166,11 +160,8 @@ def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> Mea
     like a bootstrap, it does not cover events that were not observed. ``upper_bound`` at a count of 0 bounds their share.
 
     Args:
-        differences: -1 to 1, one for each prompt.
+        differences: -1 to 1, one for each prompt; a single one gives the interval -1 to 1, since nothing is known.
         confidence: of the interval.
-
-    Returns:
-        The mean, and an interval within -1 and 1; a single difference gives -1 to 1, since nothing is known.
 
     Raises:
         ValueError: ``differences`` is empty.
@@ -194,12 +185,9 @@ def _t_quantile(p: float, degrees: int) -> float:
 
 
 def excess_p(count: int, total: int, rate: float) -> float:
-    """Probability of ``count`` or more events in ``total`` trials at this ``rate``: exact one-sided binomial test.
+    """Probability of ``count`` or more events in ``total`` independent trials at this ``rate``: exact one-sided binomial test.
 
-    Args:
-        count: events, 0 to ``total``.
-        total: independent trials; 0 gives 1, since nothing contradicts the rate.
-        rate: of the null hypothesis, 0 to 1. At 0 any event has a probability of 0.
+    It is 1 without trials, since nothing contradicts the rate. At a rate of 0 any event has a probability of 0.
 
     Raises:
         ValueError: ``count`` is not within 0 and ``total``, or ``rate`` not within 0 and 1.
@@ -225,7 +213,7 @@ def weighted_kappa(expected: Sequence[int], given: Sequence[int], bands: int) ->
         bands: number of bands.
 
     Returns:
-        At most 1; None if undefined: no items, or both sides have the same single band for all items.
+        None if undefined: no items, or both sides have the same single band for all items.
 
     Raises:
         ValueError: the lengths differ, or a band is out of range.
@@ -244,10 +232,7 @@ def weighted_kappa(expected: Sequence[int], given: Sequence[int], bands: int) ->
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank, by scipy.
-
-    Returns:
-        -1 to 1; None if undefined: fewer than two items, or one side is constant.
+    """Spearman's rank correlation, ties at their mean rank, by scipy; None for fewer than two items or a constant side.
 
     Raises:
         ValueError: the lengths differ.
@@ -259,14 +244,6 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     from scipy.stats import spearmanr
 
     return float(spearmanr(a, b).statistic)
-
-
-def spread(values: Sequence[float]) -> float:
-    """Population standard deviation; 0 for fewer than two values."""
-    if len(values) < 2:
-        return 0.0
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
 
 
 def _check_count(count: int, total: int) -> None:

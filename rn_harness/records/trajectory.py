@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, computed_field
@@ -62,11 +61,7 @@ class BenignAnswer(Record):
 
 
 class BenignScore(Summary):
-    """Behaviour on benign prompts, compared with the undefended candidate's.
-
-    Attributes:
-        answers: one for each benign prompt.
-    """
+    """Behaviour on benign prompts, compared with the undefended candidate's; all summaries are means over the prompts."""
 
     answers: Annotated[tuple[BenignAnswer, ...], Field(min_length=1)]
 
@@ -151,7 +146,6 @@ class PlantedScore(Scored):
     """The judge's score, at one checkpoint, of a text with a known band.
 
     Attributes:
-        anchor_id: of the anchor.
         high: True for a harmful text, whose score has to be above the threshold; the score of any other must not exceed it.
     """
 
@@ -167,7 +161,6 @@ class Checkpoint(Summary):
     """A policy at one step, scored on the held-out prompts.
 
     Attributes:
-        scores: every completion's score.
         threshold: of the policy; a score above it is a breach.
         leak: exact probability of the full compliant answer, mean over the prompts, if it can be computed.
         leak_per_token, leak_per_sequence: mean log-probability, in nats, of the greedy answers of the control's last checkpoint
@@ -235,29 +228,25 @@ class Checkpoint(Summary):
     @property
     def degenerate_share(self) -> float:
         """Share of degenerate completions among all."""
-        return self._share([s.degenerate for s in self.scores])
+        return mean_of([s.degenerate for s in self.scores]) or 0.0
 
     @computed_field
     @property
     def truncated_share(self) -> float:
         """Share of completions cut at the token limit among all."""
-        return self._share([s.truncated for s in self.scores])
+        return mean_of([s.truncated for s in self.scores]) or 0.0
 
     @computed_field
     @property
     def refusal_share(self) -> float:
         """Share of refusals among all."""
-        return self._share([s.refusal for s in self.scores])
+        return mean_of([s.refusal for s in self.scores]) or 0.0
 
     @computed_field
     @property
     def mean_words(self) -> float:
         """Mean length of the completions in words."""
-        return self._share([s.words for s in self.scores])
-
-    def _share(self, values: Sequence[int]) -> float:
-        """The mean of the values; 0 without completions."""
-        return mean_of(values) or 0.0
+        return mean_of([s.words for s in self.scores]) or 0.0
 
 
 class Rendered(Record):
@@ -268,12 +257,7 @@ class Rendered(Record):
 
 
 class Measurement(Record):
-    """Time of a measurement or training, and its run.
-
-    Attributes:
-        run_id: of the run that measured or trained.
-        started, ended: UTC, ISO 8601.
-    """
+    """Time (UTC, ISO 8601) of a measurement or training, and the run that did it."""
 
     run_id: RunId
     started: str
@@ -294,7 +278,6 @@ class Trajectory(Record):
         judge_gone: why it ended early, if a judge stopped judging; else None.
         candidate_digest, defended_digest: of the weights that it started from; ``defended_digest`` is None without a defense.
         judge_digest, reward_digest: of the judge that scored, and of the judge that rewarded.
-        second_digest: of the second judge; None without one.
         settings: those that the trainer got.
         rendered: the first held-out prompt as given to the model.
         stopped: the cause, if the run was cut off; earlier measurements remain valid.
@@ -337,10 +320,7 @@ class Trajectory(Record):
 
 
 class Probe(Record):
-    """The attack reward of a policy on held-out prompts, without training (the paper's equation 3).
-
-    Numbers are None if nothing could be scored.
-    """
+    """The attack reward of a policy on held-out prompts, without training (the paper's equation 3); None without scores."""
 
     mean: float | None
     spread: float | None
@@ -367,7 +347,6 @@ class DefenseReport(Record):
     Attributes:
         points: convergence, measured at step 0 and every ``evaluate_every``.
         probe, undefended_probe: equation 3 after and before.
-        settings: those that the trainer got.
         resumed: steps at which it was resumed after it was cut off, in order; empty: it was trained without interruption.
         prompts: sha256 of each set of prompts that was trained on or measured: ``defense``, ``anchor``, ``heldout``.
         measured: when it was trained and by which run; None only until its run has recorded it.

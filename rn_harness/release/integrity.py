@@ -16,25 +16,23 @@ from typing import get_args
 from pydantic import ValidationError
 
 from rn_harness.models.identity import root_digest
-from rn_harness.records.base import STATES
+from rn_harness.records.base import STATES, first_difference, read_record
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.reading import first_difference, read_record
 from rn_harness.records.run import RunRecord
 from rn_harness.release.statement import RUN, STATEMENT, statement_of
 from rn_harness.spec.base import TierName
 from rn_harness.spec.errors import RecordError
 from rn_harness.verdict.coherence import (
     UNDEFENDED,
+    impossible_times,
     incoherent,
     run_provenance,
     scattered,
     strange_controls,
     told_judges,
 )
-from rn_harness.verdict.coverage import claim_of, families_of, simulated_in
+from rn_harness.verdict.coverage import claim_of, claim_of_run, counting, decide_run, families_of, simulated_in
 from rn_harness.verdict.decide import decide
-from rn_harness.verdict.run_outcome import claim_of_run, counting, decide_run
-from rn_harness.verdict.times import impossible_times
 
 MAX_FILE_BYTES = 1_000_000_000
 CASES = "cases"

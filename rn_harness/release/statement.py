@@ -13,7 +13,7 @@ from typing import Any
 from rn_harness.models.identity import root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
-from rn_harness.verdict.run_outcome import broken_by, counting, decide_run
+from rn_harness.verdict.coverage import broken_by, counting, decide_run
 
 STATEMENT = "statement.json"
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"

@@ -27,7 +27,7 @@ from rn_harness.spec.errors import ReleaseError, RnHarnessError
 from rn_harness.spec.release_policy import ReleasePolicy, Waivable, Waiver
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.provenance import source_digest
-from rn_harness.verdict.coherence import undeclared
+from rn_harness.verdict.coherence import moment, oldest, undeclared
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.release_rules import (
     RELEASE_PROMPTS,
@@ -43,7 +43,6 @@ from rn_harness.verdict.release_rules import (
     unlisted,
     weaker_attacks,
 )
-from rn_harness.verdict.times import moment, oldest
 from rn_harness.verdict.validity import recipe_of
 
 MAX_CLOCK_LEAD = datetime.timedelta(minutes=5)
@@ -249,7 +248,7 @@ def _shown_by_records(evidence: RunEvidence) -> Iterator[str]:
         records = evidence.records_of(domain)
         if not records:
             continue
-        made_by = {r.identity.defense: r.provenance.recipes["defense"] for r in records if "defense" in r.provenance.recipes}
+        made_by = {r.identity.defense: r.provenance.defense for r in records if r.provenance.defense}
         made_by |= {r.identity.defense: r.evidence.report.recipe for r in records if r.evidence.report}
         for name, recipe in made_by.items():
             yield from unearned(domain, name, recipe)
@@ -335,7 +334,7 @@ def _age(evidence: RunEvidence, policy: ReleasePolicy, now: datetime.datetime) -
         return [Refusal("clock", f"the run ended at {run.ended}, before it started at {run.started}")]
     if now - ended < -MAX_CLOCK_LEAD:
         return [Refusal("clock", f"the run ended in the future, at {run.ended}")]
-    began = [(at, r.case_id, text) for r in evidence.records.values() if (text := oldest(r)) and (at := moment(text))]
+    began = [(began[0], r.case_id, began[1]) for r in evidence.records.values() if (began := oldest(r))]
     first, case, text = min(began, default=(started, "the run", run.started))
     age = now - first
     if age > datetime.timedelta(days=policy.max_age_days):

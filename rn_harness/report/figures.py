@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rn_harness.records.base import content_key
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.keys import content_key
 from rn_harness.records.trajectory import Checkpoint, DefenseReport, TrainingWindow, Trajectory
 from rn_harness.report.junit import xml_safe
 from rn_harness.store.provenance import source_digest

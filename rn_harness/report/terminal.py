@@ -10,7 +10,7 @@ from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import CaseLine, RunRecord
 from rn_harness.records.trajectory import DefenseReport, Trajectory
 from rn_harness.spec.base import Standing
-from rn_harness.verdict.run_outcome import broken_by
+from rn_harness.verdict.coverage import broken_by
 
 if TYPE_CHECKING:
     from rn_harness.models.candidate import Candidate

@@ -14,8 +14,8 @@ from typing import Any
 
 from rn_harness.judges.certification import anchors_for
 from rn_harness.models.identity import root_digest
+from rn_harness.records.base import digest_of, prompts_digest
 from rn_harness.records.case import Identity
-from rn_harness.records.keys import digest_of, prompts_digest
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.participants import Participants, judge_identity

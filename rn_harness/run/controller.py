@@ -16,7 +16,6 @@ from rn_harness.models.identity import unhashed_files
 from rn_harness.records.base import Outcome, TestState
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import CaseLine, RunRecord
-from rn_harness.records.trajectory import Trajectory
 from rn_harness.release.export import export_defended, link_defended
 from rn_harness.release.statement import RUN, STATEMENT, statement_of, statement_text
 from rn_harness.release.verification import verify
@@ -30,13 +29,11 @@ from rn_harness.spec.release_policy import ReleasePolicy
 from rn_harness.spec.version import __version__
 from rn_harness.store.provenance import now, versions, working_tree
 from rn_harness.store.store import write_text
-from rn_harness.verdict.coherence import UNDEFENDED, incoherent, run_provenance, undeclared
-from rn_harness.verdict.coverage import coverage
+from rn_harness.verdict.coherence import UNDEFENDED, impossible_times, incoherent, run_provenance, undeclared
+from rn_harness.verdict.coverage import claim_of_run, counting, coverage, decide_run
 from rn_harness.verdict.decide import decide
-from rn_harness.verdict.helpfulness import same_baseline
 from rn_harness.verdict.release_rules import file_list, laxer, outcome_against, unearned, unexcused, unlisted
-from rn_harness.verdict.run_outcome import claim_of_run, counting, decide_run
-from rn_harness.verdict.times import impossible_times
+from rn_harness.verdict.validity import same_benign
 
 JUNIT = "junit.xml"
 VERDICT = "rn-harness::verdict"
@@ -337,7 +334,7 @@ def _confirmed(board: CaseBoard, news: CaseNews) -> bool:
     if record is None or suite is None:
         return False
     identity, evidence, run = record.identity, record.evidence, record.evidence.trajectory
-    defense = board.record_of("defense", news)
+    defense, candidate = board.record_of("defense", news), board.record_of("candidate", news)
     return (
         record.run_id == board.run_id
         and (record.key, record.case_id) == (news["key"], news["case_id"])
@@ -351,14 +348,8 @@ def _confirmed(board: CaseBoard, news: CaseNews) -> bool:
         and not impossible_times(record, board.started, now())
         and (evidence.kind != "defense" or evidence.report_due == (board.options.defense in suite.declaration.defenses))
         and (evidence.kind in UNDEFENDED or run.defended_digest == (defense and defense.identity.defended_digest))
-        and _same_benign(board, news, run)
+        and candidate is not None
+        and candidate.evidence.trajectory is not None
+        and same_benign(candidate.evidence.trajectory, run)
         and decide(evidence).outcome == "PASS"
     )
-
-
-def _same_benign(board: CaseBoard, news: CaseNews, run: Trajectory) -> bool:
-    """True if a case compares benign answers with those that the domain's candidate case repeated."""
-    record = board.record_of("candidate", news)
-    candidate = record.evidence.trajectory if record else None
-    scores = [c.benign for of in (candidate, run) if of for c in of.checkpoints[:1]]
-    return len(scores) == 2 and scores[0] is not None and scores[1] is not None and same_baseline(scores[0], scores[1])

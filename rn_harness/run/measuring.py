@@ -13,8 +13,8 @@ from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.panel import Panel
 from rn_harness.judges.transcripts import Transcript
+from rn_harness.records.base import prompts_digest
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.keys import prompts_digest
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended

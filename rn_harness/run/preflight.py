@@ -18,7 +18,6 @@ from rn_harness.judges.transcripts import check_recipients
 from rn_harness.models.adapter_files import ADAPTER_CONFIG, check_adapter
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.memory import GIB, available_memory
-from rn_harness.records.certificate import is_harmful
 from rn_harness.run.attack_strength import check_strength
 from rn_harness.run.participants import NO_JUDGE, SuiteJudges, same_model
 from rn_harness.run.session import RunSession
@@ -80,7 +79,7 @@ def check_judges(session: RunSession, suite: Suite) -> SuiteJudges:
             "one model that both scores and rewards has to be named alike, so that every record says so, got "
             f"{judges.evaluation.name} and {judges.reward.name}; name one of them for both, or two models"
         )
-    if labels and not any(is_harmful(a, suite.policy.threshold) for a in labels.anchors):
+    if labels and not any(a.low > suite.policy.threshold for a in labels.anchors):
         raise JudgeError(f"labels need harmful texts too, got --rn-judge-labels={session.options.labels}; add some")
     return judges
 

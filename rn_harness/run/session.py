@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rn_harness.records.base import CaseKind
+from rn_harness.records.base import CaseKind, content_key
 from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence
-from rn_harness.records.keys import content_key
 from rn_harness.records.trajectory import Measurement, Trajectory
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import Case, CaseTask, Defended
@@ -48,7 +47,7 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class _Draft:
-    """A case before it is measured, with its address in the store. It has no inputs and no model if it cannot be judged."""
+    """A case before it is measured, with its address in the store. It has no model if it cannot be judged."""
 
     task: CaseTask
     key: str
@@ -58,7 +57,6 @@ class _Draft:
     started: str
     clock: float
     defended: Defended | None = None
-    control: Case | None = None
 
 
 @dataclass
@@ -179,8 +177,9 @@ class CaseMaker:
             attack_cases=sum(a.claim for a in suite.tier_attacks(self.context.options.tier)) or 1,
         )
         if unfit_judges(evidence):  # hours of training would end without a verdict
-            key = content_key("unjudged", {"suite": suite.digest, "case": task.case_id})
-            return _Draft(task, key, {}, self._case_folder(task, key), evidence, started, clock)
+            inputs = {"suite": suite.digest, "case": task.case_id}
+            key = content_key("case", inputs)
+            return _Draft(task, key, inputs, self._case_folder(task, key), evidence, started, clock)
         defended, inputs = run.model_under_test(task), run.case_inputs(task)
         key = content_key("case", inputs)
         folder = self._case_folder(task, key)
@@ -193,7 +192,7 @@ class CaseMaker:
             "subject": defended.subject,
             "within_claim": suite.standing_of(task.case_id, attack)[1],
         }
-        return _Draft(task, key, inputs, folder, evidence.model_copy(update=changes), started, clock, defended, control)
+        return _Draft(task, key, inputs, folder, evidence.model_copy(update=changes), started, clock, defended)
 
     def _case_folder(self, task: CaseTask, key: str) -> Path:
         folder = self.context.folder / "cases" / f"{task.suite.domain}-{task.case_id}-{key[:12]}"
@@ -233,14 +232,12 @@ class CaseMaker:
         record = CaseRecord(
             run_id=self.context.run_id,
             measured=measured,
-            key=draft.key,
             inputs=draft.inputs,
-            known=self.run_of(task.suite).opaque_certificates if draft.inputs else {},
+            known=self.run_of(task.suite).opaque_certificates if draft.defended else {},
             case_id=task.case_id,
             identity=self.context.identity(task.suite, draft.defended),
-            provenance=self._provenance(draft, evidence.trajectory),
+            provenance=self._provenance(draft),
             evidence=evidence,
-            control_key=draft.control.record.key if draft.control and evidence.control else None,
             verdict=decide(evidence),
             started=draft.started,
             ended=now(),
@@ -249,21 +246,20 @@ class CaseMaker:
         write_text(draft.folder / RECORD, record.model_dump_json(indent=1) + "\n")
         return record
 
-    def _provenance(self, draft: _Draft, measured: Trajectory | None) -> CaseProvenance:
-        """Commits, recipes, seeds and attempts behind a case; asked when it has ended, so that its own attempt is included."""
+    def _provenance(self, draft: _Draft) -> CaseProvenance:
+        """Commit, defense and attempts behind a case; asked when it has ended, so that its own attempt is included."""
         context, task = self.context, draft.task
         recipe = None if task.kind in UNDEFENDED else context.defense_recipe(task.suite)
-        recipes: dict[Literal["defense", "attack"], dict[str, Any]] = {}
         training: tuple[Any, ...] = ()
         if recipe:
             recipe = context.limits.fitted(task.suite, recipe)
-            recipes["defense"] = recipe.model_dump(mode="json")
             if task.kind == "defense":
                 training = attempts(context.store, content_key("defense", self.run_of(task.suite).defense_inputs(recipe)))
-        if measured and measured.recipe:
-            recipes["attack"] = measured.recipe
         return CaseProvenance(
-            tree=working_tree(task.suite.folder), recipes=recipes, attempts=attempts(context.store, draft.key), training=training
+            tree=working_tree(task.suite.folder),
+            defense=recipe.model_dump(mode="json") if recipe else None,
+            attempts=attempts(context.store, draft.key),
+            training=training,
         )
 
 

@@ -23,9 +23,8 @@ from rn_harness.models.adapter_files import ADAPTER_CONFIG
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import hash_files, root_digest
 from rn_harness.models.resolve import resolve_candidate
-from rn_harness.records.base import INFRASTRUCTURE
-from rn_harness.records.certificate import Certificate
-from rn_harness.records.keys import content_key, session_id
+from rn_harness.records.base import INFRASTRUCTURE, content_key
+from rn_harness.records.certificate import Certificate, session_id
 from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Measurement, Witnessed
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rn_harness.records.keys import digest_of
+from rn_harness.records.base import digest_of
 from rn_harness.spec.errors import StoreError
 
 MANIFEST = "entry.json"

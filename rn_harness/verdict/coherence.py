@@ -6,18 +6,19 @@ domain belong to one run. It trusts no field: each is compared with others.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rn_harness.records.base import digest_of, prompts_digest
 from rn_harness.records.case import CaseRecord, WorkingTree
-from rn_harness.records.keys import content_key, digest_of, prompts_digest, session_id
+from rn_harness.records.certificate import session_id
 from rn_harness.records.run import RunProvenance
-from rn_harness.records.trajectory import Trajectory
+from rn_harness.records.trajectory import Measurement
 from rn_harness.spec.attack_recipe import SEARCHED, AttackRecipe
-from rn_harness.spec.base import Standing, TierName
-from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.base import TierName
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite
 from rn_harness.verdict.validity import NO_DEFENSE, recipe_of
@@ -25,16 +26,12 @@ from rn_harness.verdict.validity import NO_DEFENSE, recipe_of
 UNDEFENDED = ("candidate", "control")
 OPEN = ("micro_batch",)
 """Fields of a recipe that may be set to fit the machine."""
-
-
-def attack_id(run: Trajectory) -> str | None:
-    """The id of a trajectory's attack, from its recipe; None if the recipe is invalid."""
-    recipe = recipe_of(run)
-    return recipe.id if recipe else None
+CLOCKS_DIFFER = datetime.timedelta(minutes=5)
+"""Greatest difference allowed between the clocks of one run's machines."""
 
 
 def told_judges(judge: Mapping[str, str], reward: Mapping[str, str], second: Mapping[str, str] | None) -> str:
-    """The judges of a suite in words, for headers and records; each is given by name and digest."""
+    """The judges of a suite in words; each is given by name and digest."""
     also = " (also rewards)" if reward["digest"] == judge["digest"] else f", reward {reward['name']}"
     other = f", second {second['name']}" if second else ""
     return f"{judge['name']}{also}{other}"
@@ -43,92 +40,95 @@ def told_judges(judge: Mapping[str, str], reward: Mapping[str, str], second: Map
 def incoherent(record: CaseRecord) -> list[str]:
     """Contradictions within a record, each a part of a sentence."""
     identity, evidence = record.identity, record.evidence
-    run = evidence.trajectory
+    run, kind, report = evidence.trajectory, evidence.kind, evidence.report
     if run is None and not evidence.refused:
         return ["it has no trajectory"]
-    named = (("candidate", identity.candidate), ("judge", identity.judge), ("reward's judge", identity.reward))
-    unnamed = [f"its {what} has no name or digest" for what, of in named if not {"name", "digest"} <= of.keys()]
-    if identity.second and not {"name", "digest"} <= identity.second.keys():
-        unnamed.append("its second judge has no name or digest")
+    named: dict[str, Mapping[str, Any]] = {
+        "candidate": identity.candidate,
+        "judge": identity.judge,
+        "reward's judge": identity.reward,
+    }
+    named |= {"second judge": identity.second} if identity.second is not None else {}
+    unnamed = [f"its {what} has no name or digest" for what, of in named.items() if not {"name", "digest"} <= of.keys()]
     if unnamed or identity.suite.keys() != {"domain", "digest"}:
         return unnamed or ["its suite has no domain or digest"]
-    undefended = evidence.kind in UNDEFENDED
-    told = record.provenance.recipes
-    second = identity.second["digest"] if identity.second else None
-    measured = [
-        *_misaddressed(record),
-        *_unequal(("word on when it was measured", run is None, record.measured is None)),
-    ]
+    attacked = kind in ("control", "attack")
+    found = _misaddressed(record) + _unequal(
+        ("word on when it was measured", run is None, record.measured is None),
+        ("kind", attacked, run is None or bool(run.steps)),
+        ("control", kind == "attack" and run is not None, evidence.control is not None),
+        ("report", evidence.report_due, report is not None),
+        ("duty to report", evidence.report_due, evidence.report_due and kind == "defense"),
+        ("defense's recipe", report and report.recipe, report and record.provenance.defense),
+        ("second judge's certificate", _second(record), evidence.second_certificate and evidence.second_certificate.digest),
+        ("list of defended files", identity.defended_digest is None, identity.defended_files is None),
+        ("defense", identity.defense, evidence.subject),
+        ("lack of a defense", kind in UNDEFENDED and identity.defense, kind in UNDEFENDED and NO_DEFENSE),
+    )
     if run is None:  # an attack that cannot be run here, as the record says
-        return measured + _unequal(
-            ("kind", evidence.kind in ("control", "attack"), True),
-            ("case id", record.case_id.partition("-")[0], evidence.kind),
-            ("control", evidence.control is None, record.control_key is None),
-            ("report", evidence.report_due, evidence.report is not None),
-            ("second judge's certificate", second, evidence.second_certificate.digest if evidence.second_certificate else None),
-            ("list of defended files", identity.defended_digest is None, identity.defended_files is None),
-            ("defense", identity.defense, evidence.subject),
-        )
-    return measured + _unequal(
-        ("candidate", identity.candidate.get("digest"), run.candidate_digest),
+        return found + _unequal(("case id", record.case_id.partition("-")[0], kind))
+    recipe = recipe_of(run)
+    return found + _unequal(
+        ("case id", record.case_id, f"{kind}-{recipe.id if recipe else None}" if run.steps else kind),
+        ("candidate", identity.candidate["digest"], run.candidate_digest),
         ("defended weights", identity.defended_digest, run.defended_digest),
-        ("judge", identity.judge.get("digest"), run.judge_digest),
-        ("reward's judge", identity.reward.get("digest"), run.reward_digest),
-        ("second judge", second, run.second_digest),
-        ("second judge's certificate", second, evidence.second_certificate.digest if evidence.second_certificate else None),
-        ("case id", record.case_id, f"{evidence.kind}-{attack_id(run)}" if run.steps else evidence.kind),
+        ("judge", identity.judge["digest"], run.judge_digest),
+        ("reward's judge", identity.reward["digest"], run.reward_digest),
+        ("second judge", _second(record), run.second_digest),
         ("standing", evidence.standing, run.recipe.get("standing", "claim")),
         ("word on whether it can be run", evidence.refused, None),
-        ("kind", evidence.kind in ("control", "attack"), bool(run.steps)),
-        ("control", evidence.kind == "attack", evidence.control is not None),
-        ("control's key", evidence.control is not None, record.control_key is not None),
-        ("attack's recipe", told.get("attack", {}), run.recipe),
-        ("defense's recipe", evidence.report and evidence.report.recipe, evidence.report and told.get("defense")),
-        ("report", evidence.report_due, evidence.report is not None),
-        ("duty to report", evidence.report_due, evidence.report_due and evidence.kind == "defense"),
-        ("list of defended files", identity.defended_digest is None, identity.defended_files is None),
         ("number of training steps", run.steps, run.settings.get("max_steps", run.steps)),
         ("list of settings", sorted(run.settings), sorted((evidence.control or run).settings)),
         ("training", bool(run.steps), bool(run.prompt_ids or run.recipe or run.settings)),
-        ("defense", identity.defense, evidence.subject),
-        ("lack of a defense", undefended, identity.defense == NO_DEFENSE) if undefended else ("", 0, 0),
     )
 
 
+def _second(record: CaseRecord) -> str | None:
+    """Digest of the second judge; None without one."""
+    return record.identity.second["digest"] if record.identity.second else None
+
+
 def _misaddressed(record: CaseRecord) -> list[str]:
-    """Reports a key that does not follow from the record's inputs, and inputs that contradict the rest of the record."""
+    """Reports inputs that contradict the rest of the record."""
     inputs, identity, evidence = record.inputs, record.identity, record.evidence
     run, inert = evidence.trajectory, next((c for c in evidence.certificates if c.source == "inert"), None)
     said = {name: inputs.get(name) for name in ("sessions", "prompts", "recipe")}
     sessions, prompts, recipe = (value if isinstance(value, dict) else {} for value in said.values())
-    second = identity.second["digest"] if identity.second else None
-    found = _unequal(
-        ("key", record.key, content_key("case", inputs)),
-        ("input candidate", inputs.get("candidate"), identity.candidate["digest"]),
-        ("input judge", inputs.get("judge"), identity.judge["digest"]),
-        ("input reward", inputs.get("reward"), identity.reward["digest"]),
-        ("input second", inputs.get("second"), second),
-        ("input defended", inputs.get("defended"), identity.defended_digest),
-        ("input policy", inputs.get("policy"), evidence.policy.model_dump(mode="json")),
-        ("input versions", inputs.get("versions"), identity.versions),
-        ("input hardware", inputs.get("hardware"), identity.hardware),
-        ("input plugins", inputs.get("plugins"), sorted({code.sha256 for code in identity.plugins})),
-        ("input case", inputs.get("case"), evidence.kind),
-        ("input anchors", inputs.get("anchors"), inert.anchors_digest if inert else None),
-        ("list of judges' sessions", sorted(sessions), ["judge", "reward", "second"]),
-        ("list of judges that no digest covers", sorted(record.known), _unseen(sessions, identity.judge, identity.reward)),
-    )
-    own = session_id(evidence.certificates)
     same = identity.judge["digest"] == identity.reward["digest"]
-    shown: dict[str, str] = {"judge": own, **({"reward": own} if same else {})}
-    shown |= {who: session_id(of) for who, of in record.known.items()}
+    others = ["second"] if same else ["reward", "second"]  # judges that do not score checkpoints
+    due = {
+        "candidate": identity.candidate["digest"],
+        "judge": identity.judge["digest"],
+        "reward": identity.reward["digest"],
+        "second": _second(record),
+        "defended": identity.defended_digest,
+        "policy": evidence.policy.model_dump(mode="json"),
+        "versions": identity.versions,
+        "hardware": identity.hardware,
+        "plugins": sorted({code.sha256 for code in identity.plugins}),
+        "case": evidence.kind,
+        "anchors": inert.anchors_digest if inert else None,
+    }
+    if run is not None and (run.settings or not run.recipe):  # an attack that ended early has no settings
+        due |= {"search": run.settings.get("search", {}).get("trials"), "family": run.settings.get("family_sha256")}
+    found = _unequal(
+        *((f"input {name}", inputs.get(name), value) for name, value in due.items()),
+        ("list of judges' sessions", sorted(sessions), ["judge", "reward", "second"]),
+        (
+            "list of judges that no digest covers",
+            sorted(record.known),
+            [who for who in others if sessions.get(who) is not None],
+        ),
+    )
+    shown: dict[str, str] = {who: session_id(of) for who, of in record.known.items()}
+    shown |= dict.fromkeys(("judge", "reward") if same else ("judge",), session_id(evidence.certificates))
     found += [
         f"its {who} gave other answers to known texts than the session that its key names"
         for who, told in sessions.items()
         if told is not None and told != shown.get(who)
     ]
     for who, certificates in record.known.items():
-        if {c.digest for c in certificates} != {(identity.second or {}).get("digest") if who == "second" else inputs.get(who)}:
+        if {c.digest for c in certificates} != {due[who]}:
             found.append(f"its certificates of the {who} judge are another judge's")
     if report := evidence.report:
         found += _unequal(
@@ -136,25 +136,12 @@ def _misaddressed(record: CaseRecord) -> list[str]:
             ("held-out prompts of the defense", report.prompts.get("heldout"), prompts.get("heldout")),
             ("word on when its defense was trained", report.measured is None, False),
         )
-    if run is None:
-        return found
-    found += _unequal(
-        ("list of sets of prompts", sorted(prompts), sorted(run.prompts)),
-        *((f"digest of {name} prompts", prompts.get(name), digest) for name, digest in run.prompts.items()),
-        ("input recipe", _as_measured(recipe, evidence.kind) if recipe else inputs.get("recipe") or {}, run.recipe),
-    )
-    if run.settings or not run.recipe:  # an attack that ended early has no settings
+    if run is not None:
         found += _unequal(
-            ("search", inputs.get("search"), run.settings.get("search", {}).get("trials")),
-            ("family's digest", inputs.get("family"), run.settings.get("family_sha256")),
+            ("digests of prompts", prompts, run.prompts),
+            ("input recipe", _as_measured(recipe, evidence.kind) if recipe else inputs.get("recipe") or {}, run.recipe),
         )
     return found
-
-
-def _unseen(sessions: Mapping[str, Any], judge: Mapping[str, str], reward: Mapping[str, str]) -> list[str]:
-    """Judges with their own session that do not score checkpoints."""
-    others = ["second"] if judge["digest"] == reward["digest"] else ["reward", "second"]
-    return [who for who in others if sessions.get(who) is not None]
 
 
 def _as_measured(recipe: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -173,14 +160,9 @@ def open_fields(attack: AttackRecipe) -> tuple[str, ...]:
 
 
 def undeclared(record: CaseRecord, suite: Suite, tier: TierName) -> list[str]:
-    """Prompts, texts, policies and recipes that differ from the suite's files, each a part of a sentence.
+    """Prompts, texts, policies and recipes of a coherent record that differ from the suite's files, each a part of a sentence.
 
-    The digests of prompts and texts are computed here, and not read from the suite.
-
-    Args:
-        record: a coherent record of a case.
-        suite: as read from its files, with the ``--rn-set`` pairs of the run.
-        tier: of the run.
+    The suite was read with the ``--rn-set`` pairs of the run. Digests of its prompts and texts are computed here.
     """
     inputs, evidence, run = record.inputs, record.evidence, record.evidence.trajectory
     found = []
@@ -199,21 +181,17 @@ def undeclared(record: CaseRecord, suite: Suite, tier: TierName) -> list[str]:
         declared = _as_measured(attack.model_dump(mode="json"), evidence.kind)
         if fields := differing(declared, run.recipe, open_fields(attack)):
             found.append(f"it was run with other settings than the suite declares: {', '.join(fields)}")
-    recipe, told = suite.declaration.defenses.get(record.identity.defense), record.provenance.recipes.get("defense")
+    recipe, told = suite.declaration.defenses.get(record.identity.defense), record.provenance.defense
     if told is not None and recipe is None:
         found.append("its defense is none that the suite declares")
-    elif told is not None and recipe is not None and (fields := _of_defense(recipe, told)):
-        found.append(f"its defense was made with other settings than the suite declares: {', '.join(fields)}")
+    elif told is not None and recipe is not None:
+        left_open = OPEN if recipe.micro_batch is None else ()
+        if fields := differing(recipe.model_dump(mode="json"), told, left_open):
+            found.append(f"its defense was made with other settings than the suite declares: {', '.join(fields)}")
     if evidence.report is not None:
-        sets = {"defense": suite.prompts["defense"], "anchor": suite.prompts["anchor"]}
-        found += [
-            f"{text} by the defense" for text in _other_prompts(evidence.report.prompts, _sets_of(suite, tier, None) | sets)
-        ]
+        sets = _sets_of(suite, tier, None) | {name: suite.prompts[name] for name in ("defense", "anchor")}
+        found += [f"{text} by the defense" for text in _other_prompts(evidence.report.prompts, sets)]
     return found
-
-
-def _of_defense(recipe: DefenseRecipe, told: Mapping[str, Any]) -> list[str]:
-    return differing(recipe.model_dump(mode="json"), told, OPEN if recipe.micro_batch is None else ())
 
 
 def _sets_of(suite: Suite, tier: TierName, attack: AttackRecipe | None) -> dict[str, Sequence[Prompt]]:
@@ -234,52 +212,43 @@ def _other_prompts(told: Mapping[str, str], sets: Mapping[str, Sequence[Prompt]]
 
 
 def scattered(records: Sequence[CaseRecord]) -> list[str]:
-    """Differences that show that the records of one domain are not of one run, each a part of a sentence.
-
-    Args:
-        records: coherent records of one domain.
-    """
+    """Differences that show that coherent records of one domain are not of one run, each a part of a sentence."""
+    measured = [(r, r.evidence.trajectory) for r in records if r.evidence.trajectory]
+    defended = [r for r in records if r.evidence.kind not in UNDEFENDED]
+    # The shift of a recipe decides how requests are presented.
+    by_shift: dict[str, list[tuple[CaseRecord, Any]]] = {}
+    for record, run in measured:
+        by_shift.setdefault(json.dumps(run.recipe.get("shift"), sort_keys=True), []).append((record, run.rendered))
+    shared: tuple[tuple[str, Sequence[tuple[CaseRecord, Any]]], ...] = (
+        ("run", [(r, r.run_id) for r in records]),
+        ("judges' sessions", [(r, r.inputs.get("sessions")) for r in records]),
+        ("answers of judges that no digest covers", [(r, r.known) for r in records]),
+        ("candidate", [(r, r.identity.candidate) for r in records]),
+        ("judges", [(r, [r.identity.judge, r.identity.reward, r.identity.second]) for r in records]),
+        ("suite", [(r, (r.identity.suite, r.identity.benign)) for r in records]),
+        ("overrides", [(r, r.identity.overrides) for r in records]),
+        ("versions", [(r, r.identity.versions) for r in records]),
+        ("hardware", [(r, r.identity.hardware) for r in records]),
+        ("policy", [(r, r.evidence.policy) for r in records]),
+        ("exactness of the judge", [(r, r.evidence.exact_judge) for r in records]),
+        ("certificates", [(r, [r.evidence.certificates, r.evidence.second_certificate]) for r in records]),
+        ("number of attack cases", [(r, r.evidence.attack_cases) for r in records]),
+        ("held-out prompts", [(r, run.heldout_ids) for r, run in measured]),
+        ("benign prompts", [(r, run.benign_ids) for r, run in measured]),
+        ("defense's recipe", [(r, r.provenance.defense) for r in defended]),
+        ("defense", [(r, r.identity.defense) for r in defended]),
+        ("defended weights", [(r, (r.identity.defended_digest, r.identity.defended_files)) for r in defended]),
+        *(("rendering of prompts", alike) for alike in by_shift.values()),
+    )
     found = []
-    measured = [r for r in records if r.evidence.trajectory]
-    runs = [_run(r) for r in measured]
-    for what, values in (
-        ("run", [r.run_id for r in records]),
-        ("judges' sessions", [r.inputs.get("sessions") for r in records]),
-        ("answers of judges that no digest covers", [r.known for r in records]),
-        ("candidate", [r.identity.candidate for r in records]),
-        ("judges", [[r.identity.judge, r.identity.reward, r.identity.second] for r in records]),
-        ("suite", [(r.identity.suite, r.identity.benign) for r in records]),
-        ("overrides", [r.identity.overrides for r in records]),
-        ("versions", [r.identity.versions for r in records]),
-        ("hardware", [r.identity.hardware for r in records]),
-        ("policy", [r.evidence.policy for r in records]),
-        ("exactness of the judge", [r.evidence.exact_judge for r in records]),
-        ("certificates", [[r.evidence.certificates, r.evidence.second_certificate] for r in records]),
-        ("number of attack cases", [r.evidence.attack_cases for r in records]),
-        ("held-out prompts", [run.heldout_ids for run in runs]),
-        ("benign prompts", [run.benign_ids for run in runs]),
-        ("defense's recipe", [r.provenance.recipes.get("defense") for r in records if r.evidence.kind not in UNDEFENDED]),
-        ("defended weights", [_defended(r) for r in records if r.evidence.kind not in UNDEFENDED]),
-    ):
-        if any(value != values[0] for value in values[1:]):
-            of = measured if len(values) == len(measured) else records
-            found.append(f"{what} of {of[_odd(values)].case_id}")
-    for alike in _presented_alike(measured):
-        shown = [_run(r).rendered for r in alike]
-        if any(value != shown[0] for value in shown[1:]):
-            found.append(f"rendering of prompts of {alike[_odd(shown)].case_id}")
+    for what, values in shared:
+        if any(value != values[0][1] for _, value in values[1:]):
+            agreeing = [sum(value == other for _, other in values) for _, value in values]
+            found.append(f"{what} of {values[agreeing.index(min(agreeing))][0].case_id}")
     claimed = sum(r.evidence.kind == "attack" and r.evidence.standing == "claim" for r in records)
     if any(r.evidence.attack_cases != (claimed or 1) for r in records):
         found.append(f"number of attack cases, which are {claimed}")
     return found
-
-
-def _presented_alike(measured: Sequence[CaseRecord]) -> list[list[CaseRecord]]:
-    """Groups cases by the shift of their recipes, which decides how requests are presented."""
-    by_shift: dict[str, list[CaseRecord]] = {}
-    for record in measured:
-        by_shift.setdefault(json.dumps(_run(record).recipe.get("shift"), sort_keys=True), []).append(record)
-    return list(by_shift.values())
 
 
 def run_provenance(
@@ -291,16 +260,7 @@ def run_provenance(
     versions: Mapping[str, str],
     trees: Mapping[str, WorkingTree | None],
 ) -> RunProvenance:
-    """The provenance of a run, from its cases.
-
-    Args:
-        records: of its cases.
-        tool: version of the harness.
-        candidate: digest of the candidate.
-        suites: digests of the suites, by domain.
-        versions: of the packages that decide results.
-        trees: of the suites, by domain.
-    """
+    """The provenance of a run, from the records of its cases; the other arguments are as in ``RunProvenance``."""
     digests = {"candidate": candidate} | {f"suite.{domain}": digest for domain, digest in suites.items()}
     recipes: dict[str, dict[str, dict[str, Any]]] = {domain: {} for domain in suites}
     tried = []
@@ -309,8 +269,9 @@ def run_provenance(
         for role, judge in (("judge", identity.judge), ("reward", identity.reward), ("second", identity.second)):
             digests |= {f"{role}.{domain}": judge["digest"]} if judge else {}
         digests |= {f"defended.{domain}": identity.defended_digest} if identity.defended_digest else {}
-        for of, recipe in record.provenance.recipes.items():
-            recipes.setdefault(domain, {})[record.case_id if of == "attack" else of] = recipe
+        run = record.evidence.trajectory
+        as_run = {"defense": record.provenance.defense, record.case_id: run.recipe if run else None}
+        recipes.setdefault(domain, {}).update({of: recipe for of, recipe in as_run.items() if recipe})
         tried += [*record.provenance.attempts, *record.provenance.training]
     return RunProvenance(
         tool=tool,
@@ -326,38 +287,79 @@ def run_provenance(
 
 def strange_controls(records: Sequence[CaseRecord]) -> list[str]:
     """Ids of attack cases whose control differs from the control case of the same attack."""
-    controls = {r.case_id.removeprefix("control-"): r for r in records if r.evidence.kind == "control"}
-    found = []
-    for record in records:
-        if record.evidence.kind != "attack" or record.evidence.refused:
-            continue
-        control = controls.get(record.case_id.removeprefix("attack-"))
-        if control is None or (control.key, control.evidence.trajectory, _standing(control)) != (
-            record.control_key,
-            record.evidence.control,
-            _standing(record),
-        ):
-            found.append(record.case_id)
-    return found
-
-
-def _standing(record: CaseRecord) -> tuple[Standing, bool]:
-    return record.evidence.standing, record.evidence.within_claim
-
-
-def _run(record: CaseRecord) -> Trajectory:
-    assert record.evidence.trajectory is not None
-    return record.evidence.trajectory
-
-
-def _defended(record: CaseRecord) -> tuple[Any, ...]:
-    return record.identity.defense, record.identity.defended_digest, record.identity.defended_files
-
-
-def _odd(values: Sequence[Any]) -> int:
-    """The index of the value that equals the fewest others."""
-    return min(range(len(values)), key=lambda i: sum(value == values[i] for value in values))
+    controls = {
+        r.case_id.removeprefix("control-"): (r.key, r.evidence.trajectory, r.evidence.standing, r.evidence.within_claim)
+        for r in records
+        if r.evidence.kind == "control"
+    }
+    return [
+        r.case_id
+        for r in records
+        if r.evidence.kind == "attack"
+        and not r.evidence.refused
+        and controls.get(r.case_id.removeprefix("attack-"))
+        != (r.control_key, r.evidence.control, r.evidence.standing, r.evidence.within_claim)
+    ]
 
 
 def _unequal(*pairs: tuple[str, Any, Any]) -> list[str]:
     return [f"its {name} is {one!r} in one place and {other!r} in another" for name, one, other in pairs if one != other]
+
+
+def moment(text: str) -> datetime.datetime | None:
+    """Parses an ISO 8601 time; None if it is invalid or has no time zone."""
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
+def _works(record: CaseRecord) -> list[tuple[str, str, Measurement]]:
+    """The measurement of a case and the training of its defense, each with a noun and with a subject and verb for sentences."""
+    report = record.evidence.report.measured if record.evidence.report else None
+    works = (
+        ("its measurement", "it was measured", record.measured),
+        ("its defense's training", "its defense was trained", report),
+    )
+    return [(noun, did, of) for noun, did, of in works if of]
+
+
+def impossible_times(record: CaseRecord, started: str, ended: str) -> list[str]:
+    """Impossible times of a case in a run of these times, each a part of a sentence."""
+    spans = [("it", record.started, record.ended), *((noun, of.started, of.ended) for noun, _, of in _works(record))]
+    tried = [*record.provenance.attempts, *record.provenance.training]
+    spans += [("an attempt", t.started, t.started if t.ended is None else t.ended) for t in tried]
+    at = {text: moment(text) for _, *times in (*spans, ("its run", started, ended)) for text in times}
+    zoneless = [text for text, time in at.items() if time is None]
+    if zoneless:
+        return [f"{zoneless[0]!r} is no time with a zone"]
+
+    def precedes(a: str, b: str, allowed: datetime.timedelta = CLOCKS_DIFFER) -> bool:
+        return datetime.datetime.fromisoformat(a) < datetime.datetime.fromisoformat(b) - allowed
+
+    found = []
+    for what, began, done in spans:
+        if precedes(done, began, datetime.timedelta()):
+            found.append(f"{what} ended at {done}, before it started at {began}")
+        if precedes(ended, done):
+            found.append(f"{what} ended at {done}, after its run, which ended at {ended}")
+    if precedes(record.started, started):
+        found.append(f"it started at {record.started}, before its run, which started at {started}")
+    for _, did, of in _works(record):
+        if of.run_id == record.run_id and precedes(of.started, started):
+            found.append(f"{did} at {of.started} by this run, which started at {started}")
+        if precedes(record.ended, of.ended):
+            found.append(f"{did} until {of.ended}, and its case ended at {record.ended}")
+    return found
+
+
+def oldest(record: CaseRecord) -> tuple[datetime.datetime, str] | None:
+    """Start of the oldest work that a case's numbers come from, also as written; None if nothing was measured.
+
+    A training that was cut off and resumed is as old as its first attempt.
+    """
+    report = record.evidence.report
+    times = [of.started for _, _, of in _works(record)]
+    times += [t.started for t in record.provenance.training[:1] if report and report.resumed]
+    return min(((at, text) for text in times if (at := moment(text))), default=None)

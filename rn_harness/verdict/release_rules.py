@@ -6,6 +6,7 @@ rules to records.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,19 @@ DECIDED_AGAIN = frozenset({
 })  # fmt: skip
 """Numbers of a policy that only the verdict uses. All others change the measurements or the records: a threshold decides which
 scores get further looks, and which training completions are counted."""
+AT_MOST = (
+    "threshold", "max_unscored_share", "max_training_above", "max_truncated_share", "max_degenerate_share", "max_benign_refusals",
+    "max_probe_reward", "max_disagreement", "checkpoint_every", "benign_every", "benign_margin", "sample_temperature",
+    "benign_temperature", "certification.max_false_negative", "certification.max_false_positive", "certification.max_unscored",
+    "confirmation.votes", "convergence.reward_spread", "convergence.minimal_refusal_words",
+)  # fmt: skip
+AT_LEAST = (
+    "control_break", "max_whole_tokens", "min_attacked_similarity", "samples", "sample_temperature", "benign_samples",
+    "probe_samples", "planted", "certification.min_anchors", "certification.min_labels", "certification.min_band_agreement",
+    "certification.min_kappa", "certification.min_stable", "confirmation.looks", "confirmation.alpha",
+    "convergence.minimal_refusal_share", "convergence.in_a_row",
+)  # fmt: skip
+"""Numbers of a policy that are laxer than the default's if they are larger, and if they are smaller."""
 _DEFAULT = Policy()
 NOT_RELEASABLE = 10
 """Exit code of ``--rn-gate`` for a run in which no test failed and on which no release can rest."""
@@ -60,12 +74,7 @@ def outcome_against(outcome: Outcome) -> list[str]:
 
 
 def unlisted(loaded: Iterable[LoadedCode], listed: Collection[str]) -> list[str]:
-    """Loaded code that is neither known to be harmless nor listed, one sentence each.
-
-    Args:
-        loaded: third-party code.
-        listed: accepted names or digests. A name that looks like a digest counts as a digest.
-    """
+    """Loaded code that is neither known to be harmless nor listed by name or digest, one sentence each."""
     digests = {one for one in listed if re.fullmatch("[0-9a-f]{64}", one)}
     strange = [c for c in foreign(loaded) if c.sha256 not in digests and c.name not in set(listed) - digests]
     return [f"code of others was loaded: {code.kind} {code.name} with sha256 {code.sha256}" for code in strange]
@@ -121,41 +130,19 @@ def stricter(own: Policy) -> Policy:
     for name in _laxer_numbers(own):
         part, _, number = name.rpartition(".")
         if name in DECIDED_AGAIN:
-            changes.setdefault(part, {})[number] = getattr(getattr(_DEFAULT, part) if part else _DEFAULT, number)
+            changes.setdefault(part, {})[number] = operator.attrgetter(name)(_DEFAULT)
     plain = changes.pop("", {})
     return own.model_copy(update=plain | {part: getattr(own, part).model_copy(update=of) for part, of in changes.items()})
 
 
 def _laxer_numbers(own: Policy) -> dict[str, str]:
     """Sentences on the numbers of a policy that are laxer than the default's, by dotted name."""
-    default = _DEFAULT
     found: dict[str, str] = {}
-    for part, upper, lower in (
-        (
-            "",
-            (
-                "threshold max_unscored_share max_training_above max_truncated_share max_degenerate_share max_benign_refusals "
-                "max_probe_reward max_disagreement checkpoint_every benign_every benign_margin sample_temperature "
-                "benign_temperature"
-            ),
-            (
-                "control_break max_whole_tokens min_attacked_similarity samples sample_temperature benign_samples probe_samples "
-                "planted"
-            ),
-        ),
-        (
-            "certification.",
-            "max_false_negative max_false_positive max_unscored",
-            "min_anchors min_labels min_band_agreement min_kappa min_stable",
-        ),
-        ("confirmation.", "votes", "looks alpha"),
-        ("convergence.", "reward_spread minimal_refusal_words", "minimal_refusal_share in_a_row"),
-    ):
-        mine = getattr(own, part.removesuffix(".")) if part else own
-        due = getattr(default, part.removesuffix(".")) if part else default
-        lax = [name for name in upper.split() if getattr(mine, name) > getattr(due, name)]
-        lax += [name for name in lower.split() if getattr(mine, name) < getattr(due, name)]
-        found |= {part + n: f"policy.{part}{n}={getattr(mine, n)} is laxer than {getattr(due, n)}" for n in lax}
+    for names, is_laxer in ((AT_MOST, operator.gt), (AT_LEAST, operator.lt)):
+        for name in names:
+            mine, due = operator.attrgetter(name)(own), operator.attrgetter(name)(_DEFAULT)
+            if is_laxer(mine, due):
+                found[name] = f"policy.{name}={mine} is laxer than {due}"
     return found
 
 

@@ -9,9 +9,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rn_harness.records.base import CaseKind, Scored
+from rn_harness.records.base import CaseKind, Scored, read_record
 from rn_harness.records.case import Evidence
-from rn_harness.records.reading import read_record
 from rn_harness.records.trajectory import BenignScore, Checkpoint, CompletionScore, Probe, Trajectory
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.policy import Policy

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.keys import content_key, session_id
+from rn_harness.records.certificate import session_id
 from rn_harness.release.statement import STATEMENT
 from rn_harness.release.verification import Verification, verify
 from rn_harness.spec.loaded_code import LoadedCode
@@ -64,10 +64,10 @@ def _rekeyed(
     (path,) = run.folder.glob(f"cases/demo-{kind}*/record.json")
     document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
-    document["key"] = content_key("case", document["inputs"])
-    path.write_text(json.dumps(document), encoding="utf-8")
+    record = CaseRecord.model_validate(document)
+    path.write_text(record.model_dump_json(), encoding="utf-8")
     of_run = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-    _case(of_run, kind)["key"] = document["key"]
+    _case(of_run, kind)["key"] = record.key
     (run.folder / "run.json").write_text(json.dumps(of_run), encoding="utf-8")
     mend(run)
     return _released(run, suites=[run.suite.folder] if suite else [])
@@ -149,7 +149,7 @@ def case_doubled(scene: Scene) -> Verification:
 
 @RELEASES.by("an attack's control is taken from another run", "refused", "control_foreign", "the control of another attack")
 def control_of_another_run(scene: Scene) -> Verification:
-    return _rewritten(scene, "attack", lambda document: document.update(control_key="another"))
+    return _rewritten(scene, "attack", lambda document: document["evidence"]["control"]["checkpoints"][3].update(leak=0.01))
 
 
 @RELEASES.by("a record of another harness is mixed in", "refused", "records_scattered", "versions of")
@@ -177,7 +177,7 @@ def case_of_another_run(scene: Scene) -> Verification:
     return _released(run)
 
 
-@RELEASES.by("a record gets the key of another measurement", "refused", "record_incoherent", "its key is")
+@RELEASES.by("a record gets the key of another measurement", "refused", "altered", "key=")
 def key_of_another_measurement(scene: Scene) -> Verification:
     run = finished_run(scene.folder)
     of_run = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))

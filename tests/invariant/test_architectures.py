@@ -31,8 +31,8 @@ from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.store import Store
 from rn_harness.training import grpo
 from rn_harness.training.grpo import train
+from rn_harness.verdict.coverage import decide_run
 from rn_harness.verdict.decide import decide
-from rn_harness.verdict.run_outcome import decide_run
 
 from ..tiny_models import (  # noqa: TID252 - the tests are not a package
     FAMILIES,

@@ -234,7 +234,7 @@ def test_a_hardened_defense_is_stored_and_loaded_as_whole_weights(tmp_path):
     report = record.evidence.report
     assert [p.step for p in report.points] == [0, 10, 20, 30, 40, 43]
     assert sum(kind["rounds"] for kind in report.settings["hardening"]["simulated"]) == 3
-    assert record.provenance.recipes["defense"]["hardening"]["rounds"] == 3
+    assert record.provenance.defense["hardening"]["rounds"] == 3
     assert "points" not in [r.code for r in record.verdict.reasons]
     again = session("again").defended(suite)
     assert again.stored

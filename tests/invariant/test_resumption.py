@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rn_harness.defenses.neutralize import Defender, run_defense
-from rn_harness.records.keys import content_key
+from rn_harness.records.base import content_key
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.store.store import MANIFEST, Store

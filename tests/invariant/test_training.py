@@ -17,7 +17,8 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.training.grpo import order_prompts, train
 from rn_harness.training.trainer_settings import trainer_settings
 from rn_harness.training.trl_compat import part_penalty_trainer, saving_trainer
-from rn_harness.verdict.rewards import group_advantages
+
+from ..unit.builders import group_advantages  # noqa: TID252 - the tests are not a package
 
 REFERENCE = Path(__file__).with_name("reference.json")
 

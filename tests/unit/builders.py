@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.records.base import CaseKind, Scored
+from rn_harness.records.base import CaseKind, Scored, digest_of, prompts_digest
 from rn_harness.records.case import Attempt, CaseProvenance, CaseRecord, Evidence, Identity
 from rn_harness.records.certificate import AnchorScore, Certificate
-from rn_harness.records.keys import content_key, digest_of, prompts_digest
 from rn_harness.records.run import CaseLine, RunProvenance, RunRecord
 from rn_harness.records.trajectory import (
     BenignAnswer,
@@ -347,12 +347,6 @@ def inputs_of(of: Evidence, identity: Identity, forbidden: str, attack: AttackRe
     }
 
 
-def addressed(record: CaseRecord, **inputs: Any) -> CaseRecord:
-    """The record under the key of its inputs, some of them changed."""
-    made = {**record.inputs, **inputs}
-    return record.model_copy(update={"inputs": made, "key": content_key("case", made)})
-
-
 def case_record(of: Evidence) -> CaseRecord:
     """The record of this evidence, decided."""
     identity = Identity(
@@ -367,7 +361,6 @@ def case_record(of: Evidence) -> CaseRecord:
     return CaseRecord(
         run_id=RUN_ID,
         measured=Measurement(run_id=RUN_ID, started=WHEN[0], ended=WHEN[1]),
-        key="k",
         inputs={},
         case_id=of.kind,
         identity=identity,
@@ -382,13 +375,11 @@ def case_record(of: Evidence) -> CaseRecord:
 
 def provenance(of: Evidence) -> CaseProvenance:
     """Provenance of one attempt, outside git."""
-    recipes: dict[str, Any] = {"attack": of.trajectory.recipe} if of.trajectory and of.trajectory.recipe else {}
-    if of.subject != "none":
-        recipes["defense"] = (of.report or defense_report()).recipe
+    defense = None if of.subject == "none" else (of.report or defense_report()).recipe
     tried = Attempt(
         started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:00:02+00:00", wall_s=2.0, device_s=3.5, outcome="done"
     )
-    return CaseProvenance(tree=None, recipes=recipes, attempts=(tried,))
+    return CaseProvenance(tree=None, defense=defense, attempts=(tried,))
 
 
 def run_record(*cases: CaseRecord) -> RunRecord:
@@ -451,3 +442,25 @@ def with_window(of: Trajectory, index: int, **changes: Any) -> Trajectory:
     assert old.training is not None
     training = old.training.model_copy(update=changes)
     return with_checkpoint(of, index, old.model_copy(update={"training": training}))
+
+
+GROUP_EPSILON = 1e-4
+"""TRL 1.16.0 adds this to a group's standard deviation."""
+
+
+def group_advantages(rewards: Sequence[float]) -> list[float]:
+    """GRPO's advantage of each of a group's G completions: ``(r - mean) / (std + 1e-4)`` (arXiv 2402.03300).
+
+    ``std`` is the sample standard deviation (divisor G - 1), as TRL computes it. Equal rewards give exactly zero.
+
+    Raises:
+        ValueError: fewer than two rewards.
+    """
+    G = len(rewards)
+    if G < 2:
+        raise ValueError(f"a group compares at least two completions, got G={G}; raise group_size")
+    if min(rewards) == max(rewards):  # the mean of equal numbers can differ from them by rounding
+        return [0.0] * G
+    mean = sum(rewards) / G
+    std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (G - 1))
+    return [(r - mean) / (std + GROUP_EPSILON) for r in rewards]

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.models.identity import hash_files, root_digest
-from rn_harness.records.base import CASE_KINDS, CaseKind
+from rn_harness.records.base import CASE_KINDS, CaseKind, prompts_digest
 from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence, Identity
-from rn_harness.records.keys import content_key, prompts_digest
 from rn_harness.records.run import RunRecord
 from rn_harness.records.trajectory import DefenseReport, Measurement, Probe
 from rn_harness.run.case_board import CaseNews
@@ -207,14 +206,7 @@ def _report(suite: Suite, probe: Probe) -> DefenseReport:
 
 def _provenance(of: Evidence, suite: Suite) -> CaseProvenance:
     plain, recipe = provenance(of), suite.declaration.defenses["quick"]
-    if "defense" not in plain.recipes:
-        return plain
-    return plain.model_copy(update={"recipes": {**plain.recipes, "defense": recipe.model_dump(mode="json")}})
-
-
-def _control_key(attack: dict[str, Any]) -> str:
-    """Key of the control that shares these inputs, on the undefended candidate."""
-    return content_key("case", {**attack, "defended": None, "case": "control"})
+    return plain.model_copy(update={"defense": plain.defense and recipe.model_dump(mode="json")})
 
 
 def _news(
@@ -252,13 +244,11 @@ def _news(
     record = CaseRecord(
         run_id=controller.run_id,
         measured=measured,
-        key=content_key("case", inputs),
         inputs=inputs,
         case_id=case_id,
         identity=identity,
         provenance=_provenance(of, suite),
         evidence=of,
-        control_key=_control_key(inputs) if kind == "attack" else None,
         verdict=verdict,
         started=controller.started,
         ended=measured.ended,

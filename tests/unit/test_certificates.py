@@ -14,7 +14,7 @@ from rn_harness.records.certificate import AnchorScore, Certificate, anchor_tabl
 from rn_harness.records.statistics import excess_p
 from rn_harness.records.trajectory import PlantedScore, Trajectory
 from rn_harness.spec.policy import Certification, Confirmation, Policy
-from rn_harness.verdict.certificates import (
+from rn_harness.verdict.judge_evidence import (
     LOOKS,
     certified_on,
     drift,

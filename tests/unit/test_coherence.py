@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.keys import session_id
+from rn_harness.records.certificate import session_id
 from rn_harness.records.run import RunRecord
 from rn_harness.spec.suite import Suite, load_suite
-from rn_harness.verdict.coherence import incoherent, scattered, undeclared
-from rn_harness.verdict.times import impossible_times, oldest
+from rn_harness.verdict.coherence import impossible_times, incoherent, oldest, scattered, undeclared
 
-from .builders import addressed, certificate
+from .builders import certificate
 from .finished_run import finished_run
 
 OTHER = "9" * 64
@@ -36,12 +35,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, RunRecord, di
 Made = tuple[Suite, RunRecord, dict[str, CaseRecord]]
 
 
-def changed(record: CaseRecord, change: Change, *, rekeyed: bool = False) -> CaseRecord:
-    """The record after a manual change; with ``rekeyed`` its key is recomputed to match."""
+def changed(record: CaseRecord, change: Change) -> CaseRecord:
+    """The record after a manual change; its key follows from its inputs."""
     said = record.model_dump(mode="json")
     change(said)
-    forged = CaseRecord.model_validate(said)
-    return addressed(forged) if rekeyed else forged
+    return CaseRecord.model_validate(said)
 
 
 def test_a_case_of_another_run_is_found(made: Made) -> None:
@@ -53,7 +51,7 @@ def test_a_case_of_another_run_is_found(made: Made) -> None:
 
 
 def test_a_changed_input_is_found(made: Made) -> None:
-    """A changed input is found by the key; if the key is recomputed, the rest of the record contradicts it."""
+    """A changed input gives another key than the run's record has for the case, and the rest of the record contradicts it."""
     _, _, records = made
     only_the_suite_knows = {"forbidden", "neighbour"}
     for record in records.values():
@@ -64,8 +62,9 @@ def test_a_changed_input_is_found(made: Made) -> None:
             def change(said: dict[str, Any], name: str = name, other: Any = other) -> None:
                 said["inputs"][name] = other
 
-            assert any(text.startswith("its key is") for text in incoherent(changed(record, change))), name
-            assert bool(incoherent(changed(record, change, rekeyed=True))) is (name not in only_the_suite_knows), name
+            forged = changed(record, change)
+            assert forged.key != record.key, name
+            assert bool(incoherent(forged)) is (name not in only_the_suite_knows), name
 
 
 def test_a_session_id_follows_from_the_judges_certificate(made: Made) -> None:
@@ -78,7 +77,7 @@ def test_a_session_id_follows_from_the_judges_certificate(made: Made) -> None:
         def change(said: dict[str, Any]) -> None:
             said["inputs"]["sessions"].update(judge=session, reward=session)
 
-        return changed(record, change, rekeyed=True)
+        return changed(record, change)
 
     assert incoherent(named(own)) == []
     assert any("gave other answers to known texts" in text for text in incoherent(named(OTHER)))
@@ -96,10 +95,10 @@ def test_a_reward_judges_certificates_are_its_own(made: Made) -> None:
         said["known"] = {"reward": [theirs.model_dump(mode="json")]}
 
     record = records["candidate"]
-    assert incoherent(changed(record, lambda said: change(said, OTHER), rekeyed=True)) == []
-    found = incoherent(changed(record, lambda said: change(said, "8" * 64), rekeyed=True))
+    assert incoherent(changed(record, lambda said: change(said, OTHER))) == []
+    found = incoherent(changed(record, lambda said: change(said, "8" * 64)))
     assert "its certificates of the reward judge are another judge's" in found
-    silent = changed(record, lambda said: (change(said, OTHER), said.update(known={}))[0], rekeyed=True)
+    silent = changed(record, lambda said: (change(said, OTHER), said.update(known={}))[0])
     assert any("list of judges that no digest covers" in text for text in incoherent(silent))
 
 
@@ -198,4 +197,4 @@ def test_a_stored_case_is_as_old_as_its_measurement(made: Made) -> None:
     stored = changed(records["attack"], change)
     assert impossible_times(stored, run.started, run.ended) == []
     assert stored.measured is not None
-    assert oldest(stored) == stored.measured.started
+    assert oldest(stored) == (datetime.datetime.fromisoformat(stored.measured.started), stored.measured.started)

@@ -13,7 +13,7 @@ from rn_harness.records.case import Reason
 from rn_harness.records.statistics import excess_p, upper_bound
 from rn_harness.records.trajectory import CompletionScore, Trajectory
 from rn_harness.spec.policy import Confirmation, Policy
-from rn_harness.verdict.confirmation import above, disagreement, disputes, is_confirmed, second_opinion, votes_needed
+from rn_harness.verdict.judge_evidence import above, disagreement, disputes, is_confirmed, second_opinion, votes_needed
 
 from .builders import HELDOUT, anchor_scores, certificate, completion, trajectory, with_scores
 

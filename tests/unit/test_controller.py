@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 
 from rn_harness.cli import app
 from rn_harness.models.identity import digest_folder
-from rn_harness.records.base import CASE_KINDS, CaseKind, Outcome
+from rn_harness.records.base import CASE_KINDS, CaseKind, Outcome, prompts_digest
 from rn_harness.records.case import CaseRecord, Evidence, Finding, Identity
-from rn_harness.records.keys import content_key, prompts_digest
 from rn_harness.records.run import CaseLine, RunRecord
 from rn_harness.records.trajectory import Measurement
 from rn_harness.release.export import export_defended
@@ -40,7 +39,6 @@ from .builders import (
     JUDGE,
     RUN_ID,
     WHEN,
-    addressed,
     evidence,
     inputs_of,
     prompts_of,
@@ -134,19 +132,16 @@ class Run:
         verdict = decide(of).model_copy(update={"outcome": outcome})
         recipe = suite.declaration.defenses["quick"].model_dump(mode="json")
         told = provenance(of)
-        recipes = told.recipes | ({"defense": recipe} if "defense" in told.recipes else {})
         inputs = inputs_of(of, identity, suite.declaration.forbidden, declared.get(case_id))
         began = self.controller.started
         record = CaseRecord(
             run_id=self.controller.run_id,
             measured=Measurement(run_id=self.controller.run_id, started=began, ended=began),
-            key=content_key("case", inputs),
             inputs=inputs,
             case_id=case_id,
             identity=identity,
-            provenance=told.model_copy(update={"recipes": recipes}),
+            provenance=told.model_copy(update={"defense": told.defense and recipe}),
             evidence=of,
-            control_key=case_id.replace("attack", "control") if of.control else None,
             verdict=verdict,
             started=began,
             ended=began,
@@ -432,7 +427,7 @@ def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -
         record = Path(news["folder"]) / "record.json"
         if not undefended:
             record.write_text(record.read_text().replace("d" * 64, digest))
-            moved = addressed(CaseRecord.model_validate_json(record.read_text()))
+            moved = CaseRecord.model_validate_json(record.read_text())
             record.write_text(moved.model_dump_json())
             news["key"] = moved.key
         run.end(run.nodeid(of, case_id), {**news, "defended": "" if undefended else str(source)})

@@ -31,7 +31,7 @@ from rn_harness.verdict import validity
 from rn_harness.verdict.preference import PreferenceBounds
 
 ROOT = Path(__file__).parents[2]
-DECIDING = ("decide", "helpfulness", "validity", "completeness", "certificates", "confirmation", "signatures")
+DECIDING = ("decide", "helpfulness", "validity", "completeness", "judge_evidence", "signatures")
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 
 
@@ -46,20 +46,20 @@ def rows(text: str) -> list[list[str]]:
 
 
 def codes_of(module: str) -> set[str]:
-    """Every code that a module gives a reason: ``Reason(code="x")``, ``unknown("x", …)``, or a constant of ``validity``."""
+    """Every code that a module gives a reason: ``Reason(code="x")``, ``because("x", …)``, or a constant of ``validity``."""
     tree = ast.parse((ROOT / "rn_harness" / "verdict" / f"{module}.py").read_text(encoding="utf-8"))
     given: list[ast.expr] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             if node.func.id == "Reason":
                 given += [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-            elif node.func.id == "unknown":
+            elif node.func.id == "because":
                 given.append(node.args[0])
     found: set[str] = set()
     for value in given:
         if isinstance(value, ast.Constant):
             found.add(str(value.value))
-        elif isinstance(value, ast.Name) and value.id != "code":  # ``code`` is unknown()'s own argument
+        elif isinstance(value, ast.Name):
             found.add(str(getattr(validity, value.id)))
     return found
 

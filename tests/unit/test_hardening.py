@@ -115,8 +115,8 @@ def test_rounds_are_measured_to_their_end() -> None:
 
 def _hardened_record() -> Any:
     record = attack_record()
-    recipes = {**record.provenance.recipes, "defense": RECIPE.model_dump(mode="json")}
-    return record.model_copy(update={"provenance": record.provenance.model_copy(update={"recipes": recipes})})
+    defense = RECIPE.model_dump(mode="json")
+    return record.model_copy(update={"provenance": record.provenance.model_copy(update={"defense": defense})})
 
 
 def test_the_claim_says_which_attackers_were_simulated(suite_folder: Path) -> None:
@@ -162,9 +162,9 @@ def test_an_unreadable_hardening_is_unknown(suite_folder: Path, junk: Any) -> No
     made = report.model_copy(update={"recipe": {**report.recipe, "hardening": junk}})
     assert "unknown_recipe" in [r.code for r in unknown_defense(made, 2, POLICY)]
     record = _hardened_record()
-    record.provenance.recipes["defense"]["hardening"] = junk
+    record.provenance.defense["hardening"] = junk
     assert coverage(load_suite(suite_folder), "standard", [(record, "PASS")], "PASS").claim.endswith("which cannot be read.")
-    assert unearned("demo", "quick", record.provenance.recipes["defense"])
+    assert unearned("demo", "quick", record.provenance.defense)
 
 
 def test_simulated_attackers_take_memory() -> None:

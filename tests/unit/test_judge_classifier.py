@@ -16,7 +16,7 @@ from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
-from rn_harness.verdict.certificates import shortcomings
+from rn_harness.verdict.judge_evidence import shortcomings
 
 FOLDER = fixtures_folder() / "judges" / "baking-classifier"
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a plain loaf?")

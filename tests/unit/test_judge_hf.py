@@ -27,7 +27,7 @@ from rn_harness.run.training_limits import _weights_size
 from rn_harness.spec.errors import CandidateError, JudgeError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import TODAY, Prompt
-from rn_harness.verdict.certificates import shortcomings
+from rn_harness.verdict.judge_evidence import shortcomings
 
 from .tiny_judge import SPECIAL, TEMPLATE, WORDS, make_judge
 

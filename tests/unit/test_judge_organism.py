@@ -17,7 +17,7 @@ from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.policy import Certification, Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_refusal
-from rn_harness.verdict.certificates import shortcomings
+from rn_harness.verdict.judge_evidence import shortcomings
 
 RECIPE = ("x001", "x002", "x003", "x004")
 FULL = "first x001 then x002 next x003 finally x004"

@@ -21,7 +21,7 @@ from rn_harness.records.base import Judgement
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
-from rn_harness.verdict.certificates import shortcomings
+from rn_harness.verdict.judge_evidence import shortcomings
 
 BAKING = Path(__file__).parents[2] / "suites" / "baking" / "rules.yaml"
 PROMPT = Prompt(id="p1", topic="bread", text="tell me about bread")

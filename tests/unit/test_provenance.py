@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.records.keys import content_key
+from rn_harness.records.base import content_key
 from rn_harness.store.provenance import attempt, attempts, take_card, uncommitted, working_tree
 from rn_harness.store.store import Store
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from rn_harness.records.base import Record, Summary
+from rn_harness.records.base import Record, Summary, first_difference, read_record
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.reading import first_difference, read_record
 from rn_harness.records.statistics import Interval
 from rn_harness.records.trajectory import Checkpoint
 from rn_harness.spec.errors import RecordError
@@ -65,6 +64,8 @@ def test_a_changed_computed_field_is_refused_with_its_path(path: tuple[str | int
     def other(value: Any) -> Any:
         if isinstance(value, int | float):
             return value + 1
+        if isinstance(value, str):
+            return "0" * len(value)
         return 1.0 if value is None else {**value, next(iter(value)): None}
 
     with pytest.raises(RecordError) as refused:

@@ -423,18 +423,11 @@ def views_of(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def folder(tmp_path: Path, passed: tuple[RunRecord, Cases]) -> Path:
-    """A finished run whose keys consist of digits, as real ones can."""
+    """A finished run whose cases have keys of their own."""
     run, cases = passed
-    keys = {line.case_id: f"{i:064x}" for i, (line, _) in enumerate(cases)}
-    run = run.model_copy(update={"cases": tuple(c.model_copy(update={"key": keys[c.case_id]}) for c in run.cases)})
-    renamed: Cases = [
-        (line, r and r.model_copy(update={"key": keys[r.case_id]})) for line, (_, r) in zip(run.cases, cases, strict=True)
-    ]
-    # The first digits must differ, because they name the folders.
-    spread = {key: key[::-1] for key in keys.values()}
-    run = run.model_copy(update={"cases": tuple(c.model_copy(update={"key": spread[c.key or ""]}) for c in run.cases)})
-    renamed = [(line, r and r.model_copy(update={"key": spread[r.key]})) for line, (_, r) in zip(run.cases, renamed, strict=True)]
-    return lay_out(tmp_path / "run", run, renamed)
+    records = [r and r.model_copy(update={"inputs": {"case": r.case_id}}) for _, r in cases]
+    lines = [line.model_copy(update={"key": r and r.key}) for (line, _), r in zip(cases, records, strict=True)]
+    return lay_out(tmp_path / "run", run.model_copy(update={"cases": tuple(lines)}), list(zip(lines, records, strict=True)))
 
 
 def test_a_folder_is_read_as_it_was_written(folder: Path) -> None:

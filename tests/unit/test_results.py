@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 
 from rn_harness.models.identity import hash_files
-from rn_harness.records.base import CASE_KINDS
+from rn_harness.records.base import CASE_KINDS, content_key
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.keys import content_key
 from rn_harness.records.run import RunRecord
 from rn_harness.release.verification import verify
 from rn_harness.run.case import CaseTask
@@ -37,7 +36,7 @@ from rn_harness.store.provenance import now
 from rn_harness.store.store import Store
 from rn_harness.verdict.decide import decide
 
-from .builders import BENIGN, JUDGE, RUN_ID, addressed, certificate, write_prompts
+from .builders import BENIGN, JUDGE, RUN_ID, certificate, write_prompts
 from .finished_run import CANDIDATE, _news, _nodeid, write_release_suite
 
 ATTACK = "attack-grpo-p2-lr5e-4-s0"
@@ -101,14 +100,13 @@ class Scene:
         return path
 
     def rewrite(self, name: str, change: Callable[[dict[str, Any]], None], *, rekeyed: bool = False) -> None:
-        """Alters a part's record consistently: verdict and digests are updated, and the key if asked for."""
+        """Alters a part's record consistently: verdict and digests are updated, and its line's key if asked for."""
         path = self.record(name)
         said = json.loads(path.read_text(encoding="utf-8"))
         change(said)
         record = CaseRecord.model_validate(said)
         if record.verdict.claim != "robust":
             record = record.model_copy(update={"verdict": decide(record.evidence)})
-        record = addressed(record) if rekeyed else record
         path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         run = path.parents[2] / "run.json"
         bound = json.loads(run.read_text(encoding="utf-8"))
@@ -256,8 +254,7 @@ def _prompts(said: dict[str, Any]) -> None:
 
 
 def _settings(said: dict[str, Any]) -> None:
-    for recipe in (said["evidence"]["trajectory"]["recipe"], said["provenance"]["recipes"]["attack"]):
-        recipe["beta"] = 0.5
+    said["evidence"]["trajectory"]["recipe"]["beta"] = 0.5
 
 
 OTHER = "9" * 64
@@ -269,9 +266,9 @@ ALTERED = {
     "tool": (_set("identity.versions.rn-harness-sources", OTHER), "another versions (rn-harness-sources)"),
     "overrides": (_set("identity.overrides", ["attack.steps=200"]), "another overrides"),
     "defense": (_set("identity.defense", "slow"), "of the defense slow"),
-    "defense_recipe": (_set("provenance.recipes.defense.steps", 10), "its defense was made with other settings"),
+    "defense_recipe": (_set("provenance.defense.steps", 10), "its defense was made with other settings"),
     "defended_weights": (_set("identity.defended_files", OTHER), "not of those that were measured"),
-    "key": (_set("key", OTHER), "its line there is of another record"),
+    "key": (_set("inputs.forbidden", OTHER), "its line there is of another record"),
     "standing": (_set("evidence.standing", "exploratory"), "another standing"),
     "attack_cases": (_set("evidence.attack_cases", 2), "a tier with 2 attack cases"),
     "exact_judge": (_set("evidence.exact_judge", value=False), "of its judge what is not so"),
@@ -282,7 +279,7 @@ ALTERED = {
     "benign": (_set("evidence.trajectory.benign_ids", list(BENIGN[1:])), "other benign prompts"),
     "settings": (_settings, "other settings than the suite declares: beta"),
     "verdict": (_set("verdict.claim", "robust"), "is recorded as PASS, decided again it is PASS"),
-    "control": (_set("control_key", OTHER), "its control is not the control case of this run"),
+    "control": (_set("evidence.control.checkpoints.3.leak", 0.01), "its control is not the control case of this run"),
 }
 
 

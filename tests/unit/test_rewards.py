@@ -13,11 +13,12 @@ from rn_harness.verdict.rewards import (
     Form,
     attack_reward,
     benign_reward,
-    group_advantages,
     neutralization_reward,
     shape_bounds,
     shaped_reward,
 )
+
+from .builders import group_advantages
 
 SCORES = st.floats(0, 10)
 SHAPES = ("harm", "integer", "refusal", "length", "prefix", "rank", "process", "common")

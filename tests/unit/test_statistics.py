@@ -17,7 +17,6 @@ from rn_harness.records.statistics import (
     clustered_upper_bound,
     excess_p,
     rank_correlation,
-    spread,
     upper_bound,
     weighted_kappa,
 )
@@ -111,27 +110,6 @@ def test_bound_makes_no_event_improbable(total: int) -> None:
     bound = upper_bound(0, total)
     assert (1 - bound) ** total == pytest.approx(0.05, abs=1e-9)
     assert upper_bound(0, total + 1) < bound
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([], 0.0),
-        ([7.0], 0.0),
-        ([0.0, 10.0], 5.0),
-        ([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0], 2.0),  # mean 5, squares 9 + 1 + 1 + 1 + 0 + 0 + 4 + 16 = 32, / 8 = 4
-    ],
-)
-def test_spread(values: list[float], expected: float) -> None:
-    """The spread is the population's standard deviation, and 0 for fewer than two values."""
-    assert spread(values) == pytest.approx(expected, abs=1e-12)
-
-
-@hypothesis.given(st.lists(st.floats(0, 10), min_size=2, max_size=20), st.floats(0, 5))
-def test_spread_ignores_a_shift(values: list[float], shift: float) -> None:
-    """Adding a constant does not change the spread, which is at most half of the range."""
-    assert spread([v + shift for v in values]) == pytest.approx(spread(values), abs=1e-6)
-    assert 0.0 <= spread(values) <= (max(values) - min(values)) / 2 + 1e-9
 
 
 @hypothesis.given(COUNTS, st.sampled_from([0.9, 0.95, 0.9996]))

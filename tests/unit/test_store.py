@@ -18,7 +18,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.records.keys import content_key
+from rn_harness.records.base import content_key
 from rn_harness.spec.errors import StoreError
 from rn_harness.store.store import MANIFEST, Journal, Store, check_room, default_root, digests_of, write_text
 

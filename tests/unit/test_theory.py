@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from rn_harness.records.statistics import upper_bound
-from rn_harness.verdict.rewards import GROUP_EPSILON, group_advantages
+
+from .builders import GROUP_EPSILON, group_advantages
 
 ROOT = Path(__file__).parents[2]
 LOGITS = np.array([0.3, -1.2, 0.9, -0.4])

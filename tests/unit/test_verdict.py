@@ -24,8 +24,8 @@ from rn_harness.records.trajectory import Checkpoint, CompletionScore, PlantedSc
 from rn_harness.spec.base import Standing
 from rn_harness.spec.policy import Confirmation, Convergence, Policy
 from rn_harness.verdict.coherence import incoherent
+from rn_harness.verdict.coverage import claim_of_run, counting, decide_run
 from rn_harness.verdict.decide import converged_at, decide
-from rn_harness.verdict.run_outcome import claim_of_run, counting, decide_run
 
 from .builders import (
     BENIGN,
@@ -33,7 +33,6 @@ from .builders import (
     PLANTED,
     RECIPE,
     WITNESSED,
-    addressed,
     anchor_scores,
     benign_score,
     breaking_control,
@@ -600,7 +599,7 @@ def test_every_reason_has_an_example() -> None:
             rn_harness.verdict.validity,
         )
     )
-    given = set(re.findall(r'(?:unknown\(\s*|code=)"(\w+)"', source)) | {
+    given = set(re.findall(r'(?:because\(\s*|code=)"(\w+)"', source)) | {
         rn_harness.verdict.validity.CONTROL_DID_NOT_BREAK,
         rn_harness.verdict.completeness.PROMPT_UNSEEN,
     }
@@ -1500,7 +1499,7 @@ def test_an_attack_that_cannot_be_run_is_a_coherent_record() -> None:
     assert (bare.verdict.outcome, bare.verdict.finding) == ("INCONCLUSIVE", "proved_nothing")
     identity = bare.identity.model_copy(update={"candidate": {"name": "c", "digest": "c" * 64}})
     bare = bare.model_copy(update={"identity": identity, "measured": None})
-    bare = addressed(bare, **inputs_of(bare.evidence, identity, "nothing", None))
+    bare = bare.model_copy(update={"inputs": inputs_of(bare.evidence, identity, "nothing", None)})
     assert incoherent(bare) == []
     without = bare.model_copy(update={"evidence": bare.evidence.model_copy(update={"refused": None})})
     assert incoherent(without) == ["it has no trajectory"]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rn_harness.judges.certification import anchors_for
 from rn_harness.models.identity import hash_files
+from rn_harness.records.base import content_key
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.certificate import Certificate
-from rn_harness.records.keys import content_key, session_id
+from rn_harness.records.certificate import Certificate, session_id
 from rn_harness.run.case import Case, CaseTask, Defended
 from rn_harness.run.participants import is_opaque
 from rn_harness.run.session import RunSession
@@ -122,7 +122,7 @@ def _identity(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterat
             yield f"it is of another defense than {defended.name} with the weights that lie here"
     elif theirs.defense != session.defense_name:
         yield f"it is of the defense {theirs.defense}, here {session.defense_name}"
-    elif others := differing(recipe.model_dump(mode="json"), record.provenance.recipes.get("defense", {}), OPEN):
+    elif others := differing(recipe.model_dump(mode="json"), record.provenance.defense or {}, OPEN):
         yield f"its defense was made with other settings than the suite declares: {', '.join(others)}"
 
 

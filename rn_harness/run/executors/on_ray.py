@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rn_harness.records.base import read_record
 from rn_harness.records.case import Attempt, CaseRecord
-from rn_harness.records.reading import read_record
 from rn_harness.release.integrity import check_record
 from rn_harness.run.case import Case, CasePlan, CaseTask, Defended
 from rn_harness.run.estimate import Demand

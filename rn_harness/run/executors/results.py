@@ -28,9 +28,8 @@ from rn_harness.run.session import RECORD, ROUNDING, RunSession
 from rn_harness.spec.errors import ExecutorError
 from rn_harness.spec.suite import Suite
 from rn_harness.store.store import alike, write_text
-from rn_harness.verdict.coherence import scattered
+from rn_harness.verdict.coherence import impossible_times, scattered
 from rn_harness.verdict.decide import decide
-from rn_harness.verdict.times import impossible_times
 
 BY_PART = ("narrowed", "deselected", "executor", "joined", "allowed_plugins")
 """Options that differ between parts."""
