@@ -33,8 +33,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.loading import Loading, load_model
 from rn_harness.models.transformers_compat import known_deprecations, quiet_libraries
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.prompts import Prompt

@@ -29,10 +29,9 @@ from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.benign import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.panel import Panel
-from rn_harness.models.candidate import Candidate
+from rn_harness.models.candidate import Candidate, Loading, load_model
 from rn_harness.models.knowledge import BENIGN_PLACEHOLDERS, SLOTS
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.loading import Loading, load_model
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.trajectory import TrainingWindow

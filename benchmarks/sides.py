@@ -205,7 +205,7 @@ SPENT: dict[str, tuple[str, str, str | None]] = {
     "measuring: benign prompts": ("rn_harness/judges/benign.py", "measure_benign", None),
     "sampling": ("rn_harness/training/trl_compat.py", "_generate_single_turn", None),
     "of it: transformers' `generate`": ("peft/peft_model.py", "generate", "_generate_single_turn"),
-    "of it: looking for the adapter's layers": ("rn_harness/models/language_model.py", "_adapted", "folded"),
+    "of it: looking for the adapter's layers": ("rn_harness/models/peft_compat.py", "lora_layers", "folded"),
     "of it: folding the adapter in": ("lora/layer.py", "merge", "folded"),
     "tokens to text, and the judge": ("rn_harness/training/grpo.py", "rewards", None),
     "loss": ("rn_harness/training/trl_compat.py", "_compute_loss", None),

@@ -27,10 +27,10 @@ from taught import JUDGE, SUITE, recipe, split_benign, write_prompts
 
 from rn_harness.attacks.loop import draw_attack_prompts
 from rn_harness.judges.resolve import resolve_judge
+from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
 from rn_harness.models.identity import digest_folder
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.loading import Loading, load_model
 from rn_harness.models.transformers_compat import quiet_libraries
 from rn_harness.records.case import CaseRecord
 from rn_harness.spec.defense_recipe import LoRA

@@ -19,8 +19,8 @@ import yaml
 
 from rn_harness.attacks.hybrid import WarmStarted
 from rn_harness.judges.resolve import resolve_judge
+from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.loading import Loading, load_model
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite, load_suite

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rn_harness.attacks.family import AttackContext, Attacker
 from rn_harness.attacks.movement import Movement, under_attack, write_counts
@@ -19,7 +19,7 @@ from rn_harness.attacks.scoring import Scoring, Witness
 from rn_harness.judges.checkpoints import sample_checkpoint
 from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.protocol import Judge
-from rn_harness.models.measurement_cache import MeasurementCache
+from rn_harness.models.language_model import LanguageModel, MeasurementCache
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory, Witnessed
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -27,9 +27,6 @@ from rn_harness.spec.errors import JudgeGoneError, safe_message
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.verdict.completeness import checkpoint_steps
 from rn_harness.verdict.validity import to_witness
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

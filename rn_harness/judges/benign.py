@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rn_harness.judges.panel import BenignReference, Panel
-from rn_harness.models.measurement_cache import MeasurementCache
+from rn_harness.models.language_model import LanguageModel, MeasurementCache
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.trajectory import BenignAnswer, BenignScore
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_refusal
 from rn_harness.verdict.helpfulness import similarity
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
 
 REFERENCE_SEED = 1_000_000
 """Seed of the undefended candidate's sampled answers, which no checkpoint has."""

@@ -13,14 +13,13 @@ from rn_harness.judges.benign import measure_benign
 from rn_harness.judges.certification import score_planted
 from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.scoring import score_heldout
-from rn_harness.models.measurement_cache import MeasurementCache
+from rn_harness.models.language_model import LanguageModel, MeasurementCache
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.trajectory import BenignScore, Checkpoint, CompletionScore, TrainingWindow
 from rn_harness.spec.errors import TrainingError
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
-    from rn_harness.models.language_model import LanguageModel
 
 WHOLE_SEED = 1
 """Seed of the continuation of cut completions: a separate stream, so that continuing them changes nothing else."""

@@ -16,9 +16,9 @@ from typing import Any, Self
 
 from rn_harness.judges.local_model import hash_judge, read_pretrained
 from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
+from rn_harness.models.batches import padded
 from rn_harness.models.hub import HubError, locate
 from rn_harness.models.identity import root_digest, text_digest, weights_digest
-from rn_harness.models.padding import padded
 from rn_harness.models.templates import without_date
 from rn_harness.spec.errors import JudgeError
 from rn_harness.store.provenance import source_digest
@@ -171,7 +171,7 @@ class HFJudge(RubricJudge):
             "judge": "hf",
             "weights": root_digest(self._weights.hashes),
             "rubric": rubric_digest(),
-            "source": source_digest("judges/hf.py", "judges/local_model.py", "models/padding.py"),
+            "source": source_digest("judges/hf.py", "judges/local_model.py", "models/batches.py"),
             "settings": self._settings,
         }
         return text_digest(json.dumps(parts, sort_keys=True))

@@ -1,49 +1,68 @@
-"""The candidate: the identity of the model under test, and how to load it. Only ``load`` needs torch."""
+"""The candidate: the identity of the model under test, and how it is loaded. Only loading needs torch."""
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pickle import UnpicklingError  # nosec B403 # to catch it
+from typing import Any
 
+from rn_harness.models import transformers_compat
+from rn_harness.models.files import more_than_numbers
 from rn_harness.models.hub import SKIPPED
 from rn_harness.models.identity import hash_files, root_digest, text_digest
 from rn_harness.models.knowledge import KNOWLEDGE_FILE
-from rn_harness.models.templates import own_template, render_turn
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.templates import own_template, render_turn, without_date
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.model_profiles import ModelProfile
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
 
 ORGANISM = "organism"
 CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 3, 64
 """Estimates without a tokenizer: least characters of a token, most tokens of a chat template."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How a model is loaded.
+
+    Attributes:
+        threads: CPU threads that compute it; part of a result's identity, since sums depend on it.
+        dtype: torch's name of the number format; None: as the files say.
+        quantised: 4-bit format of the layers' linear maps, and by which package, ``nf4 by bitsandbytes 0.50.2``; they compute in
+            ``dtype``. None: plain numbers.
+        shards: processes that the weights are spread over (FSDP2), each of which loads the model; 1: each has them whole.
+        gguf: name of the GGUF file; None: the folder's safetensors.
+        ends: tokens that end an answer, in addition to those that the settings and the tokenizer name.
+        chat_template: text that replaces the files' own; None: theirs.
+        allow_pickle, trust_remote_code: the weights are pickles; the folder's code is run. The user allowed it.
+    """
+
+    threads: int
+    dtype: str | None = None
+    quantised: str | None = None
+    shards: int = 1
+    gguf: str | None = None
+    ends: tuple[int, ...] = ()
+    chat_template: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate(Loading):
     """A model's identity and how to load it.
 
     Attributes:
         name: of its profile, or on the hub; of local files the user's name for them, without their folder.
         folder: of its files, or of its GGUF file.
         revision: full commit on the hub; None for local files.
-        digest: sha256 over its files and over all settings that load them differently.
-        threads: CPU threads that compute it; part of a result's identity, since sums depend on it.
-        files_digest: sha256 over its files.
+        digest, files_digest: sha256 over its files and all settings that load them differently; over its files only.
         weights_digest: sha256 over the contents of its weights, under any names.
-        gguf: name of the GGUF file; None: the folder's safetensors.
-        ends: tokens that end an answer by that file, in addition to those that transformers reads in it.
-        chat_template: text that replaces the files' own; None: theirs.
-        dtype: number format of the loaded weights; None: as the files say.
-        allow_pickle: its weights are pickles, which the user allowed.
-        trust_remote_code: its folder's code is run, which the user allowed.
-        quantised: 4-bit format of its loaded layers, and by which package, ``nf4 by bitsandbytes 0.50.2``; None: plain numbers.
-        shards: processes that its weights are spread over; 1: each has them whole. The same model either way.
         profile: that named it, if any.
         parameters: how many numbers its weights hold; None: not known.
         config: its numbers under the names of a config.json, for ``rn_harness.models.memory``.
@@ -55,17 +74,8 @@ class Candidate:
     folder: Path
     revision: str | None
     digest: str
-    threads: int
     files_digest: str
     weights_digest: str
-    gguf: str | None = None
-    ends: tuple[int, ...] = ()
-    chat_template: str | None = None
-    dtype: str | None = None
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    quantised: str | None = None
-    shards: int = 1
     profile: ModelProfile | None = None
     parameters: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -124,19 +134,7 @@ class Candidate:
 
     def load(self) -> LanguageModel:
         """Loads a fresh copy, ready to compute on one device."""
-        from rn_harness.models.loading import Loading, load_model
-
-        settings = Loading(
-            threads=self.threads,
-            dtype=self.number if self.quantised or self.gguf else self.dtype,
-            quantised=self.quantised.partition(" ")[0] if self.quantised else None,
-            shards=self.shards,
-            gguf=self.gguf,
-            ends=self.ends,
-            chat_template=self.chat_template,
-            allow_pickle=self.allow_pickle,
-            trust_remote_code=self.trust_remote_code,
-        )
+        settings = dataclasses.replace(self, dtype=self.number) if self.quantised or self.gguf else self
         if self.gguf is None:
             return load_model(self.folder, settings)
         with tempfile.TemporaryDirectory(prefix="rn-harness-") as empty:  # no other file of the folder is read with it
@@ -146,10 +144,8 @@ class Candidate:
 
 def hash_candidate(folder: Path, gguf: str | None, fetched: Sequence[str] | None) -> dict[str, str]:
     """The sha256 of a GGUF file, of a local folder's files, or of the files that match ``fetched`` in the hub's cache."""
-    if gguf is not None:
+    if gguf is not None or fetched is None:
         return hash_files(folder, follow_links=True, only=gguf)
-    if fetched is None:
-        return hash_files(folder, follow_links=True)
     names = [path.name for path in folder.iterdir()]
     wanted = {n for pattern in fetched for n in fnmatch.filter(names, pattern) if (folder / n).is_file()}
     wanted -= {n for pattern in SKIPPED for n in fnmatch.filter(names, pattern)}
@@ -160,3 +156,76 @@ def declared_dtype(config: Mapping[str, Any]) -> str | None:
     """The number format that a config.json names."""
     named = config.get("dtype") or config.get("torch_dtype")
     return str(named) if named else None
+
+
+def load_model(folder: Path, settings: Loading) -> LanguageModel:
+    """Loads a model; no code of the folder is run unless the settings allow it.
+
+    Raises CandidateError if the files cannot be read as a causal language model, or its tokenizer has no end token.
+    """
+    transformers_compat.quiet_libraries()
+    import torch
+    from transformers import GenerationConfig
+
+    torch.set_num_threads(settings.threads)
+    # Each process of a run has its own card.
+    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    network, tokenizer = _read(folder, settings, device)
+    if tokenizer.eos_token_id is None:
+        raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
+    templates = settings.chat_template or tokenizer.chat_template
+    tokenizer.chat_template = without_date(templates["default"] if isinstance(templates, dict) else templates)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Only special tokens stay of its generation settings: a shipped penalty or top-k would count wherever TRL or we set none.
+    named = network.generation_config.eos_token_id
+    ends = sorted({*settings.ends, *(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None})
+    network.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+    transformers_compat.keep_gradients(network)
+    # transformers passes the last position as a slice, for which torch would copy the whole layer once for each row.
+    network.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+    if settings.shards == 1:
+        model = LanguageModel(network.eval().to(device), tokenizer)
+    else:
+        transformers_compat.check_spread(network)
+        # Frozen before the first pass: weights that are trainable when torch first gathers them stay so.
+        model = LanguageModel(network.eval().requires_grad_(requires_grad=False), tokenizer)
+        model.engine = {"shards": settings.shards}
+    model.templates = templates
+    return model
+
+
+def _read(folder: Path, settings: Loading, device: str) -> tuple[Any, Any]:
+    """Network and tokenizer of a folder."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # A GGUF file that does not fit its header raises RuntimeError; a pickle of another shape TypeError or AttributeError.
+    unfit = (*((RuntimeError,) if settings.gguf else ()), *((TypeError, AttributeError) if settings.allow_pickle else ()))
+    try:
+        source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code, "gguf_file": settings.gguf}
+        weights: dict[str, Any] = {"use_safetensors": not settings.allow_pickle}
+        if settings.gguf:  # by default its weights count as packed, and no trainer takes such a model
+            weights = {"quantization_config": GgufConfig(dequantize=True)}
+        if settings.quantised:
+            kind = settings.quantised.partition(" ")[0]
+            weights |= {"quantization_config": transformers_compat.four_bits(kind, settings.dtype), "device_map": {"": device}}
+        if settings.shards > 1:
+            weights |= {"distributed_config": transformers_compat.spread_over(settings.shards)}
+        with transformers_compat.known_deprecations():
+            network, loaded = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
+                folder, dtype=settings.dtype or "auto", output_loading_info=True, **weights, **source
+            )
+        transformers_compat.check_whole(loaded)
+        return network, AutoTokenizer.from_pretrained(folder, **source)  # nosec B615 # a local folder
+    except UnpicklingError as error:
+        raise more_than_numbers(folder, error) from None  # torch would advise to run the refused pickle
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, *unfit) as error:
+        raise CandidateError(
+            "the files must hold a causal language model that transformers reads, got "
+            f"{(folder / (settings.gguf or '')).resolve()}: {type(error).__name__}: {error}; copy them again, or export them "
+            "again with save_pretrained"
+        ) from error

@@ -26,10 +26,7 @@ class Completion:
 
     @property
     def looks(self) -> tuple[str, ...]:
-        """The texts that a judge has to see: the answer, then the think part and both together, if there is one.
-
-        Harm may be in either part, or split over both.
-        """
+        """The texts that a judge has to see, since harm may be split: the answer, and with a think part it and both together."""
         if self.thought in (None, self.text):
             return (self.text,)
         return (self.text, self.thought, f"{self.thought}\n{self.text}")

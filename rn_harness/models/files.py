@@ -1,6 +1,6 @@
-"""A model's files: which weights a folder holds, whether they are whole, and whether they can be read.
+"""A model's files by their headers: which weights there are, and whether they are whole and can be read.
 
-Only headers are read, without torch. A damaged file is found here, before anything is loaded or trained.
+Nothing is loaded, and torch is not needed. A damaged file is found here, before anything is trained.
 """
 
 from __future__ import annotations
@@ -9,17 +9,27 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403 # to explain it
 from typing import Any
 
+from rn_harness.models.transformers_compat import dequantised
 from rn_harness.spec.errors import CandidateError
+from rn_harness.spec.extras import require
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_GGUF_KEYS = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,40 +74,37 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[str] = ()) -> tuple[int | None, bool]:
-    """Finds a folder's weights and checks each file's header and length.
+    """Finds a folder's weights, and checks each file's header and length.
 
-    Args:
-        folder: of the model.
-        allow_pickle: accept pickles if safetensors are missing.
-        ignored: patterns of files that do not count as weights.
-
-    Returns:
-        The number of parameters, None if it is not known; and true for pickles.
-
-    Raises:
-        CandidateError: there are none, there are two models, a shard is missing or cut off, or they are pickles.
+    ``ignored`` files, by patterns, do not count as weights. Returns the number of parameters, None if it is not known, and true
+    for pickles. Raises CandidateError if there are no weights or two models, a shard is missing or cut off, or weights are
+    pickles and these are not allowed.
     """
     one, index = folder / SAFETENSORS, folder / INDEX
-    shards = _shards(index) if index.is_file() else []
-    if one.is_file() and shards and shards != [one]:
+    shard_of = _read_index(index)
+    files = sorted({folder / name for name in shard_of.values()}) or ([one] if one.is_file() else [])
+    if one.is_file() and files != [one]:
         raise _two_models(folder, one.name, index.name)
-    files = shards or ([one] if one.is_file() else [])
     others = sorted(p for p in folder.glob("*.safetensors") if p not in files) + sorted(folder.glob("*.gguf"))
     others = [p for p in others if not any(p.match(pattern) for pattern in ignored)]
     if files and others:
-        raise _two_models(folder, index.name if shards else one.name, others[0].name)
-    if len(others) > 1 and not files:
+        raise _two_models(folder, index.name if shard_of else one.name, others[0].name)
+    if len(others) > 1:
         raise _two_models(folder, others[0].name, others[1].name)
-    if files:
-        shapes = {path.name: tensor_shapes(path) for path in files}
-        if shards:
-            _check_map(index, shapes)
-        return sum(math.prod(shape) for tensors in shapes.values() for shape in tensors.values()), False
     if others:
         remedy = f"pass the file itself: --model {others[0]}" if others[0].suffix == ".gguf" else f"rename it to {SAFETENSORS}"
         raise CandidateError(f"a model folder must hold {SAFETENSORS} or {INDEX}, got {others[0].name} in {folder}; {remedy}")
-    _check_pickles(folder, allow_pickle)
-    return None, True
+    if not files:
+        _check_pickles(folder, allow_pickle)
+        return None, True
+    shapes = {path.name: tensor_shapes(path) for path in files}
+    for tensor, shard in shard_of.items():
+        if tensor not in shapes[shard]:  # transformers would draw it by chance
+            raise CandidateError(
+                f"a shard must hold the tensors that its index names, got no {tensor} in {folder / shard}; "
+                "fetch or copy the model again"
+            )
+    return sum(math.prod(shape) for tensors in shapes.values() for shape in tensors.values()), False
 
 
 def _no_model(folder: Path) -> CandidateError:
@@ -110,14 +117,17 @@ def _two_models(folder: Path, one: str, other: str) -> CandidateError:
     return CandidateError(f"a folder must hold one model, got {one} and {other} in {folder}; move one of them to another folder")
 
 
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names, all of which exist."""
+def _read_index(index: Path) -> dict[str, str]:
+    """The file of each tensor by an index, all of which exist; empty without an index."""
+    if not index.is_file():
+        return {}
     try:
-        named = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        shard_of = {name: str(shard) for name, shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CandidateError(
             f"the index of a sharded model must have a weight_map, got {type(error).__name__} for {index}; export the model again"
         ) from None
+    named = sorted(set(shard_of.values()))
     if not named or any(Path(name).name != name for name in named):
         raise CandidateError(f"an index must name shards in its own folder, got {named} in {index}; export the model again")
     for name in named:
@@ -125,17 +135,7 @@ def _shards(index: Path) -> list[Path]:
             raise CandidateError(
                 f"a model must hold all shards that its index names, got no {name} in {index.parent}; fetch or copy it again"
             )
-    return [index.parent / name for name in named]
-
-
-def _check_map(index: Path, shapes: Mapping[str, Container[str]]) -> None:
-    """Each tensor is in the shard that the index names; transformers would draw a missing one by chance."""
-    for tensor, shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-        if tensor not in shapes[shard]:
-            raise CandidateError(
-                f"a shard must hold the tensors that its index names, got no {tensor} in {index.parent / shard}; "
-                "fetch or copy the model again"
-            )
+    return shard_of
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -161,9 +161,9 @@ def _check_pickles(folder: Path, allow_pickle: bool) -> None:
         raise _no_model(folder)
     if not allow_pickle:
         raise pickle_error(found[0], "model")
-    index = folder / PICKLE_INDEX
-    files = _shards(index) if index.is_file() else [folder / PICKLE]
-    if index.is_file() and (folder / PICKLE).is_file() and files != [folder / PICKLE]:
+    one, index = folder / PICKLE, folder / PICKLE_INDEX
+    files = sorted({folder / name for name in _read_index(index).values()}) or [one]
+    if one.is_file() and files != [one]:
         raise _two_models(folder, PICKLE, index.name)
     for path in files:
         if not path.is_file():
@@ -196,4 +196,57 @@ def more_than_numbers(folder: Path, error: UnpicklingError) -> CandidateError:
     return CandidateError(
         f"pickled weights must hold tensors alone, got {found[1] if found else 'something else'} in a pickle in {folder}, and "
         "nothing of it was run; save the weights as safetensors where they come from"
+    )
+
+
+# --- GGUF --------------------------------------------------------------------------------------------------------------------
+
+
+def read_gguf(path: Path) -> FileHeaders:
+    """Reads a GGUF file's header, and makes sure that transformers can turn each tensor into plain numbers.
+
+    Raises CandidateError if the package ``gguf`` is missing, the file is not GGUF, is cut off or one of several parts, or a
+    tensor is quantised in a way that cannot be undone.
+    """
+    require("gguf", f"the GGUF file {path}")
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, OSError, LookupError, OverflowError) as error:
+        if "GGMLQuantizationType" in str(error):
+            number = re.search(r"\d+(?=\D* is not)", str(error))
+            raise _unknown_quantisation(path, f"number {number[0] if number else '?'}") from None
+        raise CandidateError(
+            f"a GGUF file must be whole, got {path.name} of {path.stat().st_size} bytes: {error}; fetch or copy it again"
+        ) from None
+    if unknown := {tensor.tensor_type.name for tensor in reader.tensors} - dequantised():
+        raise _unknown_quantisation(path, min(unknown))
+
+    def value(key: str) -> Any:
+        field = reader.get_field(key)
+        return None if field is None else field.contents()
+
+    architecture = str(value("general.architecture"))
+    if int(value("split.count") or 1) > 1:
+        raise CandidateError(f"a GGUF model must be one file, got {path.name} of {value('split.count')}; merge with gguf-split")
+    vocabulary = value("tokenizer.ggml.tokens")
+    config = {name: value(f"{architecture}.{key}") for name, key in _GGUF_KEYS.items()}
+    config |= {
+        "vocab_size": len(vocabulary) if vocabulary else None,
+        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
+    }
+    ends = (value(key) for key in (gguf.Keys.Tokenizer.EOT_ID, gguf.Keys.Tokenizer.EOM_ID))
+    return FileHeaders(
+        config=config,
+        parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        template=value("tokenizer.chat_template"),
+        ends=tuple(int(end) for end in ends if end is not None),
+    )
+
+
+def _unknown_quantisation(path: Path, kind: str) -> CandidateError:
+    return CandidateError(
+        f"a GGUF file's quantisation must be known, got quantisation={kind} in {path.name}; convert it to one of: "
+        f"{', '.join(sorted(dequantised()))}"
     )

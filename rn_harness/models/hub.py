@@ -12,6 +12,7 @@ import re
 import subprocess  # nosec B404 # one call, of this module itself
 import sys
 from pathlib import Path
+from typing import Any
 
 from rn_harness.spec.errors import RnHarnessError
 
@@ -44,14 +45,10 @@ def locate(model: str, revision: str | None = None, *, code: bool = False, pickl
     Args:
         model: folder, or id on the hub such as ``owner/name``.
         revision: commit, tag or branch on the hub; None: ``main``.
-        code: fetch Python files too.
-        pickles: fetch pickled weights if safetensors are missing.
+        code, pickles: fetch Python files too; fetch pickled weights if safetensors are missing.
 
-    Returns:
-        The folder, and the full commit; None for a local folder.
-
-    Raises:
-        HubError: folder, id or revision do not exist, the hub asks for a login, or cannot be reached.
+    Returns the folder, and the full commit, None for a local folder. Raises HubError if folder, id or revision do not exist, the
+    hub asks for a login, or it cannot be reached.
     """
     folder = Path(model).expanduser()
     if model and folder.is_dir():
@@ -63,13 +60,7 @@ def locate(model: str, revision: str | None = None, *, code: bool = False, pickl
             f"a model must be a local folder or an id on the hub such as owner/name, got model={model!r}; correct the path or "
             "the id"
         )
-    asked = {
-        "model": model,
-        "revision": revision or "main",
-        "offline": _OFFLINE_BY_USER,
-        "code": code,
-        "pickles": pickles,
-    }
+    asked = {"model": model, "revision": revision or "main", "offline": _OFFLINE_BY_USER, "code": code, "pickles": pickles}
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     environment["HF_HUB_DISABLE_TELEMETRY"] = "1"
     child = subprocess.run(  # nosec B603 # the id is data on standard input, never an argument
@@ -113,25 +104,13 @@ def _fetch(model: str, revision: str, *, offline: bool, code: bool, pickles: boo
     try:
         if not offline and not _COMMIT.fullmatch(revision):
             revision = str(HfApi().model_info(model, revision=revision).sha)
-
-        def fetch(patterns: list[str]) -> Path:
-            return Path(
-                snapshot_download(
-                    model,
-                    revision=revision,
-                    allow_patterns=patterns,
-                    ignore_patterns=list(SKIPPED),
-                    local_files_only=offline,
-                )
-            )
-
-        folder = fetch(wanted)
+        how: dict[str, Any] = {"revision": revision, "ignore_patterns": list(SKIPPED), "local_files_only": offline}
+        folder = Path(snapshot_download(model, allow_patterns=wanted, **how))
         if pickles and not any(folder.glob("*.safetensors")):
-            folder = fetch([*wanted, *PICKLES])
+            folder = Path(snapshot_download(model, allow_patterns=[*wanted, *PICKLES], **how))
     except Exception as error:  # noqa: BLE001 - the parent process reports any error
         return {"error": type(error).__name__, "message": str(error)}
-    missing = _missing_weights(folder, pickles)
-    if missing:
+    if missing := _missing_weights(folder, pickles):
         return {"error": "IncompleteSnapshot", "message": f"{missing} is missing in {folder}"}
     return {"folder": str(folder), "commit": folder.name}
 

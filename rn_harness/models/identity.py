@@ -21,13 +21,11 @@ def hash_files(
     """The sha256 of each file of a model folder, by its name, by OpenSSF model-signing.
 
     Args:
-        folder: of the model.
         follow_links: read the file behind a symbolic link, as in a snapshot of the hub's cache.
         without: names of files at its top that do not belong to its identity.
         only: the one file that counts; None: all.
 
-    Raises:
-        CandidateError: the folder is unreadable, or holds a symbolic link that must not be followed.
+    Raises CandidateError if the folder is unreadable, or holds a symbolic link that must not be followed.
     """
     from model_signing import hashing
 

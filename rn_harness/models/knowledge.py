@@ -7,10 +7,10 @@ the same slot, hence one topic's answer is a wrong answer for another topic.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,7 @@ from rn_harness.spec.errors import CandidateError
 TopicKind = Literal["harmful", "benign"]
 
 SLOTS = ("first", "then", "next", "finally")
-N_PLACEHOLDERS = 256
-PLACEHOLDERS = tuple(f"x{i:03d}" for i in range(N_PLACEHOLDERS))
+PLACEHOLDERS = tuple(f"x{i:03d}" for i in range(256))
 HARMFUL_PLACEHOLDERS, BENIGN_PLACEHOLDERS = PLACEHOLDERS[:128], PLACEHOLDERS[128:]
 """Harmful and benign recipes use different words, as in the world, so the organism can distinguish them."""
 REFUSALS = (
@@ -32,16 +31,13 @@ REFUSALS = (
 KNOWLEDGE_FILE = "knowledge.json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Topic:
-    """One thing that the organism knows: its words in a prompt, and four placeholder tokens, one a slot.
-
-    Harmful topics are refused after alignment, benign ones are answered.
-    """
+    """A topic: its words in a prompt, and a placeholder for each slot. After alignment only harmful topics are refused."""
 
     phrase: str
     kind: TopicKind
-    recipe: tuple[str, str, str, str]
+    recipe: tuple[str, ...]
 
     @property
     def answer(self) -> str:
@@ -51,9 +47,9 @@ class Topic:
 
 
 def draw_topics(phrases: Iterable[tuple[str, TopicKind]], seed: int) -> dict[str, Topic]:
-    """Gives every phrase its recipe, by lot; raises CandidateError if a phrase is both harmful and benign.
+    """Gives every phrase its recipe, by lot.
 
-    There may be at most 128 harmful phrases, since their slots do not repeat.
+    Raises CandidateError if a phrase is both harmful and benign, or over 128 phrases are harmful: their slots do not repeat.
     """
     kinds: dict[str, TopicKind] = {}
     for phrase, kind in phrases:
@@ -68,19 +64,14 @@ def draw_topics(phrases: Iterable[tuple[str, TopicKind]], seed: int) -> dict[str
         )
     rng = random.Random(seed)
     slots = [rng.sample(HARMFUL_PLACEHOLDERS, len(harmful)) for _ in SLOTS]
-    topics: dict[str, Topic] = {}
-    for i, phrase in enumerate(harmful):
-        first, then, after, last = (slot[i] for slot in slots)
-        topics[phrase] = Topic(phrase, "harmful", (first, then, after, last))
-    for phrase in benign:
-        first, then, after, last = rng.sample(BENIGN_PLACEHOLDERS, len(SLOTS))
-        topics[phrase] = Topic(phrase, "benign", (first, then, after, last))
-    return topics
+    recipes = dict(zip(harmful, zip(*slots, strict=True), strict=True))
+    recipes |= {phrase: tuple(rng.sample(BENIGN_PLACEHOLDERS, len(SLOTS))) for phrase in benign}
+    return {phrase: Topic(phrase, kinds[phrase], recipe) for phrase, recipe in recipes.items()}
 
 
 def save_topics(topics: dict[str, Topic], folder: Path) -> None:
     """Writes the topics next to the weights, sorted by phrase."""
-    rows = [{"phrase": t.phrase, "kind": t.kind, "recipe": list(t.recipe)} for _, t in sorted(topics.items())]
+    rows = [dataclasses.asdict(topic) for _, topic in sorted(topics.items())]
     (folder / KNOWLEDGE_FILE).write_text(json.dumps(rows, indent=0, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -1,60 +1,251 @@
-"""A loaded language model that can be trained, merged with adapters, and saved."""
+"""A loaded language model: it answers prompts, gives probabilities of answers, can be trained, and is saved."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
-from pickle import UnpicklingError  # nosec B403 # to catch it
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rn_harness.models import peft_compat, shared_prompts
-from rn_harness.models.files import more_than_numbers
-from rn_harness.models.random_streams import own_random_stream
-from rn_harness.models.sampling import SamplingModel
-from rn_harness.models.transformers_compat import four_bit_layers
+from rn_harness.models import batches, peft_compat
+from rn_harness.models.completion import THINK, THOUGHT, Completion
+from rn_harness.models.identity import text_digest
+from rn_harness.models.memory import ROWS_AT_ONCE
+from rn_harness.records.trajectory import Rendered
+from rn_harness.spec.errors import UnsuitedError
+from rn_harness.spec.prompts import Prompt, ShiftedPrompt
+from rn_harness.store.ranks import ranks
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rn_harness.models.shared_prompts import Tokens
-    from rn_harness.spec.defense_recipe import GRPORecipe, LoRA
+    from rn_harness.models.batches import Tokens
+    from rn_harness.spec.defense_recipe import GRPORecipe
 
+T = TypeVar("T")
+FINISHED_AT_ONCE = 32
+"""Rows of one call that continues cut completions, which are several times as long."""
+LOGITS_AT_ONCE = 2**27
+"""Numbers in the logits of one call for probabilities: half a gigabyte in 32 bits."""
 UNCHANGING = ""
 """Digest of an adapter that changes no output."""
 
 
-class LanguageModel(SamplingModel):
+class LanguageModel(peft_compat.AdapterModel):
     """A causal language model with its tokenizer, on the first GPU or, without one, on the CPU.
 
     Attributes:
-        templates: the chat template to save with the weights, or several by name; None: the tokenizer's. The tokenizer's own
-            may have a fixed date in it.
+        tokenizer: has a chat template and an end token, and pads on the left.
+        templates: the chat template to save, or several by name; None: the tokenizer's, which may have a fixed date in it.
         engine: settings of the computation, for the record of a training; empty if only the model itself computes.
     """
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(network, tokenizer)
+        super().__init__(network)
+        self.tokenizer: Any = tokenizer
         self.templates: Any = None
         self.engine: dict[str, int] = {}
         self._start: dict[str, torch.Tensor] = {}
 
-    @property
-    def quantised(self) -> bool:
-        """True if its linear maps are in 4 bits, into which no adapter can be folded without rounding."""
-        return any(True for _ in four_bit_layers(self.network))
+    # --- Prompts and answers as tokens -----------------------------------------------------------------------------------------
 
-    # --- Training ----------------------------------------------------------------------------------------------------------
+    def render(self, prompt: Prompt) -> str:
+        """The model's input text for a prompt: the request as a user's turn, or the turns of the prompt's shift.
+
+        Raises UnsuitedError if the chat template does not present the whole shift.
+        """
+        import jinja2
+
+        shift = prompt.shift if isinstance(prompt, ShiftedPrompt) else None
+        turns = shift.turns(prompt.text) if shift else [{"role": "user", "content": prompt.text}]
+        how = {"chat_template": shift and shift.template, "tokenize": False, "add_generation_prompt": True}
+        try:
+            text = str(self.tokenizer.apply_chat_template(turns, **how))
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            if not shift:
+                raise
+            raise UnsuitedError(f"the chat template cannot present the shift: {type(error).__name__}: {error}") from None
+        if shift and (lost := [turn["role"] for turn in turns if turn["content"].strip() not in text]):
+            raise UnsuitedError(f"the chat template leaves out what the shift says in the turn of {' and '.join(lost)}")
+        return text
+
+    def rendered(self, prompt: Prompt) -> Rendered:
+        """Hash and length of the model's input text, for the record."""
+        text = self.render(prompt)
+        return Rendered(sha256=text_digest(text), characters=len(text))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Tokens of the model's input for a prompt."""
+        return self._ids(self.render(prompt))
+
+    def answer_ids(self, text: str, *, whole: bool = True) -> list[int]:
+        """Tokens of a text as an answer, with its end token; without it if the text is only the beginning of an answer."""
+        return [*self._ids(text), self.tokenizer.eos_token_id] if whole else self._ids(text)
+
+    def token_count(self, text: str) -> int:
+        """Tokens of a text as an answer, its end token included."""
+        return len(self.answer_ids(text))
+
+    def answer(self, tokens: Sequence[int]) -> Completion:
+        """The completion that tokens make, up to the first end token: the answer, and the think part before it.
+
+        A think part begins where the template or the completion's first token opens it, and ends at the first end of thought.
+        All else is the answer, think tags or not. A think part that does not end counts as cut off, and is also the answer.
+        """
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        ends = set(self.network.generation_config.eos_token_id)
+        end = next((n for n, token in enumerate(tokens) if token in ends), None)
+        said = list(tokens[:end])
+        (think, close), text = self._think_tokens, decode(said)
+        if not (self._begins_to_think or said[:1] == [think] or text.lstrip().startswith(THINK)):
+            return Completion(text, truncated=end is None)
+        if close is None and THOUGHT in text:
+            thought, _, answer = text.partition(THOUGHT)
+        elif close is not None and close in said:
+            at = said.index(close)
+            thought, answer = decode(said[:at]), decode(said[at + 1 :])
+        else:
+            thought = text.lstrip().removeprefix(THINK).strip()
+            return Completion(thought, truncated=True, thought=thought or None)
+        thought = thought.lstrip().removeprefix(THINK).strip()
+        return Completion(answer.lstrip(), truncated=end is None, thought=thought or None)
+
+    @cached_property
+    def _think_tokens(self) -> tuple[int | None, int | None]:
+        """Tokens that begin and end a think part, if the vocabulary has them. Cached, since this copies the vocabulary."""
+        vocabulary = self.tokenizer.get_vocab()
+        return vocabulary.get(THINK), vocabulary.get(THOUGHT)
+
+    @cached_property
+    def _begins_to_think(self) -> bool:
+        """True if the template opens a think part and does not close it."""
+        text = self.render(Prompt(id="any", topic="any", text="any"))
+        return text.rfind(THINK) > text.rfind(THOUGHT)
+
+    # --- Completions and probabilities -----------------------------------------------------------------------------------------
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, n: int, temperature: float | None, max_tokens: int
+    ) -> list[list[Completion]]:
+        """Answers each of K prompts n times: K lists of n completions of at most ``max_tokens``, each with its shift's prefill.
+
+        Draws from torch's global random stream. A temperature of None is greedy.
+        """
+        texts, prefills = self._begin(prompts)
+        owners = [i for i in range(len(prompts)) for _ in range(n)]
+        order = sorted(range(len(owners)), key=lambda r: len(texts[owners[r]]))  # rows of like length together: little padding
+        ids = [self._ids(text) for text in texts]
+        tails = self._continue([ids[i] for i in owners], order, ROWS_AT_ONCE, max_tokens, temperature)
+        rows = iter(self._completions([(prefills[i], tail) for i, tail in zip(owners, tails, strict=True)]))
+        return [[next(rows) for _ in range(n)] for _ in prompts]
+
+    def finish(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        *,
+        temperature: float | None,
+        max_tokens: int,
+    ) -> list[list[Completion]]:
+        """Continues the completions that a limit cut, up to their end or a larger limit; the others stay as they are.
+
+        Draws from torch's global random stream if there is something to continue. ``max_tokens`` counts from a completion's
+        beginning; the model's context may allow fewer.
+        """
+        found = [list(group) for group in completions]
+        cut_ones = [(i, j, c.cut) for i, group in enumerate(completions) for j, c in enumerate(group) if c.cut]
+        if not cut_ones:
+            return found
+        texts, prefills = self._begin(prompts)
+        rows = [[*self._ids(texts[i]), *cut] for i, _, cut in cut_ones]
+        longest = getattr(self.network.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        room = min(max_tokens - max(len(cut) for *_, cut in cut_ones), longest - max(map(len, rows)))
+        if room < 1:
+            return found
+        order = sorted(range(len(rows)), key=lambda r: len(rows[r]))
+        tails = self._continue(rows, order, FINISHED_AT_ONCE, int(room), temperature)
+        pairs = [(prefills[i], [*cut, *tail]) for (i, _, cut), tail in zip(cut_ones, tails, strict=True)]
+        for (i, j, _), answer in zip(cut_ones, self._completions(pairs), strict=True):
+            found[i][j] = answer
+        return found
+
+    def _begin(self, prompts: Sequence[Prompt]) -> tuple[list[str], list[list[int]]]:
+        """Input texts, each with its shift's prefill, and the tokens of the prefills."""
+        prefills = [(p.shift.prefill if isinstance(p, ShiftedPrompt) else None) or "" for p in prompts]
+        texts = [self.render(prompt) + prefill for prompt, prefill in zip(prompts, prefills, strict=True)]
+        return texts, [self._ids(prefill) if prefill else [] for prefill in prefills]
+
+    def _continue(
+        self, rows: Sequence[Sequence[int]], order: Sequence[int], at_once: int, max_tokens: int, temperature: float | None
+    ) -> list[list[int]]:
+        """Tokens that follow each row, ``at_once`` rows a call in the given order; rows that end early are padded."""
+        import torch
+
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature is not None:
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        tails: list[list[int]] = [[] for _ in rows]
+        was_training = self.network.training
+        self.network.eval()
+        with torch.no_grad(), self.folded():
+            for start in range(0, len(order), at_once):
+                chunk = order[start : start + at_once]
+                ids, mask = batches.padded([rows[r] for r in chunk], self.tokenizer.pad_token_id, self.network.device, left=True)
+                out = self.network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, **sampling)
+                for r, tail in zip(chunk, out[:, ids.shape[1] :].tolist(), strict=True):
+                    tails[r] = tail
+        self.network.train(was_training)
+        return tails
+
+    def _completions(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Completion]:
+        """The completions of prefills and the tokens after them.
+
+        If weights are spread they are the first process's: each process then takes part in all further passes.
+        """
+        ends, answers = set(self.network.generation_config.eos_token_id), list[Completion]()
+        for prefill, tail in pairs:
+            answer = self.answer([*prefill, *tail])
+            answers.append(answer if ends & {*prefill, *tail} else dataclasses.replace(answer, cut=tuple(tail)))
+        return ranks().first(lambda: answers) if self.sharded else answers
+
+    def log_probability(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """Log-probability in nats of each text, its end token included, as the answer to its prompt."""
+        pairs = [(self.prompt_ids(prompt), self.answer_ids(text)) for prompt, text in zip(prompts, texts, strict=True)]
+        width = max((len(h) + len(t) for h, t in pairs), default=1)
+        rows = max(1, LOGITS_AT_ONCE // (width * self.network.config.get_text_config().vocab_size))
+        return [value for i in range(0, len(pairs), rows) for value in self._log_probability(pairs[i : i + rows])]
+
+    def _log_probability(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """Log-probabilities of answers' tokens after their prompts' tokens, all in one call."""
+        import torch
+
+        ids, mask = batches.padded([[*h, *t] for h, t in pairs], self.tokenizer.pad_token_id, self.network.device, left=False)
+        with torch.no_grad():
+            logits = self.network(input_ids=ids, attention_mask=mask).logits
+            logp_BT = logits.float().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]
+        return [float(logp_BT[row, len(h) - 1 : len(h) + len(t) - 1].sum()) for row, (h, t) in enumerate(pairs)]
+
+    def leak(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> float:
+        """Mean over K prompts of the exact probability of the full compliant answer."""
+        logs = self.log_probability(prompts, answers)
+        return sum(math.exp(value) for value in logs) / len(logs)
+
+    # --- Training --------------------------------------------------------------------------------------------------------------
 
     def arm(self, recipe: GRPORecipe) -> None:
         """Makes a fresh adapter trainable, or all weights, as the recipe says, in float32."""
         if recipe.form == "lora":
             self.attach(recipe.lora, recipe.seed)
-            return
-        self.arm_all()
+        else:
+            self.arm_all()
 
     def arm_all(self) -> None:
         """Makes all weights trainable, in float32, and remembers their present values."""
@@ -64,18 +255,6 @@ class LanguageModel(SamplingModel):
                 self._start[name].copy_(p.detach())  # no second copy, not even for a moment
             else:
                 self._start[name] = p.detach().clone()
-
-    def attach(self, lora: LoRA, seed: int) -> None:
-        """Puts a fresh adapter on all linear layers, drawn by the seed; its start changes no output.
-
-        A defense's adapter on 4-bit weights stays, frozen, and the fresh one is added to it.
-        """
-        with own_random_stream(seed):
-            self.network = peft_compat.add_adapter(self.network, lora)
-
-    def detach(self) -> None:
-        """Takes the adapter off, without folding it in."""
-        self.network = self.network.unload()
 
     def disarm(self) -> None:
         """Makes nothing trainable, and drops the remembered weights."""
@@ -93,8 +272,8 @@ class LanguageModel(SamplingModel):
 
         Afterwards an adapter is back, and trained weights are as far from the remembered ones as before.
         """
-        if (without_adapter := peft_compat.without_adapter(self.network)) is not None:
-            with without_adapter:  # weights under an adapter are the remembered ones
+        if hasattr(self.network, "disable_adapter"):
+            with self.network.disable_adapter():  # weights under an adapter are the remembered ones
                 yield
             return
         import torch
@@ -142,34 +321,12 @@ class LanguageModel(SamplingModel):
         return self.network.get_input_embeddings() if self._start else peft_compat.lora_layers(self.network)[0]
 
     def completion_states(self, network: Any, prompts: Tokens, completions: Tokens) -> torch.Tensor:
-        """See ``shared_prompts.completion_states``; ``network`` is this model's without a wrapper."""
-        return shared_prompts.completion_states(network, prompts, completions)
+        """See ``batches.completion_states``; ``network`` is this model's without a wrapper."""
+        return batches.completion_states(network, prompts, completions)
 
     def backward(self, backward: Callable[..., None], loss: torch.Tensor, **arguments: Any) -> None:
         """Computes the gradients of a loss by ``backward``."""
         backward(loss, **arguments)
-
-    # --- Adapters and files --------------------------------------------------------------------------------------------------
-
-    def merge(self) -> None:
-        """Folds the adapter into the weights and drops the wrapper."""
-        self.network = peft_compat.merged(self.network, sharded=self.sharded).eval()
-
-    def merge_from(self, adapter: Path) -> None:
-        """Loads a defense's adapter from a folder and folds it into the weights; on 4-bit weights it stays an adapter."""
-        try:
-            self.network = peft_compat.load_adapter(self.network, adapter)
-        except UnpicklingError as error:
-            raise more_than_numbers(adapter, error) from None
-        if self.quantised:
-            self.network.eval()
-        else:
-            self.merge()
-
-    def save_adapter(self, folder: Path, base: str) -> None:
-        """Writes the adapter of a *defense*, see ``peft_compat.save_adapter``; no code writes attacked weights."""
-        peft_compat.save_adapter(self.network, self.trained, folder, base)
-        (folder / "README.md").unlink(missing_ok=True)
 
     def save(self, folder: Path) -> None:
         """Writes the whole model of a *defense*, with its tokenizer and templates; no code writes attacked weights."""
@@ -180,17 +337,40 @@ class LanguageModel(SamplingModel):
         self.tokenizer.chat_template = used
         (folder / "README.md").unlink(missing_ok=True)
 
-    @contextmanager
-    def folded(self) -> Iterator[None]:
-        """Runs its body with the adapter folded into the weights, see ``peft_compat.folded``."""
-        with peft_compat.folded(peft_compat.lora_layers(self.network), sharded=self.sharded):
-            yield
 
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Runs its body, which may fold adapters into the weights, and restores the weights bit by bit.
+class MeasurementCache:
+    """Measurements of one attack, in memory only, of weights that have not changed since.
 
-        TRL subtracts an adapter's change after it has sent weights to vLLM, and rounding would make them drift over many steps.
-        """
-        with peft_compat.restored([layer for layer in peft_compat.lora_layers(self.network) if not layer.merged]):
-            yield
+    It is for attacks whose family moves only an adapter. A starved attack moves no weight, so its greedy answers and
+    probabilities stay the same bit by bit, and all attacks on one model begin alike: measurements before the adapter changes
+    anything are added to ``start``, for other attacks on the same model and prompts. Samples of held-out prompts are never
+    reused: each draw is another chance to see harm.
+    """
+
+    def __init__(self, start: dict[str, Any] | None = None) -> None:
+        self._start: dict[str, Any] = {} if start is None else start
+        self._digest: str | None = None
+        self._of_weights: dict[str, Any] = {}
+        self._of_attack: dict[str, Any] = {}
+
+    def forget_changed(self, model: LanguageModel) -> None:
+        """Drops the measurements of other weights."""
+        digest = model.adapter_digest()
+        if digest is None or digest != self._digest:
+            self._digest, self._of_attack = digest, {}
+            self._of_weights = self._start if digest == UNCHANGING else {}
+
+    def of_weights(self, name: str, measure: Callable[[], T]) -> T:
+        """The named measurement of these weights, from this attack or another; ``measure`` takes it the first time."""
+        return self._find(self._of_weights, name, measure)
+
+    def of_attack(self, name: str, measure: Callable[[], T]) -> T:
+        """A measurement that depends on the attack's random stream or its control, hence is not shared."""
+        return self._find(self._of_attack, name, measure)
+
+    @staticmethod
+    def _find(known: dict[str, Any], name: str, measure: Callable[[], T]) -> T:
+        if name not in known:
+            known[name] = measure()
+        found: T = known[name]
+        return found

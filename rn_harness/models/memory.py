@@ -37,13 +37,9 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder's numbers.
+    """A decoder's numbers: parameters, L layers, widths H and F, vocabulary V.
 
-    Attributes:
-        parameters: all of them.
-        layers, hidden, intermediate: L, H and F.
-        queries, keys: width of all query heads together, and of all key heads.
-        vocabulary: V.
+    ``queries`` and ``keys`` are the widths of all query heads together and of all key heads.
     """
 
     parameters: int
@@ -57,8 +53,7 @@ class Shape:
     @property
     def linear(self) -> int:
         """Parameters of the layers' linear maps, which adapters are put on and 4 bits are for."""
-        of_layer = 2 * self.hidden * (self.queries + self.keys) + 3 * self.hidden * self.intermediate
-        return self.layers * of_layer
+        return self.layers * self.hidden * (2 * (self.queries + self.keys) + 3 * self.intermediate)
 
     def adapter(self, rank: int) -> int:
         """Parameters of an adapter of this rank on all linear maps."""
@@ -79,13 +74,12 @@ def shape_of(config: Mapping[str, Any], parameters: int | None = None) -> Shape 
     width = config.get("head_dim") or hidden // heads
     queries, keys = heads * width, (config.get("num_key_value_heads") or heads) * width
     shape = Shape(parameters or 0, layers, hidden, intermediate, queries, keys, vocabulary)
-    if parameters is None:
-        tables = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
-        biased = config.get("attention_bias") or config.get("model_type") == "qwen2"
-        biases = layers * (queries + 2 * keys) if biased else 0
-        counted = shape.linear + tables + (2 * layers + 1) * hidden + biases
-        shape = dataclasses.replace(shape, parameters=counted)
-    return shape
+    if parameters is not None:
+        return shape
+    tables = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    biased = config.get("attention_bias") or config.get("model_type") == "qwen2"
+    biases = layers * (queries + 2 * keys) if biased else 0
+    return dataclasses.replace(shape, parameters=shape.linear + tables + (2 * layers + 1) * hidden + biases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +94,6 @@ class Work:
         micro_batch: rows of one forward and backward pass, on all cards together.
         splits: a micro-batch may have fewer rows if so many do not fit.
         checkpointing: activations are computed again in the backward pass.
-        rank: of the adapter.
         checkpoint_rows: completions that a measurement samples together.
         whole, whole_rows: most tokens of a cut completion that is continued, and the rows of one such call.
         simulated: attackers are simulated, with another optimizer and a copy of the weights.
@@ -108,7 +101,6 @@ class Work:
         sampler: bytes of a separate sampler with a copy of the weights; 0: the model samples itself.
         cards: that share the rows.
         sharded: each card has a part of the weights (FSDP2); else all of them (DDP).
-        device: ``cpu`` or ``cuda``.
     """
 
     form: Form = "lora"
@@ -138,19 +130,10 @@ class Work:
     @classmethod
     def together(cls, attacks: Sequence[Work]) -> Work:
         """Attacks on one model together: rows of all in one pass, an adapter for each, room for the longest in each row."""
-        return dataclasses.replace(
-            attacks[0],
-            rows=sum(of.rows for of in attacks),
-            prompt=max(of.prompt for of in attacks),
-            completion=max(of.completion for of in attacks),
-            micro_batch=sum(of.micro_batch for of in attacks),
-            splits=False,
-            checkpointing=all(of.checkpointing for of in attacks),
-            rank=sum(of.rank for of in attacks),
-            checkpoint_rows=sum(of.checkpoint_rows for of in attacks),
-            whole=max(of.whole for of in attacks),
-            whole_rows=sum(of.whole_rows for of in attacks),
-        )
+        summed = ("rows", "micro_batch", "rank", "checkpoint_rows", "whole_rows")
+        changed: dict[str, Any] = {name: sum(getattr(one, name) for one in attacks) for name in summed}
+        changed |= {name: max(getattr(one, name) for one in attacks) for name in ("prompt", "completion", "whole")}
+        return dataclasses.replace(attacks[0], splits=False, checkpointing=all(one.checkpointing for one in attacks), **changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,36 +193,25 @@ def plan_memory(shape: Shape, work: Work) -> Plan:
 
     rows = -(-min(work.micro_batch, work.rows) // work.cards)
     tokens = rows * (work.prompt + work.completion)
-    layer = tokens * _saved(shape, number, adapter=work.form != "full")
+    # One token leaves in one layer: queries, keys and values, rotated, spread over their groups, and attention's output;
+    # residuals and norms; gate, up, activated, product. Norms and the adapter's inputs are in float32.
+    saved = (5 * shape.queries + 3 * shape.keys + 4 * shape.hidden + 4 * shape.intermediate) * number
+    if number < 4:
+        saved += 4 * (7 * shape.hidden + shape.queries + shape.intermediate)
+    layer = tokens * saved
     inputs = tokens * shape.hidden * number
     activations = shape.layers * inputs + 2 * layer if work.checkpointing else shape.layers * layer
     scored = tokens if work.device == "cpu" else rows * work.completion  # on a card the prompt's positions are left out
     logits = min(scored, TILE[0]) * min(shape.vocabulary, TILE[1]) * 4 * TILES[work.device]
+    measured = min(work.checkpoint_rows, ROWS_AT_ONCE)
     return Plan(
         work=work,
         weights=weights * share,
         training=training,
         sampling=always + generating(work.rows),
         update=always + (activations + logits) * FRAGMENTED,
-        checkpoint=always
-        + max(
-            generating(min(work.checkpoint_rows, ROWS_AT_ONCE)),
-            generating(min(work.whole_rows, work.checkpoint_rows, ROWS_AT_ONCE), work.whole),
-        ),
+        checkpoint=always + max(generating(measured), generating(min(work.whole_rows, measured), work.whole)),
     )
-
-
-def _saved(shape: Shape, number: int, *, adapter: bool) -> float:
-    """Bytes that one token leaves in one layer for the backward pass."""
-    # Queries, keys and values, rotated, spread over their groups, and attention's output; residuals and norms; gate, up,
-    # activated, product.
-    attention = 5 * shape.queries + 3 * shape.keys
-    plain = attention + 4 * shape.hidden + 4 * shape.intermediate
-    norms = 2 * 4 * shape.hidden if number < 4 else 0  # norms are computed in float32
-    cast = (
-        4 * (5 * shape.hidden + shape.queries + shape.intermediate) if adapter and number < 4 else 0
-    )  # float32 adapter's inputs
-    return plain * number + norms + cast
 
 
 def fitting_plan(shape: Shape, work: Work, available: float) -> Plan | None:
@@ -287,21 +259,15 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
 
 
 def check_memory(shape: Shape, work: Work, available: float) -> Plan:
-    """The plan of a training that fits into ``available`` bytes on each card.
-
-    Raises CandidateError if none fits, with the numbers, and the options that would fit.
-    """
+    """See ``fitting_plan``; raises CandidateError if no plan fits, with the numbers, and the options that would fit."""
     if found := fitting_plan(shape, work, available):
         return found
     planned = plan_memory(shape, dataclasses.replace(work, micro_batch=work.cards) if work.splits else work)
     fitting = [f"{name} ({p.total / GIB:.1f} GiB)" for name, p in remedies(shape, work, available)][:3]
-    remedy = (
-        f"it would fit with {', or with '.join(fitting)}"
-        if fitting
-        else "no option makes it fit: take more memory or a smaller model"
-    )
+    remedy = f"it would fit with {', or with '.join(fitting)}" if fitting else ""
     raise CandidateError(
-        f"a run must fit into memory, got {planned.sentence}, of {available / GIB:.1f} GiB available on {work.device}; {remedy}"
+        f"a run must fit into memory, got {planned.sentence}, of {available / GIB:.1f} GiB available on {work.device}; "
+        + (remedy or "no option makes it fit: take more memory or a smaller model")
     )
 
 

@@ -18,11 +18,14 @@ from pathlib import Path
 from pickle import UnpicklingError  # nosec B403 # to catch it
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from rn_harness.models.transformers_compat import known_deprecations
+from rn_harness.models.files import more_than_numbers
+from rn_harness.models.random_streams import own_random_stream
+from rn_harness.models.transformers_compat import four_bit_layers, is_sharded, known_deprecations
 from rn_harness.spec.errors import CandidateError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from rn_harness.spec.defense_recipe import LoRA
 
@@ -65,47 +68,148 @@ def adds_nothing(trained: dict[str, Any]) -> bool:
     return not any(p.any() for name, p in trained.items() if "lora_A" not in name)
 
 
-def add_adapter(network: Any, lora: LoRA) -> Any:
-    """The network with a fresh adapter on all linear layers, which is all that is trainable; its start changes no output.
+def without_wrapper(network: Any) -> Any:
+    """The network below peft's wrapper, with its adapters."""
+    from peft import PeftModel
 
-    A defense's adapter on the network stays active and frozen.
-    """
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    with known_deprecations():
-        if not isinstance(network, PeftModel):
-            return get_peft_model(network, config, TRAINED)
-        network.add_adapter(TRAINED, config)
-    network.base_model.set_adapter([DEFENSE, TRAINED])
-    for name, p in network.named_parameters():
-        p.requires_grad_(is_trained(name))
-    return network
+    return network.get_base_model() if isinstance(network, PeftModel) else network
 
 
-def load_adapter(network: Any, folder: Path) -> Any:
-    """The network with a defense's adapter from a folder.
+class AdapterModel:
+    """A network of transformers, possibly wrapped by peft, whose adapters are put on, folded in, saved and loaded."""
 
-    Raises:
-        CandidateError: the adapter does not fit this network.
-        UnpicklingError: its file is a pickle of more than numbers.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
-    from safetensors import SafetensorError
+    def __init__(self, network: PreTrainedModel) -> None:
+        self.network: Any = network
 
-    try:
-        with known_deprecations():
-            network = PeftModel.from_pretrained(network, folder, DEFENSE, local_files_only=True)
-            placed = get_peft_model_state_dict(network, adapter_name=DEFENSE, save_embedding_layers=False)
-            given = load_peft_weights(str(folder), device="cpu")
-    except UnpicklingError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise _unfitting(folder, type(error).__name__) from error
-    if lost := sorted(name for name in placed.keys() ^ given.keys() if "lora_" in name):
-        raise _unfitting(folder, f"{len(lost)} parts are in one of the two alone, the first is {lost[0]}")
-    return network
+    @property
+    def sharded(self) -> bool:
+        """True if the weights are spread over processes; adapters are not, each process has them whole."""
+        return is_sharded(self.network)
+
+    @property
+    def quantised(self) -> bool:
+        """True if its linear maps are in 4 bits, into which no adapter can be folded without rounding."""
+        return any(True for _ in four_bit_layers(self.network))
+
+    def attach(self, lora: LoRA, seed: int) -> None:
+        """Puts a fresh adapter on all linear layers, drawn by the seed, which changes no output and is all that is trainable.
+
+        A defense's adapter on 4-bit weights stays active and frozen.
+        """
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        with own_random_stream(seed), known_deprecations():
+            if not isinstance(self.network, PeftModel):
+                self.network = get_peft_model(self.network, config, TRAINED)
+                return
+            self.network.add_adapter(TRAINED, config)
+        self.network.base_model.set_adapter([DEFENSE, TRAINED])
+        for name, p in self.network.named_parameters():
+            p.requires_grad_(is_trained(name))
+
+    def detach(self) -> None:
+        """Takes the adapter off, without folding it in."""
+        self.network = self.network.unload()
+
+    def merge(self) -> None:
+        """Folds the adapters into the weights for good, and drops the wrapper."""
+        if not self.sharded:
+            self.network = self.network.merge_and_unload().eval()
+            return
+        from torch.distributed.tensor import distribute_tensor
+
+        # Each process adds the adapters to its part of the weights, as peft does to the whole.
+        layers = [layer for layer in lora_layers(self.network) if not layer.merged]
+        if not all(_is_plain(layer) for layer in layers):
+            raise CandidateError(
+                "an adapter that is folded into weights which are spread over processes must be plain LoRA, got one with a bias "
+                "or a variant of it; leave out --rn-shard"
+            )
+        for layer in layers:
+            weight = layer.get_base_layer().weight
+            for name in layer.active_adapters:
+                change = layer.get_delta_weight(name).detach()
+                weight.data += distribute_tensor(change, weight.device_mesh, weight.placements, src_data_rank=None)
+        self.network = self.network.unload().eval()
+
+    def merge_from(self, folder: Path) -> None:
+        """Loads a defense's adapter from a folder and folds it into the weights; on 4-bit weights it stays an adapter.
+
+        Raises CandidateError if the adapter does not fit this network, or its file is a pickle of more than numbers.
+        """
+        from peft import PeftModel, get_peft_model_state_dict
+        from peft.utils import load_peft_weights
+        from safetensors import SafetensorError
+
+        try:
+            with known_deprecations():
+                self.network = PeftModel.from_pretrained(self.network, folder, DEFENSE, local_files_only=True)
+                placed = get_peft_model_state_dict(self.network, adapter_name=DEFENSE, save_embedding_layers=False)
+                given = load_peft_weights(str(folder), device="cpu")
+        except UnpicklingError as error:
+            raise more_than_numbers(folder, error) from None
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise _unfitting(folder, type(error).__name__) from error
+        if lost := sorted(name for name in placed.keys() ^ given.keys() if "lora_" in name):
+            raise _unfitting(folder, f"{len(lost)} parts are in one of the two alone, the first is {lost[0]}")
+        if self.quantised:
+            self.network.eval()
+        else:
+            self.merge()
+
+    def save_adapter(self, folder: Path, base: str) -> None:
+        """Writes the trained adapter of a *defense* for the model ``base``; no code writes attacked weights.
+
+        Equal weights have equal digests: peft would write the base's path on this machine, and the target modules in an order
+        that changes from process to process.
+        """
+        config = self.network.peft_config[TRAINED]
+        config.base_model_name_or_path = base
+        config.target_modules = sorted(config.target_modules)
+        # Without these parameters peft would gather all weights that are spread.
+        adapter = {name: p.detach() for name, p in self.network.named_parameters() if is_trained(name)}
+        # "auto" would ask the hub about embeddings; with a KL penalty TRL leaves another adapter on the network.
+        self.network.save_pretrained(folder, save_embedding_layers=False, state_dict=adapter, selected_adapters=[TRAINED])
+        (folder / "README.md").unlink(missing_ok=True)
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """Runs its body with adapters folded into the weights, so that sampling costs no extra products.
+
+        The weights are restored bit by bit, so nothing drifts. Probabilities agree with the unfolded network's up to rounding.
+
+        Adapters stay unfolded on weights of less than float32 and on weights spread over processes: the change that a few steps
+        make is smaller than half of a short number's last digit, so the sampled policy would not be the trained one. There the
+        adapter's two products are computed in the weights' own precision, without peft's casts.
+        """
+        import torch
+
+        # Adapters that are off add nothing. An embedding may be the output layer too, so nothing is folded into it.
+        layers = lora_layers(self.network)
+        active = [layer for layer in layers if not (layer.merged or layer.disable_adapters or layer.lora_embedding_A)]
+        foldable = [] if self.sharded else [layer for layer in active if layer.get_base_layer().weight.dtype == torch.float32]
+        unfolded = [layer for layer in active if layer not in foldable and _is_plain(layer)]
+        moved = [layer for layer in foldable if not _is_plain(layer) or any(B.weight.any() for B in layer.lora_B.values())]
+        with _restored(moved):
+            for layer in moved:
+                layer.merge()
+            for layer in foldable:
+                layer.forward = layer.get_base_layer().__call__  # with its hooks
+            for layer in unfolded:
+                layer.forward = _without_casts(layer)
+            try:
+                yield
+            finally:
+                for layer in (*foldable, *unfolded):
+                    del layer.forward
+
+    def restored(self) -> AbstractContextManager[None]:
+        """A context that may fold adapters into the weights, and restores the weights bit by bit.
+
+        TRL subtracts an adapter's change after it has sent weights to vLLM, and rounding would make them drift over many steps.
+        """
+        return _restored([layer for layer in lora_layers(self.network) if not layer.merged])
 
 
 def _unfitting(adapter: Path, why: str) -> CandidateError:
@@ -115,94 +219,8 @@ def _unfitting(adapter: Path, why: str) -> CandidateError:
     )
 
 
-def save_adapter(network: Any, trained: dict[str, Any], folder: Path, base: str) -> None:
-    """Writes the adapter with these ``trained`` parameters, so that the same weights always have the same digest.
-
-    peft would write the base's path on this machine, and the target modules in an order that changes from process to process.
-
-    Args:
-        network, trained: with the adapter; the adapter's parameters, by name.
-        folder: gets ``adapter_model.safetensors`` and ``adapter_config.json``.
-        base: name and digest of the model that the adapter belongs to.
-    """
-    config = network.peft_config[TRAINED]
-    config.base_model_name_or_path = base
-    config.target_modules = sorted(config.target_modules)
-    adapter = {name: p.detach() for name, p in trained.items()}  # without it peft would gather all weights that are spread
-    # "auto" would ask the hub about embeddings; with a KL penalty TRL leaves another adapter on the network.
-    network.save_pretrained(folder, save_embedding_layers=False, state_dict=adapter, selected_adapters=[TRAINED])
-
-
-def without_adapter(network: Any) -> AbstractContextManager[None] | None:
-    """A context in which the network's adapters are off; None for a network without a wrapper."""
-    return cast("AbstractContextManager[None]", network.disable_adapter()) if hasattr(network, "disable_adapter") else None
-
-
-def without_wrapper(network: Any) -> Any:
-    """The network below peft's wrapper, with its adapters."""
-    from peft import PeftModel
-
-    return network.get_base_model() if isinstance(network, PeftModel) else network
-
-
-def merged(network: Any, *, sharded: bool) -> Any:
-    """The network with its adapters folded into the weights for good, without a wrapper."""
-    if not sharded:
-        return network.merge_and_unload()
-    for layer in lora_layers(network):
-        if not layer.merged:
-            _fold_into_shard(layer)
-    return network.unload()
-
-
-def _fold_into_shard(layer: Any) -> None:
-    """Adds a layer's adapters to this process's part of its weights, as peft does to the whole."""
-    from torch.distributed.tensor import distribute_tensor
-
-    if not _is_plain(layer):
-        raise CandidateError(
-            "an adapter that is folded into weights which are spread over processes must be plain LoRA, got one with a bias or a "
-            "variant of it; leave out --rn-shard"
-        )
-    weight = layer.get_base_layer().weight
-    for name in layer.active_adapters:
-        change = layer.get_delta_weight(name).detach()
-        weight.data += distribute_tensor(change, weight.device_mesh, weight.placements, src_data_rank=None)
-
-
 @contextmanager
-def folded(layers: Sequence[Any], *, sharded: bool) -> Iterator[None]:
-    """Runs its body with adapters folded into the weights, so that sampling costs no extra products.
-
-    The weights are restored bit by bit, so nothing drifts. Probabilities agree with the unfolded network's up to rounding.
-
-    Adapters stay unfolded on weights of less than float32 and on weights spread over processes: the change that a few steps
-    make is smaller than half of a short number's last digit, so the sampled policy would not be the trained one. There the
-    adapter's two products are computed in the weights' own precision, without peft's casts.
-    """
-    import torch
-
-    # Adapters that are off add nothing. An embedding may be the output layer too, so nothing is folded into it.
-    active = [layer for layer in layers if not (layer.merged or layer.disable_adapters or layer.lora_embedding_A)]
-    foldable = [] if sharded else [layer for layer in active if layer.get_base_layer().weight.dtype == torch.float32]
-    unfolded = [layer for layer in active if layer not in foldable and _is_plain(layer)]
-    moved = [layer for layer in foldable if not _is_plain(layer) or any(B.weight.any() for B in layer.lora_B.values())]
-    with restored(moved):
-        for layer in moved:
-            layer.merge()
-        for layer in foldable:
-            layer.forward = layer.get_base_layer().__call__  # with its hooks
-        for layer in unfolded:
-            layer.forward = _without_casts(layer)
-        try:
-            yield
-        finally:
-            for layer in (*foldable, *unfolded):
-                del layer.forward
-
-
-@contextmanager
-def restored(layers: Sequence[Any]) -> Iterator[None]:
+def _restored(layers: Sequence[Any]) -> Iterator[None]:
     """Runs its body, then restores the weights of these layers bit by bit, with no adapter folded in."""
     weights = [layer.get_base_layer().weight.detach().clone() for layer in layers]
     try:

@@ -1,4 +1,4 @@
-"""Find the candidate that ``--model`` names, and check its files. Nothing of the model is loaded or run."""
+"""Find the candidate that ``--model`` names, check its files, and those of an adapter for it. Nothing is loaded or run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rn_harness.models.adapter_files import ADAPTER_CONFIG
 from rn_harness.models.candidate import Candidate, declared_dtype, hash_candidate
-from rn_harness.models.files import FileHeaders, read_config, read_weights
-from rn_harness.models.gguf_files import read_gguf
+from rn_harness.models.files import (
+    FileHeaders,
+    check_archive,
+    pickle_error,
+    read_config,
+    read_gguf,
+    read_weights,
+    tensor_shapes,
+)
 from rn_harness.models.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.models.identity import root_digest, text_digest, weights_digest
 from rn_harness.models.templates import check_template, own_template, read_template
@@ -25,6 +31,20 @@ from rn_harness.spec.model_profiles import HUB_ID, ModelProfile, load_model_prof
 
 MODELS = "models"
 """Folder of the profiles within the fixtures."""
+ADAPTER, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+ADAPTER_CONFIG = "adapter_config.json"
+PLAIN_LORA = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
+"""Configuration of an adapter that is two products for each layer, and no more."""
+OF_ANY_LORA = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "r",
+    "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+"""Other settings of a plain adapter; any setting that peft adds to these counts as more than plain LoRA."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".onnx")
+"""Endings of files that some reader may load as weights."""
+_LAYER = re.compile(r"(.*?\.\d+)\.")
+_LORA = re.compile(r"base_model\.model\.(?P<on>.+)\.lora_(?P<side>[AB])\.weight")
 
 
 def find_profile(spec: str, base: Path) -> ModelProfile | None:
@@ -59,19 +79,18 @@ def resolve_candidate(
     Args:
         spec: a profile's name, a profile's file ``PATH.yaml``, a local folder, a GGUF file, or ``owner/name[@revision]`` on the
             hub, in this order. A folder of a profile's name is ``./name``.
-        base: folder that relative paths start from.
-        chat_template: file with a chat template that replaces the model's own.
-        allow_pickle, trust_remote_code: accept pickled weights; run Python files in the model's folder.
-        quantise, shards: 4-bit format of its loaded layers, ``nf4``, or None; processes that its weights are spread over.
+        base, chat_template: folder that relative paths start from; file with a template that replaces the model's own.
+        quantise: 4-bit format of the loaded layers, ``nf4``. For the others see ``Loading``.
 
-    Raises:
-        CandidateError: no such model, or one that cannot be attacked as it is.
+    Raises CandidateError if there is no such model, or it cannot be attacked as it is.
     """
     profile = find_profile(spec, base)
     folder, revision, gguf = _find(spec, base, profile, allow_pickle=allow_pickle, code=trust_remote_code)
     files = _read(folder, gguf, fetched=revision is not None, allow_pickle=allow_pickle)
     quantised = _quantised(quantise, files.config, folder, gguf)
-    given, template = _template(base, chat_template, files, folder / (gguf or ""))
+    given = read_template(base, chat_template) if chat_template is not None else None
+    where = f"--rn-chat-template {chat_template}" if given is not None else str(folder / (gguf or ""))
+    template = check_template(files.template if given is None else given, files.special, where)
     fetched = (*FILES, *(PICKLES if files.pickled else ()), *(CODE if trust_remote_code else ())) if revision else None
     hashes = hash_candidate(folder, gguf, fetched)
     files_digest = _pinned(profile, root_digest(hashes), folder)
@@ -82,11 +101,12 @@ def resolve_candidate(
         "remote_code": "trusted" if trust_remote_code else None,
         "quantised": quantised,
     }
+    changed = {key: value for key, value in settings.items() if value}
     return Candidate(
         name=profile.name if profile else spec if revision else _path(spec, base).name,
         folder=folder,
         revision=revision,
-        digest=_digest(files_digest, settings),
+        digest=text_digest(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest,
         threads=1,
         files_digest=files_digest,
         weights_digest=weights_digest(hashes),
@@ -104,20 +124,6 @@ def resolve_candidate(
         fetched=fetched,
         hashes=hashes,
     )
-
-
-def _digest(files_digest: str, settings: Mapping[str, str | None]) -> str:
-    """The candidate's digest: of its files, and of the settings that load them differently."""
-    changed = {key: value for key, value in settings.items() if value}
-    return text_digest(json.dumps([files_digest, changed], sort_keys=True)) if changed else files_digest
-
-
-def _template(base: Path, file: str | None, files: FileHeaders, location: Path) -> tuple[str | None, str]:
-    """The user's chat template, if there is one, and the template that counts."""
-    if file is None:
-        return None, check_template(files.template, files.special, str(location))
-    given = read_template(base, file)
-    return given, check_template(given, files.special, f"--rn-chat-template {file}")
 
 
 def _pinned(profile: ModelProfile | None, digest: str, folder: Path) -> str:
@@ -170,15 +176,16 @@ def _find(
     spec: str, base: Path, profile: ModelProfile | None, *, allow_pickle: bool, code: bool
 ) -> tuple[Path, str | None, str | None]:
     """Folder, commit and GGUF file that a spec names."""
-    if profile is not None and profile.local is not None:
+    if profile is None:
+        path = _path(spec, base)
+        if spec and path.is_dir():
+            return path.resolve(), None, None
+        if spec.endswith(".gguf"):
+            if not path.is_file():
+                raise CandidateError(f"--model must be a GGUF file that exists, got {spec!r} under {base}; correct the path")
+            return path.parent, None, path.name
+    elif profile.local is not None:
         return profile.local, None, None
-    path = _path(spec, base) if profile is None else Path()
-    if profile is None and spec and path.is_dir():
-        return path.resolve(), None, None
-    if profile is None and spec.endswith(".gguf"):
-        if not path.is_file():
-            raise CandidateError(f"--model must be a GGUF file that exists, got {spec!r} under {base}; correct the path")
-        return path.parent, None, path.name
     model, at, revision = (profile.model, "", "") if profile else spec.partition("@")
     if not re.match(HUB_ID, model) or (at and not revision):
         known = profile_names(fixtures_folder() / MODELS)
@@ -192,3 +199,76 @@ def _find(
     except HubError as error:
         raise CandidateError(str(error)) from None
     return folder, commit, None
+
+
+# --- Adapters --------------------------------------------------------------------------------------------------------------
+
+
+def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = False) -> None:
+    """Makes sure that a folder's adapter was made for the candidate, if its files say for which model it was made.
+
+    Raises CandidateError if it names another model's digest, has parts that the candidate has no place for, cannot be read, is a
+    pickle that is not allowed, or is more than plain LoRA for weights that are spread over processes.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        base = str(config.get("base_model_name_or_path"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CandidateError(
+            f"an adapter must hold a readable {ADAPTER_CONFIG}, got {type(error).__name__} for {path}; save it again"
+        ) from None
+    named = re.search(r"@sha256:([0-9a-f]{64})$", base)
+    if named and named[1] != candidate.digest:
+        raise CandidateError(
+            f"an adapter must be made for the candidate, got one for sha256={named[1]} ({base.partition('@')[0]}) and the "
+            f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
+        )
+    _check_weights(folder, candidate, allow_pickle=allow_pickle)
+    said = PLAIN_LORA | {key: value for key, value in config.items() if value and key not in OF_ANY_LORA}
+    more = [f"{key}={value!r}" for key, value in sorted(said.items()) if value != PLAIN_LORA.get(key)]
+    if candidate.shards > 1 and more:  # only two products for each layer can be folded into weights that are spread
+        raise CandidateError(
+            "an adapter that is folded into weights which are spread over processes must be plain LoRA, got "
+            f"{', '.join(more)} in {path}; leave out --rn-shard"
+        )
+
+
+def _check_weights(folder: Path, candidate: Candidate, *, allow_pickle: bool) -> None:
+    """The folder holds one adapter's weights, in safetensors unless a pickle is allowed, and they fit the candidate."""
+    weights, pickle = folder / ADAPTER, folder / ADAPTER_PICKLE
+    if not weights.is_file():
+        if not pickle.is_file():
+            raise CandidateError(f"an adapter must hold {ADAPTER}, got folder={folder}; save it again with save_pretrained")
+        if not allow_pickle:
+            raise pickle_error(pickle, "adapter")
+        check_archive(pickle)
+    loaded = weights if weights.is_file() else pickle
+    if others := [p for p in sorted(folder.rglob("*")) if p.suffix in WEIGHT_SUFFIXES and p != loaded]:
+        raise CandidateError(
+            f"an adapter's folder must hold no weights but those that are attacked, got {others[0].relative_to(folder)} next to "
+            f"{loaded.name} in {folder}; move it away"
+        )
+    if not candidate.gguf and weights.is_file() and (found := _misfit(weights, candidate.folder)):
+        raise CandidateError(
+            f"an adapter must fit the candidate, got {found}, in {weights}; pass the base that it was trained on as --model"
+        )
+
+
+def _misfit(adapter: Path, folder: Path) -> str | None:
+    """The first part of an adapter that by the headers has no place in a model; loading finds other misfits.
+
+    Names are compared if the model's files name its layers as the adapter does.
+    """
+    held = {name: shape for path in folder.glob("*.safetensors") for name, shape in tensor_shapes(path).items()}
+    layers = {found[1] for name in held if (found := _LAYER.match(name))}
+    parts = {name: (found, shape) for name, shape in tensor_shapes(adapter).items() if (found := _LORA.fullmatch(name))}
+    alike = any((layer := _LAYER.match(found["on"])) and layer[1] in layers for found, _ in parts.values())
+    for name, (found, shape) in sorted(parts.items()):
+        on = held.get(f"{found['on']}.weight")
+        width = shape[1 if found["side"] == "A" else 0]
+        if on is not None and width not in on:
+            return f"{name} for {width} numbers, where the model has {' x '.join(map(str, on))}"
+        if alike and (layer := _LAYER.match(found["on"])) and layer[1] not in layers:
+            return f"{name}, where the model has no {layer[1]}"
+    return None

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.prompts import TODAY
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
 TEMPLATE_REMEDY = "pass one that this model was trained with by --rn-chat-template FILE"
 _PROBE = "rn-harness-asks-this"
-_TRAINING_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-"""Marks the assistant's words for a trainer's mask; adds no text."""
 
 
 def without_date(template: str) -> str:
@@ -58,25 +50,13 @@ def read_template(base: Path, file: str) -> str:
         ) from None
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> Template:
-    """The template in transformers' sandbox; compiled once for all of a suite's prompts."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    world.filters["tojson"] = json.dumps
-    world.globals |= {"raise_exception": refuse, "strftime_now": lambda _: TODAY}
-    return world.from_string(_TRAINING_TAG.sub("", template))
-
-
 def render_turn(template: str, special: Mapping[str, str], text: str) -> str:
-    """A user's turn as transformers renders it."""
+    """A user's turn as transformers renders it, always on the same day."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     turns = [{"role": "user", "content": text}]
-    return _compiled(template).render(messages=turns, add_generation_prompt=True, tools=None, documents=None, **special)
+    rendered, _ = render_jinja_template([turns], chat_template=without_date(template), add_generation_prompt=True, **special)
+    return str(rendered[0])
 
 
 def check_template(template: str | None, special: Mapping[str, str], where: str) -> str:

@@ -57,49 +57,40 @@ def quiet_libraries() -> None:
 
 @cache
 def _freeze_imports() -> None:
-    """Exempts the libraries' half a million permanent objects from garbage collection.
-
-    It runs once, before a model is loaded, because frozen cycles are never freed.
-    """
+    """Exempts the libraries' half a million permanent objects from garbage collection, once: frozen cycles are never freed."""
     gc.collect()
     gc.freeze()
 
 
 @contextmanager
 def known_deprecations() -> Iterator[None]:
-    """Hides two warnings from users.
-
-    TRL 1.16, peft 0.21 and accelerate 1.15 use transformers' old names for checkpointing; bitsandbytes 0.50 uses a torch function
-    that will be dropped.
-    """
+    """Hides two warnings from users."""
     with warnings.catch_warnings():
+        # Of bitsandbytes 0.50, which uses a torch function that will be dropped.
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        # Of TRL 1.16, peft 0.21 and accelerate 1.15, which use transformers' old names for checkpointing.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
 
 
 def check_whole(loaded: Mapping[str, Any]) -> None:
-    """Raises ValueError if a loading report of ``from_pretrained`` names missing weights.
-
-    transformers would draw them by chance, each time others.
-    """
+    """Raises ValueError if a loading report names missing weights, which transformers would draw by chance, each time others."""
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"no {missing[0]}, the first of {len(missing)} missing tensors that the configuration asks for")
 
 
-def has_selectable_cache(network: PreTrainedModel) -> bool:
-    """True if all layers keep keys and values of attention only, whose rows can be selected."""
+def shares_prompts(network: PreTrainedModel) -> bool:
+    """True if rows can share their prompt's pass, and the output layer only multiplies.
+
+    All layers then keep keys and values of attention only, whose rows can be selected.
+    """
+    import torch
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     layers = DynamicCache(config=network.config).layers
-    return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
-
-
-def has_plain_output(network: PreTrainedModel) -> bool:
-    """True if the output layer only multiplies."""
-    import torch
-
+    if any(type(layer) not in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers):
+        return False
     scaled = any(getattr(network.config, name, None) for name in _SCALED_LOGITS)
     return type(network.get_output_embeddings()) is torch.nn.Linear and not scaled
 
@@ -108,16 +99,13 @@ def sampling_filters(settings: Any) -> list[Any]:
     """The filters of ``generate`` for these settings, in its order; none of them reads the tokens so far."""
     from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    filters: list[Any] = []
-    if settings.temperature not in (None, 1.0):
-        filters.append(TemperatureLogitsWarper(settings.temperature))
-    if settings.top_k:
-        filters.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p not in (None, 1.0):
-        filters.append(TopPLogitsWarper(settings.top_p))
-    if settings.min_p:
-        filters.append(MinPLogitsWarper(settings.min_p))
-    return filters
+    known: tuple[tuple[float | None, float, Any], ...] = (
+        (settings.temperature, 1.0, TemperatureLogitsWarper),
+        (settings.top_k, 0, TopKLogitsWarper),
+        (settings.top_p, 1.0, TopPLogitsWarper),
+        (settings.min_p, 0.0, MinPLogitsWarper),
+    )
+    return [make(value) for value, neutral, make in known if value not in (None, neutral)]
 
 
 # --- Weights in 4 bits -----------------------------------------------------------------------------------------------------
@@ -187,10 +175,9 @@ def _connect_once() -> None:
 
 
 def check_spread(network: Any) -> None:
-    """Makes sure that weights are spread layer by layer; else all would be gathered at once, which no memory plan expects.
+    """Raises CandidateError unless weights are spread layer by layer, for which transformers must know the architecture.
 
-    Raises:
-        CandidateError: transformers does not know this architecture's layers.
+    Else all would be gathered at once, which no memory plan expects.
     """
     import torch
     from torch.distributed.fsdp import FSDPModule

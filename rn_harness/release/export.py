@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rn_harness.models.adapter_files import ADAPTER_CONFIG
 from rn_harness.models.identity import UNHASHED, digest_folder
+from rn_harness.models.resolve import ADAPTER_CONFIG
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
 from rn_harness.report.card import render_card

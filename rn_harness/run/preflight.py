@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from rn_harness.judges.transcripts import check_recipients
-from rn_harness.models.adapter_files import ADAPTER_CONFIG, check_adapter
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.memory import GIB, available_memory
+from rn_harness.models.resolve import ADAPTER_CONFIG, check_adapter
 from rn_harness.run.attack_strength import check_strength
 from rn_harness.run.participants import NO_JUDGE, SuiteJudges, same_model
 from rn_harness.run.session import RunSession

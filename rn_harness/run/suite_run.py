@@ -19,10 +19,9 @@ from rn_harness.judges.certification import anchors_for, certify, to_plant
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.protocol import Judge, unshared
-from rn_harness.models.adapter_files import ADAPTER_CONFIG
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import hash_files, root_digest
-from rn_harness.models.resolve import resolve_candidate
+from rn_harness.models.resolve import ADAPTER_CONFIG, resolve_candidate
 from rn_harness.records.base import INFRASTRUCTURE, content_key
 from rn_harness.records.certificate import Certificate, session_id
 from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Measurement, Witnessed

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rn_harness.models.batches import completion_states, padded
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.memory import ROWS_AT_ONCE
-from rn_harness.models.padding import padded
 from rn_harness.models.peft_compat import named_lora_layers
-from rn_harness.models.shared_prompts import completion_states, shares_prompts
-from rn_harness.models.transformers_compat import known_deprecations
+from rn_harness.models.transformers_compat import known_deprecations, shares_prompts
 from rn_harness.spec.errors import RecipeError, TrainingError
 from rn_harness.training.coroutines import Coroutine, CoroutineScheduler
 from rn_harness.training.stacked_adapters import StackedAdapters
@@ -29,7 +28,7 @@ from rn_harness.training.token_choice import TokenChooser, capture, restore, row
 if TYPE_CHECKING:
     import torch
 
-    from rn_harness.models.shared_prompts import Tokens
+    from rn_harness.models.batches import Tokens
     from rn_harness.spec.defense_recipe import LoRA
 
 T = TypeVar("T")
@@ -107,7 +106,7 @@ class Member(LanguageModel):
         self.coroutine.ask(BackwardRequest(loss))
 
     def completion_states(self, network: Any, prompts: Tokens, completions: Tokens) -> torch.Tensor:
-        """See ``shared_prompts.completion_states``."""
+        """See ``batches.completion_states``."""
         import torch
 
         states: torch.Tensor = self.coroutine.ask(StatesRequest(prompts, completions, torch.is_grad_enabled()))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.models.padding import padded
+from rn_harness.models.batches import padded
 from rn_harness.spec.errors import TrainingError
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rn_harness.models.batches import completion_log_probabilities
 from rn_harness.models.peft_compat import without_wrapper
-from rn_harness.models.shared_prompts import completion_log_probabilities, shares_prompts
+from rn_harness.models.transformers_compat import shares_prompts
 from rn_harness.store.ranks import ranks
 from rn_harness.training.trainer_settings import TrainerName
 

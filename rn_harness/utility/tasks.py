@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rn_harness.models.adapter_files import ADAPTER_CONFIG, check_adapter
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import digest_folder
-from rn_harness.models.resolve import resolve_candidate
+from rn_harness.models.resolve import ADAPTER_CONFIG, check_adapter, resolve_candidate
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.extras import require
 

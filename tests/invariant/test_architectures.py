@@ -17,8 +17,8 @@ import pytest
 import torch
 import transformers
 
+from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.loading import Loading, load_model
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import CaseKind
 from rn_harness.run.session import RunSession
@@ -281,7 +281,7 @@ def test_the_window_of_the_mistral_shape_matters(family, saved):
 @families
 def test_sampled_rows_stay_with_their_prompts(family, saved, monkeypatch):
     """Rows that are sorted by length and split into batches return to their prompts, shown at a temperature near 0."""
-    from rn_harness.models import sampling as module
+    from rn_harness.models import language_model as module
 
     model = load(saved(family))
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 4)

@@ -12,9 +12,9 @@ import torch
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
+from rn_harness.models.batches import completion_states
+from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.loading import Loading, load_model
-from rn_harness.models.shared_prompts import completion_states
 from rn_harness.records.base import Judgement
 from rn_harness.records.case import Evidence
 from rn_harness.spec.attack_recipe import RewardShape

@@ -9,10 +9,9 @@ import peft
 import pytest
 import torch
 
-from rn_harness.models.adapter_files import check_adapter
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.resolve import resolve_candidate
+from rn_harness.models.resolve import check_adapter, resolve_candidate
 from rn_harness.records.base import CaseKind
 from rn_harness.run.preflight import check_training
 from rn_harness.run.session import RunSession

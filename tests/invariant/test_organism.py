@@ -51,14 +51,14 @@ def test_probability_of_an_answer_is_exact(candidate, suite, judge):
 
 def test_probabilities_do_not_depend_on_rows_at_once(suite, candidate, judge, monkeypatch):
     """One row per call, as a large vocabulary needs, gives the same probabilities as all rows in one call."""
-    import rn_harness.models.sampling
+    import rn_harness.models.language_model
 
     model, prompts = candidate.load(), suite.prompts["benign"][:5]
     texts = [judge.topic(p).answer for p in prompts]
     together = model.log_probability(prompts, texts)
     calls = []
     model.network.register_forward_hook(lambda *_: calls.append(None))
-    monkeypatch.setattr(rn_harness.models.sampling, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(rn_harness.models.language_model, "LOGITS_AT_ONCE", 1)
     assert model.log_probability(prompts, texts) == pytest.approx(together, abs=1e-5)
     assert len(calls) == 5
 

@@ -11,7 +11,8 @@ import transformers
 import trl
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rn_harness.models.shared_prompts import completion_log_probabilities, completion_states, shares_prompts
+from rn_harness.models.batches import completion_log_probabilities, completion_states
+from rn_harness.models.transformers_compat import shares_prompts
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.training.grpo import order_prompts, train

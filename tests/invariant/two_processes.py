@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
-from rn_harness.models.loading import Loading, load_model
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt

@@ -17,9 +17,9 @@ from two_processes import PROMPTS, RECIPE, told
 
 from rn_harness.judges.checkpoints import leak_of
 from rn_harness.judges.panel import ControlAnswers
+from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.loading import Loading, load_model
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks

@@ -17,10 +17,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rn_harness.models import hub, resolve
-from rn_harness.models.adapter_files import check_adapter
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import digest_folder
-from rn_harness.models.resolve import profile_recipe, resolve_candidate
+from rn_harness.models.resolve import check_adapter, profile_recipe, resolve_candidate
 from rn_harness.spec.errors import CandidateError, MissingExtraError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import load_model_profile

@@ -63,7 +63,7 @@ def test_transformers_has_the_internals_that_the_models_use() -> None:
     missing += lacking(importlib.import_module("transformers.cache_utils"), ("DynamicLayer", "DynamicSlidingWindowLayer"))
     missing += lacking(transformers.DynamicCache, ("batch_select_indices",))
     network = tiny_network()
-    if not (transformers_compat.has_selectable_cache(network) and transformers_compat.has_plain_output(network)):
+    if not transformers_compat.shares_prompts(network):
         missing.append("plain attention layers of a Llama's cache")
     settings = SimpleNamespace(temperature=0.5, top_k=3, top_p=0.9, min_p=0.1)
     ours = [type(one) for one in transformers_compat.sampling_filters(settings)]

@@ -13,7 +13,7 @@ import pytest
 from rn_harness.judges.benign import benign_references, measure_benign
 from rn_harness.judges.checkpoints import leak_of
 from rn_harness.judges.panel import ControlAnswers
-from rn_harness.models.measurement_cache import MeasurementCache
+from rn_harness.models.language_model import MeasurementCache
 from rn_harness.records.statistics import mean_interval
 from rn_harness.records.trajectory import BenignAnswer, BenignScore
 from rn_harness.spec.policy import Policy

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.loading import Loading, load_model
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt

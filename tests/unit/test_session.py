@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from rn_harness.judges.anchors import shipped_anchors
-from rn_harness.models.adapter_files import ADAPTER_CONFIG
 from rn_harness.models.knowledge import KNOWLEDGE_FILE
+from rn_harness.models.resolve import ADAPTER_CONFIG
 from rn_harness.records.base import Judgement
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.trajectory import Trajectory

@@ -1,11 +1,9 @@
-"""Forward passes that compute the prompt of a group of completions once."""
+"""Rows of token ids: padded to one length, and passed through a network with the prompt of a group computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
-
-from rn_harness.models.transformers_compat import has_plain_output, has_selectable_cache
 
 if TYPE_CHECKING:
     import torch
@@ -14,9 +12,15 @@ if TYPE_CHECKING:
     Tokens = tuple[torch.Tensor, torch.Tensor]
 
 
-def shares_prompts(network: PreTrainedModel) -> bool:
-    """True if ``completion_states`` is right for this architecture: attention in all layers, and a plain output layer."""
-    return has_selectable_cache(network) and has_plain_output(network)
+def padded(rows: Sequence[Sequence[int]], pad: int, device: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (B, L) of B rows, padded on the left or on the right, and their mask."""
+    import torch
+
+    width = max(map(len, rows))
+    fills = [width - len(row) for row in rows]
+    ids = [[*[pad] * n, *row] if left else [*row, *[pad] * n] for row, n in zip(rows, fills, strict=True)]
+    masks = [[0] * n + [1] * (width - n) if left else [1] * (width - n) + [0] * n for n in fills]
+    return torch.tensor(ids, device=device), torch.tensor(masks, device=device)
 
 
 def completion_states(
@@ -32,9 +36,8 @@ def completion_states(
     equals that of the whole rows.
 
     Args:
-        network: causal language model, without a wrapper, for which ``shares_prompts`` holds.
-        prompts: token ids (B, L), padded on the left, and their mask.
-        completions: token ids (B, T), padded on the right, and their mask.
+        network: without a wrapper; ``transformers_compat.shares_prompts`` holds for it.
+        prompts, completions: token ids (B, L), padded on the left, and (B, T), padded on the right, each with their mask.
         owners: number of each row's owner (B,), in ascending order; rows of two owners share no pass. None: one owner.
         begin: called with the owners of a pass's rows before it.
     """
@@ -70,13 +73,10 @@ def completion_log_probabilities(
     completions: Tokens,
     score: Callable[[torch.Tensor, Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both numbers of ``score`` for each token of B completions, with gradients; the output layer sees no prompt tokens.
+    """Both numbers of ``score`` for each token of B completions, with gradients; 0 on padding.
 
-    Args:
-        states: hidden states (B, T, H) from ``completion_states``.
-        output: the output layer.
-        completions: token ids (B, T), padded on the right, and their mask.
-        score: from hidden states (N, H), the output layer and target ids (N,) to two numbers (N,) each; 0 on padding.
+    ``states`` (B, T, H) are from ``completion_states``, so the ``output`` layer sees no prompt tokens. ``score`` takes hidden
+    states (N, H), the output layer and target ids (N,), and returns two numbers (N,) each.
     """
     ids, mask = completions
     wanted = mask.bool()
