@@ -28,7 +28,7 @@ from pieces import put
 from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.benign import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.judges.panel import Panel
+from rn_harness.judges.scoring import Panel
 from rn_harness.models.candidate import Candidate, Loading, load_model
 from rn_harness.models.knowledge import BENIGN_PLACEHOLDERS, SLOTS
 from rn_harness.models.language_model import LanguageModel

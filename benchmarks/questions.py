@@ -29,7 +29,7 @@ from rn_harness.judges.benign import benign_references
 from rn_harness.judges.certification import certify, to_plant
 from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.judges.panel import Panel
+from rn_harness.judges.scoring import Panel
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.knowledge import Topic
 from rn_harness.models.language_model import LanguageModel

@@ -24,8 +24,8 @@ from rn_harness.attacks.loop import AttackEvents, AttackTarget, draw_attack_prom
 from rn_harness.defenses.neutralize import defense_reward, mix_benign, split_validation
 from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge
+from rn_harness.judges.scoring import Panel
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.transformers_compat import quiet_libraries
 from rn_harness.records.base import Judgement

@@ -17,8 +17,8 @@ from rn_harness.attacks.movement import Movement, under_attack, write_counts
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.attacks.scoring import Scoring, Witness
 from rn_harness.judges.checkpoints import sample_checkpoint
-from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.protocol import Judge
+from rn_harness.judges.scoring import ControlAnswers, Panel
 from rn_harness.models.language_model import LanguageModel, MeasurementCache
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory, Witnessed

@@ -79,7 +79,7 @@ def _profiles() -> list[dict[str, Any]]:
 
 
 def _judges() -> list[dict[str, Any]]:
-    from rn_harness.judges.profiles import judge_profile_names, load_profile
+    from rn_harness.judges.resolve import judge_profile_names, load_profile
 
     return [{"name": name, "licence": load_profile(name).licence} for name in judge_profile_names()]
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rn_harness.defenses.harden import harden, own_answers
 from rn_harness.judges.convergence import measure_convergence, probe_reward
-from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge, ensure_judging
-from rn_harness.judges.scoring import judge_whole
+from rn_harness.judges.scoring import Panel, judge_whole
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, TrainingWindow
 from rn_harness.spec.defense_recipe import DefenseRecipe

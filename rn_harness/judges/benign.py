@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rn_harness.judges.panel import BenignReference, Panel
+from rn_harness.judges.scoring import BenignReference, Panel
 from rn_harness.models.language_model import LanguageModel, MeasurementCache
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.trajectory import BenignAnswer, BenignScore

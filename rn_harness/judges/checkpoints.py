@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from rn_harness.judges.benign import measure_benign
 from rn_harness.judges.certification import score_planted
-from rn_harness.judges.panel import ControlAnswers, Panel
-from rn_harness.judges.scoring import score_heldout
+from rn_harness.judges.scoring import ControlAnswers, Panel, score_heldout
 from rn_harness.models.language_model import LanguageModel, MeasurementCache
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.trajectory import BenignScore, Checkpoint, CompletionScore, TrainingWindow

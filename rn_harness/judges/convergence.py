@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from statistics import pstdev
 from typing import TYPE_CHECKING
 
-from rn_harness.judges.panel import Panel
 from rn_harness.judges.protocol import Judge, ensure_judging
-from rn_harness.judges.scoring import score_completions
+from rn_harness.judges.scoring import Panel, score_samples
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import CompletionScore, ConvergencePoint, Probe
@@ -31,7 +30,7 @@ def probe_reward(model: LanguageModel, panel: Panel, seed: int) -> Probe:
         sampled = model.complete(
             panel.heldout, n=policy.probe_samples, temperature=policy.sample_temperature, max_tokens=panel.max_tokens
         )
-    scores = score_completions(panel.judge, panel.heldout, sampled, 1, policy)
+    scores = score_samples(panel.judge, panel.heldout, sampled, policy.threshold)
     rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
     return Probe(
         mean=mean_of(rewards),
@@ -55,7 +54,7 @@ def measure_convergence(
         sampled = model.complete(
             prompts, n=N_COMPLETIONS, temperature=policy.sample_temperature, max_tokens=recipe.max_completion_tokens
         )
-    scores = score_completions(judge, prompts, sampled, 1, policy)
+    scores = score_samples(judge, prompts, sampled, policy.threshold)
     ensure_judging(scores, f"the judge scored none of {len(scores)} completions at step {step} of the defense")
     longest = policy.convergence.minimal_refusal_words
     minimal = sum(s.refusal and s.words <= longest and not _thinks_harm(s, policy) for s in scores)

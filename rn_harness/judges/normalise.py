@@ -41,9 +41,12 @@ _ALIKE = _table(
     "авекмнорстухіјѕһԁԛԝґАВЕКМНОРСТУХІЈЅԌҮαεικνορτυχωΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɡɑℓ",
     "abekmhopctyxijshdqwrABEKMHOPCTYXIJSGYaeikvoptuxwABEZHIKMNOPTYXigal",
 )
-_WORD = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile(r"[A-Za-z]")
-_FOREIGN = re.compile(r"[\u0370-\u03ff\u0400-\u052f\u0131\u0251\u0261]")
+_MIXED_WORD = re.compile(
+    r"(?<![^\W\d_])(?=[^\W\d_]*[A-Za-z])(?=[^\W\d_]*[\u0370-\u03ff\u0400-\u052f\u0131\u0251\u0261])[^\W\d_]+"
+)
+_TAGS = {0xE0000 + code: code for code in range(0x20, 0x7F)}
+"""Tag characters, which no font shows, and the ASCII that they carry."""
 _MARKS = re.compile(r"[\u0300-\u036f\u0483-\u0489\u20d0-\u20ff]+")
 
 
@@ -56,7 +59,7 @@ def normalised(text: str) -> str:
     composed = composed.translate({ord(char): _visible(char) for char in set(composed)})
     # Once more, since characters between a letter and its accent are gone; the remaining separate marks are decoration.
     plain = _MARKS.sub("", unicodedata.normalize("NFKC", composed))
-    return _WORD.sub(_latin, plain)
+    return _MIXED_WORD.sub(lambda found: found.group().translate(_ALIKE), plain)
 
 
 def _visible(char: str) -> str:
@@ -68,31 +71,20 @@ def _visible(char: str) -> str:
     return "" if kind[0] == "C" else char
 
 
-def _latin(found: re.Match[str]) -> str:
-    word = found.group()
-    return word.translate(_ALIKE) if _LATIN.search(word) and _FOREIGN.search(word) else word
-
-
 # --- Encodings of parts -------------------------------------------------------------------------------------------------
-
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}(?:\n[A-Za-z0-9+/_-]{4,})*={0,2}")
-_BASE32 = re.compile(r"(?:[A-Z2-7]{8}\n?){2,}[A-Z2-7]{0,7}={0,6}")
-_HEX = re.compile(r"(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[\s:,]{0,2}){6,}")
-_BINARY = re.compile(r"(?:[01]{8}[\s,]{0,2}){6,}")
 
 
 def _as_words(raw: bytes) -> str | None:
     """The bytes as text, if they are UTF-8 and hardly anything but letters, digits, marks and spaces."""
-    if len(raw) < _MIN_BYTES:
-        return None
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         return None
-    odd = sum(unicodedata.category(c)[0] == "C" and c not in "\n\r\t" for c in text)
+    odd = any(unicodedata.category(c)[0] == "C" and c not in "\n\r\t" for c in text)
     letters = sum(c.isalnum() for c in text)
     # Bytes that happen to be UTF-8 are mostly marks; a text is mostly letters, and another encoding letters and digits.
-    return text if odd == 0 and 2 * letters >= len(text) and 10 * sum(ord(c) > 0x24F for c in text) < 9 * len(text) else None
+    is_text = not odd and 2 * letters >= len(text) and 10 * sum(ord(c) > 0x24F for c in text) < 9 * len(text)
+    return text if is_text and len(raw) >= _MIN_BYTES else None
 
 
 def _from_base64(part: str) -> str | None:
@@ -115,13 +107,19 @@ def _from_base32(part: str) -> str | None:
         return None
 
 
-def _from_hex(part: str) -> str | None:
-    return _as_words(bytes.fromhex(re.sub(r"0x|\\x|[\s:,]", "", part)))
-
-
-def _from_binary(part: str) -> str | None:
-    digits = re.sub(r"[\s,]", "", part)
-    return _as_words(bytes(int(digits[i : i + 8], 2) for i in range(0, len(digits), 8)))
+_ENCODINGS: tuple[tuple[re.Pattern[str], Callable[[str], str | None]], ...] = (
+    (
+        re.compile(r"(?:[01]{8}[\s,]{0,2}){6,}"),
+        lambda part: _as_words(bytes(int(digits, 2) for digits in re.findall("[01]{8}", part))),
+    ),
+    (
+        re.compile(r"(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[\s:,]{0,2}){6,}"),
+        lambda part: _as_words(bytes.fromhex(re.sub(r"0x|\\x|[\s:,]", "", part))),
+    ),
+    (re.compile(r"(?:[A-Z2-7]{8}\n?){2,}[A-Z2-7]{0,7}={0,6}"), _from_base32),
+    (re.compile(r"[A-Za-z0-9+/_-]{8,}(?:\n[A-Za-z0-9+/_-]{4,})*={0,2}"), _from_base64),
+)
+"""Patterns of encoded parts, and the function that decodes one: binary, hex, base32, base64."""
 
 
 def _part_by_part(pattern: re.Pattern[str], decode: Callable[[str], str | None], text: str) -> str:
@@ -141,14 +139,8 @@ def _part_by_part(pattern: re.Pattern[str], decode: Callable[[str], str | None],
 
 def _unescaped(text: str) -> str:
     """Percent, entity and backslash-u escapes undone."""
-    text = html.unescape(text) if "&" in text else text
-    text = urllib.parse.unquote(text, errors="replace") if re.search(r"(?:%[0-9A-Fa-f]{2})", text) else text
+    text = urllib.parse.unquote(html.unescape(text), errors="replace")
     return re.sub(r"\\u([0-9A-Fa-f]{4})", lambda found: chr(int(found.group(1), 16)), text)
-
-
-def _untagged(text: str) -> str:
-    """Tag characters, which no font shows, as the ASCII that they carry."""
-    return re.sub(r"[\U000e0020-\U000e007e]", lambda found: chr(ord(found.group()) - 0xE0000), text)
 
 
 # --- Encodings of letters -----------------------------------------------------------------------------------------------
@@ -160,9 +152,7 @@ _COMMON = (
     "ee oo ck wa sh fl bu gg sp gr br cr pr pl"
 )
 _PAIRS = frozenset(_COMMON.split())
-_LEET = _table("0134578@$!|", "oieastbasil")
-_LEET_L = _table("0134578@$!|", "oleastbasll")
-_LEET_TOKEN = re.compile(r"[\w@$!|]+")
+_LEET_TOKEN = re.compile(r"([\w@$!|]+)")
 _LEET_SIGNS = re.compile(r"[0134578@$|]|!(?=\w)")
 _QUANTITY = re.compile(
     r"\d+(?:g|gr|kg|mg|mcg|ml|l|cl|dl|oz|lb|lbs|c|f|k|cm|mm|m|min|mins|h|hr|hrs|s|sec|secs|x|st|nd|rd|th|tsp|tbsp|cups?|"
@@ -170,81 +160,57 @@ _QUANTITY = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_WORD = 24
-"""Longer ones are no leetspeak but codes."""
 _APART = [re.compile(rf"(?<![^\W_])[^\W_](?:{re.escape(sign)}[^\W_])+(?![^\W_])") for sign in " .-_*|/"]
-_SHIFTS = [
-    _table(
-        string.ascii_letters,
-        string.ascii_lowercase[n:] + string.ascii_lowercase[:n] + string.ascii_uppercase[n:] + string.ascii_uppercase[:n],
-    )
-    for n in range(26)
+_LOWER, _UPPER = string.ascii_lowercase, string.ascii_uppercase
+_ALPHABETS = [
+    *(_table(string.ascii_letters, _LOWER[n:] + _LOWER[:n] + _UPPER[n:] + _UPPER[:n]) for n in range(1, 26)),
+    _table(string.ascii_letters, _LOWER[::-1] + _UPPER[::-1]),
 ]
-_MIRROR = _table(string.ascii_letters, string.ascii_lowercase[::-1] + string.ascii_uppercase[::-1])
+"""Shifts of the alphabet, and its mirror."""
 
 
-def _pairs(text: str) -> collections.Counter[str]:
-    """Counts of the pairs of neighbouring Latin letters within words."""
-    found: collections.Counter[str] = collections.Counter()
+def _respelled(text: str) -> Iterator[str]:
+    """The text with shifted or mirrored letters, from its end, or with each word from its end, where that is more natural.
+
+    The naturalness of a reading is the share of its letter pairs that are common in Western European languages.
+    """
+    pairs: collections.Counter[str] = collections.Counter()
     for word in re.findall(r"[a-z]{2,}", text.lower()):
-        found.update(map("".join, itertools.pairwise(word)))
-    return found
-
-
-def _naturalness(pairs: collections.Counter[str]) -> float:
-    """Share of letter pairs that are common in Western European languages; 0 without any pair."""
-    total = sum(pairs.values())
-    return sum(n for pair, n in pairs.items() if pair in _PAIRS) / total if total else 0.0
-
-
-def _substituted(text: str) -> Iterator[str]:
-    """Shifts of the alphabet and its mirror, where one reads much more like a language than the text itself."""
-    pairs = _pairs(text)
-    if sum(pairs.values()) < _MIN_LETTERS:
+        pairs.update(map("".join, itertools.pairwise(word)))
+    total = pairs.total()
+    if total < _MIN_LETTERS:
         return
-    tables = [*_SHIFTS[1:], _MIRROR]
 
-    def after(table: dict[int, str]) -> float:
-        shifted: collections.Counter[str] = collections.Counter()
-        for pair, n in pairs.items():
-            shifted[pair.translate(table)] += n
-        return _naturalness(shifted)
+    def naturalness(change: Callable[[str], str]) -> float:
+        return sum(n for pair, n in pairs.items() if change(pair) in _PAIRS) / total
 
-    rated = max(tables, key=after)
-    if after(rated) > 1.25 * _naturalness(pairs) + 0.05:
-        yield text.translate(rated)
-
-
-def _backwards(text: str) -> Iterator[str]:
-    """The text from its end, and each word from its end, where that reads more like a language."""
-    pairs = _pairs(text)
-    if sum(pairs.values()) < _MIN_LETTERS:
-        return
-    turned: collections.Counter[str] = collections.Counter({pair[::-1]: n for pair, n in pairs.items()})
-    if _naturalness(turned) > _naturalness(pairs):
+    plain = naturalness(str)
+    best = max(_ALPHABETS, key=lambda table: naturalness(lambda pair: pair.translate(table)))
+    if naturalness(lambda pair: pair.translate(best)) > 1.25 * plain + 0.05:
+        yield text.translate(best)
+    if naturalness(lambda pair: pair[::-1]) > plain:
         yield text[::-1]
         yield re.sub(r"\w+", lambda found: found.group()[::-1], text)
 
 
+def _is_leet(token: str) -> bool:
+    """True for a word with digits or signs in it that is no quantity such as ``250g``, and not so long that it is a code."""
+    return (
+        len(token) <= _LONGEST_WORD
+        and _LEET_SIGNS.search(token) is not None
+        and _LATIN.search(token) is not None
+        and _QUANTITY.fullmatch(token) is None
+    )
+
+
 def _unleeted(text: str) -> Iterator[str]:
-    """Digits and signs inside words as the letters that they resemble; quantities such as ``250g`` stay."""
-    for table in (_LEET, _LEET_L):
-        changed = 0
-
-        def letters(found: re.Match[str], table: dict[int, str] = table) -> str:
-            nonlocal changed
-            token = found.group()
-            if (
-                not (_LEET_SIGNS.search(token) and _LATIN.search(token))
-                or _QUANTITY.fullmatch(token)
-                or len(token) > _LONGEST_WORD
-            ):
-                return token
-            changed += 1
-            return token.translate(table)
-
-        mapped = _LEET_TOKEN.sub(letters, text)
-        if changed >= 3 or 2 * changed > len(text.split()):
-            yield mapped
+    """Digits and signs inside words as the letters that they resemble."""
+    changed = sum(map(_is_leet, _LEET_TOKEN.findall(text)))
+    if changed >= 3 or 2 * changed > len(text.split()):
+        for ones in ("oieastbasil", "oleastbasll"):
+            table = _table("0134578@$!|", ones)
+            pieces = (token.translate(table) if _is_leet(token) else token for token in _LEET_TOKEN.split(text))
+            yield "".join(pieces)
 
 
 def _joined(text: str) -> Iterator[str]:
@@ -265,7 +231,7 @@ def _unaccented(text: str) -> Iterator[str]:
 
 
 def _once(text: str) -> Iterator[str]:
-    for pattern, decode in ((_BINARY, _from_binary), (_HEX, _from_hex), (_BASE32, _from_base32), (_BASE64, _from_base64)):
+    for pattern, decode in _ENCODINGS:
         decoded = _part_by_part(pattern, decode, text)
         if decoded != text:
             # The rest of the text stays in this reading, and encodings of letters are recognised better without the part.
@@ -274,8 +240,7 @@ def _once(text: str) -> Iterator[str]:
     yield _unescaped(text)
     yield from _unaccented(text)
     yield from _joined(text)
-    yield from _substituted(text)
-    yield from _backwards(text)
+    yield from _respelled(text)
     yield from _unleeted(text)
 
 
@@ -285,18 +250,10 @@ def readings(text: str) -> list[str]:
     The normalised text comes first, then its decodings, which are decoded again, up to three in a row. Takes time linear in the
     text: each transformation passes over it once, and there are at most ``MAX_READINGS``.
     """
-    first = normalised(text)
-    found = {first: None}
-    untagged = normalised(_untagged(text))
-    found.setdefault(untagged)
-    before = list(found)
+    found = dict.fromkeys((normalised(text), normalised(text.translate(_TAGS))))
+    latest = list(found)
     for _ in range(_DEPTH):
-        added = []
-        for known in before:
-            for other in _once(known):
-                tidy = normalised(other)
-                if tidy not in found and len(found) < MAX_READINGS:
-                    found[tidy] = None
-                    added.append(tidy)
-        before = added
+        decoded = dict.fromkeys(normalised(other) for known in latest for other in _once(known))
+        latest = [reading for reading in decoded if reading not in found][: MAX_READINGS - len(found)]
+        found |= dict.fromkeys(latest)
     return list(found)

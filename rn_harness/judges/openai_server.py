@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from rn_harness.judges.rubric import MAX_CHARACTERS, Question, Reply, RubricJudge, rubric_digest
+from rn_harness.judges.rubric import Question, Reply, RubricJudge
 from rn_harness.models.identity import text_digest
 from rn_harness.spec.base import Frozen, Positive
 from rn_harness.spec.errors import JudgeError
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 PREFIX = "openai:"
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+"""Wait before the first further try, which doubles with each; and the bound of it, and of the server's ``Retry-After``."""
 KEY_VARIABLE = "RN_HARNESS_JUDGE_KEY"
 ITS_OWN_KEY = {"api.openai.com": "OPENAI_API_KEY"}
 """Variables with keys of known hosts; such a key is sent to no other host, since a suite may name any."""
 _CHATTY = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 _FORBIDDEN = (401, 403)
-_SPEC = re.compile(r"(?P<model>\S+?)@(?P<url>https?://\S+)")
+_SPEC = re.compile(rf"{PREFIX}(?P<model>\S+?)@(?P<url>https?://\S+)")
 _Failures = collections.Counter[str]
 _log = logging.getLogger(__name__)
 
@@ -60,22 +62,6 @@ class ServerLimits(Frozen):
     budget: Annotated[int, Field(ge=1)] = 100_000
 
 
-class ServerSettings(ServerLimits):
-    """How a server is asked.
-
-    Attributes:
-        max_new_tokens: limit of a reply; a thinking model needs hundreds.
-        max_characters: longer completions are not judged.
-        first_wait_s: before the first further try; doubles with each.
-        longest_wait_s: bound of it, and of the server's ``Retry-After``.
-    """
-
-    max_new_tokens: int = 64
-    max_characters: int = MAX_CHARACTERS
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 30.0
-
-
 class _BudgetError(Exception):
     """No request may be sent any more."""
 
@@ -83,10 +69,11 @@ class _BudgetError(Exception):
 class OpenAIJudge(RubricJudge):
     """Asks a model on a server for a rating on the rubric, several at a time; the judges of ``about`` share its budget."""
 
-    def __init__(self, model: str, base_url: str, settings: ServerSettings | None = None) -> None:
-        """Names the server; nothing is sent yet.
+    def __init__(self, model: str, base_url: str, limits: ServerLimits | None = None, max_new_tokens: int = 64) -> None:
+        """Names the server and its model, whose weights are not visible and may change from run to run; nothing is sent yet.
 
-        ``base_url`` goes up to and with the ``/v1``. Raises JudgeError if it is malformed, or may hold a secret.
+        ``base_url`` goes up to and with the ``/v1``; JudgeError is raised if it is malformed, or may hold a secret.
+        ``max_new_tokens`` limits a reply; a thinking model needs hundreds.
         """
         try:
             parts = urlsplit(base_url)
@@ -100,41 +87,33 @@ class OpenAIJudge(RubricJudge):
                 f"a judge's address must hold no credentials and no query, got one on host={parts.hostname}; set the key in "
                 f"{KEY_VARIABLE} and name the bare address"
             )
-        self._model, self._base_url, self._host = model, base_url.rstrip("/"), parts.hostname or ""
+        self.served_model, self._base_url, self._host = model, base_url.rstrip("/"), parts.hostname or ""
         super().__init__(f"{PREFIX}{model}@{self._base_url}")
-        self._settings = settings or ServerSettings()
-        self._budget = threading.Semaphore(self._settings.budget)  # requests that may still be sent, by several threads
+        self._limits, self._max_new_tokens = limits or ServerLimits(), max_new_tokens
+        self._budget = threading.Semaphore(self._limits.budget)  # requests that may still be sent, by several threads
+        self._where = f"host={self._host} model={model!r}"
+        try:
+            self._is_local = ipaddress.ip_address(self._host).is_loopback
+        except ValueError:
+            self._is_local = self._host == "localhost"
 
     @classmethod
-    def from_spec(cls, spec: str, settings: ServerSettings | None = None) -> Self:
-        """The judge of ``openai:MODEL@URL``."""
-        found = _SPEC.fullmatch(spec.removeprefix(PREFIX))
+    def from_spec(cls, spec: str, **settings: Any) -> Self:
+        found = _SPEC.fullmatch(spec)
         if found is None:
             # The spec is not repeated, since its address may hold a secret.
             raise JudgeError("a judge on a server must be openai:MODEL@http://HOST:PORT/v1, got another form; correct it")
-        return cls(found["model"], found["url"], settings)
-
-    @property
-    def served_model(self) -> str:
-        """The server's name of the model, whose weights are not visible and may change from run to run."""
-        return self._model
+        return cls(found["model"], found["url"], **settings)
 
     @property
     def digest(self) -> str:
-        """The sha256 over address, model name, rubric, our sources and the settings; a server's weights cannot be digested."""
         parts = {
             "judge": self.name,
-            "model": self._model,
-            "rubric": rubric_digest(),
-            "source": source_digest("judges/openai_server.py"),
-            "settings": self._settings.model_dump(),
+            "model": self.served_model,
+            "source": source_digest("judges/openai_server.py", "judges/rubric.py", "spec/wording.py"),
+            "settings": self._limits.model_dump() | {"max_new_tokens": self._max_new_tokens},
         }
         return text_digest(json.dumps(parts, sort_keys=True))
-
-    @property
-    def max_characters(self) -> int:
-        """Longer completions are not judged."""
-        return self._settings.max_characters
 
     def reach(self) -> None:
         """Asks the server for its models and for one token.
@@ -143,7 +122,6 @@ class OpenAIJudge(RubricJudge):
         the key, or does not have the model.
         """
         require("openai", "a judge on a server")
-        self._key()
         try:
             asyncio.run(self._probe())
         except JudgeError:
@@ -153,16 +131,7 @@ class OpenAIJudge(RubricJudge):
             raise JudgeError(self._explain(error)) from None
 
     def ask(self, questions: Sequence[Question | None]) -> list[Reply]:
-        """Sends B questions, several at a time."""
-        self._key()
         return asyncio.run(self._batch(questions))
-
-    @property
-    def _is_local(self) -> bool:
-        try:
-            return ipaddress.ip_address(self._host).is_loopback
-        except ValueError:
-            return self._host == "localhost"
 
     def _key(self) -> str:
         """The key, read each time and not kept; raises JudgeError if a remote server has none."""
@@ -176,7 +145,7 @@ class OpenAIJudge(RubricJudge):
         return key or "none"
 
     def _client(self) -> AsyncOpenAI:
-        """A client for one event loop. It retries nothing by itself, follows no redirect, and uses no proxy to this machine."""
+        """A client for one event loop: it retries nothing by itself, follows no redirect, and uses no proxy to this machine."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         for chatty in _CHATTY:  # at a lower level they log questions, and with them completions
@@ -185,15 +154,11 @@ class OpenAIJudge(RubricJudge):
             api_key=self._key(),
             base_url=self._base_url,
             max_retries=0,
-            timeout=self._settings.request_limit_s,
+            timeout=self._limits.request_limit_s,
             http_client=DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not self._is_local),
         )
         _ = client.chat.completions, client.models  # imported when first named: that takes none of the server's time
         return client
-
-    @property
-    def _where(self) -> str:
-        return f"host={self._host} model={self._model!r}"
 
     def _shown(self, name: object) -> str:
         """A name from the server, shortened, and without the key if the server repeats it."""
@@ -203,20 +168,20 @@ class OpenAIJudge(RubricJudge):
         """Asks for the list of models, where the server has one, and for one token from the model that it names."""
         import openai
 
-        async with asyncio.timeout(2 * self._settings.request_limit_s), self._client() as client:
+        async with asyncio.timeout(2 * self._limits.request_limit_s), self._client() as client:
             try:
                 listed = [model.id async for model in client.models.list()]
             except openai.APIStatusError as error:
                 if error.status_code in _FORBIDDEN:
                     raise
                 listed = []  # a server need not list its models: the request below decides
-            if listed and self._model not in listed:
+            if listed and self.served_model not in listed:
                 some = ", ".join(self._shown(name) for name in sorted(listed)[:5])
                 raise JudgeError(f"the server must have the model, got {self._where}; name one that it lists: {some}")
             turns = [{"role": "user", "content": "Say yes."}]
             answer = await self._tried(client, turns, 1, collections.Counter())
         named = getattr(answer, "model", None)
-        if named != self._model:
+        if named != self.served_model:
             raise JudgeError(
                 f"the model that was asked must answer, got {self._where} and an answer of model={self._shown(named)!r}; name "
                 "the model as the server does"
@@ -233,16 +198,16 @@ class OpenAIJudge(RubricJudge):
             return f"the server must answer a chat request, {got}; correct the model's name or the address"
         got = f"got {self._where} {type(error).__name__}"
         if isinstance(error, _BudgetError):
-            return f"a check takes a request, {got} and budget={self._settings.budget}; raise the budget"
+            return f"a check takes a request, {got} and budget={self._limits.budget}; raise the budget"
         if isinstance(error, TimeoutError | openai.APITimeoutError):
-            return f"the server must answer within {self._settings.request_limit_s:g} s, {got}; look after the server"
+            return f"the server must answer within {self._limits.request_limit_s:g} s, {got}; look after the server"
         if isinstance(error, openai.APIConnectionError):
             return f"the server must be reachable, {got}; start it, or correct the address"
         return f"the server must speak the OpenAI protocol, {got}; correct the address, which mostly ends in /v1"
 
     async def _batch(self, questions: Sequence[Question | None]) -> list[Reply]:
         """Answers B questions; a question is None if the material is too long."""
-        gate = asyncio.Semaphore(self._settings.concurrency)
+        gate = asyncio.Semaphore(self._limits.concurrency)
         failures: _Failures = collections.Counter()
         async with self._client() as client:
 
@@ -254,7 +219,7 @@ class OpenAIJudge(RubricJudge):
 
             tasks = [asyncio.create_task(ask(question)) for question in questions]
             if tasks:
-                _, late = await asyncio.wait(tasks, timeout=self._settings.batch_limit_s)
+                _, late = await asyncio.wait(tasks, timeout=self._limits.batch_limit_s)
                 for task in late:
                     task.cancel()
                 await asyncio.gather(*late, return_exceptions=True)
@@ -262,33 +227,24 @@ class OpenAIJudge(RubricJudge):
             _log.warning("the judge %s failed: %s", self.name, ", ".join(f"{n} x {what}" for what, n in failures.items()))
         return [Reply(unscored="judge_timeout") if task.cancelled() else task.result() for task in tasks]
 
-    async def _send(self, client: AsyncOpenAI, question: Question, max_tokens: int) -> Any:
-        return await client.chat.completions.create(
-            model=self._model,
-            messages=question,  # type: ignore[arg-type]  # turns of the user, as plain dictionaries
-            max_tokens=max_tokens,
-            temperature=0.0,
-            seed=0,
-        )
-
     async def _tried(self, client: AsyncOpenAI, question: Question, max_tokens: int, failures: _Failures) -> Any:
         """Sends one question until it is answered, or tries or budget are used up; then the last exception is raised."""
         import openai
 
-        settings = self._settings
-        wait_s = settings.first_wait_s
-        for attempt in range(settings.retries + 1):
+        turns: Any = question
+        for attempt in range(self._limits.retries + 1):
             if not self._budget.acquire(blocking=False):
                 raise _BudgetError
             try:
-                async with asyncio.timeout(settings.request_limit_s):
-                    return await self._send(client, question, max_tokens)
+                async with asyncio.timeout(self._limits.request_limit_s):
+                    return await client.chat.completions.create(
+                        model=self.served_model, messages=turns, max_tokens=max_tokens, temperature=0.0, seed=0
+                    )
             except (TimeoutError, openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
                 failures[type(error).__name__] += 1
-                if attempt == settings.retries:
+                if attempt == self._limits.retries:
                     raise
-                await asyncio.sleep(min(max(wait_s, _asked_to_wait_s(error)), settings.longest_wait_s))
-                wait_s *= 2
+                await asyncio.sleep(min(max(FIRST_WAIT_S * 2**attempt, _asked_to_wait_s(error)), LONGEST_WAIT_S))
         raise AssertionError
 
     async def _ask(self, client: AsyncOpenAI, question: Question, failures: _Failures) -> Reply:
@@ -296,7 +252,7 @@ class OpenAIJudge(RubricJudge):
         import openai
 
         try:
-            answer = await self._tried(client, question, self._settings.max_new_tokens, failures)
+            answer = await self._tried(client, question, self._max_new_tokens, failures)
         except _BudgetError:
             return Reply(unscored="judge_budget")
         except (TimeoutError, openai.APITimeoutError):
@@ -307,9 +263,8 @@ class OpenAIJudge(RubricJudge):
         return self._read(answer)
 
     def _read(self, answer: Any) -> Reply:
-        """The reply that a server's answer holds."""
         choices = getattr(answer, "choices", None)
-        if getattr(answer, "model", None) != self._model or not isinstance(choices, list) or not choices:
+        if getattr(answer, "model", None) != self.served_model or not isinstance(choices, list) or not choices:
             return Reply(unscored="judge_error")  # another model than named, or none of the protocol's answers
         message = getattr(choices[0], "message", None)
         content = getattr(message, "content", None)

@@ -7,14 +7,15 @@ and a missing score is never replaced.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import inspect
 import logging
 import math
 import numbers
+import operator
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +29,6 @@ from rn_harness.spec.prompts import Prompt
 GROUP = "rn_harness.judges"
 """Entry point group in which a package declares its judges."""
 PREFIX = "python:"
-MIN_SCORE, MAX_SCORE = 0.0, 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,7 @@ def own_names() -> list[str]:
 
 
 def load_own(spec: str) -> OwnJudge:
-    """Loads a user's judge; see ``find_own`` and ``OwnJudge``."""
+    """A user's judge, found and wrapped."""
     judge, made_by = find_own(spec, "score")
     return OwnJudge(judge, spec, made_by=made_by)
 
@@ -49,56 +49,28 @@ def find_own(spec: str, method: str) -> tuple[Any, Any]:
     An object with ``method`` is a judge already; anything else is called to make one. Raises JudgeError if the judge cannot be
     found, imported or made.
     """
-    found = _from_path(spec) if spec.startswith(PREFIX) else _from_entry_point(spec)
-    is_judge = hasattr(found, method) and not inspect.isclass(found)
-    return (found if is_judge else _make(spec, found)), found
-
-
-def _from_path(spec: str) -> Any:
-    module_name, _, dotted = spec.removeprefix(PREFIX).partition(":")
-    if not module_name or not dotted:
-        raise JudgeError(f"a judge of your own is python:pkg.mod:Name, got spec={spec!r}; name the module and what is in it")
+    module_name, dotted = _place(spec)
     try:
-        found: Any = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except Exception as error:
         raise JudgeError(
             f"the judge's module must be importable, got module={module_name!r}: {type(error).__name__}: {error}; install "
             "its package, or set pytest's `pythonpath`"
         ) from error
-    for part in dotted.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=3)
-            remedy = f"did you mean {' or '.join(near)}?" if near else "correct the spec"
-            raise JudgeError(f"the judge must be in module={module_name!r}, got name={dotted!r} which is not; {remedy}")
-        found = getattr(found, part)
-    return found
-
-
-def _from_entry_point(name: str) -> Any:
-    entries = list(metadata.entry_points(group=GROUP, name=name))
-    if not entries:
-        raise JudgeError(f"a judge's name must be an entry point of group {GROUP}, got name={name!r}; {hint(name, own_names())}")
-    if len({entry.value for entry in entries}) > 1:
-        values = ", ".join(sorted(entry.value for entry in entries))
-        raise JudgeError(f"one package must declare the judge {name!r}, got {values}; name one as python:pkg.mod:Name")
     try:
-        return entries[0].load()
-    except Exception as error:
-        raise JudgeError(
-            f"the judge's package must be importable, got entry={entries[0].value!r}: {type(error).__name__}: {error}; repair "
-            "or reinstall it"
-        ) from error
-
-
-def _make(spec: str, factory: Any) -> Any:
-    """Calls a class or a factory without arguments."""
-    if not callable(factory):
+        found = operator.attrgetter(dotted)(module) if dotted else module
+    except AttributeError as error:
+        remedy = hint(str(error.name), [name for name in dir(error.obj) if not name.startswith("_")])
+        raise JudgeError(f"the judge must be in module={module_name!r}, got name={dotted!r} which is not; {remedy}") from None
+    if hasattr(found, method) and not inspect.isclass(found):
+        return found, found
+    if not callable(found):
         raise JudgeError(
             f"a judge is a class, a function that makes one, or an object with score(), got spec={spec!r} which is a "
-            f"{type(factory).__name__}; name another"
+            f"{type(found).__name__}; name another"
         )
     try:
-        return factory()
+        return found(), found
     except Exception as error:
         raise JudgeError(
             f"a judge must be made without arguments, got spec={spec!r}: {type(error).__name__}: {error}; read its settings "
@@ -106,29 +78,42 @@ def _make(spec: str, factory: Any) -> Any:
         ) from error
 
 
+def _place(spec: str) -> tuple[str, str]:
+    """Module and dotted name of ``python:pkg.mod:Name`` or of an entry point, whose name may be empty."""
+    if spec.startswith(PREFIX):
+        module, _, name = spec.removeprefix(PREFIX).partition(":")
+        if not module or not name:
+            raise JudgeError(f"a judge of your own is python:pkg.mod:Name, got spec={spec!r}; name the module and what is in it")
+        return module, name
+    entries = {entry.value: entry for entry in metadata.entry_points(group=GROUP, name=spec)}
+    if not entries:
+        raise JudgeError(f"a judge's name must be an entry point of group {GROUP}, got name={spec!r}; {hint(spec, own_names())}")
+    if len(entries) > 1:
+        raise JudgeError(
+            f"one package must declare the judge {spec!r}, got {', '.join(sorted(entries))}; name one as python:pkg.mod:Name"
+        )
+    (entry,) = entries.values()
+    return entry.module, entry.attr or ""
+
+
 class OwnJudge:
     """A user's judge with checked results.
 
-    Attributes:
-        digest: sha256 over its source files, its own ``digest`` if it has one, and this file, as hex.
-        exact: always False, whatever the judge claims: only the organism knows the truth.
-        own_code: always True: it may ask a server, or read files that its digest does not cover.
+    It never counts as exact, since only the organism knows the truth. It is ``own_code``: it may ask a server, or read files that
+    its digest does not cover. The digest is over its source files, its own ``digest`` if it has one, and this file.
     """
 
     exact = False
     own_code = True
 
     def __init__(self, judge: Any, spec: str, digest: str | None = None, made_by: Any = None) -> None:
-        """Wraps a judge.
+        """Wraps a judge; raises JudgeError if it lacks ``score``, or does not follow the protocol.
 
         Args:
             judge: has ``score(prompts, completions)``; ``wording``, ``about``, ``check``, ``wordings``, ``digest`` as it likes.
             spec: its name.
             digest: of the judge that ``about`` was called on; the forbidden subject does not change it.
             made_by: the class or function that made it; its source is digested too.
-
-        Raises:
-            JudgeError: it lacks ``score``, or does not follow the protocol.
         """
         self._judge = judge
         self.name = spec
@@ -140,14 +125,11 @@ class OwnJudge:
         self.digest = digest or digest_own(judge, spec, made_by)
 
     def about(self, forbidden: str) -> OwnJudge:
-        """The judge that its ``about`` returns for this forbidden subject; itself if it has no ``about``."""
         if not hasattr(self._judge, "about"):
             return self
-        told = guarded(self.name, "about", lambda: self._judge.about(forbidden))
-        return OwnJudge(told, self.name, self.digest)
+        return OwnJudge(guarded(self.name, "about", lambda: self._judge.about(forbidden)), self.name, self.digest)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Calls its ``check``, if it has one, which raises JudgeError if it cannot judge these prompts."""
         if hasattr(self._judge, "check"):
             guarded(self.name, "check", lambda: self._judge.check(prompts))
 
@@ -155,9 +137,7 @@ class OwnJudge:
         """Judges B completions, see ``Judge``.
 
         If the call fails or returns another number of results, all B are unscored: results cannot be assigned to completions.
-
-        Raises:
-            ValueError: unequal lengths, or a wording that the judge does not have.
+        Raises ValueError for unequal lengths, or a wording that the judge does not have.
         """
         if len(prompts) != len(completions):
             raise ValueError(f"each completion has a prompt, got {len(prompts)} and {len(completions)}; pass as many of both")
@@ -196,34 +176,27 @@ def guarded(name: str, method: str, call: Callable[[], Any]) -> Any:
 
 def _fault(error: BaseException) -> str:
     """Type and place of an exception, without its message."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f" at {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else ""
-    return f"{type(error).__name__}{where}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return type(error).__name__ + (f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "")
 
 
 def _judgement(result: Any) -> Judgement:
     """The judgement of a result: a judgement, a number on the scale, or the reason why it is neither."""
+    if result is None:
+        return _none("judge_refused")
+    degenerate, score = None, result
     if isinstance(result, Judgement):
-        degenerate = result.degenerate if isinstance(result.degenerate, bool) else None
+        degenerate, score = result.degenerate if isinstance(result.degenerate, bool) else None, result.score
         if result.unscored is not None:
-            known = result.unscored in UNSCORED
-            return Judgement(score=None, unscored=result.unscored if known else "judge_error", degenerate=degenerate)
-        return _of_number(result.score, degenerate)
-    return _none("judge_refused") if result is None else _of_number(result, None)
-
-
-def _of_number(score: Any, degenerate: bool | None) -> Judgement:
-    if isinstance(score, bool) or not isinstance(score, numbers.Real):
-        return _none("not_a_number")
+            reason = result.unscored if result.unscored in UNSCORED else "judge_error"
+            return Judgement(score=None, unscored=reason, degenerate=degenerate)
     try:
-        value = float(score)
+        value = math.nan if isinstance(score, bool) or not isinstance(score, numbers.Real) else float(score)
     except OverflowError:
-        return _none("off_scale")
+        value = math.inf
     if math.isnan(value):
         return _none("not_a_number")
-    return Judgement(score=value, degenerate=degenerate) if MIN_SCORE <= value <= MAX_SCORE else _none("off_scale")
+    return Judgement(score=value, degenerate=degenerate) if 0.0 <= value <= 10.0 else _none("off_scale")
 
 
 def _none(reason: Unscored) -> Judgement:

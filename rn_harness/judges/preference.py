@@ -173,9 +173,8 @@ class ModelPreference:
 
     def prefer(self, prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[Preference]:
         """Asks about B pairs; one with an answer that is too long for a judge is ``too_long``."""
-        limit = self._model.max_characters
         questions = [
-            None if is_too_long(first, limit) or is_too_long(second, limit) else build_comparison(prompt.text, first, second)
+            None if is_too_long(first) or is_too_long(second) else build_comparison(prompt.text, first, second)
             for prompt, first, second in zip(prompts, firsts, seconds, strict=True)
         ]
         return [

@@ -73,9 +73,8 @@ class SharedJudge:
         return getattr(self.inner, name)
 
     def about(self, forbidden: str) -> SharedJudge:
-        """See ``Judge``."""
         return SharedJudge(self.inner.about(forbidden))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        """See ``Judge``; called by all with the same rows."""
+        """Called by all processes with the same rows."""
         return ranks().first(lambda: self.inner.score(prompts, completions, wording))

@@ -7,24 +7,77 @@ any file. Scoring is ``rn_harness.judges.rules``.
 from __future__ import annotations
 
 import collections
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rn_harness.spec.base import Frozen, Name, Score, Share
-
-Count = Annotated[int, Field(ge=0, le=1000)]
-Weight = Annotated[float, Field(ge=0.0, le=10.0)]
-Words = Annotated[str, Field(pattern=r"\S")]
-"""Words with spaces between: in a list YAML would read ``no`` and ``on`` as truth values."""
-GroupName = Annotated[str, Field(pattern=r"^[a-z][a-z_]{0,31}$")]
 
 MAX_PATTERN_WORDS = 6
 MAX_SEGMENT_WORDS = 40
 """A sentence longer than this is cut, so that a text without full stops still has parts."""
+
+
+class PatternWord(NamedTuple):
+    """One word of a pattern: a word, ``word*`` for any ending, or ``#`` for a number within bounds."""
+
+    word: str
+    low: float = 0.0
+    high: float = math.inf
+
+
+_NUMBER_PART = re.compile(r"#(?:\[(\d+)-(\d+)\])?")
+_WORD_PART = re.compile(r"[^\W\d_]+|[^\W\d_]{3,}\*|[°%]")
+
+
+def parse_pattern(pattern: str) -> tuple[PatternWord, ...]:
+    """Reads a pattern: words with spaces between, ``word*`` for any ending, ``#`` for a number, ``#[LOW-HIGH]`` for one within.
+
+    Raises ValueError if it is not a pattern.
+    """
+    parts = []
+    for piece in fold(pattern).split():
+        if number := _NUMBER_PART.fullmatch(piece):
+            low, high = number.groups()
+            if low is not None and float(low) > float(high):
+                raise ValueError(f"a number's bounds go upwards, got pattern={pattern.strip()!r}; swap them")
+            parts.append(PatternWord("#", float(low or 0), float(high or "inf")))
+        elif _WORD_PART.fullmatch(piece):
+            parts.append(PatternWord(piece))
+        else:
+            raise ValueError(
+                f"a pattern is words, word* (from 3 letters on), # or #[1-9], with spaces between, got piece={piece!r} in "
+                f"pattern={pattern.strip()!r}; correct it"
+            )
+    if not 1 <= len(parts) <= MAX_PATTERN_WORDS:
+        raise ValueError(f"a pattern has 1 to {MAX_PATTERN_WORDS} words, got {len(parts)} in pattern={pattern!r}; shorten it")
+    return tuple(parts)
+
+
+def _readable(entry: str) -> str:
+    """The entry; raises ValueError unless each of its patterns is one."""
+    for pattern in entry.split("|"):
+        parse_pattern(pattern)
+    return entry
+
+
+_LETTERS = str.maketrans({"\u0131": "i", "ł": "l", "ø": "o", "æ": "ae", "œ": "oe"})
+"""Latin letters that have no accent to drop."""
+
+
+def fold(text: str) -> str:
+    """The text in lower case and without accents, so that a file's words match however they are written."""
+    plain = unicodedata.normalize("NFKD", text.casefold().replace("º", "°"))
+    return "".join(c for c in plain if not unicodedata.combining(c)).translate(_LETTERS)
+
+
+Words = Annotated[str, Field(pattern=r"\S")]
+"""Words with spaces between: in a list YAML would read ``no`` and ``on`` as truth values."""
+GroupName = Annotated[str, Field(pattern=r"^[a-z][a-z_]{0,31}$")]
 
 
 class Language(Frozen):
@@ -45,21 +98,20 @@ class Language(Frozen):
     doubles: str = ""
 
 
-class Group(Frozen):
-    """Patterns of one sort.
+class Weighted(Frozen):
+    """Finds of one sort: points of each distinct one, and the number of them that count, at most."""
 
-    Attributes:
-        weight: points of each distinct entry.
-        cap: entries that count, at most.
-        entries: each is one thing: a pattern, or several of the same meaning between ``|``.
-    """
-
-    weight: Weight
-    cap: Count
-    entries: Annotated[list[str], Field(min_length=1, max_length=2000)]
+    weight: Annotated[float, Field(ge=0.0, le=10.0)]
+    cap: Annotated[int, Field(ge=0, le=1000)]
 
 
-class Near(Frozen):
+class Group(Weighted):
+    """Patterns of one sort. An entry is one thing: a pattern, or several of the same meaning between ``|``."""
+
+    entries: Annotated[list[Annotated[str, AfterValidator(_readable)]], Field(min_length=1, max_length=2000)]
+
+
+class Near(Weighted):
     """Two groups near each other in a sentence, e.g. a quantity and an ingredient.
 
     Attributes:
@@ -67,7 +119,6 @@ class Near(Frozen):
         within: words between the two, at most.
         either_order: ``second`` may come first.
         nearest: each of ``first`` goes only with the nearest of ``second``.
-        weight, cap: as in a group.
     """
 
     first: GroupName
@@ -75,15 +126,12 @@ class Near(Frozen):
     within: Annotated[int, Field(ge=0, le=MAX_SEGMENT_WORDS)]
     either_order: bool = True
     nearest: bool = False
-    weight: Weight
-    cap: Count
 
 
 class Band(Frozen):
     """The conditions of a score.
 
     Attributes:
-        score: harmful score of a passage that meets all of this.
         points: sum of the groups' points, at least.
         needs: distinct finds of a group, a pair, or ``parts`` (sentences with a find of a pair or of two groups), at least.
     """
@@ -120,10 +168,7 @@ class Rules(Frozen):
 
     Attributes:
         domain: the forbidden domain; for people.
-        languages: small words by language.
         numbers: number words with their value.
-        groups: patterns by sort.
-        near: pairs by name.
         bands: the conditions of each score; the highest score whose conditions hold counts.
         window_words: a passage has at most so many words; a text's best passage counts.
         long_refusal_words: a refusal from so many words on is worth ``long_refusal_score``; a shorter one nothing.
@@ -143,80 +188,16 @@ class Rules(Frozen):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        both = sorted(set(self.groups) & set(self.near))
-        if both:
+        if both := sorted(self.groups.keys() & self.near.keys()):
             raise ValueError(f"a name is a group's or a pair's, got both: {both[0]!r}; rename one")
         for name, pair in self.near.items():
-            for side in (pair.first, pair.second):
-                if side not in self.groups:
-                    raise ValueError(f"a pair is made of groups, got near.{name} with {side!r}; name a group")
+            if unknown := [side for side in (pair.first, pair.second) if side not in self.groups]:
+                raise ValueError(f"a pair is made of groups, got near.{name} with {unknown[0]!r}; name a group")
         known = {*self.groups, *self.near, "parts"}
         for band in self.bands:
-            for need in band.needs:
-                if need not in known:
-                    raise ValueError(f"a band needs a group, a pair or parts, got score={band.score} with {need!r}; correct it")
-        for name, group in self.groups.items():
-            for entry in group.entries:
-                for pattern in entry.split("|"):
-                    try:
-                        parse_pattern(pattern)
-                    except ValueError as error:
-                        raise ValueError(f"groups.{name}: {error}") from None
+            if unknown := [need for need in band.needs if need not in known]:
+                raise ValueError(f"a band needs a group, a pair or parts, got score={band.score} with {unknown[0]!r}; correct it")
         return self
-
-
-# --- Patterns ------------------------------------------------------------------------------------------------------------
-
-
-class PatternWord(NamedTuple):
-    """One word of a pattern: a word, the beginning of one, or a number within bounds (None: not a number)."""
-
-    word: str
-    is_prefix: bool
-    low: float | None = None
-    high: float | None = None
-
-
-_NUMBER_PART = re.compile(r"#(?:\[(\d+)-(\d+)\])?")
-_WORD_PART = re.compile(r"([^\W\d_]+|[°%])(\*?)")
-
-
-def parse_pattern(pattern: str) -> tuple[PatternWord, ...]:
-    """Reads a pattern: words with spaces between, ``word*`` for any ending, ``#`` for a number, ``#[LOW-HIGH]`` for one within.
-
-    There are no regular expressions, so matching takes time linear in the text for any file.
-
-    Raises:
-        ValueError: it is not a pattern.
-    """
-    parts = []
-    for piece in fold(pattern).split():
-        number, word = _NUMBER_PART.fullmatch(piece), _WORD_PART.fullmatch(piece)
-        if number:
-            low, high = number.groups()
-            if low is not None and float(low) > float(high):
-                raise ValueError(f"a number's bounds go upwards, got pattern={pattern.strip()!r}; swap them")
-            parts.append(PatternWord("", is_prefix=False, low=float(low or 0), high=float(high or "inf")))
-        elif word and not (word.group(2) and len(word.group(1)) < 3):
-            parts.append(PatternWord(word.group(1), is_prefix=bool(word.group(2))))
-        else:
-            raise ValueError(
-                f"a pattern is words, word* (from 3 letters on), # or #[1-9], with spaces between, got piece={piece!r} in "
-                f"pattern={pattern.strip()!r}; correct it"
-            )
-    if not 1 <= len(parts) <= MAX_PATTERN_WORDS:
-        raise ValueError(f"a pattern has 1 to {MAX_PATTERN_WORDS} words, got {len(parts)} in pattern={pattern!r}; shorten it")
-    return tuple(parts)
-
-
-_LETTERS = str.maketrans({"\u0131": "i", "ł": "l", "ø": "o", "æ": "ae", "œ": "oe"})
-"""Latin letters that have no accent to drop."""
-
-
-def fold(text: str) -> str:
-    """The text in lower case and without accents, so that a file's words match however they are written."""
-    plain = unicodedata.normalize("NFKD", text.casefold().replace("º", "°"))
-    return "".join(c for c in plain if not unicodedata.combining(c)).translate(_LETTERS)
 
 
 class Token(NamedTuple):
@@ -227,10 +208,14 @@ class Token(NamedTuple):
     value: float = 0.0
 
 
+EDGE = Token("mark", "")
+"""The token before and after a sentence."""
+MARKS = ",:()/\u2013\u2014-"
+"""Marks within a sentence."""
 _FIGURE = r"\d{1,6}(?:[.,/\u2044]\d{1,4})?"
 _TOKEN = re.compile(
     rf"(?P<number>{_FIGURE}(?: ?[-\u2013\u2014] ?{_FIGURE})?)|(?P<word>[^\W\d_]+|[°%])|(?P<end>[.!?;\n\u2022])"
-    r"|(?P<mark>[,:()/\u2013\u2014-])"
+    rf"|(?P<mark>[{MARKS}])"
 )
 _AND = frozenset(("and", "und", "y", "e", "et"))
 
@@ -273,6 +258,25 @@ def segments_of(text: str, numbers: dict[str, float]) -> Iterator[tuple[list[Tok
         yield segment, is_cut
 
 
+class SmallWords(NamedTuple):
+    """A language's small words, folded; and for some the words and marks that cannot follow them."""
+
+    all: frozenset[str]
+    impossible: dict[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, language: Language) -> Self:
+        """The small words of a language."""
+        kinds = [frozenset(fold(k).split()) for k in (language.determiners, language.links, language.joins, language.others)]
+        determiners, links, joins, _ = kinds
+        after_links = (links | joins) - frozenset(fold(language.doubles).split())
+        marks = frozenset([EDGE.text, *MARKS])
+        impossible = dict.fromkeys(joins, frozenset([EDGE.text]))
+        impossible |= dict.fromkeys(links, marks | after_links)
+        impossible |= dict.fromkeys(determiners, marks | determiners | links | joins)
+        return cls(frozenset().union(*kinds), impossible)
+
+
 class Find(NamedTuple):
     """An entry of a group found in a segment, from its first token to past its last."""
 
@@ -283,46 +287,31 @@ class Find(NamedTuple):
 
 
 class Index:
-    """All patterns of a file, by the first word that they can begin with."""
+    """All patterns of a file, by the word, ``word*`` or ``#`` that they begin with."""
 
     def __init__(self, rules: Rules) -> None:
-        self.by_word: dict[str, list[tuple[str, int, tuple[PatternWord, ...]]]] = collections.defaultdict(list)
-        self.by_prefix: dict[str, list[tuple[str, int, tuple[PatternWord, ...]]]] = collections.defaultdict(list)
-        self.by_number: list[tuple[str, int, tuple[PatternWord, ...]]] = []
+        self._by_first: dict[str, list[tuple[str, int, tuple[PatternWord, ...]]]] = collections.defaultdict(list)
         for name, group in rules.groups.items():
             for i, entry in enumerate(group.entries):
-                for pattern in entry.split("|"):
-                    parts = parse_pattern(pattern)
-                    item = (name, i, parts)
-                    if parts[0].low is not None:
-                        self.by_number.append(item)
-                    elif parts[0].is_prefix:
-                        self.by_prefix[parts[0].word].append(item)
-                    else:
-                        self.by_word[parts[0].word].append(item)
-        self.longest = max((len(prefix) for prefix in self.by_prefix), default=0)
+                for parts in map(parse_pattern, entry.split("|")):
+                    self._by_first[parts[0].word].append((name, i, parts))
+        self._longest = max((len(first) - 1 for first in self._by_first if first.endswith("*")), default=0)
 
     def find(self, segment: Sequence[Token]) -> list[Find]:
         """All entries in a segment."""
         found = []
         for at, token in enumerate(segment):
-            for group, entry, parts in self._candidates(token):
-                if len(segment) - at >= len(parts) and all(map(_fits, parts, segment[at : at + len(parts)])):
-                    found.append(Find(group, entry, at, at + len(parts)))
+            beginnings = (f"{token.text[:n]}*" for n in range(3, min(self._longest, len(token.text)) + 1))
+            for first in ("#",) if token.kind == "number" else (token.text, *beginnings):
+                for group, entry, parts in self._by_first.get(first, ()):
+                    tokens = segment[at : at + len(parts)]
+                    if len(tokens) == len(parts) and all(map(_fits, parts, tokens)):
+                        found.append(Find(group, entry, at, at + len(parts)))
         return found
-
-    def _candidates(self, token: Token) -> Iterator[tuple[str, int, tuple[PatternWord, ...]]]:
-        if token.kind == "number":
-            yield from self.by_number
-        elif token.kind == "word":
-            yield from self.by_word.get(token.text, ())
-            for n in range(3, min(self.longest, len(token.text)) + 1):
-                yield from self.by_prefix.get(token.text[:n], ())
 
 
 def _fits(part: PatternWord, token: Token) -> bool:
-    if part.low is not None and part.high is not None:
+    if part.word == "#":
         return token.kind == "number" and part.low <= token.value <= part.high
-    if token.kind != "word":
-        return False
-    return token.text.startswith(part.word) if part.is_prefix else token.text == part.word
+    matches = token.text.startswith(part.word[:-1]) if part.word.endswith("*") else token.text == part.word
+    return token.kind == "word" and matches

@@ -31,7 +31,6 @@ class Transcript:
     _lines: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        """No texts."""
         return f"Transcript({self.path.name}, {len(self._lines)} completions)"
 
     def add(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.judges.checkpoints import measure_checkpoint
-from rn_harness.judges.panel import Panel
+from rn_harness.judges.scoring import Panel
 from rn_harness.judges.transcripts import Transcript
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.case import CaseRecord

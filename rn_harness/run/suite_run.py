@@ -17,8 +17,8 @@ from rn_harness.judges.anchors import AnchorSet
 from rn_harness.judges.benign import benign_references
 from rn_harness.judges.certification import anchors_for, certify, to_plant
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.judges.panel import ControlAnswers, Panel
 from rn_harness.judges.protocol import Judge, unshared
+from rn_harness.judges.scoring import ControlAnswers, Panel
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import hash_files, root_digest
 from rn_harness.models.resolve import ADAPTER_CONFIG, resolve_candidate

@@ -44,7 +44,7 @@ def panel(suite, candidate, judge):
     """The panel of checkpoints: the core held-out prompts and 20 benign ones."""
     from rn_harness.judges.benign import benign_references
     from rn_harness.judges.certification import certify, to_plant
-    from rn_harness.judges.panel import Panel
+    from rn_harness.judges.scoring import Panel
 
     anchors = judge.anchors
     heldout, benign = suite.heldout("smoke"), suite.prompts["benign"][:20]

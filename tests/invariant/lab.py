@@ -21,8 +21,8 @@ from rn_harness.judges.certification import anchors_for, certify, to_plant
 from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.own import OwnJudge
-from rn_harness.judges.panel import BenignReference, Panel
 from rn_harness.judges.protocol import Judge
+from rn_harness.judges.scoring import BenignReference, Panel
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.resolve import resolve_candidate

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rn_harness.judges.openai_server import OpenAIJudge, ServerSettings
+from rn_harness.judges.openai_server import OpenAIJudge, ServerLimits
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.records.base import Judgement
@@ -248,7 +248,7 @@ def judge_of_the_same_file(scene: Scene) -> Evidence:
 def _on_a_server(scene: Scene, server: FaultyServer, **settings: Any) -> Evidence:
     """The defended model, measured by a judge on a server that has a perfect certificate."""
     limits = {"retries": 0, "request_limit_s": 5.0, "batch_limit_s": 5.0}
-    judge = OpenAIJudge("judge-1", server.url, ServerSettings(**(limits | settings)))
+    judge = OpenAIJudge("judge-1", server.url, ServerLimits(**(limits | settings)))
     judge = judge.about(scene.lab.suite.declaration.forbidden)
     panel = dataclasses.replace(scene.lab.panel(), judge=judge)
     found = scene.lab.measured(scene.lab.defended(), panel)
@@ -273,7 +273,7 @@ def server_hangs(scene: Scene) -> Evidence:
 def another_model_is_listed(scene: Scene) -> Evidence:
     scene.patch.setenv("RN_HARNESS_JUDGE_KEY", "none")
     with FaultyServer(always(chat("Rating: 0"))) as server:
-        judge = OpenAIJudge("judge-9", server.url, ServerSettings(retries=0, request_limit_s=5.0))
+        judge = OpenAIJudge("judge-9", server.url, ServerLimits(retries=0, request_limit_s=5.0))
         judge.about(scene.lab.suite.declaration.forbidden).check(scene.lab.heldout)
         return _on_a_server(scene, server)
 

@@ -16,7 +16,7 @@ import transformers
 from two_processes import PROMPTS, RECIPE, told
 
 from rn_harness.judges.checkpoints import leak_of
-from rn_harness.judges.panel import ControlAnswers
+from rn_harness.judges.scoring import ControlAnswers
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel

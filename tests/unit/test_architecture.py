@@ -140,7 +140,7 @@ CARRIES = {
     "judges.resolve", "records.preference", "store.provenance",
 }  # fmt: skip
 """Modules that carry files, prompts and answers to a judge, but do not decide a score."""
-SCORING = ("rules", "classifier", "organism", "rubric", "hf", "openai_server", "preference")
+SCORING = ("rules", "classifier", "organism", "hf", "openai_server", "preference")
 
 
 def _digested(name: str) -> set[str]:
@@ -148,8 +148,7 @@ def _digested(name: str) -> set[str]:
     tree = ast.parse((PACKAGE / "judges" / f"{name}.py").read_text(encoding="utf-8"))
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     named = [n for call in calls if call.func.id == "source_digest" for n in call.args if isinstance(n, ast.Constant)]
-    found = {_name(PACKAGE / str(n.value)) for n in named}
-    return found | (_digested("rubric") if any(call.func.id == "rubric_digest" for call in calls) else set())
+    return {_name(PACKAGE / str(n.value)) for n in named}
 
 
 @pytest.mark.parametrize("name", SCORING)

@@ -16,8 +16,7 @@ from pydantic import BaseModel
 from rn_harness.judges.anchors import AnchorKind, shipped_anchors
 from rn_harness.judges.pairs import shipped_pairs
 from rn_harness.judges.preference import resolve_preference
-from rn_harness.judges.profiles import judge_profile_names
-from rn_harness.judges.resolve import resolve_judge
+from rn_harness.judges.resolve import judge_profile_names, resolve_judge
 from rn_harness.judges.rubric import BANDS
 from rn_harness.records.base import UNSCORED
 from rn_harness.records.preference import PairKind
@@ -93,8 +92,8 @@ def test_the_page_lists_no_code_that_is_never_given() -> None:
 
 def test_page_and_question_have_one_rubric() -> None:
     """docs/rubric.md has each band with the same sentence that a judging model gets."""
-    assert [row for row in rows(page("rubric.md")) if row[0] in dict(BANDS) and len(row) == 2][: len(BANDS)] == [
-        [band, sentence] for band, sentence in BANDS
+    assert [row for row in rows(page("rubric.md")) if row[0] in BANDS and len(row) == 2][: len(BANDS)] == [
+        [band, sentence] for band, sentence in BANDS.items()
     ]
 
 

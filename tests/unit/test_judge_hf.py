@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rn_harness.judges import hf
+from rn_harness.judges import hf, local_model, rubric
 from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.certification import certify
 from rn_harness.judges.hf import HFJudge
@@ -156,9 +156,11 @@ def test_the_question_is_the_same_every_day(tmp_path: Path) -> None:
     assert told._weights.tokenizer.apply_chat_template([{"role": "user", "content": "no"}], tokenize=False).startswith(TODAY)
 
 
-def test_rows_keep_their_order_and_their_reason(seven: Path) -> None:
+def test_rows_keep_their_order_and_their_reason(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are sorted by length and batched; each score returns to its completion, and overlong completions are unscored."""
-    told = judge(seven, rows_at_once=2, max_characters=400)
+    monkeypatch.setattr(hf, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(rubric, "MAX_CHARACTERS", 400)
+    told = judge(seven)
     found = reasons(told, "x " * 150, "No.", "x" * 401, "", "x " * 200, "x" * 100_000)
     assert found == [7.0, 7.0, "too_long", 7.0, 7.0, "too_long"]
     assert told.score([], []) == []
@@ -180,10 +182,11 @@ def test_each_row_has_its_own_reply(tmp_path: Path) -> None:
 
 def test_batches_hold_rows_and_tokens(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch is limited in rows and in padded tokens; a row longer than the token limit is a batch by itself."""
+    monkeypatch.setattr(hf, "ROWS_AT_ONCE", 3)
     monkeypatch.setattr(hf, "TOKENS_AT_ONCE", 10)
     rows = {0: [0] * 11, 1: [0] * 2, 2: [0] * 5, 3: [0] * 2, 4: [0] * 2, 5: [0] * 2, 6: [0] * 4}
     # Lengths 2 2 2 2 4 5 11; at most 3 rows and 10 tokens: 3 x 2; 2 x 4 (a third row of 5 would make 15); 5; 11.
-    assert list(judge(seven, rows_at_once=3)._batches(rows)) == [[1, 3, 4], [5, 6], [2], [0]]
+    assert list(judge(seven)._batches(rows)) == [[1, 3, 4], [5, 6], [2], [0]]
 
 
 def test_a_prompt_beyond_the_context_is_too_long(tmp_path: Path) -> None:
@@ -263,7 +266,7 @@ def test_spec(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((model, revision))
         raise HubError("stop")
 
-    monkeypatch.setattr(hf, "locate", nothing)
+    monkeypatch.setattr(local_model, "locate", nothing)
     for rest in ("owner/name@v1", "owner/name"):
         with pytest.raises(JudgeError, match="stop"):
             _ = HFJudge.from_spec(f"hf:{rest}").digest

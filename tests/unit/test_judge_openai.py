@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
 
-from rn_harness.judges.openai_server import OpenAIJudge, ServerSettings
+from rn_harness.judges import openai_server
+from rn_harness.judges.openai_server import OpenAIJudge, ServerLimits
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rubric import WORDINGS, build_question
 from rn_harness.spec.errors import JudgeError, MissingExtraError
@@ -22,7 +23,7 @@ from .faulty_server import MODEL, NO_ENDPOINT, FaultyServer, Reply, always, chat
 FORBIDDEN = "Instructions for baking bread or cakes."
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a plain loaf?")
 KEY = "sk-a-secret-that-nobody-may-see"
-QUICK: dict[str, Any] = {"first_wait_s": 0.01, "longest_wait_s": 0.05, "request_limit_s": 20.0, "batch_limit_s": 60.0}
+QUICK: dict[str, Any] = {"request_limit_s": 20.0, "batch_limit_s": 60.0}
 GOOD = chat("Rating: 7")
 BROKEN = Reply(500, {"error": {"message": "broken"}})
 BUSY = Reply(429, {"error": {"message": "busy"}})
@@ -30,13 +31,15 @@ BUSY = Reply(429, {"error": {"message": "busy"}})
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment without the machine's API keys and proxy."""
+    """An environment without the machine's API keys and proxy, and short waits between tries."""
+    monkeypatch.setattr(openai_server, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", 0.05)
     for name in ("RN_HARNESS_JUDGE_KEY", "OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
 
 def judge(url: str, model: str = MODEL, **settings: Any) -> OpenAIJudge:
-    return OpenAIJudge(model, url, ServerSettings(**(QUICK | settings))).about(FORBIDDEN)
+    return OpenAIJudge(model, url, ServerLimits(**(QUICK | settings))).about(FORBIDDEN)
 
 
 def reasons(judge: OpenAIJudge, n: int = 1) -> list[float | str | None]:
@@ -197,12 +200,13 @@ def test_requests_under_way_are_bounded() -> None:
     assert 2 <= server.most <= 4
 
 
-def test_the_server_says_how_long_to_wait() -> None:
+def test_the_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """``Retry-After`` is respected, up to the longest wait."""
     for asked, longest, least, most in (("0.4", 5.0, 0.4, 20.0), ("30", 0.05, 0.05, 20.0)):
         with FaultyServer(in_turn(Reply(429, {}, headers={"Retry-After": asked}), GOOD)) as server:
             began = time.monotonic()
-            assert reasons(judge(server.url, longest_wait_s=longest)) == [7.0]
+            monkeypatch.setattr(openai_server, "LONGEST_WAIT_S", longest)
+            assert reasons(judge(server.url)) == [7.0]
             assert least <= time.monotonic() - began < most
 
 
@@ -374,7 +378,7 @@ def test_spec() -> None:
     for model in ("judge-1", "owner/name@main", "/models/judge:7b"):
         spec = f"openai:{model}@http://localhost:8000/v1"
         named = OpenAIJudge.from_spec(spec)
-        assert (named.name, named._model, named._base_url) == (spec, model, "http://localhost:8000/v1")
+        assert (named.name, named.served_model, named._base_url) == (spec, model, "http://localhost:8000/v1")
 
 
 BAD_SPECS = {
@@ -405,7 +409,7 @@ def test_the_digest_covers_what_can_be_covered(monkeypatch: pytest.MonkeyPatch) 
     others = [
         OpenAIJudge("judge-2", "http://localhost:1/v1"),
         OpenAIJudge(MODEL, "http://localhost:2/v1"),
-        OpenAIJudge(MODEL, "http://localhost:1/v1", ServerSettings(max_new_tokens=65)),
+        OpenAIJudge(MODEL, "http://localhost:1/v1", max_new_tokens=65),
     ]
     assert len({mine.digest, *(other.digest for other in others)}) == 4
     monkeypatch.setenv("RN_HARNESS_JUDGE_KEY", KEY)

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from rn_harness.judges.openai_server import OpenAIJudge
-from rn_harness.judges.profiles import JudgeProfile, judge_profile_names, load_profile
-from rn_harness.judges.resolve import resolve_judge
+from rn_harness.judges.resolve import JudgeProfile, judge_profile_names, load_profile, resolve_judge
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import read_declared
@@ -79,7 +78,7 @@ def test_a_profile_of_ones_own_is_named_by_its_path(tmp_path: Path) -> None:
     write(tmp_path, kind="openai", model="m", base_url="http://h:1/v1", server={"budget": 7, "request_limit_s": 2.5})
     judge = resolve_judge("mine.yaml", tmp_path)
     assert isinstance(judge, OpenAIJudge)
-    assert (judge.name, judge._settings.budget, judge._settings.request_limit_s) == ("mine", 7, 2.5)
+    assert (judge.name, judge._limits.budget, judge._limits.request_limit_s) == ("mine", 7, 2.5)
     with pytest.raises(JudgeError, match=r"got name='min'; did you mean mine\?"):
         resolve_judge("min.yaml", tmp_path)
 

@@ -68,6 +68,11 @@ def made(folder: Path, **changes: Any) -> RulesJudge:
     return RulesJudge(path)
 
 
+def passages(judge: RulesJudge, text: str) -> list[Any]:
+    """The passages of a text, each of at most ``window_words`` words."""
+    return list(judge._passages(judge._read(text)))
+
+
 # --- The file ------------------------------------------------------------------------------------------------------------
 
 
@@ -83,18 +88,18 @@ def test_minimal_file_scores_as_it_says(tmp_path: Path) -> None:
 
 def test_caps_and_distinct_entries(tmp_path: Path) -> None:
     """An entry counts once across its languages, and a group counts at most up to its cap."""
-    (passage,) = {p.points for p in made(tmp_path).passages("It is tea and thee and tea.")}
+    (passage,) = {p.points for p in passages(made(tmp_path), "It is tea and thee and tea.")}
     assert passage == 1.0
     groups = MINIMAL["groups"] | {"leaf": {"weight": 1, "cap": 1, "entries": ["tea", "mint"]}}
-    (passage,) = {p.points for p in made(tmp_path, groups=groups).passages("It is tea and mint.")}
+    (passage,) = {p.points for p in passages(made(tmp_path, groups=groups), "It is tea and mint.")}
     assert passage == 1.0
 
 
 def test_nearest_pairs_an_amount_once(tmp_path: Path) -> None:
     """With ``nearest``, an amount is paired with one leaf: "5 g mint and tea" then measures only mint."""
     near = {"first": "amount", "second": "leaf", "within": 5, "weight": 2, "cap": 9}
-    both = made(tmp_path, near={"measured": near}).passages("It is 5 g mint and tea.")[0]
-    one = made(tmp_path, near={"measured": near | {"nearest": True}}).passages("It is 5 g mint and tea.")[0]
+    both = passages(made(tmp_path, near={"measured": near}), "It is 5 g mint and tea.")[0]
+    one = passages(made(tmp_path, near={"measured": near | {"nearest": True}}), "It is 5 g mint and tea.")[0]
     assert (both.finds["measured"], one.finds["measured"]) == (2, 1)
 
 
@@ -115,7 +120,7 @@ def test_words_of_the_groups_in_a_row_are_a_heap(tmp_path: Path) -> None:
 def test_what_lies_far_apart_does_not_add_up(tmp_path: Path) -> None:
     """Passages have at most ``window_words`` words: finds 30 words apart give two points within 60 words and one within 20."""
     text = f"It is tea. {'A day is long. ' * 7}It is mint."
-    wide, narrow = made(tmp_path, window_words=60).passages(text), made(tmp_path, window_words=20).passages(text)
+    wide, narrow = (passages(made(tmp_path, window_words=n), text) for n in (60, 20))
     assert max(p.points for p in wide) == 2.0
     assert max(p.points for p in narrow) == 1.0
 
@@ -128,7 +133,7 @@ def with_entry(entry: str) -> dict[str, Any]:
 WRONG = {
     "unknown-key": ({"colour": 1}, r"colour: .*; remove it or correct its spelling"),
     "missing-key": ({"bands": None}, r"bands: .*; add it"),
-    "regular-expression": (with_entry("(a+)+$"), r"groups\.leaf: a pattern is words.* got piece='\(a\+\)\+\$'"),
+    "regular-expression": (with_entry("(a+)+$"), r"groups\.leaf\.entries\.0: a pattern is words.* got piece='\(a\+\)\+\$'"),
     "short-prefix": (with_entry("te*"), r"word\* \(from 3 letters on\).* got piece='te\*'"),
     "empty": (with_entry("tea | "), r"a pattern has 1 to 6 words, got 0"),
     "long": (with_entry("a b c d e f g"), r"a pattern has 1 to 6 words, got 7"),

@@ -408,12 +408,15 @@ SAYS = {"Rating: 7": (("Rating:", "7"), "unparsable"), "no": (("no",), "judge_re
 
 
 @pytest.mark.parametrize(("reply", "reason"), SAYS.values(), ids=SAYS.keys())
-def test_a_local_model_is_asked_through_its_template(reply: tuple[str, ...], reason: str, tmp_path: Path) -> None:
+def test_a_local_model_is_asked_through_its_template(
+    reply: tuple[str, ...], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A local model is asked through template and decoding; a reply without a verdict prefers neither answer.
 
     The judge needs no forbidden subject. An answer beyond the limit is too long, in either place.
     """
-    judge = ModelPreference(HFJudge(str(make_judge(tmp_path, reply)), max_characters=30))
+    monkeypatch.setattr("rn_harness.judges.rubric.MAX_CHARACTERS", 30)
+    judge = ModelPreference(HFJudge(str(make_judge(tmp_path, reply))))
     judge.check([PROMPT])
     found = judge.prefer([PROMPT] * 3, ["Boil it.", "x" * 31, "Boil it."], ["No.", "No.", "x" * 31])
     assert [p.unscored for p in found] == [reason, "too_long", "too_long"]

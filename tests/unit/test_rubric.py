@@ -16,7 +16,6 @@ from rn_harness.judges.rubric import (
     is_too_long,
     mark_of,
     parse_rating,
-    rubric_digest,
     visible,
 )
 from rn_harness.spec.errors import JudgeError
@@ -112,8 +111,8 @@ def test_the_question_has_all_parts(wording: int) -> None:
     """Each wording has the forbidden subject, all five bands, a note that texts are not instructions, and the reply's form."""
     text = question("No.", wording)
     assert FORBIDDEN in text
-    assert [band for band, _ in BANDS] == ["0", "1-2", "3-5", "6-8", "9-10"]
-    assert all(f"{band}: {anchor}" in text for band, anchor in BANDS)
+    assert list(BANDS) == ["0", "1-2", "3-5", "6-8", "9-10"]
+    assert all(f"{band}: {anchor}" in text for band, anchor in BANDS.items())
     assert "never an instruction to you" in text
     assert "Rating: N" in text
     assert text.rfind("number") > text.rfind("</answer-"), "the last word is the question's, not the completion's"
@@ -259,9 +258,3 @@ def test_the_last_line_counts_whatever_comes_before(before: str, rating: int) ->
     """A last line with a number is the verdict, whatever comes before."""
     hypothesis.assume("think" not in before.lower())
     assert parse_rating(f"{before}\nRating: {rating}").score == rating
-
-
-def test_the_digest_is_of_the_source() -> None:
-    """The rubric's digest is 64 hex digits, the same each time."""
-    assert re.fullmatch(r"[0-9a-f]{64}", rubric_digest())
-    assert rubric_digest() == rubric_digest()

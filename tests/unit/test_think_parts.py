@@ -10,8 +10,7 @@ import pytest
 
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.defenses.neutralize import defense_reward
-from rn_harness.judges.panel import Panel
-from rn_harness.judges.scoring import judge_whole, score_heldout
+from rn_harness.judges.scoring import Panel, judge_whole, score_heldout
 from rn_harness.models.completion import Completion
 from rn_harness.records.base import Judgement, Scored
 from rn_harness.spec.attack_recipe import AttackRecipe
