@@ -7,7 +7,7 @@ undefended model, so that its result cannot depend on a defense.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -38,10 +38,8 @@ class Try(Record):
     """One control of the search, with the settings that vary.
 
     Attributes:
-        recipe: id of its recipe.
         means: mean held-out scores by step; None for an unscored checkpoint.
         broke: whether its verdict is PASS and the highest mean reaches the bound.
-        reasons: why its verdict is not PASS.
     """
 
     recipe: str
@@ -102,12 +100,6 @@ def _settings(rate: float, temperature: float) -> tuple[str, ...]:
     return (f"attack.learning_rate={rate:g}", f"attack.temperature={temperature:g}")
 
 
-def _with_each_setting(attacks: Sequence[AttackRecipe]) -> Iterator[list[AttackRecipe]]:
-    """These attacks in each setting, weakest first: for each temperature, from the lowest learning rate upwards."""
-    for temperature, rate in itertools.product(TEMPERATURES, RATES):
-        yield list(dict.fromkeys(_with_setting(attack, rate, temperature) for attack in attacks))
-
-
 def _with_setting(attack: AttackRecipe, rate: float, temperature: float) -> AttackRecipe:
     return attack.model_copy(update={"learning_rate": rate, "temperature": temperature})
 
@@ -124,7 +116,8 @@ def find_strength(session: RunSession, suite: Suite, budget: int = BUDGET) -> St
     bound = suite.policy.control_break + MARGIN
     tries: list[Try] = []
     found: tuple[str, ...] = ()
-    for recipes in _with_each_setting(attacks):
+    for temperature, rate in itertools.product(TEMPERATURES, RATES):
+        recipes = list(dict.fromkeys(_with_setting(attack, rate, temperature) for attack in attacks))
         affordable = recipes[: budget - len(tries)]
         for recipe in affordable:
             tries.append(_try(recipe, session.case("control", suite, recipe).record, bound))
@@ -132,7 +125,7 @@ def find_strength(session: RunSession, suite: Suite, budget: int = BUDGET) -> St
                 break
         else:
             if affordable == recipes:
-                found = _settings(recipes[0].learning_rate, recipes[0].temperature)
+                found = _settings(rate, temperature)
                 break
     judges = session.judges(suite)
     return Strength(
@@ -143,7 +136,7 @@ def find_strength(session: RunSession, suite: Suite, budget: int = BUDGET) -> St
         reward=judges.reward.digest,
         sampler=session.sampler.name,
         settings=found,
-        attacks=len(next(_with_each_setting(attacks))),
+        attacks=len(recipes),
         bound=bound,
         search=(
             f"learning rates {', '.join(f'{r:g}' for r in RATES)} at temperatures {', '.join(f'{t:g}' for t in TEMPERATURES)}, "

@@ -162,7 +162,6 @@ class Defended:
         digest: of the adapter or the model; None without a defense.
         hashes: sha256 of each file of the adapter or the model.
         report: of the training; None if the defense was not trained here.
-        stored: whether it was taken from the store.
     """
 
     candidate: Candidate

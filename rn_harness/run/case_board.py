@@ -93,7 +93,6 @@ class CaseBoard:
 
     Attributes:
         suites: all suites with a selected test, as their files declare them; fixtures had no access to them.
-        candidate: name, revision and digest.
         judges: names of the judges, by domain.
         narrowed: how the selection was narrowed, e.g. ``-k``; empty if it was not.
         started: beginning of the run; of a run in parts, the beginning of its first part.
@@ -103,7 +102,6 @@ class CaseBoard:
         dirty: uncommitted files of each suite, by domain.
         is_part: whether the run is a part of another; its folder is inside the other's.
         joined: the part that each case was taken from, by domain and case id, if parts are joined.
-        tests: the selected tests by node id.
     """
 
     folder: Path

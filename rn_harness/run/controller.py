@@ -79,7 +79,6 @@ class Controller(CaseBoard):
         """Takes the report of one phase of one test, which ``passed``, ``failed`` or was ``skipped``.
 
         The verdict of the case decides the test's state. A failure stays, and the news of a breach is not replaced.
-
         ``text`` says why it did not pass. An ``excused`` test is marked xfail, so that pytest ignores its result.
         """
         test = self.tests.get(nodeid)

@@ -105,7 +105,7 @@ def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) ->
     A case's time is the median over earlier cases of its kind on the same model that were not taken from the store, scaled by its
     attack's steps. The first case of a defense includes the defense's time. ``earlier`` is the folder of earlier runs.
     """
-    digest = session.candidate.digest
+    digest = session.candidate.digest  # first, so that a model that is missing is reported before other faults
     rates: dict[str, list[float]] = {}
     used = []
     for path in sorted(earlier.glob(f"*/{RUN}")):

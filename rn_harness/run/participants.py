@@ -183,12 +183,10 @@ class Participants:
 
     def check_judges(self, suite: Suite) -> None:
         """Checks once that each judge can judge the suite's prompts; a judge on a server gets a real question."""
-        if suite.digest in self._checked:
-            return
-        prompts = [p for of_set in suite.prompts.values() for p in of_set]
-        for judge in self.judges(suite).distinct:
-            judge.check(prompts)
-        self._checked.add(suite.digest)
+        if suite.digest not in self._checked:
+            for judge in self.judges(suite).distinct:
+                judge.check([p for of_set in suite.prompts.values() for p in of_set])
+            self._checked.add(suite.digest)
 
     @functools.cached_property
     def labels(self) -> AnchorSet | None:

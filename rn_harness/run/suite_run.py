@@ -134,9 +134,8 @@ class SuiteRun:
         """Identity of each judge in this run, by role; None if its digest covers everything."""
         judges, opaque = self.judges, self.opaque_certificates
         own = session_id(self.certificates) if is_opaque(judges.evaluation) else None
-        found: dict[str, str | None] = {"judge": own}
-        found |= {role: session_id(opaque[role]) if role in opaque else None for role in JUDGES}
-        return found | ({"reward": own} if judges.reward.digest == judges.evaluation.digest else {})
+        others: dict[str, str | None] = {role: session_id(opaque[role]) if role in opaque else None for role in JUDGES}
+        return {"judge": own, **others, **({"reward": own} if judges.reward.digest == judges.evaluation.digest else {})}
 
     @functools.cached_property
     def panel(self) -> Panel:
@@ -297,8 +296,7 @@ class SuiteRun:
 
 def trained_defense(context: RunContext, folder: Path) -> Defended:
     """The defense whose trained weights are in this folder."""
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    weights = folder if is_adapter else resolve_candidate(str(folder), context.options.base)
+    weights = folder if (folder / ADAPTER_CONFIG).is_file() else resolve_candidate(str(folder), context.options.base)
     return _defended(context, context.options.defense, weights)
 
 
