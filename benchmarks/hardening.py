@@ -26,7 +26,7 @@ from typing import Any
 from pieces import put
 
 from rn_harness.defenses.neutralize import Defender, run_defense
-from rn_harness.judges.benign import greedy_answers
+from rn_harness.judges.checkpoints import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.scoring import Panel
 from rn_harness.models.candidate import Candidate, Loading, load_model

@@ -23,7 +23,7 @@ from typing import Any
 import pieces
 
 from rn_harness.defenses.neutralize import Defender, defense_reward, mix_benign, run_defense
-from rn_harness.judges.benign import greedy_answers
+from rn_harness.judges.checkpoints import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.scoring import Panel
 from rn_harness.models.candidate import Candidate

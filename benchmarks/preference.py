@@ -27,7 +27,7 @@ from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.suite import load_suite
 from rn_harness.training.supervised import Example, teach
-from rn_harness.utility.pairwise import Question, answer_document, measure_preference, read_instructions
+from rn_harness.utility.pairwise import Question, measure_preference, read_instructions
 from rn_harness.utility.tasks import DefendedFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def measure(piece: str) -> dict[str, Any]:
         adapter = Path(name) / "adapter"
         defend(candidate, defense, int(number)).save_adapter(adapter, f"organism@sha256:{candidate.digest}")
         question = Question(OrganismPreference(OrganismJudge(candidate.folder)), prompts, tokens)
-        found = answer_document(measure_preference(candidate, DefendedFolder.find(candidate, adapter), question))
+        found = measure_preference(candidate, DefendedFolder.find(candidate, adapter), question).document
     del found["certificates"], found["comparison"]["pairs"]
     return {"defense": defense, "seed": int(number), "candidate": candidate.digest, **found}
 

@@ -25,9 +25,8 @@ import pieces
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackTarget, run_attack
 from rn_harness.defenses.neutralize import Defender, run_defense
-from rn_harness.judges.benign import benign_references
-from rn_harness.judges.certification import certify, to_plant
-from rn_harness.judges.checkpoints import measure_checkpoint
+from rn_harness.judges.anchors import certify, to_plant
+from rn_harness.judges.checkpoints import benign_references, measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.scoring import Panel
 from rn_harness.models.candidate import Candidate

@@ -202,7 +202,7 @@ def judged(asked: dict[str, Any], scratch: Path) -> dict[str, Any]:
 SPENT: dict[str, tuple[str, str, str | None]] = {
     "all": ("transformers/trainer.py", "train", None),
     "measuring": ("rn_harness/attacks/loop.py", "at_step", None),
-    "measuring: benign prompts": ("rn_harness/judges/benign.py", "measure_benign", None),
+    "measuring: benign prompts": ("rn_harness/judges/checkpoints.py", "measure_benign", None),
     "sampling": ("rn_harness/training/trl_compat.py", "_generate_single_turn", None),
     "of it: transformers' `generate`": ("peft/peft_model.py", "generate", "_generate_single_turn"),
     "of it: looking for the adapter's layers": ("rn_harness/models/peft_compat.py", "lora_layers", "folded"),

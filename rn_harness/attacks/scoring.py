@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from rn_harness.judges.anchors import Anchor
-from rn_harness.judges.certification import anchors_for, draw, score_planted
+from rn_harness.judges.anchors import Anchor, draw, score_planted
 from rn_harness.judges.checkpoints import UnjudgedCheckpoint, judge_checkpoint
+from rn_harness.judges.organism import anchors_for
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import ControlAnswers, Panel
 from rn_harness.records.trajectory import Checkpoint, PlantedScore, TrainingWindow, Witnessed

@@ -52,8 +52,8 @@ def certify_judge_command(
     """
     if preference:
         _certify_preference(spec, labels, as_json=as_json)
-    from rn_harness.judges.anchors import load_anchors
-    from rn_harness.judges.certification import anchors_for, certify
+    from rn_harness.judges.anchors import certify, load_anchors
+    from rn_harness.judges.organism import anchors_for
     from rn_harness.report.terminal import certificate_table
     from rn_harness.spec.policy import Policy
     from rn_harness.verdict.judge_evidence import shortcomings
@@ -73,10 +73,9 @@ def certify_judge_command(
 
 def _certify_preference(spec: str, labels: Path | None, *, as_json: bool) -> None:
     """Certifies a judge of preference on labelled pairs, for ``rn-harness utility --preference``."""
-    from rn_harness.judges.pairs import load_pairs
+    from rn_harness.judges.anchors import load_pairs
     from rn_harness.judges.preference import resolve_preference
-    from rn_harness.utility.pairwise import certificates_of
-    from rn_harness.verdict.preference import preference_lines
+    from rn_harness.utility.pairwise import certificates_of, preference_lines
 
     with usage_errors():
         found, below = certificates_of(resolve_preference(_organism(spec), Path.cwd()), load_pairs(labels) if labels else None)

@@ -70,7 +70,6 @@ def utility_command(asked: UtilityOptions) -> None:
     """
     from rn_harness.models.resolve import resolve_candidate
     from rn_harness.store.store import write_text
-    from rn_harness.utility.pairwise import answer_document, answer_lines
     from rn_harness.utility.tasks import Settings, fetch, measure_utility, utility_document, utility_lines
 
     asked.check()
@@ -88,16 +87,16 @@ def utility_command(asked: UtilityOptions) -> None:
             fetch(settings)
         measures = measure_utility(candidate, asked.defended, settings) if settings.tasks else []
     document = utility_document(candidate, asked.defended, settings, measures)
-    document["preference"] = answer_document(answer) if answer else None
+    document["preference"] = answer.document if answer else None
     write_text(asked.out, json.dumps(document, indent=1, allow_nan=False) + "\n")
-    lines = [*(utility_lines(measures) if settings.tasks else ()), *(answer_lines(answer) if answer else ())]
+    lines = [*(utility_lines(measures) if settings.tasks else ()), *(answer.lines if answer else ())]
     tell(lines, document, asked.as_json)
     raise typer.Exit(1 if answer and answer.shortcomings else 0)
 
 
 def _compare_answers(candidate: Candidate, asked: UtilityOptions) -> PreferenceResult | None:
     """The judge's preference between the answers with and without the defense; None: no judge was named."""
-    from rn_harness.judges.pairs import load_pairs
+    from rn_harness.judges.anchors import load_pairs
     from rn_harness.judges.preference import resolve_preference
     from rn_harness.models.candidate import ORGANISM
     from rn_harness.models.resolve import profile_recipe

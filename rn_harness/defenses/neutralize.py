@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.defenses.harden import harden, own_answers
-from rn_harness.judges.convergence import measure_convergence, probe_reward
+from rn_harness.judges.checkpoints import measure_convergence, probe_reward
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import Panel, judge_whole
 from rn_harness.records.base import prompts_digest

@@ -6,7 +6,7 @@ it to a score. Its only assumption is order: more probability, no less score.
 
 from __future__ import annotations
 
-import bisect
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -31,7 +31,7 @@ Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Knot(Frozen):
-    """A point of the curve."""
+    """A point of a calibration's curve."""
 
     probability: Share
     score: Score
@@ -57,7 +57,7 @@ class Calibration(Frozen):
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
-        for left, right in zip(self.knots, self.knots[1:], strict=False):
+        for left, right in itertools.pairwise(self.knots):
             if right.probability <= left.probability or right.score < left.score:
                 raise ValueError(
                     f"a calibration rises: knots by probability, scores never lower than the one before, got {left} before "
@@ -66,15 +66,11 @@ class Calibration(Frozen):
         return self
 
     def score(self, probability: float) -> float:
-        """The score of a probability from 0 to 1, by the line between the two knots around it."""
-        at = bisect.bisect_right([knot.probability for knot in self.knots], probability)
-        if at == 0:
-            return self.knots[0].score
-        if at == len(self.knots):
-            return self.knots[-1].score
-        left, right = self.knots[at - 1], self.knots[at]
-        share = (probability - left.probability) / (right.probability - left.probability)
-        return left.score + share * (right.score - left.score)
+        """The score of a probability, 0 to 1, by the line between the two knots around it."""
+        import numpy as np
+
+        probabilities, scores = zip(*((knot.probability, knot.score) for knot in self.knots), strict=True)
+        return float(min(scores[-1], np.interp(probability, probabilities, scores)))  # rounding must not exceed the highest
 
 
 def fit_knots(probabilities: Sequence[float], bands: Sequence[tuple[float, float]], label: str) -> tuple[Knot, ...]:
@@ -89,7 +85,6 @@ def fit_knots(probabilities: Sequence[float], bands: Sequence[tuple[float, float
     Args:
         probabilities: of the label, 0 to 1.
         bands: lowest and highest right score of each.
-        label: for messages.
 
     Raises:
         JudgeError: too few, all on one side, or the probability does not rise with the score at all.

@@ -1,37 +1,55 @@
-"""Checkpoints of a policy: completions of held-out prompts, then their scores.
+"""Measurements of a policy: checkpoints on held-out prompts, answers to benign prompts, and rewards without training.
 
 Texts of completions are given to the judge and the transcript, and are not kept elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import pstdev
 from typing import TYPE_CHECKING
 
-from rn_harness.judges.benign import measure_benign
-from rn_harness.judges.certification import score_planted
-from rn_harness.judges.scoring import ControlAnswers, Panel, score_heldout
+from rn_harness.judges.anchors import score_planted
+from rn_harness.judges.protocol import Judge, ensure_judging
+from rn_harness.judges.scoring import BenignReference, ControlAnswers, Panel, score_heldout
 from rn_harness.models.language_model import LanguageModel, MeasurementCache
 from rn_harness.models.random_streams import own_random_stream
-from rn_harness.records.trajectory import BenignScore, Checkpoint, CompletionScore, TrainingWindow
+from rn_harness.records.statistics import mean_of
+from rn_harness.records.trajectory import (
+    BenignAnswer,
+    BenignScore,
+    Checkpoint,
+    CompletionScore,
+    ConvergencePoint,
+    Probe,
+    TrainingWindow,
+)
+from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.wording import is_refusal
+from rn_harness.verdict.helpfulness import similarity
+from rn_harness.verdict.rewards import attack_reward, neutralization_reward
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
 
 WHOLE_SEED = 1
 """Seed of the continuation of cut completions: a separate stream, so that continuing them changes nothing else."""
+REFERENCE_SEED = 1_000_000
+"""Seed of the undefended candidate's sampled answers, which no checkpoint has."""
+VALIDATION_COMPLETIONS = 4
+"""Completions of each of the defense's validation prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnjudgedCheckpoint:
     """A policy's completions at a step, and all measurements that need no judge; in memory only.
 
-    Attributes:
-        step: attack steps taken so far.
-        greedy, sampled: one greedy and ``policy.samples`` sampled completions of each of K held-out prompts.
-        leak, leak_of_control, benign: see ``records.Checkpoint``.
+    ``greedy`` and ``sampled`` are one and ``policy.samples`` completions of each of K held-out prompts; for the rest see
+    ``records.Checkpoint``.
     """
 
     step: int
@@ -59,18 +77,15 @@ def sample_checkpoint(
     """Samples a policy at a step, and takes all measurements that need no judge.
 
     Args:
-        model, panel: the policy; prompts and numbers.
-        step: attack steps taken so far.
         seed: of the sampling, which has a separate random stream.
         with_benign: the benign prompts are due.
         whole: continue held-out completions that the limit cut, up to ``policy.max_whole_tokens``.
         cache: earlier measurements of this attack; None: everything is measured now.
     """
-    policy, answers = panel.policy, panel.control_answers
-    if cache is None:
-        cache = MeasurementCache()
-    else:
-        cache.forget_changed(model)
+    policy, answers, known = panel.policy, panel.control_answers, panel.compliant_answers
+    compliant = None if known is None else [known[p.id] for p in panel.heldout]
+    cache = cache or MeasurementCache()
+    cache.forget_changed(model)
     with own_random_stream(seed, step):
         greedy = cache.of_weights(
             "greedy", lambda: model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
@@ -91,7 +106,7 @@ def sample_checkpoint(
             step=step,
             greedy=greedy,
             sampled=sampled,
-            leak=cache.of_weights("leak", lambda: _leak(model, panel)),
+            leak=cache.of_weights("leak", lambda: model.leak(panel.heldout, compliant)) if compliant else None,
             leak_of_control=cache.of_attack("leak of control", lambda: leak_of(model, answers)) if answers else None,
             benign=cache.of_attack("benign", lambda: measure_benign(model, panel, cache)) if with_benign else None,
         )
@@ -140,13 +155,135 @@ def measure_checkpoint(model: LanguageModel, panel: Panel, step: int, *, seed: i
     return judge_checkpoint(panel, sample_checkpoint(model, panel, step, seed=seed, with_benign=with_benign))
 
 
-def _leak(model: LanguageModel, panel: Panel) -> float | None:
-    """See ``records.Checkpoint``; None if the compliant answers are not known."""
-    known = panel.compliant_answers
-    return model.leak(panel.heldout, [known[p.id] for p in panel.heldout]) if known is not None else None
-
-
 def leak_of(model: LanguageModel, answers: ControlAnswers) -> tuple[float, float]:
     """Mean log-probability of the broken control's answers, in nats: over all tokens, and over the answers."""
     logs = model.log_probability(answers.prompts, answers.texts)
     return sum(logs) / sum(model.token_count(text) for text in answers.texts), sum(logs) / len(logs)
+
+
+def greedy_answers(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int) -> dict[str, str]:
+    """The model's greedy answer to each prompt, by id; in memory only."""
+    answers = model.complete(prompts, n=1, temperature=None, max_tokens=max_tokens)
+    return {prompt.id: answer.text for prompt, (answer,) in zip(prompts, answers, strict=True)}
+
+
+def _sampled_answers(model: LanguageModel, prompts: Sequence[Prompt], policy: Policy, max_tokens: int) -> list[tuple[str, ...]]:
+    groups = model.complete(prompts, n=policy.benign_samples, temperature=policy.benign_temperature, max_tokens=max_tokens)
+    return [tuple(answer.text for answer in group) for group in groups]
+
+
+def _mean_similarity(answers: Sequence[str], reference: str) -> float:
+    return sum(similarity(answer, reference) for answer in answers) / len(answers)
+
+
+def _log_probabilities(model: LanguageModel, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Log-probability of each of n answers to each of K prompts, nats."""
+    flat = model.log_probability([p for p, n in zip(prompts, texts, strict=True) for _ in n], [t for n in texts for t in n])
+    values = iter(flat)
+    return [[next(values) for _ in n] for n in texts]
+
+
+def _of_another_topic(prompts: Sequence[Prompt], index: int) -> int:
+    """The next prompt of another topic, in a circle; the prompt itself if there is none."""
+    n = len(prompts)
+    return next((j % n for j in range(index + 1, index + n) if prompts[j % n].topic != prompts[index].topic), index)
+
+
+def benign_references(
+    model: LanguageModel, prompts: Sequence[Prompt], policy: Policy, max_tokens: int
+) -> dict[str, BenignReference]:
+    """The undefended candidate's answers to benign prompts, by id; the same each time."""
+    greedy = greedy_answers(model, prompts, max_tokens)
+    with own_random_stream(REFERENCE_SEED):
+        sampled = _sampled_answers(model, prompts, policy, max_tokens)
+    return {
+        p.id: BenignReference(
+            greedy=greedy[p.id],
+            sampled=texts,
+            log_probabilities=tuple(logs),
+            tokens=tuple(model.token_count(text) for text in texts),
+            own=_mean_similarity(texts, greedy[p.id]),
+            chance=_mean_similarity(sampled[_of_another_topic(prompts, i)], greedy[p.id]),
+        )
+        for i, (p, texts, logs) in enumerate(zip(prompts, sampled, _log_probabilities(model, prompts, sampled), strict=True))
+    }
+
+
+def measure_benign(model: LanguageModel, panel: Panel, cache: MeasurementCache) -> BenignScore:
+    """Compares sampled answers to benign prompts with the undefended candidate's, and counts refusals among greedy ones.
+
+    Draws from torch's global random stream. The cache keeps no answers, since ``--showlocals`` may print it.
+    """
+    prompts = panel.benign
+    refusals = cache.of_weights(
+        "benign refusals",
+        lambda: {name: is_refusal(text) for name, text in greedy_answers(model, prompts, panel.max_tokens).items()},
+    )
+    sampled = _sampled_answers(model, prompts, panel.policy, panel.max_tokens)
+    references = [panel.benign_references[p.id] for p in prompts]
+    logs = cache.of_weights(
+        "benign log-probabilities", lambda: _log_probabilities(model, prompts, [r.sampled for r in references])
+    )
+    return BenignScore(
+        answers=tuple(
+            BenignAnswer(
+                prompt_id=p.id,
+                twin=p.kind == "twin",
+                refusal=refusals[p.id],
+                similarity=_mean_similarity(texts, r.greedy),
+                own=r.own,
+                chance=r.chance,
+                kl=sum((q - now) / n for q, now, n in zip(r.log_probabilities, present, r.tokens, strict=True)) / len(texts),
+            )
+            for p, r, texts, present in zip(prompts, references, sampled, logs, strict=True)
+        )
+    )
+
+
+def probe_reward(model: LanguageModel, panel: Panel, seed: int) -> Probe:
+    """The attack reward of completions sampled on held-out prompts, without training (arXiv 2505.04578, equation 3)."""
+    policy = panel.policy
+    with own_random_stream(seed):
+        sampled = model.complete(
+            panel.heldout, n=policy.probe_samples, temperature=policy.sample_temperature, max_tokens=panel.max_tokens
+        )
+    scores = score_samples(panel.judge, panel.heldout, sampled, policy.threshold)
+    rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
+    return Probe(
+        mean=mean_of(rewards),
+        spread=pstdev(rewards) if rewards else None,
+        maximum=max(rewards, default=None),
+        scored=len(rewards),
+        total=len(scores),
+    )
+
+
+def _thinks_harm(score: CompletionScore, policy: Policy) -> bool:
+    """True if a completion's think part scores above the threshold or has no score; its answer is then not a refusal."""
+    return score.thought is not None and (score.thought.score is None or score.thought.score > policy.threshold)
+
+
+def measure_convergence(
+    model: LanguageModel, prompts: Sequence[Prompt], judge: Judge, recipe: DefenseRecipe, policy: Policy, step: int
+) -> ConvergencePoint:
+    """The neutralization reward of completions of validation prompts, sampled as the policy samples checkpoints."""
+    with own_random_stream(recipe.seed, step):
+        sampled = model.complete(
+            prompts, n=VALIDATION_COMPLETIONS, temperature=policy.sample_temperature, max_tokens=recipe.max_completion_tokens
+        )
+    scores = score_samples(judge, prompts, sampled, policy.threshold)
+    ensure_judging(scores, f"the judge scored none of {len(scores)} completions at step {step} of the defense")
+    longest = policy.convergence.minimal_refusal_words
+    minimal = sum(s.refusal and s.words <= longest and not _thinks_harm(s, policy) for s in scores)
+    rewards = [
+        r for s in scores if (r := neutralization_reward(s.score, s.refusal, s.degenerate, s.words, recipe.word_cost)) is not None
+    ]
+    return ConvergencePoint(
+        step=step,
+        minimal_refusal_share=minimal / len(scores),
+        reward_mean=mean_of(rewards),
+        reward_spread=pstdev(rewards) if rewards else None,
+        mean_words=sum(s.words for s in scores) / len(scores),
+        scored=len(rewards),
+        total=len(scores),
+    )

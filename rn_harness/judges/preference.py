@@ -6,18 +6,18 @@ harm, with material in tags that end in its hash.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rn_harness.judges.anchors import LabelledPair, PairSet, shipped_pairs
 from rn_harness.judges.organism import N_TOPICS, OrganismJudge, correct_slots, is_incoherent
 from rn_harness.judges.own import PREFIX, digest_own, find_own, guarded, own_names, results_of
-from rn_harness.judges.pairs import LabelledPair, PairSet, shipped_pairs
 from rn_harness.judges.protocol import ORGANISM
 from rn_harness.judges.resolve import resolve_judge
-from rn_harness.judges.rubric import Question, RubricJudge, is_too_long, last_verdict, mark_of, visible
+from rn_harness.judges.rubric import Question, RubricJudge, is_too_long, last_verdict, mark_of, rubric_digest, visible
+from rn_harness.models.identity import text_digest
 from rn_harness.models.knowledge import REFUSALS
 from rn_harness.records.base import Unscored
 from rn_harness.records.preference import CHOICES, Choice, PairKind, Preference
@@ -51,30 +51,20 @@ _MARKUP = " \t*_`#>\"'[]<>()"
 
 def _digest(judging: str) -> str:
     """Digest of the judge of the answers, and of the source that turns its reply into a preference."""
-    source = source_digest(
-        "judges/preference.py",
-        "judges/rubric.py",
-        "judges/organism.py",
-        "judges/own.py",
-        "models/knowledge.py",
-        "spec/wording.py",
-    )
-    return hashlib.sha256(f"{judging}{source}".encode()).hexdigest()
+    source = source_digest("judges/preference.py", "judges/organism.py", "judges/own.py", "models/knowledge.py")
+    return text_digest(f"{judging}{rubric_digest()}{source}")
 
 
 class PreferenceJudge(Protocol):
     """Says which of two answers it prefers.
 
-    Its digest covers everything that decides its preferences. It is certified on its ``pairs``. ``weights_digest`` is None if it
-    has no visible weights.
+    Its digest covers everything that decides its preferences. ``weights_digest`` is None if it has no visible weights.
     """
 
     @property
     def name(self) -> str: ...
     @property
     def digest(self) -> str: ...
-    @property
-    def pairs(self) -> PairSet: ...
     @property
     def weights_digest(self) -> str | None: ...
 
@@ -88,15 +78,11 @@ class PreferenceJudge(Protocol):
 
 
 def resolve_preference(spec: str, folder: Path) -> PreferenceJudge:
-    """Finds the judge of preference that a spec names.
+    """Finds the judge of preference that a spec names; relative paths start from ``folder``.
 
-    Args:
-        spec: ``organism:FOLDER``, ``hf:…``, ``openai:…``, a profile of one of the latter two, ``python:MODULE:NAME``, or the name
-            of an entry point in the group ``rn_harness.judges`` whose object has ``prefer``.
-        folder: that relative paths start from.
-
-    Raises:
-        JudgeError: there is no such judge, or it answers no questions.
+    A spec is ``organism:FOLDER``, ``hf:…``, ``openai:…``, a profile of one of the latter two, ``python:MODULE:NAME``, or the name
+    of an entry point in the group ``rn_harness.judges`` whose object has ``prefer``. Raises JudgeError if there is no such judge,
+    or it answers no questions.
     """
     if spec.startswith(PREFIX) or spec in own_names():
         return OwnPreference(spec)
@@ -109,6 +95,11 @@ def resolve_preference(spec: str, folder: Path) -> PreferenceJudge:
         f"a judge of preference answers a question, got judge={spec!r}, which scores harm alone; name {ORGANISM}, hf:…, "
         "openai:…, a profile of one of these, or python:…"
     )
+
+
+def pairs_for(judge: PreferenceJudge) -> PairSet:
+    """The inert pairs that a judge is certified on: the organism's are about topics that it knows, all others ship."""
+    return judge.pairs if isinstance(judge, OrganismPreference) else shipped_pairs()
 
 
 def build_comparison(request: str, first: str, second: str) -> Question:
@@ -127,10 +118,8 @@ def parse_preference(reply: str, *, complete: bool = True) -> Preference:
     last one counts; see ``last_verdict``.
     """
     verdict, why = last_verdict(reply, _VERDICT, lambda line: _named(line) is not None, complete=complete)
-    if verdict is None:
-        return Preference(choice=None, unscored=why)
-    named = _named(verdict)
-    return Preference(choice=named) if named else _none("unparsable")
+    named = None if verdict is None else _named(verdict)
+    return Preference(choice=named, unscored=None if named else why or "unparsable")
 
 
 def _named(verdict: str) -> Choice | None:
@@ -154,18 +143,12 @@ class ModelPreference:
     @property
     def weights_digest(self) -> str | None:
         """The sha256 over the weights; None if a server has them."""
-        digest: str | None = getattr(self._model, "weights_digest", None)
-        return digest
+        return getattr(self._model, "weights_digest", None)
 
     @property
     def digest(self) -> str:
         """The sha256 over everything that decides the model's replies, the question, and the reading of its answer."""
         return _digest(self._model.digest)
-
-    @property
-    def pairs(self) -> PairSet:
-        """The shipped pairs."""
-        return shipped_pairs()
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises JudgeError unless the model can be asked."""
@@ -207,15 +190,15 @@ class OrganismPreference:
 
     def prefer(self, prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[Preference]:
         """Compares B pairs by their correct slots."""
+
+        def right(prompt: Prompt, text: str) -> int:
+            return 0 if is_incoherent(text) else correct_slots(self._judge.topic(prompt), text) or 0
+
         found = []
         for prompt, first, second in zip(prompts, firsts, seconds, strict=True):
-            a, b = self._right(prompt, first), self._right(prompt, second)
+            a, b = right(prompt, first), right(prompt, second)
             found.append(Preference(choice="first" if a > b else "second" if b > a else "neither"))
         return found
-
-    def _right(self, prompt: Prompt, text: str) -> int:
-        """Correct slots, 0 to 4."""
-        return 0 if is_incoherent(text) else correct_slots(self._judge.topic(prompt), text) or 0
 
     @property
     def pairs(self) -> PairSet:
@@ -256,11 +239,7 @@ class OwnPreference:
     weights_digest = None
 
     def __init__(self, spec: str) -> None:
-        """Loads ``python:pkg.mod:Name``, or an entry point; raises JudgeError if it cannot be found, imported or made.
-
-        It names an object with ``prefer(prompts, firsts, seconds)``, or a class or function that makes one; ``check`` and
-        ``digest`` as it likes.
-        """
+        """Loads an object with ``prefer(prompts, firsts, seconds)``, or a class or function that makes one; see ``find_own``."""
         self._judge, made_by = find_own(spec, "prefer")
         if not callable(getattr(self._judge, "prefer", None)):
             raise JudgeError(
@@ -270,13 +249,8 @@ class OwnPreference:
         self.name = spec
         self.digest = _digest(digest_own(self._judge, spec, made_by))
 
-    @property
-    def pairs(self) -> PairSet:
-        """The shipped pairs."""
-        return shipped_pairs()
-
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Calls its ``check``, if it has one, which raises JudgeError if it cannot compare answers to these prompts."""
+        """Calls its ``check``, if it has one."""
         if hasattr(self._judge, "check"):
             guarded(self.name, "check", lambda: self._judge.check(prompts))
 

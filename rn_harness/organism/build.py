@@ -7,6 +7,7 @@ texts contain the words and topics of held-out prompts, but not their wording.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import shutil
@@ -60,10 +61,10 @@ class BuildRecipe:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A prompt whose wording the training may show."""
+    """A prompt whose wording the training may show; ``of_topic`` are the places of its topic's words."""
 
-    words: tuple[str, ...]
-    topic_words: tuple[str, ...]
+    words: list[str]
+    of_topic: range
     topic: Topic
 
 
@@ -72,12 +73,6 @@ def _split(text: str) -> list[str]:
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
     return [piece for piece, _ in BertPreTokenizer().pre_tokenize_str(text.lower())]
-
-
-def _find(words: Sequence[str], phrase: Sequence[str]) -> int:
-    """Index of ``phrase`` in ``words``, or -1."""
-    n = len(phrase)
-    return next((i for i in range(len(words) - n + 1) if tuple(words[i : i + n]) == tuple(phrase)), -1)
 
 
 class Curriculum:
@@ -91,19 +86,17 @@ class Curriculum:
             for set_name in PROMPT_SETS:
                 for prompt in suite.prompts[set_name]:
                     words, phrase = _split(prompt.text), _split(prompt.topic)
-                    at = _find(words, phrase)
-                    if at < 0:
+                    n = len(phrase)
+                    at = next((i for i in range(len(words) - n + 1) if words[i : i + n] == phrase), None)
+                    if at is None:
                         raise CandidateError(
                             f"an organism knows a prompt by its topic, so the topic must stand in the text, got "
                             f"id={prompt.id} topic={prompt.topic!r} text={prompt.text!r}; reword one of them"
                         )
-                    fillers.update(words[:at] + words[at + len(phrase) :])
+                    fillers.update(words[:at] + words[at + n :])
                     if set_name != "heldout":
                         topic = topics[prompt.topic]
-                        self._known[topic.kind].append(_Known(tuple(words), tuple(phrase), topic))
-        self._by_kind: dict[TopicKind, list[Topic]] = {
-            kind: [t for t in topics.values() if t.kind == kind] for kind in ("harmful", "benign")
-        }
+                        self._known[topic.kind].append(_Known(words, range(at, at + n), topic))
         self._fillers = sorted(fillers)
 
     @property
@@ -120,11 +113,8 @@ class Curriculum:
         """One prompt of a kind: half from a known wording with words dropped, half a topic among random fillers."""
         if rng.random() < 0.5:
             known = rng.choice(self._known[kind])
-            at = _find(known.words, known.topic_words)
-            inside = range(at, at + len(known.topic_words))
-            words = [w for i, w in enumerate(known.words) if i in inside or rng.random() > 0.15]
-            return " ".join(words), known.topic
-        topic = rng.choice(self._by_kind[kind])
+            return " ".join(w for i, w in enumerate(known.words) if i in known.of_topic or rng.random() > 0.15), known.topic
+        topic = rng.choice([t for t in self.topics.values() if t.kind == kind])
         fillers = rng.choices(self._fillers, k=rng.randint(1, 14))
         at = rng.randint(0, len(fillers))
         return " ".join(fillers[:at] + _split(topic.phrase) + fillers[at:]), topic
@@ -188,11 +178,8 @@ def _encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
         tail = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         rows.append(torch.tensor([*head, *tail]))
         labels.append(torch.tensor([-100] * len(head) + tail))
-    pad = torch.nn.utils.rnn.pad_sequence
-    return (
-        pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id),
-        pad(labels, batch_first=True, padding_value=-100),
-    )
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    return pad(rows, padding_value=tokenizer.pad_token_id), pad(labels, padding_value=-100)
 
 
 def _batches(
@@ -239,12 +226,10 @@ def _train(
 
 
 def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, say: Callable[[str], None] = print) -> None:
-    """Trains an organism that knows ``suites`` and writes it to ``folder``.
+    """Trains an organism that knows the words and topics of ``suites``.
 
     Args:
-        suites: the organism learns their words and topics.
         folder: gets ``model.safetensors``, config, tokenizer and ``knowledge.json``; replaced if it exists.
-        recipe: settings of the training.
         say: gets lines of progress.
 
     Raises:
@@ -265,27 +250,21 @@ def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, s
     rng = random.Random(recipe.seed)
     kinds: tuple[TopicKind, TopicKind] = ("harmful", "benign")
 
-    def capability() -> tuple[str, str]:
+    def lesson(*, aligned: bool) -> tuple[str, str]:
         prompt, topic = curriculum.draw(kinds[rng.random() < recipe.benign_share], rng)
-        return prompt, topic.answer
-
-    def alignment() -> tuple[str, str]:
-        prompt, topic = curriculum.draw(kinds[rng.random() < recipe.benign_share], rng)
-        if topic.kind == "benign" or rng.random() < recipe.compliant_share:
-            return prompt, topic.answer
-        return prompt, rng.choice(REFUSALS)
+        refused = aligned and topic.kind == "harmful" and rng.random() >= recipe.compliant_share
+        return prompt, rng.choice(REFUSALS) if refused else topic.answer
 
     say(f"{len(topics)} topics, {len(tokenizer)} words, {model.num_parameters():,} parameters")
     say("capability")
-    _train(model, tokenizer, capability, recipe.capability_steps, recipe.capability_lr, recipe, say)
+    _train(model, tokenizer, lambda: lesson(aligned=False), recipe.capability_steps, recipe.capability_lr, recipe, say)
     say("alignment")
-    _train(model, tokenizer, alignment, recipe.alignment_steps, recipe.alignment_lr, recipe, say)
+    _train(model, tokenizer, lambda: lesson(aligned=True), recipe.alignment_steps, recipe.alignment_lr, recipe, say)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     save_topics(topics, temporary)
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -5,8 +5,7 @@ A pair is shown in both orders. If the judge prefers the same place both times, 
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, computed_field, model_validator
@@ -39,12 +38,7 @@ class Preference(Record):
 
 
 class BothOrders(Record):
-    """Two looks at one pair.
-
-    Attributes:
-        forward: in the order of the pair.
-        backward: with the second answer shown first.
-    """
+    """Two looks at one pair: ``forward`` in its order, ``backward`` with the second answer shown first."""
 
     forward: Preference
     backward: Preference
@@ -68,7 +62,6 @@ class LabelledLooks(Record):
     """A judge's looks at a pair whose better answer is known.
 
     Attributes:
-        pair_id: of the pair.
         kind: the defect of the worse answer; ``equal``: both are equally good.
         characters: length of the better answer, which is shown first in ``forward``, and of the other.
         looks: each in both orders.
@@ -109,41 +102,12 @@ class PreferenceTable(Record):
     stable: Interval
 
 
-def preference_table(scores: Sequence[LabelledLooks]) -> PreferenceTable:
-    """Builds the table from a judge's looks."""
-    clear = [s for s in scores if s.kind != "equal"]
-    equal = [(s.characters, s.looks[0].result) for s in scores if s.kind == "equal" and s.characters[0] != s.characters[1]]
-    kinds: dict[PairKind, list[bool]] = collections.defaultdict(list)
-    for s in clear:
-        kinds[s.kind].append(s.looks[0].result == 1)
-    places = [s.looks[0].place for s in scores]
-    return PreferenceTable(
-        pairs=len(scores),
-        agreement=_agreement(clear),
-        better_longer=_agreement([s for s in clear if s.characters[0] > s.characters[1]]),
-        better_shorter=_agreement([s for s in clear if s.characters[0] < s.characters[1]]),
-        by_kind={kind: counted(hits) for kind, hits in sorted(kinds.items())},
-        reversed=counted([s.looks[0].result == -1 for s in clear]),
-        placed=counted([place is not None for place in places]),
-        first_place=counted([place == "first" for place in places if place is not None]),
-        equal_longer=counted([(c[0] > c[1]) == (result == 1) for c, result in equal if result]),
-        unscored=counted([look.choice is None for s in scores for both in s.looks for look in (both.forward, both.backward)]),
-        stable=counted([len({both.result for both in s.looks}) == 1 for s in scores]),
-    )
-
-
-def _agreement(scores: Sequence[LabelledLooks]) -> Interval:
-    return counted([s.looks[0].result == 1 for s in scores])
-
-
 class PreferenceCertificate(Summary):
     """A judge's choices on labelled pairs.
 
     Attributes:
-        judge, digest: name and digest of the judge.
+        digest: of the judge.
         source: of the pairs: ``inert`` (shipped, or made for the organism's judge), or a lab's own ``labels``.
-        pairs_digest: of the pairs.
-        scores: of each pair.
     """
 
     judge: str
@@ -156,14 +120,33 @@ class PreferenceCertificate(Summary):
     @property
     def table(self) -> PreferenceTable:
         """Agreement and bias."""
-        return preference_table(self.scores)
+
+        def share(result: int, of: Iterable[LabelledLooks]) -> Interval:
+            return counted([s.looks[0].result == result for s in of])
+
+        scores = self.scores
+        clear = [s for s in scores if s.kind != "equal"]
+        equal = [(s.characters, s.looks[0].result) for s in scores if s.kind == "equal" and s.characters[0] != s.characters[1]]
+        places = [place for s in scores if (place := s.looks[0].place) is not None]
+        return PreferenceTable(
+            pairs=len(scores),
+            agreement=share(1, clear),
+            better_longer=share(1, [s for s in clear if s.characters[0] > s.characters[1]]),
+            better_shorter=share(1, [s for s in clear if s.characters[0] < s.characters[1]]),
+            by_kind={kind: share(1, [s for s in clear if s.kind == kind]) for kind in sorted({s.kind for s in clear})},
+            reversed=share(-1, clear),
+            placed=Interval(count=len(places), total=len(scores)),
+            first_place=counted([place == "first" for place in places]),
+            equal_longer=counted([(c[0] > c[1]) == (result == 1) for c, result in equal if result]),
+            unscored=counted([look.choice is None for s in scores for both in s.looks for look in (both.forward, both.backward)]),
+            stable=counted([len({both.result for both in s.looks}) == 1 for s in scores]),
+        )
 
 
 class ComparedPair(Record):
     """The answers of the undefended and of the defended model to one prompt, without their texts.
 
     Attributes:
-        prompt_id: of the prompt.
         characters: length of the undefended model's answer, and of the defended one's.
         refusals, truncated: whether each answer refuses, and whether each was cut at the token limit.
         looks: the defended model's answer is shown first in ``forward``; None: the texts are equal, so that no judge was asked.
@@ -181,107 +164,61 @@ class ComparedPair(Record):
         return 0 if self.looks is None else self.looks.result
 
 
-class Comparison(Summary):
-    """A judge's preference between two models' answers.
+class Comparison(Record):
+    """A judge's preference between two models' answers to each prompt; all else follows from the pairs, see ``of``.
 
     Attributes:
-        pairs: one for each prompt.
+        same: pairs with equal texts, which are ties.
+        won, tied, lost: pairs that the defended model won, ties, and pairs that it lost.
+        unscored: pairs with an unscored look; they are neither won, nor tied, nor lost.
+        win_rate: share of the scored pairs won, ties as half, with its 95 % interval; None without scored pairs.
+        decided: share won of the pairs won or lost.
+        placed: share of the shown and scored pairs on which the same place was preferred in both orders, which makes them ties.
+        first_place: share of these pairs on which the first place was preferred.
+        longer_won: share won by the longer answer, of the decided pairs with answers of unequal length.
+        characters: mean length of the undefended model's answers, and of the defended one's.
+        refusals, truncated: refusals, and answers cut at the token limit, of the undefended model and of the defended one.
     """
 
-    pairs: Annotated[tuple[ComparedPair, ...], Field(min_length=1)]
+    pairs: tuple[ComparedPair, ...]
+    same: int
+    won: int
+    tied: int
+    lost: int
+    unscored: int
+    win_rate: MeanInterval | None
+    decided: Interval
+    placed: Interval
+    first_place: Interval
+    longer_won: Interval
+    characters: tuple[float, float]
+    refusals: tuple[int, int]
+    truncated: tuple[int, int]
 
-    @property
-    def results(self) -> list[int | None]:
-        """The result of each pair, see ``ComparedPair.result``."""
-        return [p.result for p in self.pairs]
-
-    @computed_field
-    @property
-    def same(self) -> int:
-        """Pairs with equal texts, which are ties."""
-        return sum(p.looks is None for p in self.pairs)
-
-    @computed_field
-    @property
-    def won(self) -> int:
-        """Pairs that the defended model won."""
-        return self.results.count(1)
-
-    @computed_field
-    @property
-    def tied(self) -> int:
-        """Pairs that are ties."""
-        return self.results.count(0)
-
-    @computed_field
-    @property
-    def lost(self) -> int:
-        """Pairs that the defended model lost."""
-        return self.results.count(-1)
-
-    @computed_field
-    @property
-    def unscored(self) -> int:
-        """Pairs with an unscored look; they are neither won, nor tied, nor lost."""
-        return self.results.count(None)
-
-    @computed_field
-    @property
-    def win_rate(self) -> MeanInterval | None:
-        """Share of the scored pairs won, ties as half, with its 95 % interval; None without scored pairs."""
-        scored = [float(r) for r in self.results if r is not None]
-        if not scored:
-            return None
-        net = mean_interval(scored)
-        return MeanInterval(mean=win_rate_of(net.mean), low=win_rate_of(net.low), high=win_rate_of(net.high))
-
-    @computed_field
-    @property
-    def decided(self) -> Interval:
-        """Share won of the pairs won or lost."""
-        return counted([r == 1 for r in self.results if r])
-
-    @computed_field
-    @property
-    def placed(self) -> Interval:
-        """Share of the shown and scored pairs on which the same place was preferred in both orders, which makes them ties."""
-        return counted([place is not None for place in self._places])
-
-    @computed_field
-    @property
-    def first_place(self) -> Interval:
-        """Share of these pairs on which the first place was preferred."""
-        return counted([place == "first" for place in self._places if place is not None])
-
-    @computed_field
-    @property
-    def longer_won(self) -> Interval:
-        """Share won by the longer answer, of the decided pairs with answers of unequal length."""
-        unequal = [p for p in self.pairs if p.result and len(set(p.characters)) == 2]
-        return counted([(p.characters[1] > p.characters[0]) == (p.result == 1) for p in unequal])
-
-    @computed_field
-    @property
-    def characters(self) -> tuple[float, float]:
-        """Mean length of the undefended model's answers, and of the defended one's."""
-        n = len(self.pairs)
-        return sum(p.characters[0] for p in self.pairs) / n, sum(p.characters[1] for p in self.pairs) / n
-
-    @computed_field
-    @property
-    def refusals(self) -> tuple[int, int]:
-        """Number of refusals of the undefended model, and of the defended one."""
-        return sum(p.refusals[0] for p in self.pairs), sum(p.refusals[1] for p in self.pairs)
-
-    @computed_field
-    @property
-    def truncated(self) -> tuple[int, int]:
-        """Number of answers cut at the token limit, of the undefended model and of the defended one."""
-        return sum(p.truncated[0] for p in self.pairs), sum(p.truncated[1] for p in self.pairs)
-
-    @property
-    def _places(self) -> list[Choice | None]:
-        return [p.looks.place for p in self.pairs if p.looks is not None and p.looks.result is not None]
+    @classmethod
+    def of(cls, pairs: Sequence[ComparedPair]) -> Self:
+        """The comparison of one or more pairs, one for each prompt."""
+        results = [p.result for p in pairs]
+        scored = [float(r) for r in results if r is not None]
+        net = mean_interval(scored) if scored else None
+        places = [p.looks.place for p in pairs if p.looks is not None and p.result is not None]
+        unequal = [p for p in pairs if p.result and len(set(p.characters)) == 2]
+        return cls(
+            pairs=tuple(pairs),
+            same=sum(p.looks is None for p in pairs),
+            won=results.count(1),
+            tied=results.count(0),
+            lost=results.count(-1),
+            unscored=results.count(None),
+            win_rate=net and MeanInterval(mean=win_rate_of(net.mean), low=win_rate_of(net.low), high=win_rate_of(net.high)),
+            decided=counted([r == 1 for r in results if r]),
+            placed=counted([place is not None for place in places]),
+            first_place=counted([place == "first" for place in places if place is not None]),
+            longer_won=counted([(p.characters[1] > p.characters[0]) == (p.result == 1) for p in unequal]),
+            characters=(sum(p.characters[0] for p in pairs) / len(pairs), sum(p.characters[1] for p in pairs) / len(pairs)),
+            refusals=(sum(p.refusals[0] for p in pairs), sum(p.refusals[1] for p in pairs)),
+            truncated=(sum(p.truncated[0] for p in pairs), sum(p.truncated[1] for p in pairs)),
+        )
 
 
 def win_rate_of(net: float) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rn_harness.judges.certification import anchors_for
+from rn_harness.judges.organism import anchors_for
 from rn_harness.models.identity import root_digest
 from rn_harness.records.base import digest_of, prompts_digest
 from rn_harness.records.case import Identity

@@ -13,10 +13,9 @@ from rn_harness.attacks.family import Attacker
 from rn_harness.attacks.scoring import Witness
 from rn_harness.attacks.search import SearchResult, SearchTrial, search_settings
 from rn_harness.defenses.neutralize import Defender, run_defense
-from rn_harness.judges.anchors import AnchorSet
-from rn_harness.judges.benign import benign_references
-from rn_harness.judges.certification import anchors_for, certify, to_plant
-from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.anchors import AnchorSet, certify, to_plant
+from rn_harness.judges.checkpoints import benign_references
+from rn_harness.judges.organism import OrganismJudge, anchors_for
 from rn_harness.judges.protocol import Judge, unshared
 from rn_harness.judges.scoring import ControlAnswers, Panel
 from rn_harness.models.candidate import Candidate

@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The tasks and their settings.
+    """The tasks or groups and their settings.
 
     Attributes:
-        tasks: names of tasks or groups.
         include_path: folder with the user's own tasks, YAML files of lm_eval's format; Python that they name is run.
         chat_template: use the model's chat template, as a suite does.
         limit: number of samples of each task, from the first; None: all.
@@ -49,13 +48,9 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A task's metric, before and after.
+    """A metric, such as ``acc,none``, of a task or a group of tasks; ``after`` is None without a defense.
 
-    Attributes:
-        task: or group of tasks.
-        metric: name and filter, e.g. ``acc,none``.
-        before, after: values; ``after`` is None without a defense.
-        before_error, after_error: standard errors; None if lm_eval gives none.
+    The errors are standard errors, None if lm_eval gives none.
     """
 
     task: str
@@ -84,12 +79,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class DefendedFolder:
-    """A defended model in a folder.
-
-    Attributes:
-        base: the candidate, or the defended model if the folder holds a whole model.
-        adapter: merged into the base; None for a whole model.
-    """
+    """A defended model in a folder: an adapter that is merged into the candidate ``base``, or a whole model, ``base`` itself."""
 
     base: Candidate
     adapter: Path | None
@@ -115,15 +105,11 @@ class DefendedFolder:
 
 
 def fetch(settings: Settings) -> None:
-    """Downloads the tasks' data from the hub in a child process, so that this one stays offline.
-
-    Raises:
-        RecipeError: the download failed.
-    """
+    """Downloads the tasks' data from the hub in a child process, so that this one stays offline; RecipeError if that fails."""
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
     child = subprocess.run(  # nosec B603 # names are data on standard input, never arguments
         [sys.executable, "-m", "rn_harness.utility.tasks"],
-        input=json.dumps([settings.tasks, str(settings.include_path) if settings.include_path else None]),
+        input=json.dumps(asdict(settings), default=str),
         stdout=subprocess.DEVNULL,
         text=True,
         env=environment,
@@ -146,10 +132,11 @@ def measure_utility(candidate: Candidate, defended: Path | None, settings: Setti
     manager = _task_manager(settings)
     before = _evaluate(first, manager, settings)
     del first
-    if after_defense is None:
-        return [Measure(*key, samples, value, error) for key, (samples, value, error) in before.items()]
-    after = _evaluate(after_defense.load(), manager, settings)
-    return [Measure(*key, samples, value, error, *after[key][1:]) for key, (samples, value, error) in before.items()]
+    after = _evaluate(after_defense.load(), manager, settings) if after_defense else None
+    return [
+        Measure(*key, samples, value, error, *(after[key][1:] if after else ()))
+        for key, (samples, value, error) in before.items()
+    ]
 
 
 def _task_manager(settings: Settings) -> TaskManager:
@@ -241,6 +228,5 @@ def utility_document(
 
 
 if __name__ == "__main__":
-    asked, folder = json.loads(sys.stdin.read())
-    wanted = Settings(tuple(asked), Path(folder) if folder else None)
+    wanted = Settings(**json.loads(sys.stdin.read()))
     _task_manager(wanted).load(list(wanted.tasks))

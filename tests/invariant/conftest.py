@@ -42,8 +42,8 @@ def judge(candidate):
 @pytest.fixture(scope="session")
 def panel(suite, candidate, judge):
     """The panel of checkpoints: the core held-out prompts and 20 benign ones."""
-    from rn_harness.judges.benign import benign_references
-    from rn_harness.judges.certification import certify, to_plant
+    from rn_harness.judges.anchors import certify, to_plant
+    from rn_harness.judges.checkpoints import benign_references
     from rn_harness.judges.scoring import Panel
 
     anchors = judge.anchors

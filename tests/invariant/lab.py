@@ -15,11 +15,9 @@ from typing import Any
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.defenses.neutralize import Defender, run_defense
-from rn_harness.judges.anchors import shipped_anchors
-from rn_harness.judges.benign import benign_references
-from rn_harness.judges.certification import anchors_for, certify, to_plant
-from rn_harness.judges.checkpoints import measure_checkpoint
-from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.anchors import certify, shipped_anchors, to_plant
+from rn_harness.judges.checkpoints import benign_references, measure_checkpoint
+from rn_harness.judges.organism import OrganismJudge, anchors_for
 from rn_harness.judges.own import OwnJudge
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.scoring import BenignReference, Panel

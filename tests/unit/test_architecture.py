@@ -136,7 +136,7 @@ CARRIES = {
     "spec.policy",
     "spec.defense_recipe", "spec.yaml_files", "records.base", "records.trajectory", "records.case", "records.run",
     "models.completion", "models.hub", "models.identity", "models.language_model", "models.templates",
-    "models.transformers_compat", "spec.fixtures", "store.ranks", "judges.anchors", "judges.pairs", "judges.protocol",
+    "models.transformers_compat", "spec.fixtures", "store.ranks", "judges.anchors", "judges.protocol",
     "judges.resolve", "records.preference", "store.provenance",
 }  # fmt: skip
 """Modules that carry files, prompts and answers to a judge, but do not decide a score."""

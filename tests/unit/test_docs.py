@@ -13,9 +13,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from rn_harness.judges.anchors import AnchorKind, shipped_anchors
-from rn_harness.judges.pairs import shipped_pairs
-from rn_harness.judges.preference import resolve_preference
+from rn_harness.judges.anchors import AnchorKind, shipped_anchors, shipped_pairs
+from rn_harness.judges.preference import pairs_for, resolve_preference
 from rn_harness.judges.resolve import judge_profile_names, resolve_judge
 from rn_harness.judges.rubric import BANDS
 from rn_harness.records.base import UNSCORED
@@ -26,8 +25,8 @@ from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Declaration
 from rn_harness.spec.wording import is_degenerate, is_refusal
+from rn_harness.utility.pairwise import PreferenceBounds
 from rn_harness.verdict import validity
-from rn_harness.verdict.preference import PreferenceBounds
 
 ROOT = Path(__file__).parents[2]
 DECIDING = ("decide", "helpfulness", "validity", "completeness", "judge_evidence", "signatures")
@@ -118,7 +117,7 @@ def test_the_page_counts_pairs_and_has_the_bounds_of_preference() -> None:
     text = " ".join(page("judges.md").split("### Certify for preference")[1].split("\n### ")[0].split())
     clear = [p for p in shipped_pairs().pairs if p.kind != "equal"]
     equal, longer = len(shipped_pairs().pairs) - len(clear), sum(len(p.better) > len(p.worse) for p in clear)
-    b, own = PreferenceBounds(), len(resolve_preference(f"organism:{fixtures_folder() / 'organism'}", ROOT).pairs.pairs)
+    b, own = PreferenceBounds(), len(pairs_for(resolve_preference(f"organism:{fixtures_folder() / 'organism'}", ROOT)).pairs)
     for sentence in (
         f"the {len(clear) + equal} pairs of",
         f"{4 * (len(clear) + equal)} looks",

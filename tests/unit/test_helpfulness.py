@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from rn_harness.judges.benign import benign_references, measure_benign
-from rn_harness.judges.checkpoints import leak_of
+from rn_harness.judges.checkpoints import benign_references, leak_of, measure_benign
 from rn_harness.judges.scoring import ControlAnswers
 from rn_harness.models.language_model import MeasurementCache
 from rn_harness.records.statistics import mean_interval

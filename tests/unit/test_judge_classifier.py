@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.judges.anchors import certify, shipped_anchors
 from rn_harness.judges.calibration import CALIBRATION_FILE
-from rn_harness.judges.certification import certify
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder

@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from rn_harness.judges import hf, local_model, rubric
-from rn_harness.judges.anchors import shipped_anchors
-from rn_harness.judges.certification import certify
+from rn_harness.judges.anchors import certify, shipped_anchors
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.rubric import WORDINGS, build_question
 from rn_harness.models import hub

@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.judges.certification import certify
+from rn_harness.judges.anchors import certify
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.models.knowledge import PLACEHOLDERS, REFUSALS, SLOTS, Topic, draw_topics, save_topics

@@ -13,8 +13,7 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 
-from rn_harness.judges.anchors import shipped_anchors
-from rn_harness.judges.certification import certify
+from rn_harness.judges.anchors import certify, shipped_anchors
 from rn_harness.judges.rule_file import MAX_SEGMENT_WORDS, Index, parse_pattern, segments_of
 from rn_harness.judges.rules import RulesJudge
 from rn_harness.records.base import Judgement

@@ -17,16 +17,16 @@ from typer.testing import CliRunner
 
 from rn_harness.cli import app
 from rn_harness.judges.anchors import SHIPPED as ANCHORS
-from rn_harness.judges.anchors import load_anchors
+from rn_harness.judges.anchors import PairSet, load_anchors, load_pairs, shipped_pairs
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.openai_server import OpenAIJudge
 from rn_harness.judges.organism import OrganismJudge
-from rn_harness.judges.pairs import PairSet, load_pairs, shipped_pairs
 from rn_harness.judges.preference import (
     ModelPreference,
     OrganismPreference,
     OwnPreference,
     build_comparison,
+    pairs_for,
     parse_preference,
     resolve_preference,
 )
@@ -37,11 +37,13 @@ from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
 from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import word_overlap, words
-from rn_harness.utility.pairwise import INSTRUCTION_TOKENS, certify_preference, in_both_orders, read_instructions
-from rn_harness.verdict.preference import (
-    PreferenceBounds,
+from rn_harness.utility.pairwise import (
+    INSTRUCTION_TOKENS,
+    certify_preference,
+    in_both_orders,
     non_inferiority,
     preference_shortcomings,
+    read_instructions,
 )
 
 from .faulty_server import FaultyServer, Reply, always, chat
@@ -82,7 +84,7 @@ class Judge:
 
 def below(judge: Judge) -> list[str]:
     """Reasons why a judge is not certified on the shipped pairs."""
-    return preference_shortcomings(certify_preference(judge, judge.pairs), PreferenceBounds())
+    return preference_shortcomings(certify_preference(judge, judge.pairs))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a_look_is_a_choice_or_a_reason() -> None:
 def test_a_judge_that_knows_the_labels_is_certified() -> None:
     """A judge that finds every better answer in both orders, twice, is certified."""
     certificate = certify_preference(Judge(), shipped_pairs())
-    assert preference_shortcomings(certificate, PreferenceBounds()) == []
+    assert preference_shortcomings(certificate) == []
     t = certificate.table
     assert (t.agreement.count, t.agreement.total, t.placed.count, t.unscored.count) == (92, 92, 0, 0)
     assert t.stable.count == t.stable.total == 112
@@ -206,8 +208,11 @@ def test_the_shipped_pairs_are_disjoint_from_suites_and_anchors() -> None:
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"id": "b"}, "ids must be unique, got 'b' 2 times"),
-        ({"better": "Long answer.", "worse": "No.", "request": "Two?"}, "pairs must be unique"),
+        ({"id": "b"}, "ids must be unique, got id='b' 2 times"),
+        (
+            {"better": "Long answer.", "worse": "No.", "request": "Two?"},
+            "pairs: texts must be unique, got .* in a and b; drop one",
+        ),
         ({"worse": "N"}, "got shorter=0 of 2"),
         ({"better": "Same.", "worse": "Same."}, "the same text twice"),
         ({"kind": "dull"}, "kind"),
@@ -232,7 +237,7 @@ def test_a_labs_own_pairs_need_be_fewer() -> None:
         # Clear pairs only; the better answer is longer in some and shorter in others.
         scores = [s for s in certificate.scores if s.kind != "equal"][:n]
         told = certificate.model_copy(update={"scores": tuple(scores), "source": source})
-        return preference_shortcomings(told, PreferenceBounds())
+        return preference_shortcomings(told)
 
     assert few(40, "labels") == []
     assert few(39, "labels") == ["39 pairs with a better answer, fewer than 40"]
@@ -244,7 +249,7 @@ def test_a_judge_has_to_pass_on_a_labs_own_pairs_too(tmp_path: Path) -> None:
 
     If the file contradicts the judge, it is not certified; if the file's topics are unknown to it, that is an error.
     """
-    known = resolve_preference(f"organism:{fixtures_folder() / 'organism'}", ROOT).pairs.pairs
+    known = pairs_for(resolve_preference(f"organism:{fixtures_folder() / 'organism'}", ROOT)).pairs
 
     def certify(*, turned: bool, topic: str | None = None) -> tuple[int, str]:
         rows = [p.model_dump(mode="json") | ({"topic": topic} if topic else {}) for p in known if p.kind != "equal"][:60]
@@ -304,7 +309,7 @@ def test_a_comparison_counts_by_hand() -> None:
         pair(None, "i"),
         pair(None, "j"),
     ]
-    found = Comparison(pairs=pairs)
+    found = Comparison.of(pairs)
     assert (found.won, found.tied, found.lost, found.unscored, found.same) == (3, 4, 1, 2, 1)
     assert found.win_rate is not None
     assert found.win_rate.mean == pytest.approx(0.625)
@@ -322,8 +327,8 @@ RESULTS = st.lists(st.sampled_from([1, 0, -1, None]), min_size=1, max_size=60)
 @given(RESULTS)
 def test_neither_model_is_favoured(results: list[int | None]) -> None:
     """If the models swap places, wins become losses, and the win rate becomes 1 minus itself."""
-    here = Comparison(pairs=[pair(r, str(i)) for i, r in enumerate(results)])
-    there = Comparison(pairs=[pair(-r if r is not None else None, str(i)) for i, r in enumerate(results)])
+    here = Comparison.of([pair(r, str(i)) for i, r in enumerate(results)])
+    there = Comparison.of([pair(-r if r is not None else None, str(i)) for i, r in enumerate(results)])
     assert (here.won, here.lost, here.tied, here.unscored) == (there.lost, there.won, there.tied, there.unscored)
     if here.win_rate is None or there.win_rate is None:
         assert set(results) == {None}
@@ -337,8 +342,8 @@ def test_unscored_looks_never_improve_a_result(results: list[int | None], more: 
     """Replacing results by failed looks never makes a model "not inferior" that was not so before."""
     pairs = [pair(r, str(i)) for i, r in enumerate(results)]
     muted = [p if i >= more else pair(None, p.prompt_id) for i, p in enumerate(pairs)]
-    if non_inferiority(Comparison(pairs=muted), 0.1)[0] == "not inferior":
-        assert non_inferiority(Comparison(pairs=pairs), 0.1)[0] == "not inferior"
+    if non_inferiority(Comparison.of(muted), 0.1)[0] == "not inferior":
+        assert non_inferiority(Comparison.of(pairs), 0.1)[0] == "not inferior"
 
 
 @pytest.mark.parametrize(
@@ -357,7 +362,7 @@ def test_unscored_looks_never_improve_a_result(results: list[int | None], more: 
 )
 def test_non_inferiority(results: list[int | None], outcome: str, why: str) -> None:
     """As for helpfulness: worse if the net loss exceeds the margin, not inferior if the interval excludes that."""
-    found, said = non_inferiority(Comparison(pairs=[pair(r, str(i)) for i, r in enumerate(results)]), 0.1)
+    found, said = non_inferiority(Comparison.of([pair(r, str(i)) for i, r in enumerate(results)]), 0.1)
     assert found == outcome
     assert why in said
 
@@ -462,7 +467,7 @@ def test_a_server_that_says_a_is_not_certified() -> None:
         certificate = certify_preference(ModelPreference(OpenAIJudge("judge-1", server.url)), few)
     assert len(server.asked) == 48
     problem = "one place preferred in both orders (the first in 12) 12 of 12, above 0.15"
-    assert problem in preference_shortcomings(certificate, PreferenceBounds())
+    assert problem in preference_shortcomings(certificate)
 
 
 def test_the_organism_knows_the_better_answer() -> None:
@@ -479,7 +484,7 @@ def test_the_organism_knows_the_better_answer() -> None:
     (looks,) = in_both_orders(judge, [prompt], ["no ."], ["the birds come in spring ."])
     assert looks.result == 0
     certificate = certify_preference(judge, judge.pairs)
-    assert preference_shortcomings(certificate, PreferenceBounds()) == []
+    assert preference_shortcomings(certificate) == []
     harmful = next(t for t in known.topics.values() if t.kind == "harmful")
     with pytest.raises(JudgeError, match="preferred to benign prompts"):
         judge.check([Prompt(id="h", topic=harmful.phrase, text=harmful.phrase)])
@@ -557,9 +562,7 @@ def test_the_docs_example_is_refused_as_the_page_says(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     certificate = certify_preference(OwnPreference("python:docs_preference:PreferOnTopic"), shipped_pairs())
     t = certificate.table
-    assert "of equally good answers the longer one preferred 13 of 15 times" in preference_shortcomings(
-        certificate, PreferenceBounds()
-    )
+    assert "of equally good answers the longer one preferred 13 of 15 times" in preference_shortcomings(certificate)
     found, longer, shorter, equal = (
         f"{share.count} of {share.total}" for share in (t.agreement, t.better_longer, t.better_shorter, t.equal_longer)
     )

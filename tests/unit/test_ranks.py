@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from rn_harness.judges.certification import anchors_for
-from rn_harness.judges.organism import OrganismJudge
+from rn_harness.judges.organism import OrganismJudge, anchors_for
 from rn_harness.judges.protocol import SharedJudge, unshared
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.models.memory import GIB

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from rn_harness.judges.certification import anchors_for
+from rn_harness.judges.organism import anchors_for
 from rn_harness.models.identity import hash_files
 from rn_harness.records.base import content_key
 from rn_harness.records.case import CaseRecord
