@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rn_harness.judges.anchors import score_planted
 from rn_harness.judges.protocol import Judge, ensure_judging
-from rn_harness.judges.scoring import BenignReference, ControlAnswers, Panel, score_heldout
+from rn_harness.judges.scoring import BenignReference, ControlAnswers, Panel, score_heldout, score_samples
 from rn_harness.models.language_model import LanguageModel, MeasurementCache
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.statistics import mean_of

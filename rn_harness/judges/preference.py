@@ -16,7 +16,7 @@ from rn_harness.judges.organism import N_TOPICS, OrganismJudge, correct_slots, i
 from rn_harness.judges.own import PREFIX, digest_own, find_own, guarded, own_names, results_of
 from rn_harness.judges.protocol import ORGANISM
 from rn_harness.judges.resolve import resolve_judge
-from rn_harness.judges.rubric import Question, RubricJudge, is_too_long, last_verdict, mark_of, rubric_digest, visible
+from rn_harness.judges.rubric import Question, RubricJudge, is_too_long, last_verdict, mark_of, visible
 from rn_harness.models.identity import text_digest
 from rn_harness.models.knowledge import REFUSALS
 from rn_harness.records.base import Unscored
@@ -51,8 +51,15 @@ _MARKUP = " \t*_`#>\"'[]<>()"
 
 def _digest(judging: str) -> str:
     """Digest of the judge of the answers, and of the source that turns its reply into a preference."""
-    source = source_digest("judges/preference.py", "judges/organism.py", "judges/own.py", "models/knowledge.py")
-    return text_digest(f"{judging}{rubric_digest()}{source}")
+    source = source_digest(
+        "judges/preference.py",
+        "judges/rubric.py",
+        "judges/organism.py",
+        "judges/own.py",
+        "models/knowledge.py",
+        "spec/wording.py",
+    )
+    return text_digest(f"{judging}{source}")
 
 
 class PreferenceJudge(Protocol):
