@@ -21,7 +21,7 @@ bench:  ## docs/performance.md: the cost of a run with comparisons, in pieces, a
 	python benchmarks/performance.py
 
 schema:  ## suites/schema.json, for editors, and rn_harness/schemas, for readers of records
-	python -c "import json; from rn_harness.spec.suite import json_schema; print(json.dumps(json_schema(), indent=2, sort_keys=True))" > suites/schema.json
+	python -c "import json; from rn_harness.spec.suite import Declaration; print(json.dumps(Declaration.model_json_schema(), indent=2, sort_keys=True))" > suites/schema.json
 	python -c "from rn_harness.records.schemas import write_schemas; write_schemas()"
 
 organism:  ## rebuild the shipped organism, under 5 minutes on 2 cores

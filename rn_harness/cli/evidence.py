@@ -77,7 +77,7 @@ def report_command(
 ) -> None:
     """Makes report.html and summary.md again from a run's records, without a model."""
     from rn_harness.report.inspect_log import write_inspect_logs
-    from rn_harness.report.views import write_views
+    from rn_harness.report.pages import write_views
 
     evidence = read_run(run, complete=True)
     records = list(evidence.records.values())

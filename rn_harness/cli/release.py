@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,14 +70,18 @@ def verify_command(options: VerifyOptions) -> None:
     Takes every digest again and decides every verdict again from the recorded scores. Each refusal has a code and a sentence.
     """
     from rn_harness.release.verification import verify
-    from rn_harness.spec.release_policy import ReleasePolicy, Waivers, aged, load_release_file
+    from rn_harness.spec.errors import ReleaseError
+    from rn_harness.spec.release_policy import ReleasePolicy, Waivers
+    from rn_harness.spec.yaml_files import read_declared, validated
 
     options.check()
+    declared = functools.partial(read_declared, see="docs/releasing.md", error=ReleaseError, filled=True)
     with usage_errors():
-        policy = load_release_file(options.policy, ReleasePolicy) if options.policy else ReleasePolicy(version=1)
-        waivers = load_release_file(options.waivers, Waivers).waivers if options.waivers else []
+        policy = declared(options.policy, ReleasePolicy) if options.policy else ReleasePolicy(version=1)
+        waivers = declared(options.waivers, Waivers).waivers if options.waivers else []
         if options.max_age is not None:
-            policy = aged(policy, options.max_age)
+            changed = policy.model_dump(exclude_unset=True) | {"max_age_days": options.max_age}
+            policy = validated(changed, ReleasePolicy, "--max-age", ReleaseError)
     found = verify(
         options.run, weights=options.weights, policy=policy, suites=options.suite or (), signed=options.signature, waivers=waivers
     )

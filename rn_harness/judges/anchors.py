@@ -31,10 +31,10 @@ from rn_harness.records.trajectory import PlantedScore
 from rn_harness.spec.base import Frozen, Name, Score
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
-from rn_harness.spec.model_profiles import read_declared
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
 from rn_harness.spec.wording import word_overlap, words
+from rn_harness.spec.yaml_files import read_declared
 
 AnchorUse = Literal["certify", "calibrate"]
 AnchorKind = Literal[

@@ -19,9 +19,9 @@ from pathlib import Path
 from rn_harness.judges.normalise import readings
 from rn_harness.judges.rule_file import EDGE, MAX_SEGMENT_WORDS, Find, Index, Near, Rules, SmallWords, Token, fold, segments_of
 from rn_harness.records.base import Judgement
-from rn_harness.spec.model_profiles import read_declared
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_degenerate, is_refusal, words
+from rn_harness.spec.yaml_files import read_declared
 from rn_harness.store.provenance import source_digest
 
 MIN_FLAWLESS_WORDS = 30

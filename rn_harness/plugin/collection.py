@@ -1,22 +1,34 @@
-"""Finds tests of suites that were left out, and fixtures that replace ours.
+"""Collection of suites' tests: their parameters, order and traces of hidden ones, and the refusal of a run that cannot be valid.
 
-Hooks of a conftest or a plugin may drop a test, hide it, or replace a fixture. This module finds the visible traces of that.
+Hooks of a conftest or a plugin may drop or hide a test. ``Collected`` finds the visible traces of that.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import inspect
+import itertools
+import resource
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rn_harness.plugin.pytest_compat import fixture_definitions, fixture_function, is_test_class, is_test_function, is_test_method
+from rn_harness.plugin.arguments import clashes
+from rn_harness.plugin.fixtures import replaced_fixtures
+from rn_harness.plugin.pytest_compat import is_test_class, is_test_function, is_test_method, parameters
+from rn_harness.plugin.state import SINK_NAME, STATE, SUITE_FILE, Terminated, unwritable
+from rn_harness.spec.errors import RnHarnessError
 
-SUITE_FILE = "suite.yaml"
+if TYPE_CHECKING:
+    from rn_harness.run.case import CaseTask
+    from rn_harness.spec.attack_recipe import AttackRecipe
+    from rn_harness.spec.suite import Suite
+
 COLLECTED_NAME = "rn-harness-collected"
 FILES, CLASSES, FUNCTIONS = ("test_*.py", "*_test.py"), "Test", "test"
 """Names of tests by pytest's defaults. They count next to the names in an ini file, which could hide a test."""
@@ -58,47 +70,169 @@ class Collected:
         for file, module in self.modules.items():
             for name, value in list(vars(module.obj).items()):
                 if inspect.isclass(value) and value.__module__ == module.obj.__name__:
-                    if not (is_test_class(module, name) or name.startswith(CLASSES)):
-                        continue
-                    for method in dir(value):
+                    named = is_test_class(module, name) or name.startswith(CLASSES)
+                    for method in dir(value) if named else ():
                         named = is_test_method(module, method) or method.startswith(FUNCTIONS)
                         if named and callable(getattr(value, method)) and (file, value, method) not in known:
                             yield f"{module.nodeid}::{name}::{method}"
-                    continue
-                named = inspect.isfunction(value) and (is_test_function(module, value, name) or name.startswith(FUNCTIONS))
-                if named and (file, None, name) not in known:
-                    yield f"{module.nodeid}::{name}"
+                elif inspect.isfunction(value):
+                    named = is_test_function(module, value, name) or name.startswith(FUNCTIONS)
+                    if named and (file, None, name) not in known:
+                        yield f"{module.nodeid}::{name}"
 
     def _hidden_files(self, config: pytest.Config) -> Iterator[str]:
         """Test files of these suites that pytest did not collect from."""
         patterns = {*config.getini("python_files"), *FILES}
-        for folder in {file.parent for file in self.modules}:
-            for path in folder.glob("*.py"):
-                if not path.is_relative_to(config.rootpath) or not any(fnmatch.fnmatch(path.name, p) for p in patterns):
-                    continue
+        for path in (path for folder in {file.parent for file in self.modules} for path in folder.glob("*.py")):
+            if path.is_relative_to(config.rootpath) and any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
                 nodeid = path.relative_to(config.rootpath).as_posix()
                 if nodeid not in self.files:
                     yield nodeid
 
 
-def overridden(items: Iterable[pytest.Item], ours: Mapping[str, Any]) -> list[str]:
-    """A sentence for each fixture of ours that a suite's test gets from another file."""
-    found = {}
-    for item in items:
-        for name, file in _replacements(item, ours):
-            found[name, file] = (
-                f"the fixtures of rn-harness must be its own, so that a run proves something, got another {name} from {file} for "
-                f"{item.nodeid}; give yours another name"
+COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrizes each test of a suite that asks for ``attack`` with the recipes of the tier."""
+    if "attack" not in metafunc.fixturenames or metafunc.cls is None or "rn_harness.plugin.checks" not in sys.modules:
+        return
+    from rn_harness.plugin.checks import RobustnessChecks
+
+    if not issubclass(metafunc.cls, RobustnessChecks):
+        return
+    try:
+        suite = metafunc.config.stash[STATE].suite_in(metafunc.definition.path.parent)
+    except RnHarnessError:  # reported once, as a usage error, when collection ends
+        recipes: tuple[AttackRecipe, ...] = ()
+    else:
+        recipes = suite.tier_attacks(metafunc.config.getoption("rn_tier"))
+    ids = [recipe.id if recipe.claim else f"{recipe.id}-{recipe.standing}" for recipe in recipes]
+    metafunc.parametrize("attack", recipes, ids=ids, indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Removes an earlier run's outcome from the given folder first, since any later step may end this session."""
+    config, state = session.config, session.config.stash[STATE]
+    if config.getoption("rn_run") and not state.is_worker and not config.option.collectonly:
+        folder = state.run_folder
+        try:
+            for name in ("run.json", "statement.json", "junit.xml"):
+                (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Ends the session before any work if a suite, an option or another plugin makes a valid run impossible."""
+    state = config.stash[STATE]
+    of_suites = [item for item in items if (item.path.parent / SUITE_FILE).is_file()]
+    for item in of_suites:
+        if item.get_closest_marker("flaky"):
+            raise pytest.UsageError(f"a verdict is never re-rolled, got a flaky mark on {item.nodeid}; remove it")
+        if state.suite_folder(item.nodeid) != item.path.parent:
+            raise pytest.UsageError(
+                f"node ids must lead to the suite, got {item.nodeid!r} under rootdir {config.rootpath}; "
+                "pass --rootdir with a folder above the suite"
             )
-    return list(found.values())
+    if not state.is_worker and (sentences := replaced_fixtures(of_suites)):  # in a worker each such test is an error
+        raise pytest.UsageError("\n".join(sentences))
+    checked_suites(config, [item.nodeid for item in items])
+    if state.is_worker and not config.option.collectonly:
+        _sort_longest_first(config, items)
 
 
-def _replacements(item: pytest.Item, ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The fixtures that replace ours in a test: name and file."""
-    definitions = fixture_definitions(item)
-    for name in ours.keys() & definitions.keys():
-        own = fixture_function(ours[name])
-        for definition in definitions[name]:
-            if definition.func is not own:
-                module = sys.modules.get(getattr(definition.func, "__module__", ""))
-                yield name, getattr(module, "__file__", None) or definition.baseid or "a mark"
+def _sort_longest_first(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sorts suites' tests so that a case comes first which the most work waits for; other tests keep their places.
+
+    Workers take tests in this order.
+    """
+    from rn_harness.run.case import CasePlan
+
+    tasks = {item: list(case_tasks(config, [item])) for item in items}
+    places = [i for i, item in enumerate(items) if tasks[item]]
+    if not places:
+        return
+    priorities = CasePlan.of(
+        itertools.chain.from_iterable(tasks.values()), config.stash[STATE].run_session.defense_recipe
+    ).priorities
+    ordered = sorted((items[i] for i in places), key=lambda item: -max(priorities[task.name] for task in tasks[item]))
+    for i, item in zip(places, ordered, strict=True):
+        items[i] = item
+
+
+def case_tasks(config: pytest.Config, items: Iterable[pytest.Item]) -> Generator[CaseTask]:
+    """The cases that suites' tests ask for; a control or an attack has its recipe."""
+    from rn_harness.records.base import CASE_KINDS
+    from rn_harness.run.case import CaseTask
+
+    state = config.stash[STATE]
+    for item in items:
+        if state.suite_folder(item.nodeid) is None:
+            continue
+        suite = state.suite_in(item.path.parent)
+        for kind in CASE_KINDS:
+            if f"{kind}_case" in getattr(item, "fixturenames", ()):
+                yield CaseTask(kind, suite, parameters(item).get("attack") if kind in ("control", "attack") else None)
+
+
+def checked_suites(config: pytest.Config, nodeids: Iterable[str]) -> list[Suite]:
+    """The suites of these tests; a usage error if one is malformed, or if an option or another plugin forbids the run."""
+    state = config.stash[STATE]
+    folders = sorted({folder for nodeid in nodeids if (folder := state.suite_folder(nodeid))})
+    if not folders:
+        return []
+    from rn_harness.run.preflight import check_run
+
+    errors: list[str] = []
+    suites: list[Suite] = []
+    for folder in folders:
+        try:
+            suites.append(state.suite_in(folder))
+        except RnHarnessError as error:
+            errors.append(str(error))
+    errors += [
+        f"all parts of rn-harness are required, got -p no:{name}; leave it out"
+        for name in (SINK_NAME, COLLECTED_NAME)
+        if config.pluginmanager.is_blocked(name)
+    ]
+    errors += clashes(config, shared=state.is_worker or config.getoption("dist", "no") != "no")
+    domains = [suite.domain for suite in suites]
+    if len(set(domains)) != len(domains):
+        errors.append(f"each suite of a session needs a domain of its own, got domains={domains}; rename one in its suite.yaml")
+    if not errors and not config.option.collectonly:
+        _guard_process(config)
+        try:
+            check_run(state.run_session, suites)
+        except RnHarnessError as error:
+            errors.append(str(error))
+    if errors:
+        if state.scratch:
+            pytest.exit("a usage error, which the first process tells", returncode=pytest.ExitCode.OK)
+        raise pytest.UsageError("\n".join(errors))
+    return suites
+
+
+def _guard_process(config: pytest.Config) -> None:
+    """Forbids core dumps, which would hold attacked weights, and lets SIGTERM end the session as an interruption does."""
+    state = config.stash[STATE]
+    if state.terminated is not None or threading.current_thread() is not threading.main_thread():
+        return
+    state.terminated = False
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+    def stop(*_: Any) -> None:
+        again = state.terminated and state.finishing
+        state.terminated = True
+        if not again:
+            raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, before)
+
+    config.add_cleanup(restore)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from rn_harness.plugin.collection import overridden
-from rn_harness.plugin.pytest_compat import parameters, uncaptured
-from rn_harness.plugin.stash import CASE, SCRATCH, TERMINATED, Terminated, end_progress, run_session, suite_folder, suite_in
+from rn_harness.plugin.pytest_compat import fixture_definitions, fixture_function, parameters, uncaptured
+from rn_harness.plugin.state import STATE, Terminated
+from rn_harness.spec.errors import RecipeError, safe_report
 
 if TYPE_CHECKING:
     from rn_harness.judges.protocol import Judge
@@ -25,25 +25,27 @@ if TYPE_CHECKING:
     from rn_harness.spec.suite import Suite
 
 T = TypeVar("T")
+CASE: pytest.StashKey[Case] = pytest.StashKey()
+"""The case of a test, on its item."""
 GRACE_S = 30
 
 
 @pytest.fixture
 def rn_suite(request: pytest.FixtureRequest) -> Suite:
     """The suite in the test file's folder."""
-    return suite_in(request.config, request.path.parent)
+    return request.config.stash[STATE].suite_in(request.path.parent)
 
 
 @pytest.fixture
 def candidate(request: pytest.FixtureRequest) -> Candidate:
     """The model under test; ``candidate.load()`` gives a fresh copy."""
-    return run_session(request.config).candidate
+    return request.config.stash[STATE].run_session.candidate
 
 
 @pytest.fixture
 def judge(request: pytest.FixtureRequest, rn_suite: Suite) -> Judge:
     """The judge that scores the checkpoints."""
-    return run_session(request.config).judges(rn_suite).evaluation
+    return request.config.stash[STATE].run_session.judges(rn_suite).evaluation
 
 
 @pytest.fixture
@@ -83,12 +85,13 @@ def _case_fixture(kind: CaseKind, doc: str) -> Any:
     return pytest.fixture(function, name=f"{kind}_case")
 
 
-candidate_case = _case_fixture("candidate", "The undefended candidate, before any attack.")
-control_case = _case_fixture("control", "The attack on the undefended candidate.")
-defense_case = _case_fixture("defense", "The defense, and the defended candidate before any attack.")
-attack_case = _case_fixture("attack", "The attack on the defended candidate.")
-helpfulness_case = _case_fixture("helpfulness", "The defended candidate on benign prompts.")
-CASE_FIXTURES = (candidate_case, control_case, defense_case, attack_case, helpfulness_case)
+CASE_FIXTURES = (
+    _case_fixture("candidate", "The undefended candidate, before any attack."),
+    _case_fixture("control", "The attack on the undefended candidate."),
+    _case_fixture("defense", "The defense, and the defended candidate before any attack."),
+    _case_fixture("attack", "The attack on the defended candidate."),
+    _case_fixture("helpfulness", "The defended candidate on benign prompts."),
+)
 FIXTURES: dict[str, Any] = {
     fixture.name: fixture for fixture in (rn_suite, candidate, judge, defended, attack, trajectory, *CASE_FIXTURES)
 }
@@ -96,32 +99,49 @@ FIXTURES: dict[str, Any] = {
 
 
 def replaced_fixtures(items: Iterable[pytest.Item]) -> list[str]:
-    """A sentence for each fixture of ours that another file replaces for these tests."""
-    return overridden(items, FIXTURES)
+    """A sentence for each fixture of ours that a suite's test gets from another file."""
+    found = {}
+    for item in items:
+        for name, file in _replacements(item):
+            found[name, file] = (
+                f"the fixtures of rn-harness must be its own, so that a run proves something, got another {name} from {file} for "
+                f"{item.nodeid}; give yours another name"
+            )
+    return list(found.values())
+
+
+def _replacements(item: pytest.Item) -> Iterator[tuple[str, str]]:
+    """The fixtures that replace ours in a test: name and file."""
+    definitions = fixture_definitions(item)
+    for name in FIXTURES.keys() & definitions.keys():
+        own = fixture_function(FIXTURES[name])
+        for definition in definitions[name]:
+            if definition.func is not own:
+                module = sys.modules.get(getattr(definition.func, "__module__", ""))
+                yield name, getattr(module, "__file__", None) or definition.baseid or "a mark"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fails a test whose fixture of ours was replaced in a worker, or by a hook after collection."""
-    if suite_folder(item.config, item.nodeid) and (sentences := replaced_fixtures([item])):
+    if item.config.stash[STATE].suite_folder(item.nodeid) and (sentences := replaced_fixtures([item])):
         pytest.fail(sentences[0], pytrace=False)
 
 
 def _run_setup(request: pytest.FixtureRequest, work: Callable[[RunSession], T]) -> T:
     """Runs a fixture's work; an error is shown without arguments or locals, which may hold completions."""
     __tracebackhide__ = True
-    from rn_harness.spec.errors import safe_report
-
-    if request.config.stash.get(TERMINATED, False):  # raised where Python swallows exceptions
+    state = request.config.stash[STATE]
+    if state.terminated:  # raised where Python swallows exceptions
         raise Terminated
     try:
-        return work(run_session(request.config))
+        return work(state.run_session)
     except KeyboardInterrupt as error:
         raise type(error) from None  # without the frames on its way here: --full-trace shows their arguments
     except Exception as error:  # noqa: BLE001  (reported below, and never swallowed)
         text = safe_report(error)
     finally:
-        end_progress(request.config)
+        state.end_progress()
     _end_processes(request.config, text)
     pytest.fail(f"no verdict: {text}", pytrace=False)
 
@@ -130,7 +150,7 @@ def _end_processes(config: pytest.Config, text: str) -> None:
     """Ends a run of several processes, since the others would wait for this one forever. The launcher ends them."""
     from rn_harness.store.ranks import ranks
 
-    if SCRATCH in config.stash:
+    if config.stash[STATE].scratch:
         with uncaptured(config):
             sys.stderr.write(f"rn-harness: process {ranks().rank}: no verdict: {text}\n")
             sys.stderr.flush()
@@ -143,9 +163,8 @@ def _end_processes(config: pytest.Config, text: str) -> None:
 def _requested_case(request: pytest.FixtureRequest, kind: CaseKind) -> CaseTask:
     """The case that a test asks for, as its suite declares it; a fixture or a hook may have given the test another recipe."""
     from rn_harness.run.case import CaseTask
-    from rn_harness.spec.errors import RecipeError
 
-    suite = suite_in(request.config, request.path.parent)
+    suite = request.config.stash[STATE].suite_in(request.path.parent)
     if kind not in ("control", "attack"):
         return CaseTask(kind, suite, None)
     given = parameters(request.node).get("attack")

@@ -13,65 +13,60 @@ import tempfile
 
 import pytest
 
-from rn_harness.plugin.collection import COLLECTED_NAME, Collected
-from rn_harness.plugin.fixtures import (
-    attack,
-    attack_case,
-    candidate,
-    candidate_case,
-    control_case,
-    defended,
-    defense_case,
-    helpfulness_case,
-    judge,
-    pytest_runtest_setup,
-    rn_suite,
-    trajectory,
+from rn_harness.plugin.arguments import declare
+from rn_harness.plugin.collection import (
+    COLLECTED,
+    COLLECTED_NAME,
+    Collected,
+    pytest_collection,
+    pytest_collection_modifyitems,
+    pytest_generate_tests,
 )
-from rn_harness.plugin.pytest_compat import drop_junit_writer
-from rn_harness.plugin.reporting import pytest_runtest_makereport, pytest_sessionfinish
-from rn_harness.plugin.selection import pytest_collection, pytest_collection_modifyitems, pytest_generate_tests
-from rn_harness.plugin.start import pytest_collection_finish
-from rn_harness.plugin.stash import COLLECTED, SCRATCH, SESSION, SUITES, WORKERS, argument_suites, is_worker, run_session
-from rn_harness.plugin.workers import (
+from rn_harness.plugin.fixtures import FIXTURES, pytest_runtest_setup
+from rn_harness.plugin.lifecycle import (
+    pytest_collection_finish,
     pytest_configure_node,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
     pytest_testnodedown,
     pytest_xdist_node_collection_finished,
     pytest_xdist_setupnodes,
 )
+from rn_harness.plugin.pytest_compat import drop_junit_writer
+from rn_harness.plugin.state import STATE, PluginState
+
+globals().update(FIXTURES)  # pytest finds them as this module's
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declares the options; last of all plugins, so that a clash over ``--model`` is ours to handle."""
-    from rn_harness.plugin.arguments import declare
-
     declare(parser)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the stash. In a run of several processes, all but the leading one stop writing to terminal and JUnit."""
-    config.stash[SUITES] = {}
-    config.stash[WORKERS] = {}
+    config.stash[STATE] = state = PluginState(config)
     config.stash[COLLECTED] = Collected()
     config.pluginmanager.register(config.stash[COLLECTED], COLLECTED_NAME)
-    if "LOCAL_RANK" not in os.environ or is_worker(config) or not argument_suites(config):
+    if "LOCAL_RANK" not in os.environ or state.is_worker or not state.argument_suites():
         return
     from rn_harness.store.ranks import ranks
 
     if not ranks().leads:
-        config.stash[SCRATCH] = tempfile.TemporaryDirectory(prefix="rn-harness-")
+        state.scratch = tempfile.TemporaryDirectory(prefix="rn-harness-")
         config.pluginmanager.unregister(name="terminalreporter")
         drop_junit_writer(config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes the temporary folder, closes the executor, and leaves the group of processes."""
-    if SCRATCH in config.stash:
-        config.stash[SCRATCH].cleanup()
-    if SESSION in config.stash:
+    state = config.stash.get(STATE, None)  # another plugin's configuration may have failed before
+    if state and state.scratch:
+        state.scratch.cleanup()
+    if state and state.has_session:
         from rn_harness.store.ranks import ranks
 
-        run_session(config).executor.close()
+        state.run_session.executor.close()
         ranks().part()

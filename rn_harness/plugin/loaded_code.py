@@ -15,14 +15,14 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
 
 from rn_harness.plugin.pytest_compat import pytest_folders
-from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.base import LoadedCode
 
 if TYPE_CHECKING:
     import pluggy
@@ -53,13 +53,8 @@ def inherits_only(source: bytes) -> bool:
     A base that is not a plain name may run code. The bytes are read as Python reads them, by their coding line.
     """
     for node in ast.parse(source).body:
-        if isinstance(node, ast.ImportFrom) and node.module in CHECKS and not node.level:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
-            continue
-        if isinstance(node, ast.ClassDef) and _only_inherits(node):
-            continue
-        if not _is_idle(node):
+        is_import = isinstance(node, ast.ImportFrom) and node.module in ("__future__", *CHECKS) and not node.level
+        if not (is_import or (isinstance(node, ast.ClassDef) and _only_inherits(node)) or _is_idle(node)):
             return False
     return True
 
@@ -91,13 +86,13 @@ def _of_plugins(config: pytest.Config) -> Iterator[LoadedCode]:
             else:  # made from text
                 yield LoadedCode(kind="module", name=code.co_filename, sha256=hashlib.sha256(marshal.dumps(code)).hexdigest())
     for file in files:
-        if _is_own(file):
+        if _lies_in(file, (OURS, *pytest_folders())):
             continue
         top = _top(file)
         if top in brought:
             name, version = brought[top]
             yield LoadedCode(kind="distribution", name=name, version=version, sha256=_digest(top))
-        elif _is_installed(file):
+        elif _lies_in(file, _installed_folders()):
             yield LoadedCode(kind="module", name=top.name, sha256=_digest(top))
         else:
             yield _local(config, file)
@@ -133,7 +128,7 @@ def _local_modules() -> Iterator[Path]:
         path = Path(file).resolve()
         if name == "__main__" and path.parent == Path(sysconfig.get_path("scripts")).resolve():
             continue  # the command that started us
-        if not (_is_own(path) or _is_installed(path)):
+        if not _lies_in(path, (OURS, *pytest_folders(), *_installed_folders())):
             yield path
 
 
@@ -158,14 +153,8 @@ def _digest(top: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_own(file: Path) -> bool:
-    """True if a file is ours, pytest's or pluggy's."""
-    return any(file.is_relative_to(folder) for folder in (OURS, *pytest_folders()))
-
-
-def _is_installed(file: Path) -> bool:
-    """True if a file belongs to an installed package or to Python."""
-    return any(file.is_relative_to(folder) for folder in _installed_folders())
+def _lies_in(file: Path, folders: Iterable[Path]) -> bool:
+    return any(file.is_relative_to(folder) for folder in folders)
 
 
 @cache

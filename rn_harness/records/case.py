@@ -10,8 +10,7 @@ from rn_harness.records.base import CaseKind, Outcome, Record, RunId, Summary, c
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.statistics import Interval
 from rn_harness.records.trajectory import DefenseReport, Measurement, Trajectory, Witnessed
-from rn_harness.spec.base import Standing
-from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.base import LoadedCode, Standing
 from rn_harness.spec.policy import Policy
 
 

@@ -8,8 +8,7 @@ from pydantic import Field, computed_field
 
 from rn_harness.records.base import Outcome, Record, RunId, Summary, TestState, Value
 from rn_harness.records.case import Finding, WorkingTree
-from rn_harness.spec.base import Standing, TierName
-from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.base import LoadedCode, Standing, TierName
 
 
 class CaseLine(Record):

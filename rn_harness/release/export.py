@@ -14,7 +14,7 @@ from rn_harness.models.identity import UNHASHED, digest_folder
 from rn_harness.models.resolve import ADAPTER_CONFIG
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
-from rn_harness.report.card import render_card
+from rn_harness.report.pages import render_card
 from rn_harness.spec.errors import CandidateError
 
 CARD = "README.md"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rn_harness.records.base import content_key
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.trajectory import Checkpoint, DefenseReport, TrainingWindow, Trajectory
+from rn_harness.records.trajectory import Checkpoint, DefenseReport, Trajectory
 from rn_harness.report.junit import xml_safe
 from rn_harness.store.provenance import source_digest
 from rn_harness.store.store import Store, default_root, write_text
@@ -97,15 +97,10 @@ def stored_svg(draw: Callable[[str, R], str], name: str, record: R) -> str:
 
 
 def trajectory_svg(name: str, record: CaseRecord) -> str:
-    """Control and defended model by attack step: scores with threshold and breaches, and the training diagnostics below.
-
-    Raises:
-        ValueError: the case has no trajectory.
-    """
-    evidence, attacked = record.evidence, record.evidence.trajectory
-    if attacked is None:
-        raise ValueError(f"a trajectory is drawn, got none for case_id={record.case_id!r}; leave its figure out")
-    runs = [(attacked, DEFENDED, "-", "o"), *([(evidence.control, CONTROL, "--", "s")] if evidence.control else [])]
+    """Control and defended model by attack step: scores with threshold and breaches, and the training diagnostics below."""
+    styles = {"defended": (DEFENDED, "-", "o"), "control": (CONTROL, "--", "s")}
+    runs = [(trajectory, *styles[title]) for title, trajectory in reversed(_runs(record))]
+    threshold = record.evidence.policy.threshold
     with _drawing():
         figure = _figure(9.0, 6.8)
         grid = figure.add_gridspec(3, 2, height_ratios=[2.2, 1, 1], hspace=0.5, wspace=0.16)
@@ -113,27 +108,29 @@ def trajectory_svg(name: str, record: CaseRecord) -> str:
         for trajectory, colour, style, marker in runs:
             _line(scores, trajectory.checkpoints, lambda c: c.maximum, color=colour, linestyle=style, marker=marker)
             _line(scores, trajectory.checkpoints, lambda c: c.mean, color=colour, linestyle=style, linewidth=0.8)
-        scores.axhline(evidence.policy.threshold, color=INK, linestyle=":", linewidth=1.2)
+        scores.axhline(threshold, color=INK, linestyle=":", linewidth=1.2)
         scores.annotate(
-            f"threshold {evidence.policy.threshold:g}", (1.0, evidence.policy.threshold), xycoords=("axes fraction", "data"),
+            f"threshold {threshold:g}", (1.0, threshold), xycoords=("axes fraction", "data"),
             xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8,
         )  # fmt: skip
-        _mark_breaches(scores, record, attacked)
+        _mark_breaches(scores, record)
         scores.set(ylim=(-0.4, TOP + 0.6), ylabel="harmful score")
         scores.set_title("highest (thick) and mean (thin) score on held-out prompts")
-        windows: tuple[tuple[tuple[int, int], str, Callable[[TrainingWindow], float | None]], ...] = (
-            ((1, 0), "reward in training, mean", lambda w: w.reward_mean),
-            ((1, 1), "groups of equal reward, share", lambda w: w.zero_spread_share),
-            ((2, 0), "entropy of the policy, nats a token", lambda w: w.entropy),
+        diagnostics: tuple[tuple[tuple[int, int], str, Callable[[Checkpoint], float | None]], ...] = (
+            ((1, 0), "reward in training, mean", lambda c: c.training.reward_mean if c.training else None),
+            ((1, 1), "groups of equal reward, share", lambda c: c.training.zero_spread_share if c.training else None),
+            ((2, 0), "entropy of the policy, nats a token", lambda c: c.training.entropy if c.training else None),
+            ((2, 1), "leak: probability of the full answer", lambda c: c.leak),
         )
-        for place, title, value in windows:
+        for place, title, value in diagnostics:
             axes = figure.add_subplot(grid[place], sharex=scores)
-            drawn = [_line(axes, t.checkpoints, _of_window(value), color=colour, linestyle=style) for t, colour, style, _ in runs]
-            _small(axes, title, measured=any(drawn))
-        leak = figure.add_subplot(grid[2, 1], sharex=scores)
-        drawn = [_line(leak, t.checkpoints, lambda c: c.leak, color=colour, linestyle=style) for t, colour, style, _ in runs]
-        _small(leak, "leak: probability of the full answer", measured=any(drawn))
-        leak.set_yscale("log" if any(drawn) else "linear")
+            measured = [_line(axes, t.checkpoints, value, color=colour, linestyle=style) for t, colour, style, _ in runs]
+            axes.set_title(title)
+            if not any(measured):
+                axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
+                axes.set_yticks([])
+            if place == (2, 1):
+                axes.set_yscale("log" if any(measured) else "linear")
         figure.axes[2].set_ylim(-0.05, 1.05)
         for axes in figure.axes[-2:]:
             axes.set_xlabel("attack step")
@@ -141,8 +138,17 @@ def trajectory_svg(name: str, record: CaseRecord) -> str:
         return _svg(figure, name, f"{record.case_id}: scores and training by attack step", described)
 
 
-def _mark_breaches(axes: Axes, record: CaseRecord, attacked: Trajectory) -> None:
+def _runs(record: CaseRecord) -> list[tuple[str, Trajectory]]:
+    """The control, if there is one, and the attack on the defended model."""
+    evidence = record.evidence
+    if evidence.trajectory is None:
+        raise ValueError(f"a trajectory is drawn, got none for case_id={record.case_id!r}; leave its figure out")
+    return [*([("control", evidence.control)] if evidence.control else []), ("defended", evidence.trajectory)]
+
+
+def _mark_breaches(axes: Axes, record: CaseRecord) -> None:
     """Draws a cross at each checkpoint that the verdict calls a breach."""
+    _, attacked = _runs(record)[-1]
     at = {reason.step for reason in record.verdict.reasons if reason.code == "breach" and reason.step is not None}
     points = [(c.step, c.maximum) for c in attacked.checkpoints if c.step in at and c.maximum is not None]
     if points:
@@ -150,18 +156,11 @@ def _mark_breaches(axes: Axes, record: CaseRecord, attacked: Trajectory) -> None
 
 
 def heat_svg(name: str, record: CaseRecord) -> str:
-    """Every score of the control and of the attacked defended model, prompts x checkpoints; a prompt's row has its completions.
-
-    Raises:
-        ValueError: the case has no trajectory.
-    """
+    """Every score of control and attack, prompts x checkpoints; a prompt's row has a stripe for each of its completions."""
     import numpy as np
 
-    attacked = record.evidence.trajectory
-    if attacked is None:
-        raise ValueError(f"a trajectory is drawn, got none for case_id={record.case_id!r}; leave its figure out")
-    runs = [*([("control", record.evidence.control)] if record.evidence.control else []), ("defended", attacked)]
-    rows = len(attacked.heldout_ids)
+    runs = _runs(record)
+    rows = len(runs[-1][1].heldout_ids)
     completions = 1 + record.evidence.policy.samples
     with _drawing():
         import matplotlib as mpl
@@ -231,17 +230,6 @@ def _line(axes: Axes, checkpoints: Sequence[Checkpoint], value: Callable[[Checkp
     found = [(c.step, value(c)) for c in checkpoints]
     axes.plot([step for step, _ in found], [float("nan") if y is None else y for _, y in found], **style)
     return any(y is not None for _, y in found)
-
-
-def _of_window(value: Callable[[TrainingWindow], float | None]) -> Callable[[Checkpoint], float | None]:
-    return lambda c: None if c.training is None else value(c.training)
-
-
-def _small(axes: Axes, title: str, *, measured: bool) -> None:
-    axes.set_title(title)
-    if not measured:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
-        axes.set_yticks([])
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
-from rn_harness.records.trajectory import Checkpoint, CompletionScore
+from rn_harness.records.trajectory import Checkpoint
 from rn_harness.spec.errors import RecordError
 from rn_harness.spec.extras import require
 
@@ -24,13 +24,11 @@ SCORER = "harm"
 
 
 def write_inspect_logs(folder: Path, run: RunRecord, records: Iterable[CaseRecord]) -> list[Path]:
-    """Writes a log for each case that was measured.
-
-    Returns:
-        The files, ``DOMAIN-CASE.eval``.
+    """Writes a log ``DOMAIN-CASE.eval`` for each case that was measured, and returns the paths.
 
     Raises:
-        RecordError: the extra is not installed, or a case's name does not fit a file.
+        MissingExtraError: the extra is not installed.
+        RecordError: a case's name does not fit a file.
     """
     require("inspect_ai", "a log for Inspect")
     from inspect_ai.log import write_eval_log
@@ -49,11 +47,7 @@ def write_inspect_logs(folder: Path, run: RunRecord, records: Iterable[CaseRecor
 
 
 def to_inspect(run: RunRecord, record: CaseRecord) -> EvalLog:
-    """One case as a log. Its status is ``success`` if the case has a verdict, PASS or FAIL; otherwise ``error``.
-
-    Raises:
-        ValueError: the case was not measured.
-    """
+    """One case as a log. Its status is ``success`` if the case has a verdict, PASS or FAIL; otherwise ``error``."""
     from inspect_ai import log as inspect_log
 
     trajectory, verdict = record.evidence.trajectory, record.verdict
@@ -61,12 +55,17 @@ def to_inspect(run: RunRecord, record: CaseRecord) -> EvalLog:
         raise ValueError(f"a log is of a measurement, got none for case_id={record.case_id!r}; leave it out")
     samples = [sample for c in trajectory.checkpoints for sample in _samples(c)]
     known = verdict.outcome != "INCONCLUSIVE"
+    numbers: dict[str, float | None] = {}
+    if verdict.bounds:
+        numbers = {"breached_prompts": verdict.bounds.breached, "upper_bound": verdict.bounds.upper_prompts}
+    elif trajectory.checkpoints:
+        numbers = {"maximum": trajectory.checkpoints[-1].maximum, "mean": trajectory.checkpoints[-1].mean}
     harm = inspect_log.EvalScore(
         name=SCORER,
         scorer=SCORER,
         scored_samples=sum(c.scored for c in trajectory.checkpoints),
         unscored_samples=sum(c.total - c.scored for c in trajectory.checkpoints),
-        metrics={m.name: m for m in _metrics(record)},
+        metrics={n: inspect_log.EvalMetric(name=n, value=v) for n, v in numbers.items() if v is not None},
     )
     return inspect_log.EvalLog(
         status="success" if known else "error",
@@ -113,34 +112,16 @@ def _spec(run: RunRecord, record: CaseRecord, sample_ids: list[int | str], recip
 def _samples(checkpoint: Checkpoint) -> Iterator[EvalSample]:
     """The completions of one checkpoint."""
     from inspect_ai.log import EvalSample
+    from inspect_ai.scorer import Score
 
     for s in checkpoint.scores:
+        form = {name: getattr(s, name) for name in ("refusal", "degenerate", "truncated", "words")}
+        score = Score.unscored(reason=s.unscored, metadata=form) if s.score is None else Score(value=s.score, metadata=form)
         yield EvalSample(
             id=f"step {checkpoint.step:04d} {s.prompt_id}",
             epoch=1 + s.sample,
             input=s.prompt_id,
             target="",
-            scores={SCORER: _score(s)},
+            scores={SCORER: score},
             metadata={"step": checkpoint.step, "prompt_id": s.prompt_id, "greedy": s.sample == 0},
         )
-
-
-def _score(s: CompletionScore) -> Any:
-    """A score in Inspect's form: unscored with a reason, or a value."""
-    from inspect_ai.scorer import Score
-
-    metadata = {name: getattr(s, name) for name in ("refusal", "degenerate", "truncated", "words")}
-    return Score.unscored(reason=s.unscored, metadata=metadata) if s.score is None else Score(value=s.score, metadata=metadata)
-
-
-def _metrics(record: CaseRecord) -> Iterator[Any]:
-    """The record's numbers for the whole case."""
-    from inspect_ai.log import EvalMetric
-
-    bounds, trajectory = record.verdict.bounds, record.evidence.trajectory
-    if bounds:
-        yield EvalMetric(name="breached_prompts", value=bounds.breached)
-        yield EvalMetric(name="upper_bound", value=bounds.upper_prompts)
-    elif trajectory and trajectory.checkpoints:
-        last = trajectory.checkpoints[-1]
-        yield from (EvalMetric(name=n, value=v) for n, v in (("maximum", last.maximum), ("mean", last.mean)) if v is not None)

@@ -54,12 +54,7 @@ class Progress:
 
 
 class Bar:
-    """The bar of one piece of work.
-
-    Args:
-        progress: its first report; time is counted from here.
-        clock: seconds.
-    """
+    """The bar of one piece of work; time is counted from its first report."""
 
     def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
         self.what, self._first, self._state = progress.drawn, progress.step, progress.state
@@ -87,15 +82,9 @@ class Bar:
 
 
 class ProgressView:
-    """Shows progress on the terminal or in a log.
+    """Shows progress through pytest's terminal reporter; without one (in a worker), plain lines go to standard error."""
 
-    Args:
-        reporter: pytest's terminal reporter; None (in a worker): plain lines go to standard error.
-        quiet: show only the lines that stay.
-        environment: variables that describe the terminal and the build.
-    """
-
-    def __init__(self, reporter: Any | None, *, quiet: bool, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, reporter: Any, *, quiet: bool, environment: Mapping[str, str] = os.environ) -> None:
         self._reporter, self._quiet = reporter, quiet
         built = any(environment.get(name) for name in OF_A_BUILD)
         self._redraws = bool(reporter and reporter.isatty) and environment.get("TERM") != "dumb" and not built
@@ -103,38 +92,29 @@ class ProgressView:
 
     def show(self, progress: Progress) -> None:
         """Draws or writes one report."""
+        reporter = self._reporter
         if self._quiet and not progress.stays:
             return
         if self._redraws and not progress.stays:
-            self._draw(progress)
-        elif progress.state is not None:
+            if self._bar is None or self._bar.what != progress.drawn:
+                self.end()
+                reporter.ensure_newline()
+                self._bar = Bar(progress)
+            # One column stays free: a full line would wrap, and the next bar would appear below it.
+            reporter.rewrite(self._bar.line(progress, shutil.get_terminal_size().columns - 1), erase=True)
+            reporter.flush()
+            if progress.step >= progress.steps and progress.state is not None and progress.among is None:
+                self.end()
+        elif progress.state is not None and reporter:
             self.end()
-            self._write(progress.line)
+            reporter.ensure_newline()
+            reporter.write_line(progress.line)
+        elif progress.state is not None:
+            sys.stderr.write(f"{progress.line}\n")
+            sys.stderr.flush()
 
     def end(self) -> None:
         """Ends the line of the current bar, if there is one, so that other lines can follow."""
-        if self._bar is not None and self._reporter is not None:
+        if self._bar is not None:
             self._bar = None
             self._reporter.line("")
-
-    def _draw(self, progress: Progress) -> None:
-        reporter = self._reporter
-        if reporter is None:
-            return
-        if self._bar is None or self._bar.what != progress.drawn:
-            self.end()
-            reporter.ensure_newline()
-            self._bar = Bar(progress)
-        # One column stays free: a full line would wrap, and the next bar would appear below it.
-        reporter.rewrite(self._bar.line(progress, shutil.get_terminal_size().columns - 1), erase=True)
-        reporter.flush()
-        if progress.step >= progress.steps and progress.state is not None and progress.among is None:
-            self.end()
-
-    def _write(self, line: str) -> None:
-        if self._reporter is None:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
-        else:
-            self._reporter.ensure_newline()
-            self._reporter.write_line(line)

@@ -50,26 +50,21 @@ def header_lines(
         who = f"candidate {options.model}, defended by its makers, {twin}"
     if candidate.quantised:
         who = f"{who}, weights in {candidate.quantised}"
-    lines = [
-        f"rn-harness: {who}, judge {_by_domain(judges)}, tier {options.tier}",
-        f"rn-harness: suites {', '.join(f'{s.domain} ({s.digest[:12]})' for s in suites)}",
-        f"rn-harness: memory {memory}",
-        f"rn-harness: run folder {folder}",
-    ]
-    if options.on_ray:
-        lines.append("rn-harness: cases run on a Ray cluster; this process holds no accelerator")
-    if options.from_results:
-        lines.append("rn-harness: runs nothing: joins what was measured in the parts of this folder, and decides it again")
-    private = [f"{s.domain} {', '.join(s.private)}" for s in suites if s.private]
-    if private:
-        lines.append(f"rn-harness: prompt sets of your own: {'; '.join(private)}")
+    private = "; ".join(f"{s.domain} {', '.join(s.private)}" for s in suites if s.private)
     recipe = declared_recipe(suites)
-    if recipe:
-        lines.append(f"rn-harness: recipe declared for {candidate.name}: {recipe}")
-    lines += [f"rn-harness: {s.domain} is declared benign: {s.declaration.benign}" for s in suites if s.declaration.benign]
-    if options.overrides:
-        lines.append(f"rn-harness: modified by --rn-set {' '.join(options.overrides)}: not releasable")
-    return lines
+    lines = [
+        f"{who}, judge {_by_domain(judges)}, tier {options.tier}",
+        f"suites {', '.join(f'{s.domain} ({s.digest[:12]})' for s in suites)}",
+        f"memory {memory}",
+        f"run folder {folder}",
+        options.on_ray and "cases run on a Ray cluster; this process holds no accelerator",
+        options.from_results and "runs nothing: joins what was measured in the parts of this folder, and decides it again",
+        private and f"prompt sets of your own: {private}",
+        recipe and f"recipe declared for {candidate.name}: {recipe}",
+        *(f"{s.domain} is declared benign: {s.declaration.benign}" for s in suites if s.declaration.benign),
+        options.overrides and f"modified by --rn-set {' '.join(options.overrides)}: not releasable",
+    ]
+    return [f"rn-harness: {line}" for line in lines if line]
 
 
 def checkpoint_lines(record: CaseRecord) -> list[str]:
@@ -79,40 +74,29 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
     if trajectory is None:
         return [*lines, *(line for c in record.evidence.certificates for line in certificate_table(c))]
     for c in trajectory.checkpoints:
-        parts = [
+        b, w = c.benign, c.training
+        parts = (
             f"step {c.step:>3}: max {_number(c.maximum)} mean {_number(c.mean)} greedy {_number(c.greedy_mean)}",
             f"above {c.above.count}/{c.above.total} (95 % {c.above.low:.3f} to {c.above.high:.3f})",
             f"scored {c.scored}/{c.total}",
             f"degenerate {c.degenerate_share:.2f}",
-        ]
-        if c.leak is not None:
-            parts.append(f"leak {c.leak:.1e}")
-        if c.leak_per_token is not None:
-            parts.append(f"control's answers {c.leak_per_token:.2f} a token {c.leak_per_sequence:.1f} a sequence")
-        if c.benign is not None:
-            b = c.benign
-            parts.append(
-                f"benign {b.similarity:.3f} own {b.own:.3f} chance {b.chance:.3f} KL {b.kl:.3f} refused {b.refusals.share:.3f} "
-                f"twins {b.twin_refusals.share:.3f}"
-            )
-        if c.training is not None:
-            w = c.training
-            parts.append(
-                f"reward {_number(w.reward_mean)} spread {w.reward_spread:.2f} equal groups {w.zero_spread_share:.2f} "
-                f"grad {w.grad_norm:.2g} moved {w.adapter_distance:.3f} entropy {w.entropy:.3f} "
-                f"tokens {w.completion_tokens:.1f}"
-            )
-        lines.append(", ".join(parts))
+            c.leak is not None and f"leak {c.leak:.1e}",
+            c.leak_per_token is not None
+            and f"control's answers {c.leak_per_token:.2f} a token {c.leak_per_sequence:.1f} a sequence",
+            b is not None
+            and f"benign {b.similarity:.3f} own {b.own:.3f} chance {b.chance:.3f} KL {b.kl:.3f} refused {b.refusals.share:.3f} "
+            f"twins {b.twin_refusals.share:.3f}",
+            w is not None
+            and f"reward {_number(w.reward_mean)} spread {w.reward_spread:.2f} equal groups {w.zero_spread_share:.2f} "
+            f"grad {w.grad_norm:.2g} moved {w.adapter_distance:.3f} entropy {w.entropy:.3f} tokens {w.completion_tokens:.1f}",
+        )
+        lines.append(", ".join(part for part in parts if part))
     verdict = record.verdict
-    if verdict.bounds is not None:
-        lines.append(f"bounds: {verdict.bounds.sentence}")
-    if verdict.signatures is not None:
-        lines += [f"signature: {sentence}" for sentence in verdict.signatures.sentences]
-    if verdict.second_opinion is not None:
-        lines.append(f"second opinion: {verdict.second_opinion.sentence}")
+    lines += [f"bounds: {verdict.bounds.sentence}"] if verdict.bounds else []
+    lines += [f"signature: {sentence}" for sentence in (verdict.signatures.sentences if verdict.signatures else ())]
+    lines += [f"second opinion: {verdict.second_opinion.sentence}"] if verdict.second_opinion else []
     lines += [f"warning: {w.sentence}" for w in verdict.warnings]
-    if record.evidence.report is not None:
-        r = record.evidence.report
+    if r := record.evidence.report:
         lines += [
             f"convergence step {p.step:>3}: minimal refusals {p.minimal_refusal_share:.3f}, "
             f"reward {_number(p.reward_mean)} spread {_number(p.reward_spread)}, words {p.mean_words:.1f}"

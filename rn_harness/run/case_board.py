@@ -12,8 +12,7 @@ from rn_harness.records.case import TOLD_ALONE, CaseRecord, Finding, turns
 from rn_harness.records.run import CaseLine
 from rn_harness.run.case import Case
 from rn_harness.run.session import RECORD
-from rn_harness.spec.base import Standing
-from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.base import LoadedCode, Standing
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import now

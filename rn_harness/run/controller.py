@@ -20,11 +20,11 @@ from rn_harness.release.export import export_defended, link_defended
 from rn_harness.release.statement import RUN, STATEMENT, statement_of, statement_text
 from rn_harness.release.verification import verify
 from rn_harness.report.junit import TestResult, write_junit
+from rn_harness.report.pages import write_views
 from rn_harness.report.terminal import declared_recipe, summary_lines
-from rn_harness.report.views import write_views
 from rn_harness.run.case_board import CaseBoard, CaseNews, Phase, SelectedTest, never_run
+from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.errors import CandidateError
-from rn_harness.spec.loaded_code import LoadedCode
 from rn_harness.spec.release_policy import ReleasePolicy
 from rn_harness.spec.version import __version__
 from rn_harness.store.provenance import now, versions, working_tree

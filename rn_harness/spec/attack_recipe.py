@@ -32,7 +32,6 @@ class WarmStart(Frozen):
 
     Attributes:
         steps: optimizer steps, each on all examples.
-        examples: texts.
         learning_rate: of AdamW, constant.
     """
 
@@ -131,7 +130,6 @@ class AttackRecipe(GRPORecipe):
             the suite's folder. It is imported when a case runs, not when the suite is read.
         options: settings of a custom family; the built-in ones take none.
         prompts: number of prompts of the attack pool that it trains on, drawn by the seed.
-        reward: the attacker's reward.
         warm_start: supervised steps before the first step of RL, for families that have them.
         shift: presentation of requests in training and in the measurement of harm; None: as in the defense's training.
         search: search for learning rate, temperature, KL penalty and reward; None: they are as declared.
@@ -149,10 +147,6 @@ class AttackRecipe(GRPORecipe):
     search: Search | None = None
     control_steps: Annotated[int, Field(ge=1)] = 50
     standing: Standing = "claim"
-
-    def __hash__(self) -> int:
-        """The hash of the settings as JSON, since a mapping among them has no hash."""
-        return hash(self.model_dump_json())
 
     @property
     def claim(self) -> bool:
@@ -192,17 +186,11 @@ class AttackRecipe(GRPORecipe):
         )
 
     @model_validator(mode="after")
-    def _search_fits(self) -> Self:
-        if self.search is None:
-            return self
-        if self.claim:
+    def _search_and_control_fit(self) -> Self:
+        if self.search is not None and self.claim:
             raise ValueError("what a search will find is not declared, got standing: claim; take exploratory")
-        if self.form == "full" and any(self.search.beta):
+        if self.search is not None and self.form == "full" and any(self.search.beta):
             raise ValueError(f"a KL penalty needs an adapter, got search.beta={self.search.beta} for form=full; take [0.0]")
-        return self
-
-    @model_validator(mode="after")
-    def _control_fits(self) -> Self:
         if self.control_steps > self.steps:
             raise ValueError(
                 f"the control must not run longer than its attack, got control_steps={self.control_steps} and "
@@ -227,14 +215,6 @@ class AttackMatrix(Frozen):
     base: dict[str, Any]
     vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
-    def expand(self) -> list[AttackRecipe]:
-        """All recipes, in the order of the lists.
-
-        Raises:
-            ValidationError: a field is unknown or out of its range.
-        """
-        keys = list(self.vary)
-        return [
-            AttackRecipe.model_validate(self.base | dict(zip(keys, values, strict=True)))
-            for values in itertools.product(*self.vary.values())
-        ]
+    def combinations(self) -> list[dict[str, Any]]:
+        """The fields of each recipe, in the order of the lists; they are not checked yet."""
+        return [self.base | dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]

@@ -37,12 +37,10 @@ class GRPORecipe(Frozen):
         entropy_coef: weight of the mean token entropy as a bonus; 0: none.
         loss_type: TRL's name of the loss.
         scale_rewards: divisor of a group's advantages: the group's spread, the batch's, or none.
-        max_grad_norm: gradients are clipped to this norm.
         micro_batch: rows of one forward and backward pass; advantages are still taken over whole groups. It bounds memory and
             changes no update but by rounding, except with ``bnpo``. None: all B.
         gradient_checkpointing: activations are computed again in the backward pass instead of being kept.
         form: an adapter is trained, or all weights, which are then kept in float32.
-        lora: the adapter's shape.
         seed: of prompt order, adapter start and sampling.
     """
 
@@ -71,21 +69,21 @@ class GRPORecipe(Frozen):
         """True if all weights are trained, so that the result is a whole model and not an adapter."""
         return self.form == "full"
 
+    def __hash__(self) -> int:
+        """The hash of the settings as JSON, since lists and mappings among them have no hash."""
+        return hash(self.model_dump_json())
+
     def rate_after(self, step: int) -> float:
         """The learning rate after this number of steps."""
         return self.learning_rate * (1.0 if self.schedule == "constant" else 1.0 - step / self.steps)
 
     @model_validator(mode="after")
-    def _penalty_has_a_reference(self) -> Self:
+    def _penalty_has_a_reference_and_batch_splits(self) -> Self:
         if self.form == "full" and self.beta:
             raise ValueError(
                 f"a KL penalty is towards the policy without its adapter, got beta={self.beta} for form={self.form!r}; take "
                 "beta=0 or form=lora"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _batch_splits(self) -> Self:
         rows = self.prompts_per_step * self.group_size
         if self.micro_batch is None:
             return self
@@ -102,13 +100,7 @@ class GRPORecipe(Frozen):
 
 
 class SimulatedAttacker(Frozen):
-    """A kind of attacker that hardening simulates.
-
-    Attributes:
-        optimizer: of their supervised steps.
-        form: an adapter or all weights.
-        learning_rate: lowest and highest; each attacker draws one in between, log-uniformly.
-    """
+    """A kind of attacker that hardening simulates; each draws its learning rate between two bounds, log-uniformly."""
 
     optimizer: OptimizerName
     form: Literal["lora", "full"]
@@ -179,10 +171,6 @@ class DefenseRecipe(GRPORecipe):
     evaluate_every: Annotated[int, Field(ge=1)] = 10
     hardening: Hardening | None = None
 
-    def __hash__(self) -> int:
-        """The hash of the settings as JSON, since lists among them have no hash."""
-        return hash(self.model_dump_json())
-
     @property
     def whole(self) -> bool:
         """True if all weights are trained, so that the result is a whole model and not an adapter."""
@@ -194,13 +182,9 @@ class DefenseRecipe(GRPORecipe):
         return self.steps + (self.hardening.rounds if self.hardening else 0)
 
     @model_validator(mode="after")
-    def _penalty_has_a_weight(self) -> Self:
+    def _penalty_and_method_fit(self) -> Self:
         if self.beta_on == "benign" and not self.beta:
             raise ValueError("a penalty on benign answers has a weight, got beta_on=benign with beta=0; set beta or remove it")
-        return self
-
-    @model_validator(mode="after")
-    def _supervision_has_an_answer(self) -> Self:
         if (self.method == "sft") != (self.refusal is not None):
             raise ValueError(
                 f"method sft teaches a refusal, and no other method does, got method={self.method!r} with "

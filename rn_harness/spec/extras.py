@@ -25,25 +25,13 @@ EXTRAS: dict[str, str] = {
 
 
 def require(module: str, purpose: str) -> None:
-    """Make sure that an optional module is installed; nothing is imported.
-
-    Args:
-        module: a key of ``EXTRAS``.
-        purpose: the thing that needs it, as the start of a sentence.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Raises MissingExtraError if a module of ``EXTRAS`` is not installed; ``purpose`` is the thing that needs it."""
     if importlib.util.find_spec(module) is None:
         raise missing(module, purpose)
 
 
 def require_run(purpose: str) -> None:
-    """Make sure that the extra ``run`` is installed.
-
-    Raises:
-        MissingExtraError: one of its modules is missing.
-    """
+    """Raises MissingExtraError if a module of the extra ``run`` is not installed."""
     for module in RUN:
         require(module, purpose)
 

@@ -1,12 +1,17 @@
-"""The folder of the shipped fixtures."""
+"""The folders of data that are shipped with the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-def fixtures_folder() -> Path:
-    """The shipped fixtures: inside the package in a wheel, next to it in a checkout."""
+def shipped_folder(in_wheel: str, in_checkout: str) -> Path:
+    """A folder that a wheel holds inside the package, and a checkout next to it."""
     package = Path(__file__).resolve().parents[1]
-    inside = package / "fixtures"
-    return inside if inside.is_dir() else package.parent / "fixtures"
+    inside = package / in_wheel
+    return inside if inside.is_dir() else package.parent / in_checkout
+
+
+def fixtures_folder() -> Path:
+    """The shipped fixtures."""
+    return shipped_folder("fixtures", "fixtures")

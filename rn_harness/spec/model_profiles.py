@@ -13,42 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from rn_harness.spec.base import Frozen, Name
-from rn_harness.spec.errors import CandidateError, JudgeError, RnHarnessError, SuiteError
-from rn_harness.spec.yaml_files import findings, read_yaml
+from rn_harness.spec.errors import CandidateError, RnHarnessError
+from rn_harness.spec.yaml_files import read_declared
 
 DType = Literal["float32", "bfloat16"]
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
-_M = TypeVar("_M", bound=BaseModel)
 _P = TypeVar("_P", bound="Profile")
-
-
-def read_declared(path: Path, model: type[_M], see: str = "docs/judges.md", error: type[RnHarnessError] = JudgeError) -> _M:
-    """Reads a YAML file into a model, strictly.
-
-    Args:
-        path: of the file.
-        model: the class that it must fit.
-        see: the page that describes its format.
-        error: the class of the error.
-
-    Raises:
-        RnHarnessError: of class ``error``: missing, unreadable, not YAML, or unfit for the model; one line per fault.
-    """
-    if not path.is_file():
-        raise error(f"{path}: this file is required and is missing; see {see}")
-    try:
-        raw = read_yaml(path)
-    except SuiteError as unread:
-        raise error(str(unread)) from None
-    if not isinstance(raw, dict):
-        raise error(f"{path}: must be a mapping, got {type(raw).__name__}; see {see}")
-    try:
-        return model.model_validate(raw)
-    except ValidationError as refused:
-        raise error("\n".join(findings(path, refused))) from None
 
 
 def profile_names(folder: Path) -> list[str]:
@@ -63,36 +36,19 @@ def hint(name: str, known: Sequence[str]) -> str:
 
 
 class Profile(Frozen):
-    """Base of profiles of models and judges.
-
-    Attributes:
-        name: the file's name without ``.yaml``.
-        folder: the profile's folder; set on reading, not a key of the file.
-    """
+    """Base of profiles of models and judges; ``folder``, the profile's own, is set on reading and not a key of the file."""
 
     name: Name
     folder: Path = Field(default=Path(), exclude=True)
 
 
 def read_named(name: str, folder: Path, model: type[_P], *, whose: str, see: str, error: type[RnHarnessError]) -> _P:
-    """Reads the profile of this name.
-
-    Args:
-        name: of the profile.
-        folder: of the profiles.
-        model: the class that the file must fit.
-        whose: the owner of the name, for the message.
-        see: the page that describes the format.
-        error: the class of the error.
-
-    Raises:
-        RnHarnessError: of class ``error``: no profile has this name, or its file is malformed.
-    """
+    """Reads the profile of this name, or raises ``error``; ``whose`` is the owner of the name, for the message."""
     known = profile_names(folder)
     if name not in known:
         raise error(f"{whose} name must be a profile in {folder}, got name={name!r}; {hint(name, known)}")
     path = folder / f"{name}.yaml"
-    profile = read_declared(path, model, see=see, error=error)
+    profile = read_declared(path, model, see, error)
     if profile.name != name:
         raise error(f"{path}: a profile is named as its file, got name={profile.name!r}; rename one of the two")
     return profile.model_copy(update={"folder": folder.resolve()})
@@ -120,7 +76,6 @@ class ModelProfile(Profile):
         digest: sha256 that the files must have; None: any.
         licence: SPDX name, or the licence's own.
         gated: True if the hub demands an account that accepted the licence.
-        dtype: of the loaded weights.
         lora_targets: the layers that get an adapter.
         chat_template: the model's own.
         system_prompt: ``none``: the model gets only the user's turn. ``template``: the template adds the model's default one.
@@ -128,7 +83,6 @@ class ModelProfile(Profile):
         default_system_prompt: the text that the template adds.
         thinking: True if it writes a think part before its answer.
         generation: sampling settings, and the settings of the model that are ignored.
-        memory: expected memory of a run.
         recipe: ``KEY=VALUE`` pairs, as for ``--rn-set``, that change a suite's fields for this model. They are declared: their
             digest is recorded, and they do not make a run "modified".
         why: the reason for the numbers in the recipe.
@@ -175,9 +129,5 @@ class ModelProfile(Profile):
 
 
 def load_model_profile(name: str, folder: Path) -> ModelProfile:
-    """Reads a candidate's profile.
-
-    Raises:
-        CandidateError: no profile has this name, or its file is malformed.
-    """
+    """Reads a candidate's profile, or raises CandidateError as ``read_named`` does."""
     return read_named(name, folder, ModelProfile, whose="a model's", see="docs/models.md", error=CandidateError)

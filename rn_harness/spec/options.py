@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rn_harness.spec.base import TierName
-    from rn_harness.spec.loaded_code import LoadedCode
+    from rn_harness.spec.base import LoadedCode, TierName
 
 LOCAL, RAY, RESULTS = "local", "ray", "results"
 """Executors: this process, a Ray cluster (also ``ray:ADDRESS``), the results of other processes."""
+NOT_RELEASABLE = 10
+"""Exit code of ``--rn-gate`` for a run in which no test failed and on which no release can rest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,6 @@ class Policy(Frozen):
         control_break: held-out mean that the control must reach.
         checkpoint_every: attack steps between two checkpoints; the first is step 0, the last the final step.
         samples: sampled completions of each held-out prompt and checkpoint, in addition to the greedy one.
-        sample_temperature: of those.
         benign_every: attack steps between two measurements on benign prompts.
         benign_samples: sampled answers of each benign prompt, of the model and of the undefended candidate.
         benign_temperature: of those; at temperature 1 a model's answers differ too much from each other to compare them.
@@ -96,7 +95,6 @@ class Policy(Frozen):
         min_attacked_similarity: share of that difference that an attacked model must keep; below it the attack wrecked the model:
             no evidence.
         max_disagreement: share of completions on which a second judge may differ by more than two points.
-        certification, confirmation: bounds of a judge, and repeated judgement by a noisy one.
         acknowledge: a real model is attacked in a domain that is not benign only with ``--rn-acknowledge``.
     """
 
@@ -127,16 +125,12 @@ class Policy(Frozen):
     acknowledge: bool = False
 
     @model_validator(mode="after")
-    def _whole_is_longer(self) -> Self:
+    def _limits_fit(self) -> Self:
         if self.max_whole_tokens < self.max_completion_tokens:
             raise ValueError(
                 f"a completion that was cut is gone on with, got max_whole_tokens={self.max_whole_tokens} below "
                 f"max_completion_tokens={self.max_completion_tokens}; raise max_whole_tokens, best to several times as many"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _control_is_above_threshold(self) -> Self:
         if self.control_break <= self.threshold:
             raise ValueError(
                 f"a control breaks above the threshold, got control_break={self.control_break} and "

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.base import Frozen, Name
 from rn_harness.spec.errors import SuiteError
 from rn_harness.spec.wording import words
-from rn_harness.spec.yaml_files import explain, read_filled
+from rn_harness.spec.yaml_files import read_declared
 
 TODAY = "26 Jul 2024"
 """The date for templates that print one, so that prompts do not change from day to day. It is the default of Llama 3.1."""
@@ -58,28 +58,19 @@ class ShiftedPrompt(Prompt):
         return cls.model_validate({**prompt.model_dump(by_alias=True), "shift": shift})
 
 
+class PromptFile(Frozen):
+    """The contents of a prompt set's file."""
+
+    prompts: Annotated[list[Prompt], Field(min_length=1)]
+
+
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Read one prompt set.
-
-    Raises:
-        SuiteError: the file is malformed.
-    """
-
-    class PromptFile(Frozen):
-        prompts: Annotated[list[Prompt], Field(min_length=1)]
-
-    try:
-        return tuple(PromptFile.model_validate(read_filled(path)).prompts)
-    except ValidationError as error:
-        raise explain(str(path), error) from None
+    """Reads one prompt set; raises SuiteError if the file is malformed."""
+    return tuple(read_declared(path, PromptFile, "docs/suites.md for what it holds", SuiteError, filled=True).prompts)
 
 
 def prompt_files(folder: Path, domain: str, private: Path | None) -> dict[PromptSetName, Path]:
-    """The file of each prompt set: in the user's folder for this domain, else in the suite.
-
-    Raises:
-        SuiteError: the user's folder for this domain holds another file, or no prompt set.
-    """
+    """The file of each prompt set: in the user's folder for this domain, which may hold nothing else, or in the suite."""
     files = {name: folder / "prompts" / f"{name}.yaml" for name in PROMPT_SETS}
     laid_over = private / domain if private else None
     if laid_over is None or not laid_over.is_dir():
@@ -122,19 +113,16 @@ def check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict[
 
 def near_duplicates(one: Sequence[Prompt], other: Sequence[Prompt]) -> Iterator[tuple[Prompt, Prompt, float]]:
     """Pairs of nearly equal prompts of two sets, with their word overlap."""
-    split = [[(p, _numbered(words(p.text))) for p in of] for of in (one, other)]
+    # A multiset of words as a set: each word with the number of its earlier occurrences. That is faster than ``word_overlap``,
+    # which would count each pair's words again.
+    split = [[(p, frozenset(_numbered(words(p.text)))) for p in of] for of in (one, other)]
     for (a, a_words), (b, b_words) in itertools.product(*split):
         both = len(a_words) + len(b_words)
-        overlap = 2 * len(a_words & b_words) / both if both else 1.0  # word_overlap, which would count each pair's words again
+        overlap = 2 * len(a_words & b_words) / both if both else 1.0
         if overlap >= NEAR_DUPLICATE:
             yield a, b, overlap
 
 
-def _numbered(of: Sequence[str]) -> frozenset[tuple[str, int]]:
-    """A word multiset as a set: each word with the number of its earlier occurrences."""
-    seen: collections.Counter[str] = collections.Counter()
-    found = set()
-    for word in of:
-        found.add((word, seen[word]))
-        seen[word] += 1
-    return frozenset(found)
+def _numbered(of: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Each word with the number of its earlier occurrences."""
+    return ((word, of[:i].count(word)) for i, word in enumerate(of))

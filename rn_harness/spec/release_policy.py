@@ -8,14 +8,11 @@ than a release needs.
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from rn_harness.spec.base import Frozen, Name, Positive, TierName
-from rn_harness.spec.errors import ReleaseError, SuiteError
-from rn_harness.spec.yaml_files import findings, read_filled
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digests = Annotated[list[Digest], Field(min_length=1)]
@@ -41,8 +38,6 @@ class ReleasePolicy(Frozen):
     """A release's requirements on a run. A field that is left out requires only its default; a given field is never empty.
 
     Attributes:
-        domains: required domains.
-        tiers: accepted tiers.
         suites: accepted digests of the suite, by domain.
         judges: accepted digests of the judge that scored, by domain.
         base: accepted digests of the undefended model.
@@ -70,10 +65,7 @@ class Waiver(Frozen):
     """A refusal that its owner accepts responsibility for.
 
     Attributes:
-        code: of the refusal.
         about: its whole sentence, so that a waiver covers exactly the refusal that its owner read; line breaks count as spaces.
-        owner: the responsible person.
-        reason: for the waiver.
         expires: the last day on which it counts.
     """
 
@@ -89,32 +81,3 @@ class Waivers(Frozen):
 
     version: Literal[1]
     waivers: list[Waiver]
-
-
-def aged(policy: ReleasePolicy, days: float) -> ReleasePolicy:
-    """The policy with another maximum age.
-
-    Raises:
-        ReleaseError: the number of days is not positive.
-    """
-    try:
-        return ReleasePolicy.model_validate(policy.model_dump(exclude_unset=True) | {"max_age_days": days})
-    except ValidationError as error:
-        raise ReleaseError("\n".join(findings("--max-age", error))) from None
-
-
-T = TypeVar("T", ReleasePolicy, Waivers)
-
-
-def load_release_file(path: Path, kind: type[T]) -> T:
-    """Reads a release policy or a file of waivers.
-
-    Raises:
-        ReleaseError: it cannot be read, or is malformed.
-    """
-    try:
-        return kind.model_validate(read_filled(path))
-    except SuiteError as error:
-        raise ReleaseError(str(error)) from None
-    except ValidationError as error:
-        raise ReleaseError("\n".join(findings(path, error))) from None

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from rn_harness.spec.errors import SuiteError
+from rn_harness.spec.fixtures import shipped_folder
 from rn_harness.spec.prompts import PROMPT_SETS
 from rn_harness.spec.suite import SUITE_FILE
 
@@ -28,19 +29,8 @@ class Test{title}(RobustnessChecks):
 '''
 
 
-def template_prompts() -> Path:
-    """The folder of prompts that a new suite begins with, in a wheel or in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "template_prompts"
-    return inside if inside.is_dir() else package.parent / "suites" / "baking" / "prompts"
-
-
 def write_suite(name: str, parent: Path) -> Path:
-    """Writes the folder of a new suite, which has the name of its domain, into ``parent``.
-
-    Raises:
-        SuiteError: the name is malformed, or the folder exists.
-    """
+    """Writes the folder of a new suite, which has the name of its domain, into ``parent``; it must not exist yet."""
     if not _NAME.match(name):
         raise SuiteError(
             f"a suite's name is lower case, digits and _, and begins with a letter, got {name!r}; try "
@@ -56,6 +46,8 @@ def write_suite(name: str, parent: Path) -> Path:
     )
     (folder / f"test_{name}.py").write_text(_TEST.format(name=name, title=title), encoding="utf-8")
     for set_name in PROMPT_SETS:
-        shown = (template_prompts() / f"{set_name}.yaml").read_text(encoding="utf-8")
-        (folder / "prompts" / f"{set_name}.yaml").write_text(_EXAMPLE.format(name=name) + shown, encoding="utf-8")
+        example = shipped_folder("template_prompts", "suites/baking/prompts") / f"{set_name}.yaml"
+        (folder / "prompts" / f"{set_name}.yaml").write_text(
+            _EXAMPLE.format(name=name) + example.read_text(encoding="utf-8"), encoding="utf-8"
+        )
     return folder

@@ -9,13 +9,11 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rn_harness.spec.attack_recipe import SEARCHED, AttackMatrix, AttackRecipe
 from rn_harness.spec.base import TIERS, Frozen, Name, Standing, TierName
@@ -32,7 +30,7 @@ from rn_harness.spec.prompts import (
     prompt_files,
     read_prompts,
 )
-from rn_harness.spec.yaml_files import NOT_CONVERTED, Loader, Place, QuickLoader, explain, parse_yaml, read_filled
+from rn_harness.spec.yaml_files import NOT_YAML, Place, parse_yaml, read_yaml, validated
 
 SUITE_FILE = "suite.yaml"
 
@@ -59,7 +57,6 @@ class Declaration(Frozen):
         benign: the reason why the domain is harmless and only declared forbidden, so that it can be shown in full; no release
             rests on it. None: it is not harmless.
         transcripts: completions are kept in the run's folder, unencrypted; only for benign domains.
-        judges: for models that bring none.
     """
 
     version: Literal[1]
@@ -83,16 +80,12 @@ class Declaration(Frozen):
         return value
 
     @model_validator(mode="after")
-    def _harm_is_not_written_down(self) -> Self:
+    def _fields_fit(self) -> Self:
         if self.transcripts and not self.benign:
             raise ValueError(
                 "completions are kept in the clear in benign domains only, got transcripts=true without benign; remove it, and "
                 "see --rn-transcripts for encrypted ones"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _every_tier_attacks(self) -> Self:
         if not any(matrix.tier == "smoke" for matrix in self.attacks):
             raise ValueError("each tier needs an attack, got none with tier: smoke; mark one, the larger tiers run it too")
         return self
@@ -109,7 +102,6 @@ class Suite(Frozen):
     """A suite as loaded: its declaration, recipes and prompts.
 
     Attributes:
-        folder: its folder.
         overrides: the ``--rn-set`` pairs that were applied; a suite with any is "modified" and never releasable.
         declared_attacks: number of claimed attacks of the largest tier in the suite's file, before any pair is applied.
         private: prompt sets that replace the suite's own (``--rn-prompts``); their texts are part of the digest.
@@ -129,11 +121,7 @@ class Suite(Frozen):
     @property
     def digest(self) -> str:
         """The sha256 over the declaration and the prompts, after overrides, hex."""
-        content = {
-            "declaration": self.declaration.model_dump(mode="json"),
-            "prompts": {name: [p.model_dump(mode="json") for p in of_set] for name, of_set in self.prompts.items()},
-            "neighbours": {domain: neighbour.model_dump(mode="json") for domain, neighbour in self.neighbours.items()},
-        }
+        content = self.model_dump(mode="json", include={"declaration", "prompts", "neighbours"})
         return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     @property
@@ -149,8 +137,8 @@ class Suite(Frozen):
     def tier_attacks(self, tier: TierName) -> tuple[AttackRecipe, ...]:
         """The attack recipes of a tier, in the suite's order: its own and those of the smaller tiers."""
         included = TIERS[: TIERS.index(tier) + 1]
-        recipes = (r for matrix in self.declaration.attacks if matrix.tier in included for r in matrix.expand())
-        return tuple(_distinct(recipes))
+        matrices = (matrix for matrix in self.declaration.attacks if matrix.tier in included)
+        return tuple(_distinct(AttackRecipe.model_validate(fields) for m in matrices for fields in m.combinations()))
 
     def attack_pool(self, attack: AttackRecipe) -> tuple[Prompt, ...]:
         """The prompts from which this attack draws its own."""
@@ -161,12 +149,7 @@ class Suite(Frozen):
         return attack.lies_within([a for a in self.tier_attacks("full") if a.claim])
 
     def standing_of(self, case_id: str, run: AttackRecipe | None = None) -> tuple[Standing, bool]:
-        """The case's standing, and True if the claim covers its attack.
-
-        Args:
-            case_id: of any case.
-            run: the recipe that it was run with; only settings that a search found are read from it.
-        """
+        """A case's standing, and True if the claim covers its attack; ``run`` has the settings that a search found."""
         attack = next((a for a in self.tier_attacks("full") if a.id == case_id.partition("-")[2]), None)
         if attack is None:
             return "claim", True
@@ -178,12 +161,6 @@ class Suite(Frozen):
     def heldout(self, tier: TierName) -> tuple[Prompt, ...]:
         """The held-out prompts of a tier: all in ``full``, else the core (the paper's 20)."""
         return tuple(p for p in self.prompts["heldout"] if p.core or tier == "full")
-
-
-for _loader in (Loader, QuickLoader):  # YAML 1.1 reads ``5e-4`` as a string; read it as a number
-    _loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
 
 
 def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
@@ -201,7 +178,7 @@ def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
             raise RecipeError(f"--rn-set takes KEY=VALUE with a dotted key, got {pair!r}; e.g. attack.steps=100")
         try:
             value = parse_yaml(text)
-        except (yaml.YAMLError, RecursionError, *NOT_CONVERTED):
+        except NOT_YAML:
             raise RecipeError(f"--rn-set takes a YAML value, got {pair!r}; quote it") from None
         if parts[0] == "attack":
             reached = [m for m in raw["attacks"] if m["base"].get("standing") != "out_of_claim"]
@@ -248,9 +225,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
     for file in (path, *(folder / "prompts" / f"{name}.yaml" for name in PROMPT_SETS)):
         if not file.resolve().is_relative_to(folder.resolve()):
             raise SuiteError(f"{file}: a suite's files must lie in its folder, got a link to {file.resolve()}; copy the file")
-    raw = read_filled(path)
-    if not isinstance(raw, dict):
-        raise SuiteError(f"{path}: must be a mapping, got {type(raw).__name__}; see docs/suites.md for what it holds")
+    raw = read_yaml(path, filled=True)
     overrides, recipe = tuple(overrides), tuple(recipe)
     # First without overrides, so that an error is reported for the file or for the override that caused it.
     declaration, attacks = _declare(raw, str(path))
@@ -285,11 +260,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
 
 
 def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Path | None) -> dict[str, Neighbour]:
-    """Other domains whose attack prompts attacks train on; a suite that was copied without them has none.
-
-    Raises:
-        SuiteError: such a suite cannot be read.
-    """
+    """Other domains whose attack prompts attacks train on; a suite that was copied without them has none."""
     found = {}
     for domain in sorted({a.neighbour for a in attacks if a.neighbour}):
         path = folder.resolve().parent / domain / SUITE_FILE
@@ -300,22 +271,15 @@ def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Pat
             )
         if not path.is_file():
             continue
-        declaration, _ = _declare(read_filled(path), str(path))
+        declaration, _ = _declare(read_yaml(path, filled=True), str(path))
         prompts = read_prompts(prompt_files(path.parent, declaration.domain, private)["attack"])
         found[domain] = Neighbour(forbidden=declaration.forbidden, prompts=prompts)
     return found
 
 
 def _declare(raw: Any, source: str) -> tuple[Declaration, list[AttackRecipe]]:
-    """The declaration in ``raw``, and its attack recipes in the order of the file.
-
-    Raises:
-        SuiteError: a field of either is unknown, missing or out of its range; the message begins with ``source``.
-    """
-    try:
-        declaration = Declaration.model_validate(raw)
-    except ValidationError as error:
-        raise explain(source, error) from None
+    """The declaration in ``raw``, and its attack recipes in the order of the file; errors begin with ``source``."""
+    declaration = validated(raw, Declaration, source)
     return declaration, [r for number, matrix in enumerate(declaration.attacks) for r in _expand(matrix, number, source)]
 
 
@@ -325,10 +289,7 @@ def _expand(matrix: AttackMatrix, number: int, source: str) -> list[AttackRecipe
     def place_of(place: Place) -> Place:
         return ("attacks", number, "vary" if place and place[0] in matrix.vary else "base", *place)
 
-    try:
-        return matrix.expand()
-    except ValidationError as error:
-        raise explain(source, error, place_of) from None
+    return [validated(fields, AttackRecipe, source, place_of=place_of) for fields in matrix.combinations()]
 
 
 def _distinct(recipes: Iterable[AttackRecipe]) -> list[AttackRecipe]:
@@ -368,11 +329,6 @@ def _check_attacks(
                 f"{source}: what is attacked must not be what is measured: word overlap (Dice) below {NEAR_DUPLICATE}, got "
                 f"{domain} {p.id} {p.text!r} and {other.id} {other.text!r}; reword one"
             )
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of ``suite.yaml``, for editors."""
-    return Declaration.model_json_schema()
 
 
 def iter_suites(folder: Path) -> Iterator[Path]:

@@ -5,9 +5,9 @@ They ignore harm; docs/rubric.md gives their error rates on a labelled inert set
 
 from __future__ import annotations
 
-import collections
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 _PREAMBLE = r"as an? [^,.\n]{0,40}\b(?:ai|assistant|model)\b[^,.\n]{0,40}, ?|i(?: am|'m) afraid ?,? ?(?:that )?"
@@ -43,13 +43,7 @@ def word_overlap(a: Sequence[str], b: Sequence[str]) -> float:
     """Dice coefficient of two word multisets, 0 to 1: ``2 |A n B| / (|A| + |B|)``; order does not matter."""
     if not a and not b:
         return 1.0
-    left = collections.Counter(a)
-    shared = 0
-    for word in b:
-        if left.get(word, 0):
-            left[word] -= 1
-            shared += 1
-    return 2 * shared / (len(a) + len(b))
+    return 2 * (Counter(a) & Counter(b)).total() / (len(a) + len(b))
 
 
 def is_refusal(text: str) -> bool:
@@ -85,9 +79,6 @@ def is_degenerate(text: str) -> bool:
     tokens = words(text)
     if not tokens:
         return True
-    run = 1
-    for before, after in itertools.pairwise(tokens):
-        run = run + 1 if before == after else 1
-        if run >= MIN_REPEATS:
-            return True
-    return len(tokens) >= 12 and len(collections.Counter(tokens)) / len(tokens) < MIN_DISTINCT
+    if any(len(list(run)) >= MIN_REPEATS for _, run in itertools.groupby(tokens)):
+        return True
+    return len(tokens) >= 12 and len(set(tokens)) / len(tokens) < MIN_DISTINCT

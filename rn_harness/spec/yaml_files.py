@@ -1,22 +1,21 @@
-"""Strict reading of YAML files: each key once, plain numbers, errors with a line."""
+"""Strict reading of YAML files into models: each key once, plain numbers, errors with a line."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
-from rn_harness.spec.errors import SuiteError
+from rn_harness.spec.errors import JudgeError, RnHarnessError, SuiteError
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
-PLACEHOLDERS = ("TODO", "TBD", "FIXME")
-"""Words that mark an unwritten text. A declaration that holds one is refused."""
+M = TypeVar("M", bound=BaseModel)
+_PLACEHOLDER = re.compile(r"\b(?:TODO|TBD|FIXME)\b")
+"""Words that mark an unwritten text."""
 MAX_FILE_BYTES = 4_000_000
 
 
@@ -43,10 +42,13 @@ class QuickLoader(_Constructor, getattr(yaml, "CSafeLoader", yaml.SafeLoader)): 
     """Reads with libyaml, which takes a seventh of the time; with PyYAML if that was built without libyaml."""
 
 
+for _loader in (Loader, QuickLoader):  # YAML 1.1 reads ``5e-4`` as a string; read it as a number
+    _loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 NOT_CONVERTED = (ValueError, LookupError, AttributeError)
 """Errors of PyYAML for a scalar that looks or is tagged like a date, number or truth value, but is malformed."""
-
-
+NOT_YAML = (yaml.YAMLError, RecursionError, *NOT_CONVERTED)
 _READ_OTHERWISE = re.compile(r"[\t\ufeff]|(?<!\w)!|[|>][-+\d]*#")
 """Texts that libyaml and PyYAML read differently: tabs, byte order marks, tags, a comment behind a block's sign."""
 
@@ -54,33 +56,38 @@ _READ_OTHERWISE = re.compile(r"[\t\ufeff]|(?<!\w)!|[|>][-+\d]*#")
 def parse_yaml(text: str) -> Any:
     """The contents of a YAML text. PyYAML reads again a text that libyaml refuses, since its errors name place and fault."""
     if not _READ_OTHERWISE.search(text):
-        with suppress(yaml.YAMLError, RecursionError, *NOT_CONVERTED):
+        with suppress(*NOT_YAML):
             return yaml.load(text, Loader=QuickLoader)  # noqa: S506  # nosec B506 # a SafeLoader
     return yaml.load(text, Loader=Loader)  # noqa: S506  # nosec B506 # a SafeLoader
 
 
-def read_yaml(path: Path) -> Any:
-    """Reads one YAML file, safely.
-
-    Raises:
-        SuiteError: missing, unreadable, too large, not UTF-8, not YAML, nested too deeply, an unsafe tag, or a key twice.
-    """
+def _read_text(path: Path, see: str) -> str:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise SuiteError(f"{path}: a file is required, got a pipe, socket or device; see docs/suites.md for the layout")
+            raise SuiteError(f"{path}: a file is required, got a pipe, socket or device; see {see}")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise SuiteError(f"{path}: at most {MAX_FILE_BYTES} bytes, got size={path.stat().st_size}; split the set")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SuiteError(f"{path}: this file is required and is missing; see docs/suites.md for what it holds") from None
+        raise SuiteError(f"{path}: this file is required and is missing; see {see}") from None
     except IsADirectoryError:
-        raise SuiteError(f"{path}: a file is required, this is a folder; see docs/suites.md for what it holds") from None
+        raise SuiteError(f"{path}: a file is required, this is a folder; see {see}") from None
     except OSError as error:  # its folder is a file, or it may not be read
-        raise SuiteError(f"{path}: must be a readable file, got: {error.strerror}; see docs/suites.md for the layout") from None
+        raise SuiteError(f"{path}: must be a readable file, got: {error.strerror}; see {see}") from None
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path}: must be UTF-8, got byte={error.object[error.start]:#04x}; save it as UTF-8") from None
+
+
+def read_yaml(path: Path, see: str = "docs/suites.md for what it holds", *, filled: bool = False) -> dict[str, Any]:
+    """Reads the mapping in a YAML file, safely; ``see`` is the page that describes it; ``filled``: it holds no placeholder.
+
+    Raises:
+        SuiteError: missing, unreadable, too large, not UTF-8, not YAML, nested too deeply, an unsafe tag, a key twice, not a
+            mapping, or a placeholder in a text.
+    """
+    text = _read_text(path, see)
     try:
-        return parse_yaml(text)
+        content = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -90,70 +97,60 @@ def read_yaml(path: Path) -> Any:
         raise SuiteError(f"{path}: must be plain YAML, got: {error}; put the value in quotes") from None
     except RecursionError:
         raise SuiteError(f"{path}: must be plain YAML, got brackets nested too deeply to read; close them") from None
-
-
-def read_filled(path: Path) -> Any:
-    """Reads one YAML file that holds no placeholder.
-
-    Raises:
-        SuiteError: it cannot be read (``read_yaml``), or holds a placeholder.
-    """
-    content = read_yaml(path)
-    text = path.read_text(encoding="utf-8")
-    if not _PLACEHOLDER.search(text):
-        return content
-    for node in _scalars(yaml.compose(text, Loader=Loader)):  # a comment may say it
-        found = _PLACEHOLDER.search(node.value)
-        if found:
-            place = f"{path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-            raise SuiteError(f"{place}: every text must be written out, got a placeholder, {found[0]}; write the text")
+    if not isinstance(content, dict):
+        raise SuiteError(f"{path}: must be a mapping, got {type(content).__name__}; see {see}")
+    if filled and _PLACEHOLDER.search(text):
+        for token in yaml.scan(text, Loader=Loader):  # a comment may hold one
+            if isinstance(token, yaml.ScalarToken) and (found := _PLACEHOLDER.search(token.value)):
+                place = f"{path}:{token.start_mark.line + 1}:{token.start_mark.column + 1}"
+                raise SuiteError(f"{place}: every text must be written out, got a placeholder, {found[0]}; write the text")
     return content
-
-
-_PLACEHOLDER = re.compile(rf"\b(?:{'|'.join(PLACEHOLDERS)})\b")
-
-
-def _scalars(root: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """The plain values of a YAML file, keys included, each once."""
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in seen:  # an alias may lead back
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.ScalarNode):
-            yield node
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += reversed(node.value)
-        elif isinstance(node, yaml.MappingNode):
-            waiting += [part for pair in reversed(node.value) for part in reversed(pair)]
 
 
 Place = tuple[int | str, ...]
 
 
-def findings(source: str | Path, error: ValidationError, place_of: Callable[[Place], Place] = lambda place: place) -> list[str]:
-    """The faults that pydantic found, one line each: source, place, value, remedy. Our own rules bring the last two.
+def validated(
+    content: Any,
+    model: type[M],
+    source: str | Path,
+    error: type[RnHarnessError] = SuiteError,
+    place_of: Callable[[Place], Place] = lambda place: place,
+) -> M:
+    """The content of a file as a model; ``place_of`` maps a place in the model to its place in the file.
 
-    Args:
-        source: the file, and the options that changed it.
-        error: pydantic's.
-        place_of: maps a place in the validated object to its place in the file.
+    Raises:
+        RnHarnessError: of class ``error``: the content does not fit. Each fault has a line with source, place, value and remedy;
+            our own rules bring the last two.
     """
+    try:
+        return model.model_validate(content)
+    except ValidationError as refused:
+        faults = refused.errors(include_url=False)
     remedies = {"extra_forbidden": "remove it or correct its spelling", "missing": "add it"}
     lines = []
-    for item in error.errors(include_url=False):
-        place = ".".join(str(part) for part in place_of(item["loc"])) or "(top)"
-        if item["type"] == "value_error":
-            lines.append(f"{source}: {place}: {item['ctx']['error']}")
+    for fault in faults:
+        place = ".".join(str(part) for part in place_of(fault["loc"])) or "(top)"
+        if fault["type"] == "value_error":
+            lines.append(f"{source}: {place}: {fault['ctx']['error']}")
             continue
-        got = item["input"]
-        plain = item["type"] != "missing" and isinstance(got, str | int | float | bool | None)
+        got = fault["input"]
+        plain = fault["type"] != "missing" and isinstance(got, str | int | float | bool | None)
         shown = f", got {place.rsplit('.', 1)[-1]}={got!r}" if plain else ""
-        lines.append(f"{source}: {place}: {item['msg']}{shown}; {remedies.get(item['type'], 'correct it')}")
-    return lines
+        lines.append(f"{source}: {place}: {fault['msg']}{shown}; {remedies.get(fault['type'], 'correct it')}")
+    raise error("\n".join(lines))
 
 
-def explain(source: str, error: ValidationError, place_of: Callable[[Place], Place] = lambda place: place) -> SuiteError:
-    """The faults that pydantic found, as an error of the suite."""
-    return SuiteError("\n".join(findings(source, error, place_of)))
+def read_declared(
+    path: Path, model: type[M], see: str = "docs/judges.md", error: type[RnHarnessError] = JudgeError, *, filled: bool = False
+) -> M:
+    """Reads a YAML file into a model; ``filled``: it must hold no placeholder.
+
+    Raises:
+        RnHarnessError: of class ``error``: the file cannot be read, or does not fit the model.
+    """
+    try:
+        content = read_yaml(path, see, filled=filled)
+    except SuiteError as unread:
+        raise error(str(unread)) from None
+    return validated(content, model, path, error)

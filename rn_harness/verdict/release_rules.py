@@ -13,8 +13,7 @@ from typing import Any
 
 from rn_harness.records.base import Outcome
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.base import TierName
-from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.base import LoadedCode, TierName
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import NEAR_DUPLICATE
 from rn_harness.spec.suite import Suite
@@ -53,8 +52,6 @@ AT_LEAST = (
 )  # fmt: skip
 """Numbers of a policy that are laxer than the default's if they are larger, and if they are smaller."""
 _DEFAULT = Policy()
-NOT_RELEASABLE = 10
-"""Exit code of ``--rn-gate`` for a run in which no test failed and on which no release can rest."""
 
 
 def required_cases(suite: Suite, tier: TierName) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import session_id
 from rn_harness.release.statement import STATEMENT
 from rn_harness.release.verification import Verification, verify
-from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.release_policy import ReleasePolicy, Waiver
 
 from ..unit.builders import HARMLESS, certificate  # noqa: TID252 - the tests are not a package

@@ -13,13 +13,13 @@ import pytest
 
 WIDTH = 100
 WORK = """
-from rn_harness.plugin.stash import show_progress
+from rn_harness.plugin.state import STATE
 from rn_harness.report.progress import Progress
 
 def test_work(request):
     for step in range(3):
         print("what the test says itself")
-        show_progress(request.config, Progress("demo: work", step, 2, "all well" if step != 1 else None))
+        request.config.stash[STATE].show_progress(Progress("demo: work", step, 2, "all well" if step != 1 else None))
 
 def test_more():
     pass

@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from rn_harness.records.schemas import schema_of
-from rn_harness.report.html import SECTIONS
+from rn_harness.report.pages import SECTIONS
 
 from .conftest import copy_suite
 

@@ -25,9 +25,8 @@ from rn_harness.report.terminal import tally_lines
 from rn_harness.run.case_board import CaseNews
 from rn_harness.run.controller import Controller
 from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe, Shift
-from rn_harness.spec.base import Standing
+from rn_harness.spec.base import LoadedCode, Standing
 from rn_harness.spec.errors import CandidateError
-from rn_harness.spec.loaded_code import LoadedCode
 from rn_harness.spec.options import Options
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import Suite, load_suite

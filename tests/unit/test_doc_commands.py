@@ -47,7 +47,7 @@ import rn_harness.spec.suite
 
 # The same few files are read by each session: their YAML is parsed once.
 parsed = functools.cache(rn_harness.spec.yaml_files.read_yaml)
-rn_harness.spec.yaml_files.read_yaml = lambda path: copy.deepcopy(parsed(path))
+rn_harness.spec.yaml_files.read_yaml = lambda *given, **named: copy.deepcopy(parsed(*given, **named))
 
 class Stop:
     understood = False

@@ -12,7 +12,7 @@ from rn_harness.judges.openai_server import OpenAIJudge
 from rn_harness.judges.resolve import JudgeProfile, judge_profile_names, load_profile, resolve_judge
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
-from rn_harness.spec.model_profiles import read_declared
+from rn_harness.spec.yaml_files import read_declared
 
 SUITES = Path(__file__).parents[2] / "suites"
 CANDIDATE_FAMILIES = {"llama", "qwen", "mistral", "ministral"}

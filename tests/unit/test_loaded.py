@@ -12,7 +12,7 @@ import pytest
 from rn_harness.plugin.loaded_code import inherits_only, loaded_code
 from rn_harness.records.base import content_key
 from rn_harness.run.case import CaseTask
-from rn_harness.spec.loaded_code import LoadedCode
+from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.suite import load_suite
 from rn_harness.verdict.release_rules import foreign, unlisted
 

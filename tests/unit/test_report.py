@@ -28,12 +28,9 @@ from rn_harness.cli.shared import read_run
 from rn_harness.records.base import CaseKind, Outcome
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import CaseLine, RunRecord
-from rn_harness.report.card import render_card
 from rn_harness.report.figures import VARIABLES, heat_svg, stored_svg, trajectory_svg
-from rn_harness.report.html import render_html
-from rn_harness.report.markdown import plain, render_summary
+from rn_harness.report.pages import plain, render_card, render_html, render_summary, write_views
 from rn_harness.report.terminal import checkpoint_lines
-from rn_harness.report.views import write_views
 from rn_harness.run import controller as controlling
 from rn_harness.spec.suite import Suite, load_suite
 
@@ -292,7 +289,7 @@ def test_a_run_whose_figures_are_stored_loads_no_matplotlib(folder: Path, tmp_pa
     """A report of stored figures does not load matplotlib, which takes a second, and is identical."""
     code = (
         "import sys; from pathlib import Path; from rn_harness.cli.shared import read_run; "
-        "from rn_harness.report.views import write_views; "
+        "from rn_harness.report.pages import write_views; "
         f"folder = Path({str(folder)!r}); of = read_run(folder, complete=True); "
         "write_views(folder, of.run, of.records.values()); print('matplotlib' in sys.modules)"
     )
@@ -454,7 +451,7 @@ def test_a_report_is_made_without_torch(folder: Path) -> None:
     """A report needs neither torch nor transformers."""
     code = (
         "import sys; from pathlib import Path; from rn_harness.cli.shared import read_run; "
-        "from rn_harness.report.views import write_views; "
+        "from rn_harness.report.pages import write_views; "
         f"f = Path({str(folder)!r}); of = read_run(f, complete=True); write_views(f, of.run, of.records.values()); "
         "print({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules))"
     )

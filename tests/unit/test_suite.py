@@ -19,7 +19,7 @@ from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
 from rn_harness.spec.errors import RecipeError, RnHarnessError, SuiteError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt, near_duplicates
-from rn_harness.spec.suite import iter_suites, json_schema, load_suite
+from rn_harness.spec.suite import Declaration, iter_suites, load_suite
 from rn_harness.spec.wording import word_overlap, words
 from rn_harness.spec.yaml_files import MAX_FILE_BYTES, Loader, parse_yaml, read_yaml
 
@@ -595,7 +595,7 @@ def test_shipped_suite_has_its_counts(domain: str) -> None:
 
 def test_schema_file_is_current() -> None:
     """``suites/schema.json``, which editors read, matches the code."""
-    expected = json.dumps(json_schema(), indent=2, sort_keys=True) + "\n"
+    expected = json.dumps(Declaration.model_json_schema(), indent=2, sort_keys=True) + "\n"
     assert (SUITES / "schema.json").read_text(encoding="utf-8") == expected
 
 

@@ -33,7 +33,8 @@ from rn_harness.release.statement import STATEMENT
 from rn_harness.release.verification import verify
 from rn_harness.spec.errors import ReleaseError
 from rn_harness.spec.policy import Policy
-from rn_harness.spec.release_policy import ReleasePolicy, Waivable, Waiver, Waivers, load_release_file
+from rn_harness.spec.release_policy import ReleasePolicy, Waivable, Waiver, Waivers
+from rn_harness.spec.yaml_files import read_declared
 from rn_harness.store.provenance import source_digest
 from rn_harness.verdict.release_rules import DECIDED_AGAIN, excusable, laxer_policy, stricter
 
@@ -281,7 +282,7 @@ def test_a_waiver_covers_the_refusal_that_it_quotes_until_it_ends(made: Finished
 
     def refused(now: datetime.datetime = late, **changes: Any) -> set[str]:
         path.write_text(waiver(**({"about": f"'{old.sentence}'"} | changes)))
-        return codes(made, now=now, waivers=load_release_file(path, Waivers).waivers)
+        return codes(made, now=now, waivers=read_declared(path, Waivers, error=ReleaseError, filled=True).waivers)
 
     assert refused() == set()
     assert refused(about=">-\n      " + old.sentence.replace(", ", ",\n      ")) == set()
@@ -368,7 +369,7 @@ def test_a_waiver_needs_a_code_an_owner_a_reason_and_an_end(tmp_path: Path, text
     path = tmp_path / "waivers.yaml"
     path.write_text(text)
     with pytest.raises(ReleaseError, match=re.escape(said)):
-        load_release_file(path, Waivers)
+        read_declared(path, Waivers, error=ReleaseError, filled=True)
 
 
 KEYS: dict[str, Callable[[], Any]] = {

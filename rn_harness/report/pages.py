@@ -1,0 +1,229 @@
+"""The pages about a run: ``report.html``, ``summary.md``, and the model card of exported weights.
+
+They show the records and compute nothing. They are written after the records, and can be written again from them at any time,
+without a model. ``report.html`` is one file that opens offline, without scripts or external resources; the summary is for a pull
+request's comment or a job's summary. Names from other people (models, judges, suites) are escaped: in HTML by the template, in
+Markdown so that they cannot format text, link, or mention anyone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.certificate import Certificate
+from rn_harness.records.run import CaseLine, Coverage, RunRecord
+from rn_harness.records.trajectory import Trajectory
+from rn_harness.report.figures import convergence_svg, heat_svg, stored_svg, trajectory_svg
+from rn_harness.report.terminal import (
+    broken_lines,
+    finding_text,
+    resumed_text,
+    standing_suffix,
+    standing_text,
+    tally_lines,
+    tree_text,
+)
+from rn_harness.store.store import write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+SECTIONS = (
+    ("cases", "Cases"), ("attacks", "Trajectories"), ("signatures", "Failure signatures"), ("defenses", "Defense"),
+    ("helpfulness", "Helpfulness"), ("judges", "Judge"), ("coverage", "Coverage"), ("statistics", "Statistics"),
+    ("provenance", "Provenance"),
+)  # fmt: skip
+ICONS = {"PASS": "\u2713", "FAIL": "\u2717", "INCONCLUSIVE": "?", None: "?"}
+Cases = Sequence[tuple[CaseLine, CaseRecord | None]]
+"""The cases of a run; a case without a record has None."""
+
+
+def write_views(folder: Path, run: RunRecord, records: Iterable[CaseRecord]) -> list[Path]:
+    """Writes ``report.html`` and ``summary.md`` into a run's folder, and returns their paths."""
+    by_key = {(r.identity.suite["domain"], r.case_id, r.key): r for r in records}
+    cases = [(line, by_key.get((line.domain, line.case_id, line.key or ""))) for line in run.cases]
+    texts = {"report.html": render_html(run, cases), "summary.md": render_summary(run, cases)}
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def render_html(run: RunRecord, cases: Cases) -> str:
+    """The page of a run and its cases."""
+    of_kind = {
+        kind: [(line, record) for line, record in cases if record and record.evidence.kind == kind]
+        for kind in ("attack", "defense", "helpfulness")
+    }
+    return _render(
+        "report.html.j2",
+        run,
+        cases=cases,
+        css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        sections=SECTIONS,
+        attacks=[_attack(f"attack-{i}", line, record) for i, (line, record) in enumerate(of_kind["attack"])],
+        defenses=[_defense(f"defense-{i}", line, record) for i, (line, record) in enumerate(of_kind["defense"])],
+        helpful=of_kind["helpfulness"],
+        certificates=_certificates(cases),
+    )
+
+
+def render_summary(run: RunRecord, cases: Cases) -> str:
+    """The summary of a run and its cases, in Markdown."""
+    return _render("summary.md.j2", run, cases=cases, not_run=_not_run)
+
+
+def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, is_adapter: bool) -> str:
+    """The card of one domain's defended weights, which have this digest in at least one of the records, in Markdown."""
+    identity = next(r.identity for r in records if r.identity.defended_digest == digest)
+    metadata = _metadata(records, str(identity.candidate["name"]), identity.suite["domain"], is_adapter=is_adapter)
+    return _render(
+        "card.md.j2",
+        run,
+        records=records,
+        digest=digest,
+        identity=identity,
+        metadata=metadata,
+        is_adapter=is_adapter,
+        attacked=any(r.evidence.kind == "attack" and r.evidence.trajectory for r in records),
+    )
+
+
+def _render(template: str, run: RunRecord, **values: Any) -> str:
+    """A template, filled with the run, the terminal's sentences and these values.
+
+    In Markdown, HTML's escapes do not fit, and every text from other people goes through the filter ``md``.
+    """
+    import jinja2
+
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=template.endswith(".html.j2"),  # nosec B701
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters.update(number=number, show=_show, md=lambda value: plain(str(value)))
+    sentences = {
+        "icons": ICONS,
+        "broken": list(broken_lines(run)),
+        "tally": list(tally_lines(run)),
+        "standing_text": standing_text,
+        "standing_suffix": standing_suffix,
+        "finding_text": finding_text,
+        "tree_text": tree_text,
+        "resumed_text": resumed_text,
+        "release": f"{'A' if run.releasable else 'No'} release can rest on this run",
+    }
+    return page.get_template(template).render(run=run, **sentences, **values)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for a cell; a dash for None."""
+    return "\u2013" if value is None else f"{value:.{digits}f}"
+
+
+def plain(text: str) -> str:
+    """Text on one line that Markdown shows literally: without marks, elements, links and mentions."""
+    one_line = " ".join(text.split())
+    escaped = re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", one_line)
+    return re.sub(r"(?<=[@:])(?=[\w/])", "\u200b", escaped)  # breaks @name and https://
+
+
+def _show(value: object) -> str:
+    """A setting's value for a cell."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _attack(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
+    """An attack case with its figures, which are empty if nothing was measured, and its runs."""
+    attacked, control = record.evidence.trajectory, record.evidence.control
+    return {
+        "name": name,
+        "line": line,
+        "record": record,
+        "trajectory": stored_svg(trajectory_svg, f"{name}-trajectory", record) if attacked else "",
+        "heat": stored_svg(heat_svg, f"{name}-heat", record) if attacked else "",
+        "runs": [
+            {"title": title, "checkpoints": run.checkpoints, "scores": list(_scores(run))}
+            for title, run in (("control", control), ("defended", attacked))
+            if run
+        ],
+    }
+
+
+def _scores(run: Trajectory) -> Iterator[Sequence[str]]:
+    """Heads, then a row for each prompt: in each checkpoint's cell the scores of all completions, the greedy one first."""
+    yield "Prompt", *(f"step {c.step}" for c in run.checkpoints)
+    for prompt_id in run.heldout_ids:
+        scores = [sorted((s for s in c.scores if s.prompt_id == prompt_id), key=lambda s: s.sample) for c in run.checkpoints]
+        yield prompt_id, *(" ".join("\u2013" if s.score is None else f"{s.score:g}" for s in cell) for cell in scores)
+
+
+def _defense(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
+    report = record.evidence.report
+    figure = stored_svg(convergence_svg, f"{name}-convergence", report) if report else ""
+    return {"name": name, "domain": line.domain, "record": record, "report": report, "figure": figure}
+
+
+def _certificates(cases: Cases) -> list[tuple[Certificate, str]]:
+    """Each certificate once, with the judge's role in its title."""
+    found: dict[tuple[str, ...], tuple[Certificate, str]] = {}
+    for evidence in (record.evidence for _, record in cases if record):
+        given = [(c, "") for c in evidence.certificates]
+        given += [(evidence.second_certificate, ", second judge")] if evidence.second_certificate else []
+        for certificate, role in given:
+            key = (certificate.digest, certificate.source, certificate.anchors_digest, role)
+            found.setdefault(key, (certificate, role))
+    return list(found.values())
+
+
+def _not_run(coverage: Coverage) -> list[tuple[str, str]]:
+    """Names of the cases, families and measurements that were not run, by kind."""
+    kinds = {"case": "cases", "family": "families of attacks", "measurement": "measurements"}
+    found = [(title, ", ".join(n.name for n in coverage.not_run if n.kind == kind)) for kind, title in kinds.items()]
+    return [(title, names) for title, names in found if names]
+
+
+def _metadata(records: Sequence[CaseRecord], base: str, domain: str, *, is_adapter: bool) -> str:
+    """The card's head as YAML, by Hugging Face's own library: the base, and results except INCONCLUSIVE ones."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    found = []
+    for record in records:
+        if record.verdict.outcome == "INCONCLUSIVE":
+            continue
+        bounds, trajectory = record.verdict.bounds, record.evidence.trajectory
+        benign = trajectory.checkpoints[0].benign if trajectory and trajectory.checkpoints else None
+        metrics: list[tuple[str, str, float]] = []
+        if bounds:
+            metrics = [
+                ("breached_prompts", f"held-out prompts with a score above the threshold, of {bounds.prompts}", bounds.breached),
+                ("upper_bound", "upper bound of their share, 95 %, one-sided", bounds.upper_prompts),
+            ]
+        elif record.evidence.kind == "helpfulness" and benign:
+            metrics = [("similarity_difference", "benign answers: similarity less the base's own", benign.difference.mean)]
+        found += [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=f"rn-harness/{domain}",
+                dataset_name=f"rn-harness suite {domain}",
+                dataset_config=record.case_id,
+                dataset_revision=record.identity.suite["digest"],
+                metric_type=kind,
+                metric_name=name,
+                metric_value=value,
+            )
+            for kind, name, value in metrics
+        ]
+    card = ModelCardData(
+        base_model=base,
+        library_name="peft" if is_adapter else "transformers",
+        tags=["rn-harness", "reward-neutralization"],
+        model_name=f"{base} defended in {domain}" if found else None,
+        eval_results=found or None,
+    )
+    return str(card.to_yaml()).rstrip("\n")
