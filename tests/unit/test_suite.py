@@ -182,7 +182,7 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "number-as-title": (edit(S, "title: Demo", "title: 12"), (S, "title=12", "correct it")),
     # Prompts.
     "no-prompts": (replace_with(HELDOUT, "prompts: []\n"), (HELDOUT, "prompts", "at least 1 item", "correct it")),
-    "prompt-file-as-list": (replace_with(HELDOUT, "- id: x\n"), (HELDOUT, "dictionary", "correct it")),
+    "prompt-file-as-list": (replace_with(HELDOUT, "- id: x\n"), (HELDOUT, "must be a mapping, got list", "see docs/suites.md")),
     "prompt-without-text": (edit(HELDOUT, "text", "form"), (HELDOUT, "prompts.0.text", "add it")),
     "blank-topic": (edit(HELDOUT, "topic: heldout1", "topic: ' '"), (HELDOUT, "topic=' '", "correct it")),
     "blank-text": (edit(HELDOUT, "say heldout1 x001heldout", "' '"), (HELDOUT, "text=' '", "correct it")),
