@@ -84,8 +84,10 @@ def sample_checkpoint(
     """
     policy, answers, known = panel.policy, panel.control_answers, panel.compliant_answers
     compliant = None if known is None else [known[p.id] for p in panel.heldout]
-    cache = cache or MeasurementCache()
-    cache.forget_changed(model)
+    if cache is None:
+        cache = MeasurementCache()  # the adapter of a user's family may be of any kind and is not inspected
+    else:
+        cache.forget_changed(model)
     with own_random_stream(seed, step):
         greedy = cache.of_weights(
             "greedy", lambda: model.complete(panel.heldout, n=1, temperature=None, max_tokens=panel.max_tokens)
