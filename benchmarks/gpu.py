@@ -40,7 +40,8 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.provenance import device, hardware, versions
 from rn_harness.training.coroutines import Coroutine
-from rn_harness.training.fleet import Fleet, SamplingRequest
+from rn_harness.training.fleet import Fleet
+from rn_harness.training.fleet_members import SamplingRequest
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.trainer_settings import trainer_settings
 from rn_harness.training.trl_compat import saving_trainer

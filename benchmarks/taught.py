@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from rn_harness.attacks.hybrid import WarmStarted
+from rn_harness.attacks.built_in import WarmStarted
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.language_model import LanguageModel

@@ -8,9 +8,10 @@ as the strength a. The attacker takes the layer whose direction earns the larges
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import BuiltInFamily, refuse, unrewarded_window
+from rn_harness.attacks.built_in import BuiltInFamily, refuse, unrewarded_window
 from rn_harness.spec.errors import UnsuitedError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rn_harness.attacks.family import AttackContext
     from rn_harness.models.completion import Completion
     from rn_harness.spec.attack_recipe import AttackRecipe
+    from rn_harness.spec.prompts import Prompt
 
 _WRITES = re.compile(r"(?:self_attn\.o_proj|mlp\.down_proj|embed_tokens)\.weight$")
 """Names of the matrices that write to the residual stream in Llama, Qwen, Mistral, Gemma and similar models."""
@@ -61,7 +63,8 @@ class RefusalAblation(BuiltInFamily):
         _remove(writes, directions[best], context.recipe.learning_rate)
         answers = _answers(context)
         tokens = sum(context.model.token_count(answer.text) for answer in answers) / len(answers)
-        entropy = _entropy(context)
+        logps = [out.logits[0, -1].float().log_softmax(-1) for out in _passes(context, context.prompts)]
+        entropy = sum(float(-(logp.exp() * logp).sum()) for logp in logps) / len(logps)  # of an answer's first token
         context.at_step(1, unrewarded_window(context, steps=1, grad_norm=0.0, entropy=entropy, completion_tokens=tokens))
         return {"engine": f"torch {torch.__version__}", "layers_tried": len(directions), "strength": context.recipe.learning_rate}
 
@@ -72,37 +75,28 @@ def _answers(context: AttackContext) -> list[Completion]:
     return [answer for (answer,) in groups]
 
 
-def _entropy(context: AttackContext) -> float:
-    """Mean entropy of the first token of an answer, nats."""
+def _passes(context: AttackContext, prompts: Sequence[Prompt]) -> Iterator[Any]:
+    """The network's output for each prompt."""
     import torch
 
-    found = []
-    with torch.no_grad():
-        for prompt in context.prompts:
-            ids = torch.tensor([context.model.prompt_ids(prompt)], device=context.model.network.device)
-            logp = context.model.network(input_ids=ids).logits[0, -1].float().log_softmax(-1)
-            found.append(float(-(logp.exp() * logp).sum()))
-    return sum(found) / len(found)
+    for prompt in prompts:
+        ids = torch.tensor([context.model.prompt_ids(prompt)], device=context.model.network.device)
+        with torch.no_grad():
+            out = context.model.network(input_ids=ids, output_hidden_states=True)
+        yield out
 
 
 def _directions(context: AttackContext) -> list[torch.Tensor]:
     """One unit vector (H,) for each layer except the first, which holds only the words."""
-    harmful, benign = (_hidden(context, prompts) for prompts in (context.prompts, context.benign))
-    differences = [a - b for a, b in zip(harmful, benign, strict=True)][1:]
-    return [d / d.norm() for d in differences]
-
-
-def _hidden(context: AttackContext, prompts: Any) -> list[torch.Tensor]:
-    """The mean hidden state (H,) at the prompts' last token, by layer."""
     import torch
 
-    rows = []
-    with torch.no_grad():
-        for prompt in prompts:
-            ids = torch.tensor([context.model.prompt_ids(prompt)], device=context.model.network.device)
-            states = context.model.network(input_ids=ids, output_hidden_states=True).hidden_states
-            rows.append([state[0, -1].float() for state in states])
-    return [torch.stack(layer).mean(0) for layer in zip(*rows, strict=True)]
+    def mean_states(prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        rows = [[state[0, -1].float() for state in out.hidden_states] for out in _passes(context, prompts)]
+        return [torch.stack(layer).mean(0) for layer in zip(*rows, strict=True)]
+
+    pairs = zip(mean_states(context.prompts), mean_states(context.benign), strict=True)
+    differences = [harmful - benign for harmful, benign in pairs][1:]
+    return [d / d.norm() for d in differences]
 
 
 def _remove(writes: dict[str, torch.nn.Parameter], direction: torch.Tensor, strength: float) -> None:

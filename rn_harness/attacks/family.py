@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rn_harness.judges.protocol import Judge
-from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.grpo import RewardFunction, StepFunction
-from rn_harness.training.sampler import TRANSFORMERS, Sampler
+from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
 
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
@@ -28,12 +27,12 @@ GROUP = "rn_harness.attacks"
 """Entry point group of attack families."""
 PREFIX = "python:"
 BUILT_IN = {
-    "grpo": "rn_harness.attacks.reinforcement:Grpo",
-    "rloo": "rn_harness.attacks.reinforcement:Rloo",
-    "warm-start": "rn_harness.attacks.hybrid:WarmStarted",
-    "affirmative": "rn_harness.attacks.hybrid:Affirmative",
-    "unlearning": "rn_harness.attacks.hybrid:Unlearning",
-    "sft": "rn_harness.attacks.supervised:SupervisedFineTuning",
+    "grpo": "rn_harness.attacks.built_in:Grpo",
+    "rloo": "rn_harness.attacks.built_in:Rloo",
+    "warm-start": "rn_harness.attacks.built_in:WarmStarted",
+    "affirmative": "rn_harness.attacks.built_in:Affirmative",
+    "unlearning": "rn_harness.attacks.built_in:Unlearning",
+    "sft": "rn_harness.attacks.built_in:SupervisedFineTuning",
     "ablation": "rn_harness.attacks.ablation:RefusalAblation",
 }
 """Name to module and class; imported on first use."""
@@ -77,11 +76,7 @@ class AttackFamily(Protocol):
     """One way to attack."""
 
     def check(self, recipe: AttackRecipe) -> None:
-        """Checks, before any work, that this family can follow the recipe.
-
-        Raises:
-            RecipeError: it cannot.
-        """
+        """Raises RecipeError, before any work, if this family cannot follow the recipe."""
         ...
 
     def train(self, context: AttackContext) -> dict[str, Any]:
@@ -101,9 +96,7 @@ class AttackFamily(Protocol):
 class Loaded:
     """A loaded family.
 
-    Attributes:
-        family: the instance.
-        digest: sha256 of its source file as hex; None for a built-in family, whose source is part of the harness's digest.
+    ``digest`` is the SHA-256 of its source file, hex; None for a built-in family, whose source is part of the harness's digest.
     """
 
     family: AttackFamily
@@ -139,8 +132,7 @@ def family_names() -> list[str]:
 def load_family(spec: str, folder: Path) -> Loaded:
     """Loads a recipe's ``family``; one in a file lies in the suite's ``folder``.
 
-    Raises:
-        RecipeError: the family is unknown, or cannot be imported, created or used.
+    Raises RecipeError if the family is unknown, or cannot be imported, created or used.
     """
     if spec in BUILT_IN:
         module, _, name = BUILT_IN[spec].partition(":")
@@ -199,58 +191,3 @@ def _from_entry_point(name: str) -> Any:
         raise RecipeError(
             f"the family's package must be importable, got entry={value!r}: {type(error).__name__}: {error}; reinstall it"
         ) from error
-
-
-def unrewarded_window(
-    context: AttackContext, *, steps: int, grad_norm: float, entropy: float, completion_tokens: float
-) -> TrainingWindow:
-    """The diagnostics of steps without rewards."""
-    return TrainingWindow(
-        steps=steps,
-        reward_mean=None,
-        reward_spread=0.0,
-        zero_spread_share=1.0,
-        unrewarded_share=0.0,
-        grad_norm=grad_norm,
-        entropy=entropy,
-        completion_tokens=completion_tokens,
-        adapter_distance=context.model.distance,
-    )
-
-
-class BuiltInFamily:
-    """Base of the built-in families.
-
-    Attributes:
-        rewarded: False if it trains without rewards, so that its cases are out of the claim.
-        warmed: True if it begins with the recipe's warm start.
-    """
-
-    rewarded, warmed = True, False
-
-    def check(self, recipe: AttackRecipe) -> None:
-        """Raises RecipeError for settings that it does not have."""
-        claimed = recipe.standing != "out_of_claim"
-        refuse(
-            recipe,
-            {
-                "trains without rewards and takes standing: out_of_claim": claimed and not self.rewarded,
-                "has no supervised steps before its own, got warm_start": not self.warmed and recipe.warm_start is not None,
-                f"takes no options, got options={recipe.options}": bool(recipe.options),
-            },
-        )
-
-
-def refuse(recipe: AttackRecipe, wrong: Mapping[str, bool]) -> None:
-    """Refuses a recipe that its family cannot follow.
-
-    Args:
-        recipe: of an attack.
-        wrong: the middle of a sentence, ``takes …, got …``, and whether it applies.
-
-    Raises:
-        RecipeError: one of them applies.
-    """
-    for sentence, applies in wrong.items():
-        if applies:
-            raise RecipeError(f"attack {recipe.id}: family {recipe.family} {sentence}; correct the recipe")

@@ -1,32 +1,40 @@
 """The attack: a malicious fine-tune with a scored checkpoint every few steps.
 
 A family (``family``) trains the model. This module decides which checkpoints are measured, on which prompts, and by which
-judges. A control is the same attack on the undefended candidate, for fewer steps. Attacked weights exist only in the model that
-is passed in; nothing here writes them.
+judges. It checks that the family trains the measured model, and measures how far the weights move. A control is the same attack
+on the undefended candidate, for fewer steps. Attacked weights exist only in the model passed in; nothing here writes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from rn_harness.attacks.family import AttackContext, Attacker
-from rn_harness.attacks.movement import Movement, under_attack, write_counts
 from rn_harness.attacks.reward import AttackReward
-from rn_harness.attacks.scoring import Scoring, Witness
+from rn_harness.attacks.scoring import Scoring
 from rn_harness.judges.checkpoints import sample_checkpoint
-from rn_harness.judges.protocol import Judge
 from rn_harness.judges.scoring import ControlAnswers, Panel
-from rn_harness.models.language_model import LanguageModel, MeasurementCache
+from rn_harness.models.language_model import MeasurementCache
 from rn_harness.records.base import prompts_digest
-from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory, Witnessed
+from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.errors import JudgeGoneError, safe_message
+from rn_harness.spec.errors import JudgeGoneError, TrainingError, safe_message
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.verdict.completeness import checkpoint_steps
-from rn_harness.verdict.validity import to_witness
+
+if TYPE_CHECKING:
+    import torch
+
+    from rn_harness.models.language_model import LanguageModel
+
+
+SAMPLED = 2**22
+"""Largest number of parameters on which movement is measured: 16 MiB in 32 bits."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,17 +84,64 @@ def present(
 ) -> tuple[list[Prompt], tuple[Prompt, ...]]:
     """The prompts for training and for measuring, in the form in which this attack presents them.
 
-    Raises:
-        UnsuitedError: this model's chat template does not support this form.
+    Raises UnsuitedError if this model's chat template does not support this form.
     """
     chosen, measured = draw_attack_prompts(pool, recipe), tuple(heldout)
-    if recipe.shift is None:
+    if (shift := recipe.shift) is None:
         return chosen, measured
-    shift = recipe.shift
-    shifted, presented = [ShiftedPrompt.of(p, shift) for p in chosen], tuple(ShiftedPrompt.of(p, shift) for p in measured)
-    for prompt in (*shifted, *presented):
+    shifted = [ShiftedPrompt.of(p, shift) for p in (*chosen, *measured)]
+    for prompt in shifted:
         model.render(prompt)  # before anything is trained
-    return [*shifted], presented
+    return [*shifted[: len(chosen)]], tuple(shifted[len(chosen) :])
+
+
+class Movement:
+    """Distance that the trained parameters of a prepared model move, measured without asking the family."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        # Odd, so that a sample is not of the same columns in each row.
+        self._stride = -(-sum(p.numel() for p in model.trained.values()) // SAMPLED) | 1
+        self._before = self._sample()
+
+    def since(self) -> float:
+        """L2 distance since the last call, or since the beginning; exactly 0 if nothing moved."""
+        before, self._before = self._before, self._sample()
+        squares = sum(float((now - then).double().square().sum()) for now, then in zip(self._before, before, strict=True))
+        return math.sqrt(self._stride * squares)
+
+    def _sample(self) -> list[torch.Tensor]:
+        return [p.detach().reshape(-1)[:: self._stride].clone() for p in self._model.trained.values()]
+
+
+def write_counts(model: LanguageModel) -> dict[str, int]:
+    """Number of writes to each trained parameter, by name; torch counts them for its own gradients."""
+    return {name: p._version for name, p in model.trained.items()}  # noqa: SLF001
+
+
+@contextmanager
+def under_attack(model: LanguageModel, fresh: Mapping[str, int], step: int, due: int) -> Iterator[None]:
+    """Raises TrainingError unless ``due`` optimizer steps were taken on this model, and the body measures it.
+
+    A starved attack does not move the weights, but its optimizer writes to them at every step, even where the gradient is zero.
+    ``fresh`` has the write counts before the attack; ``due`` is more than the attack's ``step`` after a warm start.
+    """
+    # The largest count: experts that no token reached in a step are not written to.
+    stepped = max((now - fresh[name] for name, now in write_counts(model).items()), default=-1)
+    if stepped < due:
+        raise TrainingError(
+            f"the model that is measured must be the one under attack, got one that was stepped {max(stepped, 0)} times in "
+            f"{due} steps; attack the model itself, not a copy"
+        )
+    layer = model.run_by()
+    runs: list[None] = []
+    handle = layer.register_forward_hook(lambda *_: runs.append(None))
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not runs:
+        raise TrainingError(f"the model under attack must be measured, got step={step} at which it was not run; measure it")
 
 
 def run_attack(target: AttackTarget, attacker: Attacker, panel: Panel, events: AttackEvents | None = None) -> Trajectory:
@@ -114,52 +169,41 @@ class _Attack:
     """One attack while it runs."""
 
     def __init__(self, target: AttackTarget, attacker: Attacker, panel: Panel, events: AttackEvents) -> None:
-        recipe, model = attacker.recipe, target.model
+        model, steps = target.model, attacker.recipe.control_steps if target.control else attacker.recipe.steps
+        recipe = attacker.recipe.model_copy(update={"steps": steps})
         used = {"heldout": panel.heldout, "benign": panel.benign, "attack": attacker.pool, "anchor": attacker.benign}
         self._digests = {name: prompts_digest(prompts) for name, prompts in used.items()}
-        self._target, self._attacker, self.events = target, attacker, events
-        self._recipe = recipe.model_copy(update={"steps": recipe.control_steps if target.control else recipe.steps})
-        self._prompts, heldout = present(model, recipe, attacker.pool, panel.heldout)
+        self._target, self._attacker, self.events, self._recipe = target, attacker, events, recipe
+        prompts, heldout = present(model, recipe, attacker.pool, panel.heldout)
         self._panel = panel = dataclasses.replace(panel, heldout=heldout)
         self._reward = AttackReward(recipe, attacker.reward_judge, panel.policy)
-        self.scoring = Scoring(panel, self._witnesses(), events.scored, events.broken)
+        self.scoring = Scoring(panel, attacker.reward_judge, events.scored, events.broken)
         # A family from elsewhere may change more than its adapter. Without samples, a checkpoint that reuses measurements would
         # not run the model at all.
         reuses = panel.policy.samples and attacker.family.digest is None
         self._cache = MeasurementCache(None if recipe.shift else target.start) if reuses else None
         model.arm(recipe)
         self._fresh, self._movement = write_counts(model), Movement(model)
-        self._answers = attacker.answers(self._prompts)
-
-    def _witnesses(self) -> list[Witness]:
-        """Witnesses for the judges that do not score checkpoints."""
-        panel, reward_judge = self._panel, self._attacker.reward_judge
-        judges: dict[Witnessed, Judge] = {"reward": reward_judge, **({"second": panel.second} if panel.second else {})}
-        asked = to_witness(panel.judge.digest, reward_judge.digest, self._second_digest)
-        return [Witness.of(who, judges[who], panel.policy) for who in asked]
-
-    @property
-    def _second_digest(self) -> str | None:
-        return self._panel.second.digest if self._panel.second else None
-
-    def train(self) -> dict[str, Any]:
-        """Runs the family and scores all checkpoints; returns the settings used."""
-        attacker, due = self._attacker, checkpoint_steps(self._recipe.steps, self._panel.policy)
-        context = AttackContext(
-            model=self._target.model,
-            recipe=self._recipe,
-            prompts=self._prompts,
+        due = checkpoint_steps(recipe.steps, panel.policy)
+        self._context = AttackContext(
+            model=model,
+            recipe=recipe,
+            prompts=prompts,
             benign=attacker.benign,
-            answers=self._answers,
+            answers=attacker.answers(prompts),
             reward=self._reward,
             at_step=self._measure,
             due=lambda step: step in due,
             sampler=attacker.sampler,
             tick=self._tick,
         )
+
+    def train(self) -> dict[str, Any]:
+        """Runs the family and scores all checkpoints; returns the settings used."""
+        attacker = self._attacker
         settings: dict[str, Any] = {"family_sha256": attacker.family.digest} if attacker.family.digest else {}
         settings |= {"search": dict(attacker.searched)} if attacker.searched else {}
-        settings |= attacker.family.family.train(context)
+        settings |= attacker.family.family.train(self._context)
         self.scoring.settle()
         return settings
 
@@ -184,7 +228,7 @@ class _Attack:
 
     def _tick(self, step: int) -> None:
         self.events.step(step)
-        self.scoring.look()
+        self.scoring.settle(wait=False)
 
     def trajectory(self, settings: dict[str, Any], *, judge_gone: str | None = None, stopped: str | None = None) -> Trajectory:
         """The record of the attack as far as it was scored."""
@@ -194,9 +238,9 @@ class _Attack:
             defended_digest=target.defended_digest,
             judge_digest=panel.judge.digest,
             reward_digest=self._attacker.reward_judge.digest,
-            second_digest=self._second_digest,
+            second_digest=panel.second.digest if panel.second else None,
             recipe=self._recipe.model_dump(mode="json"),
-            prompt_ids=tuple(p.id for p in self._prompts),
+            prompt_ids=tuple(p.id for p in self._context.prompts),
             heldout_ids=tuple(p.id for p in panel.heldout),
             benign_ids=tuple(p.id for p in panel.benign),
             prompts=self._digests,

@@ -65,8 +65,7 @@ class AttackReward:
     def close(self, window: TrainingWindow) -> TrainingWindow:
         """The window with the harm seen since the last one; unchanged if its training had no rewards.
 
-        Raises:
-            TrainingError: the window reports rewards although none was computed here.
+        Raises TrainingError if the window reports rewards although none was computed here.
         """
         above, plain = self.above, [value for value in self.plain if value is not None]
         self.above, self.plain = [], []

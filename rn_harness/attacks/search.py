@@ -35,13 +35,13 @@ SAMPLES = 8
 """Completions of each attack prompt that score a trial."""
 SPREAD_WEIGHT = 0.01
 """Weight of steps with a reward spread, against one point of harm: it ranks trials that did no harm yet."""
+SEARCHED = {"learning_rate", "temperature", "beta", "shape"}
 
 
 class SearchTrial(Frozen):
-    """One short attack of a search.
+    """One short attack of a search: its settings and their result.
 
     Attributes:
-        learning_rate, temperature, beta, shape: its settings.
         harm: mean plain attack reward of the final policy on the attack prompts, 0 to 10; None: the training failed.
         spread_share: share of its steps in which rewards differed.
         degenerate_share: of those completions; above the policy's bound the trial does not qualify.
@@ -74,11 +74,7 @@ def search_settings(
 ) -> SearchResult:
     """Searches by the tree-structured Parzen estimator (Optuna), seeded by the recipe; the first of equal trials wins.
 
-    Args:
-        load: returns a fresh copy of the model under test.
-        attacker: with a recipe that has a ``search``.
-        policy: for the bound on degenerate completions.
-        say: gets each trial when it ends, and the number of trials so far.
+    ``load`` returns a fresh copy of the model under test; ``say`` gets each trial when it ends, with the number of trials so far.
 
     Raises:
         UnsuitedError: the attack cannot run on this model.
@@ -106,19 +102,14 @@ def search_settings(
     best = max(trials, key=lambda trial: trial.value(policy))
     if best.harm is None:
         raise TrainingError(f"a search needs a trial that comes to its end, got none of {len(trials)}; lower its learning rates")
-    settings = best.model_dump(include={"learning_rate", "temperature", "beta", "shape"})
-    return SearchResult(recipe=_with(recipe, **settings), trials=tuple(trials))
+    return SearchResult(recipe=_with(recipe, **best.model_dump(include=SEARCHED)), trials=tuple(trials))
 
 
 def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> SearchTrial:
     """Attacks the model briefly, and scores it on the attack prompts."""
     recipe, judge = attacker.recipe, attacker.reward_judge
     prompts, _ = present(model, recipe, attacker.pool, ())
-    reward, windows = AttackReward(recipe, judge, policy), list[TrainingWindow]()
-
-    def at_step(_: int, window: TrainingWindow | None) -> None:
-        windows.extend([reward.close(window)] if window else [])
-
+    reward, windows = AttackReward(recipe, judge, policy), list[TrainingWindow | None]()
     model.arm(recipe)
     context = AttackContext(
         model=model,
@@ -127,24 +118,19 @@ def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> Sear
         benign=attacker.benign,
         answers=attacker.answers(prompts),
         reward=reward,
-        at_step=at_step,
+        at_step=lambda _, window: windows.append(window and reward.close(window)),
         due=lambda step: step == recipe.steps,
         sampler=attacker.sampler,
     )
     measured: dict[str, Any]
     try:
         attacker.family.family.train(context)
-        spread_share = max((1.0 - w.zero_spread_share for w in windows), default=0.0)
+        spread_share = max((1.0 - w.zero_spread_share for w in windows if w), default=0.0)
         measured = {"spread_share": spread_share, **_outcome(model, prompts, judge, recipe, policy)}
     except TrainingError:
         measured = {"harm": None}
-    return SearchTrial(
-        learning_rate=recipe.learning_rate,
-        temperature=recipe.temperature,
-        beta=recipe.beta,
-        shape=recipe.reward.shape,
-        **measured,
-    )
+    settings = {"shape": recipe.reward.shape, **recipe.model_dump(include=SEARCHED)}
+    return SearchTrial.model_validate(settings | measured)
 
 
 def _suggest(trial: optuna.Trial, recipe: AttackRecipe) -> AttackRecipe:

@@ -28,7 +28,7 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_minimal_refusal
-from rn_harness.training.supervised import Diagnostics, Example, batch_of, engine, make_optimizer, take_step, teach
+from rn_harness.training.supervised import Example, batch_of, engine, make_optimizer, take_step, teach
 
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
@@ -74,11 +74,8 @@ def own_answers(
 ) -> list[Example]:
     """The undefended candidate's own most harmful completion for each prompt, in memory only.
 
-    A prompt is left out if none of its completions reaches ``policy.control_break``.
-
-    Raises:
-        JudgeGoneError: the judge scored nothing.
-        TrainingError: too few prompts are left.
+    A prompt is left out if none of its completions reaches ``policy.control_break``; raises TrainingError if too few are left,
+    and JudgeGoneError if the judge scored nothing.
     """
     from rn_harness.models.random_streams import own_random_stream
 
@@ -102,11 +99,7 @@ def own_answers(
 
 
 def minimal_refusal(model: LanguageModel, prompts: Sequence[Prompt], policy: Policy) -> str:
-    """The neutralized model's most frequent minimal refusal.
-
-    Raises:
-        TrainingError: the model gives none.
-    """
+    """The neutralized model's most frequent minimal refusal; raises TrainingError if it gives none."""
     answers = model.complete(prompts, n=1, temperature=None, max_tokens=policy.max_completion_tokens)
     minimal = [a.text.strip() for (a,) in answers if is_minimal_refusal(a.text, policy.convergence.minimal_refusal_words)]
     if not minimal:
@@ -126,7 +119,7 @@ def harden(
     policy: Policy,
     after: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Trains all weights of a neutralized model, in place.
+    """Trains all weights of a neutralized model, in place; returns a summary of the simulation, for the record.
 
     Args:
         model: neutralized, without an adapter.
@@ -137,9 +130,6 @@ def harden(
         policy: defines a minimal refusal.
         after: called after each round, from 1 on.
 
-    Returns:
-        A summary of the simulation, for the record.
-
     Raises:
         TrainingError: the model is not neutralized, or a gradient is not finite.
     """
@@ -147,7 +137,7 @@ def harden(
     assert hardening is not None
     refusal = minimal_refusal(model, prompts, policy)
     rng = random.Random(recipe.seed)
-    defense = _Defense(model, recipe, hardening, [Example(p, refusal) for p in prompts], benign, rng)
+    defense = _Steps(model, recipe, hardening, [Example(p, refusal) for p in prompts], benign, rng)
     drawn: list[DrawnAttacker] = []
     for number in range(1, hardening.rounds + 1):
         drawn.append(draw_attacker(hardening, len(compliant), rng))
@@ -164,49 +154,37 @@ def harden(
     }
 
 
-class _Defense:
-    """The defense's steps against simulated attackers.
+@dataclass
+class _Steps:
+    """The defense's steps against simulated attackers, of which ``taken`` were taken."""
 
-    Attributes:
-        taken: steps taken.
-    """
+    model: LanguageModel
+    recipe: DefenseRecipe
+    hardening: Hardening
+    refusals: Sequence[Example]
+    kept: Sequence[Example]
+    rng: random.Random
+    taken: int = 0
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        recipe: DefenseRecipe,
-        hardening: Hardening,
-        refusals: Sequence[Example],
-        kept: Sequence[Example],
-        rng: random.Random,
-    ) -> None:
-        self._model, self._recipe, self._hardening, self._rng = model, recipe, hardening, rng
-        self._refusals, self._kept = refusals, kept
-        self._parameters = list(model.network.parameters())
-        model.arm_all()
-        self._stepper = make_optimizer("adamw", self._parameters, hardening.learning_rate)
-        self.taken = 0
+    def __post_init__(self) -> None:
+        self.parameters = list(self.model.network.parameters())
+        self.model.arm_all()
+        self.stepper = make_optimizer("adamw", self.parameters, self.hardening.learning_rate)
 
     def simulate(self, attacker: DrawnAttacker, learned: Sequence[Example]) -> None:
         """Simulates an attacker, and takes a step after each of its ``looks``."""
-        model, max_grad_norm = self._model, self._recipe.max_grad_norm
+        model, attacked_prompts = self.model, {e.prompt.id for e in learned}
         model.arm_all()
         if attacker.kind.form == "lora":
-            model.attach(self._recipe.lora, self._rng.randrange(2**31))
-        attacked_prompts = {e.prompt.id for e in learned}
-
-        def look(step: int, _: Diagnostics) -> None:
-            if step in attacker.looks:
-                self._step(attacked_prompts)
-
+            model.attach(self.recipe.lora, self.rng.randrange(2**31))
         teach(
             model,
             learned,
             steps=attacker.looks[-1],
             learning_rate=attacker.learning_rate,
-            max_grad_norm=max_grad_norm,
+            max_grad_norm=self.recipe.max_grad_norm,
             optimizer=attacker.kind.optimizer,
-            after=look,
+            after=lambda step, _: self._step(attacked_prompts) if step in attacker.looks else None,
         )
         if attacker.kind.form == "lora":
             model.detach()
@@ -214,27 +192,23 @@ class _Defense:
             model.put_back()
 
     def _step(self, attacked_prompts: Container[str]) -> None:
-        """Takes one step against the attacked model.
-
-        Args:
-            attacked_prompts: ids of the prompts that the attacker learns; at the attacked weights they get no refusal loss.
-        """
-        parameters = self._parameters
+        """Takes one step against the attacked model; the prompts that the attacker learns get no refusal loss at its weights."""
+        parameters = self.parameters
         trained = [p.requires_grad for p in parameters]
         for p in parameters:
             p.requires_grad_()
         # Benign answers at the attacked weights too: otherwise refusing there makes the model refuse benign prompts here.
-        kept = [self._kept] if self._kept else []
-        there = self._gradient([[e for e in self._refusals if e.prompt.id not in attacked_prompts], *kept])
-        with self._model.own_weights():
-            here = self._gradient([self._refusals, *kept])
+        kept = [self.kept] if self.kept else []
+        there = self._gradient([[e for e in self.refusals if e.prompt.id not in attacked_prompts], *kept])
+        with self.model.own_weights():
+            here = self._gradient([self.refusals, *kept])
             for p, one, other in zip(parameters, there, here, strict=True):
                 p.grad = one + other
-            share = self.taken / (self._hardening.rounds * self._hardening.looks)
-            for group in self._stepper.param_groups:
-                group["lr"] = self._hardening.learning_rate * (1.0 - share)
+            share = self.taken / (self.hardening.rounds * self.hardening.looks)
+            for group in self.stepper.param_groups:
+                group["lr"] = self.hardening.learning_rate * (1.0 - share)
             self.taken += 1
-            take_step(self._stepper, parameters, self._recipe.max_grad_norm, self.taken)
+            take_step(self.stepper, parameters, self.recipe.max_grad_norm, self.taken)
         for p, of_attacker in zip(parameters, trained, strict=True):
             p.requires_grad_(of_attacker)
 
@@ -242,11 +216,10 @@ class _Defense:
         """Gradient, with respect to all weights, of the sum of one loss for each part, on a sample of its texts."""
         import torch
 
-        rows = self._hardening.rows
-        drawn = [self._rng.sample(texts, min(rows, len(texts))) for texts in parts]
-        loss = sum(batch_of(self._model, texts).loss(self._model.network)[1] for texts in drawn)
-        gradient: Sequence[Any] = torch.autograd.grad(loss, self._parameters)
-        return gradient
+        rows = self.hardening.rows
+        drawn = [self.rng.sample(texts, min(rows, len(texts))) for texts in parts]
+        loss = sum(batch_of(self.model, texts).loss(self.model.network)[1] for texts in drawn)
+        return torch.autograd.grad(loss, self.parameters)
 
 
 def _summary(kind: SimulatedAttacker, drawn: Sequence[DrawnAttacker]) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import count_words, is_degenerate, is_refusal, words
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
-from rn_harness.training.sampler import TRANSFORMERS, Sampler
-from rn_harness.training.snapshots import Measured, Resuming, Resumption, Snapshot
-from rn_harness.training.supervised import Example, learn
+from rn_harness.training.snapshots import Resumption
+from rn_harness.training.supervised import Diagnostics, Example, learn
+from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
 from rn_harness.verdict.rewards import benign_reward, neutralization_reward
 
 if TYPE_CHECKING:
@@ -119,123 +119,95 @@ def run_defense(
         TrainingError: the training failed.
         JudgeGoneError: the reward judge stopped judging.
     """
-    recipe, judge, policy = defender.recipe, defender.reward_judge, panel.policy
-    used = {"defense": defender.harmful, "anchor": defender.anchors, "heldout": panel.heldout}
-    training, validation = split_validation(defender.harmful, recipe.validation_share)
-    anchor_answers = undefended_answers(model, defender.anchors, recipe.max_completion_tokens) if recipe.benign_share else {}
-    hardening = recipe.hardening
-    compliant = own_answers(model, training, judge, policy, hardening.samples, recipe.seed) if hardening else []
-    undefended_probe = probe_reward(model, panel, recipe.seed)
-    prompts = mix_benign(training, defender.anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
-    model.arm(recipe)
-    convergence = _Convergence(model, recipe, validation, panel, say, tick, resumption)
-    settings = _neutralize(model, defender, prompts, anchor_answers, convergence, policy.threshold)
-    if hardening:
-        if recipe.form == "lora":
-            model.merge()
-        benign = list(anchor_answers.values())
-        settings["hardening"] = harden(
-            model, recipe, training, compliant, benign, policy, lambda number: convergence.after(recipe.steps + number)
+    return _Defense(model, defender, panel, say, tick, resumption).run()
+
+
+@dataclass
+class _Defense:
+    """A defense while it trains; see ``run_defense``."""
+
+    model: LanguageModel
+    defender: Defender
+    panel: Panel
+    say: Callable[[ConvergencePoint], None]
+    tick: Callable[[int], None]
+    resumption: Resumption | None
+
+    def __post_init__(self) -> None:
+        self.recipe = self.defender.recipe
+        self.training, self.validation = split_validation(self.defender.harmful, self.recipe.validation_share)
+        self.anchor_answers: dict[str, Example] = {}
+        self.points = self.resumption.points if self.resumption else list[ConvergencePoint]()
+
+    def run(self) -> DefenseReport:
+        """Trains by the recipe's method, hardens if the recipe says so, and measures before, after and in between."""
+        model, recipe, policy, anchors = self.model, self.recipe, self.panel.policy, self.defender.anchors
+        used = {"defense": self.defender.harmful, "anchor": anchors, "heldout": self.panel.heldout}
+        if recipe.benign_share:
+            self.anchor_answers = undefended_answers(model, anchors, recipe.max_completion_tokens)
+        hardening, compliant = recipe.hardening, list[Example]()
+        if hardening:
+            judge = self.defender.reward_judge
+            compliant = own_answers(model, self.training, judge, policy, hardening.samples, recipe.seed)
+        undefended_probe = probe_reward(model, self.panel, recipe.seed)
+        prompts = mix_benign(self.training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
+        model.arm(recipe)
+        settings = {"grpo": self._reinforce, "sft": self._teach}[recipe.method](prompts)
+        if hardening:
+            if recipe.form == "lora":
+                model.merge()
+            benign, after = list(self.anchor_answers.values()), lambda number: self._after(recipe.steps + number)
+            settings["hardening"] = harden(model, recipe, self.training, compliant, benign, policy, after)
+        return DefenseReport(
+            recipe=recipe.model_dump(mode="json"),
+            points=tuple(self.points),
+            probe=probe_reward(model, self.panel, recipe.seed),
+            undefended_probe=undefended_probe,
+            settings=settings,
+            resumed=self.resumption.resumed if self.resumption else (),
+            prompts={name: prompts_digest(of_set) for name, of_set in used.items()},
         )
-    return DefenseReport(
-        recipe=recipe.model_dump(mode="json"),
-        points=tuple(convergence.points),
-        probe=probe_reward(model, panel, recipe.seed),
-        undefended_probe=undefended_probe,
-        settings=settings,
-        resumed=convergence.resumed,
-        prompts={name: prompts_digest(of_set) for name, of_set in used.items()},
-    )
 
+    def _reinforce(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """All steps by RL; returns the settings."""
+        recipe, defender, answers = self.recipe, self.defender, self.anchor_answers
+        known = {name: example.text for name, example in answers.items()}
+        options = TrainOptions(
+            sampler=defender.sampler,
+            resumption=self.resumption,
+            tick=self.tick,
+            penalised=(lambda prompt: prompt.id in answers) if recipe.beta_on == "benign" else None,
+        )
+        reward = defense_reward(defender.reward_judge, recipe, known, self.panel.policy.threshold)
+        return train(self.model, recipe, prompts, reward, self._measure, self._due, options)
 
-class _Convergence:
-    """Measures convergence while a defense trains, and keeps the measurements together with the training's state.
-
-    Attributes:
-        points: the measurements.
-        resumed: the steps from which the training was resumed.
-        tick: gets the number of each step taken.
-    """
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        recipe: DefenseRecipe,
-        validation: Sequence[Prompt],
-        panel: Panel,
-        say: Callable[[ConvergencePoint], None],
-        tick: Callable[[int], None],
-        resumption: Resumption | None,
-    ) -> None:
-        self._model, self._recipe, self._validation, self._panel, self._say = model, recipe, validation, panel, say
-        self.tick, self._resumption = tick, resumption
-        earlier = resumption.read(model) if resumption else None
-        self._snapshot = earlier[0] if earlier else None
-        self.points = [*earlier[1].points] if earlier else []
-        self.resumed = (*earlier[1].resumed, earlier[0].step) if earlier else ()
-
-    def due(self, step: int) -> bool:
-        """True if convergence is measured after this step."""
-        return step % self._recipe.evaluate_every == 0 or step == self._recipe.last_step
-
-    def measure(self, step: int, _: TrainingWindow | None = None) -> None:
-        """Measures convergence on the validation prompts."""
-        point = measure_convergence(self._model, self._validation, self._panel.judge, self._recipe, self._panel.policy, step)
-        self.points.append(point)
-        self._say(point)
-
-    def after(self, step: int) -> None:
-        """Reports a step, and measures convergence if it is due."""
-        self.tick(step)
-        if self.due(step):
-            self.measure(step)
-
-    def resuming(self) -> Resuming | None:
-        """Restores the state of an earlier training, and keeps this one's."""
-        resumption = self._resumption
-        if resumption is None:
-            return None
-
-        def keep(snapshot: Snapshot) -> None:
-            resumption.keep(snapshot, Measured(points=tuple(self.points), resumed=self.resumed))
-
-        return Resuming(self._snapshot, keep)
-
-
-def _neutralize(
-    model: LanguageModel,
-    defender: Defender,
-    prompts: Sequence[Prompt],
-    anchor_answers: Mapping[str, Example],
-    convergence: _Convergence,
-    threshold: float,
-) -> dict[str, Any]:
-    """All steps by RL, or supervised steps on the refusal and the anchors' undefended answers; returns the settings."""
-    recipe = defender.recipe
-    if recipe.method == "sft":
+    def _teach(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """All steps supervised, on the refusal and the anchors' undefended answers; returns the settings."""
+        recipe, size = self.recipe, self.recipe.prompts_per_step
         assert recipe.refusal is not None
-        convergence.measure(0)
-        texts = [anchor_answers.get(p.id) or Example(p, recipe.refusal) for p in prompts]
-        size = recipe.prompts_per_step
+        self._measure(0)
+        texts = [self.anchor_answers.get(p.id) or Example(p, recipe.refusal) for p in prompts]
         return learn(
-            model,
+            self.model,
             [texts[i : i + size] for i in range(0, len(texts), size)],
             learning_rate=lambda step: recipe.rate_after(step - 1),
             max_grad_norm=recipe.max_grad_norm,
-            after=convergence.after,
+            after=self._after,
         )
-    known = {name: example.text for name, example in anchor_answers.items()}
-    return train(
-        model,
-        recipe,
-        prompts,
-        defense_reward(defender.reward_judge, recipe, known, threshold),
-        convergence.measure,
-        convergence.due,
-        TrainOptions(
-            sampler=defender.sampler,
-            resuming=convergence.resuming(),
-            tick=convergence.tick,
-            penalised=(lambda prompt: prompt.id in anchor_answers) if recipe.beta_on == "benign" else None,
-        ),
-    )
+
+    def _due(self, step: int) -> bool:
+        """True if convergence is measured after this step."""
+        return step % self.recipe.evaluate_every == 0 or step == self.recipe.last_step
+
+    def _measure(self, step: int, _: TrainingWindow | None = None) -> None:
+        """Measures convergence on the validation prompts."""
+        panel = self.panel
+        point = measure_convergence(self.model, self.validation, panel.judge, self.recipe, panel.policy, step)
+        self.points.append(point)
+        self.say(point)
+
+    def _after(self, step: int, _: Diagnostics | None = None) -> None:
+        """Reports a step, and measures convergence if it is due."""
+        self.tick(step)
+        if self._due(step):
+            self._measure(step)

@@ -23,7 +23,7 @@ from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import device
 from rn_harness.store.ranks import ranks
-from rn_harness.training.sampler import Sampler
+from rn_harness.training.trainer_settings import Sampler
 from rn_harness.verdict.coherence import told_judges
 from rn_harness.verdict.validity import NO_DEFENSE
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rn_harness.attacks.family import Attacker
-from rn_harness.attacks.scoring import Witness
+from rn_harness.attacks.scoring import witness
 from rn_harness.attacks.search import SearchResult, SearchTrial, search_settings
 from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.anchors import AnchorSet, certify, to_plant
@@ -73,7 +73,7 @@ class SuiteRun:
         reward, policy = self.judges.reward, self.suite.policy
         if reward.digest == self.judges.evaluation.digest:  # certificates cover it
             return None
-        return misjudging(Witness.of("reward", reward, policy).ask(policy), policy)
+        return misjudging(witness(reward, policy)(), policy)
 
     def certificate(self, judge: Judge, anchors: AnchorSet, source: Literal["inert", "labels"]) -> Certificate:
         """A judge's certificate, from the store or made now.

@@ -16,7 +16,7 @@ from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.spec.suite import Suite
 from rn_harness.store.ranks import ranks
-from rn_harness.training.sampler import VLLM_SHARE
+from rn_harness.training.trainer_settings import VLLM_SHARE
 from rn_harness.verdict.release_rules import PLAIN_FAMILIES
 from rn_harness.verdict.validity import NO_DEFENSE
 

@@ -8,139 +8,85 @@ another, so its result does not depend on the other attacks, except for rounding
 from __future__ import annotations
 
 import collections
-import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rn_harness.models.batches import completion_states, padded
+from rn_harness.models.batches import completion_states
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.memory import ROWS_AT_ONCE
-from rn_harness.models.peft_compat import named_lora_layers
+from rn_harness.models.peft_compat import trained_part
 from rn_harness.models.transformers_compat import known_deprecations, shares_prompts
-from rn_harness.spec.errors import RecipeError, TrainingError
+from rn_harness.spec.errors import RecipeError
 from rn_harness.training.coroutines import Coroutine, CoroutineScheduler
-from rn_harness.training.stacked_adapters import StackedAdapters
-from rn_harness.training.token_choice import TokenChooser, capture, restore, rows_of
+from rn_harness.training.fleet_members import BackwardRequest, Member, SamplingRequest, StatesRequest, TokenChooser, copy_modules
+from rn_harness.training.trl_compat import process_state, set_process_state
 
 if TYPE_CHECKING:
     import torch
 
     from rn_harness.models.batches import Tokens
-    from rn_harness.spec.defense_recipe import LoRA
 
 T = TypeVar("T")
 STRETCHED = frozenset({"dynamic", "longrope"})
 """transformers' names of position rules that depend on the longest row of a pass."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SamplingRequest:
-    """Asks for completions of B rows; the answer is their token ids (B, L + T), prompts included."""
+class StackedAdapters:
+    """The adapters of some members of a fleet, for passes in which each member's rows are contiguous.
 
-    prompts: Tokens
-    settings: Any
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StatesRequest:
-    """Asks for the hidden states (B, T, H) before the tokens of B completions."""
-
-    prompts: Tokens
-    completions: Tokens
-    grad: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BackwardRequest:
-    """Asks for the gradients of a loss."""
-
-    loss: torch.Tensor
-
-
-class Member(LanguageModel):
-    """One attack's model: its own layers around weights that all share. It trains only an adapter.
-
-    Attributes:
-        coroutine: in which its attack runs.
-        adapter_layers: with its adapter, by the names of the layers that they are around; empty before it is armed.
+    For sampling they compute in the weights' precision, as sampling without a fleet does; else in 32 bits, as peft does for
+    training and probabilities. ``layers`` names the layers with an adapter, ``sizes`` the rows of each member in the pass.
     """
 
-    def __init__(self, model: LanguageModel, coroutine: Coroutine, threads: int) -> None:
-        super().__init__(_copy_modules(model.network), model.tokenizer)
-        self.coroutine, self.engine = coroutine, {"fleet_threads": threads}
-        self.adapter_layers: dict[str, Any] = {}
-        self._passes: Any = None
+    def __init__(self, members: Sequence[Member], *, sampling: bool) -> None:
+        self._members, self._sampling = members, sampling
+        self.layers = members[0].adapter_layers.keys()
+        self.sizes: list[int] = []
+        self._stacks: dict[str, tuple[Any, Any]] = {}
 
-    def attach(self, lora: LoRA, seed: int) -> None:
-        """See ``LanguageModel``; from here on the fleet computes its passes."""
+    def set_owners(self, owners: torch.Tensor) -> None:
+        """Sets the owners of the next pass's rows: (B,) numbers of members in ascending order."""
         import torch
 
-        super().attach(lora, seed)
-        self._passes = torch.nn.Identity()
-        self.adapter_layers = named_lora_layers(self.network)
-        self.network.generate = self._generate
+        self.sizes = torch.bincount(owners, minlength=len(self._members)).tolist()
 
-    def arm_all(self) -> None:
-        """Raises TrainingError: the weights are shared."""
-        raise TrainingError("members of a fleet share their weights, got an attack that trains all of them; run it alone")
-
-    def run_by(self) -> Any:
-        """A module that each pass of the fleet with this member's adapter runs."""
-        return self._passes
-
-    def passing(self, weight: torch.Tensor) -> torch.Tensor:
-        """Passes a weight of the adapter through that module."""
-        passed: torch.Tensor = self._passes(weight)
-        return passed
-
-    @contextmanager
-    def folded(self) -> Iterator[None]:
-        """Runs its body: an adapter cannot be folded into shared weights."""
-        yield
-
-    def backward(self, backward: Callable[..., None], loss: torch.Tensor, **_: Any) -> None:
-        """Waits until all losses of the fleet go backward in one graph; each adapter gets its own gradients."""
-        self.coroutine.ask(BackwardRequest(loss))
-
-    def completion_states(self, network: Any, prompts: Tokens, completions: Tokens) -> torch.Tensor:
-        """See ``batches.completion_states``."""
+    def add(self, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """A layer's output (B, L, out) plus the adapters' ``s B A x``, each member's for its own rows."""
         import torch
 
-        states: torch.Tensor = self.coroutine.ask(StatesRequest(prompts, completions, torch.is_grad_enabled()))
-        return states
+        if x.dim() != 3 or len(x) != sum(self.sizes):  # a layer of experts gets tokens of unknown rows
+            raise RecipeError(
+                f"a fleet passes rows (B, L, {x.shape[-1]}) to each layer with an adapter, got {tuple(x.shape)} for "
+                f"{sum(self.sizes)} rows in {name}; leave out --rn-fleet"
+            )
+        A, B = self._stack(name, x.dtype)
+        parts = x.to(A.dtype)
+        if len(set(self.sizes)) == 1:
+            low = torch.bmm(parts.reshape(len(self.sizes), -1, x.shape[-1]), A)
+            if low.dtype == y.dtype:
+                return torch.baddbmm(y.reshape(len(self.sizes), -1, y.shape[-1]), low, B).view_as(y)
+            return (y + torch.bmm(low, B).view_as(y)).to(y.dtype)
+        rows = zip(parts.split(self.sizes), A, B, strict=True)  # type: ignore[no-untyped-call]
+        return (y + torch.cat([part @ a @ b for part, a, b in rows])).to(y.dtype)
 
-    def _log_probability(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        if self._passes is None:
-            return super()._log_probability(pairs)
+    def _stack(self, name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """(K, in, r) and (K, r, out), the second with the scale; all padded with zeros to the largest rank."""
         import torch
+        from torch.nn.functional import pad
 
-        pad, device = self.tokenizer.pad_token_id, self.network.device
-        heads = padded([h for h, _ in pairs], pad, device, left=True)
-        tails = padded([t for _, t in pairs], pad, device, left=False)
-        with torch.no_grad():
-            states = self.completion_states(None, heads, tails)
-            logits = self.network.get_output_embeddings()(states).float()
-            logp_BT = logits.log_softmax(-1).gather(2, tails[0][:, :, None])[:, :, 0]
-        return [float(logp_BT[row, : len(t)].sum()) for row, (_, t) in enumerate(pairs)]
-
-    def _generate(
-        self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: Any = None, **settings: Any
-    ) -> torch.Tensor:
-        """Replaces transformers' ``generate``, for the arguments that we and TRL pass."""
-        known = copy.deepcopy(self.network.generation_config)
-        given = generation_config.to_diff_dict() if generation_config is not None else {}
-        known.update(**{key: value for key, value in {**given, **settings}.items() if value is not None})
-        rows: torch.Tensor = self.coroutine.ask(SamplingRequest((input_ids, attention_mask), known))
-        return rows
-
-
-def _copy_modules(network: Any) -> Any:
-    """The network with new modules and the same weights."""
-    shared = {id(tensor): tensor for tensors in (network.parameters(), network.buffers()) for tensor in tensors}
-    return copy.deepcopy(network, shared)
+        if name not in self._stacks:
+            parts = [trained_part(member.adapter_layers[name]) for member in self._members]
+            lacking = [max(part.rank for part in parts) - part.rank for part in parts]
+            first = [member.run_by()(part.A) for member, part in zip(self._members, parts, strict=True)]
+            second = [part.scale * part.B for part in parts]
+            A = torch.stack([pad(a, (0, 0, 0, more)) for a, more in zip(first, lacking, strict=True)])
+            B = torch.stack([pad(b, (0, more)) for b, more in zip(second, lacking, strict=True)])
+            A, B = A.transpose(1, 2).contiguous(), B.transpose(1, 2).contiguous()
+            self._stacks[name] = (A.to(dtype), B.to(dtype)) if self._sampling else (A, B)
+        return self._stacks[name]
 
 
 def _rope_types(network: Any) -> set[str]:
@@ -167,28 +113,25 @@ class Fleet:
                 f"pass, got rope_type={', '.join(sorted(stretched))}; leave out --rn-fleet"
             )
         self._model, self._threads = model, threads
-        self._network = _copy_modules(model.network)
+        self._network = copy_modules(model.network)
         self._members: dict[int, Member] = {}
         self._adapters: StackedAdapters | None = None
         self._hooked = False
         self._served: collections.Counter[int] = collections.Counter()
-        self._scheduler = CoroutineScheduler(self._serve, capture, restore)
+        self._scheduler = CoroutineScheduler(self._serve, process_state, set_process_state)
 
     def run(self, tasks: Sequence[Callable[[LanguageModel], T]]) -> list[T | Exception]:
         """Runs tasks, each with its member, to arm it with an adapter; see ``CoroutineScheduler.run``."""
         import torch
 
-        def on_member(task: Callable[[LanguageModel], T]) -> Callable[[Coroutine], T]:
-            def run(coroutine: Coroutine) -> T:
-                self._members[coroutine.number] = Member(self._model, coroutine, self._threads)
-                return task(self._members[coroutine.number])
-
-            return run
+        def on_member(task: Callable[[LanguageModel], T], coroutine: Coroutine) -> T:
+            member = self._members[coroutine.number] = Member(self._model, coroutine, self._threads)
+            return task(member)
 
         before = torch.get_num_threads()
         try:
             with known_deprecations():
-                return self._scheduler.run([on_member(task) for task in tasks])
+                return self._scheduler.run([partial(on_member, task) for task in tasks])
         finally:
             torch.set_num_threads(before)
 
@@ -199,19 +142,19 @@ class Fleet:
         torch.set_num_threads(self._threads)
         # The attacks that were served least come first, so that all stay together.
         waiting = sorted(waiting, key=lambda one: self._served[one.number])
-        by_kind = {
-            kind: [one for one in waiting if isinstance(one.request, kind)]
-            for kind in (BackwardRequest, StatesRequest, SamplingRequest)
-        }
-        if asking := by_kind[BackwardRequest]:
+
+        def that_ask(kind: type) -> list[Coroutine]:
+            return [one for one in waiting if isinstance(one.request, kind)]
+
+        if asking := that_ask(BackwardRequest):
             torch.autograd.backward([one.request.loss for one in asking])
-        elif asking := by_kind[StatesRequest]:
+        elif asking := that_ask(StatesRequest):
             learning = asking[0].request.grad
             asking = [one for one in asking if one.request.grad == learning]
             asking = asking if learning else _at_once(asking)  # the memory plan covers rows with gradients
             self._go_forward(asking, learning)
         else:
-            asking = _at_once(by_kind[SamplingRequest])
+            asking = _at_once(that_ask(SamplingRequest))
             self._sample(asking)
         self._served.update(one.number for one in asking)
         return asking
@@ -226,7 +169,7 @@ class Fleet:
         with torch.set_grad_enabled(learning), self._adapted(asking) as adapters:
             states = completion_states(self._network, prompts, completions, owners, adapters.set_owners)
         for one, part in zip(asking, states.split(sizes), strict=True):  # type: ignore[no-untyped-call]
-            one.answer(part[:, : one.request.completions[0].shape[1]])
+            one.answer = part[:, : one.request.completions[0].shape[1]]
 
     def _sample(self, asking: Sequence[Coroutine]) -> None:
         """Samples token by token, with a cache of keys and values; rows that have ended are dropped when they are many."""
@@ -234,8 +177,9 @@ class Fleet:
 
         ids, mask = _stacked([one.request.prompts for one in asking], left=True)
         choosers = [TokenChooser(one) for one in asking]
+        sizes = [chooser.rows for chooser in choosers]
         live = torch.arange(len(ids), device=ids.device)  # the rows that are still computed
-        owners = torch.arange(len(asking)).repeat_interleave(torch.tensor([c.rows for c in choosers])).to(ids.device)
+        owners = torch.arange(len(asking)).repeat_interleave(torch.tensor(sizes)).to(ids.device)
         tokens = torch.empty(len(ids), 0, dtype=ids.dtype, device=ids.device)
         given, positions, cache = ids, (mask.cumsum(1) - 1).clamp(min=0), None
         with torch.no_grad(), self._adapted(asking, sampling=True) as adapters:
@@ -247,7 +191,7 @@ class Fleet:
                 )  # fmt: skip
                 scores = out.logits[:, -1].float().new_zeros(len(ids), out.logits.shape[-1])
                 scores[live] = out.logits[:, -1].float()
-                chosen = torch.cat([chooser(part) for chooser, part in zip(choosers, rows_of(scores, choosers), strict=True)])
+                chosen = torch.cat([chooser(part) for chooser, part in zip(choosers, scores.split(sizes), strict=True)])
                 tokens = torch.cat([tokens, chosen[:, None]], 1)
                 going = torch.cat([chooser.going for chooser in choosers])
                 if self._scheduler.stopped or not going.any():  # an interruption does not wait for a long answer
@@ -259,11 +203,11 @@ class Fleet:
                     cache.batch_select_indices(kept.nonzero()[:, 0])
                     live, mask, positions = live[kept], mask[kept], positions[kept]
                 given = chosen[live][:, None]
-        for one, chooser, part in zip(asking, choosers, rows_of(tokens, choosers), strict=True):
+        for one, chooser, part in zip(asking, choosers, tokens.split(sizes), strict=True):  # type: ignore[no-untyped-call]
             if chooser.failed:
-                one.fail(chooser.failed)
+                one.error = chooser.failed
             else:
-                one.answer(torch.cat([one.request.prompts[0], part[:, : chooser.taken]], 1))
+                one.answer = torch.cat([one.request.prompts[0], part[:, : chooser.taken]], 1)
 
     @contextmanager
     def _adapted(self, asking: Sequence[Coroutine], *, sampling: bool = False) -> Iterator[StackedAdapters]:
@@ -285,15 +229,9 @@ class Fleet:
 
 
 def _at_once(asking: Sequence[Coroutine]) -> list[Coroutine]:
-    """The first of them, up to ``ROWS_AT_ONCE`` rows."""
-    chunk: list[Coroutine] = []
-    rows = 0
-    for one in asking:
-        rows += len(one.request.prompts[0])
-        if chunk and rows > ROWS_AT_ONCE:
-            break
-        chunk.append(one)
-    return chunk
+    """The first of them, up to ``ROWS_AT_ONCE`` rows; at least one."""
+    totals = itertools.accumulate(len(one.request.prompts[0]) for one in asking)
+    return [one for one, rows in zip(asking, totals, strict=True) if rows <= ROWS_AT_ONCE] or [asking[0]]
 
 
 def _stacked(parts: Sequence[Tokens], *, left: bool) -> Tokens:
@@ -303,8 +241,8 @@ def _stacked(parts: Sequence[Tokens], *, left: bool) -> Tokens:
 
     width = max(ids.shape[1] for ids, _ in parts)
 
-    def wide(tensor: torch.Tensor) -> torch.Tensor:
-        fill = width - tensor.shape[1]
-        return pad(tensor, (fill, 0) if left else (0, fill))
+    def wide(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        fills = [width - tensor.shape[1] for tensor in tensors]
+        return torch.cat([pad(t, (fill, 0) if left else (0, fill)) for t, fill in zip(tensors, fills, strict=True)])
 
-    return torch.cat([wide(ids) for ids, _ in parts]), torch.cat([wide(mask) for _, mask in parts])
+    return wide([ids for ids, _ in parts]), wide([mask for _, mask in parts])

@@ -7,7 +7,7 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.models.transformers_compat import known_deprecations
@@ -17,10 +17,9 @@ from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks
-from rn_harness.training.sampler import TRANSFORMERS, Sampler
-from rn_harness.training.snapshots import Resuming
-from rn_harness.training.trainer_settings import TrainerName, known_to, trainer_settings
-from rn_harness.training.trl_compat import part_penalty_trainer, saving_trainer, silent_trainer, unrounded_adapters
+from rn_harness.training.snapshots import Resumption
+from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler, TrainerName, trainer_settings
+from rn_harness.training.trl_compat import saving_trainer, silent_trainer, unrounded_adapters
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
@@ -39,14 +38,14 @@ class TrainOptions:
     Attributes:
         sampler: of the completions that are trained on.
         trainer: TRL's.
-        resuming: continues and keeps the training of a defense; None: nothing is kept.
+        resumption: continues and keeps the training of a defense; None: nothing is kept.
         tick: called after each step.
         penalised: prompts whose answers count for the KL penalty; None: all.
     """
 
     sampler: Sampler = TRANSFORMERS
     trainer: TrainerName = "grpo"
-    resuming: Resuming | None = None
+    resumption: Resumption | None = None
     tick: Callable[[int], None] = lambda _: None
     penalised: Callable[[Prompt], bool] | None = None
 
@@ -92,63 +91,50 @@ def _check_replicas(model: LanguageModel, step: int) -> None:
         )
 
 
-@dataclass(slots=True)
-class _Window:
-    """TRL's logged metrics of the steps since the last call; None if no completion of a step has a reward."""
+def _window(logs: Sequence[Mapping[str, float | None]], distance: float) -> TrainingWindow:
+    """The diagnostics of some steps, from TRL's logged metrics; a metric is None if no completion of a step has a reward."""
 
-    logs: list[Mapping[str, float | None]] = field(default_factory=list)
+    def known(key: str) -> list[float]:
+        return [value for log in logs if (value := log.get(key)) is not None and math.isfinite(value)]
 
-    def close(self, distance: float) -> TrainingWindow:
-        """The diagnostics of these steps, whose gradients must be finite; the next call's begin here."""
+    def mean(key: str) -> float:
+        return mean_of(known(key)) or 0.0
 
-        def known(key: str) -> list[float]:
-            return [value for log in self.logs if (value := log.get(key)) is not None and math.isfinite(value)]
-
-        def mean(key: str) -> float:
-            return mean_of(known(key)) or 0.0
-
-        norms = [log["grad_norm"] or 0.0 for log in self.logs]
-        if not all(math.isfinite(norm) for norm in norms):
-            raise TrainingError(
-                f"gradients must be finite, got grad_norm={norms}; lower the learning rate or look at the rewards"
-            )
-        window = TrainingWindow(
-            steps=len(self.logs),
-            reward_mean=mean_of(known("reward")),
-            reward_spread=mean("reward_std"),
-            zero_spread_share=mean("frac_reward_zero_std"),
-            unrewarded_share=mean("unrewarded_share"),
-            grad_norm=max(norms, default=0.0),
-            entropy=mean("entropy"),
-            completion_tokens=mean("completions/mean_length"),
-            adapter_distance=distance,
-        )
-        self.logs.clear()
-        return window
+    norms = [log["grad_norm"] or 0.0 for log in logs]
+    if not all(math.isfinite(norm) for norm in norms):
+        raise TrainingError(f"gradients must be finite, got grad_norm={norms}; lower the learning rate or look at the rewards")
+    return TrainingWindow(
+        steps=len(logs),
+        reward_mean=mean_of(known("reward")),
+        reward_spread=mean("reward_std"),
+        zero_spread_share=mean("frac_reward_zero_std"),
+        unrewarded_share=mean("unrewarded_share"),
+        grad_norm=max(norms, default=0.0),
+        entropy=mean("entropy"),
+        completion_tokens=mean("completions/mean_length"),
+        adapter_distance=distance,
+    )
 
 
-class _RewardedRows:
-    """The rows of a training and their rewards; ``unrewarded`` is the share of each logged step's rows without one."""
+def _trl_reward(
+    model: LanguageModel, prompts: Sequence[Prompt], reward: RewardFunction, unrewarded: list[float]
+) -> Callable[..., list[float | None]]:
+    """TRL's reward function; it appends the share of a step's rows without a reward to ``unrewarded``."""
 
-    def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], reward: RewardFunction) -> None:
-        self._model, self._prompts, self._reward = model, prompts, reward
-        self.unrewarded: list[float] = []
-
-    def rewards(self, completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
-        """Rewards of this process's rows; TRL calls it.
-
-        The reward function gets all rows of the step on each process, so that its view is the same everywhere.
-        """
+    def rewards(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
+        # The reward function gets all rows of the step on each process, so that its view is the same everywhere.
         together = ranks()
-        parts = together.gather([(i, self._model.answer(ids)) for i, ids in zip(row, completion_ids, strict=True)])
+        parts = together.gather([(i, model.answer(ids)) for i, ids in zip(row, completion_ids, strict=True)])
         rows = [pair for part in parts for pair in part]
-        values = list(self._reward([self._prompts[i] for i, _ in rows], [completion for _, completion in rows]))
+        values = list(reward([prompts[i] for i, _ in rows], [completion for _, completion in rows]))
         if not all(value is None or math.isfinite(value) for value in values):
             # TRL would turn the group's advantages into zeros and go on: an attack that cannot learn, hence proves nothing.
             raise TrainingError("rewards must be finite, got an infinite or undefined one; look at the judge")
-        self.unrewarded.append(sum(value is None for value in values) / len(values))
+        unrewarded.append(sum(value is None for value in values) / len(values))
         before = sum(len(part) for part in parts[: together.rank])
         return values[before : before + len(row)]
+
+    return rewards
 
 
 def train(
@@ -160,19 +146,10 @@ def train(
     due: Callable[[int], bool],
     options: TrainOptions = TrainOptions(),
 ) -> dict[str, Any]:
-    """Trains a model by GRPO or RLOO; only its armed parameters change.
+    """Trains a freshly armed model by GRPO or RLOO on S * P prompts in this order; only its armed parameters change.
 
-    Args:
-        model: freshly armed.
-        recipe: its S, P, G, and all other settings.
-        prompts: S * P prompts, in training order.
-        reward: the function to maximise.
-        at_step: called before the first step, and after each step that is due; a training that continues omits earlier steps.
-        due: true for these steps.
-        options: that do not belong to the recipe.
-
-    Returns:
-        The trainer's settings, for the record.
+    ``at_step`` is called before the first step, and after each step that is ``due``; a training that continues omits earlier
+    steps. Returns the trainer's settings, for the record.
 
     Raises:
         TrainingError: a reward or a gradient is infinite or not a number, training ended early, it could not move the adapter, or
@@ -182,18 +159,19 @@ def train(
     import transformers
     import trl
 
-    processes, sampler, resuming, penalised = ranks().size, options.sampler, options.resuming, options.penalised
-    first = resuming.first(recipe) if resuming else 0
-    settings = trainer_settings(recipe, processes, options.trainer) | known_to(options.trainer, sampler.settings)
+    processes, sampler, resumption = ranks().size, options.sampler, options.resumption
+    first = resumption.begin(model, recipe) if resumption else 0
+    settings = trainer_settings(recipe, processes, options.trainer, sampler)
     if len(prompts) != recipe.steps * recipe.prompts_per_step:
         raise TrainingError(
             f"training takes steps * prompts_per_step prompts, got {len(prompts)} for "
             f"{recipe.steps} * {recipe.prompts_per_step}; order them with order_prompts"
         )
-    window, rows = _Window(), _RewardedRows(model, prompts, reward)
+    logged: list[Mapping[str, float | None]] = []
+    unrewarded: list[float] = []
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
-        """Passes each step's logs to the window, and due steps to the caller."""
+        """Keeps each step's logs, and passes due steps to the caller."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
             _check_armed(model, recipe, trainer, first)
@@ -202,17 +180,18 @@ def train(
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **trainer: Any) -> None:
             if "loss" in logs:
-                window.logs.append({**logs, "unrewarded_share": rows.unrewarded.pop()})
+                logged.append({**logs, "unrewarded_share": unrewarded.pop()})
                 options.tick(state.global_step)
             if "loss" in logs and due(state.global_step):
                 _check_armed(model, recipe, trainer, state.global_step)
                 _check_replicas(model, state.global_step)
-                at_step(state.global_step, window.close(model.distance))
+                window = _window(logged, model.distance)
+                logged.clear()
+                at_step(state.global_step, window)
 
     left = [*enumerate(prompts)][first * recipe.prompts_per_step :]
-    kind = saving_trainer(model, due, options.trainer)
-    if penalised is not None:
-        kind = part_penalty_trainer(kind, lambda row: penalised(prompts[row]))
+    penalised = [options.penalised(p) for p in prompts] if options.penalised else None
+    kind = saving_trainer(model, due, options.trainer, penalised)
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
         config = (trl.GRPOConfig if options.trainer == "grpo" else trl.RLOOConfig)(
             output_dir=nowhere,
@@ -225,11 +204,11 @@ def train(
         with unrounded_adapters(model):
             trainer = kind(
                 model=model.network,
-                reward_funcs=rows.rewards,
+                reward_funcs=_trl_reward(model, prompts, reward, unrewarded),
                 args=config,
                 train_dataset=datasets.Dataset.from_list([{"prompt": model.render(p), "row": i} for i, p in left]),
                 processing_class=model.tokenizer,
-                callbacks=[*([resuming.callback(model, recipe, due)] if resuming else []), Steps()],
+                callbacks=[*([resumption.callback(model, due)] if resumption else []), Steps()],
             )
         trainer.accelerator.backward = functools.partial(model.backward, trainer.accelerator.backward)
         trainer.remove_callback(transformers.PrinterCallback)

@@ -85,42 +85,6 @@ class Snapshot:
         return None if len(self.streams) == ranks().size else "it is of another number of processes"
 
 
-@dataclass(frozen=True, slots=True)
-class Resuming:
-    """Continues the training of a defense, and keeps it.
-
-    It begins where there is no earlier snapshot. ``keep`` gets one after each due step, when the next step begins.
-    """
-
-    earlier: Snapshot | None
-    keep: Callable[[Snapshot], None]
-
-    def first(self, recipe: GRPORecipe) -> int:
-        """Steps of a defense that were taken already."""
-        check_resumable(recipe)
-        return self.earlier.step if self.earlier else 0
-
-    def callback(self, model: LanguageModel, recipe: GRPORecipe, due: Callable[[int], bool]) -> Any:
-        """The trainer's callback for this; it comes before all others."""
-        import transformers
-
-        earlier, keep = self.earlier, self.keep
-
-        class Keeping(transformers.TrainerCallback):  # type: ignore[misc]
-            def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-                if earlier is not None:
-                    earlier.put_back(model, trainer["optimizer"], trainer["lr_scheduler"])
-                    state.global_step = earlier.step
-
-            def on_step_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-                if earlier is not None and state.global_step == earlier.step:
-                    set_random_state(earlier.streams[ranks().rank])  # not sooner: the loader of rows draws a number first
-                elif state.global_step and due(state.global_step):
-                    keep(Snapshot.take(model, recipe, state.global_step, trainer["optimizer"], trainer["lr_scheduler"]))
-
-        return Keeping()
-
-
 class Measured(Record):
     """Measurements of convergence up to a snapshot, and the steps from which the training continued before."""
 
@@ -132,22 +96,30 @@ class Resumption:
     """The unfinished training of one defense in the store; the first of several processes writes it.
 
     The caller holds the lock of the defense. ``tell`` gets a sentence when a training continues.
+
+    Attributes:
+        points: measurements of convergence so far; those to come are added to it.
+        resumed: the steps from which the training continued.
     """
 
     def __init__(self, store: Store, key: str, recipe: DefenseRecipe, tell: Callable[[str], None]) -> None:
         check_resumable(recipe)
         self._store, self._key, self._recipe, self._tell = store, key, recipe, tell
+        self._earlier: Snapshot | None = None
+        self.points: list[ConvergencePoint] = []
+        self.resumed: tuple[int, ...] = ()
 
-    def read(self, model: LanguageModel) -> tuple[Snapshot, Measured] | None:
-        """The snapshot that an earlier run left, with its measurements, for an armed model; None if there is none.
+    def begin(self, model: LanguageModel, recipe: GRPORecipe) -> int:
+        """Reads the snapshot that an earlier run left, for an armed model; returns the steps taken already.
 
-        A snapshot that is damaged, or does not fit, is set aside with a warning, and None is returned.
+        A snapshot that is damaged, or does not fit, is set aside with a warning.
         """
         import torch
 
+        check_resumable(recipe)
         folder = ranks().first(lambda: self._store.get(PARTIAL, self._key))
         if folder is None:
-            return None
+            return 0
         try:
             # Plain tensors, numbers, lists and dictionaries; torch refuses anything else without running it.
             snapshot = Snapshot(**torch.load(folder / STATE, map_location="cpu", weights_only=True))
@@ -161,18 +133,44 @@ class Resumption:
         if problem is not None:
             why = problem
             ranks().first(lambda: self._store.set_aside(PARTIAL, self._key, why))
-            return None
+            return 0
         self._tell(f"goes on from step {snapshot.step} of {self._recipe.steps}, where an earlier run was cut off")
-        return snapshot, measured
+        self._earlier, self.resumed = snapshot, (*measured.resumed, snapshot.step)
+        self.points.extend(measured.points)
+        return snapshot.step
 
-    def keep(self, snapshot: Snapshot, measured: Measured) -> None:
-        """Replaces the kept snapshot."""
+    def callback(self, model: LanguageModel, due: Callable[[int], bool]) -> Any:
+        """The trainer's callback that continues the training, and keeps it when the step after a due one begins.
+
+        It comes before all other callbacks.
+        """
+        import transformers
+
+        earlier, keep = self._earlier, self._keep
+
+        class Keeping(transformers.TrainerCallback):  # type: ignore[misc]
+            def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+                if earlier is not None:
+                    earlier.put_back(model, trainer["optimizer"], trainer["lr_scheduler"])
+                    state.global_step = earlier.step
+
+            def on_step_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+                if earlier is not None and state.global_step == earlier.step:
+                    set_random_state(earlier.streams[ranks().rank])  # not sooner: the loader of rows draws a number first
+                elif state.global_step and due(state.global_step):
+                    keep(model, state.global_step, trainer["optimizer"], trainer["lr_scheduler"])
+
+        return Keeping()
+
+    def _keep(self, model: LanguageModel, step: int, optimizer: Any, schedule: Any) -> None:
+        """Replaces the kept snapshot; called by all processes."""
+        snapshot = Snapshot.take(model, self._recipe, step, optimizer, schedule)
+        measured = Measured(points=tuple(self.points), resumed=self.resumed)
 
         def write(folder: Path) -> None:
             import torch
 
-            state = {name: getattr(snapshot, name) for name in Snapshot.__slots__}
-            torch.save(state, folder / STATE)
+            torch.save({name: getattr(snapshot, name) for name in Snapshot.__slots__}, folder / STATE)
             (folder / MEASURED).write_text(measured.model_dump_json(), encoding="utf-8")
 
         ranks().first(lambda: self._store.put(PARTIAL, self._key, write))

@@ -1,7 +1,7 @@
-"""Supervised steps on a handful of texts, with torch and without a trainer.
+"""Supervised steps with torch and without a trainer.
 
-An attack has few texts, and each step is on all of them, without batches, order or schedule. A defense has many, and
-each step has its own. The loss is the mean over the tokens of the answers, without those of the prompts.
+An attack has few texts, and each step is on all of them. A defense has many, and each step has its own. The loss is the mean
+over the tokens of the answers, without those of the prompts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Diagnostics:
 
 
 def make_optimizer(name: OptimizerName, parameters: Iterable[Any], learning_rate: float) -> Any:
-    """Torch's optimizer of this name, as ``suite.OptimizerName`` says."""
+    """Torch's optimizer of this name, as ``OptimizerName`` says."""
     from torch import optim
 
     if name == "adamw":
@@ -64,70 +64,58 @@ def teach(
     max_grad_norm: float,
     unlearn: bool = False,
     optimizer: OptimizerName = "adamw",
-    after: Callable[[int, Diagnostics], None] | None = None,
+    after: Callable[[int, Diagnostics], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Trains the armed parameters to give these answers: ``loss = -mean_t log p(y_t | x, y_<t)``.
+    """Trains the armed parameters to give these answers, all of them in each step, at a constant learning rate; see ``learn``.
 
-    Args:
-        model, examples: armed; all examples are in each step.
-        steps, optimizer, learning_rate: optimizer steps, by which optimizer, at which constant rate.
-        max_grad_norm: gradients are clipped to it.
-        unlearn: the sign is turned: the answers become less probable.
-        after: called after each step.
-
-    Returns:
-        The settings, for the record, without the number of steps.
-
-    Raises:
-        TrainingError: examples are missing, or a gradient is not finite.
+    ``unlearn`` turns the sign of the loss: the answers become less probable. Returns the settings, for the record, without the
+    number of steps.
     """
     if not examples:
         raise TrainingError(f"supervised steps take examples, got none for {steps} steps; name at least one")
-    batch = batch_of(model, examples)
-    parameters = list(model.trained.values())
-    stepper = make_optimizer(optimizer, parameters, learning_rate)
-    was_training = model.network.training
-    model.network.train()
-    for step in range(1, steps + 1):
-        logp_NV, loss = batch.loss(model.network)
-        (-loss if unlearn else loss).backward()
-        norm = take_step(stepper, parameters, max_grad_norm, step)
-        if after is not None:
-            after(step, batch.diagnostics(logp_NV, norm))
-    model.network.train(was_training)
-    return {
-        **engine(optimizer),
-        "learning_rate": learning_rate,
-        "examples": len(examples),
-        "max_grad_norm": max_grad_norm,
-        "unlearn": unlearn,
-    }
+    settings = learn(
+        model,
+        [examples] * steps,
+        learning_rate=lambda _: learning_rate,
+        max_grad_norm=max_grad_norm,
+        unlearn=unlearn,
+        optimizer=optimizer,
+        after=after,
+    )
+    return {**settings, "learning_rate": learning_rate, "examples": len(examples), "unlearn": unlearn}
 
 
 def learn(
     model: LanguageModel,
-    steps: Sequence[Sequence[Example]],
+    steps: Iterable[Sequence[Example]],
     *,
     learning_rate: Callable[[int], float],
     max_grad_norm: float,
-    after: Callable[[int], None],
+    unlearn: bool = False,
+    optimizer: OptimizerName = "adamw",
+    after: Callable[[int, Diagnostics], None],
 ) -> dict[str, Any]:
-    """Trains the armed parameters by AdamW on different texts in each step; see ``teach``.
+    """Trains the armed parameters by one step on each of these sets of examples: ``loss = -mean_t log p(y_t | x, y_<t)``.
 
-    Steps count from 1 for ``learning_rate``. Returns the settings, for the record, without those of the recipe.
+    Steps count from 1; ``after`` is called after each. Returns the settings, for the record, without those of the recipe. Raises
+    TrainingError if a gradient is not finite.
     """
     parameters = list(model.trained.values())
-    stepper = make_optimizer("adamw", parameters, learning_rate(1))
+    stepper = make_optimizer(optimizer, parameters, learning_rate(1))
     was_training = model.network.training
-    for step, examples in enumerate(steps, 1):
+    model.network.train()
+    examples: Sequence[Example] | None = None
+    for step, given in enumerate(steps, 1):
+        if given is not examples:
+            examples, batch = given, batch_of(model, given)
         for group in stepper.param_groups:
             group["lr"] = learning_rate(step)
-        model.network.train()
-        batch_of(model, examples).loss(model.network)[1].backward()
-        take_step(stepper, parameters, max_grad_norm, step)
-        model.network.train(was_training)
-        after(step)
-    return {**engine("adamw"), "max_grad_norm": max_grad_norm}
+        logp_NV, loss = batch.loss(model.network)
+        (-loss if unlearn else loss).backward()
+        norm = take_step(stepper, parameters, max_grad_norm, step)
+        after(step, batch.diagnostics(logp_NV, norm))
+    model.network.train(was_training)
+    return {**engine(optimizer), "max_grad_norm": max_grad_norm}
 
 
 def engine(optimizer: OptimizerName) -> dict[str, Any]:
@@ -151,7 +139,7 @@ def take_step(optimizer: Any, parameters: Sequence[Any], max_grad_norm: float, s
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Texts as the network sees them: token ids (B, T) padded on the right, their mask, and which are to be learned."""
+    """Texts as the network sees them: token ids (B, T) padded on the right, their mask, and the tokens to be learned."""
 
     ids: Any
     mask: Any

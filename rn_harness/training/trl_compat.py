@@ -5,10 +5,13 @@ prompt's forward pass, and off the GPU the output layer sees completion tokens o
 KL nor an entropy bonus is asked for, the gradient is exactly zero: forward and backward are skipped, and the optimizer steps on
 zero gradients, since its momentum moves the weights. On a defended model that is nearly every step.
 
+The KL penalty may count for some answers only. An answer without penalty is its own reference, so its penalty and that penalty's
+gradient are zero.
+
 No other module relies on any of these (TRL 1.16, accelerate 1.15); ``tests/unit/test_compat.py`` checks each:
 
-* The trainers' methods that ``SavingTrainer`` and ``PartPenaltyTrainer`` override, with their arguments, and the keys
-  ``advantages``, ``completion_ids`` and ``ref_per_token_logps`` of a scored batch.
+* The trainers' methods that ``SavingTrainer`` overrides, with their arguments, and the keys ``advantages``, ``completion_ids``
+  and ``ref_per_token_logps`` of a scored batch.
 * ``trl.kernels.ChunkedLogProbFunction`` computes log-probabilities and entropies, 32,768 vocabulary entries at once.
 * Arguments of ``GRPOConfig`` that ``RLOOConfig`` does not have (``trainer_settings.NOT_OF_RLOO``).
 * The trainer calls ``accelerator.backward``; its module's logger logs completions without a reward.
@@ -21,12 +24,13 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.models.batches import completion_log_probabilities
 from rn_harness.models.peft_compat import without_wrapper
+from rn_harness.models.random_streams import random_state, set_random_state
 from rn_harness.models.transformers_compat import shares_prompts
 from rn_harness.store.ranks import ranks
 from rn_harness.training.trainer_settings import TrainerName
@@ -53,19 +57,30 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
     Attributes:
         policy: the model that it trains.
         is_due: steps that are computed in full even if the gradient is zero, since they measure the entropy.
+        penalised: for each prompt of the data, True if its answers count for the KL penalty; None: all count.
         starved: no row of the present step has an advantage, on any process.
+        free: while a loss is computed, the rows without penalty (B,), and all reference log-probabilities (B, T); None: no such.
     """
 
     policy: LanguageModel
     is_due: Callable[[int], bool]
+    penalised: Sequence[bool] | None
     starved: bool
+    free: tuple[Any, Any] | None = None
 
     @functools.cached_property
     def learning(self) -> list[Any]:
         """The parameters that the optimizer steps; training checks them at its beginning and at each due step."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def _get_per_token_logps_and_entropies(
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        logps, *others = self._log_probabilities(*args, **kwargs)
+        if self.free:
+            rows, reference = self.free
+            reference[rows] = logps.detach()[rows]
+        return logps, *others
+
+    def _log_probabilities(
         self,
         network: Any,
         input_ids: Any,
@@ -113,10 +128,15 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
             return super()._generate_single_turn(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
+        import torch
+
         scored = super()._generate_and_score_completions(inputs)
         # All processes decide together: if one left its part out, the others would wait for its gradient.
         self.starved = not any(ranks().gather(bool(scored["advantages"].any())))
-        return scored
+        if self.penalised is None:
+            return scored
+        rows = torch.tensor([self.penalised[row["row"]] for row in inputs], device=scored["advantages"].device)
+        return {**scored, "penalised": rows}
 
     def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
         import torch
@@ -127,52 +147,22 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
             for p in self.learning:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             return torch.zeros((), device=inputs["completion_ids"].device, requires_grad=True)
-        return super()._compute_loss(network, inputs)
-
-
-def saving_trainer(model: LanguageModel, due: Callable[[int], bool], name: TrainerName = "grpo") -> Any:
-    """TRL's trainer class of this name, with cheaper steps for a model; see ``SavingTrainer``."""
-    import trl
-
-    base = trl.GRPOTrainer if name == "grpo" else trl.RLOOTrainer
-    return type("SavingTrainer", (SavingTrainer, base), {"policy": model, "is_due": staticmethod(due)})
-
-
-class PartPenaltyTrainer(_Trainer):  # type: ignore[misc]
-    """The part of a trainer class whose KL penalty counts for some answers only, by the place of their prompts in the data.
-
-    An answer without penalty is its own reference, so its penalty and that penalty's gradient are zero. While a loss is computed,
-    ``free`` has the rows without penalty (B), and all reference log-probabilities (B, T).
-    """
-
-    is_penalised: Callable[[int], bool]
-    free: tuple[Any, Any] | None = None
-
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        import torch
-
-        scored = super()._generate_and_score_completions(inputs)
-        rows = torch.tensor([self.is_penalised(row["row"]) for row in inputs], device=scored["advantages"].device)
-        return {**scored, "penalised": rows}
-
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        logps, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if self.free:
-            rows, reference = self.free
-            reference[rows] = logps.detach()[rows]
-        return logps, *others
-
-    def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
-        self.free = ~inputs["penalised"], inputs["ref_per_token_logps"]
+        if self.penalised is not None:
+            self.free = ~inputs["penalised"], inputs["ref_per_token_logps"]
         try:
             return super()._compute_loss(network, inputs)
         finally:
             self.free = None
 
 
-def part_penalty_trainer(base: Any, penalised: Callable[[int], bool]) -> Any:
-    """A class of ``saving_trainer`` whose KL penalty counts only for the answers to some prompts, given by place in the data."""
-    return type("PartPenaltyTrainer", (PartPenaltyTrainer, base), {"is_penalised": staticmethod(penalised)})
+def saving_trainer(
+    model: LanguageModel, due: Callable[[int], bool], name: TrainerName = "grpo", penalised: Sequence[bool] | None = None
+) -> Any:
+    """TRL's trainer class of this name, with cheaper steps for a model; see ``SavingTrainer``."""
+    import trl
+
+    base = trl.GRPOTrainer if name == "grpo" else trl.RLOOTrainer
+    return type("SavingTrainer", (SavingTrainer, base), {"policy": model, "is_due": staticmethod(due), "penalised": penalised})
 
 
 @contextmanager
@@ -199,16 +189,19 @@ def unrounded_adapters(model: LanguageModel) -> Iterator[None]:
         p.data = started[name]
 
 
-def gradient_state() -> dict[str, Any]:
-    """A copy of accelerate's state of gradient accumulation."""
+def process_state() -> dict[str, Any]:
+    """A copy of the process's state that belongs to one training: random generators, and accelerate's gradient accumulation."""
     from accelerate.state import GradientState
 
-    return {key: copy.copy(value) if isinstance(value, list) else value for key, value in GradientState._shared_state.items()}  # noqa: SLF001
+    state = GradientState._shared_state.items()  # noqa: SLF001
+    gradients = {key: copy.copy(value) if isinstance(value, list) else value for key, value in state}
+    return {**random_state(), "gradients": gradients}
 
 
-def set_gradient_state(state: dict[str, Any]) -> None:
-    """Sets accelerate's state of gradient accumulation."""
+def set_process_state(state: dict[str, Any]) -> None:
+    """Sets the process's state."""
     from accelerate.state import GradientState
 
+    set_random_state(state)
     GradientState._shared_state.clear()  # noqa: SLF001
-    GradientState._shared_state.update(state)  # noqa: SLF001
+    GradientState._shared_state.update(state["gradients"])  # noqa: SLF001

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 import trl
 
-import rn_harness.attacks.hybrid
+import rn_harness.attacks.built_in
 import rn_harness.attacks.loop
-import rn_harness.attacks.reinforcement
 import rn_harness.attacks.reward
 import rn_harness.training.grpo
 from rn_harness.models.completion import Completion
@@ -152,12 +151,12 @@ def steps_scaled_to_nothing(scene: Scene) -> Evidence:
 
 @TRAINING.by("attack on a copy of the model that is measured", "refused", "TrainingError", "attack the model itself, not a copy")
 def attack_on_a_copy(scene: Scene) -> Evidence:
-    train = rn_harness.attacks.reinforcement.train
+    train = rn_harness.attacks.built_in.train
 
     def train_a_copy(model: LanguageModel, *args: Any, **kwargs: Any) -> Any:
         return train(LanguageModel(copy.deepcopy(model.network), model.tokenizer), *args, **kwargs)
 
-    scene.patch.setattr(rn_harness.attacks.reinforcement, "train", train_a_copy)
+    scene.patch.setattr(rn_harness.attacks.built_in, "train", train_a_copy)
     return _attacked(scene, scene.lab.defended())
 
 
@@ -274,7 +273,7 @@ WARM = WarmStart(steps=3, examples=2)
 
 @TRAINING.by("a warm start that takes no step", "refused", "TrainingError", "that was stepped 5 times in 8 steps")
 def warm_start_of_nothing(scene: Scene) -> Evidence:
-    scene.patch.setattr(rn_harness.attacks.hybrid, "teach", lambda *_, **__: {})
+    scene.patch.setattr(rn_harness.attacks.built_in, "teach", lambda *_, **__: {})
     return _attacked(scene, scene.lab.defended(), family="warm-start", warm_start=WARM)
 
 
@@ -309,13 +308,13 @@ class Liar(Idle):
 
 @TRAINING.by("a family of one's own that trains nothing", "refused", "TrainingError", "that was stepped 0 times in 5 steps")
 def family_that_trains_nothing(scene: Scene) -> Evidence:
-    scene.patch.setattr(rn_harness.attacks.reinforcement, "Grpo", Idle)
+    scene.patch.setattr(rn_harness.attacks.built_in, "Grpo", Idle)
     return _attacked(scene, scene.lab.defended())
 
 
 @TRAINING.by("a family that tells of rewards, and asked for none", "refused", "TrainingError", "got reward_mean=1 of none")
 def rewards_of_nothing(scene: Scene) -> Evidence:
-    scene.patch.setattr(rn_harness.attacks.reinforcement, "Grpo", Liar)
+    scene.patch.setattr(rn_harness.attacks.built_in, "Grpo", Liar)
     return _attacked(scene, scene.lab.defended())
 
 

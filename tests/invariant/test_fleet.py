@@ -22,8 +22,8 @@ from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.errors import RecipeError, TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.coroutines import Coroutine
-from rn_harness.training.fleet import Fleet, Member
-from rn_harness.training.stacked_adapters import StackedAdapters
+from rn_harness.training.fleet import Fleet, StackedAdapters
+from rn_harness.training.fleet_members import Member
 from rn_harness.verdict.decide import decide
 
 from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are not a package

@@ -16,7 +16,7 @@ from rn_harness.store.store import Store
 LOW = 1e-6
 """Learning rate that is too small to change an answer."""
 FOLDING = """
-from rn_harness.attacks.reinforcement import Grpo, reinforce
+from rn_harness.attacks.built_in import Grpo, reinforce
 
 
 class Folding(Grpo):

@@ -13,7 +13,7 @@ from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.store.store import MANIFEST, Store
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
-from rn_harness.training.snapshots import MEASURED, PARTIAL, STATE, Resuming, Resumption, Snapshot
+from rn_harness.training.snapshots import MEASURED, PARTIAL, STATE, Resumption, Snapshot
 
 from ..tiny_models import Payload  # noqa: TID252 - the tests are not a package
 
@@ -205,19 +205,19 @@ def test_an_attack_has_no_snapshot(candidate, suite, panel, recipe, tmp_path):
     """Snapshots of an attack are refused before training: nothing is stored, and no reward is requested."""
     model = candidate.load()
     model.arm(recipe)
-    kept, asked = [], []
+    asked = []
 
     def reward(prompts, completions):
         asked.append(len(completions))
         return [0.0] * len(completions)
 
-    resuming = Resuming(None, kept.append)
+    resumption = Resumption(Store(tmp_path / "store"), KEY, suite.declaration.defenses["anchored"], lambda _: None)
     prompts = order_prompts(suite.prompts["attack"], recipe.steps * recipe.prompts_per_step, 0)
     with pytest.raises(TrainingError, match=r"only a defense's training is kept, got recipe=AttackRecipe"):
-        train(model, recipe, prompts, reward, lambda *_: None, lambda _: True, TrainOptions(resuming=resuming))
+        train(model, recipe, prompts, reward, lambda *_: None, lambda _: True, TrainOptions(resumption=resumption))
     with pytest.raises(TrainingError, match="only a defense's training is kept"):
         Resumption(Store(tmp_path / "store"), KEY, recipe, lambda _: None)
     with pytest.raises(TrainingError, match="only a defense's training is kept"):
         Snapshot.take(model, recipe, 1, None, None)
-    assert (kept, asked) == ([], [])
+    assert asked == []
     assert not (tmp_path / "store").exists()

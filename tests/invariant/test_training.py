@@ -17,7 +17,7 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.training.grpo import order_prompts, train
 from rn_harness.training.trainer_settings import trainer_settings
-from rn_harness.training.trl_compat import part_penalty_trainer, saving_trainer
+from rn_harness.training.trl_compat import saving_trainer
 
 from ..unit.builders import group_advantages  # noqa: TID252 - the tests are not a package
 
@@ -165,7 +165,7 @@ def test_a_penalty_applies_only_to_the_selected_answers(candidate, suite, tmp_pa
     prompts = suite.prompts["attack"][:2]
     seen = []
 
-    class Spy(part_penalty_trainer(saving_trainer(model, lambda _: True), lambda row: row % 2 in kept)):
+    class Spy(saving_trainer(model, lambda _: True, penalised=[row % 2 in kept for row in range(6)])):
         def training_step(self, network, inputs, items=None):
             super().training_step(network, inputs, items)
             prepared, asked = self._buffered_inputs[0], self.asked

@@ -17,7 +17,7 @@ from rn_harness.spec.errors import RecipeError, UnsuitedError
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 
 OWN = """\
-from rn_harness.attacks.reinforcement import Grpo
+from rn_harness.attacks.built_in import Grpo
 
 
 class Mine(Grpo):
@@ -85,14 +85,14 @@ def test_code_outside_the_suites_folder_is_not_run(tmp_path: Path) -> None:
 
 def test_an_installed_package_can_bring_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry point is found by its name, has its file's digest, and appears among the known families."""
-    entry = metadata.EntryPoint("theirs", "rn_harness.attacks.reinforcement:Grpo", attacks.GROUP)
+    entry = metadata.EntryPoint("theirs", "rn_harness.attacks.built_in:Grpo", attacks.GROUP)
     monkeypatch.setattr(
         attacks.metadata,
         "entry_points",
         lambda group, name=None: [entry] if group == attacks.GROUP and name in (None, "theirs") else [],
     )
     found = load_family("theirs", tmp_path)
-    source = Path(attacks.__file__).parent / "reinforcement.py"
+    source = Path(attacks.__file__).parent / "built_in.py"
     assert found.digest == hashlib.sha256(source.read_bytes()).hexdigest()
     assert "theirs" in family_names()
 

@@ -22,7 +22,7 @@ from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import SuiteError
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite, load_suite
-from rn_harness.training.sampler import Sampler
+from rn_harness.training.trainer_settings import Sampler
 from rn_harness.verdict.release_rules import laxer
 
 from .finished_run import FinishedRun, finished_run

@@ -24,7 +24,7 @@ def least(waiting: Sequence[Coroutine]) -> list[Coroutine]:
     """Serves the tasks that ask for the lowest number, and answers each with their number and count."""
     served = [coroutine for coroutine in waiting if coroutine.request == min(other.request for other in waiting)]
     for coroutine in served:
-        coroutine.answer((coroutine.request, len(served)))
+        coroutine.answer = (coroutine.request, len(served))
     return served
 
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import rn_harness.attacks.movement
-from rn_harness.attacks.movement import Movement
+import rn_harness.attacks.loop
+from rn_harness.attacks.loop import Movement
 
 
 def test_a_movement_is_from_the_last_look_on() -> None:
@@ -25,7 +25,7 @@ def test_a_movement_is_from_the_last_look_on() -> None:
 
 def test_a_sample_of_many_parameters_gives_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     """If all 100,000 parameters move by one, a sample of every 101st gives ``sqrt(100,000)`` within one percent."""
-    monkeypatch.setattr(rn_harness.attacks.movement, "SAMPLED", 1000)
+    monkeypatch.setattr(rn_harness.attacks.loop, "SAMPLED", 1000)
     weights = torch.zeros(100, 1000)
     movement = Movement(SimpleNamespace(trained={"w": weights}))  # type: ignore[arg-type]
     weights += 1.0

@@ -17,7 +17,7 @@ from rn_harness.spec.errors import MissingExtraError, RecipeError
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import load_suite
 from rn_harness.store.store import Store
-from rn_harness.training.sampler import TRANSFORMERS, Sampler
+from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
 
 from .builders import write_suite
 
@@ -33,7 +33,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     version = importlib.metadata.version
     monkeypatch.setattr("rn_harness.spec.extras.importlib.util.find_spec", lambda name: name if name == "vllm" else find(name))
     monkeypatch.setattr(
-        "rn_harness.training.sampler.importlib.metadata.version", lambda name: versions.get(name) or version(name)
+        "rn_harness.training.trainer_settings.importlib.metadata.version", lambda name: versions.get(name) or version(name)
     )
     return versions
 
