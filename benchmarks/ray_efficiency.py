@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 
 from rn_harness.run.estimate import Demand
-from rn_harness.run.executors.ray_cluster import Cluster, Job
+from rn_harness.run.executors.on_ray import Cluster, Job
 from rn_harness.run.executors.worker import Say, SharedEntry, WorkerResult
 
 CASES, NODES, SLOTS_A_NODE = 40, 4, 2
@@ -50,7 +50,7 @@ def measure(seconds: float) -> float:
     finally:
         ray.shutdown()
         nodes.shutdown()
-    if any(of.result.error or of.failed for of in done):
+    if any(of.error or of.failed for of in done):
         raise SystemExit("a case failed: this is no measurement")
     return wall
 

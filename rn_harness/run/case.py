@@ -1,4 +1,7 @@
-"""The cases of a run: their tasks with needs and order, which are pure, and a finished case with its defended candidate."""
+"""The cases of a run: their tasks with needs and order, which are pure, and finished cases with their defended candidates.
+
+An executor gives a run its cases.
+"""
 
 from __future__ import annotations
 
@@ -222,3 +225,36 @@ class Case:
     def __repr__(self) -> str:
         """Short: pytest prints fixture values in many places."""
         return f"Case({self.domain} {self.record.case_id}: {self.record.verdict.outcome})"
+
+
+class Executor:
+    """Gives a session its cases: made in this process, on a cluster, or by earlier processes."""
+
+    def start(self) -> None:
+        """Begins work that does not wait until a case is asked for, after all checks of the run."""
+
+    def close(self) -> None:
+        """Ends work that still runs for this session."""
+
+    def memory_line(self, suites: Sequence[Suite]) -> str:
+        """Planned memory, for the run's header."""
+        raise NotImplementedError
+
+    def defended(self, suite: Suite) -> Defended:
+        """The candidate with this run's defense.
+
+        Raises:
+            ExecutorError: its weights were made elsewhere and are not here.
+        """
+        raise NotImplementedError
+
+    def case(self, declared: CaseTask) -> Case:
+        """A case with its record in the run's folder. Waits for it; returns the same object each time.
+
+        Args:
+            declared: the case, its attack as the suite declares it.
+
+        Raises:
+            ExecutorError: it did not arrive, or is not the case that was asked for. It is not made here instead.
+        """
+        raise NotImplementedError

@@ -15,8 +15,7 @@ from rn_harness.run.session import RECORD
 from rn_harness.spec.base import LoadedCode, Standing
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite
-from rn_harness.store.provenance import now
-from rn_harness.store.run_ids import new_run_id
+from rn_harness.store.provenance import new_run_id, now
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.release_rules import required_cases
 from rn_harness.verdict.validity import recipe_of

@@ -24,9 +24,8 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite
-from rn_harness.store.provenance import hardware, versions
+from rn_harness.store.provenance import hardware, new_run_id, versions
 from rn_harness.store.ranks import ranks
-from rn_harness.store.run_ids import new_run_id
 from rn_harness.store.store import Store
 from rn_harness.verdict.release_rules import PLAIN_FAMILIES, foreign
 

@@ -17,9 +17,8 @@ from rn_harness.records.base import CaseKind, content_key
 from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence
 from rn_harness.records.trajectory import Measurement, Trajectory
 from rn_harness.report.progress import Progress
-from rn_harness.run.case import Case, CaseTask, Defended
+from rn_harness.run.case import Case, CaseTask, Defended, Executor
 from rn_harness.run.context import RunContext
-from rn_harness.run.executors.protocol import Executor
 from rn_harness.run.measuring import CHECKPOINTS, FleetMember, Measuring
 from rn_harness.run.suite_run import SuiteRun
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -60,18 +59,12 @@ class _Draft:
 
 
 @dataclass
-class CaseMaker:
-    """The executor of cases in this process."""
+class CaseMaker(Executor):
+    """The executor of cases in this process. Each case is made when it is asked for."""
 
     context: RunContext
     _suites: dict[str, SuiteRun] = field(default_factory=dict)
     _made: dict[tuple[str, str], Case | Exception] = field(default_factory=dict)
-
-    def start(self) -> None:
-        """Does nothing: each case is made when it is asked for."""
-
-    def close(self) -> None:
-        """Does nothing: no work runs between two cases."""
 
     def memory_line(self, suites: Sequence[Suite]) -> str:
         """Planned memory, for the run's header."""

@@ -13,7 +13,6 @@ from rn_harness.release.integrity import Refusal
 from rn_harness.run.case import Case, CaseTask
 from rn_harness.run.executors import on_ray, worker
 from rn_harness.run.executors.on_ray import OnRay
-from rn_harness.run.executors.ray_cluster import JobResult
 from rn_harness.run.executors.worker import (
     CaseRequest,
     RecordingStore,
@@ -124,19 +123,19 @@ def test_a_workers_error_is_returned_and_not_raised(suite: Suite, tmp_path: Path
 class Played:
     """A cluster on which every task is done."""
 
-    done: dict[str, JobResult]
+    done: dict[str, WorkerResult]
 
     def __contains__(self, name: str) -> bool:
         return True
 
-    def result(self, name: str) -> JobResult:
+    def result(self, name: str) -> WorkerResult:
         """The task's result."""
         return self.done[name]
 
 
 def _taken(tmp_path: Path, suite: Suite, outcome: WorkerResult, *failed: Attempt) -> Case:
     task = CaseTask("candidate", suite)
-    played: Any = Played({task.name: JobResult(outcome, failed)})
+    played: Any = Played({task.name: dataclasses.replace(outcome, failed=failed)})
     executor = OnRay(a_session(tmp_path), played, Survey((), "", 1e9, {}))
     first = executor.case(task)
     assert executor.case(task) is first

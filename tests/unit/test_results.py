@@ -180,7 +180,7 @@ def scene(template: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.setattr(RunSession, "judges", lambda *_: judges)
     monkeypatch.setattr(RunSession, "identity", lambda *_: identity)
     monkeypatch.setattr(RunSession, "defense_recipe", lambda *_: recipe)
-    monkeypatch.setattr(acceptance, "expected_key", lambda _session, _task, record, _: content_key("case", record.inputs))
+    monkeypatch.setattr(acceptance, "expected_key", lambda _session, _task, record: content_key("case", record.inputs))
     monkeypatch.setattr(acceptance, "anchors_for", lambda _: SimpleNamespace(digest=certificate().anchors_digest))
     shutil.copytree(template.folder, tmp_path / "run")
     return dataclasses.replace(template, folder=tmp_path / "run")

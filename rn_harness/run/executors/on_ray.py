@@ -1,65 +1,283 @@
 """The executor ``--rn-executor ray[:ADDRESS]``: each case of a run is a job on a Ray cluster.
 
-The process with pytest submits each case when its needs are met, passes on their results, and takes no card.
+The process with pytest submits each case when its needs are met, passes on their results, and takes no card. A machine that
+fails gives no verdict: its job is submitted again, a bounded number of times. Ray itself repeats nothing, so that no finished
+measurement is repeated without a record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import functools
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rn_harness.records.base import read_record
 from rn_harness.records.case import Attempt, CaseRecord
 from rn_harness.release.integrity import check_record
-from rn_harness.run.case import Case, CasePlan, CaseTask, Defended
+from rn_harness.report.progress import Progress
+from rn_harness.run.case import Case, CasePlan, CaseTask
 from rn_harness.run.estimate import Demand
-from rn_harness.run.executors.acceptance import control_mismatches, mismatches, received_defense
-from rn_harness.run.executors.ray_cluster import Cluster, Job, JobResult, Work
-from rn_harness.run.executors.worker import CaseRequest, Survey, WorkerResult, add_entries, make_case, survey
+from rn_harness.run.executors import worker
+from rn_harness.run.executors.acceptance import ReceivedCases, mismatches
+from rn_harness.run.executors.worker import Say, SharedEntry, WorkerResult
 from rn_harness.run.session import RECORD, RunSession
 from rn_harness.spec.errors import ExecutorError, RecipeError
+from rn_harness.spec.extras import require
 from rn_harness.spec.options import RAY
 from rn_harness.spec.suite import Suite
+from rn_harness.store.provenance import now
 from rn_harness.store.store import write_text
+
+RETRIES = 3
+"""How often a job is repeated after a machine, a worker or its memory failed."""
+PROGRESS_S = 1.0
+"""Seconds between two looks at the progress of running jobs."""
+CONNECT_S = 10.0
+"""Seconds to wait for a cluster to answer at its address."""
+Work = Callable[[Any, Sequence[SharedEntry], Say], WorkerResult]
 
 
 @dataclass
-class OnRay:
-    """Gives a session the cases that a cluster makes; see ``Executor``.
+class Job:
+    """Work for the cluster, and its state.
 
     Attributes:
-        session: of the process with pytest.
-        cluster: runs the jobs.
-        surveyed: the cluster's answer before the run.
-        tasks: the cases that the run will ask for.
+        name: unique among the jobs.
+        request: argument of the work.
+        demand: resources that it takes.
+        needs: names of the jobs whose entries it takes.
+        priority: of the jobs that can begin, the highest is submitted first.
+        started: when it was last submitted.
+        failed: tries that a failure of a machine ended.
+        result: of the work, or an error if its machines failed too often; None until it has ended.
+        entries: Ray's reference to the entries of the result; None if there are none.
     """
 
-    session: RunSession
+    name: str
+    request: Any
+    demand: Demand
+    needs: tuple[str, ...] = ()
+    priority: float = 0.0
+    started: str = ""
+    failed: list[Attempt] = field(default_factory=list)
+    result: WorkerResult | None = None
+    entries: Any = None
+
+
+@dataclass
+class Cluster:
+    """Submits jobs to Ray and collects their results.
+
+    Attributes:
+        address: of the cluster; empty: the one that this machine belongs to, or one that is started here and ends with us.
+        work: does a job: ``make_case``, or a replacement in tests and benchmarks.
+        say: gets progress.
+    """
+
+    address: str
+    work: Work
+    say: Say
+    _jobs: dict[str, Job] = field(default_factory=dict)
+    _running: dict[Any, Job] = field(default_factory=dict)
+    _connected_here: bool = False
+
+    def __post_init__(self) -> None:
+        """Connects. Raises RecipeError if Ray is not installed, or if the cluster cannot be reached."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run reports nothing to third parties
+        on_termination = signal.getsignal(signal.SIGTERM)
+        require("ray", "--rn-executor ray")
+        import ray
+
+        if not ray.is_initialized():
+            try:
+                host, _, port = self.address.removeprefix("ray://").rpartition(":")
+                if self.address not in ("", "auto", "local"):  # Ray would end this whole process if no process listens there
+                    socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+                ray.init(address=self.address or None, log_to_driver=False, logging_level="ERROR")
+            except (OSError, RuntimeError, ValueError) as error:
+                raise RecipeError(
+                    f"--rn-executor ray:ADDRESS must be that of a cluster that runs, got {self.address!r}: "
+                    f"{type(error).__name__}; ray status shows one, ray start --head begins one"
+                ) from None
+            self._connected_here = True
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_termination)  # Ray's handler would end this process at once
+        # This process sees no card from here on, so that it takes no memory from the cases.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    def whole_card(self, threads: int) -> Demand:
+        """Demand of work whose memory is unknown: a card, if a node has one."""
+        import ray
+
+        return Demand(threads, 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0, 0)
+
+    def ask(self, question: Callable[..., Any], *arguments: Any, demand: Demand) -> Any:
+        """The answer of a process on the cluster; for short work. Raises ExecutorError if it fails."""
+        import ray
+
+        try:
+            return ray.get(self._remote(question, demand).remote(*arguments))
+        except ray.exceptions.RayError as error:
+            raise ExecutorError(f"the cluster must answer before a run begins, got {_cause(error)}; look at its logs") from None
+
+    def too_large(self, demands: Mapping[str, Demand]) -> str | None:
+        """The first demand that no living node has room for, as a sentence; None if each fits."""
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        for name, demand in demands.items():
+            asked = {"CPU": demand.cpus, "GPU": demand.gpus, "memory": demand.memory}
+            if not any(all(node.get(resource, 0) >= n for resource, n in asked.items()) for node in nodes):
+                most = ", ".join(
+                    f"{resource} {max(node.get(resource, 0) for node in nodes):g} of {n:g}" for resource, n in asked.items() if n
+                )
+                return f"a node must have room for {name}, got at most {most}"
+        return None
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Adds jobs; those that can begin are submitted."""
+        self._jobs |= {job.name: job for job in jobs if job.name not in self._jobs}
+        self._submit_ready()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._jobs
+
+    def result(self, name: str) -> WorkerResult:
+        """Waits for the result of a job; meanwhile submits and collects others."""
+        while (result := self._jobs[name].result) is None:
+            self._collect()
+        return result
+
+    def close(self) -> None:
+        """Cancels running jobs, and disconnects."""
+        import ray
+
+        if not ray.is_initialized():
+            return
+        for reference in self._running:
+            ray.cancel(reference, force=True)
+        self._running.clear()
+        if self._connected_here:
+            ray.shutdown()
+
+    @functools.cached_property
+    def _progress(self) -> Any:
+        """The queue of progress, on this node, so that it survives the loss of any other."""
+        import ray
+        from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+    def _remote(self, function: Callable[..., Any], demand: Demand) -> Any:
+        """A function for Ray that it never repeats. With a card, its process ends with it and frees the card's memory."""
+        import ray
+
+        asked = {"num_cpus": demand.cpus, "num_gpus": demand.gpus, "memory": demand.memory or None}
+        remote: Any = ray.remote
+        return remote(max_calls=1 if demand.gpus else 0, max_retries=0, retry_exceptions=False, **asked)(function)
+
+    def _submit_ready(self) -> None:
+        """Submits the jobs whose needs are met. A job that needs a failed one fails, and so do those that need it."""
+        running = {job.name for job in self._running.values()}
+        waiting = [job for job in self._jobs.values() if job.result is None and job.name not in running]
+        for job in sorted(waiting, key=lambda j: -j.priority):
+            needed = {name: self._jobs[name].result for name in job.needs}
+            broken = next(((name, of.error) for name, of in needed.items() if of and of.error), None)
+            if None in needed.values():
+                continue
+            if broken is not None:
+                job.result = WorkerResult(error=f"it needs {broken[0]}, which has no verdict: {broken[1]}")
+                self._submit_ready()
+                return
+            given = [self._jobs[name].entries for name in job.needs if self._jobs[name].entries is not None]
+            function = self._remote(_on_worker, job.demand).options(name=job.name)
+            self._running[function.remote(self.work, self._progress, job.request, *given)] = job
+            job.started = now()
+
+    def _collect(self) -> None:
+        """Shows progress, and collects the jobs that have ended."""
+        import ray
+
+        if not self._running:
+            unended = sorted(job.name for job in self._jobs.values() if job.result is None)
+            raise ExecutorError(f"each job waits for others that end, got {unended}; report this")
+        ended, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=PROGRESS_S, fetch_local=False)
+        for progress in self._progress.get_nowait_batch(self._progress.qsize()):
+            self.say(progress)
+        for reference in ended:
+            self._settle(self._running.pop(reference), reference)
+        if ended:
+            self._submit_ready()
+
+    def _settle(self, job: Job, reference: Any) -> None:
+        """Keeps the result of a job that has ended, or leaves it to be submitted again."""
+        import ray
+        from ray import exceptions as e
+
+        # After one of these errors, another machine may succeed.
+        of_machine = (e.WorkerCrashedError, e.NodeDiedError, e.LocalRayletDiedError, e.ObjectLostError, e.OutOfMemoryError)
+        try:
+            result = ray.get(reference)
+        except of_machine as error:
+            job.failed.append(Attempt(started=job.started, ended=now(), outcome="cut"))
+            failures = len(job.failed)
+            next_step = f"{'it begins again' if failures <= RETRIES else 'it is given up'}, {failures} of {1 + RETRIES} tries"
+            self.say(Progress(job.name, 0, 0, f"a machine failed: {_cause(error)}; {next_step}", stays=True))
+            if failures <= RETRIES:
+                return
+            result = WorkerResult(error=f"its machine failed {failures} times, at last with {_cause(error)}")
+        except e.RayError as error:
+            result = WorkerResult(error=f"its process on the cluster failed: {_cause(error)}")
+        if result.entries:
+            # Each node gets them once from here, and the node that made them may leave.
+            job.entries = ray.put(result.entries)
+        job.result = dataclasses.replace(result, failed=tuple(job.failed))
+
+
+def _on_worker(work: Work, queue: Any, request: Any, *given: tuple[SharedEntry, ...]) -> WorkerResult:
+    """Does a job in a worker."""
+
+    def say(progress: Progress) -> None:
+        if progress.state is not None:
+            queue.actor.put_nowait.remote(progress)
+
+    return work(request, [entry for entries in given for entry in entries], say)
+
+
+def _cause(error: Exception) -> str:
+    """The name of Ray's error; its text may quote a completion."""
+    return type(getattr(error, "cause", None) or error).__name__
+
+
+@dataclass
+class OnRay(ReceivedCases):
+    """Gives a session the cases that a cluster makes: after it was surveyed, those in ``tasks``, and later any other."""
+
     cluster: Cluster
-    surveyed: Survey
+    surveyed: worker.Survey
     tasks: Sequence[CaseTask] = ()
-    _cases: dict[str, Case] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, session: RunSession, tasks: Iterable[CaseTask], work: Work = make_case) -> OnRay:
-        """Connects, and checks that the run can be made there. ``start`` submits the cases.
+    def begin(cls, session: RunSession, tasks: Iterable[CaseTask]) -> OnRay:
+        """Connects, and checks that the cases that pytest's process will ask for can be made there.
 
-        Args:
-            session: of the process with pytest.
-            tasks: the cases that it will ask for.
-            work: makes a case.
-
-        Raises:
-            RecipeError: the run cannot be made there.
-            ExecutorError: the cluster does not answer.
+        Raises RecipeError if they cannot, and ExecutorError if the cluster does not answer.
         """
-        cluster = Cluster(session.options.executor.removeprefix(RAY).removeprefix(":"), work, session.say)
+        cluster = Cluster(session.options.executor.removeprefix(RAY).removeprefix(":"), worker.make_case, session.say)
         planned = CasePlan.of(tasks, session.defense_recipe).tasks
-        whole = _whole_card(session, cluster)
+        whole = cluster.whole_card(session.candidate.threads)
         if problem := cluster.too_large({"a look at the machine": whole}):
             raise RecipeError(problem)
-        surveyed: Survey = cluster.ask(survey, session.options, planned, demand=whole)
+        surveyed: worker.Survey = cluster.ask(worker.survey, session.options, planned, demand=whole)
         errors = [*surveyed.errors, *filter(None, [cluster.too_large(surveyed.demands)])]
         if errors:
             raise RecipeError("\n".join(errors))
@@ -77,38 +295,27 @@ class OnRay:
         """Memory that was planned on the cluster."""
         return f"of each case: {self.surveyed.memory}"
 
-    def defended(self, suite: Suite) -> Defended:
-        """The candidate with this run's defense."""
-        return received_defense(self.session, suite, self.case)
-
-    def case(self, declared: CaseTask) -> Case:
-        """A case; waits for it."""
-        if declared.name not in self._cases:
-            if declared.name not in self.cluster:
-                self._submit([declared])
-            self._cases[declared.name] = self._accept(declared, self.cluster.result(declared.name))
-        return self._cases[declared.name]
-
     def _submit(self, tasks: Iterable[CaseTask]) -> None:
         """Submits these cases and those that they need."""
-        session, plan = self.session, CasePlan.of(tasks, self.session.defense_recipe)
+        session, free, plan = self.session, self.surveyed.free, CasePlan.of(tasks, self.session.defense_recipe)
         wanted = {name for needed in plan.needs.values() for name in needed}
-        unknown = _whole_card(session, self.cluster)
+        unknown = self.cluster.whole_card(session.candidate.threads)
         self.cluster.add(
             Job(
-                name,
-                CaseRequest(session.options, session.run_folder.name, session.run_id, task, self.surveyed.free, name in wanted),
-                self.surveyed.demands.get(name, unknown),
-                plan.needs[name],
-                plan.priorities[name],
+                task.name,
+                worker.CaseRequest(session.options, session.run_folder.name, session.run_id, task, free, task.name in wanted),
+                self.surveyed.demands.get(task.name, unknown),
+                plan.needs[task.name],
+                plan.priorities[task.name],
             )
             for task in plan.tasks
-            for name in [task.name]
         )
 
-    def _accept(self, task: CaseTask, job: JobResult) -> Case:
+    def _accept(self, task: CaseTask) -> Case:
         """Places the files of a case here, and checks that they are those of this run's case."""
-        result = job.result
+        if task.name not in self.cluster:
+            self._submit([task])
+        result = self.cluster.result(task.name)
         folder = self._place(result)
         if result.error is not None or folder is None:
             raise ExecutorError(result.error or "no case came of it")
@@ -117,31 +324,24 @@ class OnRay:
         except (KeyError, ValueError) as error:
             raise ExecutorError(f"{task.name}: a record must come back, got {type(error).__name__}; run again") from None
         problems = [r.sentence for r in check_record(folder / RECORD, record)]
-        problems += mismatches(self.session, task, record)
-        problems += control_mismatches(task, record, self.case)
+        problems += [*mismatches(self.session, task, record), *self.control_mismatches(task, record)]
         if problems:
             raise ExecutorError(
                 f"the record of {task.name} must be one of this run, got: {'; '.join(problems)}; have the same files and "
                 "packages on each node"
             )
-        record = _with_failures(record, job.failed)
+        record = _with_failures(record, result.failed)
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
-        add_entries(self.session.store, (e for e in result.entries if e.kind == "defense"))
         return Case(record, task.suite.domain, result.stored, folder, self._weights(task, result), result.weights)
 
     def _place(self, result: WorkerResult) -> Path | None:
         """Writes a case's files into the run's folder, also those of a case that was cut off."""
-        for name, raw in result.transcripts.items():
-            path = self.session.options.path(self.session.options.transcripts or "") / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            path.write_bytes(raw)
+        options = self.session.options
+        worker.write_files(result.transcripts, options.path(options.transcripts or ""), 0o600)
         if result.folder is None:
             return None
         folder = self.session.folder / "cases" / result.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, raw in result.files.items():
-            write_text(folder / name, raw.decode("utf-8"))
+        worker.write_files(result.files, folder)
         return folder
 
     def _weights(self, task: CaseTask, result: WorkerResult) -> Path | None:
@@ -150,16 +350,11 @@ class OnRay:
             return None
         if self.session.defense_recipe(task.suite) is None:
             return Path(result.defended)
-        made = self.cluster.result(CaseTask("defense", task.suite).name).result
+        made = self.cluster.result(CaseTask("defense", task.suite).name)
         entries = [entry for entry in made.entries if entry.kind == "defense"]
-        add_entries(self.session.store, entries)
+        worker.add_entries(self.session.store, entries)
         stored = self.session.store.get("defense", entries[0].key) if entries else None
         return stored / result.defended if stored else None
-
-
-def _whole_card(session: RunSession, cluster: Cluster) -> Demand:
-    """Demand of a case whose memory is unknown: a card, if there are any."""
-    return Demand(session.candidate.threads, 1.0 if cluster.has_cards else 0.0, 0)
 
 
 def _with_failures(record: CaseRecord, failed: Sequence[Attempt]) -> CaseRecord:

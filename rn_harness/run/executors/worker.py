@@ -6,15 +6,15 @@ certificates, defended weights, a control's measurement. Attacked weights are ne
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import resource
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rn_harness.records.case import Attempt
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask
 from rn_harness.run.estimate import Demand, demand_of
@@ -33,34 +33,16 @@ Say = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class SharedEntry:
-    """An entry of one store, to be added to another.
-
-    Attributes:
-        kind, key: its address.
-        files: contents by path.
-    """
+    """An entry of one store, to be added to another: its address, and the contents of its files by path."""
 
     kind: str
     key: str
-    files: dict[str, bytes]
-
-    def __repr__(self) -> str:
-        """Without contents, which may be weights."""
-        return f"SharedEntry({self.kind} {self.key[:12]})"
+    files: dict[str, bytes] = field(repr=False)  # may be weights
 
 
 @dataclass(frozen=True)
 class CaseRequest:
-    """A request to a worker.
-
-    Attributes:
-        options: of the run.
-        run_name: name of the run's folder.
-        run_id: of the run.
-        task: the case.
-        free: bytes that it may plan with, the same in all workers.
-        wanted: whether other cases need its results.
-    """
+    """A request to a worker; all may plan with as many ``free`` bytes, and other cases need the results of a ``wanted`` case."""
 
     options: Options
     run_name: str
@@ -83,20 +65,18 @@ class WorkerResult:
         defended: folder of the defended weights: its name in their entry, or its path if they were given; None without a defense.
         weights: sha256 of each of their files.
         entries: entries that other cases need.
+        failed: tries before this one that a failure of a machine ended.
     """
 
     error: str | None
     folder: str | None = None
-    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
-    transcripts: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    transcripts: dict[str, bytes] = field(default_factory=dict, repr=False)
     stored: bool = False
     defended: str | None = None
-    weights: dict[str, str] = dataclasses.field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
     entries: tuple[SharedEntry, ...] = ()
-
-    def __repr__(self) -> str:
-        """Without contents."""
-        return f"WorkerResult({self.folder or self.error})"
+    failed: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +87,7 @@ class Survey:
         errors: why the run cannot be made there.
         memory: planned memory, for the header.
         free: bytes that a case may plan with.
-        demands: demand of each case, by name.
+        demands: of each case, by name.
     """
 
     errors: tuple[str, ...]
@@ -143,18 +123,13 @@ def add_entries(store: Store, entries: Iterable[SharedEntry]) -> None:
     for entry in entries:
         with store.locked(entry.kind, entry.key):
             if store.get(entry.kind, entry.key) is None:
-                store.put(entry.kind, entry.key, functools.partial(_write, entry.files))
+                store.put(entry.kind, entry.key, functools.partial(write_files, entry.files))
 
 
 def make_case(request: CaseRequest, given: Sequence[SharedEntry], say: Say) -> WorkerResult:
-    """Makes a case as pytest's own process would.
+    """Makes a case as pytest's own process would, with the store's entries that it needs.
 
     Errors are returned, not raised: the machine did not fail.
-
-    Args:
-        request: the case.
-        given: entries of the store that the case needs.
-        say: gets progress.
     """
     _no_core_dump()
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as scratch:
@@ -187,35 +162,24 @@ def make_case(request: CaseRequest, given: Sequence[SharedEntry], say: Say) -> W
 
 
 def survey(options: Options, tasks: Sequence[CaseTask]) -> Survey:
-    """Checks, on a machine that cases run on, all that pytest's process checks if it makes them itself.
-
-    Args:
-        options: of the run.
-        tasks: all cases that may be requested.
-    """
+    """Checks, on a machine that cases run on, all that pytest's process checks if it makes them itself."""
     _no_core_dump()
     session = RunSession(dataclasses.replace(options, executor=LOCAL, export=None), Path(), Store(default_root()), lambda _: None)
     suites: list[Suite] = list({task.suite.digest: task.suite for task in tasks}.values())
     errors: list[str] = []
-    for suite in suites:
-        with _collecting(errors):
-            check_here(session, suite)
-    with _collecting(errors):
-        check_disks(session, suites)
+    checks: list[Callable[[], object]] = [functools.partial(check_here, session, suite) for suite in suites]
+    checks.append(functools.partial(check_disks, session, suites))
+    for check in checks:
+        try:
+            check()
+        except RnHarnessError as error:
+            errors.append(str(error))
     return Survey(
         errors=tuple(errors),
         memory="" if errors else session.limits.memory_line(suites),
         free=session.limits.available,
         demands={} if errors else {task.name: demand_of(session, task) for task in tasks},
     )
-
-
-@contextlib.contextmanager
-def _collecting(errors: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except RnHarnessError as error:
-        errors.append(str(error))
 
 
 def _no_core_dump() -> None:
@@ -227,8 +191,10 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def _write(files: Mapping[str, bytes], folder: Path) -> None:
+def write_files(files: Mapping[str, bytes], folder: Path, mode: int = 0o644) -> None:
+    """Writes these files, and the folders that they need."""
     for name, raw in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode)
         path.write_bytes(raw)
