@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rn_harness.run.session import RunSession
     from rn_harness.spec.base import LoadedCode
     from rn_harness.spec.suite import Suite
-    from rn_harness.store.run_ids import RunIdentity
+    from rn_harness.store.provenance import RunIdentity
 
 SUITE_FILE = "suite.yaml"
 SINK_NAME = "rn-harness-sink"
@@ -114,13 +114,13 @@ class PluginState:
     @cached_property
     def run_identity(self) -> RunIdentity:
         """The run's random id and start time, shared by all processes and parts; a usage error if the run takes no more parts."""
+        from rn_harness.store.provenance import RunIdentity
         from rn_harness.store.ranks import ranks
-        from rn_harness.store.run_ids import RunIdentity
 
         return RunIdentity(*self._given["rn_run_identity"]) if self.is_worker else ranks().first(self._new_identity)
 
     def _new_identity(self) -> RunIdentity:
-        from rn_harness.store.run_ids import identity_of_parts, join_parts, new_identity
+        from rn_harness.store.provenance import identity_of_parts, join_parts, new_identity
 
         folder = self.run_folder
         try:

@@ -1,4 +1,8 @@
-"""Provenance of a result, apart from its inputs: versions, sources, hardware, working tree, attempts."""
+"""Provenance of a result, apart from its inputs: versions, sources, hardware, working tree, attempts, and the run's identity.
+
+A run's id is random, made once, and shared by all of its parts. A folder's name does not identify a run: it may be used again
+later, when another model answers at a judge's address.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +14,37 @@ import itertools
 import json
 import os
 import platform
+import re
+import secrets
 import shutil
 import subprocess  # nosec B404 # git, see _git
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rn_harness.records.case import Attempt, WorkingTree
+from rn_harness.spec.errors import RecipeError
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import Store, write_text
 
 GIT_TIMEOUT_S = 30
 ATTEMPTS = "attempts"
+ID_FILE = "run-id"
+"""File in the folder of a run's parts; the first part creates it."""
+PARTS_BEGIN_WITHIN = datetime.timedelta(days=7)
+"""How long after the first part of a run another one may begin: the judge on a server may change later."""
+WAIT_S = 10.0
+"""How long to wait for the contents of a file that another process has just created."""
+
 DECIDING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy", "scipy")
 
 
 @functools.cache
 def source_digest(*names: str) -> str:
-    """The sha256 of the harness's source files. A changed line may change a result.
-
-    Args:
-        names: paths of the files to hash, relative to the package folder; none: all files.
-    """
+    """The sha256 of the named source files of the package, or of all. A changed line may change a result."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(package / name for name in names) if names else sorted(package.rglob("*.py")):
@@ -67,21 +77,22 @@ def device() -> str:
 
 
 def take_card(worker: int, environment: MutableMapping[str, str] = os.environ, count: Callable[[], int] | None = None) -> None:
-    """Restricts this worker process to one of the visible GPUs, assigned in turn.
+    """Restricts this worker process, which must not use a GPU yet, to one of the visible GPUs, assigned in turn.
 
     Args:
         worker: number of this worker, from 0.
         environment: variables of the process; ``CUDA_VISIBLE_DEVICES`` is read if it is set, and changed.
-        count: returns the number of GPUs of the machine; None: torch counts them. This process must not use a GPU yet.
+        count: returns the number of GPUs of the machine; None: torch counts them.
     """
     name = "CUDA_VISIBLE_DEVICES"
-    seen = [card for card in environment[name].split(",") if card.strip()] if name in environment else None
-    if seen and (ends := next((i for i, card in enumerate(seen) if card.strip().startswith("-")), None)) is not None:
-        seen = seen[:ends]  # CUDA ignores everything from the first negative number on
-    if seen is None:
-        seen = [str(card) for card in range((count or _cards)())]
-    if len(seen) > 1:
-        environment[name] = seen[worker % len(seen)]
+    if name in environment:
+        listed = (card for card in environment[name].split(",") if card.strip())
+        # CUDA ignores everything from the first negative number on.
+        cards = list(itertools.takewhile(lambda card: not card.strip().startswith("-"), listed))
+    else:
+        cards = [str(card) for card in range((count or _cards)())]
+    if len(cards) > 1:
+        environment[name] = cards[worker % len(cards)]
 
 
 def _has_driver() -> bool:
@@ -132,10 +143,10 @@ def uncommitted(folder: Path) -> list[str]:
     """
     if not any((above / ".git").exists() for above in (folder, *folder.parents)):
         return []
-    told = _git(folder, "status", "--porcelain", "--untracked-files=all", "--no-renames", "-z", "--", ".")
-    if told is None:
+    status = _git(folder, "status", "--porcelain", "--untracked-files=all", "--no-renames", "-z", "--", ".")
+    if status is None:
         return [f"{folder.name}, of which git tells nothing,"]
-    changed = {line[3:] for line in told.split("\0") if line and "__pycache__" not in line}
+    changed = {line[3:] for line in status.split("\0") if line and "__pycache__" not in line}
     return sorted(changed | _other_than_committed(folder))
 
 
@@ -157,14 +168,7 @@ def _other_than_committed(folder: Path) -> set[str]:
 
 @functools.cache
 def working_tree(folder: Path) -> WorkingTree | None:
-    """The git working tree that contains a folder.
-
-    Args:
-        folder: of a suite.
-
-    Returns:
-        Commit, and whether the tree differs from it; None without git, a repository or a commit, or if git fails.
-    """
+    """The git working tree that contains a suite's folder; None without git, a repository or a commit, or if git fails."""
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     if not commit or changed is None:
@@ -174,40 +178,29 @@ def working_tree(folder: Path) -> WorkingTree | None:
 
 @dataclass
 class Trial:
-    """An attempt that is under way.
-
-    Attributes:
-        outcome: recorded when the attempt ends without an exception.
-    """
+    """An attempt that is under way; its ``outcome`` is recorded when it ends without an exception."""
 
     outcome: Literal["done", "judge_failed"] = "done"
-    _clock: float = field(default_factory=time.monotonic)
-    _processor: float = field(default_factory=time.process_time)
-
-    def ended(self, begun: Attempt, outcome: Literal["done", "judge_failed", "cut"]) -> Attempt:
-        """The attempt with its end time, durations and outcome."""
-        wall = time.monotonic() - self._clock
-        used = time.process_time() - self._processor if device() == "cpu" else wall
-        changes = {"ended": now(), "wall_s": round(wall, 3), "device_s": round(used, 3), "outcome": outcome}
-        return begun.model_copy(update=changes)
 
 
 @contextmanager
 def attempt(store: Store, key: str) -> Iterator[Trial]:
     """Records in the store that work was attempted. The record is written first, so that a killed attempt counts as cut.
 
-    Args:
-        store: keeps the attempts of a key in an entry apart from the work; the caller holds the lock of the work.
-        key: of the work.
+    The attempts of a key have an entry apart from the work's; the caller holds the lock of the work.
     """
     earlier, begun, trial = attempts(store, key), Attempt(started=now()), Trial()
+    clock, processor = time.monotonic(), time.process_time()
     _note(store, key, (*earlier, begun))
     outcome: Literal["done", "judge_failed", "cut"] = "cut"
     try:
         yield trial
         outcome = trial.outcome
     finally:
-        _note(store, key, (*earlier, trial.ended(begun, outcome)))
+        wall = time.monotonic() - clock
+        used = time.process_time() - processor if device() == "cpu" else wall
+        ended = {"ended": now(), "wall_s": round(wall, 3), "device_s": round(used, 3), "outcome": outcome}
+        _note(store, key, (*earlier, begun.model_copy(update=ended)))
 
 
 def attempts(store: Store, key: str) -> tuple[Attempt, ...]:
@@ -227,3 +220,66 @@ def _note(store: Store, key: str, tried: tuple[Attempt, ...]) -> None:
 def now() -> str:
     """The current time: UTC, ISO 8601, whole seconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class RunIdentity(NamedTuple):
+    """A run's random id, and when it began: UTC, ISO 8601."""
+
+    run_id: str
+    began: str
+
+
+def new_run_id() -> str:
+    """An id that no other run has: 128 random bits, as hex."""
+    return secrets.token_hex(16)
+
+
+def new_identity() -> RunIdentity:
+    """The identity of a run that begins now."""
+    return RunIdentity(new_run_id(), now())
+
+
+def join_parts(parts: Path, ended: Path) -> RunIdentity:
+    """The identity of the run that a new part belongs to; the first part creates it in the folder ``parts``.
+
+    Raises RecipeError if the first part began too long ago, or if the run has ended, so that its record ``ended`` exists.
+    """
+    if ended.exists():
+        raise RecipeError(
+            f"a part must belong to a run that has not ended, got {ended}; name a new folder by --rn-run, or remove that file "
+            "if the run is to go on"
+        )
+    parts.mkdir(parents=True, exist_ok=True)
+    made = new_identity()
+    try:
+        with (parts / ID_FILE).open("x", encoding="utf-8") as file:
+            file.write(json.dumps(made._asdict()) + "\n")
+    except FileExistsError:
+        made = _read_identity(parts / ID_FILE)
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(made.began)
+    if age > PARTS_BEGIN_WITHIN:
+        raise RecipeError(
+            f"parts of one run must begin within {PARTS_BEGIN_WITHIN.days} days of the first, got began={made.began} in "
+            f"{parts / ID_FILE}; name a new folder by --rn-run"
+        )
+    return made
+
+
+def identity_of_parts(parts: Path) -> RunIdentity:
+    """The identity of the run that these parts belong to; a new one if they have none."""
+    path = parts / ID_FILE
+    return _read_identity(path) if path.exists() else new_identity()
+
+
+def _read_identity(path: Path) -> RunIdentity:
+    """The identity that the first part wrote; waits until the file is whole."""
+    until = time.monotonic() + WAIT_S
+    while not (text := path.read_text(encoding="utf-8")).endswith("\n") and time.monotonic() <= until:
+        time.sleep(0.05)
+    try:
+        said = json.loads(text)
+        if re.fullmatch(r"[0-9a-f]{32}", said["run_id"]) and datetime.datetime.fromisoformat(said["began"]).tzinfo:
+            return RunIdentity(said["run_id"], said["began"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise RecipeError(f"the id of a run in parts must be readable, got {path}; name a new folder by --rn-run")

@@ -56,17 +56,9 @@ def digests_of(parts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_room(folder: Path, needed: int) -> int:
-    """Checks, before hours of work, that a folder is writable and has enough free space.
+    """Raises StoreError, before hours of work, unless a folder is writable and has enough free space. Returns the free bytes.
 
-    Args:
-        folder: if it does not exist, its nearest existing parent is checked; no folder is created.
-        needed: bytes.
-
-    Returns:
-        Free bytes.
-
-    Raises:
-        StoreError: the folder is not writable, or the space is too small.
+    If the folder does not exist, its nearest existing parent is checked; no folder is created.
     """
     there = next((above for above in (folder, *folder.parents) if above.exists()), folder)
     try:
@@ -107,12 +99,8 @@ def write_text(path: Path, text: str) -> None:
 class Entry:
     """One file or folder of the store.
 
-    Attributes:
-        kind, name: the folder, and the name in it: a key, a journal, or the remains of a damaged entry or a killed process.
-        size: bytes.
-        used: when it was last read or written, seconds since the epoch.
-        whole: True for a complete entry; anything else is never read as a result.
-        path: its location.
+    Its kind is the folder, and its name a key, a journal, or the remains of a damaged entry or a killed process. ``used`` is when
+    it was last read or written, in seconds since the epoch. Only a whole entry is ever read as a result.
     """
 
     kind: str
@@ -131,7 +119,6 @@ class Journal:
     earlier lines are kept in another file.
 
     Attributes:
-        path: of the file.
         earlier: complete lines of an attempt that was cut off.
         lines: of this attempt.
         differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
@@ -167,16 +154,18 @@ class Journal:
 
     def _repeats(self, line: str, before: str) -> bool:
         """True if a line repeats the earlier one. A line damaged on disk counts as different, so that it blocks nothing."""
-        if line == before or not self.tolerance:
-            return line == before
-        try:
-            return alike(json.loads(line), json.loads(before), self.tolerance)
-        except ValueError:
-            return False
+        with suppress(ValueError):
+            return line == before or (self.tolerance > 0 and alike(json.loads(line), json.loads(before), self.tolerance))
+        return False
 
     def close(self) -> None:
         """Removes the file; the complete case is stored as an entry."""
         self.path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def alike(one: Any, other: Any, tolerance: float) -> bool:
@@ -191,24 +180,17 @@ def alike(one: Any, other: Any, tolerance: float) -> bool:
 
 
 class Store:
-    """Finished defenses and cases of all runs of a user.
-
-    Args:
-        root: folder of the store; the first write creates it.
-    """
+    """Finished defenses and cases of all runs of a user. The first write creates the folder ``root``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-
-    def _folder(self, kind: str, key: str) -> Path:
-        return self.root / kind / key
 
     def get(self, kind: str, key: str) -> Path | None:
         """The folder of a complete entry, or None.
 
         A damaged entry is renamed to ``*.damaged`` with a warning, and None is returned.
         """
-        folder = self._folder(kind, key)
+        folder = self.root / kind / key
         if not folder.is_dir():
             return None
         problem = self._damage(folder, kind, key)
@@ -221,7 +203,7 @@ class Store:
 
     def set_aside(self, kind: str, key: str, problem: str) -> None:
         """Renames a damaged entry to ``*.damaged``, with a warning that says why."""
-        folder = self._folder(kind, key)
+        folder = self.root / kind / key
         aside = folder.with_name(f"{folder.name}{DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
@@ -229,15 +211,13 @@ class Store:
 
     def remove(self, kind: str, key: str) -> None:
         """Removes an entry if it exists; the caller holds its lock."""
-        folder = self._folder(kind, key)
-        if folder.is_dir():
-            shutil.rmtree(folder)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.root / kind / key)
 
     def _damage(self, folder: Path, kind: str, key: str) -> str | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            address = (manifest["version"], manifest["kind"], manifest["key"])
-            files = manifest["files"]
+            address, files = (manifest["version"], manifest["kind"], manifest["key"]), manifest["files"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"{MANIFEST}: {type(error).__name__}"
         if address != (ENTRY_VERSION, kind, key):  # a copied or renamed folder is another result
@@ -247,18 +227,12 @@ class Store:
         present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
         if present != set(files):
             return "files are missing or added"
-        for name, digest in files.items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                return f"{name} changed"
-        return None
+        changed = (name for name, digest in files.items() if _sha256(folder / name) != digest)
+        return next((f"{name} changed" for name in changed), None)
 
     @contextmanager
     def locked(self, kind: str, key: str) -> Iterator[None]:
-        """Lets one process at a time make an entry; the others wait, and then find it in the store.
-
-        Raises:
-            StoreError: the store cannot be written to.
-        """
+        """Lets one process at a time make an entry; the others wait, and then find it in the store."""
         import filelock
 
         locks = self.root / LOCKS
@@ -315,17 +289,7 @@ class Store:
         return found
 
     def prune(self, unused_days: float) -> list[Entry]:
-        """Removes entries, journals and remains that were not used for some days.
-
-        Args:
-            unused_days: 0 removes all.
-
-        Returns:
-            The removed entries.
-
-        Raises:
-            StoreError: something cannot be removed.
-        """
+        """Removes and returns entries, journals and remains that were not used for some days; 0 removes all."""
         before = time.time() - unused_days * DAY_S
         old = [entry for entry in self.entries() if entry.used <= before]
         for entry in old:
@@ -341,26 +305,16 @@ class Store:
         return old
 
     def put(self, kind: str, key: str, write: Callable[[Path], None], parts: Mapping[str, Any] | None = None) -> Path:
-        """Adds an entry.
+        """Adds an entry, whose folder ``write`` fills, and returns the folder.
 
-        Args:
-            kind, key: its address.
-            write: fills the folder that it is given.
-            parts: of the key; the entry keeps a digest of each, so that a later change can be named.
-
-        Returns:
-            The entry's folder.
+        The entry keeps a digest of each of the key's ``parts``, so that a later change can be named.
         """
-        final = self._folder(kind, key)
+        final = self.root / kind / key
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{key[:12]}."))
         try:
             write(temporary)
-            files = {
-                p.relative_to(temporary).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-                for p in sorted(temporary.rglob("*"))
-                if p.is_file()
-            }
+            files = {p.relative_to(temporary).as_posix(): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
             manifest = {"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files, "parts": digests_of(parts or {})}
             write_text(temporary / MANIFEST, json.dumps(manifest))
             if final.exists():  # move the old entry away in one step, and delete it once the new one is in its place

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rn_harness.spec.errors import RecipeError
-from rn_harness.store.run_ids import ID_FILE, identity_of_parts, join_parts, new_run_id
+from rn_harness.store.provenance import ID_FILE, identity_of_parts, join_parts, new_run_id
 
 
 def test_two_runs_never_share_an_id() -> None:

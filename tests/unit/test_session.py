@@ -34,7 +34,7 @@ from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.options import Options
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite, load_suite
-from rn_harness.store.run_ids import new_run_id
+from rn_harness.store.provenance import new_run_id
 from rn_harness.store.store import Store
 
 from . import builders
