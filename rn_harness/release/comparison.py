@@ -16,13 +16,7 @@ _RANK = {"FAIL": 0, None: 1, "INCONCLUSIVE": 1, "PASS": 2}
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference.
-
-    Attributes:
-        what: name of the compared value.
-        before, after: its value in the first and in the second run.
-        worse: True if the change makes the second run worse.
-    """
+    """One difference: the compared value in the first and in the second run, and whether the second is worse for it."""
 
     what: str
     before: Any
@@ -38,8 +32,10 @@ def compare_runs(before: RunEvidence, after: RunEvidence) -> list[Change]:
     wholly above the earlier one.
     """
     found = list(_facts(before.run, after.run))
-    one, other = (_cases(e) for e in (before, after))
     gone: tuple[Any, None] = ("not run", None)
+    one, other = (
+        {f"{c.domain}/{c.case_id}": (c.outcome, e.records.get(c.record or "")) for c in e.run.cases} for e in (before, after)
+    )
     for case in dict.fromkeys([*one, *other]):
         (was, old), (now, new) = one.get(case, gone), other.get(case, gone)
         if was != now:
@@ -48,12 +44,6 @@ def compare_runs(before: RunEvidence, after: RunEvidence) -> list[Change]:
         if old and new:
             found += [*_identities(case, old, new), *_trajectories(case, old, new)]
     return list(dict.fromkeys(found))
-
-
-def _cases(evidence: RunEvidence) -> dict[str, tuple[str | None, CaseRecord | None]]:
-    return {
-        f"{line.domain}/{line.case_id}": (line.outcome, evidence.records.get(line.record or "")) for line in evidence.run.cases
-    }
 
 
 def _facts(before: RunRecord, after: RunRecord) -> Iterator[Change]:
@@ -80,11 +70,8 @@ def _identities(case: str, before: CaseRecord, after: CaseRecord) -> Iterator[Ch
     for what in ("defended_digest", "judge", "reward", "second"):
         one, other = getattr(before.identity, what), getattr(after.identity, what)
         if one != other:
-            yield Change(f"{case}: {what}", _named(one), _named(other))
-
-
-def _named(who: Any) -> Any:
-    return f"{who['name']} ({who['digest'][:12]})" if isinstance(who, dict) else who
+            was, now = (f"{who['name']} ({who['digest'][:12]})" if isinstance(who, dict) else who for who in (one, other))
+            yield Change(f"{case}: {what}", was, now)
 
 
 def _trajectories(case: str, before: CaseRecord, after: CaseRecord) -> Iterator[Change]:

@@ -24,16 +24,9 @@ LEFT_BEHIND = (*UNHASHED, ".git", ".github")
 
 
 def export_defended(source: Path, target: Path, run: RunRecord, records: Sequence[CaseRecord]) -> None:
-    """Copies a folder of defended weights, and adds a model card.
+    """Copies a folder of defended weights, as it was attacked, to a new or empty folder, and adds a model card.
 
-    Args:
-        source: adapter or model, as it was attacked.
-        target: does not exist, or is empty.
-        run: the run, for the card.
-        records: of the cases with this defense.
-
-    Raises:
-        CandidateError: the copy has another digest than the attacked weights.
+    The records are those of the cases with this defense. Raises CandidateError if the copy has another digest than they have.
     """
     attacked = {r.identity.defended_digest for r in records} - {None}
     _copy(source, target, shutil.copy2)

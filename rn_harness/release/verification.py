@@ -52,13 +52,9 @@ Signed = Callable[[], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The result of a verification.
+    """The result of a verification: refusals, which are the reasons against a release, and waived ones, each with its waiver.
 
-    Attributes:
-        refusals: the reasons against a release; empty if there are none.
-        waived: waived refusals, each with its waiver.
-        run: the run's record; None if it cannot be read.
-        signed: True if a signature was checked.
+    The run is None if it cannot be read. ``signed`` is True if a signature was checked.
     """
 
     refusals: tuple[Refusal, ...]
@@ -94,15 +90,19 @@ def verify(
     evidence, refusals = read_evidence(folder)
     if evidence is None:
         return Verification(tuple(refusals))
+    run = evidence.run
     refusals += check_evidence(evidence)
     if signed is not None:
         refusals += _signature(folder, signed)
     if refusals:  # evidence that does not hold together is not examined further
-        return Verification((*refusals, *_stated(evidence.run)), (), evidence.run, signed is not None)
-    refusals += _releasable(evidence) + (_suites(evidence, suites, private) if suites else []) + _weights(evidence.run, weights)
-    refusals += _policy(evidence, policy) + _age(evidence, policy, now) + _tool(evidence, policy)
-    left, waived = _waive(_once(refusals), waivers, now.date())
-    return Verification(tuple(left), tuple(waived), evidence.run, signed is not None)
+        return Verification((*refusals, *_stated(run)), (), run, signed is not None)
+    refusals += _releasable(evidence)
+    if suites:
+        refusals += _suites(evidence, suites, private)
+    refusals += [Refusal("weights_differ", sentence) for sentence in _weight_differences(run, weights)]
+    refusals += [*_policy(evidence, policy), *_age(evidence, policy, now), *_tool(evidence, policy)]
+    left, waived = _waive(refusals, waivers, now.date())
+    return Verification(tuple(left), tuple(waived), run, signed is not None)
 
 
 def _signature(folder: Path, signed: Signed) -> list[Refusal]:
@@ -117,30 +117,29 @@ def _signature(folder: Path, signed: Signed) -> list[Refusal]:
     return [Refusal("signature", f"what was signed is not {STATEMENT} of this run")]
 
 
-def _suites(evidence: RunEvidence, folders: Sequence[Path], private: Path | None) -> list[Refusal]:
+def _suites(evidence: RunEvidence, folders: Sequence[Path], private: Path | None) -> Iterator[Refusal]:
     """Compares suites on this machine with those of the run."""
-    run, found = evidence.run, []
+    run, suites = evidence.run, list[Suite]()
     recipes: Mapping[str, Sequence[str]] = run.options.get("recipe", {})
-    differences: list[str] = []
-    read = set()
     for folder in folders:
         try:
-            plain = load_suite(folder)
-            suite = load_suite(folder, run.options.get("overrides", ()), private, recipes.get(plain.domain, ()))
+            recipe = recipes.get(load_suite(folder).domain, ())
+            suite = load_suite(folder, run.options.get("overrides", ()), private, recipe)
         except RnHarnessError as error:
-            differences.append(f"{folder}: {error}")
+            yield Refusal("suite_differs", f"{folder}: {error}")
             continue
-        read.add(suite.domain)
-        if run.suites.get(suite.domain) != suite.digest:
-            digest = run.suites.get(suite.domain, "none")
-            differences.append(f"{folder} has digest {suite.digest}, the run has {digest} for {suite.domain}")
+        suites.append(suite)
+        digest = run.suites.get(suite.domain, "none")
+        if digest != suite.digest:
+            why = f"{folder} has digest {suite.digest}, the run has {digest} for {suite.domain}"
+            yield Refusal("suite_differs", why)
             continue
-        differences += _undeclared(evidence, suite)
+        yield from (Refusal("suite_differs", why) for why in _undeclared(evidence, suite))
         lax = unexcused(suite)
-        found += [Refusal("lax", why) for why in lax]
-        found += [Refusal("not_releasable", why) for why in laxer(suite) if why not in lax]
-    differences += [f"no --suite is of domain {domain}, which was run" for domain in sorted(set(run.suites) - read)]
-    return [Refusal("suite_differs", sentence) for sentence in differences] + found
+        yield from (Refusal("lax", why) for why in lax)
+        yield from (Refusal("not_releasable", why) for why in laxer(suite) if why not in lax)
+    for domain in sorted(run.suites.keys() - {suite.domain for suite in suites}):
+        yield Refusal("suite_differs", f"no --suite is of domain {domain}, which was run")
 
 
 def _undeclared(evidence: RunEvidence, suite: Suite) -> Iterator[str]:
@@ -161,12 +160,8 @@ def _undeclared(evidence: RunEvidence, suite: Suite) -> Iterator[str]:
         yield from (f"{domain} {record.case_id}: {text}" for text in undeclared(record, suite, tier))
 
 
-def _weights(run: RunRecord, folder: Path) -> list[Refusal]:
-    """Refuses a folder that differs from the attacked files and the files that the run binds with them."""
-    return [Refusal("weights_differ", sentence) for sentence in _weight_differences(run, folder)]
-
-
 def _weight_differences(run: RunRecord, folder: Path) -> Iterator[str]:
+    """Differences of a folder from the attacked files and the files that the run binds with them."""
     if not run.weights:
         yield "the run has no defended weights: nothing was tested that could be released"
         return
@@ -174,12 +169,10 @@ def _weight_differences(run: RunRecord, folder: Path) -> Iterator[str]:
     if not in_folders and len({root_digest(hashes) for hashes in run.weights.values()}) > 1:
         yield from (f"{domain}: {folder} holds no folder of this name" for domain in run.weights)
         return
-    attacked: dict[str, str] = {}
-    unhashed: dict[str, str] = {}
-    for domain, hashes in run.weights.items():
-        above = f"{domain}/" if in_folders else ""
-        attacked |= {above + name: digest for name, digest in hashes.items()}
-        unhashed |= {above + name: digest for name, digest in run.beside.get(domain, {}).items() if name in UNHASHED}
+    above = {domain: f"{domain}/" if in_folders else "" for domain in run.weights}
+    attacked = {above[domain] + name: digest for domain, hashes in run.weights.items() for name, digest in hashes.items()}
+    others = [(domain, name, digest) for domain in run.weights for name, digest in run.beside.get(domain, {}).items()]
+    unhashed = {above[domain] + name: digest for domain, name, digest in others if name in UNHASHED}
     try:
         for name, state in list(_strange_entries(folder, attacked, unhashed)):
             yield f"{name if name.isprintable() else ascii(name)} in {folder} {state}"
@@ -190,10 +183,7 @@ def _weight_differences(run: RunRecord, folder: Path) -> Iterator[str]:
 def _strange_entries(folder: Path, attacked: Mapping[str, str], unhashed: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Names and states of the entries that a folder lacks or should not have; entries of any name are checked.
 
-    Args:
-        folder: to be released.
-        attacked: sha256 of each required file.
-        unhashed: sha256 of each optional file.
+    ``attacked`` has the sha256 of each required file, ``unhashed`` that of each optional file.
     """
     bound = {**unhashed, **attacked}
     folders = {parent.as_posix() for name in bound for parent in PurePosixPath(name).parents}
@@ -215,23 +205,24 @@ def _strange_entries(folder: Path, attacked: Mapping[str, str], unhashed: Mappin
     yield from ((name, "is missing") for name in sorted(attacked.keys() - found))
 
 
-def _stated(run: RunRecord) -> list[Refusal]:
+def _stated(run: RunRecord) -> Iterator[Refusal]:
     """The reasons against a release that the run itself states."""
-    found = [] if run.outcome == "PASS" else [Refusal("outcome", f"the run is {run.outcome}: {run.claim}")]
-    found += [Refusal("lax", why) for why in run.lax]
+    if run.outcome != "PASS":
+        yield Refusal("outcome", f"the run is {run.outcome}: {run.claim}")
+    yield from (Refusal("lax", why) for why in run.lax)
     named = (*outcome_against(run.outcome), *run.lax)  # have codes above that cannot be waived
-    return found + [Refusal("not_releasable", why) for why in run.why_not if why not in named]
+    yield from (Refusal("not_releasable", why) for why in run.why_not if why not in named)
 
 
-def _releasable(evidence: RunEvidence) -> list[Refusal]:
+def _releasable(evidence: RunEvidence) -> Iterator[Refusal]:
     """The reasons against a release that the records show, and those that the run itself states."""
     # Any record can declare its domain harmless; this code cannot be waived.
     declared = {(r.identity.suite["domain"], r.identity.benign): None for r in evidence.records.values() if r.identity.benign}
-    found = [Refusal("benign", f"{domain}: {why}") for domain, benign in declared for why in harmless(benign)]
-    found += [Refusal("not_releasable", why) for why in _shown_by_records(evidence)]
+    yield from (Refusal("benign", f"{domain}: {why}") for domain, benign in declared for why in harmless(benign))
+    yield from (Refusal("not_releasable", why) for why in _shown_by_records(evidence))
     for domain in evidence.run.suites:
-        found += _lax(domain, evidence.records_of(domain))
-    return found + _stated(evidence.run)
+        yield from _lax(domain, evidence.records_of(domain))
+    yield from _stated(evidence.run)
 
 
 def _shown_by_records(evidence: RunEvidence) -> Iterator[str]:
@@ -246,8 +237,6 @@ def _shown_by_records(evidence: RunEvidence) -> Iterator[str]:
             yield f"options.{option}={options[option]} in {RUN}"
     for domain in evidence.run.suites:
         records = evidence.records_of(domain)
-        if not records:
-            continue
         made_by = {r.identity.defense: r.provenance.defense for r in records if r.provenance.defense}
         made_by |= {r.identity.defense: r.evidence.report.recipe for r in records if r.evidence.report}
         for name, recipe in made_by.items():
@@ -267,8 +256,8 @@ def _lax(domain: str, records: Sequence[CaseRecord]) -> Iterator[Refusal]:
             continue
         again = decide(record.evidence.model_copy(update={"policy": stern}))
         if again.outcome != "PASS":
-            sentence = f"{record.case_id} is PASS by a laxer policy and {again.outcome} by the default one: {again.claim}"
-            yield Refusal("fails_by_default", f"{domain}: {sentence}")
+            by_default = f"PASS by a laxer policy and {again.outcome} by the default one: {again.claim}"
+            yield Refusal("fails_by_default", f"{domain}: {record.case_id} is {by_default}")
     recipes = [r.evidence.trajectory.recipe for r in records if r.evidence.kind == "attack" and r.evidence.trajectory]
     try:
         attacks = [a for a in map(AttackRecipe.model_validate, recipes) if a.claim]
@@ -277,97 +266,85 @@ def _lax(domain: str, records: Sequence[CaseRecord]) -> Iterator[Refusal]:
         attacks = []
     for policy in policies[:1]:
         yield from (Refusal("lax", f"{domain}: {text}") for text in weaker_attacks(attacks, policy))
-    yield from (Refusal("lax", f"{domain}: {text}") for text in _thin(records))
-
-
-def _thin(records: Sequence[CaseRecord]) -> Iterator[str]:
-    """Prompt sets of a domain's cases that are too small."""
     for trajectory in [r.evidence.trajectory for r in records if r.evidence.trajectory][:1]:
         if len(trajectory.heldout_ids) < RELEASE_PROMPTS:
-            yield f"{len(trajectory.heldout_ids)} held-out prompts, fewer than {RELEASE_PROMPTS}"
+            prompts = len(trajectory.heldout_ids)
+            yield Refusal("lax", f"{domain}: {prompts} held-out prompts, fewer than {RELEASE_PROMPTS}")
         benign = trajectory.checkpoints[0].benign if trajectory.checkpoints else None
         twins = sum(answer.twin for answer in benign.answers) if benign else 0
         if twins < RELEASE_PROMPTS:
-            yield f"{twins} benign twins, fewer than {RELEASE_PROMPTS}"
+            yield Refusal("lax", f"{domain}: {twins} benign twins, fewer than {RELEASE_PROMPTS}")
 
 
-def _policy(evidence: RunEvidence, policy: ReleasePolicy) -> list[Refusal]:
+def _policy(evidence: RunEvidence, policy: ReleasePolicy) -> Iterator[Refusal]:
     """Requirements of the release's policy that the run does not meet."""
-    run, found = evidence.run, []
-    found += [Refusal("policy_plugins", f"{why}, which no policy names") for why in unlisted(run.plugins, policy.plugins)]
-    tier = run.options.get("tier")
+    run, tier, base = evidence.run, evidence.run.options.get("tier"), evidence.run.candidate.get("digest")
+    yield from (Refusal("policy_plugins", f"{why}, which no policy names") for why in unlisted(run.plugins, policy.plugins))
     if tier not in policy.tiers:
-        found.append(Refusal("tier", f"one of the tiers {', '.join(policy.tiers)} is required, got {tier}"))
-    named = {"domains": policy.domains, "suites": policy.suites, "judges": policy.judges}
-    found += [
-        Refusal("policy_domain", f"domain {domain}, which the policy names in {field}, was not run: {', '.join(run.suites)} were")
-        for field, domains in named.items()
-        for domain in dict.fromkeys(domains)
-        if domain not in run.suites
-    ]
-    if policy.base and run.candidate.get("digest") not in policy.base:
-        found.append(Refusal("policy_base", f"the base {run.candidate.get('digest')} is none that the policy names"))
+        yield Refusal("tier", f"one of the tiers {', '.join(policy.tiers)} is required, got {tier}")
+    for field, domains in (("domains", policy.domains), ("suites", policy.suites), ("judges", policy.judges)):
+        for domain in dict.fromkeys(domains):
+            if domain not in run.suites:
+                why = f"which the policy names in {field}, was not run: {', '.join(run.suites)} were"
+                yield Refusal("policy_domain", f"domain {domain}, {why}")
+    if policy.base and base not in policy.base:
+        yield Refusal("policy_base", f"the base {base} is none that the policy names")
     for domain, digest in run.suites.items():
         records = evidence.records_of(domain)
         if domain in policy.suites and digest not in policy.suites[domain]:
-            found.append(Refusal("policy_suite", f"suite {domain} with digest {digest} is none that the policy names"))
+            yield Refusal("policy_suite", f"suite {domain} with digest {digest} is none that the policy names")
         judges = {r.identity.judge.get("digest") for r in records}
         if domain in policy.judges and not judges <= set(policy.judges[domain]):
-            found.append(
-                Refusal("policy_judge", f"a judge of {domain} is none that the policy names: {sorted(map(str, judges))}")
-            )
+            yield Refusal("policy_judge", f"a judge of {domain} is none that the policy names: {sorted(map(str, judges))}")
         if policy.labels and not all(any(c.source == "labels" for c in r.evidence.certificates) for r in records):
-            found.append(Refusal("policy_labels", f"the judge of {domain} is not certified on labels of your own"))
+            yield Refusal("policy_labels", f"the judge of {domain} is not certified on labels of your own")
         attacks = sum(r.evidence.kind == "attack" and r.evidence.standing == "claim" for r in records)
         if attacks < policy.min_attacks:
-            found.append(Refusal("policy_attacks", f"{policy.min_attacks} attack cases are required of {domain}, got {attacks}"))
-    return found
+            yield Refusal("policy_attacks", f"{policy.min_attacks} attack cases are required of {domain}, got {attacks}")
 
 
-def _age(evidence: RunEvidence, policy: ReleasePolicy, now: datetime.datetime) -> list[Refusal]:
+def _age(evidence: RunEvidence, policy: ReleasePolicy, now: datetime.datetime) -> Iterator[Refusal]:
     """Refuses a run with impossible times, or whose oldest measurement, from any run, is too old."""
     run = evidence.run
     started, ended = moment(run.started), moment(run.ended)
     if started is None or ended is None:
-        return [Refusal("clock", f"the run's times are no times with a zone: {run.started!r}, {run.ended!r}")]
+        yield Refusal("clock", f"the run's times are no times with a zone: {run.started!r}, {run.ended!r}")
+        return
     if ended < started:
-        return [Refusal("clock", f"the run ended at {run.ended}, before it started at {run.started}")]
+        yield Refusal("clock", f"the run ended at {run.ended}, before it started at {run.started}")
+        return
     if now - ended < -MAX_CLOCK_LEAD:
-        return [Refusal("clock", f"the run ended in the future, at {run.ended}")]
+        yield Refusal("clock", f"the run ended in the future, at {run.ended}")
+        return
     began = [(began[0], r.case_id, began[1]) for r in evidence.records.values() if (began := oldest(r))]
     first, case, text = min(began, default=(started, "the run", run.started))
-    age = now - first
-    if age > datetime.timedelta(days=policy.max_age_days):
+    if now - first > datetime.timedelta(days=policy.max_age_days):
         oldest_work = f"{case}: its oldest measurement or training began at {text}"
-        return [Refusal("too_old", f"{oldest_work}, more than {policy.max_age_days:g} days ago")]
-    return []
+        yield Refusal("too_old", f"{oldest_work}, more than {policy.max_age_days:g} days ago")
 
 
-def _tool(evidence: RunEvidence, policy: ReleasePolicy) -> list[Refusal]:
+def _tool(evidence: RunEvidence, policy: ReleasePolicy) -> Iterator[Refusal]:
     """Refuses a run made by sources other than these and those that the policy names."""
     made_by = {r.identity.versions.get("rn-harness-sources", "unknown") for r in evidence.records.values()}
     strange = sorted(made_by - {source_digest(), *policy.sources})
-    if not strange and made_by:
-        return []
-    got = f"{', '.join(strange) or 'none'} (rn-harness {evidence.run.provenance.tool})"
-    return [Refusal("tool_version", f"the run was made by sources {got}, these are {source_digest()}")]
-
-
-def _once(refusals: Sequence[Refusal]) -> list[Refusal]:
-    """Removes repeated sentences; of several codes, one that cannot be waived stays."""
-    first: dict[str, Refusal] = {}
-    for refusal in sorted(refusals, key=lambda r: r.code in get_args(Waivable)):
-        first.setdefault(refusal.sentence, refusal)
-    return list(first.values())
+    if strange or not made_by:
+        got = f"{', '.join(strange) or 'none'} (rn-harness {evidence.run.provenance.tool})"
+        yield Refusal("tool_version", f"the run was made by sources {got}, these are {source_digest()}")
 
 
 def _waive(
     refusals: Sequence[Refusal], waivers: Sequence[Waiver], today: datetime.date
 ) -> tuple[list[Refusal], list[tuple[Refusal, Waiver]]]:
-    """Refusals without a waiver, and waived refusals; a waiver quotes its refusal, and has no effect after it has expired."""
+    """Refusals without a waiver, and waived refusals, each sentence once; of several codes, one that cannot be waived stays.
+
+    A waiver quotes its refusal, and has no effect after it has expired.
+    """
+    once: dict[str, Refusal] = {}
+    for refusal in sorted(refusals, key=lambda r: r.code in get_args(Waivable)):
+        once.setdefault(refusal.sentence, refusal)
     left: list[Refusal] = []
     waived: list[tuple[Refusal, Waiver]] = []
-    for refusal in refusals:
+    for refusal in once.values():
         fitting = [w for w in waivers if w.code == refusal.code and w.about.split() == refusal.sentence.split()]
         current = next((w for w in fitting if w.expires >= today), None)
         if current is not None and refusal.code in get_args(Waivable):
