@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rn_harness.cli import evidence, judges, machine, release, store, suites, utility
+from rn_harness.cli import measures, runs, suites
 from rn_harness.spec.errors import safe_message
 from rn_harness.spec.extras import EXTRAS, missing
 from rn_harness.spec.version import __version__
@@ -35,9 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     callback=_options,
 )
-for group in (release, evidence, suites, machine, judges, utility):
+for group in (runs, suites, measures):
     app.add_typer(group.commands)
-app.add_typer(store.commands, name="store")
+app.add_typer(runs.store_commands, name="store")
 
 
 def main() -> None:

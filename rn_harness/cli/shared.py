@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -16,14 +16,47 @@ from rn_harness.spec.errors import RnHarnessError
 
 if TYPE_CHECKING:
     from rn_harness.release.integrity import RunEvidence
+    from rn_harness.report.progress import Progress
+    from rn_harness.run.session import RunSession
+    from rn_harness.spec.options import Options
 
 S = TypeVar("S")
 AsJson = Annotated[bool, typer.Option("--json", help="for machines: JSON on standard output")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, e.g. reports/latest")]
-CandidateName = Annotated[str, typer.Option(help="candidate, as for pytest --model")]
-JudgeSpec = Annotated[str | None, typer.Option(help="as for --rn-judge")]
-RewardJudgeSpec = Annotated[str | None, typer.Option(help="as for --rn-reward-judge")]
-SecondJudgeSpec = Annotated[str | None, typer.Option(help="as for --rn-second-judge")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """The options of the commands that look at a model and its judges as a run would."""
+
+    model: Annotated[str, typer.Option(help="candidate, as for pytest --model")] = "organism"
+    judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None
+    reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None
+    second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None
+    as_json: AsJson = False
+
+    def run_options(self, **others: Any) -> Options:
+        """The options of a run with this model and these judges."""
+        from rn_harness.spec.options import Options
+
+        same = {name: getattr(self, name) for name in ("model", "judge", "reward_judge", "second_judge")}
+        return Options(base=Path.cwd(), **same, **others)
+
+    @property
+    def recipe(self) -> tuple[str, ...]:
+        """The settings that the model's profile gives to a suite's recipes."""
+        from rn_harness.models.resolve import profile_recipe
+
+        return profile_recipe(self.model, Path.cwd())
+
+    def session(
+        self, options: Options, folder: Path | None = None, say: Callable[[Progress], None] = lambda _: None
+    ) -> RunSession:
+        """A session of a run with these options, which uses the store."""
+        from rn_harness.run.session import RunSession
+        from rn_harness.store.store import Store, default_root
+
+        return RunSession(options, folder or Path.cwd(), Store(default_root()), say)
 
 
 def settings_command(app: typer.Typer, name: str, settings: type[S]) -> Callable[[Callable[[S], None]], Callable[[S], None]]:
@@ -69,11 +102,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def read_run(folder: Path, *, complete: bool = False) -> RunEvidence:
-    """Reads a run without verifying it; ``complete`` requires a readable record of each case that has one.
-
-    Raises:
-        typer.BadParameter: the folder holds no readable run, or not all of its records.
-    """
+    """Reads a run without verifying it; ``complete`` requires a readable record of each case that has one."""
     from rn_harness.release.integrity import read_evidence
 
     evidence, refusals = read_evidence(folder)

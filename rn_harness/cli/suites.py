@@ -1,4 +1,4 @@
-"""``rn-harness list``, ``plan`` and ``new-suite``: before a run."""
+"""``rn-harness list``, ``plan``, ``doctor`` and ``new-suite``: before a run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rn_harness.cli.shared import (
-    AsJson,
-    CandidateName,
-    JudgeSpec,
-    RewardJudgeSpec,
-    SecondJudgeSpec,
-    settings_command,
-    tell,
-    usage_errors,
-)
+from rn_harness.cli.shared import AsJson, SessionOptions, settings_command, tell, usage_errors
 
 if TYPE_CHECKING:
     from rn_harness.run.estimate import RunEstimate
@@ -85,41 +76,30 @@ def _judges() -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions:
+class PlanOptions(SessionOptions):
     """The options of ``rn-harness plan``."""
 
     suites: Annotated[list[Path], typer.Argument(metavar="SUITE", help="a suite's folder, or a folder with suites")]
-    model: CandidateName = "organism"
     tier: Annotated[Tier, typer.Option(help="which cases")] = "standard"
     defense: Annotated[str, typer.Option(help="as for --rn-defense")] = "anchored"
-    judge: JudgeSpec = None
-    reward_judge: RewardJudgeSpec = None
-    second_judge: SecondJudgeSpec = None
     earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports")
     slots: Annotated[int, typer.Option(min=1, help="cases that run at a time, as on a cluster")] = 1
-    as_json: AsJson = False
 
 
 @settings_command(commands, "plan", PlanOptions)
 def plan_command(asked: PlanOptions) -> None:
     """Lists a run's cases, with the memory, time and device hours that they need; nothing is loaded or run."""
-    from rn_harness.models.resolve import profile_recipe
     from rn_harness.run.estimate import estimate_run
-    from rn_harness.run.session import RunSession
-    from rn_harness.spec.options import Options
     from rn_harness.spec.suite import iter_suites, load_suite
     from rn_harness.store.provenance import device
-    from rn_harness.store.store import Store, default_root
 
-    judges = asked.judge, asked.reward_judge, asked.second_judge
-    options = Options(asked.model, asked.defense, *judges, tier=asked.tier, base=Path.cwd())
     with usage_errors():
-        recipe = profile_recipe(asked.model, Path.cwd())
+        recipe = asked.recipe
         loaded = [load_suite(path, recipe=recipe) for folder in asked.suites for path in iter_suites(folder)]
         if not loaded:
             folders = ", ".join(map(str, asked.suites))
             raise typer.BadParameter(f"a suite's folder is required, got {folders}; rn-harness list suites")
-        session = RunSession(options, Path.cwd(), Store(default_root()), lambda _: None)
+        session = asked.session(asked.run_options(defense=asked.defense, tier=asked.tier))
         made = estimate_run(session, loaded, asked.earlier)
     seconds, wall = made.seconds, made.seconds_on(asked.slots)
     document = {
@@ -149,6 +129,31 @@ def _plan_lines(made: RunEstimate, asked: PlanOptions, device: str) -> Iterator[
     wall = made.seconds_on(asked.slots)
     if wall is not None and asked.slots > 1:
         yield f"with {asked.slots} cases at a time: about {wall / 60:.0f} minutes, longest first, each after what it waits for"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(SessionOptions):
+    """The options of ``rn-harness doctor``."""
+
+    suite: Annotated[Path | None, typer.Option(help="a suite whose judges and memory are looked at too")] = None
+    reports: Annotated[Path, typer.Option(help="folder that runs are written to")] = Path("reports")
+
+
+@settings_command(commands, "doctor", DoctorOptions)
+def doctor_command(asked: DoctorOptions) -> None:
+    """Looks at packages, device, memory, disk, model, judges and hub. Exits with 1 if something is missing."""
+    from rn_harness.run.preflight import readiness
+    from rn_harness.spec.suite import load_suite
+
+    with usage_errors():
+        loaded = load_suite(asked.suite, recipe=asked.recipe) if asked.suite else None
+        checks = list(readiness(asked.session(asked.run_options(defense="none")), loaded, asked.reports))
+    marks = {"ready": "ok   ", "missing": "no   ", "told": "     "}
+    missing = [c for c in checks if c.state == "missing"]
+    lines = [f"{marks[c.state]} {c.name}: {c.sentence}" for c in checks]
+    lines.append("ready" if not missing else f"not ready: {', '.join(c.name for c in missing)}")
+    tell(lines, {"ready": not missing, "checks": [dataclasses.asdict(c) for c in checks]}, asked.as_json)
+    raise typer.Exit(1 if missing else 0)
 
 
 @commands.command("new-suite")

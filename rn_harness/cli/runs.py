@@ -1,22 +1,106 @@
-"""``rn-harness verify`` and ``sign``: the commands of a release job."""
+"""Commands on finished runs: ``show``, ``compare``, ``export-config``, ``report``, ``verify`` and ``sign``; and ``store``."""
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import functools
 import os
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rn_harness.cli.shared import AsJson, read_run, settings_command, tell, usage_errors
+from rn_harness.cli.shared import AsJson, RunFolder, read_run, settings_command, tell, usage_errors
 
 if TYPE_CHECKING:
     from rn_harness.release.verification import Verification
+    from rn_harness.store.store import Entry
 
+MIB = 2**20
 commands = typer.Typer()
+store_commands = typer.Typer(
+    no_args_is_help=True, help="What RN_HARNESS_CACHE, else the user's cache folder, keeps of finished work."
+)
+
+
+@commands.command("show")
+def show_command(
+    run: RunFolder,
+    case: Annotated[str | None, typer.Argument(help="a case's id, or the end of it; default: the whole run")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Shows a run as the terminal did, or every checkpoint of one of its cases."""
+    from rn_harness.report.terminal import checkpoint_lines, summary_lines
+
+    evidence = read_run(run)
+    if case is None:
+        lines = list(summary_lines(evidence.run, list(evidence.records.values()), str(run)))
+        tell(lines, evidence.run.model_dump(mode="json"), as_json)
+        return
+    named = {f"{r.identity.suite['domain']}/{r.case_id}": r for r in evidence.records.values()}
+    found = {name: r for name, r in named.items() if name.endswith(case)}
+    exact = {name: r for name, r in found.items() if case in (name, r.case_id)} or found
+    if len(exact) != 1:
+        problem = f"{len(exact)} that end so" if exact else "none that ends so"
+        raise typer.BadParameter(f"one case is shown, got {case!r}, {problem}; the run has: {', '.join(exact or named)}")
+    (record,) = exact.values()
+    tell(checkpoint_lines(record), record.model_dump(mode="json"), as_json)
+
+
+@commands.command("compare")
+def compare_command(before: RunFolder, after: RunFolder, as_json: AsJson = False) -> None:
+    """Lists the changes from one run to another. Exits with 1 if something got worse."""
+    from rn_harness.release.comparison import compare_runs
+
+    changes = compare_runs(read_run(before), read_run(after))
+    worse = [c for c in changes if c.worse]
+    lines = [f"{'worse  ' if c.worse else 'changed'} {c.what}: {c.before} -> {c.after}" for c in changes]
+    lines.append(f"{len(changes)} changes, {len(worse)} for the worse" if changes else "nothing changed")
+    tell(lines, {"regressions": len(worse), "changes": [dataclasses.asdict(c) for c in changes]}, as_json)
+    raise typer.Exit(1 if worse else 0)
+
+
+@commands.command("export-config")
+def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
+    """Prints the command that repeats a run, and the conditions that must be the same."""
+    evidence = read_run(run)
+    record = evidence.run
+    folders = dict.fromkeys(line.nodeid.partition("::")[0].rpartition("/")[0] or "." for line in record.cases)
+    command = shlex.join(["pytest", *folders, *record.options.get("arguments", ())])
+    versions = next((r.identity.versions for r in evidence.records.values()), {})
+    same = {
+        "candidate": record.candidate.get("digest"),
+        **{f"suite {domain}": digest for domain, digest in record.suites.items()},
+        **versions,
+    }
+    lines = [*(f"# {name}: {value}" for name, value in same.items()), command]
+    tell(lines, {"command": command, "same": same}, as_json)
+
+
+@commands.command("report")
+def report_command(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="where the views go; default: the run's folder")] = None,
+    inspect: Annotated[Path | None, typer.Option(help="folder for a log of each case that Inspect opens; needs an extra")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes report.html and summary.md again from a run's records, without a model."""
+    from rn_harness.report.inspect_log import write_inspect_logs
+    from rn_harness.report.pages import write_views
+
+    evidence = read_run(run, complete=True)
+    records = list(evidence.records.values())
+    try:
+        with usage_errors():
+            written = write_views(out or run, evidence.run, records)
+            written += write_inspect_logs(inspect, evidence.run, records) if inspect else []
+    except OSError as error:
+        raise typer.BadParameter(str(error)) from None
+    tell(map(str, written), list(map(str, written)), as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +137,7 @@ class VerifyOptions:
     @property
     def signature(self) -> Callable[[], bytes] | None:
         """A function that checks the signature; None: none is demanded."""
-        from rn_harness.release.signing import BUNDLE, ENVELOPE, signed_with_key, signed_with_sigstore
+        from rn_harness.release.statement import BUNDLE, ENVELOPE, signed_with_key, signed_with_sigstore
 
         key, signer = self.key, self.signer
         if key:
@@ -109,23 +193,22 @@ def _verification_lines(found: Verification) -> Iterator[str]:
 def _verification_document(found: Verification) -> dict[str, Any]:
     from rn_harness.verdict.coverage import broken_by
 
+    run = found.run
     return {
         "verified": not found.refusals,
         "signed": found.signed,
-        "refusals": [{"code": r.code, "sentence": r.sentence} for r in found.refusals],
+        "refusals": [dataclasses.asdict(r) for r in found.refusals],
         "waived": [
-            {"code": r.code, "sentence": r.sentence, "owner": w.owner, "reason": w.reason, "expires": str(w.expires)}
-            for r, w in found.waived
+            {**dataclasses.asdict(r), "owner": w.owner, "reason": w.reason, "expires": str(w.expires)} for r, w in found.waived
         ],
-        "outcome": found.run.outcome if found.run else None,
-        "claim": found.run.claim if found.run else None,
-        "broken_by": [
+        "outcome": run and run.outcome,
+        "claim": run and run.claim,
+        "broken_by": run
+        and [
             {"case": f"{line.domain}/{line.case_id}", "standing": line.standing, "counts": counts}
-            for counts, lines in zip((True, False), broken_by(found.run.cases), strict=True)
+            for counts, lines in zip((True, False), broken_by(run.cases), strict=True)
             for line in lines
-        ]
-        if found.run
-        else None,
+        ],
     }
 
 
@@ -142,8 +225,7 @@ def sign_command(
     A run with contradictory records is not signed. A run that no release can rest on may be signed; its statement says so.
     """
     from rn_harness.release.integrity import check_evidence
-    from rn_harness.release.signing import BUNDLE, ENVELOPE, sign_with_key, sign_with_sigstore
-    from rn_harness.release.statement import STATEMENT
+    from rn_harness.release.statement import BUNDLE, ENVELOPE, STATEMENT, sign_with_key, sign_with_sigstore
 
     if bool(key) == sigstore:
         raise typer.BadParameter("a statement is signed by a key or by Sigstore, pass --key FILE or --sigstore")
@@ -164,3 +246,42 @@ def sign_command(
     document = {"signed_by": who, "file": str(into), "outcome": evidence.run.outcome, "releasable": evidence.run.releasable}
     words = "a release can rest on it" if evidence.run.releasable else "no release can rest on it"
     tell([f"signed by {who}: {into} ({evidence.run.outcome}, {words})"], document, as_json)
+
+
+@store_commands.command("list")
+def list_entries_command(as_json: AsJson = False) -> None:
+    """Lists finished work, journals of unfinished cases, defenses in training, and damaged or leftover files."""
+    from rn_harness.store.store import Store, default_root
+
+    _show(Store(default_root()).entries(), as_json=as_json)
+
+
+@store_commands.command("prune")
+def prune_command(
+    unused_days: Annotated[float, typer.Option(min=0.0, help="remove what was not used for so many days; 0: all")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Removes entries that were not used for long, and lists them; a run that uses one now ends without a verdict."""
+    from rn_harness.store.store import Store, default_root
+
+    with usage_errors():
+        removed = Store(default_root()).prune(unused_days)
+    _show(removed, as_json=as_json)
+
+
+def _show(entries: Sequence[Entry], *, as_json: bool) -> None:
+    from rn_harness.store.store import default_root
+    from rn_harness.training.snapshots import PARTIAL
+
+    rows, lines = [], []
+    for entry in entries:
+        used = datetime.datetime.fromtimestamp(entry.used, datetime.UTC).isoformat(timespec="seconds")
+        rows.append({"kind": entry.kind, "name": entry.name, "bytes": entry.size, "used": used, "whole": entry.whole})
+        remark = ""
+        if not entry.whole:
+            remark = "  not an entry: left by damage, or by a run that was cut off"
+        elif entry.kind == PARTIAL:
+            remark = "  a defense's training that is under way or was cut off: the same command goes on from it"
+        lines.append(f"{entry.kind:<12} {entry.name[:24]:<24} {entry.size:>12} bytes  used {used}{remark}")
+    lines.append(f"{len(entries)} in {default_root()}, {sum(e.size for e in entries) / MIB:.1f} MiB")
+    tell(lines, {"root": str(default_root()), "entries": rows}, as_json)
