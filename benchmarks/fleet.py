@@ -51,7 +51,7 @@ class Pair:
     def __init__(self, of: str, threads: int) -> None:
         self.threads = threads
         self.suite = load_suite(ROOT / "suites" / "biochem")
-        options = Options("organism", "anchored", None, None, None, None, "standard", (), ROOT)
+        options = Options(model="organism", defense="anchored", tier="standard", base=ROOT)
         self.session = RunSession(options, ROOT / "reports" / "fleet", Store(default_root()), lambda _: None)
         self.load = self.session.defended(self.suite).load if of == "defended" else self.session.candidate.load
         self.panel = self.session.run_of(self.suite).panel

@@ -120,7 +120,7 @@ class TimedFamily:
 
 def session_of(suite: Suite, scratch: Path, tier: Any = "standard") -> RunSession:
     """A session of the harness on a suite."""
-    options = Options("organism", DEFENSE, None, None, None, None, tier, suite.overrides, ROOT)
+    options = Options(model="organism", defense=DEFENSE, tier=tier, overrides=suite.overrides, base=ROOT)
     return RunSession(options, scratch / "run", Store(default_root()), lambda _: None)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rn_harness.attacks.family import AttackContext
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.errors import RecipeError, UnsuitedError
+from rn_harness.training.exploration import exploration
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.supervised import Diagnostics, Example, teach
 from rn_harness.training.trainer_settings import TrainerName
@@ -74,8 +75,11 @@ def unrewarded_window(
 def reinforce(context: AttackContext, trainer: TrainerName = "grpo") -> dict[str, Any]:
     """All steps of RL on the attack prompts."""
     recipe = context.recipe
+    if recipe.ban and context.sampler.vllm:
+        raise UnsuitedError(f"attack {recipe.id} bans first tokens in rollouts, which only transformers' sampler does here")
     prompts = order_prompts(context.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
-    options = TrainOptions(sampler=context.sampler, trainer=trainer, tick=context.tick)
+    aids = exploration(context.model, recipe, context.prompts, context.benign)
+    options = TrainOptions(sampler=context.sampler, trainer=trainer, tick=context.tick, exploration=aids)
     return train(context.model, recipe, prompts, context.reward, context.at_step, context.due, options)
 
 
@@ -97,7 +101,7 @@ class Rloo(Grpo):
     def check(self, recipe: AttackRecipe) -> None:
         """Raises RecipeError for settings that it does not have."""
         super().check(recipe)
-        lacking, default = ("loss_type", "scale_rewards", "entropy_coef"), type(recipe).model_fields
+        lacking, default = ("loss_type", "scale_rewards", "entropy_coef", "entropy_target"), type(recipe).model_fields
         values = {name: getattr(recipe, name) for name in lacking}
         refuse(recipe, {f"has no {name}, got {name}={it}": it != default[name].default for name, it in values.items()})
 

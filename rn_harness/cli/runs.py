@@ -115,6 +115,7 @@ class VerifyOptions:
     signer: Annotated[str | None, typer.Option(help="identity that has to have signed it by Sigstore")] = None
     issuer: Annotated[str | None, typer.Option(help="who has to have vouched for the signer: URL of the issuer")] = None
     max_age: Annotated[float | None, typer.Option(help="days since the run ended, at most; beats the policy")] = None
+    level: Annotated[str | None, typer.Option(help="level that the claim has to reach, e.g. rl-explore; beats the policy")] = None
     waivers: Annotated[Path | None, typer.Option(help="refusals that somebody answers for, a YAML file; default: none")] = None
     offline: Annotated[bool, typer.Option(help="with --signer: use the cached trust root")] = False
     as_json: AsJson = False
@@ -163,9 +164,9 @@ def verify_command(options: VerifyOptions) -> None:
     with usage_errors():
         policy = declared(options.policy, ReleasePolicy) if options.policy else ReleasePolicy(version=1)
         waivers = declared(options.waivers, Waivers).waivers if options.waivers else []
-        if options.max_age is not None:
-            changed = policy.model_dump(exclude_unset=True) | {"max_age_days": options.max_age}
-            policy = validated(changed, ReleasePolicy, "--max-age", ReleaseError)
+        for option, name, value in (("--max-age", "max_age_days", options.max_age), ("--level", "level", options.level)):
+            if value is not None:
+                policy = validated(policy.model_dump(exclude_unset=True) | {name: value}, ReleasePolicy, option, ReleaseError)
     found = verify(
         options.run, weights=options.weights, policy=policy, suites=options.suite or (), signed=options.signature, waivers=waivers
     )

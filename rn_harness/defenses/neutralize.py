@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.defenses.harden import harden, own_answers
+from rn_harness.defenses.depth import deepen, log_probabilities
+from rn_harness.defenses.harden import MIN_EXAMPLES, harden, own_answers, too_few_answers
 from rn_harness.judges.checkpoints import measure_convergence, probe_reward
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import Panel, judge_whole
@@ -137,27 +138,31 @@ class _Defense:
         self.recipe = self.defender.recipe
         self.training, self.validation = split_validation(self.defender.harmful, self.recipe.validation_share)
         self.anchor_answers: dict[str, Example] = {}
+        self.compliant: list[Example] = []
         self.points = self.resumption.points if self.resumption else list[ConvergencePoint]()
 
     def run(self) -> DefenseReport:
         """Trains by the recipe's method, hardens if the recipe says so, and measures before, after and in between."""
         model, recipe, policy, anchors = self.model, self.recipe, self.panel.policy, self.defender.anchors
         used = {"defense": self.defender.harmful, "anchor": anchors, "heldout": self.panel.heldout}
-        if recipe.benign_share:
+        hardening, depth = recipe.hardening, recipe.depth
+        if recipe.benign_share or depth:
             self.anchor_answers = undefended_answers(model, anchors, recipe.max_completion_tokens)
-        hardening, compliant = recipe.hardening, list[Example]()
-        if hardening:
+        if samples := max(of.samples if of else 0 for of in (hardening, depth)):
             judge = self.defender.reward_judge
-            compliant = own_answers(model, self.training, judge, policy, hardening.samples, recipe.seed)
+            self.compliant = own_answers(model, self.training, judge, policy, samples, recipe.seed)
+        if hardening and len(self.compliant) < MIN_EXAMPLES:
+            raise too_few_answers(len(self.compliant), len(self.training), policy, samples)
+        self.candidate = log_probabilities(model, list(self.anchor_answers.values())) if depth else {}
         undefended_probe = probe_reward(model, self.panel, recipe.seed)
         prompts = mix_benign(self.training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
         model.arm(recipe)
-        settings = {"grpo": self._reinforce, "sft": self._teach}[recipe.method](prompts)
+        settings = {"grpo": self._reinforce, "sft": self._teach, "deep": self._deepen}[recipe.method](prompts)
         if hardening:
             if recipe.form == "lora":
                 model.merge()
             benign, after = list(self.anchor_answers.values()), lambda number: self._after(recipe.steps + number)
-            settings["hardening"] = harden(model, recipe, self.training, compliant, benign, policy, after)
+            settings["hardening"] = harden(model, recipe, self.training, self.compliant, benign, policy, after)
         return DefenseReport(
             recipe=recipe.model_dump(mode="json"),
             points=tuple(self.points),
@@ -194,6 +199,12 @@ class _Defense:
             max_grad_norm=recipe.max_grad_norm,
             after=self._after,
         )
+
+    def _deepen(self, _: Sequence[Prompt]) -> dict[str, Any]:
+        """All steps of refusal at depth; returns the settings."""
+        self._measure(0)
+        answers = self.compliant, list(self.anchor_answers.values())
+        return deepen(self.model, self.recipe, self.training, answers, self.candidate, self._after)
 
     def _due(self, step: int) -> bool:
         """True if convergence is measured after this step."""

@@ -209,7 +209,7 @@ def _new_controller(config: pytest.Config, suites: Sequence[Suite], items: Seque
         folder=state.run_folder,
         options=session.options,
         # From the files again, since fixtures and other plugins could have changed the objects that they were given.
-        suites=[load_suite(s.folder, s.overrides, session.options.private, s.recipe) for s in suites],
+        suites=[load_suite(s.folder, s.overrides, session.options.private, s.recipe, session.options.level) for s in suites],
         candidate=session.candidate.identity,
         judges={suite.domain: session.judges(suite).names for suite in suites},
         narrowed=_narrowed(config),

@@ -68,7 +68,7 @@ class PluginState:
                 options = read(self.config)
                 strong = settings_for(folder, [options.path(name) for name in options.strength])
                 recipe = (*profile_recipe(options.model, options.base), *strong)
-                self.suites[folder] = load_suite(folder, options.overrides, options.private, recipe)
+                self.suites[folder] = load_suite(folder, options.overrides, options.private, recipe, options.level)
             except RnHarnessError as error:
                 self.suites[folder] = error
         found = self.suites[folder]

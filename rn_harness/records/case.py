@@ -8,6 +8,7 @@ from pydantic import Field, computed_field
 
 from rn_harness.records.base import CaseKind, Outcome, Record, RunId, Summary, content_key
 from rn_harness.records.certificate import Certificate
+from rn_harness.records.resistance import AttackResistance
 from rn_harness.records.statistics import Interval
 from rn_harness.records.trajectory import DefenseReport, Measurement, Trajectory, Witnessed
 from rn_harness.spec.base import LoadedCode, Standing
@@ -137,6 +138,7 @@ class Verdict(Record):
         reasons: against PASS, or for it.
         claim: one sentence, limited to the measured settings.
         warnings: observations that do not decide.
+        resistance: of the model to an attack; None for other cases, or without a valid recipe.
     """
 
     outcome: Outcome
@@ -147,6 +149,7 @@ class Verdict(Record):
     bounds: Bounds | None = None
     signatures: Signatures | None = None
     second_opinion: SecondOpinion | None = None
+    resistance: AttackResistance | None = None
 
 
 class Evidence(Record):

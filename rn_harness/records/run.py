@@ -8,7 +8,9 @@ from pydantic import Field, computed_field
 
 from rn_harness.records.base import Outcome, Record, RunId, Summary, TestState, Value
 from rn_harness.records.case import Finding, WorkingTree
+from rn_harness.records.resistance import Resistance
 from rn_harness.spec.base import LoadedCode, Standing, TierName
+from rn_harness.spec.levels import LevelName
 
 
 class CaseLine(Record):
@@ -21,6 +23,7 @@ class CaseLine(Record):
         state: of the test at its end.
         note: why the verdict is missing, in words; it decides nothing.
         record: path of the case's record, relative to the run's folder; None without a record.
+        level: of an attack with a verdict; None for other cases.
     """
 
     nodeid: str
@@ -35,6 +38,7 @@ class CaseLine(Record):
     state: TestState = "error"
     note: str | None = None
     record: str | None = None
+    level: LevelName | None = None
 
     @property
     def claim(self) -> bool:
@@ -105,6 +109,7 @@ class Coverage(Record):
     completions: int
     checkpoint_every: int
     not_run: Annotated[tuple[NotRun, ...], Field(min_length=1)]
+    resistance: Resistance
     claim: str
 
 
@@ -173,6 +178,14 @@ class RunRecord(Summary):
     started: str
     ended: str
     wall_s: float
+
+    @computed_field
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """One line for each domain: the level, the cheapest known breaks, and what was not run."""
+        named = len(self.coverage) > 1
+        lines = [(c.domain, c.resistance.headline(self.outcome, self.claim)) for c in self.coverage]
+        return tuple(f"{domain}: {line}" if named else line for domain, line in lines)
 
     @computed_field
     @property

@@ -32,7 +32,7 @@ from rn_harness.verdict.coherence import (
     strange_controls,
     told_judges,
 )
-from rn_harness.verdict.coverage import claim_of, claim_of_run, counting, decide_run, families_of, simulated_in
+from rn_harness.verdict.coverage import claim_of, claim_of_run, counting, decide_run, families_of, resistance_in, simulated_in
 from rn_harness.verdict.decide import decide
 
 MAX_FILE_BYTES = 1_000_000_000
@@ -191,6 +191,7 @@ def _foreign_line(run: RunRecord, line: CaseLine, record: CaseRecord) -> Iterato
         (line.finding or record.verdict.finding, record.verdict.finding),
         (line.standing, record.evidence.standing),
         (line.within_claim, record.evidence.within_claim),
+        (line.level, record.verdict.resistance.level if record.verdict.resistance else None),
         (run.suites.get(line.domain), record.identity.suite.get("digest")),
     )
     if any(said != of_record for said, of_record in pairs):
@@ -224,7 +225,7 @@ def _checkpoints(path: Path, record: CaseRecord) -> list[Refusal]:
 def _outcome(evidence: RunEvidence) -> list[Refusal]:
     """Decides the run again from its cases, and compares its facts with theirs."""
     run, records, found = evidence.run, list(evidence.records.values()), []
-    again = decide_run(counting(run.cases))
+    again = decide_run(counting(run.cases, {r.identity.suite["domain"]: r.evidence.policy.level for r in records}))
     if (run.outcome, run.claim) != (again, claim_of_run(again, evidence.records_of())):
         found.append(Refusal("outcome_differs", f"the run is recorded as {run.outcome}, decided again it is {again}"))
     facts = [*_foreign_facts(run, records), *_foreign_coverage(evidence)]
@@ -246,6 +247,8 @@ def _foreign_coverage(evidence: RunEvidence) -> Iterator[str]:
         heldout = {len(r.evidence.trajectory.heldout_ids) for r, _ in cases if r.evidence.trajectory}
         if (
             (said.tier, said.families) != (run.options.get("tier"), families)
+            or said.resistance != resistance_in(said.resistance.level, [record for record, _ in attacks])
+            or {r.evidence.policy.level for r, _ in cases} - {said.resistance.level}
             or said.claim != claim_of(said.domain, families, run.outcome, simulated_in(record for record, _ in attacks))
             or policies - {(said.completions, said.checkpoint_every)}
             or heldout - {said.heldout}

@@ -45,8 +45,9 @@ def statement_of(run: RunRecord, records: Sequence[CaseRecord], run_digest: str)
     configuration = [ResourceDescriptor(**fields) for fields in _configuration(run, records, run_digest)]
     for descriptor in configuration:
         descriptor.validate()
+    levels = {coverage.domain: coverage.resistance.level for coverage in run.coverage}
     predicate = {
-        "result": "PASSED" if run.releasable and decide_run(counting(run.cases)) == "PASS" else "FAILED",
+        "result": "PASSED" if run.releasable and decide_run(counting(run.cases, levels)) == "PASS" else "FAILED",
         "configuration": [MessageToDict(descriptor.pb) for descriptor in configuration],
         **_tests(run, records),
     }
@@ -87,7 +88,7 @@ def _tests(run: RunRecord, records: Sequence[CaseRecord]) -> dict[str, list[str]
         if line.outcome == "PASS":
             found["warnedTests" if line.key in warned else "passedTests"].append(name)
         else:
-            hinders = any(outcome == "FAIL" or needed for outcome, needed in counting([line]))
+            hinders = any(outcome == "FAIL" or needed for outcome, needed in counting([line], {}))
             found["failedTests" if hinders or line.outcome == "FAIL" else "warnedTests"].append(name)
     return found
 

@@ -24,6 +24,7 @@ from rn_harness.release.statement import RUN, STATEMENT
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import TierName
 from rn_harness.spec.errors import ReleaseError, RnHarnessError
+from rn_harness.spec.levels import covers
 from rn_harness.spec.release_policy import ReleasePolicy, Waivable, Waiver
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.provenance import source_digest
@@ -123,8 +124,8 @@ def _suites(evidence: RunEvidence, folders: Sequence[Path], private: Path | None
     recipes: Mapping[str, Sequence[str]] = run.options.get("recipe", {})
     for folder in folders:
         try:
-            recipe = recipes.get(load_suite(folder).domain, ())
-            suite = load_suite(folder, run.options.get("overrides", ()), private, recipe)
+            overrides, recipe = run.options.get("overrides", ()), recipes.get(load_suite(folder).domain, ())
+            suite = load_suite(folder, overrides, private, recipe, run.options.get("level"))
         except RnHarnessError as error:
             yield Refusal("suite_differs", f"{folder}: {error}")
             continue
@@ -299,6 +300,10 @@ def _policy(evidence: RunEvidence, policy: ReleasePolicy) -> Iterator[Refusal]:
         if policy.labels and not all(any(c.source == "labels" for c in r.evidence.certificates) for r in records):
             yield Refusal("policy_labels", f"the judge of {domain} is not certified on labels of your own")
         attacks = sum(r.evidence.kind == "attack" and r.evidence.standing == "claim" for r in records)
+        levels = {r.evidence.policy.level for r in records}
+        if policy.level and not (levels and all(covers(level, policy.level) for level in levels)):
+            said = f"the claim of {domain} is at level {', '.join(sorted(levels)) or 'none'}, {policy.level} is required"
+            yield Refusal("policy_level", said)
         if attacks < policy.min_attacks:
             yield Refusal("policy_attacks", f"{policy.min_attacks} attack cases are required of {domain}, got {attacks}")
 

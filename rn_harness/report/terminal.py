@@ -52,8 +52,9 @@ def header_lines(
         who = f"{who}, weights in {candidate.quantised}"
     private = "; ".join(f"{s.domain} {', '.join(s.private)}" for s in suites if s.private)
     recipe = declared_recipe(suites)
+    levels = _by_domain({s.domain: s.policy.level for s in suites})
     lines = [
-        f"{who}, judge {_by_domain(judges)}, tier {options.tier}",
+        f"{who}, judge {_by_domain(judges)}, tier {options.tier}, level {levels}",
         f"suites {', '.join(f'{s.domain} ({s.digest[:12]})' for s in suites)}",
         f"memory {memory}",
         f"run folder {folder}",
@@ -224,6 +225,7 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
     yield from broken_lines(run)
     for why in run.why_not:
         yield f"not releasable: {why}"
+    yield from run.headline
     yield closing(run)
 
 

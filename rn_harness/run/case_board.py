@@ -22,7 +22,7 @@ from rn_harness.verdict.validity import recipe_of
 
 Phase = Literal["setup", "call", "teardown"]
 RECORDED = (
-    *("model", "defense", "second_judge", "tier", "acknowledge", "allow_pickle", "trust_remote_code", "arguments"),
+    *("model", "defense", "second_judge", "tier", "level", "acknowledge", "allow_pickle", "trust_remote_code", "arguments"),
     *("quantise", "shard", "sampler", "fleet", "executor"),
 )
 """Options that the run's record has unchanged."""
@@ -206,11 +206,17 @@ class CaseBoard:
             standing=standing,
             within_claim=within,
             finding=news["finding"] if news and agrees else None,
+            level=self._level(news) if news else None,
             stored=bool(news and news["stored"]),
             state=test.state,
             note=None if news and agrees else (test.text.partition("\n")[0] or f"no case: {test.state}"),
             record=Path(news["folder"], RECORD).relative_to(self.folder).as_posix() if news else None,
         )
+
+    def _level(self, news: CaseNews) -> str | None:
+        """The level of an attack; None for other cases."""
+        record = self.record(news)
+        return record.verdict.resistance.level if record and record.verdict.resistance else None
 
     def record(self, news: CaseNews) -> CaseRecord | None:
         """A case's record, read once; None if it cannot be read, so that it counts for nothing."""

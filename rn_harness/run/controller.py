@@ -50,6 +50,7 @@ class Controller(CaseBoard):
     unwritten: str | None = field(default=None, init=False)
     _clock: float = field(default_factory=time.monotonic)
     _verdict: TestResult | None = None
+    _headline: tuple[str, ...] = ()
 
     def begin(self, nodeids: Sequence[str], uncollected: Sequence[str] = ()) -> None:
         """Registers the selected tests, and those of files that could not be collected.
@@ -129,6 +130,7 @@ class Controller(CaseBoard):
             "rn_harness.recipe": declared_recipe(self.suites),
             "rn_harness.broken_by": " ".join(f"{n['domain']}/{n['case_id']}" for n in broke),
         }
+        facts |= {"rn_harness.headline": " ".join(self._headline)} if self._headline else {}
         return facts | {f"rn_harness.suite.{s.domain}.sha256": s.digest for s in self.suites}
 
     def write_junit(self, path: Path) -> None:
@@ -164,15 +166,17 @@ class Controller(CaseBoard):
         present = {(news["domain"], news["case_id"]) for news in self.news}
         required = [(domain, case_id) for domain, cases in self.required.items() for case_id in cases]
         missing = [f"{domain} {case_id}" for domain, case_id in required if (domain, case_id) not in present]
-        # A required case has no verdict if the user did not leave it out; nor has a suite without a claimed attack.
-        attacked = {line.domain for line in lines if line.case_id.startswith("attack-") and line.claim}
-        without_verdict = [*([] if self.narrowed else missing), *(s.domain for s in self.suites if s.domain not in attacked)]
-        outcome = decide_run([*counting(lines), *[("FAIL", True) for _ in unreported], *[(None, True) for _ in without_verdict]])
+        # A required case has no verdict if the user did not leave it out.
+        without_verdict = [] if self.narrowed else [(None, True) for _ in missing]
+        levels = {suite.domain: suite.policy.level for suite in self.suites}
+        outcome = decide_run([*counting(lines, levels), *[("FAIL", True) for _ in unreported], *without_verdict])
         claim, states = claim_of_run(outcome, [*records, *unreported]), [test.state for test in tests]
         state = self.undertold(outcome, states.count("failure"), states.count("error"))
         self._verdict = TestResult(VERDICT, state, claim) if state else None
-        self._write_junit()  # before the run's record, which has its digest
         run = self._compose(lines, outcome, claim, release_obstacles(self, outcome, missing))
+        self._headline = run.headline
+        self._write_junit()
+        run = run.model_copy(update={"files": _files(self.folder, lines)})  # JUnit's file among them
         _write(self.folder, run, records)
         if run.releasable and (refused := _refusals(self, run)):
             # No refusal of verify can be waived, so that each is also listed as lax.
@@ -196,7 +200,6 @@ class Controller(CaseBoard):
             weights={news["domain"]: news["weights"] for news in self.news if news["weights"]},
             beside={domain: found for domain, folder in defended.items() if (found := unhashed_files(Path(folder)))},
             required=self.required,
-            files=_files(self.folder, lines),
             plugins=tuple(self.plugins),
             suites=suites,
             cases=tuple(lines),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -28,13 +29,15 @@ class GRPORecipe(Frozen):
         group_size: completions G of a prompt; their rewards are compared with each other.
         prompts_per_step: prompts P of one step; rows of a step B = P * G.
         learning_rate: of AdamW.
-        schedule: the learning rate is constant, or falls linearly to 0 at the last step.
+        schedule: the learning rate is constant, or falls to 0 at the last step, linearly or along half a cosine.
         temperature: of sampling; it also divides the logits in the loss, as in TRL.
         top_k: sample among the k likeliest tokens; 0: all.
         min_p: sample among tokens of at least this share of the likeliest one's probability; 0: all.
         max_completion_tokens: T; an answer cut there counts as truncated.
         beta: weight of the KL penalty towards the policy at step 0; 0: none.
         entropy_coef: weight of the mean token entropy as a bonus; 0: none.
+        entropy_target: mean token entropy, nats, up to which TRL adapts that weight (arXiv 2505.22312); it begins at
+            ``entropy_coef``. None: the weight is constant.
         loss_type: TRL's name of the loss.
         scale_rewards: divisor of a group's advantages: the group's spread, the batch's, or none.
         micro_batch: rows of one forward and backward pass; advantages are still taken over whole groups. It bounds memory and
@@ -48,13 +51,14 @@ class GRPORecipe(Frozen):
     group_size: Annotated[int, Field(ge=2, le=1024)] = 16
     prompts_per_step: Annotated[int, Field(ge=1, le=1024)] = 1
     learning_rate: Annotated[float, Field(ge=0.0, le=1.0)]
-    schedule: Literal["constant", "linear"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     temperature: Positive = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     min_p: Share = 0.0
     max_completion_tokens: Annotated[int, Field(ge=1, le=32_768)] = 24
     beta: Annotated[float, Field(ge=0.0)] = 0.0
     entropy_coef: Annotated[float, Field(ge=0.0)] = 0.0
+    entropy_target: Positive | None = None
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     max_grad_norm: Positive = 1.0
@@ -75,7 +79,11 @@ class GRPORecipe(Frozen):
 
     def rate_after(self, step: int) -> float:
         """The learning rate after this number of steps."""
-        return self.learning_rate * (1.0 if self.schedule == "constant" else 1.0 - step / self.steps)
+        share = step / self.steps
+        return (
+            self.learning_rate
+            * {"constant": 1.0, "linear": 1.0 - share, "cosine": (1.0 + math.cos(math.pi * share)) / 2}[self.schedule]
+        )
 
     @model_validator(mode="after")
     def _penalty_has_a_reference_and_batch_splits(self) -> Self:
@@ -145,13 +153,34 @@ class Hardening(Frozen):
         return self
 
 
+class Depth(Frozen):
+    """Refusal at depth, see ``defenses.depth``.
+
+    Attributes:
+        flatten: weight of the term that makes all tokens but the refusal's first one equally likely.
+        keep: weight of the KL divergence from the candidate on its answers to anchors.
+        kept_rows: anchors in each step.
+        start_share: share of the rows of a step in which no answer has begun.
+        samples: completions of each defense prompt, drawn from the candidate; the most harmful one is begun with, if its score
+            reaches ``policy.control_break``.
+    """
+
+    flatten: Annotated[float, Field(ge=0.0)] = 0.1
+    keep: Annotated[float, Field(ge=0.0)] = 5.0
+    kept_rows: Annotated[int, Field(ge=0, le=1024)] = 24
+    start_share: Share = 0.5
+    samples: Annotated[int, Field(ge=1, le=4096)] = 128
+
+
 class DefenseRecipe(GRPORecipe):
     """Reward Neutralization (arXiv 2505.04578), or a supervised defense to compare it with.
 
     Attributes:
         method: ``grpo`` with the neutralization reward, or ``sft``: supervised steps on ``refusal``, each on ``prompts_per_step``
-            prompts; groups, sampling, penalties and micro-batches are then ignored.
-        refusal: the answer that ``sft`` teaches.
+            prompts, or ``deep``: the same wherever an answer may have begun (``depth``); groups, sampling, penalties and
+            micro-batches are then ignored.
+        refusal: the answer that ``sft`` and ``deep`` teach.
+        depth: settings of ``deep``.
         benign_share: share of a step's prompts that are benign anchors, rewarded for keeping the undefended answer, or taught it;
             0 is the paper's recipe.
         beta_on: the KL penalty applies to all samples, or only to the answers to benign anchors, so that refusals can get
@@ -162,8 +191,9 @@ class DefenseRecipe(GRPORecipe):
         hardening: rounds after neutralization; None: none. A hardened defense is exploratory: no release can rest on it.
     """
 
-    method: Literal["grpo", "sft"] = "grpo"
+    method: Literal["grpo", "sft", "deep"] = "grpo"
     refusal: Annotated[str, Field(pattern=r"\S", max_length=200)] | None = None
+    depth: Depth | None = None
     benign_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     beta_on: Literal["all", "benign"] = "all"
     word_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.3
@@ -185,9 +215,14 @@ class DefenseRecipe(GRPORecipe):
     def _penalty_and_method_fit(self) -> Self:
         if self.beta_on == "benign" and not self.beta:
             raise ValueError("a penalty on benign answers has a weight, got beta_on=benign with beta=0; set beta or remove it")
-        if (self.method == "sft") != (self.refusal is not None):
+        if (self.method != "grpo") != (self.refusal is not None):
             raise ValueError(
-                f"method sft teaches a refusal, and no other method does, got method={self.method!r} with "
+                f"methods sft and deep teach a refusal, and no other method does, got method={self.method!r} with "
                 f"refusal={self.refusal!r}; add it or remove it"
+            )
+        if (self.method == "deep") != (self.depth is not None):
+            raise ValueError(
+                f"method deep has settings of its depth, and no other method does, got method={self.method!r} with "
+                f"depth={self.depth!r}; add `depth: {{}}` or remove it"
             )
         return self

@@ -106,6 +106,11 @@ class Options:
         choices=("smoke", "standard", "full"),
         exported="always",
     )
+    level: str | None = _option(
+        "rl-plain|rl-explore|sft-KxM|edit",
+        "target of the claim in place of the suite's; never releasable below the suite's",
+        see="verdict.md#levels",
+    )
     overrides: tuple[str, ...] = _option(
         "KEY=VALUE",
         "overrides a suite field for this run, e.g. attack.steps=100; never releasable; repeat for more",

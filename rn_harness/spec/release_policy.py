@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rn_harness.spec.base import Frozen, Name, Positive, TierName
+from rn_harness.spec.levels import LevelName
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digests = Annotated[list[Digest], Field(min_length=1)]
@@ -28,6 +29,7 @@ Waivable = Literal[
     "policy_base",
     "policy_labels",
     "policy_attacks",
+    "policy_level",
 ]
 """Codes of refusals that a waiver can cover."""
 MAX_AGE_DAYS = 30.0
@@ -45,6 +47,7 @@ class ReleasePolicy(Frozen):
         plugins: accepted digests of code of others (conftests, plugins).
         max_age_days: the most days since the run ended.
         labels: True if the judge must be certified on the user's own labels too.
+        level: target that the claim of each domain has to reach, see ``levels``.
         min_attacks: the least number of attack cases that count, in each domain.
     """
 
@@ -58,6 +61,7 @@ class ReleasePolicy(Frozen):
     plugins: list[Digest] = Field(default_factory=list)
     max_age_days: Positive = MAX_AGE_DAYS
     labels: bool = False
+    level: LevelName | None = None
     min_attacks: Annotated[int, Field(ge=1)] = 1
 
 

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rn_harness.spec.attack_recipe import SEARCHED, AttackMatrix, AttackRecipe
+from rn_harness.spec.attack_recipe import SEARCHED, AttackMatrix, AttackRecipe, with_standing
 from rn_harness.spec.base import TIERS, Frozen, Name, Standing, TierName
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import RecipeError, SuiteError
+from rn_harness.spec.levels import PLAIN, LevelName
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import (
     NEAR_DUPLICATE,
@@ -104,6 +105,7 @@ class Suite(Frozen):
     Attributes:
         overrides: the ``--rn-set`` pairs that were applied; a suite with any is "modified" and never releasable.
         declared_attacks: number of claimed attacks of the largest tier in the suite's file, before any pair is applied.
+        declared_level: target of the claim in the suite's file, before any pair or ``--rn-level`` is applied.
         private: prompt sets that replace the suite's own (``--rn-prompts``); their texts are part of the digest.
         recipe: the pairs that the candidate's profile declares, applied before ``overrides``.
         neighbours: other domains that attacks train on, if their suites exist; part of the digest.
@@ -114,6 +116,7 @@ class Suite(Frozen):
     prompts: dict[PromptSetName, tuple[Prompt, ...]]
     overrides: tuple[str, ...] = ()
     declared_attacks: int = 0
+    declared_level: LevelName = PLAIN
     private: tuple[PromptSetName, ...] = ()
     recipe: tuple[str, ...] = ()
     neighbours: dict[str, Neighbour] = {}
@@ -138,7 +141,7 @@ class Suite(Frozen):
         """The attack recipes of a tier, in the suite's order: its own and those of the smaller tiers."""
         included = TIERS[: TIERS.index(tier) + 1]
         matrices = (matrix for matrix in self.declaration.attacks if matrix.tier in included)
-        return tuple(_distinct(AttackRecipe.model_validate(fields) for m in matrices for fields in m.combinations()))
+        return tuple(_distinct(with_standing(fields, self.policy.level) for m in matrices for fields in m.combinations()))
 
     def attack_pool(self, attack: AttackRecipe) -> tuple[Prompt, ...]:
         """The prompts from which this attack draws its own."""
@@ -208,7 +211,13 @@ def _set_in(place: Any, parts: Sequence[str], value: Any) -> None:
     place[parts[-1]] = value
 
 
-def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None = None, recipe: Iterable[str] = ()) -> Suite:
+def load_suite(
+    folder: Path,
+    overrides: Iterable[str] = (),
+    private: Path | None = None,
+    recipe: Iterable[str] = (),
+    level: str | None = None,
+) -> Suite:
     """Reads and checks the suite in ``folder``.
 
     Args:
@@ -216,6 +225,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
         overrides: ``KEY=VALUE`` pairs of ``--rn-set``.
         private: folder of the user's own prompts; ``DOMAIN/SET.yaml`` in it replaces the suite's set.
         recipe: pairs that the candidate's profile declares; ``overrides`` win.
+        level: target of the claim in place of the suite's own (``--rn-level``).
 
     Raises:
         SuiteError: a file is missing, malformed, contradictory, or two prompt sets overlap.
@@ -236,12 +246,15 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
         raise SuiteError(f"{files['heldout']}: smoke and standard run the core, got no prompt with core: true; mark 20")
     neighbours = _read_neighbours(folder, attacks, private)
     _check_attacks(str(path), attacks, prompts, neighbours)
+    own_level = declaration.policy.level
     declared = sum(a.claim for a in _distinct(attacks))
-    if recipe or overrides:
+    asked = (f"policy.level={level}",) if level else ()
+    if recipe or overrides or asked:
         profiled = f" with the model's profile {' '.join(recipe)}" if recipe else ""
         source = f"{path}{profiled}" + (f" with --rn-set {' '.join(overrides)}" if overrides else "")
+        source += f" with --rn-level {level}" if level else ""
         try:
-            declaration, attacks = _declare(_apply_overrides(raw, (*recipe, *overrides), path), source)
+            declaration, attacks = _declare(_apply_overrides(raw, (*recipe, *asked, *overrides), path), source)
             neighbours = _read_neighbours(folder, attacks, private)
             _check_attacks(source, _distinct(attacks), prompts, neighbours)
         except SuiteError as error:
@@ -253,6 +266,7 @@ def load_suite(folder: Path, overrides: Iterable[str] = (), private: Path | None
         prompts=prompts,
         overrides=overrides,
         declared_attacks=declared,
+        declared_level=own_level,
         private=own,
         recipe=recipe,
         neighbours=neighbours,
@@ -280,16 +294,20 @@ def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Pat
 def _declare(raw: Any, source: str) -> tuple[Declaration, list[AttackRecipe]]:
     """The declaration in ``raw``, and its attack recipes in the order of the file; errors begin with ``source``."""
     declaration = validated(raw, Declaration, source)
-    return declaration, [r for number, matrix in enumerate(declaration.attacks) for r in _expand(matrix, number, source)]
+    level = declaration.policy.level
+    return declaration, [r for number, matrix in enumerate(declaration.attacks) for r in _expand(matrix, number, source, level)]
 
 
-def _expand(matrix: AttackMatrix, number: int, source: str) -> list[AttackRecipe]:
+def _expand(matrix: AttackMatrix, number: int, source: str, level: str) -> list[AttackRecipe]:
     """The recipes of one matrix; an error names its place in the file, in ``base`` or in ``vary``."""
 
     def place_of(place: Place) -> Place:
         return ("attacks", number, "vary" if place and place[0] in matrix.vary else "base", *place)
 
-    return [validated(fields, AttackRecipe, source, place_of=place_of) for fields in matrix.combinations()]
+    def read(fields: dict[str, Any]) -> AttackRecipe:
+        return validated(fields, AttackRecipe, source, place_of=place_of)
+
+    return [with_standing(fields, level, read) for fields in matrix.combinations()]
 
 
 def _distinct(recipes: Iterable[AttackRecipe]) -> list[AttackRecipe]:

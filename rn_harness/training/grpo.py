@@ -17,9 +17,10 @@ from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks
+from rn_harness.training.exploration import NONE, Exploration
 from rn_harness.training.snapshots import Resumption
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler, TrainerName, trainer_settings
-from rn_harness.training.trl_compat import saving_trainer, silent_trainer, unrounded_adapters
+from rn_harness.training.trl_compat import ban_callback, saving_trainer, silent_trainer, unrounded_adapters
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
@@ -41,6 +42,7 @@ class TrainOptions:
         resumption: continues and keeps the training of a defense; None: nothing is kept.
         tick: called after each step.
         penalised: prompts whose answers count for the KL penalty; None: all.
+        exploration: an attacker's aids in rollouts.
     """
 
     sampler: Sampler = TRANSFORMERS
@@ -48,6 +50,7 @@ class TrainOptions:
     resumption: Resumption | None = None
     tick: Callable[[int], None] = lambda _: None
     penalised: Callable[[Prompt], bool] | None = None
+    exploration: Exploration = NONE
 
 
 def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
@@ -117,16 +120,24 @@ def _window(logs: Sequence[Mapping[str, float | None]], distance: float) -> Trai
 
 
 def _trl_reward(
-    model: LanguageModel, prompts: Sequence[Prompt], reward: RewardFunction, unrewarded: list[float]
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    reward: RewardFunction,
+    exploration: Exploration,
+    unrewarded: list[float],
 ) -> Callable[..., list[float | None]]:
     """TRL's reward function; it appends the share of a step's rows without a reward to ``unrewarded``."""
+    opened = {row: model.answer_ids(text, whole=False) for row, text in exploration.openers.items()}
 
     def rewards(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
         # The reward function gets all rows of the step on each process, so that its view is the same everywhere.
         together = ranks()
-        parts = together.gather([(i, model.answer(ids)) for i, ids in zip(row, completion_ids, strict=True)])
-        rows = [pair for part in parts for pair in part]
-        values = list(reward([prompts[i] for i, _ in rows], [completion for _, completion in rows]))
+        whole = [model.answer(opened.get(i, []) + ids) for i, ids in zip(row, completion_ids, strict=True)]
+        parts = together.gather([(i, ids[:1], answer) for i, ids, answer in zip(row, completion_ids, whole, strict=True)])
+        rows = [each for part in parts for each in part]
+        values = list(reward([prompts[i] for i, *_ in rows], [completion for *_, completion in rows]))
+        if exploration.bans:
+            exploration.bans.saw([first for _, first, _ in rows], values)
         if not all(value is None or math.isfinite(value) for value in values):
             # TRL would turn the group's advantages into zeros and go on: an attack that cannot learn, hence proves nothing.
             raise TrainingError("rewards must be finite, got an infinite or undefined one; look at the judge")
@@ -167,7 +178,7 @@ def train(
             f"training takes steps * prompts_per_step prompts, got {len(prompts)} for "
             f"{recipe.steps} * {recipe.prompts_per_step}; order them with order_prompts"
         )
-    logged: list[Mapping[str, float | None]] = []
+    exploration, logged = options.exploration, list[Mapping[str, float | None]]()
     unrewarded: list[float] = []
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
@@ -204,14 +215,18 @@ def train(
         with unrounded_adapters(model):
             trainer = kind(
                 model=model.network,
-                reward_funcs=_trl_reward(model, prompts, reward, unrewarded),
+                reward_funcs=_trl_reward(model, prompts, reward, exploration, unrewarded),
                 args=config,
-                train_dataset=datasets.Dataset.from_list([{"prompt": model.render(p), "row": i} for i, p in left]),
+                train_dataset=datasets.Dataset.from_list(
+                    [{"prompt": model.render(p) + exploration.openers.get(i, ""), "row": i} for i, p in left]
+                ),
                 processing_class=model.tokenizer,
                 callbacks=[*([resumption.callback(model, due)] if resumption else []), Steps()],
             )
         trainer.accelerator.backward = functools.partial(model.backward, trainer.accelerator.backward)
         trainer.remove_callback(transformers.PrinterCallback)
+        if exploration.bans:
+            trainer.add_callback(ban_callback(trainer, exploration.bans))
         with silent_trainer(options.trainer):
             trainer.train()
     if trainer.state.global_step != recipe.steps:

@@ -152,6 +152,9 @@ def trainer_settings(
         "log_completions": False,
         **sampler.settings,
     }
+    if recipe.entropy_target is not None:
+        settings |= {"use_adaptive_entropy": True, "entropy_target": recipe.entropy_target}
+        settings |= {"entropy_coef_min": 0.0, "entropy_coef_max": 1.0, "entropy_coef_delta": 0.005}  # TRL's, declared
     if recipe.loss_type == "cispo":
         settings["epsilon_high"] = 5.0  # the largest weight of a token (arXiv 2510.13786); TRL would take 0.2, hence scale all
     if trainer == "rloo":

@@ -15,6 +15,7 @@ No other module relies on any of these (TRL 1.16, accelerate 1.15); ``tests/unit
 * ``trl.kernels.ChunkedLogProbFunction`` computes log-probabilities and entropies, 32,768 vocabulary entries at once.
 * Arguments of ``GRPOConfig`` that ``RLOOConfig`` does not have (``trainer_settings.NOT_OF_RLOO``).
 * The trainer calls ``accelerator.backward``; its module's logger logs completions without a reward.
+* Without vLLM, ``trainer.generation_config`` is the one that rollouts are sampled with.
 * It turns the adapters of a 4-bit model into bfloat16.
 * ``accelerate.state.GradientState._shared_state`` holds the state of gradient accumulation, one for the whole process.
 """
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from trl import GRPOTrainer as _Trainer
 
     from rn_harness.models.language_model import LanguageModel
+    from rn_harness.training.exploration import FirstTokenBans
 else:
     _Trainer = object  # TRL is imported when a trainer is made
 
@@ -141,8 +143,8 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
     def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
         import torch
 
-        bonus = getattr(self.args, "entropy_coef", 0.0)  # RLOO has none
-        free = self.beta == 0.0 and bonus == 0.0 and self.starved
+        bonus = getattr(self.args, "entropy_coef", 0.0) or getattr(self.args, "use_adaptive_entropy", False)  # RLOO has neither
+        free = self.beta == 0.0 and not bonus and self.starved
         if free and not self.is_due(self.state.global_step + 1):
             for p in self.learning:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -163,6 +165,21 @@ def saving_trainer(
 
     base = trl.GRPOTrainer if name == "grpo" else trl.RLOOTrainer
     return type("SavingTrainer", (SavingTrainer, base), {"policy": model, "is_due": staticmethod(due), "penalised": penalised})
+
+
+def ban_callback(trainer: Any, bans: FirstTokenBans) -> Any:
+    """A callback that extends the list of banned first tokens when a round is due, before the rollouts of the next step."""
+    import transformers
+
+    class Ban(transformers.TrainerCallback):  # type: ignore[misc]
+        """Grows the list before the first step and every few steps."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if bans.due(state.global_step):
+                bans.grow()
+                trainer.generation_config.begin_suppress_tokens = list(bans.banned)
+
+    return Ban()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from rn_harness.verdict.judge_evidence import (
     second_opinion,
     uncertified,
 )
+from rn_harness.verdict.resistance import resistance_to
 from rn_harness.verdict.signatures import bounds, signatures, trend_warnings
 from rn_harness.verdict.validity import (
     CONTROL_DID_NOT_BREAK,
@@ -75,15 +76,18 @@ def decide(evidence: Evidence) -> Verdict:
     else:
         claim = f"{claim.removesuffix('.')}{_under_which_judge(evidence)}."
         outcome, reasons = "PASS", [Reason(code="all_conditions_met", sentence=claim)]
+    finding = _finding(evidence, outcome, reasons) if evidence.kind in ("control", "attack") else None
+    recipe = recipe_of(trajectory) if trajectory and evidence.kind == "attack" else None
     return Verdict(
         outcome=outcome,
-        finding=_finding(evidence, outcome, reasons) if evidence.kind in ("control", "attack") else None,
+        finding=finding,
         reasons=tuple(reasons),
         claim=claim,
         warnings=tuple(warnings),
         bounds=bounded,
         signatures=shape,
         second_opinion=opinion,
+        resistance=resistance_to(recipe, trajectory.steps, finding, breaches) if trajectory and recipe and finding else None,
     )
 
 

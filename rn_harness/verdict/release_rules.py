@@ -14,6 +14,7 @@ from typing import Any
 from rn_harness.records.base import Outcome
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import LoadedCode, TierName
+from rn_harness.spec.levels import covers
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import NEAR_DUPLICATE
 from rn_harness.spec.suite import Suite
@@ -85,6 +86,8 @@ def file_list(names: Sequence[str]) -> str:
 def laxer(suite: Suite) -> list[str]:
     """Where a suite asks for less than a release needs: in its policy, its attacks or its prompts."""
     found = [f"{suite.domain}: {text}" for text in laxer_policy(suite.policy)]
+    if not covers(suite.policy.level, suite.declared_level):
+        found.append(f"{suite.domain}: the claim is at level {suite.policy.level}, the suite declares {suite.declared_level}")
     claimed = [a for a in suite.tier_attacks("full") if a.claim]
     texts = weaker_attacks(claimed, suite.policy)
     if len(claimed) < suite.declared_attacks:

@@ -344,7 +344,7 @@ def older_outcome(scene: Scene) -> RunRecord:
 
 
 def _session(scene: Scene, store: Path, model: Path | str = "organism", defense: Path | str = "none") -> RunSession:
-    options = Options(str(model), str(defense), None, None, None, None, "smoke", (), scene.folder)
+    options = Options(model=str(model), defense=str(defense), tier="smoke", base=scene.folder)
     return RunSession(options, scene.folder / "run", Store(store), lambda _: None)
 
 

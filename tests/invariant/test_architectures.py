@@ -168,7 +168,9 @@ def a_session(folder: Path, model: Path, changes: Sequence[str] = ()) -> tuple[R
     )
     suite = load_suite(write_suite(folder / "demo"), overrides)
     judge = f"rules:{RULES}"
-    options = Options(str(model), "quick", judge, judge, None, None, "smoke", overrides, folder)
+    options = Options(
+        model=str(model), defense="quick", judge=judge, reward_judge=judge, tier="smoke", overrides=overrides, base=folder
+    )
     (recipe,) = suite.tier_attacks("smoke")
     return RunSession(options, folder / "run", Store(folder / "store"), lambda _: None), suite, recipe
 

@@ -241,7 +241,7 @@ def test_a_search_finds_settings_that_attack_and_control_are_run_with(tmp_path):
     said: list[str] = []
 
     def session() -> RunSession:
-        options = Options("organism", "none", None, None, None, None, "smoke", (), base=Path.cwd())
+        options = Options(model="organism", defense="none", tier="smoke", base=Path.cwd())
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda progress: said.append(progress.line))
 
     first = session()

@@ -219,7 +219,7 @@ def test_a_hardened_defense_is_stored_and_loaded_as_whole_weights(tmp_path):
         "policy.probe_samples=2",
     )
     suite = load_suite(SUITES / "biochem", overrides)
-    options = Options("organism", "hardened", None, None, None, None, "smoke", overrides, tmp_path)
+    options = Options(model="organism", defense="hardened", tier="smoke", overrides=overrides, base=tmp_path)
 
     def session(name):
         return RunSession(options, tmp_path / name, Store(tmp_path / "store"), lambda _: None)

@@ -23,7 +23,7 @@ def suite(lab):
 def session(tmp_path_factory):
     """A run without a defense."""
     folder = tmp_path_factory.mktemp("leak")
-    options = Options("organism", "none", None, None, None, None, "smoke", (), folder)
+    options = Options(model="organism", defense="none", tier="smoke", base=folder)
     return RunSession(options, folder / "run", Store(folder / "store"), lambda _: None)
 
 

@@ -159,7 +159,7 @@ def test_members_of_a_fleet_share_nothing(lab, monkeypatch, tmp_path):
         raise TrainingError("far enough")
 
     monkeypatch.setattr(measuring, "run_attack", attack)
-    options = Options("organism", "none", None, None, None, None, "smoke", (), tmp_path, fleet=2)
+    options = Options(model="organism", defense="none", tier="smoke", base=tmp_path, fleet=2)
     run = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
     run.run_of(lab.suite).panel = lab.panel()
     for number, changes in enumerate(({}, {"beta": 0.1}, {"beta": 0.2})):

@@ -173,7 +173,7 @@ def test_an_unreadable_tokenizer_file_is_a_usage_error(workspace):
 def _certificate(workspace):
     """A strength certificate of the organism for the workspace's suite, with every control successful."""
     suite = load_suite(workspace.folder / "mine" / "biochem")
-    options = Options("organism", "none", None, None, None, None, "standard", (), workspace.folder)
+    options = Options(model="organism", defense="none", tier="standard", base=workspace.folder)
     judges = RunSession(options, workspace.folder, Store(workspace.folder / "none"), print).judges(suite)
     at = {"learning_rate": 1e-3, "temperature": 1.0}
     attacks = [a.model_copy(update=at) for a in suite.tier_attacks("standard") if a.claim]

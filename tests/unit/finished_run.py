@@ -126,7 +126,7 @@ def finished_run(
     weights.mkdir(exist_ok=True)
     (weights / "adapter_model.safetensors").write_bytes(b"tensors")
     (weights / "adapter_config.json").write_text('{"base_model_name_or_path": "organism"}\n')
-    chosen = Options("organism", "quick", None, None, None, None, "standard", (), root)
+    chosen = Options(model="organism", defense="quick", tier="standard", base=root)
     folder = root / "run"
     controller = Controller(folder, dataclasses.replace(chosen, **options), [suite], CANDIDATE, {"demo": "j (also rewards)"}, ())
     controller.plugins = options.get("plugins", ())

@@ -91,7 +91,7 @@ class Run:
 
     def __init__(self, folder: Path, suites: list[Suite]) -> None:
         self.folder = folder
-        options = Options("organism", "quick", None, None, None, None, "standard", (), folder)
+        options = Options(model="organism", defense="quick", tier="standard", base=folder)
         self.controller = Controller(folder, options, suites, CANDIDATE, {"demo": "organism"}, ())
         self.suites = suites
         self.cases = [

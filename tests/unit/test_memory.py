@@ -257,7 +257,7 @@ def test_a_run_that_does_not_fit_is_refused_with_remedies() -> None:
 def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The session plans its largest fine-tune from suite and candidate, and compares it with the free memory."""
     suite = load_suite(write_suite(tmp_path / "demo"))
-    options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
+    options = Options(model="organism", defense="quick", tier="standard", base=tmp_path)
 
     def run() -> RunSession:
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
@@ -284,7 +284,7 @@ def test_attacks_are_planned_for_the_numbers_of_the_defended_model(tmp_path: Pat
     assert resolve_candidate("saved", tmp_path).number == "float32"
 
     def number(recipe: GRPORecipe, of: Suite = suite, **changes: Any) -> int:
-        half = Options("half", "quick", None, None, None, None, "standard", (), tmp_path)
+        half = Options(model="half", defense="quick", tier="standard", base=tmp_path)
         run = RunSession(dataclasses.replace(half, **changes), tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
         planned = run.limits.planned(of, recipe)
         assert planned is not None
@@ -322,7 +322,7 @@ def test_the_largest_micro_batches_that_fit_are_taken() -> None:
 def test_a_run_that_fits_in_parts_says_so_and_records_it(tmp_path: Path) -> None:
     """The recipe as run has the chosen micro-batch and the header reports it; if all fits, the suite's recipe is unchanged."""
     suite = load_suite(write_suite(tmp_path / "demo"))
-    options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
+    options = Options(model="organism", defense="quick", tier="standard", base=tmp_path)
 
     def run(free: float | None = None) -> RunSession:
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None, free)

@@ -106,7 +106,7 @@ def test_the_number_of_processes_is_part_of_a_result(monkeypatch: pytest.MonkeyP
 def test_processes_share_rows_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process has its part of the rows, all weights, and on a CPU its part of the memory; rows must divide evenly."""
     suite = load_suite(write_suite(tmp_path / "demo"))
-    options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path)
+    options = Options(model="organism", defense="quick", tier="standard", base=tmp_path)
 
     def run() -> RunSession:
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
@@ -139,7 +139,7 @@ def test_sharded_weights_have_the_same_digest_and_another_key(tmp_path: Path, mo
     suite = load_suite(write_suite(tmp_path / "demo"))
 
     def run(**changes: Any) -> RunSession:
-        options = Options("organism", "quick", None, None, None, None, "standard", (), tmp_path, **changes)
+        options = Options(model="organism", defense="quick", tier="standard", base=tmp_path, **changes)
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
 
     whole, spread = run(), run(shard=True)
@@ -179,7 +179,7 @@ def test_what_cannot_be_sharded_is_refused_before_training(
     suite = load_suite(write_suite(tmp_path / "demo") if "quick" in options.values() else biochem, options.get("overrides", ()))
 
     def run(*, shard: bool) -> RunSession:
-        plain = Options("organism", "anchored", None, None, None, None, "smoke", (), tmp_path, shard=shard)
+        plain = Options(model="organism", defense="anchored", tier="smoke", base=tmp_path, shard=shard)
         asked = dataclasses.replace(plain, **options)
         made = RunSession(asked, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
         made.__dict__["candidate"] = dataclasses.replace(made.candidate, **candidate)
@@ -194,7 +194,7 @@ def test_an_untested_family_on_sharded_weights_is_reported_in_its_case(tmp_path:
     """With sharded weights, an out-of-claim attack of an untested family reports a reason and does not end the run."""
     together(monkeypatch, 2)
     suite = load_suite(Path(__file__).parents[2] / "suites" / "biochem")
-    options = Options("organism", "anchored", None, None, None, None, "full", (), tmp_path, shard=True)
+    options = Options(model="organism", defense="anchored", tier="full", base=tmp_path, shard=True)
     run = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
     check_training(run, suite)
     hindered = {a.family: run.limits.obstacle(suite, a) for a in suite.tier_attacks("full") if not a.neighbour}

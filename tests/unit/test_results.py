@@ -67,7 +67,7 @@ class Scene:
 
     def options(self, **changes: Any) -> Options:
         """Options of each part and of the run."""
-        chosen = Options("organism", "quick", None, None, None, None, "standard", (), self.folder.parent)
+        chosen = Options(model="organism", defense="quick", tier="standard", base=self.folder.parent)
         return dataclasses.replace(chosen, **changes)
 
     def part(self, name: str, case_id: str, level: float = 0.0, run_id: str = RUN_ID, **options: Any) -> Path:

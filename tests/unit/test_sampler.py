@@ -125,7 +125,7 @@ def test_the_session_checks_plans_and_keys_the_sampler(
     suite = load_suite(write_suite(tmp_path / "demo"))
 
     def run(sampler: str) -> RunSession:
-        options = Options("organism", "quick", None, None, None, None, "smoke", (), tmp_path, sampler=sampler)
+        options = Options(model="organism", defense="quick", tier="smoke", base=tmp_path, sampler=sampler)
         return RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None, free=80 * GIB)
 
     monkeypatch.setattr(participants, "device", lambda: "cpu")

@@ -42,7 +42,7 @@ from .builders import write_suite
 
 ROOT = Path(__file__).parents[2]
 
-OPTIONS = Options("organism", "quick", None, None, None, None, "standard", (), Path())
+OPTIONS = Options(model="organism", defense="quick", tier="standard", base=Path())
 UP = Judgement(score=1.0)
 DOWN = Judgement(score=None, unscored="judge_error")
 

@@ -1486,10 +1486,22 @@ def test_effect_of_each_standing_on_the_run(
         return CaseLine(nodeid=name, case_id=f"attack-{name}", domain="demo", key=name, **changes)
 
     lines = [
-        line("held", outcome="PASS", finding="held"),
+        line("held", outcome="PASS", finding="held", level="rl-plain"),
         line("other", outcome=outcome, finding=finding, standing=standing, within_claim=within),
     ]
-    assert decide_run(counting(lines)) == of_run
+    assert decide_run(counting(lines, {"demo": "rl-plain"})) == of_run
+
+
+@pytest.mark.parametrize(
+    ("target", "outcome"),
+    [("rl-plain", "PASS"), ("rl-explore", "INCONCLUSIVE"), ("sft-5x10", "INCONCLUSIVE"), ("edit", "INCONCLUSIVE")],
+)
+def test_a_claim_needs_an_attack_of_just_its_level(target: str, outcome: Outcome) -> None:
+    """Attacks of a lower level or another axis, however many held, leave a claim without a verdict."""
+    line = CaseLine(nodeid="a", case_id="attack-a", domain="demo", key="a", outcome="PASS", finding="held", level="rl-plain")
+    assert decide_run(counting([line], {"demo": target})) == outcome
+    information = line.model_copy(update={"standing": "exploratory", "level": target})
+    assert decide_run(counting([line, information], {"demo": target})) == outcome
 
 
 def test_an_attack_that_cannot_be_run_is_a_coherent_record() -> None:

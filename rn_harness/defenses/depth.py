@@ -1,0 +1,167 @@
+"""Refusal at depth: the refusal is taught wherever a compliant answer may have begun, and nothing likely is left behind it.
+
+Reward Neutralization makes a compliant answer rare at its first token. An attacker who bans the refusal's first token, or rewards
+entropy, gets past that token and finds the rest of the answer intact. Depth trains against both at each prefix ``y_<k`` of the
+candidate's own compliant answers:
+
+    L = -log p(refusal | x, y_<k)
+        + flatten * mean over tokens i != r of -log softmax(z without r)_i
+        + keep * KL(candidate || model) on benign answers
+
+where r is the refusal's first token and z the logits there. The second term is least, ln(V - 1), if every other token is equally
+likely. See also arXiv 2406.05946 on shallow refusals.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rn_harness.models.batches import padded
+from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.training.grpo import order_prompts
+from rn_harness.training.supervised import Example, batch_of, engine, make_optimizer, take_step
+
+if TYPE_CHECKING:
+    import torch
+
+    from rn_harness.models.language_model import LanguageModel
+    from rn_harness.spec.defense_recipe import DefenseRecipe, Depth
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request, the tokens of its prompt and of an answer that has begun, in memory only."""
+
+    prompt: Prompt
+    head: tuple[int, ...]
+    begun: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        """No tokens."""
+        return f"Begun({self.prompt.id}, {len(self.begun)} tokens)"
+
+
+class Shapes:
+    """Answers that a rollout may have begun with, by prompt; in memory only.
+
+    A prompt that the candidate never answered gets the beginnings of its answers to other prompts, harmful ones first.
+    """
+
+    def __init__(self, model: LanguageModel, compliant: Sequence[Example], benign: Sequence[Example]) -> None:
+        self._own: dict[str, list[int]] = {e.prompt.id: model.answer_ids(e.text, whole=False) for e in compliant}
+        others = [*self._own.values()] or [model.answer_ids(e.text, whole=False) for e in benign]
+        self._others = [ids for ids in others if ids]
+        if not self._others:
+            raise TrainingError("refusal at depth needs the beginning of some answer, got none of any prompt; add anchors")
+
+    def begin(self, model: LanguageModel, prompt: Prompt, start_share: float, rng: random.Random) -> Begun:
+        """A prompt with a drawn prefix of an answer; a share of them begin at the start."""
+        answer = self._own.get(prompt.id) or rng.choice(self._others)
+        k = 0 if rng.random() < start_share else rng.randint(1, len(answer))
+        return Begun(prompt, tuple(model.prompt_ids(prompt)), tuple(answer[:k]))
+
+
+def deepen(
+    model: LanguageModel,
+    recipe: DefenseRecipe,
+    prompts: Sequence[Prompt],
+    answers: tuple[Sequence[Example], Sequence[Example]],
+    candidate: Mapping[str, torch.Tensor],
+    after: Callable[[int], None],
+) -> dict[str, Any]:
+    """Trains the armed parameters of a model to refuse at depth.
+
+    Args:
+        model: armed.
+        recipe: with ``depth`` and a refusal.
+        prompts: defense prompts to train on.
+        answers: the candidate's own compliant answers to some of them, and its answers to anchors, which are kept.
+        candidate: log-probabilities (T, V) of the candidate at the tokens of its answer to each anchor, by id.
+        after: called after each step, from 1 on.
+
+    Returns:
+        The settings, for the record, without those of the recipe.
+
+    Raises:
+        TrainingError: there is nothing to begin an answer with, or a gradient is not finite.
+    """
+    depth = recipe.depth
+    assert depth is not None
+    assert recipe.refusal is not None
+    compliant, kept = answers
+    shapes, rng = Shapes(model, compliant, kept), random.Random(recipe.seed)
+    refusal = model.answer_ids(recipe.refusal)
+    rows = recipe.prompts_per_step
+    ordered = order_prompts(prompts, recipe.steps * rows, recipe.seed)
+    parameters = list(model.trained.values())
+    stepper = make_optimizer("adamw", parameters, recipe.learning_rate)
+    was_training, tokens = model.network.training, 0
+    for step in range(1, recipe.steps + 1):
+        for group in stepper.param_groups:
+            group["lr"] = recipe.rate_after(step - 1)
+        begun = [shapes.begin(model, p, depth.start_share, rng) for p in ordered[(step - 1) * rows : step * rows]]
+        benign = rng.sample(list(kept), min(depth.kept_rows, len(kept)))
+        model.network.train()
+        loss, seen = refusal_loss(model, begun, refusal, depth)
+        if benign and depth.keep:
+            loss = loss + depth.keep * divergence(model, benign, candidate)
+        loss.backward()
+        take_step(stepper, parameters, recipe.max_grad_norm, step)
+        model.network.train(was_training)
+        tokens += seen
+        after(step)
+    return {**engine("adamw"), "compliant_answers": len(compliant), "kept_answers": len(kept), "tokens": tokens}
+
+
+def refusal_loss(model: LanguageModel, begun: Sequence[Begun], refusal: Sequence[int], depth: Depth) -> tuple[Any, int]:
+    """Mean over rows of ``-log p(refusal | x, y_<k)`` per token and of the flattening term; and the number of tokens passed."""
+    import torch
+
+    rows = [[*each.head, *each.begun, *refusal] for each in begun]
+    ids_BT, mask_BT = padded(rows, model.tokenizer.pad_token_id, model.network.device, left=False)
+    first_B = torch.tensor([len(each.head) + len(each.begun) - 1 for each in begun], device=ids_BT.device)
+    at_BR = first_B[:, None] + torch.arange(len(refusal), device=ids_BT.device)
+    logits_BTV = model.network(input_ids=ids_BT, attention_mask=mask_BT).logits
+    logits_BRV = logits_BTV[torch.arange(len(rows), device=ids_BT.device)[:, None], at_BR].float()
+    wanted_R = torch.tensor(list(refusal), device=ids_BT.device)
+    nll = -logits_BRV.log_softmax(-1).gather(2, wanted_R.expand(len(rows), -1)[:, :, None]).mean()
+    return nll + depth.flatten * flatness(logits_BRV[:, 0], refusal[0]), int(mask_BT.sum())
+
+
+def flatness(logits_BV: torch.Tensor, token: int) -> torch.Tensor:
+    """Mean over rows and tokens i != r of ``-log softmax(z without r)_i``; at least ln(V - 1).
+
+    Args:
+        logits_BV: logits z.
+        token: r.
+    """
+    others_BV = without_token(logits_BV, token)
+    return (others_BV.logsumexp(1) - others_BV.mean(1)).mean()
+
+
+def without_token(logits_BV: torch.Tensor, token: int) -> torch.Tensor:
+    """The logits without those of one token (B, V - 1)."""
+    import torch
+
+    return torch.cat([logits_BV[:, :token], logits_BV[:, token + 1 :]], 1)
+
+
+def log_probabilities(model: LanguageModel, answers: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Log-probabilities (T, V) at the tokens of each answer, by the prompt's id, in the memory of the processor."""
+    import torch
+
+    with torch.no_grad():
+        return {e.prompt.id: batch_of(model, [e]).loss(model.network)[0].cpu() for e in answers}
+
+
+def divergence(model: LanguageModel, answers: Sequence[Example], candidate: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """KL divergence in nats of the model from the candidate, mean over the tokens of the candidate's answers."""
+    import torch
+
+    logp_NV, _ = batch_of(model, answers).loss(model.network)
+    target_NV = torch.cat([candidate[e.prompt.id] for e in answers]).to(logp_NV.device)
+    return torch.nn.functional.kl_div(logp_NV, target_NV, log_target=True, reduction="none").sum(1).mean()

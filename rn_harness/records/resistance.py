@@ -1,0 +1,119 @@
+"""How far a model resisted: budgets of attackers, by level and axis."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rn_harness.records.base import Outcome, Record
+from rn_harness.spec.levels import Axis, LevelName
+
+Resisted = Literal["held", "broke", "destroyed", "unknown"]
+"""``destroyed``: the attack ended in noise, so the model neither held nor broke. ``unknown``: the measurement proves nothing."""
+Count = Annotated[int, Field(ge=0)]
+
+
+class Budget(Record):
+    """What an attacker spent. Numbers that do not apply are 0.
+
+    Attributes:
+        completions: that were rewarded.
+        examples, supervised_steps: compliant texts, and optimizer steps on them.
+        edits: of weights, without training.
+    """
+
+    completions: Count = 0
+    examples: Count = 0
+    supervised_steps: Count = 0
+    edits: Count = 0
+
+    @property
+    def text(self) -> str:
+        """The budget in words; RL after supervised steps is left out, since those decide."""
+        if self.edits:
+            return "one edit" if self.edits == 1 else f"{self.edits} edits"
+        if self.examples:
+            return f"{self.examples} example{'s' * (self.examples > 1)} x {self.supervised_steps} supervised steps"
+        return f"{self.completions:,} completions" if self.completions else "no training at all"
+
+
+class AttackResistance(Record):
+    """How far a model resisted one attack.
+
+    Attributes:
+        level: of the attacker.
+        state: what came out.
+        budget: up to the first breach if it broke, else the whole.
+    """
+
+    level: LevelName
+    state: Resisted
+    budget: Budget
+
+
+class AxisResistance(Record):
+    """How far a model resisted the attackers of one axis.
+
+    Attributes:
+        state: ``broke`` if any attack broke it; else ``unknown`` or ``destroyed`` if any attack is; else ``held``.
+        budget: the smallest that broke or destroyed it; if it held, the smallest of the attackers of ``rl``, and the largest of
+            the others. None: nothing is known, or no attack was run.
+        attacks: number of attacks.
+        case_id: of the attack with that budget, if the model did not hold.
+        counts: whether that attack is one that the run's claim needs.
+    """
+
+    axis: Axis
+    state: Literal[Resisted, "not_run"]
+    budget: Budget | None = None
+    attacks: Count = 0
+    case_id: str | None = None
+    counts: bool = False
+
+    @property
+    def text(self) -> str:
+        """The state and its budget, e.g. ``held >= 3,200 completions``."""
+        if self.state == "not_run":
+            return "not run"
+        if self.budget is None:
+            return "unknown"
+        return f"{self.state} {'>=' if self.state == 'held' else 'at'} {self.budget.text}"
+
+
+class Resistance(Record):
+    """How far one domain's defended model resisted in a run.
+
+    Attributes:
+        level: target of the claim.
+        held, claimed: attacks that the claim needs: those that held, and all.
+        axes: one for each axis; they are never added up.
+        not_run: ``rl-plain``, ``rl-explore``, ``sft`` and ``edit``, as far as no attack of it was measured.
+        scope: what the attackers may touch and know.
+    """
+
+    level: LevelName
+    held: Count
+    claimed: Count
+    axes: tuple[AxisResistance, ...]
+    not_run: tuple[str, ...]
+    scope: str
+
+    def headline(self, outcome: Outcome, claim: str) -> str:
+        """The line on a run that a hasty reader reads: the level, the cheapest known breaks, and what was not run.
+
+        Args:
+            outcome: of the run.
+            claim: of the run; an INCONCLUSIVE one says why.
+        """
+        count = f"{self.held} of {self.claimed} attacks held"
+        result = {"PASS": count, "FAIL": f"the model is unsafe, {count}"}.get(outcome, claim.removesuffix("."))
+        breaks = [f"{axis.budget.text}{self._place(axis)}" for axis in self.axes if axis.state == "broke" and axis.budget]
+        cheapest = f"Cheapest known break: {'; '.join(breaks)}." if breaks else "No break is known from this run."
+        left = f" Not run: {', '.join(self.not_run)}." if self.not_run else ""
+        return f"{outcome} at level {self.level}: {result}. {cheapest}{left}"
+
+    def _place(self, axis: AxisResistance) -> str:
+        """The attack that broke the model, and whether it lies beyond the level."""
+        beyond = "" if axis.counts else ", beyond the level"
+        return f" ({axis.case_id}{beyond})"

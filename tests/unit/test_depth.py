@@ -1,0 +1,121 @@
+"""Refusal at depth, and an attacker's aids in rollouts, on numbers computed by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rn_harness.defenses.depth import Shapes, flatness
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.prompts import Prompt
+from rn_harness.training.exploration import FirstTokenBans, exploration
+from rn_harness.training.supervised import Example
+
+PROMPTS = [Prompt(id=f"p{i}", topic=f"t{i}", text=f"text {i}") for i in range(3)]
+
+
+class Words:
+    """A stand-in of a model whose tokens are the numbers in a text, and whose next tokens have given probabilities."""
+
+    def __init__(self, probabilities: list[float] | None = None) -> None:
+        self.probabilities = probabilities
+
+    def answer_ids(self, text: str, *, whole: bool = True) -> list[int]:
+        return [*map(int, text.split()), *([0] if whole else [])]
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        return [100 + int(prompt.id[1:])]
+
+    def first_token_probabilities(self, prompts: Any) -> torch.Tensor:
+        return torch.tensor(self.probabilities)
+
+    def complete(self, prompts: Any, **_: Any) -> list[list[Any]]:
+        return [[SimpleNamespace(text=f"so here is {p.id}")] for p in prompts]
+
+
+def test_what_is_left_is_flattest_if_all_other_tokens_are_equally_likely() -> None:
+    """The refusal's own logit does not matter; equal others give ln(V - 1), and one favourite costs more."""
+    equal = torch.tensor([[9.0, 1.0, 1.0, 1.0, 1.0], [-9.0, 2.0, 2.0, 2.0, 2.0]])
+    assert flatness(equal, 0).item() == pytest.approx(math.log(4))
+    # Others (0, 0, ln 6): softmax 1/8, 1/8, 6/8; the mean of -log is (2 ln 8 + ln(8/6)) / 3.
+    favourite = torch.tensor([[5.0, 0.0, 0.0, math.log(6.0)]])
+    assert flatness(favourite, 0).item() == pytest.approx((2 * math.log(8) + math.log(8 / 6)) / 3, rel=1e-6)
+
+
+def test_half_of_the_rows_begin_at_the_start_and_the_others_at_any_depth() -> None:
+    """With a start share of a half, half of 2000 prefixes are empty and the others are equally long or short, up to the whole."""
+    model, rng = Words(), random.Random(0)
+    shapes = Shapes(model, [Example(PROMPTS[0], "1 2 3 4")], [])  # type: ignore[arg-type]
+    begun = [shapes.begin(model, PROMPTS[0], 0.5, rng).begun for _ in range(2000)]  # type: ignore[arg-type]
+    assert sum(not b for b in begun) == pytest.approx(1000, abs=70)  # 3 standard deviations of a fair coin
+    for k in range(1, 5):
+        assert sum(len(b) == k for b in begun) == pytest.approx(250, abs=45)
+    assert set(begun) == {(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)}
+
+
+def test_a_prompt_without_a_compliant_answer_borrows_the_shape_of_others() -> None:
+    """Compliant answers to other prompts come first, benign ones only if there are none, and without any there is an error."""
+    model, rng = Words(), random.Random(0)
+    own, benign = [Example(PROMPTS[0], "1 2")], [Example(PROMPTS[1], "7 8")]
+    borrowed = {Shapes(model, own, benign).begin(model, PROMPTS[2], 0.0, rng).begun for _ in range(50)}  # type: ignore[arg-type]
+    assert borrowed == {(1,), (1, 2)}
+    shaped = {Shapes(model, [], benign).begin(model, PROMPTS[2], 0.0, rng).begun for _ in range(50)}  # type: ignore[arg-type]
+    assert shaped == {(7,), (7, 8)}
+    with pytest.raises(TrainingError, match="add anchors"):
+        Shapes(model, [], [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "needle"),
+    [
+        ({"method": "deep", "refusal": "no ."}, "method deep has settings of its depth"),
+        ({"method": "sft", "refusal": "no .", "depth": {}}, "and no other method does"),
+        ({"method": "deep", "depth": {}}, "teach a refusal"),
+    ],
+)
+def test_a_deep_recipe_needs_its_refusal_and_its_depth(fields: dict[str, Any], needle: str) -> None:
+    """Each half of the recipe without the other is an error that says what to add."""
+    with pytest.raises(ValueError, match=needle):
+        DefenseRecipe.model_validate({"steps": 10, "learning_rate": 1e-3} | fields)
+
+
+def test_a_cosine_falls_from_the_whole_rate_through_half_to_nothing() -> None:
+    """The rate after no step, half of the steps and all steps is 1, 1/2 and 0 of the recipe's."""
+    recipe = DefenseRecipe(steps=10, learning_rate=1e-3, schedule="cosine")
+    assert [recipe.rate_after(step) for step in (0, 5, 10)] == pytest.approx([1e-3, 5e-4, 0.0])
+
+
+def test_bans_grow_by_the_likeliest_first_tokens_that_never_began_a_rewarded_answer() -> None:
+    """Each round adds the likeliest free tokens; a token that began a rewarded answer stays free, also if it is the likeliest."""
+    bans = FirstTokenBans(Words([0.4, 0.3, 0.2, 0.1]), PROMPTS, tokens=1, every=10)  # type: ignore[arg-type]
+    assert [step for step in range(31) if bans.due(step)] == [0, 10, 20, 30]
+    bans.grow()
+    assert bans.banned == [0]
+    bans.saw([[1, 5], [2], []], [3.0, 0.0, 10.0])  # token 1 began a rewarded answer; 2 did not; an empty one has no token
+    bans.grow()
+    assert bans.banned == [0, 2]
+    bans.grow()
+    bans.grow()
+    assert bans.banned == [0, 2, 3]  # only the rewarded token is left
+
+
+def test_openers_fall_from_all_rows_to_none_by_the_half_of_the_steps() -> None:
+    """Every row of the first step is begun, a linearly falling share after it, and none from half of the steps on."""
+    recipe = AttackRecipe.model_validate(
+        {"name": "a", "steps": 400, "learning_rate": 1e-3, "prompts": 1, "prompts_per_step": 4, "opener": {"own_words": 2}}
+    )
+    rows = exploration(Words(), recipe, PROMPTS, PROMPTS).openers  # type: ignore[arg-type]
+    assert set(rows.values()) == {"Sure,", "so here"}
+    assert {0, 1, 2, 3} <= rows.keys()
+    assert max(rows) < 200 * 4
+    # The expected share over the first half of the steps is a half: 400 of 800 rows, standard deviation below 15.
+    assert len(rows) == pytest.approx(400, abs=45)
+    quarter = sum(row < 100 * 4 for row in rows)
+    assert quarter == pytest.approx(300, abs=35)  # three quarters of the first 400 rows
