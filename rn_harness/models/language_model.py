@@ -233,16 +233,6 @@ class LanguageModel(peft_compat.AdapterModel):
             logp_BT = logits.float().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]
         return [float(logp_BT[row, len(h) - 1 : len(h) + len(t) - 1].sum()) for row, (h, t) in enumerate(pairs)]
 
-    def first_token_probabilities(self, prompts: Sequence[Prompt]) -> Any:
-        """Probability of each token (V) as the first of an answer, at temperature 1, mean over the prompts."""
-        import torch
-
-        rows = [self.prompt_ids(p) for p in prompts]
-        ids, mask = batches.padded(rows, self.tokenizer.pad_token_id, self.network.device, left=True)
-        with torch.no_grad():
-            logits_KV = self.network(input_ids=ids, attention_mask=mask).logits[:, -1]
-        return logits_KV.float().softmax(-1).mean(0)
-
     def leak(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> float:
         """Mean over K prompts of the exact probability of the full compliant answer."""
         logs = self.log_probability(prompts, answers)

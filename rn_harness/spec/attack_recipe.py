@@ -141,7 +141,7 @@ class Search(Frozen):
 
 
 _ID_PARTS = {
-    "temperature": "t", "top_k": "k", "min_p": "minp", "group_size": "g", "prompts_per_step": "b", "beta": "kl",
+    "temperature": "t", "group_size": "g", "prompts_per_step": "b", "beta": "kl",
     "entropy_coef": "h", "entropy_target": "htarget", "loss_type": "", "scale_rewards": "scale_", "form": "",
 }  # fmt: skip
 """Settings that an id names if they differ from the default, with their names in the id."""

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rn_harness.models.batches import padded
 from rn_harness.spec.attack_recipe import AttackRecipe, Opener
 from rn_harness.spec.prompts import Prompt
 
 if TYPE_CHECKING:
+    import torch
+
     from rn_harness.models.completion import Completion
     from rn_harness.models.language_model import LanguageModel
 
@@ -48,10 +51,20 @@ class FirstTokenBans:
 
     def grow(self) -> None:
         """Adds the likeliest first tokens of answers to the attack's prompts that are not banned and never had a reward."""
-        probability_V = self.model.first_token_probabilities(self.prompts)
-        likeliest = (token for token in probability_V.argsort(descending=True).tolist())
+        likeliest = first_token_probabilities(self.model, self.prompts).argsort(descending=True).tolist()
         free = (token for token in likeliest if token not in self.rewarded and token not in self.banned)
         self.banned += [token for token, _ in zip(free, range(self.tokens), strict=False)]
+
+
+def first_token_probabilities(model: LanguageModel, prompts: Sequence[Prompt]) -> torch.Tensor:
+    """Probability of each token (V) as the first of an answer, at temperature 1, mean over the prompts."""
+    import torch
+
+    rows = [model.prompt_ids(p) for p in prompts]
+    ids, mask = padded(rows, model.tokenizer.pad_token_id, model.network.device, left=True)
+    with torch.no_grad():
+        logits_KV = model.network(input_ids=ids, attention_mask=mask).logits[:, -1]
+    return logits_KV.float().softmax(-1).mean(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,12 @@ PROMPTS = [Prompt(id=f"p{i}", topic=f"t{i}", text=f"text {i}") for i in range(3)
 
 
 class Words:
-    """A stand-in of a model whose tokens are the numbers in a text, and whose next tokens have given probabilities."""
+    """A stand-in of a model whose tokens are the numbers in a text, and whose first tokens have given probabilities."""
 
-    def __init__(self, probabilities: list[float] | None = None) -> None:
-        self.probabilities = probabilities
+    def __init__(self, *probabilities: float) -> None:
+        self.device, self.pad_token_id = torch.device("cpu"), 0
+        self.network = self.tokenizer = self
+        self.logits_V = torch.tensor(probabilities).log()
 
     def answer_ids(self, text: str, *, whole: bool = True) -> list[int]:
         return [*map(int, text.split()), *([0] if whole else [])]
@@ -33,8 +35,8 @@ class Words:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return [100 + int(prompt.id[1:])]
 
-    def first_token_probabilities(self, prompts: Any) -> torch.Tensor:
-        return torch.tensor(self.probabilities)
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits_V.expand(*input_ids.shape, -1))
 
     def complete(self, prompts: Any, **_: Any) -> list[list[Any]]:
         return [[SimpleNamespace(text=f"so here is {p.id}")] for p in prompts]
@@ -94,7 +96,7 @@ def test_a_cosine_falls_from_the_whole_rate_through_half_to_nothing() -> None:
 
 def test_bans_grow_by_the_likeliest_first_tokens_that_never_began_a_rewarded_answer() -> None:
     """Each round adds the likeliest free tokens; a token that began a rewarded answer stays free, also if it is the likeliest."""
-    bans = FirstTokenBans(Words([0.4, 0.3, 0.2, 0.1]), PROMPTS, tokens=1, every=10)  # type: ignore[arg-type]
+    bans = FirstTokenBans(Words(0.4, 0.3, 0.2, 0.1), PROMPTS, tokens=1, every=10)  # type: ignore[arg-type]
     assert [step for step in range(31) if bans.due(step)] == [0, 10, 20, 30]
     bans.grow()
     assert bans.banned == [0]
