@@ -64,7 +64,8 @@ def first_token_probabilities(model: LanguageModel, prompts: Sequence[Prompt]) -
     ids, mask = padded(rows, model.tokenizer.pad_token_id, model.network.device, left=True)
     with torch.no_grad():
         logits_KV = model.network(input_ids=ids, attention_mask=mask).logits[:, -1]
-    return logits_KV.float().softmax(-1).mean(0)
+    mean_V: torch.Tensor = logits_KV.float().softmax(-1).mean(0)
+    return mean_V
 
 
 @dataclass(frozen=True, slots=True)
