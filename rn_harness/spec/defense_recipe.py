@@ -73,6 +73,11 @@ class GRPORecipe(Frozen):
         """True if all weights are trained, so that the result is a whole model and not an adapter."""
         return self.form == "full"
 
+    @property
+    def rewarded(self) -> bool:
+        """True if it is RL; supervised methods ignore groups, sampling, penalties and micro-batches."""
+        return True
+
     def __hash__(self) -> int:
         """The hash of the settings as JSON, since lists and mappings among them have no hash."""
         return hash(self.model_dump_json())
@@ -87,7 +92,7 @@ class GRPORecipe(Frozen):
 
     @model_validator(mode="after")
     def _penalty_has_a_reference_and_batch_splits(self) -> Self:
-        if self.form == "full" and self.beta:
+        if self.form == "full" and self.beta and self.rewarded:
             raise ValueError(
                 f"a KL penalty is towards the policy without its adapter, got beta={self.beta} for form={self.form!r}; take "
                 "beta=0 or form=lora"
@@ -200,6 +205,11 @@ class DefenseRecipe(GRPORecipe):
     validation_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     evaluate_every: Annotated[int, Field(ge=1)] = 10
     hardening: Hardening | None = None
+
+    @property
+    def rewarded(self) -> bool:
+        """True if it is RL."""
+        return self.method == "grpo"
 
     @property
     def whole(self) -> bool:
