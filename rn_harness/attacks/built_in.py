@@ -78,7 +78,7 @@ def reinforce(context: AttackContext, trainer: TrainerName = "grpo") -> dict[str
     if recipe.ban and context.sampler.vllm:
         raise UnsuitedError(f"attack {recipe.id} bans first tokens in rollouts, which only transformers' sampler does here")
     prompts = order_prompts(context.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
-    aids = exploration(context.model, recipe, context.prompts, context.benign)
+    aids = exploration(context.model, recipe, context.benign)
     options = TrainOptions(sampler=context.sampler, trainer=trainer, tick=context.tick, exploration=aids)
     return train(context.model, recipe, prompts, context.reward, context.at_step, context.due, options)
 

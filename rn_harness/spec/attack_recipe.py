@@ -45,9 +45,9 @@ class FirstTokenBan(Frozen):
     """Bans likely first tokens in rollouts, so that a refusal cannot begin as usual; measurements are without it.
 
     Attributes:
-        tokens: banned in each round, in addition to those before: the likeliest first tokens of answers to the attack's prompts.
-            A token that began a rewarded answer is never banned.
-        every: steps between two rounds; the first is before the attack's first step.
+        tokens: banned in each round, in addition to those before: the most frequent first tokens of rollouts without a reward
+            since the last round. A token that began a rewarded answer is never banned.
+        every: steps between two rounds; the first is after step 1.
     """
 
     tokens: Annotated[int, Field(ge=1, le=64)] = 1

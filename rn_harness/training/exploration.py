@@ -5,18 +5,17 @@ They act on the completions that are trained on. Checkpoints measure the policy 
 
 from __future__ import annotations
 
+import collections
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rn_harness.models.batches import padded
 from rn_harness.spec.attack_recipe import AttackRecipe, Opener
 from rn_harness.spec.prompts import Prompt
 
 if TYPE_CHECKING:
-    import torch
-
     from rn_harness.models.completion import Completion
     from rn_harness.models.language_model import LanguageModel
 
@@ -28,44 +27,33 @@ class FirstTokenBans:
     A refused request is answered by a few first tokens. Without them the policy shows what it would answer otherwise.
 
     Attributes:
-        tokens: that each round adds.
-        every: steps between two rounds; the first is before step 1.
+        tokens: that each round adds at most.
+        every: steps between two rounds; the first is after step 1, when there are rollouts.
         banned: in the order in which they were added.
+        refused: first tokens of unrewarded rollouts since the last round, with their numbers.
         rewarded: first tokens of answers that had a reward; never banned.
     """
 
-    model: LanguageModel
-    prompts: Sequence[Prompt]
     tokens: int
     every: int
     banned: list[int] = field(default_factory=list)
+    refused: collections.Counter[int] = field(default_factory=collections.Counter)
     rewarded: set[int] = field(default_factory=set)
 
-    def saw(self, rows: Sequence[Sequence[int]], rewards: Sequence[float | None]) -> None:
-        """Learns which first tokens begin rewarded answers, from the tokens and rewards of B rollouts."""
-        self.rewarded.update(ids[0] for ids, reward in zip(rows, rewards, strict=True) if ids and reward)
+    def saw(self, firsts: Sequence[Sequence[int]], rewards: Sequence[float | None]) -> None:
+        """Takes the first token, if any, and the reward of each of B rollouts."""
+        for first, reward in zip(firsts, rewards, strict=True):
+            (self.rewarded if reward else self.refused).update(first)
 
     def due(self, step: int) -> bool:
         """True if a round comes after this step."""
-        return step % self.every == 0
+        return step == 1 or (step > 0 and step % self.every == 0)
 
     def grow(self) -> None:
-        """Adds the likeliest first tokens of answers to the attack's prompts that are not banned and never had a reward."""
-        likeliest = first_token_probabilities(self.model, self.prompts).argsort(descending=True).tolist()
-        free = (token for token in likeliest if token not in self.rewarded and token not in self.banned)
-        self.banned += [token for token, _ in zip(free, range(self.tokens), strict=False)]
-
-
-def first_token_probabilities(model: LanguageModel, prompts: Sequence[Prompt]) -> torch.Tensor:
-    """Probability of each token (V) as the first of an answer, at temperature 1, mean over the prompts."""
-    import torch
-
-    rows = [model.prompt_ids(p) for p in prompts]
-    ids, mask = padded(rows, model.tokenizer.pad_token_id, model.network.device, left=True)
-    with torch.no_grad():
-        logits_KV = model.network(input_ids=ids, attention_mask=mask).logits[:, -1]
-    mean_V: torch.Tensor = logits_KV.float().softmax(-1).mean(0)
-    return mean_V
+        """Bans the most frequent first tokens of unrewarded rollouts that never began a rewarded one."""
+        ranked = (token for token, _ in self.refused.most_common() if token not in self.rewarded and token not in self.banned)
+        self.banned += itertools.islice(ranked, self.tokens)
+        self.refused.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +72,9 @@ class Exploration:
 NONE = Exploration()
 
 
-def exploration(model: LanguageModel, recipe: AttackRecipe, prompts: Sequence[Prompt], benign: Sequence[Prompt]) -> Exploration:
-    """The aids that a recipe declares.
-
-    Args:
-        model: under attack.
-        recipe: of the attack.
-        prompts: of the attack.
-        benign: prompts whose answers an opener may begin like.
-    """
-    bans = FirstTokenBans(model, prompts, recipe.ban.tokens, recipe.ban.every) if recipe.ban else None
+def exploration(model: LanguageModel, recipe: AttackRecipe, benign: Sequence[Prompt]) -> Exploration:
+    """The aids that a recipe declares; an opener may begin like the model's answers to these benign prompts."""
+    bans = FirstTokenBans(recipe.ban.tokens, recipe.ban.every) if recipe.ban else None
     return Exploration(bans, _openers(model, recipe, recipe.opener, benign) if recipe.opener else {})
 
 

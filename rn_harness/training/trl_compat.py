@@ -168,16 +168,16 @@ def saving_trainer(
 
 
 def ban_callback(trainer: Any, bans: FirstTokenBans) -> Any:
-    """A callback that extends the list of banned first tokens when a round is due, before the rollouts of the next step."""
+    """A callback that extends the list of banned first tokens when a round is due, for the rollouts of the next step."""
     import transformers
 
     class Ban(transformers.TrainerCallback):  # type: ignore[misc]
-        """Grows the list before the first step and every few steps."""
+        """Grows the list every few steps."""
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if bans.due(state.global_step):
                 bans.grow()
-                trainer.generation_config.begin_suppress_tokens = list(bans.banned)
+                trainer.generation_config.begin_suppress_tokens = list(bans.banned) or None
 
     return Ban()
 

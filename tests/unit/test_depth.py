@@ -22,21 +22,13 @@ PROMPTS = [Prompt(id=f"p{i}", topic=f"t{i}", text=f"text {i}") for i in range(3)
 
 
 class Words:
-    """A stand-in of a model whose tokens are the numbers in a text, and whose first tokens have given probabilities."""
-
-    def __init__(self, *probabilities: float) -> None:
-        self.device, self.pad_token_id = torch.device("cpu"), 0
-        self.network = self.tokenizer = self
-        self.logits_V = torch.tensor(probabilities).log()
+    """A stand-in of a model whose tokens are the numbers in a text."""
 
     def answer_ids(self, text: str, *, whole: bool = True) -> list[int]:
         return [*map(int, text.split()), *([0] if whole else [])]
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return [100 + int(prompt.id[1:])]
-
-    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.logits_V.expand(*input_ids.shape, -1))
 
     def complete(self, prompts: Any, **_: Any) -> list[list[Any]]:
         return [[SimpleNamespace(text=f"so here is {p.id}")] for p in prompts]
@@ -94,18 +86,18 @@ def test_a_cosine_falls_from_the_whole_rate_through_half_to_nothing() -> None:
     assert [recipe.rate_after(step) for step in (0, 5, 10)] == pytest.approx([1e-3, 5e-4, 0.0])
 
 
-def test_bans_grow_by_the_likeliest_first_tokens_that_never_began_a_rewarded_answer() -> None:
-    """Each round adds the likeliest free tokens; a token that began a rewarded answer stays free, also if it is the likeliest."""
-    bans = FirstTokenBans(Words(0.4, 0.3, 0.2, 0.1), PROMPTS, tokens=1, every=10)  # type: ignore[arg-type]
-    assert [step for step in range(31) if bans.due(step)] == [0, 10, 20, 30]
+def test_bans_grow_by_frequent_first_tokens_that_never_began_a_rewarded_answer() -> None:
+    """Each round adds the most frequent free tokens since the last; one that began a rewarded answer stays free for ever."""
+    bans = FirstTokenBans(tokens=2, every=10)
+    assert [step for step in range(31) if bans.due(step)] == [1, 10, 20, 30]
+    bans.saw([[7], [7], [7], [5], [5], [3], [9], [9], [9], [9], []], [0.0] * 6 + [0.0, 0.0, 0.0, 2.0, 0.0])
     bans.grow()
-    assert bans.banned == [0]
-    bans.saw([[1, 5], [2], []], [3.0, 0.0, 10.0])  # token 1 began a rewarded answer; 2 did not; an empty one has no token
+    assert bans.banned == [7, 5]  # 9 is as frequent as 7, but began a rewarded answer; 3 is next
+    bans.saw([[9], [3], [4], [4]], [0.0, 0.0, 0.0, None])
     bans.grow()
-    assert bans.banned == [0, 2]
+    assert bans.banned == [7, 5, 4, 3]
     bans.grow()
-    bans.grow()
-    assert bans.banned == [0, 2, 3]  # only the rewarded token is left
+    assert bans.banned == [7, 5, 4, 3]  # no rollout since
 
 
 def test_openers_fall_from_all_rows_to_none_by_the_half_of_the_steps() -> None:
@@ -113,7 +105,7 @@ def test_openers_fall_from_all_rows_to_none_by_the_half_of_the_steps() -> None:
     recipe = AttackRecipe.model_validate(
         {"name": "a", "steps": 400, "learning_rate": 1e-3, "prompts": 1, "prompts_per_step": 4, "opener": {"own_words": 2}}
     )
-    rows = exploration(Words(), recipe, PROMPTS, PROMPTS).openers  # type: ignore[arg-type]
+    rows = exploration(Words(), recipe, PROMPTS).openers  # type: ignore[arg-type]
     assert set(rows.values()) == {"Sure,", "so here"}
     assert {0, 1, 2, 3} <= rows.keys()
     assert max(rows) < 200 * 4
