@@ -16,6 +16,8 @@ from rn_harness.store.store import Store
 LOW = 1e-6
 """Learning rate that is too small to change an answer."""
 FOLDING = """
+import dataclasses
+
 from rn_harness.attacks.built_in import Grpo, reinforce
 
 
@@ -28,7 +30,7 @@ class Folding(Grpo):
                     layer.lora_B["default"].weight.data.zero_()
             context.at_step(step, window)
 
-        return reinforce(context, at_step=at_step)
+        return reinforce(dataclasses.replace(context, at_step=at_step))
 """
 """A user's family that merges its adapter into the weights at each step and continues with an adapter of zeros."""
 
