@@ -104,10 +104,10 @@ def _fetch(model: str, revision: str, *, offline: bool, code: bool, pickles: boo
     try:
         if not offline and not _COMMIT.fullmatch(revision):
             revision = str(HfApi().model_info(model, revision=revision).sha)
-        how: dict[str, Any] = {"revision": revision, "ignore_patterns": list(SKIPPED), "local_files_only": offline}
-        folder = Path(snapshot_download(model, allow_patterns=wanted, **how))
+        how: dict[str, Any] = {"ignore_patterns": list(SKIPPED), "local_files_only": offline}
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted, **how))
         if pickles and not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(model, allow_patterns=[*wanted, *PICKLES], **how))
+            folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*wanted, *PICKLES], **how))
     except Exception as error:  # noqa: BLE001 - the parent process reports any error
         return {"error": type(error).__name__, "message": str(error)}
     if missing := _missing_weights(folder, pickles):
