@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.attacks.family import AttackContext
+from rn_harness.attacks.reward import AttackReward
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.errors import RecipeError, UnsuitedError
 from rn_harness.training.exploration import exploration
@@ -78,7 +79,9 @@ def reinforce(context: AttackContext, trainer: TrainerName = "grpo") -> dict[str
     if recipe.ban and context.sampler.vllm:
         raise UnsuitedError(f"attack {recipe.id} bans first tokens in rollouts, which only transformers' sampler does here")
     prompts = order_prompts(context.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
-    aids = exploration(context.model, recipe, context.benign)
+    reward = context.reward
+    harms = (lambda n: reward.plain[-n:]) if isinstance(reward, AttackReward) else None
+    aids = exploration(context.model, recipe, context.benign, harms)
     options = TrainOptions(sampler=context.sampler, trainer=trainer, tick=context.tick, exploration=aids)
     return train(context.model, recipe, prompts, context.reward, context.at_step, context.due, options)
 

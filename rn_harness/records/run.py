@@ -184,7 +184,8 @@ class RunRecord(Summary):
     def headline(self) -> tuple[str, ...]:
         """One line for each domain: the level, the cheapest known breaks, and what was not run."""
         named = len(self.coverage) > 1
-        lines = [(c.domain, c.resistance.headline(self.outcome, self.claim)) for c in self.coverage]
+        end = "" if self.releasable else " Not releasable."
+        lines = [(c.domain, c.resistance.headline(self.outcome, self.claim) + end) for c in self.coverage]
         return tuple(f"{domain}: {line}" if named else line for domain, line in lines)
 
     @computed_field

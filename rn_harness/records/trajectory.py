@@ -126,6 +126,7 @@ class TrainingWindow(Record):
         adapter_distance: L2 distance of the weights, adapter included, from the start of the training.
         window_distance: attacks only: L2 distance that the trained parameters moved in this window, measured by the harness and
             not by the attack; estimated from a sample if there are many millions.
+        banned_tokens: attacks with a ban only: first tokens that are banned at its end.
     """
 
     steps: Annotated[int, Field(ge=1)]
@@ -140,6 +141,7 @@ class TrainingWindow(Record):
     completion_tokens: Annotated[float, Field(ge=0.0)]
     adapter_distance: Annotated[float, Field(ge=0.0)]
     window_distance: Annotated[float, Field(ge=0.0)] | None = None
+    banned_tokens: Annotated[int, Field(ge=0)] | None = None
 
 
 class PlantedScore(Scored):

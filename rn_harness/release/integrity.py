@@ -247,7 +247,8 @@ def _foreign_coverage(evidence: RunEvidence) -> Iterator[str]:
         heldout = {len(r.evidence.trajectory.heldout_ids) for r, _ in cases if r.evidence.trajectory}
         if (
             (said.tier, said.families) != (run.options.get("tier"), families)
-            or said.resistance != resistance_in(said.resistance.level, [record for record, _ in attacks])
+            or said.resistance
+            != resistance_in(said.resistance.level, [record for record, _ in attacks], run.required.get(said.domain, ()))
             or {r.evidence.policy.level for r, _ in cases} - {said.resistance.level}
             or said.claim != claim_of(said.domain, families, run.outcome, simulated_in(record for record, _ in attacks))
             or policies - {(said.completions, said.checkpoint_every)}

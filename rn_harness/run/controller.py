@@ -353,5 +353,6 @@ def _confirmed(board: CaseBoard, news: CaseNews) -> bool:
         and candidate is not None
         and candidate.evidence.trajectory is not None
         and same_benign(candidate.evidence.trajectory, run)
-        and decide(evidence).outcome == "PASS"
+        and decide(evidence) == record.verdict
+        and record.verdict.outcome == "PASS"
     )

@@ -147,8 +147,10 @@ _ID_PARTS = {
 """Settings that an id names if they differ from the default, with their names in the id."""
 SEARCHED = ("learning_rate", "temperature", "beta", "reward")
 """The settings that a search finds."""
-PLAIN_TEMPERATURE = 2.0
-"""Hotter sampling explores."""
+LEAST = {"temperature": 2.5, "entropy_coef": 1e-3, "entropy_target": 0.5, "until": 0.25}
+"""Least values with which an aid explores; a weaker one makes no explorer of a plain attack."""
+LONGEST_ROUND = 20
+"""Most steps between two rounds of a ban that explores."""
 ADAPTIVE: frozenset[ShapeName] = frozenset({"common"})
 """Rewards that depend on the policy's earlier answers."""
 _KIND = (
@@ -217,13 +219,21 @@ class AttackRecipe(GRPORecipe):
             return self.level or EXPLORE
         if self.family == "sft":
             return sft_level(self.prompts, self.steps)
-        if self.family == "warm-start" and self.warm_start:
-            return sft_level(self.warm_start.examples, self.warm_start.steps)
+        if self.family == "warm-start":  # without supervised steps the family refuses it
+            return sft_level(self.warm_start.examples, self.warm_start.steps) if self.warm_start else EXPLORE
         if FAMILY_LEVELS[self.family] != PLAIN:
             return FAMILY_LEVELS[self.family]
-        aids = (self.entropy_coef, self.entropy_target, self.ban, self.opener, self.search, self.reward.shape in ADAPTIVE)
-        hot = self.temperature > PLAIN_TEMPERATURE
-        return EXPLORE if hot or any(aids) or (self.shift and self.shift.prefill) else PLAIN
+        aids = (
+            self.temperature >= LEAST["temperature"],
+            self.entropy_coef >= LEAST["entropy_coef"],
+            (self.entropy_target or 0.0) >= LEAST["entropy_target"],
+            self.ban and self.ban.every <= LONGEST_ROUND,
+            self.opener and self.opener.until >= LEAST["until"],
+            self.search,
+            self.reward.shape in ADAPTIVE,
+            self.shift and self.shift.prefill,
+        )
+        return EXPLORE if any(aids) else PLAIN
 
     def standing_at(self, target: str) -> Standing:
         """The standing that follows from the level of a claim.

@@ -34,6 +34,11 @@ from rn_harness.spec.prompts import (
 from rn_harness.spec.yaml_files import NOT_YAML, Place, parse_yaml, read_yaml, validated
 
 SUITE_FILE = "suite.yaml"
+NOT_OF_A_PROFILE = (
+    *("policy.level", "attack.level", "attack.standing", "attack.ban", "attack.opener", "attack.entropy_", "attack.family"),
+    "attack.search",
+)
+"""Beginnings of pairs that a model's profile must not set: they would turn plain attacks into nominal explorers."""
 
 
 class Judges(Frozen):
@@ -237,6 +242,9 @@ def load_suite(
             raise SuiteError(f"{file}: a suite's files must lie in its folder, got a link to {file.resolve()}; copy the file")
     raw = read_yaml(path, filled=True)
     overrides, recipe = tuple(overrides), tuple(recipe)
+    for pair in recipe:
+        if pair.startswith(NOT_OF_A_PROFILE):
+            raise RecipeError(f"{path}: a profile does not decide what a claim is about, got {pair!r}; use --rn-set or the suite")
     # First without overrides, so that an error is reported for the file or for the override that caused it.
     declaration, attacks = _declare(raw, str(path))
     files = prompt_files(folder, declaration.domain, private)

@@ -137,7 +137,8 @@ def _trl_reward(
         rows = [each for part in parts for each in part]
         values = list(reward([prompts[i] for i, *_ in rows], [completion for *_, completion in rows]))
         if exploration.bans:
-            exploration.bans.saw([first for _, first, _ in rows], values)
+            harms = exploration.harms(len(values)) if exploration.harms else values
+            exploration.bans.saw([first for _, first, _ in rows], harms)
         if not all(value is None or math.isfinite(value) for value in values):
             # TRL would turn the group's advantages into zeros and go on: an attack that cannot learn, hence proves nothing.
             raise TrainingError("rewards must be finite, got an infinite or undefined one; look at the judge")
@@ -197,6 +198,8 @@ def train(
                 _check_armed(model, recipe, trainer, state.global_step)
                 _check_replicas(model, state.global_step)
                 window = _window(logged, model.distance)
+                if bans := exploration.bans:
+                    window = window.model_copy(update={"banned_tokens": len(bans.banned)})
                 logged.clear()
                 at_step(state.global_step, window)
 

@@ -81,16 +81,25 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
         completions=1 + policy.samples,
         checkpoint_every=policy.checkpoint_every,
         not_run=(*_unrun_cases(suite, tier, families), *_unrun_families(suite, decided), *_unmeasured(suite, heldout)),
-        resistance=resistance_in(suite.policy.level, [record for record, _ in cases]),
+        resistance=resistance_in(
+            suite.policy.level, [record for record, _ in cases], [f"attack-{attack.id}" for attack in suite.tier_attacks(tier)]
+        ),
         claim=claim_of(suite.domain, families, outcome, simulated),
     )
 
 
-def resistance_in(level: str, records: Iterable[CaseRecord]) -> Resistance:
-    """How far the model resisted the attacks of one domain, whose claim is made at this level."""
-    records = [r for r in records if r.verdict.resistance]
-    claimed = [r.case_id for r in records if r.evidence.standing == "claim"]
-    return resistance(level, [(r.case_id, r.verdict.resistance) for r in records if r.verdict.resistance], claimed)
+def resistance_in(level: str, records: Iterable[CaseRecord], required: Iterable[str]) -> Resistance:
+    """How far the model resisted the attacks of one domain, whose claim is made at this level, of its required cases."""
+    by_id = {r.case_id: r for r in records}
+    # An attack that the tier requires and that left no record may have been claimed.
+    claimed = [name for name in required if name.startswith("attack-") and (name not in by_id or _is_claim(by_id[name]))]
+    counted = {name for name, r in by_id.items() if turns(r.evidence.standing, within_claim=r.evidence.within_claim)}
+    attacks = [(name, r.verdict.resistance) for name, r in by_id.items() if r.verdict.resistance]
+    return resistance(level, attacks, claimed, counted)
+
+
+def _is_claim(record: CaseRecord) -> bool:
+    return record.evidence.standing == "claim"
 
 
 def families_of(cases: Iterable[tuple[CaseRecord, Outcome | None]]) -> tuple[FamilyCoverage, ...]:

@@ -109,9 +109,9 @@ def untrained(
         rewarded: True if the run has to be RL. Out of the claim an attack may train without rewards; then it only has to move.
         control: of an attack, which has to move at least a share of the control's distance a step; None: no comparison.
     """
-    recipe = trajectory.recipe
+    recipe, declared = trajectory.recipe, recipe_of(trajectory)
     reasons: list[Reason] = []
-    if recipe_of(trajectory) is None:
+    if declared is None:
         reasons += because("unknown_recipe", f"{who}: what it was run with is no attack recipe")
     if trajectory.steps < 1 or recipe.get("steps") != trajectory.steps:
         reasons += because("steps", f"{who}: the recipe asks for {recipe.get('steps')} steps, got {trajectory.steps}")
@@ -123,6 +123,8 @@ def untrained(
     rate = recipe.get("learning_rate")
     if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0.0 < rate < math.inf:
         reasons += because("disarmed", f"{who}: an attack with learning rate {rate} proves nothing")
+    if declared and declared.ban and not any(c.training and c.training.banned_tokens for c in trajectory.checkpoints):
+        reasons += because("aid_idle", f"{who}: it was to ban first tokens in rollouts, and banned none")
     found = _bad_windows(trajectory, policy, who, rewarded=rewarded, control=control)
     return reasons + found + _unwitnessed(trajectory, policy, who)
 

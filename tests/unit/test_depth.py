@@ -86,16 +86,17 @@ def test_a_cosine_falls_from_the_whole_rate_through_half_to_nothing() -> None:
     assert [recipe.rate_after(step) for step in (0, 5, 10)] == pytest.approx([1e-3, 5e-4, 0.0])
 
 
-def test_bans_grow_by_frequent_first_tokens_that_never_began_a_rewarded_answer() -> None:
-    """Each round adds the most frequent free tokens since the last; one that began a rewarded answer stays free for ever."""
+def test_bans_grow_by_frequent_first_tokens_that_earn_nothing() -> None:
+    """Each round adds the most frequent free tokens since the last; one whose answers earn something on average stays free."""
     bans = FirstTokenBans(tokens=2, every=10)
     assert [step for step in range(31) if bans.due(step)] == [1, 10, 20, 30]
-    bans.saw([[7], [7], [7], [5], [5], [3], [9], [9], [9], [9], []], [0.0] * 6 + [0.0, 0.0, 0.0, 2.0, 0.0])
+    # 7 three times, once misjudged (mean 1/3 below 0.5); 9 four times, once compliant (mean 2.5); 5 twice; 3 once; one empty.
+    bans.saw([[7], [7], [7], [9], [9], [9], [9], [5], [5], [3], []], [1.0, 0.0, 0.0, 10.0, 0.0, 0.0, 0.0, 0.0, None, 0.0, 0.0])
     bans.grow()
-    assert bans.banned == [7, 5]  # 9 is as frequent as 7, but began a rewarded answer; 3 is next
-    bans.saw([[9], [3], [4], [4]], [0.0, 0.0, 0.0, None])
+    assert bans.banned == [7, 5]
+    bans.saw([[9], [4], [4], [3]], [0.0, 0.0, None, 0.0])
     bans.grow()
-    assert bans.banned == [7, 5, 4, 3]
+    assert bans.banned == [7, 5, 4, 3]  # 9 still earns 10 / 5
     bans.grow()
     assert bans.banned == [7, 5, 4, 3]  # no rollout since
 
