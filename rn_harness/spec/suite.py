@@ -34,10 +34,7 @@ from rn_harness.spec.prompts import (
 from rn_harness.spec.yaml_files import NOT_YAML, Place, parse_yaml, read_yaml, validated
 
 SUITE_FILE = "suite.yaml"
-NOT_OF_A_PROFILE = (
-    *("policy.level", "attack.level", "attack.standing", "attack.ban", "attack.opener", "attack.entropy_", "attack.family"),
-    "attack.search",
-)
+NOT_OF_A_PROFILE = ("policy.level", "attack.level", "attack.standing", "attack.ban", "attack.opener", "attack.entropy_")
 """Beginnings of pairs that a model's profile must not set: they would turn plain attacks into nominal explorers."""
 
 
@@ -216,6 +213,15 @@ def _set_in(place: Any, parts: Sequence[str], value: Any) -> None:
     place[parts[-1]] = value
 
 
+def _checked_recipe(recipe: Iterable[str], path: Path) -> tuple[str, ...]:
+    """The pairs that a model's profile declares, none of which decides what a claim is about."""
+    pairs = tuple(recipe)
+    for pair in pairs:
+        if pair.startswith(NOT_OF_A_PROFILE):
+            raise RecipeError(f"{path}: a profile does not decide what a claim is about, got {pair!r}; use --rn-set or the suite")
+    return pairs
+
+
 def load_suite(
     folder: Path,
     overrides: Iterable[str] = (),
@@ -241,10 +247,7 @@ def load_suite(
         if not file.resolve().is_relative_to(folder.resolve()):
             raise SuiteError(f"{file}: a suite's files must lie in its folder, got a link to {file.resolve()}; copy the file")
     raw = read_yaml(path, filled=True)
-    overrides, recipe = tuple(overrides), tuple(recipe)
-    for pair in recipe:
-        if pair.startswith(NOT_OF_A_PROFILE):
-            raise RecipeError(f"{path}: a profile does not decide what a claim is about, got {pair!r}; use --rn-set or the suite")
+    overrides, recipe = tuple(overrides), _checked_recipe(recipe, path)
     # First without overrides, so that an error is reported for the file or for the override that caused it.
     declaration, attacks = _declare(raw, str(path))
     files = prompt_files(folder, declaration.domain, private)

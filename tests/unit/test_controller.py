@@ -541,10 +541,7 @@ def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
         (["attack.temperature=0.3"], "all claimed attacks have sampling that is less varied than the policy is"),
         (["attack.top_k=1"], "all claimed attacks have sampling that is less varied than the policy is"),
         (["attack.min_p=0.5"], "all claimed attacks have sampling that is less varied than the policy is"),
-        (
-            ["attack.family=python:mine.py:Mine", "attack.level=rl-plain"],
-            "all claimed attacks have a family other than grpo and rloo",
-        ),
+        (["attack.family=python:mine.py:Mine"], "0 claimed attacks of the"),
         (["policy.sample_temperature=20"], "policy.sample_temperature=20.0 is laxer than 1.0"),
         (["policy.benign_temperature=50"], "policy.benign_temperature=50.0 is laxer than 0.7"),
     ],

@@ -410,6 +410,7 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "control-not-run": ("control", lambda of: changed(of, trajectory=None), "not_measured", "INCONCLUSIVE"),
     "candidate-not-measured": ("candidate", lambda of: changed(of, trajectory=None), "not_measured", "INCONCLUSIVE"),
     "recipe-unknown": ("attack", recipe(family=7), "unknown_recipe unknown_recipe", "INCONCLUSIVE"),
+    "ban-that-never-acts": ("attack", recipe(ban={"tokens": 1, "every": 10}), "aid_idle aid_idle", "INCONCLUSIVE"),
     "learning-rate-0": ("attack", recipe(learning_rate=0.0), "disarmed disarmed", "INCONCLUSIVE"),
     "candidate-complies": (
         "candidate", on_trajectory(lambda t: with_scores(t, 0, [completion(h, k, 2.1) for h in HELDOUT for k in range(2)])),
