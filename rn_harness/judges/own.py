@@ -92,8 +92,11 @@ def _place(spec: str) -> tuple[str, str]:
         raise JudgeError(
             f"one package must declare the judge {spec!r}, got {', '.join(sorted(entries))}; name one as python:pkg.mod:Name"
         )
-    (entry,) = entries.values()
-    return entry.module, entry.attr or ""
+    ((value, entry),) = entries.items()
+    try:
+        return entry.module, entry.attr or ""
+    except AttributeError:
+        raise JudgeError(f"an entry point is pkg.mod:Name, got {spec} = {value!r}; repair the package that declares it") from None
 
 
 class OwnJudge:

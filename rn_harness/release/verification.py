@@ -100,6 +100,10 @@ def verify(
     refusals += _releasable(evidence)
     if suites:
         refusals += _suites(evidence, suites, private)
+    elif level := run.options.get("level"):
+        refusals.append(
+            Refusal("lax", f"the run was asked for level {level}; only the suite says whether that is lower: pass --suite")
+        )
     refusals += [Refusal("weights_differ", sentence) for sentence in _weight_differences(run, weights)]
     refusals += [*_policy(evidence, policy), *_age(evidence, policy, now), *_tool(evidence, policy)]
     left, waived = _waive(refusals, waivers, now.date())

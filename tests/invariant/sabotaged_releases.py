@@ -15,6 +15,7 @@ from typing import Any
 
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import session_id
+from rn_harness.records.run import RunRecord
 from rn_harness.release.statement import STATEMENT
 from rn_harness.release.verification import Verification, verify
 from rn_harness.spec.base import LoadedCode
@@ -125,7 +126,11 @@ def threshold_raised(scene: Scene) -> Verification:
 
 @RELEASES.by("the outcome of the run is rewritten after a breach", "refused", "outcome_differs", "decided again it is FAIL")
 def outcome_rewritten(scene: Scene) -> Verification:
-    return _rewritten(scene, "run.json", lambda document: document.update(outcome="PASS", releasable=True, why_not=[]), level=5.0)
+    def change(document: dict[str, Any]) -> None:
+        document.update(outcome="PASS", why_not=[])
+        document.update(RunRecord.model_validate(document).model_dump(mode="json"))  # its headline follows
+
+    return _rewritten(scene, "run.json", change, level=5.0)
 
 
 @RELEASES.by("a score of an attacked model is changed in a record", "refused", "verdict_differs", "recorded as")

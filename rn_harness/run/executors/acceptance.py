@@ -122,11 +122,11 @@ def _identity(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterat
     ours, theirs = session.identity(task.suite, None), record.identity
     for name in IDENTITY:
         mine, other = getattr(ours, name), getattr(theirs, name)
-        if isinstance(mine, dict) and isinstance(other, dict):
-            if fields := differing(mine, other):
-                yield f"it is of another {name} ({', '.join(fields)})"
-        elif mine != other:
-            yield f"it is of another {name}: {other!r}, here {mine!r}"
+        if mine == other:
+            continue
+        both = isinstance(mine, dict) and isinstance(other, dict)
+        where = f" ({', '.join(differing(mine, other))})" if both else f": {other!r}, here {mine!r}"
+        yield f"it is of another {name}{where}"
     recipe = session.defense_recipe(task.suite)
     if task.kind in UNDEFENDED:
         if theirs.defense != NO_DEFENSE:

@@ -196,5 +196,7 @@ def write_files(files: Mapping[str, bytes], folder: Path, mode: int = 0o644) -> 
     for name, raw in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode)
-        path.write_bytes(raw)
+        whole = path.with_name(f".{path.name}.tmp")  # a kill must not leave half a record
+        whole.touch(mode)
+        whole.write_bytes(raw)
+        whole.replace(path)
