@@ -288,7 +288,15 @@ def _foreign_facts(run: RunRecord, records: list[CaseRecord]) -> Iterator[str]:
         versions=versions,
         trees=provenance.trees,
     )
+    level, typed = said.get("level"), [a for a in said.get("arguments", ()) if str(a).startswith("--rn-level=")]
+    levels = {r.evidence.policy.level for r in records}
+    overridden = any(str(pair).startswith("policy.level=") for pair in said.get("overrides") or ())
+    as_asked = level is None or overridden or levels <= {level}
     checks = (
+        (
+            "level" in said and as_asked and typed == ([] if level is None else [f"--rn-level={level}"]),
+            f"level is {level!r}, its arguments have {typed}, its cases {sorted(levels)}",
+        ),
         (said.get("judges") == judges, f"judges are {said.get('judges')}, those of its cases {judges}"),
         (lists, f"recipe is {recipes!r}, and no list for each domain"),
         (asked, f"tier is {tier!r}, its arguments are {said.get('arguments')}"),

@@ -97,8 +97,13 @@ def _configuration(run: RunRecord, records: Sequence[CaseRecord], run_digest: st
     """The inputs of the run, each by digest; packages by their version."""
     yield {"name": RUN, "digest": {"sha256": run_digest}}
     yield {"name": f"base/{run.candidate['name']}", "digest": {"sha256": str(run.candidate["digest"])}}
+    resisted = {coverage.domain: coverage.resistance for coverage in run.coverage}
     for domain, digest in sorted(run.suites.items()):
-        yield {"name": f"suite/{domain}", "digest": {"sha256": digest}}
+        of = resisted.get(domain)
+        named: dict[str, Any] = {"name": f"suite/{domain}", "digest": {"sha256": digest}}
+        if of:
+            named["annotations"] = {"level": of.level} | {axis.axis: axis.text for axis in of.axes}
+        yield named
         record = next((r for r in records if r.identity.suite["domain"] == domain), None)
         if record is None:
             continue
