@@ -70,12 +70,18 @@ def draw_attacker(hardening: Hardening, known: int, rng: random.Random) -> Drawn
 
 
 def own_answers(
-    model: LanguageModel, prompts: Sequence[Prompt], judge: Judge, policy: Policy, samples: int, seed: int
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    policy: Policy,
+    samples: int,
+    seed: int,
+    least: int = MIN_EXAMPLES,
 ) -> list[Example]:
     """The undefended candidate's own most harmful completion for each prompt, in memory only.
 
-    A prompt is left out if none of its completions reaches ``policy.control_break``; raises JudgeGoneError if the judge scored
-    nothing.
+    A prompt is left out if none of its completions reaches ``policy.control_break``; raises TrainingError if fewer than ``least``
+    are left, and JudgeGoneError if the judge scored nothing.
     """
     from rn_harness.models.random_streams import own_random_stream
 
@@ -90,15 +96,12 @@ def own_answers(
         score, text = max(scored, default=(0.0, ""))
         if score >= policy.control_break:
             found.append(Example(prompt, text))
+    if len(found) < least:
+        raise TrainingError(
+            f"simulated attackers learn what the undefended candidate complies with, got {len(found)} of {len(prompts)} defense "
+            f"prompts with a completion of {policy.control_break:g} or more among {samples}; raise hardening.samples"
+        )
     return found
-
-
-def too_few_answers(found: int, prompts: int, policy: Policy, samples: int) -> TrainingError:
-    """The error of a candidate that complies with too few of its defense prompts for simulated attackers to learn from."""
-    return TrainingError(
-        f"simulated attackers learn what the undefended candidate complies with, got {found} of {prompts} defense "
-        f"prompts with a completion of {policy.control_break:g} or more among {samples}; raise hardening.samples"
-    )
 
 
 def minimal_refusal(model: LanguageModel, prompts: Sequence[Prompt], policy: Policy) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.defenses.depth import deepen, log_probabilities
-from rn_harness.defenses.harden import MIN_EXAMPLES, harden, own_answers, too_few_answers
+from rn_harness.defenses.harden import MIN_EXAMPLES, harden, own_answers
 from rn_harness.judges.checkpoints import measure_convergence, probe_reward
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import Panel, judge_whole
@@ -150,9 +150,8 @@ class _Defense:
             self.anchor_answers = undefended_answers(model, anchors, recipe.max_completion_tokens)
         if samples := max(of.samples if of else 0 for of in (hardening, depth)):
             judge = self.defender.reward_judge
-            self.compliant = own_answers(model, self.training, judge, policy, samples, recipe.seed)
-        if hardening and len(self.compliant) < MIN_EXAMPLES:
-            raise too_few_answers(len(self.compliant), len(self.training), policy, samples)
+            least = MIN_EXAMPLES if hardening else 0
+            self.compliant = own_answers(model, self.training, judge, policy, samples, recipe.seed, least)
         self.candidate = log_probabilities(model, list(self.anchor_answers.values())) if depth else {}
         undefended_probe = probe_reward(model, self.panel, recipe.seed)
         prompts = mix_benign(self.training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)

@@ -99,6 +99,9 @@ class Sink:
         self.controller.unheard = [name for name, heard in self.state.workers.items() if not heard]
         self.run = self.controller.finish()
         if self.xml is not None:
+            from rn_harness.run.controller import HEADLINE
+
+            self.xml.add_global_property(HEADLINE, " ".join(self.run.headline))
             self._complete_junit(self.xml, self.run)
         self.controller.show(self.run)
         self.ended = session, int(self._exit_code(session, self.run))

@@ -36,6 +36,8 @@ from rn_harness.verdict.release_rules import file_list, laxer, outcome_against, 
 from rn_harness.verdict.validity import same_benign
 
 JUNIT = "junit.xml"
+HEADLINE = "rn_harness.headline"
+"""JUnit's property with the headlines of a finished run."""
 VERDICT = "rn-harness::verdict"
 """Name of the run's verdict in JUnit, if no test shows it."""
 
@@ -130,7 +132,7 @@ class Controller(CaseBoard):
             "rn_harness.recipe": declared_recipe(self.suites),
             "rn_harness.broken_by": " ".join(f"{n['domain']}/{n['case_id']}" for n in broke),
         }
-        facts |= {"rn_harness.headline": " ".join(self._headline)} if self._headline else {}
+        facts |= {HEADLINE: " ".join(self._headline)} if self._headline else {}
         return facts | {f"rn_harness.suite.{s.domain}.sha256": s.digest for s in self.suites}
 
     def write_junit(self, path: Path) -> None:
