@@ -175,18 +175,23 @@ class Controller(CaseBoard):
         claim, states = claim_of_run(outcome, [*records, *unreported]), [test.state for test in tests]
         state = self.undertold(outcome, states.count("failure"), states.count("error"))
         self._verdict = TestResult(VERDICT, state, claim) if state else None
-        run = self._compose(lines, outcome, claim, release_obstacles(self, outcome, missing))
-        self._headline = run.headline
-        self._write_junit()
-        run = run.model_copy(update={"files": _files(self.folder, lines)})  # JUnit's file among them
-        _write(self.folder, run, records)
+        run = self._keep(self._compose(lines, outcome, claim, release_obstacles(self, outcome, missing)), records)
         if run.releasable and (refused := _refusals(self, run)):
             # No refusal of verify can be waived, so that each is also listed as lax.
-            run = run.model_copy(update={"why_not": tuple(refused), "lax": (*run.lax, *refused)})
-            _write(self.folder, run, records)
+            run = self._keep(run.model_copy(update={"why_not": tuple(refused), "lax": (*run.lax, *refused)}), records)
         if options.export and (run.releasable or options.export_anyway):
-            run = _export(options.path(options.export), run, records)
-            _write(self.folder, run, records)
+            run = self._keep(_export(options.path(options.export), run, records), records)
+        return run
+
+    def _keep(self, run: RunRecord, records: Sequence[CaseRecord]) -> RunRecord:
+        """Writes JUnit's file with the run's headline, the record that binds its digest, and the statement."""
+        self._headline = run.headline
+        self._write_junit()
+        run = run.model_copy(update={"files": _files(self.folder, run.cases)})
+        text = run.model_dump_json(indent=1) + "\n"
+        write_text(self.folder / RUN, text)
+        statement = statement_of(run, records, hashlib.sha256(text.encode()).hexdigest())
+        write_text(self.folder / STATEMENT, statement_text(statement))
         return run
 
     def _compose(self, lines: Sequence[CaseLine], outcome: Outcome, claim: str, why_not: Sequence[str]) -> RunRecord:
@@ -250,14 +255,6 @@ def _files(folder: Path, lines: Sequence[CaseLine]) -> dict[str, str]:
     folders = [(folder / line.record).parent for line in lines if line.record]
     paths = [*(path for of_case in folders for path in sorted(of_case.iterdir())), folder / JUNIT]
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}
-
-
-def _write(folder: Path, run: RunRecord, records: Sequence[CaseRecord]) -> None:
-    """Writes the run's record, and the statement that binds it."""
-    text = run.model_dump_json(indent=1) + "\n"
-    write_text(folder / RUN, text)
-    statement = statement_of(run, records, hashlib.sha256(text.encode()).hexdigest())
-    write_text(folder / STATEMENT, statement_text(statement))
 
 
 def _refusals(board: CaseBoard, run: RunRecord) -> list[str]:

@@ -768,3 +768,13 @@ def test_the_gate_refuses_what_verify_refuses(tmp_path: Path) -> None:
         assert RunRecord.model_validate_json((run.folder / "run.json").read_text(encoding="utf-8")) == run.record
         found = verify(run.folder, weights=run.weights, suites=[run.suite.folder])
         assert run.record.releasable == (not found.refusals)
+
+
+def test_the_headline_in_junit_is_that_of_the_finished_run(tmp_path: Path) -> None:
+    """JUnit's headline says "Not releasable" also if only the check against the weights, after all tests, found it out."""
+    other = finished_run(tmp_path / "other", late=lambda of: (of / "adapter_model.safetensors").write_bytes(b"other"))
+    (suite,) = ET.parse(other.folder / "junit.xml").iter("testsuite")
+    (headline,) = [p.get("value") for p in suite.iter("property") if p.get("name") == "rn_harness.headline"]
+    assert headline == " ".join(other.record.headline)
+    assert headline.startswith("PASS at level rl-plain")
+    assert headline.endswith("Not releasable.")
