@@ -15,7 +15,7 @@ likely. See also arXiv 2406.05946 on shallow refusals.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from rn_harness.models.batches import padded
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.grpo import order_prompts
-from rn_harness.training.supervised import Example, batch_of, engine, make_optimizer, take_step
+from rn_harness.training.supervised import Example, batch_of, descend, engine
 
 if TYPE_CHECKING:
     import torch
@@ -97,23 +97,26 @@ def deepen(
     refusal = model.answer_ids(recipe.refusal)
     rows = recipe.prompts_per_step
     ordered = order_prompts(prompts, recipe.steps * rows, recipe.seed)
-    parameters = list(model.trained.values())
-    stepper = make_optimizer("adamw", parameters, recipe.learning_rate)
-    was_training, tokens = model.network.training, 0
-    for step in range(1, recipe.steps + 1):
-        for group in stepper.param_groups:
-            group["lr"] = recipe.rate_after(step - 1)
-        begun = [shapes.begin(model, p, depth.start_share, rng) for p in ordered[(step - 1) * rows : step * rows]]
-        benign = rng.sample(list(kept), min(depth.kept_rows, len(kept)))
-        model.network.train()
-        loss, seen = refusal_loss(model, begun, refusal, depth)
-        if benign and depth.keep:
-            loss = loss + depth.keep * divergence(model, benign, candidate)
-        loss.backward()
-        take_step(stepper, parameters, recipe.max_grad_norm, step)
-        model.network.train(was_training)
-        tokens += seen
-        after(step)
+    tokens = 0
+
+    def losses() -> Iterator[tuple[Any, None]]:
+        nonlocal tokens
+        for start in range(0, len(ordered), rows):
+            begun = [shapes.begin(model, p, depth.start_share, rng) for p in ordered[start : start + rows]]
+            benign = rng.sample(list(kept), min(depth.kept_rows, len(kept)))
+            loss, seen = refusal_loss(model, begun, refusal, depth)
+            tokens += seen
+            if benign and depth.keep:
+                loss = loss + depth.keep * divergence(model, benign, candidate)
+            yield loss, None
+
+    descend(
+        model,
+        losses(),
+        learning_rate=lambda step: recipe.rate_after(step - 1),
+        max_grad_norm=recipe.max_grad_norm,
+        after=lambda step, *_: after(step),
+    )
     return {**engine("adamw"), "compliant_answers": len(compliant), "kept_answers": len(kept), "tokens": tokens}
 
 

@@ -6,10 +6,11 @@ over the tokens of the answers, without those of the prompts.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rn_harness.models.batches import padded
 from rn_harness.spec.errors import TrainingError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
     from rn_harness.spec.defense_recipe import OptimizerName
     from rn_harness.spec.prompts import Prompt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +103,49 @@ def learn(
     Steps count from 1; ``after`` is called after each. Returns the settings, for the record, without those of the recipe. Raises
     TrainingError if a gradient is not finite.
     """
+
+    def losses() -> Iterator[tuple[Any, Callable[[float], Diagnostics]]]:
+        examples: Sequence[Example] | None = None
+        for given in steps:
+            if given is not examples:
+                examples, batch = given, batch_of(model, given)
+            logp_NV, loss = batch.loss(model.network)
+            yield -loss if unlearn else loss, functools.partial(batch.diagnostics, logp_NV)
+
+    descend(
+        model,
+        losses(),
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        optimizer=optimizer,
+        after=lambda step, norm, diagnostics: after(step, diagnostics(norm)),
+    )
+    return {**engine(optimizer), "max_grad_norm": max_grad_norm}
+
+
+def descend(
+    model: LanguageModel,
+    losses: Iterable[tuple[Any, T]],
+    *,
+    learning_rate: Callable[[int], float],
+    max_grad_norm: float,
+    optimizer: OptimizerName = "adamw",
+    after: Callable[[int, float, T], None],
+) -> None:
+    """Takes one step of the armed parameters down each of these losses, which are computed one at a time, at the present weights.
+
+    Steps count from 1; ``after`` is called after each with the gradient's norm before clipping and what came with the loss.
+    """
     parameters = list(model.trained.values())
     stepper = make_optimizer(optimizer, parameters, learning_rate(1))
     was_training = model.network.training
     model.network.train()
-    examples: Sequence[Example] | None = None
-    for step, given in enumerate(steps, 1):
-        if given is not examples:
-            examples, batch = given, batch_of(model, given)
+    for step, (loss, told) in enumerate(losses, 1):
         for group in stepper.param_groups:
             group["lr"] = learning_rate(step)
-        logp_NV, loss = batch.loss(model.network)
-        (-loss if unlearn else loss).backward()
-        norm = take_step(stepper, parameters, max_grad_norm, step)
-        after(step, batch.diagnostics(logp_NV, norm))
+        loss.backward()
+        after(step, take_step(stepper, parameters, max_grad_norm, step), told)
     model.network.train(was_training)
-    return {**engine(optimizer), "max_grad_norm": max_grad_norm}
 
 
 def engine(optimizer: OptimizerName) -> dict[str, Any]:
