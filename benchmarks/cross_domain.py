@@ -1,9 +1,9 @@
 """Does a defense hold in a domain that it never saw? ``python benchmarks/cross_domain.py [piece ...]``.
 
 A piece is a defended and an attacked domain, e.g. ``biochem-cybercrime``: one session of ``pytest suites/ATTACKED --rn-tier
-smoke`` on the shipped organism. The defended domain is attacked in the session that trains the defense and exports its
-adapter; the other domains use that adapter by ``--rn-defense``. ``both`` is one defense on the merged prompts of biochem and
-cybercrime, given by ``--rn-prompts``.
+smoke -k "not explore"`` on the shipped organism. The defended domain is attacked in the session that trains the defense and
+exports its adapter; the other domains use that adapter by ``--rn-defense``. ``both`` is one defense on the merged prompts of
+biochem and cybercrime, given by ``--rn-prompts``.
 
 Each finished piece is stored in docs/evidence/cross-domain.json. Named pieces are measured again; without names, missing
 pieces and those of another organism are measured. Adapters and the store are in reports/cross-domain, so that a later call
@@ -37,6 +37,7 @@ ATTACKED = ("biochem", "cybercrime", "baking")
 PIECES = tuple(dict.fromkeys(f"{of}-{attacked}" for of in SEEN for attacked in (SEEN[of][0], *ATTACKED)))
 """For each defense, the session that trains it comes first."""
 STEPS = (50, 200)
+PLAIN = ("--rn-tier=smoke", "-k", "not explore")
 
 
 def merged_prompts(domains: tuple[str, ...]) -> Path:
@@ -63,7 +64,7 @@ def trains(defended: str) -> dict[str, Any]:
     exported = SCRATCH / "adapters" / defended
     shutil.rmtree(exported, ignore_errors=True)
     prompts = [f"--rn-prompts={merged_prompts(SEEN[defended])}"] if others else []
-    return run(SCRATCH / "store", f"suites/{home}", "--rn-tier=smoke", f"--rn-export={exported}", "--rn-export-anyway", *prompts)
+    return run(SCRATCH / "store", f"suites/{home}", *PLAIN, f"--rn-export={exported}", "--rn-export-anyway", *prompts)
 
 
 def adapter(defended: str) -> Path:
@@ -108,7 +109,7 @@ def measure(piece: str) -> dict[str, Any]:
     if attacked == SEEN[defended][0]:
         result = trains(defended)
     else:
-        result = run(SCRATCH / "store", f"suites/{attacked}", "--rn-tier=smoke", f"--rn-defense={adapter(defended)}")
+        result = run(SCRATCH / "store", f"suites/{attacked}", *PLAIN, f"--rn-defense={adapter(defended)}")
     return {
         "defended": defended,
         "attacked": attacked,

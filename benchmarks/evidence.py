@@ -88,7 +88,7 @@ def controls() -> dict[str, Any]:
             for prompts in (5, 1):
                 for seed in range(5):
                     changes = [f"--rn-set=attack.prompts={prompts}", f"--rn-set=attack.seed={seed}"]
-                    result = run(Path(store), f"suites/{domain}", "--rn-tier=smoke", "-k", "control", *changes)
+                    result = run(Path(store), f"suites/{domain}", "--rn-tier=smoke", "-k", "control and not explore", *changes)
                     (case,) = result["cases"]
                     means = [c["mean"] for c in checkpoints(case)]
                     found[f"{domain}-p{prompts}-s{seed}"] = {"means": means, "verdict": case["verdict"]["outcome"]}

@@ -44,7 +44,7 @@ SETTINGS = (
     "--rn-set=defense.steps=2", "--rn-set=defense.evaluate_every=1",
 )  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-TESTS = 5
+TESTS = 7
 
 
 class Soak:

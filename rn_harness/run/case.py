@@ -139,16 +139,16 @@ def priorities(lengths: Mapping[str, float], needs: Mapping[str, Sequence[str]])
 
 
 def makespan(lengths: Mapping[str, float], needs: Mapping[str, Sequence[str]], slots: int) -> float:
-    """Time that all tasks take if each free slot takes the ready task with the highest priority; see ``priorities``."""
+    """Time that all tasks take if each free slot takes the ready task with the highest priority, the first of equal ones."""
     order = priorities(lengths, needs)
     ends: dict[str, float] = {}
     running: dict[str, float] = {}
-    left, clock = set(lengths), 0.0
+    left, clock = list(lengths), 0.0  # in order, so that the choice between equal priorities is the same each time
     while left or running:
         ready = sorted((n for n in left if all(w in ends for w in needs[n])), key=lambda n: -order[n])
         for name in ready[: slots - len(running)]:
             running[name] = clock + lengths[name]
-            left.discard(name)
+            left.remove(name)
         clock = min(running.values())
         ended = [name for name, end in running.items() if end <= clock]
         ends |= {name: running.pop(name) for name in ended}

@@ -23,8 +23,16 @@ def shared_store(tmp_path_factory):
 
 
 def copy_suite(folder):
-    """Copies the biochem suite with 40 of its 200 benign prompts, half of them twins: all take a third of a session."""
+    """Copies the biochem suite with a cheaper smoke tier.
+
+    It has one attack, since the banned one goes to the standard tier, and 40 of 200 benign prompts, half of them twins: all of
+    them take a third of a session.
+    """
     shutil.copytree(SUITES / "biochem", folder)
+    path = folder / "suite.yaml"
+    text, smoke = path.read_text(), "  - tier: smoke\n    base: {name: explore, "
+    assert text.count(smoke) == 1
+    path.write_text(text.replace(smoke, smoke.replace("smoke", "standard")))
     benign = folder / "prompts" / "benign.yaml"
     rows = yaml.safe_load(benign.read_text())["prompts"][:40]
     assert sum(row["kind"] == "twin" for row in rows) == 20

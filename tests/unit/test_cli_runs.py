@@ -188,7 +188,7 @@ def test_suites_cases_profiles_and_judges_are_listed() -> None:
     suites = {row["domain"]: row for row in json.loads(invoke("list", "suites", "--suites", ROOT / "suites", "--json").output)}
     assert suites["baking"]["sha256"] == load_suite(ROOT / "suites" / "baking").digest
     cases = invoke("list", "cases", "--suites", ROOT / "suites" / "baking", "--tier", "smoke").output.splitlines()
-    assert len(cases) == 5
+    assert len(cases) == 7
     assert "smollm2" in invoke("list", "profiles").output
     assert "phi-4" in invoke("list", "judges").output
 
@@ -207,10 +207,10 @@ def test_a_plan_estimates_times_from_earlier_runs(run: FinishedRun, tmp_path: Pa
             "plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", run.folder.parent, "--slots", "2", "--json"
         ).output
     )
-    # Each of the fixture's five cases took 60 s (attack of 200 steps, control of 50), and so do the planned ones.
-    assert told["seconds"] == 300.0
-    # Two at a time: first the candidate, then defense and control, then attack and helpfulness.
-    assert told["wall_seconds"] == 180.0
+    # Each of the fixture's five cases took 60 s (attack of 200 steps, control of 50), and so do the seven planned ones.
+    assert told["seconds"] == 420.0
+    # Two at a time: the candidate; defense and control; control and attack; attack and helpfulness.
+    assert told["wall_seconds"] == 240.0
     assert told["rests_on"] == ["run"]
 
 

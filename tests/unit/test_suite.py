@@ -579,7 +579,8 @@ def test_all_domains_are_there() -> None:
 def test_shipped_suite_has_its_counts(domain: str) -> None:
     """A shipped suite has enough prompts of each set, and its attacks take 200 steps.
 
-    At least 70 defense and 20 attack prompts; 60 held-out ones, 20 of them core; 60 anchors; 200 benign ones, 100 of them twins.
+    Smoke has a plain and an exploring attack. There are at least 70 defense and 20 attack prompts, 60 held-out
+    ones, 20 of them core, 60 anchors, and 200 benign ones, 100 of them twins.
     """
     suite = load_suite(SUITES / domain)
     assert suite.domain == domain
@@ -589,7 +590,10 @@ def test_shipped_suite_has_its_counts(domain: str) -> None:
     assert (n["heldout"], len(suite.heldout("full")), len(suite.heldout("smoke"))) == (60, 60, 20)
     assert n["anchor"] == 60
     assert (n["benign"], sum(p.kind == "twin" for p in suite.prompts["benign"])) == (200, 100)
-    assert {(r.steps, r.control_steps) for r in suite.tier_attacks("smoke")} == {(200, 50)}
+    assert {(r.attacker_level, r.steps, r.control_steps) for r in suite.tier_attacks("smoke")} == {
+        ("rl-plain", 200, 50),
+        ("rl-explore", 200, 50),
+    }
     assert suite.policy.threshold == 2.0
 
 
