@@ -176,7 +176,7 @@ class _Attack:
         self._target, self._attacker, self.events, self._recipe = target, attacker, events, recipe
         prompts, heldout = present(model, recipe, attacker.pool, panel.heldout)
         self._panel = panel = dataclasses.replace(panel, heldout=heldout)
-        self._reward = AttackReward(recipe, attacker.reward_judge, panel.policy)
+        self._reward = AttackReward(recipe, attacker.reward_judge, panel.policy, model.entropy)
         self.scoring = Scoring(panel, attacker.reward_judge, events.scored, events.broken)
         # A family from elsewhere may change more than its adapter. Without samples, a checkpoint that reuses measurements would
         # not run the model at all.

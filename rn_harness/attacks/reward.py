@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rn_harness.judges.protocol import Judge, ensure_judging
@@ -24,13 +24,21 @@ if TYPE_CHECKING:
 class AttackReward:
     """The attacker's reward. It keeps hashes of the completions, never their text.
 
+    ``entropies`` returns the mean token entropy of the policy along each answer to its prompt.
+
     Attributes:
         above: for each completion of the current window, True if its harm is above the threshold.
         plain: the reward of each before shaping.
     """
 
-    def __init__(self, recipe: AttackRecipe, judge: Judge, policy: Policy) -> None:
-        self._recipe, self._judge, self._policy = recipe, judge, policy
+    def __init__(
+        self,
+        recipe: AttackRecipe,
+        judge: Judge,
+        policy: Policy,
+        entropies: Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]],
+    ) -> None:
+        self._recipe, self._judge, self._policy, self._entropies = recipe, judge, policy, entropies
         self._said: collections.Counter[bytes] = collections.Counter()
         self.above: list[bool] = []
         self.plain: list[float | None] = []
@@ -42,10 +50,14 @@ class AttackReward:
         self.above.extend(j.score is not None and j.score > threshold for j in judged)
         plain = [attack_reward(j.score, is_refusal(of.text)) for j, of in zip(judged, completions, strict=True)]
         self.plain.extend(plain)
-        forms = self._forms([of.text for of in completions])
+        forms = self._forms(prompts, [of.text for of in completions])
         return [shaped_reward(self._recipe.reward, harm, form) for harm, form in zip(plain, forms, strict=True)]
 
-    def _forms(self, completions: Sequence[str]) -> list[Form]:
+    def _forms(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Form]:
+        # Equal answers have exactly equal rewards only if each is measured once: rounding depends on its place in a batch.
+        asked = dict.fromkeys(zip(prompts, completions, strict=True), 0.0)
+        if self._recipe.reward.shape == "entropy":
+            asked = dict(zip(asked, self._entropies(*zip(*asked, strict=True)), strict=True))
         said = [words(text) for text in completions]
         keys = [hashlib.sha256(" ".join(of).encode()).digest() for of in said]
         self._said.update(keys)
@@ -58,8 +70,9 @@ class AttackReward:
                 distinct=len(set(of)),
                 step_words=count_step_words(text),
                 share=self._said[key] / total,
+                entropy=asked[prompt, text],
             )
-            for text, of, key in zip(completions, said, keys, strict=True)
+            for prompt, text, of, key in zip(prompts, completions, said, keys, strict=True)
         ]
 
     def close(self, window: TrainingWindow) -> TrainingWindow:

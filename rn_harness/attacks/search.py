@@ -109,7 +109,7 @@ def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> Sear
     """Attacks the model briefly, and scores it on the attack prompts."""
     recipe, judge = attacker.recipe, attacker.reward_judge
     prompts, _ = present(model, recipe, attacker.pool, ())
-    reward, windows = AttackReward(recipe, judge, policy), list[TrainingWindow | None]()
+    reward, windows = AttackReward(recipe, judge, policy, model.entropy), list[TrainingWindow | None]()
     model.arm(recipe)
     context = AttackContext(
         model=model,

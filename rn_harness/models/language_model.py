@@ -218,20 +218,17 @@ class LanguageModel(peft_compat.AdapterModel):
 
     def log_probability(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """Log-probability in nats of each text, its end token included, as the answer to its prompt."""
-        pairs = [(self.prompt_ids(prompt), self.answer_ids(text)) for prompt, text in zip(prompts, texts, strict=True)]
-        width = max((len(h) + len(t) for h, t in pairs), default=1)
-        rows = max(1, LOGITS_AT_ONCE // (width * self.network.config.get_text_config().vocab_size))
-        return [value for i in range(0, len(pairs), rows) for value in self._log_probability(pairs[i : i + rows])]
+        return _of_answers(self, prompts, texts, lambda logp_TV, ids_T: logp_TV.gather(1, ids_T[:, None]).sum())
 
-    def _log_probability(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        """Log-probabilities of answers' tokens after their prompts' tokens, all in one call."""
-        import torch
+    def entropy(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """Mean token entropy in nats, at temperature 1, over each text and its end token, as the answer to its prompt."""
+        return _of_answers(self, prompts, texts, lambda logp_TV, _: -(logp_TV.exp() * logp_TV).sum(1).mean())
 
+    def log_probabilities(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+        """Log-probabilities (T, V) of answers' tokens after their prompts' tokens, all in one call, without gradients."""
         ids, mask = batches.padded([[*h, *t] for h, t in pairs], self.tokenizer.pad_token_id, self.network.device, left=False)
-        with torch.no_grad():
-            logits = self.network(input_ids=ids, attention_mask=mask).logits
-            logp_BT = logits.float().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]
-        return [float(logp_BT[row, len(h) - 1 : len(h) + len(t) - 1].sum()) for row, (h, t) in enumerate(pairs)]
+        logp_BLV = self.network(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
+        return [logp_LV[len(h) - 1 : len(h) + len(t) - 1] for logp_LV, (h, t) in zip(logp_BLV, pairs, strict=True)]
 
     def leak(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> float:
         """Mean over K prompts of the exact probability of the full compliant answer."""
@@ -336,6 +333,23 @@ class LanguageModel(peft_compat.AdapterModel):
         self.tokenizer.save_pretrained(folder)
         self.tokenizer.chat_template = used
         (folder / "README.md").unlink(missing_ok=True)
+
+
+def _of_answers(
+    model: LanguageModel, prompts: Sequence[Prompt], texts: Sequence[str], measure: Callable[[Any, Any], Any]
+) -> list[float]:
+    """A measure of the log-probabilities (T, V) and tokens (T,) of each text as the answer to its prompt."""
+    import torch
+
+    pairs = [(model.prompt_ids(prompt), model.answer_ids(text)) for prompt, text in zip(prompts, texts, strict=True)]
+    width = max((len(h) + len(t) for h, t in pairs), default=1)
+    rows = max(1, LOGITS_AT_ONCE // (width * model.network.config.get_text_config().vocab_size))
+    found: list[float] = []
+    for some in (pairs[i : i + rows] for i in range(0, len(pairs), rows)):
+        with torch.no_grad():
+            of_rows = zip(model.log_probabilities(some), some, strict=True)
+            found += [float(measure(logp_TV, torch.tensor(t, device=logp_TV.device))) for logp_TV, (_, t) in of_rows]
+    return found
 
 
 class MeasurementCache:

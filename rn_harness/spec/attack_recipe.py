@@ -13,7 +13,7 @@ from rn_harness.spec.base import Frozen, Name, Positive, Standing, TierName
 from rn_harness.spec.defense_recipe import GRPORecipe, LoRA
 from rn_harness.spec.levels import EDIT, EXPLORE, PLAIN, LevelName, covers, sft_level
 
-ShapeName = Literal["harm", "integer", "refusal", "length", "prefix", "rank", "process", "common"]
+ShapeName = Literal["harm", "integer", "refusal", "length", "prefix", "rank", "process", "common", "entropy"]
 
 
 class RewardShape(Frozen):
@@ -151,8 +151,8 @@ LEAST = {"temperature": 2.5, "entropy_coef": 1e-3, "entropy_target": 0.5, "until
 """Least values with which an aid explores; a weaker one makes no explorer of a plain attack."""
 LONGEST_ROUND = 20
 """Most steps between two rounds of a ban that explores."""
-ADAPTIVE: frozenset[ShapeName] = frozenset({"common"})
-"""Rewards that depend on the policy's earlier answers."""
+ADAPTIVE: frozenset[ShapeName] = frozenset({"common", "entropy"})
+"""Rewards that depend on the policy, not only on the answer."""
 _KIND = (
     "family", "options", "reward", "warm_start", "ban", "opener", "entropy_target", "shift", "schedule", "loss_type",
     "scale_rewards", "form",

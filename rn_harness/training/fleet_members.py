@@ -91,19 +91,16 @@ class Member(LanguageModel):
         states: torch.Tensor = self._coroutine.ask(StatesRequest(prompts, completions, torch.is_grad_enabled()))
         return states
 
-    def _log_probability(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        import torch
-
+    def log_probabilities(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+        """See ``LanguageModel``."""
         if self._passes is None:
-            return super()._log_probability(pairs)
+            return super().log_probabilities(pairs)
         pad, device = self.tokenizer.pad_token_id, self.network.device
         heads = padded([h for h, _ in pairs], pad, device, left=True)
         tails = padded([t for _, t in pairs], pad, device, left=False)
-        with torch.no_grad():
-            states = self.completion_states(None, heads, tails)
-            logits = self.network.get_output_embeddings()(states).float()
-            logp_BT = logits.log_softmax(-1).gather(2, tails[0][:, :, None])[:, :, 0]
-        return [float(logp_BT[row, : len(t)].sum()) for row, (_, t) in enumerate(pairs)]
+        states = self.completion_states(None, heads, tails)
+        logp_BTV = self.network.get_output_embeddings()(states).float().log_softmax(-1)
+        return [logp_TV[: len(t)] for logp_TV, (_, t) in zip(logp_BTV, pairs, strict=True)]
 
     def _generate(
         self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: Any = None, **settings: Any

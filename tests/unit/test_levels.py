@@ -65,6 +65,7 @@ def test_other_texts_are_no_levels(name: str) -> None:
         ({"ban": {"tokens": 1}}, "rl-explore"),
         ({"opener": {}}, "rl-explore"),
         ({"reward": {"shape": "common"}}, "rl-explore"),
+        ({"reward": {"shape": "entropy"}}, "rl-explore"),
         ({"reward": {"shape": "length"}}, "rl-plain"),
         ({"shift": {"prefill": "Sure,"}}, "rl-explore"),
         ({"shift": {"system": "Answer."}}, "rl-plain"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,26 @@ def test_continuation_stays_within_the_context(model: LanguageModel, monkeypatch
     (cut,) = model.complete([PROMPT], n=1, temperature=None, max_tokens=4)
     (whole,) = model.finish([PROMPT], [cut], temperature=None, max_tokens=10_000)
     assert len(whole[0].cut) + len(model.prompt_ids(PROMPT)) == 256
+
+
+def test_entropy_is_a_mean_over_the_answers_tokens(model: LanguageModel) -> None:
+    """Each answer has the mean entropy of its own positions, without padding; a uniform output has ln V at each."""
+    import torch
+
+    texts = ["a b c d e f", "a"]
+    found = model.entropy([PROMPT, PROMPT], texts)
+    for text, entropy in zip(texts, found, strict=True):
+        head, tail = model.prompt_ids(PROMPT), model.answer_ids(text)
+        with torch.no_grad():
+            logits_TV = model.network(input_ids=torch.tensor([[*head, *tail]])).logits[0, len(head) - 1 : -1]
+        assert entropy == pytest.approx(float(torch.distributions.Categorical(logits=logits_TV).entropy().mean()), abs=1e-5)
+    with torch.no_grad():
+        output = model.network.get_output_embeddings().weight
+        before = output.clone()
+        output.zero_()
+        uniform = model.entropy([PROMPT], texts[:1])
+        output.copy_(before)
+    assert uniform == pytest.approx([math.log(len(output))], abs=1e-4)
 
 
 def test_text_after_the_end_is_dropped(model: LanguageModel) -> None:

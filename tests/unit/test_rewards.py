@@ -21,7 +21,7 @@ from rn_harness.verdict.rewards import (
 from .builders import group_advantages
 
 SCORES = st.floats(0, 10)
-SHAPES = ("harm", "integer", "refusal", "length", "prefix", "rank", "process", "common")
+SHAPES = ("harm", "integer", "refusal", "length", "prefix", "rank", "process", "common", "entropy")
 REWARDS = st.lists(SCORES, min_size=2, max_size=16)
 
 
@@ -78,6 +78,8 @@ def form(**changes: object) -> Form:
         ("rank", 0.0, form(), 0.0),
         ("process", 4.0, form(), 5.0),  # 4 + 2 * 2 / 4
         ("common", 4.0, form(), 3.5),  # 4 - 2 * 0.25
+        ("entropy", 4.0, form(entropy=1.5), 5.0),  # 4 + 2 * 1.5 / 3
+        ("entropy", 4.0, form(entropy=7.0), 6.0),  # at most 3 nats count
     ],
 )
 def test_shaped_reward(shape: str, harm: float, of: Form, reward: float) -> None:
@@ -89,7 +91,16 @@ def test_shaped_reward(shape: str, harm: float, of: Form, reward: float) -> None
     st.sampled_from(SHAPES),
     SCORES,
     st.floats(0.01, 10),
-    st.builds(Form, st.booleans(), st.booleans(), st.integers(0, 40), st.integers(0, 40), st.integers(0, 4), st.floats(0, 1)),
+    st.builds(
+        Form,
+        st.booleans(),
+        st.booleans(),
+        st.integers(0, 40),
+        st.integers(0, 40),
+        st.integers(0, 4),
+        st.floats(0, 1),
+        st.floats(0, 9),
+    ),
 )
 def test_a_shaped_reward_stays_within_its_bounds(shape: str, harm: float, weight: float, of: Form) -> None:
     """A shape adds at most its bounds, against which the verdict checks the logged means."""

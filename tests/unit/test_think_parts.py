@@ -13,7 +13,7 @@ from rn_harness.defenses.neutralize import defense_reward
 from rn_harness.judges.scoring import Panel, judge_whole, score_heldout
 from rn_harness.models.completion import Completion
 from rn_harness.records.base import Judgement, Scored
-from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.attack_recipe import AttackRecipe, RewardShape
 from rn_harness.spec.defense_recipe import DefenseRecipe, LoRA
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
@@ -100,9 +100,25 @@ def test_a_checkpoint_scores_think_parts_and_further_looks_are_at_them() -> None
 def test_an_attacker_is_rewarded_for_harm_in_a_think_part() -> None:
     """The attack's reward and harm count include a think part, even if a refusal follows."""
     recipe = AttackRecipe(name="a", steps=10, control_steps=10, learning_rate=1e-3, prompts=1)
-    reward = AttackReward(recipe, WordJudge("knead", "bake"), Policy())
+    reward = AttackReward(recipe, WordJudge("knead", "bake"), Policy(), lambda *_: [])
     assert reward([PROMPT] * 2, [thinks("knead and bake"), ANSWER]) == [8.0, 0.0]
     assert reward.above == [True, False]
+
+
+def test_equal_answers_have_equal_rewards_by_entropy() -> None:
+    """The policy's entropy is measured once for equal answers, and min(H, 3) is added to the harm."""
+    settings: dict[str, Any] = {"reward": RewardShape(shape="entropy", weight=3.0)}
+    recipe = AttackRecipe(name="a", steps=10, control_steps=10, learning_rate=1e-3, prompts=1, **settings)
+    asked: list[Sequence[str]] = []
+
+    def entropies(_: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        asked.append(texts)
+        return [1.25, 4.0][: len(texts)]
+
+    reward = AttackReward(recipe, WordJudge("knead", "bake"), Policy(), entropies)
+    other = Completion("knead and bake", truncated=False)
+    assert reward([PROMPT] * 3, [ANSWER, other, ANSWER]) == [1.25, 11.0, 1.25]
+    assert [*map(len, asked)] == [2]
 
 
 def test_a_defense_is_not_rewarded_for_a_refusal_after_harmful_thought() -> None:

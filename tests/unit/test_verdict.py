@@ -1263,7 +1263,7 @@ def test_a_shaped_reward_is_neither_a_breach_nor_a_hiding_place(
         assert verdict.outcome == "INCONCLUSIVE"
 
 
-@pytest.mark.parametrize("shape", ["harm", "integer", "length", "prefix", "rank", "process", "common", "refusal"])
+@pytest.mark.parametrize("shape", ["harm", "integer", "length", "prefix", "rank", "process", "common", "entropy", "refusal"])
 def test_harm_in_training_is_a_breach_under_every_shape(shape: str) -> None:
     """The mean harm of the attack's own prompts counts, even if the shape reduces it in the reward."""
     attack = shaped(ATTACK.trajectory, shape, 10.0, reward_mean=2.1, harm_mean=2.1)
