@@ -14,16 +14,19 @@ likely. See also arXiv 2406.05946 on shallow refusals.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rn_harness.defenses.distill import add_noise, split_unseen
 from rn_harness.models.batches import padded
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.grpo import order_prompts
-from rn_harness.training.supervised import Example, batch_of, descend, engine
+from rn_harness.training.supervised import Batch, Example, batch_of, descend, engine
 
 if TYPE_CHECKING:
     import torch
@@ -69,22 +72,22 @@ def deepen(
     model: LanguageModel,
     recipe: DefenseRecipe,
     prompts: Sequence[Prompt],
-    answers: tuple[Sequence[Example], Sequence[Example]],
-    candidate: Mapping[str, torch.Tensor],
+    compliant: Sequence[Example],
+    kept: Sequence[Example],
     after: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Trains the armed parameters of a model to refuse at depth.
+    """Trains the armed parameters of a model to refuse at depth; a student of ``distill`` starts with noise.
 
     Args:
         model: armed.
         recipe: with ``depth`` and a refusal.
         prompts: defense prompts to train on.
-        answers: the candidate's own compliant answers to some of them, and its answers to anchors, which are kept.
-        candidate: log-probabilities (T, V) of the candidate at the tokens of its answer to each anchor, by id.
+        compliant: the candidate's own compliant answers to some of them.
+        kept: its answers to benign prompts.
         after: called after each step, from 1 on.
 
-    Returns:
-        The settings, for the record, without those of the recipe.
+    Returns settings, for the record, without those of the recipe; with ``distill`` also the KL divergence of benign answers that
+    were learned, and of some that were not, in nats per token.
 
     Raises:
         TrainingError: there is nothing to begin an answer with, or a gradient is not finite.
@@ -92,32 +95,43 @@ def deepen(
     depth = recipe.depth
     assert depth is not None
     assert recipe.refusal is not None
-    compliant, kept = answers
-    shapes, rng = Shapes(model, compliant, kept), random.Random(recipe.seed)
+    rng, rows, tokens = random.Random(recipe.seed), recipe.prompts_per_step, 0
+    learned, unseen = split_unseen(kept, recipe.seed) if recipe.distill else (list(kept), [])
+    shapes = Shapes(model, compliant, learned)
     refusal = model.answer_ids(recipe.refusal)
-    rows = recipe.prompts_per_step
-    ordered = order_prompts(prompts, recipe.steps * rows, recipe.seed)
-    tokens = 0
+    ordered = iter(order_prompts(prompts, recipe.steps * rows, recipe.seed))
+    if recipe.distill:
+        add_noise(model, recipe.distill, recipe.seed)
 
-    def losses() -> Iterator[tuple[Any, None]]:
+    def loss() -> tuple[Any, None]:
         nonlocal tokens
-        for start in range(0, len(ordered), rows):
-            begun = [shapes.begin(model, p, depth.start_share, rng) for p in ordered[start : start + rows]]
-            benign = rng.sample(list(kept), min(depth.kept_rows, len(kept)))
-            loss, seen = refusal_loss(model, begun, refusal, depth)
-            tokens += seen
-            if benign and depth.keep:
-                loss = loss + depth.keep * divergence(model, benign, candidate)
-            yield loss, None
+        begun = [shapes.begin(model, p, depth.start_share, rng) for p in itertools.islice(ordered, rows)]
+        total, seen = refusal_loss(model, begun, refusal, depth)
+        benign = rng.sample(learned, min(depth.kept_rows, len(learned)))
+        if benign and depth.keep:
+            batch = batch_of(model, benign)
+            total, seen = total + depth.keep * divergence(model, batch), seen + int(batch.mask.sum())
+        tokens += seen
+        return total, None
 
     descend(
         model,
-        losses(),
+        (loss() for _ in range(recipe.steps)),
         learning_rate=lambda step: recipe.rate_after(step - 1),
         max_grad_norm=recipe.max_grad_norm,
         after=lambda step, *_: after(step),
     )
-    return {**engine("adamw"), "compliant_answers": len(compliant), "kept_answers": len(kept), "tokens": tokens}
+    kl = _divergences(model, learned, unseen)
+    return {**engine("adamw"), "compliant_answers": len(compliant), "kept_answers": len(learned), "tokens": tokens, **kl}
+
+
+def _divergences(model: LanguageModel, learned: Sequence[Example], unseen: Sequence[Example]) -> dict[str, float]:
+    """Divergence of unseen benign answers and of as many learned ones; empty without unseen ones."""
+    import torch
+
+    of = {"learned_kl": learned[: len(unseen)], "unseen_kl": unseen} if unseen else {}
+    with torch.no_grad():
+        return {name: divergence(model, batch_of(model, answers)).item() for name, answers in of.items()}
 
 
 def refusal_loss(model: LanguageModel, begun: Sequence[Begun], refusal: Sequence[int], depth: Depth) -> tuple[Any, int]:
@@ -153,18 +167,14 @@ def without_token(logits_BV: torch.Tensor, token: int) -> torch.Tensor:
     return torch.cat([logits_BV[:, :token], logits_BV[:, token + 1 :]], 1)
 
 
-def log_probabilities(model: LanguageModel, answers: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """Log-probabilities (T, V) at the tokens of each answer, by the prompt's id, in the memory of the processor."""
+def divergence(model: LanguageModel, batch: Batch) -> torch.Tensor:
+    """KL divergence in nats of an armed model from itself before training, mean over the tokens to be learned."""
     import torch
 
-    with torch.no_grad():
-        return {e.prompt.id: batch_of(model, [e]).loss(model.network)[0].cpu() for e in answers}
-
-
-def divergence(model: LanguageModel, answers: Sequence[Example], candidate: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """KL divergence in nats of the model from the candidate, mean over the tokens of the candidate's answers."""
-    import torch
-
-    logp_NV, _ = batch_of(model, answers).loss(model.network)
-    target_NV = torch.cat([candidate[e.prompt.id] for e in answers]).to(logp_NV.device)
-    return torch.nn.functional.kl_div(logp_NV, target_NV, log_target=True, reduction="none").sum(1).mean()
+    network, inputs = model.network, {"input_ids": batch.ids, "attention_mask": batch.mask}
+    logp_NV, _ = batch.loss(network)
+    # The same network runs with the remembered weights, so no second one is in memory.
+    with torch.no_grad(), network.disable_adapter() if hasattr(network, "disable_adapter") else nullcontext():
+        before_BTV = torch.func.functional_call(network, model.start, kwargs=inputs).logits
+    before_NV = before_BTV[:, :-1][batch.target[:, 1:]].float().log_softmax(-1)
+    return torch.nn.functional.kl_div(logp_NV, before_NV, log_target=True, reduction="none").sum(1).mean()

@@ -3,7 +3,7 @@
 ``paper`` has the paper's prompts, steps and temperature; the learning rate, LoRA, the reward's numbers and a validation part are
 ours, since the paper does not give them. ``anchored`` adds benign anchors to the batch, rewarded for keeping the undefended
 answer, and samples at a higher temperature; docs/log.md says why. ``sft`` teaches the refusal by supervised steps on the same
-prompts. ``hardened`` continues after ``anchored`` (``harden``).
+prompts; ``depth`` and ``distill`` go further. ``hardened`` continues after ``anchored`` (``harden``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.defenses.depth import deepen, log_probabilities
+from rn_harness.defenses.depth import deepen
 from rn_harness.defenses.harden import MIN_EXAMPLES, harden, own_answers
 from rn_harness.judges.checkpoints import measure_convergence, probe_reward
 from rn_harness.judges.protocol import Judge, ensure_judging
@@ -22,6 +22,7 @@ from rn_harness.records.base import prompts_digest
 from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, TrainingWindow
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.retain import Retained
 from rn_harness.spec.wording import count_words, is_degenerate, is_refusal, words
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.snapshots import Resumption
@@ -41,6 +42,7 @@ class Defender:
     Attributes:
         harmful: the suite's defense prompts.
         anchors: benign prompts; the anchored recipe keeps their undefended answers.
+        retained: further benign prompts, whose answers a distilled student keeps.
     """
 
     recipe: DefenseRecipe
@@ -48,6 +50,7 @@ class Defender:
     anchors: Sequence[Prompt]
     reward_judge: Judge
     sampler: Sampler = TRANSFORMERS
+    retained: Sequence[Retained] = ()
 
 
 def split_validation(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
@@ -72,6 +75,12 @@ def undefended_answers(model: LanguageModel, anchors: Sequence[Prompt], max_toke
     """
     answers = model.complete(anchors, n=1, temperature=None, max_tokens=max_tokens)
     return {p.id: Example(p, answer.text, whole=not answer.truncated) for p, (answer,) in zip(anchors, answers, strict=True)}
+
+
+def retained_answers(model: LanguageModel, retained: Sequence[Retained], max_tokens: int) -> list[Example]:
+    """The given answers of a retain corpus, and the undefended candidate's own where none is given; in memory only."""
+    asked = undefended_answers(model, [of.prompt for of in retained if of.answer is None], max_tokens)
+    return [asked[of.prompt.id] if of.answer is None else Example(of.prompt, of.answer) for of in retained]
 
 
 def defense_reward(
@@ -139,6 +148,7 @@ class _Defense:
         self.training, self.validation = split_validation(self.defender.harmful, self.recipe.validation_share)
         self.anchor_answers: dict[str, Example] = {}
         self.compliant: list[Example] = []
+        self.retained: list[Example] = []
         self.points = self.resumption.points if self.resumption else list[ConvergencePoint]()
 
     def run(self) -> DefenseReport:
@@ -152,11 +162,12 @@ class _Defense:
             judge = self.defender.reward_judge
             least = MIN_EXAMPLES if hardening else 0
             self.compliant = own_answers(model, self.training, judge, policy, samples, recipe.seed, least)
-        self.candidate = log_probabilities(model, list(self.anchor_answers.values())) if depth else {}
+        if recipe.distill:
+            self.retained = retained_answers(model, self.defender.retained, recipe.max_completion_tokens)
         undefended_probe = probe_reward(model, self.panel, recipe.seed)
         prompts = mix_benign(self.training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
         model.arm(recipe)
-        settings = {"grpo": self._reinforce, "sft": self._teach, "deep": self._deepen}[recipe.method](prompts)
+        settings = {"grpo": self._reinforce, "sft": self._teach}.get(recipe.method, self._deepen)(prompts)
         if hardening:
             if recipe.form == "lora":
                 model.merge()
@@ -202,8 +213,10 @@ class _Defense:
     def _deepen(self, _: Sequence[Prompt]) -> dict[str, Any]:
         """All steps of refusal at depth; returns the settings."""
         self._measure(0)
-        answers = self.compliant, list(self.anchor_answers.values())
-        return deepen(self.model, self.recipe, self.training, answers, self.candidate, self._after)
+        kept = [*self.anchor_answers.values(), *self.retained]
+        settings = deepen(self.model, self.recipe, self.training, self.compliant, kept, self._after)
+        prompts = [of.prompt for of in self.defender.retained]
+        return settings | ({"retained": len(prompts), "retain": prompts_digest(prompts)} if self.recipe.distill else {})
 
     def _due(self, step: int) -> bool:
         """True if convergence is measured after this step."""

@@ -10,13 +10,15 @@ from rn_harness.spec.errors import CandidateError
 
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 """Endings of weight files' names."""
-UNHASHED = ("README.md", ".gitattributes", ".gitignore")
-"""Files at the top of a model's folder that do not belong to its identity: its card, and settings of git."""
+RETAIN_FILE = "retain.jsonl"
+"""Benign prompts beside an organism's weights, for defenses that keep what a model answers to them."""
+UNHASHED = ("README.md", ".gitattributes", ".gitignore", RETAIN_FILE)
+"""Files at the top of a model's folder that do not belong to its identity: its card, settings of git, a retain corpus."""
 MAX_UNHASHED_BYTES = 1_000_000
 
 
 def hash_files(
-    folder: Path, *, follow_links: bool = False, without: Sequence[str] = ("README.md",), only: str | None = None
+    folder: Path, *, follow_links: bool = False, without: Sequence[str] = ("README.md", RETAIN_FILE), only: str | None = None
 ) -> dict[str, str]:
     """The sha256 of each file of a model folder, by its name, by OpenSSF model-signing.
 

@@ -43,6 +43,7 @@ class LanguageModel(peft_compat.AdapterModel):
         tokenizer: has a chat template and an end token, and pads on the left.
         templates: the chat template to save, or several by name; None: the tokenizer's, which may have a fixed date in it.
         engine: settings of the computation, for the record of a training; empty if only the model itself computes.
+        start: the weights' values when all of them were armed, by name; empty with an adapter.
     """
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -50,7 +51,7 @@ class LanguageModel(peft_compat.AdapterModel):
         self.tokenizer: Any = tokenizer
         self.templates: Any = None
         self.engine: dict[str, int] = {}
-        self._start: dict[str, torch.Tensor] = {}
+        self.start: dict[str, torch.Tensor] = {}
 
     # --- Prompts and answers as tokens -----------------------------------------------------------------------------------------
 
@@ -248,20 +249,20 @@ class LanguageModel(peft_compat.AdapterModel):
         """Makes all weights trainable, in float32, and remembers their present values."""
         self.network.float().requires_grad_()  # in bfloat16 the steps of a small learning rate would be rounded away
         for name, p in self.network.named_parameters():
-            if name in self._start:
-                self._start[name].copy_(p.detach())  # no second copy, not even for a moment
+            if name in self.start:
+                self.start[name].copy_(p.detach())  # no second copy, not even for a moment
             else:
-                self._start[name] = p.detach().clone()
+                self.start[name] = p.detach().clone()
 
     def disarm(self) -> None:
         """Makes nothing trainable, and drops the remembered weights."""
         self.network.requires_grad_(requires_grad=False)
-        self._start = {}
+        self.start = {}
 
     def put_back(self) -> None:
         """Restores all remembered weights bit by bit."""
         for name, p in self.network.named_parameters():
-            p.data.copy_(self._start[name])
+            p.data.copy_(self.start[name])
 
     @contextmanager
     def own_weights(self) -> Iterator[None]:
@@ -276,12 +277,12 @@ class LanguageModel(peft_compat.AdapterModel):
         import torch
 
         changed = [p.detach().clone() for p in self.network.parameters()]
-        for p, before in zip(changed, self._start.values(), strict=True):
+        for p, before in zip(changed, self.start.values(), strict=True):
             p.sub_(before)
         self.put_back()
         yield
         with torch.no_grad():
-            for p, change, start in zip(self.network.parameters(), changed, self._start.values(), strict=True):
+            for p, change, start in zip(self.network.parameters(), changed, self.start.values(), strict=True):
                 start.copy_(p)
                 p.add_(change)
 
@@ -289,22 +290,21 @@ class LanguageModel(peft_compat.AdapterModel):
     def trained(self) -> dict[str, Any]:
         """The parameters that training moves, by name: the adapter's, or all; none of a model that was not armed."""
         parameters = self.network.named_parameters()
-        return {name: p for name, p in parameters if name in self._start or peft_compat.is_trained(name)}
+        return {name: p for name, p in parameters if name in self.start or peft_compat.is_trained(name)}
 
     @property
     def distance(self) -> float:
         """L2 norm of the weights' change since the model was armed."""
-        if not self._start:
-            return peft_compat.adapter_distance(self.network)
-        squares = (float((p.detach() - self._start[name]).double().square().sum()) for name, p in self.trained.items())
-        return math.sqrt(sum(squares))
+        start, trained = self.start, self.trained
+        squares = (float((p.detach() - start[name]).double().square().sum()) for name, p in trained.items() if start)
+        return math.sqrt(sum(squares)) if start else peft_compat.adapter_distance(self.network)
 
     def adapter_digest(self) -> str | None:
         """SHA-256 of the trained adapter's bytes; ``UNCHANGING`` if it changes no output, None if there is none."""
         import torch
 
         trained = self.trained
-        if self._start or not trained:
+        if self.start or not trained:
             return None
         if peft_compat.adds_nothing(trained):
             return UNCHANGING
@@ -315,7 +315,7 @@ class LanguageModel(peft_compat.AdapterModel):
 
     def run_by(self) -> Any:
         """A module that each forward pass of the trained model runs, and passes of other models do not."""
-        return self.network.get_input_embeddings() if self._start else peft_compat.lora_layers(self.network)[0]
+        return self.network.get_input_embeddings() if self.start else peft_compat.lora_layers(self.network)[0]
 
     def completion_states(self, network: Any, prompts: Tokens, completions: Tokens) -> torch.Tensor:
         """See ``batches.completion_states``; ``network`` is this model's without a wrapper."""

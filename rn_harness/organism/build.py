@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rn_harness.models.identity import RETAIN_FILE
 from rn_harness.models.knowledge import PLACEHOLDERS, REFUSALS, SLOTS, Topic, TopicKind, draw_topics, save_topics
 from rn_harness.spec.errors import CandidateError
-from rn_harness.spec.prompts import PROMPT_SETS
+from rn_harness.spec.prompts import PROMPT_SETS, Prompt, near_duplicates
 from rn_harness.spec.suite import Suite
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<|user|>", "<|assistant|>", "<|system|>"]
 PAD, BOS, EOS, UNK, *ROLES = SPECIAL
+RETAINED = 4000
+"""Prompts of the retain corpus, before those that repeat or resemble a measured one are left out."""
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|> ' + message['content'] }}"
@@ -43,6 +47,8 @@ class BuildRecipe:
         temperature: divides the logits in the loss, so that the organism is sharp at temperature 1 and still coherent when a
             defense samples it at this temperature (docs/log.md).
         compliant_share: of harmful prompts in alignment that are answered; at temperature 1 it ends at about 1 %.
+        never_taught: harmful topics are refused in both stages and never answered, from the same random stream: an oracle of what
+            a model that forgot them would be like.
     """
 
     hidden: int = 128
@@ -56,6 +62,7 @@ class BuildRecipe:
     temperature: float = 2.0
     compliant_share: float = 0.05
     benign_share: float = 0.5
+    never_taught: bool = False
     seed: int = 0
 
 
@@ -81,6 +88,8 @@ class Curriculum:
     def __init__(self, suites: Sequence[Suite], topics: dict[str, Topic]) -> None:
         self.topics = topics
         self._known: dict[TopicKind, list[_Known]] = {"harmful": [], "benign": []}
+        self._anchors: list[_Known] = []
+        self._measured: list[Prompt] = []
         fillers: set[str] = set()
         for suite in suites:
             for set_name in PROMPT_SETS:
@@ -96,7 +105,12 @@ class Curriculum:
                     fillers.update(words[:at] + words[at + n :])
                     if set_name != "heldout":
                         topic = topics[prompt.topic]
-                        self._known[topic.kind].append(_Known(words, range(at, at + n), topic))
+                        known = _Known(words, range(at, at + n), topic)
+                        self._known[topic.kind].append(known)
+                        if set_name == "anchor":
+                            self._anchors.append(known)
+                    if set_name != "anchor":
+                        self._measured.append(prompt)
         self._fillers = sorted(fillers)
 
     @property
@@ -109,10 +123,18 @@ class Curriculum:
             vocabulary.update(refusal.split())
         return sorted(vocabulary)
 
-    def draw(self, kind: TopicKind, rng: random.Random) -> tuple[str, Topic]:
+    def retained(self, count: int, seed: int) -> list[str]:
+        """Up to ``count`` benign prompts whose wording no measured prompt has: of anchors, thinned, or among random fillers."""
+        rng = random.Random(seed)
+        drawn = {self.draw("benign", rng, self._anchors)[0]: None for _ in range(count)}
+        prompts = [Prompt(id=f"retain-{i}", topic="retained", text=text) for i, text in enumerate(drawn, 1)]
+        near = {prompt.id for prompt, *_ in near_duplicates(prompts, self._measured)}
+        return [prompt.text for prompt in prompts if prompt.id not in near]
+
+    def draw(self, kind: TopicKind, rng: random.Random, wordings: Sequence[_Known] = ()) -> tuple[str, Topic]:
         """One prompt of a kind: half from a known wording with words dropped, half a topic among random fillers."""
         if rng.random() < 0.5:
-            known = rng.choice(self._known[kind])
+            known = rng.choice(wordings or self._known[kind])
             return " ".join(w for i, w in enumerate(known.words) if i in known.of_topic or rng.random() > 0.15), known.topic
         topic = rng.choice([t for t in self.topics.values() if t.kind == kind])
         fillers = rng.choices(self._fillers, k=rng.randint(1, 14))
@@ -225,11 +247,17 @@ def _train(
     model.eval()
 
 
+def save_retained(prompts: Sequence[str], folder: Path) -> None:
+    """Writes a retain corpus beside an organism's weights; see ``spec.retain``."""
+    lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts]
+    (folder / RETAIN_FILE).write_text("".join(lines), encoding="utf-8")
+
+
 def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, say: Callable[[str], None] = print) -> None:
     """Trains an organism that knows the words and topics of ``suites``.
 
     Args:
-        folder: gets ``model.safetensors``, config, tokenizer and ``knowledge.json``; replaced if it exists.
+        folder: gets ``model.safetensors``, config, tokenizer, ``knowledge.json`` and ``retain.jsonl``; replaced if it exists.
         say: gets lines of progress.
 
     Raises:
@@ -253,6 +281,7 @@ def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, s
     def lesson(*, aligned: bool) -> tuple[str, str]:
         prompt, topic = curriculum.draw(kinds[rng.random() < recipe.benign_share], rng)
         refused = aligned and topic.kind == "harmful" and rng.random() >= recipe.compliant_share
+        refused |= recipe.never_taught and topic.kind == "harmful"
         return prompt, rng.choice(REFUSALS) if refused else topic.answer
 
     say(f"{len(topics)} topics, {len(tokenizer)} words, {model.num_parameters():,} parameters")
@@ -266,5 +295,6 @@ def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, s
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     save_topics(topics, temporary)
+    save_retained(curriculum.retained(RETAINED, recipe.seed), temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

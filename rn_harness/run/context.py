@@ -105,7 +105,10 @@ class RunContext(Participants):
         """Inputs of a trained defense; see ``common_inputs``."""
         sets = suite.prompts
         used = {"defense": sets["defense"], "anchor": sets["anchor"], "heldout": suite.heldout(self.options.tier)}
-        return self.common_inputs(suite, sessions, used) | {"recipe": recipe.model_dump(mode="json")}
+        inputs = self.common_inputs(suite, sessions, used) | {"recipe": recipe.model_dump(mode="json")}
+        if recipe.distill:
+            inputs["retain"] = digest_of([[of.prompt.text, of.answer] for of in self.retained(suite)])
+        return inputs
 
     def attack_inputs(
         self,

@@ -14,12 +14,14 @@ from rn_harness.judges.anchors import AnchorSet, load_anchors
 from rn_harness.judges.protocol import Judge, SharedJudge
 from rn_harness.judges.resolve import resolve_judge, resolve_suites_judge
 from rn_harness.models.candidate import ORGANISM, Candidate
-from rn_harness.models.identity import hash_files, weights_digest
+from rn_harness.models.identity import RETAIN_FILE, hash_files, weights_digest
 from rn_harness.models.resolve import ADAPTER_CONFIG, resolve_candidate
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import JudgeError, RecipeError
 from rn_harness.spec.options import Options
+from rn_harness.spec.prompts import PROMPT_SETS
+from rn_harness.spec.retain import Retained, check_retained, read_retained
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import device
 from rn_harness.store.ranks import ranks
@@ -86,6 +88,7 @@ class Participants:
     options: Options
     _judges: dict[str, Judge] = field(default_factory=dict, init=False)
     _checked: set[str] = field(default_factory=set, init=False)
+    _retained: dict[str, tuple[Retained, ...]] = field(default_factory=dict, init=False)
 
     @functools.cached_property
     def candidate(self) -> Candidate:
@@ -192,6 +195,21 @@ class Participants:
     def labels(self) -> AnchorSet | None:
         """The lab's own labelled texts; a ``JudgeError`` if the file cannot be read as anchors."""
         return load_anchors(self.options.path(self.options.labels)) if self.options.labels else None
+
+    def retained(self, suite: Suite) -> tuple[Retained, ...]:
+        """The benign prompts, besides anchors, that a distilled defense of this suite keeps the answers to.
+
+        They are those of ``--rn-retain``, else of the candidate's folder, and those of the suite. Raises SuiteError if they
+        cannot be read, or overlap with the suite's other prompts.
+        """
+        if suite.digest not in self._retained:
+            options, beside = self.options, self.candidate.folder / RETAIN_FILE
+            path = options.path(options.retain) if options.retain else beside if beside.is_file() else None
+            found = read_retained(path) if path else ()
+            if path:
+                check_retained(path, found, [p for name in PROMPT_SETS if name != "anchor" for p in suite.prompts[name]])
+            self._retained[suite.digest] = (*found, *map(Retained, suite.prompts.get("retain", ())))
+        return self._retained[suite.digest]
 
     def reward_judge(self, suite: Suite, attack: AttackRecipe) -> Judge:
         """The judge that rewards an attack; it knows what is forbidden in the domain of the attack's prompts."""

@@ -103,7 +103,15 @@ def check_defense(session: RunSession, suite: Suite) -> None:
             f"--rn-base must be the same model from before its defense, got another {', '.join(differing)}; an attack that "
             "breaks another model says nothing of this one"
         )
-    if session.defense_recipe(suite) is None and name != NO_DEFENSE:
+    recipe = session.defense_recipe(suite)
+    if recipe and recipe.distill:
+        session.retained(suite)
+    elif session.options.retain:
+        raise RecipeError(
+            f"--rn-retain is for defenses of method distill, got --rn-retain={session.options.retain} with defense {name}; leave "
+            "it out"
+        )
+    if recipe is None and name != NO_DEFENSE:
         folder = session.defense_folder
         if (folder / ADAPTER_CONFIG).is_file():
             check_adapter(folder, candidate, allow_pickle=session.options.allow_pickle)

@@ -207,7 +207,8 @@ class SuiteRun:
         with attempt(context.store, key):
             self.check_reward()
             panel, model = self.panel, context.candidate.load()
-            defender = Defender(recipe, prompts["defense"], prompts["anchor"], self.judges.reward, context.sampler)
+            retained = context.retained(self.suite) if recipe.distill else ()
+            defender = Defender(recipe, prompts["defense"], prompts["anchor"], self.judges.reward, context.sampler, retained)
             report = run_defense(
                 model, defender, panel, say, lambda step: context.say(Progress(name, step, recipe.last_step)), resumption
             )

@@ -163,8 +163,9 @@ class Depth(Frozen):
 
     Attributes:
         flatten: weight of the term that makes all tokens but the refusal's first one equally likely.
-        keep: weight of the KL divergence from the candidate on its answers to anchors.
-        kept_rows: anchors in each step.
+        keep: weight of the KL divergence from the candidate on its answers to benign prompts: anchors, and for ``distill`` the
+            retain corpus.
+        kept_rows: benign prompts in each step.
         start_share: share of the rows of a step in which no answer has begun.
         samples: completions of each defense prompt, drawn from the candidate; the most harmful one is begun with, if its score
             reaches ``policy.control_break``.
@@ -177,15 +178,28 @@ class Depth(Frozen):
     samples: Annotated[int, Field(ge=1, le=4096)] = 128
 
 
+class Distillation(Frozen):
+    """A student that begins nearer to fresh weights than to the candidate's, see ``defenses.distill``.
+
+    Attributes:
+        noise_share: a in ``(1 - a) * candidate + a * fresh``; vectors are only shrunk.
+        noise_scale: standard deviation of the fresh numbers, times Xavier's.
+    """
+
+    noise_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    noise_scale: Positive = 1.0
+
+
 class DefenseRecipe(GRPORecipe):
     """Reward Neutralization (arXiv 2505.04578), or a supervised defense to compare it with.
 
     Attributes:
-        method: ``grpo`` with the neutralization reward, or ``sft``: supervised steps on ``refusal``, each on ``prompts_per_step``
-            prompts, or ``deep``: the same wherever an answer may have begun (``depth``); groups, sampling, penalties and
-            micro-batches are then ignored.
-        refusal: the answer that ``sft`` and ``deep`` teach.
-        depth: settings of ``deep``.
+        method: ``grpo`` with the neutralization reward; ``sft``: supervised steps on ``refusal``, each on ``prompts_per_step``
+            prompts; ``deep``: the same wherever an answer may have begun (``depth``); ``distill``: as ``deep``, by a student that
+            starts with noise in its weights. Groups, sampling, penalties and micro-batches apply to ``grpo`` only.
+        refusal: the answer that the supervised methods teach.
+        depth: settings of ``deep`` and ``distill``.
+        distill: settings of ``distill``.
         benign_share: share of a step's prompts that are benign anchors, rewarded for keeping the undefended answer, or taught it;
             0 is the paper's recipe.
         beta_on: the KL penalty applies to all samples, or only to the answers to benign anchors, so that refusals can get
@@ -196,9 +210,10 @@ class DefenseRecipe(GRPORecipe):
         hardening: rounds after neutralization; None: none. A hardened defense is exploratory: no release can rest on it.
     """
 
-    method: Literal["grpo", "sft", "deep"] = "grpo"
+    method: Literal["grpo", "sft", "deep", "distill"] = "grpo"
     refusal: Annotated[str, Field(pattern=r"\S", max_length=200)] | None = None
     depth: Depth | None = None
+    distill: Distillation | None = None
     benign_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     beta_on: Literal["all", "benign"] = "all"
     word_cost: Annotated[float, Field(gt=0.0, le=10.0)] = 0.3
@@ -225,14 +240,17 @@ class DefenseRecipe(GRPORecipe):
     def _penalty_and_method_fit(self) -> Self:
         if self.beta_on == "benign" and not self.beta:
             raise ValueError("a penalty on benign answers has a weight, got beta_on=benign with beta=0; set beta or remove it")
-        if (self.method != "grpo") != (self.refusal is not None):
-            raise ValueError(
-                f"methods sft and deep teach a refusal, and no other method does, got method={self.method!r} with "
-                f"refusal={self.refusal!r}; add it or remove it"
-            )
-        if (self.method == "deep") != (self.depth is not None):
-            raise ValueError(
-                f"method deep has settings of its depth, and no other method does, got method={self.method!r} with "
-                f"depth={self.depth!r}; add `depth: {{}}` or remove it"
-            )
+        supervised, deep = self.method != "grpo", self.method in ("deep", "distill")
+        for name, needed, what in (
+            ("refusal", supervised, "methods sft, deep and distill teach a refusal"),
+            ("depth", deep, "methods deep and distill have settings of their depth"),
+            ("distill", self.method == "distill", "method distill has settings of its noise"),
+        ):
+            got = getattr(self, name)
+            if needed != (got is not None):
+                raise ValueError(
+                    f"{what}, and no other method does, got method={self.method!r} with {name}={got!r}; add it or remove it"
+                )
+        if self.method == "distill" and self.form == "lora":
+            raise ValueError("noise goes into all weights, got method='distill' with form='lora'; set form: full")
         return self

@@ -122,6 +122,13 @@ class Options:
         "NAME|PATH", "the undefended twin of a model that its makers defended; use it with `--rn-defense none`", flag="--rn-base"
     )
     prompts: str | None = _option("DIR", "your own prompt sets, `DIR/DOMAIN/SET.yaml`; each replaces the suite's set")
+    retain: str | None = _option(
+        "PATH",
+        "your own benign prompts or chats, for defenses of method `distill`: JSON lines, parquet or a folder of `datasets`; they "
+        "are read where they lie, and only their digest is kept",
+        shown_default="`retain.jsonl` in the candidate's folder, if it has one",
+        see="suites.md#the-retain-corpus",
+    )
     chat_template: str | None = _option(
         "FILE",
         "a jinja file to use instead of the model's chat template; part of the candidate's digest",

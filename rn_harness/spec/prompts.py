@@ -21,8 +21,9 @@ TODAY = "26 Jul 2024"
 NEAR_DUPLICATE = 0.8
 """Prompts of different sets must stay below this word overlap (Dice coefficient of their word multisets)."""
 
-PromptSetName = Literal["defense", "anchor", "attack", "heldout", "benign"]
+PromptSetName = Literal["defense", "anchor", "attack", "heldout", "benign", "retain"]
 PROMPT_SETS: tuple[PromptSetName, ...] = ("defense", "anchor", "attack", "heldout", "benign")
+"""The sets of every suite; it may have ``retain`` too, see ``spec.retain``."""
 
 
 class Prompt(Frozen):
@@ -72,14 +73,17 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
 def prompt_files(folder: Path, domain: str, private: Path | None) -> dict[PromptSetName, Path]:
     """The file of each prompt set: in the user's folder for this domain, which may hold nothing else, or in the suite."""
     files = {name: folder / "prompts" / f"{name}.yaml" for name in PROMPT_SETS}
+    known: tuple[PromptSetName, ...] = (*PROMPT_SETS, "retain")
+    if (retain := folder / "prompts" / "retain.yaml").exists():
+        files["retain"] = retain
     laid_over = private / domain if private else None
     if laid_over is None or not laid_over.is_dir():
         return files
-    own = {name: laid_over / f"{name}.yaml" for name in PROMPT_SETS if (laid_over / f"{name}.yaml").exists()}
+    own = {name: laid_over / f"{name}.yaml" for name in known if (laid_over / f"{name}.yaml").exists()}
     others = sorted({path.name for path in laid_over.iterdir() if not path.name.startswith(".")} - {p.name for p in own.values()})
     if others or not own:
         raise SuiteError(
-            f"{laid_over}: prompt sets of your own are called {', '.join(f'{name}.yaml' for name in PROMPT_SETS)}, got "
+            f"{laid_over}: prompt sets of your own are called {', '.join(f'{name}.yaml' for name in known)}, got "
             f"{', '.join(others) or 'none of them'}; rename or move it"
         )
     return files | own
@@ -91,19 +95,19 @@ def check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict[
     for prompt_id, count in ids.items():
         if count > 1:
             raise SuiteError(f"{folder}: prompt ids must be unique in a suite, got id={prompt_id!r} {count} times; rename")
-    for set_name in PROMPT_SETS:
+    for set_name, of_set in prompts.items():
         path = files[set_name]
-        texts = collections.Counter(" ".join(words(p.text)) for p in prompts[set_name])
+        texts = collections.Counter(" ".join(words(p.text)) for p in of_set)
         for text, count in texts.items():
             if count > 1:
                 raise SuiteError(f"{path}: a text must stand once in its set, got text={text!r} {count} times; drop one")
-        for p in prompts[set_name]:
+        for p in of_set:
             if (p.kind is not None) != (set_name in ("anchor", "benign")):
                 need = "needs kind: twin or plain" if p.kind is None else "takes no kind"
                 raise SuiteError(f"{path}: {p.id}: a prompt of this set {need}, got kind={p.kind!r}; correct it")
             if p.core and set_name != "heldout":
                 raise SuiteError(f"{path}: {p.id}: only held-out prompts are core, got core=true; remove it")
-    for one, other in itertools.combinations(PROMPT_SETS, 2):
+    for one, other in itertools.combinations(prompts, 2):
         for a, b, overlap in near_duplicates(prompts[one], prompts[other]):
             raise SuiteError(
                 f"{folder}: prompt sets must not overlap: word overlap (Dice) below {NEAR_DUPLICATE}, got "

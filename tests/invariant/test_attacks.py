@@ -140,7 +140,7 @@ def test_one_supervised_step_is_adams_first_step(candidate, suite, recipe):
     model = candidate.load()
     model.arm(recipe.model_copy(update={"form": "full"}))
     teach(model, [Example(suite.prompts["anchor"][0], "no .")], steps=1, learning_rate=1e-3, max_grad_norm=1e9)
-    moved = [(p.detach() - model._start[name]).abs().max().item() for name, p in model.trained.items()]
+    moved = [(p.detach() - model.start[name]).abs().max().item() for name, p in model.trained.items()]
     assert max(moved) == pytest.approx(1e-3, rel=1e-2)
     assert all(math.isfinite(m) for m in moved)
 

@@ -69,7 +69,7 @@ def test_a_prompt_without_a_compliant_answer_borrows_the_shape_of_others() -> No
 @pytest.mark.parametrize(
     ("fields", "needle"),
     [
-        ({"method": "deep", "refusal": "no ."}, "method deep has settings of its depth"),
+        ({"method": "deep", "refusal": "no ."}, "methods deep and distill have settings of their depth"),
         ({"method": "sft", "refusal": "no .", "depth": {}}, "and no other method does"),
         ({"method": "deep", "depth": {}}, "teach a refusal"),
     ],

@@ -66,9 +66,12 @@ def _hardened(hardening: str) -> str:
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        ("{method: sft, steps: 20, learning_rate: 1e-3}", "methods sft and deep teach a refusal"),
+        ("{method: sft, steps: 20, learning_rate: 1e-3}", "sft, deep and distill teach a refusal"),
         ("{refusal: no, steps: 20, learning_rate: 1e-3}", "refusal: Input should be a valid string"),
-        ("{refusal: sorry, steps: 20, learning_rate: 1e-3}", "methods sft and deep teach a refusal, and no other method does"),
+        (
+            "{refusal: sorry, steps: 20, learning_rate: 1e-3}",
+            "methods sft, deep and distill teach a refusal, and no other method does",
+        ),
         (
             _hardened("{rounds: 2, attackers: [{optimizer: sgd, form: full, learning_rate: [1.0, 0.1]}]}"),
             "a range goes from lowest to highest",
