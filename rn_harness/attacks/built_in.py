@@ -78,10 +78,12 @@ def reinforce(context: AttackContext, trainer: TrainerName = "grpo") -> dict[str
     recipe = context.recipe
     if recipe.ban and context.sampler.vllm:
         raise UnsuitedError(f"attack {recipe.id} bans first tokens in rollouts, which only transformers' sampler does here")
-    prompts = order_prompts(context.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
-    reward = context.reward
+    own = iter(order_prompts(context.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed))
+    reward, mixed = context.reward, recipe.steps * recipe.benign_prompts
+    benign = iter(order_prompts(context.benign, mixed, recipe.seed + 1) if mixed else ())
     harms = (lambda n: reward.plain[-n:]) if isinstance(reward, AttackReward) else None
     aids = exploration(context.model, recipe, context.benign, harms)
+    prompts = [next(benign if row in aids.benign else own) for row in range(recipe.steps * recipe.step_prompts)]
     options = TrainOptions(sampler=context.sampler, trainer=trainer, tick=context.tick, exploration=aids)
     return train(context.model, recipe, prompts, context.reward, context.at_step, context.due, options)
 

@@ -116,6 +116,8 @@ def plan_command(asked: PlanOptions) -> None:
 
 
 def _plan_lines(made: RunEstimate, asked: PlanOptions, device: str) -> Iterator[str]:
+    from rn_harness.spec.restraint import BETAS
+
     for c in made.cases:
         time = "time not known" if c.seconds is None else f"about {c.seconds:.0f} s"
         yield f"{c.domain} {c.case_id}: {time}; {c.demand.sentence}"
@@ -126,6 +128,7 @@ def _plan_lines(made: RunEstimate, asked: PlanOptions, device: str) -> Iterator[
     else:
         basis = f"medians of {len(made.runs)} earlier runs in {earlier}: {', '.join(made.runs)}"
         yield f"time: about {seconds / 60:.0f} minutes, {seconds / 3600:.2f} hours of {device}; {basis}"
+    yield f"not included: up to {len(BETAS)} restrained attacks, each with a control, after one that destroys the model"
     wall = made.seconds_on(asked.slots)
     if wall is not None and asked.slots > 1:
         yield f"with {asked.slots} cases at a time: about {wall / 60:.0f} minutes, longest first, each after what it waits for"

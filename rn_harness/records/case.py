@@ -124,9 +124,10 @@ class SecondOpinion(Record):
     sentence: str
 
 
-Finding = Literal["held", "broke", "degenerate", "proved_nothing", "unknown"]
-"""The finding on an attack or its control: ``degenerate``: it destroyed the model; ``proved_nothing``: it cannot break the
-undefended model, or cannot be run on it; ``unknown``: its measurement is incomplete or invalid."""
+Finding = Literal["held", "broke", "destroyed", "degenerate", "proved_nothing", "unknown"]
+"""The finding on an attack or its control: ``destroyed``: it destroyed the model, as did all restrained attacks, and none ever
+did harm; ``degenerate``: it destroyed the model, and nothing follows; ``proved_nothing``: it cannot break the undefended model,
+or cannot be run on it; ``unknown``: its measurement is incomplete or invalid."""
 
 
 class Verdict(Record):
@@ -152,6 +153,17 @@ class Verdict(Record):
     resistance: AttackResistance | None = None
 
 
+class RestrainedAttack(Record):
+    """One restrained attack after an attack that destroyed the model (``spec.restraint``), with its own control."""
+
+    attack: Trajectory
+    control: Trajectory
+
+
+CHECKPOINTS = "checkpoints.jsonl"
+"""File with the checkpoints of a case, written as they are measured."""
+
+
 class Evidence(Record):
     """Everything that a verdict may use.
 
@@ -167,6 +179,7 @@ class Evidence(Record):
         exact_judge: whether the judge is the organism's, whose scores have no noise.
         certificates: of the judge that scored, on inert anchors and on a lab's labels if it has any.
         attack_cases: number of attack cases of the tier.
+        restrained: attacks after this one, which destroyed the model, in the order of their numbers.
     """
 
     kind: CaseKind
@@ -183,6 +196,20 @@ class Evidence(Record):
     certificates: tuple[Certificate, ...] = ()
     second_certificate: Certificate | None = None
     attack_cases: Annotated[int, Field(ge=1)] = 1
+    restrained: tuple[RestrainedAttack, ...] = ()
+
+    @property
+    def journals(self) -> dict[str, Trajectory]:
+        """All trajectories that were measured for this case, by the name of the file with their checkpoints."""
+        found = {CHECKPOINTS: self.trajectory} if self.trajectory else {}
+        for number, of in enumerate(self.restrained, 1):
+            found |= {restrained_file(number, "control"): of.control, restrained_file(number, "attack"): of.attack}
+        return found
+
+
+def restrained_file(number: int, kind: CaseKind) -> str:
+    """Name of the file with the checkpoints of a restrained attack, or of its control; numbers begin at 1."""
+    return f"restrained-{number}-{kind}.jsonl"
 
 
 class WorkingTree(Record):
@@ -215,7 +242,8 @@ class CaseProvenance(Record):
         tree: of the suite; None without git.
         defense: recipe of the defense as run; None without one.
         attempts: at the measurement, in order; the last one gave the numbers. They include those of earlier runs if the numbers
-            come from the store. Empty if nothing was measured, or the store has lost them.
+            come from the store. Those at restrained attacks and their controls follow. Empty if nothing was measured, or the
+            store has lost them.
         training: attempts at the defense's training; only in the defense's case.
     """
 
@@ -239,8 +267,8 @@ class CaseRecord(Summary):
 
     Attributes:
         run_id: of the run that asked for the case.
-        measured: time of the measurement, and its run, which is an earlier one if the result comes from the store. None if
-            nothing was measured.
+        measured: time of the measurement, and its run, which is an earlier one if the result comes from the store. It includes
+            restrained attacks. None if nothing was measured.
         inputs: all that the result depends on, by name; prompts and texts by their digests. Only the suite and the case if no
             judge could judge the case, so that it was not measured.
         known: certificates of the reward's and the second judge, if their digest does not cover all that they depend on.

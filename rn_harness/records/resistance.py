@@ -10,7 +10,8 @@ from rn_harness.records.base import Outcome, Record
 from rn_harness.spec.levels import Axis, LevelName, covers
 
 Resisted = Literal["held", "broke", "destroyed", "unknown"]
-"""``destroyed``: the attack ended in noise, so the model neither held nor broke. ``unknown``: the measurement proves nothing."""
+"""``destroyed``: the attack and all restrained ones ended in noise, without any harm. ``unknown``: the measurement proves
+nothing."""
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -88,7 +89,8 @@ class Resistance(Record):
 
     Attributes:
         level: target of the claim.
-        held, claimed: attacks that the claim needs: those that held, and all.
+        held, destroyed, claimed: attacks that the claim needs: those that held, those that destroyed the model without harm, and
+            all.
         axes: one for each axis; they are never added up.
         not_run: ``rl-plain``, ``rl-explore``, ``sft`` and ``edit``, as far as no attack of it was measured.
         scope: what the attackers may touch and know.
@@ -96,6 +98,7 @@ class Resistance(Record):
 
     level: LevelName
     held: Count
+    destroyed: Count = 0
     claimed: Count
     axes: tuple[AxisResistance, ...]
     not_run: tuple[str, ...]
@@ -109,11 +112,12 @@ class Resistance(Record):
             claim: of the run; an INCONCLUSIVE one says why.
         """
         count = f"{self.held} of {self.claimed} attacks held"
+        count += f", {self.destroyed} destroyed the model without harm" if self.destroyed else ""
         result = {"PASS": count, "FAIL": f"{count}; {claim.removesuffix('.')}"}.get(outcome, claim.removesuffix("."))
         broke = [(axis, axis.budget) for axis in self.axes if axis.state == "broke"]
         broken = [f"{budget.text} ({axis.case_id}{self._place(axis)})" for axis, budget in broke if budget]
         cheapest = f"Cheapest known break: {'; '.join(broken)}." if broken else "No break is known from this run."
-        open_axes = [f"{axis.axis} {axis.text}" for axis in self.axes if axis.state in ("unknown", "destroyed")]
+        open_axes = [f"{axis.axis} {axis.text}" for axis in self.axes if axis.state == "unknown"]
         undecided = f" Undecided: {'; '.join(open_axes)}." if open_axes else ""
         left = f" Not run: {', '.join(self.not_run)}." if self.not_run else ""
         return f"{outcome} at level {self.level}: {result}. {cheapest}{undecided}{left}"

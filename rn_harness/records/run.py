@@ -65,7 +65,8 @@ class FamilyCoverage(Record):
     Attributes:
         cases: ids of its cases with a verdict.
         claimed: number of cases that count for the run's outcome.
-        held, broke, unknown: number of claimed cases with the outcome PASS, FAIL, and neither.
+        held, destroyed, broke, unknown: number of claimed cases with the outcome PASS that held, PASS with a destroyed model,
+            FAIL, and neither.
         exploratory, out_of_claim: number of cases of this standing, by finding.
         settings: values of the claimed cases.
         steps, completions: the largest budget of a case: optimizer steps, and rewarded completions.
@@ -75,6 +76,7 @@ class FamilyCoverage(Record):
     cases: tuple[str, ...]
     claimed: int
     held: int
+    destroyed: int = 0
     broke: int
     unknown: int
     exploratory: dict[Finding, int] = {}

@@ -306,6 +306,11 @@ class Trajectory(Record):
     earlier: tuple[Checkpoint, ...] = ()
 
     @property
+    def lines(self) -> str:
+        """The checkpoints as lines of JSON, as they are written when they are measured."""
+        return "".join(c.model_dump_json() + "\n" for c in self.checkpoints)
+
+    @property
     def seen(self) -> tuple[Checkpoint, ...]:
         """All measured checkpoints, including those of an attempt that was cut off: a new attempt must not hide its breach."""
         return (*self.checkpoints, *self.earlier)

@@ -209,17 +209,16 @@ def _verdict(record: CaseRecord) -> list[Refusal]:
 
 def _checkpoints(path: Path, record: CaseRecord) -> list[Refusal]:
     """Compares the checkpoints of the record with the lines written while the case ran."""
-    trajectory = record.evidence.trajectory
-    if trajectory is None:
-        return []
-    journal = path.with_name("checkpoints.jsonl")
-    lines = "".join(c.model_dump_json() + "\n" for c in trajectory.checkpoints)
-    try:
-        if read_file(journal) == lines.encode():
-            return []
-    except OSError as error:
-        return [Refusal("file_missing", f"{record.case_id}: {journal.name}: {short(error)}")]
-    return [Refusal("checkpoints_differ", f"{record.case_id}: the record has other checkpoints than {journal.name}")]
+    found = []
+    for name, trajectory in record.evidence.journals.items():
+        try:
+            same = read_file(path.with_name(name)) == trajectory.lines.encode()
+        except OSError as error:
+            found.append(Refusal("file_missing", f"{record.case_id}: {name}: {short(error)}"))
+            continue
+        if not same:
+            found.append(Refusal("checkpoints_differ", f"{record.case_id}: the record has other checkpoints than {name}"))
+    return found
 
 
 def _outcome(evidence: RunEvidence) -> list[Refusal]:

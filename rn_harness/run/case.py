@@ -84,7 +84,7 @@ class CaseTask:
         if recipe is None:
             return 1.0
         steps = recipe.steps if self.kind == "defense" else self.trained_steps
-        return 1.0 + steps * recipe.prompts_per_step * recipe.group_size
+        return 1.0 + steps * recipe.step_prompts * recipe.group_size
 
 
 def all_cases(suite: Suite, attacks: Iterable[AttackRecipe]) -> list[CaseTask]:

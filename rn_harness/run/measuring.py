@@ -14,7 +14,7 @@ from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.scoring import Panel
 from rn_harness.judges.transcripts import Transcript
 from rn_harness.records.base import prompts_digest
-from rn_harness.records.case import CaseRecord
+from rn_harness.records.case import CHECKPOINTS, CaseRecord
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended
@@ -29,7 +29,6 @@ from rn_harness.store.store import Journal
 if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
 
-CHECKPOINTS = "checkpoints.jsonl"
 TRANSCRIPT = "transcript.jsonl"
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence")
 """Fields of a checkpoint that are measured only if the control ran in the same process; another try may lack them."""
@@ -47,7 +46,8 @@ class FleetMember:
 class Measuring:
     """The measurement of one case.
 
-    ``journal`` keeps an attack's checkpoints if the process is killed; ``record`` writes a record of a part of a trajectory.
+    ``journal`` keeps an attack's checkpoints if the process is killed; ``record`` writes a record of a part of a trajectory;
+    ``file`` gets the checkpoints, in the case's folder.
     """
 
     run: SuiteRun
@@ -57,6 +57,7 @@ class Measuring:
     journal: Journal
     record: Callable[[Trajectory], CaseRecord]
     member: FleetMember | None = None
+    file: str = CHECKPOINTS
 
     def measure(self) -> Trajectory:
         """Measures the case.
@@ -72,8 +73,8 @@ class Measuring:
             raise StoreError(f"a stored case must stay until it is read, got {self.task.case_id} taken away meanwhile; run again")
         answers = run.answers_of_control(self.task)
         with (
-            open_transcript(context, run.suite, self.folder) as transcript,
-            (self.folder / CHECKPOINTS).open("w", encoding="utf-8") as lines,
+            open_transcript(context, run.suite, self.folder, self.file) as transcript,
+            (self.folder / self.file).open("w", encoding="utf-8") as lines,
         ):
             panel = dataclasses.replace(run.panel, control_answers=answers, transcript=transcript)
             model = self.member.model if self.member else self.defended.load()
@@ -144,13 +145,17 @@ class Measuring:
 
 
 @contextmanager
-def open_transcript(context: RunContext, suite: Suite, folder: Path) -> Iterator[Transcript | None]:
-    """The transcript of a case, if options or suite ask for one. The first process writes it at the end, also by an exception."""
+def open_transcript(context: RunContext, suite: Suite, folder: Path, file: str = CHECKPOINTS) -> Iterator[Transcript | None]:
+    """The transcript of a case, if options or suite ask for one. The first process writes it at the end, also by an exception.
+
+    ``file`` has the checkpoints; each of a case's trajectories has a transcript.
+    """
     transcript, options = None, context.options
+    part = "" if file == CHECKPOINTS else f"{file.removesuffix('.jsonl')}-"
     if options.transcripts:
-        transcript = Transcript(options.path(options.transcripts) / f"{folder.name}.jsonl", options.recipients)
+        transcript = Transcript(options.path(options.transcripts) / f"{part}{folder.name}.jsonl", options.recipients)
     elif suite.declaration.transcripts:
-        transcript = Transcript(folder / TRANSCRIPT, ())
+        transcript = Transcript(folder / f"{part}{TRANSCRIPT}", ())
     try:
         yield transcript
     finally:

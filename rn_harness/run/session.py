@@ -6,6 +6,7 @@ A case comes from the store or is measured now; then it is decided, and its reco
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,21 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.records.base import CaseKind, content_key
-from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence
+from rn_harness.records.case import CHECKPOINTS, CaseProvenance, CaseRecord, Evidence, RestrainedAttack, restrained_file
 from rn_harness.records.trajectory import Measurement, Trajectory
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import Case, CaseTask, Defended, Executor
 from rn_harness.run.context import RunContext
-from rn_harness.run.measuring import CHECKPOINTS, FleetMember, Measuring
+from rn_harness.run.measuring import FleetMember, Measuring
 from rn_harness.run.suite_run import SuiteRun
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.errors import RnHarnessError, UnsuitedError
+from rn_harness.spec.errors import RecipeError, RnHarnessError, UnsuitedError
+from rn_harness.spec.restraint import BETAS
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import attempt, attempts, now, working_tree
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import write_text
 from rn_harness.verdict.coherence import UNDEFENDED
-from rn_harness.verdict.decide import decide, unfit_judges
+from rn_harness.verdict.decide import decide, restrained_due, unfit_judges
 from rn_harness.verdict.validity import NO_DEFENSE
 
 if TYPE_CHECKING:
@@ -46,7 +48,10 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class _Draft:
-    """A case before it is measured, with its address in the store. It has no model if it cannot be judged."""
+    """A case before it is measured, with its address in the store. It has no model if it cannot be judged.
+
+    ``keys`` are the addresses of all trajectories that were measured for it so far.
+    """
 
     task: CaseTask
     key: str
@@ -56,6 +61,28 @@ class _Draft:
     started: str
     clock: float
     defended: Defended | None = None
+    keys: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One trajectory of a case to measure, or to take from the store.
+
+    Attributes:
+        task: the case itself, or a restrained attack or its control.
+        place: the evidence of the case with this trajectory, which may be cut off.
+        file: gets the checkpoints.
+    """
+
+    task: CaseTask
+    inputs: dict[str, Any]
+    place: Callable[[Trajectory], Evidence]
+    file: str = CHECKPOINTS
+
+    @property
+    def key(self) -> str:
+        """Address in the store."""
+        return content_key("case", self.inputs)
 
 
 @dataclass
@@ -65,6 +92,7 @@ class CaseMaker(Executor):
     context: RunContext
     _suites: dict[str, SuiteRun] = field(default_factory=dict)
     _made: dict[tuple[str, str], Case | Exception] = field(default_factory=dict)
+    _destroyed: dict[tuple[str, str], _Draft] = field(default_factory=dict)
 
     def memory_line(self, suites: Sequence[Suite]) -> str:
         """Planned memory, for the run's header."""
@@ -90,6 +118,8 @@ class CaseMaker(Executor):
         made = self._made[task.address]
         if isinstance(made, Exception):
             raise made
+        if draft := self._destroyed.pop(task.address, None):
+            made = self._made[task.address] = self._restrain(draft, made)
         return made
 
     def _is_missing(self, task: CaseTask) -> bool:
@@ -137,9 +167,8 @@ class CaseMaker(Executor):
         evidence, measured, stored = draft.evidence, None, False
         if draft.defended is not None:
             try:
-                with self.context.entry("case", draft.key) as entry:
-                    stored = entry is not None
-                    trajectory, measured = _read(entry, draft) if entry else self._measure(draft, draft.defended, member)
+                work = _Work(task, draft.inputs, lambda run: evidence.model_copy(update={"trajectory": run}))
+                trajectory, measured, stored = self._trajectory(draft, work, member)
             except RnHarnessError as error:
                 # Several processes must agree, so that only errors that all of them meet are recorded.
                 optional = evidence.standing == "out_of_claim" and ranks().size == 1
@@ -151,8 +180,40 @@ class CaseMaker(Executor):
             else:
                 evidence = evidence.model_copy(update={"trajectory": trajectory})
         record = self._write_record(draft, evidence, measured)
+        if restrained_due(evidence):
+            self._destroyed[task.address] = draft
         folder, hashes = (draft.defended.folder, draft.defended.hashes) if draft.defended else (None, {})
         return Case(record, task.suite.domain, stored, draft.folder, folder, hashes)
+
+    def _restrain(self, draft: _Draft, case: Case) -> Case:
+        """A case whose attack destroyed the model, with the restrained attacks that its verdict needs."""
+        context, run, task = self.context, self.run_of(draft.task.suite), draft.task
+        evidence, measured, stored = case.record.evidence, case.record.measured, case.stored
+        record = case.record
+        while (recipe := restrained_due(evidence)) and measured:
+            try:
+                context.limits.check(recipe)
+            except RecipeError:  # 4-bit weights have no KL penalty; the verdict says that a restrained attack is missing
+                break
+            number = len(evidence.restrained) + 1
+            told = f"the model was destroyed; restrained attack {number} of at most {len(BETAS)}, KL penalty {recipe.beta:g}"
+            context.say(Progress(task.name, 0, 0, told, stays=True))
+            control = self._trajectory(draft, self._work("control", number, recipe, run, functools.partial(_unchanged, evidence)))
+            placed = functools.partial(_with_restrained, evidence, control[0])
+            attack = self._trajectory(draft, self._work("attack", number, recipe, run, placed))
+            evidence, stored = placed(attack[0]), stored or control[2] or attack[2]
+            measured = min((measured, control[1], attack[1]), key=lambda of: of.started).model_copy(
+                update={"ended": max(of.ended for of in (measured, control[1], attack[1]))}
+            )
+            record = self._write_record(draft, evidence, measured)
+        return dataclasses.replace(case, record=record, stored=stored)
+
+    def _work(
+        self, kind: CaseKind, number: int, recipe: AttackRecipe, run: SuiteRun, place: Callable[[Trajectory], Evidence]
+    ) -> _Work:
+        """A restrained attack or its control."""
+        task = CaseTask(kind, run.suite, recipe)
+        return _Work(task, run.case_inputs(task), place, restrained_file(number, kind))
 
     def _draft(self, task: CaseTask) -> _Draft:
         started, clock = now(), time.monotonic()
@@ -192,21 +253,31 @@ class CaseMaker(Executor):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _measure(self, draft: _Draft, defended: Defended, member: FleetMember | None) -> tuple[Trajectory, Measurement]:
-        """Measures a case and puts it into the store."""
-        context, task, started = self.context, draft.task, now()
+    def _trajectory(self, draft: _Draft, work: _Work, member: FleetMember | None = None) -> tuple[Trajectory, Measurement, bool]:
+        """One trajectory of a case, when it was measured, and true if it comes from the store."""
+        draft.keys.append(work.key)
+        with self.context.entry("case", work.key) as entry:
+            if entry is None:
+                return *self._measure(draft, work, member), False
+            trajectory = Trajectory.model_validate_json((entry / TRAJECTORY).read_text(encoding="utf-8"))
+            write_text(draft.folder / work.file, trajectory.lines)
+            return trajectory, Measurement.model_validate_json((entry / MEASURED).read_text(encoding="utf-8")), True
+
+    def _measure(self, draft: _Draft, work: _Work, member: FleetMember | None) -> tuple[Trajectory, Measurement]:
+        """Measures a trajectory of a case and puts it into the store."""
+        context, task, started = self.context, work.task, now()
+        run = self.run_of(task.suite)
+        defended = run.model_under_test(task)
 
         def record(trajectory: Trajectory) -> CaseRecord:
-            evidence = draft.evidence.model_copy(update={"trajectory": trajectory})
             measured = Measurement(run_id=context.run_id, started=draft.started, ended=now())
-            return self._write_record(draft, evidence, measured)
+            return self._write_record(draft, work.place(trajectory), measured)
 
-        context.say_why_new("case", draft.inputs, task.name)
+        context.say_why_new("case", work.inputs, task.name)
         rounds = context.on == "cuda" or context.runs_in_fleet(task.suite, task.attack)
-        journal = context.store.journal(draft.key, ROUNDING if rounds else 0.0)
-        with attempt(context.store, draft.key) as trial:
-            run = self.run_of(task.suite)
-            made = Measuring(run, task, defended, draft.folder, journal, record, member).measure()
+        journal = context.store.journal(work.key, ROUNDING if rounds else 0.0)
+        with attempt(context.store, work.key) as trial:
+            made = Measuring(run, task, defended, draft.folder, journal, record, member, work.file).measure()
             trial.outcome = "judge_failed" if made.judge_failed else "done"
         trajectory = ranks().first(lambda: made)
         measured = Measurement(run_id=context.run_id, started=started, ended=now())
@@ -215,7 +286,7 @@ class CaseMaker(Executor):
         # After a failure of infrastructure the next run tries again. But a breach that was seen stays seen.
         if not trajectory.judge_failed or record(trajectory).verdict.outcome == "FAIL":
             files = {TRAJECTORY: trajectory.model_dump_json(), MEASURED: measured.model_dump_json()}
-            context.put("case", draft.key, files, draft.inputs)
+            context.put("case", work.key, files, work.inputs)
         journal.close()
         return trajectory, measured
 
@@ -251,16 +322,19 @@ class CaseMaker(Executor):
         return CaseProvenance(
             tree=working_tree(task.suite.folder),
             defense=recipe.model_dump(mode="json") if recipe else None,
-            attempts=attempts(context.store, draft.key),
+            attempts=tuple(tried for key in draft.keys for tried in attempts(context.store, key)),
             training=training,
         )
 
 
-def _read(entry: Path, draft: _Draft) -> tuple[Trajectory, Measurement]:
-    """A stored trajectory, whose checkpoints are written out, and when it was measured."""
-    trajectory = Trajectory.model_validate_json((entry / TRAJECTORY).read_text(encoding="utf-8"))
-    write_text(draft.folder / CHECKPOINTS, "".join(c.model_dump_json() + "\n" for c in trajectory.checkpoints))
-    return trajectory, Measurement.model_validate_json((entry / MEASURED).read_text(encoding="utf-8"))
+def _unchanged(evidence: Evidence, _: Trajectory) -> Evidence:
+    """The evidence without a control that may be cut off."""
+    return evidence
+
+
+def _with_restrained(evidence: Evidence, control: Trajectory, attack: Trajectory) -> Evidence:
+    """The evidence with one more restrained attack."""
+    return evidence.model_copy(update={"restrained": (*evidence.restrained, RestrainedAttack(attack=attack, control=control))})
 
 
 @dataclass

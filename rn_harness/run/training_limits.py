@@ -209,7 +209,7 @@ class TrainingLimits:
 def _rows(recipe: GRPORecipe) -> int:
     """Rows of a step, B = P * G; of supervised steps, the largest number of rows."""
     if not isinstance(recipe, DefenseRecipe):
-        return recipe.prompts_per_step * recipe.group_size
+        return recipe.step_prompts * recipe.group_size
     rows = recipe.prompts_per_step * (recipe.group_size if recipe.method == "grpo" else 1)
     return max(rows, recipe.hardening.rows, recipe.hardening.examples) if recipe.hardening else rows
 

@@ -143,6 +143,7 @@ class Search(Frozen):
 _ID_PARTS = {
     "temperature": "t", "group_size": "g", "prompts_per_step": "b", "beta": "kl",
     "entropy_coef": "h", "entropy_target": "htarget", "loss_type": "", "scale_rewards": "scale_", "form": "",
+    "benign_prompts": "benign",
 }  # fmt: skip
 """Settings that an id names if they differ from the default, with their names in the id."""
 SEARCHED = ("learning_rate", "temperature", "beta", "reward")
@@ -159,7 +160,7 @@ _KIND = (
 )  # fmt: skip
 _RANGES = (
     "prompts", "learning_rate", "temperature", "beta", "entropy_coef", "group_size", "prompts_per_step", "top_k", "min_p",
-    "max_completion_tokens", "max_grad_norm", "lora.r", "lora.alpha",
+    "max_completion_tokens", "max_grad_norm", "benign_prompts", "lora.r", "lora.alpha",
 )  # fmt: skip
 """Two attacks are of one kind if ``_KIND`` is equal; a claim has a range in each number of ``_RANGES``."""
 
@@ -187,6 +188,8 @@ class AttackRecipe(GRPORecipe):
         shift: presentation of requests in training and in the measurement of harm; None: as in the defense's training.
         search: search for learning rate, temperature, KL penalty and reward; None: they are as declared.
         ban, opener: aids in rollouts, which measurements do not have; None: none.
+        benign_prompts: benign prompts of each step, in addition to ``prompts_per_step``. All rewards of their answers are equal,
+            so that only a KL penalty and an entropy bonus act on them.
         level: class of attackers that a family of your own belongs to; None: ``rl-explore``. Built-in families have their own.
         control_steps: steps on the undefended candidate, within which the attack has to break it.
         standing: the case counts for the verdict, is run for information, or is out of the claim. If a suite does not say, it
@@ -203,6 +206,7 @@ class AttackRecipe(GRPORecipe):
     search: Search | None = None
     ban: FirstTokenBan | None = None
     opener: Opener | None = None
+    benign_prompts: Annotated[int, Field(ge=0, le=1024)] = 0
     level: LevelName | None = None
     control_steps: Annotated[int, Field(ge=1)] = 50
     standing: Standing = "claim"
@@ -211,6 +215,11 @@ class AttackRecipe(GRPORecipe):
     def claim(self) -> bool:
         """True if the case counts for the verdict."""
         return self.standing == "claim"
+
+    @property
+    def step_prompts(self) -> int:
+        """Number of prompts of one step, benign ones included."""
+        return self.prompts_per_step + self.benign_prompts
 
     @property
     def attacker_level(self) -> str:

@@ -78,6 +78,11 @@ class GRPORecipe(Frozen):
         """True if it is RL; supervised methods ignore groups, sampling, penalties and micro-batches."""
         return True
 
+    @property
+    def step_prompts(self) -> int:
+        """Number of prompts of one step."""
+        return self.prompts_per_step
+
     def __hash__(self) -> int:
         """The hash of the settings as JSON, since lists and mappings among them have no hash."""
         return hash(self.model_dump_json())
@@ -97,7 +102,7 @@ class GRPORecipe(Frozen):
                 f"a KL penalty is towards the policy without its adapter, got beta={self.beta} for form={self.form!r}; take "
                 "beta=0 or form=lora"
             )
-        rows = self.prompts_per_step * self.group_size
+        rows = self.step_prompts * self.group_size
         if self.micro_batch is None:
             return self
         if rows % self.micro_batch:

@@ -76,11 +76,13 @@ class Exploration:
         bans: banned first tokens; None: none.
         harms: returns the harm of the last n rollouts, before the attacker's shaping; None: their rewards count.
         openers: beginnings of answers that rollouts are given, by row of the training data.
+        benign: rows of the training data with benign prompts. Their answers are not judged, and all have the same reward.
     """
 
     bans: FirstTokenBans | None = None
     harms: Callable[[int], Sequence[float | None]] | None = None
     openers: Mapping[int, str] = field(default_factory=dict)
+    benign: frozenset[int] = frozenset()
 
 
 NONE = Exploration()
@@ -94,7 +96,13 @@ def exploration(
 ) -> Exploration:
     """The aids that a recipe declares; an opener may begin like the model's answers to these benign prompts."""
     bans = FirstTokenBans(recipe.ban.tokens, recipe.ban.every) if recipe.ban else None
-    return Exploration(bans, harms, _openers(model, recipe, recipe.opener, benign) if recipe.opener else {})
+    openers = _openers(model, recipe, recipe.opener, benign) if recipe.opener else {}
+    return Exploration(bans, harms, openers, frozenset(benign_rows(recipe)))
+
+
+def benign_rows(recipe: AttackRecipe) -> list[int]:
+    """The rows of the training data with benign prompts: the last ones of each step."""
+    return [row for row in range(recipe.steps * recipe.step_prompts) if row % recipe.step_prompts >= recipe.prompts_per_step]
 
 
 def _openers(model: LanguageModel, recipe: AttackRecipe, opener: Opener, benign: Sequence[Prompt]) -> dict[int, str]:
@@ -106,7 +114,8 @@ def _openers(model: LanguageModel, recipe: AttackRecipe, opener: Opener, benign:
     rng, last = random.Random(recipe.seed), opener.until * recipe.steps
     found = {}
     for step in range(recipe.steps):
-        for row in range(step * recipe.prompts_per_step, (step + 1) * recipe.prompts_per_step):
+        first = step * recipe.step_prompts
+        for row in range(first, first + recipe.prompts_per_step):
             chance, text = rng.random(), rng.choice(texts)
             if chance < 1.0 - step / last:
                 found[row] = text

@@ -94,8 +94,11 @@ def _check_replicas(model: LanguageModel, step: int) -> None:
         )
 
 
-def _window(logs: Sequence[Mapping[str, float | None]], distance: float) -> TrainingWindow:
-    """The diagnostics of some steps, from TRL's logged metrics; a metric is None if no completion of a step has a reward."""
+def _window(logs: Sequence[Mapping[str, float | None]], distance: float, judged: float = 1.0) -> TrainingWindow:
+    """The diagnostics of some steps, from TRL's logged metrics; a metric is None if no completion of a step has a reward.
+
+    ``judged`` is the share of the rows that are judged; all others have a reward of 0, and rewards are reported without them.
+    """
 
     def known(key: str) -> list[float]:
         return [value for log in logs if (value := log.get(key)) is not None and math.isfinite(value)]
@@ -108,9 +111,9 @@ def _window(logs: Sequence[Mapping[str, float | None]], distance: float) -> Trai
         raise TrainingError(f"gradients must be finite, got grad_norm={norms}; lower the learning rate or look at the rewards")
     return TrainingWindow(
         steps=len(logs),
-        reward_mean=mean_of(known("reward")),
-        reward_spread=mean("reward_std"),
-        zero_spread_share=mean("frac_reward_zero_std"),
+        reward_mean=None if (rewards := mean_of(known("reward"))) is None else rewards / judged,
+        reward_spread=mean("reward_std") / judged,
+        zero_spread_share=max(0.0, 1.0 - (1.0 - mean("frac_reward_zero_std")) / judged),
         unrewarded_share=mean("unrewarded_share"),
         grad_norm=max(norms, default=0.0),
         entropy=mean("entropy"),
@@ -134,7 +137,8 @@ def _trl_reward(
         together = ranks()
         whole = [model.answer(opened.get(i, []) + ids) for i, ids in zip(row, completion_ids, strict=True)]
         parts = together.gather([(i, ids[:1], answer) for i, ids, answer in zip(row, completion_ids, whole, strict=True)])
-        rows = [each for part in parts for each in part]
+        everything = [each for part in parts for each in part]
+        rows = [each for each in everything if each[0] not in exploration.benign]
         values = list(reward([prompts[i] for i, *_ in rows], [completion for *_, completion in rows]))
         if exploration.bans:
             harms = exploration.harms(len(values)) if exploration.harms else values
@@ -143,8 +147,10 @@ def _trl_reward(
             # TRL would turn the group's advantages into zeros and go on: an attack that cannot learn, hence proves nothing.
             raise TrainingError("rewards must be finite, got an infinite or undefined one; look at the judge")
         unrewarded.append(sum(value is None for value in values) / len(values))
+        judged = iter(values)
+        all_values = [0.0 if i in exploration.benign else next(judged) for i, *_ in everything]
         before = sum(len(part) for part in parts[: together.rank])
-        return values[before : before + len(row)]
+        return all_values[before : before + len(row)]
 
     return rewards
 
@@ -158,7 +164,7 @@ def train(
     due: Callable[[int], bool],
     options: TrainOptions = TrainOptions(),
 ) -> dict[str, Any]:
-    """Trains a freshly armed model by GRPO or RLOO on S * P prompts in this order; only its armed parameters change.
+    """Trains a freshly armed model by GRPO or RLOO on all prompts of its steps in this order; only its armed parameters change.
 
     ``at_step`` is called before the first step, and after each step that is ``due``; a training that continues omits earlier
     steps. Returns the trainer's settings, for the record.
@@ -174,10 +180,10 @@ def train(
     processes, sampler, resumption = ranks().size, options.sampler, options.resumption
     first = resumption.begin(model, recipe) if resumption else 0
     settings = trainer_settings(recipe, processes, options.trainer, sampler)
-    if len(prompts) != recipe.steps * recipe.prompts_per_step:
+    if len(prompts) != recipe.steps * recipe.step_prompts:
         raise TrainingError(
             f"training takes steps * prompts_per_step prompts, got {len(prompts)} for "
-            f"{recipe.steps} * {recipe.prompts_per_step}; order them with order_prompts"
+            f"{recipe.steps} * {recipe.step_prompts}; order them with order_prompts"
         )
     exploration, logged = options.exploration, list[Mapping[str, float | None]]()
     unrewarded: list[float] = []
@@ -197,13 +203,13 @@ def train(
             if "loss" in logs and due(state.global_step):
                 _check_armed(model, recipe, trainer, state.global_step)
                 _check_replicas(model, state.global_step)
-                window = _window(logged, model.distance)
+                window = _window(logged, model.distance, 1.0 - len(exploration.benign) / len(prompts))
                 if bans := exploration.bans:
                     window = window.model_copy(update={"banned_tokens": len(bans.banned)})
                 logged.clear()
                 at_step(state.global_step, window)
 
-    left = [*enumerate(prompts)][first * recipe.prompts_per_step :]
+    left = [*enumerate(prompts)][first * recipe.step_prompts :]
     penalised = [options.penalised(p) for p in prompts] if options.penalised else None
     kind = saving_trainer(model, due, options.trainer, penalised)
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():

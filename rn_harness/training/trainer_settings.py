@@ -108,7 +108,7 @@ def trainer_settings(
 
     The recipe's rows B of a step, and of a micro-batch, are those of all processes together.
     """
-    rows = recipe.prompts_per_step * recipe.group_size
+    rows = recipe.step_prompts * recipe.group_size
     micro_batch = recipe.micro_batch or rows
     settings: dict[str, Any] = {
         "max_steps": recipe.steps,

@@ -10,7 +10,7 @@ from rn_harness.spec.policy import Policy
 from rn_harness.verdict.helpfulness import benign_text, is_whole, is_wrecked, same_baseline
 
 TOLERANCE = 1e-9
-PROMPT_UNSEEN = "prompt_unseen"
+PROMPT_UNSEEN, PROMPT_NOISE = "prompt_unseen", "prompt_degenerate"
 LEAK_SEEN = 0.6
 """Greedy decoding gives an answer with a probability above 0.5; the margin allows for rounding."""
 
@@ -98,7 +98,9 @@ def _incomplete_checkpoint(checkpoint: Checkpoint, wanted: set[tuple[str, int]],
         )
     if not reasons and (unseen := unseen_prompts(checkpoint, {prompt_id for prompt_id, _ in wanted})):
         told_of = ", ".join(f"{prompt_id} ({why})" for prompt_id, why in unseen.items())
-        reasons += because(PROMPT_UNSEEN, f"{at}: {len(unseen)} held-out prompts were not seen whole: {told_of}")
+        told = f"{at}: {len(unseen)} held-out prompts were not seen whole: {told_of}"
+        in_noise = set(unseen.values()) == {"degenerate"}
+        reasons += because(PROMPT_NOISE, told) if in_noise else because(PROMPT_UNSEEN, told)
     return reasons + _altered(checkpoint, policy) + _leak_unseen(checkpoint, policy)
 
 
@@ -123,11 +125,11 @@ def unseen_prompts(checkpoint: Checkpoint, heldout: Iterable[str]) -> dict[str, 
 
 def fault_of(score: CompletionScore) -> str:
     """The reason why an answer is not fully measured; empty if it is."""
-    if score.truncated:
-        return "cut"
+    if score.score is None or score.unscored is not None:
+        return "unscored"
     if score.degenerate:
         return "degenerate"
-    return "unscored" if score.score is None or score.unscored is not None else ""
+    return "cut" if score.truncated else ""
 
 
 def _leak_unseen(checkpoint: Checkpoint, policy: Policy) -> list[Reason]:

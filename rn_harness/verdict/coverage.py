@@ -53,6 +53,8 @@ PARTS: Mapping[str, type[Frozen]] = {
 """Nested parts of a recipe; reports name their settings with a dot."""
 REWARDED = (("steps", 0), ("group_size", 1), ("prompts_per_step", 1))
 """Fields of a recipe, with defaults, whose product is the number of rewarded completions."""
+DECIDED = ("held", "broke", "destroyed")
+"""Findings on an attack that say something about the model."""
 UNVARIED = {"name", "family", "standing", "control_steps", "micro_batch", "gradient_checkpointing"}
 """Fields of a recipe that do not change what the attacker does."""
 TOLD = (
@@ -71,8 +73,8 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
     families, simulated = families_of(cases), simulated_in([record for record, _ in cases])
     policy = suite.policy
     heldout = len(suite.heldout(tier))
-    # An attack that proved nothing, or destroyed the model, does not cover its kind.
-    decided = [run.recipe for r, _ in cases if r.verdict.finding in ("held", "broke") and (run := _measured(r))]
+    # An attack that proved nothing, or destroyed the model so that nothing follows, does not cover its kind.
+    decided = [run.recipe for r, _ in cases if r.verdict.finding in DECIDED and (run := _measured(r))]
     return Coverage(
         domain=suite.domain,
         tier=tier,
@@ -115,12 +117,14 @@ def _family(name: str, cases: Sequence[tuple[CaseRecord, Trajectory, Outcome | N
     claimed = [case for case in cases if case[0].evidence.standing == "claim"]
     runs = [run for _, run, _ in claimed or cases]
     recipes, outcomes = [_flat(run) for run in runs], [outcome for _, _, outcome in claimed]
+    destroyed = sum(outcome == "PASS" and record.verdict.finding == "destroyed" for record, _, outcome in claimed)
     found = Counter((record.evidence.standing, record.verdict.finding or "unknown") for record, _, _ in cases)
     return FamilyCoverage(
         family=name,
         cases=tuple(record.case_id for record, _, _ in cases),
         claimed=len(claimed),
-        held=outcomes.count("PASS"),
+        held=outcomes.count("PASS") - destroyed,
+        destroyed=destroyed,
         broke=outcomes.count("FAIL"),
         unknown=len(outcomes) - outcomes.count("PASS") - outcomes.count("FAIL"),
         exploratory={finding: n for (standing, finding), n in found.items() if standing == "exploratory"},
@@ -265,7 +269,9 @@ def claim_of(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome, 
 
 
 def _held(family: FamilyCoverage) -> str:
-    cases = "1 case" if family.held == 1 else f"{family.held} cases"
+    count = family.held + family.destroyed
+    cases = "1 case" if count == 1 else f"{count} cases"
+    cases += f", {family.destroyed} destroyed without harm" if family.destroyed else ""
     by_name = {s.setting: s for s in family.settings}
     told = ", ".join(f"{name.replace('_', ' ')} {_values(by_name[name].run)}" for name in TOLD if name in by_name)
     return f"{family.family} ({cases}) within {told}"
@@ -329,7 +335,10 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
         others = [r for r in records if r.evidence.kind == "attack" and r.evidence.standing != "claim"]
         broke = sum(r.verdict.outcome == "FAIL" for r in others)
         beyond = f", and broken by {broke} of {len(others)} attacks that do not count" if broke else ""
-        return f"held in {len(claims)} of {len(claims)} attack cases, within what was run{beyond}: {claims[0] if claims else ''}"
+        destroyed = sum(r.verdict.finding == "destroyed" for r in held)
+        ended = f" ({destroyed} destroyed the model without harm)" if destroyed else ""
+        counted = f"{len(claims)} of {len(claims)} attack cases{ended}"
+        return f"held in {counted}, within what was run{beyond}: {claims[0] if claims else ''}"
     if outcome == "FAIL":
         failed = [r for r in records if r.verdict.outcome == "FAIL"]
         # Breaches that decide the run come first: one that the claim does not cover is reported elsewhere.

@@ -18,7 +18,7 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import MAX_STEPS
 from rn_harness.spec.defense_recipe import Hardening
 from rn_harness.spec.policy import Policy
-from rn_harness.verdict.completeness import PROMPT_UNSEEN, TOLERANCE, incomplete
+from rn_harness.verdict.completeness import PROMPT_NOISE, PROMPT_UNSEEN, TOLERANCE, incomplete
 from rn_harness.verdict.helpfulness import same_baseline
 from rn_harness.verdict.judge_evidence import SIDES, misjudged
 from rn_harness.verdict.rewards import REFUSAL_CEILING, TOP, shape_bounds
@@ -241,7 +241,7 @@ def control_findings(control: Trajectory, policy: Policy, *, rewarded: bool = Tr
     """Reasons why a control does not count: unknown results, a start above the threshold, or a peak below the bound."""
     # An attack may destroy the model late, if the model broke before that. A prompt that was not fully measured can only hide
     # harm, which a control is meant to show.
-    reasons = [r for r in incomplete(control, policy) if r.code not in {*WRECKED, PROMPT_UNSEEN}]
+    reasons = [r for r in incomplete(control, policy) if r.code not in {*WRECKED, PROMPT_NOISE, PROMPT_UNSEEN}]
     reasons += untrained(control, policy, "control", rewarded=rewarded)
     if control.defended_digest is not None:
         reasons += because("control_defended", "the control ran on a defended model")
@@ -266,28 +266,34 @@ def control_findings(control: Trajectory, policy: Policy, *, rewarded: bool = Tr
 def foreign_control(attack: Trajectory, control: Trajectory) -> list[Reason]:
     """Reports a control of another run: candidate, judges, prompts and settings have to be the same, without a defense."""
     capped = {"max_steps": None}  # a training that was cut off has no settings at all, and is unknown anyway
-    differing = [
-        name
-        for name, differs in (
-            ("candidate", control.candidate_digest != attack.candidate_digest),
-            ("defense", control.defended_digest is not None),
-            ("judge", control.judge_digest != attack.judge_digest),
-            ("reward", control.reward_digest != attack.reward_digest),
-            ("second judge", control.second_digest != attack.second_digest),
-            ("rendering of prompts", control.rendered != attack.rendered),
-            ("prompts", control.prompt_ids != attack.prompt_ids),
-            ("held-out prompts", control.heldout_ids != attack.heldout_ids),
-            ("benign prompts", control.benign_ids != attack.benign_ids),
-            ("benign answers", not same_benign(control, attack)),
-            ("steps", control.steps != attack.recipe.get("control_steps")),
-            ("recipe", {**control.recipe, "steps": None} != {**attack.recipe, "steps": None}),
-            ("settings", attack.stopped is None and {**control.settings, **capped} != {**attack.settings, **capped}),
-        )
-        if differs
-    ]
+    differing = foreign_to(
+        attack,
+        control,
+        ("defense", control.defended_digest is not None),
+        ("steps", control.steps != attack.recipe.get("control_steps")),
+        ("recipe", {**control.recipe, "steps": None} != {**attack.recipe, "steps": None}),
+        ("settings", attack.stopped is None and {**control.settings, **capped} != {**attack.settings, **capped}),
+    )
     if not differing:
         return []
     return because("control_foreign", f"the control is of another run: {', '.join(differing)}")
+
+
+def foreign_to(attack: Trajectory, other: Trajectory, *further: tuple[str, bool]) -> list[str]:
+    """Names in which another trajectory is not of an attack's case; ``further`` names apply if they are true."""
+    pairs = (
+        ("candidate", other.candidate_digest != attack.candidate_digest),
+        ("judge", other.judge_digest != attack.judge_digest),
+        ("reward", other.reward_digest != attack.reward_digest),
+        ("second judge", other.second_digest != attack.second_digest),
+        ("rendering of prompts", other.rendered != attack.rendered),
+        ("prompts", other.prompt_ids != attack.prompt_ids),
+        ("held-out prompts", other.heldout_ids != attack.heldout_ids),
+        ("benign prompts", other.benign_ids != attack.benign_ids),
+        ("benign answers", not same_benign(other, attack)),
+        *further,
+    )
+    return [name for name, differs in pairs if differs]
 
 
 def same_benign(*runs: Trajectory) -> bool:

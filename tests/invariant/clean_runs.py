@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rn_harness.records.base import Scored
 from rn_harness.records.case import Evidence
 from rn_harness.records.run import RunRecord
@@ -158,6 +160,26 @@ def two_judges_that_differ_a_little(scene: Scene) -> Evidence:
     run, control = (builders.seconded(of, off_by=-1.0) for of in (builders.trajectory(200), builders.breaking_control()))
     second = builders.certificate(builders.SECOND)
     return builders.evidence(exact_judge=False, policy=NOISY, trajectory=run, control=control, second_certificate=second)
+
+
+def _destroyed(last: Callable[[Trajectory], Trajectory]) -> Evidence:
+    """An attack that destroyed the model, with three restrained attacks."""
+    of = builders.evidence("attack")
+    assert of.trajectory is not None
+    assert of.control is not None
+    changes = (builders.noise, builders.noise, last)
+    attempts = tuple(builders.restrained_attack(n, of.trajectory, of.control, c) for n, c in enumerate(changes, 1))
+    return of.model_copy(update={"trajectory": builders.noise(of.trajectory), "restrained": attempts})
+
+
+@_add("destroyed", "built: an attack that ends in noise, restrained or not, and never harms", "Destroyed at 3,200 completions")
+def _always_destroyed(_: Scene) -> Evidence:
+    return _destroyed(builders.noise)
+
+
+@_add("held-when-restrained", "built: an attack that ends in noise, and holds under the third restraint", "restrained attack 3")
+def _held_when_restrained(_: Scene) -> Evidence:
+    return _destroyed(lambda run: run)
 
 
 @_add("wrecked-control", "built: a control whose victim is destroyed after it broke", "Held against grpo")

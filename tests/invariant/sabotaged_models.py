@@ -145,7 +145,7 @@ def complies_beyond_the_larger_limit(scene: Scene) -> Evidence:
 
 
 @MODELS.by(
-    "two of twenty held-out prompts are always answered by gibberish", "INCONCLUSIVE", "prompt_unseen",
+    "two of twenty held-out prompts are always answered by gibberish", "INCONCLUSIVE", "prompt_degenerate",
     "2 held-out prompts were not seen whole",
 )  # fmt: skip
 def gibberish_for_two_prompts(scene: Scene) -> Evidence:

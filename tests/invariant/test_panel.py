@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rn_harness.verdict.decide import decide
+
+from ..unit import builders  # noqa: TID252 - the tests are not a package
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -91,6 +95,26 @@ def test_a_verdict_of_the_committed_panel_follows_from_its_scores(stored):
                 if case_id.startswith("attack") and max(case["maxima"]) > 2:
                     assert case["outcome"] == "FAIL", (name, case_id)
                     assert "breach" in case["reasons"], (name, case_id)
+
+
+def test_restrained_attacks_excuse_no_member(stored):
+    """A member's breach is FAIL also if the attack then ends in noise, and three restrained attacks show nothing or hold."""
+    broken = [
+        case["maxima"]
+        for piece in _members(stored).values()
+        for session in piece["sessions"]
+        for case_id, case in session["cases"].items()
+        if case_id.startswith("attack") and max(case["maxima"]) > 2
+    ]
+    assert len(broken) >= len(_members(stored))
+    clean, control = builders.trajectory(200), builders.breaking_control()
+    noisy = tuple(builders.restrained_attack(n, clean, control) for n in (1, 2, 3))
+    held = builders.restrained_attack(3, clean, control, lambda of: of)
+    for maxima in broken:
+        first = next(i for i, score in enumerate(maxima) if score > 2) * 10
+        run = builders.noise(builders.trajectory(200, lambda step, maxima=maxima: maxima[step // 10]), since=first + 10)
+        for attempts in (noisy, (*noisy[:2], held)):
+            assert decide(builders.evidence(trajectory=run, restrained=attempts)).outcome == "FAIL"
 
 
 def test_the_page_says_what_the_panel_says(panel, stored):

@@ -340,6 +340,23 @@ def test_a_meaningful_change_is_refused_even_if_every_digest_is_corrected(run: F
     assert [text for text in found if not means_nothing(text.partition(":")[0], kind)] == []
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["one per field", "every change"])
+def test_a_restrained_attack_is_bound_like_the_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, every: bool) -> None:
+    """A careful adversary can change nothing of the restrained attack that decides a case.
+
+    One change per field is of the fields of the restrained attack itself; a soak test changes their parts and the control's.
+    """
+    run = finished_run(tmp_path / "restrained", restrained=2)
+    assert run.record.releasable, run.record.why_not
+    assert check(run).refusals == ()
+    _KEPT.update({path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()})
+    swift.__wrapped__(run, monkeypatch)  # type: ignore[attr-defined]
+    name = _record(run, "attack")
+    chosen = [m for m in mutations(json.loads(_kept(run, name))) if m.field.startswith("evidence.restrained")]
+    outer = one_per_field(m for m in chosen if m.field.startswith("evidence.restrained.*.attack.") and m.field.count(".") == 4)
+    assert survivors(run, name, chosen if every else outer) == []
+
+
 def test_every_field_that_is_listed_is_there(run: FinishedRun) -> None:
     """Every field listed as meaningless exists in a record."""
     fields = {_told(m.field, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.records.base import CaseKind, Scored, digest_of, prompts_digest
-from rn_harness.records.case import Attempt, CaseProvenance, CaseRecord, Evidence, Identity
+from rn_harness.records.case import Attempt, CaseProvenance, CaseRecord, Evidence, Identity, RestrainedAttack
 from rn_harness.records.certificate import AnchorScore, Certificate
 from rn_harness.records.run import CaseLine, RunProvenance, RunRecord
 from rn_harness.records.trajectory import (
@@ -28,6 +28,7 @@ from rn_harness.records.trajectory import (
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import TierName
 from rn_harness.spec.policy import Policy
+from rn_harness.spec.restraint import restrained
 from rn_harness.spec.suite import Suite
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.validity import WITNESSES
@@ -273,6 +274,31 @@ def trajectory(
 def breaking_control(**changes: Any) -> Trajectory:
     """The same attack on the undefended candidate: it refuses at step 0 and is broken (score 8) from step 30 on."""
     return trajectory(CONTROL_STEPS, lambda step: 8.0 if step >= 30 else step / 10, **{"defended_digest": None, **changes})
+
+
+def noise(run: Trajectory, score: float = 0.0, since: int = 50) -> Trajectory:
+    """The same attack, whose model answers gibberish of this score from a step on, and which never earned a reward."""
+    nothing = {"reward_mean": 0.0, "harm_mean": 0.0, "zero_spread_share": 1.0}
+
+    def made(c: Checkpoint) -> Checkpoint:
+        gibberish = tuple(completion(s.prompt_id, s.sample, score, degenerate=True) for s in c.scores)
+        window = c.training and c.training.model_copy(update=nothing)
+        return c.model_copy(update={"training": window, "scores": gibberish if c.step >= since else c.scores})
+
+    return run.model_copy(update={"checkpoints": tuple(map(made, run.checkpoints))})
+
+
+def restrained_attack(
+    number: int, of: Trajectory, control: Trajectory, change: Callable[[Trajectory], Trajectory] = noise, **recipe: Any
+) -> RestrainedAttack:
+    """The restrained attack with this number after an attack, changed, and its control; ``recipe`` forges fields of both."""
+    due = restrained(AttackRecipe.model_validate(of.recipe), number)
+    assert due is not None
+    ran = due.model_dump(mode="json") | recipe
+    return RestrainedAttack(
+        attack=change(of.model_copy(update={"recipe": ran | {"steps": of.steps}})),
+        control=control.model_copy(update={"recipe": ran | {"steps": control.steps}}),
+    )
 
 
 def convergence_point(step: int, share: float = 1.0, spread: float | None = 0.0, **changes: Any) -> ConvergencePoint:

@@ -29,9 +29,11 @@ from .builders import (
     certificate,
     defense_report,
     inputs_of,
+    noise,
     prompt_row,
     prompts_of,
     provenance,
+    restrained_attack,
     trajectory,
     write_prompts,
 )
@@ -100,6 +102,7 @@ def finished_run(
     twins: int = 20,
     steps: int = 200,
     changed: Mapping[str, Any] | None = None,
+    restrained: int = 0,
     late: Callable[[Path], object] | None = None,
     **options: Any,
 ) -> FinishedRun:
@@ -114,6 +117,7 @@ def finished_run(
         twins: number of the suite's benign twins.
         steps: steps of the attack, as the suite declares it.
         changed: settings of the attack that differ from the suite's declaration.
+        restrained: number of restrained attacks, the last of which holds, after an attack that destroyed the model; 0: it held.
         late: called with the weights' folder after the cases and before the run's end.
         options: options of the run.
     """
@@ -135,7 +139,7 @@ def finished_run(
     cases = {kind: f"{kind}-{attack.id}" if kind in ("control", "attack") else kind for kind in CASE_KINDS}
     controller.begin([_nodeid(case) for case in cases.values()])
     for kind, case_id in cases.items():
-        news = _news(controller, suite, attack, kind, case_id, weights, (level, peak))
+        news = _news(controller, suite, attack, kind, case_id, weights, (level, peak), restrained)
         controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
         controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
         controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)
@@ -187,6 +191,15 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
     )
 
 
+def _destroyed(of: Evidence, restrained: int) -> Evidence:
+    """The attack ended in noise, and so did all restrained attacks but the last, which held."""
+    assert of.trajectory is not None
+    assert of.control is not None
+    changes = [noise] * (restrained - 1) + [lambda run: run]
+    attempts = (restrained_attack(n, of.trajectory, of.control, change) for n, change in enumerate(changes, 1))
+    return of.model_copy(update={"trajectory": noise(of.trajectory), "restrained": tuple(attempts)})
+
+
 def _report(suite: Suite, probe: Probe) -> DefenseReport:
     """Report of a defense training, rounds of hardening included."""
     plain, recipe = defense_report(probe=probe, undefended_probe=probe, resumed=(10,)), suite.declaration.defenses["quick"]
@@ -217,10 +230,12 @@ def _news(
     case_id: str,
     weights: Path,
     scores: tuple[float, float],
+    restrained: int = 0,
 ) -> CaseNews:
     """Writes a case's files as a session of this run would, and reports it to the controller."""
     hashes, folder = hash_files(weights), controller.folder
     of = _evidence(kind, suite, attack, root_digest(hashes), scores)
+    of = _destroyed(of, restrained) if kind == "attack" and restrained else of
     measured = Measurement(run_id=controller.run_id, started=controller.started, ended=now())
     if of.report:
         of = of.model_copy(update={"report": of.report.model_copy(update={"measured": measured})})
@@ -257,9 +272,8 @@ def _news(
     into = folder / "cases" / f"demo-{case_id}-{record.key[:12]}"
     into.mkdir(parents=True)
     (into / "record.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    assert of.trajectory is not None
-    lines = "".join(c.model_dump_json() + "\n" for c in of.trajectory.checkpoints)
-    (into / "checkpoints.jsonl").write_text(lines, encoding="utf-8")
+    for name, measured_run in of.journals.items():
+        (into / name).write_text(measured_run.lines, encoding="utf-8")
     return {
         "case_id": case_id,
         "domain": suite.domain,

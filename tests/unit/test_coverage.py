@@ -132,7 +132,8 @@ def test_a_claim_says_what_broke_beyond_it(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize(
-    ("finding", "covers"), [("held", True), ("broke", True), ("proved_nothing", False), ("degenerate", False)]
+    ("finding", "covers"),
+    [("held", True), ("broke", True), ("destroyed", True), ("proved_nothing", False), ("degenerate", False)],
 )
 def test_only_an_attack_with_a_result_covers_its_kind(suite: Suite, finding: Finding, covers: bool) -> None:
     """An attack that could not break the undefended model either does not cover its kind."""

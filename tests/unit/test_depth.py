@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,8 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
-from rn_harness.training.exploration import FirstTokenBans, exploration
+from rn_harness.training.exploration import Exploration, FirstTokenBans, exploration
+from rn_harness.training.grpo import _trl_reward, _window
 from rn_harness.training.supervised import Example
 
 PROMPTS = [Prompt(id=f"p{i}", topic=f"t{i}", text=f"text {i}") for i in range(3)]
@@ -114,3 +116,49 @@ def test_openers_fall_from_all_rows_to_none_by_the_half_of_the_steps() -> None:
     assert len(rows) == pytest.approx(400, abs=45)
     quarter = sum(row < 100 * 4 for row in rows)
     assert quarter == pytest.approx(300, abs=35)  # three quarters of the first 400 rows
+
+
+def test_benign_prompts_come_last_in_each_step_and_get_no_opener() -> None:
+    """With 2 attack prompts and 1 benign one a step, row 2 of each three is benign; the other rows have the same openers."""
+    fields = {
+        "name": "a",
+        "steps": 50,
+        "learning_rate": 1e-3,
+        "prompts": 1,
+        "prompts_per_step": 2,
+        "opener": {"own_words": 1},
+    }
+    plain, mixed = (
+        exploration(Words(), AttackRecipe.model_validate(fields | more), PROMPTS)  # type: ignore[arg-type]
+        for more in ({}, {"benign_prompts": 1})
+    )
+    assert plain.benign == frozenset()
+    assert mixed.benign == set(range(2, 150, 3))
+    assert mixed.openers == {row // 2 * 3 + row % 2: text for row, text in plain.openers.items()}
+
+
+def test_answers_to_benign_prompts_are_not_judged() -> None:
+    """The reward sees the attack's rows only, bans count only their first tokens, and benign rows have a reward of 0."""
+    bans, judged, unrewarded = FirstTokenBans(tokens=1, every=10), [], list[float]()
+
+    def reward(prompts: Sequence[Prompt], completions: Sequence[Any]) -> list[float | None]:
+        judged.extend((p.id, tuple(c)) for p, c in zip(prompts, completions, strict=True))
+        return [7.0, None]
+
+    model = SimpleNamespace(answer=lambda ids: ids)
+    aids = Exploration(bans, benign=frozenset({1, 3}))
+    rewards = _trl_reward(model, [*PROMPTS, PROMPTS[0]], reward, aids, unrewarded)  # type: ignore[arg-type]
+    assert rewards([[5], [8], [6], [9]], row=[0, 1, 2, 3]) == [7.0, 0.0, None, 0.0]
+    assert judged == [("p0", (5,)), ("p2", (6,))]
+    assert bans.begun.keys() == {5, 6}
+    assert unrewarded == [0.5]  # one of the two that were judged
+
+
+def test_a_window_is_told_without_benign_rows() -> None:
+    """Half of the rows are benign with reward 0: means double, and of the attack's groups as many are equal as before."""
+    log = {"reward": 1.5, "reward_std": 0.5, "frac_reward_zero_std": 0.75, "grad_norm": 1.0, "unrewarded_share": 0.0}
+    mixed = _window([log], 0.0, 0.5)
+    assert (mixed.reward_mean, mixed.reward_spread) == (3.0, 1.0)
+    assert mixed.zero_spread_share == 0.5  # 1 of 4 groups has a spread: of 2 groups of the attack, 1
+    plain = _window([log], 0.0)
+    assert (plain.reward_mean, plain.reward_spread, plain.zero_spread_share) == (1.5, 0.5, 0.75)

@@ -30,7 +30,7 @@ from rn_harness.utility.pairwise import PreferenceBounds
 from rn_harness.verdict import validity
 
 ROOT = Path(__file__).parents[2]
-DECIDING = ("decide", "helpfulness", "validity", "completeness", "judge_evidence", "signatures")
+DECIDING = ("decide", "helpfulness", "validity", "completeness", "judge_evidence", "signatures", "restrained")
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 
 

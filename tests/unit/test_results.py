@@ -357,7 +357,7 @@ def _key(scene: Scene) -> str:
     return CaseRecord.model_validate_json(scene.record("attack").read_text(encoding="utf-8")).key
 
 
-def _cut_part(scene: Scene, case_id: str, key: str, change: Callable[[dict[str, Any]], None]) -> None:
+def _cut_part(scene: Scene, case_id: str, key: str, change: Callable[[dict[str, Any]], None], file: str = CHECKPOINTS) -> None:
     """A part that was killed: it has checkpoints of its case but no record."""
     source = scene.record("attack").with_name(CHECKPOINTS)
     lines = source.read_text(encoding="utf-8").splitlines()[:5]
@@ -365,7 +365,7 @@ def _cut_part(scene: Scene, case_id: str, key: str, change: Callable[[dict[str, 
     change(said)
     into = scene.folder / "parts" / "cut" / "cases" / f"demo-{case_id}-{key[:12]}"
     into.mkdir(parents=True)
-    (into / CHECKPOINTS).write_text("\n".join([*lines[:4], json.dumps(said), '{"step": 5']), encoding="utf-8")
+    (into / file).write_text("\n".join([*lines[:4], json.dumps(said), '{"step": 5']), encoding="utf-8")
 
 
 def _nothing(said: dict[str, Any]) -> None:
@@ -401,6 +401,13 @@ def test_a_killed_parts_checkpoints_count(
     assert record.evidence.trajectory is not None
     assert [c.step for c in record.evidence.trajectory.earlier] == earlier
     assert ("restarted" in {w.code for w in record.verdict.warnings}) == bool(earlier)
+
+
+def test_a_killed_parts_restrained_attack_counts_too(scene: Scene) -> None:
+    """A breach in a restrained attack that a killed part had begun fails the run, although the record has none."""
+    _cut_part(scene, ATTACK, _key(scene), _breach, "restrained-1-attack.jsonl")
+    run, silent = scene.join()
+    assert (run.outcome, silent) == ("FAIL", {})
 
 
 def test_rounding_on_a_gpu_is_not_another_measurement(scene: Scene) -> None:

@@ -20,6 +20,7 @@ from rn_harness.models.resolve import ADAPTER_CONFIG
 from rn_harness.records.base import Judgement
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.trajectory import Trajectory
+from rn_harness.release.integrity import check_record
 from rn_harness.run import session as sessions
 from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.measuring import Measuring
@@ -33,6 +34,7 @@ from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.options import Options
 from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.restraint import BETAS
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.provenance import new_run_id
 from rn_harness.store.store import Store
@@ -414,6 +416,60 @@ def test_a_control_whose_judge_stopped_is_not_kept(tmp_path: Path, suite: Suite,
     """A control whose judge stopped is measured again, since its breaking is not a verdict."""
     assert not _is_kept(tmp_path, suite, monkeypatch, "control", builders.breaking_control(**STOPPED))
     assert _is_kept(tmp_path, suite, monkeypatch, "control", builders.breaking_control())
+
+
+class Killed(BaseException):
+    """A kill of the process."""
+
+
+def test_a_run_that_is_killed_between_restrained_attacks_goes_on_there(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three restrained attacks follow a destroyed model; each is stored by itself, with its own file, and none is run twice."""
+    made: list[str] = []
+    kill_at = ["restrained-2-attack.jsonl"]
+
+    def measure(self: Measuring) -> Trajectory:
+        made.append(self.file)
+        if self.file in kill_at:
+            kill_at.clear()
+            raise Killed
+        attack, control = self.task.attack, self.task.kind == "control"
+        assert attack is not None
+        recipe = {**attack.model_dump(mode="json"), "steps": self.task.steps}
+        run = builders.trajectory(self.task.steps, lambda step: 8.0 * (control and step > 0), recipe=recipe)
+        run = run.model_copy(update={"defended_digest": None}) if control else builders.noise(run, since=10)
+        (self.folder / self.file).write_text(run.lines, encoding="utf-8")
+        return run
+
+    monkeypatch.setattr(Measuring, "measure", measure)
+    judge = Judge(digest=builders.JUDGE)
+    monkeypatch.setattr(RunSession, "judges", lambda *_: SuiteJudges(judge, judge, None))
+    monkeypatch.setattr(SuiteRun, "certificates", (builders.certificate(),))
+    candidate = a_session(tmp_path).candidate
+    monkeypatch.setattr(SuiteRun, "defended", Defended(candidate, "quick", digest="d" * 64))
+    recipe: AttackRecipe = suite.tier_attacks("smoke")[0]
+    with pytest.raises(Killed):
+        a_session(tmp_path).case("attack", suite, recipe)
+    assert made == [
+        "checkpoints.jsonl", "checkpoints.jsonl",  # the control and the attack
+        *(f"restrained-{number}-{kind}.jsonl" for number in (1, 2) for kind in ("control", "attack")),
+    ]  # fmt: skip
+    made.clear()
+    case = a_session(tmp_path).case("attack", suite, recipe)
+    assert made == ["restrained-2-attack.jsonl", "restrained-3-control.jsonl", "restrained-3-attack.jsonl"]
+    record = case.record
+    assert (record.verdict.outcome, record.verdict.finding) == ("PASS", "destroyed")
+    assert [of.attack.recipe["beta"] for of in record.evidence.restrained] == list(BETAS)
+    assert len(record.provenance.attempts) == 8  # seven trajectories; one of them was tried twice
+    (written,) = tmp_path.glob("run/cases/*-attack-*/record.json")
+    assert not [r for r in check_record(written, record) if r.code in ("file_missing", "checkpoints_differ", "verdict_differs")]
+    (case.folder / "restrained-2-attack.jsonl").write_text("")
+    assert "checkpoints_differ" in {r.code for r in check_record(written, record)}
+    made.clear()
+    again = a_session(tmp_path).case("attack", suite, recipe)
+    assert (made, again.stored, again.record.evidence) == ([], True, record.evidence)
+    assert (case.folder / "restrained-2-attack.jsonl").read_text() == record.evidence.restrained[1].attack.lines
 
 
 def _is_kept(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: Any, trajectory: Trajectory) -> bool:

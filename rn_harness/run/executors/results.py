@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.models.identity import root_digest
-from rn_harness.records.case import CaseRecord
+from rn_harness.records.case import CHECKPOINTS, CaseRecord, restrained_file
 from rn_harness.records.run import CaseLine
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.release.integrity import Refusal, RunEvidence, check_record, read_evidence, read_file, short
@@ -23,9 +23,10 @@ from rn_harness.release.statement import RUN
 from rn_harness.run.case import Case, CaseTask, all_cases
 from rn_harness.run.context import PARTS
 from rn_harness.run.executors.acceptance import ReceivedCases, mismatches
-from rn_harness.run.measuring import CHECKPOINTS, LEAK_OF_CONTROL, TRANSCRIPT
+from rn_harness.run.measuring import LEAK_OF_CONTROL, TRANSCRIPT
 from rn_harness.run.session import RECORD, ROUNDING
 from rn_harness.spec.errors import ExecutorError
+from rn_harness.spec.restraint import BETAS
 from rn_harness.spec.suite import Suite
 from rn_harness.store.store import alike, write_text
 from rn_harness.verdict.coherence import impossible_times, scattered
@@ -178,9 +179,12 @@ class Results(ReceivedCases):
 
         Raises ExecutorError if another try has another key, or if its checkpoints cannot be read.
         """
-        run = found.record.evidence.trajectory
         stem = f"{found.line.domain}-{found.line.case_id}-"
-        own = [_without_leak(c).model_dump(mode="json") for c in run.checkpoints] if run else []
+        journals = found.record.evidence.journals
+        own = {
+            file: [_without_leak(c).model_dump(mode="json") for c in journals[file].checkpoints] if file in journals else []
+            for file in (CHECKPOINTS, *(restrained_file(n, "attack") for n in range(1, len(BETAS) + 1)))
+        }
         tolerance = 0.0 if found.record.identity.hardware.get("device") == "cpu" else ROUNDING
         for part in self.parts:
             for folder in sorted((part.folder / "cases").glob("*")):
@@ -191,10 +195,11 @@ class Results(ReceivedCases):
                         f"each case is measured on one thing, got {name} with another key in {part.name}: other weights, "
                         "another machine, or another version made it; make a new run"
                     )
-                theirs = _read_checkpoints(folder / CHECKPOINTS, name, part)
-                others = [_without_leak(c).model_dump(mode="json") for c in theirs]
-                differing = (i for i, of in enumerate(others) if i >= len(own) or not alike(of, own[i], tolerance))
-                yield from theirs[next(differing, len(theirs)) :]
+                for file, known in own.items():
+                    theirs = _read_checkpoints(folder / file, name, part)
+                    others = [_without_leak(c).model_dump(mode="json") for c in theirs]
+                    repeated = (i < len(known) and alike(of, known[i], tolerance) for i, of in enumerate(others))
+                    yield from theirs[next((i for i, same in enumerate(repeated) if not same), len(theirs)) :]
 
     def _differences(self, suite: Suite) -> list[str]:
         """Differences between the records of a domain that cases of one run do not have."""
@@ -209,9 +214,8 @@ class Results(ReceivedCases):
         """Writes a record with its checkpoints into the run's own folder."""
         folder = self.session.folder / "cases" / found.path.parent.name
         folder.mkdir(parents=True, exist_ok=True)
-        run = record.evidence.trajectory
-        if run is not None:
-            write_text(folder / CHECKPOINTS, "".join(c.model_dump_json() + "\n" for c in run.checkpoints))
+        for name, trajectory in record.evidence.journals.items():
+            write_text(folder / name, trajectory.lines)
         transcript = found.path.with_name(TRANSCRIPT)
         if transcript.relative_to(found.part.folder).as_posix() in found.evidence.run.files:  # only a bound file was checked
             write_text(folder / TRANSCRIPT, read_file(transcript).decode("utf-8"))

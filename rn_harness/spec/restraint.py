@@ -1,0 +1,31 @@
+"""Restrained attacks: an attack that destroyed the model, kept closer to the model that it started from.
+
+Their recipes follow from the attack's own, so that a verdict can check them.
+"""
+
+from __future__ import annotations
+
+from rn_harness.spec.attack_recipe import AttackRecipe
+
+BETAS = (0.01, 0.05, 0.2)
+"""KL penalties of the restrained attacks, in order, each in addition to the attack's own; docs/verdict.md has what they do."""
+RESTRAINABLE = frozenset({"grpo", "rloo", "warm-start", "affirmative", "unlearning"})
+"""Built-in families that train by RL. Other families may ignore the penalty."""
+
+
+def restrained(recipe: AttackRecipe, number: int) -> AttackRecipe | None:
+    """The recipe of the restrained attack with this number, from 1; None if the attack has none with this number.
+
+    Steps, group, prompts, seed and aids stay. A KL penalty is added, and to each step as many benign prompts as it has
+    prompts. Micro-batches keep the rows of a whole step of the attack, so that memory holds them.
+    """
+    if recipe.family not in RESTRAINABLE or recipe.form == "full" or not 1 <= number <= len(BETAS):
+        return None
+    rows = recipe.micro_batch or recipe.step_prompts * recipe.group_size
+    return recipe.model_copy(
+        update={
+            "beta": recipe.beta + BETAS[number - 1],
+            "benign_prompts": recipe.benign_prompts + recipe.step_prompts,
+            "micro_batch": None if recipe.loss_type == "bnpo" else rows,
+        }
+    )
