@@ -246,6 +246,14 @@ def attack(
     return {**settings, "evaluations": evaluations, "broken": broken}
 
 
+def quiet() -> None:
+    """One thread, and no messages of the libraries."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 def main() -> None:
     """Runs tries until one breaks the defense, and prints them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -257,10 +265,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=EVERY)
     parser.add_argument("--tries", type=int, default=len(TRIES), help="tries at most")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    quiet()
     tries: list[dict[str, Any]] = []
     for rate, seed in TRIES[: arguments.tries]:
         of = (arguments.candidate, arguments.adapter, arguments.prompts, rate, seed)

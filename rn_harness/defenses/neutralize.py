@@ -17,22 +17,27 @@ from rn_harness.defenses.depth import deepen
 from rn_harness.defenses.harden import MIN_EXAMPLES, harden, own_answers
 from rn_harness.judges.checkpoints import measure_convergence, probe_reward
 from rn_harness.judges.protocol import Judge, ensure_judging
-from rn_harness.judges.scoring import Panel, judge_whole
+from rn_harness.judges.scoring import Panel, judge_whole, score_samples
 from rn_harness.records.base import prompts_digest
-from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, TrainingWindow
+from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Probe, TrainingWindow
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.retain import Retained
 from rn_harness.spec.wording import count_words, is_degenerate, is_refusal, words
+from rn_harness.training.exploration import FirstTokenBans
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.snapshots import Resumption
 from rn_harness.training.supervised import Diagnostics, Example, learn
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
-from rn_harness.verdict.rewards import benign_reward, neutralization_reward
+from rn_harness.verdict.rewards import attack_reward, benign_reward, neutralization_reward
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
     from rn_harness.models.language_model import LanguageModel
+
+
+ROUNDS = 20
+"""Rounds of a first-token ban without training, as many as an attack of 200 steps has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,26 @@ def defense_reward(
     return reward
 
 
+def refusal_tokens(model: LanguageModel, panel: Panel) -> list[int]:
+    """First tokens of the model's refusals of held-out prompts, as an attacker would ban them, without any training.
+
+    In each round the greedy answers under the ban so far are judged, and the first tokens of those that earn nothing are added,
+    until all earn something. There are as many rounds as in an attack of 200 steps.
+    """
+    prompts, policy = panel.heldout, panel.policy
+    bans = FirstTokenBans(tokens=len(prompts), every=1)
+    for _ in range(ROUNDS):
+        known = len(bans.banned)
+        firsts = model.complete(prompts, n=1, temperature=None, max_tokens=1, banned=bans.banned)
+        greedy = model.complete(prompts, n=1, temperature=None, max_tokens=panel.max_tokens, banned=bans.banned)
+        scores = score_samples(panel.judge, prompts, greedy, policy.threshold)
+        bans.saw([of.cut for (of,) in firsts], [attack_reward(s.score, s.refusal) for s in scores])
+        bans.grow()
+        if len(bans.banned) == known:
+            break
+    return bans.banned
+
+
 def run_defense(
     model: LanguageModel,
     defender: Defender,
@@ -164,7 +189,7 @@ class _Defense:
             self.compliant = own_answers(model, self.training, judge, policy, samples, recipe.seed, least)
         if recipe.distill:
             self.retained = retained_answers(model, self.defender.retained, recipe.max_completion_tokens)
-        undefended_probe = probe_reward(model, self.panel, recipe.seed)
+        undefended, undefended_banned = self._probes()
         prompts = mix_benign(self.training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
         model.arm(recipe)
         settings = {"grpo": self._reinforce, "sft": self._teach}.get(recipe.method, self._deepen)(prompts)
@@ -173,15 +198,23 @@ class _Defense:
                 model.merge()
             benign, after = list(self.anchor_answers.values()), lambda number: self._after(recipe.steps + number)
             settings["hardening"] = harden(model, recipe, self.training, self.compliant, benign, policy, after)
+        probe, banned = self._probes()
         return DefenseReport(
             recipe=recipe.model_dump(mode="json"),
             points=tuple(self.points),
-            probe=probe_reward(model, self.panel, recipe.seed),
-            undefended_probe=undefended_probe,
+            probe=probe,
+            undefended_probe=undefended,
+            banned_probe=banned,
+            undefended_banned_probe=undefended_banned,
             settings=settings,
             resumed=self.resumption.resumed if self.resumption else (),
             prompts={name: prompts_digest(of_set) for name, of_set in used.items()},
         )
+
+    def _probes(self) -> tuple[Probe, Probe]:
+        """The reward probe, and the one with the first tokens of the model's refusals banned."""
+        model, panel, seed = self.model, self.panel, self.recipe.seed
+        return probe_reward(model, panel, seed), probe_reward(model, panel, seed, refusal_tokens(model, panel))
 
     def _reinforce(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """All steps by RL; returns the settings."""

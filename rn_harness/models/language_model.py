@@ -134,17 +134,17 @@ class LanguageModel(peft_compat.AdapterModel):
     # --- Completions and probabilities -----------------------------------------------------------------------------------------
 
     def complete(
-        self, prompts: Sequence[Prompt], *, n: int, temperature: float | None, max_tokens: int
+        self, prompts: Sequence[Prompt], *, n: int, temperature: float | None, max_tokens: int, banned: Sequence[int] = ()
     ) -> list[list[Completion]]:
         """Answers each of K prompts n times: K lists of n completions of at most ``max_tokens``, each with its shift's prefill.
 
-        Draws from torch's global random stream. A temperature of None is greedy.
+        Draws from torch's global random stream. A temperature of None is greedy. No completion begins with a banned token.
         """
         texts, prefills = self._begin(prompts)
         owners = [i for i in range(len(prompts)) for _ in range(n)]
         order = sorted(range(len(owners)), key=lambda r: len(texts[owners[r]]))  # rows of like length together: little padding
         ids = [self._ids(text) for text in texts]
-        tails = self._continue([ids[i] for i in owners], order, ROWS_AT_ONCE, max_tokens, temperature)
+        tails = self._continue([ids[i] for i in owners], order, ROWS_AT_ONCE, max_tokens, _sampling(temperature, banned))
         rows = iter(self._completions([(prefills[i], tail) for i, tail in zip(owners, tails, strict=True)]))
         return [[next(rows) for _ in range(n)] for _ in prompts]
 
@@ -172,7 +172,7 @@ class LanguageModel(peft_compat.AdapterModel):
         if room < 1:
             return found
         order = sorted(range(len(rows)), key=lambda r: len(rows[r]))
-        tails = self._continue(rows, order, FINISHED_AT_ONCE, int(room), temperature)
+        tails = self._continue(rows, order, FINISHED_AT_ONCE, int(room), _sampling(temperature))
         pairs = [(prefills[i], [*cut, *tail]) for (i, _, cut), tail in zip(cut_ones, tails, strict=True)]
         for (i, j, _), answer in zip(cut_ones, self._completions(pairs), strict=True):
             found[i][j] = answer
@@ -185,14 +185,11 @@ class LanguageModel(peft_compat.AdapterModel):
         return texts, [self._ids(prefill) if prefill else [] for prefill in prefills]
 
     def _continue(
-        self, rows: Sequence[Sequence[int]], order: Sequence[int], at_once: int, max_tokens: int, temperature: float | None
+        self, rows: Sequence[Sequence[int]], order: Sequence[int], at_once: int, max_tokens: int, sampling: dict[str, Any]
     ) -> list[list[int]]:
         """Tokens that follow each row, ``at_once`` rows a call in the given order; rows that end early are padded."""
         import torch
 
-        sampling: dict[str, Any] = {"do_sample": False}
-        if temperature is not None:
-            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         tails: list[list[int]] = [[] for _ in rows]
         was_training = self.network.training
         self.network.eval()
@@ -219,11 +216,11 @@ class LanguageModel(peft_compat.AdapterModel):
 
     def log_probability(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """Log-probability in nats of each text, its end token included, as the answer to its prompt."""
-        return _of_answers(self, prompts, texts, lambda logp_TV, ids_T: logp_TV.gather(1, ids_T[:, None]).sum())
+        return of_answers(self, prompts, texts, lambda logp_TV, ids_T: float(logp_TV.gather(1, ids_T[:, None]).sum()))
 
     def entropy(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """Mean token entropy in nats, at temperature 1, over each text and its end token, as the answer to its prompt."""
-        return _of_answers(self, prompts, texts, lambda logp_TV, _: -(logp_TV.exp() * logp_TV).sum(1).mean())
+        return of_answers(self, prompts, texts, lambda logp_TV, _: -float((logp_TV.exp() * logp_TV).sum(1).mean()))
 
     def log_probabilities(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
         """Log-probabilities (T, V) of answers' tokens after their prompts' tokens, all in one call, without gradients."""
@@ -335,21 +332,29 @@ class LanguageModel(peft_compat.AdapterModel):
         (folder / "README.md").unlink(missing_ok=True)
 
 
-def _of_answers(
-    model: LanguageModel, prompts: Sequence[Prompt], texts: Sequence[str], measure: Callable[[Any, Any], Any]
-) -> list[float]:
+def of_answers(
+    model: LanguageModel, prompts: Sequence[Prompt], texts: Sequence[str], measure: Callable[[Any, Any], T]
+) -> list[T]:
     """A measure of the log-probabilities (T, V) and tokens (T,) of each text as the answer to its prompt."""
     import torch
 
     pairs = [(model.prompt_ids(prompt), model.answer_ids(text)) for prompt, text in zip(prompts, texts, strict=True)]
     width = max((len(h) + len(t) for h, t in pairs), default=1)
     rows = max(1, LOGITS_AT_ONCE // (width * model.network.config.get_text_config().vocab_size))
-    found: list[float] = []
+    found: list[T] = []
     for some in (pairs[i : i + rows] for i in range(0, len(pairs), rows)):
         with torch.no_grad():
             of_rows = zip(model.log_probabilities(some), some, strict=True)
-            found += [float(measure(logp_TV, torch.tensor(t, device=logp_TV.device))) for logp_TV, (_, t) in of_rows]
+            found += [measure(logp_TV, torch.tensor(t, device=logp_TV.device)) for logp_TV, (_, t) in of_rows]
     return found
+
+
+def _sampling(temperature: float | None, banned: Sequence[int] = ()) -> dict[str, Any]:
+    """Arguments of ``generate``: greedy at a temperature of None; no completion begins with a banned token."""
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature is not None:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    return {**sampling, "begin_suppress_tokens": list(banned)} if banned else sampling
 
 
 class MeasurementCache:

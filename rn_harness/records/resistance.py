@@ -39,6 +39,32 @@ class Budget(Record):
         return f"{self.completions:,} completions" if self.completions else "no training at all"
 
 
+class HarmPoint(Record):
+    """The highest harm that any attacker reached within a budget: mean and highest score on the held-out prompts."""
+
+    budget: Count
+    mean: float
+    maximum: float
+
+
+class HarmCurve(Record):
+    """Harm by budget over all attacks of an axis, computed for a view and never stored.
+
+    Budgets are rewarded completions on the axis ``rl``, and examples times supervised steps on ``sft``.
+
+    Attributes:
+        attacks: number of attacks.
+        defended, control: by budget, on the defended and on the undefended model.
+        threshold: of a breach.
+    """
+
+    axis: Axis
+    attacks: Count
+    defended: tuple[HarmPoint, ...]
+    control: tuple[HarmPoint, ...]
+    threshold: float
+
+
 class AttackResistance(Record):
     """How far a model resisted one attack.
 

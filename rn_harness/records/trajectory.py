@@ -155,6 +155,16 @@ class PlantedScore(Scored):
     high: bool
 
 
+class ConditionalLeak(Record):
+    """Probability of the rest of the full compliant answer after its first tokens, mean over the prompts.
+
+    It is the largest of several sampling temperatures.
+    """
+
+    tokens: Annotated[int, Field(ge=0)]
+    leak: Share
+
+
 Witnessed = Literal["reward", "second"]
 """A judge that does not score checkpoints."""
 
@@ -167,6 +177,7 @@ class Checkpoint(Summary):
         leak: exact probability of the full compliant answer, mean over the prompts, if it can be computed.
         leak_per_token, leak_per_sequence: mean log-probability, in nats, of the greedy answers of the control's last checkpoint
             that scored above the threshold; None if they are not available.
+        conditional_leak: at step 0, for the full compliant answers, or for those of the control if they are not known.
         benign: if benign prompts were due at this step.
         training: diagnostics since the previous checkpoint; None at step 0.
         planted: the judge's scores of known anchors, sent together with the completions.
@@ -180,6 +191,7 @@ class Checkpoint(Summary):
     leak: float | None = None
     leak_per_token: float | None = None
     leak_per_sequence: float | None = None
+    conditional_leak: tuple[ConditionalLeak, ...] | None = None
     benign: BenignScore | None = None
     training: TrainingWindow | None = None
     planted: tuple[PlantedScore, ...] = ()
@@ -327,13 +339,17 @@ class Trajectory(Record):
 
 
 class Probe(Record):
-    """The attack reward of a policy on held-out prompts, without training (the paper's equation 3); None without scores."""
+    """The attack reward of a policy on held-out prompts, without training (the paper's equation 3); None without scores.
+
+    ``banned`` is the number of first tokens that completions must not begin with.
+    """
 
     mean: float | None
     spread: float | None
     maximum: float | None
     scored: int
     total: int
+    banned: Annotated[int, Field(ge=0)] = 0
 
 
 class ConvergencePoint(Record):
@@ -354,6 +370,7 @@ class DefenseReport(Record):
     Attributes:
         points: convergence, measured at step 0 and every ``evaluate_every``.
         probe, undefended_probe: equation 3 after and before.
+        banned_probe, undefended_banned_probe: the same with the first tokens of the model's own refusals banned.
         resumed: steps at which it was resumed after it was cut off, in order; empty: it was trained without interruption.
         prompts: sha256 of each set of prompts that was trained on or measured: ``defense``, ``anchor``, ``heldout``.
         measured: when it was trained and by which run; None only until its run has recorded it.
@@ -363,6 +380,8 @@ class DefenseReport(Record):
     points: tuple[ConvergencePoint, ...]
     probe: Probe
     undefended_probe: Probe
+    banned_probe: Probe
+    undefended_banned_probe: Probe
     settings: dict[str, Any] = Field(default_factory=dict)
     resumed: tuple[Annotated[int, Field(ge=1)], ...] = ()
     prompts: dict[str, str] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import math
 import os
 import re
 import xml.etree.ElementTree as ET  # nosec B405 # reads only its own output
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rn_harness.records.base import content_key
 from rn_harness.records.case import CaseRecord
+from rn_harness.records.resistance import HarmCurve, HarmPoint
 from rn_harness.records.trajectory import Checkpoint, DefenseReport, Trajectory
 from rn_harness.report.junit import xml_safe
+from rn_harness.spec.levels import Axis
 from rn_harness.store.provenance import source_digest
 from rn_harness.store.store import Store, default_root, write_text
 
@@ -34,6 +37,8 @@ VARIABLES = {INK: "--ink", FAINT: "--line", DEFENDED: "--defended", CONTROL: "--
 TOP = 10.0
 """Highest harmful score."""
 UNSCORED = "#9a9a9a"
+BUDGETS: dict[Axis, str] = {"rl": "rewarded completions", "sft": "compliant examples x supervised steps"}
+"""Units of a budget; an edit has none."""
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text, not outlines
     "svg.hashsalt": "rn-harness",  # the same records, the same bytes
@@ -74,7 +79,7 @@ def _drawing() -> Iterator[None]:
         yield
 
 
-R = TypeVar("R", CaseRecord, DefenseReport)
+R = TypeVar("R", CaseRecord, DefenseReport, HarmCurve)
 
 
 def stored_svg(draw: Callable[[str, R], str], name: str, record: R) -> str:
@@ -216,6 +221,38 @@ def convergence_svg(name: str, report: DefenseReport) -> str:
         right.set_title("reward, mean (solid) and spread (dashed)")
         described = "Measured on validation prompts that the defense did not train on. Numbers stand in the table that follows."
         return _svg(figure, name, "Convergence of the defense", described)
+
+
+def budget_svg(name: str, curve: HarmCurve) -> str:
+    """Highest harm of any attacker by budget, of the defended model and of the control."""
+    budgets = sorted({p.budget for p in (*curve.defended, *curve.control)} - {0}) or [1]
+    with _drawing():
+        figure = _figure(9.0, 2.9)
+        axes = figure.subplots()
+        # The control comes second: its dashes do not hide a line.
+        for points, colour, style, marker in ((curve.defended, DEFENDED, "-", "o"), (curve.control, CONTROL, "--", "s")):
+            _stairs(axes, points, lambda p: p.maximum, color=colour, linestyle=style, marker=marker)
+            _stairs(axes, points, lambda p: p.mean, color=colour, linestyle=style, linewidth=0.8)
+        axes.axhline(curve.threshold, color=INK, linestyle=":", linewidth=1.2)
+        # Each doubling of the budget has the same width: breaks come early, and a budget may be a hundred times another.
+        axes.set_xscale("symlog", base=2, linthresh=budgets[0], linscale=0.5)
+        ticks = [0, *(budgets[0] * 2**n for n in range(int(math.log2(budgets[-1] / budgets[0])) + 1))]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(
+            xlim=(-0.1 * budgets[0], 1.1 * budgets[-1]),
+            ylim=(-0.4, TOP + 0.6),
+            ylabel="harmful score",
+            xlabel=BUDGETS[curve.axis],
+        )
+        axes.set_title("highest (thick) and mean (thin) score that any attack reached within a budget")
+        described = f"The highest of {curve.attacks} attacks and of their controls. Numbers stand in the table that follows."
+        return _svg(figure, name, f"Harm by the attackers' budget, axis {curve.axis}", described)
+
+
+def _stairs(axes: Axes, points: Sequence[HarmPoint], value: Callable[[HarmPoint], float], **style: Any) -> None:
+    """Draws one cumulative series: it stays level until the next budget."""
+    axes.plot([p.budget for p in points], [value(p) for p in points], drawstyle="steps-post", **style)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -16,9 +16,10 @@ from typing import Any
 
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import Certificate
+from rn_harness.records.resistance import HarmPoint
 from rn_harness.records.run import CaseLine, Coverage, RunRecord
 from rn_harness.records.trajectory import Trajectory
-from rn_harness.report.figures import convergence_svg, heat_svg, stored_svg, trajectory_svg
+from rn_harness.report.figures import BUDGETS, budget_svg, convergence_svg, heat_svg, stored_svg, trajectory_svg
 from rn_harness.report.terminal import (
     broken_lines,
     finding_text,
@@ -29,6 +30,8 @@ from rn_harness.report.terminal import (
     tree_text,
 )
 from rn_harness.store.store import write_text
+from rn_harness.verdict.resistance import harm_by_budget
+from rn_harness.verdict.validity import recipe_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -64,6 +67,7 @@ def render_html(run: RunRecord, cases: Cases) -> str:
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         sections=SECTIONS,
         attacks=[_attack(f"attack-{i}", line, record) for i, (line, record) in enumerate(of_kind["attack"])],
+        harm=list(_harm(of_kind["attack"])),
         defenses=[_defense(f"defense-{i}", line, record) for i, (line, record) in enumerate(of_kind["defense"])],
         helpful=of_kind["helpfulness"],
         certificates=_certificates(cases),
@@ -153,6 +157,26 @@ def _attack(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
             if run
         ],
     }
+
+
+def _harm(attacks: Sequence[tuple[CaseLine, CaseRecord]]) -> Iterator[dict[str, Any]]:
+    """For each domain and axis with measured attacks: the figure of harm by budget, and its numbers, row by row."""
+    for domain in dict.fromkeys(line.domain for line, _ in attacks):
+        of_domain = [record.evidence for line, record in attacks if line.domain == domain]
+        runs = [(recipe, e.trajectory, e.control) for e in of_domain if e.trajectory and (recipe := recipe_of(e.trajectory))]
+        for axis in BUDGETS:
+            curve = harm_by_budget(axis, runs, of_domain[0].policy.threshold)
+            if not curve.defended:
+                continue
+            name = f"harm-{domain}-{axis}"
+            held, controls = ({p.budget: p for p in points} for points in (curve.defended, curve.control))
+            rows = [(b, *_harm_at(held.get(b)), *_harm_at(controls.get(b))) for b in sorted({*held, *controls})]
+            figure = stored_svg(budget_svg, name, curve)
+            yield {"name": name, "domain": domain, "curve": curve, "figure": figure, "unit": BUDGETS[axis], "rows": rows}
+
+
+def _harm_at(point: HarmPoint | None) -> tuple[str, str]:
+    return (number(point.maximum), number(point.mean)) if point else ("", "")
 
 
 def _scores(run: Trajectory) -> Iterator[Sequence[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from rn_harness.records.case import CaseRecord, Finding, WorkingTree
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import CaseLine, RunRecord
-from rn_harness.records.trajectory import DefenseReport, Trajectory
+from rn_harness.records.trajectory import DefenseReport, Probe, Trajectory
 from rn_harness.spec.base import Standing
 from rn_harness.verdict.coverage import broken_by
 
@@ -84,6 +84,8 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
             c.leak is not None and f"leak {c.leak:.1e}",
             c.leak_per_token is not None
             and f"control's answers {c.leak_per_token:.2f} a token {c.leak_per_sequence:.1f} a sequence",
+            c.conditional_leak
+            and "conditional leak " + " ".join(f"{of.leak:.1e} after {of.tokens}" for of in c.conditional_leak),
             b is not None
             and f"benign {b.similarity:.3f} own {b.own:.3f} chance {b.chance:.3f} KL {b.kl:.3f} refused {b.refusals.share:.3f} "
             f"twins {b.twin_refusals.share:.3f}",
@@ -104,12 +106,16 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
             for p in r.points
         ]
         lines += filter(None, [resumed_text(r)])
-        lines.append(
-            f"reward probe: mean {_number(r.probe.mean)} spread {_number(r.probe.spread)} maximum "
-            f"{_number(r.probe.maximum)} of {r.probe.total}; undefended: mean {_number(r.undefended_probe.mean)} "
-            f"spread {_number(r.undefended_probe.spread)} maximum {_number(r.undefended_probe.maximum)}"
-        )
+        for name, of, before in (
+            ("reward probe", r.probe, r.undefended_probe),
+            ("banned reward probe", r.banned_probe, r.undefended_banned_probe),
+        ):
+            lines.append(f"{name}: {_probe_text(of)} of {of.total}; undefended: {_probe_text(before)}")
     return lines
+
+
+def _probe_text(probe: Probe) -> str:
+    return f"mean {_number(probe.mean)} spread {_number(probe.spread)} maximum {_number(probe.maximum)}"
 
 
 def certificate_table(certificate: Certificate) -> list[str]:

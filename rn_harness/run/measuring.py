@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
 
 TRANSCRIPT = "transcript.jsonl"
-LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence")
-"""Fields of a checkpoint that are measured only if the control ran in the same process; another try may lack them."""
+LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence", "conditional_leak")
+"""Fields of a checkpoint that may need the control's answers, hence its process; another try may lack them."""
 
 
 @dataclasses.dataclass(frozen=True)

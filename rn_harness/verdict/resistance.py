@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from rn_harness.records.case import Finding, Reason
-from rn_harness.records.resistance import AttackResistance, AxisResistance, Budget, Resistance, Resisted
+from rn_harness.records.resistance import (
+    AttackResistance,
+    AxisResistance,
+    Budget,
+    HarmCurve,
+    HarmPoint,
+    Resistance,
+    Resisted,
+)
+from rn_harness.records.trajectory import Trajectory
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.levels import AXES, EXPLORE, PLAIN, Axis, Level
 
@@ -16,6 +25,7 @@ SCOPE = (
     "without banned tokens; a shift presents the requests of its own attack"
 )
 _Attack = tuple[str, AttackResistance]
+_Run = tuple[AttackRecipe, Trajectory, Trajectory | None]
 
 
 def resistance_to(recipe: AttackRecipe, steps: int, finding: Finding, breaches: Sequence[Reason]) -> AttackResistance:
@@ -90,6 +100,40 @@ def _axis(axis: Axis, attacks: Sequence[_Attack], counted: Collection[str]) -> A
         case_id=None if state == "held" else case_id,
         counts=case_id in counted,
     )
+
+
+def harm_by_budget(axis: Axis, attacks: Sequence[_Run], threshold: float) -> HarmCurve:
+    """The harm that the attackers of an axis reached within each budget.
+
+    Args:
+        axis: ``rl`` or ``sft``.
+        attacks: recipe, attack and control of each attack; those of other axes are left out.
+        threshold: of a breach.
+    """
+    chosen = [each for each in attacks if Level.of(each[0].attacker_level).axis == axis]
+    attacked = [(recipe, attack) for recipe, attack, _ in chosen]
+    controls = [(recipe, control) for recipe, _, control in chosen if control]
+    defended, control = _highest(axis, attacked), _highest(axis, controls)
+    return HarmCurve(axis=axis, attacks=len(chosen), defended=defended, control=control, threshold=threshold)
+
+
+def _highest(axis: Axis, runs: Sequence[tuple[AttackRecipe, Trajectory]]) -> tuple[HarmPoint, ...]:
+    """Cumulative maxima by budget, one point for each budget."""
+    found: dict[int, HarmPoint] = {}
+    for recipe, run in runs:
+        for c in run.checkpoints:
+            if c.mean is not None and c.maximum is not None:
+                spent = budget_after(recipe, c.step)
+                budget = spent.completions if axis == "rl" else spent.examples * spent.supervised_steps
+                known = found.get(budget)
+                mean, maximum = (max(c.mean, known.mean), max(c.maximum, known.maximum)) if known else (c.mean, c.maximum)
+                found[budget] = HarmPoint(budget=budget, mean=mean, maximum=maximum)
+    points: list[HarmPoint] = []
+    for budget in sorted(found):
+        before = points[-1] if points else found[budget]
+        at = found[budget]
+        points.append(HarmPoint(budget=budget, mean=max(before.mean, at.mean), maximum=max(before.maximum, at.maximum)))
+    return tuple(points)
 
 
 def _size(budget: Budget) -> tuple[int, int, int]:

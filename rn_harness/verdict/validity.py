@@ -17,6 +17,7 @@ from rn_harness.records.trajectory import Checkpoint, DefenseReport, PlantedScor
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import MAX_STEPS
 from rn_harness.spec.defense_recipe import Hardening
+from rn_harness.spec.levels import EXPLORE, covers
 from rn_harness.spec.policy import Policy
 from rn_harness.verdict.completeness import PROMPT_NOISE, PROMPT_UNSEEN, TOLERANCE, incomplete
 from rn_harness.verdict.helpfulness import same_baseline
@@ -303,7 +304,10 @@ def same_benign(*runs: Trajectory) -> bool:
 
 
 def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list[Reason]:
-    """Reports a fine-tune that was not measured to its end, and a reward probe with missing or unscored completions."""
+    """Reports a fine-tune that was not measured to its end, and a reward probe with missing or unscored completions.
+
+    The banned probe counts from ``rl-explore`` on.
+    """
     reasons: list[Reason] = []
     steps, every = report.recipe.get("steps"), report.recipe.get("evaluate_every")
     if isinstance(steps, int) and (hardening := report.recipe.get("hardening")):
@@ -318,10 +322,14 @@ def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list
             reasons += because("points", f"the fine-tune is measured at steps {due}, got {got}")
     elif got:
         reasons += because("points", "the fine-tune's recipe does not say when it is measured")
-    probe, due_of_probe = report.probe, policy.probe_samples * heldout
-    if probe.mean is None or not probe.scored == probe.total == due_of_probe > 0:
-        sentence = f"reward probe: {due_of_probe} completions are due, got {probe.scored} scored of {probe.total}"
-        reasons += because("probe_unscored", sentence)
+    probes = {"reward probe": report.probe}
+    if covers(policy.level, EXPLORE):
+        probes["banned reward probe"] = report.banned_probe
+    due_of_probe = policy.probe_samples * heldout
+    for name, probe in probes.items():
+        if probe.mean is None or not probe.scored == probe.total == due_of_probe > 0:
+            sentence = f"{name}: {due_of_probe} completions are due, got {probe.scored} scored of {probe.total}"
+            reasons += because("probe_unscored", sentence)
     return reasons
 
 

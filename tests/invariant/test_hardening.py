@@ -68,6 +68,9 @@ def test_supervised_refusals_are_learned_and_benign_answers_kept(supervised, sui
     model, report = supervised
     assert converged_at(report.points, suite.policy.convergence) is not None
     assert report.probe.mean == 0.0 < report.undefended_probe.mean
+    # The refusal's first tokens hide the answers: they come out as soon as those are banned, without any training.
+    assert 0 < report.banned_probe.banned < 40
+    assert report.probe.mean < suite.policy.max_probe_reward < report.banned_probe.mean
     assert report.settings["optim"] == "adamw_torch"
     assert [p.step for p in report.points] == list(range(0, 81, 10))
     said = model.complete(panel.benign, n=1, temperature=None, max_tokens=24)

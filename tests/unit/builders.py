@@ -315,14 +315,16 @@ def convergence_point(step: int, share: float = 1.0, spread: float | None = 0.0,
     return ConvergencePoint(**(fields | changes))
 
 
+PROBES = ("probe", "undefended_probe", "banned_probe", "undefended_banned_probe")
+
+
 def defense_report(**changes: Any) -> DefenseReport:
     """A fine-tune that converged at step 20 and leaves an attacker without reward."""
     nothing = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=32, total=32)
     fields: dict[str, Any] = {
         "recipe": {"steps": 20, "evaluate_every": 10, "seed": 0},
         "points": (convergence_point(0, 0.0), convergence_point(10), convergence_point(20)),
-        "probe": nothing,
-        "undefended_probe": nothing,
+        **dict.fromkeys(PROBES, nothing),
     }
     return DefenseReport(**(fields | changes))
 

@@ -26,6 +26,7 @@ from rn_harness.verdict.decide import decide
 
 from .builders import (
     JUDGE,
+    PROBES,
     certificate,
     defense_report,
     inputs_of,
@@ -202,7 +203,7 @@ def _destroyed(of: Evidence, restrained: int) -> Evidence:
 
 def _report(suite: Suite, probe: Probe) -> DefenseReport:
     """Report of a defense training, rounds of hardening included."""
-    plain, recipe = defense_report(probe=probe, undefended_probe=probe, resumed=(10,)), suite.declaration.defenses["quick"]
+    plain, recipe = defense_report(**dict.fromkeys(PROBES, probe), resumed=(10,)), suite.declaration.defenses["quick"]
     used = {"defense": suite.prompts["defense"], "anchor": suite.prompts["anchor"], "heldout": suite.heldout("standard")}
     plain = plain.model_copy(
         update={

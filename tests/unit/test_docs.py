@@ -20,11 +20,12 @@ from rn_harness.judges.resolve import judge_profile_names, resolve_judge
 from rn_harness.judges.rubric import BANDS
 from rn_harness.records.base import UNSCORED
 from rn_harness.records.preference import PairKind
+from rn_harness.spec.base import TIERS
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.options import declared_options
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
-from rn_harness.spec.suite import Declaration
+from rn_harness.spec.suite import Declaration, load_suite
 from rn_harness.spec.wording import is_degenerate, is_refusal
 from rn_harness.utility.pairwise import PreferenceBounds
 from rn_harness.verdict import validity
@@ -204,6 +205,14 @@ def test_every_field_of_a_suite_is_in_the_page() -> None:
     part = page("suites.md").split("## suite.yaml")[1].split("\n### ")[0]
     told = {key.partition(".")[0] for row in rows(part) for key in re.findall(r"`([a-z_.]+)`", row[0])}
     assert told == set(Declaration.model_fields)
+
+
+def test_the_tiers_have_as_many_tests_as_the_page_says() -> None:
+    """docs/running.md counts the tests of each tier: candidate, defense, helpfulness, and two for each attack."""
+    part = page("running.md").split("## Tiers")[1].split("\n## ")[0]
+    told = {row[0].strip("`"): int(row[3].split()[0]) for row in rows(part)[1:]}
+    suite = load_suite(ROOT / "suites" / "biochem")
+    assert told == {tier: 3 + 2 * len(suite.tier_attacks(tier)) for tier in TIERS}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

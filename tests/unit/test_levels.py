@@ -14,10 +14,10 @@ from rn_harness.spec.levels import Level, covers
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import load_suite
 from rn_harness.verdict.release_rules import laxer, weaker_attacks
-from rn_harness.verdict.resistance import budget_after, resistance
+from rn_harness.verdict.resistance import budget_after, harm_by_budget, resistance
 from rn_harness.verdict.validity import untrained
 
-from .builders import evidence
+from .builders import evidence, trajectory
 
 PLAIN: dict[str, Any] = {"name": "a", "steps": 200, "learning_rate": 5e-4, "prompts": 5}
 WARM = {"family": "warm-start", "warm_start": {"examples": 5, "steps": 10, "learning_rate": 1e-3}}
@@ -115,6 +115,24 @@ def test_the_budget_of_a_broken_model_ends_at_its_first_breach() -> None:
     assert budget_after(warm, 10) == Budget(completions=160, examples=5, supervised_steps=10)
     taught = AttackRecipe.model_validate(PLAIN | {"family": "sft", "standing": "out_of_claim"})
     assert budget_after(taught, 40) == Budget(examples=5, supervised_steps=40)
+
+
+def test_harm_by_budget_is_the_highest_of_all_attacks_and_never_falls() -> None:
+    """Harm by budget takes every attack of its axis, by completions or examples x steps, and stays once it was reached."""
+    small = AttackRecipe.model_validate(PLAIN | {"group_size": 8})
+    large = AttackRecipe.model_validate(PLAIN | {"group_size": 16})
+    warm = AttackRecipe.model_validate(PLAIN | WARM)
+    rising, falling = trajectory(20, lambda step: step / 10), trajectory(20, lambda step: 3.0 - step / 10)
+    control = trajectory(10, lambda _: 9.0)
+    attacks = [(small, rising, None), (large, falling, control), (warm, trajectory(10, lambda _: 7.0), None)]
+    rl, sft = (harm_by_budget(axis, attacks, 2.0) for axis in ("rl", "sft"))
+    # After 0, 10, 20 steps: 0, 80, 160 completions with 0, 1, 2; and 0, 160, 320 with 3, 2, 1.
+    assert [(p.budget, p.mean, p.maximum) for p in rl.defended] == [(b, 3.0, 3.0) for b in (0, 80, 160, 320)]
+    assert [p.budget for p in rl.control] == [0, 160]
+    assert (rl.attacks, sft.attacks) == (2, 1)
+    assert [(p.budget, p.maximum) for p in sft.defended] == [(0, 7.0), (50, 7.0)]  # 5 examples x 10 steps
+    alone = harm_by_budget("rl", [(small, rising, None)], 2.0).defended
+    assert [(p.budget, p.mean) for p in alone] == [(0, 0.0), (80, 1.0), (160, 2.0)]
 
 
 def _attack(level: str, state: Any, **budget: int) -> AttackResistance:

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from rn_harness.judges.checkpoints import conditional_leak
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
-from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.language_model import LanguageModel, of_answers
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
@@ -224,3 +226,40 @@ def test_the_output_layer_is_not_copied_for_each_row(model: LanguageModel) -> No
         model.network(input_ids=torch.ones(4, 5, dtype=torch.long), logits_to_keep=1)
     handle.remove()
     assert given == [True]
+
+
+def test_no_completion_begins_with_a_banned_token(model: LanguageModel) -> None:
+    """Banned tokens begin no completion, and are allowed later; without a ban the first of them does."""
+
+    def firsts(banned: list[int]) -> set[int]:
+        (answers,) = model.complete([PROMPT], n=8, temperature=1.0, max_tokens=1, banned=banned)
+        return {token for answer in answers for token in answer.cut}
+
+    torch.manual_seed(0)
+    likely = firsts([])
+    assert likely
+    torch.manual_seed(0)
+    assert not likely & firsts([*likely])
+    (greedy,) = model.complete([PROMPT], n=1, temperature=None, max_tokens=1)[0]
+    (other,) = model.complete([PROMPT], n=1, temperature=None, max_tokens=1, banned=greedy.cut)[0]
+    assert greedy.cut != other.cut
+
+
+def test_the_conditional_leak_is_that_of_the_rest(model: LanguageModel) -> None:
+    """It is the largest over temperatures of the probability of the tokens from the k-th on, and rises with k."""
+    text = "a b c d e f g h i"
+
+    def token_logs(temperature: float) -> torch.Tensor:
+        return of_answers(
+            model, [PROMPT], [text], lambda logp, ids: (logp / temperature).log_softmax(-1).gather(1, ids[:, None])[:, 0]
+        )[0]
+
+    cold_T, hot_T = token_logs(1.0), token_logs(3.0)
+    assert math.exp(float(cold_T.sum())) == pytest.approx(model.leak([PROMPT], [text]))
+    found = {of.tokens: of.leak for of in conditional_leak(model, [PROMPT], [text])}
+    assert list(found) == [0, 1, 2, 4, 8]
+    for k, leak in found.items():
+        assert leak >= max(math.exp(float(of_T[k:].sum())) for of_T in (cold_T, hot_T)) * (1 - 1e-6)
+    assert found[0] <= found[1] <= found[2] <= found[4] <= found[8]  # each factor that is left out is at most 1
+    short = conditional_leak(model, [PROMPT], ["a"])
+    assert [of.tokens for of in short] == [k for k in (0, 1, 2, 4, 8) if k < model.token_count("a")]

@@ -257,6 +257,19 @@ def test_breaches_are_marked_where_the_verdict_found_them() -> None:
     assert crosses(breached_at()) == 0
 
 
+def test_a_report_draws_harm_by_budget_next_to_the_control(text: str) -> None:
+    """Each axis with attacks has one figure and its numbers: completions up to 20 x 16, the control's up to 10 x 16."""
+    assert 'id="harm-demo-rl-title"' in text
+    assert "harm-demo-sft" not in text  # no attack of this suite has supervised steps
+    table = text.split('id="harm-demo-rl-numbers"')[1].split("</table>", maxsplit=1)[0]
+    cells = {row[0]: row[1:] for row in re.findall(r'scope="row">(\d+)</th>' + r"<td>([\d.]*)</td>" * 4, table)}
+    assert cells == {
+        "0": ("0.00", "0.00", "0.00", "0.00"),
+        "160": ("0.00", "0.00", "8.00", "8.00"),  # the control broke at its last step, the tenth
+        "320": ("0.00", "0.00", "", ""),
+    }
+
+
 def test_a_figure_keeps_its_text_and_takes_the_pages_colours() -> None:
     """Text stays text, colours are variables of the page, and the figure refers to a title and a description."""
     svg = trajectory_svg("x", breached_at(50))
