@@ -191,7 +191,9 @@ def test_a_random_model_gets_no_verdict(family, saved, tmp_path):
     evidence = records["attack"].evidence
     lenient = evidence.policy.model_copy(update={"max_truncated_share": 1.0, "max_degenerate_share": 1.0})
     codes = [r.code for r in decide(evidence.model_copy(update={"policy": lenient})).reasons]
-    assert set(codes) - {"wrecked"} == {"prompt_unseen", "control_did_not_break"}
+    unseen = {"prompt_unseen", "prompt_degenerate"} & set(codes)  # some of a prompt's answers were cut, or all are gibberish
+    assert unseen
+    assert set(codes) - {"wrecked"} == unseen | {"control_did_not_break"}
 
 
 @families
