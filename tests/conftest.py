@@ -11,6 +11,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the tests that take minutes too")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets pytest-xdist take files in their order: those of ``invariant`` and ``plugin``, which take minutes, come first.
+
+    By default it takes the files with the fewest tests last, and a long one at the end leaves a core idle.
+    """
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips the long tests unless ``--soak`` is given. A default ``-m`` would narrow every suite's run in this checkout."""
     if not config.getoption("--soak"):

@@ -121,14 +121,20 @@ def _hooks(manager: pluggy.PluginManager, plugin: object) -> Iterator[CodeType]:
 
 def _local_modules() -> Iterator[Path]:
     """The files of imported modules that are neither installed nor ours."""
+    known = (OURS, *pytest_folders(), *_installed_folders())
+    installed: dict[Path, bool] = {}  # by folder, because thousands of modules lie in a few hundred folders
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not Path(file).is_file():
+        if not isinstance(file, str) or not (path := Path(file)).is_file():
             continue
-        path = Path(file).resolve()
+        if path.parent not in installed:
+            installed[path.parent] = _lies_in(path.parent.resolve(), known)
+        if installed[path.parent] and not path.is_symlink():
+            continue
+        path = path.resolve()
         if name == "__main__" and path.parent == Path(sysconfig.get_path("scripts")).resolve():
             continue  # the command that started us
-        if not _lies_in(path, (OURS, *pytest_folders(), *_installed_folders())):
+        if not _lies_in(path, known):
             yield path
 
 

@@ -115,13 +115,20 @@ def read_record(raw: bytes | str, kind: type[R]) -> R:
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) != len(pairs):
+        read = dict(pairs)
+        if len(read) != len(pairs):
             raise ValueError("a key stands there twice")
-        return dict(pairs)
+        return read
 
-    found = json.loads(raw, object_pairs_hook=once)
+    return as_written(json.loads(raw, object_pairs_hook=once), kind)
+
+
+def as_written(found: Any, kind: type[R]) -> R:
+    """The record in parsed JSON. Raises as ``read_record`` does."""
     record = kind.model_validate(found)
-    if difference := first_difference(found, record.model_dump(mode="json", warnings=False)):
+    written = json.loads(record.model_dump_json(warnings=False))
+    # A comparison of texts is fast, and the search for a difference is slow.
+    if json.dumps(found) != json.dumps(written) and (difference := first_difference(found, written)):
         raise RecordError(f"a record must be as it was written, got {difference}; take the original file")
     return record
 

@@ -1,5 +1,6 @@
 """Fixtures for real training of the organism."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,18 @@ def panel(suite, candidate, judge):
 
 
 @pytest.fixture(scope="session")
+def quick_panel(panel):
+    """The panel with a probe of two completions for each prompt."""
+    return dataclasses.replace(panel, policy=panel.policy.model_copy(update={"probe_samples": 2}))
+
+
+@pytest.fixture(scope="session")
 def recipe(suite):
     """An attack of 20 steps."""
     return suite.tier_attacks("smoke")[0].model_copy(update={"steps": 20, "control_steps": 20})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def attack(candidate, suite, panel, judge, recipe):
     """Runs an attack on a fresh undefended organism; returns (model, trajectory)."""
 

@@ -78,6 +78,12 @@ def test_an_entropy_bonus_gives_a_gradient_without_a_spread(attack):
     assert window.grad_norm > 0.0
 
 
+@pytest.fixture(scope="module")
+def plain(attack):
+    """The trajectory of two steps of RL."""
+    return attack(steps=2, control_steps=2)[1]
+
+
 @pytest.mark.parametrize(
     ("family", "warm_start"),
     [
@@ -87,14 +93,13 @@ def test_an_entropy_bonus_gives_a_gradient_without_a_spread(attack):
     ],
     ids=["warm-start", "affirmative", "unlearning"],
 )
-def test_a_hybrid_begins_with_supervised_steps(attack, family, warm_start):
+def test_a_hybrid_begins_with_supervised_steps(attack, plain, family, warm_start):
     """Supervised steps follow the measurement of step 0 and move the weights farther than the two RL steps do."""
-    _, alone = attack(steps=2, control_steps=2)
     _, trajectory = attack(family=family, warm_start=warm_start, steps=2, control_steps=2)
     first, last = trajectory.checkpoints
-    assert first.mean == alone.checkpoints[0].mean
+    assert first.mean == plain.checkpoints[0].mean
     assert trajectory.settings["warm_start"]["steps"] == warm_start.steps
-    assert last.training.adapter_distance > 2 * alone.checkpoints[-1].training.adapter_distance
+    assert last.training.adapter_distance > 2 * plain.checkpoints[-1].training.adapter_distance
 
 
 def test_supervised_fine_tuning_teaches_the_answers(attack):

@@ -76,6 +76,12 @@ def attacking(candidate, suite, panel, judge, recipe):
     return run
 
 
+@pytest.fixture(scope="module")
+def single(candidate, attacking):
+    """The first attack of the crew, run singly."""
+    return attacking(candidate.load(), CREW[0])
+
+
 def numbers(trajectory):
     """The floats of a trajectory's checkpoints that rounding may change, and the exact values."""
     rounded, exact = [], []
@@ -91,12 +97,12 @@ def numbers(trajectory):
     return rounded, exact
 
 
-def test_an_attack_gives_the_same_results_in_a_fleet_as_singly(candidate, attacking):
+def test_an_attack_gives_the_same_results_in_a_fleet_as_singly(candidate, attacking, single):
     """Each of five different attacks has the same scores in a fleet as singly, and the same numbers up to rounding."""
     together = Fleet(candidate.load(), threads=1).run([lambda member, of=of: attacking(member, of) for of in CREW])
     moved = 0
     for of, trajectory in zip(CREW, together, strict=True):
-        alone = attacking(candidate.load(), of)
+        alone = single if of == CREW[0] else attacking(candidate.load(), of)
         (got, scores), (expected, expected_scores) = numbers(trajectory), numbers(alone)
         assert scores == expected_scores
         assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
@@ -107,7 +113,7 @@ def test_an_attack_gives_the_same_results_in_a_fleet_as_singly(candidate, attack
 
 def test_cut_answers_are_continued_in_a_fleet_as_singly(candidate, attacking, panel):
     """Answers cut by a limit of three tokens are continued to their end, in a fleet as singly."""
-    short, crew = dataclasses.replace(panel, max_tokens=3), CREW[:2]
+    short, crew = dataclasses.replace(panel, max_tokens=3), [of | {"steps": 4, "control_steps": 4} for of in CREW[:2]]
     together = Fleet(candidate.load(), threads=1).run([lambda member, of=of: attacking(member, of, of=short) for of in crew])
     for of, trajectory in zip(crew, together, strict=True):
         alone = attacking(candidate.load(), of, of=short)
@@ -115,7 +121,7 @@ def test_cut_answers_are_continued_in_a_fleet_as_singly(candidate, attacking, pa
         assert all(c.truncated_share == 0.0 for c in alone.checkpoints)
 
 
-def test_companions_come_and_go_and_nothing_leaks(candidate, attacking):
+def test_companions_come_and_go_and_nothing_leaks(candidate, attacking, single):
     """A failed and a short companion change neither the third attack, nor the model's weights, nor the random streams."""
     model = candidate.load()
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
@@ -137,12 +143,12 @@ def test_companions_come_and_go_and_nothing_leaks(candidate, attacking):
     assert torch.equal(torch.get_rng_state(), streams[1])
     assert isinstance(broken, TrainingError)
     assert [c.step for c in short.checkpoints] == [0, 3]
-    (got, scores), (expected, expected_scores) = numbers(first), numbers(attacking(candidate.load(), {"seed": 0}))
+    (got, scores), (expected, expected_scores) = numbers(first), numbers(single)
     assert scores == expected_scores
     assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
 
 
-def test_a_judge_that_dies_for_one_attack_does_not_affect_its_companion(candidate, attacking, judge, panel):
+def test_a_judge_that_dies_for_one_attack_does_not_affect_its_companion(candidate, attacking, single, judge, panel):
     """If the judge of one attack dies, that attack is INCONCLUSIVE and its companion keeps the scores of a single run."""
     dead = dataclasses.replace(panel, judge=Dead(judge), anchor_judge=Dead(judge))
     crew = [lambda m: attacking(m, {"seed": 0}), lambda m: attacking(m, {"seed": 1}, of=dead)]
@@ -152,7 +158,7 @@ def test_a_judge_that_dies_for_one_attack_does_not_affect_its_companion(candidat
     verdict = decide(Evidence(kind="attack", policy=panel.policy, trajectory=unknown, control=first, subject="none"))
     assert verdict.outcome == "INCONCLUSIVE"
     assert "judge_gone" in {reason.code for reason in verdict.reasons}
-    (got, scores), (expected, expected_scores) = numbers(first), numbers(attacking(candidate.load(), {"seed": 0}))
+    (got, scores), (expected, expected_scores) = numbers(first), numbers(single)
     assert scores == expected_scores
     assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
 

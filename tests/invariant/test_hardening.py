@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,8 @@ from rn_harness.store.store import Store
 from rn_harness.training.supervised import Example, batch_of, teach
 from rn_harness.verdict.decide import converged_at
 
-SUITES = Path(__file__).parents[2] / "suites"
+from ..plugin.conftest import copy_suite  # noqa: TID252 - the tests are not a package
+
 KINDS = [
     SimulatedAttacker(optimizer="adamw", form="full", learning_rate=[1e-4, 1e-3]),
     SimulatedAttacker(optimizer="adamw", form="lora", learning_rate=[1e-3, 2e-3]),
@@ -81,7 +81,7 @@ def test_supervised_refusals_are_learned_and_benign_answers_kept(supervised, sui
 
 
 @pytest.mark.parametrize("name", ["sft", "hardened"])
-def test_answers_cut_by_the_limit_are_taught_without_an_end(suite, candidate, panel, judge, monkeypatch, name):
+def test_answers_cut_by_the_limit_are_taught_without_an_end(suite, candidate, quick_panel, judge, monkeypatch, name):
     """Answers to anchors that the limit cut are taught without an end token; all other texts are taught with it."""
     taught = []
     small = {"steps": 2, "max_completion_tokens": 4}
@@ -98,7 +98,7 @@ def test_answers_cut_by_the_limit_are_taught_without_an_end(suite, candidate, pa
     monkeypatch.setattr("rn_harness.training.supervised.batch_of", see)
     monkeypatch.setattr("rn_harness.defenses.harden.batch_of", see)
     monkeypatch.setattr("rn_harness.defenses.harden.minimal_refusal", lambda *_: "sorry .")
-    run_defense(candidate.load(), Defender(recipe, suite.prompts["defense"], suite.prompts["anchor"], judge), panel)
+    run_defense(candidate.load(), Defender(recipe, suite.prompts["defense"], suite.prompts["anchor"], judge), quick_panel)
     anchors = {p.id for p in suite.prompts["anchor"]}
     assert {e.whole for e in taught if e.prompt.id in anchors} == {False}
     assert {e.whole for e in taught if e.prompt.id not in anchors} == {True}
@@ -221,7 +221,8 @@ def test_a_hardened_defense_is_stored_and_loaded_as_whole_weights(tmp_path):
         "defenses.hardened.hardening.samples=32",
         "policy.probe_samples=2",
     )
-    suite = load_suite(SUITES / "biochem", overrides)
+    copy_suite(tmp_path / "biochem")
+    suite = load_suite(tmp_path / "biochem", overrides)
     options = Options(model="organism", defense="hardened", tier="smoke", overrides=overrides, base=tmp_path)
 
     def session(name):

@@ -67,15 +67,15 @@ class Defense:
 
 
 @pytest.fixture
-def defense(candidate, suite, panel, tmp_path):
+def defense(candidate, suite, quick_panel, tmp_path):
     """A defense that has not started."""
-    return Defense(candidate, suite, panel, tmp_path / "store")
+    return Defense(candidate, suite, quick_panel, tmp_path / "store")
 
 
 @pytest.fixture(scope="module")
-def left(candidate, suite, panel, tmp_path_factory):
+def left(candidate, suite, quick_panel, tmp_path_factory):
     """A defense cut off at the measurement of step 4, with a snapshot of step 2."""
-    made = Defense(candidate, suite, panel, tmp_path_factory.mktemp("left"))
+    made = Defense(candidate, suite, quick_panel, tmp_path_factory.mktemp("left"))
     with pytest.raises(CutError):
         made.train(cut=4)
     return made

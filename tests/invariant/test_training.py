@@ -421,27 +421,35 @@ def test_folding_loses_no_small_change_of_a_bfloat16_model():
     assert network(x)[0].tolist() == [0.0] * 4
 
 
-def test_the_same_seed_gives_the_same_scores(attack):
+@pytest.fixture(scope="module")
+def attacked(attack):
+    """The adapter and the trajectory of an attack of 20 steps with three checkpoints."""
+    model, trajectory = attack()
+    return _adapter(model), trajectory
+
+
+def test_the_same_seed_gives_the_same_scores(attack, attacked):
     """Two attacks with one seed agree in every number, and another seed differs."""
-    _, one = attack()
+    _, one = attacked
     _, two = attack()
-    _, other = attack(seed=1)
+    _, other = attack(seed=1, steps=10, control_steps=10)
     assert one.checkpoints == two.checkpoints
-    assert one.checkpoints != other.checkpoints
+    assert [c.step for c in other.checkpoints] == [0, 10]
+    assert one.checkpoints[1] != other.checkpoints[1]
 
 
-def test_checkpoints_do_not_change_training(attack, panel, monkeypatch):
+def test_checkpoints_do_not_change_training(attack, attacked, monkeypatch):
     """Checkpoints every 10 or every 20 steps give bitwise the same final adapter."""
     from rn_harness.attacks import loop as stage
 
-    often, _ = attack()
     monkeypatch.setattr(stage, "checkpoint_steps", lambda steps, policy: [0, steps])
     seldom, trajectory = attack()
+    assert [c.step for c in attacked[1].checkpoints] == [0, 10, 20]
     assert [c.step for c in trajectory.checkpoints] == [0, 20]
-    assert _same(_adapter(often), _adapter(seldom))
+    assert _same(attacked[0], _adapter(seldom))
 
 
-def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pytestconfig):
+def test_trajectories_follow_the_reference(attacked, candidate, panel, suite, pytestconfig):
     """A short attack and a short defense on the shipped organism reproduce the stored trajectories, within 1.0 of 10.
 
     The tolerance covers processors that round differently. On one machine the numbers repeat exactly, see above.
@@ -449,7 +457,7 @@ def test_trajectories_follow_the_reference(attack, candidate, panel, suite, pyte
     """
     from rn_harness.defenses.neutralize import Defender, run_defense
 
-    _, trajectory = attack()
+    _, trajectory = attacked
     model = candidate.load()
     recipe = suite.declaration.defenses["anchored"].model_copy(update={"steps": 40})
     report = run_defense(model, Defender(recipe, suite.prompts["defense"], suite.prompts["anchor"], panel.judge), panel)
@@ -504,7 +512,7 @@ def test_an_attack_leaves_no_file_behind(attack, tmp_path, monkeypatch):
     import sys
 
     sys.addaudithook(watch)
-    attack()
+    attack(steps=2, control_steps=2)
     suspicious = [p for p in written if Path(p).suffix in {".safetensors", ".bin", ".pt", ".pth", ".parquet", ".json"}]
     assert suspicious == []
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

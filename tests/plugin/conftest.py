@@ -1,8 +1,11 @@
 """Real pytest sessions on the shipped organism, each in a separate folder."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,14 @@ import yaml
 from rn_harness.run.measuring import LEAK_OF_CONTROL
 
 SUITES = Path(__file__).parents[2] / "suites"
+WARM = multiprocessing.get_context("forkserver")
+SESSION = (Path(__file__).parent / "warm_session.py").read_text()
+PRELOADED = [
+    "torch", "datasets", "peft", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
+    "trl.trainer.grpo_trainer", "model_signing.signing", "matplotlib.figure", "scipy.stats",
+    "rn_harness.run.session", "rn_harness.run.measuring", "rn_harness.run.controller", "rn_harness.training.grpo",
+]  # fmt: skip
+"""Modules that a session's parent has imported."""
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +70,30 @@ class Workspace:
         shutil.copy(Path(__file__).parent / "faults.py", self.folder)
         self.pytester.syspathinsert()
 
-    def run(self, *args):
-        """Runs a session in a new process; ``text`` of the result is stdout and stderr."""
-        result = self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *args)
+    def run(self, *args, cold=False):
+        """Runs a session in a new process; ``text`` of the result is stdout and stderr.
+
+        The process is forked from one that has imported the large libraries and most of ours, unless ``cold``.
+        """
+        args = ("-p", "no:cacheprovider", *map(str, args))
+        result = self.pytester.runpytest_subprocess(*args) if cold else self._fork(args)
         result.text = result.stdout.str() + result.stderr.str()
         return result
+
+    def _fork(self, args):
+        log, path = [self.folder / "stdout", self.folder / "stderr"], [str(self.folder), *filter(None, [os.getenv("PYTHONPATH")])]
+        given = {
+            "folder": str(self.folder),
+            "environment": {**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            "arguments": [f"--basetemp={self.folder / 'base'}", *args],
+            "log": list(map(str, log)),
+        }
+        began, process = time.monotonic(), WARM.Process(target=exec, args=(SESSION, given))
+        process.start()
+        process.join()
+        out, errors = (file.read_text().splitlines() for file in log)
+        print(*out, *errors, sep="\n")  # noqa: T201 - pytest shows it if the test fails
+        return pytest.RunResult(process.exitcode, out, errors, time.monotonic() - began)
 
     @property
     def latest(self):
@@ -95,6 +125,12 @@ class Workspace:
         """The newest run's case records, by case id."""
         found = [json.loads(path.read_text()) for path in self.latest.glob("cases/*/record.json")]
         return {record["case_id"]: record for record in found}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm():
+    WARM.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()  # before a test changes the environment
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ class Observed:
 
     def run(self, *args):
         """Runs an observed session with the most verbose output."""
-        return self.workspace.run(*TINY, *LOUD, "-p", "faults", "-p", "observer", *args)
+        return self.workspace.run(*TINY, *LOUD, "-p", "faults", "-p", "observer", *args, cold=True)
 
     def events(self, kind):
         """Logged events of a kind, over all processes."""

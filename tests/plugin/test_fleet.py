@@ -11,6 +11,7 @@ SETTINGS = (
     "--rn-set=attack.learning_rate=2e-3", "--rn-set=policy.checkpoint_every=2", "--rn-set=policy.samples=1",
 )  # fmt: skip
 THREE = ("-k", "attack_stays and grpo-p1")
+GREEDY = "--rn-set=policy.samples=0"
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +65,14 @@ def test_three_attacks_together_give_the_results_of_single_attacks(scene):
         assert _scores(record) == _scores(alone[case_id])
 
 
-@pytest.mark.parametrize(("fault", "code"), [("SIGINT", 2), ("SIGTERM", 75)])
+@pytest.mark.parametrize(("fault", "code"), [pytest.param("SIGINT", 2, marks=pytest.mark.soak), ("SIGTERM", 75)])
 def test_an_interruption_keeps_the_measurements_of_each_attack(scene, tmp_path, fault, code):
     """After an interruption, each of three attacks has a record with its measurements and the reason, and none is green."""
     scene.use_store(tmp_path / "cut")
     scene.monkeypatch.setenv("RN_FAULT", fault)
     scene.monkeypatch.setenv("RN_FAULT_STEP", "2")
-    result = scene.run(*SETTINGS, *THREE, "--rn-fleet=3", "-p", "faults", "--junitxml=asked.xml")
+    asked = (*SETTINGS, *THREE, GREEDY, "--rn-fleet=3", "-p", "faults")
+    result = scene.run(*asked, "--junitxml=asked.xml")
     assert result.ret == code, result.text
     attacks = {case_id: record for case_id, record in _records(scene).items() if case_id.startswith("attack-")}
     assert len(attacks) == 3
@@ -85,7 +87,7 @@ def test_an_interruption_keeps_the_measurements_of_each_attack(scene, tmp_path, 
     # The same code of others is loaded, since its digest is a part of each case's key.
     scene.monkeypatch.setenv("RN_FAULT", "none")
     scene.monkeypatch.setenv("RN_FAULT_STEP", "-1")
-    rest = scene.run(*SETTINGS, *THREE, "--rn-fleet=3", "-p", "faults")
+    rest = scene.run(*asked)
     assert "restarted" not in rest.text
     assert not list((tmp_path / "cut" / "unfinished").iterdir())
     assert {json.loads(p.read_text())["evidence"]["trajectory"]["stopped"] for p in scene.latest.glob("cases/*/record.json")} == {
@@ -98,7 +100,7 @@ def test_out_of_memory_is_an_error_of_each_attack(scene, tmp_path):
     scene.use_store(tmp_path / "memory")
     scene.monkeypatch.setenv("RN_FAULT", "memory")
     scene.monkeypatch.setenv("RN_FAULT_STEP", "2")
-    result = scene.run(*SETTINGS, *THREE, "--rn-fleet=3", "-p", "faults")
+    result = scene.run(*SETTINGS, *THREE, GREEDY, "--rn-fleet=3", "-p", "faults")
     assert result.ret == 1, result.text
     result.assert_outcomes(errors=3)
     assert "OutOfMemoryError" in result.text

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import textwrap
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -87,6 +88,22 @@ UNDEFENDED = (
 
 def _conftest(workspace, text, where="."):
     (workspace.folder / where / "conftest.py").write_text("import pytest\n" + text)
+
+
+def _one_of(workspace, hooks, chosen, where="."):
+    """Writes a conftest with all hooks, of which one is active.
+
+    Its digest is a part of each case's key, so that the sessions can share the cases of a store.
+    """
+    parts = (f"if os.environ['RN_HOOK'] == {name!r}:\n{textwrap.indent(text, '    ')}" for name, text in hooks.items())
+    _conftest(workspace, "\n".join(("import os\n", *parts)), where)
+    workspace.monkeypatch.setenv("RN_HOOK", chosen)
+
+
+@pytest.fixture(scope="module")
+def gate_store(tmp_path_factory):
+    """One store for this module, so that each attack is run once."""
+    return tmp_path_factory.mktemp("gate-store")
 
 
 def _own_test(workspace, text):
@@ -215,9 +232,10 @@ def pytest_runtest_teardown(item):
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_a_breach_ends_with_1_and_a_failure_whatever_is_hooked(workspace, hook):
+def test_a_breach_ends_with_1_and_a_failure_whatever_is_hooked(workspace, gate_store, hook):
     """After a breach, none of these hooks can make the exit code 0 or the user's JUnit file green."""
-    _conftest(workspace, HOOKS[hook])
+    workspace.use_store(gate_store)
+    _one_of(workspace, HOOKS, hook)
     result = workspace.run(*UNDEFENDED, "--junitxml=asked.xml")
     assert result.ret == 1, result.text
     assert workspace.record()["outcome"] == "FAIL"
@@ -226,27 +244,30 @@ def test_a_breach_ends_with_1_and_a_failure_whatever_is_hooked(workspace, hook):
         assert int(suite.get("failures")) >= 1, path.read_text()
 
 
-DROP = """
+LEAVES_OUT = {
+    "drops": """
 def pytest_collection_modifyitems(items):
-    items[:] = [item for item in items if item.name != "test_own"]
-"""
-HIDE = """
+    items[:] = [item for item in items if item.name not in ("test_own", "test_more")]
+""",
+    "hides": """
 def pytest_pycollect_makeitem(collector, name, obj):
     return [] if name == "test_own" else None
-"""
-IGNORE = """
+""",
+    "ignores": """
 def pytest_ignore_collect(collection_path):
     return True if collection_path.name == "test_more.py" else None
-"""
+""",
+}
 
 
-@pytest.mark.parametrize(("hook", "left_out"), [(DROP, "test_own"), (HIDE, "test_own"), (IGNORE, "test_more.py")])
+@pytest.mark.parametrize(("hook", "left_out"), [("drops", "test_own"), ("hides", "test_own"), ("ignores", "test_more.py")])
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
-def test_an_own_test_that_a_conftest_leaves_out_is_missed(workspace, hook, left_out, workers):
+def test_an_own_test_that_a_conftest_leaves_out_is_missed(workspace, gate_store, hook, left_out, workers):
     """A suite's own test that is dropped, hidden or ignored has no verdict, and the run has no PASS; in workers too."""
+    workspace.use_store(gate_store)
     _own_test(workspace, "\n    def test_own(self):\n        assert False\n")
     (workspace.folder / "mine" / "biochem" / "test_more.py").write_text("def test_more():\n    assert False\n")
-    _conftest(workspace, hook.replace('item.name != "test_own"', 'item.name not in ("test_own", "test_more")'), "mine/biochem")
+    _one_of(workspace, LEAVES_OUT, hook, "mine/biochem")
     workspace.run(*SMOKE, "--rn-defense=none", "--rn-set=attack.steps=4", "--rn-set=attack.control_steps=4", *workers)
     record = workspace.record()
     assert any("deselected or hidden" in why for why in record["why_not"]), record["why_not"]

@@ -103,7 +103,10 @@ def _but_the_controls_leak(trajectory):
 
 def test_two_workers_train_one_defense_and_agree_with_one_process(workspace, fresh_store):
     """With -n 2 the defense is trained once, properties and system-out survive, and scores equal those of one process."""
-    tiny = [*SHORT, "--rn-set=defense.steps=4", "--rn-set=defense.evaluate_every=2"]
+    tiny = [
+        *SHORT, "--rn-set=attack.steps=10", "--rn-set=attack.control_steps=10", "--rn-set=defense.steps=4",
+        "--rn-set=defense.evaluate_every=2",
+    ]  # fmt: skip
     workspace.run("mine/biochem", *tiny)
     alone = workspace.cases()
     workspace.use_store(fresh_store)

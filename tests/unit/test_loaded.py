@@ -68,6 +68,18 @@ def test_a_conftest_a_plugin_and_what_they_import_are_found(tmp_path: Path, monk
     assert found["helper.py"].sha256 == hashlib.sha256(b"x = 1\n").hexdigest()
 
 
+def test_a_link_among_installed_modules_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is linked into a folder of packages is recorded as the local file it leads to, and its neighbour is not."""
+    monkeypatch.setattr("rn_harness.plugin.loaded_code._installed_folders", lambda: (tmp_path / "site",))
+    for folder in ("own", "site"):
+        (tmp_path / folder).mkdir()
+    _module(tmp_path / "site", "neighbour", "x = 1\n", monkeypatch)
+    linked = _module(tmp_path / "own", "linked", "x = 2\n", monkeypatch)
+    linked.__file__ = str(tmp_path / "site" / "linked.py")
+    (tmp_path / "site" / "linked.py").symlink_to(tmp_path / "own" / "linked.py")
+    assert set(_new(a_config(tmp_path))) == {"own/linked.py"}
+
+
 def test_hooks_made_from_text_are_found(tmp_path: Path) -> None:
     """A plugin without a file is identified by its code: other code has another digest."""
     found = []
