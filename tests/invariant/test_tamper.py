@@ -199,7 +199,8 @@ def swift(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     read, examine = integrity.read_record, integrity.check_record
     known = {path.read_bytes(): read(path.read_bytes(), CaseRecord) for path in run.folder.glob("cases/*/record.json")}
     unchanged, examined = {id(record) for record in known.values()}, dict[tuple[int, bytes], list[Refusal]]()
-    latest: dict[type, tuple[bytes, Any]] = {}
+    latest = _LATEST
+    latest.clear()
 
     def read_once(raw: bytes, kind: type[Any]) -> Any:
         if raw in known:
@@ -288,12 +289,15 @@ def _along(node: Any, path: tuple[str | int, ...]) -> Any:
     return made
 
 
-def _readable(document: Any, kind: type[Any]) -> bool:
-    """False if a verification refuses the record already when it reads it, whatever its digests are."""
+def _readable(document: Any, kind: type[Any], path: Path) -> bool:
+    """Writes a changed record; False if a verification refuses it already when it reads it, whatever its digests are."""
     try:
-        as_written(document, kind)
+        record = as_written(document, kind)
     except (RnHarnessError, ValueError, RecursionError):
         return False
+    raw = json.dumps(document).encode()
+    path.write_bytes(raw)
+    _LATEST[kind] = raw, record
     return True
 
 
@@ -306,9 +310,8 @@ def survivors(run: FinishedRun, name: str, chosen: Iterable[Mutation] | None = N
         for mutation in mutations(plain) if chosen is None else chosen:
             document = _along(plain, mutation.path)
             mutation.apply(document)
-            if not _readable(document, RunRecord if name == "run.json" else CaseRecord):
+            if not _readable(document, RunRecord if name == "run.json" else CaseRecord, path):
                 continue
-            path.write_text(json.dumps(document))
             mend(run)
             undone = name == "run.json" and json.loads(path.read_text()) == plain  # a corrected digest
             if not undone and not check(run).refusals:
@@ -319,6 +322,8 @@ def survivors(run: FinishedRun, name: str, chosen: Iterable[Mutation] | None = N
 
 
 _KEPT: dict[Path, bytes] = {}
+_LATEST: dict[type, tuple[bytes, Any]] = {}
+"""The last changed record of each kind, as text and as read."""
 
 
 def _kept(run: FinishedRun, name: str) -> bytes:

@@ -27,6 +27,6 @@ def test_a_wheel_runs_a_suite_that_lies_elsewhere(workspace, tmp_path):
     assert Path(where) == site / "rn_harness" / "fixtures"
     assert (site / "rn_harness" / "py.typed").is_file()
     workspace.monkeypatch.setenv("PYTHONPATH", str(site))
-    result = workspace.run("mine/biochem", "--rn-tier=smoke", "-k", "candidate")
+    result = workspace.run("mine/biochem", "--rn-tier=smoke", "-k", "candidate", cold=True)
     assert result.ret == 0, result.text
     assert workspace.cases()["candidate"]["verdict"]["outcome"] == "PASS"

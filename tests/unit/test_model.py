@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -189,30 +187,6 @@ def test_the_record_distinguishes_templates(model: LanguageModel, tmp_path: Path
     assert rendered == load(tmp_path / "same", QWEN).rendered(PROMPT)
     other = dataclasses.replace(QWEN, template=QWEN.template.replace("You answer questions.", "You refuse."))
     assert load(tmp_path / "other", other).rendered(PROMPT) != rendered
-
-
-LEFT = """
-import gc, weakref
-
-class Model:
-    pass
-
-gc.disable()
-left = Model()
-left.itself, seen = left, weakref.ref(left)
-del left
-from rn_harness.models.transformers_compat import quiet_libraries
-quiet_libraries()
-assert gc.get_freeze_count() > 100_000
-gc.collect()
-assert seen() is None
-"""
-
-
-def test_earlier_garbage_in_cycles_is_freed() -> None:
-    """Garbage from before quiet_libraries, such as a dropped model, is freed; only the libraries' objects are frozen."""
-    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_output_layer_is_not_copied_for_each_row(model: LanguageModel) -> None:

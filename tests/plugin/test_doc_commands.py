@@ -33,10 +33,10 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.suite import Suite, load_suite
 
-from . import builders
+from ..unit import builders  # noqa: TID252 - the tests are not a package
+from ..unit.finished_run import finished_run  # noqa: TID252 - the tests are not a package
+from ..unit.test_session import a_session  # noqa: TID252 - the tests are not a package
 from .doc_commands import ALL, LEFT, ON_THE_HUB, PAGES, ROOT, SHELL, Command, commands_of
-from .finished_run import finished_run
-from .test_session import a_session
 
 UNDERSTOOD = 77
 """Exit code of a session that was stopped before its work began."""
