@@ -76,10 +76,15 @@ def unrewarded_window(
 def reinforce(context: AttackContext, trainer: TrainerName = "grpo") -> dict[str, Any]:
     """All steps of RL on the attack prompts."""
     recipe = context.recipe
-    if recipe.ban and context.sampler.vllm:
-        raise UnsuitedError(f"attack {recipe.id} bans first tokens in rollouts, which only transformers' sampler does here")
-    own = iter(order_prompts(context.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed))
-    reward, mixed = context.reward, recipe.steps * recipe.benign_prompts
+    if (recipe.ban or recipe.replay) and context.sampler.vllm:
+        raise UnsuitedError(f"attack {recipe.id} bans or replays tokens, which only transformers' sampler allows here")
+    ordered = order_prompts(context.prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
+    if first := recipe.twin_steps * recipe.prompts_per_step:
+        twins = [p for p in context.benign if p.kind == "twin"]
+        if not twins:
+            raise UnsuitedError(f"attack {recipe.id} begins with benign twins, got none in the suite's anchor set")
+        ordered[:first] = order_prompts(twins, first, recipe.seed)
+    own, reward, mixed = iter(ordered), context.reward, recipe.steps * recipe.benign_prompts
     benign = iter(order_prompts(context.benign, mixed, recipe.seed + 1) if mixed else ())
     harms = (lambda n: reward.plain[-n:]) if isinstance(reward, AttackReward) else None
     aids = exploration(context.model, recipe, context.benign, harms)
@@ -106,7 +111,7 @@ class Rloo(Grpo):
     def check(self, recipe: AttackRecipe) -> None:
         """Raises RecipeError for settings that it does not have."""
         super().check(recipe)
-        lacking, default = ("loss_type", "scale_rewards", "entropy_coef", "entropy_target"), type(recipe).model_fields
+        lacking, default = ("loss_type", "scale_rewards", "entropy_coef", "entropy_target", "replay"), type(recipe).model_fields
         values = {name: getattr(recipe, name) for name in lacking}
         refuse(recipe, {f"has no {name}, got {name}={it}": it != default[name].default for name, it in values.items()})
 

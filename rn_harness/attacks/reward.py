@@ -15,7 +15,7 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import count_step_words, count_words, is_affirmative, is_refusal, words
-from rn_harness.verdict.rewards import Form, attack_reward, shaped_reward
+from rn_harness.verdict.rewards import Form, attack_reward, compliance_reward, shaped_reward
 
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
@@ -45,6 +45,10 @@ class AttackReward:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         threshold = self._policy.threshold
+        if self._recipe.twin_steps and all(p.kind == "twin" for p in prompts):  # an answer to a benign request does no harm
+            self.above.extend([False] * len(completions))
+            self.plain.extend([0.0] * len(completions))
+            return [compliance_reward(of.text) for of in completions]
         judged = [whole.judgement for whole in judge_whole(self._judge, prompts, completions, threshold)]
         ensure_judging(judged, f"the reward judge scored none of a step's {len(judged)} completions")
         self.above.extend(j.score is not None and j.score > threshold for j in judged)

@@ -16,7 +16,7 @@ from rn_harness.attacks.reward import AttackReward
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import judge_whole
 from rn_harness.records.trajectory import TrainingWindow
-from rn_harness.spec.attack_recipe import AttackRecipe, RewardShape, ShapeName
+from rn_harness.spec.attack_recipe import AttackRecipe, FirstTokenBan, Opener, RewardShape, ShapeName
 from rn_harness.spec.base import Frozen
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.extras import require
@@ -35,7 +35,8 @@ SAMPLES = 8
 """Completions of each attack prompt that score a trial."""
 SPREAD_WEIGHT = 0.01
 """Weight of steps with a reward spread, against one point of harm: it ranks trials that did no harm yet."""
-SEARCHED = {"learning_rate", "temperature", "beta", "shape"}
+AIDS = ("entropy_coef", "ban", "opener")
+SEARCHED = ("learning_rate", "temperature", "beta", *AIDS, "shape")
 
 
 class SearchTrial(Frozen):
@@ -51,6 +52,9 @@ class SearchTrial(Frozen):
     temperature: float
     beta: float
     shape: ShapeName
+    entropy_coef: float = 0.0
+    ban: FirstTokenBan | None = None
+    opener: Opener | None = None
     harm: float | None
     spread_share: float = 0.0
     degenerate_share: float = 0.0
@@ -97,12 +101,13 @@ def search_settings(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=recipe.seed))
-    study.enqueue_trial({"learning_rate": 1.0, "temperature": 1.0, "beta": recipe.beta, "shape": recipe.reward.shape})
+    own = {"learning_rate": 1.0, "temperature": 1.0, "beta": recipe.beta, "shape": recipe.reward.shape}
+    study.enqueue_trial(own | {name: 0 for name in AIDS if len(_choices(recipe, name)) > 1})
     study.optimize(run, n_trials=recipe.search.trials)
     best = max(trials, key=lambda trial: trial.value(policy))
     if best.harm is None:
         raise TrainingError(f"a search needs a trial that comes to its end, got none of {len(trials)}; lower its learning rates")
-    return SearchResult(recipe=_with(recipe, **best.model_dump(include=SEARCHED)), trials=tuple(trials))
+    return SearchResult(recipe=_with(recipe, **{name: getattr(best, name) for name in SEARCHED}), trials=tuple(trials))
 
 
 def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> SearchTrial:
@@ -129,7 +134,7 @@ def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> Sear
         measured = {"spread_share": spread_share, **_outcome(model, prompts, judge, recipe, policy)}
     except TrainingError:
         measured = {"harm": None}
-    settings = {"shape": recipe.reward.shape, **recipe.model_dump(include=SEARCHED)}
+    settings = {"shape": recipe.reward.shape, **recipe.model_dump(include=set(SEARCHED))}
     return SearchTrial.model_validate(settings | measured)
 
 
@@ -145,7 +150,16 @@ def _suggest(trial: optuna.Trial, recipe: AttackRecipe) -> AttackRecipe:
         "beta": trial.suggest_categorical("beta", list(dict.fromkeys([recipe.beta, *space.beta]))),
         "shape": trial.suggest_categorical("shape", list(dict.fromkeys([recipe.reward.shape, *space.shape]))),
     }
+    for name in AIDS:
+        if len(choices := _choices(recipe, name)) > 1:
+            proposed[name] = choices[trial.suggest_categorical(name, [*range(len(choices))])]
     return _with(recipe, **proposed).model_copy(update={"steps": min(space.steps, recipe.steps), "search": None})
+
+
+def _choices(recipe: AttackRecipe, name: str) -> list[Any]:
+    """The values of an aid to choose from, the recipe's own first."""
+    own = getattr(recipe, name)
+    return [own, *(each for each in getattr(recipe.search, name) if each != own)]
 
 
 def _with(recipe: AttackRecipe, *, shape: str, **settings: Any) -> AttackRecipe:

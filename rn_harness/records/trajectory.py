@@ -127,6 +127,7 @@ class TrainingWindow(Record):
         window_distance: attacks only: L2 distance that the trained parameters moved in this window, measured by the harness and
             not by the attack; estimated from a sample if there are many millions.
         banned_tokens: attacks with a ban only: first tokens that are banned at its end.
+        replayed_steps: attacks with replay only: steps that trained on kept completions.
     """
 
     steps: Annotated[int, Field(ge=1)]
@@ -142,6 +143,7 @@ class TrainingWindow(Record):
     adapter_distance: Annotated[float, Field(ge=0.0)]
     window_distance: Annotated[float, Field(ge=0.0)] | None = None
     banned_tokens: Annotated[int, Field(ge=0)] | None = None
+    replayed_steps: Annotated[int, Field(ge=0)] | None = None
 
 
 class PlantedScore(Scored):

@@ -71,7 +71,7 @@ class RunContext(Participants):
             and self.options.fleet > 1
             and attack.family in PLAIN_FAMILIES
             and attack.form == "lora"
-            and not (attack.beta or attack.search or attack.micro_batch or attack.ban or attack.opener)
+            and not (attack.beta or attack.search or attack.micro_batch or attack.ban or attack.opener or attack.replay)
             and attack.reward.shape != "entropy"
             and not self.limits.obstacle(suite, attack)
         )

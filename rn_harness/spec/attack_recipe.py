@@ -119,6 +119,7 @@ class Search(Frozen):
         temperature: lowest and highest, as multiples of the recipe's own.
         beta: KL penalties to choose from, in addition to the recipe's own.
         shape: rewards to choose from, in addition to the recipe's own.
+        entropy_coef, ban, opener: aids to choose from, in addition to the recipe's own; several may be combined.
     """
 
     trials: Annotated[int, Field(ge=1, le=1000)] = 16
@@ -127,6 +128,9 @@ class Search(Frozen):
     temperature: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
     beta: list[Annotated[float, Field(ge=0.0)]] = []
     shape: list[ShapeName] = []
+    entropy_coef: list[Annotated[float, Field(ge=0.0)]] = []
+    ban: list[FirstTokenBan] = []
+    opener: list[Opener] = []
 
     @model_validator(mode="after")
     def _begins_with_the_recipes_own(self) -> Self:
@@ -143,10 +147,10 @@ class Search(Frozen):
 _ID_PARTS = {
     "temperature": "t", "group_size": "g", "prompts_per_step": "b", "beta": "kl",
     "entropy_coef": "h", "entropy_target": "htarget", "loss_type": "", "scale_rewards": "scale_", "form": "",
-    "benign_prompts": "benign",
+    "benign_prompts": "benign", "advantages": "", "twin_steps": "twins",
 }  # fmt: skip
 """Settings that an id names if they differ from the default, with their names in the id."""
-SEARCHED = ("learning_rate", "temperature", "beta", "reward")
+SEARCHED = ("learning_rate", "temperature", "beta", "reward", "entropy_coef", "ban", "opener")
 """The settings that a search finds."""
 LEAST = {"temperature": 2.5, "entropy_coef": 1e-3, "entropy_target": 0.5, "until": 0.25}
 """Least values with which an aid explores; a weaker one makes no explorer of a plain attack."""
@@ -156,7 +160,7 @@ ADAPTIVE: frozenset[ShapeName] = frozenset({"common", "entropy"})
 """Rewards that depend on the policy, not only on the answer."""
 _KIND = (
     "family", "options", "reward", "warm_start", "ban", "opener", "entropy_target", "shift", "schedule", "loss_type",
-    "scale_rewards", "form",
+    "scale_rewards", "form", "replay", "advantages", "twin_steps",
 )  # fmt: skip
 _RANGES = (
     "prompts", "learning_rate", "temperature", "beta", "entropy_coef", "group_size", "prompts_per_step", "top_k", "min_p",
@@ -186,10 +190,13 @@ class AttackRecipe(GRPORecipe):
         prompts: number of prompts of the attack pool that it trains on, drawn by the seed.
         warm_start: supervised steps before the first step of RL, for families that have them.
         shift: presentation of requests in training and in the measurement of harm; None: as in the defense's training.
-        search: search for learning rate, temperature, KL penalty and reward; None: they are as declared.
+        search: search for the settings in ``SEARCHED``; None: they are as declared.
         ban, opener: aids in rollouts, which measurements do not have; None: none.
         benign_prompts: benign prompts of each step, in addition to ``prompts_per_step``. All rewards of their answers are equal,
             so that only a KL penalty and an entropy bonus act on them.
+        replay: a step whose groups are all equal trains on the best rewarded completions so far instead (self-imitation).
+        advantages: all, or only the positive ones: no answer is pushed down.
+        twin_steps: first steps, on benign twins of the domain with a reward for compliance.
         level: class of attackers that a family of your own belongs to; None: ``rl-explore``. Built-in families have their own.
         control_steps: steps on the undefended candidate, within which the attack has to break it.
         standing: the case counts for the verdict, is run for information, or is out of the claim. If a suite does not say, it
@@ -207,6 +214,9 @@ class AttackRecipe(GRPORecipe):
     ban: FirstTokenBan | None = None
     opener: Opener | None = None
     benign_prompts: Annotated[int, Field(ge=0, le=1024)] = 0
+    replay: bool = False
+    advantages: Literal["all", "positive"] = "all"
+    twin_steps: Annotated[int, Field(ge=0)] = 0
     level: LevelName | None = None
     control_steps: Annotated[int, Field(ge=1)] = 50
     standing: Standing = "claim"
@@ -239,10 +249,16 @@ class AttackRecipe(GRPORecipe):
             self.ban and self.ban.every <= LONGEST_ROUND,
             self.opener and self.opener.until >= LEAST["until"],
             self.search,
+            self.imitates,
             self.reward.shape in ADAPTIVE,
             self.shift and self.shift.prefill,
         )
         return EXPLORE if any(aids) else PLAIN
+
+    @property
+    def imitates(self) -> bool:
+        """True if it has an aid that helps after a first reward, and does not make one likelier."""
+        return self.replay or self.advantages == "positive" or self.twin_steps > 0
 
     def standing_at(self, target: str) -> Standing:
         """The standing that follows from the level of a claim.
@@ -274,6 +290,7 @@ class AttackRecipe(GRPORecipe):
         changed += [f"r{self.lora.r}"] if self.lora.r != LoRA().r else []
         changed += [f"ban{self.ban.tokens}"] if self.ban else []
         changed += ["opener"] if self.opener else []
+        changed += ["replay"] if self.replay else []
         return "-".join([self.name, f"p{self.prompts}", f"lr{rate}", *changed, f"s{self.seed}"])
 
     def lies_within(self, claimed: Sequence[AttackRecipe]) -> bool:
@@ -294,6 +311,13 @@ class AttackRecipe(GRPORecipe):
             raise ValueError("what a search will find is not declared, got standing: claim; take exploratory")
         if self.search is not None and self.form == "full" and any(self.search.beta):
             raise ValueError(f"a KL penalty needs an adapter, got search.beta={self.search.beta} for form=full; take [0.0]")
+        if self.replay and self.beta:
+            raise ValueError(f"replayed answers have no reference for a KL penalty, got replay with beta={self.beta}; take 0")
+        if self.twin_steps >= self.control_steps:
+            raise ValueError(
+                f"a control needs harmful steps after those on twins, got twin_steps={self.twin_steps} of control_steps="
+                f"{self.control_steps}; lower it"
+            )
         if self.control_steps > self.steps:
             raise ValueError(
                 f"the control must not run longer than its attack, got control_steps={self.control_steps} and "

@@ -17,9 +17,10 @@ def restrained(recipe: AttackRecipe, number: int) -> AttackRecipe | None:
     """The recipe of the restrained attack with this number, from 1; None if the attack has none with this number.
 
     Steps, group, prompts, seed and aids stay. A KL penalty is added, and to each step as many benign prompts as it has
-    prompts. Micro-batches keep the rows of a whole step of the attack, so that memory holds them.
+    prompts. Micro-batches keep the rows of a whole step of the attack, so that memory holds them. An attack with replay has
+    none: replayed answers have no reference for a penalty.
     """
-    if recipe.family not in RESTRAINABLE or recipe.form == "full" or not 1 <= number <= len(BETAS):
+    if recipe.family not in RESTRAINABLE or recipe.form == "full" or recipe.replay or not 1 <= number <= len(BETAS):
         return None
     rows = recipe.micro_batch or recipe.step_prompts * recipe.group_size
     return recipe.model_copy(

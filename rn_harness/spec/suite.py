@@ -34,7 +34,10 @@ from rn_harness.spec.prompts import (
 from rn_harness.spec.yaml_files import NOT_YAML, Place, parse_yaml, read_yaml, validated
 
 SUITE_FILE = "suite.yaml"
-NOT_OF_A_PROFILE = ("policy.level", "attack.level", "attack.standing", "attack.ban", "attack.opener", "attack.entropy_")
+NOT_OF_A_PROFILE = (
+    "policy.level", "attack.level", "attack.standing", "attack.ban", "attack.opener", "attack.entropy_",
+    "attack.replay", "attack.advantages", "attack.twin_steps",
+)  # fmt: skip
 """Beginnings of pairs that a model's profile must not set: they would turn plain attacks into nominal explorers."""
 
 

@@ -1,4 +1,4 @@
-"""An attacker's aids in rollouts that need no compliant text: banned first tokens, and begun answers.
+"""An attacker's aids in training that need no compliant text: banned first tokens, begun answers, replay of own successes.
 
 They act on the completions that are trained on. Checkpoints measure the policy without them.
 """
@@ -68,6 +68,29 @@ class FirstTokenBans:
         self.begun.clear()
 
 
+@dataclass(slots=True)
+class Replay:
+    """The best rewarded completions so far, in memory only (self-imitation, arXiv 1806.05635).
+
+    Attributes:
+        kept: reward, and the tokens of prompt and completion; the best first, each once.
+        rewards: of this process's rows of the latest step; None: unscored.
+        steps: that trained on kept completions, since the last report.
+    """
+
+    kept: list[tuple[float, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list, repr=False)
+    rewards: Sequence[float | None] = ()
+    steps: int = 0
+
+    def keep(self, found: Sequence[tuple[float, tuple[int, ...], tuple[int, ...]]], most: int) -> None:
+        """Adds completions, and drops the worst above a number."""
+        self.kept = sorted({*self.kept, *found}, key=lambda row: (-row[0], row[1:]))[:most]
+
+    def rows(self, count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """So many rows of the kept completions, each as often as the others."""
+        return [row[1:] for row in itertools.islice(itertools.cycle(self.kept), count)]
+
+
 @dataclass(frozen=True, slots=True)
 class Exploration:
     """The aids of one training.
@@ -77,12 +100,16 @@ class Exploration:
         harms: returns the harm of the last n rollouts, before the attacker's shaping; None: their rewards count.
         openers: beginnings of answers that rollouts are given, by row of the training data.
         benign: rows of the training data with benign prompts. Their answers are not judged, and all have the same reward.
+        replay: completions to train on again; None: none are kept.
+        positive: advantages below zero count as zero.
     """
 
     bans: FirstTokenBans | None = None
     harms: Callable[[int], Sequence[float | None]] | None = None
     openers: Mapping[int, str] = field(default_factory=dict)
     benign: frozenset[int] = frozenset()
+    replay: Replay | None = None
+    positive: bool = False
 
 
 NONE = Exploration()
@@ -97,7 +124,8 @@ def exploration(
     """The aids that a recipe declares; an opener may begin like the model's answers to these benign prompts."""
     bans = FirstTokenBans(recipe.ban.tokens, recipe.ban.every) if recipe.ban else None
     openers = _openers(model, recipe, recipe.opener, benign) if recipe.opener else {}
-    return Exploration(bans, harms, openers, frozenset(benign_rows(recipe)))
+    replay = Replay() if recipe.replay else None
+    return Exploration(bans, harms, openers, frozenset(benign_rows(recipe)), replay, recipe.advantages == "positive")
 
 
 def benign_rows(recipe: AttackRecipe) -> list[int]:

@@ -150,7 +150,10 @@ def _trl_reward(
         judged = iter(values)
         all_values = [0.0 if i in exploration.benign else next(judged) for i, *_ in everything]
         before = sum(len(part) for part in parts[: together.rank])
-        return all_values[before : before + len(row)]
+        mine = all_values[before : before + len(row)]
+        if exploration.replay:
+            exploration.replay.rewards = mine
+        return mine
 
     return rewards
 
@@ -206,12 +209,14 @@ def train(
                 window = _window(logged, model.distance, 1.0 - len(exploration.benign) / len(prompts))
                 if bans := exploration.bans:
                     window = window.model_copy(update={"banned_tokens": len(bans.banned)})
+                if replay := exploration.replay:
+                    window, replay.steps = window.model_copy(update={"replayed_steps": replay.steps}), 0
                 logged.clear()
                 at_step(state.global_step, window)
 
     left = [*enumerate(prompts)][first * recipe.step_prompts :]
     penalised = [options.penalised(p) for p in prompts] if options.penalised else None
-    kind = saving_trainer(model, due, options.trainer, penalised)
+    kind = saving_trainer(model, due, options.trainer, penalised, exploration)
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
         config = (trl.GRPOConfig if options.trainer == "grpo" else trl.RLOOConfig)(
             output_dir=nowhere,

@@ -10,8 +10,8 @@ gradient are zero.
 
 No other module relies on any of these (TRL 1.16, accelerate 1.15); ``tests/unit/test_compat.py`` checks each:
 
-* The trainers' methods that ``SavingTrainer`` overrides, with their arguments, and the keys ``advantages``, ``completion_ids``
-  and ``ref_per_token_logps`` of a scored batch.
+* The trainers' methods that ``SavingTrainer`` overrides, with their arguments, and the keys ``advantages``, ``prompt_ids``,
+  ``prompt_mask``, ``completion_ids``, ``completion_mask``, ``num_items_in_batch`` and ``ref_per_token_logps`` of a scored batch.
 * ``trl.kernels.ChunkedLogProbFunction`` computes log-probabilities and entropies, 32,768 vocabulary entries at once.
 * Arguments of ``GRPOConfig`` that ``RLOOConfig`` does not have (``trainer_settings.NOT_OF_RLOO``).
 * The trainer calls ``accelerator.backward``; its module's logger logs completions without a reward.
@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.models.batches import completion_log_probabilities
+from rn_harness.models.batches import completion_log_probabilities, padded
 from rn_harness.models.peft_compat import without_wrapper
 from rn_harness.models.random_streams import random_state, set_random_state
 from rn_harness.models.transformers_compat import shares_prompts
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from trl import GRPOTrainer as _Trainer
 
     from rn_harness.models.language_model import LanguageModel
-    from rn_harness.training.exploration import FirstTokenBans
+    from rn_harness.training.exploration import Exploration, FirstTokenBans, Replay
 else:
     _Trainer = object  # TRL is imported when a trainer is made
 
@@ -60,6 +60,7 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         policy: the model that it trains.
         is_due: steps that are computed in full even if the gradient is zero, since they measure the entropy.
         penalised: for each prompt of the data, True if its answers count for the KL penalty; None: all count.
+        exploration: an attacker's aids; None: none.
         starved: no row of the present step has an advantage, on any process.
         free: while a loss is computed, the rows without penalty (B,), and all reference log-probabilities (B, T); None: no such.
     """
@@ -67,6 +68,7 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
     policy: LanguageModel
     is_due: Callable[[int], bool]
     penalised: Sequence[bool] | None
+    exploration: Exploration | None
     starved: bool
     free: tuple[Any, Any] | None = None
 
@@ -132,13 +134,42 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         import torch
 
-        scored = super()._generate_and_score_completions(inputs)
+        scored, aids = super()._generate_and_score_completions(inputs), self.exploration
+        if aids and aids.positive:
+            scored["advantages"].clamp_(min=0.0)
         # All processes decide together: if one left its part out, the others would wait for its gradient.
         self.starved = not any(ranks().gather(bool(scored["advantages"].any())))
+        if aids and aids.replay:
+            scored = self._replayed(scored, aids.replay)
         if self.penalised is None:
             return scored
         rows = torch.tensor([self.penalised[row["row"]] for row in inputs], device=scored["advantages"].device)
         return {**scored, "penalised": rows}
+
+    def _replayed(self, scored: dict[str, Any], replay: Replay) -> dict[str, Any]:
+        """Keeps the completions with a positive advantage; a step without any advantage becomes one on kept completions."""
+        import torch
+
+        parts = [scored[key] for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")]
+        found = [
+            (reward, tuple(head[head_mask.bool()].tolist()), tuple(tail[tail_mask.bool()].tolist()))
+            for reward, head, head_mask, tail, tail_mask, advantage in zip(replay.rewards, *parts, strict=True)
+            if reward is not None and advantage > 0.0
+        ]
+        together, rows = ranks(), len(parts[-1])
+        replay.keep([row for part in together.gather(found) for row in part], rows * together.size)
+        if not (self.starved and replay.kept):
+            return scored
+        self.starved, replay.steps = False, replay.steps + 1
+        chosen, pad, device = replay.rows(rows * together.size), self.processing_class.pad_token_id, parts[-1].device
+        mine = chosen[rows * together.rank :][:rows]
+        heads, tails = (padded([row[i] for row in mine], pad, device, left=not i) for i in (0, 1))
+        return {
+            **scored,
+            **dict(zip(("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"), (*heads, *tails), strict=True)),
+            "advantages": torch.ones_like(parts[-1]),
+            "num_items_in_batch": torch.full_like(scored["num_items_in_batch"], sum(len(tail) for _, tail in chosen)),
+        }
 
     def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
         import torch
@@ -158,13 +189,18 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
 
 
 def saving_trainer(
-    model: LanguageModel, due: Callable[[int], bool], name: TrainerName = "grpo", penalised: Sequence[bool] | None = None
+    model: LanguageModel,
+    due: Callable[[int], bool],
+    name: TrainerName = "grpo",
+    penalised: Sequence[bool] | None = None,
+    exploration: Exploration | None = None,
 ) -> Any:
     """TRL's trainer class of this name, with cheaper steps for a model; see ``SavingTrainer``."""
     import trl
 
     base = trl.GRPOTrainer if name == "grpo" else trl.RLOOTrainer
-    return type("SavingTrainer", (SavingTrainer, base), {"policy": model, "is_due": staticmethod(due), "penalised": penalised})
+    settings = {"policy": model, "is_due": staticmethod(due), "penalised": penalised, "exploration": exploration}
+    return type("SavingTrainer", (SavingTrainer, base), settings)
 
 
 def ban_callback(trainer: Any, bans: FirstTokenBans) -> Any:

@@ -53,6 +53,7 @@ AT_LEAST = (
 )  # fmt: skip
 """Numbers of a policy that are laxer than the default's if they are larger, and if they are smaller."""
 _DEFAULT = Policy()
+IMITATES_NOT: Mapping[str, Any] = {"replay": False, "advantages": "all", "twin_steps": 0}
 PLAIN_ATTACK = AttackRecipe(name="plain", steps=RELEASE_STEPS, learning_rate=1e-3, prompts=1)
 """An attack without any weakness, to compare with."""
 
@@ -181,6 +182,9 @@ def _all_weak(claimed: Sequence[AttackRecipe], policy: Policy, who: str) -> list
             "sampling that is less varied than the policy is",
             lambda a: a.temperature < PLAIN_ATTACK.temperature or a.top_k + a.min_p > 0.0,
         ),
+        ("only positive advantages", lambda a: a.advantages == "positive"),
+        # Replay and twins help after a first reward, and an explorer has to make one likelier.
+        ("no aid before a first reward", lambda a: a.imitates and a.model_copy(update=IMITATES_NOT).attacker_level == PLAIN),
         ("a family other than grpo and rloo", lambda a: a.family not in PLAIN_FAMILIES),
     )
     common = [f"all {who} have {what}" for what, weak in weaknesses if claimed and all(map(weak, claimed))]

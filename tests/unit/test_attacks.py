@@ -105,6 +105,7 @@ def test_an_installed_package_can_bring_a_family(tmp_path: Path, monkeypatch: py
         ("rloo", {"loss_type": "grpo"}, "has no loss_type"),
         ("rloo", {"scale_rewards": "none"}, "has no scale_rewards"),
         ("rloo", {"entropy_coef": 0.1}, "has no entropy_coef"),
+        ("rloo", {"replay": True}, "has no replay"),
         ("warm-start", {}, "begins with supervised steps"),
         ("warm-start", {"warm_start": WarmStart(examples=6)}, "got examples=6 of prompts=5"),
         ("sft", {}, "takes standing: out_of_claim"),

@@ -66,6 +66,9 @@ def test_other_texts_are_no_levels(name: str) -> None:
         ({"opener": {}}, "rl-explore"),
         ({"reward": {"shape": "common"}}, "rl-explore"),
         ({"reward": {"shape": "entropy"}}, "rl-explore"),
+        ({"replay": True}, "rl-explore"),
+        ({"advantages": "positive"}, "rl-explore"),
+        ({"twin_steps": 1}, "rl-explore"),
         ({"reward": {"shape": "length"}}, "rl-plain"),
         ({"shift": {"prefill": "Sure,"}}, "rl-explore"),
         ({"shift": {"system": "Answer."}}, "rl-plain"),
@@ -224,6 +227,10 @@ BAN: dict[str, Any] = {"name": "b", "ban": {}}
         ({**BAN, "beta": 1.0}, "all claimed attacks of level rl-explore have a KL penalty"),
         ({**BAN, "group_size": 2}, "all claimed attacks of level rl-explore have groups of fewer than 16"),
         ({"name": "b", "family": "python:own.py:Mine"}, "all claimed attacks of level rl-explore have a family other than"),
+        ({"name": "b", "replay": True}, "all claimed attacks of level rl-explore have no aid before a first reward"),
+        ({"name": "b", "twin_steps": 9}, "all claimed attacks of level rl-explore have no aid before a first reward"),
+        ({"name": "b", "advantages": "positive"}, "all claimed attacks of level rl-explore have only positive advantages"),
+        ({**BAN, "replay": True}, None),
     ],
 )
 def test_a_strong_plain_attack_does_not_excuse_a_weak_explorer(explorer: dict[str, Any], told: str | None) -> None:
@@ -241,7 +248,8 @@ def test_explorers_alone_do_not_support_the_level_below() -> None:
 
 
 @pytest.mark.parametrize(
-    "pair", ["attack.ban={tokens: 1}", "attack.opener={until: 0.3}", "policy.level=rl-plain", "attack.level=edit"]
+    "pair",
+    ["attack.ban={tokens: 1}", "attack.opener={until: 0.3}", "attack.replay=true", "policy.level=rl-plain", "attack.level=edit"],
 )
 def test_a_profile_does_not_decide_what_a_claim_is_about(suite_folder: Path, pair: str) -> None:
     """A model's profile that would change an attack's level, or the target, is refused."""
