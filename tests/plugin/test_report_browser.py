@@ -98,7 +98,8 @@ def test_a_report_renders_and_fetches_nothing(browser, runs, outcome):
             assert page.locator(f"h2#{identifier}").inner_text() == title
             assert page.locator(f"h2#{identifier}").is_visible()
         boxes = [figure.bounding_box() for figure in page.locator("svg").all()]
-        assert len(boxes) == (3 if outcome == "PASS" else 2)  # trajectories, heat map, and the defense's convergence
+        # Harm by budget, trajectories, heat map, and the defense's convergence.
+        assert len(boxes) == (4 if outcome == "PASS" else 3)
         assert all(box["width"] > 500 and box["height"] > 100 for box in boxes)
         assert page.locator('[id$="-trajectory-breaches"]').count() == (outcome == "FAIL")
         assert {url for url in page.requested if not url.startswith("data:")} == {(runs[outcome] / "report.html").as_uri()}
