@@ -175,7 +175,7 @@ def test_figures_are_accessible_to_screen_readers(browser, runs):
     """Each figure is an image with a name, followed by tables of its numbers in the same figure element."""
     with page_of(browser, runs["PASS"]) as page:
         figures = page.get_by_role("img").all()
-        assert len(figures) == 3
+        assert len(figures) == 4
         for figure in figures:
             name = figure.get_attribute("aria-labelledby").split()[0]
             assert page.locator(f"#{name}").text_content()
