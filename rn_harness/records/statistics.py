@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from rn_harness.spec.base import Share
 
 RESAMPLES = 2000
 """Number of bootstrap resamples: the error of their 95 % quantile is well under a tenth of the spread."""
+ENOUGH_AT_MOST = 100_000
+"""Largest number of prompts that a reason names as enough; nobody writes more."""
 
 
 @functools.lru_cache(maxsize=4096)  # hundreds of checkpoints share a few intervals, and scipy is slow
@@ -172,9 +175,33 @@ def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> Mea
     mean = sum(differences) / n
     if n == 1:
         return MeanInterval(mean=mean, low=-1.0, high=1.0)
-    error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
-    half = error * _t_quantile((1.0 + confidence) / 2, n - 1)
+    half = _half_width(sum((d - mean) ** 2 for d in differences) / (n - 1), n, confidence)
     return MeanInterval(mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half))
+
+
+def _half_width(variance: float, n: int, confidence: float = 0.95) -> float:
+    """Half of the width of the interval of ``n`` differences with this sample variance."""
+    return math.sqrt(variance / n) * _t_quantile((1.0 + confidence) / 2, n - 1)
+
+
+def enough(differences: Sequence[float], least: float, margin: float) -> int | None:
+    """The smallest number of differences, more than these, that would show a non-inferior mean if mean and variance stay.
+
+    The lower end of their ``mean_interval`` is then at least ``least``, and the ``upper_bound`` of a count of 0 at most
+    ``margin``. None: up to ``ENOUGH_AT_MOST`` do not show it, or there are fewer than two to compute a variance from.
+    """
+    n = len(differences)
+    if n < 2:
+        return None
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
+    numbers = range(n + 1, ENOUGH_AT_MOST + 1)  # more of them never show less
+
+    def shows(m: int) -> bool:
+        return mean - _half_width(variance, m) >= least and upper_bound(0, m) <= margin
+
+    found = bisect.bisect_left(numbers, 1, key=shows)
+    return numbers[found] if found < len(numbers) else None
 
 
 @functools.lru_cache(maxsize=256)  # all checkpoints have the same number of differences

@@ -26,7 +26,7 @@ from rn_harness.records.preference import (
     PreferenceCertificate,
     win_rate_of,
 )
-from rn_harness.records.statistics import excess_p, mean_interval, upper_bound
+from rn_harness.records.statistics import enough, excess_p, mean_interval, upper_bound
 from rn_harness.spec.errors import JudgeError, SuiteError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import SUITE_FILE, load_suite
@@ -240,13 +240,17 @@ def non_inferiority(found: Comparison, margin: float) -> tuple[Literal["not infe
         return "undecided", f"none of {n} pairs is scored"
     if rate.mean < floor:
         return "worse", f"the win rate {rate.mean:.3f} is below {floor:.3f}"
-    lowest = win_rate_of(mean_interval([-1.0 if p.result is None else float(p.result) for p in found.pairs]).low)
+    results = [-1.0 if p.result is None else float(p.result) for p in found.pairs]
+    lowest = win_rate_of(mean_interval(results).low)
+    if lowest >= floor and upper_bound(0, n) <= margin:
+        return "not inferior", f"the lower end of the win rate's interval, {lowest:.3f}, is not below {floor:.3f}"
     if not lowest >= floor:
         held = " with unscored pairs held for lost" if found.unscored else ""
-        return "undecided", f"{floor:.3f} is above the lower end of the win rate's interval{held}, {lowest:.3f}"
-    if upper_bound(0, n) > margin:
-        return "undecided", f"{n} prompts are too few: were none lost, {upper_bound(0, n):.3f} of such prompts still could be"
-    return "not inferior", f"the lower end of the win rate's interval, {lowest:.3f}, is not below {floor:.3f}"
+        told = f"{floor:.3f} is above the lower end of the win rate's interval{held}, {lowest:.3f}"
+    else:
+        told = f"{n} prompts are too few: were none lost, {upper_bound(0, n):.3f} of such prompts still could be"
+    needed = enough(results, -margin, margin)
+    return "undecided", f"{told}; {needed} prompts would decide if mean and spread stay" if needed else told
 
 
 @dataclass(frozen=True, slots=True)

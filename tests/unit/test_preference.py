@@ -351,9 +351,12 @@ def test_unscored_looks_never_improve_a_result(results: list[int | None], more: 
     [
         ([0] * 200, "not inferior", "0.500, is not below 0.450"),
         ([0] * 20, "undecided", "20 prompts are too few"),  # 1 - 0.05^(1/20) = 0.139 could be lost
+        ([0] * 20, "undecided", "still could be; 29 prompts would decide if mean and spread stay"),
         ([0] * 29, "not inferior", "is not below"),  # 1 - 0.05^(1/29) = 0.098
         ([0] * 178 + [-1] * 22, "worse", "the win rate 0.445 is below 0.450"),  # 22 of 200 lost: more than 0.1
         ([0] * 185 + [-1] * 15, "undecided", "0.450 is above the lower end"),  # 0.075 lost, plus or minus 0.037
+        # A share of 0.075 lost has a variance of 0.0697: 1.965 sqrt(0.0697 / n) <= 0.025 from n = 431 on.
+        ([0] * 185 + [-1] * 15, "undecided", "; 431 prompts would decide if mean and spread stay"),
         ([0] * 195 + [-1] * 5, "not inferior", "is not below"),
         ([0] * 190 + [None] * 10, "not inferior", "is not below"),  # 0.05 counted as lost, with its interval 0.081
         ([0] * 170 + [None] * 30, "undecided", "with unscored pairs held for lost"),
