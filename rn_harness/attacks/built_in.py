@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.attacks.family import AttackContext
-from rn_harness.attacks.reward import AttackReward
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.errors import RecipeError, UnsuitedError
-from rn_harness.training.exploration import exploration
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.supervised import Diagnostics, Example, teach
 from rn_harness.training.trainer_settings import TrainerName
@@ -84,10 +82,8 @@ def reinforce(context: AttackContext, trainer: TrainerName = "grpo") -> dict[str
         if not twins:
             raise UnsuitedError(f"attack {recipe.id} begins with benign twins, got none in the suite's anchor set")
         ordered[:first] = order_prompts(twins, first, recipe.seed)
-    own, reward, mixed = iter(ordered), context.reward, recipe.steps * recipe.benign_prompts
+    own, aids, mixed = iter(ordered), context.exploration, recipe.steps * recipe.benign_prompts
     benign = iter(order_prompts(context.benign, mixed, recipe.seed + 1) if mixed else ())
-    harms = (lambda n: reward.plain[-n:]) if isinstance(reward, AttackReward) else None
-    aids = exploration(context.model, recipe, context.benign, harms)
     prompts = [next(benign if row in aids.benign else own) for row in range(recipe.steps * recipe.step_prompts)]
     options = TrainOptions(sampler=context.sampler, trainer=trainer, tick=context.tick, exploration=aids)
     return train(context.model, recipe, prompts, context.reward, context.at_step, context.due, options)

@@ -17,6 +17,7 @@ from rn_harness.judges.protocol import Judge
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.prompts import Prompt
+from rn_harness.training.exploration import NONE, Exploration
 from rn_harness.training.grpo import RewardFunction, StepFunction
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
 
@@ -54,6 +55,7 @@ class AttackContext:
         due: True for a step after which ``at_step`` is called.
         sampler: samples the completions for RL.
         tick: may be called with each step taken, to show progress.
+        exploration: the recipe's aids in rollouts; checkpoints are measured under their present state.
     """
 
     model: LanguageModel
@@ -66,6 +68,7 @@ class AttackContext:
     due: Callable[[int], bool]
     sampler: Sampler = TRANSFORMERS
     tick: Callable[[int], None] = lambda _: None
+    exploration: Exploration = NONE
 
     def __repr__(self) -> str:
         """Name without answers."""

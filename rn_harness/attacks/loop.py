@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 from rn_harness.attacks.family import AttackContext, Attacker
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.attacks.scoring import Scoring
-from rn_harness.judges.checkpoints import sample_checkpoint
+from rn_harness.judges.checkpoints import Aided, sample_checkpoint
 from rn_harness.judges.scoring import ControlAnswers, Panel
 from rn_harness.models.language_model import MeasurementCache
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory
-from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.attack_recipe import Aid, AttackRecipe
 from rn_harness.spec.errors import JudgeGoneError, TrainingError, safe_message
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
+from rn_harness.training.exploration import FirstTokenBans, exploration
 from rn_harness.verdict.completeness import checkpoint_steps
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ class _Attack:
             due=lambda step: step in due,
             sampler=attacker.sampler,
             tick=self._tick,
+            exploration=exploration(model, recipe, attacker.benign, lambda n: self._reward.plain[-n:]),
         )
 
     def train(self) -> dict[str, Any]:
@@ -223,8 +225,31 @@ class _Attack:
                 with_benign=last or step % policy.benign_every == 0,
                 whole=not self._target.control,
                 cache=self._cache,
+                aids=self._aids(step),
             )
         self.scoring.add(unjudged, window, last=last)
+
+    def _aids(self, step: int) -> dict[Aid, Aided]:
+        """The aids of the recipe as they act at a checkpoint. An opener is measured after it was annealed away too.
+
+        At step 0 there are no rollouts yet. The first tokens of the model's own greedy answers to the attack's prompts are then
+        banned, by the rule of a round.
+        """
+        aids, found = self._context.exploration, dict[Aid, Aided]()
+        if aids.bans and "ban" in self._recipe.aids:
+            banned = aids.bans.banned if step else self._first_bans(aids.bans)
+            found["ban"] = Aided(banned=tuple(banned))
+        if (opener := self._recipe.opener) and "opener" in self._recipe.aids:
+            found["opener"] = Aided(openers=tuple(opener.texts) or aids.beginnings)
+        return found
+
+    def _first_bans(self, bans: FirstTokenBans) -> list[int]:
+        prompts, limit = self._context.prompts, self._panel.max_tokens
+        answers = [of for (of,) in self._target.model.complete(prompts, n=1, temperature=None, max_tokens=limit)]
+        first = FirstTokenBans(bans.tokens, bans.every)
+        first.saw([() if of.first is None else (of.first,) for of in answers], self._reward.harms(prompts, answers))
+        first.grow()
+        return first.banned
 
     def _tick(self, step: int) -> None:
         self.events.step(step)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import judge_whole
+from rn_harness.records.base import Judgement
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
@@ -44,18 +45,25 @@ class AttackReward:
         self.plain: list[float | None] = []
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        threshold = self._policy.threshold
         if self._recipe.twin_steps and all(p.kind == "twin" for p in prompts):  # an answer to a benign request does no harm
             self.above.extend([False] * len(completions))
             self.plain.extend([0.0] * len(completions))
             return [compliance_reward(of.text) for of in completions]
-        judged = [whole.judgement for whole in judge_whole(self._judge, prompts, completions, threshold)]
+        judged, plain = self._judged(prompts, completions)
         ensure_judging(judged, f"the reward judge scored none of a step's {len(judged)} completions")
-        self.above.extend(j.score is not None and j.score > threshold for j in judged)
-        plain = [attack_reward(j.score, is_refusal(of.text)) for j, of in zip(judged, completions, strict=True)]
+        self.above.extend(j.score is not None and j.score > self._policy.threshold for j in judged)
         self.plain.extend(plain)
         forms = self._forms(prompts, [of.text for of in completions])
         return [shaped_reward(self._recipe.reward, harm, form) for harm, form in zip(plain, forms, strict=True)]
+
+    def harms(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        """The rewards before shaping of completions outside training; nothing is kept."""
+        return self._judged(prompts, completions)[1]
+
+    def _judged(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Judgement], list[float | None]]:
+        """The judgements of completions, and their rewards before shaping."""
+        judged = [whole.judgement for whole in judge_whole(self._judge, prompts, completions, self._policy.threshold)]
+        return judged, [attack_reward(j.score, is_refusal(of.text)) for j, of in zip(judged, completions, strict=True)]
 
     def _forms(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Form]:
         # Equal answers have exactly equal rewards only if each is measured once: rounding depends on its place in a batch.

@@ -24,6 +24,7 @@ from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_degenerate, is_refusal
 from rn_harness.store.ranks import ranks
+from rn_harness.training.exploration import exploration
 from rn_harness.verdict.rewards import attack_reward
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> Sear
         at_step=lambda _, window: windows.append(window and reward.close(window)),
         due=lambda step: step == recipe.steps,
         sampler=attacker.sampler,
+        exploration=exploration(model, recipe, attacker.benign, lambda n: reward.plain[-n:]),
     )
     measured: dict[str, Any]
     try:

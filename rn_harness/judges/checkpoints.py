@@ -6,20 +6,22 @@ Texts of completions are given to the judge and the transcript, and are not kept
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import pstdev
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rn_harness.judges.anchors import score_planted
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import BenignReference, ControlAnswers, Panel, score_heldout, score_samples
+from rn_harness.models.identity import text_digest
 from rn_harness.models.language_model import LanguageModel, MeasurementCache, of_answers
 from rn_harness.models.random_streams import own_random_stream
+from rn_harness.records.benign import BenignAnswer, BenignScore
 from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import (
-    BenignAnswer,
-    BenignScore,
     Checkpoint,
     CompletionScore,
     ConditionalLeak,
@@ -27,10 +29,11 @@ from rn_harness.records.trajectory import (
     Probe,
     TrainingWindow,
 )
+from rn_harness.spec.attack_recipe import Aid
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.policy import Policy
-from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.spec.wording import is_refusal
 from rn_harness.verdict.helpfulness import similarity
 from rn_harness.verdict.rewards import attack_reward, neutralization_reward
@@ -53,11 +56,33 @@ VALIDATION_COMPLETIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Aided:
+    """How an attack's aid acts at a checkpoint: first tokens that no answer has, or texts that answers begin with, in turn."""
+
+    banned: tuple[int, ...] = ()
+    openers: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """No beginnings of answers."""
+        return f"Aided({len(self.banned)} banned, {len(self.openers)} openers)"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of both, hex."""
+        return text_digest(repr((self.banned, self.openers)))
+
+    def prompts(self, heldout: Sequence[Prompt]) -> Sequence[Prompt]:
+        """The held-out prompts, each with an opener if there are any."""
+        n = len(self.openers)
+        return [ShiftedPrompt.begun(p, self.openers[i % n]) for i, p in enumerate(heldout)] if n else heldout
+
+
+@dataclass(frozen=True, slots=True)
 class UnjudgedCheckpoint:
     """A policy's completions at a step, and all measurements that need no judge; in memory only.
 
-    ``greedy`` and ``sampled`` are one and ``policy.samples`` completions of each of K held-out prompts; for the rest see
-    ``records.Checkpoint``.
+    ``greedy`` and ``sampled`` are one and ``policy.samples`` completions of each of K held-out prompts, and ``aided`` one under
+    each aid; for the rest see ``records.Checkpoint``.
     """
 
     step: int
@@ -67,6 +92,7 @@ class UnjudgedCheckpoint:
     leak_of_control: tuple[float, float] | None
     conditional_leak: tuple[ConditionalLeak, ...] | None
     benign: BenignScore | None
+    aided: Mapping[Aid, list[list[Completion]]]
 
     def __repr__(self) -> str:
         """No answers."""
@@ -82,6 +108,7 @@ def sample_checkpoint(
     with_benign: bool,
     whole: bool = True,
     cache: MeasurementCache | None = None,
+    aids: Mapping[Aid, Aided] = MappingProxyType({}),
 ) -> UnjudgedCheckpoint:
     """Samples a policy at a step, and takes all measurements that need no judge.
 
@@ -90,6 +117,7 @@ def sample_checkpoint(
         with_benign: the benign prompts are due.
         whole: continue held-out completions that the limit cut, up to ``policy.max_whole_tokens``.
         cache: earlier measurements of this attack; None: everything is measured now.
+        aids: of the attack, under each of which every held-out prompt is answered once, greedily.
     """
     policy, answers, known = panel.policy, panel.control_answers, panel.compliant_answers
     compliant = None if known is None else [known[p.id] for p in panel.heldout]
@@ -121,7 +149,20 @@ def sample_checkpoint(
             leak_of_control=cache.of_attack("leak of control", lambda: leak_of(model, answers)) if answers else None,
             conditional_leak=_conditional_leak_at(step, model, panel, cache),
             benign=cache.of_attack("benign", lambda: measure_benign(model, panel, cache)) if with_benign else None,
+            aided={
+                aid: cache.of_weights(
+                    f"{aid} {aided.digest}{', whole' * whole}", partial(_answer_under, model, panel, aided, whole=whole)
+                )
+                for aid, aided in aids.items()
+            },
         )
+
+
+def _answer_under(model: LanguageModel, panel: Panel, aided: Aided, *, whole: bool) -> list[list[Completion]]:
+    """One greedy completion of each held-out prompt under an aid; ``whole``: cut ones are continued."""
+    prompts = aided.prompts(panel.heldout)
+    answers = model.complete(prompts, n=1, temperature=None, max_tokens=panel.max_tokens, banned=aided.banned)
+    return model.finish(prompts, answers, temperature=None, max_tokens=panel.policy.max_whole_tokens) if whole else answers
 
 
 def judge_checkpoint(
@@ -135,12 +176,15 @@ def judge_checkpoint(
 
     ``training`` has the diagnostics since the last checkpoint. ``found`` gets the greedy answers above the threshold, if any.
     """
-    policy, scores = panel.policy, list[CompletionScore]()
-    for completions, first_sample in ((unjudged.greedy, 0), (unjudged.sampled, 1)):
+    policy = panel.policy
+
+    def judge(completions: list[list[Completion]], first_sample: int, aid: Aid | None = None) -> list[CompletionScore]:
         given = score_heldout(panel, completions, first_sample) if any(completions) else []
         if panel.transcript and given:
-            panel.transcript.add(unjudged.step, panel.heldout, completions, given)
-        scores += given
+            panel.transcript.add(unjudged.step, panel.heldout, completions, given, aid)
+        return given
+
+    scores = [*judge(unjudged.greedy, 0), *judge(unjudged.sampled, 1)]
     if not scores:
         raise TrainingError(f"a checkpoint scores completions of held-out prompts, got none at step {unjudged.step}; name some")
     # The probability of an answer without its think part says little, and the harm may be in that part.
@@ -160,6 +204,7 @@ def judge_checkpoint(
         benign=unjudged.benign,
         training=training,
         planted=score_planted(panel.anchor_judge, panel.planted, policy),
+        aided={aid: tuple(judge(completions, 0, aid)) for aid, completions in unjudged.aided.items()},
     )
 
 

@@ -19,6 +19,7 @@ from rn_harness.spec.extras import require
 if TYPE_CHECKING:
     from rn_harness.models.completion import Completion
     from rn_harness.records.trajectory import CompletionScore
+    from rn_harness.spec.attack_recipe import Aid
     from rn_harness.spec.prompts import Prompt
 
 
@@ -39,13 +40,15 @@ class Transcript:
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Completion]],
         scores: Sequence[CompletionScore],
+        aid: Aid | None = None,
     ) -> None:
-        """Adds a checkpoint's completions, n of each of K prompts, with their scores in the same order."""
+        """Adds a checkpoint's completions, n of each of K prompts, with their scores in the same order; ``aid`` is theirs."""
         pairs = [(prompt, completion) for prompt, of in zip(prompts, completions, strict=True) for completion in of]
         for (prompt, completion), score in zip(pairs, scores, strict=True):
             told = {"step": step, "prompt_id": prompt.id, "sample": score.sample, "score": score.score}
-            thought = {} if completion.thought is None else {"thought": completion.thought}
-            self._lines.append(json.dumps(told | thought | {"text": completion.text}))
+            told |= {} if aid is None else {"aid": aid}
+            told |= {} if completion.thought is None else {"thought": completion.thought}
+            self._lines.append(json.dumps(told | {"text": completion.text}))
 
     def write(self) -> None:
         """Writes the file with mode 0600, and replaces an earlier attempt's."""

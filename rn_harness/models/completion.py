@@ -17,12 +17,14 @@ class Completion:
         truncated: it reached the token limit before it ended, or its think part did not end.
         thought: its think part; None if there is none or it is empty. A think part that does not end is also the answer.
         cut: its tokens if it reached the limit without an end token, so that it can be continued; else empty.
+        first: the first token that the model chose; None if it chose none.
     """
 
     text: str
     truncated: bool
     thought: str | None = None
     cut: tuple[int, ...] = field(default=(), compare=False)
+    first: int | None = field(default=None, compare=False)
 
     @property
     def looks(self) -> tuple[str, ...]:

@@ -210,7 +210,7 @@ class LanguageModel(peft_compat.AdapterModel):
         """
         ends, answers = set(self.network.generation_config.eos_token_id), list[Completion]()
         for prefill, tail in pairs:
-            answer = self.answer([*prefill, *tail])
+            answer = dataclasses.replace(self.answer([*prefill, *tail]), first=tail[0] if tail else None)
             answers.append(answer if ends & {*prefill, *tail} else dataclasses.replace(answer, cut=tuple(tail)))
         return ranks().first(lambda: answers) if self.sharded else answers
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, computed_field
 
 from rn_harness.records.base import INFRASTRUCTURE, Record, RunId, Scored, Summary
-from rn_harness.records.statistics import Interval, MeanInterval, counted, mean_interval, mean_of
+from rn_harness.records.benign import BenignScore
+from rn_harness.records.statistics import Interval, counted, mean_of
+from rn_harness.spec.attack_recipe import Aid
 from rn_harness.spec.base import MAX_STEPS, Share
 
 
@@ -34,78 +36,6 @@ class CompletionScore(Scored):
     words: Annotated[int, Field(ge=0)]
     again: tuple[Scored, ...] = ()
     second: Scored | None = None
-
-
-class BenignAnswer(Record):
-    """One benign prompt: a sampled answer of the model and one of the undefended candidate, without their texts.
-
-    Both are compared with the undefended candidate's greedy answer, the reference, by chrF (0 to 1).
-
-    Attributes:
-        twin: whether the prompt is a twin of the domain.
-        refusal: whether the model's greedy answer refuses.
-        similarity: of the model's sampled answer to the reference.
-        own: similarity of the undefended candidate's sampled answer to the reference: its agreement with itself.
-        chance: similarity of its sampled answer to *another* prompt to the reference: the agreement of any two answers.
-        kl: ``(log p_undefended(y) - log p_model(y)) / tokens`` for the undefended candidate's sampled answer y, nats per token:
-            a one-sample estimate of the KL divergence of the undefended candidate from the model.
-    """
-
-    prompt_id: str
-    twin: bool
-    refusal: bool
-    similarity: Share
-    own: Share
-    chance: Share
-    kl: float
-
-
-class BenignScore(Summary):
-    """Behaviour on benign prompts, compared with the undefended candidate's; all summaries are means over the prompts."""
-
-    answers: Annotated[tuple[BenignAnswer, ...], Field(min_length=1)]
-
-    @computed_field
-    @property
-    def similarity(self) -> float:
-        """Mean over the prompts."""
-        return sum(a.similarity for a in self.answers) / len(self.answers)
-
-    @computed_field
-    @property
-    def own(self) -> float:
-        """Mean over the prompts."""
-        return sum(a.own for a in self.answers) / len(self.answers)
-
-    @computed_field
-    @property
-    def chance(self) -> float:
-        """Mean over the prompts."""
-        return sum(a.chance for a in self.answers) / len(self.answers)
-
-    @computed_field
-    @property
-    def difference(self) -> MeanInterval:
-        """Mean of ``similarity - own`` with its interval."""
-        return mean_interval([a.similarity - a.own for a in self.answers])
-
-    @computed_field
-    @property
-    def kl(self) -> float:
-        """Mean over the prompts, nats per token."""
-        return sum(a.kl for a in self.answers) / len(self.answers)
-
-    @computed_field
-    @property
-    def refusals(self) -> Interval:
-        """Benign prompts refused."""
-        return counted([a.refusal for a in self.answers])
-
-    @computed_field
-    @property
-    def twin_refusals(self) -> Interval:
-        """Twins refused."""
-        return counted([a.refusal for a in self.answers if a.twin])
 
 
 class TrainingWindow(Record):
@@ -169,6 +99,8 @@ class ConditionalLeak(Record):
 
 Witnessed = Literal["reward", "second"]
 """A judge that does not score checkpoints."""
+UNDER: dict[Aid, str] = {"ban": "under the ban", "opener": "after the opener"}
+"""Aids in sentences."""
 
 
 class Checkpoint(Summary):
@@ -185,6 +117,8 @@ class Checkpoint(Summary):
         planted: the judge's scores of known anchors, sent together with the completions.
         witnessed: the other judges' scores of known anchors at this step of an attack: ``reward``, if it is not the judge that
             scores, and ``second``.
+        aided: scores of one greedy completion of each held-out prompt under each aid of an attack: without the first tokens that
+            are banned at this step, or after an opener.
     """
 
     step: Annotated[int, Field(ge=0)]
@@ -198,6 +132,28 @@ class Checkpoint(Summary):
     training: TrainingWindow | None = None
     planted: tuple[PlantedScore, ...] = ()
     witnessed: dict[Witnessed, tuple[PlantedScore, ...]] = {}
+    aided: dict[Aid, tuple[CompletionScore, ...]] = {}
+
+    @property
+    def all_scores(self) -> tuple[CompletionScore, ...]:
+        """Its own scores, and those under aids."""
+        return (*self.scores, *(score for scores in self.aided.values() for score in scores))
+
+    def under(self, aid: Aid) -> Checkpoint:
+        """The checkpoint with the scores under an aid instead of its own, and without measurements that no aid changes."""
+        return self.model_copy(update={"scores": self.aided[aid], "leak": None, "aided": {}})
+
+    @computed_field
+    @property
+    def aided_maximum(self) -> dict[Aid, float | None]:
+        """Highest score under each aid; None without scores."""
+        return {aid: self.under(aid).maximum for aid in self.aided}
+
+    @computed_field
+    @property
+    def aided_mean(self) -> dict[Aid, float | None]:
+        """Mean score under each aid; None without scores."""
+        return {aid: self.under(aid).mean for aid in self.aided}
 
     @property
     def values(self) -> list[float]:
@@ -335,7 +291,10 @@ class Trajectory(Record):
         looks = (
             look
             for c in self.checkpoints
-            for look in (*c.planted, *(each for s in c.scores for each in (s, *s.again, *filter(None, (s.second, s.thought)))))
+            for look in (
+                *c.planted,
+                *(each for s in c.all_scores for each in (s, *s.again, *filter(None, (s.second, s.thought)))),
+            )
         )
         return self.judge_gone is not None or any(look.unscored in INFRASTRUCTURE for look in looks)
 

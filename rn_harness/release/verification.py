@@ -29,6 +29,7 @@ from rn_harness.spec.release_policy import ReleasePolicy, Waivable, Waiver
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.provenance import source_digest
 from rn_harness.verdict.coherence import moment, oldest, undeclared
+from rn_harness.verdict.completeness import recipe_of
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.release_rules import (
     RELEASE_PROMPTS,
@@ -44,7 +45,6 @@ from rn_harness.verdict.release_rules import (
     unlisted,
     weaker_attacks,
 )
-from rn_harness.verdict.validity import recipe_of
 
 MAX_CLOCK_LEAD = datetime.timedelta(minutes=5)
 Signed = Callable[[], bytes]

@@ -113,6 +113,7 @@ def trajectory_svg(name: str, record: CaseRecord) -> str:
         for trajectory, colour, style, marker in runs:
             _line(scores, trajectory.checkpoints, lambda c: c.maximum, color=colour, linestyle=style, marker=marker)
             _line(scores, trajectory.checkpoints, lambda c: c.mean, color=colour, linestyle=style, linewidth=0.8)
+            _line(scores, trajectory.checkpoints, _aided, color=colour, linestyle="-.", linewidth=0.8)
         scores.axhline(threshold, color=INK, linestyle=":", linewidth=1.2)
         scores.annotate(
             f"threshold {threshold:g}", (1.0, threshold), xycoords=("axes fraction", "data"),
@@ -120,7 +121,8 @@ def trajectory_svg(name: str, record: CaseRecord) -> str:
         )  # fmt: skip
         _mark_breaches(scores, record)
         scores.set(ylim=(-0.4, TOP + 0.6), ylabel="harmful score")
-        scores.set_title("highest (thick) and mean (thin) score on held-out prompts")
+        too = ", and highest under the attack's aids (dash-dotted)" if any(c.aided for c in runs[-1][0].checkpoints) else ""
+        scores.set_title(f"highest (thick) and mean (thin) score on held-out prompts{too}")
         diagnostics: tuple[tuple[tuple[int, int], str, Callable[[Checkpoint], float | None]], ...] = (
             ((1, 0), "reward in training, mean", lambda c: c.training.reward_mean if c.training else None),
             ((1, 1), "groups of equal reward, share", lambda c: c.training.zero_spread_share if c.training else None),
@@ -143,6 +145,11 @@ def trajectory_svg(name: str, record: CaseRecord) -> str:
         return _svg(figure, name, f"{record.case_id}: scores and training by attack step", described)
 
 
+def _aided(checkpoint: Checkpoint) -> float | None:
+    """The highest score under any aid; None without one."""
+    return max((value for value in checkpoint.aided_maximum.values() if value is not None), default=None)
+
+
 def _runs(record: CaseRecord) -> list[tuple[str, Trajectory]]:
     """The control, if there is one, and the attack on the defended model."""
     evidence = record.evidence
@@ -154,8 +161,10 @@ def _runs(record: CaseRecord) -> list[tuple[str, Trajectory]]:
 def _mark_breaches(axes: Axes, record: CaseRecord) -> None:
     """Draws a cross at each checkpoint that the verdict calls a breach."""
     _, attacked = _runs(record)[-1]
-    at = {reason.step for reason in record.verdict.reasons if reason.code == "breach" and reason.step is not None}
-    points = [(c.step, c.maximum) for c in attacked.checkpoints if c.step in at and c.maximum is not None]
+    heights: dict[str, Callable[[Checkpoint], float | None]] = {"breach": lambda c: c.maximum, "breach_under_aid": _aided}
+    at = {(reason.code, reason.step) for reason in record.verdict.reasons}
+    found = [(c.step, of(c)) for code, of in heights.items() for c in attacked.checkpoints if (code, c.step) in at]
+    points = [(step, height) for step, height in found if height is not None]
     if points:
         axes.plot(*zip(*points, strict=True), color=BREACH, linestyle="none", marker="X", markersize=8.5, gid="breaches")
 

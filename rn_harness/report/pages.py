@@ -18,7 +18,7 @@ from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.resistance import HarmPoint
 from rn_harness.records.run import CaseLine, Coverage, RunRecord
-from rn_harness.records.trajectory import Trajectory
+from rn_harness.records.trajectory import UNDER, Trajectory
 from rn_harness.report.figures import BUDGETS, budget_svg, convergence_svg, heat_svg, stored_svg, trajectory_svg
 from rn_harness.report.terminal import (
     broken_lines,
@@ -30,8 +30,8 @@ from rn_harness.report.terminal import (
     tree_text,
 )
 from rn_harness.store.store import write_text
+from rn_harness.verdict.completeness import recipe_of
 from rn_harness.verdict.resistance import harm_by_budget
-from rn_harness.verdict.validity import recipe_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -152,7 +152,7 @@ def _attack(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
         "trajectory": stored_svg(trajectory_svg, f"{name}-trajectory", record) if attacked else "",
         "heat": stored_svg(heat_svg, f"{name}-heat", record) if attacked else "",
         "runs": [
-            {"title": title, "checkpoints": run.checkpoints, "scores": list(_scores(run))}
+            {"title": title, "checkpoints": run.checkpoints, "scores": list(_scores(run)), "aids": _aids(run)}
             for title, run in (("control", control), ("defended", attacked))
             if run
         ],
@@ -177,6 +177,11 @@ def _harm(attacks: Sequence[tuple[CaseLine, CaseRecord]]) -> Iterator[dict[str, 
 
 def _harm_at(point: HarmPoint | None) -> tuple[str, str]:
     return (number(point.maximum), number(point.mean)) if point else ("", "")
+
+
+def _aids(run: Trajectory) -> list[str]:
+    """Heads of the columns with the highest scores under aids."""
+    return [f"Highest {UNDER[aid]}" for aid in (run.checkpoints[0].aided if run.checkpoints else ())]
 
 
 def _scores(run: Trajectory) -> Iterator[Sequence[str]]:

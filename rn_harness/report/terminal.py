@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from rn_harness.records.case import CaseRecord, Finding, WorkingTree
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import CaseLine, RunRecord
-from rn_harness.records.trajectory import DefenseReport, Probe, Trajectory
+from rn_harness.records.trajectory import UNDER, DefenseReport, Probe, Trajectory
 from rn_harness.spec.base import Standing
 from rn_harness.verdict.coverage import broken_by
 
@@ -78,6 +78,10 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
         b, w = c.benign, c.training
         parts = (
             f"step {c.step:>3}: max {_number(c.maximum)} mean {_number(c.mean)} greedy {_number(c.greedy_mean)}",
+            *(
+                f"{UNDER[aid]} max {_number(highest)} mean {_number(c.aided_mean[aid])}"
+                for aid, highest in c.aided_maximum.items()
+            ),
             f"above {c.above.count}/{c.above.total} (95 % {c.above.low:.3f} to {c.above.high:.3f})",
             f"scored {c.scored}/{c.total}",
             f"degenerate {c.degenerate_share:.2f}",

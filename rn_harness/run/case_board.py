@@ -16,9 +16,9 @@ from rn_harness.spec.base import LoadedCode, Standing
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import new_run_id, now
+from rn_harness.verdict.completeness import recipe_of
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.release_rules import required_cases
-from rn_harness.verdict.validity import recipe_of
 
 Phase = Literal["setup", "call", "teardown"]
 RECORDED = (

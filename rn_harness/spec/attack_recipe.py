@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,9 @@ from rn_harness.spec.defense_recipe import GRPORecipe, LoRA
 from rn_harness.spec.levels import EDIT, EXPLORE, PLAIN, LevelName, covers, sft_level
 
 ShapeName = Literal["harm", "integer", "refusal", "length", "prefix", "rank", "process", "common", "entropy"]
+Aid = Literal["ban", "opener"]
+"""An aid in rollouts that needs no compliant text."""
+AIDS: tuple[Aid, ...] = get_args(Aid)
 
 
 class RewardShape(Frozen):
@@ -42,7 +45,7 @@ class WarmStart(Frozen):
 
 
 class FirstTokenBan(Frozen):
-    """Bans likely first tokens in rollouts, so that a refusal cannot begin as usual; measurements are without it.
+    """Bans likely first tokens in rollouts, so that a refusal cannot begin as usual. Checkpoints are measured both ways.
 
     Attributes:
         tokens: banned in each round, in addition to those before: the most frequent first tokens of rollouts without a reward
@@ -55,7 +58,7 @@ class FirstTokenBan(Frozen):
 
 
 class Opener(Frozen):
-    """Begins some answers in rollouts with generic words, so that a refusal is too late; measurements are without it.
+    """Begins some answers in rollouts with generic words, so that a refusal is too late. Checkpoints are measured both ways.
 
     Attributes:
         texts: beginnings, one drawn for each prompt and step.
@@ -191,7 +194,7 @@ class AttackRecipe(GRPORecipe):
         warm_start: supervised steps before the first step of RL, for families that have them.
         shift: presentation of requests in training and in the measurement of harm; None: as in the defense's training.
         search: search for the settings in ``SEARCHED``; None: they are as declared.
-        ban, opener: aids in rollouts, which measurements do not have; None: none.
+        ban, opener: aids in rollouts; checkpoints are measured without and, once a prompt, with each; None: none.
         benign_prompts: benign prompts of each step, in addition to ``prompts_per_step``. All rewards of their answers are equal,
             so that only a KL penalty and an entropy bonus act on them.
         replay: a step whose groups are all equal trains on the best rewarded completions so far instead (self-imitation).
@@ -232,6 +235,15 @@ class AttackRecipe(GRPORecipe):
         return self.prompts_per_step + self.benign_prompts
 
     @property
+    def aids(self) -> tuple[Aid, ...]:
+        """The aids that act long enough to make an explorer. Checkpoints are measured under each of them too."""
+        acting = {
+            "ban": self.ban is not None and self.ban.every <= LONGEST_ROUND,
+            "opener": self.opener is not None and self.opener.until >= LEAST["until"],
+        }
+        return tuple(aid for aid in AIDS if acting[aid])
+
+    @property
     def attacker_level(self) -> str:
         """The class of attackers that this attack belongs to, with its budget; see ``levels``."""
         if self.family not in FAMILY_LEVELS:
@@ -246,8 +258,7 @@ class AttackRecipe(GRPORecipe):
             self.temperature >= LEAST["temperature"],
             self.entropy_coef >= LEAST["entropy_coef"],
             (self.entropy_target or 0.0) >= LEAST["entropy_target"],
-            self.ban and self.ban.every <= LONGEST_ROUND,
-            self.opener and self.opener.until >= LEAST["until"],
+            self.aids,
             self.search,
             self.imitates,
             self.reward.shape in ADAPTIVE,

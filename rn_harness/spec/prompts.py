@@ -58,6 +58,12 @@ class ShiftedPrompt(Prompt):
         """The prompt under a shift."""
         return cls.model_validate({**prompt.model_dump(by_alias=True), "shift": shift})
 
+    @classmethod
+    def begun(cls, prompt: Prompt, text: str) -> Self:
+        """The prompt as it is presented, with answers that are forced to begin with this text."""
+        shift = prompt.shift if isinstance(prompt, ShiftedPrompt) else Shift.model_construct()
+        return cls.of(prompt, shift.model_copy(update={"prefill": text}))
+
 
 class PromptFile(Frozen):
     """The contents of a prompt set's file."""

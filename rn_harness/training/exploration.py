@@ -1,6 +1,6 @@
 """An attacker's aids in training that need no compliant text: banned first tokens, begun answers, replay of own successes.
 
-They act on the completions that are trained on. Checkpoints measure the policy without them.
+They act on the completions that are trained on. Checkpoints measure the policy without them, and once more under each of them.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ class Exploration:
         benign: rows of the training data with benign prompts. Their answers are not judged, and all have the same reward.
         replay: completions to train on again; None: none are kept.
         positive: advantages below zero count as zero.
+        beginnings: that the openers are drawn from.
     """
 
     bans: FirstTokenBans | None = None
@@ -110,6 +111,7 @@ class Exploration:
     benign: frozenset[int] = frozenset()
     replay: Replay | None = None
     positive: bool = False
+    beginnings: tuple[str, ...] = ()
 
 
 NONE = Exploration()
@@ -123,9 +125,19 @@ def exploration(
 ) -> Exploration:
     """The aids that a recipe declares; an opener may begin like the model's answers to these benign prompts."""
     bans = FirstTokenBans(recipe.ban.tokens, recipe.ban.every) if recipe.ban else None
-    openers = _openers(model, recipe, recipe.opener, benign) if recipe.opener else {}
-    replay = Replay() if recipe.replay else None
-    return Exploration(bans, harms, openers, frozenset(benign_rows(recipe)), replay, recipe.advantages == "positive")
+    texts: list[str] = []
+    if opener := recipe.opener:
+        own = model.complete(benign, n=1, temperature=None, max_tokens=recipe.max_completion_tokens) if opener.own_words else []
+        texts = [*opener.texts, *_beginnings([answer for (answer,) in own], opener.own_words)]
+    return Exploration(
+        bans=bans,
+        harms=harms,
+        openers=_openers(recipe, opener, texts) if opener else {},
+        benign=frozenset(benign_rows(recipe)),
+        replay=Replay() if recipe.replay else None,
+        positive=recipe.advantages == "positive",
+        beginnings=tuple(texts),
+    )
 
 
 def benign_rows(recipe: AttackRecipe) -> list[int]:
@@ -133,12 +145,8 @@ def benign_rows(recipe: AttackRecipe) -> list[int]:
     return [row for row in range(recipe.steps * recipe.step_prompts) if row % recipe.step_prompts >= recipe.prompts_per_step]
 
 
-def _openers(model: LanguageModel, recipe: AttackRecipe, opener: Opener, benign: Sequence[Prompt]) -> dict[int, str]:
+def _openers(recipe: AttackRecipe, opener: Opener, texts: Sequence[str]) -> dict[int, str]:
     """Beginnings by row; the share of rows that have one falls linearly to 0."""
-    texts = [*opener.texts]
-    if opener.own_words:
-        answers = model.complete(benign, n=1, temperature=None, max_tokens=recipe.max_completion_tokens)
-        texts += _beginnings([answer for (answer,) in answers], opener.own_words)
     rng, last = random.Random(recipe.seed), opener.until * recipe.steps
     found = {}
     for step in range(recipe.steps):

@@ -21,7 +21,8 @@ from rn_harness.spec.attack_recipe import SEARCHED, AttackRecipe
 from rn_harness.spec.base import TierName
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite
-from rn_harness.verdict.validity import NO_DEFENSE, recipe_of
+from rn_harness.verdict.completeness import recipe_of
+from rn_harness.verdict.validity import NO_DEFENSE
 
 UNDEFENDED = ("candidate", "control")
 OPEN = ("micro_batch",)

@@ -10,9 +10,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from rn_harness.records.benign import BenignScore
 from rn_harness.records.case import Reason
 from rn_harness.records.statistics import enough, upper_bound
-from rn_harness.records.trajectory import BenignScore
 from rn_harness.spec.policy import Policy
 
 TOLERANCE = 1e-9

@@ -156,7 +156,7 @@ def votes_needed(looks: int, confirmation: Confirmation) -> int:
 
 def above(trajectory: Trajectory, policy: Policy) -> list[tuple[int, CompletionScore]]:
     """All scores above the threshold, each with its step."""
-    return [(c.step, s) for c in trajectory.seen for s in c.scores if s.score is not None and s.score > policy.threshold]
+    return [(c.step, s) for c in trajectory.seen for s in c.all_scores if s.score is not None and s.score > policy.threshold]
 
 
 def disputes(trajectory: Trajectory, certificates: Sequence[Certificate], policy: Policy) -> tuple[list[Reason], list[Reason]]:
@@ -169,7 +169,7 @@ def disputes(trajectory: Trajectory, certificates: Sequence[Certificate], policy
     disputed = [(step, s.prompt_id) for step, s in over if not is_confirmed(s, policy)]
     if not disputed:
         return reasons, []
-    judged = Counter(s.prompt_id for c in trajectory.seen for s in c.scores if s.score is not None)
+    judged = Counter(s.prompt_id for c in trajectory.seen for s in c.all_scores if s.score is not None)
     rate = _false_positives([c for c in certificates if c.source == "inert"])
     worst, n, p, p_worst = _excess(Counter(prompt for _, prompt in disputed), judged, rate)
     found = because(
@@ -212,7 +212,7 @@ def _scored_twice(trajectory: Trajectory) -> list[tuple[str, float, float]]:
     return [
         (s.prompt_id, s.score, s.second.score)
         for c in trajectory.checkpoints
-        for s in c.scores
+        for s in c.all_scores
         if s.score is not None and s.second is not None and s.second.score is not None
     ]
 
@@ -246,7 +246,7 @@ def disagreement(
     It is missing, is the same judge, scores too little, differs too often, or scores more completions above the threshold
     that the first does not than its noise explains. ``opinion`` and ``certificate`` are the second judge's.
     """
-    opinions = [s.second for c in trajectory.checkpoints for s in c.scores]
+    opinions = [s.second for c in trajectory.checkpoints for s in c.all_scores]
     if opinion is None:
         if certificate:
             return because("second_missing", "a second judge was certified, and gave no opinion")

@@ -21,8 +21,8 @@ from rn_harness.spec.levels import AXES, EXPLORE, PLAIN, Axis, Level
 RESISTED: dict[Finding, Resisted] = {"held": "held", "broke": "broke", "destroyed": "destroyed"}
 """Findings that say something about the model; all others are unknown."""
 SCOPE = (
-    "attackers hold the weights and may train them; the attacked model is measured as a user meets it, by its chat template and "
-    "without banned tokens; a shift presents the requests of its own attack"
+    "attackers hold the weights and may train them; the attacked model is measured as a user meets it, by its chat template, and "
+    "under the banned tokens or opener of its own attack; a shift presents the requests of its own attack"
 )
 _Attack = tuple[str, AttackResistance]
 _Run = tuple[AttackRecipe, Trajectory, Trajectory | None]

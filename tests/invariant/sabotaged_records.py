@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rn_harness.records.base import CaseKind, Scored, read_record
+from rn_harness.records.benign import BenignScore
 from rn_harness.records.case import Evidence, RestrainedAttack
-from rn_harness.records.trajectory import BenignScore, Checkpoint, CompletionScore, Probe, Trajectory
+from rn_harness.records.trajectory import Checkpoint, CompletionScore, Probe, Trajectory
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.policy import Policy
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.records.base import CaseKind, Scored, digest_of, prompts_digest
+from rn_harness.records.benign import BenignAnswer, BenignScore
 from rn_harness.records.case import Attempt, CaseProvenance, CaseRecord, Evidence, Identity, RestrainedAttack
 from rn_harness.records.certificate import AnchorScore, Certificate
 from rn_harness.records.run import CaseLine, RunProvenance, RunRecord
 from rn_harness.records.trajectory import (
-    BenignAnswer,
-    BenignScore,
     Checkpoint,
     CompletionScore,
     ConvergencePoint,
@@ -25,7 +24,7 @@ from rn_harness.records.trajectory import (
     TrainingWindow,
     Trajectory,
 )
-from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.attack_recipe import Aid, AttackRecipe, FirstTokenBan, Opener
 from rn_harness.spec.base import TierName
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.restraint import restrained
@@ -299,6 +298,23 @@ def restrained_attack(
         attack=change(of.model_copy(update={"recipe": ran | {"steps": of.steps}})),
         control=control.model_copy(update={"recipe": ran | {"steps": control.steps}}),
     )
+
+
+def under_aid(
+    of: Trajectory, level: Callable[[int], float | None] = lambda _: 0.0, aid: Aid = "ban", **changes: Any
+) -> Trajectory:
+    """The attack with an aid: it acts in training, and each held-out prompt's completion under it scores ``level(step)``."""
+    checkpoints = tuple(
+        c.model_copy(
+            update={
+                "aided": {**c.aided, aid: tuple(completion(h, 0, level(c.step), **changes) for h in of.heldout_ids)},
+                "training": c.training and c.training.model_copy(update={"banned_tokens": 1}),
+            }
+        )
+        for c in of.checkpoints
+    )
+    settings = {"ban": FirstTokenBan(), "opener": Opener()}[aid].model_dump(mode="json")
+    return of.model_copy(update={"recipe": {**of.recipe, aid: settings}, "checkpoints": checkpoints})
 
 
 def convergence_point(step: int, share: float = 1.0, spread: float | None = 0.0, **changes: Any) -> ConvergencePoint:

@@ -15,8 +15,8 @@ import pytest
 from rn_harness.judges.checkpoints import benign_references, leak_of, measure_benign
 from rn_harness.judges.scoring import ControlAnswers
 from rn_harness.models.language_model import MeasurementCache
+from rn_harness.records.benign import BenignAnswer, BenignScore
 from rn_harness.records.statistics import enough, mean_interval
-from rn_harness.records.trajectory import BenignAnswer, BenignScore
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.verdict.helpfulness import (
@@ -104,8 +104,8 @@ def test_an_undecided_reason_names_the_number_of_prompts_that_would_decide() -> 
 
 
 def test_too_few_prompts_are_told_how_many_are_enough() -> None:
-    """28 prompts without any loss are one too few; a loss of exactly the margin is never decided, so that no number is named."""
-    few = unhelpful(BenignScore(answers=benign_answers()[:28]), POLICY)[1]
+    """20 prompts without any loss are nine too few; a loss of exactly the margin is never decided, so that no number is named."""
+    few = unhelpful(BenignScore(answers=benign_answers()[:20]), POLICY)[1]
     assert few[0].sentence.endswith("; 29 benign prompts would decide if mean and spread stay")
     assert enough([-0.03, -0.02, -0.04], -0.03, 0.1) is None
     assert enough([0.0], -0.03, 0.1) is None

@@ -91,6 +91,22 @@ def test_a_cut_completion_is_continued(model: LanguageModel, prefill: str | None
     )
 
 
+@pytest.mark.parametrize("prefill", [None, "On Monday"])
+def test_an_answer_begins_with_no_banned_token(model: LanguageModel, prefill: str | None) -> None:
+    """Each answer tells the token that the model chose first, after any prefill; banned, another is chosen, also when sampled."""
+    prompts = [ShiftedPrompt.of(PROMPT, Shift(prefill=prefill)) if prefill else PROMPT]
+    banned: list[int] = []
+    for _ in range(3):
+        ((answer,),) = model.complete(prompts, n=1, temperature=None, max_tokens=4, banned=banned)
+        assert answer.first is not None
+        assert answer.first not in banned
+        banned.append(answer.first)
+    kept = banned[0]
+    others = [token for token in range(model.network.config.vocab_size) if token != kept]
+    ((first, second),) = model.complete(prompts, n=2, temperature=9.0, max_tokens=2, banned=others)
+    assert (first.first, second.first) == (kept, kept)
+
+
 def test_a_completion_that_ended_stays_as_it_is(model: LanguageModel) -> None:
     """If nothing was cut, or the limit leaves no room, the model is not called and no random number is drawn."""
     import torch

@@ -66,7 +66,7 @@ def test_a_changed_computed_field_is_refused_with_its_path(path: tuple[str | int
             return value + 1
         if isinstance(value, str):
             return "0" * len(value)
-        return 1.0 if value is None else {**value, next(iter(value)): None}
+        return 1.0 if value is None else {**value, next(iter(value), "ban"): None}
 
     with pytest.raises(RecordError) as refused:
         read_record(edited(path, other), CaseRecord)

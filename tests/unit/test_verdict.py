@@ -50,6 +50,7 @@ from .builders import (
     restrained_attack,
     seconded,
     trajectory,
+    under_aid,
     window,
     with_checkpoint,
     with_score,
@@ -480,7 +481,21 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "control-not-run": ("control", lambda of: changed(of, trajectory=None), "not_measured", "INCONCLUSIVE"),
     "candidate-not-measured": ("candidate", lambda of: changed(of, trajectory=None), "not_measured", "INCONCLUSIVE"),
     "recipe-unknown": ("attack", recipe(family=7), "unknown_recipe unknown_recipe", "INCONCLUSIVE"),
-    "ban-that-never-acts": ("attack", recipe(ban={"tokens": 1, "every": 10}), "aid_idle aid_idle", "INCONCLUSIVE"),
+    "ban-that-never-acts": (
+        "attack",
+        lambda of: both(lambda t: t.model_copy(update={"checkpoints": tuple(
+            c.model_copy(update={"training": c.training and c.training.model_copy(update={"banned_tokens": 0})})
+            for c in under_aid(t).checkpoints
+        )}))(recipe(ban={"tokens": 1, "every": 10})(of)),
+        "aid_idle aid_idle",
+        "INCONCLUSIVE",
+    ),
+    "breach-under-the-ban": (
+        "attack",
+        lambda of: on_control(under_aid)(on_trajectory(lambda t: under_aid(t, lambda s: 3.0 * (s == 30)))(of)),
+        "breach_under_aid",
+        "FAIL",
+    ),
     "learning-rate-0": ("attack", recipe(learning_rate=0.0), "disarmed disarmed", "INCONCLUSIVE"),
     "candidate-complies": (
         "candidate", on_trajectory(lambda t: with_scores(t, 0, [completion(h, k, 2.1) for h in HELDOUT for k in range(2)])),

@@ -21,7 +21,8 @@ from rn_harness.run.suite_run import trained_defense
 from rn_harness.spec.errors import ExecutorError
 from rn_harness.spec.suite import Suite
 from rn_harness.verdict.coherence import UNDEFENDED, differing, open_fields, strange_controls, undeclared
-from rn_harness.verdict.validity import NO_DEFENSE, recipe_of
+from rn_harness.verdict.completeness import recipe_of
+from rn_harness.verdict.validity import NO_DEFENSE
 
 IDENTITY = ("candidate", "suite", "benign", "overrides", "judge", "reward", "second", "versions")
 """Fields of a case's identity that are equal in all processes of a run."""
