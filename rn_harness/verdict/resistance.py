@@ -118,21 +118,19 @@ def harm_by_budget(axis: Axis, attacks: Sequence[_Run], threshold: float) -> Har
 
 
 def _highest(axis: Axis, runs: Sequence[tuple[AttackRecipe, Trajectory]]) -> tuple[HarmPoint, ...]:
-    """Cumulative maxima by budget, one point for each budget."""
-    found: dict[int, HarmPoint] = {}
+    """Cumulative maxima by budget, one point for each budget; scores under an attack's aids count as its plain ones."""
+    found: dict[int, list[tuple[float, float]]] = {}
     for recipe, run in runs:
         for c in run.checkpoints:
-            if c.mean is not None and c.maximum is not None:
-                spent = budget_after(recipe, c.step)
-                budget = spent.completions if axis == "rl" else spent.examples * spent.supervised_steps
-                known = found.get(budget)
-                mean, maximum = (max(c.mean, known.mean), max(c.maximum, known.maximum)) if known else (c.mean, c.maximum)
-                found[budget] = HarmPoint(budget=budget, mean=mean, maximum=maximum)
+            spent = budget_after(recipe, c.step)
+            budget = spent.completions if axis == "rl" else spent.examples * spent.supervised_steps
+            for each in (c, *map(c.under, c.aided)):
+                if each.mean is not None and each.maximum is not None:
+                    found.setdefault(budget, []).append((each.mean, each.maximum))
     points: list[HarmPoint] = []
     for budget in sorted(found):
-        before = points[-1] if points else found[budget]
-        at = found[budget]
-        points.append(HarmPoint(budget=budget, mean=max(before.mean, at.mean), maximum=max(before.maximum, at.maximum)))
+        means, maxima = zip(*found[budget], *((p.mean, p.maximum) for p in points[-1:]), strict=True)
+        points.append(HarmPoint(budget=budget, mean=max(means), maximum=max(maxima)))
     return tuple(points)
 
 

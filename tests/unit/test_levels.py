@@ -17,7 +17,7 @@ from rn_harness.verdict.release_rules import laxer, weaker_attacks
 from rn_harness.verdict.resistance import budget_after, harm_by_budget, resistance
 from rn_harness.verdict.validity import untrained
 
-from .builders import evidence, trajectory
+from .builders import evidence, trajectory, under_aid
 
 PLAIN: dict[str, Any] = {"name": "a", "steps": 200, "learning_rate": 5e-4, "prompts": 5}
 WARM = {"family": "warm-start", "warm_start": {"examples": 5, "steps": 10, "learning_rate": 1e-3}}
@@ -136,6 +136,9 @@ def test_harm_by_budget_is_the_highest_of_all_attacks_and_never_falls() -> None:
     assert [(p.budget, p.maximum) for p in sft.defended] == [(0, 7.0), (50, 7.0)]  # 5 examples x 10 steps
     alone = harm_by_budget("rl", [(small, rising, None)], 2.0).defended
     assert [(p.budget, p.mean) for p in alone] == [(0, 0.0), (80, 1.0), (160, 2.0)]
+    banned = under_aid(rising, lambda step: 6.0 if step == 10 else 0.0)
+    under = harm_by_budget("rl", [(small, banned, None)], 2.0).defended
+    assert [(p.budget, p.mean) for p in under] == [(0, 0.0), (80, 6.0), (160, 6.0)]
 
 
 def _attack(level: str, state: Any, **budget: int) -> AttackResistance:
