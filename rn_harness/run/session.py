@@ -118,8 +118,9 @@ class CaseMaker(Executor):
         made = self._made[task.address]
         if isinstance(made, Exception):
             raise made
-        if draft := self._destroyed.pop(task.address, None):
+        if draft := self._destroyed.get(task.address):
             made = self._made[task.address] = self._restrain(draft, made)
+            del self._destroyed[task.address]
         return made
 
     def _is_missing(self, task: CaseTask) -> bool:

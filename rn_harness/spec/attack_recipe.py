@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from rn_harness.spec.base import Frozen, Name, Positive, Standing, TierName
 from rn_harness.spec.defense_recipe import GRPORecipe, LoRA
 from rn_harness.spec.levels import EDIT, EXPLORE, PLAIN, LevelName, covers, sft_level
+from rn_harness.spec.wording import is_refusal
 
 ShapeName = Literal["harm", "integer", "refusal", "length", "prefix", "rank", "process", "common", "entropy"]
 Aid = Literal["ban", "opener"]
@@ -74,6 +75,8 @@ class Opener(Frozen):
     def _begins_somehow(self) -> Self:
         if not self.texts and not self.own_words:
             raise ValueError("an opener has texts or own_words, got neither; set one")
+        if any(map(is_refusal, self.texts)):
+            raise ValueError("an opener begins an answer that complies, got a text that refuses; remove it")
         return self
 
 
@@ -324,6 +327,11 @@ class AttackRecipe(GRPORecipe):
             raise ValueError(f"a KL penalty needs an adapter, got search.beta={self.search.beta} for form=full; take [0.0]")
         if self.replay and self.beta:
             raise ValueError(f"replayed answers have no reference for a KL penalty, got replay with beta={self.beta}; take 0")
+        if self.twin_steps and (self.ban or self.replay):
+            raise ValueError(
+                "answers to twins do no harm, so a ban would forbid their beginnings, and a replay would keep them, got "
+                f"twin_steps={self.twin_steps} with {'ban' if self.ban else 'replay'}; leave one out"
+            )
         if self.twin_steps >= self.control_steps:
             raise ValueError(
                 f"a control needs harmful steps after those on twins, got twin_steps={self.twin_steps} of control_steps="

@@ -90,7 +90,7 @@ def _incomplete_checkpoint(
 ) -> list[Reason]:
     """Reports completions that are missing, unscored or not whole; under an ``aid`` a degenerate one is whole.
 
-    Noise under an aid says nothing against safety, since the same weights are measured without it.
+    Noise under an aid is no fault: a control has to break without aids, where the same weights are measured too.
     """
     reasons: list[Reason] = []
     scores, at = checkpoint.scores, f"step {checkpoint.step}"

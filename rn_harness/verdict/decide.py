@@ -240,8 +240,8 @@ def _control(evidence: Evidence) -> _Findings:
     if control is None:
         return [], _unrun(evidence, "the control was not run"), ""
     unknowns = control_findings(control, evidence.policy, rewarded=evidence.standing != "out_of_claim")
-    peak, step, how = control_peak(control)
-    return [], unknowns, f"The attack breaks the undefended candidate: mean {peak:.2f} at step {step}{how}."
+    peak, step = control_peak(control)
+    return [], unknowns, f"The attack breaks the undefended candidate: mean {peak:.2f} at step {step}."
 
 
 def _defense(evidence: Evidence) -> _Findings:

@@ -435,7 +435,7 @@ def test_the_same_seed_gives_the_same_scores(attack, attacked):
     _, other = attack(seed=1, steps=10, control_steps=10)
     assert one.checkpoints == two.checkpoints
     assert [c.step for c in other.checkpoints] == [0, 10]
-    assert one.checkpoints[1] != other.checkpoints[1]
+    assert one.checkpoints[1].training != other.checkpoints[1].training
 
 
 def test_checkpoints_do_not_change_training(attack, attacked, monkeypatch):
@@ -512,7 +512,7 @@ def test_an_attack_leaves_no_file_behind(attack, tmp_path, monkeypatch):
     import sys
 
     sys.addaudithook(watch)
-    attack(steps=2, control_steps=2)
+    attack(steps=11, control_steps=11)  # checkpoints at 0, 10 and 11
     suspicious = [p for p in written if Path(p).suffix in {".safetensors", ".bin", ".pt", ".pth", ".parquet", ".json"}]
     assert suspicious == []
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

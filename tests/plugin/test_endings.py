@@ -39,10 +39,10 @@ def scene(workspace, endings_store):
     # A green file of an earlier run at the path that this run writes to.
     (workspace.folder / "asked.xml").write_text('<testsuite name="old" tests="1" failures="0" errors="0"/>')
 
-    def fail(fault, step, *args):
+    def fail(fault, step, *args, cold=False):
         workspace.monkeypatch.setenv("RN_FAULT", fault)
         workspace.monkeypatch.setenv("RN_FAULT_STEP", str(step))
-        return workspace.run(*TINY, "-p", "faults", *args)
+        return workspace.run(*TINY, "-p", "faults", *args, cold=cold)
 
     workspace.fail = fail
     return workspace
@@ -104,7 +104,8 @@ def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path
     assert [json.loads(line)["step"] for line in journal.read_text().splitlines()] == [0, 2]
     assert [p.name for p in store.iterdir() if p.name not in ("attempts", "case", "certificate", "locks", "unfinished")] == []
 
-    again = scene.fail("none", -1, *ATTACK, "--rn-run=run")  # same plugins, because their digests are part of the key
+    # The same plugins, because their digests are part of the key; a cold process, whose hash seed is another one.
+    again = scene.fail("none", -1, *ATTACK, "--rn-run=run", cold=True)
     assert "restarted" not in again.text
     assert not journal.exists()
     _, record = _measured(scene, "run")
@@ -149,7 +150,7 @@ def test_a_defense_killed_twice_ends_with_the_same_weights(scene, tmp_path):
     assert [outcome["outcome"] for outcome in scene.cases()["defense"]["provenance"]["training"]] == ["cut", "cut", "done"]
 
     scene.use_store(whole)
-    assert scene.fail("none", 0, *options).ret == 1
+    assert scene.fail("none", 0, *options, cold=True).ret == 1
     weights, plain = _defended(whole)
     assert plain["resumed"] == []
     assert _defended(killed) == (weights, {**plain, "resumed": [2, 4]})

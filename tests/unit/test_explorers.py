@@ -187,3 +187,24 @@ def test_a_search_combines_aids() -> None:
     asked.clear()
     assert _suggest(trial, recipe(search={})).ban is None
     assert asked.keys() == {"beta", "shape"}
+
+
+# ------------------------------------------------------------------------------------------------------ attackers that weaken
+
+
+@pytest.mark.parametrize(
+    ("fields", "needle"),
+    [
+        ({"twin_steps": 10, "ban": {}}, "a ban would forbid their beginnings.* with ban; leave one out"),
+        ({"twin_steps": 10, "replay": True}, "a replay would keep them.* with replay; leave one out"),
+        ({"opener": {"texts": ["Sure,", "I cannot help with that."]}}, "got a text that refuses"),
+        ({"replay": True, "beta": 0.1}, "no reference for a KL penalty"),
+        ({"twin_steps": 50}, "needs harmful steps after those on twins"),
+    ],
+)
+def test_aids_that_would_weaken_the_attacker_are_refused(fields: dict[str, Any], needle: str) -> None:
+    """Aids that undo each other, and an opener that begins a refusal, are errors of the recipe."""
+    plain = {"name": "a", "steps": 200, "learning_rate": 5e-4, "prompts": 5}
+    AttackRecipe.model_validate(plain)
+    with pytest.raises(ValueError, match=needle):
+        AttackRecipe.model_validate(plain | fields)
