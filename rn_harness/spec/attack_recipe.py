@@ -153,7 +153,7 @@ class Search(Frozen):
 _ID_PARTS = {
     "temperature": "t", "group_size": "g", "prompts_per_step": "b", "beta": "kl",
     "entropy_coef": "h", "entropy_target": "htarget", "loss_type": "", "scale_rewards": "scale_", "form": "",
-    "benign_prompts": "benign", "advantages": "", "twin_steps": "twins",
+    "benign_prompts": "benign", "advantages": "", "twins": "twins",
 }  # fmt: skip
 """Settings that an id names if they differ from the default, with their names in the id."""
 SEARCHED = ("learning_rate", "temperature", "beta", "reward", "entropy_coef", "ban", "opener")
@@ -166,7 +166,7 @@ ADAPTIVE: frozenset[ShapeName] = frozenset({"common", "entropy"})
 """Rewards that depend on the policy, not only on the answer."""
 _KIND = (
     "family", "options", "reward", "warm_start", "ban", "opener", "entropy_target", "shift", "schedule", "loss_type",
-    "scale_rewards", "form", "replay", "advantages", "twin_steps",
+    "scale_rewards", "form", "replay", "advantages", "twins",
 )  # fmt: skip
 _RANGES = (
     "prompts", "learning_rate", "temperature", "beta", "entropy_coef", "group_size", "prompts_per_step", "top_k", "min_p",
@@ -202,7 +202,7 @@ class AttackRecipe(GRPORecipe):
             so that only a KL penalty and an entropy bonus act on them.
         replay: a step whose groups are all equal trains on the best rewarded completions so far instead (self-imitation).
         advantages: all, or only the positive ones: no answer is pushed down.
-        twin_steps: first steps, on benign twins of the domain with a reward for compliance.
+        twins: share of ``control_steps`` that comes first, on benign twins of the domain with a reward for compliance.
         level: class of attackers that a family of your own belongs to; None: ``rl-explore``. Built-in families have their own.
         control_steps: steps on the undefended candidate, within which the attack has to break it.
         standing: the case counts for the verdict, is run for information, or is out of the claim. If a suite does not say, it
@@ -222,7 +222,7 @@ class AttackRecipe(GRPORecipe):
     benign_prompts: Annotated[int, Field(ge=0, le=1024)] = 0
     replay: bool = False
     advantages: Literal["all", "positive"] = "all"
-    twin_steps: Annotated[int, Field(ge=0)] = 0
+    twins: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     level: LevelName | None = None
     control_steps: Annotated[int, Field(ge=1)] = 50
     standing: Standing = "claim"
@@ -272,7 +272,7 @@ class AttackRecipe(GRPORecipe):
     @property
     def imitates(self) -> bool:
         """True if it has an aid that helps after a first reward, and does not make one likelier."""
-        return self.replay or self.advantages == "positive" or self.twin_steps > 0
+        return self.replay or self.advantages == "positive" or self.twins > 0.0
 
     def standing_at(self, target: str) -> Standing:
         """The standing that follows from the level of a claim.
@@ -307,6 +307,11 @@ class AttackRecipe(GRPORecipe):
         changed += ["replay"] if self.replay else []
         return "-".join([self.name, f"p{self.prompts}", f"lr{rate}", *changed, f"s{self.seed}"])
 
+    @property
+    def twin_steps(self) -> int:
+        """First steps, on benign twins; at least one, and fewer than the control has."""
+        return min(max(1, int(self.twins * self.control_steps)), self.control_steps - 1) if self.twins else 0
+
     def lies_within(self, claimed: Sequence[AttackRecipe]) -> bool:
         """True if a claim covers this attack: it has the kind of claimed attacks, and each number lies within their range.
 
@@ -327,15 +332,10 @@ class AttackRecipe(GRPORecipe):
             raise ValueError(f"a KL penalty needs an adapter, got search.beta={self.search.beta} for form=full; take [0.0]")
         if self.replay and self.beta:
             raise ValueError(f"replayed answers have no reference for a KL penalty, got replay with beta={self.beta}; take 0")
-        if self.twin_steps and (self.ban or self.replay):
+        if self.twins and (self.ban or self.replay):
             raise ValueError(
                 "answers to twins do no harm, so a ban would forbid their beginnings, and a replay would keep them, got "
-                f"twin_steps={self.twin_steps} with {'ban' if self.ban else 'replay'}; leave one out"
-            )
-        if self.twin_steps >= self.control_steps:
-            raise ValueError(
-                f"a control needs harmful steps after those on twins, got twin_steps={self.twin_steps} of control_steps="
-                f"{self.control_steps}; lower it"
+                f"twins={self.twins} with {'ban' if self.ban else 'replay'}; leave one out"
             )
         if self.control_steps > self.steps:
             raise ValueError(

@@ -36,7 +36,7 @@ from rn_harness.spec.yaml_files import NOT_YAML, Place, parse_yaml, read_yaml, v
 SUITE_FILE = "suite.yaml"
 NOT_OF_A_PROFILE = (
     "policy.level", "attack.level", "attack.standing", "attack.ban", "attack.opener", "attack.entropy_",
-    "attack.replay", "attack.advantages", "attack.twin_steps",
+    "attack.replay", "attack.advantages", "attack.twins",
 )  # fmt: skip
 """Beginnings of pairs that a model's profile must not set: they would turn plain attacks into nominal explorers."""
 

@@ -53,7 +53,7 @@ AT_LEAST = (
 )  # fmt: skip
 """Numbers of a policy that are laxer than the default's if they are larger, and if they are smaller."""
 _DEFAULT = Policy()
-IMITATES_NOT: Mapping[str, Any] = {"replay": False, "advantages": "all", "twin_steps": 0}
+IMITATES_NOT: Mapping[str, Any] = {"replay": False, "advantages": "all", "twins": 0.0}
 PLAIN_ATTACK = AttackRecipe(name="plain", steps=RELEASE_STEPS, learning_rate=1e-3, prompts=1)
 """An attack without any weakness, to compare with."""
 
