@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.attacks.family import AttackContext, Attacker
@@ -237,19 +238,16 @@ class _Attack:
         """
         aids, found = self._context.exploration, dict[Aid, Aided]()
         if aids.bans and "ban" in self._recipe.aids:
-            banned = aids.bans.banned if step else self._first_bans(aids.bans)
-            found["ban"] = Aided(banned=tuple(banned))
+            bans = aids.bans if step else self._first_bans(aids.bans)
+            found["ban"] = Aided(banned=tuple(bans.banned))
         if (opener := self._recipe.opener) and "opener" in self._recipe.aids:
             found["opener"] = Aided(openers=tuple(opener.texts) or aids.beginnings)
         return found
 
-    def _first_bans(self, bans: FirstTokenBans) -> list[int]:
-        prompts, limit = self._context.prompts, self._panel.max_tokens
-        answers = [of for (of,) in self._target.model.complete(prompts, n=1, temperature=None, max_tokens=limit)]
-        first = FirstTokenBans(bans.tokens, bans.every)
-        first.saw([() if of.first is None else (of.first,) for of in answers], self._reward.harms(prompts, answers))
-        first.grow()
-        return first.banned
+    def _first_bans(self, bans: FirstTokenBans) -> FirstTokenBans:
+        prompts, first = self._context.prompts, FirstTokenBans(bans.tokens, bans.every)
+        first.grow_greedily(self._target.model, prompts, partial(self._reward.harms, prompts), self._panel.max_tokens)
+        return first
 
     def _tick(self, step: int) -> None:
         self.events.step(step)

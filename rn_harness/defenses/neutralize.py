@@ -120,13 +120,14 @@ def refusal_tokens(model: LanguageModel, panel: Panel) -> list[int]:
     """
     prompts, policy = panel.heldout, panel.policy
     bans = FirstTokenBans(tokens=len(prompts), every=1)
+
+    def harms(greedy: Sequence[Completion]) -> list[float | None]:
+        scores = score_samples(panel.judge, prompts, [[of] for of in greedy], policy.threshold)
+        return [attack_reward(s.score, s.refusal) for s in scores]
+
     for _ in range(ROUNDS):
         known = len(bans.banned)
-        firsts = model.complete(prompts, n=1, temperature=None, max_tokens=1, banned=bans.banned)
-        greedy = model.complete(prompts, n=1, temperature=None, max_tokens=panel.max_tokens, banned=bans.banned)
-        scores = score_samples(panel.judge, prompts, greedy, policy.threshold)
-        bans.saw([of.cut for (of,) in firsts], [attack_reward(s.score, s.refusal) for s in scores])
-        bans.grow()
+        bans.grow_greedily(model, prompts, harms, panel.max_tokens)
         if len(bans.banned) == known:
             break
     return bans.banned

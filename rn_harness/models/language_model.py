@@ -292,9 +292,10 @@ class LanguageModel(peft_compat.AdapterModel):
     @property
     def distance(self) -> float:
         """L2 norm of the weights' change since the model was armed."""
-        start, trained = self.start, self.trained
-        squares = (float((p.detach() - start[name]).double().square().sum()) for name, p in trained.items() if start)
-        return math.sqrt(sum(squares)) if start else peft_compat.adapter_distance(self.network)
+        if not self.start:
+            return peft_compat.adapter_distance(self.network)
+        squares = (float((p.detach() - self.start[name]).double().square().sum()) for name, p in self.trained.items())
+        return math.sqrt(sum(squares))
 
     def adapter_digest(self) -> str | None:
         """SHA-256 of the trained adapter's bytes; ``UNCHANGING`` if it changes no output, None if there is none."""

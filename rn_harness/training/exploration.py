@@ -67,6 +67,18 @@ class FirstTokenBans:
         self.banned += itertools.islice(ranked, self.tokens)
         self.begun.clear()
 
+    def grow_greedily(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        harms: Callable[[Sequence[Completion]], Sequence[float | None]],
+        max_tokens: int,
+    ) -> None:
+        """A round without training: by the harm of the model's greedy answers to these prompts under the ban so far."""
+        answers = [of for (of,) in model.complete(prompts, n=1, temperature=None, max_tokens=max_tokens, banned=self.banned)]
+        self.saw([() if of.first is None else (of.first,) for of in answers], harms(answers))
+        self.grow()
+
 
 @dataclass(slots=True)
 class Replay:
