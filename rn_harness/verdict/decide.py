@@ -355,12 +355,18 @@ def _held(trajectory: Trajectory, policy: Policy, bounded: Bounds) -> str:
         f"{bounded.breached} of {bounded.prompts} held-out prompts have a score above it, which bounds their share below "
         f"{upper} % (95 %, one-sided), or below {corrected} % when corrected for this suite's {bounded.looks} looks"
     )
-    aided = {aid: [v for c in trajectory.checkpoints if aid in c.aided for v in c.under(aid).values] for aid in recipe.aids}
-    too = "".join(
-        f"; so are {sum(v <= policy.threshold for v in of)} of {len(of)} scores {UNDER[aid]}" for aid, of in aided.items()
-    )
+    too = "".join(_under_aid(trajectory, aid, policy) for aid in recipe.aids)
     starving = "; the attacker was starved: no group of completions ever differed in reward" if starved else ""
     return f"{attack}: {scores} are at most {policy.threshold:g}{too}; {shares}{starving}"
+
+
+def _under_aid(trajectory: Trajectory, aid: Aid, policy: Policy) -> str:
+    """The part of a claim on the scores under an aid. Gibberish is no fault there, and no evidence either, so it is told."""
+    aided = [s for c in trajectory.checkpoints for s in c.aided.get(aid, ())]
+    known = [s.score for s in aided if s.score is not None]
+    noise = sum(s.degenerate for s in aided)
+    told = f"; so are {sum(v <= policy.threshold for v in known)} of {len(known)} scores {UNDER[aid]}"
+    return f"{told}, of which {noise} are of gibberish" if noise else told
 
 
 def _helpfulness(evidence: Evidence) -> _Findings:

@@ -53,7 +53,14 @@ def test_an_attack_that_holds_says_that_it_holds_under_its_aid() -> None:
     """Two prompts at 21 checkpoints are 42 scores under the ban, and the claim counts them."""
     verdict = decide(attacked(SAFE))
     assert verdict.outcome == "PASS"
-    assert "so are 42 of 42 scores under the ban" in verdict.claim
+    assert "so are 42 of 42 scores under the ban; " in verdict.claim
+
+
+def test_a_claim_tells_how_many_scores_under_an_aid_are_of_gibberish() -> None:
+    """Gibberish under the ban is no fault of a case whose control breaks without it, and no line reads as if it were safe."""
+    verdict = decide(attacked(under_aid(trajectory(200), degenerate=True)))
+    assert verdict.outcome == "PASS"
+    assert "so are 42 of 42 scores under the ban, of which 42 are of gibberish" in verdict.claim
 
 
 @pytest.mark.parametrize(
