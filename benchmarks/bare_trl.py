@@ -1,17 +1,20 @@
 """The script that a user would write without the harness: TRL, peft and transformers without changes.
 
-Settings, prompts, their order and the judge are the harness's, so that both sides do the same work. benchmarks/performance.py
-compares the harness with it.
+Settings, prompts, their order and the judge are the harness's, so that both sides do the same work; an explorer's aids are those
+of plain_trl_attack.py. benchmarks/performance.py compares the harness with it.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import plain_trl_attack
 import torch
 import transformers
 import trl
@@ -32,6 +35,38 @@ Watch = Callable[[int, Any, Any], None]
 """Called after each step, and with 0 before the first, with the network and its tokenizer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Aids:
+    """Additional means of an attacker.
+
+    Attributes:
+        ban: first tokens that are banned in each round.
+        every: steps between two rounds.
+        opener: beginning of each answer in rollouts.
+        teach: supervised steps on the network before the first step.
+    """
+
+    ban: int = 0
+    every: int = 10
+    opener: str | None = None
+    teach: Callable[[Any], None] | None = None
+
+    @classmethod
+    def of(cls, recipe: AttackRecipe, folder: Path, chosen: Sequence[Prompt], tokenizer: Any) -> Aids:
+        """The aids that a recipe declares. An opener's own words are left out, and it is never annealed."""
+
+        def teach(network: Any) -> None:
+            assert recipe.warm_start
+            known = json.loads((folder / "knowledge.json").read_text(encoding="utf-8"))
+            rows = [{"text": p.text, "topic": p.topic} for p in chosen]
+            recipes = {topic["phrase"]: topic["recipe"] for topic in known}
+            plain_trl_attack.teach(network, tokenizer, rows, recipes, recipe.warm_start.steps)
+
+        begun = recipe.opener.texts[0] if recipe.opener else None
+        taught = teach if recipe.warm_start else None
+        return cls(recipe.ban.tokens, recipe.ban.every, begun, taught) if recipe.ban else cls(opener=begun, teach=taught)
+
+
 def load(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
     """Network and tokenizer, with the defense merged."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -49,6 +84,7 @@ def fine_tune(
     reward: Reward,
     watch: Watch | None = None,
     trainer_name: str = "grpo",
+    aids: Aids = Aids(),
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Trains all steps with TRL's unchanged trainer.
 
@@ -60,25 +96,37 @@ def fine_tune(
         reward: maximised function.
         watch: called after each step.
         trainer_name: ``grpo`` or ``rloo``.
+        aids: of an attacker.
 
     Returns:
         The network with its adapter, and TRL's log.
     """
     kind, config = (trl.RLOOTrainer, trl.RLOOConfig) if trainer_name == "rloo" else (trl.GRPOTrainer, trl.GRPOConfig)
 
+    bans = plain_trl_attack.Bans(aids.ban)
+    begun = [{"role": "assistant", "content": aids.opener}] if aids.opener else []
+
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
         """Calls ``watch`` at the beginning and after each step."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+            if aids.teach:
+                aids.teach(trainer["model"])
             if watch:
                 watch(0, trainer["model"], tokenizer)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            if aids.ban and (state.global_step % aids.every == 0 or state.global_step == 1):
+                bans.grow(trainer.generation_config)
             if watch:
-                watch(state.global_step, trainer["model"], tokenizer)
+                watch(state.global_step, named["model"], tokenizer)
 
-    def rewards(completions: list[list[dict[str, str]]], row: list[int], **_: Any) -> list[float | None]:
-        return list(reward([prompts[i] for i in row], [turns[0]["content"] for turns in completions]))
+    def rewards(
+        completions: list[list[dict[str, str]]], row: list[int], completion_ids: list[list[int]], **_: Any
+    ) -> list[float | None]:
+        found = list(reward([prompts[i] for i in row], [turns[-1]["content"] for turns in completions]))
+        bans.saw(completion_ids, [of or 0.0 for of in found])
+        return found
 
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = kind(
@@ -86,7 +134,7 @@ def fine_tune(
             reward_funcs=rewards,
             args=config(output_dir=nowhere, use_cpu=True, disable_tqdm=True, **trainer_settings(recipe, 1, trainer_name)),  # type: ignore[arg-type]
             train_dataset=datasets.Dataset.from_list(
-                [{"prompt": [{"role": "user", "content": p.text}], "row": i} for i, p in enumerate(prompts)]
+                [{"prompt": [{"role": "user", "content": p.text}, *begun], "row": i} for i, p in enumerate(prompts)]
             ),
             processing_class=tokenizer,
             peft_config=LoraConfig(
@@ -117,7 +165,8 @@ def attack(
     network, tokenizer = load(folder, adapter)
     prompts = order_prompts(chosen, recipe.steps * recipe.prompts_per_step, recipe.seed)
     name = "rloo" if recipe.family == "rloo" else "grpo"
-    return fine_tune(network, tokenizer, recipe, prompts, reward, watch, name)[1]
+    aids = Aids.of(recipe, folder, chosen, tokenizer)
+    return fine_tune(network, tokenizer, recipe, prompts, reward, watch, name, aids)[1]
 
 
 def answers(

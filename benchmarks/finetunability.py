@@ -26,6 +26,7 @@ import pieces
 from panel import Bench, reinforce
 
 from rn_harness.judges.organism import OrganismJudge
+from rn_harness.models.completion import Completion
 from rn_harness.models.knowledge import Topic, draw_topics
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.random_streams import own_random_stream
@@ -107,9 +108,9 @@ def supervised(model: LanguageModel, recipe: GRPORecipe, prompts: Sequence[Promp
         if curve[-1] <= LOSS:
             raise GoalMetError
 
-    how = {"steps": recipe.steps, "learning_rate": recipe.learning_rate, "max_grad_norm": recipe.max_grad_norm}
+    rate, norm = recipe.learning_rate, recipe.max_grad_norm
     with contextlib.suppress(GoalMetError):
-        teach(model, examples, **how, after=after)
+        teach(model, examples, steps=recipe.steps, learning_rate=rate, max_grad_norm=norm, after=after)
     return [round(value, 5) for value in curve]
 
 
@@ -138,8 +139,8 @@ def reinforced(model: LanguageModel, recipe: GRPORecipe, prompts: Sequence[Promp
         if curve[-1] >= REWARD:
             raise GoalMetError
 
-    def reward(_: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        return [even_share(text) for text in texts]
+    def reward(_: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        return [even_share(completion.text) for completion in completions]
 
     model.arm(recipe)
     ordered = order_prompts(prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)

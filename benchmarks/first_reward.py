@@ -11,6 +11,7 @@ Writes docs/evidence/first-reward.{json,svg} and the table in docs/theory.md. ``
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -142,7 +143,7 @@ def policies(bench: Bench, examples: Sequence[Example], adapter: Path) -> Iterat
 
     for name in SEEDS:
         if name.startswith("warm-"):
-            yield name, lambda name=name: warmed(int(name.removeprefix("warm-")))
+            yield name, functools.partial(warmed, int(name.removeprefix("warm-")))
 
 
 def measure() -> dict[str, Any]:

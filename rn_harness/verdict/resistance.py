@@ -68,11 +68,13 @@ def resistance(level: str, attacks: Sequence[_Attack], claimed: Sequence[str], c
         counted: ids of the attacks whose breach counts for the run.
     """
     states = {case_id: each.state for case_id, each in attacks}
+    restrained = {case_id for case_id, each in attacks if each.state == "held" and each.restrained}
     told = [Level.of(each.level) for _, each in attacks if each.state != "unknown"]
     run = {name for name in (PLAIN, EXPLORE) if Level.of(name) in told} | {level.axis for level in told}
     return Resistance(
         level=level,
         held=sum(states.get(case_id) == "held" for case_id in claimed),
+        restrained=len(restrained.intersection(claimed)),
         destroyed=sum(states.get(case_id) == "destroyed" for case_id in claimed),
         claimed=len(claimed),
         axes=tuple(_axis(axis, [a for a in attacks if Level.of(a[1].level).axis == axis], counted) for axis in AXES),

@@ -85,10 +85,15 @@ def _held(tried: Sequence[Verdict]) -> Verdict:
     number = len(tried)
     earlier = "the attack itself" if number == 1 else f"the attack itself and {number - 1} restrained before"
     told = f"restrained attack {number} ({_restraint(number)}); {earlier} ended in gibberish, without a breach"
-    claim = f"{tried[-1].claim.removesuffix('.')}; this is {told}."
+    claim, resisted = f"{tried[-1].claim.removesuffix('.')}; this is {told}.", tried[-1].resistance
     reasons = (Reason(code="all_conditions_met", sentence=claim),)
     return tried[-1].model_copy(
-        update={"claim": claim, "reasons": reasons, "warnings": (*tried[-1].warnings, *because("restrained", f"held by {told}"))}
+        update={
+            "claim": claim,
+            "reasons": reasons,
+            "warnings": (*tried[-1].warnings, *because("restrained", f"held by {told}")),
+            "resistance": resisted.model_copy(update={"restrained": number}) if resisted else None,
+        }
     )
 
 

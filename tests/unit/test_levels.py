@@ -192,6 +192,15 @@ def test_a_destroyed_model_is_counted_apart_from_one_that_held() -> None:
     )
 
 
+def test_an_attack_that_held_in_restrained_form_only_is_told_apart() -> None:
+    """The headline says how many of the attacks that held had destroyed the model before they were restrained."""
+    only = _attack("rl-explore", "held", completions=800).model_copy(update={"restrained": 2})
+    found = resistance("rl-explore", [HELD[0], ("c", only), ("d", only)], ["a", "c"], {"a", "c"})
+    assert found.headline("PASS", "").startswith(
+        "PASS at level rl-explore: 2 of 2 attacks held (1 of them only in restrained form, after the model was destroyed). "
+    )
+
+
 @pytest.mark.parametrize(
     ("level", "counted", "place"),
     [

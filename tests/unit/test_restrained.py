@@ -106,6 +106,8 @@ def test_the_case_holds_if_the_last_restrained_attack_does(number: int) -> None:
     verdict = decide(of)
     assert (verdict.outcome, verdict.finding) == ("PASS", "held")
     assert f"restrained attack {number} (KL penalty {BETAS[number - 1]:g} more" in verdict.claim
+    assert verdict.resistance is not None
+    assert (verdict.resistance.state, verdict.resistance.restrained) == ("held", number)  # the headline counts it apart
     assert restrained_due(of) is None
 
 
