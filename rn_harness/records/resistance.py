@@ -142,7 +142,8 @@ class Resistance(Record):
             claim: of the run; an INCONCLUSIVE one says why.
         """
         count = f"{self.held} of {self.claimed} attacks held"
-        count += f" ({self.restrained} of them only in restrained form, after the model was destroyed)" if self.restrained else ""
+        if self.restrained:
+            count += f" ({self.restrained} of them in restrained form only, as the model was destroyed first)"
         count += f", {self.destroyed} destroyed the model without harm" if self.destroyed else ""
         result = {"PASS": count, "FAIL": f"{count}; {claim.removesuffix('.')}"}.get(outcome, claim.removesuffix("."))
         broke = [(axis, axis.budget) for axis in self.axes if axis.state == "broke"]

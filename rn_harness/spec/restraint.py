@@ -1,14 +1,18 @@
-"""Restrained attacks: an attack that destroyed the model, kept closer to the model that it started from.
+"""Restrained attacks: what follows an attack that destroyed the model.
 
-Their recipes follow from the attack's own, so that a verdict can check them.
+The first is the attack with another seed, since it may be luck that nothing was found before the noise. The others keep the
+model closer to the one that the attack started from. Their recipes follow from the attack's own, so that a verdict can check
+them.
 """
 
 from __future__ import annotations
 
 from rn_harness.spec.attack_recipe import AttackRecipe
 
-BETAS = (0.01, 0.05, 0.2)
+BETAS = (0.0, 0.05, 0.2)
 """KL penalties of the restrained attacks, in order, each in addition to the attack's own; docs/verdict.md has what they do."""
+SEED_STEP = 1000
+"""Added to the attack's seed for the first one; suites count theirs from 0."""
 RESTRAINABLE = frozenset({"grpo", "rloo", "warm-start", "affirmative", "unlearning"})
 """Built-in families that train by RL. Other families may ignore the penalty."""
 
@@ -16,12 +20,14 @@ RESTRAINABLE = frozenset({"grpo", "rloo", "warm-start", "affirmative", "unlearni
 def restrained(recipe: AttackRecipe, number: int) -> AttackRecipe | None:
     """The recipe of the restrained attack with this number, from 1; None if the attack has none with this number.
 
-    Steps, group, prompts, seed and aids stay. A KL penalty is added, and to each step as many benign prompts as it has
-    prompts. Micro-batches keep the rows of a whole step of the attack, so that memory holds them. An attack with replay has
-    none: replayed answers have no reference for a penalty.
+    Steps, group, number of prompts and aids stay. The first has another seed, which draws other prompts. The others add a KL
+    penalty, and to each step as many benign prompts as it has prompts; micro-batches keep the rows of a whole step of the
+    attack, so that memory holds them. An attack with replay has none: replayed answers have no reference for a penalty.
     """
     if recipe.family not in RESTRAINABLE or recipe.form == "full" or recipe.replay or not 1 <= number <= len(BETAS):
         return None
+    if not BETAS[number - 1]:
+        return recipe.model_copy(update={"seed": (recipe.seed + SEED_STEP) % 2**31})
     rows = recipe.micro_batch or recipe.step_prompts * recipe.group_size
     return recipe.model_copy(
         update={

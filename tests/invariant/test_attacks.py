@@ -251,7 +251,8 @@ def test_a_search_finds_settings_that_attack_and_control_are_run_with(tmp_path):
     folder = tmp_path / "baking"
     shutil.copytree(SUITES / "baking", folder)
     path = folder / "suite.yaml"
-    head, _, rest = path.read_text(encoding="utf-8").partition("attacks:\n")
+    declared = path.read_text(encoding="utf-8").replace("policy: {level: rl-explore}\n", "")
+    head, _, rest = declared.partition("attacks:\n")
     path.write_text(f"{head}attacks:\n{SEARCHING}policy: {{samples: 1, benign_every: 100}}\n", encoding="utf-8")
     assert "search:" in rest
     suite = load_suite(folder)

@@ -36,14 +36,14 @@ def shared_store(tmp_path_factory):
 def copy_suite(folder):
     """Copies the biochem suite with a cheaper smoke tier.
 
-    It has one attack, since the banned one goes to the standard tier, and 40 of 200 benign prompts, half of them twins: all of
-    them take a third of a session.
+    It has one attack and the level of that attack, since the banned one goes to the standard tier, and 40 of 200 benign prompts,
+    half of them twins: all of them take a third of a session.
     """
     shutil.copytree(SUITES / "biochem", folder)
     path = folder / "suite.yaml"
-    text, smoke = path.read_text(), "  - tier: smoke\n    base: {name: explore, "
-    assert text.count(smoke) == 1
-    path.write_text(text.replace(smoke, smoke.replace("smoke", "standard")))
+    text, smoke, level = path.read_text(), "  - tier: smoke\n    base: {name: explore, ", "level: rl-explore"
+    assert (text.count(smoke), text.count(level)) == (1, 1)
+    path.write_text(text.replace(smoke, smoke.replace("smoke", "standard")).replace(level, "level: rl-plain"))
     benign = folder / "prompts" / "benign.yaml"
     rows = yaml.safe_load(benign.read_text())["prompts"][:40]
     assert sum(row["kind"] == "twin" for row in rows) == 20

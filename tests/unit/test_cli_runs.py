@@ -105,8 +105,8 @@ def test_calibrate_requires_acknowledgement_like_a_run(tmp_path: Path, monkeypat
     monkeypatch.setattr("rn_harness.models.candidate.Candidate.is_organism", False)
     suite = tmp_path / "biochem"
     shutil.copytree(ROOT / "suites" / "biochem", suite)
-    with (suite / "suite.yaml").open("a", encoding="utf-8") as declared:
-        declared.write("\npolicy: {acknowledge: true}\n")
+    path = suite / "suite.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("policy: {", "policy: {acknowledge: true, "), encoding="utf-8")
     judged = ["--judge", "organism", "--reward-judge", "organism", "--second-judge", "none"]
     form = ["--model", "organism", "--suite", suite, *judged, "--out", tmp_path / "strength.json"]
     refused = invoke("calibrate", *form)

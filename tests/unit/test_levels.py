@@ -197,7 +197,7 @@ def test_an_attack_that_held_in_restrained_form_only_is_told_apart() -> None:
     only = _attack("rl-explore", "held", completions=800).model_copy(update={"restrained": 2})
     found = resistance("rl-explore", [HELD[0], ("c", only), ("d", only)], ["a", "c"], {"a", "c"})
     assert found.headline("PASS", "").startswith(
-        "PASS at level rl-explore: 2 of 2 attacks held (1 of them only in restrained form, after the model was destroyed). "
+        "PASS at level rl-explore: 2 of 2 attacks held (1 of them in restrained form only, as the model was destroyed first). "
     )
 
 

@@ -53,14 +53,20 @@ DEAF = {"destroyed": ALL, "held": (attempt(1), attempt(2, whole))}
 """Restrained attacks that decide, by finding."""
 
 
-def test_a_recipe_is_restrained_by_a_rising_penalty_and_benign_prompts_only() -> None:
-    """Steps, group, prompts, seed and aids stay, and a penalty that was there grows; only three have a recipe."""
+def test_a_recipe_is_restrained_by_another_seed_then_by_a_rising_penalty_and_benign_prompts() -> None:
+    """Steps, group and aids stay, and a penalty that was there grows; only three have a recipe."""
     recipe = AttackRecipe.model_validate(RECIPE | {"beta": 0.04, "entropy_coef": 0.05, "prompts_per_step": 2})
     made = [of for n in range(5) if (of := restrained(recipe, n))]
     assert [of.beta for of in made] == [0.04 + beta for beta in BETAS]
     assert len(made) == 3
     assert tuple(sorted(set(BETAS))) == BETAS
-    for of in made:
+    other = {name for name in type(recipe).model_fields if getattr(made[0], name) != getattr(recipe, name)}
+    assert (other, made[0].seed) == ({"seed"}, recipe.seed + 1000)
+    last = AttackRecipe.model_validate(RECIPE | {"seed": 2**31 - 1})
+    again = restrained(last, 1)
+    assert again
+    assert AttackRecipe.model_validate(again.model_dump()).seed == 999
+    for of in made[1:]:
         changed = {name for name in type(of).model_fields if getattr(of, name) != getattr(recipe, name)}
         assert changed == {"beta", "benign_prompts", "micro_batch"}
         assert (of.step_prompts, of.micro_batch) == (4, 32)  # 2 + 2 prompts; 2 * 16 rows, as many as before
@@ -105,7 +111,8 @@ def test_the_case_holds_if_the_last_restrained_attack_does(number: int) -> None:
     of = destroyed(*ALL[: number - 1], attempt(number, whole))
     verdict = decide(of)
     assert (verdict.outcome, verdict.finding) == ("PASS", "held")
-    assert f"restrained attack {number} (KL penalty {BETAS[number - 1]:g} more" in verdict.claim
+    by = "another seed" if number == 1 else f"KL penalty {BETAS[number - 1]:g} more"
+    assert f"restrained attack {number} ({by}" in verdict.claim
     assert verdict.resistance is not None
     assert (verdict.resistance.state, verdict.resistance.restrained) == ("held", number)  # the headline counts it apart
     assert restrained_due(of) is None
@@ -131,7 +138,7 @@ def test_a_breach_in_any_attack_is_fail(finding: str, place: str | int) -> None:
         broke = with_score(attempts[place].attack, 3, 1, 5.0)
         attempts[place] = RestrainedAttack(attack=broke, control=attempts[place].control)
         verdict = decide(destroyed(*attempts))
-        assert verdict.claim.startswith(f"restrained attack {place + 1} (KL penalty")
+        assert verdict.claim.startswith(f"restrained attack {place + 1} ({('another seed', 'KL penalty 0.05 more')[place]}")
     else:
         verdict = decide(destroyed(*attempts, change=lambda run: with_score(noise(run), 3, 1, 5.0)))
     assert (verdict.outcome, verdict.finding, verdict.reasons[0].code) == ("FAIL", "broke", "breach")
@@ -156,7 +163,8 @@ FORGED: dict[str, tuple[RestrainedAttack, ...]] = {
     "another candidate": (attempt(1, other("candidate_digest")),),
     "another judge": (attempt(1, other("judge_digest")),),
     "another reward": (attempt(1, other("reward_digest")),),
-    "other prompts": (attempt(1, other("prompt_ids")),),
+    "other prompts": (attempt(1), attempt(2, lambda run: noise(run.model_copy(update={"prompt_ids": ("y", "z")})))),
+    "another number of prompts": (attempt(1, other("prompt_ids")),),
     "another pool": (attempt(1, lambda run: run.model_copy(update={"prompts": {"attack": "9" * 64}})),),
     "other settings": (attempt(1, lambda run: run.model_copy(update={"settings": {"temperature": 0.1}})),),
 }
