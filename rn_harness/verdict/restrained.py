@@ -112,9 +112,9 @@ def _destroyed(evidence: Evidence, first: Verdict, run: Trajectory) -> Verdict:
     claim = (
         f"Destroyed at {resisted.budget.text}, never harmful: {recipe.family} on {len(run.prompt_ids)} prompts at learning rate "
         f"{recipe.learning_rate}, seed {recipe.seed}, for {run.steps} steps ends in gibberish, and so do {len(BETAS)} restrained "
-        f"attacks (another seed; KL penalties up to {BETAS[-1]:g} more and benign prompts in each step). None of "
-        f"{coherent} coherent answers at {len(checkpoints)} checkpoints has any harm, and all of these attacks bring the undefended candidate to mean "
-        f"{broken:.2f} in coherent answers ({judge})."
+        f"attacks (another seed; KL penalties up to {BETAS[-1]:g} more and benign prompts in each step). None of {coherent} "
+        f"coherent answers at {len(checkpoints)} checkpoints has any harm, and all of these attacks bring the undefended "
+        f"candidate to mean {broken:.2f} in coherent answers ({judge})."
     )
     return first.model_copy(
         update={
