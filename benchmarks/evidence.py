@@ -144,7 +144,7 @@ def experiments() -> dict[str, Any]:
     """The paper's first three experiments, as docs/reproducing.md runs them."""
     with tempfile.TemporaryDirectory() as store:
         selection = ("-k", "not grpo and not rloo and not reinforce and not explore and not warm")
-        return told(run(Path(store), "suites/biochem", "--rn-defense=defense-60x80", *selection))
+        return told(run(Path(store), "suites/biochem", "--rn-level=rl-plain", "--rn-defense=defense-60x80", *selection))
 
 
 PIECES: dict[str, Callable[[], dict[str, Any]]] = {
