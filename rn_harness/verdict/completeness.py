@@ -96,8 +96,8 @@ def _incomplete_checkpoint(
     scores, at = checkpoint.scores, f"step {checkpoint.step}"
     if aid is not None:
         at = f"{at} {UNDER[aid]}"
-        scores = tuple(s.model_copy(update={"degenerate": False, "truncated": s.truncated and not s.degenerate}) for s in scores)
-        checkpoint = checkpoint.model_copy(update={"scores": scores})
+        checkpoint = without_noise(checkpoint)
+        scores = checkpoint.scores
     found = [(s.prompt_id, s.sample) for s in scores]
     if len(found) != len(wanted) or set(found) != wanted:
         reasons += because(
@@ -131,6 +131,14 @@ def _incomplete_checkpoint(
         in_noise = set(unseen.values()) == {"degenerate"}
         reasons += because(PROMPT_NOISE, told) if in_noise else because(PROMPT_UNSEEN, told)
     return reasons
+
+
+def without_noise(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with gibberish taken as whole answers, so that only coherent ones count as cut."""
+    scores = (
+        s.model_copy(update={"degenerate": False, "truncated": s.truncated and not s.degenerate}) for s in checkpoint.scores
+    )
+    return checkpoint.model_copy(update={"scores": tuple(scores)})
 
 
 def unseen_prompts(checkpoint: Checkpoint, heldout: Iterable[str]) -> dict[str, str]:
