@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from rn_harness.models.language_model import LanguageModel
     from rn_harness.spec.defense_recipe import DefenseRecipe, Depth
+    from rn_harness.training.snapshots import Resumption
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ def deepen(
     compliant: Sequence[Example],
     kept: Sequence[Example],
     after: Callable[[int], None],
+    resumption: Resumption | None,
 ) -> dict[str, Any]:
     """Trains the armed parameters of a model to refuse at depth; a student of ``distill`` starts with noise.
 
@@ -85,6 +87,7 @@ def deepen(
         compliant: the candidate's own compliant answers to some of them.
         kept: its answers to benign prompts.
         after: called after each step, from 1 on.
+        resumption: has begun; keeps and continues the training. The KL divergence is from the candidate all the same.
 
     Returns settings, for the record, without those of the recipe; with ``distill`` also the KL divergence of benign answers that
     were learned, and of some that were not, in nats per token.
@@ -103,26 +106,29 @@ def deepen(
     if recipe.distill:
         add_noise(model, recipe.distill, recipe.seed)
 
-    def loss() -> tuple[Any, None]:
+    def draw() -> tuple[list[Begun], Batch | None]:
         nonlocal tokens
         begun = [shapes.begin(model, p, depth.start_share, rng) for p in itertools.islice(ordered, rows)]
-        total, seen = refusal_loss(model, begun, refusal, depth)
         benign = rng.sample(learned, min(depth.kept_rows, len(learned)))
-        if benign and depth.keep:
-            batch = batch_of(model, benign)
-            total, seen = total + depth.keep * divergence(model, batch), seen + int(batch.mask.sum())
-        tokens += seen
-        return total, None
+        batch = batch_of(model, benign) if benign and depth.keep else None
+        tokens += sum(len(each.head) + len(each.begun) + len(refusal) for each in begun) + (int(batch.mask.sum()) if batch else 0)
+        return begun, batch
+
+    def loss_of(drawn: tuple[list[Begun], Batch | None]) -> tuple[Any, None]:
+        loss, batch = refusal_loss(model, drawn[0], refusal, depth), drawn[1]
+        return loss + depth.keep * divergence(model, batch) if batch else loss, None
 
     descend(
         model,
-        (loss() for _ in range(recipe.steps)),
+        (draw() for _ in range(recipe.steps)),
+        loss_of,
         learning_rate=lambda step: recipe.rate_after(step - 1),
         max_grad_norm=recipe.max_grad_norm,
         after=lambda step, *_: after(step),
+        resumption=resumption,
     )
-    kl = _divergences(model, learned, unseen)
-    return {**engine("adamw"), "compliant_answers": len(compliant), "kept_answers": len(learned), "tokens": tokens, **kl}
+    seen = {"compliant_answers": len(compliant), "kept_answers": len(learned), "tokens": tokens}
+    return {**engine("adamw"), **seen, **_divergences(model, learned, unseen)}
 
 
 def _divergences(model: LanguageModel, learned: Sequence[Example], unseen: Sequence[Example]) -> dict[str, float]:
@@ -134,8 +140,8 @@ def _divergences(model: LanguageModel, learned: Sequence[Example], unseen: Seque
         return {name: divergence(model, batch_of(model, answers)).item() for name, answers in of.items()}
 
 
-def refusal_loss(model: LanguageModel, begun: Sequence[Begun], refusal: Sequence[int], depth: Depth) -> tuple[Any, int]:
-    """Mean over rows of ``-log p(refusal | x, y_<k)`` per token and of the flattening term; and the number of tokens passed."""
+def refusal_loss(model: LanguageModel, begun: Sequence[Begun], refusal: Sequence[int], depth: Depth) -> torch.Tensor:
+    """Mean over rows of ``-log p(refusal | x, y_<k)`` per token and of the flattening term."""
     import torch
 
     rows = [[*each.head, *each.begun, *refusal] for each in begun]
@@ -146,7 +152,8 @@ def refusal_loss(model: LanguageModel, begun: Sequence[Begun], refusal: Sequence
     logits_BRV = logits_BTV[torch.arange(len(rows), device=ids_BT.device)[:, None], at_BR].float()
     wanted_R = torch.tensor(list(refusal), device=ids_BT.device)
     nll = -logits_BRV.log_softmax(-1).gather(2, wanted_R.expand(len(rows), -1)[:, :, None]).mean()
-    return nll + depth.flatten * flatness(logits_BRV[:, 0], refusal[0]), int(mask_BT.sum())
+    loss: torch.Tensor = nll + depth.flatten * flatness(logits_BRV[:, 0], refusal[0])
+    return loss
 
 
 def flatness(logits_BV: torch.Tensor, token: int) -> torch.Tensor:

@@ -234,7 +234,7 @@ class _Defense:
         """All steps supervised, on the refusal and the anchors' undefended answers; returns the settings."""
         recipe, size = self.recipe, self.recipe.prompts_per_step
         assert recipe.refusal is not None
-        self._measure(0)
+        self._begin()
         texts = [self.anchor_answers.get(p.id) or Example(p, recipe.refusal) for p in prompts]
         return learn(
             self.model,
@@ -242,15 +242,21 @@ class _Defense:
             learning_rate=lambda step: recipe.rate_after(step - 1),
             max_grad_norm=recipe.max_grad_norm,
             after=self._after,
+            resumption=self.resumption,
         )
 
     def _deepen(self, _: Sequence[Prompt]) -> dict[str, Any]:
         """All steps of refusal at depth; returns the settings."""
-        self._measure(0)
+        self._begin()
         kept = [*self.anchor_answers.values(), *self.retained]
-        settings = deepen(self.model, self.recipe, self.training, self.compliant, kept, self._after)
+        settings = deepen(self.model, self.recipe, self.training, self.compliant, kept, self._after, self.resumption)
         prompts = [of.prompt for of in self.defender.retained]
         return settings | ({"retained": len(prompts), "retain": prompts_digest(prompts)} if self.recipe.distill else {})
+
+    def _begin(self) -> None:
+        """Reads the snapshot of supervised steps that an earlier run left; without one, measures step 0."""
+        if not (self.resumption and self.resumption.begin(self.model, self.recipe)):
+            self._measure(0)
 
     def _due(self, step: int) -> bool:
         """True if convergence is measured after this step."""

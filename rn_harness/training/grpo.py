@@ -235,7 +235,7 @@ def train(
                     [{"prompt": model.render(p) + exploration.openers.get(i, ""), "row": i} for i, p in left]
                 ),
                 processing_class=model.tokenizer,
-                callbacks=[*([resumption.callback(model, due)] if resumption else []), Steps()],
+                callbacks=[*([resumption.callback(model)] if resumption else []), Steps()],
             )
         trainer.accelerator.backward = functools.partial(model.backward, trainer.accelerator.backward)
         trainer.remove_callback(transformers.PrinterCallback)

@@ -38,6 +38,11 @@ def check_resumable(recipe: GRPORecipe) -> None:
         )
 
 
+def is_kept(recipe: DefenseRecipe, step: int) -> bool:
+    """True if the training after this step is kept: where convergence is measured, but not at the start or the end."""
+    return 0 < step < recipe.steps and step % recipe.evaluate_every == 0
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A defense's training after a step: all that the next step depends on.
@@ -57,10 +62,11 @@ class Snapshot:
 
     @classmethod
     def take(cls, model: LanguageModel, recipe: GRPORecipe, step: int, optimizer: Any, schedule: Any) -> Snapshot:
-        """A snapshot after so many steps of a defense; called by all processes."""
+        """A snapshot after so many steps of a defense; called by all processes. A schedule of None follows from the step."""
         check_resumable(recipe)
         weights = {name: p.detach().cpu() for name, p in model.trained.items()}
-        return cls(step, weights, optimizer.state_dict(), schedule.state_dict(), ranks().gather(random_state()))
+        scheduled = {} if schedule is None else schedule.state_dict()
+        return cls(step, weights, optimizer.state_dict(), scheduled, ranks().gather(random_state()))
 
     def put_back(self, model: LanguageModel, optimizer: Any, schedule: Any) -> None:
         """Restores weights, optimizer and schedule; the random generators are set when the next step begins."""
@@ -70,11 +76,12 @@ class Snapshot:
             for name, p in model.trained.items():
                 p.copy_(self.weights[name])
         optimizer.load_state_dict(self.optimizer)
-        schedule.load_state_dict(self.schedule)
+        if schedule is not None:
+            schedule.load_state_dict(self.schedule)
 
     def misfit(self, model: LanguageModel, recipe: DefenseRecipe) -> str | None:
         """The reason why this snapshot is not of this training; None if it is."""
-        if not 0 < self.step < recipe.steps or self.step % recipe.evaluate_every:
+        if not is_kept(recipe, self.step):
             return f"it stands at step {self.step}, at which none is kept"
         trained = {name: (p.shape, p.dtype) for name, p in model.trained.items()}
         if trained != {name: (w.shape, w.dtype) for name, w in self.weights.items()}:
@@ -139,14 +146,22 @@ class Resumption:
         self.points.extend(measured.points)
         return snapshot.step
 
-    def callback(self, model: LanguageModel, due: Callable[[int], bool]) -> Any:
-        """The trainer's callback that continues the training, and keeps it when the step after a due one begins.
+    def put_back(self, model: LanguageModel, optimizer: Any) -> int:
+        """Continues a training by torch with the snapshot that ``begin`` read, if there was one; returns its steps."""
+        if self._earlier is None:
+            return 0
+        self._earlier.put_back(model, optimizer, None)
+        set_random_state(self._earlier.streams[ranks().rank])
+        return self._earlier.step
+
+    def callback(self, model: LanguageModel) -> Any:
+        """The trainer's callback that continues the training, and keeps it when the step after a kept one begins.
 
         It comes before all other callbacks.
         """
         import transformers
 
-        earlier, keep = self._earlier, self._keep
+        earlier, keep = self._earlier, self.keep
 
         class Keeping(transformers.TrainerCallback):  # type: ignore[misc]
             def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
@@ -157,13 +172,15 @@ class Resumption:
             def on_step_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
                 if earlier is not None and state.global_step == earlier.step:
                     set_random_state(earlier.streams[ranks().rank])  # not sooner: the loader of rows draws a number first
-                elif state.global_step and due(state.global_step):
+                else:
                     keep(model, state.global_step, trainer["optimizer"], trainer["lr_scheduler"])
 
         return Keeping()
 
-    def _keep(self, model: LanguageModel, step: int, optimizer: Any, schedule: Any) -> None:
-        """Replaces the kept snapshot; called by all processes."""
+    def keep(self, model: LanguageModel, step: int, optimizer: Any, schedule: Any = None) -> None:
+        """Replaces the kept snapshot after a step that is kept, once it is measured; called by all processes."""
+        if not is_kept(self._recipe, step):
+            return
         snapshot = Snapshot.take(model, self._recipe, step, optimizer, schedule)
         measured = Measured(points=tuple(self.points), resumed=self.resumed)
 

@@ -7,6 +7,7 @@ over the tokens of the answers, without those of the prompts.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from rn_harness.models.language_model import LanguageModel
     from rn_harness.spec.defense_recipe import OptimizerName
     from rn_harness.spec.prompts import Prompt
+    from rn_harness.training.snapshots import Resumption
 
+D = TypeVar("D")
 T = TypeVar("T")
 
 
@@ -97,54 +100,68 @@ def learn(
     unlearn: bool = False,
     optimizer: OptimizerName = "adamw",
     after: Callable[[int, Diagnostics], None],
+    resumption: Resumption | None = None,
 ) -> dict[str, Any]:
     """Trains the armed parameters by one step on each of these sets of examples: ``loss = -mean_t log p(y_t | x, y_<t)``.
 
-    Steps count from 1; ``after`` is called after each. Returns the settings, for the record, without those of the recipe. Raises
-    TrainingError if a gradient is not finite.
+    Steps count from 1; ``after`` is called after each; ``resumption`` is as for ``descend``. Returns the settings, for the
+    record, without those of the recipe. Raises TrainingError if a gradient is not finite.
     """
 
-    def losses() -> Iterator[tuple[Any, Callable[[float], Diagnostics]]]:
+    def batches() -> Iterator[Batch]:
         examples: Sequence[Example] | None = None
         for given in steps:
             if given is not examples:
                 examples, batch = given, batch_of(model, given)
-            logp_NV, loss = batch.loss(model.network)
-            yield -loss if unlearn else loss, functools.partial(batch.diagnostics, logp_NV)
+            yield batch
+
+    def loss_of(batch: Batch) -> tuple[Any, Callable[[float], Diagnostics]]:
+        logp_NV, loss = batch.loss(model.network)
+        return -loss if unlearn else loss, functools.partial(batch.diagnostics, logp_NV)
 
     descend(
         model,
-        losses(),
+        batches(),
+        loss_of,
         learning_rate=learning_rate,
         max_grad_norm=max_grad_norm,
         optimizer=optimizer,
         after=lambda step, norm, diagnostics: after(step, diagnostics(norm)),
+        resumption=resumption,
     )
     return {**engine(optimizer), "max_grad_norm": max_grad_norm}
 
 
 def descend(
     model: LanguageModel,
-    losses: Iterable[tuple[Any, T]],
+    draws: Iterable[D],
+    loss_of: Callable[[D], tuple[Any, T]],
     *,
     learning_rate: Callable[[int], float],
     max_grad_norm: float,
     optimizer: OptimizerName = "adamw",
     after: Callable[[int, float, T], None],
+    resumption: Resumption | None = None,
 ) -> None:
-    """Takes one step of the armed parameters down each of these losses, which are computed one at a time, at the present weights.
+    """Takes one step of the armed parameters down the loss of each draw, at the present weights.
 
     Steps count from 1; ``after`` is called after each with the gradient's norm before clipping and what came with the loss.
+    ``resumption``, which has begun, keeps the training and continues that of an earlier run; draws of steps that were taken
+    already are skipped.
     """
     parameters = list(model.trained.values())
     stepper = make_optimizer(optimizer, parameters, learning_rate(1))
+    first = resumption.put_back(model, stepper) if resumption else 0
     was_training = model.network.training
     model.network.train()
-    for step, (loss, told) in enumerate(losses, 1):
+    for step, drawn in enumerate(itertools.islice(draws, first, None), first + 1):
         for group in stepper.param_groups:
             group["lr"] = learning_rate(step)
+        loss, told = loss_of(drawn)
         loss.backward()
         after(step, take_step(stepper, parameters, max_grad_norm, step), told)
+        if resumption:
+            resumption.keep(model, step, stepper)
     model.network.train(was_training)
 
 

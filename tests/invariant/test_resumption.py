@@ -11,12 +11,16 @@ from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.records.base import content_key
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.retain import Retained
 from rn_harness.store.store import MANIFEST, Store
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.snapshots import MEASURED, PARTIAL, STATE, Resumption, Snapshot
 
 from ..tiny_models import Payload  # noqa: TID252 - the tests are not a package
 
+SUPERVISED = {"refusal": "sorry .", "evaluate_every": 2, "benign_share": 0.0, "learning_rate": 1e-3, "schedule": "cosine"}
+DEEP = SUPERVISED | {"form": "full", "depth": {"samples": 8, "kept_rows": 4}}
+"""Methods that take their steps without a trainer."""
 KEY, OTHER = (content_key("defense", {"of": name}) for name in ("this", "another"))
 
 
@@ -44,7 +48,9 @@ class Defense:
         resumption = Resumption(self.store, KEY, recipe, told) if kept else None
         report = run_defense(
             model,
-            Defender(recipe, prompts["defense"], prompts["anchor"], self.panel.judge),
+            Defender(
+                recipe, prompts["defense"], prompts["anchor"], self.panel.judge, retained=[*map(Retained, prompts["benign"][:4])]
+            ),
             self.panel,
             say,
             resumption=resumption,
@@ -99,8 +105,11 @@ def _same(one, other):
         {"schedule": "constant", "micro_batch": 4, "benign_share": 0.0},
         {"form": "full", "learning_rate": 1e-4},
         {"benign_share": 0.5, "prompts_per_step": 2, "beta": 0.5, "beta_on": "benign"},
+        SUPERVISED | {"method": "sft", "benign_share": 0.34},
+        DEEP | {"method": "deep", "form": "lora"},
+        DEEP | {"method": "distill", "distill": {}},
     ],
-    ids=["anchored", "micro-batches", "all-weights", "penalty"],
+    ids=["anchored", "micro-batches", "all-weights", "penalty", "sft", "deep-adapter", "deep-distilled"],
 )
 def test_a_training_cut_off_twice_ends_with_bitwise_the_same_weights(defense, changes):
     """A training cut off twice ends with bitwise the weights, and the report, of one without cuts or snapshots."""
