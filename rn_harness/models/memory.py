@@ -21,8 +21,10 @@ QUANTISED = 0.516
 """Bytes of a 4-bit number with its share of the doubly quantised constants (arXiv 2305.14314: 0.127 bits)."""
 TRAINED = 16
 """Bytes of a trained number: itself, its gradient and AdamW's two moments, each in float32."""
-SIMULATED = 20
-"""Bytes of a number that simulated attackers train: its own value, theirs kept aside, a second gradient, two moments."""
+REMEMBERED = 4
+"""Bytes of a number more if all weights are trained: its value before the training is kept."""
+SIMULATED = 16
+"""Bytes of a number that simulated attackers train: its value by them, kept aside, a second gradient, two moments."""
 RUNTIME = {"cpu": 0.7 * GIB, "cuda": 1.0 * GIB}
 """Memory of the libraries before anything is loaded."""
 FRAGMENTED = 1.1
@@ -31,6 +33,8 @@ TILE = (4096, 32_768)
 """Tokens and words of the float32 tiles in which TRL 1.16 computes logits; they never stand in memory whole."""
 TILES = {"cpu": 9, "cuda": 4}
 """Tiles at the peak of an update: measured on a CPU, an upper estimate for a card, where one kernel does most of the work."""
+LEARNED = 3
+"""Copies of learned answers' float32 logits at the peak of a supervised step, which computes no tiles; measured on a CPU."""
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 """A container's own bound, which the system's figure does not know."""
 
@@ -96,6 +100,10 @@ class Work:
         checkpointing: activations are computed again in the backward pass.
         checkpoint_rows: completions that a measurement samples together.
         whole, whole_rows: most tokens of a cut completion that is continued, and the rows of one such call.
+        taught, taught_tokens: rows of a supervised step, which pass at once, and tokens of such a row, at most; 0: plain RL.
+        learned: those of these rows whose whole answers are learned.
+        asked: completions of the candidate that are sampled for a defense before it is trained.
+        noised: the recipe adds noise to the weights, so that an adapter is no remedy.
         simulated: attackers are simulated, with another optimizer and a copy of the weights.
         judges: bytes of the judges' weights in the same memory.
         sampler: bytes of a separate sampler with a copy of the weights; 0: the model samples itself.
@@ -115,6 +123,11 @@ class Work:
     checkpoint_rows: int = 80
     whole: int = 0
     whole_rows: int = 32
+    taught: int = 0
+    taught_tokens: int = 0
+    learned: int = 0
+    asked: int = 0
+    noised: bool = False
     simulated: bool = False
     judges: float = 0.0
     sampler: float = 0.0
@@ -177,7 +190,8 @@ def plan_memory(shape: Shape, work: Work) -> Plan:
     number = 4 if work.form == "full" else work.number
     tables = shape.parameters - shape.linear
     weights = (shape.linear * QUANTISED if work.form == "qlora" else shape.linear * number) + tables * number
-    training = shape.parameters * (TRAINED - number) if work.form == "full" else shape.adapter(work.rank) * TRAINED
+    whole = shape.parameters * (TRAINED - number + REMEMBERED)
+    training = whole if work.form == "full" else shape.adapter(work.rank) * TRAINED
     training += shape.parameters * SIMULATED if work.simulated else 0
     # An adapter is folded into plain weights while it samples, and the weights are kept to be put back; but into no shards.
     kept = shape.linear * number if work.form == "lora" and not work.spread else 0
@@ -191,25 +205,31 @@ def plan_memory(shape: Shape, work: Work) -> Plan:
         prefill = rows * work.prompt * (6 * shape.hidden + 3 * shape.intermediate) * number
         return (cache + prefill + 2 * rows * shape.vocabulary * 4) * FRAGMENTED + kept
 
-    rows = -(-min(work.micro_batch, work.rows) // work.cards)
-    tokens = rows * (work.prompt + work.completion)
     # One token leaves in one layer: queries, keys and values, rotated, spread over their groups, and attention's output;
     # residuals and norms; gate, up, activated, product. Norms and the adapter's inputs are in float32.
     saved = (5 * shape.queries + 3 * shape.keys + 4 * shape.hidden + 4 * shape.intermediate) * number
     if number < 4:
         saved += 4 * (7 * shape.hidden + shape.queries + shape.intermediate)
-    layer = tokens * saved
-    inputs = tokens * shape.hidden * number
-    activations = shape.layers * inputs + 2 * layer if work.checkpointing else shape.layers * layer
-    scored = tokens if work.device == "cpu" else rows * work.completion  # on a card the prompt's positions are left out
-    logits = min(scored, TILE[0]) * min(shape.vocabulary, TILE[1]) * 4 * TILES[work.device]
+
+    def reinforcing() -> float:
+        rows = -(-min(work.micro_batch, work.rows) // work.cards)
+        tokens = rows * (work.prompt + work.completion)
+        inputs = shape.layers * tokens * shape.hidden * number
+        activations = inputs + 2 * tokens * saved if work.checkpointing else shape.layers * tokens * saved
+        scored = tokens if work.device == "cpu" else rows * work.completion  # on a card the prompt's positions are left out
+        return activations + min(scored, TILE[0]) * min(shape.vocabulary, TILE[1]) * 4 * TILES[work.device]
+
+    def teaching() -> float:
+        tokens, learned = work.taught * work.taught_tokens, work.learned * (work.taught_tokens - work.prompt)
+        return tokens * shape.layers * saved + (tokens + LEARNED * learned) * shape.vocabulary * 4
+
     measured = min(work.checkpoint_rows, ROWS_AT_ONCE)
     return Plan(
         work=work,
         weights=weights * share,
         training=training,
-        sampling=always + generating(work.rows),
-        update=always + (activations + logits) * FRAGMENTED,
+        sampling=max(always + generating(work.rows), always - training + generating(min(work.asked, ROWS_AT_ONCE))),
+        update=always + max(reinforcing() if work.simulated or not work.taught else 0.0, teaching()) * FRAGMENTED,
         checkpoint=always + max(generating(measured), generating(min(work.whole_rows, measured), work.whole)),
     )
 
@@ -239,7 +259,7 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
     }
     kept, single, served, lora, four, spread = changes
     options: list[tuple[str, ...]] = [(kept,), (single,), (served,), (kept, served)]
-    if work.simulated:  # which trains all weights, whatever the form says
+    if work.simulated or work.noised:  # which train all weights, whatever the form says
         pass
     elif work.form == "full":
         options += [(lora,), (lora, kept, served)]
@@ -247,9 +267,11 @@ def remedies(shape: Shape, work: Work, available: float) -> Iterator[tuple[str, 
         options += [(spread,), (spread, kept), (spread, served), (spread, kept, served)] if work.cards > 1 else []
         options += [(four,), (four, kept), (four, served), (four, kept, served), (four, kept, served, single)]
     fitting: list[set[str]] = []
+    idle = (kept, single) if work.taught and not work.simulated else ()  # supervised steps pass their rows whole
     for option in options:
         # A setting that is on already does not help, and options that include a fitting one are needless.
-        needed = [name for name in option if any(getattr(work, key) != to for key, to in changes[name].items())]
+        useful = (name for name in option if name not in idle)
+        needed = [name for name in useful if any(getattr(work, key) != to for key, to in changes[name].items())]
         if not needed or (work.splits and single in needed) or any(found <= set(needed) for found in fitting):
             continue
         merged = {key: to for name in needed for key, to in changes[name].items()}

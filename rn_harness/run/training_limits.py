@@ -164,22 +164,36 @@ class TrainingLimits:
             self._longest[suite.digest] = self.participants.candidate.longest_prompt([*texts, *shifted])
         return self._longest[suite.digest]
 
+    def _longest_taught(self, suite: Suite, recipe: GRPORecipe) -> int:
+        """Tokens of the longest row of a defense's supervised steps, at most: a prompt, an answer, and a refusal after it."""
+        assert isinstance(recipe, DefenseRecipe)
+        longest, key = self._longest_prompt(suite), f"retained {suite.digest}"
+        if recipe.distill and key not in self._longest:
+            texts = [f"{of.prompt.text} {of.answer or ''}" for of in self.participants.retained(suite)]
+            self._longest[key] = self.participants.candidate.longest_prompt(texts or [""])
+        refusal = self.participants.candidate.longest_prompt([recipe.refusal]) if recipe.refusal else 0
+        return max(longest, self._longest[key] if recipe.distill else 0) + refusal
+
     def _work(self, suite: Suite, recipe: GRPORecipe) -> Work:
         """A fine-tune as the memory plan sees it."""
         participants = self.participants
         options, candidate, sampler = participants.options, participants.candidate, participants.sampler
-        rows, hardened = _rows(recipe), isinstance(recipe, DefenseRecipe) and recipe.hardening is not None
-        # Supervised steps take all of their rows at once.
-        supervised = hardened or (isinstance(recipe, DefenseRecipe) and recipe.method == "sft")
+        rows, (taught, learned, asked) = _rows(recipe), _taught(recipe, suite)
+        completion = max(recipe.max_completion_tokens, suite.policy.max_completion_tokens)
         return Work(
             form="qlora" if candidate.quantised else "full" if recipe.whole else recipe.form,
             number=self._number_bytes(suite, recipe),
             rows=rows,
             prompt=self._longest_prompt(suite),
-            completion=max(recipe.max_completion_tokens, suite.policy.max_completion_tokens),
+            completion=completion,
             micro_batch=recipe.micro_batch or rows,
-            splits=recipe.micro_batch is None and recipe.loss_type != "bnpo" and not supervised,
-            simulated=hardened,
+            splits=recipe.micro_batch is None and recipe.loss_type != "bnpo" and not taught,
+            taught=taught,
+            taught_tokens=self._longest_taught(suite, recipe) + completion if taught else 0,
+            learned=learned,
+            asked=asked,
+            noised=isinstance(recipe, DefenseRecipe) and recipe.distill is not None,
+            simulated=isinstance(recipe, DefenseRecipe) and recipe.hardening is not None,
             checkpointing=recipe.gradient_checkpointing,
             rank=recipe.lora.r,
             whole=suite.policy.max_whole_tokens,
@@ -207,11 +221,21 @@ class TrainingLimits:
 
 
 def _rows(recipe: GRPORecipe) -> int:
-    """Rows of a step, B = P * G; of supervised steps, the largest number of rows."""
+    """Rows of a step, B = P * G; of supervised steps P."""
+    return recipe.step_prompts * (recipe.group_size if recipe.rewarded else 1)
+
+
+def _taught(recipe: GRPORecipe, suite: Suite) -> tuple[int, int, int]:
+    """Rows of a defense's supervised steps, at most, those that learn whole answers, and completions of the candidate for it."""
     if not isinstance(recipe, DefenseRecipe):
-        return recipe.step_prompts * recipe.group_size
-    rows = recipe.prompts_per_step * (recipe.group_size if recipe.method == "grpo" else 1)
-    return max(rows, recipe.hardening.rows, recipe.hardening.examples) if recipe.hardening else rows
+        return 0, 0, 0
+    hardening, depth, refusals = recipe.hardening, recipe.depth, 0 if recipe.rewarded else recipe.prompts_per_step
+    learned = depth.kept_rows if depth else refusals
+    taught = learned + (refusals if depth else 0)
+    if hardening:  # its losses are of refusals and of kept answers, at the same weights
+        learned = max(learned, hardening.rows, hardening.examples)
+        taught = max(taught, 2 * hardening.rows, hardening.examples)
+    return taught, learned, max(of.samples if of else 0 for of in (hardening, depth)) * len(suite.prompts["defense"])
 
 
 def _trained_by(recipe: GRPORecipe) -> str:

@@ -16,7 +16,7 @@ from rn_harness.models.memory import GIB, RUNTIME, Shape, Work, check_memory, fi
 from rn_harness.models.resolve import MODELS, resolve_candidate
 from rn_harness.run import training_limits
 from rn_harness.run.session import RunSession
-from rn_harness.spec.defense_recipe import GRPORecipe
+from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.model_profiles import load_model_profile
@@ -111,14 +111,43 @@ def test_a_configuration_without_numbers_is_not_guessed() -> None:
 
 
 def test_weights_and_training_by_hand() -> None:
-    """2 bytes per weight; LoRA has 4 numbers per map at rank 1 and 16 bytes for each; full training has 16 bytes per weight."""
+    """2 bytes per weight; LoRA has 4 numbers per map at rank 1 and 16 bytes for each; full training has 20 bytes per weight."""
     tiny = Shape(parameters=1000, layers=2, hidden=4, intermediate=8, queries=4, keys=2, vocabulary=10)
     assert tiny.linear == 2 * (2 * 4 * 6 + 3 * 4 * 8) == 288
     assert tiny.adapter(1) == 2 * (2 * 8 + 2 * 6 + 3 * 12) == 128
     lora, full, four = (plan_memory(tiny, Work(form=form, rank=1)) for form in ("lora", "full", "qlora"))  # type: ignore[arg-type]
     assert (lora.weights, lora.training) == (2000, 128 * 16)
-    assert (full.weights, full.weights + full.training) == (4000, 16000)
+    assert (full.weights, full.weights + full.training) == (4000, 20000)
     assert four.weights == pytest.approx(288 * 0.516 + 712 * 2)
+
+
+def test_supervised_steps_by_hand() -> None:
+    """Rows of a supervised step pass at once: micro-batches and checkpointing save nothing, nor does noise allow an adapter."""
+    tiny = Shape(parameters=1000, layers=2, hidden=4, intermediate=8, queries=4, keys=2, vocabulary=10)
+    work = Work(form="full", rows=12, micro_batch=12, prompt=40, taught=36, taught_tokens=100, learned=24, checkpoint_rows=1)
+    planned = plan_memory(tiny, work)
+    # A token leaves 5 * 4 + 3 * 2 + 4 * 4 + 4 * 8 = 74 numbers in each of two layers, and its logits; a learned one three more.
+    due = 36 * 100 * (2 * 74 + 10) + 24 * 60 * 3 * 10
+    assert planned.update == pytest.approx(RUNTIME["cuda"] + 20_000 + 4 * due * memory.FRAGMENTED)
+    for changes in ({"micro_batch": 1}, {"checkpointing": True}, {"cards": 4}):
+        assert plan_memory(tiny, dataclasses.replace(work, **changes)).update == planned.update
+    judged = dataclasses.replace(work, judges=GIB, noised=True)
+    named = [name for name, _ in remedies(tiny, dataclasses.replace(judged, noised=False), 3 * GIB)]
+    assert named == ["a judge on a server (--rn-judge openai:NAME@URL)", "form=lora in the recipe"]
+    assert [name for name, _ in remedies(tiny, judged, 3 * GIB)] == named[:1]
+
+
+def test_answers_asked_before_the_training_by_hand() -> None:
+    """A defense samples the undefended candidate in calls of at most 256 rows, before there is anything to train."""
+    llama = shape("llama3-8b")
+    plain = attack("llama3-8b", taught=48, taught_tokens=384)
+    asked = plan_memory(llama, dataclasses.replace(plain, asked=9216)).sampling
+    assert asked > plan_memory(llama, plain).sampling
+    assert asked == plan_memory(llama, dataclasses.replace(plain, rows=256)).sampling - llama.adapter(16) * 16
+    whole = dataclasses.replace(plain, form="full")  # whose moments and remembered weights are more than these rows take
+    assert plan_memory(llama, dataclasses.replace(whole, asked=9216)) == dataclasses.replace(
+        plan_memory(llama, whole), work=dataclasses.replace(whole, asked=9216)
+    )
 
 
 def test_the_cache_and_the_kept_weights_by_hand() -> None:
@@ -222,6 +251,24 @@ def test_the_formula_matches_measured_peaks(prompt: int, completion: int, measur
     assert plan_memory(tiny, work).total / GIB == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("taught", "learned", "prompt", "completion", "measured"),
+    [(32, 16, 50, 16, 2.695), (24, 16, 90, 32, 3.335), (25, 1, 50, 16, 2.564), (25, 24, 50, 16, 2.627), (17, 16, 50, 64, 3.384)],
+)
+def test_supervised_steps_take_what_was_measured(
+    taught: int, learned: int, prompt: int, completion: int, measured: float
+) -> None:
+    """The plan of refusals at depth is 0 to 15 % above the measured peak of two steps of all weights (docs/models.md)."""
+    numbers = {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1536, "num_attention_heads": 8}
+    tiny = shape_of(numbers | {"num_key_value_heads": 4, "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True})
+    assert tiny is not None
+    rows = {"taught": taught, "learned": learned, "taught_tokens": prompt + completion}
+    work = Work(form="full", number=4, prompt=prompt, completion=completion, checkpoint_rows=1, device="cpu", **rows)
+    planned = plan_memory(tiny, work)
+    assert planned.total == planned.update
+    assert 0.995 < planned.update / GIB / measured < 1.15
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_profiles_match_the_planner(name: str) -> None:
     """A profile's expected memory is the planner's, rounded."""
@@ -270,6 +317,31 @@ def test_a_run_that_does_not_fit_stops_before_loading(tmp_path: Path, monkeypatc
         CandidateError, match=r"got \d\.\d GiB expected: weights 0\.0, .*, of 0\.4 GiB available on cpu; no option"
     ):
         run().limits.largest(suite)
+
+
+def test_a_distilled_defense_is_planned_with_all_that_it_holds(tmp_path: Path) -> None:
+    """Refusals and kept answers pass together, in rows that hold the longest retained request with its answer and a refusal."""
+    suite = load_suite(write_suite(tmp_path / "demo"))
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "name a river", "completion": "the rhine " * 500}))
+    fields = {"steps": 10, "learning_rate": 1e-3, "form": "full", "prompts_per_step": 12, "refusal": "no .", "depth": {}}
+    deep = DefenseRecipe.model_validate(fields | {"method": "deep"})
+    distilled = DefenseRecipe.model_validate(fields | {"method": "distill", "distill": {}, "gradient_checkpointing": True})
+
+    def work(recipe: DefenseRecipe, retain: str | None = None) -> Work:
+        options = Options(model="organism", defense="quick", tier="standard", base=tmp_path, retain=retain)
+        planned = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None).limits.planned(suite, recipe)
+        assert planned is not None
+        assert planned.work.form == "full"
+        assert planned.work.micro_batch == planned.work.rows == 12
+        return planned.work
+
+    plain, long = work(deep), work(distilled, "long.jsonl")
+    assert plain.taught == long.taught == 12 + 24
+    assert plain.learned == long.learned == 24
+    assert plain.taught_tokens > plain.prompt + plain.completion + 2
+    assert long.taught_tokens > plain.taught_tokens + 900
+    assert plain.asked == long.asked == 128 * len(suite.prompts["defense"])
+    assert (plain.noised, long.noised, long.splits) == (False, True, False)
 
 
 def test_attacks_are_planned_for_the_numbers_of_the_defended_model(tmp_path: Path) -> None:
