@@ -48,6 +48,7 @@ class Defender:
         harmful: the suite's defense prompts.
         anchors: benign prompts; the anchored recipe keeps their undefended answers.
         retained: further benign prompts, whose answers a distilled student keeps.
+        teacher: loads the model that a distilled student is made from; None: the candidate.
     """
 
     recipe: DefenseRecipe
@@ -56,6 +57,7 @@ class Defender:
     reward_judge: Judge
     sampler: Sampler = TRANSFORMERS
     retained: Sequence[Retained] = ()
+    teacher: Callable[[], LanguageModel] | None = None
 
 
 def split_validation(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
@@ -192,6 +194,8 @@ class _Defense:
             self.retained = retained_answers(model, self.defender.retained, recipe.max_completion_tokens)
         undefended, undefended_banned = self._probes()
         prompts = mix_benign(self.training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
+        if self.defender.teacher:
+            model.network.float().load_state_dict(self.defender.teacher().network.state_dict())
         model.arm(recipe)
         settings = {"grpo": self._reinforce, "sft": self._teach}.get(recipe.method, self._deepen)(prompts)
         if hardening:

@@ -108,6 +108,8 @@ class RunContext(Participants):
         inputs = self.common_inputs(suite, sessions, used) | {"recipe": recipe.model_dump(mode="json")}
         if recipe.distill:
             inputs["retain"] = digest_of([[of.prompt.text, of.answer] for of in self.retained(suite)])
+        if teacher := suite.teacher_of(recipe):
+            inputs["teacher"] = self.defense_inputs(suite, sessions, self.limits.fitted(suite, teacher))
         return inputs
 
     def attack_inputs(

@@ -167,7 +167,7 @@ class SuiteRun:
         context, folder = self.context, self.context.defense_folder
         recipe = context.defense_recipe(self.suite)
         if recipe is not None:
-            return self._trained(context.limits.fitted(self.suite, recipe))
+            return self._trained(context.limits.fitted(self.suite, recipe), context.options.defense)
         if context.released:
             return _defended(context, context.defense_name, context.released)
         if context.options.defense == NO_DEFENSE:
@@ -178,10 +178,10 @@ class SuiteRun:
         """The inputs of a trained defense; their digest is its key."""
         return self.context.defense_inputs(self.suite, self.sessions, recipe)
 
-    def _trained(self, recipe: DefenseRecipe) -> Defended:
+    def _trained(self, recipe: DefenseRecipe, called: str) -> Defended:
         """The defense of a recipe, from the store or trained now."""
         context, inputs = self.context, self.defense_inputs(recipe)
-        key, name = content_key("defense", inputs), f"{self.suite.domain}: defense {context.options.defense}"
+        key, name = content_key("defense", inputs), f"{self.suite.domain}: defense {called}"
 
         def say(state: str) -> None:
             context.say(Progress(name, 0, 0, state, stays=True))
@@ -194,9 +194,15 @@ class SuiteRun:
         made = trained_defense(context, entry / ("model" if recipe.whole else "adapter"))
         return dataclasses.replace(made, report=report, stored=found is not None)
 
+    def _teacher(self, recipe: DefenseRecipe) -> Defended | None:
+        """The teacher of a distilled defense, from the store or trained now; None if the candidate itself teaches."""
+        teacher, limits = self.suite.teacher_of(recipe), self.context.limits
+        return self._trained(limits.fitted(self.suite, teacher), f"{self.context.options.defense}'s teacher") if teacher else None
+
     def _train(self, recipe: DefenseRecipe, key: str, inputs: dict[str, Any], name: str, resumption: Resumption) -> Path:
         """Trains a defense and puts it into the store."""
-        context, prompts, started = self.context, self.suite.prompts, now()
+        context, prompts, teacher = self.context, self.suite.prompts, self._teacher(recipe)
+        started = now()
         context.say_why_new("defense", inputs, name)
 
         def say(point: ConvergencePoint) -> None:
@@ -207,19 +213,28 @@ class SuiteRun:
         with attempt(context.store, key):
             self.check_reward()
             panel, model = self.panel, context.candidate.load()
-            retained = context.retained(self.suite) if recipe.distill else ()
-            defender = Defender(recipe, prompts["defense"], prompts["anchor"], self.judges.reward, context.sampler, retained)
+            defender = Defender(
+                recipe,
+                prompts["defense"],
+                prompts["anchor"],
+                self.judges.reward,
+                context.sampler,
+                context.retained(self.suite) if recipe.distill else (),
+                teacher.load if teacher else None,
+            )
             report = run_defense(
                 model, defender, panel, say, lambda step: context.say(Progress(name, step, recipe.last_step)), resumption
             )
         measured = Measurement(run_id=context.run_id, started=started, ended=now())
+        settings = report.settings | ({"teacher": teacher.digest} if teacher else {})
 
         def write(folder: Path) -> None:
             if recipe.whole:
                 model.save(folder / "model")
             else:
                 model.save_adapter(folder / "adapter", f"{context.candidate.name}@sha256:{context.candidate.digest}")
-            (folder / REPORT).write_text(report.model_copy(update={"measured": measured}).model_dump_json(), encoding="utf-8")
+            whole = report.model_copy(update={"measured": measured, "settings": settings})
+            (folder / REPORT).write_text(whole.model_dump_json(), encoding="utf-8")
 
         return context.put("defense", key, write, inputs)
 

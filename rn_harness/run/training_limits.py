@@ -148,9 +148,10 @@ class TrainingLimits:
         return [r for r in self._recipes(suite) if not isinstance(r, AttackRecipe) or r.claim]
 
     def _recipes(self, suite: Suite) -> list[GRPORecipe]:
-        """All fine-tunes of a run: the tier's attacks, and the defense unless it was given."""
+        """All fine-tunes of a run: the tier's attacks, and the defense unless it was given, with its teacher."""
         defense = self.participants.defense_recipe(suite)
-        return [*suite.tier_attacks(self.participants.options.tier), *([defense] if defense else [])]
+        trained = [defense, suite.teacher_of(defense)] if defense else []
+        return [*suite.tier_attacks(self.participants.options.tier), *filter(None, trained)]
 
     def _plan(self, suite: Suite, recipe: GRPORecipe) -> Plan | None:
         return check_memory(self.shape, self._work(suite, recipe), self.available) if self.shape else None

@@ -189,10 +189,13 @@ class Distillation(Frozen):
     Attributes:
         noise_share: a in ``(1 - a) * candidate + a * fresh``; vectors are only shrunk.
         noise_scale: standard deviation of the fresh numbers, times Xavier's.
+        teacher: the suite's recipe of the defense that takes the candidate's place: it is trained first, and the student begins
+            near its weights and learns its benign answers. None: the candidate itself.
     """
 
     noise_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     noise_scale: Positive = 1.0
+    teacher: str | None = None
 
 
 class DefenseRecipe(GRPORecipe):

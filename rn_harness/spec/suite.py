@@ -94,6 +94,14 @@ class Declaration(Frozen):
             )
         if not any(matrix.tier == "smoke" for matrix in self.attacks):
             raise ValueError("each tier needs an attack, got none with tier: smoke; mark one, the larger tiers run it too")
+        for recipe in self.defenses.values():
+            named = recipe.distill.teacher if recipe.distill else None
+            teacher = self.defenses.get(named) if named else None
+            if named and (teacher is None or teacher.distill or teacher.hardening):
+                raise ValueError(
+                    "a student's teacher is another recipe of the suite, neither distilled nor hardened, got "
+                    f"teacher={named!r} of {', '.join(self.defenses)}; name another or leave it out"
+                )
         return self
 
 
@@ -147,6 +155,11 @@ class Suite(Frozen):
         included = TIERS[: TIERS.index(tier) + 1]
         matrices = (matrix for matrix in self.declaration.attacks if matrix.tier in included)
         return tuple(_distinct(with_standing(fields, self.policy.level) for m in matrices for fields in m.combinations()))
+
+    def teacher_of(self, recipe: DefenseRecipe) -> DefenseRecipe | None:
+        """The recipe of a distilled defense's teacher; None if the candidate itself teaches."""
+        named = recipe.distill.teacher if recipe.distill else None
+        return self.declaration.defenses[named] if named else None
 
     def attack_pool(self, attack: AttackRecipe) -> tuple[Prompt, ...]:
         """The prompts from which this attack draws its own."""

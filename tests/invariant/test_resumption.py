@@ -49,13 +49,28 @@ class Defense:
         report = run_defense(
             model,
             Defender(
-                recipe, prompts["defense"], prompts["anchor"], self.panel.judge, retained=[*map(Retained, prompts["benign"][:4])]
+                recipe,
+                prompts["defense"],
+                prompts["anchor"],
+                self.panel.judge,
+                retained=[*map(Retained, prompts["benign"][:4])],
+                teacher=self.teacher if recipe.distill else None,
             ),
             self.panel,
             say,
             resumption=resumption,
         )
+        if recipe.distill:  # the divergence is from the teacher, also after a cut
+            assert _same(model.start, dict(self.teacher().network.named_parameters()))
         return {name: p.detach().clone() for name, p in model.trained.items()}, report
+
+    def teacher(self):
+        """A student's teacher, whose weights are not the candidate's."""
+        model = self.candidate.load()
+        with torch.no_grad():
+            for p in model.network.parameters():
+                p.mul_(1.01)
+        return model
 
     def state(self):
         """The state in the snapshot."""

@@ -22,13 +22,15 @@ from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.organism.build import RETAINED, Curriculum, save_retained
 from rn_harness.run.participants import Participants
+from rn_harness.run.session import RunSession
 from rn_harness.spec.defense_recipe import DefenseRecipe, Distillation
-from rn_harness.spec.errors import SuiteError
+from rn_harness.spec.errors import RecipeError, SuiteError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.options import Options
 from rn_harness.spec.prompts import PROMPT_SETS, Prompt
 from rn_harness.spec.retain import Retained, check_retained, read_retained
 from rn_harness.spec.suite import load_suite
+from rn_harness.store.store import Store
 from rn_harness.training.supervised import Example, batch_of
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +122,27 @@ def test_a_distilled_recipe_is_whole_or_an_error(fields: dict[str, Any], needle:
     DefenseRecipe.model_validate(RECIPE)
     with pytest.raises(ValueError, match=needle):
         DefenseRecipe.model_validate(RECIPE | fields)
+
+
+def test_a_teacher_is_a_plain_recipe_of_the_suite_and_part_of_the_students_key(tmp_path: Path) -> None:
+    """A recipe that is missing, distilled or hardened cannot teach, and another setting of the teacher is another student."""
+    biochem, named = ROOT / "suites" / "biochem", "defenses.distilled.distill.teacher="
+    for wrong in ("nobody", "distilled", "deep-distilled", "hardened"):
+        with pytest.raises(RecipeError, match=f"neither distilled nor hardened, got teacher='{wrong}'"):
+            load_suite(biochem, [named + wrong])
+
+    def inputs(*changes: str) -> Any:
+        suite = load_suite(biochem, changes)
+        options = Options(model="organism", defense="distilled", tier="smoke", base=tmp_path)
+        run = RunSession(options, tmp_path / "run", Store(tmp_path / "store"), lambda _: None)
+        recipe = suite.declaration.defenses["distilled"]
+        assert (suite.teacher_of(recipe) in run.limits.required(suite)) == bool(changes)
+        return run.defense_inputs(suite, {}, recipe)
+
+    plain, taught, otherwise = inputs(), inputs(named + "deep"), inputs(named + "deep", "defenses.deep.seed=7")
+    assert "teacher" not in plain
+    assert taught["teacher"]["recipe"]["method"] == "deep"
+    assert {name for name in taught if taught[name] != otherwise[name]} == {"teacher"}
 
 
 ROWS: list[dict[str, Any]] = [
