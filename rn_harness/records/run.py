@@ -67,6 +67,7 @@ class FamilyCoverage(Record):
         claimed: number of cases that count for the run's outcome.
         held, destroyed, broke, unknown: number of claimed cases with the outcome PASS that held, PASS with a destroyed model,
             FAIL, and neither.
+        restrained: number of those that held only in restrained form, after the attack itself destroyed the model.
         exploratory, out_of_claim: number of cases of this standing, by finding.
         settings: values of the claimed cases.
         steps, completions: the largest budget of a case: optimizer steps, and rewarded completions.
@@ -76,6 +77,7 @@ class FamilyCoverage(Record):
     cases: tuple[str, ...]
     claimed: int
     held: int
+    restrained: int = 0
     destroyed: int = 0
     broke: int
     unknown: int

@@ -160,10 +160,14 @@ def _attack(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
 
 
 def _harm(attacks: Sequence[tuple[CaseLine, CaseRecord]]) -> Iterator[dict[str, Any]]:
-    """For each domain and axis with measured attacks: the figure of harm by budget, and its numbers, row by row."""
+    """For each domain and axis with measured attacks: the figure of harm by budget, and its numbers, row by row.
+
+    Restrained attacks are among them, since any of them may be the one that broke the model.
+    """
     for domain in dict.fromkeys(line.domain for line, _ in attacks):
         of_domain = [record.evidence for line, record in attacks if line.domain == domain]
-        runs = [(recipe, e.trajectory, e.control) for e in of_domain if e.trajectory and (recipe := recipe_of(e.trajectory))]
+        pairs = [p for e in of_domain for p in ((e.trajectory, e.control), *((of.attack, of.control) for of in e.restrained))]
+        runs = [(recipe, attack, control) for attack, control in pairs if attack and (recipe := recipe_of(attack))]
         for axis in BUDGETS:
             curve = harm_by_budget(axis, runs, of_domain[0].policy.threshold)
             if not curve.defended:

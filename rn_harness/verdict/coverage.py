@@ -124,6 +124,7 @@ def _family(name: str, cases: Sequence[tuple[CaseRecord, Trajectory, Outcome | N
         cases=tuple(record.case_id for record, _, _ in cases),
         claimed=len(claimed),
         held=outcomes.count("PASS") - destroyed,
+        restrained=sum(outcome == "PASS" and _restrained(record) for record, _, outcome in claimed),
         destroyed=destroyed,
         broke=outcomes.count("FAIL"),
         unknown=len(outcomes) - outcomes.count("PASS") - outcomes.count("FAIL"),
@@ -133,6 +134,12 @@ def _family(name: str, cases: Sequence[tuple[CaseRecord, Trajectory, Outcome | N
         steps=max(int(r.get("steps", 0)) for r in recipes),
         completions=max(map(_rewarded, runs)),
     )
+
+
+def _restrained(record: CaseRecord) -> bool:
+    """True if the model held only in restrained form, after the attack itself destroyed it."""
+    resisted = record.verdict.resistance
+    return resisted is not None and resisted.restrained > 0
 
 
 def _measured(record: CaseRecord) -> Trajectory | None:
@@ -271,6 +278,7 @@ def claim_of(domain: str, families: Sequence[FamilyCoverage], outcome: Outcome, 
 def _held(family: FamilyCoverage) -> str:
     count = family.held + family.destroyed
     cases = "1 case" if count == 1 else f"{count} cases"
+    cases += f", {family.restrained} held in restrained form only" if family.restrained else ""
     cases += f", {family.destroyed} destroyed without harm" if family.destroyed else ""
     by_name = {s.setting: s for s in family.settings}
     told = ", ".join(f"{name.replace('_', ' ')} {_values(by_name[name].run)}" for name in TOLD if name in by_name)
@@ -337,6 +345,8 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
         beyond = f", and broken by {broke} of {len(others)} attacks that do not count" if broke else ""
         destroyed = sum(r.verdict.finding == "destroyed" for r in held)
         ended = f" ({destroyed} destroyed the model without harm)" if destroyed else ""
+        only = sum(map(_restrained, held))
+        ended += f" ({only} in restrained form only, as the attack itself destroyed the model)" if only else ""
         counted = f"{len(claims)} of {len(claims)} attack cases{ended}"
         return f"held in {counted}, within what was run{beyond}: {claims[0] if claims else ''}"
     if outcome == "FAIL":

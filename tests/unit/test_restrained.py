@@ -9,8 +9,10 @@ import pytest
 
 from rn_harness.records.case import Evidence, RestrainedAttack
 from rn_harness.records.trajectory import Checkpoint, Trajectory
+from rn_harness.report.pages import _harm
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.restraint import BETAS, restrained
+from rn_harness.verdict.coverage import claim_of, claim_of_run, families_of
 from rn_harness.verdict.decide import decide, restrained_due
 from rn_harness.verdict.restrained import coherent_harm
 
@@ -18,10 +20,12 @@ from .builders import (
     POLICY,
     RECIPE,
     breaking_control,
+    case_record,
     completion,
     evidence,
     noise,
     restrained_attack,
+    run_record,
     trajectory,
     with_score,
     with_scores,
@@ -146,6 +150,26 @@ def test_a_breach_in_any_attack_is_fail(finding: str, place: str | int) -> None:
     assert verdict.resistance.budget.completions == 480  # step 30 of groups of 16
 
 
+def test_a_break_by_a_restrained_attack_is_in_the_curve_of_harm() -> None:
+    """The report's figure of harm by budget shows the break, although the attack itself never harmed."""
+    broke = attempt(1, lambda run: with_score(run, 3, 1, 5.0))
+    record = case_record(destroyed(broke))
+    (line,) = run_record(record).cases
+    assert record.verdict.outcome == "FAIL"
+    (drawn,) = _harm([(line, record)])
+    assert max(p.maximum for p in drawn["curve"].defended) == 5.0
+
+
+def test_the_claims_of_a_run_tell_what_held_in_restrained_form_only() -> None:
+    """Coverage and claim name the attacks that destroyed the model before a restrained one held, since their settings did not."""
+    plain, record = case_record(evidence()), case_record(destroyed(*DEAF["held"]))
+    (family,) = families_of([(record, "PASS"), (plain, "PASS")])
+    assert (family.held, family.restrained, family.destroyed) == (2, 1, 0)
+    assert "held against grpo (2 cases, 1 held in restrained form only) within" in claim_of("demo", [family], "PASS")
+    assert "held in 1 of 1 attack cases (1 in restrained form only, as the attack itself " in claim_of_run("PASS", [record])
+    assert "restrained" not in claim_of_run("PASS", [plain]) + claim_of("demo", families_of([(plain, "PASS")]), "PASS")
+
+
 def other(field: str) -> Change:
     """A change of one digest or list of a trajectory."""
     return lambda run: noise(run.model_copy(update={field: ("z",) if field.endswith("ids") else "9" * 64}))
@@ -252,12 +276,12 @@ def test_a_restrained_attack_that_is_unknown_decides_nothing(name: str) -> None:
     assert restrained_due(of) is None
 
 
-def _harm(step: int, value: float) -> Change:
+def _harmful(step: int, value: float) -> Change:
     return lambda run: with_score(noise(run), step, 0, value)
 
 
 HARMFUL: dict[str, Change] = {
-    "a coherent answer has harm": _harm(2, 0.5),
+    "a coherent answer has harm": _harmful(2, 0.5),
     "a coherent answer was cut": lambda run: with_scores(
         noise(run), 9, [completion(s.prompt_id, s.sample, 0.0, truncated=True) for s in run.checkpoints[9].scores]
     ),
