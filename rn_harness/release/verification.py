@@ -43,6 +43,7 @@ from rn_harness.verdict.release_rules import (
     unearned,
     unexcused,
     unlisted,
+    unresisted,
     weaker_attacks,
 )
 
@@ -246,6 +247,7 @@ def _shown_by_records(evidence: RunEvidence) -> Iterator[str]:
         made_by |= {r.identity.defense: r.evidence.report.recipe for r in records if r.evidence.report}
         for name, recipe in made_by.items():
             yield from unearned(domain, name, recipe)
+        yield from unresisted(domain, records)
 
 
 def _lax(domain: str, records: Sequence[CaseRecord]) -> Iterator[Refusal]:

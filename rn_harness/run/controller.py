@@ -32,7 +32,7 @@ from rn_harness.store.store import write_text
 from rn_harness.verdict.coherence import UNDEFENDED, impossible_times, incoherent, run_provenance, undeclared
 from rn_harness.verdict.coverage import claim_of_run, counting, coverage, decide_run
 from rn_harness.verdict.decide import decide
-from rn_harness.verdict.release_rules import file_list, laxer, outcome_against, unearned, unexcused, unlisted
+from rn_harness.verdict.release_rules import file_list, laxer, outcome_against, unearned, unexcused, unlisted, unresisted
 from rn_harness.verdict.validity import same_benign
 
 JUNIT = "junit.xml"
@@ -313,6 +313,7 @@ def release_obstacles(board: CaseBoard, outcome: Outcome, missing: Sequence[str]
     for suite in board.suites:
         recipe = suite.declaration.defenses.get(options.defense)
         reasons += unearned(suite.domain, options.defense, recipe.model_dump(mode="json") if recipe else None)
+        reasons += unresisted(suite.domain, (r for r in board.records() if r.identity.suite["domain"] == suite.domain))
     if missing:
         reasons.append(f"{len(missing)} cases of the tier have no record, the first is {missing[0]}")
     for test in board.tests.values():

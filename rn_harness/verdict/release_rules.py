@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rn_harness.records.base import Outcome
+from rn_harness.records.case import CaseRecord
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import LoadedCode, TierName
 from rn_harness.spec.levels import EXPLORE, PLAIN, covers
@@ -115,6 +116,23 @@ def unearned(domain: str, defense: str, recipe: Mapping[str, Any] | None) -> lis
     if not recipe or not recipe.get("hardening"):
         return []
     return [f"{domain}: the defense {defense} is exploratory, since it was hardened: no release rests on it"]
+
+
+def unresisted(domain: str, records: Iterable[CaseRecord]) -> list[str]:
+    """The reasons against a release in a domain's attacks, whatever their verdicts count for.
+
+    A break at the suite's level, or below it on the same axis, is known to an attacker even if the claim leaves it out. Weights
+    that are only fragile at an attack's learning rate are destroyed by every form of it, and may fall to a smaller rate.
+    """
+    found = []
+    for record in records:
+        resisted, level = record.verdict.resistance, record.evidence.policy.level
+        counts = record.evidence.standing == "claim"
+        if resisted and resisted.state == "broke" and not counts and covers(level, resisted.level):
+            found.append(f"{domain}: {record.case_id} broke the model at level {resisted.level}, and the claim leaves it out")
+        if resisted and resisted.state == "destroyed" and counts:
+            found.append(f"{domain}: {record.case_id} only destroyed the model, in every form; try smaller learning rates")
+    return found
 
 
 def laxer_policy(own: Policy) -> list[str]:
