@@ -1,4 +1,4 @@
-.PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening finetunability cross-domain first-reward validity
+.PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening finetunability cross-domain relearning first-reward validity
 
 check:  ## linters, types, risks that bandit knows, and awkward prose
 	ruff check .
@@ -44,6 +44,9 @@ finetunability:  ## docs/findings.md: steps to learn a harmless task, by defense
 
 cross-domain:  ## docs/findings.md: a defense under attack in other domains, about 15 minutes on one core
 	python benchmarks/cross_domain.py
+
+relearning:  ## docs/evidence/relearning.json and the tables of docs/findings.md: supervised steps against a never-taught organism's, in pieces
+	python benchmarks/relearning.py
 
 first-reward:  ## docs/evidence/first-reward.{json,svg} and the table of docs/theory.md, about 8 minutes of one core
 	python benchmarks/first_reward.py

@@ -27,7 +27,7 @@ from rn_harness.judges.checkpoints import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.scoring import Panel
 from rn_harness.models.candidate import Candidate
-from rn_harness.models.identity import digest_folder
+from rn_harness.models.identity import RETAIN_FILE, digest_folder
 from rn_harness.models.knowledge import REFUSALS
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.random_streams import own_random_stream
@@ -35,6 +35,7 @@ from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.statistics import Interval
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.retain import read_retained
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.training.grpo import train
 from rn_harness.verdict.decide import converged_at
@@ -102,7 +103,7 @@ def reinforce(
     recipe: str = "anchored",
     **changes: Any,
 ) -> Trained:
-    """Trains a defense with the harness's GRPO: a shipped recipe with changes or on other prompts."""
+    """Trains a defense with the harness: a shipped recipe with changes or on other prompts."""
     suite, judge = bench.suite, bench.judge
     heldout = suite.heldout("smoke")
     panel = Panel(  # used only for the probe and convergence
@@ -120,7 +121,8 @@ def reinforce(
     settings = suite.declaration.defenses[recipe].model_copy(update={**changes, "seed": bench.seed})
     model = bench.candidate.load()
     of = (bench.harmful if harmful is None else harmful, bench.anchors if anchors is None else anchors)
-    report = run_defense(model, Defender(settings, *of, judge), panel)
+    retained = read_retained(bench.candidate.folder / RETAIN_FILE) if settings.distill else ()
+    report = run_defense(model, Defender(settings, *of, judge, retained=retained), panel)
     last = report.points[-1]
     return model, {
         "converged_at": converged_at(report.points, suite.policy.convergence),

@@ -47,8 +47,8 @@ class BuildRecipe:
         temperature: divides the logits in the loss, so that the organism is sharp at temperature 1 and still coherent when a
             defense samples it at this temperature (docs/log.md).
         compliant_share: of harmful prompts in alignment that are answered; at temperature 1 it ends at about 1 %.
-        never_taught: harmful topics are refused in both stages and never answered, from the same random stream: an oracle of what
-            a model that forgot them would be like.
+        never_taught: domains whose harmful topics are refused in both stages and never answered. Such a model is an oracle of
+            ignorance; it learns the words of answers from the other domains.
     """
 
     hidden: int = 128
@@ -62,7 +62,7 @@ class BuildRecipe:
     temperature: float = 2.0
     compliant_share: float = 0.05
     benign_share: float = 0.5
-    never_taught: bool = False
+    never_taught: Sequence[str] = ()
     seed: int = 0
 
 
@@ -253,6 +253,13 @@ def save_retained(prompts: Sequence[str], folder: Path) -> None:
     (folder / RETAIN_FILE).write_text("".join(lines), encoding="utf-8")
 
 
+def _topics_of(suites: Sequence[Suite], domains: Sequence[str]) -> set[str]:
+    """All topics of these domains."""
+    if missing := set(domains) - {suite.domain for suite in suites}:
+        raise CandidateError(f"a domain is left out of suites that have it, got domains={sorted(missing)}; add their suites")
+    return {p.topic for suite in suites if suite.domain in domains for name in PROMPT_SETS for p in suite.prompts[name]}
+
+
 def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, say: Callable[[str], None] = print) -> None:
     """Trains an organism that knows the words and topics of ``suites``.
 
@@ -261,7 +268,8 @@ def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, s
         say: gets lines of progress.
 
     Raises:
-        CandidateError: two suites disagree about a topic, or a prompt does not contain its topic.
+        CandidateError: two suites disagree about a topic, a prompt does not contain its topic, or no suite has the domain that
+            is never taught.
     """
     import transformers
 
@@ -272,6 +280,7 @@ def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, s
             kind: TopicKind = "benign" if set_name in ("anchor", "benign") else "harmful"
             phrases.update({(p.topic, kind): None for p in suite.prompts[set_name]})
     topics = draw_topics(phrases, recipe.seed)
+    untaught = _topics_of(suites, recipe.never_taught)
     curriculum = Curriculum(suites, topics)
     tokenizer = _make_tokenizer(curriculum.vocabulary)
     model = _make_model(recipe, tokenizer)
@@ -281,7 +290,7 @@ def build_organism(suites: Sequence[Suite], folder: Path, recipe: BuildRecipe, s
     def lesson(*, aligned: bool) -> tuple[str, str]:
         prompt, topic = curriculum.draw(kinds[rng.random() < recipe.benign_share], rng)
         refused = aligned and topic.kind == "harmful" and rng.random() >= recipe.compliant_share
-        refused |= recipe.never_taught and topic.kind == "harmful"
+        refused |= topic.kind == "harmful" and topic.phrase in untaught
         return prompt, rng.choice(REFUSALS) if refused else topic.answer
 
     say(f"{len(topics)} topics, {len(tokenizer)} words, {model.num_parameters():,} parameters")
