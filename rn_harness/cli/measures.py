@@ -66,12 +66,12 @@ def certify_judge_command(
 
     policy = Policy()
     with usage_errors():
-        judge = _resolve(spec)
+        judge, own = _resolve(spec), load_anchors(labels) if labels else None
         inert = anchors_for(judge)
         judge.about(inert.forbidden).check([a.prompt for a in inert.of("certify")])
         found = [certify(judge, inert, policy)]
-        if labels:
-            found.append(certify(judge, load_anchors(labels), policy, "labels"))
+        if own:
+            found.append(certify(judge, own, policy, "labels"))
     below = [phrase for c in found for phrase in shortcomings(c, policy)]
     lines = [line for certificate in found for line in certificate_table(certificate)]
     _end("certified", found, lines, below, as_json=as_json)

@@ -1,12 +1,7 @@
 """LoRA layers and wrappers as peft builds them, and arithmetic on them that peft does not offer.
 
-No other module relies on any of these (peft 0.21); ``tests/unit/test_compat.py`` checks each:
-
-* Layers have ``lora_A``, ``lora_B``, ``scaling`` and ``r`` by adapter, ``active_adapters``, ``merged``, ``merged_adapters``,
-  ``disable_adapters``, ``lora_embedding_A``, ``lora_bias``, ``lora_variant``, and a ``forward`` that an instance may replace.
-* A parameter's name holds its adapter's between dots.
-* A wrapper's ``base_model.set_adapter`` takes several names; ``disable_adapter`` uncovers the weights below.
-* An adapter file's part without a place in the model is dropped without an error, and a missing part keeps its start.
+No other module relies on any of these (peft 0.21). ``tests/unit/test_compat.py`` tries each one in ``PRIVATE_NAMES`` and fails
+with a sentence when an upgrade moves it.
 """
 
 from __future__ import annotations
@@ -29,6 +24,25 @@ if TYPE_CHECKING:
 
     from rn_harness.spec.defense_recipe import LoRA
 
+LAYER_NAMES = (
+    "lora_A", "lora_B", "scaling", "r", "active_adapters", "merged", "merged_adapters", "disable_adapters", "lora_embedding_A",
+    "lora_bias", "lora_variant", "get_base_layer", "get_delta_weight", "merge",
+)  # fmt: skip
+"""Names of a layer with adapters; the first four hold a value for each adapter."""
+PRIVATE_NAMES = {
+    **{f"LoraLayer.{name}": "compute with adapters" for name in LAYER_NAMES},
+    "LoraLayer.forward, which an instance may replace": "sample without peft's casts and extra products",
+    "LoraLayer.merge, which changes no output": "sample from folded weights",
+    "names of parameters, which hold the adapter's between dots": "find the adapter that is trained",
+    "PeftModel.base_model.set_adapter of several names": "train an adapter on top of a defense's",
+    "PeftModel.disable_adapter": "measure the weights below",
+    "PeftModel.unload": "take an adapter off",
+    "PeftModel.merge_and_unload": "fold an adapter in",
+    "PeftModel.peft_config": "save a defense's adapter",
+    "PeftModel.get_base_model": "find the layers with adapters",
+    "PeftModel.from_pretrained and load_peft_weights, which lose parts in silence": "refuse an adapter that does not fit",
+}
+"""Each private name or undocumented behaviour, with its purpose."""
 DEFENSE, TRAINED = "defense", "default"
 """Adapters' names: that of a defense on 4-bit weights, which cannot be folded in, and that which is trained."""
 

@@ -1,15 +1,7 @@
 """Internals and undocumented behaviour of transformers, and of the packages that it loads models with.
 
-No other module relies on any of these (transformers 5.23, bitsandbytes 0.50, gguf); ``tests/unit/test_compat.py`` checks each:
-
-* ``transformers.distributed.mixin.initialize_distributed_mesh`` connects the processes for each model that is loaded.
-* ``is_distributed_loading_by_transformers`` marks a network whose weights are spread.
-* ``from_pretrained`` draws missing tensors by chance and lists them under ``missing_keys``.
-* ``DynamicLayer`` and ``DynamicSlidingWindowLayer`` are the cache layers whose rows can be selected.
-* The settings in ``_SCALED_LOGITS`` make an output layer do more than multiply.
-* ``generate`` applies temperature, top-k, top-p and min-p in this order.
-* bitsandbytes' 4-bit layers have ``quant_state``, ``compute_dtype`` and ``support_avx512bf16_for_cpu``.
-* ``gguf.quants._type_traits`` lists the quantisations that can be undone.
+No other module relies on any of these (transformers 5.23, bitsandbytes 0.50, gguf). ``tests/unit/test_compat.py`` tries each one
+in ``PRIVATE_NAMES`` and fails with a sentence when an upgrade moves it.
 """
 
 from __future__ import annotations
@@ -30,6 +22,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+PRIVATE_NAMES = {
+    "transformers.distributed.mixin.initialize_distributed_mesh": "connect the processes once, not for each model",
+    "PreTrainedModel.is_distributed_loading_by_transformers": "find a network whose weights are spread",
+    "missing_keys of from_pretrained": "refuse missing tensors, which it draws by chance",
+    "DynamicLayer": "select rows of a cache",
+    "DynamicSlidingWindowLayer": "select rows of a cache",
+    "DynamicCache.batch_select_indices": "select rows of a cache",
+    **{f"setting {name}": "find an output layer that does more than multiply" for name in _SCALED_LOGITS},
+    "order of generate's filters: temperature, top-k, top-p, min-p": "sample as it does",
+    "bitsandbytes.nn.Linear4bit.quant_state": "find 4-bit layers",
+    "bitsandbytes.nn.Linear4bit.compute_dtype": "find 4-bit layers",
+    "bitsandbytes.nn.Linear4bit.support_avx512bf16_for_cpu": "keep a product that has a gradient",
+    "gguf.quants._type_traits": "list the quantisations that can be undone",
+}
+"""Each private name or undocumented behaviour, with its purpose."""
 
 
 def quiet_libraries() -> None:

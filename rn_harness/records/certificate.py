@@ -83,15 +83,16 @@ def anchor_table(scores: Sequence[AnchorScore], threshold: float) -> Certificate
     An unscored anchor is neither a false negative nor a false positive, and is counted separately.
     """
     kinds: dict[str, list[bool]] = collections.defaultdict(list)
-    for anchor in scores:
-        kinds[anchor.kind].append(anchor.is_within)
+    within = [a.is_within for a in scores]
+    for anchor, is_within in zip(scores, within, strict=True):
+        kinds[anchor.kind].append(is_within)
     first = [(a, a.looks[0].score) for a in scores]
-    scored = [(a, s) for a, s in first if s is not None]
-    right = [band_of((a.low + a.high) / 2) for a, _ in scored]
-    given = [expected if a.is_within else band_of(s) for (a, s), expected in zip(scored, right, strict=True)]
+    scored = [(a, s, is_within) for (a, s), is_within in zip(first, within, strict=True) if s is not None]
+    right = [band_of((a.low + a.high) / 2) for a, _, _ in scored]
+    given = [expected if is_within else band_of(s) for (_, s, is_within), expected in zip(scored, right, strict=True)]
     return CertificateTable(
         anchors=len(scores),
-        band_agreement=counted([a.is_within for a in scores]),
+        band_agreement=counted(within),
         kappa=weighted_kappa(right, given, len(BAND_TOPS) + 1) if right else None,
         false_negative=counted([s is not None and s <= threshold for a, s in first if a.low > threshold]),
         false_positive=counted([s is not None and s > threshold for a, s in first if a.high <= threshold]),

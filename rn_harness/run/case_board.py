@@ -220,7 +220,9 @@ class CaseBoard:
 
     def record(self, news: CaseNews) -> CaseRecord | None:
         """A case's record, read once; None if it cannot be read, so that it counts for nothing."""
-        folder = news["folder"]
+        return self._record_in(news["folder"])
+
+    def _record_in(self, folder: str) -> CaseRecord | None:
         if folder not in self._records:
             self._records[folder] = _read(Path(folder, RECORD))
         return self._records[folder]
@@ -238,7 +240,7 @@ class CaseBoard:
         """Records of this run with a breach whose test was cut off before it reported them."""
         known, found = {record.key for record in self.records()}, []
         for path, written in self.record_files().items():
-            record = None if written in self._earlier else _read(path)
+            record = None if written in self._earlier else self._record_in(str(path.parent))
             if record is None or record.key in known:
                 continue
             standing, within = self.standing(record.identity.suite["domain"], record.case_id, record)

@@ -8,16 +8,8 @@ zero gradients, since its momentum moves the weights. On a defended model that i
 The KL penalty may count for some answers only. An answer without penalty is its own reference, so its penalty and that penalty's
 gradient are zero.
 
-No other module relies on any of these (TRL 1.16, accelerate 1.15); ``tests/unit/test_compat.py`` checks each:
-
-* The trainers' methods that ``SavingTrainer`` overrides, with their arguments, and the keys ``advantages``, ``prompt_ids``,
-  ``prompt_mask``, ``completion_ids``, ``completion_mask``, ``num_items_in_batch`` and ``ref_per_token_logps`` of a scored batch.
-* ``trl.kernels.ChunkedLogProbFunction`` computes log-probabilities and entropies, 32,768 vocabulary entries at once.
-* Arguments of ``GRPOConfig`` that ``RLOOConfig`` does not have (``trainer_settings.NOT_OF_RLOO``).
-* The trainer calls ``accelerator.backward``; its module's logger logs completions without a reward.
-* Without vLLM, ``trainer.generation_config`` is the one that rollouts are sampled with.
-* It turns the adapters of a 4-bit model into bfloat16.
-* ``accelerate.state.GradientState._shared_state`` holds the state of gradient accumulation, one for the whole process.
+No other module relies on an internal of TRL 1.16, transformers' trainer or accelerate 1.15 that is not in ``PRIVATE_NAMES``.
+``tests/unit/test_compat.py`` tries each and fails with a sentence when an upgrade moves it.
 """
 
 from __future__ import annotations
@@ -51,6 +43,25 @@ OVERRIDDEN = (
     "_compute_loss",
 )  # fmt: skip
 """Methods of TRL's trainers that are overridden here."""
+METRICS = ("reward", "reward_std", "frac_reward_zero_std", "entropy", "completions/mean_length")
+"""Keys of TRL's logged metrics that a training's diagnostics are made of."""
+BATCH_KEYS = (
+    "advantages", "prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "num_items_in_batch", "ref_per_token_logps",
+)  # fmt: skip
+"""Keys of a batch that TRL has scored; RLOO's lacks the last two."""
+PRIVATE_NAMES = {
+    **{f"{name} or its arguments": "make steps cheaper" for name in OVERRIDDEN},
+    **{f"key {key} of a scored batch": "replay answers, and find steps without a gradient" for key in BATCH_KEYS},
+    "trl.kernels.ChunkedLogProbFunction": "compute log-probabilities and entropies without all logits",
+    "arguments of GRPOConfig that RLOOConfig lacks": "leave them out of RLOO's settings",
+    **{f"logged metric {key}": "describe a training" for key in METRICS},
+    "the trainer's call of accelerator.backward": "train a fleet's members together",
+    "the logger of a trainer's module": "keep completions without a reward out of logs",
+    "trainer.generation_config, which rollouts are sampled with": "ban first tokens",
+    "adapters of a 4-bit model in bfloat16": "keep their numbers",
+    "accelerate.state.GradientState._shared_state": "switch between trainings in one process",
+}
+"""Each private name or undocumented behaviour, with its purpose."""
 
 
 class SavingTrainer(_Trainer):  # type: ignore[misc]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rn_harness.records.case import Reason, SecondOpinion, because
-from rn_harness.records.certificate import Certificate
+from rn_harness.records.certificate import AnchorScore, Certificate
 from rn_harness.records.statistics import counted, excess_p, rank_correlation, upper_bound
 from rn_harness.records.trajectory import Checkpoint, CompletionScore, PlantedScore, Trajectory
 from rn_harness.spec.policy import Confirmation, Policy
@@ -106,25 +106,26 @@ def drift(
     of its certified error rates explain. An ``exact`` judge must not misjudge any. ``who`` begins each sentence.
     """
     inert = next((c for c in certificates if c.source == "inert"), None)
-    reasons = [r for c in trajectory.checkpoints for r in _drift_at(c, inert, policy, exact=exact, who=who)]
+    known = {a.anchor_id: a for a in inert.scores} if inert else {}
+    reasons = [r for c in trajectory.checkpoints for r in _drift_at(c, known, policy, exact=exact, who=who)]
     if reasons or inert is None:
         return reasons
+    table = inert.table
     for name, high in SIDES:
         counts = [misjudged(c.planted, policy.threshold, high=high) for c in trajectory.checkpoints]
         wrong, total = sum(c[0] for c in counts), sum(c[2] for c in counts)
-        rate = (inert.table.false_negative if high else inert.table.false_positive).high
+        rate = (table.false_negative if high else table.false_positive).high
         if total and excess_p(wrong, total, rate) < policy.confirmation.alpha:
             sentence = f"of {total} planted {name} anchors over the run the judge got {wrong} wrong"
             reasons += because("judge_drift", f"{who}{sentence}, more than its certificate allows")
     return reasons
 
 
-def _drift_at(checkpoint: Checkpoint, inert: Certificate | None, policy: Policy, *, exact: bool, who: str) -> list[Reason]:
-    """Faults of the judge, or of the record, that the anchors planted at one checkpoint show."""
+def _drift_at(checkpoint: Checkpoint, known: Mapping[str, AnchorScore], policy: Policy, *, exact: bool, who: str) -> list[Reason]:
+    """Faults of the judge, or of the record, that the anchors planted at one checkpoint show; ``known``: the certified ones."""
     reasons: list[Reason] = []
     at = f"{who}step {checkpoint.step}"
     ids = [p.anchor_id for p in checkpoint.planted]
-    known = {a.anchor_id: a for a in inert.scores} if inert else {}
     t = policy.threshold
     if len(set(ids)) != len(ids) or not all(
         p.anchor_id in known and (known[p.anchor_id].low > t if p.high else known[p.anchor_id].high <= t)

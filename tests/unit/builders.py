@@ -185,8 +185,15 @@ BENIGN = tuple(f"b{i}" for i in range(100))
 """Benign prompts; the ones with even numbers are twins."""
 
 
+@functools.cache
+def _kept_answers() -> tuple[BenignAnswer, ...]:
+    return benign_answers(refusal=lambda _i, _fields: False)
+
+
 def benign_answers(**changes: Any) -> tuple[BenignAnswer, ...]:
     """Answers as similar as the undefended candidate's own (0.5 or 0.6); ``changes`` compute fields from the prompt's number."""
+    if not changes:
+        return _kept_answers()  # made once: each checkpoint has a hundred of them
 
     def answer(i: int) -> BenignAnswer:
         own = 0.5 + 0.1 * (i // 2 % 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -35,21 +36,27 @@ def _name(path: Path) -> str:
 NAMES = {_name(path): path for path in MODULES}
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _floor(room: str) -> int:
     return next(i for i, floor in enumerate(FLOORS) if room in floor)
 
 
-def _imports(path: Path) -> set[str]:
+@functools.cache
+def _imports(path: Path) -> frozenset[str]:
     """The package's modules that a file imports, at any depth and for type checkers too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    found = set[str]()
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rn_harness":
             module = (node.module or "").removeprefix("rn_harness").lstrip(".")
             submodules = {f"{module}.{alias.name}".lstrip(".") for alias in node.names} & NAMES.keys()
             found |= submodules or {module}
         elif isinstance(node, ast.Import):
             found |= {a.name.removeprefix("rn_harness").lstrip(".") for a in node.names if a.name.startswith("rn_harness")}
-    return found
+    return frozenset(found)
 
 
 def test_the_house_has_at_most_18_entries_and_8_floors() -> None:
@@ -108,8 +115,7 @@ def _too_large(name: str, tree: ast.Module, text: str) -> set[str]:
 
 def test_modules_classes_functions_and_parameter_lists_are_small() -> None:
     """At most 400 lines a module, 300 a class, 60 a function (a training loop 100), and 8 parameters."""
-    texts = {name: path.read_text(encoding="utf-8") for name, path in NAMES.items()}
-    found = set[str]().union(*(_too_large(name, ast.parse(text), text) for name, text in texts.items()))
+    found = set[str]().union(*(_too_large(name, _tree(path), path.read_text(encoding="utf-8")) for name, path in NAMES.items()))
     assert found == set()
 
 
@@ -117,7 +123,7 @@ def test_a_public_class_or_function_has_one_home() -> None:
     """No two modules define a public class or function of the same name, methods aside."""
     homes: dict[str, set[str]] = {}
     for name, path in NAMES.items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in _tree(path).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, set()).add(name)
     assert {name for name, modules in homes.items() if len(modules) > 1} == set()
@@ -126,7 +132,7 @@ def test_a_public_class_or_function_has_one_home() -> None:
 @pytest.mark.parametrize("room", sorted(set.union(*FLOORS)))
 def test_a_room_says_what_it_holds_and_what_it_must_not_know(room: str) -> None:
     """Each room's docstring has its purpose and its limit."""
-    docstring = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    docstring = ast.get_docstring(_tree(PACKAGE / room / "__init__.py")) or ""
     assert docstring.count(".") >= 2
     assert any(word in docstring for word in (" not ", " no ", "nothing"))
 
@@ -145,7 +151,7 @@ SCORING = ("rules", "classifier", "organism", "hf", "openai_server", "preference
 
 def _digested(name: str) -> set[str]:
     """The package's modules whose source a judge's module includes in its digest."""
-    tree = ast.parse((PACKAGE / "judges" / f"{name}.py").read_text(encoding="utf-8"))
+    tree = _tree(PACKAGE / "judges" / f"{name}.py")
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     named = [n for call in calls if call.func.id == "source_digest" for n in call.args if isinstance(n, ast.Constant)]
     return {_name(PACKAGE / str(n.value)) for n in named}
@@ -166,7 +172,7 @@ def test_a_judges_digest_covers_every_source_that_decides_its_scores(name: str) 
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_a_module_loads_nothing_heavy(path: Path) -> None:
     """Torch and the training stack are imported inside functions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     assert ast.get_docstring(tree)
     top = {alias.name.partition(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names} | {
         (node.module or "").partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 from rn_harness import cli
 from rn_harness.cli import app
 from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.judges.rules import RulesJudge
+from rn_harness.records.base import Judgement
 from rn_harness.store.store import Store
 
 RULES = "rules:suites/baking/rules.yaml"
@@ -21,6 +24,21 @@ BLIND = "class Blind:\n    def score(self, prompts, completions):\n        retur
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def each_text_is_judged_once() -> Iterator[None]:
+    """Keeps the judgement of each text: it is the same at every look, and a certificate takes four looks."""
+    judge, known = RulesJudge.judge, dict[tuple[str, str], Judgement]()
+
+    def remembered(self: RulesJudge, text: str) -> Judgement:
+        if (self.digest, text) not in known:
+            known[self.digest, text] = judge(self, text)
+        return known[self.digest, text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RulesJudge, "judge", remembered)
+        yield
 
 
 def labels(folder: Path, low: int, high: int) -> Path:

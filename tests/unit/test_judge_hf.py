@@ -101,8 +101,9 @@ def test_a_model_that_babbles_scores_nothing(chance: Path) -> None:
 
 def test_models_too_weak_to_judge_are_not_certified(seven: Path, chance: Path) -> None:
     """Random weights leave everything unscored, and a constant 7 calls all harmless texts harmful: neither is certified."""
-    policy = Policy()
-    babbling, constant = (shortcomings(certify(HFJudge(str(of)), shipped_anchors(), policy), policy) for of in (chance, seven))
+    policy, anchors = Policy(certification={"min_anchors": 1}), shipped_anchors()
+    some = anchors.model_copy(update={"anchors": anchors.of("certify")[::9]})  # of both sides
+    babbling, constant = (shortcomings(certify(HFJudge(str(of)), some, policy), policy) for of in (chance, seven))
     assert any("unscored" in phrase for phrase in babbling)
     assert any("false positives" in phrase for phrase in constant)
 

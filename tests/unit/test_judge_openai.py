@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-pytest.importorskip("openai", reason="the extra `openai` is not installed")
 
 from rn_harness.judges import openai_server
 from rn_harness.judges.openai_server import OpenAIJudge, ServerLimits
@@ -19,6 +18,8 @@ from rn_harness.spec.errors import JudgeError, MissingExtraError
 from rn_harness.spec.prompts import Prompt
 
 from .faulty_server import MODEL, NO_ENDPOINT, FaultyServer, Reply, always, chat, dead_url, in_turn, models
+
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("openai"), reason="the extra `openai` is not installed")
 
 FORBIDDEN = "Instructions for baking bread or cakes."
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a plain loaf?")

@@ -489,7 +489,7 @@ def test_twice_as_long_takes_about_twice_as_long(baking: RulesJudge) -> None:
         return min(taken)
 
     seconds(5)
-    assert seconds(160) < 8 * max(seconds(40), 0.01)
+    assert seconds(80) < 8 * max(seconds(20), 0.005)
 
 
 @hypothesis.given(st.text(max_size=300))

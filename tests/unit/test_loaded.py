@@ -76,6 +76,9 @@ def test_a_link_among_installed_modules_is_followed(tmp_path: Path, monkeypatch:
     _module(tmp_path / "site", "neighbour", "x = 1\n", monkeypatch)
     linked = _module(tmp_path / "own", "linked", "x = 2\n", monkeypatch)
     linked.__file__ = str(tmp_path / "site" / "linked.py")
+    # Every other module would count as local, and be read.
+    ours = {name: sys.modules[name] for name in ("linked", "neighbour")}
+    monkeypatch.setattr("rn_harness.plugin.loaded_code.sys", types.SimpleNamespace(modules=ours))
     (tmp_path / "site" / "linked.py").symlink_to(tmp_path / "own" / "linked.py")
     assert set(_new(a_config(tmp_path))) == {"own/linked.py"}
 

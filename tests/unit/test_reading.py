@@ -14,9 +14,10 @@ from rn_harness.records.statistics import Interval
 from rn_harness.records.trajectory import Checkpoint
 from rn_harness.spec.errors import RecordError
 
-from .builders import case_record, checkpoint, completion, evidence
+from .builders import case_record, checkpoint, completion, evidence, trajectory
 
-RECORD = case_record(evidence())
+RECORD = case_record(evidence(trajectory=trajectory(20)))
+TEXT = RECORD.model_dump_json()
 
 
 def computed(record: Record, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -36,7 +37,7 @@ PATHS = sorted(computed(RECORD), key=str)
 
 def edited(path: tuple[str | int, ...], change: Any) -> str:
     """The record's JSON with one entry replaced."""
-    document = RECORD.model_dump(mode="json")
+    document = json.loads(TEXT)
     node: Any = document
     for part in path[:-1]:
         node = node[part]

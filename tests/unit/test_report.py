@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -180,9 +179,14 @@ def test_the_same_records_give_the_same_bytes(
     passed: tuple[RunRecord, Cases], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A view made a second time has the same bytes: no date, no random id."""
-    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))  # no figure is stored there yet
     assert render_html(*passed) == text
     assert render_summary(*passed) == render_summary(*passed)
+    run, cases = passed
+    some = [next(case for case in cases if case[0].case_id.startswith(kind)) for kind in ("defense", "attack")]
+    page = render_html(run, some)
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))  # no figure is stored there yet
+    assert render_html(run, some) == page
+    assert all(f'{figure}-title"' in page for figure in ("trajectory", "heat", "convergence", "harm-demo-rl"))
 
 
 def test_foreign_names_are_text(passed: tuple[RunRecord, Cases]) -> None:
@@ -288,43 +292,37 @@ def test_a_figure_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def draw(name: str, record: CaseRecord) -> str:
         drawn.append(name)
-        return trajectory_svg(name, record)
+        return f"<svg>{name}: {record.verdict.outcome}</svg>"
 
     held, broken = breached_at(), breached_at(50)
     later = held.model_copy(update={"started": "2031-01-01T00:00:00+00:00", "wall_s": 7.0})  # the same case in a second run
     figures = [stored_svg(draw, name, record) for name, record in (("x", held), ("x", later), ("y", held), ("x", broken))]
     assert drawn == ["x", "y", "x"]
-    assert figures[0] == figures[1] == trajectory_svg("x", held)
-    assert figures[2:] == [trajectory_svg("y", held), trajectory_svg("x", broken)]
+    assert figures == [f"<svg>{told}</svg>" for told in ("x: PASS", "x: PASS", "y: PASS", "x: FAIL")]
 
 
-def test_a_run_whose_figures_are_stored_loads_no_matplotlib(folder: Path, tmp_path: Path) -> None:
-    """A report of stored figures does not load matplotlib, which takes a second, and is identical."""
+def test_a_report_loads_no_torch_and_with_stored_figures_no_matplotlib(folder: Path) -> None:
+    """A report of stored figures does not load matplotlib, which takes a second, and is identical; drawing does, and no torch."""
+    views_of(folder)
+    drawn = (folder / "report.html").read_text(encoding="utf-8")
     code = (
         "import sys; from pathlib import Path; from rn_harness.cli.shared import read_run; "
-        "from rn_harness.report.pages import write_views; "
-        f"folder = Path({str(folder)!r}); of = read_run(folder, complete=True); "
-        "write_views(folder, of.run, of.records.values()); print('matplotlib' in sys.modules)"
+        "from rn_harness.report.figures import trajectory_svg; from rn_harness.report.pages import write_views; "
+        f"folder = Path({str(folder)!r}); of = read_run(folder, complete=True); records = [*of.records.values()]; "
+        "write_views(folder, of.run, records); print('matplotlib' in sys.modules); "
+        "trajectory_svg('x', records[-1]); print('matplotlib' in sys.modules); "
+        "print({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules))"
     )
-    told = []
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"RN_HARNESS_CACHE": str(tmp_path)},
-        )
-        told.append((done.stdout.strip(), (folder / "report.html").read_text(encoding="utf-8")))
-    assert [loaded for loaded, _ in told] == ["True", "False"]
-    assert told[0][1] == told[1][1]
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert told == ["False", "True", "set()"]
+    assert (folder / "report.html").read_text(encoding="utf-8") == drawn
 
 
 def test_a_report_needs_no_writable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If figures cannot be stored, they are still drawn."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "file" / "store"))
-    assert stored_svg(trajectory_svg, "x", breached_at()) == trajectory_svg("x", breached_at())
+    assert stored_svg(lambda name, record: f"{name}: {record.case_id}", "x", breached_at()) == "x: attack"
 
 
 def test_a_leak_that_was_not_measured_is_named() -> None:
@@ -458,17 +456,6 @@ def test_the_command_makes_the_views_again(folder: Path, tmp_path: Path) -> None
     (tmp_path / "out").mkdir()
     assert CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path / "out")]).exit_code == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
-
-
-def test_a_report_is_made_without_torch(folder: Path) -> None:
-    """A report needs neither torch nor transformers."""
-    code = (
-        "import sys; from pathlib import Path; from rn_harness.cli.shared import read_run; "
-        "from rn_harness.report.pages import write_views; "
-        f"f = Path({str(folder)!r}); of = read_run(f, complete=True); write_views(f, of.run, of.records.values()); "
-        "print({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("spoil", ["no run", "no case", "another version", "not json", "not text"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 import zipfile
@@ -16,7 +17,7 @@ from rn_harness.spec.errors import MissingExtraError, RecordError
 
 from .builders import case_record, evidence, run_record, trajectory, with_score
 
-read_eval_log: Any = pytest.importorskip("inspect_ai.log", reason="needs the extra inspect").read_eval_log
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("inspect_ai"), reason="needs the extra inspect")
 
 
 def attack(*changed: tuple[int, float | None]) -> CaseRecord:
@@ -30,6 +31,8 @@ def attack(*changed: tuple[int, float | None]) -> CaseRecord:
 def opened(record: CaseRecord, folder: Path) -> Any:
     """The log as Inspect reads it."""
     (path,) = write_inspect_logs(folder, run_record(record), [record])
+    from inspect_ai.log import read_eval_log  # takes a second, which a worker without these tests saves
+
     return read_eval_log(str(path))
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import datetime
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +29,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
+from rn_harness.release import verification
+from rn_harness.release.integrity import Refusal, RunEvidence, check_evidence, read_evidence
 from rn_harness.release.statement import STATEMENT, sign_with_key, sign_with_sigstore, signed_with_key, signed_with_sigstore
 from rn_harness.release.verification import verify
 from rn_harness.spec.errors import ReleaseError
@@ -48,6 +51,37 @@ OTHER = "9" * 64
 def made(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """A run that a release can rest on; tests do not change it."""
     return finished_run(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def mild(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run by a laxer policy, which the default one decides alike; tests do not change it."""
+    return finished_run(tmp_path_factory.mktemp("mild"), more="policy: {control_break: 5.0}\n")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def equal_evidence_is_read_once() -> Iterator[None]:
+    """Keeps the evidence of a folder and its refusals while no byte of it changes; these tests are about what comes after."""
+    known: dict[object, tuple[RunEvidence | None, list[Refusal]]] = {}
+    checked: dict[int, list[Refusal]] = {}
+
+    def read(folder: Path) -> tuple[RunEvidence | None, list[Refusal]]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        contents = folder, *((path, hashlib.sha256(path.read_bytes()).digest()) for path in files)
+        if contents not in known:
+            known[contents] = read_evidence(folder)
+        evidence, refusals = known[contents]
+        return evidence, [*refusals]
+
+    def check(evidence: RunEvidence) -> list[Refusal]:
+        if id(evidence) not in checked:
+            checked[id(evidence)] = check_evidence(evidence)
+        return [*checked[id(evidence)]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "read_evidence", read)
+        patch.setattr(verification, "check_evidence", check)
+        yield
 
 
 def codes(run: FinishedRun, **more: Any) -> set[str]:
@@ -298,17 +332,18 @@ LAX: dict[str, str] = {
     "benign_every": "benign_every: 200",
     "planted": "planted: 1",
     "benign_temperature": "benign_temperature: 1.5",
-    "looks": "confirmation: {looks: 4}",
+    "confirmation.looks": "confirmation: {looks: 4}",
 }
 
 
-@pytest.mark.parametrize("name", LAX)
-def test_a_smaller_measurement_cannot_be_waived(tmp_path: Path, name: str) -> None:
-    """A policy number that changes the measurement is refused with a code that cannot be waived."""
-    run = finished_run(tmp_path, more=f"policy: {{{LAX[name]}}}\n")
+def test_a_smaller_measurement_cannot_be_waived(tmp_path: Path) -> None:
+    """Each policy number that changes the measurement is refused by name with a code that cannot be waived."""
+    run = finished_run(tmp_path, more=f"policy: {{{', '.join(LAX.values())}}}\n")
     assert run.record.outcome == "PASS", run.record.claim
-    assert "lax" in codes(run)
-    assert "lax" in codes(run, waivers=excuses(run))
+    for waivers in ([], excuses(run)):
+        refusals = verify(run.folder, weights=run.weights, waivers=waivers).refusals
+        told = [r.sentence for r in refusals if r.code == "lax"]
+        assert [name for name in LAX if not any(f"policy.{name}=" in text for text in told)] == []
     assert "not_releasable" not in codes(run, suites=[run.suite.folder])
     assert not {"lax", "fails_by_default"} & set(get_args(Waivable))
 
@@ -322,9 +357,9 @@ def test_weaker_attacks_or_fewer_prompts_cannot_be_waived(tmp_path: Path) -> Non
     assert codes(short, waivers=excuses(short)) == {"lax"}
 
 
-def test_a_laxer_policy_is_decided_again_by_the_default_one(tmp_path: Path) -> None:
+def test_a_laxer_policy_is_decided_again_by_the_default_one(mild: FinishedRun, tmp_path: Path) -> None:
     """A case that is PASS only by a laxer number is refused; if the default gives the same outcome, the number can be waived."""
-    mild, weak = (finished_run(tmp_path / str(peak), more="policy: {control_break: 5.0}\n", peak=peak) for peak in (8.0, 6.0))
+    weak = finished_run(tmp_path, more="policy: {control_break: 5.0}\n", peak=6.0)
     for run in (mild, weak):
         assert (run.record.outcome, run.record.releasable) == ("PASS", False)
     assert (codes(mild), codes(mild, waivers=excuses(mild))) == ({"not_releasable"}, set())
@@ -429,10 +464,9 @@ def test_sign_and_verify_from_the_command_line(made: FinishedRun, tmp_path: Path
     assert (told.exit_code, json.loads(told.output)["signed"]) == (0, True)
 
 
-def test_the_last_line_counts_the_waivers(tmp_path: Path) -> None:
+def test_the_last_line_counts_the_waivers(mild: FinishedRun, tmp_path: Path) -> None:
     """A run verified with a waiver says so in the last line; JSON has the waiver's owner and last day."""
-    run = finished_run(tmp_path, more="policy: {control_break: 5.0}\n")
-    path = tmp_path / "waivers.yaml"
+    run, path = mild, tmp_path / "waivers.yaml"
     (one,) = excuses(run)
     path.write_text(waiver(code=one.code, about=f"'{one.about}'", expires="2099-01-01"))
     needs = ["verify", "--run", str(run.folder), "--weights", str(run.weights), "--waivers", str(path)]
