@@ -18,15 +18,20 @@ import pytest
 if TYPE_CHECKING:
     from _pytest.junitxml import LogXML
 
+WRITER_NAMES = ("logfile", "add_global_property", "node_reporter", "node_reporters", "node_reporters_ordered", "stats")
+"""Names of the writer of a JUnit file."""
 PRIVATE_NAMES = {
     "Config._parser._groups": "find out which plugin owns --model",
     "CaptureManager.global_and_fixture_disabled": "write progress past pytest's capture",
     "Function._fixtureinfo.name2fixturedefs": "find fixtures that replace ours",
     "Function.callspec.params": "read the attack that a test is run with",
     "FixtureFunctionDefinition._get_wrapped_function": "find fixtures that replace ours",
-    "Module.classnamefilter, funcnamefilter, istestfunction": "find tests that a hook hid",
+    "Module.classnamefilter": "find tests that a hook hid",
+    "Module.funcnamefilter": "find tests that a hook hid",
+    "Module.istestfunction": "find tests that a hook hid",
+    **{f"LogXML.{name}": "write into the JUnit file that the user asked for" for name in WRITER_NAMES},
+    "LogXML, which counts and writes cases and outputs": "write into that file",
     "_pytest.junitxml.xml_key": "find the JUnit file that the user asked for",
-    "LogXML.logfile, add_global_property, node_reporter, node_reporters, node_reporters_ordered, stats": "write into that file",
     "_pytest.__file__": "tell pytest's own code from the code of others",
 }
 """Each private name, with its purpose."""

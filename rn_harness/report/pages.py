@@ -8,11 +8,12 @@ Markdown so that they cannot format text, link, or mention anyone.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import Certificate
@@ -32,6 +33,9 @@ from rn_harness.report.terminal import (
 from rn_harness.store.store import write_text
 from rn_harness.verdict.completeness import recipe_of
 from rn_harness.verdict.resistance import harm_by_budget
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -95,8 +99,9 @@ def render_card(run: RunRecord, records: Sequence[CaseRecord], digest: str, *, i
     )
 
 
-def _render(template: str, run: RunRecord, **values: Any) -> str:
-    """A template, filled with the run, the terminal's sentences and these values.
+@functools.cache
+def _template(name: str) -> jinja2.Template:
+    """A template, compiled once in a process: that takes ten times as long as to fill it.
 
     In Markdown, HTML's escapes do not fit, and every text from other people goes through the filter ``md``.
     """
@@ -104,13 +109,18 @@ def _render(template: str, run: RunRecord, **values: Any) -> str:
 
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=template.endswith(".html.j2"),  # nosec B701
+        autoescape=name.endswith(".html.j2"),  # nosec B701
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     page.filters.update(number=number, show=_show, md=lambda value: plain(str(value)))
+    return page.get_template(name)
+
+
+def _render(template: str, run: RunRecord, **values: Any) -> str:
+    """A template, filled with the run, the terminal's sentences and these values."""
     sentences = {
         "icons": ICONS,
         "broken": list(broken_lines(run)),
@@ -122,7 +132,7 @@ def _render(template: str, run: RunRecord, **values: Any) -> str:
         "resumed_text": resumed_text,
         "release": f"{'A' if run.releasable else 'No'} release can rest on this run",
     }
-    return page.get_template(template).render(run=run, **sentences, **values)
+    return _template(template).render(run=run, **sentences, **values)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -84,6 +84,7 @@ def _decide(evidence: Evidence) -> Verdict:
             warnings = warnings + because("restarted", f"restarted: {restarted}")
         if evidence.kind == "attack" and trajectory.checkpoints:
             bounded = bounds(trajectory, policy, evidence.attack_cases)
+            claim = _held(trajectory, policy, bounded)
             shape = signatures(trajectory, policy)
             warnings = warnings + trend_warnings(trajectory, policy, shape)
     if breaches:
@@ -304,7 +305,7 @@ def _attack(evidence: Evidence) -> _Findings:
         unknowns += because("control_missing", "there is no control: an attack that was never seen to work proves nothing")
     else:
         unknowns += foreign_control(trajectory, control) + control_findings(control, policy, rewarded=in_claim)
-    return breaches, unknowns, _held(trajectory, policy, bounds(trajectory, policy, evidence.attack_cases))
+    return breaches, unknowns, ""  # the claim names the bounds
 
 
 def _unrun(evidence: Evidence, otherwise: str) -> list[Reason]:

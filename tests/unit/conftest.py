@@ -5,11 +5,19 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from rn_harness.report import pages
+
 from .builders import write_suite
 
 # The same examples on every machine and in every run: a red test points at the code, never at the random draw.
 hypothesis.settings.register_profile("unit", derandomize=True, deadline=None, max_examples=60, database=None)
 hypothesis.settings.load_profile("unit")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves figures out of reports, for tests of their text: drawing one takes a fifth of a second."""
+    monkeypatch.setattr(pages, "stored_svg", lambda *_: "<svg></svg>")
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,10 @@ def _writes_junit(config: pytest.Config) -> bool:
     return (xml.stats["error"], named - len(xml.node_reporters_ordered), Path(xml.logfile).name) == (1, 1, "asked.xml")
 
 
+def _writer_has(config: pytest.Config, name: str) -> bool:
+    return hasattr(compat.junit_writer(config), name)
+
+
 def _drops_junit(config: pytest.Config) -> bool:
     compat.drop_junit_writer(config)
     return compat.junit_writer(config) is None
@@ -72,17 +78,15 @@ def _probes(config: pytest.Config, item: pytest.Function, module: pytest.Module)
         "FixtureFunctionDefinition._get_wrapped_function": lambda: (
             compat.fixture_function(module.obj.cake) is definitions["cake"][0].func
         ),
-        "Module.classnamefilter, funcnamefilter, istestfunction": lambda: (
-            compat.is_test_class(module, "TestCake")
-            and compat.is_test_method(module, "test_cake")
-            and compat.is_test_function(module, _session, "test_cake")
-            and not compat.is_test_function(module, _session, "cake")
+        "Module.classnamefilter": lambda: compat.is_test_class(module, "TestCake") and not compat.is_test_class(module, "Cake"),
+        "Module.funcnamefilter": lambda: compat.is_test_method(module, "test_cake") and not compat.is_test_method(module, "cake"),
+        "Module.istestfunction": lambda: (
+            compat.is_test_function(module, _session, "test_cake") and not compat.is_test_function(module, _session, "cake")
         ),
-        "LogXML.logfile, add_global_property, node_reporter, node_reporters, node_reporters_ordered, stats": lambda: (
-            _writes_junit(config)
-        ),
+        **{f"LogXML.{name}": partial(_writer_has, config, name) for name in compat.WRITER_NAMES},
+        "LogXML, which counts and writes cases and outputs": lambda: _writes_junit(config),
         "_pytest.junitxml.xml_key": lambda: _drops_junit(config),
-        "_pytest.__file__": lambda: Path(pytest.__file__).parent in compat.pytest_folders(),
+        "_pytest.__file__": lambda: Path(inspect.getfile(pytest.Session)).resolve().parent in compat.pytest_folders(),
     }
 
 

@@ -47,7 +47,7 @@ from .builders import (
     write_prompts,
     write_suite,
 )
-from .finished_run import finished_run
+from .finished_run import FinishedRun, finished_run
 
 WHEN_TRAINED = Measurement(run_id=RUN_ID, started=WHEN[0], ended=WHEN[1])
 CANDIDATE = {"name": "organism", "revision": None, "digest": "c" * 64}
@@ -301,27 +301,13 @@ def _shown(value: object) -> str:
 
 
 @pytest.mark.parametrize(("settings", "outcome"), BREACHES, ids=_shown)
-def test_which_breaches_fail_the_run(tmp_path: Path, suite: Suite, settings: dict[str, object], outcome: str) -> None:
-    """A breach fails the run in a claim case and in an exploratory case that the claim covers; otherwise it is only reported."""
-    run = Run(tmp_path / "run", [_with_attack(suite, **settings)])
-    (of,) = run.suites
-    (breach,) = [case_id for _, kind, case_id in run.cases if kind == "attack" and case_id.startswith("attack-other")]
-    run.end_all(but=(breach,))
-    news = run.news(of, "attack", breach, "FAIL")
-    run.end(run.nodeid(of, breach), news, "failed" if outcome == "FAIL" else "skipped")
-    record = run.controller.finish()
-    assert record.outcome == outcome
-    assert [line.outcome for line in record.cases if line.case_id == breach] == ["FAIL"]
-    told = "\n".join(run.controller.summary(record))
-    assert breach in told
-    assert record.claim.startswith("unsafe" if outcome == "FAIL" else "held in 3 of 3 attack cases")
-
-
-@pytest.mark.parametrize(("settings", "outcome"), BREACHES, ids=_shown)
-def test_every_attack_that_broke_the_model_is_named(
-    tmp_path: Path, suite: Suite, settings: dict[str, object], outcome: str
+def test_breaches_within_the_claim_fail_the_run_and_all_are_named(
+    undrawn: None, tmp_path: Path, suite: Suite, settings: dict[str, object], outcome: str
 ) -> None:
-    """An attack that broke the model is named in closing lines, reports, JUnit, statement (as a failed test) and ``verify``."""
+    """A breach fails the run in a claim case and in an exploratory case that the claim covers; otherwise it is only reported.
+
+    It is named in closing lines, reports, JUnit, statement (as a failed test) and ``verify``.
+    """
     run = Run(tmp_path / "run", [_with_attack(suite, **settings)])
     (of,) = run.suites
     (breach,) = [case_id for _, kind, case_id in run.cases if kind == "attack" and case_id.startswith("attack-other")]
@@ -329,6 +315,9 @@ def test_every_attack_that_broke_the_model_is_named(
     fails = outcome == "FAIL"
     run.end(run.nodeid(of, breach), run.news(of, "attack", breach, "FAIL"), "failed" if fails else "skipped")
     record = run.controller.finish()
+    assert record.outcome == outcome
+    assert [line.outcome for line in record.cases if line.case_id == breach] == ["FAIL"]
+    assert record.claim.startswith("unsafe" if fails else "held in 3 of 3 attack cases")
     run.controller.show(record)
     named = f"Broken by 1 attack{'' if fails else ' that does not count'}: demo/{breach}"
     folder = tmp_path / "run"
@@ -748,31 +737,37 @@ def test_foreign_code_prevents_a_release_unless_allowed(run: Run, of_worker: boo
     assert not any(told in why for why in run.controller.hindrances())
 
 
-def test_the_gate_refuses_what_verify_refuses(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def changed_late(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run whose weights changed after the attacks."""
+    root = tmp_path_factory.mktemp("late")
+    late = {"late": lambda of: (of / "adapter_model.safetensors").write_bytes(b"other")}
+    return finished_run(root, **late, export=str(root / "none"))
+
+
+def test_the_gate_refuses_what_verify_refuses(tmp_path: Path, changed_late: FinishedRun) -> None:
     """If weights changed after the attacks, the run reports that verify refuses it, and nothing is exported.
 
     An attack of 60 steps under the name of the declared one gives no verdict at all.
     """
     whole = finished_run(tmp_path / "whole", export=str(tmp_path / "out"))
     assert (whole.record.releasable, list(whole.record.exported)) == (True, ["demo"])
-    none = str(tmp_path / "none")
-    other = finished_run(
-        tmp_path / "other", late=lambda of: (of / "adapter_model.safetensors").write_bytes(b"other"), export=none
-    )
+    other, none = changed_late, str(tmp_path / "none")
     assert (other.record.outcome, other.record.releasable, other.record.exported) == ("PASS", False, {})
     assert all("rn-harness verify refuses it [weights_differ]" in why for why in other.record.why_not)
     short = finished_run(tmp_path / "short", changed={"steps": 60}, export=none)
     assert (short.record.outcome, short.record.releasable, short.record.exported) == ("INCONCLUSIVE", False, {})
     assert not (tmp_path / "none").exists()
+    assert not other.folder.with_name("none").exists()
     for run in (whole, other, short):
         assert RunRecord.model_validate_json((run.folder / "run.json").read_text(encoding="utf-8")) == run.record
         found = verify(run.folder, weights=run.weights, suites=[run.suite.folder])
         assert run.record.releasable == (not found.refusals)
 
 
-def test_the_headline_in_junit_is_that_of_the_finished_run(tmp_path: Path) -> None:
+def test_the_headline_in_junit_is_that_of_the_finished_run(changed_late: FinishedRun) -> None:
     """JUnit's headline says "Not releasable" also if only the check against the weights, after all tests, found it out."""
-    other = finished_run(tmp_path / "other", late=lambda of: (of / "adapter_model.safetensors").write_bytes(b"other"))
+    other = changed_late
     (suite,) = ET.parse(other.folder / "junit.xml").iter("testsuite")
     (headline,) = [p.get("value") for p in suite.iter("property") if p.get("name") == "rn_harness.headline"]
     assert headline == " ".join(other.record.headline)

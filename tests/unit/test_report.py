@@ -106,7 +106,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("outcome", ["PASS", "FAIL", "INCONCLUSIVE"])
-def test_a_report_leads_with_verdict_and_claim(tmp_path: Path, suite: Suite, outcome: Outcome) -> None:
+def test_a_report_leads_with_verdict_and_claim(undrawn: None, tmp_path: Path, suite: Suite, outcome: Outcome) -> None:
     """Outcome, claim and every reason against a release come before the first section."""
     run, cases = ended(tmp_path / "run", suite, outcome)
     header = Page(render_html(run, cases).partition("<main")[0].partition("<body>")[2]).visible
@@ -218,7 +218,7 @@ def test_plain_text_stays_plain(text: str) -> None:
     assert "".join(token.content for token in inline.children or ()).replace("\u200b", "") == f"x {text}".replace("\u200b", "")
 
 
-def test_a_view_shows_what_the_scores_give() -> None:
+def test_a_view_shows_what_the_scores_give(undrawn: None) -> None:
     """The page shows the maximum of a checkpoint's scores, even where the record's JSON says otherwise."""
     document = case_record(evidence(trajectory=with_score(trajectory(200), 1, 0, 7.77))).model_dump(mode="json")
     document["evidence"]["trajectory"]["checkpoints"][1]["maximum"] = 0.0
@@ -228,7 +228,7 @@ def test_a_view_shows_what_the_scores_give() -> None:
 
 
 @pytest.mark.parametrize("resumed", [(), (20, 40)])
-def test_a_defense_names_the_steps_where_it_was_interrupted(resumed: tuple[int, ...]) -> None:
+def test_a_defense_names_the_steps_where_it_was_interrupted(undrawn: None, resumed: tuple[int, ...]) -> None:
     """Report and terminal name the steps where the training was interrupted, and only then."""
     record = case_record(evidence("defense", report=defense_report(resumed=resumed)))
     told = "rained on from step 20, 40, where it had been cut off"
@@ -337,7 +337,7 @@ def test_a_case_without_trajectory_has_no_figure(draw: Callable[[str, CaseRecord
         draw("x", case_record(evidence(trajectory=None, control=None)))
 
 
-def test_an_unscored_completion_is_grey_and_a_dash() -> None:
+def test_an_unscored_completion_is_grey_and_a_dash(undrawn: None) -> None:
     """An unscored completion is grey in the heat map and a dash in its table, never 0."""
     run = trajectory(200)
     holed = with_checkpoint(run, 2, checkpoint(20, [completion("h1", 0, None), *run.checkpoints[2].scores[1:]]))

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +18,16 @@ from typing import Any
 import pytest
 
 from rn_harness.models.identity import hash_files
-from rn_harness.records.base import CASE_KINDS, content_key
-from rn_harness.records.case import CaseRecord
+from rn_harness.records.base import CASE_KINDS, content_key, read_record
+from rn_harness.records.case import CaseRecord, Evidence, Verdict
 from rn_harness.records.run import RunRecord
+from rn_harness.release import integrity
 from rn_harness.release.verification import verify
 from rn_harness.run.case import CaseTask
 from rn_harness.run.case_board import news_of
 from rn_harness.run.controller import Controller
 from rn_harness.run.executors import acceptance
+from rn_harness.run.executors import results as joining
 from rn_harness.run.executors.results import Results
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -167,6 +169,32 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     for case_id in ("candidate", "defense", "helpfulness", CONTROL, ATTACK):
         scene.part(case_id.partition("-")[0], case_id)
     return scene
+
+
+@pytest.fixture(autouse=True, scope="module")
+def template_is_read_and_decided_once(template: Scene) -> Iterator[None]:
+    """Keeps the template's records and their verdicts: each test has copies of these files, and changes one or none of them."""
+    originals = {path.read_bytes() for path in template.folder.rglob("*.json")}
+    records: dict[bytes, Any] = {}
+    verdicts: dict[int, Verdict] = {}  # by the identity of evidence in a kept record
+
+    def read(raw: bytes, kind: Any) -> Any:
+        if raw not in originals:
+            return read_record(raw, kind)
+        if raw not in records:
+            records[raw] = read_record(raw, kind)
+            if kind is CaseRecord:
+                verdicts[id(records[raw].evidence)] = decide(records[raw].evidence)
+        return records[raw]
+
+    def decided(of: Evidence) -> Verdict:
+        return verdicts[id(of)] if id(of) in verdicts else decide(of)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(integrity, "read_record", read)
+        patch.setattr(integrity, "decide", decided)
+        patch.setattr(joining, "decide", decided)
+        yield
 
 
 @pytest.fixture
