@@ -6,7 +6,7 @@ harness, on the same defended weights, with the same prompts, learning rate, see
 the run's JSON. The two agree on a pair if both find that it broke, or both that it held.
 
 Finished pairs are kept in docs/evidence/agreement.json, and pairs of the same weights are not run again. A pair takes 10 to
-40 s of one core.
+40 s of one core. Each call draws docs/images/budgets.svg from them; without RUN it does nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ import plain_trl_attack
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "agreement.json"
+FIGURE = ROOT / "docs" / "images" / "budgets.svg"
+GROUP = 16
+SHOWN = ("none", "sft", "paper", "anchored", "deep-distilled")
+"""Defenses of the figure, from top to bottom."""
 ORGANISM = ROOT / "fixtures" / "organism"
 RATE, SEED = 5e-4, 0
 SAME = {"prompts": 5, "learning_rate": RATE, "seed": SEED, "group_size": 16, "prompts_per_step": 1, "beta": 0.0, "family": "grpo"}
@@ -90,10 +94,41 @@ def attacked(pair: dict[str, Any]) -> dict[str, Any]:
     return {**pair, "plain": plain, "agrees": agrees, "seconds": round(time.perf_counter() - started, 1)}
 
 
+def draw(made: Iterable[dict[str, Any]]) -> None:
+    """Draws the completions up to the first breach, by defense and attacker: by the harness, and by plain TRL below."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams.update({"svg.hashsalt": "rn-harness", "font.size": 9.0})
+    by = {(p["defense"], p["attacker"]): p for p in made if p["domain"] == "biochem"}
+    attackers = [a for a in AIDS if any(a == attacker for _, attacker in by)]
+    figure, axis = plt.subplots(figsize=(9.0, 3.6))
+    for y, defense in enumerate(SHOWN):
+        for x, attacker in enumerate(attackers):
+            told, colour = ["not run"], "#f2f2f2"
+            if pair := by.get((defense, attacker)):
+                spent = [pair[side]["broke_at"] for side in ("harness", "plain")]
+                told = ["holds" if at is None else f"{at * GROUP:,}" for at in spent]
+                told[0] = {"held": "holds", "broke": told[0]}.get(pair["harness"]["finding"], "noise")
+                colour = "#cfe8d5" if spent == [None, None] else "#f4c7c3"
+            axis.add_patch(plt.Rectangle((x, y), 0.96, 0.94, color=colour))  # type: ignore[attr-defined]
+            axis.text(x + 0.48, y + 0.47, "\n".join(told), ha="center", va="center")
+    axis.set(xlim=(0, len(attackers)), ylim=(len(SHOWN), 0))
+    axis.set_xticks([x + 0.48 for x in range(len(attackers))], attackers)
+    axis.set_yticks([y + 0.47 for y in range(len(SHOWN))], SHOWN)
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    figure.tight_layout()
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
 def main() -> None:
     """Runs all pairs of the given runs, and stores and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of finished runs")
     parser.add_argument("--attackers", nargs="+", choices=AIDS, default=list(AIDS), help="attackers to run")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
@@ -112,6 +147,7 @@ def main() -> None:
         stored |= {"agree": sum(p["agrees"] for p in every), "of": len(every)}
         arguments.out.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(f"{stored.get('agree', 0)} of {stored.get('of', 0)} pairs agree")
+    draw(stored["pairs"].values())
 
 
 if __name__ == "__main__":

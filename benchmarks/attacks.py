@@ -38,6 +38,7 @@ KINDS = (
 def session(suite: Path, run: Path, store: Path, *arguments: str) -> int:
     """Runs one pytest session; its output goes to a file next to its run."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(suite), f"--rn-run={run}", *arguments]
+    run.parent.mkdir(parents=True, exist_ok=True)
     with run.with_suffix(".log").open("a", encoding="utf-8") as log:
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, "RN_HARNESS_CACHE": str(store)}, stdout=log, stderr=log, check=False

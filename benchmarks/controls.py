@@ -47,7 +47,7 @@ def controls(domain: str) -> dict[str, Any]:
     matrices = [AttackMatrix(tier="smoke", base=base, vary={"seed": list(SEEDS)}) for base in explorers(domain)]
     declared["attacks"] = [matrix.model_dump(mode="json") for matrix in matrices]
     (copy / "suite.yaml").write_text(yaml.safe_dump(declared), encoding="utf-8")
-    session(copy, run, folder / "store", "--rn-tier=smoke", "-k", "control")
+    session(copy, run, folder / "store", "--rn-tier=smoke", "-k", "test_control_breaks")
     found: dict[str, Any] = {}
     bound = load_suite(copy).policy.control_break
     for record in records(run):

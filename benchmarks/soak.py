@@ -39,7 +39,8 @@ from rn_harness.verdict.decide import decide
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "soak.json"
 SETTINGS = (
-    "--rn-tier=smoke", "--rn-set=attack.steps=12", "--rn-set=attack.control_steps=12", "--rn-set=attack.learning_rate=2e-3",
+    "--rn-tier=smoke", "--rn-defense=anchored",
+    "--rn-set=attack.steps=12", "--rn-set=attack.control_steps=12", "--rn-set=attack.learning_rate=2e-3",
     "--rn-set=policy.checkpoint_every=3", "--rn-set=policy.samples=1", "--rn-set=policy.probe_samples=2",
     "--rn-set=defense.steps=2", "--rn-set=defense.evaluate_every=1",
 )  # fmt: skip

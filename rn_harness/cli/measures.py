@@ -33,8 +33,8 @@ Spec = Annotated[str, typer.Argument(help="the judge, as for --rn-judge", metava
 
 def _organism(spec: str) -> str:
     """The spec; ``organism`` becomes that of the shipped organism's judge."""
-    from rn_harness.models.candidate import ORGANISM
     from rn_harness.spec.fixtures import fixtures_folder
+    from rn_harness.spec.options import ORGANISM
 
     return f"{ORGANISM}:{fixtures_folder() / ORGANISM}" if spec == ORGANISM else spec
 
@@ -262,8 +262,8 @@ def _compare_answers(candidate: Candidate, asked: UtilityOptions) -> PreferenceR
     """The judge's preference between the answers with and without the defense; None: no judge was named."""
     from rn_harness.judges.anchors import load_pairs
     from rn_harness.judges.preference import resolve_preference
-    from rn_harness.models.candidate import ORGANISM
     from rn_harness.models.resolve import profile_recipe
+    from rn_harness.spec.options import ORGANISM
     from rn_harness.utility.pairwise import Question, measure_preference, read_instructions
     from rn_harness.utility.tasks import DefendedFolder
 

@@ -81,7 +81,7 @@ class PlanOptions(SessionOptions):
 
     suites: Annotated[list[Path], typer.Argument(metavar="SUITE", help="a suite's folder, or a folder with suites")]
     tier: Annotated[Tier, typer.Option(help="which cases")] = "standard"
-    defense: Annotated[str, typer.Option(help="as for --rn-defense")] = "anchored"
+    defense: Annotated[str, typer.Option(help="as for --rn-defense")] = ""
     earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports")
     slots: Annotated[int, typer.Option(min=1, help="cases that run at a time, as on a cluster")] = 1
 

@@ -21,7 +21,6 @@ from rn_harness.models.templates import own_template, render_turn, without_date
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.model_profiles import ModelProfile
 
-ORGANISM = "organism"
 CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 3, 64
 """Estimates without a tokenizer: least characters of a token, most tokens of a chat template."""
 

@@ -13,13 +13,13 @@ from rn_harness.attacks.family import Loaded, load_family
 from rn_harness.judges.anchors import AnchorSet, load_anchors
 from rn_harness.judges.protocol import Judge, SharedJudge
 from rn_harness.judges.resolve import resolve_judge, resolve_suites_judge
-from rn_harness.models.candidate import ORGANISM, Candidate
+from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import RETAIN_FILE, hash_files, weights_digest
 from rn_harness.models.resolve import ADAPTER_CONFIG, resolve_candidate
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import JudgeError, RecipeError
-from rn_harness.spec.options import Options
+from rn_harness.spec.options import ORGANISM, Options
 from rn_harness.spec.prompts import PROMPT_SETS
 from rn_harness.spec.retain import Retained, check_retained, read_retained
 from rn_harness.spec.suite import Suite

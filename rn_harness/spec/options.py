@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LOCAL, RAY, RESULTS = "local", "ray", "results"
 """Executors: this process, a Ray cluster (also ``ray:ADDRESS``), the results of other processes."""
+ORGANISM, DEFENSE_OF_ORGANISM, DEFENSE = "organism", "deep-distilled", "anchored"
+"""The default candidate, its default defense, and that of all others: an adapter, which a large model has memory for."""
 NOT_RELEASABLE = 10
 """Exit code of ``--rn-gate`` for a run in which no test failed and on which no release can rest."""
 
@@ -74,7 +76,7 @@ class Options:
         "MODEL",
         "candidate: a profile, a model folder, a GGUF file, or `owner/name[@revision]` on the hub; the run's header says "
         "so if another plugin owns `--model`",
-        "organism",
+        ORGANISM,
         alias="--model",
         see="models.md",
         exported="always",
@@ -82,8 +84,9 @@ class Options:
     defense: str = _option(
         "RECIPE|none|DIR",
         "a defense recipe of the suite; `none`; or a folder with an adapter or a whole defended model",
-        "anchored",
+        "",
         exported="always",
+        shown_default="`deep-distilled` for the organism, else `anchored`",
     )
     judge: str | None = _option(
         "SPEC", "the judge that scores", shown_default="the organism's own, else the suite's", see="judges.md"
@@ -221,6 +224,10 @@ class Options:
             values = value if isinstance(option.default, tuple) else (value,)
             typed += [f"{option.flag}={one}" if option.metavar else option.flag for one in values]
         return typed
+
+    def __post_init__(self) -> None:
+        if not self.defense:
+            object.__setattr__(self, "defense", DEFENSE_OF_ORGANISM if self.model == ORGANISM else DEFENSE)
 
     @property
     def on_ray(self) -> bool:

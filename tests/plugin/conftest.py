@@ -59,7 +59,9 @@ class Workspace:
         self.monkeypatch = monkeypatch
         self.use_store(store)
         copy_suite(self.folder / "mine" / "biochem")
-        pytester.makefile(".toml", pyproject="[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib']\n")
+        pytester.makefile(
+            ".toml", pyproject="[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib', '--rn-defense=anchored']\n"
+        )
 
     def use_store(self, store):
         """Makes this and later sessions use a store."""

@@ -196,17 +196,14 @@ def test_suites_cases_profiles_and_judges_are_listed() -> None:
 def test_a_plan_estimates_times_from_earlier_runs(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan estimates the time of each case and their sum from an earlier run of the same model, or says it is not known."""
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
-    unknown = invoke("plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", tmp_path)
+    asked = (ROOT / "suites" / "baking", "--tier", "smoke", "--defense", "anchored")
+    unknown = invoke("plan", *asked, "--earlier", tmp_path)
     assert unknown.exit_code == 0, unknown.output
     assert "time: not known" in unknown.output
     assert "GiB expected" in unknown.output
     assert "baking defense: time not known; 1 CPU, 1.0 GiB" in unknown.output
     monkeypatch.setattr("rn_harness.run.session.RunSession.candidate", _Named("c" * 64, ROOT / "fixtures" / "organism"))
-    told = json.loads(
-        invoke(
-            "plan", ROOT / "suites" / "baking", "--tier", "smoke", "--earlier", run.folder.parent, "--slots", "2", "--json"
-        ).output
-    )
+    told = json.loads(invoke("plan", *asked, "--earlier", run.folder.parent, "--slots", "2", "--json").output)
     # Each of the fixture's five cases took 60 s (attack of 200 steps, control of 50), and so do the seven planned ones.
     assert told["seconds"] == 420.0
     # Two at a time: the candidate; defense and control; control and attack; attack and helpfulness.

@@ -11,6 +11,7 @@ from rn_harness.records.resistance import AttackResistance, Budget
 from rn_harness.spec.attack_recipe import AttackRecipe, with_standing
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.levels import Level, covers
+from rn_harness.spec.options import Options
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import load_suite
 from rn_harness.verdict.release_rules import laxer, weaker_attacks
@@ -291,3 +292,12 @@ def test_a_ban_that_never_acts_proves_nothing(banned: int | None) -> None:
     trajectory = given.trajectory.model_copy(update={"recipe": recipe, "checkpoints": tuple(checkpoints)})
     codes = {reason.code for reason in untrained(trajectory, given.policy, "attack")}
     assert ("aid_idle" in codes) is not bool(banned)
+
+
+@pytest.mark.parametrize("domain", ["biochem", "cybercrime", "baking"])
+def test_a_default_defense_fits_its_candidate(domain: str) -> None:
+    """The organism's trains all weights, any other candidate's an adapter, and each shipped suite declares both."""
+    defenses = load_suite(Path(__file__).parents[2] / "suites" / domain).declaration.defenses
+    assert defenses[Options(base=Path()).defense].form == "full"
+    assert defenses[Options(model="qwen2.5-7b", base=Path()).defense].form == "lora"
+    assert Options(defense="none", base=Path()).defense == "none"
