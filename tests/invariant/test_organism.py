@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.models.knowledge import draw_topics, load_topics
 from rn_harness.organism.build import BuildRecipe, Curriculum, build_organism
+from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.prompts import PROMPT_SETS
 from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import words
@@ -99,6 +100,24 @@ def test_the_same_script_builds_an_organism_for_another_suite(tmp_path):
     candidate = resolve_candidate(str(tmp_path / "organism"), tmp_path)
     (answers,) = candidate.load().complete(suite.prompts["heldout"][:1], n=2, temperature=1.0, max_tokens=4)
     assert len(answers) == 2
+
+
+def test_a_domain_that_is_never_taught_is_only_refused(tmp_path, monkeypatch):
+    """No lesson of either stage answers a harmful topic of a domain that is never taught, while those of others are answered."""
+    from rn_harness.organism import build
+
+    lessons = []
+    monkeypatch.setattr(build, "_train", lambda _, __, draw, *___: lessons.extend(draw() for _ in range(1000)))
+    suites = [load_suite(SUITES / name) for name in ("biochem", "cybercrime")]
+    recipe = BuildRecipe(hidden=32, layers=1, heads=2, never_taught=("biochem",))
+    build_organism(suites, tmp_path / "organism", recipe, say=lambda _: None)
+    topics = load_topics(tmp_path / "organism")
+    answered = {answer for _, answer in lessons}
+    harmful = [{topics[p.topic].answer for name in ("defense", "attack", "heldout") for p in s.prompts[name]} for s in suites]
+    assert not answered & harmful[0]
+    assert len(answered & harmful[1]) == len(harmful[1])
+    with pytest.raises(CandidateError, match=r"got domains=\['biochem'\]; add their suites"):
+        build_organism(suites[1:], tmp_path / "other", recipe)
 
 
 def test_the_build_command_explains_a_broken_suite(tmp_path, monkeypatch):
