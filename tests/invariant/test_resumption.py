@@ -137,6 +137,8 @@ def test_a_training_cut_off_twice_ends_with_bitwise_the_same_weights(defense, ch
     assert again.resumed == (2, 4)
     assert _same(whole, resumed)
     assert again.model_copy(update={"resumed": ()}) == report
+    due = {"depth": {"compliant_answers", "kept_answers", "tokens"}, "distill": {"learned_kl", "unseen_kl", "retained", "retain"}}
+    assert all(report.settings.keys() >= named for part, named in due.items() if part in changes)
     assert any(float(p.abs().sum()) > 0 for name, p in whole.items() if "lora_B" in name or changes.get("form") == "full")
 
 
