@@ -103,7 +103,7 @@ class Attacker:
         return f"{self.optimizer}-{mantissa}e{int(exponent)}-p{self.examples}"
 
 
-GROUPS = {
+GROUPS: dict[str, list[Attacker]] = {
     "adamw": [Attacker("adamw", rate, seed) for rate in RATES["adamw"] for seed in SEEDS],
     **{o: [Attacker(o, rate, seed) for rate in RATES[o] for seed in SEEDS] for o in RATES if o != "adamw"},
     "examples": [Attacker("adamw", 3e-4, seed, n) for n in (10, 20) for seed in SEEDS],
@@ -364,8 +364,8 @@ def section(stored: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(columns) + " |"]
     lines.append("|---" * len(columns) + "|")
     for model in MODELS:
-        ready = [a for g in RATES for a in names(g) if ratio(stored, model, ORACLE, [a])]
-        lowest = min(((ratio(stored, model, ORACLE, [a]), a) for a in ready), key=lambda of: of[0].value, default=None)
+        known = [(of, a) for g in RATES for a in names(g) if (of := ratio(stored, model, ORACLE, [a]))]
+        lowest = min(known, key=lambda pair: pair[0].value, default=None)
         cells = [
             f"`{model}`",
             by_optimizer(stored, model, ORACLE),
