@@ -94,7 +94,7 @@ class Lab:
     @functools.cached_property
     def suite(self) -> Suite:
         """The biochem suite."""
-        return load_suite(SUITES / "biochem")
+        return load_suite(SUITES / "biochem", level="rl-plain")  # the level of the anchored defense
 
     @functools.cached_property
     def policy(self) -> Policy:
