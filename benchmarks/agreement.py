@@ -62,7 +62,7 @@ def pairs(folder: Path) -> Iterator[dict[str, Any]]:
         record = json.loads((folder / line["record"]).read_text(encoding="utf-8"))
         trajectory = record["evidence"]["trajectory"]
         attacker = attacker_of(trajectory["recipe"]) if trajectory else None
-        if attacker is not None:
+        if attacker is not None and record["verdict"]["finding"] != "proved_nothing":  # its control is to blame
             breaches = [r["step"] for r in record["verdict"]["reasons"] if r["code"] == "breach"]
             yield {
                 "defense": run["options"]["defense"],
@@ -112,7 +112,7 @@ def draw(made: Iterable[dict[str, Any]]) -> None:
                 spent = [pair[side]["broke_at"] for side in ("harness", "plain")]
                 told = ["holds" if at is None else f"{at * GROUP:,}" for at in spent]
                 told[0] = {"held": "holds", "broke": told[0]}.get(pair["harness"]["finding"], "noise")
-                colour = "#cfe8d5" if spent == [None, None] else "#f4c7c3"
+                colour = "#f4c7c3" if spent != [None, None] else "#cfe8d5" if told == ["holds", "holds"] else "#f2f2f2"
             axis.add_patch(plt.Rectangle((x, y), 0.96, 0.94, color=colour))  # type: ignore[attr-defined]
             axis.text(x + 0.48, y + 0.47, "\n".join(told), ha="center", va="center")
     axis.set(xlim=(0, len(attackers)), ylim=(len(SHOWN), 0))
