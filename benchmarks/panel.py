@@ -307,11 +307,11 @@ def plain(candidate: Candidate, adapter: Path, domain: str) -> list[dict[str, An
     return tries
 
 
-def gate(adapter: Path, domain: str, tier: str, store: Path) -> dict[str, Any]:
-    """Runs a pytest session on the defense; returns its outcome, and each case's verdict, reasons and maxima."""
+def gate(suite: Path, defense: str, tier: str, store: Path, *options: str) -> dict[str, Any]:
+    """Runs a pytest session on a defense; returns its outcome, and each case's verdict, reasons and maxima."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"suites/{domain}", f"--rn-defense={adapter}"]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(suite), f"--rn-defense={defense}", *options]
         done = subprocess.run(
             [*command, f"--rn-tier={tier}", f"--rn-run={folder}"],
             cwd=ROOT,
@@ -363,7 +363,7 @@ def measure(piece: str, store: Path) -> dict[str, Any]:
         sessions: list[dict[str, Any]] = []
         for tier in ("smoke", "standard") if broken else ():
             if not any(s["outcome"] == "FAIL" for s in sessions):
-                sessions.append(gate(adapter, attacked, tier, store))
+                sessions.append(gate(ROOT / "suites" / attacked, str(adapter), tier, store))
         digest = digest_folder(adapter)
     return {
         "kind": name,
