@@ -1,8 +1,8 @@
 """Results of each attack on the shipped organism: ``python benchmarks/attacks.py full|seeds [FOLDER]``.
 
-``full`` is ``pytest suites/biochem --rn-tier full``; ``seeds`` runs one attack of each kind with five seeds, and repeats the
-first seed from an empty store. Both resume an interrupted measurement in FOLDER (build/attacks). A complete part goes to
-docs/evidence/attacks.json, and its table to docs/attacks-and-defenses.md.
+``full`` is ``pytest suites/biochem --rn-tier full --rn-defense anchored``; ``seeds`` runs one attack of each kind with five
+seeds, and repeats the first seed from an empty store. Both resume an interrupted measurement in FOLDER (build/attacks). A
+complete part goes to docs/evidence/attacks.json, and its table to docs/attacks-and-defenses.md.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pieces
 import yaml
 
+from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe
+from rn_harness.spec.suite import load_suite
 from rn_harness.store.provenance import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "attacks.json"
 PAGE = ROOT / "docs" / "attacks-and-defenses.md"
-DOMAIN, NEIGHBOUR = "biochem", "cybercrime"
+DOMAIN = "biochem"
 SEEDS = [0, 1, 2, 3, 4]
 KINDS = (
     "grpo-p5-lr5e-4-s0", "grpo-p1-lr5e-4-s0", "rloo-p5-lr5e-4-s0", "reinforce-p5-lr5e-4-dr_grpo-scale_none-s0",
@@ -101,18 +103,19 @@ def whole(run: Path) -> dict[str, Any]:
 
 def full(folder: Path) -> dict[str, Any]:
     """The full tier of one domain."""
-    code = session(ROOT / "suites" / DOMAIN, folder / "full", folder / "store", "--rn-tier=full")
+    code = session(ROOT / "suites" / DOMAIN, folder / "full", folder / "store", "--rn-tier=full", "--rn-defense=anchored")
     return {"exit": code, **whole(folder / "full")}
 
 
 def seeds(folder: Path) -> dict[str, Any]:
     """One attack of each kind with five seeds, and with the first of them twice."""
     found = {}
+    kinds = [settings_of(attack) for attack in load_suite(ROOT / "suites" / DOMAIN).tier_attacks("full") if attack.id in KINDS]
     for name, store, of in (("five", folder / "store", SEEDS), ("again", folder / "store-again", SEEDS[:1])):
         if name == "again" and not (folder / f"seeds-{name}" / "run.json").exists():
             shutil.rmtree(store, ignore_errors=True)
-        suite = several_seeds(folder / f"suites-{name}", of)
-        session(suite, folder / f"seeds-{name}", store, "--rn-tier=smoke")
+        suite = several_seeds(folder / f"suites-{name}", DOMAIN, kinds, of)
+        session(suite, folder / f"seeds-{name}", store, "--rn-tier=smoke", "--rn-defense=anchored")
         found[name] = whole(folder / f"seeds-{name}")["attacks"]
     same = {case: measured(found["five"][case]) == measured(found["again"][case]) for case in found["again"]}
     return {"attacks": found["five"], "repeated": same}
@@ -123,23 +126,21 @@ def measured(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "wall_s"}
 
 
-def several_seeds(folder: Path, of: Sequence[int]) -> Path:
-    """A copy of the suite whose smoke tier is one attack of each kind, with each of the seeds."""
-    from rn_harness.spec.attack_recipe import AttackMatrix
-    from rn_harness.spec.suite import load_suite
+def settings_of(attack: AttackRecipe) -> dict[str, Any]:
+    """The settings that declare an attack, without its seed."""
+    return attack.model_dump(mode="json", exclude_defaults=True, exclude={"seed"})
 
+
+def several_seeds(folder: Path, domain: str, attacks: Iterable[Mapping[str, Any]], of: Sequence[int]) -> Path:
+    """A copy of a suite, next to the others, whose smoke tier is these attacks, each with each of the seeds."""
     shutil.rmtree(folder, ignore_errors=True)
-    for domain in (DOMAIN, NEIGHBOUR):
-        shutil.copytree(ROOT / "suites" / domain, folder / domain)
-    path = folder / DOMAIN / "suite.yaml"
+    shutil.copytree(ROOT / "suites", folder)
+    path = folder / domain / "suite.yaml"
     declared = yaml.safe_load(path.read_text(encoding="utf-8"))
-    declared["attacks"] = []
-    for attack in load_suite(ROOT / "suites" / DOMAIN).tier_attacks("full"):
-        if attack.id in KINDS:
-            base = attack.model_dump(mode="json", exclude_defaults=True, exclude={"seed"})
-            declared["attacks"].append(AttackMatrix(tier="smoke", base=base, vary={"seed": list(of)}).model_dump(mode="json"))
+    matrices = [AttackMatrix(tier="smoke", base=dict(base), vary={"seed": list(of)}) for base in attacks]
+    declared["attacks"] = [matrix.model_dump(mode="json") for matrix in matrices]
     path.write_text(yaml.safe_dump(declared), encoding="utf-8")
-    return folder / DOMAIN
+    return folder / domain
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

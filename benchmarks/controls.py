@@ -8,17 +8,14 @@ store in build/controls resumes an interrupted one.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pieces
-import yaml
-from attacks import records, session
+from attacks import records, session, settings_of, several_seeds
 
-from rn_harness.spec.attack_recipe import AttackMatrix
 from rn_harness.spec.levels import EXPLORE
 from rn_harness.spec.suite import load_suite
 
@@ -31,7 +28,7 @@ def explorers(domain: str) -> Iterator[dict[str, Any]]:
     """The settings of each attack of the level, once, without its seed. A search chooses among the others and is left out."""
     seen: list[dict[str, Any]] = []
     for attack in load_suite(ROOT / "suites" / domain).tier_attacks("full"):
-        declared = attack.model_dump(mode="json", exclude_defaults=True, exclude={"seed"})
+        declared = settings_of(attack)
         if attack.attacker_level == EXPLORE and attack.search is None and attack.family == "grpo" and declared not in seen:
             seen.append(declared)
             yield declared
@@ -40,13 +37,8 @@ def explorers(domain: str) -> Iterator[dict[str, Any]]:
 def controls(domain: str) -> dict[str, Any]:
     """Runs the controls of a domain; the highest mean and the first step at which the control broke, by attack and seed."""
     folder = ROOT / "build" / "controls"
-    copy, run = folder / "suites" / domain, folder / f"run-{domain}"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(ROOT / "suites" / domain, copy)
-    declared = yaml.safe_load((copy / "suite.yaml").read_text(encoding="utf-8"))
-    matrices = [AttackMatrix(tier="smoke", base=base, vary={"seed": list(SEEDS)}) for base in explorers(domain)]
-    declared["attacks"] = [matrix.model_dump(mode="json") for matrix in matrices]
-    (copy / "suite.yaml").write_text(yaml.safe_dump(declared), encoding="utf-8")
+    run = folder / f"run-{domain}"
+    copy = several_seeds(folder / "suites", domain, explorers(domain), SEEDS)
     session(copy, run, folder / "store", "--rn-tier=smoke", "-k", "test_control_breaks")
     found: dict[str, Any] = {}
     bound = load_suite(copy).policy.control_break

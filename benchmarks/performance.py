@@ -181,22 +181,18 @@ def checkpoints(repeat: int) -> dict[str, Any]:
 
 def suite(repeat: int) -> dict[str, Any]:
     """A session from nothing with the defense ``anchored``, and the same cases as consecutive bare scripts."""
+    return in_turn(repeat, {"bare": lambda: side("bare-suite", overrides=[]), "ours": whole_session})
 
-    def session() -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as store:
-            return pytest_run(SUITE, "--rn-quiet", "--rn-defense=anchored", store=Path(store), codes=(0, 1)).told
 
-    return in_turn(repeat, {"bare": lambda: side("bare-suite", overrides=[]), "ours": session})
+def whole_session(*arguments: str) -> dict[str, Any]:
+    """The standard tier from nothing, with the defense that the bare scripts have; explorers break it."""
+    with tempfile.TemporaryDirectory() as store:
+        return pytest_run(SUITE, "--rn-quiet", "--rn-defense=anchored", *arguments, store=Path(store), codes=(0, 1)).told
 
 
 def workers(repeat: int) -> dict[str, Any]:
     """A session from nothing in one process, and with two workers."""
-
-    def session(*arguments: str) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as store:
-            return pytest_run(SUITE, "--rn-quiet", *arguments, store=Path(store)).told
-
-    return in_turn(repeat, {"one": session, "two": lambda: session("-n", "2")})
+    return in_turn(repeat, {"one": whole_session, "two": lambda: whole_session("-n", "2")})
 
 
 def served(repeat: int) -> dict[str, Any]:

@@ -197,9 +197,8 @@ class CaseMaker(Executor):
             except RecipeError:  # 4-bit weights have no KL penalty; the verdict says that a restrained attack is missing
                 break
             number = len(evidence.restrained) + 1
-            told = f"the model was destroyed; restrained attack {number} of at most {len(BETAS)}"
-            told += f", seed {recipe.seed}, KL penalty {recipe.beta:g}"
-            context.say(Progress(task.name, 0, 0, told, stays=True))
+            which = f"restrained attack {number} of at most {len(BETAS)}, seed {recipe.seed}, KL penalty {recipe.beta:g}"
+            context.say(Progress(task.name, 0, 0, f"the model was destroyed; {which}", stays=True))
             control = self._trajectory(draft, self._work("control", number, recipe, run, functools.partial(_unchanged, evidence)))
             placed = functools.partial(_with_restrained, evidence, control[0])
             attack = self._trajectory(draft, self._work("attack", number, recipe, run, placed))

@@ -71,10 +71,10 @@ def conclude(evidence: Evidence, first: Verdict, tried: Sequence[Verdict]) -> Ve
 
 
 def _restraint(number: int) -> str:
-    beta = BETAS[number - 1] if number <= len(BETAS) else None
-    if not beta:
-        return "not one of ours" if beta is None else "another seed"
-    return f"KL penalty {beta:g} more, benign prompts in each step"
+    if number > len(BETAS):
+        return "not one of ours"
+    beta = BETAS[number - 1]
+    return f"KL penalty {beta:g} more, benign prompts in each step" if beta else "another seed"
 
 
 def _prefixed(verdict: Verdict, before: str) -> Verdict:
@@ -155,9 +155,11 @@ def _differing(first: Trajectory, of: RestrainedAttack, due: AttackRecipe) -> li
         return {name: value for name, value in run.settings.items() if name not in own}
 
     ended_early = any((run.stopped, run.judge_gone) != (None, None) for run in (first, of.attack, of.control))
-    asked = {name: getattr(due, name) for name in ("beta", "seed")}
-    odd = shared(of.attack) != shared(first) or of.control.settings.keys() != of.attack.settings.keys()
-    odd = odd or any(of.attack.settings.get(name, value) != value for name, value in asked.items())
+    odd = (
+        shared(of.attack) != shared(first)
+        or of.control.settings.keys() != of.attack.settings.keys()
+        or any(of.attack.settings.get(name, wanted) != wanted for name, wanted in (("beta", due.beta), ("seed", due.seed)))
+    )
     stepped = all(run.settings.get("max_steps", run.steps) == run.steps for run in (of.attack, of.control))
     return foreign_to(
         first,
