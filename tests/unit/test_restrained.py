@@ -261,6 +261,15 @@ def test_coherent_answers_that_were_cut_are_no_sign_of_destruction(place: str) -
     assert decide(destroyed(ALL[0], held, change=lambda run: cut(noise(run), gibberish=True))).outcome == "PASS"
 
 
+def test_a_control_that_ended_in_noise_is_followed_by_a_restrained_attack_that_keeps_it_whole() -> None:
+    """A penalty may keep a control whole that another seed turned into noise; nothing unknown is passed over in this way."""
+    lost = attempt(1, control=weak)
+    assert restrained_due(destroyed(lost)) == restrained(ATTACK, 2)
+    assert decide(destroyed(lost, attempt(2, whole))).outcome == "PASS"
+    assert decide(destroyed(lost, *ALL[1:])).reasons[0].code == "destroyed_with_control"
+    assert restrained_due(destroyed(attempt(1, lambda run: with_score(noise(run), 3, 1, None), weak))) is None
+
+
 UNKNOWN: dict[str, RestrainedAttack] = {
     "it did not train": attempt(1, unmoved),
     "its control did not break": attempt(1, whole, weak),
