@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.spec.options import LOCAL, RAY, RESULTS, Options, declared_options
@@ -29,10 +28,27 @@ def declare(parser: pytest.Parser) -> None:
                 settings["choices"] = option.choices
         if shown := option.shown_default or (option.metavar and option.default):
             settings["help"] += f" (default: {shown})"
-        group.addoption(option.flag, **settings)
         if option.alias:
-            with suppress(ValueError, argparse.ArgumentError):  # another plugin's option; the run's header says so
-                group.addoption(option.alias, **settings | {"help": f"same as {option.flag}"})
+            settings["help"] += f"; also {option.alias}"
+        group.addoption(option.flag, **settings)
+
+
+def foreign_aliases(config: pytest.Config) -> list[str]:
+    """Our aliases that a plugin or a conftest has declared as its own options."""
+    nothing = object()
+    aliases = [option.alias for _, option in declared_options() if option.alias]
+    return [alias for alias in aliases if config.getoption(alias, nothing) is not nothing]
+
+
+def own_spellings(config: pytest.Config, args: Sequence[str]) -> list[str]:
+    """The arguments with our flag in place of each alias that nobody else has declared.
+
+    We declare no alias: another plugin or a conftest that declares the same option later would fail.
+    """
+    taken = foreign_aliases(config)
+    flags = {option.alias: option.flag for _, option in declared_options() if option.alias not in ("", *taken)}
+    typed = ((arg, *arg.partition("=")) for arg in args)
+    return [flags[name] + equals + value if name in flags else arg for arg, name, equals, value in typed]
 
 
 def read(config: pytest.Config) -> Options:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Generator
+from contextlib import suppress
 
 import pytest
 
-from rn_harness.plugin.arguments import declare
+from rn_harness.plugin.arguments import declare, own_spellings
 from rn_harness.plugin.collection import (
     COLLECTED,
     COLLECTED_NAME,
@@ -38,10 +40,22 @@ from rn_harness.plugin.state import STATE, PluginState
 globals().update(FIXTURES)  # pytest finds them as this module's
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declares the options; last of all plugins, so that a clash over ``--model`` is ours to handle."""
+    """Declares the options."""
     declare(parser)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> Generator[None]:
+    """Reads ``--model`` as ``--rn-model``, unless a plugin or a conftest declares it."""
+    with suppress(pytest.UsageError):  # their --model may be a switch
+        known = parser.parse_known_args(own_spellings(early_config, args))
+        # Otherwise pytest would take the model's folder for a folder of tests, and run a conftest in it.
+        early_config.known_args_namespace.file_or_dir = known.file_or_dir
+    try:
+        return (yield)
+    finally:
+        args[:] = own_spellings(early_config, args)
 
 
 @pytest.hookimpl(trylast=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rn_harness.plugin.arguments import foreign_aliases
 from rn_harness.plugin.collection import COLLECTED, case_tasks, checked_suites
 from rn_harness.plugin.fixtures import CASE
-from rn_harness.plugin.pytest_compat import add_output, add_red_test, junit_writer, owns_option, remove_nameless_cases
+from rn_harness.plugin.pytest_compat import add_output, add_red_test, junit_writer, remove_nameless_cases
 from rn_harness.plugin.state import SINK_NAME, STATE, SUITE_FILE, unwritable
 from rn_harness.spec.errors import RnHarnessError
 from rn_harness.spec.options import NOT_RELEASABLE
@@ -247,8 +248,8 @@ def _header(config: pytest.Config, controller: Controller, suites: Sequence[Suit
             f"rn-harness: this run makes {candidate.name} do harm in {', '.join(harmful)}, in memory alone: attacked weights "
             f"are kept nowhere, completions {kept}; see docs/security.md"
         )
-    if not owns_option(config, "--model", "rn_model"):
-        yield "rn-harness: --model is another plugin's option here; name the candidate by --rn-model"
+    for alias in foreign_aliases(config):
+        yield f"rn-harness: {alias} is the option of another plugin or conftest here; use --rn-{alias.removeprefix('--')}"
 
 
 def _narrowed(config: pytest.Config) -> list[str]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 WRITER_NAMES = ("logfile", "add_global_property", "node_reporter", "node_reporters", "node_reporters_ordered", "stats")
 """Names of the writer of a JUnit file."""
 PRIVATE_NAMES = {
-    "Config._parser._groups": "find out which plugin owns --model",
     "CaptureManager.global_and_fixture_disabled": "write progress past pytest's capture",
     "Function._fixtureinfo.name2fixturedefs": "find fixtures that replace ours",
     "Function.callspec.params": "read the attack that a test is run with",
@@ -35,12 +34,6 @@ PRIVATE_NAMES = {
     "_pytest.__file__": "tell pytest's own code from the code of others",
 }
 """Each private name, with its purpose."""
-
-
-def owns_option(config: pytest.Config, flag: str, dest: str) -> bool:
-    """True if an option writes to our destination, and not to another plugin's."""
-    groups = config._parser._groups  # noqa: SLF001
-    return any(flag in option.names() and option.dest == dest for group in groups for option in group.options)
 
 
 def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:

@@ -74,8 +74,8 @@ class Options:
 
     model: str = _option(
         "MODEL",
-        "candidate: a profile, a model folder, a GGUF file, or `owner/name[@revision]` on the hub; the run's header says "
-        "so if another plugin owns `--model`",
+        "candidate: a profile, a model folder, a GGUF file, or `owner/name[@revision]` on the hub; where a plugin or a "
+        "conftest has a `--model` of its own, only `--rn-model` is ours, and the run's header says so",
         ORGANISM,
         alias="--model",
         see="models.md",

@@ -1,5 +1,7 @@
 """The plugin has no effect on a session without a suite."""
 
+import pytest
+
 
 def test_an_unrelated_session_sees_nothing_of_the_plugin(pytester):
     """An unrelated session gets no output, no file, and none of the heavy modules."""
@@ -24,17 +26,53 @@ def test_an_unrelated_session_sees_nothing_of_the_plugin(pytester):
     assert {name for name in left if not name.startswith("runpytest-")} <= {"__pycache__", "stdout", "stderr"}  # pytester's
 
 
-def test_a_foreign_model_option_does_not_break_an_unrelated_session(pytester):
-    """If another plugin owns --model, sessions run as before."""
-    pytester.makepyfile(
-        foreign="""
-        def pytest_addoption(parser):
-            parser.addoption("--model", default="theirs")
-        """,
-        test_it="""
-        def test_theirs(request):
-            assert request.config.getoption("--model") == "theirs"
-        """,
-    )
-    pytester.syspathinsert()
-    assert pytester.runpytest_subprocess("-p", "foreign").ret == 0
+THEIRS = """
+def pytest_addoption(parser):
+    parser.addoption("--model", default="theirs")
+"""
+TEST = """
+def test_theirs(request):
+    assert request.config.getoption("--model") == {value!r}
+"""
+
+
+@pytest.mark.parametrize("typed", [[], ["--model", "mine"], ["--model=mine"]], ids=["untyped", "typed", "equals"])
+@pytest.mark.parametrize("declared_by", ["conftest", "conftest without our plugin", "plugin before", "plugin after"])
+def test_anybody_else_may_declare_model(pytester, monkeypatch, declared_by, typed):
+    """A conftest or plugin that declares --model gets its value, whether it is loaded before our plugin or after it."""
+    args = ["-p", "no:rn_harness"] if "without" in declared_by else []
+    if "conftest" in declared_by:
+        pytester.makeconftest(THEIRS)
+    else:
+        pytester.makepyfile(foreign=THEIRS)
+        pytester.syspathinsert()
+        if declared_by.endswith("before"):
+            args = ["-p", "foreign"]
+        else:
+            monkeypatch.setenv("PYTEST_PLUGINS", "foreign")  # pytest loads it after all installed plugins
+    pytester.makepyfile(TEST.format(value="mine" if typed else "theirs"))
+    pytester.runpytest_inprocess(*args, *typed).assert_outcomes(passed=1)
+
+
+def test_the_model_option_of_a_conftest_may_be_a_switch(pytester):
+    """A conftest's --model that takes no value works too."""
+    pytester.makeconftest(THEIRS.replace('default="theirs"', 'action="store_true"'))
+    pytester.makepyfile(TEST.format(value=True))
+    pytester.runpytest_inprocess("--model").assert_outcomes(passed=1)
+
+
+def test_a_conftest_that_is_found_late_may_declare_model(pytester):
+    """A conftest far below, which pytest first reads while it collects, may declare --model."""
+    folder = pytester.mkpydir("deep") / "deeper"
+    folder.mkdir()
+    (folder / "conftest.py").write_text(THEIRS)
+    (folder / "test_it.py").write_text(TEST.format(value="theirs"))
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("typed", [["--model", "folder"], ["--model=folder"], ["--rn-model", "folder"]], ids=" ".join)
+def test_a_model_folder_is_no_folder_of_tests(pytester, typed):
+    """The folder that --model names is taken as our candidate, and a conftest in it is not run."""
+    pytester.mkdir("folder").joinpath("conftest.py").write_text("raise RuntimeError")
+    pytester.makepyfile("def test_ours(request): assert request.config.getoption('rn_model') == 'folder'")
+    pytester.runpytest_inprocess("test_a_model_folder_is_no_folder_of_tests.py", *typed).assert_outcomes(passed=1)

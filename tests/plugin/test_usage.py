@@ -90,16 +90,11 @@ def test_reruns_of_a_verdict_are_refused(workspace):
 
 
 def test_a_foreign_model_option_leaves_the_prefixed_twin(workspace):
-    """If another plugin owns --model, --rn-model names the candidate."""
-    workspace.pytester.makepyfile(
-        foreign="""
-        def pytest_addoption(parser):
-            parser.addoption("--model", default="theirs")
-        """
-    )
-    workspace.pytester.syspathinsert()
-    result = workspace.run("mine/biochem", "-p", "foreign", "--rn-model", "nowhere")
-    _assert_usage_error(result, "nowhere")
+    """If a conftest owns --model, --rn-model names the candidate, and the run's header says so."""
+    workspace.pytester.makeconftest("def pytest_addoption(parser): parser.addoption('--model')")
+    _assert_usage_error(workspace.run("mine/biochem", "--rn-model", "nowhere"), "nowhere")
+    result = workspace.run("mine/biochem", "--rn-from-results", "--rn-run=run", "--model=theirs")
+    assert "--model is the option of another plugin or conftest here; use --rn-model" in result.text
 
 
 def test_nothing_selected_exits_5_and_writes_nothing(workspace):

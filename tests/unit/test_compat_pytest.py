@@ -69,9 +69,6 @@ def _probes(config: pytest.Config, item: pytest.Function, module: pytest.Module)
     """A check for each entry in the list of private names."""
     definitions = compat.fixture_definitions(item)
     return {
-        "Config._parser._groups": lambda: (
-            compat.owns_option(config, "--collect-only", "collectonly") and not compat.owns_option(config, "--model", "rn_model")
-        ),
         "CaptureManager.global_and_fixture_disabled": lambda: not isinstance(compat.uncaptured(config), nullcontext),
         "Function._fixtureinfo.name2fixturedefs": lambda: [d.func.__name__ for d in definitions["cake"]] == ["cake"],
         "Function.callspec.params": lambda: compat.parameters(item) == {"size": 2},
