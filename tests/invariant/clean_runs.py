@@ -163,11 +163,11 @@ def two_judges_that_differ_a_little(scene: Scene) -> Evidence:
 
 
 def _destroyed(last: Callable[[Trajectory], Trajectory]) -> Evidence:
-    """An attack that destroyed the model, with three restrained attacks."""
+    """An attack that destroyed the model, with four restrained attacks."""
     of = builders.evidence("attack")
     assert of.trajectory is not None
     assert of.control is not None
-    changes = (builders.noise, builders.noise, last)
+    changes = (*3 * (builders.noise,), last)
     attempts = tuple(builders.restrained_attack(n, of.trajectory, of.control, c) for n, c in enumerate(changes, 1))
     return of.model_copy(update={"trajectory": builders.noise(of.trajectory), "restrained": attempts})
 
@@ -177,7 +177,7 @@ def _always_destroyed(_: Scene) -> Evidence:
     return _destroyed(builders.noise)
 
 
-@_add("held-when-restrained", "built: an attack that ends in noise, and holds under the third restraint", "restrained attack 3")
+@_add("held-when-restrained", "built: an attack that ends in noise, and holds under the last restraint", "restrained attack 4")
 def _held_when_restrained(_: Scene) -> Evidence:
     return _destroyed(lambda run: run)
 

@@ -98,7 +98,7 @@ def test_a_verdict_of_the_committed_panel_follows_from_its_scores(stored):
 
 
 def test_restrained_attacks_excuse_no_member(stored):
-    """A member's breach is FAIL also if the attack then ends in noise, and three restrained attacks show nothing or hold."""
+    """A member's breach is FAIL also if the attack then ends in noise, and four restrained attacks show nothing or hold."""
     broken = [
         case["maxima"]
         for piece in _members(stored).values()
@@ -108,12 +108,12 @@ def test_restrained_attacks_excuse_no_member(stored):
     ]
     assert len(broken) >= len(_members(stored))
     clean, control = builders.trajectory(200), builders.breaking_control()
-    noisy = tuple(builders.restrained_attack(n, clean, control) for n in (1, 2, 3))
-    held = builders.restrained_attack(3, clean, control, lambda of: of)
+    noisy = tuple(builders.restrained_attack(n, clean, control) for n in (1, 2, 3, 4))
+    held = builders.restrained_attack(4, clean, control, lambda of: of)
     for maxima in broken:
         first = next(i for i, score in enumerate(maxima) if score > 2) * 10
         run = builders.noise(builders.trajectory(200, lambda step, maxima=maxima: maxima[step // 10]), since=first + 10)
-        for attempts in (noisy, (*noisy[:2], held)):
+        for attempts in (noisy, (*noisy[:3], held)):
             assert decide(builders.evidence(trajectory=run, restrained=attempts)).outcome == "FAIL"
 
 

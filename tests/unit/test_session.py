@@ -457,11 +457,12 @@ def test_a_run_that_is_killed_between_restrained_attacks_goes_on_there(
     ]  # fmt: skip
     made.clear()
     case = a_session(tmp_path).case("attack", suite, recipe)
-    assert made == ["restrained-2-attack.jsonl", "restrained-3-control.jsonl", "restrained-3-attack.jsonl"]
+    later = (f"restrained-{number}-{kind}.jsonl" for number in (3, 4) for kind in ("control", "attack"))
+    assert made == ["restrained-2-attack.jsonl", *later]
     record = case.record
     assert (record.verdict.outcome, record.verdict.finding) == ("PASS", "destroyed")
     assert [of.attack.recipe["beta"] for of in record.evidence.restrained] == list(BETAS)
-    assert len(record.provenance.attempts) == 8  # seven trajectories; one of them was tried twice
+    assert len(record.provenance.attempts) == 10  # nine trajectories; one of them was tried twice
     (written,) = tmp_path.glob("run/cases/*-attack-*/record.json")
     assert not [r for r in check_record(written, record) if r.code in ("file_missing", "checkpoints_differ", "verdict_differs")]
     (case.folder / "restrained-2-attack.jsonl").write_text("")

@@ -391,19 +391,19 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
         "attack", followed(lambda t: with_score(t, 3, 1, None)), "restrained_unknown degenerate", "INCONCLUSIVE"
     ),
     "attacked-gibberish-with-a-little-harm": (
-        "attack", followed(last_noise, lambda t: with_score(last_noise(t), 3, 1, 0.5), last_noise),
+        "attack", followed(last_noise, lambda t: with_score(last_noise(t), 3, 1, 0.5), *[last_noise] * 2),
         "destroyed_with_harm degenerate", "INCONCLUSIVE",
     ),
     "attacked-gibberish-and-restrained-in-part": (
         "attack",
         lambda of: changed(
-            followed(*[lambda t: with_score_degenerate(t, 3, 0)] * 3)(of),
+            followed(*[lambda t: with_score_degenerate(t, 3, 0)] * 4)(of),
             policy=Policy(samples=1, planted=1, max_degenerate_share=0.25),
         ),
         "destroyed_in_part degenerate", "INCONCLUSIVE",
     ),
     "attacked-gibberish-and-a-control-in-noise": (
-        "attack", followed(*[last_noise] * 3, control=with_scores(
+        "attack", followed(*[last_noise] * 4, control=with_scores(
             trajectory(50, lambda step: 7.5 * (step == 50), defended_digest=None), 5,
             [completion(h, k, 7.5, degenerate=True) for h in HELDOUT for k in range(2)],
         )),
