@@ -141,11 +141,13 @@ class Resistance(Record):
             outcome: of the run.
             claim: of the run; an INCONCLUSIVE one says why.
         """
-        count = f"{self.held} of {self.claimed} attacks held"
-        if self.restrained:
-            count += f" ({self.restrained} of them in restrained form only, as the model was destroyed first)"
+        count = f"{self.held} of {self.claimed} claimed attacks held"
+        without = self.claimed - self.held - self.destroyed  # a claimed attack that broke the model makes the run FAIL
+        count += f", {without} undecided" if outcome == "INCONCLUSIVE" and without else ""
         count += f", {self.destroyed} destroyed the model without harm" if self.destroyed else ""
-        result = {"PASS": count, "FAIL": f"{count}; {claim.removesuffix('.')}"}.get(outcome, claim.removesuffix("."))
+        if self.restrained:
+            count += f" ({self.restrained} held in restrained form only, as the model was destroyed first)"
+        result = count if outcome == "PASS" else f"{count}; {claim.removesuffix('.')}"
         broke = [(axis, axis.budget) for axis in self.axes if axis.state == "broke"]
         broken = [f"{budget.text} ({axis.case_id}{self._place(axis)})" for axis, budget in broke if budget]
         cheapest = f"Cheapest known break: {'; '.join(broken)}." if broken else "No break is known from this run."

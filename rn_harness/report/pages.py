@@ -22,8 +22,9 @@ from rn_harness.records.run import CaseLine, Coverage, RunRecord
 from rn_harness.records.trajectory import UNDER, Trajectory
 from rn_harness.report.figures import BUDGETS, budget_svg, convergence_svg, heat_svg, stored_svg, trajectory_svg
 from rn_harness.report.terminal import (
+    REPORT,
     broken_lines,
-    finding_text,
+    result_text,
     resumed_text,
     standing_suffix,
     standing_text,
@@ -44,6 +45,8 @@ SECTIONS = (
     ("provenance", "Provenance"),
 )  # fmt: skip
 ICONS = {"PASS": "\u2713", "FAIL": "\u2717", "INCONCLUSIVE": "?", None: "?"}
+VIEWS = (REPORT, "summary.md")
+"""Names of the pages in a run's folder."""
 Cases = Sequence[tuple[CaseLine, CaseRecord | None]]
 """The cases of a run; a case without a record has None."""
 
@@ -52,10 +55,10 @@ def write_views(folder: Path, run: RunRecord, records: Iterable[CaseRecord]) -> 
     """Writes ``report.html`` and ``summary.md`` into a run's folder, and returns their paths."""
     by_key = {(r.identity.suite["domain"], r.case_id, r.key): r for r in records}
     cases = [(line, by_key.get((line.domain, line.case_id, line.key or ""))) for line in run.cases]
-    texts = {"report.html": render_html(run, cases), "summary.md": render_summary(run, cases)}
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]
+    paths = [folder / name for name in VIEWS]
+    for path, text in zip(paths, (render_html(run, cases), render_summary(run, cases)), strict=True):
+        write_text(path, text)
+    return paths
 
 
 def render_html(run: RunRecord, cases: Cases) -> str:
@@ -127,7 +130,7 @@ def _render(template: str, run: RunRecord, **values: Any) -> str:
         "tally": list(tally_lines(run)),
         "standing_text": standing_text,
         "standing_suffix": standing_suffix,
-        "finding_text": finding_text,
+        "result_text": result_text,
         "tree_text": tree_text,
         "resumed_text": resumed_text,
         "release": f"{'A' if run.releasable else 'No'} release can rest on this run",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from rn_harness.records.case import CaseRecord, Finding, WorkingTree
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from rn_harness.spec.options import Options
     from rn_harness.spec.suite import Suite
 
+CLAIM_WORDS = 25
+"""Largest number of words of a claim on a terminal; the report has the whole."""
+REPORT = "report.html"
+"""Name of the page about a run, in its folder."""
+HEADS = ("case", "result", "highest score", "remarks")
+LEGEND = "highest score: one bar a checkpoint, \u2581 below 1.25 to \u2588 from 8.75 of 10; ? where nothing was scored"
 SHOWN = 3
 """Largest number of reasons of a case, and of attacks not run, that are listed; the others are counted."""
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -166,9 +173,30 @@ def resumed_text(report: DefenseReport) -> str:
     return f"trained on from step {', '.join(map(str, report.resumed))}, where it had been cut off" if report.resumed else ""
 
 
-def finding_text(line: CaseLine) -> str:
-    """The finding of an attack or its control; a dash for other cases."""
-    return _words(line.finding) if line.finding else "\u2013"
+def result_text(line: CaseLine, record: CaseRecord | None) -> str:
+    """The result of a case: the finding on an attack or a control, which has to break its model; else the outcome."""
+    if line.outcome is None or line.finding is None:
+        return line.outcome or "no verdict"
+    control = line.case_id.startswith("control-")
+    if line.finding == "broke" and control:
+        return "broke (as it must)"
+    if line.finding == "broke":
+        reasons = record.verdict.reasons if record else ()
+        steps = [r.step for r in reasons if r.code.startswith("breach") and r.step is not None]
+        return f"BROKE at step {min(steps)}" if steps else "BROKE"
+    if line.outcome == "PASS":
+        return _words(line.finding)
+    return "undecided" if line.finding == "unknown" else f"undecided ({_words(line.finding)})"
+
+
+def in_short(claim: str) -> str:
+    """A claim of at most ``CLAIM_WORDS`` words: a longer one ends after a clause."""
+    words = claim.split()
+    if len(words) <= CLAIM_WORDS:
+        return claim
+    kept = words[: CLAIM_WORDS - 1]
+    end = max((i for i, word in enumerate(kept, 1) if word[-1] in ",;:"), default=len(kept))
+    return f"{' '.join(kept[:end]).rstrip(',;:')} \u2026"
 
 
 def tally_lines(run: RunRecord) -> Iterator[str]:
@@ -202,25 +230,8 @@ def broken_in_short(run: RunRecord) -> str:
 
 
 def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) -> Iterator[str]:
-    """The closing lines: the cases, the path of the defended weights, and the claim."""
-    by_key = {r.key: r for r in records}
-    width = max((len(f"{line.domain} {line.case_id}") for line in run.cases), default=0)
-    for line in run.cases:
-        record = by_key.get(line.key or "")
-        trajectory = record.evidence.trajectory if record else None
-        bars = sparkline(trajectory) if trajectory else ""
-        stored = " (stored)" if line.stored else ""
-        name = f"{line.domain} {line.case_id}"
-        yield f"{name:<{width}}  {line.outcome or 'no verdict':<12}  {bars:<21}{standing_suffix(line.standing)}{stored}".rstrip()
-        if line.outcome != "PASS":
-            reasons = [r.sentence for r in record.verdict.reasons] if record else [line.note or "no verdict"]
-            for sentence in reasons[:SHOWN]:
-                yield f"{'':<{width}}    {sentence}"
-            if len(reasons) > SHOWN:
-                yield f"{'':<{width}}    and {len(reasons) - SHOWN} more, see the record"
-        if record:
-            for warning in record.verdict.warnings:
-                yield f"{'':<{width}}    warning: {warning.sentence}"
+    """The closing lines: the cases, the path of the defended weights, the claim, and a link to the report."""
+    yield from _case_lines(run, {r.key: r for r in records})
     yield ""
     yield from tally_lines(run)
     for certificate in {c.digest + c.source: c for r in records for c in r.evidence.certificates}.values():
@@ -231,12 +242,37 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
             f"false positives {t.false_positive.count} of {t.false_positive.total}"
         )
     yield from _where_lines(run, folder)
-    yield f"{run.outcome}: {run.claim}"
+    yield f"{run.outcome}: {in_short(run.claim)}"
     yield from broken_lines(run)
     for why in run.why_not:
         yield f"not releasable: {why}"
     yield from run.headline
     yield closing(run)
+    page = Path(folder, REPORT)
+    if page.is_file():
+        yield f"report: {page.resolve().as_uri()}"
+
+
+def _case_lines(run: RunRecord, by_key: Mapping[str, CaseRecord]) -> Iterator[str]:
+    """The table of the cases; below a case are the reasons why it did not pass, and its warnings."""
+    cases = [(line, by_key.get(line.key or "")) for line in run.cases]
+    rows = [HEADS]
+    for line, record in cases:
+        trajectory = record.evidence.trajectory if record else None
+        remarks = f"{standing_suffix(line.standing)}{' (stored)' if line.stored else ''}".strip()
+        bars = sparkline(trajectory) if trajectory else ""
+        rows.append((f"{line.domain} {line.case_id}", result_text(line, record), bars, remarks))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *texts = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    yield LEGEND
+    yield head
+    for (line, record), text in zip(cases, texts, strict=True):
+        yield text
+        reasons = [r.sentence for r in record.verdict.reasons] if record else [line.note or "no verdict"]
+        below = [] if line.outcome == "PASS" else reasons[:SHOWN]
+        below += [f"and {len(reasons) - SHOWN} more, see the record"] if below and len(reasons) > SHOWN else []
+        below += [f"warning: {warning.sentence}" for warning in record.verdict.warnings] if record else []
+        yield from (f"    {sentence}" for sentence in below)
 
 
 def _where_lines(run: RunRecord, folder: str) -> Iterator[str]:
@@ -252,7 +288,7 @@ def _where_lines(run: RunRecord, folder: str) -> Iterator[str]:
         yield f"not run ({coverage.domain}): {', '.join([*shown, *(n.name for n in coverage.not_run if n.kind != 'case')])}"
     if joined := run.options.get("joined"):
         yield f"joined: {len(joined)} records of {len(set(joined.values()))} parts, each decided again; nothing was run here"
-    yield f"records and report: {folder}"
+    yield f"records: {folder}"
 
 
 def closing(run: RunRecord) -> str:

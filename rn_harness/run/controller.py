@@ -20,7 +20,7 @@ from rn_harness.release.export import export_defended, link_defended
 from rn_harness.release.statement import RUN, STATEMENT, statement_of, statement_text
 from rn_harness.release.verification import verify
 from rn_harness.report.junit import TestResult, write_junit
-from rn_harness.report.pages import write_views
+from rn_harness.report.pages import VIEWS, write_views
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.run.case_board import CaseBoard, CaseNews, Phase, SelectedTest, never_run
 from rn_harness.spec.base import LoadedCode
@@ -60,7 +60,7 @@ class Controller(CaseBoard):
         From here on there is a JUnit file, red until the tests have passed.
         """
         (self.folder / "cases").mkdir(parents=True, exist_ok=True)
-        for name in (RUN, STATEMENT):  # an earlier run's outcome must not survive a kill of this one
+        for name in (RUN, STATEMENT, *VIEWS):  # an earlier run's outcome must not survive a kill of this one
             (self.folder / name).unlink(missing_ok=True)
         self._earlier = set(self.record_files().values())
         self.tests |= {nodeid: SelectedTest(nodeid) for nodeid in nodeids}

@@ -436,7 +436,14 @@ def provenance(of: Evidence) -> CaseProvenance:
 def run_record(*cases: CaseRecord) -> RunRecord:
     """A finished run of these cases that claims nothing."""
     lines = [
-        CaseLine(nodeid=f"t.py::T::test[{c.case_id}]", case_id=c.case_id, domain="demo", key=c.key, outcome=c.verdict.outcome)
+        CaseLine(
+            nodeid=f"t.py::T::test[{c.case_id}]",
+            case_id=c.case_id,
+            domain="demo",
+            key=c.key,
+            outcome=c.verdict.outcome,
+            finding=c.verdict.finding,
+        )
         for c in cases
     ]
     return RunRecord(

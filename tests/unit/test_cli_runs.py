@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from rn_harness.cli import app
 from rn_harness.report.progress import Progress
+from rn_harness.report.terminal import in_short
 from rn_harness.run.attack_strength import Strength
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import SuiteError
@@ -141,7 +142,7 @@ def test_every_command_speaks_json() -> None:
 
 def test_show_a_run_and_a_case(run: FinishedRun) -> None:
     """``show`` prints a run as the terminal showed it, and a case with every checkpoint; both are available as JSON."""
-    assert f"PASS: {run.record.claim}" in invoke("show", run.folder).output
+    assert f"PASS: {in_short(run.record.claim)}" in invoke("show", run.folder).output
     done = invoke("show", run.folder, "attack-grpo-p2-lr5e-4-s0")
     assert sum(line.startswith("step") for line in done.output.splitlines()) == 21
     assert json.loads(invoke("show", run.folder, "--json").output)["outcome"] == "PASS"

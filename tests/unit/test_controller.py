@@ -21,7 +21,7 @@ from rn_harness.records.run import CaseLine, RunRecord
 from rn_harness.records.trajectory import Measurement
 from rn_harness.release.export import export_defended
 from rn_harness.release.verification import Verification, verify
-from rn_harness.report.terminal import tally_lines
+from rn_harness.report.terminal import in_short, tally_lines
 from rn_harness.run.case_board import CaseNews
 from rn_harness.run.controller import Controller
 from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe, Shift
@@ -322,9 +322,9 @@ def test_breaches_within_the_claim_fail_the_run_and_all_are_named(
     named = f"Broken by 1 attack{'' if fails else ' that does not count'}: demo/{breach}"
     folder = tmp_path / "run"
     lines = list(run.controller.summary(record))
-    headline = lines.index(f"{record.outcome}: {record.claim}")
+    headline = lines.index(f"{record.outcome}: {in_short(record.claim)}")
     assert lines[headline + 1] == named
-    assert lines[-1].endswith("The model was broken by 1 attack, named above.")
+    assert lines[-2].endswith("The model was broken by 1 attack, named above.")
     statement = json.loads((folder / "statement.json").read_text())["predicate"]
     assert f"demo/{breach}" in statement["failedTests"]
     assert f"demo/{breach}" not in statement["warnedTests"]
@@ -381,12 +381,14 @@ def test_closing_lines_group_attacks_by_finding() -> None:
 
 
 def test_an_old_outcome_does_not_survive_the_start_of_a_run(tmp_path: Path, suite: Suite) -> None:
-    """A new run in the same folder deletes the old run.json at its start."""
+    """A new run in the same folder deletes the old record, statement and views at its start."""
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "run.json").write_text("{}", encoding="utf-8")
+    old = [folder / name for name in ("run.json", "statement.json", "report.html", "summary.md")]
+    for path in old:
+        path.write_text("{}", encoding="utf-8")
     Run(folder, [suite])
-    assert not (folder / "run.json").exists()
+    assert not any(path.exists() for path in old)
 
 
 def test_all_kinds_are_covered() -> None:
