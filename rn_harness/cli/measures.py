@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from rn_harness.cli.shared import AsJson, SessionOptions, settings_command, tell, usage_errors
+from rn_harness.cli.shared import AsJson, SessionOptions, find_suite, settings_command, tell, usage_errors
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -124,7 +124,7 @@ class CalibrateOptions(SessionOptions):
     """The options of ``rn-harness calibrate``."""
 
     model: Annotated[str, typer.Option(help="the undefended candidate, as for --model")] = field()
-    suite: Annotated[Path, typer.Option(help="a suite's folder")]
+    suite: Annotated[Path, typer.Option(parser=find_suite, metavar="SUITE", help="a suite")]
     out: Annotated[Path | None, typer.Option(help="where the certificate goes; default: DOMAIN-strength.json here")] = None
     prompts: Annotated[str | None, typer.Option(help="as for --rn-prompts", metavar="DIR")] = None
     chat_template: Annotated[str | None, typer.Option(help="as for --rn-chat-template", metavar="FILE")] = None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rn_harness.cli.shared import AsJson, RunFolder, read_run, settings_command, tell, usage_errors
+from rn_harness.cli.shared import AsJson, RunFolder, find_suite, read_run, settings_command, tell, usage_errors
 
 if TYPE_CHECKING:
     from rn_harness.release.verification import Verification
@@ -67,10 +67,16 @@ def compare_command(before: RunFolder, after: RunFolder, as_json: AsJson = False
 @commands.command("export-config")
 def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
     """Prints the command that repeats a run, and the conditions that must be the same."""
+    from rn_harness.spec.fixtures import SUITES
+
     evidence = read_run(run)
     record = evidence.run
-    folders = dict.fromkeys(line.nodeid.partition("::")[0].rpartition("/")[0] or "." for line in record.cases)
-    command = shlex.join(["pytest", *folders, *record.options.get("arguments", ())])
+    shipped = record.options.get("shipped", ())
+    folders = dict.fromkeys(
+        line.nodeid.partition("::")[0].rpartition("/")[0] for line in record.cases if line.domain not in shipped
+    )
+    named = [folder or "." for folder in folders if folder or not shipped] + [f"{SUITES}.{domain}" for domain in shipped]
+    command = shlex.join(["pytest", *(["--pyargs"] if shipped else []), *named, *record.options.get("arguments", ())])
     versions = next((r.identity.versions for r in evidence.records.values()), {})
     same = {
         "candidate": record.candidate.get("digest"),
@@ -110,7 +116,9 @@ class VerifyOptions:
     run: Annotated[Path, typer.Option(help="the run's folder")]
     weights: Annotated[Path, typer.Option(help="the weights to be released: one folder, or one for each domain in it")]
     policy: Annotated[Path | None, typer.Option(help="what the release asks for, a YAML file; default: docs/releasing.md")] = None
-    suite: Annotated[list[Path] | None, typer.Option(help="a suite's folder that has to be the one that was run")] = None
+    suite: Annotated[
+        list[Path] | None, typer.Option(parser=find_suite, metavar="SUITE", help="a suite that has to be the one that was run")
+    ] = None
     key: Annotated[Path | None, typer.Option(help="public key (PEM) that has to have signed the statement")] = None
     signer: Annotated[str | None, typer.Option(help="identity that has to have signed it by Sigstore")] = None
     issuer: Annotated[str | None, typer.Option(help="who has to have vouched for the signer: URL of the issuer")] = None

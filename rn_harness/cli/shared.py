@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from rn_harness.spec.errors import RnHarnessError
+from rn_harness.spec.fixtures import suites_folder
 
 if TYPE_CHECKING:
     from rn_harness.release.integrity import RunEvidence
@@ -85,6 +86,12 @@ def settings_command(app: typer.Typer, name: str, settings: type[S]) -> Callable
         return run
 
     return decorate
+
+
+def find_suite(named: str) -> Path:
+    """A suite by its folder, by its name in ``./suites``, or by the name of a shipped one; else the path as it is."""
+    places = (Path(named), Path("suites", named), suites_folder() / named)
+    return next((place for place in places if place.is_dir()), Path(named))
 
 
 def tell(lines: Iterable[str], document: Any, as_json: bool) -> None:

@@ -1,8 +1,11 @@
-"""``rn-harness list``, ``plan``, ``doctor`` and ``new-suite``: before a run."""
+"""``rn-harness list``, ``plan``, ``doctor``, ``init`` and ``new-suite``, before a run, and ``run``."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rn_harness.cli.shared import AsJson, SessionOptions, settings_command, tell, usage_errors
+from rn_harness.cli.shared import AsJson, SessionOptions, find_suite, settings_command, tell, usage_errors
 
 if TYPE_CHECKING:
     from rn_harness.run.estimate import RunEstimate
@@ -23,7 +26,12 @@ Listed = Literal["suites", "cases", "profiles", "judges"]
 @commands.command("list")
 def list_command(
     what: Annotated[Listed, typer.Argument(help="suites, cases of suites, profiles of models, or judges")],
-    suites: Annotated[Path, typer.Option(help="folder with suites, or one of them")] = Path("suites"),
+    suites: Annotated[
+        Path | None,
+        typer.Option(
+            parser=find_suite, metavar="SUITE", help="a suite, or a folder with suites; default: suites, else the shipped ones"
+        ),
+    ] = None,
     tier: Annotated[Tier, typer.Option(help="of the cases")] = "standard",
     as_json: AsJson = False,
 ) -> None:
@@ -38,22 +46,25 @@ def list_command(
     tell(["  ".join(str(value) for value in row.values()) for row in rows], rows, as_json)
 
 
-def _load(folder: Path) -> list[Any]:
+def _load(named: Path | None) -> list[Any]:
+    from rn_harness.spec.fixtures import suites_folder
     from rn_harness.spec.suite import iter_suites, load_suite
 
+    here = Path("suites")
+    folder = named or (here if here.is_dir() else suites_folder())
     found = [load_suite(path) for path in iter_suites(folder)]
     if not found:
         raise typer.BadParameter(f"a folder with suites is required, got none in {folder}; rn-harness new-suite NAME begins one")
     return found
 
 
-def _suites(folder: Path) -> list[dict[str, Any]]:
+def _suites(folder: Path | None) -> list[dict[str, Any]]:
     return [
         {"domain": s.domain, "folder": str(s.folder), "sha256": s.digest, "title": s.declaration.title} for s in _load(folder)
     ]
 
 
-def _cases(folder: Path, tier: Tier) -> list[dict[str, Any]]:
+def _cases(folder: Path | None, tier: Tier) -> list[dict[str, Any]]:
     from rn_harness.verdict.release_rules import required_cases
 
     return [{"domain": s.domain, "case": case} for s in _load(folder) for case in required_cases(s, tier)]
@@ -79,7 +90,7 @@ def _judges() -> list[dict[str, Any]]:
 class PlanOptions(SessionOptions):
     """The options of ``rn-harness plan``."""
 
-    suites: Annotated[list[Path], typer.Argument(metavar="SUITE", help="a suite's folder, or a folder with suites")]
+    suites: Annotated[list[Path], typer.Argument(parser=find_suite, metavar="SUITE", help="a suite, or a folder with suites")]
     tier: Annotated[Tier, typer.Option(help="which cases")] = "standard"
     defense: Annotated[str, typer.Option(help="as for --rn-defense")] = ""
     earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports")
@@ -138,7 +149,9 @@ def _plan_lines(made: RunEstimate, asked: PlanOptions, device: str) -> Iterator[
 class DoctorOptions(SessionOptions):
     """The options of ``rn-harness doctor``."""
 
-    suite: Annotated[Path | None, typer.Option(help="a suite whose judges and memory are looked at too")] = None
+    suite: Annotated[
+        Path | None, typer.Option(parser=find_suite, metavar="SUITE", help="a suite whose judges and memory are looked at too")
+    ] = None
     reports: Annotated[Path, typer.Option(help="folder that runs are written to")] = Path("reports")
 
 
@@ -157,6 +170,37 @@ def doctor_command(asked: DoctorOptions) -> None:
     lines.append("ready" if not missing else f"not ready: {', '.join(c.name for c in missing)}")
     tell(lines, {"ready": not missing, "checks": [dataclasses.asdict(c) for c in checks]}, asked.as_json)
     raise typer.Exit(1 if missing else 0)
+
+
+@commands.command("run", context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
+def run_command(
+    context: typer.Context,
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE [OPTIONS OF PYTEST]", help="a suite's folder, or the name of a shipped one")
+    ],
+) -> None:
+    """Runs a suite by pytest: prints the command, and ends with its exit code. Further arguments are pytest's."""
+    from rn_harness.spec.fixtures import PACKAGE, SUITES
+
+    folder = find_suite(suite)
+    named = ["--pyargs", f"{SUITES}.{suite}"] if folder.is_relative_to(PACKAGE) else [str(folder)]
+    typer.echo(shlex.join(["pytest", *named, *context.args]))
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *named, *context.args])  # noqa: S606  (no shell)
+
+
+@commands.command("init")
+def init_command(
+    name: Annotated[str, typer.Argument(help="of a shipped suite: rn-harness list suites")],
+    into: Annotated[Path, typer.Option(help="folder that the suite's folder goes to")] = Path("suites"),
+    as_json: AsJson = False,
+) -> None:
+    """Copies a shipped suite, to edit it."""
+    from rn_harness.spec.scaffold import copy_suite
+
+    with usage_errors():
+        folder = copy_suite(name, into)
+    tell([f"{folder} is there: edit it, then: pytest {folder}"], {"folder": str(folder)}, as_json)
 
 
 @commands.command("new-suite")

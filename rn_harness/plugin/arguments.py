@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rn_harness.spec.fixtures import SUITES, suites_folder
 from rn_harness.spec.options import LOCAL, RAY, RESULTS, Options, declared_options
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ def read(config: pytest.Config) -> Options:
     if values["from_results"]:
         values["executor"] = RESULTS
     return Options(**values, base=config.invocation_params.dir)
+
+
+def find_shipped(config: pytest.Config) -> None:
+    """Lets ``--pyargs rn_harness.suites.NAME`` name a shipped suite, which is a folder and no package."""
+    if config.option.pyargs:
+        named = {SUITES: suites_folder(), **{f"{SUITES}.{folder.name}": folder for folder in suites_folder().glob("*/")}}
+        config.args[:] = [str(named.get(argument, argument)) for argument in config.args]
 
 
 def clashes(config: pytest.Config, *, shared: bool) -> list[str]:

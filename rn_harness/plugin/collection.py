@@ -83,11 +83,10 @@ class Collected:
     def _hidden_files(self, config: pytest.Config) -> Iterator[str]:
         """Test files of these suites that pytest did not collect from."""
         patterns = {*config.getini("python_files"), *FILES}
-        for path in (path for folder in {file.parent for file in self.modules} for path in folder.glob("*.py")):
-            if path.is_relative_to(config.rootpath) and any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
-                nodeid = path.relative_to(config.rootpath).as_posix()
-                if nodeid not in self.files:
-                    yield nodeid
+        folders = {file.parent: module.nodeid.removesuffix(file.name) for file, module in self.modules.items()}
+        for path, nodeid in ((path, above + path.name) for folder, above in folders.items() for path in folder.glob("*.py")):
+            if nodeid not in self.files and any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
+                yield nodeid
 
 
 COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()

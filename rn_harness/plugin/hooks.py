@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import pytest
 
-from rn_harness.plugin.arguments import declare, own_spellings
+from rn_harness.plugin.arguments import declare, find_shipped, own_spellings
 from rn_harness.plugin.collection import (
     COLLECTED,
     COLLECTED_NAME,
@@ -61,6 +61,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the stash. In a run of several processes, all but the leading one stop writing to terminal and JUnit."""
+    find_shipped(config)
     config.stash[STATE] = state = PluginState(config)
     config.stash[COLLECTED] = Collected()
     config.pluginmanager.register(config.stash[COLLECTED], COLLECTED_NAME)

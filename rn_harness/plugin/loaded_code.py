@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from rn_harness.plugin.pytest_compat import pytest_folders
 from rn_harness.spec.base import LoadedCode
+from rn_harness.spec.fixtures import suites_folder
 
 if TYPE_CHECKING:
     import pluggy
@@ -120,7 +121,7 @@ def _hooks(manager: pluggy.PluginManager, plugin: object) -> Iterator[CodeType]:
 
 
 def _local_modules() -> Iterator[Path]:
-    """The files of imported modules that are neither installed nor ours."""
+    """The files of imported modules that are neither installed nor ours. Those of shipped suites are no part of our sources."""
     known = (OURS, *pytest_folders(), *_installed_folders())
     # By folder, because thousands of modules lie in a few hundred folders, and as texts, because paths take five times as long.
     installed: dict[str, bool] = {}
@@ -130,13 +131,14 @@ def _local_modules() -> Iterator[Path]:
             continue
         folder = os.path.dirname(file)  # noqa: PTH120
         if folder not in installed:
-            installed[folder] = _lies_in(Path(folder).resolve(), known)
+            where = Path(folder).resolve()
+            installed[folder] = _lies_in(where, known) and not where.is_relative_to(suites_folder())
         if installed[folder] and not os.path.islink(file):  # noqa: PTH114
             continue
         path = Path(file).resolve()
         if name == "__main__" and path.parent == Path(sysconfig.get_path("scripts")).resolve():
             continue  # the command that started us
-        if not _lies_in(path, known):
+        if not _lies_in(path, known) or path.is_relative_to(suites_folder()):
             yield path
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import os
 import secrets
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,14 +79,23 @@ class PluginState:
 
     def suite_folder(self, nodeid: str) -> Path | None:
         """The folder of the suite that a test belongs to, or None."""
-        folder = (self.config.rootpath / nodeid.partition("::")[0]).parent
-        return folder if (folder / SUITE_FILE).is_file() else None
+        files = (root / nodeid.partition("::")[0] for root in self._roots())
+        return next((file.parent for file in files if file.is_file() and (file.parent / SUITE_FILE).is_file()), None)
+
+    def _roots(self) -> Iterator[Path]:
+        """The folders that node ids start from: pytest's root folder, and arguments outside of it."""
+        yield self.config.rootpath
+        yield from (path for path in self._arguments() if path.is_dir() and not path.is_relative_to(self.config.rootpath))
+
+    def _arguments(self) -> Iterator[Path]:
+        """The paths that pytest's arguments name."""
+        for argument in self.config.args:
+            yield (self.config.invocation_params.dir / argument.partition("::")[0]).resolve()
 
     def argument_suites(self) -> list[Path]:
         """The folders of suites that pytest's arguments point to."""
         found: list[Path] = []
-        for argument in self.config.args:
-            path = (self.config.invocation_params.dir / argument.partition("::")[0]).resolve()
+        for path in self._arguments():
             near = [path, path.parent] if path.is_file() else [path, *sorted(p for p in path.glob("*") if p.is_dir())]
             found += [folder for folder in near if (folder / SUITE_FILE).is_file()]
         return found

@@ -13,6 +13,7 @@ from rn_harness.records.run import CaseLine
 from rn_harness.run.case import Case
 from rn_harness.run.session import RECORD
 from rn_harness.spec.base import LoadedCode, Standing
+from rn_harness.spec.fixtures import PACKAGE
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import new_run_id, now
@@ -158,6 +159,7 @@ class CaseBoard:
             "chat_template": bool(options.chat_template),
             "narrowed": list(self.narrowed),
             "deselected": len(self.left_out),
+            "shipped": [s.domain for s in self.suites if s.folder.is_relative_to(PACKAGE)],
             "dirty": {domain: list(files) for domain, files in self.dirty.items()},
             "allowed_plugins": list(options.allowed_plugins),
             "joined": dict(self.joined),

@@ -27,6 +27,7 @@ from typing import Literal, NamedTuple
 
 from rn_harness.records.case import Attempt, WorkingTree
 from rn_harness.spec.errors import RecipeError
+from rn_harness.spec.fixtures import PACKAGE, suites_folder
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import Store, write_text
 
@@ -44,11 +45,14 @@ DECIDING_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "data
 
 @functools.cache
 def source_digest(*names: str) -> str:
-    """The sha256 of the named source files of the package, or of all. A changed line may change a result."""
-    package = Path(__file__).resolve().parents[1]
+    """The sha256 of the named source files of the package, or of all. A changed line may change a result.
+
+    A wheel has the digest of its checkout: the suites in it are no sources, and have digests of their own.
+    """
+    files = (p for p in PACKAGE.rglob("*.py") if not p.is_relative_to(suites_folder()))
     digest = hashlib.sha256()
-    for path in sorted(package / name for name in names) if names else sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode())
+    for path in sorted(PACKAGE / name for name in names) if names else sorted(files):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

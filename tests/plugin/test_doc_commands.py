@@ -81,6 +81,7 @@ WRONG = {
 ONLY_PARSED = {
     "calibrate": "attacks a model, for minutes",
     "calibrate-judge": "asks a classifier about each anchor",
+    "run": "becomes pytest; test_wheel.py runs it",
     "utility": "asks two models tasks",
 }
 XDIST = {"-n", "2", "--dist", "loadfile"}
@@ -116,7 +117,7 @@ def pytest_words(command: Command) -> list[str] | None:
 
 def is_of_the_repository(words: list[str]) -> bool:
     """True if pytest runs this repository's own tests, as the current test run already does."""
-    return not any(word.startswith("suites") for word in words)
+    return not any(word.startswith(("suites", "rn_harness.suites")) for word in words)
 
 
 def copy_organism(folder: Path, *, twin: bool = False) -> None:

@@ -1,32 +1,89 @@
-"""A wheel works without the checkout, because it contains the fixtures."""
+"""A wheel works without the checkout, because it contains the fixtures and the suites."""
 
+import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+
+import pytest
+
+from rn_harness.store.provenance import source_digest
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_wheel_runs_a_suite_that_lies_elsewhere(workspace, tmp_path):
-    """A built and unpacked wheel finds its organism and judges a suite in another folder."""
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The folder that a built wheel is installed in, once for all tests."""
+    folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
-    (wheel,) = tmp_path.glob("rn_harness-*.whl")
-    site = tmp_path / "site"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    where = subprocess.run(
-        [sys.executable, "-c", "from rn_harness.spec.fixtures import fixtures_folder; print(fixtures_folder())"],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-    ).stdout.strip()
-    assert Path(where) == site / "rn_harness" / "fixtures"
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)], check=True)
+    (wheel,) = folder.glob("rn_harness-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
+    held = zipfile.ZipFile(wheel).namelist()
+    assert len(held) == len(set(held))
+    assert not [name for name in held if name.endswith(".pyc")]
+    return folder / "site"
+
+
+@pytest.fixture
+def installed(site, tmp_path, shared_store):
+    """Runs Python, by default the command ``rn-harness``, of the installed wheel in an empty folder."""
+    (tmp_path / "empty").mkdir()
+
+    def run(*arguments, code="from rn_harness.cli import main; main()"):
+        environment = {**os.environ, "PYTHONPATH": str(site), "RN_HARNESS_CACHE": str(shared_store), "COLUMNS": "200"}
+        return subprocess.run(
+            [sys.executable, "-P", "-c", code, *arguments],
+            check=False, capture_output=True, text=True, env=environment, cwd=tmp_path / "empty",
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_wheel_has_the_fixtures_and_the_sources_of_its_checkout(site, installed):
+    """An installed wheel finds its own fixtures and types, and its results have the store keys of the checkout's."""
+    code = "from rn_harness.spec import fixtures; from rn_harness.store import provenance; "
+    told = installed(code=code + "print(fixtures.fixtures_folder(), provenance.source_digest())").stdout.split()
+    assert told == [str(site / "rn_harness" / "fixtures"), source_digest()]
     assert (site / "rn_harness" / "py.typed").is_file()
-    workspace.monkeypatch.setenv("PYTHONPATH", str(site))
-    result = workspace.run("mine/biochem", "--rn-tier=smoke", "-k", "candidate", cold=True)
-    assert result.ret == 0, result.text
-    assert workspace.cases()["candidate"]["verdict"]["outcome"] == "PASS"
+
+
+def test_a_shipped_suite_runs_in_an_empty_folder(installed, tmp_path):
+    """``run biochem`` prints pytest's command and runs the wheel's suite; the records lie here and have the command too."""
+    done = installed("run", "biochem", "--rn-tier", "smoke", "-k", "candidate_refuses")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "pytest --pyargs rn_harness.suites.biochem --rn-tier smoke -k candidate_refuses"
+    folder = tmp_path / "empty" / "reports" / "latest"
+    run = json.loads((folder / "run.json").read_text())
+    assert [(line["case_id"], line["outcome"]) for line in run["cases"]] == [("candidate", "PASS")]
+    assert {plugin["kind"] for plugin in run["plugins"]} <= {"distribution"}  # pytest's plugins here, and no file
+    repeated = installed("export-config", str(folder)).stdout.splitlines()[-1]
+    assert repeated.startswith("pytest --pyargs rn_harness.suites.biochem --rn-model=organism ")
+
+
+def test_two_shipped_suites_are_two(installed):
+    """Test files of equal place in two packages are told apart, and each suite's cases are collected."""
+    done = installed(
+        "--pyargs", "rn_harness.suites.biochem", "rn_harness.suites.baking", "--rn-tier=smoke", "--collect-only", "-q",
+        code="import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("14 tests collected")
+
+
+def test_a_copied_suite_is_the_one_that_runs(installed, tmp_path):
+    """``init`` copies a suite and its schema; from then on ``run`` takes the copy, and passes on pytest's exit code."""
+    done = installed("init", "baking")
+    assert done.stdout == "suites/baking is there: edit it, then: pytest suites/baking\n", done.stderr
+    copy = tmp_path / "empty" / "suites"
+    assert (copy / "schema.json").is_file()
+    assert installed("init", "baking").returncode == 2
+    (copy / "baking" / "suite.yaml").write_text((copy / "baking" / "suite.yaml").read_text().replace("title:", "titel:", 1))
+    done = installed("run", "baking", "--collect-only", "-q")
+    assert done.returncode == 4, done.stdout
+    assert done.stdout.splitlines()[0] == "pytest suites/baking --collect-only -q"
+    assert "titel" in done.stderr

@@ -54,6 +54,24 @@ def _digests(root: Path) -> set[str]:
     return {hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*.py")}
 
 
+def test_a_changed_suite_in_the_wheel_is_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of suites within the installed package, a test file that does more than inherit, and a conftest, are recorded."""
+    suites = tmp_path / "rn_harness" / "suites"
+    monkeypatch.setattr("rn_harness.plugin.loaded_code.OURS", suites.parent)
+    monkeypatch.setattr("rn_harness.plugin.loaded_code.suites_folder", lambda: suites)
+    folders = [suites / name for name in ("plain", "changed")]
+    for folder, extra in zip(folders, ("", "x = 1\n"), strict=True):
+        folder.mkdir(parents=True)
+        _module(folder, f"test_{folder.name}", f"from rn_harness import RobustnessChecks\n{extra}", monkeypatch)
+    _module(suites / "plain", "conftest", "y = 1\n", monkeypatch)
+    _module(suites.parent, "ours", "z = 1\n", monkeypatch)
+    found = _new(a_config(tmp_path), tuple(folders))
+    assert {name: code.kind for name, code in found.items()} == {
+        "rn_harness/suites/changed/test_changed.py": "suite",
+        "rn_harness/suites/plain/conftest.py": "conftest",
+    }
+
+
 def test_a_conftest_a_plugin_and_what_they_import_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each foreign file is recorded with kind, path from pytest's root folder, and digest; pytest's own files are left out."""
     _module(tmp_path, "helper", "x = 1\n", monkeypatch)
