@@ -5,6 +5,7 @@ Hooks of a conftest or a plugin may drop or hide a test. ``Collected`` finds the
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import inspect
 import itertools
@@ -205,6 +206,7 @@ def checked_suites(config: pytest.Config, nodeids: Iterable[str]) -> list[Suite]
         _guard_process(config)
         try:
             check_run(state.run_session, suites)
+            state.run_session.options = dataclasses.replace(state.run_session.options, plugins=state.loaded_plugins())
         except RnHarnessError as error:
             errors.append(str(error))
     if errors:

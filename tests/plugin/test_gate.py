@@ -54,6 +54,35 @@ def test_tests_that_a_conftest_deselects_are_seen(workspace):
     _assert_no_work(workspace, workspace.run("mine/biochem", "--rn-gate"), "2 tests were deselected")
 
 
+FAMILY = """\
+class Mine:
+    def check(self, recipe): pass
+    def train(self, context): pass
+"""
+JUDGE = """\
+class Mine:
+    digest = "1"
+    def score(self, prompts, completions): return [0.0] * len(prompts)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("kind", ["family", "judge"])
+def test_code_that_a_suite_or_an_option_names_is_foreign(workspace, kind, workers):
+    """An attack's family in a suite's file and a judge from a local file are foreign code, as a conftest is."""
+    suite, options = workspace.folder / "mine" / "biochem", []
+    if kind == "family":
+        (suite / "mine.py").write_text(FAMILY)
+        text, attack = (suite / "suite.yaml").read_text(), "  - tier: smoke\n    base: {name: grpo, "
+        assert attack in text
+        (suite / "suite.yaml").write_text(text.replace(attack, f"{attack}family: 'python:mine.py:Mine', ", 1))
+    else:
+        (workspace.folder / "lenient.py").write_text(JUDGE)
+        workspace.pytester.syspathinsert()
+        options = ["--rn-judge", "python:lenient:Mine"]
+    _assert_no_work(workspace, workspace.run("mine/biochem", "--rn-gate", *options, *workers), "code of others was loaded: ")
+
+
 def test_a_suite_that_is_not_as_committed_is_seen(workspace):
     """The gate refuses a suite with uncommitted changes or untracked files, because it cannot be reviewed later."""
     _git(workspace.folder, "init", "-q")

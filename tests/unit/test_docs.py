@@ -228,3 +228,28 @@ def test_links_lead_somewhere(path: Path) -> None:
             titles = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), flags=re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert heading in slugs, f"{path.name}: {target}"
+
+
+def _threats() -> list[list[str]]:
+    """The rows of docs/security.md's table of ways to a wrong PASS."""
+    section = page("security.md").partition("## A wrong PASS")[2].partition("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| ")][1:]
+
+
+def test_every_threat_has_a_test_that_exists_or_is_said_to_be_open() -> None:
+    """Each row of the threat model names tests of this tree, or says that nothing covers it and how bad that is."""
+    tests = ROOT / "tests"
+    sabotaged = "".join(path.read_text(encoding="utf-8") for path in sorted((tests / "invariant").glob("sabotaged_*.py")))
+    rows = _threats()
+    assert len(rows) >= 40
+    for _, way, check, shown in rows:
+        named = re.findall(r"`([^`]+)`", shown)
+        is_open = re.search(r"\*\*not covered\*\*[^|]*\b(low|medium|high)\b", check) is not None
+        assert bool(named) is not is_open, way
+        for name in named:
+            kind, _, case = name.partition(":")
+            path, _, function = name.partition("::")
+            if kind == "sabotage":
+                assert f"\ndef {case.replace('-', '_')}(" in sabotaged, name
+            else:
+                assert re.search(rf"^def {function}\(", (tests / path).read_text(encoding="utf-8"), re.MULTILINE), name

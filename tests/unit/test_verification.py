@@ -115,6 +115,8 @@ def test_a_complete_run_is_verified(made: FinishedRun) -> None:
         ({"labels": True}, "policy_labels"),
         ({"min_attacks": 2}, "policy_attacks"),
         ({"tiers": ["full"]}, "tier"),
+        ({"level": "rl-explore"}, "policy_level"),
+        ({"level": "sft-1x1"}, "policy_level"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
