@@ -102,6 +102,10 @@ def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
         "parts of a run take each attack alone, got --rn-from-results with --rn-fleet; leave it out, of the parts too": (
             joins and fleet
         ),
+        f"--rn-case-timeout is a number of seconds, got {options.case_timeout}; 0 is no limit": options.case_timeout < 0,
+        "the attacks of a fleet share their time, got --rn-case-timeout with --rn-fleet; leave one of them out": (
+            options.case_timeout > 0 and fleet
+        ),
         f"--rn-executor must be local, ray or ray:ADDRESS, got {executor!r}": not ray and executor != LOCAL,
         f"--rn-from-results runs nothing, got --rn-executor {executor}; leave one of them out": joins and ray,
         f"Ray runs as many cases at a time as its machines have room for, got -n with --rn-executor {executor}; leave out -n": (

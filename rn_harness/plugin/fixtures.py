@@ -12,7 +12,7 @@ import pytest
 
 from rn_harness.plugin.pytest_compat import fixture_definitions, fixture_function, parameters, uncaptured
 from rn_harness.plugin.state import STATE, Terminated
-from rn_harness.spec.errors import RecipeError, safe_report
+from rn_harness.spec.errors import CaseTimeout, RecipeError, safe_report
 
 if TYPE_CHECKING:
     from rn_harness.judges.protocol import Judge
@@ -136,10 +136,10 @@ def _run_setup(request: pytest.FixtureRequest, work: Callable[[RunSession], T]) 
         raise Terminated
     try:
         return work(state.run_session)
+    except (Exception, CaseTimeout) as error:  # noqa: BLE001  (reported below, and never swallowed)
+        text = safe_report(error)
     except KeyboardInterrupt as error:
         raise type(error) from None  # without the frames on its way here: --full-trace shows their arguments
-    except Exception as error:  # noqa: BLE001  (reported below, and never swallowed)
-        text = safe_report(error)
     finally:
         state.end_progress()
     _end_processes(request.config, text)

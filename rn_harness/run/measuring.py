@@ -21,7 +21,7 @@ from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.context import RunContext
 from rn_harness.run.suite_run import SuiteRun
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.errors import StoreError, UnsuitedError
+from rn_harness.spec.errors import CaseTimeout, StoreError, UnsuitedError
 from rn_harness.spec.suite import Suite
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import Journal
@@ -137,7 +137,7 @@ class Measuring:
         )
         try:
             trajectory = run_attack(target, run.attacker(attack), panel, events)
-        except Exception:
+        except (Exception, CaseTimeout):
             if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen
                 return cuts[0][0]
             raise

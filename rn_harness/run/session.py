@@ -22,6 +22,7 @@ from rn_harness.run.case import Case, CaseTask, Defended, Executor
 from rn_harness.run.context import RunContext
 from rn_harness.run.measuring import FleetMember, Measuring
 from rn_harness.run.suite_run import SuiteRun
+from rn_harness.run.time_limit import time_limit
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError, RnHarnessError, UnsuitedError
 from rn_harness.spec.restraint import BETAS
@@ -277,7 +278,7 @@ class CaseMaker(Executor):
         context.say_why_new("case", work.inputs, task.name)
         rounds = context.on == "cuda" or context.runs_in_fleet(task.suite, task.attack)
         journal = context.store.journal(work.key, ROUNDING if rounds else 0.0)
-        with attempt(context.store, work.key) as trial:
+        with attempt(context.store, work.key) as trial, time_limit(context.options.case_timeout):
             made = Measuring(run, task, defended, draft.folder, journal, record, member, work.file).measure()
             trial.outcome = "judge_failed" if made.judge_failed else "done"
         trajectory = ranks().first(lambda: made)

@@ -28,6 +28,7 @@ from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.context import RunContext
 from rn_harness.run.participants import SuiteJudges, is_opaque
+from rn_harness.run.time_limit import time_limit
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import JudgeError, UnsuitedError
@@ -210,7 +211,7 @@ class SuiteRun:
             state = f"{point.minimal_refusal_share:.0%} minimal refusals, {mean}, {point.mean_words:.1f} words"
             context.say(Progress(name, point.step, recipe.last_step, state))
 
-        with attempt(context.store, key):
+        with attempt(context.store, key), time_limit(context.options.case_timeout):
             self.check_reward()
             panel, model = self.panel, context.candidate.load()
             defender = Defender(

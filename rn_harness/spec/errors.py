@@ -61,10 +61,17 @@ class RecordError(RnHarnessError, ValueError):
     """A run's folder does not hold a complete run."""
 
 
+class CaseTimeout(KeyboardInterrupt):
+    """A case's work took longer than ``--rn-case-timeout``.
+
+    It is no ``Exception``, so that no library takes it for a failure to try again.
+    """
+
+
 def safe_message(error: BaseException) -> str:
     """One line about an error that quotes no completion: our messages in full, the system's by number, else the type only."""
     name = type(error).__name__
-    if isinstance(error, RnHarnessError):
+    if isinstance(error, RnHarnessError | CaseTimeout):
         return f"{name}: {error}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{name}: {os.strerror(error.errno)}"

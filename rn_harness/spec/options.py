@@ -153,6 +153,13 @@ class Options:
     strength: tuple[str, ...] = _option(
         "FILE", "a strength certificate of `rn-harness calibrate` with settings for the attacks of its domain; one per domain", ()
     )
+    case_timeout: int = _option(
+        "SECONDS",
+        "ends a training or a measurement of a case that takes longer; the case is an error with the checkpoints so far",
+        0,
+        see="#when-something-goes-wrong",
+        exported=False,
+    )
     allow_pickle: bool = _switch(
         "accepts pickled weights of a model or an adapter, which can run code, if there are no safetensors; never releasable"
     )

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 
 import rn_harness.attacks.loop as stage
@@ -24,6 +25,9 @@ def _full_disk():
 def _strike():
     if FAULT.startswith("SIG"):
         os.kill(os.getpid(), getattr(signal, FAULT))
+    elif FAULT == "hang":
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # the rest of the case's time
+        time.sleep(60)
     elif FAULT == "orphan":
         Path("worker.pid").write_text(str(os.getpid()))
         os.kill(os.getppid(), signal.SIGKILL)

@@ -75,11 +75,16 @@ def _measured(scene, run="reports/latest"):
 
 @pytest.mark.parametrize(
     ("fault", "code", "told"),
-    [("SIGINT", 2, "KeyboardInterrupt"), ("SIGTERM", 75, "Terminated"), ("memory", 1, "OutOfMemoryError")],
+    [
+        ("SIGINT", 2, "KeyboardInterrupt"),
+        ("SIGTERM", 75, "Terminated"),
+        ("memory", 1, "OutOfMemoryError"),
+        ("hang", 1, "CaseTimeout: a training or measurement must end within --rn-case-timeout=3600 s"),
+    ],
 )
 def test_measurements_before_a_fault_are_recorded(scene, fault, code, told):
-    """After an interrupt, a termination or a lack of memory, two checkpoints and the reason are recorded, and JUnit is red."""
-    result = scene.fail(fault, 4, *ATTACK, "-vv", "--full-trace", "--showlocals", "--tb=long")
+    """After an interrupt, a termination, a lack of memory or of time, checkpoints and reason are recorded, and JUnit is red."""
+    result = scene.fail(fault, 4, *ATTACK, "-vv", "--full-trace", "--showlocals", "--tb=long", "--rn-case-timeout=3600")
     assert result.ret == code, result.text
     assert "INTERNALERROR" not in result.text
     _assert_red(scene, 1)

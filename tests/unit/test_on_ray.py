@@ -23,7 +23,7 @@ from rn_harness.run.executors.worker import (
     make_case,
 )
 from rn_harness.run.session import RunSession
-from rn_harness.spec.errors import ExecutorError, TrainingError
+from rn_harness.spec.errors import CaseTimeout, ExecutorError, TrainingError
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.store import Store
 
@@ -101,7 +101,10 @@ def test_a_worker_makes_a_case_as_pytests_process_would(suite: Suite, tmp_path: 
     assert not session.folder.exists()
 
 
-def test_a_workers_error_is_returned_and_not_raised(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [TrainingError, CaseTimeout])
+def test_a_workers_error_is_returned_and_not_raised(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
     """A worker's error is returned with the message of a local run and the files so far, but without entries for others."""
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
 
@@ -111,11 +114,12 @@ def test_a_workers_error_is_returned_and_not_raised(suite: Suite, tmp_path: Path
         (folder / "checkpoints.jsonl").write_text("")
         self.store.put("certificate", "k", lambda into: (into / "certificate.json").write_text("{}") and None)
         self.store.get("certificate", "k")
-        raise TrainingError("the loss must be a number, got nan; lower the rate")
+        raise kind("the loss must be a number, got nan; lower the rate")
 
     monkeypatch.setattr(RunSession, "case", case)
     outcome = make_case(_order(suite, tmp_path), (), lambda _: None)
-    assert outcome.error == "TrainingError: the loss must be a number, got nan; lower the rate"
+    assert outcome.error
+    assert outcome.error.startswith(f"{kind.__name__}: the loss must be a number, got nan; lower the rate")
     assert (list(outcome.files), outcome.entries) == (["checkpoints.jsonl"], ())
 
 

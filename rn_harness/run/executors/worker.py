@@ -20,7 +20,7 @@ from rn_harness.run.case import CaseTask
 from rn_harness.run.estimate import Demand, demand_of
 from rn_harness.run.preflight import check_disks, check_here
 from rn_harness.run.session import RunSession
-from rn_harness.spec.errors import RnHarnessError, safe_report
+from rn_harness.spec.errors import CaseTimeout, RnHarnessError, safe_report
 from rn_harness.spec.options import LOCAL, Options
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import ATTEMPTS
@@ -145,7 +145,7 @@ def make_case(request: CaseRequest, given: Sequence[SharedEntry], say: Say) -> W
             stored, weights = case.stored, dict(case.weights)
             if case.defended is not None:
                 defended = case.defended.name if case.defended.is_relative_to(store.root) else str(case.defended)
-        except Exception as problem:  # noqa: BLE001  (reported: the case has no verdict)
+        except (Exception, CaseTimeout) as problem:  # noqa: BLE001  (reported: the case has no verdict)
             error = safe_report(problem)
         prefix = f"{task.suite.domain}-{task.case_id}-"
         of_case = next((p for p in (folder / "cases").glob("*") if p.name.startswith(prefix)), None)
