@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rn_harness.cli.shared import AsJson, RunFolder, find_suite, read_run, settings_command, tell, usage_errors
+from rn_harness.cli.shared import AsJson, RunFolder, find_suite, read_run, settings_command, table, tell, usage_errors
 
 if TYPE_CHECKING:
     from rn_harness.release.verification import Verification
@@ -113,8 +113,10 @@ def report_command(
 class VerifyOptions:
     """The options of ``rn-harness verify``."""
 
-    run: Annotated[Path, typer.Option(help="the run's folder")]
-    weights: Annotated[Path, typer.Option(help="the weights to be released: one folder, or one for each domain in it")]
+    run: RunFolder
+    weights: Annotated[
+        Path | None, typer.Option(help="the weights to be released, one folder, or one for each domain in it; none: refused")
+    ] = None
     policy: Annotated[Path | None, typer.Option(help="what the release asks for, a YAML file; default: docs/releasing.md")] = None
     suite: Annotated[
         list[Path] | None, typer.Option(parser=find_suite, metavar="SUITE", help="a suite that has to be the one that was run")
@@ -135,10 +137,8 @@ class VerifyOptions:
         if self.issuer and not self.signer:
             raise typer.BadParameter("--issuer says who vouched for --signer, got no --signer; name the identity")
         if not self.run.is_dir():
-            raise typer.BadParameter(
-                f"--run must be a run's folder, got {self.run}; pytest --rn-run DIR names it, else see reports/"
-            )
-        if not self.weights.is_dir():
+            raise typer.BadParameter(f"RUN must be a run's folder, got {self.run}; pytest --rn-run DIR names it, or see reports/")
+        if self.weights and not self.weights.is_dir():
             raise typer.BadParameter(
                 f"--weights must be the folder of the weights to be released, got {self.weights}; see --rn-export"
             )
@@ -223,7 +223,7 @@ def _verification_document(found: Verification) -> dict[str, Any]:
 
 @commands.command("sign")
 def sign_command(
-    run: Annotated[Path, typer.Option(help="the run's folder")],
+    run: RunFolder,
     key: Annotated[Path | None, typer.Option(help="private key (PEM, PKCS#8): Ed25519, ECDSA or RSA")] = None,
     passphrase_env: Annotated[str | None, typer.Option(help="environment variable that holds the key's passphrase")] = None,
     sigstore: Annotated[bool, typer.Option("--sigstore", help="sign without a key, by this job's identity")] = False,
@@ -282,15 +282,15 @@ def _show(entries: Sequence[Entry], *, as_json: bool) -> None:
     from rn_harness.store.store import default_root
     from rn_harness.training.snapshots import PARTIAL
 
-    rows, lines = [], []
+    rows, shown = [], []
     for entry in entries:
         used = datetime.datetime.fromtimestamp(entry.used, datetime.UTC).isoformat(timespec="seconds")
         rows.append({"kind": entry.kind, "name": entry.name, "bytes": entry.size, "used": used, "whole": entry.whole})
         remark = ""
         if not entry.whole:
-            remark = "  not an entry: left by damage, or by a run that was cut off"
+            remark = "not an entry: left by damage, or by a run that was cut off"
         elif entry.kind == PARTIAL:
-            remark = "  a defense's training that is under way or was cut off: the same command goes on from it"
-        lines.append(f"{entry.kind:<12} {entry.name[:24]:<24} {entry.size:>12} bytes  used {used}{remark}")
-    lines.append(f"{len(entries)} in {default_root()}, {sum(e.size for e in entries) / MIB:.1f} MiB")
-    tell(lines, {"root": str(default_root()), "entries": rows}, as_json)
+            remark = "a defense's training that is under way or was cut off: the same command goes on from it"
+        shown.append({"kind": entry.kind, "name": entry.name[:24], "bytes": entry.size, "used": used, "remark": remark})
+    total = f"{len(entries)} in {default_root()}, {sum(e.size for e in entries) / MIB:.1f} MiB"
+    tell([*table(shown), total], {"root": str(default_root()), "entries": rows}, as_json)

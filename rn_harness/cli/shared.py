@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -92,6 +92,14 @@ def find_suite(named: str) -> Path:
     """A suite by its folder, by its name in ``./suites``, or by the name of a shipped one; else the path as it is."""
     places = (Path(named), Path("suites", named), suites_folder() / named)
     return next((place for place in places if place.is_dir()), Path(named))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Rows as columns, below the names of their values."""
+    cells = [[str(cell) for cell in row] for row in (*(row.keys() for row in rows[:1]), *(row.values() for row in rows))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def tell(lines: Iterable[str], document: Any, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rn_harness.cli.shared import AsJson, SessionOptions, find_suite, settings_command, tell, usage_errors
+from rn_harness.cli.shared import AsJson, SessionOptions, find_suite, settings_command, table, tell, usage_errors
 
 if TYPE_CHECKING:
     from rn_harness.run.estimate import RunEstimate
@@ -25,7 +25,7 @@ Listed = Literal["suites", "cases", "profiles", "judges"]
 
 @commands.command("list")
 def list_command(
-    what: Annotated[Listed, typer.Argument(help="suites, cases of suites, profiles of models, or judges")],
+    what: Annotated[Listed, typer.Argument(help="suites, cases of suites, profiles of models, or specs of judges")],
     suites: Annotated[
         Path | None,
         typer.Option(
@@ -43,7 +43,7 @@ def list_command(
             "profiles": _profiles,
             "judges": _judges,
         }[what]()
-    tell(["  ".join(str(value) for value in row.values()) for row in rows], rows, as_json)
+    tell(table(rows), rows, as_json)
 
 
 def _load(named: Path | None) -> list[Any]:
@@ -81,9 +81,14 @@ def _profiles() -> list[dict[str, Any]]:
 
 
 def _judges() -> list[dict[str, Any]]:
+    from rn_harness.judges.own import own_names
+    from rn_harness.judges.protocol import FORMS
     from rn_harness.judges.resolve import judge_profile_names, load_profile
 
-    return [{"name": name, "licence": load_profile(name).licence} for name in judge_profile_names()]
+    shipped = {name: load_profile(name) for name in judge_profile_names()}
+    rows = [{"spec": name, "licence": p.licence, "judge": f"{p.kind}:{p.model}"} for name, p in shipped.items()]
+    rows += [{"spec": name, "licence": "-", "judge": "of an installed package"} for name in own_names()]
+    return rows + [{"spec": form, "licence": "-", "judge": meaning} for form, meaning in FORMS.items()]
 
 
 @dataclass(frozen=True, kw_only=True)

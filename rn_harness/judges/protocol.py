@@ -11,7 +11,17 @@ from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks
 
 ORGANISM = "organism"
-KINDS = (ORGANISM, "rules", "hf", "openai", "classifier", "python")
+FORMS = {
+    f"{ORGANISM}:FOLDER": "the judge of an organism",
+    "rules:FILE": "word rules, in a YAML file",
+    "hf:ID_OR_FOLDER[@REVISION]": "an instruction model",
+    "openai:MODEL@URL": "a model on a server",
+    "classifier:ID_OR_FOLDER[@REVISION]#LABEL": "a classifier, and the label that counts as harm",
+    "python:MODULE:NAME": "your own class or function",
+    "PATH.yaml": "a profile of your own",
+}
+"""The forms of a judge's spec besides names, and what each is."""
+KINDS = tuple(form.partition(":")[0] for form in FORMS if ":" in form)
 
 
 class Judge(Protocol):

@@ -151,9 +151,7 @@ def resolve_judge(spec: str, folder: Path) -> Judge:
     """Finds the judge that a spec names.
 
     Args:
-        spec: ``organism:FOLDER``, ``rules:FILE``, ``hf:ID_OR_FOLDER[@REVISION]``, ``classifier:ID_OR_FOLDER[@REVISION]#LABEL``,
-            ``openai:MODEL@URL``, ``python:MODULE:NAME``, the name of a shipped profile, a profile's file ``PATH.yaml``, or the
-            name of an entry point in the group ``rn_harness.judges``.
+        spec: one of ``FORMS``, the name of a shipped profile, or that of an entry point in the group ``rn_harness.judges``.
         folder: that relative paths start from.
 
     Raises:

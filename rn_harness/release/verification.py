@@ -68,7 +68,7 @@ class Verification:
 def verify(
     folder: Path,
     *,
-    weights: Path,
+    weights: Path | None,
     policy: ReleasePolicy | None = None,
     suites: Sequence[Path] = (),
     private: Path | None = None,
@@ -80,7 +80,7 @@ def verify(
 
     Args:
         folder: of the run.
-        weights: the defended weights, or a folder with one folder for each domain.
+        weights: the defended weights, or a folder with one folder for each domain; None: unknown, which is refused.
         policy: the requirements of the release; None: the default policy.
         suites: folders of suites to compare with those of the run.
         private: folder of the lab's prompt sets, which replace those of the suites.
@@ -166,10 +166,13 @@ def _undeclared(evidence: RunEvidence, suite: Suite) -> Iterator[str]:
         yield from (f"{domain} {record.case_id}: {text}" for text in undeclared(record, suite, tier))
 
 
-def _weight_differences(run: RunRecord, folder: Path) -> Iterator[str]:
+def _weight_differences(run: RunRecord, folder: Path | None) -> Iterator[str]:
     """Differences of a folder from the attacked files and the files that the run binds with them."""
     if not run.weights:
         yield "the run has no defended weights: nothing was tested that could be released"
+        return
+    if folder is None:
+        yield "no weights were named that could be the tested ones: name their folder by --weights, see --rn-export"
         return
     in_folders = any((folder / domain).is_dir() for domain in run.weights)
     if not in_folders and len({root_digest(hashes) for hashes in run.weights.values()}) > 1:

@@ -320,7 +320,7 @@ def test_commands_are_found_in_every_form() -> None:
     [
         ("    docker run ours", "no test runs what page.md:1 shows: docker run ours"),
         ("    $ frobnicate", "no test runs what page.md:1 shows: frobnicate"),
-        ("    rn-harness verifi --run run", "no command of rn-harness"),
+        ("    rn-harness verifi run", "no command of rn-harness"),
         ("    rn-harness store lst", "no command of rn-harness"),
         ("`rn-harness --instal-completion`", "no option of rn-harness"),
         ("    rn-harness report reports/older", "reports/older"),

@@ -108,7 +108,8 @@ def test_the_store_is_listed_and_pruned(tmp_path: Path, monkeypatch: pytest.Monk
     Store(tmp_path).put("partial", "c" * 64, lambda folder: _fill(folder, 500))
     shown = CliRunner().invoke(app, ["store", "list"])
     assert shown.exit_code == 0
-    assert shown.output.splitlines()[0].startswith("case ")
+    assert shown.output.split()[:5] == ["kind", "name", "bytes", "used", "remark"]
+    assert shown.output.splitlines()[1].startswith("case ")
     assert shown.output.splitlines()[-1].startswith(f"3 in {tmp_path}, ")
     (partial,) = [line for line in shown.output.splitlines() if line.startswith("partial ")]
     assert partial.endswith("  a defense's training that is under way or was cut off: the same command goes on from it")

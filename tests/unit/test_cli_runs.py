@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
+from rn_harness.judges.protocol import FORMS
 from rn_harness.report.progress import Progress
 from rn_harness.report.terminal import in_short
 from rn_harness.run.attack_strength import Strength
@@ -185,13 +186,16 @@ def test_export_config_prints_the_command_of_a_run(tmp_path: Path) -> None:
 
 
 def test_suites_cases_profiles_and_judges_are_listed() -> None:
-    """``list`` shows suites with their digests, the cases of a tier, profiles and judges."""
+    """``list`` shows suites with their digests, the cases of a tier, profiles, and judges' names and forms, below headers."""
     suites = {row["domain"]: row for row in json.loads(invoke("list", "suites", "--suites", ROOT / "suites", "--json").output)}
     assert suites["baking"]["sha256"] == load_suite(ROOT / "suites" / "baking").digest
     cases = invoke("list", "cases", "--suites", ROOT / "suites" / "baking", "--tier", "smoke").output.splitlines()
-    assert len(cases) == 7
+    assert (cases[0].split(), len(cases)) == (["domain", "case"], 8)
     assert "smollm2" in invoke("list", "profiles").output
-    assert "phi-4" in invoke("list", "judges").output
+    judges = invoke("list", "judges").output.splitlines()
+    at = judges[0].index("licence")
+    assert {row[at - 2 : at] for row in judges} == {"  "}  # columns
+    assert {"phi-4", *FORMS} <= {row[:at].strip() for row in judges}
 
 
 def test_a_plan_estimates_times_from_earlier_runs(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,19 +273,19 @@ def test_a_new_suite_loads_once_all_of_it_has_been_written(tmp_path: Path) -> No
 
 
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
-    "no-run": (["verify", "--run", "nowhere", "--weights", "."], ["--run must be a run's folder", "--rn-run DIR"]),
-    "no-weights": (["verify", "--run", "RUN", "--weights", "nowhere"], ["--weights must be the folder", "--rn-export"]),
+    "no-run": (["verify", "nowhere", "--weights", "."], ["RUN must be a run's folder", "--rn-run DIR"]),
+    "no-weights": (["verify", "RUN", "--weights", "nowhere"], ["--weights must be the folder", "--rn-export"]),
     "two-signatures": (
-        ["verify", "--run", "RUN", "--weights", ".", "--key", "k.pub", "--signer", "me"],
+        ["verify", "RUN", "--weights", ".", "--key", "k.pub", "--signer", "me"],
         ["pass one of the two"],
     ),
-    "issuer-alone": (["verify", "--run", "RUN", "--weights", ".", "--issuer", "https://x"], ["name the identity"]),
-    "no-policy": (["verify", "--run", "RUN", "--weights", ".", "--policy", "nowhere.yaml"], ["nowhere.yaml", "is missing"]),
-    "no-waivers": (["verify", "--run", "RUN", "--weights", ".", "--waivers", "nowhere.yaml"], ["nowhere.yaml", "is missing"]),
-    "sign-by-nothing": (["sign", "--run", "RUN"], ["--key FILE or --sigstore"]),
-    "sign-by-no-key": (["sign", "--run", "RUN", "--key", "nowhere.pem"], ["openssl genpkey"]),
-    "sign-by-no-passphrase": (["sign", "--run", "RUN", "--key", "k", "--passphrase-env", "UNSET_HERE"], ["export it"]),
-    "sign-no-run": (["sign", "--run", "nowhere", "--key", "k"], ["must hold run.json", "nowhere"]),
+    "issuer-alone": (["verify", "RUN", "--weights", ".", "--issuer", "https://x"], ["name the identity"]),
+    "no-policy": (["verify", "RUN", "--weights", ".", "--policy", "nowhere.yaml"], ["nowhere.yaml", "is missing"]),
+    "no-waivers": (["verify", "RUN", "--weights", ".", "--waivers", "nowhere.yaml"], ["nowhere.yaml", "is missing"]),
+    "sign-by-nothing": (["sign", "RUN"], ["--key FILE or --sigstore"]),
+    "sign-by-no-key": (["sign", "RUN", "--key", "nowhere.pem"], ["openssl genpkey"]),
+    "sign-by-no-passphrase": (["sign", "RUN", "--key", "k", "--passphrase-env", "UNSET_HERE"], ["export it"]),
+    "sign-no-run": (["sign", "nowhere", "--key", "k"], ["must hold run.json", "nowhere"]),
     "show-no-run": (["show", "nowhere"], ["must hold run.json", "see reports/"]),
     "show-no-case": (["show", "RUN", "atack"], ["got 'atack'", "demo/attack-grpo-p2-lr5e-4-s0"]),
     "list-nothing": (["list", "suites", "--suites", "nowhere"], ["rn-harness new-suite NAME"]),

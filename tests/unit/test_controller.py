@@ -334,7 +334,7 @@ def test_breaches_within_the_claim_fail_the_run_and_all_are_named(
     head = (folder / "report.html").read_text().partition("</header>")[0]
     assert named in html.unescape(head)
     assert named in (folder / "summary.md").read_text().replace("\\", "").partition("| case |")[0]
-    told = CliRunner().invoke(app, ["verify", "--run", str(folder), "--weights", str(tmp_path)]).output.splitlines()
+    told = CliRunner().invoke(app, ["verify", str(folder), "--weights", str(tmp_path)]).output.splitlines()
     assert named in told
     assert ", broken by 1 attack, named above" in told[-1]
 

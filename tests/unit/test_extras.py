@@ -96,7 +96,7 @@ def test_the_core_reads_and_verifies_runs(tmp_path: Path) -> None:
     run = str(made.folder)
     commands = [
         ["--help"], ["--version"], ["list", "profiles"], ["show", run], ["report", run], ["compare", run, run],
-        ["verify", "--run", run, "--weights", str(made.weights)],
+        ["verify", run, "--weights", str(made.weights)],
     ]  # fmt: skip
     done = without_extras(tmp_path, "-c", EACH, json.dumps(commands))
     ended = [line for line in done.stdout.splitlines() if line.startswith("ended: ")]

@@ -452,15 +452,18 @@ def test_sign_and_verify_from_the_command_line(made: FinishedRun, tmp_path: Path
     shutil.copytree(made.folder, tmp_path / "run")
     private, public = key_files(tmp_path, passphrase=b"secret")
     run, weights = str(tmp_path / "run"), str(made.weights)
-    plain = CliRunner().invoke(app, ["verify", "--run", run, "--weights", weights])
+    unnamed = CliRunner().invoke(app, ["verify", run])
+    assert unnamed.exit_code == 1
+    assert [line.partition("]")[0] for line in unnamed.output.splitlines() if "refused" in line] == ["refused [weights_differ"]
+    plain = CliRunner().invoke(app, ["verify", run, "--weights", weights])
     assert plain.exit_code == 0, plain.output
     assert "verified (not signed: this shows that nothing was changed by accident, not who made it)" in plain.output
-    needs = ["verify", "--run", run, "--weights", weights, "--key", str(public), "--json"]
+    needs = ["verify", run, "--weights", weights, "--key", str(public), "--json"]
     told = CliRunner().invoke(app, needs)
     assert told.exit_code == 1
     assert [r["code"] for r in json.loads(told.output)["refusals"]] == ["signature"]
     monkeypatch.setenv("SIGNING_SECRET", "secret")
-    signed = CliRunner().invoke(app, ["sign", "--run", run, "--key", str(private), "--passphrase-env", "SIGNING_SECRET"])
+    signed = CliRunner().invoke(app, ["sign", run, "--key", str(private), "--passphrase-env", "SIGNING_SECRET"])
     assert signed.exit_code == 0, signed.output
     told = CliRunner().invoke(app, needs)
     assert (told.exit_code, json.loads(told.output)["signed"]) == (0, True)
@@ -471,7 +474,7 @@ def test_the_last_line_counts_the_waivers(mild: FinishedRun, tmp_path: Path) -> 
     run, path = mild, tmp_path / "waivers.yaml"
     (one,) = excuses(run)
     path.write_text(waiver(code=one.code, about=f"'{one.about}'", expires="2099-01-01"))
-    needs = ["verify", "--run", str(run.folder), "--weights", str(run.weights), "--waivers", str(path)]
+    needs = ["verify", str(run.folder), "--weights", str(run.weights), "--waivers", str(path)]
     told = CliRunner().invoke(app, needs)
     assert told.exit_code == 0, told.output
     assert told.output.splitlines()[-1].startswith("verified with 1 waiver (not signed")
@@ -482,7 +485,7 @@ def test_the_last_line_counts_the_waivers(mild: FinishedRun, tmp_path: Path) -> 
 @pytest.mark.parametrize("age", ["nan", "inf", "-1", "0"])
 def test_an_invalid_age_is_refused(made: FinishedRun, age: str) -> None:
     """``--max-age`` must be positive and finite, like the policy's number."""
-    done = CliRunner().invoke(app, ["verify", "--run", str(made.folder), "--weights", str(made.weights), "--max-age", age])
+    done = CliRunner().invoke(app, ["verify", str(made.folder), "--weights", str(made.weights), "--max-age", age])
     assert done.exit_code == 2, done.output
     assert "max_age_days" in done.output
 
@@ -492,7 +495,7 @@ def test_an_inconsistent_run_is_not_signed(made: FinishedRun, tmp_path: Path) ->
     shutil.copytree(made.folder, tmp_path / "run")
     (tmp_path / "run" / STATEMENT).write_text("{}")
     private, _ = key_files(tmp_path)
-    done = CliRunner().invoke(app, ["sign", "--run", str(tmp_path / "run"), "--key", str(private)])
+    done = CliRunner().invoke(app, ["sign", str(tmp_path / "run"), "--key", str(private)])
     assert done.exit_code == 2
     assert "holds together" in " ".join(done.output.split())
 
