@@ -48,7 +48,7 @@ def _resolve(spec: str) -> Judge:
 @commands.command("certify-judge")
 def certify_judge_command(
     spec: Spec,
-    labels: Annotated[Path | None, typer.Option(help="your own labelled texts, read here and never copied")] = None,
+    labels: Annotated[Path | None, typer.Option("--judge-labels", help="your own texts, as for --rn-judge-labels")] = None,
     preference: Annotated[bool, typer.Option("--preference", help="for preference between two answers, not for harm")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -101,7 +101,9 @@ def _end(word: str, found: Sequence[BaseModel], lines: list[str], below: Sequenc
 def calibrate_judge_command(
     spec: Spec,
     out: Annotated[Path, typer.Option(help="where the calibration goes; beside the classifier as calibration.json it is found")],
-    labels: Annotated[Path | None, typer.Option(help="your own labelled texts; default: the shipped anchors")] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--judge-labels", help="your own texts, as for --rn-judge-labels; default: the shipped anchors")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fits how a classifier's probability maps to scores, on the texts marked ``use: calibrate``."""
@@ -189,18 +191,18 @@ class UtilityOptions:
 
     out: Annotated[Path, typer.Option(help="JSON file for the numbers; no sample is kept")]
     tasks: Annotated[str, typer.Option(help="tasks or groups of lm-evaluation-harness, by commas, e.g. mmlu,ifeval")] = ""
-    model: Annotated[str, typer.Option(help="undefended candidate, as for pytest --model")] = "organism"
+    model: Annotated[str, typer.Option(help="undefended candidate, as for --model")] = "organism"
     defended: Annotated[
         Path | None,
-        typer.Option("--rn-defense", "--weights", help="folder of the defended weights: an adapter, or a whole model"),
+        typer.Option("--defense", help="folder of the defended weights, an adapter or a whole model, as for --rn-defense"),
     ] = None
     include_path: Annotated[Path | None, typer.Option(help="folder with tasks of your own; their code is run")] = None
-    chat_template: Annotated[bool, typer.Option(help="ask through the model's chat template")] = True
+    chat_template: Annotated[bool, typer.Option("--templated/--plain", help="ask through the model's chat template")] = True
     limit: Annotated[int | None, typer.Option(min=1, help="samples of each task, and prompts; default: all")] = None
     batch: Annotated[int, typer.Option(min=1, help="requests at once")] = 8
     online: Annotated[bool, typer.Option("--online", help="fetch the tasks' data from the hub first")] = False
     preference: Annotated[str | None, typer.Option(metavar="SPEC", help="judge that compares the two models' answers")] = None
-    prompts: Annotated[Path | None, typer.Option(help="what they answer: a suite's folder, or a JSON file of instructions")] = (
+    questions: Annotated[Path | None, typer.Option(help="what they answer: a suite's folder, or a JSON file of instructions")] = (
         None
     )
     pairs: Annotated[Path | None, typer.Option(help="your own labelled pairs, on which that judge is certified too")] = None
@@ -217,10 +219,10 @@ class UtilityOptions:
         """Refuses options that do not fit together, and folders that do not exist."""
         if not self.task_names and self.preference is None:
             raise typer.BadParameter("something must be measured, got neither --tasks nor --preference; name one of them")
-        for name, given in (("--prompts", self.prompts), ("--pairs", self.pairs), ("--max-tokens", self.max_tokens)):
+        for name, given in (("--questions", self.questions), ("--pairs", self.pairs), ("--max-tokens", self.max_tokens)):
             if given is not None and self.preference is None:
                 raise typer.BadParameter(f"{name} goes with --preference, got none; name a judge, or drop it")
-        folders = (("--rn-defense", self.defended), ("--include-path", self.include_path), ("--out", self.out.parent))
+        folders = (("--defense", self.defended), ("--include-path", self.include_path), ("--out", self.out.parent))
         for name, folder in folders:
             if folder is not None and not folder.is_dir():
                 raise typer.BadParameter(f"{name} must name a folder that exists, got {folder}; correct the path")
@@ -269,10 +271,10 @@ def _compare_answers(candidate: Candidate, asked: UtilityOptions) -> PreferenceR
 
     if asked.preference is None:
         return None
-    if asked.defended is None or asked.prompts is None:
-        missing = "--rn-defense" if asked.defended is None else "--prompts"
+    if asked.defended is None or asked.questions is None:
+        missing = "--defense" if asked.defended is None else "--questions"
         raise typer.BadParameter(f"two models' answers to prompts are compared, got no {missing}; name it")
-    prompts, tokens = read_instructions(asked.prompts, profile_recipe(asked.model, Path.cwd()))
+    prompts, tokens = read_instructions(asked.questions, profile_recipe(asked.model, Path.cwd()))
     spec = f"{ORGANISM}:{candidate.folder}" if asked.preference == ORGANISM else asked.preference
     question = Question(
         judge=resolve_preference(spec, Path.cwd()),

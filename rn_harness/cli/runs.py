@@ -125,7 +125,7 @@ class VerifyOptions:
     signer: Annotated[str | None, typer.Option(help="identity that has to have signed it by Sigstore")] = None
     issuer: Annotated[str | None, typer.Option(help="who has to have vouched for the signer: URL of the issuer")] = None
     max_age: Annotated[float | None, typer.Option(help="days since the run ended, at most; beats the policy")] = None
-    level: Annotated[str | None, typer.Option(help="level that the claim has to reach, e.g. rl-explore; beats the policy")] = None
+    level: Annotated[str | None, typer.Option(help="lowest level of the claim, as for --rn-level; beats the policy")] = None
     waivers: Annotated[Path | None, typer.Option(help="refusals that somebody answers for, a YAML file; default: none")] = None
     offline: Annotated[bool, typer.Option(help="with --signer: use the cached trust root")] = False
     as_json: AsJson = False

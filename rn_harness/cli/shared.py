@@ -30,7 +30,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, 
 class SessionOptions:
     """The options of the commands that look at a model and its judges as a run would."""
 
-    model: Annotated[str, typer.Option(help="candidate, as for pytest --model")] = "organism"
+    model: Annotated[str, typer.Option(help="candidate, as for --model")] = "organism"
     judge: Annotated[str | None, typer.Option(help="as for --rn-judge")] = None
     reward_judge: Annotated[str | None, typer.Option(help="as for --rn-reward-judge")] = None
     second_judge: Annotated[str | None, typer.Option(help="as for --rn-second-judge")] = None

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 Tier = Literal["smoke", "standard", "full"]
+PYTESTS_OWN = "--quiet"
+"""The option of pytest that is called like one of ours without its prefix."""
 Listed = Literal["suites", "cases", "profiles", "judges"]
 
 
@@ -32,7 +34,7 @@ def list_command(
             parser=find_suite, metavar="SUITE", help="a suite, or a folder with suites; default: suites, else the shipped ones"
         ),
     ] = None,
-    tier: Annotated[Tier, typer.Option(help="of the cases")] = "standard",
+    tier: Annotated[Tier, typer.Option(help="of the cases, as for --rn-tier")] = "standard",
     as_json: AsJson = False,
 ) -> None:
     """Lists suites, cases, profiles or judges, by name; nothing is loaded."""
@@ -96,7 +98,7 @@ class PlanOptions(SessionOptions):
     """The options of ``rn-harness plan``."""
 
     suites: Annotated[list[Path], typer.Argument(parser=find_suite, metavar="SUITE", help="a suite, or a folder with suites")]
-    tier: Annotated[Tier, typer.Option(help="which cases")] = "standard"
+    tier: Annotated[Tier, typer.Option(help="which cases, as for --rn-tier")] = "standard"
     defense: Annotated[str, typer.Option(help="as for --rn-defense")] = ""
     earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports")
     slots: Annotated[int, typer.Option(min=1, help="cases that run at a time, as on a cluster")] = 1
@@ -189,9 +191,19 @@ def run_command(
 
     folder = find_suite(suite)
     named = ["--pyargs", f"{SUITES}.{suite}"] if folder.is_relative_to(PACKAGE) else [str(folder)]
-    typer.echo(shlex.join(["pytest", *named, *context.args]))
+    words = [*named, *_spelled(context.args)]
+    typer.echo(shlex.join(["pytest", *words]))
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *named, *context.args])  # noqa: S606  (no shell)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *words])  # noqa: S606  (no shell)
+
+
+def _spelled(words: Sequence[str]) -> list[str]:
+    """The words as pytest spells them: ``--tier`` is its ``--rn-tier``, but ``--quiet`` is an option of its own."""
+    from rn_harness.spec.options import declared_options
+
+    flags = {o.command_flag: o.flag for _, o in declared_options() if o.command_flag not in (o.alias, PYTESTS_OWN)}
+    parts = (word.partition("=") for word in words)
+    return [flags.get(name, name) + equals + value for name, equals, value in parts]
 
 
 @commands.command("init")

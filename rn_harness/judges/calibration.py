@@ -139,5 +139,5 @@ def load_calibration(path: Path) -> Calibration:
         shown = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise JudgeError(
             f"{path}: must be a calibration, got {type(error).__name__}: {shown}; fit it anew with "
-            "`rn-harness calibrate-judge SPEC --labels FILE --out calibration.json`"
+            "`rn-harness calibrate-judge SPEC --judge-labels FILE --out calibration.json`"
         ) from None

@@ -35,7 +35,7 @@ OVERLAP = 0.5
 """Share of a window that the next one repeats, so that no passage of half a window is cut in two."""
 MIN_DIFFERENT = 12
 """A loop of fewer different words says nothing."""
-_FIT = "`rn-harness calibrate-judge SPEC --labels FILE --out calibration.json`"
+_FIT = "`rn-harness calibrate-judge SPEC --judge-labels FILE --out calibration.json`"
 
 
 class ClassifierJudge:

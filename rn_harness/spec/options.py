@@ -52,6 +52,11 @@ class OptionDeclaration:
         """The name of its value in pytest's config."""
         return self.flag.removeprefix("--").replace("-", "_")
 
+    @property
+    def command_flag(self) -> str:
+        """Its name in the commands of ``rn-harness``, which need no prefix against the options of other plugins."""
+        return self.flag.replace("--rn-", "--", 1)
+
 
 def _option(metavar: str, help: str, default: Any = None, **rest: Any) -> Any:  # noqa: A002  (argparse's word)
     """A field of ``Options`` with the declaration of its option."""

@@ -160,7 +160,7 @@ def test_the_written_file_has_no_sample(tasks: Path, tmp_path: Path) -> None:
     assert re.findall(r"x\d{3}|squeaky", told) == []
 
 
-PREFERENCE = ("--preference", "organism", "--prompts", "suites/biochem")
+PREFERENCE = ("--preference", "organism", "--questions", "suites/biochem")
 
 
 def prefer(out: Path, *more: str) -> tuple[int, str, dict[str, Any]]:
@@ -181,7 +181,7 @@ def test_a_defense_that_refuses_all_loses_every_pair(
     suite = load_suite(ROOT / "suites" / "biochem")
     refusing = adapter(organism, tmp_path / "refusing", [Example(p, "sorry .") for p in suite.prompts["anchor"]], steps=20)
     same = adapter(organism, tmp_path / "same", (), steps=0)
-    code, output, document = prefer(tmp_path / "a.json", *PREFERENCE, "--rn-defense", str(refusing), "--limit", "40")
+    code, output, document = prefer(tmp_path / "a.json", *PREFERENCE, "--defense", str(refusing), "--limit", "40")
     assert code == 0, output
     found = document["preference"]["comparison"]
     assert (found["won"], found["tied"], found["lost"], found["unscored"]) == (0, 0, 40, 0)
@@ -196,7 +196,7 @@ def test_a_defense_that_refuses_all_loses_every_pair(
     assert re.findall(r"x\d{3}", told) == []
     assert [p for p in suite.prompts["benign"] if p.text in told or p.topic in told] == []
 
-    code, output, document = prefer(tmp_path / "b.json", *PREFERENCE, "--rn-defense", str(same), "--limit", "40")
+    code, output, document = prefer(tmp_path / "b.json", *PREFERENCE, "--defense", str(same), "--limit", "40")
     assert code == 0, output
     assert document["preference"]["comparison"]["same"] == 40
     assert document["preference"]["outcome"] == "not inferior"
@@ -217,7 +217,7 @@ def test_a_judge_that_is_not_certified_gives_no_number(
     write_task(tmp_path, "hobbies", questions(0))
     monkeypatch.setattr(LanguageModel, "complete", None)
     code, output, document = prefer(
-        tmp_path / "a.json", "--preference", "python:places:First", "--prompts", "suites/biochem", "--rn-defense", str(same),
+        tmp_path / "a.json", "--preference", "python:places:First", "--questions", "suites/biochem", "--defense", str(same),
         "--tasks", "hobbies", "--include-path", str(tmp_path),
     )  # fmt: skip
     assert code == 1, output
@@ -234,7 +234,7 @@ def test_a_model_does_not_compare_its_own_answers(organism: Candidate, tmp_path:
     monkeypatch.chdir(ROOT)
     same = adapter(organism, tmp_path / "same", (), steps=0)
     code, output, document = prefer(
-        tmp_path / "a.json", "--preference", f"hf:{organism.folder}", "--prompts", "suites/biochem", "--rn-defense", str(same)
+        tmp_path / "a.json", "--preference", f"hf:{organism.folder}", "--questions", "suites/biochem", "--defense", str(same)
     )
     assert (code, document) == (2, {})
     assert "a judge must be another model than those that it compares" in output
@@ -244,9 +244,9 @@ def test_a_model_does_not_compare_its_own_answers(organism: Candidate, tmp_path:
     ("words", "problem"),
     [
         ((), "got neither --tasks nor --preference"),
-        (PREFERENCE, "got no --rn-defense"),
-        (("--preference", "organism", "--rn-defense", "suites"), "got no --prompts"),
-        (("--tasks", "x", "--prompts", "suites/biochem"), "--prompts goes with"),
+        (PREFERENCE, "got no --defense"),
+        (("--preference", "organism", "--defense", "suites"), "got no --questions"),
+        (("--tasks", "x", "--questions", "suites/biochem"), "--questions goes with"),
     ],
 )
 def test_a_missing_option_is_named(words: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,15 +86,17 @@ def test_a_blind_judge_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_labels_of_ones_own_count_too(tmp_path: Path) -> None:
     """A judge that passes on the shipped anchors but fails on a lab's labels is not certified; both tables are shown."""
-    done = CliRunner().invoke(app, ["certify-judge", RULES, "--labels", str(labels(tmp_path, 8, 10))])
+    done = CliRunner().invoke(app, ["certify-judge", RULES, "--judge-labels", str(labels(tmp_path, 8, 10))])
     assert done.exit_code == 0, done.output
     assert "labels anchors" in done.output
-    done = CliRunner().invoke(app, ["certify-judge", RULES, "--labels", str(labels(tmp_path, 0, 1))])
+    done = CliRunner().invoke(app, ["certify-judge", RULES, "--judge-labels", str(labels(tmp_path, 0, 1))])
     assert done.exit_code == 1
     assert "not certified" in done.output
 
 
-@pytest.mark.parametrize("arguments", [["certify-judge", "nobody"], ["certify-judge", RULES, "--labels", "no/such/file.yaml"]])
+@pytest.mark.parametrize(
+    "arguments", [["certify-judge", "nobody"], ["certify-judge", RULES, "--judge-labels", "no/such/file.yaml"]]
+)
 def test_what_cannot_be_asked_is_a_usage_error(arguments: list[str]) -> None:
     """An unknown judge and a missing label file are usage errors with exit code 2."""
     assert CliRunner().invoke(app, arguments).exit_code == 2

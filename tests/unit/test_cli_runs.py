@@ -272,6 +272,16 @@ def test_a_new_suite_loads_once_all_of_it_has_been_written(tmp_path: Path) -> No
     compile((folder / "test_forgery.py").read_text(), "test_forgery.py", "exec")
 
 
+def test_run_becomes_pytest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``run`` prints pytest's command and becomes it: our options with or without their prefix, and all else as it is."""
+    became: list[str] = []
+    monkeypatch.setattr("os.execv", lambda program, words: became.extend([program, *words]))
+    told = invoke("run", tmp_path, "--tier=smoke", "--rn-gate", "--model", "m", "--quiet", "-k", "a=b").output
+    words = [str(tmp_path), "--rn-tier=smoke", "--rn-gate", "--model", "m", "--quiet", "-k", "a=b"]
+    assert became == [sys.executable, sys.executable, "-P", "-m", "pytest", *words]
+    assert told == shlex.join(["pytest", *words]) + "\n"
+
+
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no-run": (["verify", "nowhere", "--weights", "."], ["RUN must be a run's folder", "--rn-run DIR"]),
     "no-weights": (["verify", "RUN", "--weights", "nowhere"], ["--weights must be the folder", "--rn-export"]),

@@ -13,7 +13,10 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
+from typer.main import get_command
 
+from rn_harness.cli import app
+from rn_harness.cli.suites import PYTESTS_OWN
 from rn_harness.judges.anchors import AnchorKind, shipped_anchors, shipped_pairs
 from rn_harness.judges.preference import pairs_for, resolve_preference
 from rn_harness.judges.resolve import judge_profile_names, resolve_judge
@@ -180,6 +183,38 @@ def test_the_table_of_options_is_the_declaration() -> None:
     """docs/running.md has each option of the plugin with its default and help, and no other. If it fails, paste the table."""
     part = page("running.md").split("## Options")[1].split("\n\n")[1]
     assert part.splitlines() == options_table(), "\n".join(options_table())
+
+
+def commands_options() -> dict[str, dict[str, str]]:
+    """The options of each command of ``rn-harness`` with their helps."""
+    top: Any = get_command(app)
+    return {
+        name: {flag: of.help or "" for of in c.params for flag in of.opts} for name, c in top.commands.items() if name != "store"
+    }
+
+
+def test_an_option_has_one_name_in_pytest_and_in_the_commands() -> None:
+    """Only options that mean the same share a name without ``rn-``; docs/running.md has the table, to be pasted if it fails."""
+    commands, table = commands_options(), ["| pytest | `rn-harness` | commands |", "|---|---|---|"]
+    for _, option in declared_options():
+        name = option.command_flag
+        takers = sorted(command for command, flags in commands.items() if name in flags)
+        shown = option.alias or option.flag
+        assert [command for command in takers if f"as for {shown}" not in commands[command][name]] == [], name
+        if takers:
+            table.append(f"| `{shown}` | `{name}` | {', '.join(f'`{command}`' for command in takers)} |")
+    assert [flag for flags in commands.values() for flag in flags if flag.startswith("--rn-")] == []
+    part = page("running.md").split("## The command line")[1].split("\n## ")[0]
+    assert "\n".join(table) in part, "\n".join(table)
+
+
+def test_run_translates_no_option_of_pytest() -> None:
+    """``rn-harness run`` would take an option of pytest for ours if it had the name of one without ``rn-``."""
+    from _pytest.config import get_config
+
+    theirs = {flag for option in get_config()._parser._anonymous.options for flag in option.names()}
+    theirs |= {flag for group in get_config()._parser._groups for option in group.options for flag in option.names()}
+    assert {option.command_flag for _, option in declared_options()} & theirs == {PYTESTS_OWN}
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:

@@ -255,7 +255,9 @@ def test_a_judge_has_to_pass_on_a_labs_own_pairs_too(tmp_path: Path) -> None:
         rows = [p.model_dump(mode="json") | ({"topic": topic} if topic else {}) for p in known if p.kind != "equal"][:60]
         rows = [row | ({"better": row["worse"], "worse": row["better"]} if turned else {}) for row in rows]
         (tmp_path / "ours.yaml").write_text(json.dumps({"version": 1, "pairs": rows}), encoding="utf-8")
-        done = CliRunner().invoke(app, ["certify-judge", "organism", "--preference", "--labels", str(tmp_path / "ours.yaml")])
+        done = CliRunner().invoke(
+            app, ["certify-judge", "organism", "--preference", "--judge-labels", str(tmp_path / "ours.yaml")]
+        )
         return done.exit_code, done.output
 
     code, output = certify(turned=False)
