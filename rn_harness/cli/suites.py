@@ -157,20 +157,26 @@ class DoctorOptions(SessionOptions):
     """The options of ``rn-harness doctor``."""
 
     suite: Annotated[
-        Path | None, typer.Option(parser=find_suite, metavar="SUITE", help="a suite whose judges and memory are looked at too")
+        Path | None, typer.Option(parser=find_suite, metavar="SUITE", help="what is to be run; default: biochem")
     ] = None
-    reports: Annotated[Path, typer.Option(help="folder that runs are written to")] = Path("reports")
+    defense: Annotated[str, typer.Option(help="as for --rn-defense")] = ""
+    reports: Annotated[Path, typer.Option(help="folder that runs are written to, and by which time is estimated")] = Path(
+        "reports"
+    )
 
 
 @settings_command(commands, "doctor", DoctorOptions)
 def doctor_command(asked: DoctorOptions) -> None:
-    """Looks at packages, device, memory, disk, model, judges and hub. Exits with 1 if something is missing."""
+    """Says what a run of a model needs, in memory, hours by tier, judges and hub, and looks for it on this machine.
+
+    Exits with 1 if something is missing.
+    """
     from rn_harness.run.preflight import readiness
     from rn_harness.spec.suite import load_suite
 
     with usage_errors():
-        loaded = load_suite(asked.suite, recipe=asked.recipe) if asked.suite else None
-        checks = list(readiness(asked.session(asked.run_options(defense="none")), loaded, asked.reports))
+        loaded = load_suite(asked.suite or find_suite("biochem"), recipe=asked.recipe)
+        checks = list(readiness(asked.session(asked.run_options(defense=asked.defense)), loaded, asked.reports))
     marks = {"ready": "ok   ", "missing": "no   ", "told": "     "}
     missing = [c for c in checks if c.state == "missing"]
     lines = [f"{marks[c.state]} {c.name}: {c.sentence}" for c in checks]

@@ -14,6 +14,7 @@ from rn_harness.release.statement import RUN
 from rn_harness.run.case import CaseTask, all_cases, makespan
 from rn_harness.run.context import RunContext
 from rn_harness.run.session import RunSession
+from rn_harness.spec.base import TIERS, TierName
 from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.errors import RnHarnessError
 from rn_harness.spec.suite import Suite
@@ -99,13 +100,25 @@ class RunEstimate:
         return makespan(known, self.needs, slots) if known and len(known) == len(lengths) else None
 
 
-def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> RunEstimate:
-    """Estimates a run.
+def hours_by_tier(session: RunSession, suite: Suite, earlier: Path) -> str:
+    """The cases of each tier, and the hours that they take one after another, as a sentence."""
+    found = {tier: estimate_run(session, [suite], earlier, tier) for tier in TIERS}
+    hours = {tier: "time not known" if made.seconds is None else f"{made.seconds / 3600:.1f} h" for tier, made in found.items()}
+    known = len(found[TIERS[0]].runs)
+    basis = (
+        f"by {known} earlier runs in {earlier}" if known else f"no earlier run of this model in {earlier}: run tier smoke first"
+    )
+    return f"{'; '.join(f'{tier} {len(made.cases)} cases, {hours[tier]}' for tier, made in found.items())}; {basis}"
+
+
+def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path, tier: TierName | None = None) -> RunEstimate:
+    """Estimates a run of a tier, by default that of the session's options.
 
     A case's time is the median over earlier cases of its kind on the same model that were not taken from the store, scaled by its
     attack's steps. The first case of a defense includes the defense's time. ``earlier`` is the folder of earlier runs.
     """
     digest = session.candidate.digest  # first, so that a model that is missing is reported before other faults
+    tier = tier or session.options.tier
     rates: dict[str, list[float]] = {}
     used = []
     for path in sorted(earlier.glob(f"*/{RUN}")):
@@ -120,9 +133,9 @@ def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) ->
                 used.append(path.parent.name)
     cases, waiting = [], {}
     for suite in suites:
-        tasks = {task.case_id: task for task in all_cases(suite, suite.tier_attacks(session.options.tier))}
+        tasks = {task.case_id: task for task in all_cases(suite, suite.tier_attacks(tier))}
         trained = session.defense_recipe(suite) is not None
-        for case_id in required_cases(suite, session.options.tier):
+        for case_id in required_cases(suite, tier):
             task = tasks[case_id]
             times = rates.get(task.kind, [])
             seconds = round(statistics.median(times) * (task.trained_steps if task.attack else 1), 1) if times else None

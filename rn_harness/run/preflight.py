@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rn_harness.judges.resolve import judge_profile_names, load_profile
 from rn_harness.judges.transcripts import check_recipients
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.memory import GIB, available_memory
-from rn_harness.models.resolve import ADAPTER_CONFIG, check_adapter
+from rn_harness.models.resolve import ADAPTER_CONFIG, check_adapter, find_profile
 from rn_harness.run.attack_strength import check_strength
+from rn_harness.run.estimate import hours_by_tier
 from rn_harness.run.participants import NO_JUDGE, SuiteJudges, same_model
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError, RnHarnessError
@@ -259,8 +261,8 @@ class Check:
     sentence: str
 
 
-def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterator[Check]:
-    """Checks one requirement of a machine after another; without a suite, neither judges nor the run's memory.
+def readiness(session: RunSession, suite: Suite, reports: Path) -> Iterator[Check]:
+    """Checks one requirement of a run on this machine after another; ``reports`` has earlier runs, by which time is estimated.
 
     Nothing is loaded, but files of models and judges that a run needs are fetched.
     """
@@ -277,11 +279,41 @@ def readiness(session: RunSession, suite: Suite | None, reports: Path) -> Iterat
     yield Check("hub", "told", hub)
     model = _asked("model", lambda: f"{session.candidate.name} (sha256 {session.candidate.digest[:12]})")
     yield model
-    if suite is not None and model.state == "ready":
+    if model.state == "missing":
+        yield from _profiled_model(session, free)
+    if model.state == "missing" or not session.candidate.is_organism:
+        yield from _profiled_judges(session, suite)
+    if model.state == "ready":
         yield _asked("judges", lambda: check_judges(session, suite).names)
         yield _asked(
             "run's memory", lambda: planned.sentence if (planned := session.limits.largest(suite)) else "not known for this model"
         )
+        yield Check("time", "told", hours_by_tier(session, suite, reports))
+
+
+def _profiled_model(session: RunSession, free: float) -> Iterator[Check]:
+    """The demands of a model that has a profile, which are known before it is fetched."""
+    if profile := find_profile(session.options.model, session.options.base):
+        needed = max(profile.memory.attack_gib, profile.memory.defense_gib)
+        state: Literal["ready", "missing"] = "ready" if needed * GIB <= free else "missing"
+        memory = f"a run needs {needed:g} GiB besides the judges', {free / GIB:.1f} are free"
+        yield Check("model's profile", state, f"{_hub_terms(profile.model, profile.licence, profile.gated)}; {memory}")
+
+
+def _profiled_judges(session: RunSession, suite: Suite) -> Iterator[Check]:
+    """The demands of the judges that have a profile, which are known before they are fetched."""
+    options, declared = session.options, suite.declaration.judges
+    typed = (options.judge, options.reward_judge, options.second_judge)
+    by_suite = (declared.evaluation, declared.reward, declared.second) if declared else (None,) * 3
+    named = dict.fromkeys(one or other for one, other in zip(typed, by_suite, strict=True))
+    for name in (name for name in named if name in judge_profile_names()):
+        profile = load_profile(str(name))
+        memory = f"; its weights need {profile.memory_gib:g} GiB" if profile.memory_gib else ""
+        yield Check(f"judge {name}", "told", f"{_hub_terms(profile.model, profile.licence, profile.gated)}{memory}")
+
+
+def _hub_terms(model: str, licence: str, gated: bool | None) -> str:
+    return f"{model}, licence {licence}{', gated: accept the licence on the hub, then hf auth login' if gated else ''}"
 
 
 def _packages() -> Iterator[Check]:

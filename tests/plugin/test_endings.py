@@ -79,7 +79,7 @@ def _measured(scene, run="reports/latest"):
         ("SIGINT", 2, "KeyboardInterrupt"),
         ("SIGTERM", 75, "Terminated"),
         ("memory", 1, "OutOfMemoryError"),
-        ("hang", 1, "CaseTimeout: a training or measurement must end within --rn-case-timeout=3600 s"),
+        ("hang", 1, "must end within --rn-case-timeout=3600 s"),
     ],
 )
 def test_measurements_before_a_fault_are_recorded(scene, fault, code, told):

@@ -214,6 +214,8 @@ def test_a_plan_estimates_times_from_earlier_runs(run: FinishedRun, tmp_path: Pa
     # Two at a time: the candidate; defense and control; control and attack; attack and helpfulness.
     assert told["wall_seconds"] == 240.0
     assert told["rests_on"] == ["run"]
+    asked = ("--suite", ROOT / "suites" / "baking", "--defense", "anchored", "--reports", run.folder.parent)
+    assert "time: smoke 7 cases, 0.1 h; standard " in flat(invoke("doctor", *asked).output)
 
 
 class _Named:
@@ -232,16 +234,34 @@ class _Named:
 
 def test_the_doctor_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ready machine exits with 0; an unwritable store exits with 1 and names the variable to set."""
+    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
     ready = invoke("doctor", "--suite", ROOT / "suites" / "biochem", "--reports", tmp_path / "reports")
     assert ready.exit_code == 0, ready.output
     assert ready.output.splitlines()[-1] == "ready"
+    assert "time: smoke 7 cases, time not known; standard 45 cases, time not known; full 193 cases, " in ready.output
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "file" / "store"))
     told = invoke("doctor", "--reports", tmp_path / "reports")
     assert told.exit_code == 1
     assert "set RN_HARNESS_CACHE" in told.output
     assert told.output.splitlines()[-1] == "not ready: store"
+
+
+def test_the_doctor_knows_what_a_model_needs_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a profile whose model is missing: licence, gate and memory, compared with this machine's, and those of the judges."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
+    shipped = (ROOT / "fixtures" / "models" / "llama3-8b.yaml").read_text()
+    mine = re.sub(r"(?m)^(model|revision|name): .*", "", shipped).replace("attack_gib: ", "attack_gib: 90")
+    (tmp_path / "big.yaml").write_text(f"name: big\nmodel: ./nowhere\n{mine}")
+    asked = ("--model", tmp_path / "big.yaml", "--suite", ROOT / "suites" / "biochem", "--second-judge", "none")
+    told = invoke("doctor", *asked, "--reports", tmp_path).output.splitlines()
+    assert told[-1] == "not ready: model, model's profile"
+    (needs,) = [line for line in told if "model's profile:" in line]
+    assert "gated: accept the licence on the hub" in needs
+    assert re.search(r"a run needs 90\d+\.\d GiB besides the judges', [\d.]+ are free", needs)
+    judges = [line.strip().partition(";")[2] for line in told if line.startswith("      judge ")]
+    assert judges == [" its weights need 27.3 GiB", " its weights need 13.6 GiB"]
 
 
 def test_a_new_suite_loads_once_all_of_it_has_been_written(tmp_path: Path) -> None:
