@@ -94,9 +94,9 @@ def find_suite(named: str) -> Path:
     return next((place for place in places if place.is_dir()), Path(named))
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def table(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:
     """Rows as columns, below the names of their values."""
-    cells = [[str(cell) for cell in row] for row in (*(row.keys() for row in rows[:1]), *(row.values() for row in rows))]
+    cells = [list(row) for row in rows[:1]] + [[str(cell) for cell in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -24,8 +24,8 @@ from rn_harness.run.estimate import hours_by_tier
 from rn_harness.run.participants import NO_JUDGE, SuiteJudges, same_model
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError, RnHarnessError
-from rn_harness.spec.extras import missing, require, require_run
-from rn_harness.spec.options import LOCAL
+from rn_harness.spec.extras import EXTRAS, missing, require, require_run
+from rn_harness.spec.options import LOCAL, ORGANISM
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import DECIDING_PACKAGES, device
 from rn_harness.store.ranks import ranks
@@ -281,7 +281,7 @@ def readiness(session: RunSession, suite: Suite, reports: Path) -> Iterator[Chec
     yield model
     if model.state == "missing":
         yield from _profiled_model(session, free)
-    if model.state == "missing" or not session.candidate.is_organism:
+    if session.options.model != ORGANISM and (model.state == "missing" or not session.candidate.is_organism):
         yield from _profiled_judges(session, suite)
     if model.state == "ready":
         yield _asked("judges", lambda: check_judges(session, suite).names)
@@ -342,3 +342,7 @@ def _asked(name: str, ask: Callable[[], str]) -> Check:
         return Check(name, "ready", ask())
     except RnHarnessError as error:
         return Check(name, "missing", str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        return Check(name, "missing", str(missing(error.name, f"looking at the {name}")))

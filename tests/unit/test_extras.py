@@ -91,16 +91,17 @@ for words in json.loads(sys.argv[1]):
 
 
 def test_the_core_reads_and_verifies_runs(tmp_path: Path) -> None:
-    """Help, version, lists, show, report, compare and verify work if only the core is installed."""
+    """With the core alone, help, version, lists, show, report, compare and verify work, and the doctor says what is missing."""
     made = finished_run(tmp_path)
     run = str(made.folder)
     commands = [
         ["--help"], ["--version"], ["list", "profiles"], ["show", run], ["report", run], ["compare", run, run],
-        ["verify", run, "--weights", str(made.weights)],
+        ["verify", run, "--weights", str(made.weights)], ["doctor"],
     ]  # fmt: skip
     done = without_extras(tmp_path, "-c", EACH, json.dumps(commands))
     ended = [line for line in done.stdout.splitlines() if line.startswith("ended: ")]
-    assert ended == [f"ended: {command[0]} 0" for command in commands], done.stdout + done.stderr
+    assert ended == [f"ended: {command[0]} {int(command[0] == 'doctor')}" for command in commands], done.stdout + done.stderr
+    assert "no    model: looking at the model needs the extra run, got no module transformers; pip install" in done.stdout
     assert "verified (not signed" in done.stdout
 
 
