@@ -200,7 +200,7 @@ def run_command(
     words = [*named, *_spelled(context.args)]
     typer.echo(shlex.join(["pytest", *words]))
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *words])  # noqa: S606  (no shell)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "pytest", *words])  # noqa: S606  # nosec B606 # no shell
 
 
 def _spelled(words: Sequence[str]) -> list[str]:
