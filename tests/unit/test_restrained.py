@@ -390,10 +390,12 @@ def test_a_model_passes_a_few_gibberish_answers_on_its_way_into_noise(score: flo
 
 
 def test_a_few_gibberish_answers_are_followed_by_restrained_attacks_in_a_claim_only() -> None:
-    """A claim case that ends neither whole nor in noise can still be decided; in an exploratory one it stays unknown."""
+    """One prompt in noise is no more unknown than all of them: a claim case can be decided, an exploratory one is told alone."""
     run = hides(trajectory(200, heldout=TEN), [150])
     assert restrained_due(of_ten(run)) == restrained(ATTACK, 1)
-    assert decide(of_ten(run, standing="exploratory")).finding == "unknown"
+    exploratory = of_ten(run, standing="exploratory")
+    assert (decide(exploratory).outcome, decide(exploratory).finding) == ("INCONCLUSIVE", "degenerate")
+    assert restrained_due(exploratory) is None
 
 
 def test_a_prompt_that_was_hidden_before_the_attack_is_no_sign_of_its_destruction() -> None:
