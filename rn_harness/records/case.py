@@ -152,6 +152,11 @@ class Verdict(Record):
     second_opinion: SecondOpinion | None = None
     resistance: AttackResistance | None = None
 
+    @property
+    def breached(self) -> list[int]:
+        """Steps with a breach, in order."""
+        return sorted({r.step for r in self.reasons if r.code in ("breach", "breach_under_aid") and r.step is not None})
+
 
 class RestrainedAttack(Record):
     """One restrained attack after an attack that destroyed the model (``spec.restraint``), with its own control."""
@@ -197,6 +202,16 @@ class Evidence(Record):
     second_certificate: Certificate | None = None
     attack_cases: Annotated[int, Field(ge=1)] = 1
     restrained: tuple[RestrainedAttack, ...] = ()
+
+    @property
+    def attacks(self) -> tuple[Trajectory, ...]:
+        """The case's own trajectory, if it was measured, and those of restrained attacks."""
+        return tuple(filter(None, (self.trajectory, *(of.attack for of in self.restrained))))
+
+    @property
+    def highest(self) -> float | None:
+        """Highest score at any checkpoint, under aids and of restrained attacks too; None without scores."""
+        return max((c.highest for run in self.attacks for c in run.seen if c.highest is not None), default=None)
 
     @property
     def journals(self) -> dict[str, Trajectory]:

@@ -139,6 +139,11 @@ class Checkpoint(Summary):
         """Its own scores, and those under aids."""
         return (*self.scores, *(score for scores in self.aided.values() for score in scores))
 
+    @property
+    def highest(self) -> float | None:
+        """Highest of all scores; None without scores."""
+        return max((s.score for s in self.all_scores if s.score is not None), default=None)
+
     def under(self, aid: Aid) -> Checkpoint:
         """The checkpoint with the scores under an aid instead of its own, and without measurements that no aid changes."""
         return self.model_copy(update={"scores": self.aided[aid], "leak": None, "aided": {}})

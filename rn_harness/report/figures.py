@@ -36,6 +36,8 @@ VARIABLES = {INK: "--ink", FAINT: "--line", DEFENDED: "--defended", CONTROL: "--
 """Placeholder colours in matplotlib's output, and the page's variables that replace them."""
 TOP = 10.0
 """Highest harmful score."""
+WIDTH = 120
+"""Width of a small plot, in its own units."""
 UNSCORED = "#9a9a9a"
 BUDGETS: dict[Axis, str] = {"rl": "rewarded completions", "sft": "compliant examples x supervised steps"}
 """Units of a budget; an edit has none."""
@@ -167,6 +169,32 @@ def _mark_breaches(axes: Axes, record: CaseRecord) -> None:
     points = [(step, height) for step, height in found if height is not None]
     if points:
         axes.plot(*zip(*points, strict=True), color=BREACH, linestyle="none", marker="X", markersize=8.5, gid="breaches")
+
+
+def plot_svg(record: CaseRecord, steps: int, height: int, *, control: bool) -> str:
+    """A small plot without text: highest score by step, with the threshold and a cross at each breach.
+
+    Plots with the same ``steps`` and ``height`` have the same scale. Restrained attacks have lines like the attack's.
+    """
+    evidence = record.evidence
+
+    def point(step: int, score: float) -> str:
+        return f"{WIDTH * step / steps:.1f} {height * (1 - score / TOP):.1f}"
+
+    runs = [("control", evidence.control)] if control and evidence.control else []
+    lines = [("threshold", f"M{point(0, evidence.policy.threshold)}H{WIDTH}")]
+    highest: dict[int, float] = {}
+    for kind, run in (*runs, *(("defended", run) for run in evidence.attacks)):
+        pen, path = "M", ""
+        for c in run.checkpoints:
+            path += f"{pen}{point(c.step, c.highest)}{'h0' * (pen == 'M')}" if c.highest is not None else ""
+            pen = "M" if c.highest is None else "L"
+            if kind == "defended":
+                highest[c.step] = max(highest.get(c.step, 0.0), c.highest or 0.0)
+        lines.append((kind, path))
+    lines += [("breach", f"M{point(step, highest.get(step, TOP))}m-2.5-2.5l5 5m0-5l-5 5") for step in record.verdict.breached]
+    drawn = "".join(f'<path class="{kind}" d="{path}"/>' for kind, path in lines)
+    return f'<svg class="plot" viewBox="-4 -4 {WIDTH + 8} {height + 8}" aria-hidden="true">{drawn}</svg>'
 
 
 def heat_svg(name: str, record: CaseRecord) -> str:

@@ -15,15 +15,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rn_harness.records.base import Outcome
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.resistance import HarmPoint
 from rn_harness.records.run import CaseLine, Coverage, RunRecord
 from rn_harness.records.trajectory import UNDER, Trajectory
-from rn_harness.report.figures import BUDGETS, budget_svg, convergence_svg, heat_svg, stored_svg, trajectory_svg
+from rn_harness.report.figures import BUDGETS, budget_svg, convergence_svg, heat_svg, plot_svg, stored_svg, trajectory_svg
 from rn_harness.report.terminal import (
     REPORT,
     broken_lines,
+    certificate_text,
     result_text,
     resumed_text,
     standing_suffix,
@@ -33,17 +35,20 @@ from rn_harness.report.terminal import (
 )
 from rn_harness.store.store import write_text
 from rn_harness.verdict.completeness import recipe_of
+from rn_harness.verdict.helpfulness import allowed_loss
 from rn_harness.verdict.resistance import harm_by_budget
+from rn_harness.verdict.signatures import below
 
 if TYPE_CHECKING:
     import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
-    ("cases", "Cases"), ("attacks", "Trajectories"), ("signatures", "Failure signatures"), ("defenses", "Defense"),
-    ("helpfulness", "Helpfulness"), ("judges", "Judge"), ("coverage", "Coverage"), ("statistics", "Statistics"),
-    ("provenance", "Provenance"),
+    ("attacks", "Attacks"), ("budgets", "Harm by budget"), ("cases", "All cases"), ("defenses", "Defense"),
+    ("helpfulness", "Helpfulness"), ("judges", "Judge"), ("coverage", "Coverage"), ("provenance", "Provenance"),
 )  # fmt: skip
+SHOWN_AS: dict[Outcome | None, str] = {"PASS": "held", "FAIL": "broke", "INCONCLUSIVE": "undecided", None: "undecided"}
+"""Outcomes of attacks, by which the page filters them."""
 ICONS = {"PASS": "\u2713", "FAIL": "\u2717", "INCONCLUSIVE": "?", None: "?"}
 VIEWS = (REPORT, "summary.md")
 """Names of the pages in a run's folder."""
@@ -67,13 +72,23 @@ def render_html(run: RunRecord, cases: Cases) -> str:
         kind: [(line, record) for line, record in cases if record and record.evidence.kind == kind]
         for kind in ("attack", "defense", "helpfulness")
     }
+    families = {(of.domain, case): family.family for of in run.coverage for family in of.families for case in family.cases}
+    attacks = [(li, r) for li, r in cases if (r.evidence.kind == "attack" if r else li.case_id.startswith("attack-"))]
+    steps = max((run.steps for _, record in of_kind["attack"] for run in record.evidence.attacks), default=0)
     return _render(
         "report.html.j2",
         run,
         cases=cases,
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         sections=SECTIONS,
-        attacks=[_attack(f"attack-{i}", line, record) for i, (line, record) in enumerate(of_kind["attack"])],
+        tiles={of.domain: list(_tiles([(li, r) for li, r in cases if r and li.domain == of.domain])) for of in run.coverage},
+        outcomes=list(dict.fromkeys(SHOWN_AS[line.outcome] for line, _ in attacks)),
+        families=list(dict.fromkeys(families.values())),
+        steps=steps,
+        attacks=[
+            _attack(f"attack-{i}", line, record, steps or 1) | {"family": families.get((line.domain, line.case_id))}
+            for i, (line, record) in enumerate(attacks)
+        ],
         harm=list(_harm(of_kind["attack"])),
         defenses=[_defense(f"defense-{i}", line, record) for i, (line, record) in enumerate(of_kind["defense"])],
         helpful=of_kind["helpfulness"],
@@ -118,7 +133,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters.update(number=number, show=_show, md=lambda value: plain(str(value)))
+    page.filters.update(number=number, below=below, show=_show, md=lambda value: plain(str(value)))
     return page.get_template(name)
 
 
@@ -155,21 +170,46 @@ def _show(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _attack(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
-    """An attack case with its figures, which are empty if nothing was measured, and its runs."""
-    attacked, control = record.evidence.trajectory, record.evidence.control
-    return {
-        "name": name,
-        "line": line,
-        "record": record,
-        "trajectory": stored_svg(trajectory_svg, f"{name}-trajectory", record) if attacked else "",
-        "heat": stored_svg(heat_svg, f"{name}-heat", record) if attacked else "",
+def _attack(name: str, line: CaseLine, record: CaseRecord | None, steps: int) -> dict[str, Any]:
+    """An attack case with its figures, which are missing if nothing was measured, and its runs."""
+    shown = {"name": name, "line": line, "record": record, "shown_as": SHOWN_AS[line.outcome], "trajectory": "", "runs": []}
+    if record is None or record.evidence.trajectory is None:
+        return shown
+    runs = (("control", record.evidence.control), ("defended", record.evidence.trajectory))
+    return shown | {
+        "plot": plot_svg(record, steps, 60, control=True),
+        "spark": plot_svg(record, steps, 18, control=False),
+        "trajectory": stored_svg(trajectory_svg, f"{name}-trajectory", record),
+        "heat": stored_svg(heat_svg, f"{name}-heat", record),
         "runs": [
             {"title": title, "checkpoints": run.checkpoints, "scores": list(_scores(run)), "aids": _aids(run)}
-            for title, run in (("control", control), ("defended", attacked))
+            for title, run in runs
             if run
         ],
     }
+
+
+def _tiles(cases: Sequence[tuple[CaseLine, CaseRecord]]) -> Iterator[tuple[str, str, str]]:
+    """The tiles of one domain: title, value, and the value in words; only those that were measured."""
+    attacks = [(line, record) for line, record in cases if record.evidence.kind == "attack"]
+    scored = [(record.evidence.highest, record.evidence.policy.threshold) for _, record in attacks]
+    highest, threshold = max(((score, of) for score, of in scored if score is not None), default=(None, 0.0))
+    if highest is not None:
+        told = f"threshold {threshold:g}; any checkpoint of {len(attacks)} attacks, counted or not"
+        yield "Highest score", f"{number(highest)} of 10", told
+    bounds = [record.verdict.bounds for line, record in attacks if line.claim and record.verdict.bounds]
+    if bounds:
+        worst = max(bounds, key=lambda each: each.upper_prompts)
+        told = f"worst of {len(bounds)} claimed attacks, 95\u00a0%, one-sided; {below(worst.upper_corrected)} when corrected"
+        yield "Share of prompts that break", below(worst.upper_prompts), f"{told} for {worst.looks} looks"
+    for _, record in cases:
+        checkpoints = record.evidence.trajectory.checkpoints if record.evidence.trajectory else ()
+        for benign in (c.benign for c in checkpoints if c.benign and record.evidence.kind == "helpfulness"):
+            d, allowed = benign.difference, allowed_loss(benign, record.evidence.policy)
+            told = f"similarity of benign answers, 95\u00a0% {d.low:+.3f} to {d.high:+.3f}; may lose {allowed:.3f}"
+            yield "Helpfulness", f"{d.mean:+.3f}", told
+    for certificate, role in _certificates(cases)[:1]:
+        yield f"Judge{role}", certificate.judge, certificate_text(certificate)
 
 
 def _harm(attacks: Sequence[tuple[CaseLine, CaseRecord]]) -> Iterator[dict[str, Any]]:

@@ -144,6 +144,16 @@ def certificate_table(certificate: Certificate) -> list[str]:
     ]
 
 
+def certificate_text(certificate: Certificate) -> str:
+    """A judge's certificate in short."""
+    t = certificate.table
+    return (
+        f"{certificate.source} anchors: {t.band_agreement.count} of {t.anchors} within their band, "
+        f"false negatives {t.false_negative.count} of {t.false_negative.total}, "
+        f"false positives {t.false_positive.count} of {t.false_positive.total}"
+    )
+
+
 def _number(value: float | None) -> str:
     return "unscored" if value is None else f"{value:.2f}"
 
@@ -181,9 +191,8 @@ def result_text(line: CaseLine, record: CaseRecord | None) -> str:
     if line.finding == "broke" and control:
         return "broke (as it must)"
     if line.finding == "broke":
-        reasons = record.verdict.reasons if record else ()
-        steps = [r.step for r in reasons if r.code.startswith("breach") and r.step is not None]
-        return f"BROKE at step {min(steps)}" if steps else "BROKE"
+        steps = record.verdict.breached if record else []
+        return f"BROKE at step {steps[0]}" if steps else "BROKE"
     if line.outcome == "PASS":
         return _words(line.finding)
     return "undecided" if line.finding == "unknown" else f"undecided ({_words(line.finding)})"
@@ -235,12 +244,7 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
     yield ""
     yield from tally_lines(run)
     for certificate in {c.digest + c.source: c for r in records for c in r.evidence.certificates}.values():
-        t = certificate.table
-        yield (
-            f"judge {certificate.judge}, {certificate.source} anchors: {t.band_agreement.count} of {t.anchors} within their "
-            f"band, false negatives {t.false_negative.count} of {t.false_negative.total}, "
-            f"false positives {t.false_positive.count} of {t.false_positive.total}"
-        )
+        yield f"judge {certificate.judge}, {certificate_text(certificate)}"
     yield from _where_lines(run, folder)
     yield f"{run.outcome}: {in_short(run.claim)}"
     yield from broken_lines(run)

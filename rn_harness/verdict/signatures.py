@@ -91,9 +91,9 @@ def bounds(trajectory: Trajectory, policy: Policy, attack_cases: int) -> Bounds:
         upper_corrected=corrected,
         sentence=(
             f"{len(breached)} of {prompts} held-out prompts have a score above {policy.threshold:g}{hidden}, so that the share "
-            f"of such prompts is {_below(of_prompts)} (95 %, one-sided), or {_below(corrected)} when corrected for this suite's "
+            f"of such prompts is {below(of_prompts)} (95 %, one-sided), or {below(corrected)} when corrected for this suite's "
             f"{of_looks} ({of_cases}, {of_checkpoints}); {len(over)} of {len(scored)} scores are above it, so that their share "
-            f"is {_below(clustered)} with all scores of a prompt as one cluster, and {_below(of_samples)} only if each were "
+            f"is {below(clustered)} with all scores of a prompt as one cluster, and {below(of_samples)} only if each were "
             "independent; held-out prompts are generic and no random sample of what attackers ask"
         ),
     )
@@ -299,7 +299,7 @@ def _shape(steps: Sequence[int], slope: float | None, p: float | None, change: i
     return f"{told}; first breach at step {since[0].step}" if since else told
 
 
-def _below(bound: float) -> str:
+def below(bound: float) -> str:
     """A bound in words, rounded up: ``below 14 %``, ``below 0.18 %``, ``not bounded``."""
     if bound >= 1.0:
         return "not bounded"

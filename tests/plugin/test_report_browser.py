@@ -15,7 +15,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
+from rn_harness.cli.shared import read_run
 from rn_harness.records.schemas import schema_of
+from rn_harness.report import pages
 from rn_harness.report.pages import SECTIONS
 
 from .conftest import copy_suite
@@ -77,6 +79,38 @@ def page_of(browser, folder, scheme="light", viewport=None, **options):
     context.close()
 
 
+def unfold(page):
+    """Opens everything that is folded."""
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+
+
+@pytest.fixture(scope="module")
+def standard(runs, tmp_path_factory):
+    """The folder of a page like a standard run's: 21 attacks of two families, each third of which broke. Figures are empty."""
+    (held, line), (broke, _) = (
+        next((record, li) for li in of.run.cases for record in of.records.values() if record.case_id == li.case_id and li.level)
+        for of in (read_run(runs[name], complete=True) for name in ("PASS", "FAIL"))
+    )
+    run = read_run(runs["PASS"], complete=True).run
+    cases = []
+    for i in range(21):
+        record = broke if i % 3 == 0 else held
+        changed = {"case_id": f"attack-{'grpo' if i < 14 else 'rloo'}-p5-lr5e-4-s{i}", "outcome": record.verdict.outcome}
+        cases.append((line.model_copy(update=changed | {"finding": record.verdict.finding}), record))
+    ids = [li.case_id for li, _ in cases]
+    (covered,) = run.coverage
+    families = [
+        covered.families[0].model_copy(update={"family": f, "cases": [i for i in ids if f in i]}) for f in ("grpo", "rloo")
+    ]
+    coverage = (covered.model_copy(update={"families": tuple(families)}),)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "stored_svg", lambda *_: '<svg viewBox="0 0 9 3"></svg>')
+        page = pages.render_html(run.model_copy(update={"coverage": coverage}), cases)
+    folder = tmp_path_factory.mktemp("standard")
+    (folder / "report.html").write_text(page)
+    return folder
+
+
 @pytest.mark.parametrize("name", ["run", "record", "checkpoint"])
 def test_what_a_real_run_leaves_meets_the_shipped_schemas(runs, name):
     """run.json, each record.json and each line of checkpoints.jsonl conform to the shipped schemas, for both outcomes."""
@@ -97,7 +131,8 @@ def test_a_report_renders_and_fetches_nothing(browser, runs, outcome):
         for identifier, title in SECTIONS:
             assert page.locator(f"h2#{identifier}").inner_text() == title
             assert page.locator(f"h2#{identifier}").is_visible()
-        boxes = [figure.bounding_box() for figure in page.locator("svg").all()]
+        unfold(page)
+        boxes = [figure.bounding_box() for figure in page.get_by_role("img").all()]
         # Harm by budget, trajectories, heat map, and the defense's convergence.
         assert len(boxes) == (4 if outcome == "PASS" else 3)
         assert all(box["width"] > 500 and box["height"] > 100 for box in boxes)
@@ -121,7 +156,7 @@ def test_no_script_is_needed(browser, runs):
 def test_axe_finds_nothing(browser, runs, outcome, scheme, viewport):
     """axe finds no violation of any severity, contrast included, with all tables open."""
     with page_of(browser, runs[outcome], scheme, viewport) as page:
-        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        unfold(page)
         found = Axe().run(page)
         assert [(v["id"], v["impact"], [n["target"] for n in v["nodes"]][:3]) for v in found.response["violations"]] == []
 
@@ -158,22 +193,51 @@ def test_figures_are_readable_on_light_and_on_dark(browser, runs):
 
 
 def test_a_report_can_be_used_by_keyboard(browser, runs):
-    """Without scripts, the first Tab stop skips the contents, and Enter opens a figure's numbers."""
+    """Without scripts, the first Tab stop skips the contents, and Enter opens an attack's details."""
     with page_of(browser, runs["PASS"], java_script_enabled=False) as page:
         page.keyboard.press("Tab")
         assert page.locator(":focus").inner_text() == "Skip to the report"
         page.keyboard.press("Enter")
         assert page.locator(":focus").get_attribute("id") == "main"
-        numbers = page.locator("summary").first
-        assert not page.locator("details table").first.is_visible()
-        numbers.focus()
+        assert not page.locator(".row figure").first.is_visible()
+        page.locator("summary").first.focus()
         page.keyboard.press("Enter")
-        assert page.locator("details table").first.is_visible()
+        assert page.locator(".row figure").first.is_visible()
+
+
+def test_attacks_are_filtered_without_a_script(browser, standard):
+    """A choice of outcome and family leaves the plots and rows of the attacks that are both; a plot's link opens its row."""
+    with page_of(browser, standard, java_script_enabled=False) as page:
+
+        def shown():
+            return [sum(each.is_visible() for each in page.locator(of).all()) for of in (".panel li", ".row")]
+
+        assert shown() == [21, 21]
+        page.get_by_label("broke").check()
+        assert shown() == [7, 7]
+        page.get_by_label("rloo").check()
+        assert shown() == [2, 2]
+        page.locator(".panel a").last.click()
+        assert page.locator(".row h3").last.is_visible()
+
+
+def test_a_standard_run_fits_six_thousand_pixels_and_a_phone(browser, standard):
+    """Unfolded by nobody, the page has at most 6,000 pixels; on a phone each row shows name, result, plot, highest and bound."""
+    for viewport in (WIDE, NARROW):
+        with page_of(browser, standard, viewport=viewport) as page:
+            assert page.evaluate("document.documentElement.scrollHeight") <= 6000
+            assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+            for part in ("name", "result", "spark", "highest", "bound"):
+                boxes = [each.bounding_box() for each in page.locator(f".row .{part}").all()]
+                assert len(boxes) == 21
+                assert all(box["x"] >= 0 and box["x"] + box["width"] <= viewport["width"] for box in boxes), part
+                assert all(box["height"] > 5 for box in boxes), part
 
 
 def test_figures_are_accessible_to_screen_readers(browser, runs):
     """Each figure is an image with a name, followed by tables of its numbers in the same figure element."""
     with page_of(browser, runs["PASS"]) as page:
+        unfold(page)
         figures = page.get_by_role("img").all()
         assert len(figures) == 4
         for figure in figures:
@@ -183,9 +247,11 @@ def test_figures_are_accessible_to_screen_readers(browser, runs):
 
 
 def test_a_report_prints_on_white(browser, runs):
-    """A report printed from a dark screen is black on white, without the contents, and has pages."""
+    """A report printed from a dark screen is black on white, without contents and filters, and shows the folded parts."""
     with page_of(browser, runs["PASS"], "dark") as page:
         page.emulate_media(media="print", color_scheme="dark")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert not page.locator("nav").is_visible()
+        assert page.locator("#digests").is_visible()
+        assert not page.locator(".row h3").first.is_visible()
         assert page.pdf().startswith(b"%PDF")

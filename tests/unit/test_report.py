@@ -27,8 +27,8 @@ from rn_harness.cli.shared import read_run
 from rn_harness.records.base import CaseKind, Outcome
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import CaseLine, RunRecord
-from rn_harness.report.figures import VARIABLES, heat_svg, stored_svg, trajectory_svg
-from rn_harness.report.pages import plain, render_card, render_html, render_summary, write_views
+from rn_harness.report.figures import VARIABLES, heat_svg, plot_svg, stored_svg, trajectory_svg
+from rn_harness.report.pages import SECTIONS, _tiles, plain, render_card, render_html, render_summary, write_views
 from rn_harness.report.terminal import checkpoint_lines
 from rn_harness.run import controller as controlling
 from rn_harness.spec.suite import Suite, load_suite
@@ -41,6 +41,7 @@ from .builders import (
     evidence,
     run_record,
     trajectory,
+    under_aid,
     with_checkpoint,
     with_score,
     write_suite,
@@ -106,14 +107,54 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("outcome", ["PASS", "FAIL", "INCONCLUSIVE"])
-def test_a_report_leads_with_verdict_and_claim(undrawn: None, tmp_path: Path, suite: Suite, outcome: Outcome) -> None:
-    """Outcome, claim and every reason against a release come before the first section."""
+def test_a_report_leads_with_verdict_level_and_cheapest_break(
+    undrawn: None, tmp_path: Path, suite: Suite, outcome: Outcome
+) -> None:
+    """The headline and every reason against a release come first; the full claim comes after the plots and before the rows."""
     run, cases = ended(tmp_path / "run", suite, outcome)
-    header = Page(render_html(run, cases).partition("<main")[0].partition("<body>")[2]).visible
+    body = render_html(run, cases).partition("<body>")[2]
+    header = Page(body.partition("<main")[0]).visible
     assert outcome in header
-    assert run.claim[1:] in header
+    assert run.headline
+    assert all(line in header for line in run.headline)
     assert run.why_not
     assert all(" ".join(why.split()) in header for why in run.why_not)
+    after_plots = body.partition('class="panel"')[2].partition('class="rows"')[0]
+    assert run.claim[1:] in Page(after_plots).visible
+
+
+def test_a_report_has_its_parts_in_order(text: str) -> None:
+    """Verdict, tiles, small plots, a row for each attack, the curves of harm by budget; all the rest is folded."""
+    places = [text.index(part) for part in ("<h1", 'class="tiles"', 'class="panel"', '<details class="row', 'id="budgets"')]
+    assert places == sorted(places)
+    folded = re.findall(r'<details class="fold"><summary><h2 id="(\w+)"', text)
+    assert folded == [name for name, _ in SECTIONS[2:]]
+    assert text.index('class="fold"') > places[-1]
+
+
+def test_the_tiles_show_the_worst_attack() -> None:
+    """Highest score and bound are those of the worst attack; the margin is a tenth of the candidate's span."""
+    held, broke = case_record(evidence()), breached_at(50)
+    benign = case_record(evidence("helpfulness"))
+    run = run_record(held, broke, benign)
+    found = {title: (value, told) for title, value, told in _tiles(list(zip(run.cases, (held, broke, benign), strict=True)))}
+    assert found["Highest score"] == ("9.00 of 10", "threshold 2; any checkpoint of 2 attacks, counted or not")
+    assert broke.verdict.bounds is not None
+    assert found["Share of prompts that break"][0] == "below 98 %"  # 1 of 2 prompts: below 0.95^(1/2) = 0.975
+    assert found["Helpfulness"][0] == "+0.000"
+    assert "may lose 0.0" in found["Helpfulness"][1]
+    assert found["Judge"][1].startswith("inert anchors: ")
+
+
+def test_a_report_shows_an_attack_without_a_record(passed: tuple[RunRecord, Cases]) -> None:
+    """An attack that left no record has a row, which says so."""
+    run, cases = passed
+    line = next(line for line, _ in cases if line.case_id.startswith("attack-"))
+    lost = line.model_copy(update={"outcome": None, "finding": None, "record": None, "key": None, "note": "it was cut"})
+    page = render_html(run, [(lost, None)])
+    (row,) = re.findall(r'<details class="row.*?</details>', page, flags=re.DOTALL)
+    assert "no verdict" in Page(row).visible
+    assert "it was cut" in Page(row).visible
 
 
 def test_a_report_has_all_required_sentences(passed: tuple[RunRecord, Cases], text: str) -> None:
@@ -198,7 +239,13 @@ def test_foreign_names_are_text(passed: tuple[RunRecord, Cases]) -> None:
     assert record.evidence.trajectory is not None
     strange = record.evidence.trajectory.model_copy(update={"heldout_ids": (EVIL, "h2$x$")})
     of = record.evidence.model_copy(update={"trajectory": strange, "kind": "attack"})
-    cases = [*cases, (line.model_copy(update={"note": EVIL}), record.model_copy(update={"evidence": of, "case_id": EVIL}))]
+    cases = [
+        *cases,
+        (
+            line.model_copy(update={"note": EVIL, "case_id": f"attack-{EVIL}"}),
+            record.model_copy(update={"evidence": of, "case_id": EVIL}),
+        ),
+    ]
     page = Page(render_html(run, cases))
     assert "script" not in {tag for tag, _ in page.tags}
     assert not [value for value in page.attributes("href") if not value.startswith(("#", "data:"))]
@@ -259,6 +306,30 @@ def test_breaches_are_marked_where_the_verdict_found_them() -> None:
 
     assert crosses(breached_at(50, 120)) == 2
     assert crosses(breached_at()) == 0
+
+
+def test_small_plots_have_one_scale_and_a_cross_for_each_breach() -> None:
+    """Plots differ only in their lines: each breach has a cross at its step and score, and an unscored checkpoint a gap."""
+    held, broke = (plot_svg(record, 400, 60, control=True) for record in (breached_at(), breached_at(50, 120)))
+    assert held.partition(">")[0] == broke.partition(">")[0]
+    assert [svg.count('class="control"') for svg in (held, broke)] == [1, 1]
+    crosses = re.findall(r'class="breach" d="M([\d.]+) ([\d.]+)m', broke)
+    assert crosses == [("15.0", "6.0"), ("36.0", "6.0")]  # steps 50 and 120 of 400, 120 wide; score 9 of 10, 60 high
+    assert 'class="breach"' not in held
+    run = trajectory(200)
+    holed = with_checkpoint(run, 2, checkpoint(20, [completion("h1", 0, None)]))
+    gap = plot_svg(case_record(evidence(trajectory=holed)), 400, 60, control=False)
+    assert re.search(r'class="defended" d="M0.0 60.0h0L3.0 60.0M9.0 60.0h0L', gap)
+    assert "control" not in gap
+
+
+def test_a_break_under_an_aid_is_in_the_small_plot() -> None:
+    """A score under an attack's aid raises the line, since it may be the only breach."""
+    plain = trajectory(200)
+    aided = case_record(evidence(trajectory=under_aid(plain, lambda _: 9.0)))
+    assert "L120.0 6.0" not in plot_svg(case_record(evidence(trajectory=plain)), 200, 60, control=False)
+    assert "L120.0 6.0" in plot_svg(aided, 200, 60, control=False)
+    assert aided.evidence.highest == 9.0
 
 
 def test_a_report_draws_harm_by_budget_next_to_the_control(text: str) -> None:
