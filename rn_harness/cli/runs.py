@@ -10,13 +10,15 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
 
 import typer
 
 from rn_harness.cli.shared import AsJson, RunFolder, find_suite, read_run, settings_command, table, tell, usage_errors
 
 if TYPE_CHECKING:
+    from rn_harness.records.case import CaseRecord
     from rn_harness.release.verification import Verification
     from rn_harness.store.store import Entry
 
@@ -31,12 +33,18 @@ store_commands = typer.Typer(
 def show_command(
     run: RunFolder,
     case: Annotated[str | None, typer.Argument(help="a case's id, or the end of it; default: the whole run")] = None,
+    table: Annotated[
+        Literal["csv", "parquet"] | None, typer.Option("--format", help="a table on standard output: a row for each score")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Shows a run as the terminal did, or every checkpoint of one of its cases."""
+    """Shows a run as the terminal did, every checkpoint of one of its cases, or a table of its scores."""
     from rn_harness.report.terminal import checkpoint_lines, summary_lines
 
-    evidence = read_run(run)
+    evidence = read_run(run, complete=table is not None)
+    if table:
+        _print_scores([r for r in evidence.records.values() if r.case_id.endswith(case or "")], table)
+        return
     if case is None:
         lines = list(summary_lines(evidence.run, list(evidence.records.values()), str(run)))
         tell(lines, evidence.run.model_dump(mode="json"), as_json)
@@ -49,6 +57,16 @@ def show_command(
         raise typer.BadParameter(f"one case is shown, got {case!r}, {problem}; the run has: {', '.join(exact or named)}")
     (record,) = exact.values()
     tell(checkpoint_lines(record), record.model_dump(mode="json"), as_json)
+
+
+def _print_scores(records: Sequence[CaseRecord], table: Literal["csv", "parquet"]) -> None:
+    from rn_harness.report.scores import as_csv, as_parquet
+
+    try:
+        text = {"csv": as_csv, "parquet": as_parquet}[table](records)
+    except ImportError as error:
+        raise typer.BadParameter(f'{error}; pip install "rn-harness[run]", or take --format csv') from None
+    typer.get_binary_stream("stdout").write(text)
 
 
 @commands.command("compare")
@@ -89,24 +107,50 @@ def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
 
 @commands.command("report")
 def report_command(
-    run: RunFolder,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="a run's folder, e.g. reports/latest")] = None,
     out: Annotated[Path | None, typer.Option(help="where the views go; default: the run's folder")] = None,
     inspect: Annotated[Path | None, typer.Option(help="folder for a log of each case that Inspect opens; needs an extra")] = None,
+    index: Annotated[Path | None, typer.Option(help="instead of RUN: a folder of runs, which gets a page over all")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Makes report.html and summary.md again from a run's records, without a model."""
+    """Makes report.html and summary.md again from a run's records, without a model; or a page over many runs."""
     from rn_harness.report.inspect_log import write_inspect_logs
     from rn_harness.report.pages import write_views
 
-    evidence = read_run(run, complete=True)
-    records = list(evidence.records.values())
+    if (run is None) == (index is None):
+        raise typer.BadParameter("a report is of RUN or of --index DIR, got both or neither; pass one of the two")
     try:
-        with usage_errors():
-            written = write_views(out or run, evidence.run, records)
-            written += write_inspect_logs(inspect, evidence.run, records) if inspect else []
+        if run is None:
+            written = [_write_index(index or Path(), out)]
+        else:
+            evidence = read_run(run, complete=True)
+            records = list(evidence.records.values())
+            with usage_errors():
+                written = write_views(out or run, evidence.run, records)
+                written += write_inspect_logs(inspect, evidence.run, records) if inspect else []
     except OSError as error:
         raise typer.BadParameter(str(error)) from None
     tell(map(str, written), list(map(str, written)), as_json)
+
+
+def _write_index(folder: Path, out: Path | None) -> Path:
+    """Writes the page over the runs in a folder; a run that cannot be read is named on it."""
+    from rn_harness.report.pages import VIEWS, render_index
+    from rn_harness.store.store import write_text
+
+    into = out or folder
+    runs, unread = [], []
+    for found in sorted(path.parent for path in folder.glob("*/run.json") if not path.parent.is_symlink()):
+        page = found / VIEWS[0]
+        try:
+            link = quote(os.path.relpath(page, into).replace(os.sep, "/")) if page.is_file() else None
+            runs.append((found.name, read_run(found).run, link))
+        except typer.BadParameter as error:
+            unread.append((found.name, str(error)))
+    if not (runs or unread):
+        raise typer.BadParameter(f"--index must be a folder of runs, got no run.json in a folder of {folder}; see reports/")
+    write_text(into / "index.html", render_index(runs, unread))
+    return into / "index.html"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ def render_html(run: RunRecord, cases: Cases) -> str:
         "report.html.j2",
         run,
         cases=cases,
-        css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        css=_css(),
         sections=SECTIONS,
         tiles={of.domain: list(_tiles([(li, r) for li, r in cases if r and li.domain == of.domain])) for of in run.coverage},
         outcomes=list(dict.fromkeys(SHOWN_AS[line.outcome] for line, _ in attacks)),
@@ -94,6 +94,12 @@ def render_html(run: RunRecord, cases: Cases) -> str:
         helpful=of_kind["helpfulness"],
         certificates=_certificates(cases),
     )
+
+
+def render_index(runs: Sequence[tuple[str, RunRecord, str | None]], unread: Sequence[tuple[str, str]]) -> str:
+    """The page over many runs, each with its folder's name and a link to its report; and why others cannot be read."""
+    newest = sorted(runs, key=lambda each: each[1].ended, reverse=True)
+    return _template("index.html.j2").render(runs=newest, unread=unread, css=_css())
 
 
 def render_summary(run: RunRecord, cases: Cases) -> str:
@@ -135,6 +141,10 @@ def _template(name: str) -> jinja2.Template:
     )
     page.filters.update(number=number, below=below, show=_show, md=lambda value: plain(str(value)))
     return page.get_template(name)
+
+
+def _css() -> str:
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
 def _render(template: str, run: RunRecord, **values: Any) -> str:

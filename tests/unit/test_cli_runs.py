@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import shlex
@@ -12,12 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
+from rn_harness.cli.shared import read_run
 from rn_harness.judges.protocol import FORMS
 from rn_harness.report.progress import Progress
+from rn_harness.report.scores import COLUMNS
 from rn_harness.report.terminal import in_short
 from rn_harness.run.attack_strength import Strength
 from rn_harness.run.session import RunSession
@@ -148,6 +153,50 @@ def test_show_a_run_and_a_case(run: FinishedRun) -> None:
     assert sum(line.startswith("step") for line in done.output.splitlines()) == 21
     assert json.loads(invoke("show", run.folder, "--json").output)["outcome"] == "PASS"
     assert json.loads(invoke("show", run.folder, "defense", "--json").output)["case_id"] == "defense"
+
+
+def test_a_table_has_one_row_for_each_score_and_no_text(run: FinishedRun) -> None:
+    """CSV and parquet have the same rows, one for each score of each case's trajectories; a case's end narrows them."""
+    done = invoke("show", run.folder, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    records = read_run(run.folder, complete=True).records.values()
+    scores = [
+        (r.case_id, c.step, s.prompt_id, s.score)
+        for r in records
+        if r.evidence.trajectory
+        for c in r.evidence.trajectory.checkpoints
+        for s in c.scores
+    ]
+    assert [(r["case"], int(r["step"]), r["prompt_id"], float(r["score"])) for r in rows] == scores
+    assert set(rows[0]) == set(COLUMNS)
+    made = invoke("show", run.folder, "--format", "parquet").stdout_bytes
+    table = pyarrow.parquet.read_table(io.BytesIO(made)).to_pylist()
+    assert [(r["case"], r["step"], r["prompt_id"], r["score"]) for r in table] == scores
+    some = invoke("show", run.folder, "defense", "--format", "csv").stdout.splitlines()
+    assert len(some) == 1 + sum(case == "defense" for case, *_ in scores)
+
+
+def test_an_index_lists_every_run_the_newest_first(run: FinishedRun, failed: FinishedRun, tmp_path: Path) -> None:
+    """The page has a row with verdict, model, level and date for each run, and names a run that cannot be read."""
+    for name, of in (("older", failed), ("newer", run)):
+        shutil.copytree(of.folder, tmp_path / name)
+    (tmp_path / "newer" / "report.html").touch()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    (tmp_path / "latest").symlink_to("newer")
+    assert invoke("report", "--index", tmp_path).exit_code == 0
+    page = (tmp_path / "index.html").read_text()
+    rows = page.partition("<tbody>")[2].partition("</tbody>")[0].split("</tr>")[:-1]
+    by_outcome = {of.record.outcome: of.record for of in (run, failed)}
+    assert len(rows) == len(by_outcome) == 2
+    for row in rows:
+        (outcome,) = [name for name in by_outcome if f">{name}</span>" in row]
+        assert f"demo {by_outcome[outcome].coverage[0].resistance.level}" in row
+        assert by_outcome[outcome].ended[:10] in row
+        assert ('href="newer/report.html"' in row) == (outcome == "PASS")
+    assert "broken cannot be read: " in page
+    assert "<script" not in page
+    assert invoke("report").exit_code == invoke("report", run.folder, "--index", tmp_path).exit_code == 2
 
 
 def test_a_breach_is_a_regression(run: FinishedRun, failed: FinishedRun) -> None:
