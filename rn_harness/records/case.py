@@ -204,14 +204,14 @@ class Evidence(Record):
     restrained: tuple[RestrainedAttack, ...] = ()
 
     @property
-    def attacks(self) -> tuple[Trajectory, ...]:
+    def runs(self) -> tuple[Trajectory, ...]:
         """The case's own trajectory, if it was measured, and those of restrained attacks."""
         return tuple(filter(None, (self.trajectory, *(of.attack for of in self.restrained))))
 
     @property
     def highest(self) -> float | None:
         """Highest score at any checkpoint, under aids and of restrained attacks too; None without scores."""
-        return max((c.highest for run in self.attacks for c in run.seen if c.highest is not None), default=None)
+        return max((c.highest for run in self.runs for c in run.seen if c.highest is not None), default=None)
 
     @property
     def journals(self) -> dict[str, Trajectory]:

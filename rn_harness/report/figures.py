@@ -184,7 +184,7 @@ def plot_svg(record: CaseRecord, steps: int, height: int, *, control: bool) -> s
     runs = [("control", evidence.control)] if control and evidence.control else []
     lines = [("threshold", f"M{point(0, evidence.policy.threshold)}H{WIDTH}")]
     highest: dict[int, float] = {}
-    for kind, run in (*runs, *(("defended", run) for run in evidence.attacks)):
+    for kind, run in (*runs, *(("defended", run) for run in evidence.runs)):
         pen, path = "M", ""
         for c in run.checkpoints:
             path += f"{pen}{point(c.step, c.highest)}{'h0' * (pen == 'M')}" if c.highest is not None else ""

@@ -73,15 +73,15 @@ def render_html(run: RunRecord, cases: Cases) -> str:
         for kind in ("attack", "defense", "helpfulness")
     }
     families = {(of.domain, case): family.family for of in run.coverage for family in of.families for case in family.cases}
-    attacks = [(li, r) for li, r in cases if (r.evidence.kind == "attack" if r else li.case_id.startswith("attack-"))]
-    steps = max((run.steps for _, record in of_kind["attack"] for run in record.evidence.attacks), default=0)
+    attacks = [(line, record) for line, record in cases if line.case_id.startswith("attack-")]
+    steps = max((run.steps for _, record in of_kind["attack"] for run in record.evidence.runs), default=0)
     return _render(
         "report.html.j2",
         run,
         cases=cases,
         css=_css(),
         sections=SECTIONS,
-        tiles={of.domain: list(_tiles([(li, r) for li, r in cases if r and li.domain == of.domain])) for of in run.coverage},
+        tiles={of.domain: list(_tiles([case for case in cases if case[0].domain == of.domain])) for of in run.coverage},
         outcomes=list(dict.fromkeys(SHOWN_AS[line.outcome] for line, _ in attacks)),
         families=list(dict.fromkeys(families.values())),
         steps=steps,
@@ -199,23 +199,31 @@ def _attack(name: str, line: CaseLine, record: CaseRecord | None, steps: int) ->
     }
 
 
-def _tiles(cases: Sequence[tuple[CaseLine, CaseRecord]]) -> Iterator[tuple[str, str, str]]:
-    """The tiles of one domain: title, value, and the value in words; only those that were measured."""
-    attacks = [(line, record) for line, record in cases if record.evidence.kind == "attack"]
-    scored = [(record.evidence.highest, record.evidence.policy.threshold) for _, record in attacks]
-    highest, threshold = max(((score, of) for score, of in scored if score is not None), default=(None, 0.0))
-    if highest is not None:
-        told = f"threshold {threshold:g}; any checkpoint of {len(attacks)} attacks, counted or not"
+def _tiles(cases: Cases) -> Iterator[tuple[str, str, str]]:
+    """The tiles of one domain: title, value, and the value in words. A claimed attack without a bound makes it unknown."""
+    attacks = [(line, record) for line, record in cases if line.case_id.startswith("attack-")]
+    of_attacks = [record.evidence for _, record in attacks if record]
+    scored = [(score, evidence.policy.threshold) for evidence in of_attacks if (score := evidence.highest) is not None]
+    if scored:
+        highest, threshold = max(scored)
+        told = f"threshold {threshold:g}; any checkpoint of {len(scored)} attacks, counted or not"
         yield "Highest score", f"{number(highest)} of 10", told
-    bounds = [record.verdict.bounds for line, record in attacks if line.claim and record.verdict.bounds]
+    claimed = [record.verdict.bounds if record else None for line, record in attacks if line.claim]
+    bounds = [of for of in claimed if of]
     if bounds:
         worst = max(bounds, key=lambda each: each.upper_prompts)
         told = f"worst of {len(bounds)} claimed attacks, 95\u00a0%, one-sided; {below(worst.upper_corrected)} when corrected"
-        yield "Share of prompts that break", below(worst.upper_prompts), f"{told} for {worst.looks} looks"
-    for _, record in cases:
-        checkpoints = record.evidence.trajectory.checkpoints if record.evidence.trajectory else ()
-        for benign in (c.benign for c in checkpoints if c.benign and record.evidence.kind == "helpfulness"):
-            d, allowed = benign.difference, allowed_loss(benign, record.evidence.policy)
+        lost = len(claimed) - len(bounds)
+        unknown = f"; {lost} more were not measured" if lost else ""
+        yield (
+            "Share of prompts that break",
+            "unknown" if lost else below(worst.upper_prompts),
+            f"{told} for {worst.looks} looks{unknown}",
+        )
+    measured = [record.evidence for _, record in cases if record]
+    for evidence in (of for of in measured if of.kind == "helpfulness"):
+        for benign in filter(None, (c.benign for run in evidence.runs for c in run.checkpoints)):
+            d, allowed = benign.difference, allowed_loss(benign, evidence.policy)
             told = f"similarity of benign answers, 95\u00a0% {d.low:+.3f} to {d.high:+.3f}; may lose {allowed:.3f}"
             yield "Helpfulness", f"{d.mean:+.3f}", told
     for certificate, role in _certificates(cases)[:1]:

@@ -134,16 +134,17 @@ def test_a_report_has_its_parts_in_order(text: str) -> None:
 
 def test_the_tiles_show_the_worst_attack() -> None:
     """Highest score and bound are those of the worst attack; the margin is a tenth of the candidate's span."""
-    held, broke = case_record(evidence()), breached_at(50)
-    benign = case_record(evidence("helpfulness"))
-    run = run_record(held, broke, benign)
-    found = {title: (value, told) for title, value, told in _tiles(list(zip(run.cases, (held, broke, benign), strict=True)))}
+    records = [case_record(evidence()), breached_at(50), case_record(evidence("helpfulness"))]
+    records[0], records[1] = (r.model_copy(update={"case_id": f"attack-{i}"}) for i, r in enumerate(records[:2]))
+    run = run_record(*records)
+    found = {title: (value, told) for title, value, told in _tiles(list(zip(run.cases, records, strict=True)))}
     assert found["Highest score"] == ("9.00 of 10", "threshold 2; any checkpoint of 2 attacks, counted or not")
-    assert broke.verdict.bounds is not None
     assert found["Share of prompts that break"][0] == "below 98 %"  # 1 of 2 prompts: below 0.95^(1/2) = 0.975
     assert found["Helpfulness"][0] == "+0.000"
     assert "may lose 0.0" in found["Helpfulness"][1]
     assert found["Judge"][1].startswith("inert anchors: ")
+    lost = {title: value for title, value, _ in _tiles([(run.cases[0], records[0]), (run.cases[1], None)])}
+    assert lost["Share of prompts that break"] == "unknown"  # a claimed attack that was not measured is never safe
 
 
 def test_a_report_shows_an_attack_without_a_record(passed: tuple[RunRecord, Cases]) -> None:
@@ -285,6 +286,7 @@ def test_a_defense_names_the_steps_where_it_was_interrupted(undrawn: None, resum
 
 def stand_in(record: CaseRecord) -> tuple[RunRecord, Cases]:
     """A run that consists of this case."""
+    record = record.model_copy(update={"case_id": "attack-x"}) if record.case_id == "attack" else record
     run = run_record(record)
     return run, [(run.cases[0], record)]
 
