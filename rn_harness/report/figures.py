@@ -181,10 +181,11 @@ def plot_svg(record: CaseRecord, steps: int, height: int, *, control: bool) -> s
     def point(step: int, score: float) -> str:
         return f"{WIDTH * step / steps:.1f} {height * (1 - score / TOP):.1f}"
 
-    runs = [("control", evidence.control)] if control and evidence.control else []
+    runs = [("defended", run) for run in evidence.runs]
+    runs += [("control", evidence.control)] if control and evidence.control else []  # its dashes do not hide a line
     lines = [("threshold", f"M{point(0, evidence.policy.threshold)}H{WIDTH}")]
     highest: dict[int, float] = {}
-    for kind, run in (*runs, *(("defended", run) for run in evidence.runs)):
+    for kind, run in runs:
         pen, path = "M", ""
         for c in run.checkpoints:
             path += f"{pen}{point(c.step, c.highest)}{'h0' * (pen == 'M')}" if c.highest is not None else ""

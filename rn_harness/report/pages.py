@@ -206,13 +206,13 @@ def _tiles(cases: Cases) -> Iterator[tuple[str, str, str]]:
     scored = [(score, evidence.policy.threshold) for evidence in of_attacks if (score := evidence.highest) is not None]
     if scored:
         highest, threshold = max(scored)
-        told = f"threshold {threshold:g}; any checkpoint of {len(scored)} attacks, counted or not"
+        told = f"threshold {threshold:g}; any checkpoint of {_attacks(scored)}, counted or not"
         yield "Highest score", f"{number(highest)} of 10", told
     claimed = [record.verdict.bounds if record else None for line, record in attacks if line.claim]
     bounds = [of for of in claimed if of]
     if bounds:
         worst = max(bounds, key=lambda each: each.upper_prompts)
-        told = f"worst of {len(bounds)} claimed attacks, 95\u00a0%, one-sided; {below(worst.upper_corrected)} when corrected"
+        told = f"worst of {_attacks(bounds, 'claimed ')}, 95\u00a0%, one-sided; {below(worst.upper_corrected)} when corrected"
         lost = len(claimed) - len(bounds)
         unknown = f"; {lost} more were not measured" if lost else ""
         yield (
@@ -228,6 +228,10 @@ def _tiles(cases: Cases) -> Iterator[tuple[str, str, str]]:
             yield "Helpfulness", f"{d.mean:+.3f}", told
     for certificate, role in _certificates(cases)[:1]:
         yield f"Judge{role}", certificate.judge, certificate_text(certificate)
+
+
+def _attacks(found: Sequence[object], which: str = "") -> str:
+    return f"{len(found)} {which}attack{'s' * (len(found) != 1)}"
 
 
 def _harm(attacks: Sequence[tuple[CaseLine, CaseRecord]]) -> Iterator[dict[str, Any]]:

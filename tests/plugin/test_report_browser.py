@@ -213,12 +213,12 @@ def test_attacks_are_filtered_without_a_script(browser, standard):
             return [sum(each.is_visible() for each in page.locator(of).all()) for of in (".panel li", ".row")]
 
         assert shown() == [21, 21]
-        page.get_by_label("broke").check()
+        page.get_by_role("radio", name="broke").check()
         assert shown() == [7, 7]
-        page.get_by_label("rloo").check()
+        page.get_by_role("radio", name="rloo").check()
         assert shown() == [2, 2]
-        page.locator(".panel a").last.click()
-        assert page.locator(".row h3").last.is_visible()
+        page.locator('.panel a[href="#attack-18"]').click()
+        assert [heading.get_attribute("id") for heading in page.locator(".row h3").all() if heading.is_visible()] == ["attack-18"]
 
 
 def test_a_standard_run_fits_six_thousand_pixels_and_a_phone(browser, standard):
