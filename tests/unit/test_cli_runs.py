@@ -181,18 +181,20 @@ def test_an_index_lists_every_run_the_newest_first(run: FinishedRun, failed: Fin
     for name, of in (("older", failed), ("newer", run)):
         shutil.copytree(of.folder, tmp_path / name)
     (tmp_path / "newer" / "report.html").touch()
+    old = tmp_path / "older" / "run.json"
+    old.write_text(json.dumps(json.loads(old.read_text()) | {"ended": "2020-01-02T03:04:05+00:00"}))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
     (tmp_path / "latest").symlink_to("newer")
     assert invoke("report", "--index", tmp_path).exit_code == 0
     page = (tmp_path / "index.html").read_text()
     rows = page.partition("<tbody>")[2].partition("</tbody>")[0].split("</tr>")[:-1]
-    by_outcome = {of.record.outcome: of.record for of in (run, failed)}
-    assert len(rows) == len(by_outcome) == 2
-    for row in rows:
-        (outcome,) = [name for name in by_outcome if f">{name}</span>" in row]
-        assert f"demo {by_outcome[outcome].coverage[0].resistance.level}" in row
-        assert by_outcome[outcome].ended[:10] in row
+    for row, outcome, of, date in zip(
+        rows, ("PASS", "FAIL"), (run, failed), (run.record.ended[:10], "2020-01-02 03:04"), strict=True
+    ):
+        assert f">{outcome}</span>" in row
+        assert f"demo {of.record.coverage[0].resistance.level}" in row
+        assert date in row
         assert ('href="newer/report.html"' in row) == (outcome == "PASS")
     assert "broken cannot be read: " in page
     assert "<script" not in page
