@@ -218,7 +218,7 @@ def _new_controller(config: pytest.Config, suites: Sequence[Suite], items: Seque
         judges={suite.domain: session.judges(suite).names for suite in suites},
         narrowed=_narrowed(config),
         left_out=config.stash[COLLECTED].left_out(config, items),
-        plugins=session.options.plugins,
+        plugins=tuple(dict.fromkeys((*session.options.plugins, *state.loaded_plugins()))),  # with judges that only nodes use
         dirty={suite.domain: files for suite in suites if (files := uncommitted(suite.folder))},
         run_id=session.run_id,
         started=state.run_identity.began,
