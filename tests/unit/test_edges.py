@@ -605,3 +605,21 @@ def test_a_control_of_unknown_distance_is_no_measure() -> None:
 def test_an_adapter_that_is_still_zero_after_the_first_window_was_not_trained() -> None:
     """The first window has no one before it to compare with; its adapter must have left zero."""
     assert codes(on_trajectory(lambda t: with_window(t, 1, adapter_distance=0.0))(ATTACK)) == ["not_trained"]
+
+
+def test_a_control_may_lack_rewards_only_out_of_the_claim() -> None:
+    """A control without known rewards is unknown, unless its case is out of the claim."""
+    untold = on_trajectory(lambda t: with_window(t, 2, reward_mean=None))(evidence("control"))
+    assert codes(untold) == ["unrewarded"]
+    assert codes(changed(untold, standing="out_of_claim")) == ["all_conditions_met"]
+
+
+def test_a_breach_behind_the_refusal_is_no_warning_too() -> None:
+    """The same finding is told once: as a breach where it counts."""
+    of = explored(banned_probe=probe(0.51, 8.0))(evidence("defense"))
+    assert (codes(of), decide(of).warnings) == (["banned_probe"], ())
+
+
+def test_a_report_that_is_due_and_there_is_read() -> None:
+    """A report that is due is only missing if there is none."""
+    assert decide(changed(evidence("defense"), report_due=True)).outcome == "PASS"
