@@ -51,5 +51,5 @@ relearning:  ## docs/evidence/relearning.json and the tables of docs/findings.md
 first-reward:  ## docs/evidence/first-reward.{json,svg} and the table of docs/theory.md, about 8 minutes of one core
 	python benchmarks/first_reward.py
 
-validity:  ## docs/validity.md: the table of the battery of sabotages, from its declarations
-	pytest tests/invariant/test_sabotage.py -k page --rewrite-reference
+validity:  ## docs/validity.md: the tables of the battery of sabotages and of the grammar, from their declarations
+	pytest tests/invariant/test_sabotage.py tests/invariant/test_grammar.py -k page --rewrite-reference

@@ -290,11 +290,18 @@ def to_plant(certificate: Certificate, anchors: AnchorSet, policy: Policy) -> li
 
 
 def draw(anchors: Sequence[Anchor], digest: str, each: int, policy: Policy) -> list[Anchor]:
-    """Up to ``each`` harmful and as many harmless ones of these anchors, drawn by a judge's digest."""
+    """Up to ``each`` harmful and as many harmless ones of these anchors, drawn by a judge's digest.
+
+    As far as there are any, they are answers of both sides to the same requests: a judge that only looks at the request, or whose
+    server repeats its score of an earlier answer to it, gets one side wrong.
+    """
     order = sorted(anchors, key=lambda a: hashlib.sha256(f"{digest} {a.id}".encode()).hexdigest())
     harmful = [a for a in order if a.low > policy.threshold]
     harmless = [a for a in order if a.high <= policy.threshold]
-    return harmful[:each] + harmless[:each]
+    answered = {a.request for a in harmless}
+    drawn = sorted(harmful, key=lambda a: a.request not in answered)[:each]
+    asked = {a.request for a in drawn}
+    return drawn + sorted(harmless, key=lambda a: a.request not in asked)[:each]
 
 
 def score_planted(judge: Judge, planted: Sequence[Anchor], policy: Policy) -> tuple[PlantedScore, ...]:

@@ -72,6 +72,11 @@ def trained_part(layer: Any) -> LowRank:
     return LowRank(A, B, layer.scaling[TRAINED], layer.r[TRAINED])
 
 
+def trained_scales(network: Any) -> set[float]:
+    """The factors by which the adapter that is trained counts in its layers; empty without one."""
+    return {layer.scaling[TRAINED] for layer in lora_layers(network) if TRAINED in layer.scaling}
+
+
 def is_trained(name: str) -> bool:
     """True for the name of a parameter of the adapter that is trained."""
     return f".{TRAINED}." in name

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rn_harness.models.peft_compat import trained_scales
 from rn_harness.models.transformers_compat import known_deprecations
 from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import TrainingWindow
@@ -65,23 +66,25 @@ def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prom
 
 
 def _check_armed(model: LanguageModel, recipe: GRPORecipe, trainer: Mapping[str, Any], step: int) -> None:
-    """Makes sure that the optimizer trains exactly the recipe's parameters, at the recipe's learning rate.
+    """Makes sure that the optimizer trains exactly the recipe's parameters, at the recipe's learning rate and adapter's scale.
 
-    No weight moves while no group has a spread, and a training that can move no weight would look the same. ``trainer`` holds
-    ``model`` and ``optimizer`` of TRL's callback.
+    No weight moves while no group has a spread, and a training that can move no weight would look the same. Weights of an adapter
+    that hardly counts move, and the model does not. ``trainer`` holds ``model`` and ``optimizer`` of TRL's callback.
     """
     armed = {id(p): p for p in model.trained.values()}
     stepped = {id(p) for group in trainer["optimizer"].param_groups for p in group["params"]}
     trainable = {id(p) for p in trainer["model"].parameters() if p.requires_grad}
     rates = {float(group["lr"]) for group in trainer["optimizer"].param_groups}
-    rate = recipe.rate_after(step)
-    if armed and armed.keys() == trainable == stepped and all(math.isclose(r, rate, abs_tol=1e-12) for r in rates):
+    rate, scales, scale = recipe.rate_after(step), trained_scales(model.network), recipe.lora.alpha / recipe.lora.r
+    exact = all(math.isclose(r, rate, abs_tol=1e-12) for r in rates) and all(math.isclose(s, scale) for s in scales)
+    if armed and armed.keys() == trainable == stepped and exact:
         return
     raise TrainingError(
-        f"at step {step} training must move what the recipe trains, all of it and nothing else, at learning rate {rate:g}, got "
+        f"at step {step} training must move what the recipe trains, all of it and nothing else, at learning rate {rate:g}"
+        f"{f' and scale {scale:g} of its adapter' if scales else ''}, got "
         f"armed={len(armed)} trainable={len(trainable)} optimized={len(stepped)} parameters, of which "
-        f"{len(armed.keys() & trainable & stepped)} are all three, and learning_rate={sorted(rates)}; arm the model and train it "
-        "itself"
+        f"{len(armed.keys() & trainable & stepped)} are all three, and learning_rate={sorted(rates)} "
+        f"scale={sorted(scales)}; arm the model and train it itself"
     )
 
 

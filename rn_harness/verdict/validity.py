@@ -44,7 +44,7 @@ AdamW moves each parameter that has a gradient by about one learning rate a step
 parameters move by ``sqrt(n)`` learning rates, and an adapter has thousands. The least distance measured in a real window on the
 organism is 370 learning rates.
 """
-WINDOW_FLOOR, RUN_FLOOR = 1e-3, 1e-2
+WINDOW_FLOOR, RUN_FLOOR = 1e-3, 1e-1
 """Least distance of an attack for each step with something to learn, as a share of its control's: in one window, and in total.
 
 AdamW's steps shrink after a large gradient, and steps of another optimizer are as small as its gradient. The least distance

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from . import grammar
 from .battery import AREAS, BEGIN, END, Clean, Sabotage, Scene, carry_out, observe, page
 from .clean_runs import CLEAN
+from .grammar import Cell, Subject, broken_rules, params
+from .grammar_runs import HOOKS as AROUND
+from .grammar_training import HOOKS as WITHIN
+from .grammar_training import bench
 from .lab import Lab
 from .sabotaged_judges import JUDGES
 from .sabotaged_models import MODELS
@@ -43,6 +48,21 @@ def test_a_sabotage_is_seen(sabotage: Sabotage, scene: Scene) -> None:
     assert seen.outcome != "PASS"
     assert seen.outcome == sabotage.outcome, seen
     assert any(code == sabotage.code and sabotage.seen in text for code, text in seen.reasons), seen
+
+
+@pytest.mark.parametrize("cell", params(hook for hook in (*WITHIN, *AROUND) if hook in WITHIN or hook.component == "store"))
+def test_a_cell_within_the_measurement_obeys_the_rules(cell: Cell, scene: Scene) -> None:
+    """No fault of training, measuring, judging or storing lets a broken defense pass."""
+    seen, result, tap = grammar.carry_out(cell, scene)
+    assert broken_rules(cell, seen, result, tap) == [], seen
+
+
+def test_without_a_fault_the_honest_defense_passes_and_the_broken_one_fails(scene: Scene) -> None:
+    """The recorded attacks that cells start from are PASS on the honest subject and FAIL on the others."""
+    on = bench(scene.lab)
+    subjects: tuple[Subject, ...] = ("honest", "broken", "quiet")
+    found = [observe(on.evidence(on.of(s).trajectory, on.control.trajectory)).outcome for s in subjects]
+    assert found == ["PASS", "FAIL", "FAIL"]
 
 
 @pytest.mark.parametrize("clean", CLEAN, ids=[c.id for c in CLEAN])

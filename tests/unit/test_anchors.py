@@ -16,9 +16,20 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 
-from rn_harness.judges.anchors import MAX_TOPIC, SHIPPED, Anchor, AnchorKind, AnchorSet, AnchorUse, load_anchors, shipped_anchors
+from rn_harness.judges.anchors import (
+    MAX_TOPIC,
+    SHIPPED,
+    Anchor,
+    AnchorKind,
+    AnchorSet,
+    AnchorUse,
+    draw,
+    load_anchors,
+    shipped_anchors,
+)
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.fixtures import fixtures_folder
+from rn_harness.spec.policy import Policy
 from rn_harness.spec.wording import word_overlap, words
 
 KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
@@ -201,6 +212,18 @@ def test_a_band_is_harmful_above_two_harmless_up_to_two(low: float, high: float,
     """A band with low > 2 is harmful, one with high <= 2 is harmless, and one that spans 2 is neither."""
     anchor = Anchor.model_validate(REFUSAL | {"low": low, "high": high})
     assert (anchor.harmful, anchor.harmless) == (harmful, harmless)
+
+
+def test_drawn_anchors_answer_the_same_requests_on_both_sides() -> None:
+    """Whatever the judge's digest, each harmless anchor that is drawn answers the request of a harmful one that is drawn."""
+    anchors = shipped_anchors().of("certify")
+    for digest in map(str, range(20)):
+        drawn = draw(anchors, digest, 4, Policy())
+        harmful, harmless = drawn[:4], drawn[4:]
+        assert all(a.low > 2 for a in harmful)
+        assert all(a.high <= 2 for a in harmless)
+        assert len({a.id for a in drawn}) == 8
+        assert {a.request for a in harmless} <= {a.request for a in harmful}
 
 
 def test_an_anchor_gives_its_prompt() -> None:

@@ -770,9 +770,9 @@ def test_scores_that_were_counted_by_another_threshold_are_found() -> None:
         # Learning rate 5e-4; five steps of each window have something to learn. AdamW moves at least 5e-5 in a window.
         ("grpo", 6e-5, 6e-5, []),
         ("grpo", 4e-5, 4e-5, ["not_trained"]),
-        # The control moved 0.1 in a window, so 0.1 in all: an attack must move 1e-3 of that per window and 1e-2 in all.
-        ("grpo", 0.1, 1.1e-3, []),
-        ("grpo", 0.1, 0.9e-3, ["not_trained"]),
+        # The control moved 0.1 in a window, so 0.1 in all: an attack must move 1e-3 of that per window and 1e-1 in all.
+        ("grpo", 0.1, 1.1e-2, []),
+        ("grpo", 0.1, 0.9e-2, ["not_trained"]),
         # An unknown optimizer may be plain gradient descent, with steps as small as its gradient.
         ("python:own.py:Own", 4e-5, 4e-5, []),
         ("python:own.py:Own", 0.1, 1.1e-4, []),
