@@ -11,10 +11,11 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import from_json
 
 from rn_harness.spec.errors import RecordError
 from rn_harness.spec.prompts import Prompt
@@ -49,7 +50,10 @@ class Record(BaseModel):
 
 
 class Summary(Record):
-    """A record with computed fields. They are written for readers of JSON and dropped on reading: the scores decide."""
+    """A record with computed fields. They are written for readers of JSON and dropped on reading: the scores decide.
+
+    Each is a ``cached_property``: a verdict, a report and the record's file read them hundreds of times.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -57,6 +61,13 @@ class Summary(Record):
         if not isinstance(data, dict):
             return data
         return {name: value for name, value in data.items() if name not in cls.model_computed_fields}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy that computes its fields again, since the updated scores decide them."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
 
 class Scored(Record):
@@ -122,7 +133,7 @@ def read_record(raw: bytes | str, kind: type[R]) -> R:
         return read
 
     with contextlib.suppress(ValueError):  # fast, and nearly all records are read as they were written
-        record = kind.model_validate_json(raw)
+        record = kind.model_validate(from_json(raw))  # faster than pydantic's own reading of JSON, which makes each key anew
         if f"{record.model_dump_json(indent=1, warnings=False)}\n" == (raw if isinstance(raw, str) else raw.decode()):
             return record
     return as_written(json.loads(raw, object_pairs_hook=once), kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field, computed_field
@@ -41,43 +42,43 @@ class BenignScore(Summary):
     answers: Annotated[tuple[BenignAnswer, ...], Field(min_length=1)]
 
     @computed_field
-    @property
+    @cached_property
     def similarity(self) -> float:
         """Mean over the prompts."""
         return sum(a.similarity for a in self.answers) / len(self.answers)
 
     @computed_field
-    @property
+    @cached_property
     def own(self) -> float:
         """Mean over the prompts."""
         return sum(a.own for a in self.answers) / len(self.answers)
 
     @computed_field
-    @property
+    @cached_property
     def chance(self) -> float:
         """Mean over the prompts."""
         return sum(a.chance for a in self.answers) / len(self.answers)
 
     @computed_field
-    @property
+    @cached_property
     def difference(self) -> MeanInterval:
         """Mean of ``similarity - own`` with its interval."""
         return mean_interval([a.similarity - a.own for a in self.answers])
 
     @computed_field
-    @property
+    @cached_property
     def kl(self) -> float:
         """Mean over the prompts, nats per token."""
         return sum(a.kl for a in self.answers) / len(self.answers)
 
     @computed_field
-    @property
+    @cached_property
     def refusals(self) -> Interval:
         """Benign prompts refused."""
         return counted([a.refusal for a in self.answers])
 
     @computed_field
-    @property
+    @cached_property
     def twin_refusals(self) -> Interval:
         """Twins refused."""
         return counted([a.refusal for a in self.answers if a.twin])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, computed_field
@@ -306,13 +307,13 @@ class CaseRecord(Summary):
     wall_s: float
 
     @computed_field
-    @property
+    @cached_property
     def key(self) -> str:
         """Content address: sha256 over ``inputs``."""
         return content_key("case", self.inputs)
 
     @computed_field
-    @property
+    @cached_property
     def control_key(self) -> str | None:
         """Key of the attack's control, which has the same inputs without a defense; None without a control."""
         return content_key("case", {**self.inputs, "defended": None, "case": "control"}) if self.evidence.control else None

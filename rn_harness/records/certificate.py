@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import collections
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, computed_field
@@ -118,7 +119,7 @@ class Certificate(Summary):
     scores: tuple[AnchorScore, ...]
 
     @computed_field
-    @property
+    @cached_property
     def table(self) -> CertificateTable:
         """Error rates and agreement."""
         return anchor_table(self.scores, self.threshold)

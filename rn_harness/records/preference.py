@@ -6,6 +6,7 @@ A pair is shown in both orders. If the judge prefers the same place both times, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, computed_field, model_validator
@@ -117,7 +118,7 @@ class PreferenceCertificate(Summary):
     scores: tuple[LabelledLooks, ...]
 
     @computed_field
-    @property
+    @cached_property
     def table(self) -> PreferenceTable:
         """Agreement and bias."""
 

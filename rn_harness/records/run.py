@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, computed_field
@@ -184,7 +185,7 @@ class RunRecord(Summary):
     wall_s: float
 
     @computed_field
-    @property
+    @cached_property
     def headline(self) -> tuple[str, ...]:
         """One line for each domain: the level, the cheapest known breaks, and what was not run."""
         named = len(self.coverage) > 1
@@ -193,7 +194,7 @@ class RunRecord(Summary):
         return tuple(f"{domain}: {line}" if named else line for domain, line in lines)
 
     @computed_field
-    @property
+    @cached_property
     def releasable(self) -> bool:
         """True if a release can rest on the outcome."""
         return not self.why_not

@@ -6,6 +6,7 @@ import bisect
 import functools
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Self
 
 from pydantic import Field, computed_field, model_validator
@@ -42,19 +43,19 @@ class Interval(Summary):
     total: Annotated[int, Field(ge=0)]
 
     @computed_field
-    @property
+    @cached_property
     def share(self) -> Share:
         """Count divided by total; 0 if the total is 0."""
         return self.count / self.total if self.total else 0.0
 
     @computed_field
-    @property
+    @cached_property
     def low(self) -> Share:
         """Lower end of the interval."""
         return clopper_pearson(self.count, self.total)[0]
 
     @computed_field
-    @property
+    @cached_property
     def high(self) -> Share:
         """Upper end of the interval."""
         return clopper_pearson(self.count, self.total)[1]

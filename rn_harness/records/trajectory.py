@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, computed_field
@@ -149,78 +150,78 @@ class Checkpoint(Summary):
         return self.model_copy(update={"scores": self.aided[aid], "leak": None, "aided": {}})
 
     @computed_field
-    @property
+    @cached_property
     def aided_maximum(self) -> dict[Aid, float | None]:
         """Highest score under each aid; None without scores."""
         return {aid: self.under(aid).maximum for aid in self.aided}
 
     @computed_field
-    @property
+    @cached_property
     def aided_mean(self) -> dict[Aid, float | None]:
         """Mean score under each aid; None without scores."""
         return {aid: self.under(aid).mean for aid in self.aided}
 
-    @property
+    @cached_property
     def values(self) -> list[float]:
         """The scores of all scored completions."""
         return [s.score for s in self.scores if s.score is not None]
 
     @computed_field
-    @property
+    @cached_property
     def maximum(self) -> float | None:
         """Highest score; None without scores."""
         return max(self.values, default=None)
 
     @computed_field
-    @property
+    @cached_property
     def mean(self) -> float | None:
         """Mean score; None without scores."""
         return mean_of(self.values)
 
     @computed_field
-    @property
+    @cached_property
     def greedy_mean(self) -> float | None:
         """Mean score of the greedy completions; None if none was scored."""
         return mean_of([s.score for s in self.scores if s.score is not None and s.sample == 0])
 
     @computed_field
-    @property
+    @cached_property
     def above(self) -> Interval:
         """Scores above the threshold."""
         return counted([value > self.threshold for value in self.values])
 
     @computed_field
-    @property
+    @cached_property
     def scored(self) -> int:
         """Completions with a score."""
         return len(self.values)
 
     @computed_field
-    @property
+    @cached_property
     def total(self) -> int:
         """All completions."""
         return len(self.scores)
 
     @computed_field
-    @property
+    @cached_property
     def degenerate_share(self) -> float:
         """Share of degenerate completions among all."""
         return mean_of([s.degenerate for s in self.scores]) or 0.0
 
     @computed_field
-    @property
+    @cached_property
     def truncated_share(self) -> float:
         """Share of completions cut at the token limit among all."""
         return mean_of([s.truncated for s in self.scores]) or 0.0
 
     @computed_field
-    @property
+    @cached_property
     def refusal_share(self) -> float:
         """Share of refusals among all."""
         return mean_of([s.refusal for s in self.scores]) or 0.0
 
     @computed_field
-    @property
+    @cached_property
     def mean_words(self) -> float:
         """Mean length of the completions in words."""
         return mean_of([s.words for s in self.scores]) or 0.0

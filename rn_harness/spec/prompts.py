@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -123,10 +124,15 @@ def check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict[
 
 def near_duplicates(one: Sequence[Prompt], other: Sequence[Prompt]) -> Iterator[tuple[Prompt, Prompt, float]]:
     """Pairs of nearly equal prompts of two sets, with their word overlap."""
+    yield from _near_duplicates(tuple(one), tuple(other))
+
+
+@functools.lru_cache(maxsize=256)  # a suite that is read again has the same prompts
+def _near_duplicates(one: tuple[Prompt, ...], other: tuple[Prompt, ...]) -> tuple[tuple[Prompt, Prompt, float], ...]:
     # Each word has a list of the other set's prompts that hold it, so that only pairs with a common word are looked at. That is
     # ten times as fast as ``word_overlap`` of all pairs.
     holders: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
-    sizes = []
+    sizes, found = [], []
     for i, b in enumerate(other):
         b_words = list(_numbered(words(b.text)))
         sizes.append(len(b_words))
@@ -138,7 +144,8 @@ def near_duplicates(one: Sequence[Prompt], other: Sequence[Prompt]) -> Iterator[
         for i in sorted(common):
             overlap = 2 * common[i] / (len(a_words) + sizes[i])
             if overlap >= NEAR_DUPLICATE:
-                yield a, other[i], overlap
+                found.append((a, other[i], overlap))
+    return tuple(found)
 
 
 def _numbered(of: Sequence[str]) -> Iterator[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -85,7 +86,10 @@ def read_yaml(path: Path, see: str = "docs/suites.md for what it holds", *, fill
         SuiteError: missing, unreadable, too large, not UTF-8, not YAML, nested too deeply, an unsafe tag, a key twice, not a
             mapping, or a placeholder in a text.
     """
-    text = _read_text(path, see)
+    return _mapping(path, _read_text(path, see), see, filled=filled)
+
+
+def _mapping(path: Path, text: str, see: str, *, filled: bool) -> dict[str, Any]:
     try:
         content = parse_yaml(text)
     except yaml.YAMLError as error:
@@ -144,13 +148,19 @@ def validated(
 def read_declared(
     path: Path, model: type[M], see: str = "docs/judges.md", error: type[RnHarnessError] = JudgeError, *, filled: bool = False
 ) -> M:
-    """Reads a YAML file into a model; ``filled``: it must hold no placeholder.
+    """Reads a YAML file into a frozen model; ``filled``: it must hold no placeholder.
 
     Raises:
         RnHarnessError: of class ``error``: the file cannot be read, or does not fit the model.
     """
     try:
-        content = read_yaml(path, see, filled=filled)
+        text = _read_text(path, see)
+        found: M = _declared(path, text, model, see, error, filled=filled)  # type: ignore[arg-type]  # a class has a hash
     except SuiteError as unread:
         raise error(str(unread)) from None
-    return validated(content, model, path, error)
+    return found
+
+
+@functools.lru_cache(maxsize=64)  # a session reads the prompts of a suite several times, and parsing takes nearly all of that
+def _declared(path: Path, text: str, model: type[M], see: str, error: type[RnHarnessError], *, filled: bool) -> M:
+    return validated(_mapping(path, text, see, filled=filled), model, path, error)

@@ -1,5 +1,7 @@
 """Shared by all unit tests: hypothesis's settings and a small valid suite on disk."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +14,14 @@ from .builders import write_suite
 # The same examples on every machine and in every run: a red test points at the code, never at the random draw.
 hypothesis.settings.register_profile("unit", derandomize=True, deadline=None, max_examples=60, database=None)
 hypothesis.settings.load_profile("unit")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unsynced() -> Iterator[None]:
+    """Leaves the disk's cache alone: each of two thousand files would wait for it, and no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture

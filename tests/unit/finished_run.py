@@ -6,18 +6,23 @@ The records are built by hand. The controller writes everything else, as after a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rn_harness.models.identity import hash_files, root_digest
-from rn_harness.records.base import CASE_KINDS, CaseKind, prompts_digest
-from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence, Identity
+from rn_harness.records.base import CASE_KINDS, CaseKind, prompts_digest, read_record
+from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence, Identity, Verdict
 from rn_harness.records.run import RunRecord
 from rn_harness.records.trajectory import DefenseReport, Measurement, Probe
+from rn_harness.release import integrity
+from rn_harness.run import case_board
+from rn_harness.run import controller as controlling
 from rn_harness.run.case_board import CaseNews
 from rn_harness.run.controller import Controller
+from rn_harness.run.executors import results
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.options import Options
 from rn_harness.spec.suite import Suite, load_suite
@@ -38,6 +43,9 @@ from .builders import (
     trajectory,
     write_prompts,
 )
+
+if TYPE_CHECKING:
+    import pytest
 
 SUITE_YAML = """\
 version: 1
@@ -147,6 +155,33 @@ def finished_run(
     if late is not None:
         late(weights)
     return FinishedRun(folder, weights, suite, controller.finish())
+
+
+def read_and_decided_once(patch: pytest.MonkeyPatch) -> None:
+    """Keeps each record that was read and each verdict, for tests that read equal files again and again.
+
+    Both are pure functions, and most of the time of such tests.
+    """
+    verdicts: dict[int, tuple[Evidence, Verdict]] = {}
+
+    def decided(of: Evidence) -> Verdict:
+        if id(of) not in verdicts:
+            verdicts[id(of)] = of, decide(of)  # the evidence is kept, so that no other gets its id
+        return verdicts[id(of)][1]
+
+    whole = functools.cache(read_record)
+    plain = functools.cache(CaseRecord.model_validate_json)
+
+    def of_case(path: Path) -> CaseRecord | None:
+        try:
+            return plain(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    patch.setattr(integrity, "read_record", whole)
+    patch.setattr(case_board, "_read", of_case)
+    for module in (integrity, case_board, controlling, results):
+        patch.setattr(module, "decide", decided)
 
 
 def _nodeid(case_id: str) -> str:

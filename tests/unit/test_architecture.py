@@ -67,12 +67,16 @@ def test_the_house_has_at_most_18_entries_and_8_floors() -> None:
     assert set.union(*FLOORS) == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.parent != PACKAGE], ids=_name)
-def test_a_module_imports_only_from_rooms_below_its_own(path: Path) -> None:
-    """No import points to a room of the same floor or a higher one, imports for type checkers included."""
+def _upward(path: Path) -> set[str]:
+    """The rooms on its own floor or a higher one, and the package itself, that a module imports from."""
     room = path.relative_to(PACKAGE).parts[0]
     others = {other.partition(".")[0] for other in _imports(path)} - {room}
-    assert [other for other in others if other == "" or _floor(other) >= _floor(room)] == []
+    return {other for other in others if other == "" or _floor(other) >= _floor(room)}
+
+
+def test_a_module_imports_only_from_rooms_below_its_own() -> None:
+    """No import points to a room of the same floor or a higher one, imports for type checkers included."""
+    assert {_name(path): up for path in MODULES if path.parent != PACKAGE and (up := _upward(path))} == {}
 
 
 def test_there_are_no_import_cycles() -> None:
@@ -169,15 +173,23 @@ def test_a_judges_digest_covers_every_source_that_decides_its_scores(name: str) 
     assert found <= _digested(name)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
-def test_a_module_loads_nothing_heavy(path: Path) -> None:
-    """Torch and the training stack are imported inside functions."""
-    tree = _tree(path)
-    assert ast.get_docstring(tree)
-    top = {alias.name.partition(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names} | {
-        (node.module or "").partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)
+def _heavy(path: Path) -> set[str]:
+    """The heavy packages that a module imports when it is loaded."""
+    body = _tree(path).body
+    top = {alias.name.partition(".")[0] for node in body if isinstance(node, ast.Import) for alias in node.names} | {
+        (node.module or "").partition(".")[0] for node in body if isinstance(node, ast.ImportFrom)
     }
-    assert top & HEAVY == set()
+    return top & HEAVY
+
+
+def test_a_module_loads_nothing_heavy() -> None:
+    """Torch and the training stack are imported inside functions."""
+    assert {_name(path): heavy for path in MODULES if (heavy := _heavy(path))} == {}
+
+
+def test_a_module_says_what_it_is() -> None:
+    """Every module has a docstring."""
+    assert [_name(path) for path in MODULES if not ast.get_docstring(_tree(path))] == []
 
 
 def _loaded_by(statement: str) -> set[str]:

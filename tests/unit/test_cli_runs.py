@@ -228,7 +228,7 @@ def test_a_case_that_is_gone_is_a_regression(run: FinishedRun, tmp_path: Path) -
 
 def test_export_config_prints_the_command_of_a_run(tmp_path: Path) -> None:
     """``export-config`` prints the command with every given option, and the digests that must match."""
-    run = finished_run(tmp_path, second_judge="none", strength=("a b.json",))
+    run = finished_run(tmp_path, steps=50, second_judge="none", strength=("a b.json",))
     done = invoke("export-config", run.folder)
     assert done.output.splitlines()[-1] == (
         "pytest demo --rn-model=organism --rn-defense=quick --rn-second-judge=none --rn-tier=standard '--rn-strength=a b.json'"

@@ -10,20 +10,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import peft
-import torch
-import transformers
-import trl
-from safetensors.torch import load_file, save_file
-
 from rn_harness.models import peft_compat, transformers_compat
 from rn_harness.spec.errors import CandidateError
 from rn_harness.training import trl_compat
 from rn_harness.training.trainer_settings import NOT_OF_RLOO
 
 from .canary import Probe, moved
+from .lazy import LazyModule
 
-TRAINERS = (trl.GRPOTrainer, trl.RLOOTrainer)
+peft: Any = LazyModule("peft")
+torch: Any = LazyModule("torch")
+transformers: Any = LazyModule("transformers")
+trl: Any = LazyModule("trl")
+safetensors_torch: Any = LazyModule("safetensors.torch")
+
 PARAMETERS = {
     "_get_per_token_logps_and_entropies": [
         "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
@@ -52,22 +52,27 @@ def tiny_network() -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
+def trainers() -> tuple[Any, Any]:
+    """The classes that the trainer extends."""
+    return trl.GRPOTrainer, trl.RLOOTrainer
+
+
 def source(of: Any) -> str:
     return inspect.getsource(of)
 
 
 def _keeps_arguments(name: str) -> bool:
     first = PARAMETERS[name]
-    return all([*inspect.signature(getattr(kind, name)).parameters][1:][: len(first)] == first for kind in TRAINERS)
+    return all([*inspect.signature(getattr(kind, name)).parameters][1:][: len(first)] == first for kind in trainers())
 
 
 def _has_batch_key(key: str) -> bool:
-    of = TRAINERS if key in trl_compat.BATCH_KEYS[:-2] else TRAINERS[:1]
+    of = trainers() if key in trl_compat.BATCH_KEYS[:-2] else trainers()[:1]
     return all(f'"{key}"' in source(kind._generate_and_score_completions) for kind in of)
 
 
 def _logs(metric: str) -> bool:
-    return all(f'["{metric}"].append(' in source(kind) for kind in TRAINERS)
+    return all(f'["{metric}"].append(' in source(kind) for kind in trainers())
 
 
 def _computes_log_probabilities() -> bool:
@@ -123,8 +128,8 @@ def trl_probes() -> dict[str, Probe]:
         *(functools.partial(_logs, key) for key in trl_compat.METRICS),
         lambda: "self.accelerator.backward(loss" in source(transformers.Trainer.training_step),
         _is_silenced,
-        lambda: all("generation_config=self.generation_config" in source(kind._generate_single_turn) for kind in TRAINERS),
-        lambda: all(rounds in source(kind.__init__) for kind in TRAINERS),
+        lambda: all("generation_config=self.generation_config" in source(kind._generate_single_turn) for kind in trainers()),
+        lambda: all(rounds in source(kind.__init__) for kind in trainers()),
         _shares_gradient_state,
     ]
     return dict(zip(trl_compat.PRIVATE_NAMES, checks, strict=True))
@@ -138,11 +143,11 @@ def test_trl_has_the_internals_that_the_trainer_uses() -> None:
 def _names_missing_tensors(folder: Path) -> bool:
     """True if ``check_whole`` refuses a model without one of its tensors, and no whole model."""
     tiny_network().save_pretrained(folder)
-    kind, tensors = transformers.LlamaForCausalLM, load_file(folder / "model.safetensors")
+    kind, tensors = transformers.LlamaForCausalLM, safetensors_torch.load_file(folder / "model.safetensors")
     _, whole = kind.from_pretrained(folder, output_loading_info=True)
     transformers_compat.check_whole(whole)
     del tensors["model.norm.weight"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    safetensors_torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _, part = kind.from_pretrained(folder, output_loading_info=True)
     try:
         transformers_compat.check_whole(part)
@@ -265,9 +270,9 @@ def _folds_in() -> bool:
 def _loses_parts(folder: Path) -> bool:
     """True if an adapter without one of its parts is loaded, and ``merge_from`` names that part."""
     adapted(peft_compat.TRAINED).save_pretrained(folder)
-    parts = load_file(folder / "adapter_model.safetensors")
+    parts = safetensors_torch.load_file(folder / "adapter_model.safetensors")
     lost = next(iter(parts))
-    save_file({name: of for name, of in parts.items() if name != lost}, folder / "adapter_model.safetensors")
+    safetensors_torch.save_file({name: of for name, of in parts.items() if name != lost}, folder / "adapter_model.safetensors")
     try:
         peft_compat.AdapterModel(tiny_network()).merge_from(folder)
     except CandidateError as error:

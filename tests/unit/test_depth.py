@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from rn_harness.defenses.depth import Shapes, flatness
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -19,6 +18,10 @@ from rn_harness.spec.prompts import Prompt
 from rn_harness.training.exploration import Exploration, FirstTokenBans, exploration
 from rn_harness.training.grpo import _trl_reward, _window
 from rn_harness.training.supervised import Example
+
+from .lazy import LazyModule
+
+torch: Any = LazyModule("torch")
 
 PROMPTS = [Prompt(id=f"p{i}", topic=f"t{i}", text=f"text {i}") for i in range(3)]
 

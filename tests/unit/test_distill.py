@@ -8,11 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import torch
 
 from rn_harness.defenses.depth import divergence
 from rn_harness.defenses.distill import add_noise, split_unseen
@@ -32,6 +30,11 @@ from rn_harness.spec.retain import Retained, check_retained, read_retained
 from rn_harness.spec.suite import load_suite
 from rn_harness.store.store import Store
 from rn_harness.training.supervised import Example, batch_of
+
+from .lazy import LazyModule
+
+datasets: Any = LazyModule("datasets")
+torch: Any = LazyModule("torch")
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {"method": "distill", "form": "full", "refusal": "no .", "depth": {}, "distill": {}, "steps": 10, "learning_rate": 1e-3}

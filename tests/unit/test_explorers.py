@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from rn_harness.attacks import built_in
 from rn_harness.attacks.family import AttackContext
@@ -22,6 +21,9 @@ from rn_harness.training.trl_compat import SavingTrainer
 from rn_harness.verdict.validity import untrained
 
 from .builders import evidence
+from .lazy import LazyModule
+
+torch: Any = LazyModule("torch")
 
 PROMPTS = [Prompt(id=f"p{i}", topic=f"t{i}", text=f"text {i}") for i in range(3)]
 TWINS = [Prompt(id=f"b{i}", topic=f"t{i}", text=f"benign {i}", kind="twin") for i in range(2)]

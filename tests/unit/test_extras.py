@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from rn_harness.cli.shared import read_run
+from rn_harness.report.pages import write_views
 from rn_harness.spec.errors import MissingExtraError
 from rn_harness.spec.extras import EXTRAS, RUN, require, require_run
 
@@ -77,47 +79,69 @@ def test_a_run_needs_all_of_its_modules(module: str, monkeypatch: pytest.MonkeyP
 
 EACH = """
 import json, sys
+from pathlib import Path
 from rn_harness.cli import main
+from rn_harness.cli.shared import read_run
+from rn_harness.report.figures import trajectory_svg
 
-for words in json.loads(sys.argv[1]):
+run, commands = json.loads(sys.argv[1])
+for words in commands:
     sys.argv[1:] = words
     try:
         main()
         code = 0
     except SystemExit as end:
         code = end.code or 0
-    print("ended:", words[0], code, flush=True)
+    print("ended:", words[0], code, "with matplotlib" if "matplotlib" in sys.modules else "", flush=True)
+attack = next(r for r in read_run(Path(run), complete=True).records.values() if r.evidence.kind == "attack")
+print("drawn:", trajectory_svg("x", attack)[:4], "matplotlib" in sys.modules)
 """
 
 
-def test_the_core_reads_and_verifies_runs(tmp_path: Path) -> None:
-    """With the core alone, help, version, lists, show, report, compare and verify work, and the doctor says what is missing."""
+def test_the_core_reads_and_verifies_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the core alone, help, version, lists, show, report, compare and verify work; doctor and training name their extra.
+
+    A report of stored figures does not load matplotlib, which takes a second, and is identical; the core can draw figures too.
+    """
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path / "store"))
     made = finished_run(tmp_path)
-    run = str(made.folder)
+    run, evidence = str(made.folder), read_run(made.folder, complete=True)
+    (page, _) = write_views(made.folder, evidence.run, evidence.records.values())
+    drawn = page.read_bytes()
+    page.unlink()
     commands = [
         ["--help"], ["--version"], ["list", "profiles"], ["show", run], ["report", run], ["compare", run, run],
         ["verify", run, "--weights", str(made.weights)], ["doctor"],
     ]  # fmt: skip
-    done = without_extras(tmp_path, "-c", EACH, json.dumps(commands))
-    ended = [line for line in done.stdout.splitlines() if line.startswith("ended: ")]
-    assert ended == [f"ended: {command[0]} {int(command[0] == 'doctor')}" for command in commands], done.stdout + done.stderr
+    trains = ["utility", "--out", str(tmp_path / "out.json"), "--tasks", "mmlu"]
+    done = without_extras(tmp_path, "-c", EACH, json.dumps([run, [*commands, trains]]))
+    ended = [line.rstrip() for line in done.stdout.splitlines() if line.startswith("ended: ")]
+    assert "ended: report 0" in ended, done.stdout + done.stderr
+    codes = {"doctor": 1, "utility": 2}
+    assert [line.removesuffix(" with matplotlib") for line in ended] == [
+        f"ended: {command[0]} {codes.get(command[0], 0)}" for command in [*commands, trains]
+    ]
     assert "no    model: looking at the model needs the extra run, got no module transformers; pip install" in done.stdout
     assert "verified (not signed" in done.stdout
+    assert page.read_bytes() == drawn
+    assert "drawn: <svg True" in done.stdout
+    assert "pip install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+TWICE = """
+import sys, pytest
+
+run = ["suites/biochem", "-q", "-p", "no:cacheprovider"]
+print("collected:", int(pytest.main([*run, "--collect-only"])))
+sys.exit(pytest.main(run))
+"""
 
 
 def test_the_core_collects_a_suite_and_refuses_to_run_it(tmp_path: Path) -> None:
     """Collection needs no torch; a run ends with a usage error that names the extra."""
-    collected = without_extras(tmp_path, "-m", "pytest", "suites/biochem", "--collect-only", "-q", "-p", "no:cacheprovider")
-    assert collected.returncode == 0, collected.stderr
-    run = without_extras(tmp_path, "-m", "pytest", "suites/biochem", "-q", "-p", "no:cacheprovider")
-    assert run.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "running a suite needs the extra run" in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-def test_a_command_that_trains_names_the_extra(tmp_path: Path) -> None:
-    """A command that trains ends with the install command and without a traceback."""
-    code = "from rn_harness.cli import main; main()"
-    done = without_extras(tmp_path, "-c", code, "utility", "--out", str(tmp_path / "out.json"), "--tasks", "mmlu")
-    assert done.returncode == 2
-    assert "pip install" in done.stderr
+    done = without_extras(tmp_path, "-c", TWICE)
+    assert "collected: 0" in done.stdout, done.stderr
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "running a suite needs the extra run" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -72,13 +72,13 @@ def _noisy(rng: random.Random, n: int, loss: float) -> list[BenignAnswer]:
 
 
 def test_errors_of_both_kinds_are_rare_at_two_hundred_prompts() -> None:
-    """Of 400 simulated models that lose exactly the margin, one in 40 passes; of 400 without loss most pass and none fails."""
+    """Of 400 simulated models that lose exactly the margin, one in 40 passes; of 100 without loss most pass and none fails."""
     rng = random.Random(0)
     span = 0.55 - 0.1
     at_margin = [codes(BenignScore(answers=_noisy(rng, 200, POLICY.benign_margin * span))) for _ in range(400)]
-    kept = [codes(BenignScore(answers=_noisy(rng, 200, 0.0))) for _ in range(400)]
+    kept = [codes(BenignScore(answers=_noisy(rng, 200, 0.0))) for _ in range(100)]
     assert sum(of == ([], []) for of in at_margin) <= 18  # 10 expected; more than 18 has a probability of 1 %
-    assert sum(of == ([], []) for of in kept) >= 380
+    assert sum(of == ([], []) for of in kept) >= 95
     assert all(seen == [] for seen, _ in kept)
 
 

@@ -53,7 +53,7 @@ PAYLOADS = {
     "control": "\x00\x01\x02\x7f" * 50,
     "scripts": "это 测试 テスト δοκιμή בדיקה",
     "refusal": "I'm sorry, I can't help with that.",
-    "long": "The birds come in spring and leave in autumn. " * 450,
+    "long": "The birds come in spring and leave in autumn. " * 150,
 }
 
 

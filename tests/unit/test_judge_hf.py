@@ -417,13 +417,15 @@ def hub_of_seven(seven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     served.server_close()
 
 
-@pytest.mark.parametrize("revision", [None, COMMIT])
-def test_a_model_of_the_hub_is_fetched_and_judges(hub_of_seven: FakeHub, seven: Path, revision: str | None) -> None:
-    """An id is fetched although this process is offline: safetensors, configuration and tokenizer, but no pickle and no code."""
-    folder, commit = locate("owner/seven", revision)
+def test_a_model_of_the_hub_is_fetched_and_judges(hub_of_seven: FakeHub, seven: Path) -> None:
+    """An id is fetched although this process is offline: safetensors, configuration and tokenizer, but no pickle and no code.
+
+    Its ``main`` is the commit that a judge may name.
+    """
+    folder, commit = locate("owner/seven")
     assert commit == COMMIT
     assert sorted(hub_of_seven.fetched) == sorted(file.name for file in seven.iterdir())
-    told = HFJudge("owner/seven", revision).about(FORBIDDEN)
+    told = HFJudge("owner/seven", COMMIT).about(FORBIDDEN)
     told.check([PROMPT])
     assert reasons(told, "No.") == [7.0]
     assert (told.commit, HFJudge(str(seven)).commit) == (COMMIT, None)

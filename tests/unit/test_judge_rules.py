@@ -402,15 +402,15 @@ def test_letters_that_no_pattern_has_are_unscored(baking: RulesJudge, text: str)
 
 
 def test_shuffled_recipes_are_found_out(baking: RulesJudge) -> None:
-    """Of 500 shuffles of a recipe's words at least 95 % are degenerate and at most 20 % score above 2."""
+    """Of 200 shuffles of a recipe's words at least 95 % are degenerate and at most 20 % score above 2."""
     rng = random.Random(0)
     shuffled = []
-    for _ in range(500):
+    for _ in range(200):
         words = RECIPE.split()
         rng.shuffle(words)
         shuffled.append(baking.judge(" ".join(words)))
-    assert sum(j.degenerate for j in shuffled) >= 475
-    assert sum(j.score > 2 for j in shuffled) <= 100
+    assert sum(j.degenerate for j in shuffled) >= 190
+    assert sum(j.score > 2 for j in shuffled) <= 40
 
 
 HEAP = RECIPE.replace(".", "").replace(",", "").split()
@@ -429,9 +429,9 @@ def junk(kind: str, n_characters: int) -> str:
 
 
 @pytest.mark.parametrize("kind", ["prose", "letters", "words"])
-def test_recipe_in_100_000_characters_is_found(baking: RulesJudge, kind: str) -> None:
-    """A recipe in the middle of a long text scores as it does by itself; the surrounding text scores nothing."""
-    around = junk(kind, 50_000)
+def test_recipe_in_a_long_text_is_found(baking: RulesJudge, kind: str) -> None:
+    """A recipe in the middle of 30 000 characters scores as it does by itself; the surrounding text scores nothing."""
+    around = junk(kind, 15_000)
     alone = baking.judge(RECIPE).score
     assert baking.judge(f"{around}{RECIPE} {around}").score == alone
     assert baking.judge(around + around).score <= 2.0
@@ -444,7 +444,7 @@ PAYLOADS = {
     "control": "\x00\x01\x02\x7f" * 50,
     "scripts": "это 测试 テスト δοκιμή בדיקה",
     "refusal": "I'm sorry, I can't help with that.",
-    "long": PROSE * 400,
+    "long": PROSE * 100,
     "other-dish": "Onion, garlic, chicken, rice and beans.",
 }
 
@@ -458,23 +458,23 @@ def test_payload_lowers_no_score(baking: RulesJudge, payload: str) -> None:
 
 
 WORST = {
-    "one-word": "a" * 100_000,
-    "blank": " " * 100_000,
-    "dots": "." * 100_000,
-    "figures": "1 " * 50_000,
-    "prefixes": "gram" * 25_000,
-    "finds": "mix 200 g flour " * 6_250,
-    "lines": "mix\n" * 25_000,
-    "recipes": RECIPE * 440,
+    "one-word": "a" * 40_000,
+    "blank": " " * 40_000,
+    "dots": "." * 40_000,
+    "figures": "1 " * 20_000,
+    "prefixes": "gram" * 10_000,
+    "finds": "mix 200 g flour " * 2_500,
+    "lines": "mix\n" * 10_000,
+    "recipes": RECIPE * 176,
 }
 
 
 @pytest.mark.parametrize("text", WORST.values(), ids=WORST.keys())
 def test_time_is_bounded(baking: RulesJudge, text: str) -> None:
-    """100 000 characters of any kind take less than 10 seconds of processor time, four times the slowest measured time."""
+    """40 000 characters of any kind take less than 2.5 seconds of processor time, four times the slowest measured time."""
     before = time.process_time()
     baking.judge(text)
-    assert time.process_time() - before < 10.0
+    assert time.process_time() - before < 2.5
 
 
 def test_twice_as_long_takes_about_twice_as_long(baking: RulesJudge) -> None:
@@ -489,7 +489,7 @@ def test_twice_as_long_takes_about_twice_as_long(baking: RulesJudge) -> None:
         return min(taken)
 
     seconds(5)
-    assert seconds(80) < 8 * max(seconds(20), 0.005)
+    assert seconds(40) < 8 * max(seconds(10), 0.005)
 
 
 @hypothesis.given(st.text(max_size=300))

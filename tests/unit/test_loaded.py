@@ -34,6 +34,12 @@ def a_config(root: Path, *plugins: object) -> pytest.Config:
     return config
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> pytest.Config:
+    """A session's configuration with pytest's own plugins, for a folder of this file's tests."""
+    return a_config(tmp_path_factory.mktemp("root"))
+
+
 def _module(folder: Path, name: str, source: str, patch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module imported from a file."""
     path = folder / f"{name}.py"
@@ -112,9 +118,9 @@ def test_hooks_made_from_text_are_found(tmp_path: Path) -> None:
     assert len({code.sha256 for code in found}) == 2
 
 
-def test_plugins_of_installed_packages_have_name_and_version(tmp_path: Path) -> None:
+def test_plugins_of_installed_packages_have_name_and_version(plain: pytest.Config) -> None:
     """A distribution's plugin is recorded with name and version; the harness itself is not recorded."""
-    found = {code.name: code for code in loaded_code(a_config(tmp_path), ()) if code.kind == "distribution"}
+    found = {code.name: code for code in loaded_code(plain, ()) if code.kind == "distribution"}
     assert found["pytest-xdist"].version
     assert "rn-harness" not in found
 
@@ -137,15 +143,16 @@ def test_plugins_of_installed_packages_have_name_and_version(tmp_path: Path) -> 
     ],
 )
 def test_a_suites_test_file_is_foreign_code_if_it_does_more_than_inherit(
-    source: str, idle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, idle: bool, plain: pytest.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A suite's test file that only inherits the checks is not recorded; one with any other statement is."""
     assert inherits_only(source.encode()) is idle
-    (tmp_path / "test_demo.py").write_text(source, encoding="utf-8")
+    path = plain.rootpath / "test_demo.py"
+    path.write_text(source, encoding="utf-8")
     module = types.ModuleType("test_demo_of_a_suite")
-    module.__file__ = str(tmp_path / "test_demo.py")
+    module.__file__ = str(path)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert [c.kind for c in _new(a_config(tmp_path), (tmp_path,)).values()] == ([] if idle else ["suite"])
+    assert [c.kind for c in _new(plain, (plain.rootpath,)).values()] == ([] if idle else ["suite"])
 
 
 def test_only_plugins_of_known_packages_are_harmless() -> None:
@@ -176,6 +183,6 @@ def test_a_name_does_not_count_as_a_digest() -> None:
     assert unlisted([MINE], [MINE.sha256]) == []
 
 
-def test_the_harness_is_not_foreign_code(tmp_path: Path) -> None:
+def test_the_harness_is_not_foreign_code(plain: pytest.Config) -> None:
     """No module of the package is recorded, in whatever room it is."""
-    assert [code.name for code in loaded_code(a_config(tmp_path), ()) if "rn_harness/" in code.name] == []
+    assert [code.name for code in loaded_code(plain, ()) if "rn_harness/" in code.name] == []

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from rn_harness.judges.checkpoints import conditional_leak
 from rn_harness.models.candidate import Loading, load_model
@@ -19,6 +19,9 @@ from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 
 from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - tests is not a package
+from .lazy import LazyModule
+
+torch: Any = LazyModule("torch")
 
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a loaf?")
 TAGS = ("<think>", "</think>")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import torch
 
 import rn_harness.attacks.loop
 from rn_harness.attacks.loop import Movement
@@ -18,6 +18,10 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.training.grpo import _check_armed
 
 from .test_compat import tiny_network
+
+from .lazy import LazyModule
+
+torch: Any = LazyModule("torch")
 
 
 def test_a_movement_is_from_the_last_look_on() -> None:

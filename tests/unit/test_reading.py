@@ -16,7 +16,7 @@ from rn_harness.spec.errors import RecordError
 
 from .builders import case_record, checkpoint, completion, evidence, trajectory
 
-RECORD = case_record(evidence(trajectory=trajectory(20)))
+RECORD = case_record(evidence(trajectory=trajectory(10), control=trajectory(10, defended_digest=None)))
 TEXT = RECORD.model_dump_json()
 
 
@@ -108,6 +108,17 @@ def test_rounding_of_another_scipy_is_no_change() -> None:
     assert first_difference({"a": [1.0, 2]}, {"a": [1.0, 2.0]}) == "a.1=2 where 2.0 follows from the rest"
     assert first_difference({"a": [1]}, {"a": []}) == "1 entries of a instead of 0"
     assert first_difference({}, {"a": 1}) == "a missing"
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_changed_copy_has_the_fields_of_its_own_scores(deep: bool) -> None:
+    """A field that was read before a copy was made does not stay in the copy, and both are written as their scores say."""
+    held = checkpoint(10, [completion("h1", 0, 1.0)])
+    assert (held.mean, held.maximum, held.values) == (1.0, 1.0, [1.0])
+    broken = held.model_copy(update={"scores": (completion("h1", 0, 9.0),)}, deep=deep)
+    assert (broken.mean, broken.maximum, broken.values) == (9.0, 9.0, [9.0])
+    assert [json.loads(c.model_dump_json())["mean"] for c in (held, broken)] == [1.0, 9.0]
+    assert held == checkpoint(10, [completion("h1", 0, 1.0)])
 
 
 def test_computed_fields_never_come_from_outside() -> None:

@@ -18,16 +18,14 @@ from typing import Any
 import pytest
 
 from rn_harness.models.identity import hash_files
-from rn_harness.records.base import CASE_KINDS, content_key, read_record
-from rn_harness.records.case import CaseRecord, Evidence, Verdict
+from rn_harness.records.base import CASE_KINDS, content_key
+from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
-from rn_harness.release import integrity
 from rn_harness.release.verification import verify
 from rn_harness.run.case import CaseTask
 from rn_harness.run.case_board import news_of
 from rn_harness.run.controller import Controller
 from rn_harness.run.executors import acceptance
-from rn_harness.run.executors import results as joining
 from rn_harness.run.executors.results import Results
 from rn_harness.run.session import RunSession
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -38,8 +36,8 @@ from rn_harness.store.provenance import now
 from rn_harness.store.store import Store
 from rn_harness.verdict.decide import decide
 
-from .builders import BENIGN, JUDGE, RUN_ID, certificate, write_prompts
-from .finished_run import CANDIDATE, _news, _nodeid, write_release_suite
+from .builders import BENIGN, JUDGE, RUN_ID, certificate, prompt_row, write_prompts
+from .finished_run import CANDIDATE, _news, _nodeid, read_and_decided_once, write_release_suite
 
 ATTACK = "attack-grpo-p2-lr5e-4-s0"
 CONTROL = "control-grpo-p2-lr5e-4-s0"
@@ -154,11 +152,12 @@ class Scene:
         return controller.finish(), silent
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """Built once; each test gets a copy."""
-    root = tmp_path_factory.mktemp("template")
+def parts_of_a_run(root: Path, heldout: int = 20, steps: int = 200) -> Scene:
+    """A part for each case of a suite with so many held-out prompts and steps; by default it is as strict as a release needs."""
     folder = write_release_suite(root / "demo")
+    declared = folder / "suite.yaml"
+    declared.write_text(declared.read_text(encoding="utf-8").replace("steps: 200", f"steps: {steps}"), encoding="utf-8")
+    write_prompts(folder / "prompts" / "heldout.yaml", [prompt_row("heldout", i + 1, ", core: true") for i in range(heldout)])
     rows = [f"id: {b}, topic: {b}, text: say {b} x{b}benign, kind: {'plain' if i % 2 else 'twin'}" for i, b in enumerate(BENIGN)]
     write_prompts(folder / "prompts" / "benign.yaml", rows)
     weights = root / "weights"
@@ -171,35 +170,35 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return scene
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """Built once; each test gets a copy. Small, since most tests refuse a record whatever its size."""
+    return parts_of_a_run(tmp_path_factory.mktemp("template"), heldout=5, steps=60)
+
+
 @pytest.fixture(autouse=True, scope="module")
-def template_is_read_and_decided_once(template: Scene) -> Iterator[None]:
-    """Keeps the template's records and their verdicts: each test has copies of these files, and changes one or none of them."""
-    originals = {path.read_bytes() for path in template.folder.rglob("*.json")}
-    records: dict[bytes, Any] = {}
-    verdicts: dict[int, Verdict] = {}  # by the identity of evidence in a kept record
-
-    def read(raw: bytes, kind: Any) -> Any:
-        if raw not in originals:
-            return read_record(raw, kind)
-        if raw not in records:
-            records[raw] = read_record(raw, kind)
-            if kind is CaseRecord:
-                verdicts[id(records[raw].evidence)] = decide(records[raw].evidence)
-        return records[raw]
-
-    def decided(of: Evidence) -> Verdict:
-        return verdicts[id(of)] if id(of) in verdicts else decide(of)
-
+def records_are_read_and_decided_once() -> Iterator[None]:
+    """Each test has copies of the template's files, and changes one or none of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(integrity, "read_record", read)
-        patch.setattr(integrity, "decide", decided)
-        patch.setattr(joining, "decide", decided)
+        read_and_decided_once(patch)
         yield
 
 
 @pytest.fixture
 def scene(template: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     """Five parts of the same run."""
+    shutil.copytree(template.folder, tmp_path / "run")
+    return joinable(dataclasses.replace(template, folder=tmp_path / "run"), monkeypatch)
+
+
+@pytest.fixture
+def releasable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """Five parts of a run that a release can rest on."""
+    return joinable(parts_of_a_run(tmp_path), monkeypatch)
+
+
+def joinable(template: Scene, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """The scene, with a joining session that has its judge, identity, recipe, keys and anchors."""
     judge = SimpleNamespace(exact=True, digest=JUDGE)
     judges = SimpleNamespace(evaluation=judge, reward=judge, second=None)
     (record,) = (template.folder / "parts" / "candidate").glob("cases/*/record.json")
@@ -210,18 +209,22 @@ def scene(template: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.setattr(RunSession, "defense_recipe", lambda *_: recipe)
     monkeypatch.setattr(acceptance, "expected_key", lambda _session, _task, record: content_key("case", record.inputs))
     monkeypatch.setattr(acceptance, "anchors_for", lambda _: SimpleNamespace(digest=certificate().anchors_digest))
-    shutil.copytree(template.folder, tmp_path / "run")
-    return dataclasses.replace(template, folder=tmp_path / "run")
+    return template
 
 
-def test_matching_parts_are_one_releasable_run(scene: Scene) -> None:
-    """Joined parts give the same run as one process: PASS, releasable, verified; the record names each case's part."""
-    run, silent = scene.join()
+def test_matching_parts_are_one_releasable_run(releasable: Scene) -> None:
+    """Joined parts give the same run as one process: PASS, releasable, verified; the record names each case's part.
+
+    A node id that ran twice with numbers from the store counts once.
+    """
+    releasable.part("again", ATTACK)
+    run, silent = releasable.join()
     assert silent == {}
     assert (run.outcome, run.releasable, run.why_not) == ("PASS", True, ())
-    assert verify(scene.folder, weights=scene.weights, suites=[scene.suite.folder]).refusals == ()
+    assert verify(releasable.folder, weights=releasable.weights, suites=[releasable.suite.folder]).refusals == ()
     assert run.options["executor"] == "results"
-    assert run.options["joined"] == {f"demo {c}": f"parts/{c.partition('-')[0]}" for c in sorted(run.required["demo"])}
+    parts = {f"demo {c}": f"parts/{c.partition('-')[0]}" for c in sorted(run.required["demo"])}
+    assert run.options["joined"] == parts | {f"demo {ATTACK}": "parts/again"}
 
 
 def test_a_suites_own_test_gets_the_defended_weights(scene: Scene, tmp_path: Path) -> None:
@@ -256,7 +259,6 @@ def test_a_missing_case_has_no_verdict(scene: Scene, case: str) -> None:
     assert run.outcome == "INCONCLUSIVE"
     assert {c.partition("-")[0] for c in silent} == ({case, "attack"} if case == "control" else {case})
     assert all("got none of demo " in text for text in silent.values())
-    assert not run.releasable
 
 
 def _set(where: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -353,14 +355,6 @@ def test_a_file_that_no_part_binds_is_not_copied(scene: Scene, tmp_path: Path) -
     scene.record("attack").with_name("transcript.jsonl").symlink_to(tmp_path / "secret")
     case = scene.gathered()[1].case(CaseTask("attack", scene.suite, scene.attack))
     assert sorted(p.name for p in case.folder.iterdir()) == [CHECKPOINTS, "record.json"]
-
-
-def test_equal_measurements_count_once(scene: Scene) -> None:
-    """A node id that ran twice with numbers from the store counts once."""
-    scene.part("again", ATTACK)
-    run, silent = scene.join()
-    assert (run.outcome, run.releasable, silent) == ("PASS", True, {})
-    assert verify(scene.folder, weights=scene.weights).refusals == ()
 
 
 def test_different_measurements_of_a_case_are_refused(scene: Scene) -> None:

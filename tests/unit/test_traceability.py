@@ -56,10 +56,10 @@ def missing(token: str) -> str | None:
     return f"no test {test} in {file}" if test and test not in names_of_tests(ROOT / file) else None
 
 
-@pytest.mark.parametrize("token", [token for token in NAMED if token not in LITERAL])
-def test_every_name_on_the_page_exists(token: str) -> None:
+def test_every_name_on_the_page_exists() -> None:
     """A renamed test, a moved file or a removed recipe fails here."""
-    assert missing(token) is None
+    assert len(NAMED) > 50
+    assert [why for token in NAMED if token not in LITERAL and (why := missing(token))] == []
 
 
 @pytest.mark.parametrize(
