@@ -11,6 +11,7 @@ import os
 import re
 import subprocess  # nosec B404 # one call, of this module itself
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ CODE = ("*.py",)
 """Further files if the user allows the model's code."""
 SKIPPED = ("*/*", "consolidated*")
 """Files that are never fetched: subfolders, and a second copy of the weights in another layout."""
+REACH_S = 4.0
+"""Seconds in which the hub has to answer a first question. The hub's client would ask six times, in 48 s without a network."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OFFLINE_BY_USER = any(
@@ -89,30 +92,62 @@ def _explain(model: str, revision: str | None, error: str, message: str) -> str:
     if error == "RepositoryNotFoundError":
         return f"a model must be a local folder or an id on the hub, {got}; correct it, or log in if the model is private"
     first = next(iter(message.splitlines()), "")[:200]
+    download = f"`hf download {model}{f' --revision {revision}' if revision else ''}`"
     if error == "IncompleteSnapshot":
         return f"a model must lie on the hub whole, {got}: {first}; name a revision that holds all of it in safetensors"
     if _OFFLINE_BY_USER:
-        return f"offline, a model must lie in the hub's cache whole, {got}; unset HF_HUB_OFFLINE, or name a local folder"
-    return f"the hub must be reached to find a model that is no local folder, {got}: {first}; try again, or name a local folder"
+        return (
+            f"offline, a model must lie in the hub's cache whole, {got}; unset HF_HUB_OFFLINE, run {download}, or name a local "
+            "folder (--model DIR)"
+        )
+    return (
+        f"the hub must be reached to find a model that is no local folder, {got}: {first}; try again, run {download} where it can "
+        "be reached and copy its cache ($HF_HOME, by default ~/.cache/huggingface), or name a local folder (--model DIR)"
+    )
 
 
 def _fetch(model: str, revision: str, *, offline: bool, code: bool, pickles: bool) -> dict[str, str]:
     """Fetches a snapshot in a process that may use the network; returns folder and commit, or error and message."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
     wanted = [*FILES, *(CODE if code else ())]
+    unreached: Exception | None = None
     try:
-        if not offline and not _COMMIT.fullmatch(revision):
-            revision = str(HfApi().model_info(model, revision=revision).sha)
+        found = revision if offline else _commit_of(model, revision)
+        if isinstance(found, str):
+            revision = found
+        elif _COMMIT.fullmatch(revision):  # the cache's copy is the same one
+            offline, unreached = True, found
+        else:
+            raise found  # noqa: TRY301
         how: dict[str, Any] = {"ignore_patterns": list(SKIPPED), "local_files_only": offline}
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted, **how))
         if pickles and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*wanted, *PICKLES], **how))
-    except Exception as error:  # noqa: BLE001 - the parent process reports any error
+    except Exception as missing:  # noqa: BLE001 - the parent process reports any error
+        error = unreached or missing
         return {"error": type(error).__name__, "message": str(error)}
     if missing := _missing_weights(folder, pickles):
         return {"error": "IncompleteSnapshot", "message": f"{missing} is missing in {folder}"}
     return {"folder": str(folder), "commit": folder.name}
+
+
+def _commit_of(model: str, revision: str) -> str | Exception:
+    """The hub's commit for a revision, or the error if it does not answer in ``REACH_S``."""
+    from huggingface_hub import HfApi
+
+    answers: list[str | Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(str(HfApi().model_info(model, revision=revision, timeout=REACH_S).sha))
+        except Exception as error:  # noqa: BLE001 - the caller raises it
+            answers.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)  # a look-up of the hub's address takes no timeout
+    asking.start()
+    asking.join(REACH_S)
+    return answers[0] if answers else TimeoutError(f"no answer within {REACH_S:.0f} s")
 
 
 def _missing_weights(folder: Path, pickles: bool) -> str | None:

@@ -140,6 +140,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not state.is_worker and (sentences := replaced_fixtures(of_suites)):  # in a worker each such test is an error
         raise pytest.UsageError("\n".join(sentences))
     checked_suites(config, [item.nodeid for item in items])
+    state.checked = True
     if state.is_worker and not config.option.collectonly:
         _sort_longest_first(config, items)
 

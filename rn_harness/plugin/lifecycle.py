@@ -156,7 +156,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
         output["rn_left_out"] = collected.left_out(config, session.items)
         output["rn_loaded"] = [code.model_dump(mode="json") for code in state.loaded_plugins()]
-    if not state.is_worker and not config.option.collectonly:
+    if state.checked and not state.is_worker and not config.option.collectonly:
         begin_run(config, [item.nodeid for item in session.items], session.items)
         if state.has_session and config.getoption("rn_fleet") > 1:
             state.run_session.upcoming = list(case_tasks(config, session.items))

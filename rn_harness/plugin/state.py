@@ -43,6 +43,7 @@ class PluginState:
         workers: the workers that were started; True for one that has reported its collection and its loaded code.
         scratch: temporary folder of a process that does not lead its run; the leading process writes for all.
         terminated: True after SIGTERM; None until its handler is set.
+        checked: True once the selection was checked and may be run; pytest ends a collection also after a usage error.
         finishing: True while the run's record is written, and later.
     """
 
@@ -53,6 +54,7 @@ class PluginState:
         self.workers: dict[str, bool] = {}
         self.scratch: TemporaryDirectory[str] | None = None
         self.terminated: bool | None = None
+        self.checked = False
         self.finishing = False
         self._parent = os.getppid()
         self._progress: ProgressView | None = None

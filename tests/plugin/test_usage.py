@@ -152,6 +152,16 @@ def test_a_rootdir_that_hides_the_suite_is_refused(workspace):
     _assert_usage_error(result, "--rootdir")
 
 
+def test_no_run_begins_after_a_refused_selection(workspace):
+    """A flaky mark is refused before the run's header, and nothing is written; pytest ends the collection all the same."""
+    path = workspace.folder / "mine" / "biochem" / "test_biochem.py"
+    path.write_text("import pytest\n" + path.read_text().replace("class Test", "@pytest.mark.flaky\nclass Test"))
+    result = workspace.run("mine/biochem")
+    _assert_usage_error(result, "got a flaky mark")
+    assert "rn-harness: candidate" not in result.text
+    assert not (workspace.folder / "reports").exists()
+
+
 def test_a_defense_folder_without_weights_is_refused_before_training(workspace):
     """If a --rn-defense folder has no weights, the message says so before candidate and control are run."""
     _assert_usage_error(workspace.run("mine/biochem", "--rn-defense", "mine"), "--rn-defense must hold", "config.json")

@@ -450,9 +450,19 @@ def test_an_unreachable_hub_is_an_error(hub_of_seven: FakeHub, monkeypatch: pyte
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
-    with pytest.raises(HubError, match=r"the hub must be reached .* got model='owner/seven' .*ConnectError.*; try again"):
+    with pytest.raises(HubError, match=r"the hub must be reached .* got model='owner/seven' .*ConnectError.*; try again") as refused:
         locate("owner/seven")
+    assert "run `hf download owner/seven` where it can be reached" in str(refused.value)
     assert locate("owner/seven", COMMIT)[1] == COMMIT
+
+
+def test_a_silent_hub_is_given_up_soon(hub_of_seven: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that does not answer is not waited for, and the error says so."""
+    monkeypatch.setattr(hub, "REACH_S", 0.05)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: threading.Event().wait(30))
+    for revision in ("main", COMMIT):
+        found = hub._fetch("owner/nowhere", revision, offline=False, code=False, pickles=False)
+        assert found == {"error": "TimeoutError", "message": "no answer within 0 s"}
 
 
 def test_the_users_own_offline_is_kept(hub_of_seven: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
