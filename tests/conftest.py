@@ -1,11 +1,14 @@
 """Shared setup of this repository's tests: pytester for real sessions, and options that rewrite references and run long tests."""
 
 import gc
+import importlib.util
 from typing import Any
 
 import pytest
 
 pytest_plugins = ["pytester"]
+NEEDED = ("torch", "hypothesis", "jsonschema", "xmlschema")
+"""Modules of the extra dev that tests import first."""
 
 WITH_TORCH = frozenset({
     "candidate", "cli_runs", "compat", "depth", "distill", "explorers", "judge_classifier", "judge_hf", "model", "movement",
@@ -21,11 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets pytest-xdist take files in their order: those of ``invariant`` and ``plugin``, which take minutes, come first.
+    """Refuses to run without the extra dev, and lets pytest-xdist take files in their order: those that take minutes come first.
 
     By default it takes the files with the fewest tests last, and a long one at the end leaves a core idle.
     """
     config.option.loadscopereorder = False
+    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise pytest.UsageError(
+            f"the harness's own tests need the extra dev, got no module {lacking[0]}; pip install -c constraints.txt -e "
+            "'.[dev]', or name a suite to run: pytest suites/biochem"
+        )
 
 
 @pytest.hookimpl(optionalhook=True)

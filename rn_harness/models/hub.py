@@ -101,8 +101,8 @@ def _explain(model: str, revision: str | None, error: str, message: str) -> str:
             "folder (--model DIR)"
         )
     return (
-        f"the hub must be reached to find a model that is no local folder, {got}: {first}; try again, run {download} where it can "
-        "be reached and copy its cache ($HF_HOME, by default ~/.cache/huggingface), or name a local folder (--model DIR)"
+        f"the hub must be reached to find a model that is no local folder, {got}: {first}; try again, run {download} where it "
+        "can be reached and copy its cache ($HF_HOME, by default ~/.cache/huggingface), or name a local folder (--model DIR)"
     )
 
 
@@ -124,8 +124,8 @@ def _fetch(model: str, revision: str, *, offline: bool, code: bool, pickles: boo
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted, **how))
         if pickles and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*wanted, *PICKLES], **how))
-    except Exception as missing:  # noqa: BLE001 - the parent process reports any error
-        error = unreached or missing
+    except Exception as failed:  # noqa: BLE001 - the parent process reports any error
+        error = unreached or failed
         return {"error": type(error).__name__, "message": str(error)}
     if missing := _missing_weights(folder, pickles):
         return {"error": "IncompleteSnapshot", "message": f"{missing} is missing in {folder}"}

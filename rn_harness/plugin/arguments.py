@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rn_harness.spec.extras import missing
 from rn_harness.spec.fixtures import SUITES, suites_folder
 from rn_harness.spec.options import LOCAL, RAY, RESULTS, Options, declared_options
 
@@ -50,6 +52,12 @@ def own_spellings(config: pytest.Config, args: Sequence[str]) -> list[str]:
     flags = {option.alias: option.flag for _, option in declared_options() if option.alias not in ("", *taken)}
     typed = ((arg, *arg.partition("=")) for arg in args)
     return [flags[name] + equals + value if name in flags else arg for arg, name, equals, value in typed]
+
+
+def hint_at_workers(parser: pytest.Parser, args: Sequence[str]) -> None:
+    """Adds to pytest's error for ``-n`` how to install pytest-xdist, if it is missing."""
+    if importlib.util.find_spec("xdist") is None and any(arg.startswith(("-n", "--numprocesses", "--dist")) for arg in args):
+        parser.extra_info["hint"] = str(missing("xdist", "-n"))
 
 
 def read(config: pytest.Config) -> Options:

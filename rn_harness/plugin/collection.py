@@ -116,12 +116,17 @@ def pytest_collection(session: pytest.Session) -> None:
     """Removes an earlier run's outcome from the given folder first, since any later step may end this session."""
     config, state = session.config, session.config.stash[STATE]
     if config.getoption("rn_run") and not state.is_worker and not config.option.collectonly:
+        from rn_harness.store.provenance import clear_outcome
+
         folder = state.run_folder
         try:
-            for name in ("run.json", "statement.json", "junit.xml"):
-                (folder / name).unlink(missing_ok=True)
+            moved = clear_outcome(folder)
         except OSError as error:
             raise unwritable(folder, error) from None
+        reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+        if moved and reporter:
+            kept, outcome = moved
+            reporter.write_line(f"rn-harness: {folder} held a run that was decided ({outcome}); it was moved to {kept}")
 
 
 @pytest.hookimpl(tryfirst=True)

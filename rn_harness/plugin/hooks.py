@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import pytest
 
-from rn_harness.plugin.arguments import declare, find_shipped, own_spellings
+from rn_harness.plugin.arguments import declare, find_shipped, hint_at_workers, own_spellings
 from rn_harness.plugin.collection import (
     COLLECTED,
     COLLECTED_NAME,
@@ -52,6 +52,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
         known = parser.parse_known_args(own_spellings(early_config, args))
         # Otherwise pytest would take the model's folder for a folder of tests, and run a conftest in it.
         early_config.known_args_namespace.file_or_dir = known.file_or_dir
+    hint_at_workers(parser, args)
     try:
         return (yield)
     finally:

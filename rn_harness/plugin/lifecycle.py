@@ -37,6 +37,7 @@ class Sink:
         self.controller = controller
         self.run: RunRecord | None = None
         self.ended: tuple[pytest.Session, int] | None = None
+        self.interrupted = False
         self.xml = junit_writer(config)
         if self.xml is not None:
             path = Path(self.xml.logfile)
@@ -138,11 +139,17 @@ class Sink:
 
             add_red_test(xml, VERDICT, run.claim, "call" if state == "failure" else "setup")
 
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Notes Ctrl-C and SIGTERM; ``pytest.exit`` arrives here too."""
+        self.interrupted = isinstance(excinfo.value, KeyboardInterrupt)
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Prints the closing table and the claim."""
+        """Prints the closing table and the claim, and after an interruption how to go on."""
         terminalreporter.section("rn-harness")
         for line in self.controller.summary(self.run or self.controller.finish()):
             terminalreporter.write_line(line)
+        if self.interrupted:
+            terminalreporter.write_line(self.controller.continuation(self.state.reached))
 
 
 SINK: pytest.StashKey[Sink] = pytest.StashKey()

@@ -45,6 +45,7 @@ class PluginState:
         terminated: True after SIGTERM; None until its handler is set.
         checked: True once the selection was checked and may be run; pytest ends a collection also after a usage error.
         finishing: True while the run's record is written, and later.
+        reached: the work and its step that the last progress named; empty before the first one, and if workers do the work.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -56,6 +57,7 @@ class PluginState:
         self.terminated: bool | None = None
         self.checked = False
         self.finishing = False
+        self.reached = ""
         self._parent = os.getppid()
         self._progress: ProgressView | None = None
         self._given: dict[str, Any] = getattr(config, "workerinput", {})
@@ -182,6 +184,7 @@ class PluginState:
             raise Terminated
         if self.scratch:
             return
+        self.reached = f"{progress.what}: step {progress.step}/{progress.steps}"
         if self._progress is None:
             from rn_harness.report.progress import ProgressView
 

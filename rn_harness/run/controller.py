@@ -38,6 +38,8 @@ from rn_harness.verdict.validity import same_benign
 JUNIT = "junit.xml"
 HEADLINE = "rn_harness.headline"
 """JUnit's property with the headlines of a finished run."""
+EXPORT_FAILED = "the export of"
+"""Beginning of the reason against a release if weights could not be written."""
 VERDICT = "rn-harness::verdict"
 """Name of the run's verdict in JUnit, if no test shows it."""
 
@@ -235,9 +237,21 @@ class Controller(CaseBoard):
         except Exception as error:  # noqa: BLE001  (reported at the end of the run, which is then not green)
             self.unwritten = f"{type(error).__name__}: {error}"
 
+    def continuation(self, reached: str) -> str:
+        """How to go on after an interruption that cut off the work at ``reached``."""
+        done = sum(test.has_result for test in self.tests.values())
+        return (
+            f"INTERRUPTED{f' at {reached}' if reached else ''}: type the same command again. It goes on after {done} of "
+            f"{len(self.tests)} tests, whose results are stored. A defense goes on from its last measurement, an attack "
+            "begins again"
+        )
+
     def summary(self, run: RunRecord) -> Iterator[str]:
         """The closing lines."""
         yield from summary_lines(run, self.records(), str(self.folder))
+        if self.options.export and not (run.exported or any(why.startswith(EXPORT_FAILED) for why in run.why_not)):
+            why = "no release can rest on this run; --rn-export-anyway writes the weights whatever the outcome"
+            yield f"NOT EXPORTED: {why if run.defended else 'no defended weights were made'}"
         if self.unwritten:
             yield f"NO REPORT: report.html and summary.md could not be written: {self.unwritten}"
             yield f"the records stand; when that is mended: rn-harness report {self.folder}"
@@ -284,7 +298,7 @@ def _export(root: Path, run: RunRecord, records: Sequence[CaseRecord]) -> RunRec
         try:
             export_defended(Path(folder), root / domain, run, of_domain)
         except (CandidateError, OSError) as error:  # the verdict stays, but there is nothing to release
-            why_not.append(f"the export of {domain} failed: {error}")
+            why_not.append(f"{EXPORT_FAILED} {domain} failed: {error}")
         else:
             exported[domain] = str(root / domain)
             beside[domain] = unhashed_files(root / domain)

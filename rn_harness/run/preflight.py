@@ -191,10 +191,10 @@ def check_folders(session: RunSession, suites: Sequence[Suite]) -> None:
         raise RecipeError("--rn-export-anyway says where to by --rn-export DIR, got none; name a folder")
     if not options.export:
         return
-    if options.undefended or session.is_given_whole:
+    if options.defense == NO_DEFENSE or session.is_given_whole:
         raise RecipeError(
             f"--rn-export hands over what was made here or an adapter, got whole weights that you have: "
-            f"{options.model if options.undefended else options.defense}; leave it out"
+            f"{options.model if options.defense == NO_DEFENSE else options.defense}; leave it out"
         )
     export, defense = options.path(options.export), session.defense_folder
     if defense.is_dir() and export.is_relative_to(defense):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,6 +21,8 @@ TODAY = "26 Jul 2024"
 """The date for templates that print one, so that prompts do not change from day to day. It is the default of Llama 3.1."""
 NEAR_DUPLICATE = 0.8
 """Prompts of different sets must stay below this word overlap (Dice coefficient of their word multisets)."""
+MOST_SHOWN, SHOWN_CHARACTERS = 100, 100
+"""Largest number of pairs in a table of overlaps, and of characters of a prompt in it."""
 
 PromptSetName = Literal["defense", "anchor", "attack", "heldout", "benign", "retain"]
 PROMPT_SETS: tuple[PromptSetName, ...] = ("defense", "anchor", "attack", "heldout", "benign")
@@ -114,12 +116,29 @@ def check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict[
                 raise SuiteError(f"{path}: {p.id}: a prompt of this set {need}, got kind={p.kind!r}; correct it")
             if p.core and set_name != "heldout":
                 raise SuiteError(f"{path}: {p.id}: only held-out prompts are core, got core=true; remove it")
-    for one, other in itertools.combinations(prompts, 2):
-        for a, b, overlap in near_duplicates(prompts[one], prompts[other]):
-            raise SuiteError(
-                f"{folder}: prompt sets must not overlap: word overlap (Dice) below {NEAR_DUPLICATE}, got "
-                f"overlap={overlap:.2f} between {one} {a.id} {a.text!r} and {other} {b.id} {b.text!r}; reword one"
-            )
+    check_overlaps(f"{folder}: prompt sets must not overlap", itertools.combinations(prompts.items(), 2))
+
+
+def check_overlaps(requirement: str, sets: Iterable[tuple[tuple[str, Sequence[Prompt]], tuple[str, Sequence[Prompt]]]]) -> None:
+    """Refuses prompts that are nearly equal in two named sets, with a table of all pairs, the worst first."""
+    found = [
+        (overlap, f"{one} {a.id}", a.text, f"{other} {b.id}", b.text)
+        for (one, of_one), (other, of_other) in sets
+        for a, b, overlap in near_duplicates(of_one, of_other)
+    ]
+    if not found:
+        return
+    found.sort(key=lambda row: -row[0])
+    width = max(len(name) for row in found[:MOST_SHOWN] for name in (row[1], row[3]))
+    rows = [
+        f"  {overlap:.2f}  {name:<{width}}  {text[:SHOWN_CHARACTERS]}\n        {other:<{width}}  {again[:SHOWN_CHARACTERS]}"
+        for overlap, name, text, other, again in found[:MOST_SHOWN]
+    ]
+    more = [f"  and {len(found) - MOST_SHOWN} more"] if len(found) > MOST_SHOWN else []
+    raise SuiteError(
+        f"{requirement}: word overlap (Dice) below {NEAR_DUPLICATE}, got pairs={len(found)}, listed from the worst; reword one "
+        "of each\n" + "\n".join([*rows, *more])
+    )
 
 
 def near_duplicates(one: Sequence[Prompt], other: Sequence[Prompt]) -> Iterator[tuple[Prompt, Prompt, float]]:

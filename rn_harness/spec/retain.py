@@ -79,8 +79,9 @@ def _turns(said: Any, role: str) -> Sequence[Mapping[str, str]]:
 
 def check_retained(path: Path, retained: Sequence[Retained], measured: Sequence[Prompt]) -> None:
     """Refuses a corpus that overlaps with prompts that are measured, attacked or defended."""
-    for a, b, overlap in near_duplicates([of.prompt for of in retained], measured):
+    if found := sorted(near_duplicates([of.prompt for of in retained], measured), key=lambda pair: -pair[2]):
+        listed = "".join(f"\n  {overlap:.2f}  {a.id}  {b.id}" for a, b, overlap in found)
         raise SuiteError(
             f"{path}: a retain corpus must not hold a suite's prompts: word overlap (Dice) below {NEAR_DUPLICATE}, got "
-            f"overlap={overlap:.2f} between {a.id} and {b.id}; remove {a.id}"
+            f"pairs={len(found)}, listed from the worst; remove the first of each{listed}"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,12 +23,11 @@ from rn_harness.spec.errors import RecipeError, SuiteError
 from rn_harness.spec.levels import PLAIN, LevelName
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import (
-    NEAR_DUPLICATE,
     PROMPT_SETS,
     Prompt,
     PromptSetName,
+    check_overlaps,
     check_prompts,
-    near_duplicates,
     prompt_files,
     read_prompts,
 )
@@ -368,12 +368,9 @@ def _check_attacks(
                 f"{source}: attacks: at most as many prompts as the pool holds, got prompts={attack.prompts} of {pool}; "
                 "lower it or add prompts to prompts/attack.yaml"
             )
-    for domain, neighbour in neighbours.items():
-        for p, other, _ in near_duplicates(neighbour.prompts, [*prompts["heldout"], *prompts["benign"]]):
-            raise SuiteError(
-                f"{source}: what is attacked must not be what is measured: word overlap (Dice) below {NEAR_DUPLICATE}, got "
-                f"{domain} {p.id} {p.text!r} and {other.id} {other.text!r}; reword one"
-            )
+    attacked = [(domain, neighbour.prompts) for domain, neighbour in neighbours.items()]
+    measured = [(name, prompts[name]) for name in PROMPT_SETS if name in ("heldout", "benign")]
+    check_overlaps(f"{source}: what is attacked must not be what is measured", itertools.product(attacked, measured))
 
 
 def iter_suites(folder: Path) -> Iterator[Path]:

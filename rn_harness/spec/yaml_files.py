@@ -1,18 +1,22 @@
-"""Strict reading of YAML files into models: each key once, plain numbers, errors with a line."""
+"""Strict reading of YAML files into models: each key once, plain numbers, errors with a line and the nearest key."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from rn_harness.spec.errors import JudgeError, RnHarnessError, SuiteError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 M = TypeVar("M", bound=BaseModel)
 _PLACEHOLDER = re.compile(r"\b(?:TODO|TBD|FIXME)\b")
@@ -131,18 +135,71 @@ def validated(
         return model.model_validate(content)
     except ValidationError as refused:
         faults = refused.errors(include_url=False)
-    remedies = {"extra_forbidden": "remove it or correct its spelling", "missing": "add it"}
+    root = _nodes(source)
     lines = []
     for fault in faults:
-        place = ".".join(str(part) for part in place_of(fault["loc"])) or "(top)"
+        in_file = place_of(fault["loc"])
+        place = ".".join(str(part) for part in in_file) or "(top)"
+        where = f"{source}:{_line(root, in_file)}: {place}" if root else f"{source}: {place}"
         if fault["type"] == "value_error":
-            lines.append(f"{source}: {place}: {fault['ctx']['error']}")
+            lines.append(f"{where}: {fault['ctx']['error']}")
             continue
         got = fault["input"]
         plain = fault["type"] != "missing" and isinstance(got, str | int | float | bool | None)
         shown = f", got {place.rsplit('.', 1)[-1]}={got!r}" if plain else ""
-        lines.append(f"{source}: {place}: {fault['msg']}{shown}; {remedies.get(fault['type'], 'correct it')}")
+        lines.append(f"{where}: {fault['msg']}{shown}; {_remedy(fault, model)}")
     raise error("\n".join(lines))
+
+
+def _remedy(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    """How to mend a fault that pydantic found; a misspelled key gets the nearest key of its place."""
+    place, got = fault["loc"], fault["input"]
+    if fault["type"] == "missing":
+        return "add it"
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(place[-1]), _known_keys(model, place[:-1]), n=1)
+        return f"remove it or correct its spelling{f'; did you mean {near[0]}?' if near else ''}"
+    if place[-1:] == ("version",) and fault["type"] == "literal_error" and isinstance(got, int) and got > 1:
+        return "the file is of a newer form than this version of rn-harness reads: pip install --upgrade rn-harness"
+    return "correct it"
+
+
+def _known_keys(model: type[BaseModel], place: Place) -> list[str]:
+    """The keys that a model takes at a place; names of a mapping and numbers of a list are skipped."""
+    models = [model]
+    for part in place:
+        found = [of.model_fields[part].annotation for of in models if part in of.model_fields]
+        models = [inner for annotation in found for inner in _models_in(annotation)] or models
+    return sorted({field.alias or name for of in models for name, field in of.model_fields.items()})
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """All models in an annotation, for instance those of ``dict[str, Model] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _nodes(source: str | Path) -> yaml.Node | None:
+    """The syntax tree of a YAML file; None if the source is no such file."""
+    try:
+        return yaml.compose(Path(source).read_text(encoding="utf-8"), Loader=Loader)
+    except (OSError, *NOT_YAML):
+        return None
+
+
+def _line(node: yaml.Node, place: Place) -> int:
+    """The line of a place; of the part that the file has, if it lacks the rest."""
+    line = node.start_mark.line
+    for part in place:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            pairs = [(node.value[part], node.value[part])]
+        elif not (pairs := [pair for pair in pairs if pair[0].value == str(part)]):
+            continue
+        line, node = pairs[0][0].start_mark.line, pairs[0][1]
+    return int(line) + 1
 
 
 def read_declared(

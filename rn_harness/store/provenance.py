@@ -275,6 +275,29 @@ def identity_of_parts(parts: Path) -> RunIdentity:
     return _read_identity(path) if path.exists() else new_identity()
 
 
+def clear_outcome(folder: Path) -> tuple[Path, str] | None:
+    """Removes an earlier run's outcome from a folder; a decided run is moved to a numbered folder, all but its parts.
+
+    Returns that folder and the outcome, or None if there is no decided run. Raises OSError if the folder cannot be written.
+    """
+    try:
+        outcome = json.loads((folder / "run.json").read_text(encoding="utf-8"))["outcome"]
+    except FileNotFoundError:
+        outcome = "INCONCLUSIVE"
+    except (ValueError, LookupError, TypeError):
+        outcome = "unreadable"
+    if outcome == "INCONCLUSIVE":  # the same command goes on
+        for name in ("run.json", "statement.json", "junit.xml"):
+            (folder / name).unlink(missing_ok=True)
+        return None
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+    kept = next(path for path in numbered if not path.exists())
+    kept.mkdir()
+    for path in [path for path in folder.iterdir() if path.name != "parts"]:
+        shutil.move(path, kept)
+    return kept, str(outcome)
+
+
 def _read_identity(path: Path) -> RunIdentity:
     """The identity that the first part wrote; waits until the file is whole."""
     until = time.monotonic() + WAIT_S

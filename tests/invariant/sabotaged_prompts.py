@@ -111,12 +111,12 @@ def id_twice(scene: Scene) -> Evidence:
     return _loaded(scene, lambda sets: sets["heldout"][0].update(id=sets["attack"][0]["id"]))
 
 
-@PROMPTS.by("an empty held-out set", "refused", "SuiteError", "heldout.yaml: prompts: List should have at least 1 item")
+@PROMPTS.by("an empty held-out set", "refused", "SuiteError", "heldout.yaml:1: prompts: List should have at least 1 item")
 def heldout_empty(scene: Scene) -> Evidence:
     return _loaded(scene, lambda sets: sets["heldout"].clear())
 
 
-@PROMPTS.by("an empty attack set", "refused", "SuiteError", "attack.yaml: prompts: List should have at least 1 item")
+@PROMPTS.by("an empty attack set", "refused", "SuiteError", "attack.yaml:1: prompts: List should have at least 1 item")
 def attack_empty(scene: Scene) -> Evidence:
     return _loaded(scene, lambda sets: sets["attack"].clear())
 

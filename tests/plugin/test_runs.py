@@ -232,11 +232,17 @@ judge.OrganismJudge.score = broken
 
 def test_a_run_whose_report_cannot_be_written_is_not_green(workspace):
     """If the report cannot be written, run.json has the verdicts, the exit code is 1, and the run names the cause."""
-    narrowed = ("mine/biochem", "--rn-tier=smoke", "-k", "candidate", "--rn-run=out")
-    assert workspace.run(*narrowed).ret == 0
-    (workspace.folder / "out" / "report.html").unlink()
-    (workspace.folder / "out" / "report.html").mkdir()
-    result = workspace.run(*narrowed)
+    workspace.pytester.makeconftest(
+        """
+        import rn_harness.run.controller
+
+        def full(*_):
+            raise OSError("no room")
+
+        rn_harness.run.controller.write_views = full
+        """
+    )
+    result = workspace.run("mine/biochem", "--rn-tier=smoke", "-k", "candidate", "--rn-run=out")
     assert result.ret == 1, result.text
-    assert "NO REPORT: report.html and summary.md could not be written: IsADirectoryError" in result.text
+    assert "NO REPORT: report.html and summary.md could not be written: OSError: no room" in result.text
     assert [case["outcome"] for case in json.loads((workspace.folder / "out" / "run.json").read_text())["cases"]] == ["PASS"]

@@ -72,6 +72,14 @@ def test_a_malformed_suite_is_a_usage_error(workspace, processes):
     _assert_usage_error(workspace.run("mine/biochem", *processes), "suite.yaml", "learning_rat", "spelling")
 
 
+def test_workers_without_xdist_name_the_install(pytester, monkeypatch):
+    """Without pytest-xdist, pytest's error for -n says what to install; other errors do not."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = pytester.runpytest_inprocess("-p", "no:xdist", "-n", "4")
+    result.stderr.fnmatch_lines(["*unrecognized arguments: -n*", "*-n needs the extra run, got no module xdist; pip install*"])
+    assert "needs the extra" not in pytester.runpytest_inprocess("-p", "no:xdist", "--nowhere").stderr.str()
+
+
 def test_an_unknown_model_is_a_usage_error_under_xdist(workspace):
     """An unknown model is reported before workers start."""
     _assert_usage_error(workspace.run("mine/biochem", "-n", "2", "--model", "nowhere"), "--model must be")

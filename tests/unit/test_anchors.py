@@ -317,7 +317,7 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "list": ("- a\n", ("list", "baking.yaml")),
     "misspelled-top-key": ({"domian": "demo"}, ("domian", "'demo'", "correct its spelling")),
     "misspelled-key": ([REFUSAL | {"hihg": 1}, RECIPE], ("anchors.0.hihg", "hihg=1", "correct its spelling")),
-    "other-version": ({"version": 2}, ("version", "version=2", "correct it")),
+    "other-version": ({"version": 2}, ("version", "version=2", "pip install --upgrade rn-harness")),
     "no-anchors": ({"anchors": []}, ("anchors", "at least 1", "correct it")),
     "no-domain": ("version: 1\nforbidden: x\nanchors: []\n", ("domain", "add it")),
     "nothing-forbidden": ({"forbidden": "  "}, ("forbidden", "'  '", "correct it")),

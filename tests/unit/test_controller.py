@@ -421,8 +421,8 @@ def defended_weights(folder: Path) -> tuple[Path, str]:
     return source, digest_folder(source)
 
 
-def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -> RunRecord:
-    """A finished run with this outcome that was asked to export its weights to ``out``."""
+def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -> tuple[RunRecord, str]:
+    """A finished run with this outcome that was asked to export its weights to ``out``, and its closing lines."""
     source, digest = defended_weights(folder)
     run = Run(folder / "run", [suite])
     run.controller.options = dataclasses.replace(run.controller.options, export=str(folder / "out"), **options)  # type: ignore[arg-type]
@@ -436,7 +436,8 @@ def exporting(folder: Path, suite: Suite, outcome: Outcome, **options: object) -
             record.write_text(moved.model_dump_json())
             news["key"] = moved.key
         run.end(run.nodeid(of, case_id), {**news, "defended": "" if undefended else str(source)})
-    return run.controller.finish()
+    finished = run.controller.finish()
+    return finished, "\n".join(run.controller.summary(finished))
 
 
 @pytest.fixture
@@ -449,8 +450,9 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("lenient")
 def test_a_pass_exports_the_attacked_weights(tmp_path: Path, suite: Suite) -> None:
     """The exported files are those that each attack started from; the card names their digest and the verdicts."""
-    record = exporting(tmp_path, suite, "PASS")
+    record, text = exporting(tmp_path, suite, "PASS")
     assert record.releasable
+    assert "NOT EXPORTED" not in text
     out = tmp_path / "out" / "demo"
     assert record.exported == {"demo": str(out)}
     source = tmp_path / "store" / "adapter"
@@ -464,11 +466,16 @@ def test_a_pass_exports_the_attacked_weights(tmp_path: Path, suite: Suite) -> No
 
 @pytest.mark.parametrize("outcome", ["FAIL", "PASS"])
 def test_only_releasable_weights_are_exported(tmp_path: Path, suite: Suite, outcome: Outcome) -> None:
-    """After FAIL, or PASS under a lax policy, nothing is exported unless the user insists; then record and card say so."""
-    record = exporting(tmp_path / "a", suite, outcome)
+    """After FAIL, or PASS under a lax policy, nothing is exported, and the end says so, with the option that insists.
+
+    With that option record and card say so.
+    """
+    record, text = exporting(tmp_path / "a", suite, outcome)
+    assert "NOT EXPORTED: no release can rest on this run; --rn-export-anyway writes the weights whatever the outcome" in text
     assert (record.outcome, record.exported, record.releasable) == (outcome, {}, False)
     assert not (tmp_path / "a" / "out").exists()
-    record = exporting(tmp_path / "b", suite, outcome, export_anyway=True)
+    record, text = exporting(tmp_path / "b", suite, outcome, export_anyway=True)
+    assert "NOT EXPORTED" not in text
     assert "weights were exported all the same, by --rn-export-anyway" in record.why_not
     card = (tmp_path / "b" / "out" / "demo" / "README.md").read_text()
     assert f"| outcome | {outcome} |" in card
@@ -500,7 +507,9 @@ def test_an_export_that_fails_leaves_the_verdict(tmp_path: Path, suite: Suite, m
         raise OSError("no space left on device")
 
     monkeypatch.setattr("rn_harness.run.controller.export_defended", full)
-    record = exporting(tmp_path, suite, "PASS")
+    record, text = exporting(tmp_path, suite, "PASS")
+    assert "NOT EXPORTED" not in text
+    assert "not releasable: the export of demo failed" in text
     assert (record.outcome, record.exported, record.releasable) == ("PASS", {}, False)
     assert RunRecord.model_validate_json((tmp_path / "run" / "run.json").read_text()) == record
     assert any("the export of demo failed: no space left on device" in why for why in record.why_not)

@@ -450,9 +450,8 @@ def test_an_unreachable_hub_is_an_error(hub_of_seven: FakeHub, monkeypatch: pyte
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
-    with pytest.raises(HubError, match=r"the hub must be reached .* got model='owner/seven' .*ConnectError.*; try again") as refused:
+    with pytest.raises(HubError, match=r"got model='owner/seven' .*ConnectError.*; try again, run `hf download owner/seven`"):
         locate("owner/seven")
-    assert "run `hf download owner/seven` where it can be reached" in str(refused.value)
     assert locate("owner/seven", COMMIT)[1] == COMMIT
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rn_harness.records.base import content_key
-from rn_harness.store.provenance import attempt, attempts, take_card, uncommitted, working_tree
+from rn_harness.store.provenance import attempt, attempts, clear_outcome, take_card, uncommitted, working_tree
 from rn_harness.store.store import Store
 
 KEY = content_key("case", {"of": "a test"})
@@ -123,3 +123,31 @@ def test_workers_share_the_cards_visible_to_their_caller(given: str | None, card
         environment = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
         take_card(worker, environment, lambda: cards)
         assert environment.get("CUDA_VISIBLE_DEVICES") == expected
+
+
+@pytest.mark.parametrize(
+    ("run", "kept"),
+    [
+        ('{"outcome": "PASS"}', "PASS"),
+        ('{"outcome": "FAIL"}', "FAIL"),
+        ("{", "unreadable"),
+        ('{"outcome": "INCONCLUSIVE"}', None),
+    ],
+)
+def test_a_decided_run_is_never_replaced(tmp_path: Path, run: str, kept: str | None) -> None:
+    """A folder's decided run is moved to the next free number, all but its parts; only an undecided one loses its outcome."""
+    folder = tmp_path / "run"
+    (folder / "parts" / "one").mkdir(parents=True)
+    (folder / "cases").mkdir()
+    (folder / "run.json").write_text(run)
+    (folder / "junit.xml").write_text("<old/>")
+    (tmp_path / "run-1").mkdir()
+    moved = clear_outcome(folder)
+    assert moved == (kept and (tmp_path / "run-2", kept))
+    assert not (folder / "run.json").exists()
+    assert not (folder / "junit.xml").exists()
+    assert (folder / "parts" / "one").is_dir()
+    assert (folder / "cases").is_dir() == (kept is None)
+    if moved:
+        assert sorted(path.name for path in moved[0].iterdir()) == ["cases", "junit.xml", "run.json"]
+        assert (moved[0] / "run.json").read_text() == run

@@ -349,6 +349,8 @@ def test_whole_weights_are_not_exported(tmp_path: Path, suite: Suite) -> None:
     """Whole weights that the user passed are not exported, and nothing is written into an adapter's own folder."""
     with pytest.raises(RecipeError, match="got whole weights that you have"):
         check_folders(a_session(tmp_path, defense=str(twin(tmp_path)), export="out"), [suite])
+    with pytest.raises(RecipeError, match="got whole weights that you have: organism"):
+        check_folders(a_session(tmp_path, defense="none", export="out"), [suite])
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")

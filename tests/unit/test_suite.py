@@ -105,30 +105,31 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "prompt-file-is-a-folder": (folder_instead(HELDOUT), (HELDOUT, "folder", "docs/suites.md")),
     "prompts-is-a-file": (prompts_are_a_file, ("prompts", ";")),
     # Keys.
-    "misspelled-key": (edit(S, "title:", "titel:"), (S, "titel", "'Demo'", "correct its spelling")),
-    "misspelled-key-in-policy": (edit(S, "samples:", "sampels:"), (S, "policy.sampels", "1", "correct its spelling")),
+    "misspelled-key": (edit(S, "title:", "titel:"), (S, ":3: titel", "'Demo'", "did you mean title?")),
+    "misspelled-key-in-policy": (edit(S, "samples:", "sampels:"), (S, ":20: policy.sampels", "1", "did you mean samples?")),
     "misspelled-key-in-defense": (
         edit(S, "    learning_rate: 1e-3", "    learnin_rate: 1e-3"),
-        (S, "defenses.quick.learnin_rate", "0.001", "correct its spelling"),
+        (S, ":8: defenses.quick.learnin_rate", "0.001", "did you mean learning_rate?"),
     ),
     "misspelled-key-in-attack": (
         edit(S, "control_steps", "controll_steps"),
-        (S, "attacks.0.base.controll_steps", "controll_steps=10", "correct its spelling"),
+        (S, ":12: attacks.0.base.controll_steps", "controll_steps=10", "did you mean control_steps?"),
     ),
     "misspelled-key-in-vary": (
         edit(S, "seed: [1, 2]", "sead: [1, 2]"),
-        (S, "attacks.1.vary.sead", "sead=1", "correct its spelling"),
+        (S, ":15: attacks.1.vary.sead", "sead=1", "did you mean seed?"),
     ),
     "varied-value-as-yes": (edit(S, "seed: [1, 2]", "seed: [1, yes]"), (S, "attacks.1.vary.seed", "seed=True", "correct it")),
     "misspelled-key-in-lora": (
         edit(S, "    learning_rate: 1e-3", "    learning_rate: 1e-3\n    lora: {rank: 8}"),
-        (S, "defenses.quick.lora.rank", "rank=8", "correct its spelling"),
+        (S, ":9: defenses.quick.lora.rank", "rank=8", "correct its spelling"),
     ),
-    "misspelled-key-in-prompt": (edit(HELDOUT, "core", "cor"), (HELDOUT, "prompts.0.cor", "cor=True", "spelling")),
-    "missing-key": (edit(S, "title: Demo\n", ""), (S, "title", "required", "add it")),
+    "misspelled-key-in-prompt": (edit(HELDOUT, "core", "cor"), (HELDOUT, ":2: prompts.0.cor", "cor=True", "did you mean core?")),
+    "missing-key": (edit(S, "title: Demo\n", ""), (S, ":1: title", "required", "add it")),
     "missing-key-in-attack": (edit(S, "learning_rate: 5e-4, ", ""), (S, "attacks", "learning_rate", "add it")),
     # Values.
-    "wrong-version": (edit(S, "version: 1", "version: 2"), (S, "version=2", "correct it")),
+    "version-to-come": (edit(S, "version: 1", "version: 999"), (S, ":1:", "version=999", "pip install --upgrade rn-harness")),
+    "version-of-no-time": (edit(S, "version: 1", "version: 0"), (S, "version=0", "correct it")),
     "unknown-tier": (edit(S, "tier: full", "tier: huge"), (S, "tier='huge'", "'standard'", "correct it")),
     "no-smoke-attack": (edit(S, "tier: smoke", "tier: standard"), (S, "smoke", "mark one")),
     "no-attack": (edit(S, "attacks:", "attacks: []\nx:"), (S, "attacks", "at least 1 item", "correct it")),
@@ -195,7 +196,7 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "duplicate-across-sets": (
         edit(HELDOUT, "say heldout1 x001heldout", "say attack1 x001attack"),
-        ("overlap=1.00", "attack-1", "heldout-1", "reword one"),
+        ("pairs=1", "  1.00  attack attack-1 ", "heldout heldout-1", "reword one"),
     ),
     "near-duplicate-across-sets": (
         # 4 words of 5 are shared, in another order: 2 * 4 / (5 + 5) = 0.80, exactly the bound.
@@ -203,7 +204,7 @@ MALFORMED: dict[str, tuple[Damage, tuple[str, ...]]] = {
             prompts("attack", prompt_row("attack", 1), "id: a-2, topic: t, text: tell x001 about x002 now")(folder),
             edit(HELDOUT, "say heldout1 x001heldout", "about x002 tell x001 later")(folder),
         ),
-        ("overlap=0.80", "a-2", "heldout-1", "reword one"),
+        ("pairs=1", "  0.80  attack a-2 ", "heldout-1", "reword one"),
     ),
     # Texts still to be written, and a benign domain without a reason.
     "placeholder": (edit(S, "title: Demo", "title: Demo  # TODO\ndescription: TODO(say it)"), (S, ":4:14", "TODO", "write")),
@@ -243,6 +244,21 @@ def test_malformed_suite_is_refused(suite_folder: Path, damage: Damage, parts: t
     assert [part for part in parts if part not in message] == [], message
 
 
+def test_all_overlaps_are_one_table(suite_folder: Path) -> None:
+    """Each pair of similar prompts of all sets is a row of one table, the worst first."""
+    edit(HELDOUT, "say heldout1 x001heldout", "say attack1 x001attack")(suite_folder)
+    edit("prompts/benign.yaml", "say benign1 x001benign", "now tell us attack2 x002attack")(suite_folder)
+    edit("prompts/attack.yaml", "say attack2 x002attack", "tell us attack2 x002attack")(suite_folder)
+    with pytest.raises(SuiteError, match="got pairs=2, listed from the worst") as raised:
+        load_suite(suite_folder)
+    assert str(raised.value).splitlines()[1:] == [
+        "  1.00  attack attack-1    say attack1 x001attack",
+        "        heldout heldout-1  say attack1 x001attack",
+        "  0.89  attack attack-2    tell us attack2 x002attack",  # 2 * 4 / (4 + 5)
+        "        benign benign-1    now tell us attack2 x002attack",
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -272,7 +288,7 @@ def test_all_errors_of_a_file_are_reported_at_once(suite_folder: Path) -> None:
         load_suite(suite_folder)
     lines = str(raised.value).splitlines()
     # The missing title, the unknown titel, the negative samples.
-    assert [re.sub(r"^.*suite\.yaml: ([\w.]+):.*$", r"\1", line) for line in lines] == ["title", "policy.samples", "titel"]
+    assert [re.sub(r"^.*suite\.yaml:\d+: ([\w.]+):.*$", r"\1", line) for line in lines] == ["title", "policy.samples", "titel"]
 
 
 def test_valid_suite_loads(suite_folder: Path) -> None:
