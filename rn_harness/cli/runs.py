@@ -20,6 +20,8 @@ from rn_harness.cli.shared import AsJson, RunFolder, find_suite, read_run, setti
 if TYPE_CHECKING:
     from rn_harness.records.case import CaseRecord
     from rn_harness.release.verification import Verification
+    from rn_harness.report.progress import Progress
+    from rn_harness.run.replay import ReplayedCase
     from rn_harness.store.store import Entry
 
 MIB = 2**20
@@ -153,6 +155,10 @@ def _write_index(folder: Path, out: Path | None) -> Path:
     return into / "index.html"
 
 
+MEASURING = ("model", "judge", "reward_judge", "second_judge", "acknowledge")
+"""Options of ``verify`` that are those of a run."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
     """The options of ``rn-harness verify``."""
@@ -172,10 +178,23 @@ class VerifyOptions:
     level: Annotated[str | None, typer.Option(help="lowest level of the claim, as for --rn-level; beats the policy")] = None
     waivers: Annotated[Path | None, typer.Option(help="refusals that somebody answers for, a YAML file; default: none")] = None
     offline: Annotated[bool, typer.Option(help="with --signer: use the cached trust root")] = False
+    prompts: Annotated[str | None, typer.Option(help="as for --rn-prompts, for --suite", metavar="DIR")] = None
+    replay: Annotated[int | None, typer.Option(min=1, help="measure so many cases again, chosen at random", metavar="N")] = None
+    replay_seed: Annotated[str | None, typer.Option(help="repeats the choice of an earlier replay; default: drawn now")] = None
+    model: Annotated[str | None, typer.Option(help="with --replay: your copy of the candidate, as for pytest --model")] = None
+    judge: Annotated[str | None, typer.Option(help="with --replay: as for --rn-judge")] = None
+    reward_judge: Annotated[str | None, typer.Option(help="with --replay: as for --rn-reward-judge")] = None
+    second_judge: Annotated[str | None, typer.Option(help="with --replay: as for --rn-second-judge")] = None
+    acknowledge: Annotated[bool, typer.Option("--acknowledge", help="with --replay: as for --rn-acknowledge")] = False
     as_json: AsJson = False
 
     def check(self) -> None:
         """Refuses options that exclude each other, and folders that do not exist."""
+        if self.replay and not (self.model and self.suite):
+            raise typer.BadParameter("--replay measures with your own model and suite; name both by --model and --suite")
+        for name in () if self.replay else ("replay_seed", *MEASURING):
+            if getattr(self, name):
+                raise typer.BadParameter(f"--{name.replace('_', '-')} goes with --replay, got none; pass --replay N, or drop it")
         if self.key and self.signer:
             raise typer.BadParameter("a run is checked against one signature, got --key and --signer; pass one of the two")
         if self.issuer and not self.signer:
@@ -220,10 +239,44 @@ def verify_command(options: VerifyOptions) -> None:
             if value is not None:
                 policy = validated(policy.model_dump(exclude_unset=True) | {name: value}, ReleasePolicy, option, ReleaseError)
     found = verify(
-        options.run, weights=options.weights, policy=policy, suites=options.suite or (), signed=options.signature, waivers=waivers
+        options.run,
+        weights=options.weights,
+        policy=policy,
+        suites=options.suite or (),
+        private=Path(options.prompts).resolve() if options.prompts else None,
+        signed=options.signature,
+        waivers=waivers,
     )
-    tell(_verification_lines(found), _verification_document(found), options.as_json)
+    lines, document = list[str](), dict[str, Any]()
+    if options.replay:
+        replayed = _replay(options, found)
+        found = dataclasses.replace(found, refusals=(*found.refusals, *(r.refusal for r in replayed if r.refusal)))
+        lines = [r.line for r in replayed]
+        document = {"replay": [dataclasses.asdict(r) for r in replayed]}
+    tell([*lines, *_verification_lines(found)], _verification_document(found) | document, options.as_json)
     raise typer.Exit(1 if found.refusals else 0)
+
+
+def _replay(options: VerifyOptions, found: Verification) -> list[ReplayedCase]:
+    """Measures cases of a verified run again. Choice, cost and progress go to stderr, before and while it works."""
+    from rn_harness.run.replay import Replay
+    from rn_harness.spec.options import Options
+
+    def say(progress: Progress) -> None:
+        if progress.state is not None:
+            typer.echo(progress.line, err=True)
+
+    if found.evidence is None or not found.can_be_replayed:
+        typer.echo("not replayed: the run does not hold together, or is not of this suite and these weights", err=True)
+        return []
+    asked = Options(base=Path.cwd(), prompts=options.prompts, **{name: getattr(options, name) for name in MEASURING})
+    given = {"seed": options.replay_seed} if options.replay_seed else {}
+    replay = Replay(evidence=found.evidence, suites=found.suites, options=asked, weights=options.weights.resolve(), **given)
+    chosen = replay.chosen(options.replay or 0)
+    for line in replay.plan(chosen):
+        typer.echo(line, err=True)
+    with usage_errors():
+        return list(replay.run(chosen, say))
 
 
 def _verification_lines(found: Verification) -> Iterator[str]:

@@ -56,13 +56,22 @@ Signed = Callable[[], bytes]
 class Verification:
     """The result of a verification: refusals, which are the reasons against a release, and waived ones, each with its waiver.
 
-    The run is None if it cannot be read. ``signed`` is True if a signature was checked.
+    The run is None if it cannot be read, the evidence is None if it does not hold together. ``signed`` is True if a signature was
+    checked. ``suites`` are the copies on this machine that are those of the run.
     """
 
     refusals: tuple[Refusal, ...]
     waived: tuple[tuple[Refusal, Waiver], ...] = ()
     run: RunRecord | None = None
     signed: bool = False
+    evidence: RunEvidence | None = None
+    suites: tuple[Suite, ...] = ()
+
+    @property
+    def can_be_replayed(self) -> bool:
+        """True if suites and weights are those of evidence that holds together, so that its cases can be measured again."""
+        unmatched = any(refusal.code in ("suite_differs", "weights_differ") for refusal in self.refusals)
+        return self.evidence is not None and bool(self.suites) and not unmatched
 
 
 def verify(
@@ -99,8 +108,9 @@ def verify(
     if refusals:  # evidence that does not hold together is not examined further
         return Verification((*refusals, *_stated(run)), (), run, signed is not None)
     refusals += _releasable(evidence)
+    copies: list[Suite] = []
     if suites:
-        refusals += _suites(evidence, suites, private)
+        refusals += _suites(evidence, suites, private, copies)
     elif level := run.options.get("level"):
         refusals.append(
             Refusal("lax", f"the run was asked for level {level}; only the suite says whether that is lower: pass --suite")
@@ -108,7 +118,7 @@ def verify(
     refusals += [Refusal("weights_differ", sentence) for sentence in _weight_differences(run, weights)]
     refusals += [*_policy(evidence, policy), *_age(evidence, policy, now), *_tool(evidence, policy)]
     left, waived = _waive(refusals, waivers, now.date())
-    return Verification(tuple(left), tuple(waived), run, signed is not None)
+    return Verification(tuple(left), tuple(waived), run, signed is not None, evidence, tuple(copies))
 
 
 def _signature(folder: Path, signed: Signed) -> list[Refusal]:
@@ -123,9 +133,9 @@ def _signature(folder: Path, signed: Signed) -> list[Refusal]:
     return [Refusal("signature", f"what was signed is not {STATEMENT} of this run")]
 
 
-def _suites(evidence: RunEvidence, folders: Sequence[Path], private: Path | None) -> Iterator[Refusal]:
-    """Compares suites on this machine with those of the run."""
-    run, suites = evidence.run, list[Suite]()
+def _suites(evidence: RunEvidence, folders: Sequence[Path], private: Path | None, suites: list[Suite]) -> Iterator[Refusal]:
+    """Compares suites on this machine with those of the run, and adds the ones that can be read to ``suites``."""
+    run = evidence.run
     recipes: Mapping[str, Sequence[str]] = run.options.get("recipe", {})
     for folder in folders:
         try:

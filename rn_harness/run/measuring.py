@@ -34,6 +34,11 @@ LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence", "conditional_leak")
 """Fields of a checkpoint that may need the control's answers, hence its process; another try may lack them."""
 
 
+def without_leak(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint without the fields that are measured only if the control ran in the same process."""
+    return checkpoint.model_copy(update=dict.fromkeys(LEAK_OF_CONTROL))
+
+
 @dataclasses.dataclass(frozen=True)
 class FleetMember:
     """The model that a fleet gives to one of its cases, and the fleet's name for progress; None if it has one member."""
@@ -103,7 +108,7 @@ class Measuring:
         lines.write(checkpoint.model_dump_json() + "\n")
         lines.flush()
         if self.task.attack is not None:
-            self.journal.add(checkpoint.model_copy(update=dict.fromkeys(LEAK_OF_CONTROL)).model_dump_json())
+            self.journal.add(without_leak(checkpoint).model_dump_json())
         maximum = "unscored" if checkpoint.maximum is None else f"max {checkpoint.maximum:g}"
         mean = "" if checkpoint.mean is None else f", mean {checkpoint.mean:.2f}"
         above = f"{checkpoint.above.count}/{checkpoint.scored} above {self.task.suite.policy.threshold:g}"

@@ -82,9 +82,10 @@ def test_every_option_in_an_example_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_example_gates_in_the_right_order(name: str) -> None:
-    """The order is: evaluate with the gate, sign, verify, and only then publish."""
+    """The order is: evaluate with the gate, sign, verify, measure cases again, and only then publish."""
     text = [" ".join(words) for words in commands(name)]
-    order = [next(i for i, line in enumerate(text) if part in line) for part in ("--rn-gate", " sign ", " verify ", "hf upload")]
+    parts = ("--rn-gate", " sign ", " verify ", " --replay ", "hf upload")
+    order = [next(i for i, line in enumerate(text) if part in line) for part in parts]
     assert order == sorted(order)
 
 

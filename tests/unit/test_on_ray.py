@@ -201,5 +201,5 @@ def test_a_worker_leaves_no_core_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker writes no core dump, because it would contain attacked weights."""
     limits: list[tuple[int, tuple[int, int]]] = []
     monkeypatch.setattr(worker.resource, "setrlimit", lambda *limit: limits.append(limit))
-    worker._no_core_dump()
+    worker.forbid_core_dumps()
     assert limits == [(worker.resource.RLIMIT_CORE, (0, worker.resource.getrlimit(worker.resource.RLIMIT_CORE)[1]))]

@@ -23,7 +23,7 @@ from rn_harness.release.statement import RUN
 from rn_harness.run.case import Case, CaseTask, all_cases
 from rn_harness.run.context import PARTS
 from rn_harness.run.executors.acceptance import ReceivedCases, mismatches
-from rn_harness.run.measuring import LEAK_OF_CONTROL, TRANSCRIPT
+from rn_harness.run.measuring import TRANSCRIPT, without_leak
 from rn_harness.run.session import RECORD, ROUNDING
 from rn_harness.spec.errors import ExecutorError
 from rn_harness.spec.restraint import BETAS
@@ -182,7 +182,7 @@ class Results(ReceivedCases):
         stem = f"{found.line.domain}-{found.line.case_id}-"
         journals = found.record.evidence.journals
         own = {
-            file: [_without_leak(c).model_dump(mode="json") for c in journals[file].checkpoints] if file in journals else []
+            file: [without_leak(c).model_dump(mode="json") for c in journals[file].checkpoints] if file in journals else []
             for file in (CHECKPOINTS, *(restrained_file(n, "attack") for n in range(1, len(BETAS) + 1)))
         }
         tolerance = 0.0 if found.record.identity.hardware.get("device") == "cpu" else ROUNDING
@@ -197,7 +197,7 @@ class Results(ReceivedCases):
                     )
                 for file, known in own.items():
                     theirs = _read_checkpoints(folder / file, name, part)
-                    others = [_without_leak(c).model_dump(mode="json") for c in theirs]
+                    others = [without_leak(c).model_dump(mode="json") for c in theirs]
                     repeated = (i < len(known) and alike(of, known[i], tolerance) for i, of in enumerate(others))
                     yield from theirs[next((i for i, same in enumerate(repeated) if not same), len(theirs)) :]
 
@@ -238,14 +238,9 @@ def _of_domain(options: Mapping[str, Any], domain: str) -> dict[str, Any]:
     }
 
 
-def _without_leak(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint without the fields that are measured only if the control ran in the same process."""
-    return checkpoint.model_copy(update=dict.fromkeys(LEAK_OF_CONTROL))
-
-
 def _comparable(found: PartRecord) -> Trajectory | None:
     run = found.record.evidence.trajectory
-    return run and run.model_copy(update={"checkpoints": tuple(map(_without_leak, run.checkpoints))})
+    return run and run.model_copy(update={"checkpoints": tuple(map(without_leak, run.checkpoints))})
 
 
 def _read_checkpoints(path: Path, name: str, part: RunPart) -> list[Checkpoint]:
