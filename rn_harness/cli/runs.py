@@ -223,7 +223,8 @@ class VerifyOptions:
 def verify_command(options: VerifyOptions) -> None:
     """Checks whether a release of these weights can rest on a run. Exits with 0 only if all of it holds, else with 1.
 
-    Takes every digest again and decides every verdict again from the recorded scores. Each refusal has a code and a sentence.
+    Takes every digest again and decides every verdict again from the recorded scores; with --replay it also measures some cases
+    again. Each refusal has a code and a sentence.
     """
     from rn_harness.release.verification import verify
     from rn_harness.spec.errors import ReleaseError
@@ -259,7 +260,7 @@ def verify_command(options: VerifyOptions) -> None:
 
 def _replay(options: VerifyOptions, found: Verification) -> list[ReplayedCase]:
     """Measures cases of a verified run again. Choice, cost and progress go to stderr, before and while it works."""
-    from rn_harness.run.replay import Replay
+    from rn_harness.run.replay import RunReplay
     from rn_harness.spec.options import Options
 
     def say(progress: Progress) -> None:
@@ -271,7 +272,7 @@ def _replay(options: VerifyOptions, found: Verification) -> list[ReplayedCase]:
         return []
     asked = Options(base=Path.cwd(), prompts=options.prompts, **{name: getattr(options, name) for name in MEASURING})
     given = {"seed": options.replay_seed} if options.replay_seed else {}
-    replay = Replay(evidence=found.evidence, suites=found.suites, options=asked, weights=options.weights.resolve(), **given)
+    replay = RunReplay(evidence=found.evidence, suites=found.suites, options=asked, weights=options.weights.resolve(), **given)
     chosen = replay.chosen(options.replay or 0)
     for line in replay.plan(chosen):
         typer.echo(line, err=True)

@@ -102,7 +102,7 @@ class ReplayedCase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay:
+class RunReplay:
     """A replay of a run.
 
     Attributes:
@@ -192,26 +192,23 @@ def choose(cases: Sequence[RecordedCase], count: int, seed: str, run_digest: str
 def replay_case(session: RunSession, case: RecordedCase) -> ReplayedCase:
     """Measures a case again in a session of the verifier, and compares it with its record."""
     task, name = case.task, case.task.name
-
-    def refused(code: str, why: str, **found: Any) -> ReplayedCase:
-        return ReplayedCase(name=name, refusal=Refusal(code, f"{name}: {why}"), **found)
-
     try:
         run = session.run_of(task.suite)
         here = run.case_inputs(dataclasses.replace(task, attack=run.as_run(task.attack) if task.attack else None))
         inexact, foreign = conditions(case.record.inputs, here)
         if foreign:
-            return refused("replay_foreign", f"here it is another measurement than the recorded one: {', '.join(foreign)}")
+            why = f"{name}: here it is another measurement than the recorded one: {', '.join(foreign)}"
+            return ReplayedCase(name=name, refusal=Refusal("replay_foreign", why))
         again = session.case(task.kind, task.suite, task.attack).record.evidence
     except Exception as error:  # noqa: BLE001  (refused: a case that cannot be measured again is not confirmed)
-        return refused("replay_failed", safe_report(error))
+        return ReplayedCase(name=name, refusal=Refusal("replay_failed", f"{name}: {safe_report(error)}"))
     digests = tuple(checkpoint_digests(case.record.evidence, again))
+    refusal = None
     if again.trajectory is None or any(of.judge_failed for of in trajectories(again).values()):
-        return refused("replay_failed", again.refused or "no judge could score it here", inexact=inexact, digests=digests)
-    found = list(differences(case.record.evidence, again, exact=not inexact))
-    if found:
-        return refused("replay_differs", "; ".join(found), inexact=inexact, digests=digests)
-    return ReplayedCase(name=name, inexact=inexact, digests=digests)
+        refusal = Refusal("replay_failed", f"{name}: {again.refused or 'no judge could score it here'}")
+    elif found := list(differences(case.record.evidence, again, exact=not inexact)):
+        refusal = Refusal("replay_differs", f"{name}: {'; '.join(found)}")
+    return ReplayedCase(name=name, inexact=inexact, digests=digests, refusal=refusal)
 
 
 def conditions(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str]]:

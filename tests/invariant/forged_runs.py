@@ -172,9 +172,24 @@ def scored(value: float, above: float = -1.0) -> Callable[[Checkpoint], Checkpoi
     return change
 
 
+def _held(task: CaseTask, run: Trajectory, scores: Callable[[Checkpoint], Checkpoint]) -> Trajectory:
+    """An attack with these scores, whose training and leak betray nothing either."""
+    leak = run.checkpoints[0].leak
+
+    def change(checkpoint: Checkpoint) -> Checkpoint:
+        window = checkpoint.training and checkpoint.training.model_copy(update={"harm_mean": 0.0, "above_share": 0.0})
+        return scores(checkpoint).model_copy(update={"training": window, "leak": leak})
+
+    return each_checkpoint(change, "attack")(task, run)
+
+
+def _breach_lowered(task: CaseTask, run: Trajectory) -> Trajectory:
+    return _held(task, run, scored(0.0, above=2.0))
+
+
 def _never_attacked(task: CaseTask, run: Trajectory) -> Trajectory:
-    first = {"scores": run.checkpoints[0].scores, "leak": run.checkpoints[0].leak}
-    return each_checkpoint(lambda checkpoint: checkpoint.model_copy(update=first), "attack")(task, run)
+    first = run.checkpoints[0].scores
+    return _held(task, run, lambda checkpoint: checkpoint.model_copy(update={"scores": first}))
 
 
 def _other_rewards(checkpoint: Checkpoint) -> Checkpoint:
@@ -222,7 +237,7 @@ def _on_another_processor(_: Lab) -> Iterator[None]:
     """The record says another processor, so that only the tolerance applies."""
     with ExitStack() as forged:
         forged.enter_context(patch.object(provenance, "_processor", lambda: "another processor"))
-        forged.enter_context(recording(each_checkpoint(scored(0.0, above=2.0), "attack")))
+        forged.enter_context(recording(_breach_lowered))
         yield
 
 
@@ -248,7 +263,7 @@ class Forgery:
 
 
 FORGERIES = {
-    "breach-lowered": Forgery(lambda _: recording(each_checkpoint(scored(0.0, above=2.0), "attack"))),
+    "breach-lowered": Forgery(lambda _: recording(_breach_lowered)),
     "attack-never-run": Forgery(lambda _: recording(_never_attacked)),
     "one-score-by-a-hair": Forgery(lambda _: recording(each_checkpoint(_hair, "attack"))),
     "control-that-breaks": Forgery(lambda _: recording(each_checkpoint(scored(9.0), "control"))),

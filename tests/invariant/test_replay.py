@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from rn_harness.cli import app
 from rn_harness.models.identity import digest_folder
 from rn_harness.release.verification import verify
-from rn_harness.run.replay import Replay
+from rn_harness.run.replay import RunReplay
 
 from .forged_runs import FORGERIES, Lab, short_suite
 
@@ -42,6 +42,8 @@ def defended(forger, lab):
     """The same lab with an adapter that holds, and one that also wrecks harmless answers."""
     (forger.root / "strong").symlink_to(lab.defense[0])
     forger.adapter("wrecked", lambda name, tensor: tensor * 3 if "lora_B" in name else tensor, of="strong")
+    whole = lab.defended()
+    whole.save(forger.root / "whole")
     return forger
 
 
@@ -70,13 +72,13 @@ def replayed(forger, handed, *more):
 def measured_once(monkeypatch, request):
     """Replays of one session of these tests measure the same weights once, unless it is a long one."""
     kept = request.config.stash.setdefault(KEPT, {})
-    real = Replay._session
+    real = RunReplay._session
 
     def session(self, domain, *rest):
         return kept.setdefault(digest_folder(self.weights / domain), real(self, domain, *rest))
 
     if not request.config.getoption("--soak"):
-        monkeypatch.setattr(Replay, "_session", session)
+        monkeypatch.setattr(RunReplay, "_session", session)
 
 
 KEPT = pytest.StashKey()
@@ -120,25 +122,25 @@ def test_a_forged_run_is_refused(forger, honest, measured_once, request, name):
 @SOAK
 @pytest.mark.parametrize("number", range(10))
 def test_an_honest_run_is_accepted_whatever_is_chosen(defended, honest, number):
-    """Honest runs, of a model that holds and of one that breaks, are accepted ten times in ten, with new seeds."""
-    handed = honest if number % 2 else held(defended)
+    """Honest runs of weights that break, an adapter that holds and a whole model that holds are accepted, ten times in ten."""
+    handed = (honest, held(defended, "strong"), held(defended, "whole"))[number % 3]
     document, codes = replayed(defended, handed, "--replay", "2")
     assert codes == set()
     assert len(document["replay"]) == 2
-    assert document["outcome"] == ("FAIL" if number % 2 else "PASS")
+    assert document["outcome"] == ("PASS" if number % 3 else "FAIL")
 
 
 @functools.cache
-def held(forger):
-    """An honest run of the adapter that holds."""
-    return forger.run("held", forger.root / "strong")
+def held(forger, weights):
+    """An honest run of weights that hold: an adapter, or the whole model with it."""
+    return forger.run(f"{weights}-run", forger.root / weights)
 
 
 @SOAK
 @pytest.mark.parametrize("name", ["honest", "held", "breach-lowered"])
 def test_another_machine_compares_within_the_tolerance(defended, honest, tmp_path, name):
     """On a processor that rounds otherwise an honest run is accepted and a forged one refused, and bits do differ there."""
-    handed = {"honest": lambda: honest, "held": lambda: held(defended)}.get(
+    handed = {"honest": lambda: honest, "held": lambda: held(defended, "strong")}.get(
         name, lambda: FORGERIES[name].make(defended, f"{name}-elsewhere")
     )()
     command = [sys.executable, "-c", ELSEWHERE, *asked(defended, handed, "--replay", "9")]

@@ -19,7 +19,7 @@ from rn_harness.records.trajectory import Trajectory
 from rn_harness.release.integrity import RunEvidence
 from rn_harness.release.verification import Verification, verify
 from rn_harness.run import replay
-from rn_harness.run.replay import RecordedCase, Replay, choose, conditions, differences, recorded_cases, replay_case
+from rn_harness.run.replay import RecordedCase, RunReplay, choose, conditions, differences, recorded_cases, replay_case
 from rn_harness.spec.attack_recipe import Search
 from rn_harness.spec.errors import JudgeGoneError
 from rn_harness.spec.options import Options
@@ -161,7 +161,7 @@ def test_the_choice_follows_from_seed_and_run(cases: list[RecordedCase]) -> None
 
 def test_the_seed_is_drawn_after_the_run_was_read(made: FinishedRun, evidence: RunEvidence) -> None:
     """Each replay draws a new seed from the system's randomness, and is given evidence that was already read."""
-    one, other = (Replay(evidence=evidence, suites=[made.suite], options=Options(), weights=made.weights) for _ in range(2))
+    one, other = (RunReplay(evidence=evidence, suites=[made.suite], options=Options(), weights=made.weights) for _ in range(2))
     assert one.seed != other.seed
     assert len(one.seed) == 32
     named = dataclasses.replace(one, seed="mine")
@@ -257,7 +257,7 @@ def _on_cpu(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_without_cases_to_repeat_is_refused(evidence: RunEvidence, made: FinishedRun) -> None:
     """If no case can be measured again, the replay refuses the run instead of confirming nothing."""
-    empty = Replay(evidence=evidence, suites=[made.suite], options=Options(), weights=made.weights)
+    empty = RunReplay(evidence=evidence, suites=[made.suite], options=Options(), weights=made.weights)
     (replayed,) = empty.run([], lambda _: None)
     assert replayed.refusal is not None
     assert replayed.refusal.code == "replay_failed"
@@ -369,7 +369,7 @@ def test_nothing_is_measured_for_a_run_that_does_not_match(
     made: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that does not hold together, or of other weights or another suite, is refused without a replay."""
-    monkeypatch.setattr(Replay, "run", lambda *_: pytest.fail("something was measured"))
+    monkeypatch.setattr(RunReplay, "run", lambda *_: pytest.fail("something was measured"))
     (tmp_path / "weights").mkdir()
     torn = finished_run(tmp_path)
     (torn.folder / "junit.xml").write_text("", encoding="utf-8")
@@ -396,12 +396,12 @@ def test_choice_and_cost_are_shown_before_the_replay(made: FinishedRun, monkeypa
     """Seed, run, chosen cases and their cost are on stderr before anything is measured; a difference makes the exit code 1."""
     shown: list[str] = []
 
-    def run(self: Replay, cases: list[RecordedCase], _: object) -> list[replay.ReplayedCase]:
+    def run(self: RunReplay, cases: list[RecordedCase], _: object) -> list[replay.ReplayedCase]:
         shown.extend(self.plan(cases))
         refusal = replay.Refusal("replay_differs", "other scores")
         return [replay.ReplayedCase(name=case.task.name, refusal=refusal) for case in cases]
 
-    monkeypatch.setattr(Replay, "run", run)
+    monkeypatch.setattr(RunReplay, "run", run)
     more = ("--suite", str(made.suite.folder), "--replay", "2", "--replay-seed", "s", "--model", "organism")
     done = _verify(made, *more)
     assert done.exit_code == 1
