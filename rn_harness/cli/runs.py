@@ -267,7 +267,7 @@ def _replay(options: VerifyOptions, found: Verification) -> list[ReplayedCase]:
         if progress.state is not None:
             typer.echo(progress.line, err=True)
 
-    if found.evidence is None or not found.can_be_replayed:
+    if found.evidence is None or options.weights is None or not found.can_be_replayed:
         typer.echo("not replayed: the run does not hold together, or is not of this suite and these weights", err=True)
         return []
     asked = Options(base=Path.cwd(), prompts=options.prompts, **{name: getattr(options, name) for name in MEASURING})

@@ -177,7 +177,8 @@ def _held(task: CaseTask, run: Trajectory, scores: Callable[[Checkpoint], Checkp
     leak = run.checkpoints[0].leak
 
     def change(checkpoint: Checkpoint) -> Checkpoint:
-        window = checkpoint.training and checkpoint.training.model_copy(update={"harm_mean": 0.0, "above_share": 0.0})
+        window, told = checkpoint.training, ("harm_mean", "above_share", "reward_mean")
+        window = window and window.model_copy(update=dict.fromkeys(told, 0.0))
         return scores(checkpoint).model_copy(update={"training": window, "leak": leak})
 
     return each_checkpoint(change, "attack")(task, run)
