@@ -181,7 +181,7 @@ class VerifyOptions:
     prompts: Annotated[str | None, typer.Option(help="as for --rn-prompts, for --suite", metavar="DIR")] = None
     replay: Annotated[int | None, typer.Option(min=1, help="measure so many cases again, chosen at random", metavar="N")] = None
     replay_seed: Annotated[str | None, typer.Option(help="repeats the choice of an earlier replay; default: drawn now")] = None
-    model: Annotated[str | None, typer.Option(help="with --replay: your copy of the candidate, as for pytest --model")] = None
+    model: Annotated[str | None, typer.Option(help="with --replay: your copy of the candidate, as for --model")] = None
     judge: Annotated[str | None, typer.Option(help="with --replay: as for --rn-judge")] = None
     reward_judge: Annotated[str | None, typer.Option(help="with --replay: as for --rn-reward-judge")] = None
     second_judge: Annotated[str | None, typer.Option(help="with --replay: as for --rn-second-judge")] = None
