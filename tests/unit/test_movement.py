@@ -17,9 +17,8 @@ from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.errors import TrainingError
 from rn_harness.training.grpo import _check_armed
 
-from .test_compat import tiny_network
-
 from .lazy import LazyModule
+from .test_compat import tiny_network
 
 torch: Any = LazyModule("torch")
 
