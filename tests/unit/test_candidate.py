@@ -118,7 +118,10 @@ HUB_ERRORS = {
     "wrong-id": ("RepositoryNotFoundError", r"got model='owner/name' .*; correct it, or log in if the model is private"),
     "wrong-revision": ("RevisionNotFoundError", r"name a commit, tag or branch that it has"),
     "gated": ("GatedRepoError", r"accept its licence on the hub and log in with `hf auth login`"),
-    "no-network": ("LocalEntryNotFoundError", r"the hub must be reached .*; try again, run `hf download owner/name` .*, or name a local folder"),
+    "no-network": (
+        "LocalEntryNotFoundError",
+        r"the hub must be reached .*; try again, run `hf download owner/name` .*, or name a local folder",
+    ),
     "incomplete": ("IncompleteSnapshot", r"must lie on the hub whole, .*; name a revision that holds all of it in safetensors"),
 }
 
