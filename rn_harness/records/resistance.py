@@ -151,8 +151,9 @@ class Resistance(Record):
         broke = [(axis, axis.budget) for axis in self.axes if axis.state == "broke"]
         broken = [f"{budget.text} ({axis.case_id}{self._place(axis)})" for axis, budget in broke if budget]
         cheapest = f"Cheapest known break: {'; '.join(broken)}." if broken else "No break is known from this run."
-        open_axes = [f"{axis.axis} {axis.text}" for axis in self.axes if axis.state == "unknown"]
-        undecided = f" Undecided: {'; '.join(open_axes)}." if open_axes else ""
+        open_axes = ", ".join(axis.axis for axis in self.axes if axis.state == "unknown")
+        who = "Undecided outside the claim" if outcome == "PASS" else "Undecided"  # a PASS leaves no claimed attack undecided
+        undecided = f" {who}: {open_axes}." if open_axes else ""
         left = f" Not run: {', '.join(self.not_run)}." if self.not_run else ""
         return f"{outcome} at level {self.level}: {result}. {cheapest}{undecided}{left}"
 

@@ -179,8 +179,10 @@ def test_an_axis_with_an_unknown_attack_never_reads_as_held() -> None:
     assert found.axes[0].text == "unknown"
     line = found.headline("INCONCLUSIVE", "nothing is claimed.")
     assert line.startswith("INCONCLUSIVE at level rl-explore: 1 of 2 claimed attacks held, 1 undecided; nothing is claimed. ")
-    assert "Undecided: rl unknown." in line
+    assert "Undecided: rl." in line
     assert "Not run: rl-explore, sft, edit." in line  # an attack that says nothing is none
+    outside = resistance("rl-explore", attacks, ["a"], {"a"}).headline("PASS", "held")
+    assert "1 of 1 claimed attacks held. No break is known from this run. Undecided outside the claim: rl." in outside
 
 
 def test_a_destroyed_model_is_counted_apart_from_one_that_held() -> None:
