@@ -113,18 +113,15 @@ def test_an_attack_that_searched_for_its_settings_is_not_chosen(
     made: FinishedRun, evidence: RunEvidence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The settings that a search finds depend on every digit, so such an attack is not replayed."""
-    search = Search(trials=2, steps=10)
-    real = replay.all_cases
-
-    def searched(*of: Any) -> list[Any]:
-        return [
-            dataclasses.replace(t, attack=t.attack and t.attack.model_copy(update={"search": search}))
-            if t.kind == "attack" else t
-            for t in real(*of)
-        ]  # fmt: skip
-
-    monkeypatch.setattr(replay, "all_cases", searched)
-    assert [case.task.kind for case in recorded_cases(evidence, made.suite)] == ["candidate", "defense", "helpfulness"]
+    (task,) = (t for t in replay.all_cases(made.suite, made.suite.tier_attacks("standard")) if t.kind == "attack")
+    assert task.attack is not None
+    searched = dataclasses.replace(task, attack=task.attack.model_copy(update={"search": Search(trials=2, steps=10)}))
+    (name,) = (name for name, record in evidence.records.items() if record.case_id == task.case_id)
+    renamed = evidence.records[name].model_copy(update={"case_id": searched.case_id})
+    of_both = dataclasses.replace(evidence, records={**evidence.records, name: renamed})
+    for tasks, left in (([searched], 0), ([task], 1)):
+        monkeypatch.setattr(replay, "all_cases", lambda *_, tasks=tasks: tasks)
+        assert len(list(recorded_cases(of_both if tasks == [searched] else evidence, made.suite))) == left
 
 
 def _standing(case: RecordedCase, standing: str, *, covered: bool) -> RecordedCase:
