@@ -71,6 +71,7 @@ MEANINGLESS: dict[str, str] = {
     "options.arguments": LABEL,
     "options.acknowledge": LABEL,
     "options.transcripts": LABEL,
+    "options.shipped": "how the command named its suites; each suite's digest is bound",
     "options.quantise": "of each case the candidate's identity says it, which is bound",
     "options.shard": "where the weights lay; of each training its settings say it, and they are bound",
     "options.sampler": "of each case its settings say it, which are bound",

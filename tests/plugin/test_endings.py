@@ -88,7 +88,7 @@ def test_measurements_before_a_fault_are_recorded(scene, fault, code, told):
     assert result.ret == code, result.text
     assert "INTERNALERROR" not in result.text
     goes_on = "at biochem: attack-grpo-p5-lr5e-4-s0: step 4/4: type the same command again. It goes on after 0 of 1 tests"
-    assert (f"INTERRUPTED {goes_on}" in result.text) == (fault != "memory")
+    assert (f"INTERRUPTED {goes_on}" in result.text) == fault.startswith("SIG")
     _assert_red(scene, 1)
     steps, record = _measured(scene)
     assert steps == [0, 2]
