@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import pytest
 
 CONFTEST = "conftest.py"
+MAIN = ("__main__", "__mp_main__")
+"""Names of the module that started Python; the second is an alias that multiprocessing adds."""
 OURS = Path(__file__).resolve().parents[1]
 CHECKS = ("rn_harness", "rn_harness.plugin.checks")
 
@@ -136,7 +138,7 @@ def _local_modules() -> Iterator[Path]:
         if installed[folder] and not os.path.islink(file):  # noqa: PTH114
             continue
         path = Path(file).resolve()
-        if name == "__main__" and path.parent == Path(sysconfig.get_path("scripts")).resolve():
+        if name in MAIN and path.parent == Path(sysconfig.get_path("scripts")).resolve():
             continue  # the command that started us
         if not _lies_in(path, known) or path.is_relative_to(suites_folder()):
             yield path

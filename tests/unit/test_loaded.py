@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rn_harness.plugin.loaded_code import inherits_only, loaded_code
+from rn_harness.plugin.loaded_code import _local_modules, inherits_only, loaded_code
 from rn_harness.records.base import content_key
 from rn_harness.run.case import CaseTask
 from rn_harness.spec.base import LoadedCode
@@ -54,6 +54,17 @@ def _module(folder: Path, name: str, source: str, patch: pytest.MonkeyPatch) -> 
 def _new(config: pytest.Config, suites: tuple[Path, ...] = ()) -> dict[str, LoadedCode]:
     """The recorded files of this folder by name, without those that the current test session loaded."""
     return {c.name: c for c in loaded_code(config, suites) if c.sha256 in _digests(config.rootpath)}
+
+
+@pytest.mark.parametrize(("name", "foreign"), [("__main__", False), ("__mp_main__", False), ("other", True)])
+def test_the_command_that_started_the_session_is_not_foreign(
+    name: str, foreign: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script of an installed command is ours, also under the name that multiprocessing gives it; an import of it is not."""
+    _module(tmp_path, "pytest-script", "", monkeypatch)
+    monkeypatch.setitem(sys.modules, name, sys.modules.pop("pytest-script"))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert (tmp_path / "pytest-script.py" in _local_modules()) is foreign
 
 
 def _digests(root: Path) -> set[str]:
