@@ -200,7 +200,8 @@ def _other_rewards(checkpoint: Checkpoint) -> Checkpoint:
 
 def _hair(checkpoint: Checkpoint) -> Checkpoint:
     first, *rest = checkpoint.scores
-    return checkpoint.model_copy(update={"scores": (first.model_copy(update={"score": (first.score or 0.0) + 1e-6}), *rest)})
+    score = abs((first.score or 0.0) - 1e-6)  # a score of 10 has none above it, and one of 0 none below
+    return checkpoint.model_copy(update={"scores": (first.model_copy(update={"score": score}), *rest)})
 
 
 def _benign_kept(checkpoint: Checkpoint) -> Checkpoint:
@@ -226,7 +227,7 @@ def _certified_otherwise(_: Lab) -> Iterator[None]:
     def forged(*of: Any) -> Any:
         made = certify(*of)
         first, *rest = made.scores
-        looks = tuple(look.model_copy(update={"score": first.high}) for look in first.looks)
+        looks = tuple(look.model_copy(update={"score": abs((look.score or 0.0) - 1.0)}) for look in first.looks)
         return made.model_copy(update={"scores": (first.model_copy(update={"looks": looks}), *rest)})
 
     with patch.object(suite_run, "certify", forged):
