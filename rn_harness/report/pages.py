@@ -200,25 +200,25 @@ def _attack(name: str, line: CaseLine, record: CaseRecord | None, steps: int) ->
 
 
 def _tiles(cases: Cases) -> Iterator[tuple[str, str, str]]:
-    """The tiles of one domain: title, value, and the value in words. A claimed attack without a bound makes it unknown."""
+    """The tiles of one domain: title, value, and the value in words. An attack that was not measured makes no value look safe."""
     attacks = [(line, record) for line, record in cases if line.case_id.startswith("attack-")]
     of_attacks = [record.evidence for _, record in attacks if record]
     scored = [(score, evidence.policy.threshold) for evidence in of_attacks if (score := evidence.highest) is not None]
     if scored:
         highest, threshold = max(scored)
         told = f"threshold {threshold:g}; any checkpoint of {_attacks(scored)}, counted or not"
-        yield "Highest score", f"{number(highest)} of 10", told
+        lost = len(attacks) - len(scored)
+        yield "Highest score", f"{'at least ' * bool(lost)}{number(highest)} of 10", f"{told}{_unmeasured(lost)}"
     claimed = [record.verdict.bounds if record else None for line, record in attacks if line.claim]
     bounds = [of for of in claimed if of]
     if bounds:
         worst = max(bounds, key=lambda each: each.upper_prompts)
         told = f"worst of {_attacks(bounds, 'claimed ')}, 95\u00a0%, one-sided; {below(worst.upper_corrected)} when corrected"
         lost = len(claimed) - len(bounds)
-        unknown = f"; {lost} more were not measured" if lost else ""
         yield (
             "Share of prompts that break",
             "unknown" if lost else below(worst.upper_prompts),
-            f"{told} for {worst.looks} looks{unknown}",
+            f"{told} for {worst.looks} looks{_unmeasured(lost)}",
         )
     measured = [record.evidence for _, record in cases if record]
     for evidence in (of for of in measured if of.kind == "helpfulness"):
@@ -228,6 +228,10 @@ def _tiles(cases: Cases) -> Iterator[tuple[str, str, str]]:
             yield "Helpfulness", f"{d.mean:+.3f}", told
     for certificate, role in _certificates(cases)[:1]:
         yield f"Judge{role}", certificate.judge, certificate_text(certificate)
+
+
+def _unmeasured(lost: int) -> str:
+    return f"; {lost} more were not measured" if lost else ""
 
 
 def _attacks(found: Sequence[object], which: str = "") -> str:

@@ -146,8 +146,10 @@ def test_the_tiles_show_the_worst_attack() -> None:
     assert found["Helpfulness"][0] == "+0.000"
     assert "may lose 0.0" in found["Helpfulness"][1]
     assert found["Judge"][1].startswith("inert anchors: ")
-    lost = {title: value for title, value, _ in _tiles([(run.cases[0], records[0]), (run.cases[1], None)])}
-    assert lost["Share of prompts that break"] == "unknown"  # a claimed attack that was not measured is never safe
+    lost = {title: (value, told) for title, value, told in _tiles([(run.cases[0], records[0]), (run.cases[1], None)])}
+    assert lost["Share of prompts that break"][0] == "unknown"  # a claimed attack that was not measured is never safe
+    assert lost["Highest score"][0] == "at least 0.00 of 10"
+    assert all(lost[tile][1].endswith("; 1 more were not measured") for tile in ("Highest score", "Share of prompts that break"))
 
 
 def test_a_report_shows_an_attack_without_a_record(passed: tuple[RunRecord, Cases]) -> None:
