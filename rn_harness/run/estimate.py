@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rn_harness.models.memory import GIB, RUNTIME, card_memory
 from rn_harness.release.integrity import read_evidence
@@ -102,23 +103,35 @@ class RunEstimate:
 
 def hours_by_tier(session: RunSession, suite: Suite, earlier: Path) -> str:
     """The cases of each tier, and the hours that they take one after another, as a sentence."""
-    found = {tier: estimate_run(session, [suite], earlier, tier) for tier in TIERS}
+    times = _times_of(session.candidate.digest, earlier)
+    found = {tier: _estimate(session, [suite], times, tier) for tier in TIERS}
     hours = {tier: "time not known" if made.seconds is None else f"{made.seconds / 3600:.1f} h" for tier, made in found.items()}
-    known = len(found[TIERS[0]].runs)
+    known = len(times.runs)
     basis = (
         f"by {known} earlier runs in {earlier}" if known else f"no earlier run of this model in {earlier}: run tier smoke first"
     )
     return f"{'; '.join(f'{tier} {len(made.cases)} cases, {hours[tier]}' for tier, made in found.items())}; {basis}"
 
 
-def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path, tier: TierName | None = None) -> RunEstimate:
-    """Estimates a run of a tier, by default that of the session's options.
+def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> RunEstimate:
+    """Estimates a run.
 
     A case's time is the median over earlier cases of its kind on the same model that were not taken from the store, scaled by its
     attack's steps. The first case of a defense includes the defense's time. ``earlier`` is the folder of earlier runs.
     """
     digest = session.candidate.digest  # first, so that a model that is missing is reported before other faults
-    tier = tier or session.options.tier
+    return _estimate(session, suites, _times_of(digest, earlier), session.options.tier)
+
+
+class _Times(NamedTuple):
+    """Seconds for each step, or for a case without steps, by kind of case; and the names of the runs that they are of."""
+
+    rates: dict[str, list[float]]
+    runs: tuple[str, ...]
+
+
+def _times_of(digest: str, earlier: Path) -> _Times:
+    """The times of earlier runs of the candidate with this digest."""
     rates: dict[str, list[float]] = {}
     used = []
     for path in sorted(earlier.glob(f"*/{RUN}")):
@@ -131,18 +144,22 @@ def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path, ti
             if name in measured and steps is not None:
                 rates.setdefault(record.evidence.kind, []).append(record.wall_s / max(steps, 1))
                 used.append(path.parent.name)
+    return _Times(rates, tuple(dict.fromkeys(used)))
+
+
+def _estimate(session: RunSession, suites: Sequence[Suite], known: _Times, tier: TierName) -> RunEstimate:
     cases, waiting = [], {}
     for suite in suites:
         tasks = {task.case_id: task for task in all_cases(suite, suite.tier_attacks(tier))}
         trained = session.defense_recipe(suite) is not None
         for case_id in required_cases(suite, tier):
             task = tasks[case_id]
-            times = rates.get(task.kind, [])
+            times = known.rates.get(task.kind, [])
             seconds = round(statistics.median(times) * (task.trained_steps if task.attack else 1), 1) if times else None
             cases.append(CaseEstimate(suite.domain, case_id, seconds, len(times), demand_of(session, task)))
             waiting[task.name] = tuple(needed.name for needed in task.needs(trained=trained))
     memory = tuple(f"{suite.domain}: {_memory(session, suite)}" for suite in suites)
-    return RunEstimate(tuple(cases), memory, tuple(dict.fromkeys(used)), waiting)
+    return RunEstimate(tuple(cases), memory, known.runs, waiting)
 
 
 def _memory(session: RunSession, suite: Suite) -> str:
