@@ -94,12 +94,11 @@ def find_suite(named: str) -> Path:
     return next((place for place in places if place.is_dir()), Path(named))
 
 
-def table(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:
+def table(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Rows as columns, below the names of their values."""
-    cells = [list(row) for row in rows[:1]] + [[str(cell) for cell in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    from rn_harness.report.terminal import columns
+
+    return columns([list(row) for row in rows[:1]] + [[str(cell) for cell in row.values()] for row in rows])
 
 
 def tell(lines: Iterable[str], document: Any, as_json: bool) -> None:

@@ -208,6 +208,12 @@ def in_short(claim: str) -> str:
     return f"{' '.join(kept[:end]).rstrip(',;:')} \u2026"
 
 
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def tally_lines(run: RunRecord) -> Iterator[str]:
     """The attacks' findings: one line for each standing, with the names of the cases that did not hold."""
     for standing in get_args(Standing):
@@ -266,8 +272,7 @@ def _case_lines(run: RunRecord, by_key: Mapping[str, CaseRecord]) -> Iterator[st
         remarks = f"{standing_suffix(line.standing)}{' (stored)' if line.stored else ''}".strip()
         bars = sparkline(trajectory) if trajectory else ""
         rows.append((f"{line.domain} {line.case_id}", result_text(line, record), bars, remarks))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    head, *texts = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    head, *texts = columns(rows)
     yield LEGEND
     yield head
     for (line, record), text in zip(cases, texts, strict=True):
