@@ -169,5 +169,17 @@ def page(sabotages: Sequence[Sabotage], clean: Sequence[Clean]) -> str:
     return "\n".join([*lines, "", END])
 
 
+def check_section(path: Path, begin: str, end: str, told: str, *, rewrite: bool) -> None:
+    """A page has exactly this section, the two marks around it included; ``rewrite`` writes it there instead."""
+    before, mark, rest = path.read_text(encoding="utf-8").partition(begin)
+    inner, last, after = rest.partition(end)
+    assert mark
+    assert last
+    if rewrite:
+        path.write_text(f"{before}{told}{after}", encoding="utf-8")
+        return
+    assert f"{mark}{inner}{last}" == told
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")

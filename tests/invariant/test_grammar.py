@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .battery import Scene, observe
+from .battery import Scene, check_section, observe
 from .grammar import COMPONENTS, Cell, broken_rules, carry_out, cells, in_default_run, page, params, sensible
 from .grammar_runs import HOOKS as AROUND
 from .grammar_runs import baseline
@@ -49,12 +49,5 @@ def test_the_grammar_is_large_enough() -> None:
 
 def test_the_page_counts_the_cells(pytestconfig: pytest.Config) -> None:
     """docs/validity.md has the counts of the declarations; ``make validity`` writes them."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, mark, rest = text.partition(BEGIN)
-    told, end, after = rest.partition(END)
-    assert mark
-    assert end
-    if pytestconfig.getoption("--rewrite-reference"):
-        PAGE.write_text(f"{before}{BEGIN}\n\n{page(HOOKS)}\n\n{END}{after}", encoding="utf-8")
-        return
-    assert told.strip() == page(HOOKS)
+    rewrite = pytestconfig.getoption("--rewrite-reference")
+    check_section(PAGE, BEGIN, END, f"{BEGIN}\n\n{page(HOOKS)}\n\n{END}", rewrite=rewrite)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from . import grammar
-from .battery import AREAS, BEGIN, END, Clean, Sabotage, Scene, carry_out, observe, page
+from .battery import AREAS, BEGIN, END, Clean, Sabotage, Scene, carry_out, check_section, observe, page
 from .clean_runs import CLEAN
 from .grammar import Cell, Subject, broken_rules, params
 from .grammar_runs import HOOKS as AROUND
@@ -85,13 +85,5 @@ def test_the_battery_is_large_enough() -> None:
 
 def test_the_page_shows_the_battery(pytestconfig: pytest.Config) -> None:
     """docs/validity.md has the table of the declarations; ``make validity`` writes it."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, mark, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert mark
-    assert end
-    told = page(SABOTAGES, CLEAN)
-    if pytestconfig.getoption("--rewrite-reference"):
-        PAGE.write_text(f"{before}{told}{after}", encoding="utf-8")
-        return
-    assert f"{mark}{rest.partition(END)[0]}{end}" == told
+    rewrite = pytestconfig.getoption("--rewrite-reference")
+    check_section(PAGE, BEGIN, END, page(SABOTAGES, CLEAN), rewrite=rewrite)
