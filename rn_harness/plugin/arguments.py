@@ -44,7 +44,7 @@ def foreign_aliases(config: pytest.Config) -> list[str]:
 
 
 def own_spellings(config: pytest.Config, args: Sequence[str]) -> list[str]:
-    """The arguments with our flag in place of each alias that nobody else has declared.
+    """Replaces each alias that nobody else has declared by our flag, and returns all arguments.
 
     We declare no alias: another plugin or a conftest that declares the same option later would fail.
     """
