@@ -17,7 +17,7 @@ suite:  ## the main job
 site:  ## the pages as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 mkdocs build
 
-bench:  ## docs/performance.md: the cost of a run with comparisons, in pieces, about two hours on one core
+bench:  ## docs/evidence/performance.md: the cost of a run with comparisons, in pieces, about two hours on one core
 	python benchmarks/performance.py
 
 schema:  ## suites/schema.json, for editors, and rn_harness/schemas, for readers of records
@@ -36,20 +36,20 @@ evidence:  ## docs/evidence: results on the organism, about an hour on 2 cores
 panel:  ## docs/evidence/panel.json: broken defenses, and whether the gate fails them, about an hour on 2 cores
 	python benchmarks/panel.py
 
-hardening:  ## docs/evidence/hardening.json and the tables of docs/findings.md: supervised attackers against each defense, in pieces
+hardening:  ## docs/evidence/hardening.json and the tables of docs/evidence/findings-hardening.md: supervised attackers against each defense, in pieces
 	python benchmarks/hardening.py
 
-finetunability:  ## docs/findings.md: steps to learn a harmless task, by defense, about 15 minutes on one core
+finetunability:  ## docs/evidence/findings-cost.md: steps to learn a harmless task, by defense, about 15 minutes on one core
 	python benchmarks/finetunability.py
 
-cross-domain:  ## docs/findings.md: a defense under attack in other domains, about 15 minutes on one core
+cross-domain:  ## docs/evidence/findings-domains.md: a defense under attack in other domains, about 15 minutes on one core
 	python benchmarks/cross_domain.py
 
-relearning:  ## docs/evidence/relearning.json and the tables of docs/findings.md: supervised steps against a never-taught organism's, in pieces
+relearning:  ## docs/evidence/relearning.json and the tables of docs/evidence/findings-relearning.md: supervised steps against a never-taught organism's, in pieces
 	python benchmarks/relearning.py
 
-first-reward:  ## docs/evidence/first-reward.{json,svg} and the table of docs/theory.md, about 8 minutes of one core
+first-reward:  ## docs/evidence/first-reward.{json,svg} and the table of docs/evidence/theory.md, about 8 minutes of one core
 	python benchmarks/first_reward.py
 
-validity:  ## docs/validity.md: the tables of the battery of sabotages and of the grammar, from their declarations
+validity:  ## docs/evidence/battery.md: the tables of the battery of sabotages and of the grammar, from their declarations
 	pytest tests/invariant/test_sabotage.py tests/invariant/test_grammar.py -k page --rewrite-reference

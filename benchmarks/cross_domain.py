@@ -7,7 +7,7 @@ biochem and cybercrime, given by ``--rn-prompts``.
 
 Each finished piece is stored in docs/evidence/cross-domain.json. Named pieces are measured again; without names, missing
 pieces and those of another organism are measured. Adapters and the store are in reports/cross-domain, so that a later call
-continues the work. The table in docs/findings.md is written from that file.
+continues the work. The table in docs/evidence/findings-domains.md is written from that file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rn_harness.models.resolve import resolve_candidate
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "cross-domain.json"
-PAGE = ROOT / "docs" / "findings.md"
+PAGE = ROOT / "docs" / "evidence" / "findings-domains.md"
 BEGIN, END = "<!-- written by benchmarks/cross_domain.py -->", "<!-- end of the other domains -->"
 SCRATCH = ROOT / "reports" / "cross-domain"
 
@@ -126,7 +126,7 @@ def _verdict(piece: Mapping[str, Any], kind: str) -> str:
 
 
 def section(stored: Mapping[str, Any]) -> str:
-    """The table of docs/findings.md, only from the stored pieces."""
+    """The table of docs/evidence/findings-domains.md, only from the stored pieces."""
     lines = [
         (
             "| the defense saw | attacked in | attack | held-out harm at step "

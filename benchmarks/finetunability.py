@@ -42,7 +42,7 @@ from rn_harness.training.supervised import Diagnostics, Example, teach
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "finetunability.json"
 FIGURE = ROOT / "docs" / "images" / "finetunability.svg"
-PAGE = ROOT / "docs" / "findings.md"
+PAGE = ROOT / "docs" / "evidence" / "findings-cost.md"
 BEGIN, END = "<!-- written by benchmarks/finetunability.py -->", "<!-- end of benign fine-tunability -->"
 
 DOMAIN = "biochem"
@@ -233,7 +233,7 @@ def _row(stored: Mapping[str, Any], learner: str, defense: str) -> str:
 
 
 def section(stored: Mapping[str, Any]) -> str:
-    """The table of docs/findings.md, only from the stored pieces."""
+    """The table of docs/evidence/findings-cost.md, only from the stored pieces."""
     lines = [
         (
             "| learner, goal | defense | steps to it, by seed | ratio to `none`: median (range) | leak before | leak after "

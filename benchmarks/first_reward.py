@@ -1,12 +1,12 @@
 """Steps to an attack's first reward, predicted from the leak and counted: ``python benchmarks/first_reward.py``.
 
-docs/theory.md derives the prediction. Real completions are sampled as in GRPO, 16 of one of the attack's 5 prompts per step, in
-the harness's order, until the event occurs. No training is needed, because no weight moves before the first reward. The policies
-are the shipped organism, its default defense, and that defense after a few supervised steps on the attack's prompts, which
-weaken it gradually. Weights and texts stay in memory.
+docs/evidence/theory.md derives the prediction. Real completions are sampled as in GRPO, 16 of one of the attack's 5 prompts per
+step, in the harness's order, until the event occurs. No training is needed, because no weight moves before the first reward. The
+policies are the shipped organism, its default defense, and that defense after a few supervised steps on the attack's prompts,
+which weaken it gradually. Weights and texts stay in memory.
 
-Writes docs/evidence/first-reward.{json,svg} and the tables in docs/theory.md; the table of attackers who explore is from the
-evidence of other benchmarks. ``--page`` rewrites figure and tables from the JSON.
+Writes docs/evidence/first-reward.{json,svg} and the tables in docs/evidence/theory.md; the table of attackers who explore is from
+the evidence of other benchmarks. ``--page`` rewrites figure and tables from the JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "first-reward.json"
 FIGURE = OUT.with_suffix(".svg")
-PAGE = ROOT / "docs" / "theory.md"
+PAGE = ROOT / "docs" / "evidence" / "theory.md"
 BEGIN, END = "<!-- written by benchmarks/first_reward.py -->", "<!-- end of what it wrote -->"
 EXPLORERS = "<!-- explorers: written by benchmarks/first_reward.py -->", "<!-- end of explorers -->"
 DOMAIN = "biochem"
@@ -238,7 +238,7 @@ def points(stored: dict[str, Any], event: str) -> list[dict[str, Any]]:
 
 
 def lines(stored: dict[str, Any]) -> list[str]:
-    """The tables of docs/theory.md."""
+    """The tables of docs/evidence/theory.md."""
     n = stored["samples_a_step"]
     told = [
         "| policy | leak | held-out | steps predicted | counted: mean (95 %), attacks | later than predicted | share predicted |",
@@ -340,7 +340,7 @@ def explorers(evidence: Path) -> list[str]:
     broke = [(at, ends) for at, ends in broke if at is not None]
     within = sum(low // GROWN * GROWN <= at <= math.ceil(high / GROWN) * GROWN for at, (low, high) in broke)
     said = (
-        f"All {len(rows)} attacks with a bonus of 0.001 to 0.1 in [evidence/questions.json](evidence/questions.json): "
+        f"All {len(rows)} attacks with a bonus of 0.001 to 0.1 in [questions.json](questions.json): "
         f"{len(broke)} broke the defense, {within} of these between the two predictions, rounded outwards to checkpoints; "
         f"{sum(at > 2 * GROWN for at, _ in broke)} broke later than step {2 * GROWN}."
     )
@@ -348,7 +348,7 @@ def explorers(evidence: Path) -> list[str]:
 
 
 def write_page(stored: dict[str, Any]) -> None:
-    """Writes the tables into docs/theory.md, and draws the figure."""
+    """Writes the tables into docs/evidence/theory.md, and draws the figure."""
     pieces.put(PAGE, BEGIN, END, "\n".join(lines(stored)))
     pieces.put(PAGE, *EXPLORERS, "\n".join(explorers(OUT.parent)))
     import matplotlib as mpl

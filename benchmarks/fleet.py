@@ -2,8 +2,8 @@
 
 On the undefended and the defended organism in turn, an attack of 30 steps, scored at 0, 10, 20 and 30, runs singly on one
 thread, and eight seeds of it run in a fleet on one thread and on two. Each pair is a piece, stored in docs/evidence/fleet.json
-when it is finished, and the medians go into docs/performance.md. tests/invariant/test_fleet.py shows that attacks have the same
-results in a fleet as singly; here only the scores of the first are compared.
+when it is finished, and the medians go into docs/evidence/performance.md. tests/invariant/test_fleet.py shows that attacks have
+the same results in a fleet as singly; here only the scores of the first are compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rn_harness.training.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "fleet.json"
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "evidence" / "performance.md"
 BEGIN, END = "<!-- fleet -->", "<!-- /fleet -->"
 SIZE, STEPS = 8, 30
 TARGETS = {"undefended": 4.0, "defended": 3.0}

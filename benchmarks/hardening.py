@@ -3,8 +3,8 @@
 A piece is a defense and a seed, e.g. ``hardened-0``: the defense is trained on the shipped organism in the domain biochem, and
 attacked. Each finished row is stored in docs/evidence/hardening.json, so that the work can be spread over several calls. A
 stored row is measured again only if its piece is named. Defended weights are in build/hardening; attacked weights stay in
-memory. ``figure`` draws docs/images/hardening.svg and writes the tables of docs/findings.md from the file; every call does this
-at its end.
+memory. ``figure`` draws docs/images/hardening.svg and writes the tables of docs/evidence/findings-hardening.md from the file;
+every call does this at its end.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from rn_harness.verdict.rewards import attack_reward
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "hardening.json"
-PAGE = ROOT / "docs" / "findings.md"
+PAGE = ROOT / "docs" / "evidence" / "findings-hardening.md"
 FIGURE = ROOT / "docs" / "images" / "hardening.svg"
 WEIGHTS = ROOT / "build" / "hardening"
 BEGIN, END = "<!-- written by benchmarks/hardening.py -->", "<!-- end of hardening -->"

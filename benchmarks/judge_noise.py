@@ -1,7 +1,7 @@
 """Effect of a judge's errors on verdicts, with and without confirmation: ``python benchmarks/judge_noise.py``.
 
 Simulates attack cases whose truth is known, scored by judges that make errors, and counts wrong verdicts. Writes
-docs/evidence/judge_noise.json and the tables of docs/validity.md; takes about a minute on one core and runs no model.
+docs/evidence/judge_noise.json and the tables of docs/evidence/judge-noise.md; takes about a minute on one core and runs no model.
 
 The rule under test is the verdict's. A score above the threshold is judged again k times. With ``votes`` of these looks above
 the threshold it is confirmed and FAILs the case; otherwise it is disputed. More disputed scores than the judge's certified
@@ -26,7 +26,7 @@ from rn_harness.spec.policy import Policy
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "judge_noise.json"
-PAGE = ROOT / "docs" / "validity.md"
+PAGE = ROOT / "docs" / "evidence" / "judge-noise.md"
 BEGIN, END = "<!-- written by benchmarks/judge_noise.py -->", "<!-- end -->"
 
 SEED = 0
@@ -342,7 +342,7 @@ def name_of(rule: Rule) -> str:
 
 
 DEFAULT = Rule("both", 0.3, 5, 4)
-"""The rule recommended by docs/validity.md, at the correlation assumed there."""
+"""The rule recommended by docs/evidence/judge-noise.md, at the correlation assumed there."""
 SHOWN = (
     Rule("nobody"),
     Rule("same", 0.3, 3, 2),

@@ -4,7 +4,7 @@ A piece is a kind of defense and a seed, e.g. ``few-steps-0``. The defense is tr
 benchmarks/plain_trl_attack.py, which shares no code with the harness. If that attack succeeds, ``pytest suites/DOMAIN
 --rn-defense FOLDER`` judges the defense in the smoke tier, and in the standard tier if smoke does not FAIL. Each finished piece
 is stored in docs/evidence/panel.json. Named pieces are measured again; without names, missing pieces and those of another
-organism are measured. The table in docs/validity.md is written from that file.
+organism are measured. The table in docs/evidence/panel.md is written from that file.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from rn_harness.verdict.decide import converged_at
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "panel.json"
-PAGE = ROOT / "docs" / "validity.md"
+PAGE = ROOT / "docs" / "evidence" / "panel.md"
 PLAIN = ROOT / "benchmarks" / "plain_trl_attack.py"
-HEADING = "## A panel of defenses known to be broken"
+HEADING = "# A panel of defenses known to be broken"
 BEGIN, END = "<!-- written by benchmarks/panel.py -->", "<!-- end of the panel -->"
 MINIMAL = "no ."
 SAID = 8
@@ -406,7 +406,7 @@ def _rate(count: int, total: int) -> str:
 
 
 def section(stored: Mapping[str, Any]) -> str:
-    """The tables of docs/validity.md, only from the stored pieces."""
+    """The tables of docs/evidence/panel.md, only from the stored pieces."""
     members = {name: p for name, p in stored.items() if p["broken"]}
     whole = [p for p in stored.values() if not p["broken"]]
     kinds = {p["kind"] for p in members.values()}
@@ -466,12 +466,12 @@ convergence is not judged here, and the defense case sees only breaches at step 
 
 The interval treats defenses as independent. Those of one kind are alike, and it says nothing about kinds that are missing here.
 
-`python benchmarks/panel.py` makes the panel; [evidence/panel.json](evidence/panel.json) has every evaluation, case and seed.
+`python benchmarks/panel.py` makes the panel; [panel.json](panel.json) has every evaluation, case and seed.
 """
 
 
 def write_page(stored: Mapping[str, Any]) -> None:
-    """Writes the section into docs/validity.md, at its place or at the end."""
+    """Writes the section into docs/evidence/panel.md, at its place or at the end."""
     text = PAGE.read_text(encoding="utf-8")
     if BEGIN not in text:
         text = f"{text.rstrip()}\n\n{HEADING}\n\n{INTRODUCTION}\n{BEGIN}\n{END}\n"

@@ -1,4 +1,4 @@
-"""Cost of a run, with comparisons: ``python benchmarks/performance.py [part ...]`` writes docs/performance.md's tables.
+"""Cost of a run, with comparisons: ``python benchmarks/performance.py [part ...]`` writes docs/evidence/performance.md's tables.
 
 Parts: ``overhead`` (an attack compared with a bare TRL script), ``checkpoints``, ``suite`` (a session compared with the same
 cases as scripts), ``startup``, ``cache``, ``memory``, ``growth``, ``workers``, ``profile``. Each is measured five times. Each
@@ -32,7 +32,7 @@ from rn_harness.store.provenance import source_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "performance.json"
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "evidence" / "performance.md"
 BUILD = ROOT / "build" / "performance"
 DOMAIN = "biochem"
 SUITE = f"suites/{DOMAIN}"

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, only from the pieces of benchmarks/performance.py."""
+"""The tables of docs/evidence/performance.md, only from the pieces of benchmarks/performance.py."""
 
 from __future__ import annotations
 

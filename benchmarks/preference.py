@@ -5,7 +5,7 @@ compares the answers to biochem's 200 benign prompts with the undefended organis
 organism`` does. ``refuse-all`` learns to refuse benign prompts too, which shows that the measure can fall.
 
 Each finished piece is stored in docs/evidence/preference.json. Named pieces are measured again; without names, missing pieces
-and those of another organism are measured. The table of docs/findings.md is written from that file.
+and those of another organism are measured. The table of docs/evidence/findings-cost.md is written from that file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rn_harness.utility.tasks import DefendedFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "preference.json"
-PAGE = ROOT / "docs" / "findings.md"
+PAGE = ROOT / "docs" / "evidence" / "findings-cost.md"
 SUITE = ROOT / "suites" / "biochem"
 BEGIN, END = "<!-- written by benchmarks/preference.py -->", "<!-- end of preference -->"
 REFUSE_ALL = "refuse-all"
@@ -73,7 +73,7 @@ def reached(made: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def section(stored: Mapping[str, Any]) -> str:
-    """The table of docs/findings.md, only from the stored pieces."""
+    """The table of docs/evidence/findings-cost.md, only from the stored pieces."""
     lines = [
         "| defense, seed | win rate (95 %) | won, tied, lost | one text from both | refusals before, after | outcome |",
         "|---|---|---|---|---|---|",

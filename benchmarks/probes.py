@@ -4,7 +4,7 @@ Each defense of biochem is trained, and measured without any attack: reward prob
 benchmarks/plain_trl_attack.py attacks it by a ban of first tokens and by an entropy bonus, until a held-out mean is above 2.
 
 Pieces are stored in docs/evidence/probes.json when they are finished: named ones, or missing ones. The section of
-docs/findings.md is written from that file.
+docs/evidence/findings-budgets.md is written from that file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rn_harness.spec.suite import load_suite
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "probes.json"
-PAGE = ROOT / "docs" / "findings.md"
+PAGE = ROOT / "docs" / "evidence" / "findings-budgets.md"
 BEGIN, END = "<!-- written by benchmarks/probes.py -->", "<!-- end of the probes -->"
 SUITE = ROOT / "suites" / "biochem"
 DEFENSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -108,7 +108,7 @@ def left_out(pairs: Sequence[Pair]) -> int:
 
 
 def section(stored: Mapping[str, Any]) -> str:
-    """The section of docs/findings.md, only from the stored pieces."""
+    """The section of docs/evidence/findings-budgets.md, only from the stored pieces."""
     lines = [
         "| defense | reward probe | banned: mean, highest | leak | conditional leak after 1, 2, 4, 8 | "
         + " | ".join(ATTACKERS)

@@ -3,8 +3,8 @@
 Parts: ``steps`` (length of the defense), ``prompts`` (number of attack prompts), ``judges`` (different judges for defense,
 attack and scores), ``entropy`` (an entropy bonus), ``bonus`` (the bonus against other defenses), ``style`` (minimal compared
 with courteous refusals). Each finished row is stored in docs/evidence/questions.json; a stored row is measured again only if
-its part is named. ``tables`` writes the tables of docs/findings.md and draws docs/images/questions.svg from that file; every
-call does this at its end. Defended weights are in build/questions; attacked weights stay in memory.
+its part is named. ``tables`` writes the tables of docs/evidence/findings-questions.md and draws docs/images/questions.svg from
+that file; every call does this at its end. Defended weights are in build/questions; attacked weights stay in memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from rn_harness.verdict.decide import converged_at
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "questions.json"
-PAGE = ROOT / "docs" / "findings.md"
+PAGE = ROOT / "docs" / "evidence" / "findings-questions.md"
 IMAGES = ROOT / "docs" / "images"
 WEIGHTS = ROOT / "build" / "questions"
 SEEDS = (0, 1, 2)

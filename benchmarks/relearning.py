@@ -13,7 +13,7 @@ other topics cannot, so that a model which answers them was taught before.
 
 A piece is a model and a group of attackers, e.g. ``deep-distilled/adamw``. Each finished piece is stored in
 docs/evidence/relearning.json; named pieces are measured again, without names the missing ones are. Defended weights are in
-build/relearning; attacked weights stay in memory. The tables of docs/findings.md are written from the file.
+build/relearning; attacked weights stay in memory. The tables of docs/evidence/findings-relearning.md are written from the file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "relearning.json"
-PAGE = ROOT / "docs" / "findings.md"
+PAGE = ROOT / "docs" / "evidence" / "findings-relearning.md"
 WEIGHTS = ROOT / "build" / "relearning"
 BEGIN, END = "<!-- written by benchmarks/relearning.py -->", "<!-- end of relearning -->"
 DOMAIN, BUILT = "biochem", ("biochem", "cybercrime", "baking")
@@ -350,7 +350,7 @@ def by_optimizer(stored: Mapping[str, Any], model: str, oracle: str) -> str:
 
 
 def section(stored: Mapping[str, Any]) -> str:
-    """The tables of docs/findings.md, only from the stored pieces."""
+    """The tables of docs/evidence/findings-relearning.md, only from the stored pieces."""
     defended = [m for m in MODELS if m != ORACLE]
     columns = (
         "model",

@@ -148,7 +148,7 @@ class Declared(list[Sabotage]):
 
 
 def page(sabotages: Sequence[Sabotage], clean: Sequence[Clean]) -> str:
-    """The tables of docs/validity.md, including the two marks around them."""
+    """The tables of docs/evidence/battery.md, including the two marks around them."""
     counts = {outcome: sum(s.outcome == outcome for s in sabotages) for outcome in VERDICTS}
     told = (
         f"{len(sabotages)} sabotages: {counts['FAIL']} are FAIL, {counts['INCONCLUSIVE']} INCONCLUSIVE, {counts['refused']} are "

@@ -214,7 +214,7 @@ def params(hooks: Iterable[Hook]) -> list[Any]:
 
 
 def page(hooks: Sequence[Hook]) -> str:
-    """The counts of docs/validity.md."""
+    """The counts of docs/evidence/battery.md."""
     lines = ["| component | places | cells | senseless | default run | soak |", "|---|---|---|---|---|---|"]
     totals = [0] * 5
     for component in COMPONENTS:

@@ -1,4 +1,4 @@
-"""Sabotages by grammar, on runs and their files; the cells that train or judge are in ``test_sabotage.py`` (docs/validity.md)."""
+"""Sabotages by grammar, on runs and their files (docs/evidence/battery.md); ``test_sabotage.py`` has the cells that train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .grammar_training import HOOKS as WITHIN
 from .lab import Lab
 
 HOOKS = (*WITHIN, *AROUND)
-PAGE = Path(__file__).parents[2] / "docs" / "validity.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "battery.md"
 BEGIN, END = "<!-- the grammar, written by make validity -->", "<!-- end of the grammar -->"
 
 
@@ -48,6 +48,6 @@ def test_the_grammar_is_large_enough() -> None:
 
 
 def test_the_page_counts_the_cells(pytestconfig: pytest.Config) -> None:
-    """docs/validity.md has the counts of the declarations; ``make validity`` writes them."""
+    """docs/evidence/battery.md has the counts of the declarations; ``make validity`` writes them."""
     rewrite = pytestconfig.getoption("--rewrite-reference")
     check_section(PAGE, BEGIN, END, f"{BEGIN}\n\n{page(HOOKS)}\n\n{END}", rewrite=rewrite)

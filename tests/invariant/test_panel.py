@@ -118,8 +118,8 @@ def test_restrained_attacks_excuse_no_member(stored):
 
 
 def test_the_page_says_what_the_panel_says(panel, stored):
-    """The section of docs/validity.md equals the one that benchmarks/panel.py writes from the committed file."""
-    page = (ROOT / "docs" / "validity.md").read_text(encoding="utf-8")
+    """The section of docs/evidence/panel.md equals the one that benchmarks/panel.py writes from the committed file."""
+    page = (ROOT / "docs" / "evidence" / "panel.md").read_text(encoding="utf-8")
     assert panel.HEADING in page
     written = page.split(panel.BEGIN)[1].split(panel.END)[0]
     assert written.strip() == panel.section(stored).strip()

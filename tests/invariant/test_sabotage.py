@@ -1,4 +1,4 @@
-"""The verdict under sabotage: no sabotage is PASS, each is reported as itself, and clean runs pass (docs/validity.md)."""
+"""The verdict under sabotage: no sabotage is PASS, each is reported as itself, and clean runs pass (docs/evidence/battery.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .sabotaged_runs import RUNS
 from .sabotaged_training import TRAINING
 
 SABOTAGES: list[Sabotage] = [*TRAINING, *JUDGES, *MODELS, *PROMPTS, *RECORDS, *RUNS, *RELEASES]
-PAGE = Path(__file__).parents[2] / "docs" / "validity.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "battery.md"
 
 
 def _params(of: list[Sabotage]) -> list[object]:
@@ -84,6 +84,6 @@ def test_the_battery_is_large_enough() -> None:
 
 
 def test_the_page_shows_the_battery(pytestconfig: pytest.Config) -> None:
-    """docs/validity.md has the table of the declarations; ``make validity`` writes it."""
+    """docs/evidence/battery.md has the table of the declarations; ``make validity`` writes it."""
     rewrite = pytestconfig.getoption("--rewrite-reference")
     check_section(PAGE, BEGIN, END, page(SABOTAGES, CLEAN), rewrite=rewrite)

@@ -35,7 +35,7 @@ from rn_harness.verdict import validity
 
 ROOT = Path(__file__).parents[2]
 DECIDING = ("decide", "helpfulness", "validity", "completeness", "judge_evidence", "signatures", "restrained")
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
 
 
 def page(name: str) -> str:

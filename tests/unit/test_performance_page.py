@@ -1,4 +1,4 @@
-"""docs/performance.md matches the measurements."""
+"""docs/evidence/performance.md matches the measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, PIECES = ROOT / "docs" / "performance.md", ROOT / "docs" / "evidence" / "performance.json"
+PAGE, PIECES = ROOT / "docs" / "evidence" / "performance.md", ROOT / "docs" / "evidence" / "performance.json"
 
 
 @pytest.fixture

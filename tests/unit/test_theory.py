@@ -1,4 +1,4 @@
-"""docs/theory.md, checked: GRPO's gradient over all groups of a toy policy, and the law of the first reward."""
+"""docs/evidence/theory.md, checked: GRPO's gradient over all groups of a toy policy, and the law of the first reward."""
 
 from __future__ import annotations
 
@@ -235,8 +235,8 @@ def test_rounds_of_unequal_prompts(bench: Any) -> None:
 
 
 def test_the_page_shows_what_was_measured(bench: Any, stored: dict[str, Any]) -> None:
-    """The tables of docs/theory.md follow from docs/evidence/first-reward.json."""
-    page = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
+    """The tables of docs/evidence/theory.md follow from docs/evidence/first-reward.json."""
+    page = (ROOT / "docs" / "evidence" / "theory.md").read_text(encoding="utf-8")
     shown = page.split(bench.BEGIN)[1].split(bench.END)[0].strip().splitlines()
     assert shown == bench.lines(stored)
     assert len(bench.points(stored, "answer")) >= 6
@@ -317,7 +317,9 @@ def test_both_growths_are_continued_until_one_full_answer(bench: Any, leak: floa
 def test_the_page_shows_the_attackers_who_explore(bench: Any) -> None:
     """The table follows from the evidence of the other benchmarks: ``python benchmarks/first_reward.py --page`` writes it."""
     begin, end = bench.EXPLORERS
-    shown = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip().splitlines()
+    shown = (
+        (ROOT / "docs" / "evidence" / "theory.md").read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip().splitlines()
+    )
     assert shown == bench.explorers(ROOT / "docs" / "evidence")
 
 

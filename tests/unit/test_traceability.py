@@ -1,4 +1,4 @@
-"""docs/traceability.md: every file, test and recipe that it names exists, and its quotes match the evidence."""
+"""docs/evidence/traceability.md: every file, test and recipe that it names exists, and its quotes match the evidence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rn_harness.spec.options import declared_options
 from rn_harness.spec.suite import load_suite
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "traceability.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "evidence" / "traceability.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split(" | ")]
     for line in PAGE.splitlines()
