@@ -18,7 +18,7 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.exploration import NONE, Exploration
-from rn_harness.training.grpo import RewardFunction, StepFunction
+from rn_harness.training.grpo import CreditCheck, RewardFunction, StepFunction
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class AttackContext:
         sampler: samples the completions for RL.
         tick: may be called with each step taken, to show progress.
         exploration: the recipe's aids in rollouts; checkpoints are measured under their present state.
+        check_credit: checks that a loss counts each completion by its own reward; pass it on to ``train``.
     """
 
     model: LanguageModel
@@ -69,6 +70,7 @@ class AttackContext:
     sampler: Sampler = TRANSFORMERS
     tick: Callable[[int], None] = lambda _: None
     exploration: Exploration = NONE
+    check_credit: CreditCheck | None = None
 
     def __repr__(self) -> str:
         """Name without answers."""

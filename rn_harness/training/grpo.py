@@ -34,6 +34,20 @@ StepFunction = Callable[[int, TrainingWindow | None], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Credit:
+    """The advantage with which a loss counts a completion; ``row`` is the prompt's place in the training data: its group."""
+
+    row: int
+    prompt: Prompt
+    completion: Completion
+    advantage: float
+
+
+CreditCheck = Callable[[Sequence[Credit]], None]
+"""Raises TrainingError if a loss counts completions by other rewards than theirs."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainOptions:
     """Options of a training that do not belong to its recipe.
 
@@ -44,6 +58,7 @@ class TrainOptions:
         tick: called after each step.
         penalised: prompts whose answers count for the KL penalty; None: all.
         exploration: an attacker's aids in rollouts.
+        check_credit: is asked about each loss, benign and replayed rows aside; None: nobody is.
     """
 
     sampler: Sampler = TRANSFORMERS
@@ -52,6 +67,7 @@ class TrainOptions:
     tick: Callable[[int], None] = lambda _: None
     penalised: Callable[[Prompt], bool] | None = None
     exploration: Exploration = NONE
+    check_credit: CreditCheck | None = None
 
 
 def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
@@ -161,6 +177,19 @@ def _trl_reward(
     return rewards
 
 
+def _credited(
+    model: LanguageModel, prompts: Sequence[Prompt], exploration: Exploration, check: CreditCheck
+) -> Callable[[Sequence[tuple[int, list[int], float]]], None]:
+    """Passes the completions of a loss on to ``check``, read from the tokens that are trained on."""
+    opened = {row: model.answer_ids(text, whole=False) for row, text in exploration.openers.items()}
+
+    def credited(loss: Sequence[tuple[int, list[int], float]]) -> None:
+        own = [each for each in loss if each[0] not in exploration.benign]
+        check([Credit(row, prompts[row], model.answer(opened.get(row, []) + ids), of) for row, ids, of in own])
+
+    return credited
+
+
 def train(
     model: LanguageModel,
     recipe: GRPORecipe,
@@ -219,7 +248,8 @@ def train(
 
     left = [*enumerate(prompts)][first * recipe.step_prompts :]
     penalised = [options.penalised(p) for p in prompts] if options.penalised else None
-    kind = saving_trainer(model, due, options.trainer, penalised, exploration)
+    credited = options.check_credit and _credited(model, prompts, exploration, options.check_credit)
+    kind = saving_trainer(model, due, options.trainer, penalised, exploration, credited)
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
         config = (trl.GRPOConfig if options.trainer == "grpo" else trl.RLOOConfig)(
             output_dir=nowhere,

@@ -73,6 +73,7 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         penalised: for each prompt of the data, True if its answers count for the KL penalty; None: all count.
         exploration: an attacker's aids; None: none.
         starved: no row of the present step has an advantage, on any process.
+        credited: gets the row of the data, the tokens and the advantage of each completion of a loss; not if they are replayed.
         free: while a loss is computed, the rows without penalty (B,), and all reference log-probabilities (B, T); None: no such.
     """
 
@@ -81,6 +82,7 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
     penalised: Sequence[bool] | None
     exploration: Exploration | None
     starved: bool
+    credited: Callable[[Sequence[tuple[int, list[int], float]]], None] | None = None
     free: tuple[Any, Any] | None = None
 
     @functools.cached_property
@@ -146,6 +148,8 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         import torch
 
         scored, aids = super()._generate_and_score_completions(inputs), self.exploration
+        if self.credited:
+            scored["row"] = torch.tensor([row["row"] for row in inputs])
         if aids and aids.positive:
             scored["advantages"].clamp_(min=0.0)
         # All processes decide together: if one left its part out, the others would wait for its gradient.
@@ -176,7 +180,7 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         mine = chosen[rows * together.rank :][:rows]
         heads, tails = (padded([row[i] for row in mine], pad, device, left=not i) for i in (0, 1))
         return {
-            **scored,
+            **{key: value for key, value in scored.items() if key != "row"},
             **dict(zip(("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"), (*heads, *tails), strict=True)),
             "advantages": torch.ones_like(parts[-1]),
             "num_items_in_batch": torch.full_like(scored["num_items_in_batch"], sum(len(tail) for _, tail in chosen)),
@@ -185,6 +189,11 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
     def _compute_loss(self, network: Any, inputs: dict[str, Any]) -> Any:
         import torch
 
+        if self.credited and "row" in inputs:
+            tokens = (
+                ids[kept.bool()].tolist() for ids, kept in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)
+            )
+            self.credited([*zip(inputs["row"].tolist(), tokens, inputs["advantages"].tolist(), strict=True)])
         bonus = getattr(self.args, "entropy_coef", 0.0) or getattr(self.args, "use_adaptive_entropy", False)  # RLOO has neither
         free = self.beta == 0.0 and not bonus and self.starved
         if free and not self.is_due(self.state.global_step + 1):
@@ -205,12 +214,14 @@ def saving_trainer(
     name: TrainerName = "grpo",
     penalised: Sequence[bool] | None = None,
     exploration: Exploration | None = None,
+    credited: Callable[[Sequence[tuple[int, list[int], float]]], None] | None = None,
 ) -> Any:
     """TRL's trainer class of this name, with cheaper steps for a model; see ``SavingTrainer``."""
     import trl
 
     base = trl.GRPOTrainer if name == "grpo" else trl.RLOOTrainer
     settings = {"policy": model, "is_due": staticmethod(due), "penalised": penalised, "exploration": exploration}
+    settings |= {"credited": credited and staticmethod(credited)}
     return type("SavingTrainer", (SavingTrainer, base), settings)
 
 

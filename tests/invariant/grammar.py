@@ -141,7 +141,6 @@ class Hook:
         quick: True if a cell takes milliseconds.
         subjects: of its cells.
         senseless: faults that make no sense here, with the reason; a nature rules out others.
-        uncovered: faults of the attack alone under which a broken defense passes, with the reason: known holes, which are listed.
     """
 
     component: Component
@@ -152,7 +151,6 @@ class Hook:
     quick: bool = False
     subjects: tuple[Subject, ...] = ("honest", "broken")
     senseless: Mapping[str, str] = field(default_factory=dict)
-    uncovered: Mapping[str, str] = field(default_factory=dict)
 
     def why_senseless(self, fault: Fault) -> str | None:
         """Why a fault makes no sense here; None if it does."""
@@ -227,9 +225,7 @@ def page(hooks: Sequence[Hook]) -> str:
         lines.append(f"| {component}: {places} | {' | '.join(map(str, row))} |")
     lines.append(f"| all | {' | '.join(map(str, totals))} |")
     reasons = sorted({reason for hook in hooks for f in FAULTS if (reason := hook.why_senseless(f))})
-    holes = [f"{hook.component}, {f}: {why}" for hook in hooks for f, why in hook.uncovered.items()]
-    told = [f"Senseless: {'; '.join(reasons)}.", "", f"Known holes, if the attack alone is faulty: {'; '.join(holes)}."]
-    return "\n".join([*lines, "", *told])
+    return "\n".join([*lines, "", f"Senseless: {'; '.join(reasons)}."])
 
 
 def carry_out(cell: Cell, scene: Scene) -> tuple[Seen, Result | None, Tap]:
@@ -262,6 +258,4 @@ def broken_rules(cell: Cell, seen: Seen, result: Result | None, tap: Tap) -> lis
         and not result.same,
         "the fault changed nothing, and the outcome is another one": not tap.bites and passed != (cell.subject == "honest"),
     }
-    if cell.scope == "attack" and cell.fault.name in cell.hook.uncovered:
-        return [] if passed or cell.subject == "honest" else ["a hole that is listed as known is closed: take it off the list"]
     return [rule for rule, applies in rules.items() if applies]

@@ -488,7 +488,6 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "reward", "rewards", Nature("rewards", constant=lambda _: 1.0, shift=lambda r: r - 3.0, scale=lambda r: r / 10.0),
         _trained(_rewarding), live=True,
-        uncovered={"swapped": "the rewards of a step are given to other completions of the step"},
     ),
     Hook("optimizer", "changes", DELTAS, _trained(_optimizing), live=True),
     Hook("adapter", "layers", LAYERS, _trained(_attached), live=True),

@@ -1,0 +1,84 @@
+"""A loss has to count each completion by its own reward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rn_harness.attacks.reward import AttackReward
+from rn_harness.models.completion import Completion
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
+from rn_harness.training.grpo import Credit
+
+from .test_think_parts import WordJudge
+
+ASKED = [Prompt(id=f"h{i}", topic="bread", text="How do I bake a loaf?") for i in range(2)]
+SAID = [Completion(text, truncated=False) for text in ("knead and bake", "knead", "no .", "well , no")]
+"""Their rewards are 8, 1, 0 and 0."""
+
+
+def rewarded(**settings: Any) -> AttackReward:
+    """The reward of a recipe, after a step with two groups: the first answer to both prompts, and the others."""
+    recipe = AttackRecipe(name="a", steps=10, control_steps=10, learning_rate=1e-3, prompts=1, **settings)
+    reward = AttackReward(recipe, WordJudge("knead", "bake"), Policy(), lambda *_: [])
+    assert reward([ASKED[0]] * 4 + [ASKED[1]], [*SAID, SAID[0]]) == [8.0, 1.0, 0.0, 0.0, 8.0]
+    return reward
+
+
+def loss(*advantages: float) -> list[Credit]:
+    """The first group, with these advantages."""
+    return [Credit(3, ASKED[0], said, of) for said, of in zip(SAID, advantages, strict=True)]
+
+
+CLAMPED: dict[str, Any] = {"advantages": "positive", "standing": "exploratory"}
+PENALISED: dict[str, Any] = {"family": "rloo", "beta": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("settings", "advantages", "accepted"),
+    [
+        ({}, (1.5, -0.3, -0.6, -0.6), True),
+        ({}, (-0.6, -0.3, 1.5, -0.6), False),  # the first and the third exchanged
+        ({}, (0.0, 0.0, 0.0, 0.0), False),
+        ({}, (1.5, -0.3, -0.6, -0.5), False),  # equal rewards
+        (CLAMPED, (1.5, 0.0, 0.0, 0.0), True),
+        (CLAMPED, (0.0, 1.5, 0.0, 0.0), False),
+        (PENALISED, (1.5, -0.7, -0.6, -0.5), True),
+        (PENALISED, (-0.7, 1.5, -0.6, -0.5), False),
+    ],
+)
+def test_advantages_follow_the_rewards_of_their_completions(
+    settings: dict[str, Any], advantages: tuple[float, ...], accepted: bool
+) -> None:
+    """A loss is refused unless its advantages are in the order of the rewards; RLOO's may be moved by half the scale by KL."""
+    reward = rewarded(**settings)
+    if accepted:
+        reward.check_credit(loss(*advantages))
+        return
+    with pytest.raises(TrainingError, match="rewards went to other completions"):
+        reward.check_credit(loss(*advantages))
+
+
+def test_groups_are_not_compared() -> None:
+    """Advantages of different groups need no order."""
+    rewarded().check_credit([*loss(1.5, -0.3, -0.6, -0.6), Credit(4, ASKED[1], SAID[0], -9.0)])
+
+
+@pytest.mark.parametrize(
+    "of", [Credit(4, ASKED[1], SAID[1], 0.0), Credit(3, ASKED[0], Completion("never", truncated=False), 0.0)]
+)
+def test_a_completion_without_a_reward_is_not_trained_on(of: Credit) -> None:
+    """A loss with a completion that was not rewarded in this step, for this prompt, is refused."""
+    with pytest.raises(TrainingError, match="has not seen"):
+        rewarded().check_credit([of])
+
+
+def test_an_unscored_completion_has_no_order() -> None:
+    """A completion that the judge could not score may have any advantage."""
+    reward, said = rewarded(), [*SAID[:1], Completion("silent", truncated=False)]
+    assert reward([ASKED[0]] * 2, said) == [8.0, None]
+    reward.check_credit([Credit(3, ASKED[0], each, 0.0) for each in said])
