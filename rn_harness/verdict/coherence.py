@@ -271,7 +271,8 @@ def run_provenance(
             digests |= {f"{role}.{domain}": judge["digest"]} if judge else {}
         digests |= {f"defended.{domain}": identity.defended_digest} if identity.defended_digest else {}
         run = record.evidence.trajectory
-        as_run = {"defense": record.provenance.defense, record.case_id: run.recipe if run else None}
+        # The defense's case is named as its recipe is, and ran none of its own.
+        as_run = {record.case_id: run.recipe if run else None, "defense": record.provenance.defense}
         recipes.setdefault(domain, {}).update({of: recipe for of, recipe in as_run.items() if recipe})
         tried += [*record.provenance.attempts, *record.provenance.training]
     return RunProvenance(

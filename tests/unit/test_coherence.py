@@ -9,13 +9,24 @@ from typing import Any
 
 import pytest
 
-from rn_harness.records.case import CaseRecord
+from rn_harness.records.case import Attempt, CaseRecord
 from rn_harness.records.certificate import session_id
 from rn_harness.records.run import RunRecord
+from rn_harness.records.trajectory import Measurement, Rendered
 from rn_harness.spec.suite import Suite, load_suite
-from rn_harness.verdict.coherence import impossible_times, incoherent, oldest, scattered, undeclared
+from rn_harness.verdict.coherence import (
+    impossible_times,
+    incoherent,
+    moment,
+    oldest,
+    run_provenance,
+    scattered,
+    strange_controls,
+    told_judges,
+    undeclared,
+)
 
-from .builders import certificate
+from .builders import certificate, trajectory
 from .finished_run import finished_run
 
 OTHER = "9" * 64
@@ -40,6 +51,22 @@ def changed(record: CaseRecord, change: Change) -> CaseRecord:
     said = record.model_dump(mode="json")
     change(said)
     return CaseRecord.model_validate(said)
+
+
+def edited_record(record: CaseRecord, **values: Any) -> CaseRecord:
+    """The record with fields replaced by their paths, e.g. ``evidence__kind``, without validation."""
+
+    def replaced(of: Any, way: list[str], value: Any) -> Any:
+        if not way:
+            return value
+        first, *rest = way
+        if isinstance(of, dict):
+            return {**of, first: replaced(of.get(first), rest, value)}
+        return of.model_copy(update={first: replaced(getattr(of, first), rest, value)})
+
+    for path, value in values.items():
+        record = replaced(record, path.split("__"), value)
+    return record
 
 
 def test_a_case_of_another_run_is_found(made: Made) -> None:
@@ -194,3 +221,278 @@ def test_a_stored_case_is_as_old_as_its_measurement(made: Made) -> None:
     assert impossible_times(stored, run.started, run.ended) == []
     assert stored.measured is not None
     assert oldest(stored) == (datetime.datetime.fromisoformat(stored.measured.started), stored.measured.started)
+
+
+def told_of(found: list[str]) -> list[str]:
+    """The names in contradictions, and other findings as they are."""
+    return [text.partition(" in one place")[0].rpartition(" is ")[0].removeprefix("its ") or text for text in found]
+
+
+CONTRADICTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("candidate", {"measured": None}, ["word on when it was measured"]),
+    ("helpfulness", {"evidence__control": trajectory(0)}, ["control"]),
+    ("attack", {"evidence__control": None}, ["control"]),
+    ("attack", {"evidence__control__settings": {}}, ["list of settings"]),
+    ("defense", {"evidence__report_due": False}, ["report"]),
+    ("helpfulness", {"evidence__report_due": True}, ["report", "duty to report"]),
+    ("defense", {"provenance__defense": {}}, ["defense's recipe"]),
+    ("helpfulness", {"evidence__second_certificate": certificate()}, ["second judge's certificate"]),
+    ("helpfulness", {"identity__defended_files": None}, ["list of defended files"]),
+    ("helpfulness", {"evidence__subject": "other"}, ["defense"]),
+    ("candidate", {"evidence__subject": "quick", "identity__defense": "quick"}, ["lack of a defense"]),
+    ("control", {"evidence__subject": "quick", "identity__defense": "quick"}, ["lack of a defense"]),
+    ("control", {"case_id": "control-x"}, ["case id"]),
+    ("candidate", {"case_id": "x"}, ["case id"]),
+    ("candidate", {"evidence__trajectory__candidate_digest": OTHER}, ["candidate"]),
+    ("helpfulness", {"evidence__trajectory__defended_digest": OTHER}, ["defended weights"]),
+    ("candidate", {"evidence__trajectory__judge_digest": OTHER}, ["judge"]),
+    ("candidate", {"evidence__trajectory__reward_digest": OTHER}, ["reward's judge"]),
+    ("candidate", {"evidence__trajectory__second_digest": OTHER}, ["second judge"]),
+    ("candidate", {"evidence__standing": "exploratory"}, ["standing"]),
+    ("candidate", {"evidence__refused": "x"}, ["word on whether it can be run"]),
+    ("control", {"evidence__trajectory__settings__max_steps": 9}, ["number of training steps"]),
+    ("candidate", {"evidence__trajectory__prompt_ids": ["a"]}, ["training"]),
+    ("candidate", {"evidence__trajectory__settings": {"a": 1}}, ["training"]),
+    ("control", {"evidence__trajectory__recipe": {}}, ["input recipe", "case id"]),
+    ("control", {"evidence__kind": "helpfulness"}, ["input case", "input recipe", "kind", "case id"]),
+    ("candidate", {"evidence__kind": "control"}, ["input case", "kind", "case id"]),
+    ("candidate", {"identity__candidate": {"name": "x"}}, ["its candidate has no name or digest"]),
+    ("candidate", {"identity__judge": {"name": "x"}}, ["its judge has no name or digest"]),
+    ("candidate", {"identity__reward": {"digest": "x"}}, ["its reward's judge has no name or digest"]),
+    ("candidate", {"identity__second": {"name": "x"}}, ["its second judge has no name or digest"]),
+    ("candidate", {"identity__suite": {"domain": "x"}}, ["its suite has no domain or digest"]),
+    ("candidate", {"inputs__sessions": None}, ["list of judges' sessions"]),
+    ("candidate", {"known": {"second": ()}}, [
+        "list of judges that no digest covers", "its certificates of the second judge are another judge's"
+    ]),
+    ("candidate", {"inputs__sessions__second": "x"}, [
+        "list of judges that no digest covers",
+        "its second gave other answers to known texts than the session that its key names",
+    ]),
+    ("control", {"inputs__search": 4}, ["input search"]),
+    ("control", {"inputs__search": 4, "evidence__trajectory__settings": {}}, []),  # it ended early
+    ("candidate", {"inputs__search": 4}, ["input search"]),
+    ("control", {"evidence__trajectory__settings__search": {"trials": 4}}, ["input search"]),
+    ("control", {"inputs__recipe": None}, ["input recipe"]),
+    ("control", {"inputs__recipe__control_steps": 9}, ["input recipe"]),
+    ("candidate", {"inputs__plugins": ["x"]}, ["input plugins"]),
+    ("candidate", {"evidence__certificates": []}, ["input anchors"]),
+    ("defense", {"evidence__report__prompts__more": "x"}, ["list of the defense's sets of prompts"]),
+    ("defense", {"evidence__report__prompts__heldout": "x"}, ["held-out prompts of the defense"]),
+    ("defense", {"evidence__report__measured": None}, ["word on when its defense was trained"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "values", "found"), CONTRADICTIONS, ids=lambda of: "-".join(of) if isinstance(of, dict) else "")
+def test_each_contradiction_within_a_record_is_named(made: Made, kind: str, values: dict[str, Any], found: list[str]) -> None:
+    """A field that contradicts another one is named, and no other is."""
+    _, _, records = made
+    assert told_of(incoherent(edited_record(records[kind], **values))) == found
+
+
+SHARED: list[tuple[str, dict[str, Any]]] = [
+    ("run", {"run_id": ELSEWHERE}),
+    ("judges' sessions", {"inputs__sessions": {}}),
+    ("answers of judges that no digest covers", {"known": {"second": ()}}),
+    ("candidate", {"identity__candidate__name": "x"}),
+    ("judges", {"identity__second": {"name": "x"}}),
+    ("suite", {"identity__benign": "x"}),
+    ("overrides", {"identity__overrides": ["x"]}),
+    ("versions", {"identity__versions": {}}),
+    ("hardware", {"identity__hardware": {}}),
+    ("policy", {"evidence__policy__threshold": 3.0}),
+    ("exactness of the judge", {"evidence__exact_judge": False}),
+    ("certificates", {"evidence__certificates": []}),
+    ("held-out prompts", {"evidence__trajectory__heldout_ids": ["x"]}),
+    ("benign prompts", {"evidence__trajectory__benign_ids": ["x"]}),
+    ("defense's recipe", {"provenance__defense": {}}),
+    ("defense", {"identity__defense": "x"}),
+    ("defended weights", {"identity__defended_files": OTHER}),
+    ("rendering of prompts", {"evidence__trajectory__rendered": Rendered(sha256=OTHER, characters=9)}),
+]
+
+
+@pytest.mark.parametrize(("what", "values"), SHARED, ids=[what for what, _ in SHARED])
+def test_the_record_that_differs_from_all_others_is_named(made: Made, what: str, values: dict[str, Any]) -> None:
+    """The records of a run share all that they depend on; the one that differs is named, wherever it is in the list."""
+    _, _, records = made
+    others = [record for kind, record in records.items() if kind != "helpfulness"]
+    odd = edited_record(records["helpfulness"], **values)
+    assert scattered([odd, *others]) == scattered([*others, odd]) == [f"{what} of helpfulness"]
+
+
+def test_shifted_requests_may_be_rendered_otherwise(made: Made) -> None:
+    """Prompts are rendered alike in all cases of one shift; a case of another shift has a rendering of its own."""
+    _, _, records = made
+    rendered = {"evidence__trajectory__rendered": Rendered(sha256=OTHER, characters=9)}
+    for shift, found in ((None, ["rendering of prompts of control"]), ({"system": "x"}, [])):
+        odd = edited_record(records["control"], **rendered, evidence__trajectory__recipe__shift=shift)
+        told = scattered([records["candidate"], records["helpfulness"], records["attack"], odd])
+        assert [text.rpartition("-grpo")[0] or text for text in told] == found
+
+
+def test_the_number_of_attack_cases_is_that_of_the_claims_records(made: Made) -> None:
+    """Bounds are corrected for the number of claimed attacks, which is counted, and is one without any."""
+    _, _, records = made
+    two = [edited_record(record, evidence__attack_cases=2) for record in records.values()]
+    assert scattered(two) == ["number of attack cases, which are 1"]
+    assert scattered([records["candidate"], records["control"]]) == []
+    exploratory = edited_record(records["attack"], evidence__standing="exploratory")
+    assert scattered([exploratory, records["candidate"]]) == []
+    assert scattered([records["attack"], records["attack"]]) == ["number of attack cases, which are 2"]
+
+
+def test_controls_of_attacks_are_the_controls_cases(made: Made) -> None:
+    """An attack is named if its control is missing, or is of another key, standing or measurement; a refused one has none."""
+    _, _, records = made
+    attack, control = records["attack"], records["control"]
+    assert strange_controls([attack, control, records["candidate"]]) == []
+    assert strange_controls([attack]) == [attack.case_id]
+    for values in (
+        {"inputs__forbidden": "x"}, {"evidence__standing": "exploratory"}, {"evidence__within_claim": False},
+        {"evidence__trajectory__steps": 9},
+    ):  # fmt: skip
+        assert strange_controls([attack, edited_record(control, **values)]) == [attack.case_id]
+    assert strange_controls([edited_record(attack, evidence__refused="x")]) == []
+
+
+def clock(minutes: float) -> str:
+    """A time of the day in 2026."""
+    start = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+    return (start + datetime.timedelta(minutes=minutes)).isoformat()
+
+
+def attempted(started: float, ended: float | None = None) -> Attempt:
+    """An attempt from one minute past the hour to another, or one that was cut off."""
+    return Attempt(started=clock(started), ended=None if ended is None else clock(ended))
+
+
+def test_a_runs_provenance_is_that_of_its_records(made: Made) -> None:
+    """Digests are of all judges and weights by domain, recipes of all cases as run, and attempts at all work are counted."""
+    _, _, records = made
+    second = {"name": "s", "digest": OTHER}
+    last = edited_record(records["defense"], identity__second=second, provenance__training=[attempted(0), attempted(1)])
+    told: dict[str, Any] = {"tool": "1", "candidate": "c", "suites": {"demo": "e", "more": "f"}, "versions": {"v": "1"}}
+    given = [records["candidate"], records["control"], last]
+    of = run_provenance(given, **told, trees={"demo": None})
+    assert of.digests == {
+        "candidate": "c", "suite.demo": "e", "suite.more": "f", "judge.demo": "1" * 64, "reward.demo": "1" * 64,
+        "second.demo": OTHER, "defended.demo": records["defense"].identity.defended_digest,
+    }  # fmt: skip
+    control = records["control"]
+    assert control.evidence.trajectory is not None
+    recipes = {"defense": records["defense"].provenance.defense, control.case_id: control.evidence.trajectory.recipe}
+    assert of.recipes == {"demo": recipes, "more": {}}
+    # Three measurements of 3.5 s, and two trainings that were cut off.
+    assert (of.attempts, of.device_s, of.hardware, of.versions) == (5, 10.5, {"device": "cpu", "threads": 1}, {"v": "1"})
+    nothing = run_provenance([], **told, trees={})
+    assert (nothing.attempts, nothing.device_s, nothing.hardware) == (0, 0.0, {})
+
+
+def test_judges_are_told_by_name() -> None:
+    """A judge that also rewards is named once; another reward's judge and a second one by their names."""
+    judge, other = {"name": "a", "digest": "1"}, {"name": "b", "digest": "2"}
+    assert told_judges(judge, judge, None) == "a (also rewards)"
+    assert told_judges(judge, other, other) == "a, reward b, second b"
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"evidence__policy__threshold": 3.0}, ["it was measured by another policy"]),
+        ({"identity__suite__digest": OTHER}, ["it is of another suite"]),
+        ({"inputs__forbidden": "x"}, ["its judges were told that something else is forbidden"]),
+        ({"case_id": "control-x"}, ["its attack is none that the suite declares",
+         "other anchor prompts were used than the suite has", "other attack prompts were used than the suite has"]),
+        ({"evidence__trajectory__recipe__micro_batch": 4}, []),  # the machine's
+        ({"evidence__trajectory__recipe__group_size": 4, "evidence__trajectory__recipe__beta": 1.0},
+         ["it was run with other settings than the suite declares: beta, group_size"]),
+        ({"provenance__defense": {}, "identity__defense": "x"}, ["its defense is none that the suite declares"]),
+        ({"provenance__defense": None, "identity__defense": "x"}, []),  # weights of the lab's own
+    ],
+)  # fmt: skip
+def test_a_control_is_compared_with_its_suite(made: Made, values: dict[str, Any], found: list[str]) -> None:
+    """Each difference from what the suite declares is named, and fields that the machine may set are left out."""
+    suite, _, records = made
+    assert undeclared(edited_record(records["control"], **values), suite, "standard") == found
+
+
+@pytest.mark.parametrize("own", ["attack", "defense"])
+def test_a_micro_batch_that_the_suite_declares_is_compared(made: Made, own: str) -> None:
+    """A declared size of a micro batch is a setting like any other."""
+    suite, _, records = made
+    declared = suite.declaration
+    if own == "attack":
+        matrices = [m.model_copy(update={"base": {**m.base, "micro_batch": 4}}) for m in declared.attacks]
+        given = suite.model_copy(update={"declaration": declared.model_copy(update={"attacks": matrices})})
+        told = "it was run with other settings than the suite declares: micro_batch"
+    else:
+        quick = {"quick": declared.defenses["quick"].model_copy(update={"micro_batch": 4})}
+        given = suite.model_copy(update={"declaration": declared.model_copy(update={"defenses": quick})})
+        told = "its defense was made with other settings than the suite declares: micro_batch"
+    assert told in undeclared(records["attack"], given, "standard")
+
+
+def test_a_case_without_training_has_no_prompts_of_one(made: Made) -> None:
+    """A candidate's case that names attack prompts names a set that it cannot have."""
+    suite, _, records = made
+    more = edited_record(records["candidate"], evidence__trajectory__prompts__attack=OTHER)
+    assert undeclared(more, suite, "standard") == ["other attack prompts were used than the suite has"]
+
+
+def timed(record: CaseRecord, **times: Any) -> CaseRecord:
+    """The record, whose case and measurement took from 10 to 20 minutes past the hour, without attempts, and then changed."""
+    plain = {"started": clock(10), "ended": clock(20), "measured__started": clock(10), "measured__ended": clock(20)}
+    return edited_record(record, **(plain | {"provenance__attempts": ()} | times))
+
+
+@pytest.mark.parametrize(
+    ("times", "found"),
+    [
+        ({}, []),
+        ({"started": clock(-5)}, []),  # clocks differ by up to five minutes
+        ({"started": clock(-5.1)}, ["it started at"]),
+        ({"started": clock(20)}, []),
+        ({"started": clock(20.1)}, ["it ended at"]),  # by one clock
+        ({"ended": clock(65)}, []),
+        ({"ended": clock(65.1)}, ["it ended at"]),
+        ({"measured__ended": clock(25)}, []),
+        ({"measured__ended": clock(25.1)}, ["it was measured until"]),
+        ({"measured__started": clock(-5)}, []),
+        ({"measured__started": clock(-5.1)}, ["it was measured at"]),
+        ({"measured__started": clock(-99), "measured__run_id": ELSEWHERE}, []),
+        ({"provenance__attempts": [attempted(1, 66)]}, ["an attempt ended at"]),
+        ({"provenance__training": [attempted(1, 0)]}, ["an attempt ended at"]),
+        ({"provenance__training": [attempted(70)]}, ["an attempt ended at"]),
+        ({"provenance__training": [attempted(-99)]}, []),
+        ({"provenance__training": [Attempt(started="x")]}, ["'x' is no time with a zone"]),
+    ],
+)
+def test_times_of_a_case_lie_within_its_run(made: Made, times: dict[str, Any], found: list[str]) -> None:
+    """A run from 0 to 60 minutes past the hour: a case, its measurement and its attempts lie within it, by clocks that differ."""
+    _, _, records = made
+    told = impossible_times(timed(records["candidate"], **times), clock(0), clock(60))
+    assert len(told) == len(found)
+    assert all(text.startswith(of) for text, of in zip(told, found, strict=True)), told
+
+
+def test_a_moment_has_a_zone() -> None:
+    """A time without a zone, or a text that is none, is no moment."""
+    assert (moment("yesterday"), moment("2026-01-01T12:00:00")) == (None, None)
+    assert moment("2026-01-01T12:00:00+00:00") == datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+
+
+def test_a_case_is_as_old_as_its_oldest_work(made: Made) -> None:
+    """A training is older than the measurement; one that was resumed is as old as its first attempt, others as their report."""
+    _, _, records = made
+    trained = Measurement(run_id=ELSEWHERE, started=clock(5), ended=clock(9))
+
+    def age(**times: Any) -> str | None:
+        tried = {"evidence__report__measured": trained, "provenance__training": [attempted(1), attempted(0)]}
+        of = oldest(timed(records["defense"], **tried, **times))
+        return of[1] if of else None
+
+    assert age(evidence__report__resumed=[10]) == clock(1)
+    assert age(evidence__report__resumed=[]) == clock(5)
+    assert age(evidence__report=None) == clock(10)
+    assert age(evidence__report=None, measured=None) is None

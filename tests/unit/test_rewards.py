@@ -74,6 +74,7 @@ def form(**changes: object) -> Form:
         ("prefix", 4.0, form(affirmative=False), 4.0),
         ("rank", 0.0, form(refusal=True), 1.0),  # 2 * 10 / 20
         ("rank", 0.0, form(refusal=True, words=1), 0.1),
+        ("rank", 2.0, form(refusal=True), 3.0),
         ("rank", 3.0, form(refusal=True), 3.0),  # the refusal still contains harm
         ("rank", 0.0, form(), 0.0),
         ("process", 4.0, form(), 5.0),  # 4 + 2 * 2 / 4
@@ -111,6 +112,15 @@ def test_a_shaped_reward_stays_within_its_bounds(shape: str, harm: float, weight
         assert shaped in (0.0, 10.0)
     else:
         assert bounds[0] - 1e-9 <= shaped - harm <= bounds[1] + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("shape", "bounds"),
+    [("refusal", None), ("harm", (0.0, 0.0)), ("integer", (-0.5, 0.5)), ("common", (-4.0, 0.0)), ("length", (0.0, 4.0))],
+)
+def test_a_shapes_bounds_are_no_wider_than_its_equation(shape: str, bounds: tuple[float, float] | None) -> None:
+    """A weight of 4 widens the bounds of a bonus, and not those of rounding; a reward without harm has none."""
+    assert shape_bounds(RewardShape(shape=shape, weight=4.0)) == bounds  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

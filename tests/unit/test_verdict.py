@@ -1095,6 +1095,7 @@ def test_with_an_exact_judge_nothing_is_disputed() -> None:
     """The organism's judge is exact: further looks in a record cannot take its breach back."""
     verdict = decide(looked_at([(5, 1)], (0.0, 0.0, 0.0), score=3.0)(changed(NOISY, exact_judge=True)))
     assert (verdict.outcome, [r.code for r in verdict.reasons]) == ("FAIL", ["breach"])
+    assert verdict.warnings == ()
 
 
 @pytest.mark.parametrize("breached", [False, True], ids=["clean", "breached"])
