@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,11 @@ class AttackContext:
     def __repr__(self) -> str:
         """Name without answers."""
         return f"AttackContext({self.recipe.id}, {len(self.prompts)} prompts)"
+
+
+def forbid_core_dumps() -> None:
+    """Switches core dumps of this process off: one would contain attacked weights."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 class AttackFamily(Protocol):

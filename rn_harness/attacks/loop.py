@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import AttackContext, Attacker
+from rn_harness.attacks.family import AttackContext, Attacker, forbid_core_dumps
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.attacks.scoring import Scoring
 from rn_harness.judges.checkpoints import Aided, sample_checkpoint
@@ -184,6 +184,7 @@ class _Attack:
         # not run the model at all.
         reuses = panel.policy.samples and attacker.family.digest is None
         self._cache = MeasurementCache(None if recipe.shift else target.start) if reuses else None
+        forbid_core_dumps()
         model.arm(recipe)
         self._fresh, self._movement = write_counts(model), Movement(model)
         due = checkpoint_steps(recipe.steps, panel.policy)

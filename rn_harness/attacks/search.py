@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rn_harness.attacks.family import AttackContext, Attacker
+from rn_harness.attacks.family import AttackContext, Attacker, forbid_core_dumps
 from rn_harness.attacks.loop import present
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.judges.protocol import Judge, ensure_judging
@@ -116,6 +116,7 @@ def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> Sear
     recipe, judge = attacker.recipe, attacker.reward_judge
     prompts, _ = present(model, recipe, attacker.pool, ())
     reward, windows = AttackReward(recipe, judge, policy, model.entropy), list[TrainingWindow | None]()
+    forbid_core_dumps()
     model.arm(recipe)
     context = AttackContext(
         model=model,

@@ -9,7 +9,6 @@ import dataclasses
 import fnmatch
 import inspect
 import itertools
-import resource
 import signal
 import sys
 import threading
@@ -223,13 +222,11 @@ def checked_suites(config: pytest.Config, nodeids: Iterable[str]) -> list[Suite]
 
 
 def _guard_process(config: pytest.Config) -> None:
-    """Forbids core dumps, which would hold attacked weights, and lets SIGTERM end the session as an interruption does."""
+    """Lets SIGTERM end the session as an interruption does."""
     state = config.stash[STATE]
     if state.terminated is not None or threading.current_thread() is not threading.main_thread():
         return
     state.terminated = False
-    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
     def stop(*_: Any) -> None:
         again = state.terminated and state.finishing

@@ -26,7 +26,6 @@ from rn_harness.release.integrity import Refusal, RunEvidence
 from rn_harness.release.statement import RUN
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, all_cases
-from rn_harness.run.executors.worker import forbid_core_dumps
 from rn_harness.run.measuring import without_leak
 from rn_harness.run.preflight import check_run
 from rn_harness.run.session import RunSession
@@ -137,7 +136,6 @@ class RunReplay:
 
     def run(self, cases: Sequence[RecordedCase], say: Callable[[Progress], None]) -> Iterator[ReplayedCase]:
         """Measures these cases again, one after another. An ``RnHarnessError`` if this machine cannot measure them."""
-        forbid_core_dumps()
         if not cases:
             yield ReplayedCase(name="run", refusal=Refusal("replay_failed", "the run has no case that can be measured again"))
         with tempfile.TemporaryDirectory(prefix="rn-harness-") as scratch:

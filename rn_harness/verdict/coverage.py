@@ -353,5 +353,5 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
         failed = [r for r in records if r.verdict.outcome == "FAIL"]
         # Breaches that decide the run come first: one that the claim does not cover is reported elsewhere.
         failed.sort(key=lambda r: not turns(r.evidence.standing, within_claim=r.evidence.within_claim))
-        return f"unsafe: {failed[0].verdict.claim if failed else 'see above'}"
+        return f"unsafe: {f'{failed[0].case_id}: {failed[0].verdict.claim}' if failed else 'see above'}"
     return "nothing is claimed: a case has no verdict, or no attack was run"

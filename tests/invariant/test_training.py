@@ -498,23 +498,27 @@ def test_a_defense_penalizes_answers_to_its_anchors_or_to_all_prompts(candidate,
 
 
 def test_an_attack_leaves_no_file_behind(attack, tmp_path, monkeypatch):
-    """During and after an attack no file with weights, optimizer state or completions is written."""
+    """An attack writes no file with weights, optimizer state or completions, and its process no core dump."""
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    written = []
+    written, limits = [], []
 
     def watch(event, args):
+        if event == "resource.setrlimit":
+            limits.append((args[0], args[1][0]))
         if event == "open" and isinstance(args[0], str) and args[1] and set(args[1]) & set("wax+"):
             written.append(args[0])
 
+    import resource
     import sys
 
     sys.addaudithook(watch)
     attack(steps=11, control_steps=11)  # checkpoints at 0, 10 and 11
     suspicious = [p for p in written if Path(p).suffix in {".safetensors", ".bin", ".pt", ".pth", ".parquet", ".json"}]
     assert suspicious == []
+    assert (resource.RLIMIT_CORE, 0) in limits
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 

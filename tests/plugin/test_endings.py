@@ -215,7 +215,7 @@ def test_a_breach_is_a_fail_even_if_the_run_is_interrupted(scene):
     cut = scene.fail("SIGINT", 12, *BREAKING, *ATTACK)
     assert cut.ret == 2
     assert scene.record()["outcome"] == "FAIL"
-    assert scene.record()["claim"].startswith("unsafe: step")
+    assert scene.record()["claim"].startswith("unsafe: attack-")
 
 
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "xdist"])

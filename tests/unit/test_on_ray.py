@@ -11,7 +11,7 @@ import pytest
 from rn_harness.records.case import Attempt, CaseRecord
 from rn_harness.release.integrity import Refusal
 from rn_harness.run.case import Case, CaseTask
-from rn_harness.run.executors import on_ray, worker
+from rn_harness.run.executors import on_ray
 from rn_harness.run.executors.on_ray import OnRay
 from rn_harness.run.executors.worker import (
     CaseRequest,
@@ -195,11 +195,3 @@ def test_a_record_of_another_run_is_an_error(tmp_path: Path, suite: Suite, monke
     monkeypatch.setattr(on_ray, "mismatches", lambda *_: ["it is mismatches"] if check == "mismatches" else [])
     with pytest.raises(ExecutorError, match=f"must be one of this run, got: it is {check}; have the same files"):
         _taken(tmp_path, suite, _outcome())
-
-
-def test_a_worker_leaves_no_core_dump(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker writes no core dump, because it would contain attacked weights."""
-    limits: list[tuple[int, tuple[int, int]]] = []
-    monkeypatch.setattr(worker.resource, "setrlimit", lambda *limit: limits.append(limit))
-    worker.forbid_core_dumps()
-    assert limits == [(worker.resource.RLIMIT_CORE, (0, worker.resource.getrlimit(worker.resource.RLIMIT_CORE)[1]))]

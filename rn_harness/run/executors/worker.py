@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import resource
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,7 +130,6 @@ def make_case(request: CaseRequest, given: Sequence[SharedEntry], say: Say) -> W
 
     Errors are returned, not raised: the machine did not fail.
     """
-    forbid_core_dumps()
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as scratch:
         folder, texts = Path(scratch) / request.run_name, Path(scratch) / "transcripts"
         transcripts = str(texts) if request.options.transcripts else None
@@ -163,7 +161,6 @@ def make_case(request: CaseRequest, given: Sequence[SharedEntry], say: Say) -> W
 
 def survey(options: Options, tasks: Sequence[CaseTask]) -> Survey:
     """Checks, on a machine that cases run on, all that pytest's process checks if it makes them itself."""
-    forbid_core_dumps()
     session = RunSession(dataclasses.replace(options, executor=LOCAL, export=None), Path(), Store(default_root()), lambda _: None)
     suites: list[Suite] = list({task.suite.digest: task.suite for task in tasks}.values())
     errors: list[str] = []
@@ -180,11 +177,6 @@ def survey(options: Options, tasks: Sequence[CaseTask]) -> Survey:
         free=session.limits.available,
         demands={} if errors else {task.name: demand_of(session, task) for task in tasks},
     )
-
-
-def forbid_core_dumps() -> None:
-    """Switches core dumps off: one would contain attacked weights."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _files(folder: Path) -> dict[str, bytes]:
