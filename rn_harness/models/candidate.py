@@ -105,9 +105,9 @@ class Candidate(Loading):
         """Torch's name of the number format of the loaded weights; None if neither profile nor files say."""
         return self.dtype or ("float32" if self.gguf else declared_dtype(self.config))
 
-    def verify(self) -> None:
-        """Raises CandidateError if the files changed since they were digested."""
-        now = root_digest(hash_candidate(self.folder, self.gguf, self.fetched))
+    def verify(self, *, fresh: bool = False) -> None:
+        """Raises CandidateError if the files changed since they were digested; ``fresh`` reads all of them again."""
+        now = root_digest(hash_candidate(self.folder, self.gguf, self.fetched, fresh=fresh))
         if now != self.files_digest:
             raise CandidateError(
                 f"the candidate's files must not change during a run, got digest={now[:12]} after {self.files_digest[:12]} "
@@ -141,14 +141,14 @@ class Candidate(Loading):
             return load_model(Path(empty), settings)
 
 
-def hash_candidate(folder: Path, gguf: str | None, fetched: Sequence[str] | None) -> dict[str, str]:
+def hash_candidate(folder: Path, gguf: str | None, fetched: Sequence[str] | None, *, fresh: bool = False) -> dict[str, str]:
     """The sha256 of a GGUF file, of a local folder's files, or of the files that match ``fetched`` in the hub's cache."""
     if gguf is not None or fetched is None:
-        return hash_files(folder, follow_links=True, only=gguf)
+        return hash_files(folder, follow_links=True, only=gguf, fresh=fresh)
     names = [path.name for path in folder.iterdir()]
     wanted = {n for pattern in fetched for n in fnmatch.filter(names, pattern) if (folder / n).is_file()}
     wanted -= {n for pattern in SKIPPED for n in fnmatch.filter(names, pattern)}
-    return hash_files(folder, follow_links=True, without=sorted(set(names) - wanted))
+    return hash_files(folder, follow_links=True, without=sorted(set(names) - wanted), fresh=fresh)
 
 
 def declared_dtype(config: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rn_harness.spec.errors import CandidateError
+from rn_harness.store.settled import remembered, within
 
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 """Endings of weight files' names."""
@@ -18,20 +19,38 @@ MAX_UNHASHED_BYTES = 1_000_000
 
 
 def hash_files(
-    folder: Path, *, follow_links: bool = False, without: Sequence[str] = ("README.md", RETAIN_FILE), only: str | None = None
+    folder: Path,
+    *,
+    follow_links: bool = False,
+    without: Sequence[str] = ("README.md", RETAIN_FILE),
+    only: str | None = None,
+    fresh: bool = False,
 ) -> dict[str, str]:
     """The sha256 of each file of a model folder, by its name, by OpenSSF model-signing.
+
+    A file that the system says is the same as at an earlier call in this process is not read again, see ``store.settled``.
 
     Args:
         follow_links: read the file behind a symbolic link, as in a snapshot of the hub's cache.
         without: names of files at its top that do not belong to its identity.
         only: the one file that counts; None: all.
+        fresh: read all files in any case.
 
     Raises CandidateError if the folder is unreadable, or holds a symbolic link that must not be followed.
     """
+    folder = folder.absolute()  # a relative path would not match the ignored one
+    paths = (lambda: [folder / only]) if only else within(folder)
+    key = (folder, follow_links, tuple(without), only)
+    try:
+        hashes = remembered(key, paths, lambda: _hash_files(folder, follow_links, without, only), fresh=fresh)
+    except OSError as error:
+        raise CandidateError(f"a model folder must be readable, got folder={folder}: {error}; look at its files") from None
+    return dict(hashes)
+
+
+def _hash_files(folder: Path, follow_links: bool, without: Sequence[str], only: str | None) -> dict[str, str]:
     from model_signing import hashing
 
-    folder = folder.absolute()  # a relative path would not match the ignored one
     settings = hashing.Config().set_ignored_paths(paths=[folder / name for name in without]).set_allow_symlinks(follow_links)
     try:
         manifest = settings.hash(folder, files_to_hash=[folder / only] if only else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,6 +223,7 @@ def _new_controller(config: pytest.Config, suites: Sequence[Suite], items: Seque
         # From the files again, since fixtures and other plugins could have changed the objects that they were given.
         suites=[load_suite(s.folder, s.overrides, session.options.private, s.recipe, session.options.level) for s in suites],
         candidate=session.candidate.identity,
+        read_candidate=functools.partial(session.candidate.verify, fresh=True),
         judges={suite.domain: session.judges(suite).names for suite in suites},
         narrowed=_narrowed(config),
         left_out=config.stash[COLLECTED].left_out(config, items),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -101,6 +101,7 @@ class CaseBoard:
         dirty: uncommitted files of each suite, by domain.
         is_part: whether the run is a part of another; its folder is inside the other's.
         joined: the part that each case was taken from, by domain and case id, if parts are joined.
+        read_candidate: reads the candidate's files once more; raises CandidateError if they changed.
     """
 
     folder: Path
@@ -117,6 +118,7 @@ class CaseBoard:
     run_id: str = field(default_factory=new_run_id)
     is_part: bool = False
     joined: Mapping[str, str] = field(default_factory=dict)
+    read_candidate: Callable[[], None] = lambda: None
     tests: dict[str, SelectedTest] = field(default_factory=dict)
     _records: dict[str, CaseRecord | None] = field(default_factory=dict)
     _earlier: set[tuple[int, int]] = field(default_factory=set)

@@ -178,8 +178,8 @@ class Controller(CaseBoard):
         state = self.undertold(outcome, states.count("failure"), states.count("error"))
         self._verdict = TestResult(VERDICT, state, claim) if state else None
         run = self._keep(self._compose(lines, outcome, claim, release_obstacles(self, outcome, missing)), records)
-        if run.releasable and (refused := _refusals(self, run)):
-            # No refusal of verify can be waived, so that each is also listed as lax.
+        if run.releasable and (refused := [*_changed(self), *_refusals(self, run)]):
+            # None of these can be waived, so that each is also listed as lax.
             run = self._keep(run.model_copy(update={"why_not": tuple(refused), "lax": (*run.lax, *refused)}), records)
         if options.export and (run.releasable or options.export_anyway):
             run = self._keep(_export(options.path(options.export), run, records), records)
@@ -269,6 +269,15 @@ def _files(folder: Path, lines: Sequence[CaseLine]) -> dict[str, str]:
     folders = [(folder / line.record).parent for line in lines if line.record]
     paths = [*(path for of_case in folders for path in sorted(of_case.iterdir())), folder / JUNIT]
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}
+
+
+def _changed(board: CaseBoard) -> list[str]:
+    """The reason against a release if the candidate's contents are others than at the beginning."""
+    try:
+        board.read_candidate()
+    except CandidateError as error:
+        return [str(error)]
+    return []
 
 
 def _refusals(board: CaseBoard, run: RunRecord) -> list[str]:

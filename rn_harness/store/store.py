@@ -24,11 +24,12 @@ from typing import Any
 
 from rn_harness.records.base import digest_of
 from rn_harness.spec.errors import StoreError
+from rn_harness.store.settled import remembered
 
 MANIFEST = "entry.json"
 ENTRY_VERSION = 1
 LOCK_TIMEOUT_S = 6 * 3600
-LOCKS, UNFINISHED = "locks", "unfinished"
+LOCKS, UNFINISHED, ALIKE = "locks", "unfinished", "alike"
 DAMAGED = ".damaged"
 MARGIN_BYTES = 64 * 2**20
 """Free space required in addition to the weights: records, certificates, logs."""
@@ -122,6 +123,7 @@ class Journal:
         earlier: complete lines of an attempt that was cut off.
         lines: of this attempt.
         differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
+        begun: this attempt has written the file, to which further lines are appended.
         tolerance: the difference, absolute or relative, at which two numbers still count as equal; 0: bit by bit. Scores have to
             be equal, since a single score can decide.
     """
@@ -131,6 +133,7 @@ class Journal:
     lines: list[str] = field(default_factory=list)
     differs_at: int | None = None
     tolerance: float = 0.0
+    begun: bool = False
 
     @classmethod
     def at(cls, path: Path, tolerance: float = 0.0) -> Journal:
@@ -149,8 +152,16 @@ class Journal:
             self.differs_at = number
             aside = next(p for n in range(1, 1000) if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
             self.path.replace(aside)
+        if self.begun:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            return
+        # The file may end in half a line of an earlier attempt.
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, "".join(f"{known}\n" for known in self.lines))
+        self.begun = True
 
     def _repeats(self, line: str, before: str) -> bool:
         """True if a line repeats the earlier one. A line damaged on disk counts as different, so that it blocks nothing."""
@@ -164,8 +175,11 @@ class Journal:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def read() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return remembered(path, lambda: [path], read)
 
 
 def alike(one: Any, other: Any, tolerance: float) -> bool:
@@ -259,24 +273,26 @@ class Store:
         Two entries are of the same case if the parts in ``SAME`` are equal, such as domain, case and attack.
         """
         wanted, best = digests_of(parts), None
-        for folder in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
+        for link in sorted(self._alike(kind, wanted).glob("*")):
             try:
-                known = json.loads(folder.read_text(encoding="utf-8"))["parts"]
+                known = json.loads((self.root / kind / link.name / MANIFEST).read_text(encoding="utf-8"))["parts"]
                 differing = sorted(name for name in wanted.keys() | known.keys() if wanted.get(name) != known.get(name))
-                if not SAME.isdisjoint(differing):
-                    continue
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue  # damaged, or written before entries kept the parts of their key
+                continue  # removed or damaged
             if best is None or len(differing) < len(best):
                 best = differing
         return best
+
+    def _alike(self, kind: str, digests: Mapping[str, str]) -> Path:
+        """The folder with an empty file for each entry of the same case, so that a miss reads their manifests only."""
+        return self.root / ALIKE / f"{kind}-{digest_of({name: digests.get(name) for name in sorted(SAME)})}"
 
     def entries(self) -> list[Entry]:
         """Everything in the store except locks, sorted by address."""
         found = []
         for path in sorted(self.root.glob("*/*")):
             kind = path.parent.name
-            if kind == LOCKS:
+            if kind in (LOCKS, ALIKE):
                 continue
             files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
             try:
@@ -298,6 +314,8 @@ class Store:
                     shutil.rmtree(entry.path)
                 else:
                     entry.path.unlink(missing_ok=True)
+                for link in (self.root / ALIKE).glob(f"{entry.kind}-*/{entry.name}"):
+                    link.unlink(missing_ok=True)
             except OSError as error:
                 raise StoreError(
                     f"a store that is pruned must be writable, got {entry.path}: {error.strerror or error}; remove it by hand"
@@ -315,8 +333,13 @@ class Store:
         try:
             write(temporary)
             files = {p.relative_to(temporary).as_posix(): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
-            manifest = {"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files, "parts": digests_of(parts or {})}
+            digests = digests_of(parts or {})
+            manifest = {"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files, "parts": digests}
             write_text(temporary / MANIFEST, json.dumps(manifest))
+            if parts:
+                alike_ones = self._alike(kind, digests)
+                alike_ones.mkdir(parents=True, exist_ok=True)
+                (alike_ones / key).touch()
             if final.exists():  # move the old entry away in one step, and delete it once the new one is in its place
                 replaced = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{key[:12]}."))
                 final.rename(replaced)

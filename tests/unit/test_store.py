@@ -478,6 +478,18 @@ def test_a_journal_keeps_its_lines(tmp_path: Path) -> None:
     assert list((tmp_path / "unfinished").iterdir()) == []
 
 
+def test_a_journal_is_appended_to(tmp_path: Path) -> None:
+    """The first line of an attempt replaces a file with half a line at its end; each further line is appended."""
+    path = tmp_path / "journal.jsonl"
+    path.write_text("one\ntw")
+    journal = Journal.at(path)
+    for line in ("one", "two"):
+        journal.add(line)
+    written = path.stat().st_ino
+    journal.add("three")
+    assert (path.read_text(), path.stat().st_ino) == ("one\ntwo\nthree\n", written)
+
+
 def test_a_journal_that_differs_keeps_both(tmp_path: Path) -> None:
     """From the first different line on, the attempt differs, and the earlier lines are kept separately each time."""
     for attempt, lines in enumerate((["one", "two"], ["one", "TWO"], ["one", "2"])):
@@ -523,6 +535,21 @@ def test_changed_parts_are_named(tmp_path: Path) -> None:
     assert store.changed("defense", parts) is None
     assert "a text" not in "".join(p.read_text() for p in tmp_path.rglob(MANIFEST))
     assert all(len(digest) == 64 for digest in digests_of(parts).values())
+
+
+def test_a_miss_reads_the_manifests_of_the_same_case_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost of naming what changed does not grow with entries of other cases; pruned ones are read no more."""
+    store, parts = Store(tmp_path), {"case": "attack", "candidate": "c1"}
+    for case in ("attack", *(f"other-{i}" for i in range(5))):
+        store.put("case", content_key("case", parts | {"case": case}), two_files, parts | {"case": case})
+    read: list[Path] = []
+    text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **how: read.append(self) or text(self, **how))
+    assert store.changed("case", parts | {"candidate": "c2"}) == ["candidate"]
+    assert len(read) == 1
+    store.prune(0.0)
+    assert store.changed("case", parts) is None
+    assert len(read) == 1
 
 
 def test_an_unreadable_manifest_is_ignored(store: Store) -> None:
