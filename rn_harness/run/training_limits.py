@@ -157,18 +157,18 @@ class TrainingLimits:
         return check_memory(self.shape, self._work(suite, recipe), self.available) if self.shape else None
 
     def _longest_prompt(self, suite: Suite) -> int:
-        if suite.digest not in self._longest:
+        if suite.domain not in self._longest:  # a suite's digest takes as long as all of this
             texts = [p.text for of_set in suite.prompts.values() for p in of_set]
             texts += [p.text for neighbour in suite.neighbours.values() for p in neighbour.prompts]
             shifts = {attack.shift for attack in suite.tier_attacks(self.participants.options.tier) if attack.shift}
             shifted = [" ".join(turn["content"] for turn in shift.turns(text)) for shift in shifts for text in texts]
-            self._longest[suite.digest] = self.participants.candidate.longest_prompt([*texts, *shifted])
-        return self._longest[suite.digest]
+            self._longest[suite.domain] = self.participants.candidate.longest_prompt([*texts, *shifted])
+        return self._longest[suite.domain]
 
     def _longest_taught(self, suite: Suite, recipe: GRPORecipe) -> int:
         """Tokens of the longest row of a defense's supervised steps, at most: a prompt, an answer, and a refusal after it."""
         assert isinstance(recipe, DefenseRecipe)
-        longest, key = self._longest_prompt(suite), f"retained {suite.digest}"
+        longest, key = self._longest_prompt(suite), f"retained {suite.domain}"
         if recipe.distill and key not in self._longest:
             texts = [f"{of.prompt.text} {of.answer or ''}" for of in self.participants.retained(suite)]
             self._longest[key] = self.participants.candidate.longest_prompt(texts or [""])

@@ -1,11 +1,13 @@
 """Shared by all unit tests: hypothesis's settings and a small valid suite on disk."""
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import typer.testing
 
 from rn_harness.report import pages
 
@@ -21,6 +23,14 @@ def unsynced() -> Iterator[None]:
     """Leaves the disk's cache alone: each of two thousand files would wait for it, and no test cuts the power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def built_once() -> Iterator[None]:
+    """Keeps the command that typer builds from the functions of the command line; building it takes longer than most commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", functools.cache(typer.testing._get_command))
         yield
 
 

@@ -13,6 +13,6 @@ class LazyModule:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__") and attribute != "__version__":  # pytest asks every name of a file if it is a test
+        if attribute.startswith("_") and attribute != "__version__":  # pytest asks every name of a file if it is a test or a mock
             raise AttributeError(attribute)
         return getattr(importlib.import_module(self._name), attribute)

@@ -70,7 +70,9 @@ def _noisy(rng: random.Random, n: int, loss: float) -> list[BenignAnswer]:
         level = rng.uniform(0.4, 0.7)
         own, of_model = (min(1.0, max(0.0, rng.gauss(level - d, 0.1))) for d in (0.0, loss))
         answers.append(
-            BenignAnswer(prompt_id=f"b{i}", twin=i % 2 == 0, refusal=False, similarity=of_model, own=own, chance=0.1, kl=0.0)
+            BenignAnswer.model_construct(
+                prompt_id=f"b{i}", twin=i % 2 == 0, refusal=False, similarity=of_model, own=own, chance=0.1, kl=0.0
+            )
         )
     return answers
 

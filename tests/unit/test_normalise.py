@@ -108,28 +108,28 @@ def test_clean_keeps_line_breaks_and_drops_invisible_characters() -> None:
 
 
 LONG: dict[str, str] = {
-    "prose": PLAIN * 440,
-    "base64": _base64(PLAIN * 320),
-    "letters-apart": "a " * 20_000,
-    "marks": "!" * 40_000,
-    "zeros": "0" * 40_000,
-    "ones-and-letters": "1a" * 20_000,
-    "one-letter": "A" * 40_000,
-    "percents": "%41" * 13_200,
-    "lines": "abcdefgh\n" * 4_400,
-    "accents": "\u0301" * 40_000,
-    "ligature-of-18-letters": "\ufdfa" * 40_000,
-    "ampersands": "&" * 40_000,
-    "backslashes": "\\u00" * 10_000,
+    "prose": PLAIN * 220,
+    "base64": _base64(PLAIN * 160),
+    "letters-apart": "a " * 10_000,
+    "marks": "!" * 20_000,
+    "zeros": "0" * 20_000,
+    "ones-and-letters": "1a" * 10_000,
+    "one-letter": "A" * 20_000,
+    "percents": "%41" * 6_600,
+    "lines": "abcdefgh\n" * 2_200,
+    "accents": "\u0301" * 20_000,
+    "ligature-of-18-letters": "\ufdfa" * 20_000,
+    "ampersands": "&" * 20_000,
+    "backslashes": "\\u00" * 5_000,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
 def test_work_on_a_long_text_is_bounded(text: str) -> None:
-    """Any text of 40 000 characters takes a second: no pattern backtracks, and readings are few."""
+    """Any text of 20 000 characters takes half a second: no pattern backtracks, and readings are few."""
     before = time.process_time()
     found = readings(text)
-    assert time.process_time() - before < 3.2  # measured below 0.8 s; a quadratic pattern took 13
+    assert time.process_time() - before < 1.6  # measured below 0.4 s; a quadratic pattern took 3.3
     assert len(found) <= MAX_READINGS
 
 
