@@ -448,6 +448,20 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("lenient")
+def test_no_release_rests_on_a_candidate_that_changed_unseen(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the candidate's contents differ when all are read at the end, the run is not releasable, and the reason is lax."""
+
+    def changed(_: Controller) -> None:
+        raise CandidateError("the candidate's files must not change during a run")
+
+    monkeypatch.setattr(Controller, "read_candidate", property(changed, lambda *_: None))
+    record, _ = exporting(tmp_path, suite, "PASS")
+    assert record.why_not == record.lax == ("the candidate's files must not change during a run",)
+
+
+@pytest.mark.usefixtures("lenient")
 def test_a_pass_exports_the_attacked_weights(tmp_path: Path, suite: Suite) -> None:
     """The exported files are those that each attack started from; the card names their digest and the verdicts."""
     record, text = exporting(tmp_path, suite, "PASS")
