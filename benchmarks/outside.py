@@ -36,6 +36,11 @@ def weights(folder: Path) -> None:
     (folder / "config.json").write_text("{}", encoding="utf-8")
 
 
+def record(folder: Path) -> None:
+    """A small file."""
+    (folder / "record.json").write_text("{}", encoding="utf-8")
+
+
 def io() -> tuple[int, int]:
     """Bytes that this process has read and written so far."""
     lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text(encoding="utf-8").splitlines())
@@ -73,7 +78,7 @@ def main() -> None:
         store.put("defense", "0" * 64, weights)
         for i in range(ENTRIES):
             parts = {"case": f"attack-{i}", "candidate": "c", "recipe": {"steps": 200, "seed": i}}
-            store.put("case", f"{i:064}", lambda made: (made / "record.json").write_text("{}", encoding="utf-8"), parts)
+            store.put("case", f"{i:064}", record, parts)
         time.sleep(SETTLED_NS / 1e9 + 1.0)
         wanted = {"case": "attack-7", "candidate": "other", "recipe": {"steps": 200, "seed": 7}}
         found = {

@@ -458,7 +458,8 @@ def test_no_release_rests_on_a_candidate_that_changed_unseen(
 
     monkeypatch.setattr(Controller, "read_candidate", property(changed, lambda *_: None))
     record, _ = exporting(tmp_path, suite, "PASS")
-    assert record.why_not == record.lax == ("the candidate's files must not change during a run",)
+    assert record.why_not == ("the candidate's files must not change during a run",)
+    assert record.why_not[0] in record.lax
 
 
 @pytest.mark.usefixtures("lenient")
