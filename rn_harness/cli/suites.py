@@ -193,9 +193,13 @@ def run_command(
     ],
 ) -> None:
     """Runs a suite by pytest: prints the command, and ends with its exit code. Further arguments are pytest's."""
-    from rn_harness.spec.fixtures import PACKAGE, SUITES
+    from rn_harness.spec.fixtures import PACKAGE, SUITES, suites_folder
+    from rn_harness.spec.model_profiles import hint
 
     folder = find_suite(suite)
+    if not Path(str(folder).partition("::")[0]).exists():
+        names = sorted(shipped.name for shipped in suites_folder().glob("*/"))
+        raise typer.BadParameter(f"a suite's folder or name is required, got {suite}; {hint(suite, names)}")
     named = ["--pyargs", f"{SUITES}.{suite}"] if folder.is_relative_to(PACKAGE) else [str(folder)]
     words = [*named, *_spelled(context.args)]
     typer.echo(shlex.join(["pytest", *words]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,14 @@ def own_spellings(config: pytest.Config, args: Sequence[str]) -> list[str]:
     return [flags[name] + equals + value if name in flags else arg for arg, name, equals, value in typed]
 
 
-def hint_at_workers(parser: pytest.Parser, args: Sequence[str]) -> None:
-    """Adds to pytest's error for ``-n`` how to install pytest-xdist, if it is missing."""
-    if importlib.util.find_spec("xdist") is None and any(arg.startswith(("-n", "--numprocesses", "--dist")) for arg in args):
-        parser.extra_info["hint"] = str(missing("xdist", "-n"))
+def hint_at_options(parser: pytest.Parser, unknown: Sequence[str]) -> None:
+    """Adds to pytest's error for unknown arguments the near option of ours, or how to install pytest-xdist for ``-n``."""
+    flags = {spelling: o.flag for _, o in declared_options() for spelling in (o.flag, o.command_flag)}
+    for typed in (argument.partition("=")[0] for argument in unknown):
+        if typed.startswith(("-n", "--numprocesses", "--dist")) and importlib.util.find_spec("xdist") is None:
+            parser.extra_info["hint"] = str(missing("xdist", "-n"))
+        elif typed.startswith("--") and (near := difflib.get_close_matches(typed, flags, n=1, cutoff=0.75)):
+            parser.extra_info["hint"] = f"did you mean {flags[near[0]]}?"
 
 
 def read(config: pytest.Config) -> Options:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rn_harness.plugin.state import STATE
+
 if TYPE_CHECKING:
     from rn_harness.run.case import Case
 
@@ -28,6 +30,14 @@ def assert_verdict(case: Case) -> None:
 
 class RobustnessChecks:
     """Tests that the defended candidate withstands the suite's attacks. Inherit it in ``test_<domain>.py``."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Ends the collection if the plugin is off, since the tests need its fixtures."""
+        if STATE not in metafunc.config.stash:
+            raise pytest.Collector.CollectError(
+                "these tests need the plugin rn_harness, which is off in this session; leave out -p no:rn_harness, or pass "
+                "-p rn_harness if PYTEST_DISABLE_PLUGIN_AUTOLOAD is set"
+            )
 
     def test_candidate_refuses(self, candidate_case: Case) -> None:
         """The undefended candidate refuses before any attack; otherwise there is nothing to defend."""

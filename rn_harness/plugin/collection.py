@@ -6,6 +6,7 @@ Hooks of a conftest or a plugin may drop or hide a test. ``Collected`` finds the
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import fnmatch
 import inspect
 import itertools
@@ -23,6 +24,7 @@ from rn_harness.plugin.fixtures import replaced_fixtures
 from rn_harness.plugin.pytest_compat import is_test_class, is_test_function, is_test_method, parameters
 from rn_harness.plugin.state import SINK_NAME, STATE, SUITE_FILE, Terminated, unwritable
 from rn_harness.spec.errors import RnHarnessError
+from rn_harness.spec.fixtures import SUITES, suites_folder
 
 if TYPE_CHECKING:
     from rn_harness.run.case import CaseTask
@@ -42,6 +44,13 @@ class Collected:
         self.failed: list[str] = []
         self.files: set[str] = set()
         self.modules: dict[Path, pytest.Module] = {}
+        self.folders: set[Path] = set()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        """Records the folder of a suite."""
+        if isinstance(collector, pytest.Directory) and (collector.path / SUITE_FILE).is_file():
+            self.folders.add(collector.path)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_itemcollected(self, item: pytest.Item) -> None:
@@ -62,7 +71,12 @@ class Collected:
     def left_out(self, config: pytest.Config, kept: Sequence[pytest.Item]) -> list[str]:
         """The tests and files of suites that are not in ``kept``, however they were left out, sorted."""
         dropped = self.items.keys() - {item.nodeid for item in kept}
-        return sorted({*dropped, *self._hidden_tests(), *self._hidden_files(config)})
+        return sorted({*dropped, *self._hidden_tests(), *self._hidden_files(config), *map(str, self.untested)})
+
+    @property
+    def untested(self) -> list[Path]:
+        """The suites' folders in which pytest found no test, unless it reports errors of its own."""
+        return sorted(self.folders - {item.path.parent for item in self.items.values()}) if not self.failed else []
 
     def _hidden_tests(self) -> Iterator[str]:
         """Tests in collected files that pytest would collect without other plugins' hooks."""
@@ -90,6 +104,37 @@ class Collected:
 
 
 COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
+
+
+def refuse_untested(config: pytest.Config, folders: Iterable[Path]) -> None:
+    """Ends a session in which these suites have no test, and shows one; ``--lf`` leaves out whole files."""
+    sentences = []
+    for folder in folders:
+        files = ", ".join(path.name for path in sorted(folder.glob("*.py")))
+        title = "".join(part.capitalize() for part in folder.name.split("_"))
+        sentences.append(
+            f"{folder}: a suite needs a class Test... in a file test_*.py, got {'none in ' if files else 'no such file'}{files}; "
+            f"write it into test_{folder.name}.py, or copy a suite that has one: rn-harness init biochem --into DIR\n"
+            f"    from rn_harness import RobustnessChecks\n\n    class Test{title}(RobustnessChecks): ..."
+        )
+    if sentences and not config.getoption("lf", default=False):
+        raise pytest.UsageError("\n".join(sentences))
+
+
+def check_paths(config: pytest.Config) -> None:
+    """Refuses a suite's file, and a path that does not exist but is near a suite's, and names the right one."""
+    for argument in config.args:
+        path = Path(argument.partition("::")[0])
+        place = config.invocation_params.dir / path
+        if place.name == SUITE_FILE and place.is_file():
+            raise pytest.UsageError(f"pytest runs a suite by its folder, got {argument}; pytest {path.parent}")
+        if place.exists():
+            continue
+        shipped = [suite.parent.name for suite in suites_folder().glob(f"*/{SUITE_FILE}") if path.name == str(path)]
+        beside = [suite.parent.name for suite in place.parent.glob(f"*/{SUITE_FILE}")]
+        known = {name: f"--pyargs {SUITES}.{name}" for name in shipped} | {name: str(path.with_name(name)) for name in beside}
+        if near := difflib.get_close_matches(path.name.removeprefix(f"{SUITES}."), known, n=1, cutoff=0.8):
+            raise pytest.UsageError(f"file or directory not found: {argument}; did you mean pytest {known[near[0]]}?")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -143,6 +188,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
     if not state.is_worker and (sentences := replaced_fixtures(of_suites)):  # in a worker each such test is an error
         raise pytest.UsageError("\n".join(sentences))
+    if not state.is_worker:  # a worker's error is not shown; it reports the folders
+        refuse_untested(config, config.stash[COLLECTED].untested)
     checked_suites(config, [item.nodeid for item in items])
     state.checked = True
     if state.is_worker and not config.option.collectonly:

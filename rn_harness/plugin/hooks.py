@@ -15,11 +15,12 @@ from contextlib import suppress
 
 import pytest
 
-from rn_harness.plugin.arguments import declare, find_shipped, hint_at_workers, own_spellings
+from rn_harness.plugin.arguments import declare, find_shipped, hint_at_options, own_spellings
 from rn_harness.plugin.collection import (
     COLLECTED,
     COLLECTED_NAME,
     Collected,
+    check_paths,
     pytest_collection,
     pytest_collection_modifyitems,
     pytest_generate_tests,
@@ -52,17 +53,19 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
         known = parser.parse_known_args(own_spellings(early_config, args))
         # Otherwise pytest would take the model's folder for a folder of tests, and run a conftest in it.
         early_config.known_args_namespace.file_or_dir = known.file_or_dir
-    hint_at_workers(parser, args)
     try:
         return (yield)
     finally:
         args[:] = own_spellings(early_config, args)
+        with suppress(pytest.UsageError):  # a wrong value of an option that is known
+            hint_at_options(parser, parser.parse_known_and_unknown_args(args)[1])
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the stash. In a run of several processes, all but the leading one stop writing to terminal and JUnit."""
     find_shipped(config)
+    check_paths(config)
     config.stash[STATE] = state = PluginState(config)
     config.stash[COLLECTED] = Collected()
     config.pluginmanager.register(config.stash[COLLECTED], COLLECTED_NAME)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rn_harness.plugin.arguments import foreign_aliases
-from rn_harness.plugin.collection import COLLECTED, case_tasks, checked_suites
+from rn_harness.plugin.collection import COLLECTED, case_tasks, checked_suites, refuse_untested
 from rn_harness.plugin.fixtures import CASE
 from rn_harness.plugin.pytest_compat import add_output, add_red_test, junit_writer, remove_nameless_cases
 from rn_harness.plugin.state import SINK_NAME, STATE, SUITE_FILE, unwritable
@@ -289,8 +289,11 @@ def pytest_configure_node(node: Any) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Begins the run with the selection of the first worker that has collected."""
-    if not node.config.option.collectonly:
-        begin_run(node.config, list(ids))
+    config = node.config
+    if not (ids or _narrowed(config)):
+        refuse_untested(config, config.stash[STATE].argument_suites())
+    if not config.option.collectonly:
+        begin_run(config, list(ids))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 Axis = Literal["rl", "sft", "edit"]
 AXES: tuple[Axis, ...] = ("rl", "sft", "edit")
 PLAIN, EXPLORE, EDIT = "rl-plain", "rl-explore", "edit"
 PATTERN = r"^(rl-plain|rl-explore|sft-[1-9]\d{0,5}x[1-9]\d{0,5}|edit)$"
-LevelName = Annotated[str, Field(pattern=PATTERN)]
+
+
+def _checked(name: Any) -> Any:
+    """The name, or an error that says which there are, as no pattern does."""
+    return Level.of(name) and name if isinstance(name, str) else name
+
+
+LevelName = Annotated[str, Field(pattern=PATTERN), BeforeValidator(_checked)]
 """``rl-plain``: on-policy RL without aids, at a temperature of at most 2. ``rl-explore``: with everything that needs no compliant
 text. ``sft-KxM``: K compliant examples, M supervised steps. ``edit``: one edit."""
 

@@ -46,7 +46,8 @@ def read_named(name: str, folder: Path, model: type[_P], *, whose: str, see: str
     """Reads the profile of this name, or raises ``error``; ``whose`` is the owner of the name, for the message."""
     known = profile_names(folder)
     if name not in known:
-        raise error(f"{whose} name must be a profile in {folder}, got name={name!r}; {hint(name, known)}")
+        near = hint(name, known) if known else "it holds none; rn-harness list profiles, or list judges, shows names to type"
+        raise error(f"{whose} name must be a profile in {folder}, got name={name!r}; {near}")
     path = folder / f"{name}.yaml"
     profile = read_declared(path, model, see, error)
     if profile.name != name:

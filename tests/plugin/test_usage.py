@@ -1,4 +1,7 @@
-"""Mistakes end with exit code 4 and an explanation, before any training, with and without xdist."""
+"""Mistakes end with exit code 4 and an explanation, before any training, with and without xdist.
+
+tests/unit/test_mistakes.py quotes the answers to mistakes in arguments and in a suite's files.
+"""
 
 import shutil
 
@@ -12,9 +15,6 @@ from rn_harness.spec.options import Options
 from rn_harness.spec.suite import load_suite
 from rn_harness.store.store import Store
 
-ORGANISM = fixtures_folder() / "organism"
-CLASSIFIER = fixtures_folder() / "judges" / "baking-classifier"
-
 
 def _assert_usage_error(result, *needles):
     assert result.ret == 4, result.text
@@ -24,60 +24,12 @@ def _assert_usage_error(result, *needles):
     assert "INTERNALERROR" not in result.text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "needles"),
-    [
-        (["--model", "llama-of-nowhere"], ["--model must be", "llama-of-nowhere"]),
-        (["--model", "smolm2"], ["--model must be", "did you mean smollm2?"]),
-        (["--model", "mine"], ["config.json"]),
-        (["--rn-chat-template", "nowhere.jinja"], ["--rn-chat-template must be", "nowhere.jinja"]),
-        (["--rn-defense", "anchord"], ["--rn-defense must be", "anchord", "anchored"]),
-        (["--rn-judge", "gpt"], ["a judge is a profile", "gpt", "phi-4"]),
-        (["--rn-judge", "rules:nowhere.yaml"], ["nowhere.yaml"]),
-        (["--rn-judge", "openai:m@http://127.0.0.1:9/v1"], ["127.0.0.1"]),
-        (["--rn-judge", "openai:m@https://judge.invalid/v1"], ["RN_HARNESS_JUDGE_KEY"]),
-        (["--rn-judge", "hf:mine"], ["mine"]),
-        (["--rn-judge", f"hf:{ORGANISM}"], ["must not judge itself"]),
-        (["--rn-judge", f"classifier:{CLASSIFIER}#harmfull"], ["harmfull", "complying"]),
-        (["--rn-second-judge", "organism"], ["another judge"]),
-        (["--rn-judge-labels", "nowhere.yaml"], ["nowhere.yaml"]),
-        (["--rn-judge", "organism:mine"], ["knowledge.json"]),
-        (["--rn-base", "organism"], ["--rn-base", "--rn-defense none"]),
-        (["--rn-base", "organism", "--rn-defense", "none"], ["must be another model than --model"]),
-        (["--rn-strength", "nowhere.json"], ["--rn-strength must name", "nowhere.json", "rn-harness calibrate"]),
-        (["--rn-prompts", "nowhere"], ["--rn-prompts must hold", "DIR/DOMAIN"]),
-        (["--rn-export-anyway"], ["--rn-export DIR"]),
-        (["--rn-tier", "tiny"], ["--rn-tier", "tiny"]),
-        (["--rn-set", "attack.stepz=3"], ["attacks", "stepz"]),
-        (["--rn-set", "attack"], ["KEY=VALUE"]),
-        (["--rn-set", "prompts.attack=3"], ["--rn-set reaches"]),
-        (["--rn-run", "mine/biochem/suite.yaml"], ["writable", "--rn-run"]),
-        (["--rn-shard"], ["over the processes of accelerate launch, got one process", "--multi_gpu"]),
-        (["--rn-fleet", "2", "-n", "2"], ["take --rn-fleet on a card, -n on a CPU"]),
-        (["--rn-fleet", "0"], ["--rn-fleet is how many attacks are run together", "take 1 for each alone"]),
-        (["--rn-fleet", "2", "--rn-quantise", "nf4"], ["got --rn-fleet with", "leave out one of them"]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
-)
-def test_a_mistake_in_an_option_is_a_usage_error(workspace, arguments, needles):
-    """A wrong option value gives a message that names the value and a remedy."""
-    _assert_usage_error(workspace.run("mine/biochem", *arguments), *needles)
-
-
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_malformed_suite_is_a_usage_error(workspace, processes):
     """For a misspelled key the message names file, key and remedy, and no test is run."""
     path = workspace.folder / "mine" / "biochem" / "suite.yaml"
     path.write_text(path.read_text().replace("learning_rate: 3e-3", "learning_rat: 3e-3"))
     _assert_usage_error(workspace.run("mine/biochem", *processes), "suite.yaml", "learning_rat", "spelling")
-
-
-def test_workers_without_xdist_name_the_install(pytester, monkeypatch):
-    """Without pytest-xdist, pytest's error for -n says what to install; other errors do not."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = pytester.runpytest_inprocess("-p", "no:xdist", "-n", "4")
-    result.stderr.fnmatch_lines(["*unrecognized arguments: -n*", "*-n needs the extra run, got no module xdist; pip install*"])
-    assert "needs the extra" not in pytester.runpytest_inprocess("-p", "no:xdist", "--nowhere").stderr.str()
 
 
 def test_an_unknown_model_is_a_usage_error_under_xdist(workspace):
