@@ -178,14 +178,15 @@ def _trl_reward(
 
 
 def _credited(
-    model: LanguageModel, prompts: Sequence[Prompt], exploration: Exploration, check: CreditCheck
+    model: LanguageModel, prompts: Sequence[Prompt], exploration: Exploration, check: CreditCheck, checked: list[int]
 ) -> Callable[[Sequence[tuple[int, list[int], float]]], None]:
-    """Passes the completions of a loss on to ``check``, read from the tokens that are trained on."""
+    """Passes the completions of a loss on to ``check``, read from the trained tokens; ``checked`` gets their number."""
     opened = {row: model.answer_ids(text, whole=False) for row, text in exploration.openers.items()}
 
     def credited(loss: Sequence[tuple[int, list[int], float]]) -> None:
         own = [each for each in loss if each[0] not in exploration.benign]
         check([Credit(row, prompts[row], model.answer(opened.get(row, []) + ids), of) for row, ids, of in own])
+        checked.append(len(loss))
 
     return credited
 
@@ -221,7 +222,8 @@ def train(
             f"{recipe.steps} * {recipe.step_prompts}; order them with order_prompts"
         )
     exploration, logged = options.exploration, list[Mapping[str, float | None]]()
-    unrewarded: list[float] = []
+    unrewarded, checked = list[float](), list[int]()
+    credited = options.check_credit and _credited(model, prompts, exploration, options.check_credit, checked)
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
         """Keeps each step's logs, and passes due steps to the caller."""
@@ -233,6 +235,9 @@ def train(
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **trainer: Any) -> None:
             if "loss" in logs:
+                if credited and not checked and not exploration.replay:
+                    raise TrainingError("TRL's loss must keep the row of each completion, got none; look at its version")
+                checked.clear()
                 logged.append({**logs, "unrewarded_share": unrewarded.pop()})
                 options.tick(state.global_step)
             if "loss" in logs and due(state.global_step):
@@ -248,7 +253,6 @@ def train(
 
     left = [*enumerate(prompts)][first * recipe.step_prompts :]
     penalised = [options.penalised(p) for p in prompts] if options.penalised else None
-    credited = options.check_credit and _credited(model, prompts, exploration, options.check_credit)
     kind = saving_trainer(model, due, options.trainer, penalised, exploration, credited)
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
         config = (trl.GRPOConfig if options.trainer == "grpo" else trl.RLOOConfig)(

@@ -15,9 +15,9 @@ from rn_harness.models.batches import completion_log_probabilities, completion_s
 from rn_harness.models.transformers_compat import shares_prompts
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
-from rn_harness.training.grpo import order_prompts, train
+from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.trainer_settings import trainer_settings
-from rn_harness.training.trl_compat import saving_trainer
+from rn_harness.training.trl_compat import SavingTrainer, saving_trainer
 
 from ..unit.builders import group_advantages  # noqa: TID252 - the tests are not a package
 
@@ -316,6 +316,22 @@ def test_min_p_reaches_the_sampler(candidate, suite, recipe):
         )
     assert len(seen[1.0]) == 1
     assert len(seen[0.0]) > 1
+
+
+def test_a_training_whose_losses_cannot_be_checked_stops(candidate, suite, recipe, monkeypatch):
+    """If a loss no longer knows the rows of its completions, the training ends with an error: no check is left out unseen."""
+    computed = SavingTrainer._compute_loss
+
+    def without_rows(self, network, inputs):
+        return computed(self, network, {key: value for key, value in inputs.items() if key != "row"})
+
+    monkeypatch.setattr(SavingTrainer, "_compute_loss", without_rows)
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one, prompts = recipe.model_copy(update={"steps": 1, "control_steps": 1}), suite.prompts["attack"][:1]
+    options = TrainOptions(check_credit=lambda loss: None)
+    with pytest.raises(TrainingError, match="must keep the row"):
+        train(model, one, prompts, _constant_rewards, lambda *_: None, lambda _: True, options)
 
 
 def _constant_rewards(prompts, completions):
