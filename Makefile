@@ -1,4 +1,4 @@
-.PHONY: check test suite site bench schema organism baking-classifier evidence panel hardening finetunability cross-domain relearning first-reward validity
+.PHONY: check test suite site bench schema reference organism baking-classifier evidence panel hardening finetunability cross-domain relearning first-reward validity
 
 check:  ## linters, types, risks that bandit knows, and awkward prose
 	ruff check .
@@ -23,6 +23,9 @@ bench:  ## docs/evidence/performance.md: the cost of a run with comparisons, in 
 schema:  ## suites/schema.json, for editors, and rn_harness/schemas, for readers of records
 	python -c "import json; from rn_harness.spec.suite import Declaration; print(json.dumps(Declaration.model_json_schema(), indent=2, sort_keys=True))" > suites/schema.json
 	python -c "from rn_harness.records.schemas import write_schemas; write_schemas()"
+
+reference:  ## docs/reference, from the code
+	python tests/reference.py
 
 organism:  ## rebuild the shipped organism, under 5 minutes on 2 cores
 	python -m rn_harness.organism build --suite suites/biochem --suite suites/cybercrime --suite suites/baking --out fixtures/organism

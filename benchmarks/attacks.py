@@ -2,7 +2,7 @@
 
 ``full`` is ``pytest suites/biochem --rn-tier full --rn-defense anchored``; ``seeds`` runs one attack of each kind with five
 seeds, and repeats the first seed from an empty store. Both resume an interrupted measurement in FOLDER (build/attacks). A
-complete part goes to docs/evidence/attacks.json, and its table to docs/attacks-and-defenses.md.
+complete part goes to docs/evidence/attacks.json, and its table to docs/evidence/attacks.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rn_harness.store.provenance import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "attacks.json"
-PAGE = ROOT / "docs" / "attacks-and-defenses.md"
+PAGE = ROOT / "docs" / "evidence" / "attacks.md"
 DOMAIN = "biochem"
 SEEDS = [0, 1, 2, 3, 4]
 KINDS = (

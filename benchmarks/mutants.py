@@ -4,10 +4,10 @@ A mutant is a module of rn_harness/verdict with one change: another comparison, 
 list, another return value. Unit tests are collected once. For each mutant a forked process changes the code in memory and runs
 the tests that reach the changed lines, up to the first failure. Wording is not changed: strings, and choices between strings.
 
-Results are stored in docs/evidence/mutants.json after each module; docs/development.md shows them. ``--minutes`` bounds a module;
-its mutants are run in a seeded order, and the next call goes on where it ended. ``--seconds`` bounds the tests of one mutant, the
-fastest first. ``--survivors`` runs only those that survived, for example after a new test. A survivor's ``why`` is written by
-hand and kept: the reason why no test has to see it.
+Results are stored in docs/evidence/mutants.json after each module; docs/evidence/mutants.md shows them. ``--minutes`` bounds a
+module; its mutants are run in a seeded order, and the next call goes on where it ended. ``--seconds`` bounds the tests of one
+mutant, the fastest first. ``--survivors`` runs only those that survived, for example after a new test. A survivor's ``why`` is
+written by hand and kept: the reason why no test has to see it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from _pytest.runner import runtestprotocol
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "mutants.json"
-PAGE = ROOT / "docs" / "development.md"
+PAGE = ROOT / "docs" / "evidence" / "mutants.md"
 BEGIN, END = "<!-- written by benchmarks/mutants.py -->", "<!-- end of the mutants -->"
 VERDICT = ROOT / "rn_harness" / "verdict"
 TESTS = (

@@ -1,4 +1,4 @@
-"""Calculated cost of a tier on models of 7 and 70 billion weights: ``python benchmarks/scale.py`` writes it into docs/scale.md.
+"""Calculated cost of a tier on models of 7 and 70 billion weights; ``python benchmarks/scale.py`` writes docs/evidence/scale.md.
 
 Nothing here was measured on a card. The suite gives the numbers of steps, rows and checkpoints, and the card's data sheet gives
 its bandwidth and rate. The reached share of both and the length of answers are assumptions, stated on the page. To change an
@@ -18,7 +18,7 @@ from rn_harness.spec.base import TierName
 from rn_harness.spec.suite import Suite, load_suite
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "scale.md"
+PAGE = ROOT / "docs" / "evidence" / "scale.md"
 BEGIN, END = "<!-- scale: written by benchmarks/scale.py -->", "<!-- end of scale -->"
 BANDWIDTH, RATE = 3.35e12, 989e12
 """Bytes and dense bfloat16 operations per second of one H100 SXM, by NVIDIA's data sheet."""

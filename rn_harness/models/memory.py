@@ -1,6 +1,6 @@
 """How much memory a run takes, before anything is loaded: arithmetic on a configuration's numbers.
 
-The formulas are in docs/models.md, with measurements. Bytes throughout; GiB are 2**30 bytes.
+The formulas are in docs/evidence/memory.md, with measurements. Bytes throughout; GiB are 2**30 bytes.
 """
 
 from __future__ import annotations

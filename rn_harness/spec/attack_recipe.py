@@ -37,6 +37,7 @@ class WarmStart(Frozen):
 
     Attributes:
         steps: optimizer steps, each on all examples.
+        examples: number of texts.
         learning_rate: of AdamW, constant.
     """
 
@@ -355,6 +356,8 @@ class AttackMatrix(Frozen):
 
     Attributes:
         tier: the smallest tier that runs them; a larger tier also runs the attacks of the smaller ones.
+        base: fields of an attack recipe.
+        vary: lists of values by field.
     """
 
     tier: TierName

@@ -15,7 +15,12 @@ to the size of the weights; Rprop, which uses only the signs of gradients."""
 
 
 class LoRA(Frozen):
-    """Low-rank adapter on all linear layers (arXiv 2106.09685)."""
+    """Low-rank adapter on all linear layers (arXiv 2106.09685).
+
+    Attributes:
+        r: rank.
+        alpha: its product is multiplied by ``alpha / r``.
+    """
 
     r: Annotated[int, Field(ge=1, le=1024)] = 16
     alpha: Positive = 32.0
@@ -40,10 +45,12 @@ class GRPORecipe(Frozen):
             ``entropy_coef``. None: the weight is constant.
         loss_type: TRL's name of the loss.
         scale_rewards: divisor of a group's advantages: the group's spread, the batch's, or none.
+        max_grad_norm: L2 norm to which gradients are clipped.
         micro_batch: rows of one forward and backward pass; advantages are still taken over whole groups. It bounds memory and
             changes no update but by rounding, except with ``bnpo``. None: all B.
         gradient_checkpointing: activations are computed again in the backward pass instead of being kept.
         form: an adapter is trained, or all weights, which are then kept in float32.
+        lora: the adapter's size.
         seed: of prompt order, adapter start and sampling.
     """
 
@@ -118,7 +125,13 @@ class GRPORecipe(Frozen):
 
 
 class SimulatedAttacker(Frozen):
-    """A kind of attacker that hardening simulates; each draws its learning rate between two bounds, log-uniformly."""
+    """A kind of attacker that hardening simulates.
+
+    Attributes:
+        optimizer: one of PyTorch's, or Adafactor.
+        form: an adapter is trained, or all weights.
+        learning_rate: lowest and highest; each attacker draws its own, log-uniformly.
+    """
 
     optimizer: OptimizerName
     form: Literal["lora", "full"]

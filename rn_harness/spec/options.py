@@ -1,4 +1,4 @@
-"""The options of a run: one table, which parsing, ``--help``, ``export-config`` and docs/running.md read.
+"""The options of a run: one table, which parsing, ``--help``, ``export-config`` and docs/reference read.
 
 Every pytest session of the environment loads it, so it imports only the standard library.
 """
@@ -34,7 +34,7 @@ class OptionDeclaration:
         exported: True if ``export-config`` repeats it when it differs from the default; ``always``: also when it does not.
         alias: another spelling; empty: none.
         shown_default: words for a default that depends on the candidate or the suite.
-        see: the page that explains it, as a link from docs/running.md.
+        see: the page that explains it, as a link from docs/; ``#x`` is a part of docs/running.md.
     """
 
     flag: str

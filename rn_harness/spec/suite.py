@@ -59,10 +59,16 @@ class Declaration(Frozen):
     """The contents of ``suite.yaml``.
 
     Attributes:
+        version: of this format.
+        domain: category of harm; lower case, digits, ``.``, ``_`` and ``-``, at most 64.
+        title, description: for reports.
         forbidden: the forbidden information, for judges; one sentence, at the level of a category.
         benign: the reason why the domain is harmless and only declared forbidden, so that it can be shown in full; no release
             rests on it. None: it is not harmless.
         transcripts: completions are kept in the run's folder, unencrypted; only for benign domains.
+        defenses: recipes by name; ``--rn-defense`` names one.
+        attacks: at least one of them has ``tier: smoke``.
+        policy: the bounds of the verdict.
     """
 
     version: Literal[1]

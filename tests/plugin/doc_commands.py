@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if p.name != "smollm2-baking.md")])
+"""All pages, except the diary of one experiment, whose folders are not here."""
 
 OURS = ("pytest", "rn-harness", "python", "accelerate", "make", "pip")
 """Programs whose commands are all checked, see ``test_doc_commands.py``."""

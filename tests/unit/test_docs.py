@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
-from pydantic import BaseModel
-from typer.main import get_command
 
-from rn_harness.cli import app
 from rn_harness.cli.suites import PYTESTS_OWN
 from rn_harness.judges.anchors import AnchorKind, shipped_anchors, shipped_pairs
 from rn_harness.judges.preference import pairs_for, resolve_preference
@@ -23,6 +19,7 @@ from rn_harness.judges.resolve import judge_profile_names, resolve_judge
 from rn_harness.judges.rubric import BANDS
 from rn_harness.records.base import UNSCORED
 from rn_harness.records.preference import PairKind
+from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import TIERS
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.options import declared_options
@@ -32,6 +29,8 @@ from rn_harness.spec.suite import Declaration, load_suite
 from rn_harness.spec.wording import is_degenerate, is_refusal
 from rn_harness.utility.pairwise import PreferenceBounds
 from rn_harness.verdict import validity
+
+from .. import reference  # noqa: TID252 - tests is not a package
 
 ROOT = Path(__file__).parents[2]
 DECIDING = ("decide", "helpfulness", "validity", "completeness", "judge_evidence", "signatures", "restrained")
@@ -79,16 +78,15 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", DECIDING)
 def test_every_reason_code_is_in_the_page(module: str) -> None:
-    """docs/verdict.md has a line for every reason code."""
+    """docs/reference/reason-codes.md has a line for every reason code."""
     codes = codes_of(module)
     assert codes
-    assert sorted(code for code in codes if f"`{code}`" not in page("verdict.md")) == []
+    assert sorted(code for code in codes if f"`{code}`" not in page("reference/reason-codes.md")) == []
 
 
 def test_the_page_lists_no_code_that_is_never_given() -> None:
-    """A deciding module gives each code in the tables of docs/verdict.md."""
-    tables = page("verdict.md").split("## Reason codes")[1].split("## The claim")[0]
-    listed = {code for row in rows(tables) for code in re.findall(r"`([a-z_]+)`", row[0])}
+    """A deciding module gives each code in the tables of docs/reference/reason-codes.md."""
+    listed = {code for row in rows(page("reference/reason-codes.md")) for code in re.findall(r"`([a-z_]+)`", row[0])}
     given = set[str]().union(*(codes_of(module) for module in DECIDING))
     assert len(listed) > 40  # so that an empty table fails
     assert sorted(listed - given) == []
@@ -167,45 +165,27 @@ def test_every_profile_is_in_the_page() -> None:
     assert [name for name in judge_profile_names() if f"| `{name}` |" not in page("judges.md")] == []
 
 
-def options_table() -> list[str]:
-    """The declared options as a Markdown table."""
-    table = ["| option | default | meaning |", "|---|---|---|"]
-    for _, option in declared_options():
-        value = " " + option.metavar.replace("|", "\\|") if option.metavar else ""
-        spellings = ", ".join(f"`{flag}{value}`" for flag in (option.alias, option.flag) if flag)
-        default = option.shown_default or (f"`{option.default}`" if option.default else "none" if option.metavar else "off")
-        see = f": [{option.see.partition('#')[0] or 'below'}]({option.see})" if option.see else ""
-        table.append(f"| {spellings} | {default} | {option.help}{see} |")
-    return table
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_a_reference_page_is_current(name: str) -> None:
+    """Each page of docs/reference is the one that ``make reference`` writes from the code."""
+    assert page(f"reference/{name}") == reference.PAGES[name]()
 
 
-def test_the_table_of_options_is_the_declaration() -> None:
-    """docs/running.md has each option of the plugin with its default and help, and no other. If it fails, paste the table."""
-    part = page("running.md").split("## Options")[1].split("\n\n")[1]
-    assert part.splitlines() == options_table(), "\n".join(options_table())
-
-
-def commands_options() -> dict[str, dict[str, str]]:
-    """The options of each command of ``rn-harness`` with their helps."""
-    top: Any = get_command(app)
-    return {
-        name: {flag: of.help or "" for of in c.params for flag in of.opts} for name, c in top.commands.items() if name != "store"
-    }
+def test_every_key_of_a_suite_is_explained() -> None:
+    """No key of suite.yaml is without a meaning in its model's docstring."""
+    models = reference.below(Declaration, AttackRecipe, Prompt)
+    assert Policy in models
+    assert [f"{m.__name__}.{name}" for m in models for name, (_, told) in reference.fields_of(m).items() if not told] == []
 
 
 def test_an_option_has_one_name_in_pytest_and_in_the_commands() -> None:
-    """Only options that mean the same share a name without ``rn-``; docs/running.md has the table, to be pasted if it fails."""
-    commands, table = commands_options(), ["| pytest | `rn-harness` | commands |", "|---|---|---|"]
+    """Only options that mean the same share a name without ``rn-``."""
+    commands = reference.commands_options()
     for _, option in declared_options():
-        name = option.command_flag
-        takers = sorted(command for command, flags in commands.items() if name in flags)
-        shown = option.alias or option.flag
+        name, shown = option.command_flag, option.alias or option.flag
+        takers = [command for command, flags in commands.items() if name in flags]
         assert [command for command in takers if f"as for {shown}" not in commands[command][name]] == [], name
-        if takers:
-            table.append(f"| `{shown}` | `{name}` | {', '.join(f'`{command}`' for command in takers)} |")
     assert [flag for flags in commands.values() for flag in flags if flag.startswith("--rn-")] == []
-    part = page("running.md").split("## The command line")[1].split("\n## ")[0]
-    assert "\n".join(table) in part, "\n".join(table)
 
 
 def test_run_translates_no_option_of_pytest() -> None:
@@ -215,31 +195,6 @@ def test_run_translates_no_option_of_pytest() -> None:
     theirs = {flag for option in get_config()._parser._anonymous.options for flag in option.names()}
     theirs |= {flag for group in get_config()._parser._groups for option in group.options for flag in option.names()}
     assert {option.command_flag for _, option in declared_options()} & theirs == {PYTESTS_OWN}
-
-
-def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Dotted names of a model's fields, nested models included, with their defaults."""
-    found: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            found |= fields_of(type(field.default), f"{prefix}{name}.")
-        else:
-            found[prefix + name] = field.default
-    return found
-
-
-def test_every_policy_field_is_in_the_page_with_its_default() -> None:
-    """The rows of docs/suites.md match the policy's fields and their defaults exactly."""
-    part = page("suites.md").split("### Policy")[1].split("\n## ")[0]
-    told = {name.strip("`"): default if name == "`level`" else json.loads(default) for name, _, default, *_ in rows(part)[1:]}
-    assert told == fields_of(Policy)
-
-
-def test_every_field_of_a_suite_is_in_the_page() -> None:
-    """docs/suites.md has each key of suite.yaml."""
-    part = page("suites.md").split("## suite.yaml")[1].split("\n### ")[0]
-    told = {key.partition(".")[0] for row in rows(part) for key in re.findall(r"`([a-z_.]+)`", row[0])}
-    assert told == set(Declaration.model_fields)
 
 
 def test_the_tiers_have_as_many_tests_as_the_page_says() -> None:
@@ -266,8 +221,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def _threats() -> list[list[str]]:
-    """The rows of docs/security.md's table of ways to a wrong PASS."""
-    section = page("security.md").partition("## A wrong PASS")[2].partition("\n## ")[0]
+    """The rows of docs/evidence/threats.md's table of ways to a wrong PASS."""
+    section = page("evidence/threats.md").partition("\n## ")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| ")][1:]
 
 

@@ -242,7 +242,7 @@ def test_the_page_shows_the_planners_numbers(name: str) -> None:
 
 @pytest.mark.parametrize(("prompt", "completion", "measured"), [(50, 16, 2.37), (130, 64, 5.62), (180, 8, 5.43), (90, 8, 3.16)])
 def test_the_formula_matches_measured_peaks(prompt: int, completion: int, measured: float) -> None:
-    """The plan is within 10 % of the measured peak of an update of 16 rows on 50 million parameters (docs/models.md)."""
+    """The plan is within 10 % of the measured peak of an update of 16 rows on 50 million parameters (docs/evidence/memory.md)."""
     numbers = {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1536, "num_attention_heads": 8}
     tiny = shape_of(numbers | {"num_key_value_heads": 4, "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True})
     assert tiny is not None
@@ -258,7 +258,7 @@ def test_the_formula_matches_measured_peaks(prompt: int, completion: int, measur
 def test_supervised_steps_take_what_was_measured(
     taught: int, learned: int, prompt: int, completion: int, measured: float
 ) -> None:
-    """The plan of refusals at depth is 0 to 15 % above the measured peak of two steps of all weights (docs/models.md)."""
+    """The plan of refusals at depth is 0 to 15 % above the measured peak of two steps, all weights (docs/evidence/memory.md)."""
     numbers = {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1536, "num_attention_heads": 8}
     tiny = shape_of(numbers | {"num_key_value_heads": 4, "head_dim": 64, "vocab_size": 49152, "tie_word_embeddings": True})
     assert tiny is not None

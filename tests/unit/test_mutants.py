@@ -88,7 +88,7 @@ def test_a_crash_counts_as_killed(bench: Any) -> None:
 
 
 def test_the_page_shows_how_many_survivors_are_explained(bench: Any) -> None:
-    """The table of docs/development.md, with the survivors that are open, follows from the stored results."""
+    """The table of docs/evidence/mutants.md, with the survivors that are open, follows from the stored results."""
     stored = json.loads(bench.OUT.read_text(encoding="utf-8"))
     page = bench.PAGE.read_text(encoding="utf-8")
     assert page.partition(bench.BEGIN)[2].partition(bench.END)[0].strip() == bench.table(stored)
