@@ -149,13 +149,11 @@ def heading(model: type[BaseModel]) -> list[str]:
 
 def suite() -> str:
     """Every key of suite.yaml, of an attack's ``base`` and of a prompt."""
-    lines = ["# Keys of a suite", "", NOTE, "[suites.md](../suites.md) has an example."]
+    lines = ["# Keys of a suite", "", NOTE, "[suites.md](../suites.md) has an example. In brackets: the default; the values."]
     for model in below(Declaration, AttackRecipe, Prompt):
-        rows = []
+        lines += heading(model)
         for name, (field, meaning) in fields_of(model).items():
-            default = "; ".join(filter(None, [default_of(field), values_of(field)]))
-            rows.append([f"`{name}`", default.replace("|", "\\|"), meaning.replace("|", "\\|")])
-        lines += [*heading(model), *table(["field", "default; values", "meaning"], rows)]
+            lines.append(f"* `{name}` ({'; '.join(filter(None, [default_of(field), values_of(field)]))}): {meaning}")
     return "\n".join(lines) + "\n"
 
 
