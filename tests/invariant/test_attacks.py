@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from rn_harness.training.supervised import Example, teach
 from rn_harness.verdict.coherence import incoherent
 
 SUITES = Path(__file__).parents[2] / "suites"
-PAGE = Path(__file__).parents[2] / "docs" / "attacks-and-defenses.md"
-OWN = PAGE.read_text(encoding="utf-8").partition("### A family of your own")[2].partition("```python\n")[2].partition("```")[0]
-"""The example on the page."""
+DOCS = Path(__file__).parents[2] / "docs"
+OWN = {"attacks-and-defenses.md": "Easiest", "for-red-teamers.md": "MostVaried"}
+"""The family that each of these pages shows."""
 STRONG = {"group_size": 32, "learning_rate": 2e-3}
 
 
@@ -31,13 +32,17 @@ def peak(trajectory):
     return max(c.mean for c in trajectory.checkpoints)
 
 
-def test_a_family_of_ones_own_takes_under_thirty_lines_and_attacks(attack, suite, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", OWN)
+def test_a_family_of_ones_own_takes_under_thirty_lines_and_attacks(attack, suite, tmp_path, monkeypatch, page):
     """The page's example family breaks the undefended organism within 20 steps, and its record has the file's digest."""
-    assert len(OWN.splitlines()) < 30
-    (tmp_path / "easiest.py").write_text(OWN, encoding="utf-8")
-    loaded = load_family("python:easiest.py:Easiest", tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    (code,) = [block for block in blocks if f"class {OWN[page]}" in block]
+    assert len(code.splitlines()) < 30
+    (tmp_path / "own.py").write_text(code, encoding="utf-8")
+    family = f"python:own.py:{OWN[page]}"
+    loaded = load_family(family, tmp_path)
     monkeypatch.setattr("rn_harness.attacks.family.load_family", lambda *_: loaded)
-    _, trajectory = attack(family="python:easiest.py:Easiest", **STRONG)
+    _, trajectory = attack(family=family, **STRONG)
     assert peak(trajectory) >= 7.0
     assert trajectory.settings["family_sha256"] == loaded.digest
 

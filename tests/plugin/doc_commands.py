@@ -1,4 +1,4 @@
-"""The commands that the pages show, and the local files that replace the names in them; see ``test_doc_commands.py``."""
+"""The commands and blocks that the pages show, and the local files for the names in them; see ``test_doc_commands.py``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if p.name != "smollm2-baking.md")])
 """All pages, except the diary of one experiment, whose folders are not here."""
+RUN_WHOLE = "tutorial.md"
+"""The page whose commands ``test_wheel.py`` types into a shell, one after the other."""
 
 OURS = ("pytest", "rn-harness", "python", "accelerate", "make", "pip")
 """Programs whose commands are all checked, see ``test_doc_commands.py``."""
@@ -18,6 +20,7 @@ SHELL = ("cp", "mv", "openssl")
 """Programs that are run unchanged, in a workspace."""
 LEFT = {
     "hf auth login": "the hub's own command, which asks for a token",
+    "rn-harness certify-judge python:our_package.judges:KeywordJudge": "run in test_people.py, with the page's judge",
     "bash slurm.sh suites/biochem /shared/runs/candidate-7": "run in test_examples.py with a scheduler that is none",
 }
 """Commands that are not run, with the reason."""
@@ -74,6 +77,15 @@ def _stands_for(word: str) -> str:
     return word
 
 
+def block_of(page: str, language: str, beginning: str) -> str:
+    """The only block of a page in this language that begins with this text."""
+    blocks: list[str] = re.findall(
+        rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    (found,) = [block for block in blocks if block.startswith(beginning)]
+    return found
+
+
 def commands_of(page: str, text: str) -> Iterator[Command]:
     """Each command of a page: in code blocks, fenced or indented, with or without a prompt, and in `spans of code`."""
     fence: str | None = None
@@ -110,4 +122,6 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-ALL = [command for path in PAGES for command in commands_of(path.name, path.read_text(encoding="utf-8"))]
+ALL = [
+    command for path in PAGES if path.name != RUN_WHOLE for command in commands_of(path.name, path.read_text(encoding="utf-8"))
+]

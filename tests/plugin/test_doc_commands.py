@@ -36,7 +36,7 @@ from rn_harness.spec.suite import Suite, load_suite
 from ..unit import builders  # noqa: TID252 - the tests are not a package
 from ..unit.finished_run import finished_run  # noqa: TID252 - the tests are not a package
 from ..unit.test_session import a_session  # noqa: TID252 - the tests are not a package
-from .doc_commands import ALL, LEFT, ON_THE_HUB, PAGES, ROOT, SHELL, Command, commands_of
+from .doc_commands import ALL, LEFT, ON_THE_HUB, PAGES, ROOT, SHELL, Command, block_of, commands_of
 
 UNDERSTOOD = 77
 """Exit code of a session that was stopped before its work began."""
@@ -125,15 +125,6 @@ def copy_organism(folder: Path, *, twin: bool = False) -> None:
     shutil.copytree(fixtures_folder() / "organism", folder)
     if twin:
         (folder / "generation_config.json").write_text('{"eos_token_id": 2}', encoding="utf-8")
-
-
-def block_of(page: str, language: str, beginning: str) -> str:
-    """The only block of a page in this language that begins with this text."""
-    blocks: list[str] = re.findall(
-        rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.DOTALL
-    )
-    (found,) = [block for block in blocks if block.startswith(beginning)]
-    return found
 
 
 def strength(folder: Path, suite: Suite) -> str:

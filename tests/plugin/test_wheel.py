@@ -1,9 +1,12 @@
-"""A wheel works without the checkout, because it contains the fixtures and the suites."""
+"""A wheel works without the checkout, because it contains the fixtures and the suites; the tutorial runs from it."""
 
+import doctest
 import json
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -12,6 +15,9 @@ import pytest
 from rn_harness.store.provenance import source_digest
 
 ROOT = Path(__file__).parents[2]
+ENDED = "ended with"
+"""The mark between the outputs of two commands in one shell."""
+AS_SHOWN = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @pytest.fixture(scope="session")
@@ -87,3 +93,61 @@ def test_a_copied_suite_is_the_one_that_runs(installed, tmp_path):
     assert done.returncode == 4, done.stdout
     assert done.stdout.splitlines()[0] == "pytest suites/baking --collect-only -q"
     assert "titel" in done.stderr
+
+
+def shown_in_the_tutorial():
+    """The commands of the tutorial's console blocks, each with the output that is shown below it."""
+    blocks = re.findall(r"^```console\n(.*?)^```", (ROOT / "docs" / "tutorial.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    parts = [part for block in blocks for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    return [tuple(part.partition("\n")[::2]) for part in parts]
+
+
+def type_in(commands, folder, **environment):
+    """The exit code and the output of each command, when all are typed into one shell."""
+    script = "".join(f"{command}\nprintf '{ENDED} %s\\n' $?\n" for command in commands)
+    done = subprocess.run(
+        ["bash", "-c", script], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    outputs = re.split(rf"^{ENDED} (\d+)\n", done.stdout, flags=re.MULTILINE)
+    assert len(outputs) == 2 * len(commands) + 1, done.stdout
+    return [(int(code), text) for text, code in zip(outputs[:-1:2], outputs[1::2], strict=True)]
+
+
+def assert_as_shown(command, shown, text):
+    """Compares an output with the page, where ``...`` is any text."""
+    alike = doctest.OutputChecker().check_output(shown, text, AS_SHOWN)
+    assert alike, f"docs/tutorial.md shows another output of {command}:\n{text}"
+
+
+def test_the_tutorials_commands_work_from_the_wheel(site, tmp_path, shared_store):
+    """The commands between the installation and the model that breaks work in an empty folder, with one case in each run."""
+    steps = [(command, shown) for command, shown in shown_in_the_tutorial() if "undefended" not in command]
+    steps = steps[[command for command, _ in steps].index("rn-harness doctor") :]
+    assert len(steps) == 7
+    results = type_in(
+        [command for command, _ in steps], tmp_path, PATH=f"{site / 'bin'}:{os.environ['PATH']}", PYTHONPATH=str(site),
+        RN_HARNESS_CACHE=str(shared_store), PYTEST_ADDOPTS="-k candidate_refuses", COLUMNS="200",
+    )  # fmt: skip
+    for (command, shown), (code, text) in zip(steps, results, strict=True):
+        assert code == command.startswith("rn-harness verify"), text
+        if command.split()[1] in ("doctor", "init", "list"):
+            assert_as_shown(command, shown, text)
+
+
+@pytest.mark.soak
+def test_the_tutorial_shows_what_its_commands_print(tmp_path):
+    """Every command of the tutorial, typed in a checkout, prints what the page shows: pip builds and installs the wheel.
+
+    The new environment finds its dependencies in this one, so that nothing is downloaded.
+    """
+    steps = shown_in_the_tutorial()
+    results = type_in(
+        [command for command, _ in steps], ROOT, HOME=str(tmp_path), TMPDIR=str(tmp_path), COLUMNS="200",
+        PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", PYTHONPATH=sysconfig.get_path("purelib"),
+        RN_HARNESS_CACHE=str(tmp_path / "store"),
+    )  # fmt: skip
+    for (command, shown), (code, text) in zip(steps, results, strict=True):
+        assert code == ("--rn-defense none" in command or command.startswith("rn-harness verify")), text
+        if shown:
+            assert_as_shown(command, shown, text)
