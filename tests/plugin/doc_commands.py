@@ -21,6 +21,8 @@ SHELL = ("cp", "mv", "openssl")
 LEFT = {
     "hf auth login": "the hub's own command, which asks for a token",
     "rn-harness certify-judge python:our_package.judges:KeywordJudge": "run in test_people.py, with the page's judge",
+    "rn-harness new-suite gambling": "run in test_people.py, and written there until it loads",
+    "rn-harness init baking": "run in test_wheel.py",
     "bash slurm.sh suites/biochem /shared/runs/candidate-7": "run in test_examples.py with a scheduler that is none",
 }
 """Commands that are not run, with the reason."""
