@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -27,31 +27,22 @@ NOTE = "`make reference` writes this page from the code."
 SIGNS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
 def options() -> str:
     """The options of pytest, and those that the commands share with it."""
-    rows = []
+    lines = ["# Options", "", NOTE, "In brackets: the default.", "", "## Of pytest", ""]
     for _, option in declared_options():
-        value = " " + option.metavar.replace("|", "\\|") if option.metavar else ""
+        value = f" {option.metavar}" if option.metavar else ""
         spellings = ", ".join(f"`{flag}{value}`" for flag in (option.alias, option.flag) if flag)
         default = option.shown_default or (f"`{option.default}`" if option.default else "none" if option.metavar else "off")
         page = option.see.partition("#")[0]
         see = f": [{page or 'running.md'}](../{option.see if page else f'running.md{option.see}'})" if option.see else ""
-        rows.append([spellings, default, f"{option.help}{see}"])
+        lines.append(f"* {spellings} ({default}): {option.help}{see}")
+    lines += ["", "## Of the commands", "", "Commands drop the prefix `rn-`. `rn-harness run` takes both spellings.", ""]
     commands = commands_options()
-    shared = []
     for _, option in declared_options():
         takers = sorted(command for command, flags in commands.items() if option.command_flag in flags)
         if takers:
-            named = ", ".join(f"`{command}`" for command in takers)
-            shared.append([f"`{option.alias or option.flag}`", f"`{option.command_flag}`", named])
-    lines = ["# Options", "", NOTE, "", "## Of pytest", "", *table(["option", "default", "meaning"], rows)]
-    lines += ["", "## Of the commands", "", "Commands drop the prefix `rn-`. `rn-harness run` takes both spellings."]
-    lines += ["", *table(["pytest", "`rn-harness`", "commands"], shared)]
+            lines.append(f"* `{option.command_flag}`: {', '.join(f'`{command}`' for command in takers)}")
     return "\n".join(lines) + "\n"
 
 
