@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import importlib
 import inspect
 import os
 import pickle
@@ -48,6 +49,8 @@ TESTS = (
 SEED, SLOWEST_S, PATIENCE_S = 0, 1.0, 60
 """Seed of the order. In seconds of a processor: the longest test that is used, and the time after which a mutant is killed,
 since it does not end."""
+LATE = ("scipy.stats", "sacrebleu.metrics.chrf")
+"""Libraries that the harness imports late. They are imported before any process is forked, and not by each."""
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -275,16 +278,16 @@ class Mutation:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Runs all tests once to see which lines they reach, then the mutants of each module."""
+        for late in LATE:
+            importlib.import_module(late)
         seconds, reached = forked(lambda: _baseline(session.items), 600)
         print(f"{len(session.items)} tests, {sum(seconds.values()):.0f} s", flush=True)
         for name in self.modules:
             begin = time.perf_counter()
-            stored = pieces.read(OUT)
-            stored[name] = self._module(name, stored.get(name, {}), session.items, seconds, reached)
-            stored = {each: stored[each] for each in sorted(stored)}
+            made = self._module(name, pieces.read(OUT).get(name, {}), session.items, seconds, reached)
+            stored = dict(sorted((pieces.read(OUT) | {name: made}).items()))  # reasons may have been written meanwhile
             pieces.store(OUT, stored)
             pieces.put(PAGE, BEGIN, END, table(stored))
-            made = stored[name]
             told = f"{name}: {made['killed']} of {made['run']} killed, {made['mutants']} in all"
             print(f"{told}, {time.perf_counter() - begin:.0f} s", flush=True)
         return True
@@ -308,6 +311,10 @@ class Mutation:
         lived: list[int] = [s["number"] for s in before["survivors"]] if same else []
         again, end = (lived, first) if self.survivors else ([], len(every))
         begin, done = time.perf_counter(), first
+        warm, other = ([item for item in items if f"test_{name}.py" in item.nodeid] or items)[:2]
+        # Fixtures of the module's own tests are made once, and not by each process.
+        runtestprotocol(warm, log=False, nextitem=other)
+        assert forked(lambda: _killer(module, None, [other, warm, items[-1]])) is None, "a test fails without a change"
         for number in again or range(first, end):
             if time.perf_counter() - begin > 60 * self.minutes:
                 break
@@ -316,33 +323,45 @@ class Mutation:
             if not isinstance(mutant.place.top, ast.FunctionDef):  # import reaches it
                 tests = {test for (of, _), reaching in reached.items() if of == name for test in reaching}
             where = f"{name}.{mutant.told()['in']}"
-            chosen = self._first(where, tests, seconds)
+            chosen = self._first(name, where, tests, seconds)
             killer = forked(lambda m=mutant, c=chosen: _killer(module, m, [by_name[t] for t in c]))  # type: ignore[misc]
             if killer is None:
                 lived = lived if again else [*lived, number]
             else:
                 self.kills[where, killer] += 1
+                self.kills[name, killer] += 1
                 lived = [n for n in lived if n != number]
             done = max(done, number + 1)
+        runtestprotocol(warm, log=False, nextitem=None)  # ends its fixtures
         told = [every[n].told() | {"number": n} for n in sorted(lived)]
         survivors = [t | {"why": whys.get((t["in"], t["was"], t["becomes"]), "")} for t in told]
         return {"sha256": digest, "mutants": len(every), "run": done, "killed": done - len(lived), "survivors": survivors}
 
-    def _first(self, where: str, tests: Iterable[str], seconds: Mapping[str, float]) -> list[str]:
-        """The tests to run on a mutant of this function: those that killed others of it, then the fastest, within the bound."""
-        order = sorted(tests, key=lambda test: (-self.kills[where, test], seconds[test]))
+    def _first(self, module: str, where: str, tests: Iterable[str], seconds: Mapping[str, float]) -> list[str]:
+        """The tests to run on a mutant of a function, within the bound.
+
+        Those that killed others of it come first, then others of its module, then the module's own tests, then the fastest.
+        """
+
+        def place(test: str) -> tuple[float, ...]:
+            return -self.kills[where, test], -self.kills[module, test], f"test_{module}.py" not in test, seconds[test]
+
+        order = sorted(tests, key=place)
         spent = list(accumulate(seconds[test] for test in order))
         return [test for test, until in zip(order, spent, strict=True) if until <= self.seconds]
 
 
-def _killer(module: Any, mutant: Mutant, tests: Sequence[pytest.Item]) -> str | None:
-    """The first test that fails on a mutant; None if it survives."""
-    change(module, mutant)
+def _killer(module: Any, mutant: Mutant | None, tests: Sequence[pytest.Item]) -> str | None:
+    """The first test that fails on a mutant, or without a change; None if it survives."""
+    if mutant is not None:
+        change(module, mutant)
     return next((name for name, failed in _run(tests) if failed), None)
 
 
 def _run(tests: Sequence[pytest.Item]) -> Iterator[tuple[str, bool]]:
     """Runs tests, and tells which failed."""
+    for first in tests[:1]:
+        first.session._setupstate.teardown_exact(first)  # noqa: SLF001 - warm fixtures that the first test does not need
     for item, following in pairwise([*tests, None]):
         assert item is not None
         reports = runtestprotocol(item, log=False, nextitem=following)

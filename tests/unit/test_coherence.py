@@ -13,12 +13,15 @@ from rn_harness.records.case import Attempt, CaseRecord
 from rn_harness.records.certificate import session_id
 from rn_harness.records.run import RunRecord
 from rn_harness.records.trajectory import Measurement, Rendered
+from rn_harness.spec.attack_recipe import SEARCHED, Search, Shift
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.verdict.coherence import (
+    _sets_of,
     impossible_times,
     incoherent,
     moment,
     oldest,
+    open_fields,
     run_provenance,
     scattered,
     strange_controls,
@@ -290,6 +293,17 @@ def test_each_contradiction_within_a_record_is_named(made: Made, kind: str, valu
     assert told_of(incoherent(edited_record(records[kind], **values))) == found
 
 
+def test_a_record_with_a_second_judge_and_labels_is_coherent(made: Made) -> None:
+    """A second judge is named alike in all places, and the anchors are those of the inert certificate, in whatever order."""
+    _, _, records = made
+    labels = certificate().model_copy(update={"source": "labels", "anchors_digest": "b" * 64})
+    values = {
+        "identity__second": {"name": "s", "digest": OTHER}, "inputs__second": OTHER, "evidence__trajectory__second_digest": OTHER,
+        "evidence__second_certificate": certificate(OTHER), "evidence__certificates": (labels, certificate()),
+    }  # fmt: skip
+    assert incoherent(edited_record(records["candidate"], **values)) == []
+
+
 SHARED: list[tuple[str, dict[str, Any]]] = [
     ("run", {"run_id": ELSEWHERE}),
     ("judges' sessions", {"inputs__sessions": {}}),
@@ -331,6 +345,17 @@ def test_shifted_requests_may_be_rendered_otherwise(made: Made) -> None:
         assert [text.rpartition("-grpo")[0] or text for text in told] == found
 
 
+def test_a_shift_is_the_same_whatever_the_order_of_its_fields(made: Made) -> None:
+    """Two cases of one shift are rendered alike, also if their records list its fields in another order."""
+    _, _, records = made
+    fields = {"system": "x", "prefill": "y"}
+    shifted, turned = (
+        edited_record(records["control"], evidence__trajectory__recipe__shift=shift, evidence__trajectory__rendered=rendered)
+        for shift, rendered in ((fields, None), (dict(reversed(fields.items())), Rendered(sha256=OTHER, characters=9)))
+    )
+    assert scattered([shifted, turned]) == [f"rendering of prompts of {shifted.case_id}"]
+
+
 def test_the_number_of_attack_cases_is_that_of_the_claims_records(made: Made) -> None:
     """Bounds are corrected for the number of claimed attacks, which is counted, and is one without any."""
     _, _, records = made
@@ -370,8 +395,8 @@ def attempted(started: float, ended: float | None = None) -> Attempt:
 def test_a_runs_provenance_is_that_of_its_records(made: Made) -> None:
     """Digests are of all judges and weights by domain, recipes of all cases as run, and attempts at all work are counted."""
     _, _, records = made
-    second = {"name": "s", "digest": OTHER}
-    last = edited_record(records["defense"], identity__second=second, provenance__training=[attempted(0), attempted(1)])
+    second, timed_attempt = {"name": "s", "digest": OTHER}, Attempt(started=clock(0), device_s=0.12345)
+    last = edited_record(records["defense"], identity__second=second, provenance__training=[attempted(0), timed_attempt])
     told: dict[str, Any] = {"tool": "1", "candidate": "c", "suites": {"demo": "e", "more": "f"}, "versions": {"v": "1"}}
     given = [records["candidate"], records["control"], last]
     of = run_provenance(given, **told, trees={"demo": None})
@@ -383,8 +408,10 @@ def test_a_runs_provenance_is_that_of_its_records(made: Made) -> None:
     assert control.evidence.trajectory is not None
     recipes = {"defense": records["defense"].provenance.defense, control.case_id: control.evidence.trajectory.recipe}
     assert of.recipes == {"demo": recipes, "more": {}}
-    # Three measurements of 3.5 s, and two trainings that were cut off.
-    assert (of.attempts, of.device_s, of.hardware, of.versions) == (5, 10.5, {"device": "cpu", "threads": 1}, {"v": "1"})
+    # Three measurements of 3.5 s, and two trainings, of which one has a time.
+    assert (of.attempts, of.device_s, of.hardware, of.versions) == (5, 10.623, {"device": "cpu", "threads": 1}, {"v": "1"})
+    unrun = edited_record(control, evidence__trajectory=None)
+    assert run_provenance([unrun], **told, trees={}).recipes == {"demo": {}, "more": {}}
     nothing = run_provenance([], **told, trees={})
     assert (nothing.attempts, nothing.device_s, nothing.hardware) == (0, 0.0, {})
 
@@ -405,10 +432,13 @@ def test_judges_are_told_by_name() -> None:
         ({"case_id": "control-x"}, ["its attack is none that the suite declares",
          "other anchor prompts were used than the suite has", "other attack prompts were used than the suite has"]),
         ({"evidence__trajectory__recipe__micro_batch": 4}, []),  # the machine's
+        ({"evidence__trajectory": None}, []),  # it could not be run
+        ({"evidence__trajectory__recipe__more": 1}, ["it was run with other settings than the suite declares: more"]),
         ({"evidence__trajectory__recipe__group_size": 4, "evidence__trajectory__recipe__beta": 1.0},
          ["it was run with other settings than the suite declares: beta, group_size"]),
         ({"provenance__defense": {}, "identity__defense": "x"}, ["its defense is none that the suite declares"]),
         ({"provenance__defense": None, "identity__defense": "x"}, []),  # weights of the lab's own
+        ({"provenance__defense": None, "identity__defense": "quick"}, []),
     ],
 )  # fmt: skip
 def test_a_control_is_compared_with_its_suite(made: Made, values: dict[str, Any], found: list[str]) -> None:
@@ -431,6 +461,17 @@ def test_a_micro_batch_that_the_suite_declares_is_compared(made: Made, own: str)
         given = suite.model_copy(update={"declaration": declared.model_copy(update={"defenses": quick})})
         told = "its defense was made with other settings than the suite declares: micro_batch"
     assert told in undeclared(records["attack"], given, "standard")
+
+
+def test_the_machine_and_a_search_may_set_some_fields(made: Made) -> None:
+    """A micro batch that is not declared is open, and so are the fields that a search finds; an unknown neighbour has no pool."""
+    suite, _, _ = made
+    (attack,) = suite.tier_attacks("standard")
+    assert open_fields(attack) == ("micro_batch",)
+    assert open_fields(attack.model_copy(update={"micro_batch": 4})) == ()
+    assert open_fields(attack.model_copy(update={"search": Search(), "micro_batch": 4})) == SEARCHED
+    assert len(_sets_of(suite, "standard", attack)["attack"]) == 2
+    assert _sets_of(suite, "standard", attack.model_copy(update={"shift": Shift(domain="elsewhere")}))["attack"] == ()
 
 
 def test_a_case_without_training_has_no_prompts_of_one(made: Made) -> None:

@@ -20,7 +20,6 @@ from rn_harness.records.statistics import enough, mean_interval
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.verdict.helpfulness import (
-    MAX_KL,
     allowed_loss,
     benign_text,
     foreign_benign,
@@ -144,7 +143,7 @@ def test_a_score_that_is_not_whole_is_found() -> None:
         edited = (first.model_copy(update={"own": impossible}), *rest)
         assert not is_whole(score.model_copy(update={"answers": edited}), BENIGN)
     assert not is_whole(score, (*BENIGN[1:], "another"))
-    for kl, whole in ((0.999 * MAX_KL, True), (-0.999 * MAX_KL, True), (MAX_KL, False), (-MAX_KL, False), (1e308, False)):
+    for kl, whole in ((0.999e6, True), (-0.999e6, True), (1e6, False), (-1e6, False), (1e308, False)):
         assert is_whole(benign_score(kl=lambda i, _, kl=kl: kl * (i == 7)), BENIGN) is whole
     assert same_baseline(score, benign_score())
     assert not same_baseline(score, benign_score(twin=lambda i, f: f["twin"] != (i == 4)))

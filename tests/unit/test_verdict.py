@@ -1632,3 +1632,5 @@ def test_an_attack_that_cannot_be_run_is_a_coherent_record() -> None:
     assert incoherent(bare) == []
     without = bare.model_copy(update={"evidence": bare.evidence.model_copy(update={"refused": None})})
     assert incoherent(without) == ["it has no trajectory"]
+    (other,) = incoherent(bare.model_copy(update={"case_id": "control-sft"}))
+    assert other.startswith("its case id is 'control' in one place")
