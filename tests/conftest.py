@@ -11,8 +11,8 @@ NEEDED = ("torch", "hypothesis", "jsonschema", "xmlschema")
 """Modules of the extra dev that tests import first."""
 
 WITH_TORCH = frozenset({
-    "candidate", "cli_runs", "compat", "depth", "distill", "explorers", "judge_classifier", "judge_hf", "mistakes", "model",
-    "movement", "preference", "ranks", "sampler",
+    "candidate", "cli_runs", "compat", "depth", "distill", "explorers", "helpfulness", "judge_classifier", "judge_hf", "memory",
+    "mistakes", "model", "movement", "preference", "ranks", "sampler",
 })  # fmt: skip
 """Files of tests/unit that load torch; a file that is missing here costs its worker the time of the import."""
 

@@ -9,14 +9,26 @@ from typing import Any
 import pytest
 
 from rn_harness.records.base import Record, Summary, first_difference, read_record
+from rn_harness.records.benign import BenignScore
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.statistics import Interval
-from rn_harness.records.trajectory import Checkpoint
+from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.spec.errors import RecordError
 
-from .builders import case_record, checkpoint, completion, evidence, trajectory
+from .builders import anchor_scores, benign_answers, case_record, certificate, checkpoint, completion, evidence, trajectory
 
-RECORD = case_record(evidence(trajectory=trajectory(10), control=trajectory(10, defended_digest=None)))
+
+def small(**fields: Any) -> Trajectory:
+    """An attack of 10 steps with four benign prompts: what is written and read again and again has all fields, and few rows."""
+    run = trajectory(10, **fields)
+    score = BenignScore(answers=benign_answers()[:4])
+    checkpoints = tuple(c.model_copy(update={"benign": c.benign and score}) for c in run.checkpoints)
+    return run.model_copy(update={"checkpoints": checkpoints})
+
+
+RECORD = case_record(
+    evidence(trajectory=small(), control=small(defended_digest=None), certificates=(certificate(scores=anchor_scores()[::20]),))
+)
 TEXT = RECORD.model_dump_json()
 
 

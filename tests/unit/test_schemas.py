@@ -11,7 +11,7 @@ import pytest
 from rn_harness.records.base import Record
 from rn_harness.records.schemas import FOLDER, SCHEMAS, schema_of
 
-from .builders import case_record, evidence
+from .builders import case_record, evidence, trajectory
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -23,7 +23,8 @@ def test_each_shipped_schema_is_current(name: str) -> None:
 
 
 def record() -> Any:
-    return json.loads(case_record(evidence()).model_dump_json())
+    of = evidence(trajectory=trajectory(20), control=trajectory(10, defended_digest=None))
+    return json.loads(case_record(of).model_dump_json())
 
 
 @pytest.fixture(scope="module")
