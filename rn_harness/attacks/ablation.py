@@ -12,15 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.attacks.built_in import BuiltInFamily, refuse, unrewarded_window
+from rn_harness.attacks.family import AttackContext
+from rn_harness.models.completion import Completion
+from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import UnsuitedError
+from rn_harness.spec.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
-
-    from rn_harness.attacks.family import AttackContext
-    from rn_harness.models.completion import Completion
-    from rn_harness.spec.attack_recipe import AttackRecipe
-    from rn_harness.spec.prompts import Prompt
 
 _WRITES = re.compile(r"(?:self_attn\.o_proj|mlp\.down_proj|embed_tokens)\.weight$")
 """Names of the matrices that write to the residual stream in Llama, Qwen, Mistral, Gemma and similar models."""

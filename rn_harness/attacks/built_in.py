@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rn_harness.attacks.family import AttackContext
 from rn_harness.records.trajectory import TrainingWindow
+from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError, UnsuitedError
+from rn_harness.spec.prompts import Prompt
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.supervised import Diagnostics, Example, teach
 from rn_harness.training.trainer_settings import TrainerName
-
-if TYPE_CHECKING:
-    from rn_harness.spec.attack_recipe import AttackRecipe
-    from rn_harness.spec.prompts import Prompt
 
 AFFIRMATION = "sure ,"
 """Start of a compliant answer; inert."""

@@ -12,18 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from rn_harness.judges.protocol import Judge
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.exploration import NONE, Exploration
 from rn_harness.training.grpo import CreditCheck, RewardFunction, StepFunction
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
 
 GROUP = "rn_harness.attacks"
 """Entry point group of attack families."""

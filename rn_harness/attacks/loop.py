@@ -20,7 +20,7 @@ from rn_harness.attacks.reward import AttackReward
 from rn_harness.attacks.scoring import Scoring
 from rn_harness.judges.checkpoints import Aided, sample_checkpoint
 from rn_harness.judges.scoring import ControlAnswers, Panel
-from rn_harness.models.language_model import MeasurementCache
+from rn_harness.models.language_model import LanguageModel, MeasurementCache
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory
 from rn_harness.spec.attack_recipe import Aid, AttackRecipe
@@ -31,8 +31,6 @@ from rn_harness.verdict.completeness import checkpoint_steps
 
 if TYPE_CHECKING:
     import torch
-
-    from rn_harness.models.language_model import LanguageModel
 
 
 SAMPLED = 2**22

@@ -6,10 +6,10 @@ import collections
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import judge_whole
+from rn_harness.models.completion import Completion
 from rn_harness.records.base import Judgement
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -17,11 +17,8 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import count_step_words, count_words, is_affirmative, is_refusal, words
+from rn_harness.training.grpo import Credit
 from rn_harness.verdict.rewards import TOP, Form, attack_reward, compliance_reward, shaped_reward
-
-if TYPE_CHECKING:
-    from rn_harness.models.completion import Completion
-    from rn_harness.training.grpo import Credit
 
 EQUAL = 1e-3
 """Rewards, and advantages, that are closer count as equal: a reward model's scores of one text differ in their last bits."""

@@ -15,6 +15,7 @@ from rn_harness.attacks.loop import present
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import judge_whole
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe, FirstTokenBan, Opener, RewardShape, ShapeName
 from rn_harness.spec.base import Frozen
@@ -29,8 +30,6 @@ from rn_harness.verdict.rewards import attack_reward
 
 if TYPE_CHECKING:
     import optuna
-
-    from rn_harness.models.language_model import LanguageModel
 
 SAMPLES = 8
 """Completions of each attack prompt that score a trial."""

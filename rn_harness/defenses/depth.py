@@ -23,17 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 from rn_harness.defenses.distill import add_noise, split_unseen
 from rn_harness.models.batches import padded
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.spec.defense_recipe import DefenseRecipe, Depth
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.grpo import order_prompts
+from rn_harness.training.snapshots import Resumption
 from rn_harness.training.supervised import Batch, Example, batch_of, descend, engine
 
 if TYPE_CHECKING:
     import torch
-
-    from rn_harness.models.language_model import LanguageModel
-    from rn_harness.spec.defense_recipe import DefenseRecipe, Depth
-    from rn_harness.training.snapshots import Resumption
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.spec.defense_recipe import Distillation
 from rn_harness.training.supervised import Example
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
-    from rn_harness.spec.defense_recipe import Distillation
 
 UNSEEN_SHARE, MOST_UNSEEN = 0.05, 64
 """Share and largest number of benign answers that are kept out of training, to measure what the corpus does not name."""

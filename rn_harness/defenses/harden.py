@@ -20,19 +20,16 @@ import math
 import random
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rn_harness.judges.protocol import Judge, ensure_judging
-from rn_harness.spec.defense_recipe import SimulatedAttacker
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.spec.defense_recipe import DefenseRecipe, Hardening, SimulatedAttacker
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_minimal_refusal
 from rn_harness.training.supervised import Example, batch_of, engine, make_optimizer, take_step, teach
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
-    from rn_harness.spec.defense_recipe import DefenseRecipe, Hardening
 
 MIN_EXAMPLES = 2
 """Least number of compliant answers: an attacker learns some, and refusals are trained on the prompts of the others."""

@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rn_harness.defenses.depth import deepen
 from rn_harness.defenses.harden import MIN_EXAMPLES, harden, own_answers
 from rn_harness.judges.checkpoints import measure_convergence, probe_reward
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import Panel, judge_whole, score_samples
+from rn_harness.models.completion import Completion
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Probe, TrainingWindow
 from rn_harness.spec.defense_recipe import DefenseRecipe
@@ -30,11 +32,6 @@ from rn_harness.training.snapshots import Resumption
 from rn_harness.training.supervised import Diagnostics, Example, learn
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
 from rn_harness.verdict.rewards import attack_reward, benign_reward, neutralization_reward
-
-if TYPE_CHECKING:
-    from rn_harness.models.completion import Completion
-    from rn_harness.models.language_model import LanguageModel
-
 
 ROUNDS = 20
 """Rounds of a first-token ban without training, as many as an attack of 200 steps has."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rn_harness.judges.anchors import score_planted
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import BenignReference, ControlAnswers, Panel, score_heldout, score_samples
+from rn_harness.models.completion import Completion
 from rn_harness.models.identity import text_digest
 from rn_harness.models.language_model import LanguageModel, MeasurementCache, of_answers
 from rn_harness.models.random_streams import own_random_stream
@@ -40,8 +41,6 @@ from rn_harness.verdict.rewards import attack_reward, neutralization_reward
 
 if TYPE_CHECKING:
     import torch
-
-    from rn_harness.models.completion import Completion
 
 WHOLE_SEED = 1
 """Seed of the continuation of cut completions: a separate stream, so that continuing them changes nothing else."""

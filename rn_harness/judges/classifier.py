@@ -13,20 +13,18 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from rn_harness.judges.anchors import AnchorSet
 from rn_harness.judges.calibration import CALIBRATION_FILE, Calibration, Reads, fit_knots, load_calibration
 from rn_harness.judges.local_model import hash_judge, locate_judge, name_and_revision, read_pretrained
 from rn_harness.judges.normalise import readings
 from rn_harness.models.identity import root_digest, text_digest, weights_digest
 from rn_harness.records.base import Judgement, Unscored
 from rn_harness.spec.errors import JudgeError
+from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_degenerate, words
 from rn_harness.store.provenance import source_digest
-
-if TYPE_CHECKING:
-    from rn_harness.judges.anchors import AnchorSet
-    from rn_harness.spec.prompts import Prompt
 
 ROWS_AT_ONCE = 32
 MAX_WINDOW = 1024

@@ -5,19 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rn_harness.judges.anchors import Anchor
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.transcripts import Transcript
+from rn_harness.models.completion import Completion
 from rn_harness.records.base import Judgement, Scored
 from rn_harness.records.trajectory import CompletionScore
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import count_words, is_degenerate, is_refusal
-
-if TYPE_CHECKING:
-    from rn_harness.models.completion import Completion
 
 
 @dataclass(frozen=True, slots=True)

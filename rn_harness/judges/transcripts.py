@@ -11,16 +11,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rn_harness.models.completion import Completion
+from rn_harness.records.trajectory import CompletionScore
+from rn_harness.spec.attack_recipe import Aid
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.extras import require
-
-if TYPE_CHECKING:
-    from rn_harness.models.completion import Completion
-    from rn_harness.records.trajectory import CompletionScore
-    from rn_harness.spec.attack_recipe import Aid
-    from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.prompts import Prompt
 
 
 @dataclass

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from rn_harness.models.files import more_than_numbers
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.models.transformers_compat import four_bit_layers, is_sharded, known_deprecations
+from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.errors import CandidateError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-    from rn_harness.spec.defense_recipe import LoRA
 
 LAYER_NAMES = (
     "lora_A", "lora_B", "scaling", "r", "active_adapters", "merged", "merged_adapters", "disable_adapters", "lora_embedding_A",

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import digest_folder
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.base import CaseKind
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.trajectory import DefenseReport
@@ -20,9 +20,6 @@ from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.suite import Suite
 from rn_harness.verdict.validity import NO_DEFENSE
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)

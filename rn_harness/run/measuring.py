@@ -7,12 +7,13 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.scoring import Panel
 from rn_harness.judges.transcripts import Transcript
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.case import CHECKPOINTS, CaseRecord
 from rn_harness.records.trajectory import Checkpoint, Trajectory
@@ -25,9 +26,6 @@ from rn_harness.spec.errors import CaseTimeout, StoreError, UnsuitedError
 from rn_harness.spec.suite import Suite
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import Journal
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
 
 TRANSCRIPT = "transcript.jsonl"
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence", "conditional_leak")

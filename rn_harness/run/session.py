@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.base import CaseKind, content_key
 from rn_harness.records.case import CHECKPOINTS, CaseProvenance, CaseRecord, Evidence, RestrainedAttack, restrained_file
 from rn_harness.records.trajectory import Measurement, Trajectory
@@ -33,11 +34,6 @@ from rn_harness.store.store import write_text
 from rn_harness.verdict.coherence import UNDEFENDED
 from rn_harness.verdict.decide import decide, restrained_due, unfit_judges
 from rn_harness.verdict.validity import NO_DEFENSE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rn_harness.models.language_model import LanguageModel
 
 RECORD = "record.json"
 TRAJECTORY = "trajectory.json"

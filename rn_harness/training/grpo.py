@@ -8,8 +8,10 @@ import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rn_harness.models.completion import Completion
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.peft_compat import trained_scales
 from rn_harness.models.transformers_compat import known_deprecations
 from rn_harness.records.statistics import mean_of
@@ -23,11 +25,7 @@ from rn_harness.training.snapshots import Resumption
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler, TrainerName, trainer_settings
 from rn_harness.training.trl_compat import ban_callback, saving_trainer, silent_trainer, unrounded_adapters
 
-if TYPE_CHECKING:
-    from rn_harness.models.completion import Completion
-    from rn_harness.models.language_model import LanguageModel
-
-RewardFunction = Callable[[Sequence[Prompt], "Sequence[Completion]"], Sequence[float | None]]
+RewardFunction = Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float | None]]
 """B prompts and B completions, think parts included, to B rewards; None: unscored, left out of its group's baseline."""
 StepFunction = Callable[[int, TrainingWindow | None], None]
 """Called with the step and the diagnostics since the last call: before training with step 0 and None, then when due."""

@@ -9,8 +9,9 @@ import pickle  # nosec B403 # the error of torch's reader of plain tensors; noth
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.random_streams import random_state, set_random_state
 from rn_harness.records.base import Record
 from rn_harness.records.trajectory import ConvergencePoint
@@ -18,9 +19,6 @@ from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import Store
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
 
 PARTIAL = "partial"
 STATE, MEASURED = "defense_training.pt", "measured.json"

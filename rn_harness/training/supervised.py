@@ -11,16 +11,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rn_harness.models.batches import padded
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.spec.defense_recipe import OptimizerName
 from rn_harness.spec.errors import TrainingError
-
-if TYPE_CHECKING:
-    from rn_harness.models.language_model import LanguageModel
-    from rn_harness.spec.defense_recipe import OptimizerName
-    from rn_harness.spec.prompts import Prompt
-    from rn_harness.training.snapshots import Resumption
+from rn_harness.spec.prompts import Prompt
+from rn_harness.training.snapshots import Resumption
 
 D = TypeVar("D")
 T = TypeVar("T")

@@ -10,13 +10,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rn_harness.judges.anchors import OTHER_BATCH, LabelledPair, PairSet
 from rn_harness.judges.preference import PreferenceJudge, pairs_for
 from rn_harness.models.candidate import Candidate
+from rn_harness.models.completion import Completion
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.preference import (
     BothOrders,
     ComparedPair,
@@ -31,11 +33,7 @@ from rn_harness.spec.errors import JudgeError, SuiteError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import SUITE_FILE, load_suite
 from rn_harness.spec.wording import is_refusal
-
-if TYPE_CHECKING:
-    from rn_harness.models.completion import Completion
-    from rn_harness.models.language_model import LanguageModel
-    from rn_harness.utility.tasks import DefendedFolder
+from rn_harness.utility.tasks import DefendedFolder
 
 INSTRUCTION_TOKENS = 512
 """Limit of an answer to an instruction without a policy."""

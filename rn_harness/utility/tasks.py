@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import digest_folder
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.resolve import ADAPTER_CONFIG, check_adapter, resolve_candidate
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.extras import require
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
-
-    from rn_harness.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
