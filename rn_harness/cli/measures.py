@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from rn_harness.cli.shared import AsJson, SessionOptions, find_suite, settings_command, tell, usage_errors
+from rn_harness.cli.shared import AsJson, SessionOptions, find_suite, say, settings_command, tell, usage_errors
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from rn_harness.judges.protocol import Judge
     from rn_harness.models.candidate import Candidate
-    from rn_harness.report.progress import Progress
     from rn_harness.run.attack_strength import Strength
     from rn_harness.utility.pairwise import PreferenceResult
 
@@ -151,10 +150,6 @@ def calibrate_command(asked: CalibrateOptions) -> None:
     from rn_harness.run.preflight import check_acknowledged, check_folders, check_here
     from rn_harness.spec.suite import load_suite
     from rn_harness.verdict.validity import NO_DEFENSE
-
-    def say(progress: Progress) -> None:
-        if progress.state is not None:
-            typer.echo(progress.line, err=True)
 
     passed = ("prompts", "chat_template", "allow_pickle", "trust_remote_code", "quantise", "sampler", "acknowledge")
     options = asked.run_options(defense=NO_DEFENSE, **{name: getattr(asked, name) for name in passed})

@@ -15,12 +15,11 @@ from urllib.parse import quote
 
 import typer
 
-from rn_harness.cli.shared import AsJson, RunFolder, find_suite, read_run, settings_command, table, tell, usage_errors
+from rn_harness.cli.shared import AsJson, RunFolder, find_suite, read_run, say, settings_command, table, tell, usage_errors
 
 if TYPE_CHECKING:
     from rn_harness.records.case import CaseRecord
     from rn_harness.release.verification import Verification
-    from rn_harness.report.progress import Progress
     from rn_harness.run.replay import ReplayedCase
     from rn_harness.store.store import Entry
 
@@ -262,10 +261,6 @@ def _replay(options: VerifyOptions, found: Verification) -> list[ReplayedCase]:
     """Measures cases of a verified run again. Choice, cost and progress go to stderr, before and while it works."""
     from rn_harness.run.replay import RunReplay
     from rn_harness.spec.options import Options
-
-    def say(progress: Progress) -> None:
-        if progress.state is not None:
-            typer.echo(progress.line, err=True)
 
     if found.evidence is None or options.weights is None or not found.can_be_replayed:
         typer.echo("not replayed: the run does not hold together, or is not of this suite and these weights", err=True)

@@ -106,6 +106,12 @@ def tell(lines: Iterable[str], document: Any, as_json: bool) -> None:
     typer.echo(json.dumps(document, indent=1, allow_nan=False) if as_json else "\n".join(lines))
 
 
+def say(progress: Progress) -> None:
+    """Writes progress to standard error."""
+    if progress.state is not None:
+        typer.echo(progress.line, err=True)
+
+
 @contextmanager
 def usage_errors() -> Iterator[None]:
     """Ends an error of ours with exit code 2 and its sentence."""

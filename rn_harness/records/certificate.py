@@ -94,7 +94,7 @@ def anchor_table(scores: Sequence[AnchorScore], threshold: float) -> Certificate
     return CertificateTable(
         anchors=len(scores),
         band_agreement=counted(within),
-        kappa=weighted_kappa(right, given, len(BAND_TOPS) + 1) if right else None,
+        kappa=weighted_kappa(right, given),
         false_negative=counted([s is not None and s <= threshold for a, s in first if a.low > threshold]),
         false_positive=counted([s is not None and s > threshold for a, s in first if a.high <= threshold]),
         unscored=counted([look.score is None for a in scores for look in a.looks]),

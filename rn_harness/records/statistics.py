@@ -157,15 +157,14 @@ def clustered_upper_bound(counts_by_prompt: Sequence[tuple[int, int]], confidenc
     return max(exact, float(resampled.confidence_interval.high))
 
 
-def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> MeanInterval:
-    """Mean of differences of two shares with its two-sided interval by Student's t (scipy).
+def mean_interval(differences: Sequence[float]) -> MeanInterval:
+    """Mean of differences of two shares with its two-sided 95 % interval by Student's t (scipy).
 
     It needs no random numbers, so that a record can be checked. If all differences are equal, the interval is that single number:
     like a bootstrap, it does not cover events that were not observed. ``upper_bound`` at a count of 0 bounds their share.
 
     Args:
         differences: -1 to 1, one for each prompt; a single one gives the interval -1 to 1, since nothing is known.
-        confidence: of the interval.
 
     Raises:
         ValueError: ``differences`` is empty.
@@ -176,13 +175,13 @@ def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> Mea
     mean = sum(differences) / n
     if n == 1:
         return MeanInterval(mean=mean, low=-1.0, high=1.0)
-    half = _half_width(sum((d - mean) ** 2 for d in differences) / (n - 1), n, confidence)
+    half = _half_width(sum((d - mean) ** 2 for d in differences) / (n - 1), n)
     return MeanInterval(mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half))
 
 
-def _half_width(variance: float, n: int, confidence: float = 0.95) -> float:
+def _half_width(variance: float, n: int) -> float:
     """Half of the width of the interval of ``n`` differences with this sample variance."""
-    return math.sqrt(variance / n) * _t_quantile((1.0 + confidence) / 2, n - 1)
+    return math.sqrt(variance / n) * _t_quantile(n - 1)
 
 
 def enough(differences: Sequence[float], least: float, margin: float) -> int | None:
@@ -206,10 +205,10 @@ def enough(differences: Sequence[float], least: float, margin: float) -> int | N
 
 
 @functools.lru_cache(maxsize=256)  # all checkpoints have the same number of differences
-def _t_quantile(p: float, degrees: int) -> float:
+def _t_quantile(degrees: int) -> float:
     from scipy.stats import t
 
-    return float(t.ppf(p, degrees))
+    return float(t.ppf(0.975, degrees))
 
 
 def excess_p(count: int, total: int, rate: float) -> float:
@@ -221,8 +220,6 @@ def excess_p(count: int, total: int, rate: float) -> float:
         ValueError: ``count`` is not within 0 and ``total``, or ``rate`` not within 0 and 1.
     """
     _check_count(count, total)
-    if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"a rate lies within 0 and 1, got rate={rate}; give the rate that is expected")
     if total == 0:
         return 1.0
     from scipy.stats import binomtest
@@ -230,27 +227,15 @@ def excess_p(count: int, total: int, rate: float) -> float:
     return float(binomtest(count, total, rate, alternative="greater").pvalue)
 
 
-def weighted_kappa(expected: Sequence[int], given: Sequence[int], bands: int) -> float | None:
-    """Quadratic-weighted kappa (Cohen 1968) between given and expected bands.
+def weighted_kappa(expected: Sequence[int], given: Sequence[int]) -> float | None:
+    """Quadratic-weighted kappa (Cohen 1968) between given and expected bands, item by item.
 
     ``1 - sum (e - g)^2 / mean over all pairings of sum (e - g')^2``: 1 is full agreement, 0 is the agreement of the same bands in
     random order, and below 0 is worse.
 
-    Args:
-        expected, given: bands, 0 to ``bands - 1``, item by item.
-        bands: number of bands.
-
     Returns:
         None if undefined: no items, or both sides have the same single band for all items.
-
-    Raises:
-        ValueError: the lengths differ, or a band is out of range.
     """
-    if len(expected) != len(given):
-        raise ValueError(f"each item has two bands, got len(expected)={len(expected)} and len(given)={len(given)}; pair them")
-    outside = sorted({band for band in (*expected, *given) if not 0 <= band < bands})
-    if outside:
-        raise ValueError(f"bands go from 0 to {bands - 1}, got {outside}; give bands={max(outside) + 1} or correct them")
     n = len(expected)
     squares = sum(e * e for e in expected) + sum(g * g for g in given)
     by_chance = n * squares - 2 * sum(expected) * sum(given)  # over all pairings
@@ -260,13 +245,7 @@ def weighted_kappa(expected: Sequence[int], given: Sequence[int], bands: int) ->
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank, by scipy; None for fewer than two items or a constant side.
-
-    Raises:
-        ValueError: the lengths differ.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"each item has two values, got len(a)={len(a)} and len(b)={len(b)}; pair them")
+    """Spearman's rank correlation, ties at their mean rank, by scipy; None for fewer than two items or a constant side."""
     if len(set(a)) < 2 or len(set(b)) < 2:
         return None
     from scipy.stats import spearmanr

@@ -48,9 +48,5 @@ def link_defended(source: Path, target: Path) -> None:
 
 def _copy(source: Path, target: Path, copy: Callable[[str, str], object]) -> None:
     """Copies a folder of defended weights without the entries that were never attacked."""
-    top = str(source)
-
-    def left_behind(folder: str, _: list[str]) -> tuple[str, ...]:
-        return LEFT_BEHIND if folder == top else ()
-
-    shutil.copytree(source, target, dirs_exist_ok=True, ignore=left_behind, copy_function=copy)
+    left_behind = {str(source): LEFT_BEHIND}
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=lambda folder, _: left_behind.get(folder, ()), copy_function=copy)

@@ -109,7 +109,7 @@ def trajectory_svg(name: str, record: CaseRecord) -> str:
     runs = [(trajectory, *styles[title]) for title, trajectory in reversed(_runs(record))]
     threshold = record.evidence.policy.threshold
     with _drawing():
-        figure = _figure(9.0, 6.8)
+        figure = _figure(6.8)
         grid = figure.add_gridspec(3, 2, height_ratios=[2.2, 1, 1], hspace=0.5, wspace=0.16)
         scores = figure.add_subplot(grid[0, :])
         for trajectory, colour, style, marker in runs:
@@ -209,7 +209,7 @@ def heat_svg(name: str, record: CaseRecord) -> str:
         import matplotlib as mpl
 
         colours = mpl.colormaps["cividis"].with_extremes(bad=UNSCORED)
-        figure = _figure(9.0, 1.3 + 0.17 * rows)
+        figure = _figure(1.3 + 0.17 * rows)
         grid = figure.add_gridspec(1, len(runs), width_ratios=[max(4, len(t.checkpoints)) for _, t in runs], wspace=0.04)
         image = None
         for column, (title, trajectory) in enumerate(runs):
@@ -246,7 +246,7 @@ def heat_svg(name: str, record: CaseRecord) -> str:
 def convergence_svg(name: str, report: DefenseReport) -> str:
     """Convergence of the defense by training step: share of minimal refusals, and the reward with its spread."""
     with _drawing():
-        figure = _figure(9.0, 2.5)
+        figure = _figure(2.5)
         left, right = figure.subplots(1, 2)
         steps = [p.step for p in report.points]
         left.plot(steps, [p.minimal_refusal_share for p in report.points], color=DEFENDED, marker="o")
@@ -265,7 +265,7 @@ def budget_svg(name: str, curve: HarmCurve) -> str:
     """Highest harm of any attacker by budget, of the defended model and of the control."""
     budgets = sorted({p.budget for p in (*curve.defended, *curve.control)} - {0}) or [1]
     with _drawing():
-        figure = _figure(9.0, 2.9)
+        figure = _figure(2.9)
         axes = figure.subplots()
         # The control comes second: its dashes do not hide a line.
         for points, colour, style, marker in ((curve.defended, DEFENDED, "-", "o"), (curve.control, CONTROL, "--", "s")):
@@ -293,11 +293,11 @@ def _stairs(axes: Axes, points: Sequence[HarmPoint], value: Callable[[HarmPoint]
     axes.plot([p.budget for p in points], [value(p) for p in points], drawstyle="steps-post", **style)
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, without a window or global state."""
+def _figure(height: float) -> Figure:
+    """An empty figure, 9 inches wide and so many high, without a window or global state."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained" if height < 3.0 else None)
+    return Figure(figsize=(9.0, height), layout="constrained" if height < 3.0 else None)
 
 
 def _line(axes: Axes, checkpoints: Sequence[Checkpoint], value: Callable[[Checkpoint], float | None], **style: Any) -> bool:

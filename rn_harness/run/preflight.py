@@ -46,7 +46,7 @@ def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
     """Checks that these suites can be run with the options."""
     here = session.options.executor == LOCAL
     if here:
-        require_run("running a suite")
+        require_run()
         _ = session.limits.available  # several processes exchange it, so that all must ask, also if a check fails
     for suite in suites:
         check_defense(session, suite)

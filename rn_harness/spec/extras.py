@@ -30,10 +30,10 @@ def require(module: str, purpose: str) -> None:
         raise missing(module, purpose)
 
 
-def require_run(purpose: str) -> None:
+def require_run() -> None:
     """Raises MissingExtraError if a module of the extra ``run`` is not installed."""
     for module in RUN:
-        require(module, purpose)
+        require(module, "running a suite")
 
 
 def missing(module: str, purpose: str) -> MissingExtraError:

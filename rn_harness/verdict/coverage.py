@@ -94,14 +94,14 @@ def resistance_in(level: str, records: Iterable[CaseRecord], required: Iterable[
     """How far the model resisted the attacks of one domain, whose claim is made at this level, of its required cases."""
     by_id = {r.case_id: r for r in records}
     # An attack that the tier requires and that left no record may have been claimed.
-    claimed = [name for name in required if name.startswith("attack-") and (name not in by_id or _is_claim(by_id[name]))]
+    claimed = [
+        name
+        for name in required
+        if name.startswith("attack-") and (name not in by_id or by_id[name].evidence.standing == "claim")
+    ]
     counted = {name for name, r in by_id.items() if turns(r.evidence.standing, within_claim=r.evidence.within_claim)}
     attacks = [(name, r.verdict.resistance) for name, r in by_id.items() if r.verdict.resistance]
     return resistance(level, attacks, claimed, counted)
-
-
-def _is_claim(record: CaseRecord) -> bool:
-    return record.evidence.standing == "claim"
 
 
 def families_of(cases: Iterable[tuple[CaseRecord, Outcome | None]]) -> tuple[FamilyCoverage, ...]:

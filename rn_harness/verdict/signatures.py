@@ -58,12 +58,7 @@ def bounds(trajectory: Trajectory, policy: Policy, attack_cases: int) -> Bounds:
     safe side, the bounds also count a prompt as breached if it was not fully measured at some checkpoint (``unseen_prompts``).
     Prompts are the trials. Scores of one prompt, over samples and checkpoints, are one cluster. The correction for looks
     (Bonferroni, attack cases times checkpoints) counts each checkpoint of each case as another chance to miss a breach.
-
-    Raises:
-        ValueError: ``attack_cases`` is below 1.
     """
-    if attack_cases < 1:
-        raise ValueError(f"this case is one of the attack cases, got attack_cases={attack_cases}; count it too")
     scored = [(s.prompt_id, s.score) for c in trajectory.checkpoints for s in c.scores if s.score is not None]
     over = [prompt_id for prompt_id, score in scored if score > policy.threshold]
     by_prompt, unseen = _events(trajectory, policy)

@@ -74,7 +74,7 @@ def test_a_run_needs_all_of_its_modules(module: str, monkeypatch: pytest.MonkeyP
     """Any missing module of the training stack ends a run before it begins."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"got no module {module}; pip install .*\[run\]"):
-        require_run("a run")
+        require_run()
 
 
 EACH = """

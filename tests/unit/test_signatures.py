@@ -102,12 +102,6 @@ def test_without_scores_bounds_are_one(scores: list[CompletionScore]) -> None:
     assert "not bounded" in found.sentence
 
 
-def test_bounds_need_an_attack_case() -> None:
-    """Bounds need at least one attack case."""
-    with pytest.raises(ValueError, match="attack_cases=0"):
-        bounds(builders.trajectory(200), POLICY, attack_cases=0)
-
-
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(st.integers(2, 12), st.integers(0, 12), st.integers(1, 40), st.randoms())
 def test_bounds_follow_prompts_breaches_and_looks(prompts: int, breached: int, cases: int, order: random.Random) -> None:
