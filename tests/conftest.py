@@ -38,7 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives a file to one worker, so that its fixtures are made once, and all unit tests with torch to the same worker."""
+    """Gives a file to one worker, so that its fixtures are made once, and all unit tests with torch to the same worker.
+
+    If ``--dist`` names another way, pytest-xdist takes that one; ``-n`` and ``-d`` give ``load``.
+    """
+    typed = [word for word in config.invocation_params.args if str(word).partition("=")[0] == "--dist"]
+    if typed and config.getoption("dist") != "loadfile":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class ByImports(LoadFileScheduling):

@@ -47,7 +47,7 @@ def show_command(
         _print_scores([r for r in evidence.records.values() if r.case_id.endswith(case or "")], table)
         return
     if case is None:
-        lines = list(summary_lines(evidence.run, list(evidence.records.values()), str(run)))
+        lines = summary_lines(evidence.run, list(evidence.records.values()), str(run))
         tell(lines, evidence.run.model_dump(mode="json"), as_json)
         return
     named = {f"{r.identity.suite['domain']}/{r.case_id}": r for r in evidence.records.values()}
@@ -56,7 +56,7 @@ def show_command(
     if len(exact) != 1:
         problem = f"{len(exact)} that end so" if exact else "none that ends so"
         raise typer.BadParameter(f"one case is shown, got {case!r}, {problem}; the run has: {', '.join(exact or named)}")
-    (record,) = exact.values()
+    record = next(iter(exact.values()))
     tell(checkpoint_lines(record), record.model_dump(mode="json"), as_json)
 
 
@@ -71,16 +71,25 @@ def _print_scores(records: Sequence[CaseRecord], table: Literal["csv", "parquet"
 
 
 @commands.command("compare")
-def compare_command(before: RunFolder, after: RunFolder, as_json: AsJson = False) -> None:
-    """Lists the changes from one run to another. Exits with 1 if something got worse."""
-    from rn_harness.release.comparison import compare_runs
+def compare_command(
+    before: RunFolder,
+    after: RunFolder,
+    html: Annotated[Path | None, typer.Option(help="file for a page of both runs, side by side")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists the changes from one run to another. Exits with 1 if something got worse, or a case is no longer run."""
+    from rn_harness.release.comparison import NOT_RUN, compare_runs, comparison_page
+    from rn_harness.store.store import write_text
 
-    changes = compare_runs(read_run(before), read_run(after))
-    worse = [c for c in changes if c.worse]
-    lines = [f"{'worse  ' if c.worse else 'changed'} {c.what}: {c.before} -> {c.after}" for c in changes]
-    lines.append(f"{len(changes)} changes, {len(worse)} for the worse" if changes else "nothing changed")
-    tell(lines, {"regressions": len(worse), "changes": [dataclasses.asdict(c) for c in changes]}, as_json)
-    raise typer.Exit(1 if worse else 0)
+    changes = compare_runs(one := read_run(before), other := read_run(after))
+    with usage_errors():
+        if html:
+            write_text(html, comparison_page(one, other, changes))
+    worse, unrun = (sum(c.kind == kind for c in changes) for kind in ("worse", NOT_RUN))
+    lines = [f"{c.kind:7} {c.what}: {c.before} -> {c.after}" for c in changes]
+    lines.append(f"{len(changes)} changes, {worse} for the worse, {unrun} cases not run" if changes else "nothing changed")
+    tell(lines, {"regressions": worse, "not_run": unrun, "changes": [dataclasses.asdict(c) for c in changes]}, as_json)
+    raise typer.Exit(1 if any(c.bad for c in changes) else 0)
 
 
 @commands.command("export-config")
@@ -120,38 +129,35 @@ def report_command(
 
     if (run is None) == (index is None):
         raise typer.BadParameter("a report is of RUN or of --index DIR, got both or neither; pass one of the two")
-    try:
+    with usage_errors():
         if run is None:
             written = [_write_index(index or Path(), out)]
         else:
             evidence = read_run(run, complete=True)
             records = list(evidence.records.values())
-            with usage_errors():
-                written = write_views(out or run, evidence.run, records)
-                written += write_inspect_logs(inspect, evidence.run, records) if inspect else []
-    except OSError as error:
-        raise typer.BadParameter(str(error)) from None
+            written = write_views(out or run, evidence.run, records)
+            written += write_inspect_logs(inspect, evidence.run, records) if inspect else []
     tell(map(str, written), list(map(str, written)), as_json)
 
 
 def _write_index(folder: Path, out: Path | None) -> Path:
     """Writes the page over the runs in a folder; a run that cannot be read is named on it."""
-    from rn_harness.report.pages import VIEWS, render_index
+    from rn_harness.records.run import REPORT
+    from rn_harness.report.pages import render_index
     from rn_harness.store.store import write_text
 
-    into = out or folder
-    runs, unread = [], []
+    into, runs, unread = out or folder, [], []
     for found in sorted(path.parent for path in folder.glob("*/run.json") if not path.parent.is_symlink()):
-        page = found / VIEWS[0]
+        report = found / REPORT
         try:
-            link = quote(os.path.relpath(page, into).replace(os.sep, "/")) if page.is_file() else None
+            link = quote(os.path.relpath(report, into).replace(os.sep, "/")) if report.is_file() else None
             runs.append((found.name, read_run(found).run, link))
         except typer.BadParameter as error:
             unread.append((found.name, str(error)))
     if not (runs or unread):
         raise typer.BadParameter(f"--index must be a folder of runs, got no run.json in a folder of {folder}; see reports/")
-    write_text(into / "index.html", render_index(runs, unread))
-    return into / "index.html"
+    write_text(index := into / "index.html", render_index(runs, unread))
+    return index
 
 
 MEASURING = ("model", "judge", "reward_judge", "second_judge", "acknowledge")
@@ -247,13 +253,12 @@ def verify_command(options: VerifyOptions) -> None:
         signed=options.signature,
         waivers=waivers,
     )
-    lines, document = list[str](), dict[str, Any]()
+    replayed, document = list["ReplayedCase"](), dict[str, Any]()
     if options.replay:
         replayed = _replay(options, found)
         found = dataclasses.replace(found, refusals=(*found.refusals, *(r.refusal for r in replayed if r.refusal)))
-        lines = [r.line for r in replayed]
         document = {"replay": [dataclasses.asdict(r) for r in replayed]}
-    tell([*lines, *_verification_lines(found)], _verification_document(found) | document, options.as_json)
+    tell([*(r.line for r in replayed), *_verification_lines(found)], _verification_document(found) | document, options.as_json)
     raise typer.Exit(1 if found.refusals else 0)
 
 
@@ -326,8 +331,9 @@ def sign_command(
 
     A run with contradictory records is not signed. A run that no release can rest on may be signed; its statement says so.
     """
+    from rn_harness.records.run import STATEMENT
     from rn_harness.release.integrity import check_evidence
-    from rn_harness.release.statement import BUNDLE, ENVELOPE, STATEMENT, sign_with_key, sign_with_sigstore
+    from rn_harness.release.statement import BUNDLE, ENVELOPE, sign_with_key, sign_with_sigstore
 
     if bool(key) == sigstore:
         raise typer.BadParameter("a statement is signed by a key or by Sigstore, pass --key FILE or --sigstore")
@@ -346,8 +352,8 @@ def sign_command(
         else:
             who, into = sign_with_sigstore(payload, run / BUNDLE), run / BUNDLE
     document = {"signed_by": who, "file": str(into), "outcome": evidence.run.outcome, "releasable": evidence.run.releasable}
-    words = "a release can rest on it" if evidence.run.releasable else "no release can rest on it"
-    tell([f"signed by {who}: {into} ({evidence.run.outcome}, {words})"], document, as_json)
+    can = f"{'a' if evidence.run.releasable else 'no'} release can rest on it"
+    tell([f"signed by {who}: {into} ({evidence.run.outcome}, {can})"], document, as_json)
 
 
 @store_commands.command("list")

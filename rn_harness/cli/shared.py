@@ -114,10 +114,10 @@ def say(progress: Progress) -> None:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Ends an error of ours with exit code 2 and its sentence."""
+    """Ends an error of ours, or of a file, with exit code 2 and its sentence."""
     try:
         yield
-    except RnHarnessError as error:
+    except (RnHarnessError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
 
 

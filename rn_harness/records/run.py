@@ -13,6 +13,10 @@ from rn_harness.records.resistance import Resistance
 from rn_harness.spec.base import LoadedCode, Standing, TierName
 from rn_harness.spec.levels import LevelName
 
+RUN, STATEMENT, JUNIT, REPORT, SUMMARY = "run.json", "statement.json", "junit.xml", "report.html", "summary.md"
+OUTCOME_FILES = (RUN, STATEMENT, JUNIT, REPORT, SUMMARY)
+"""The files of a run's folder that say how it ended."""
+
 
 class CaseLine(Record):
     """One case's line in a run: its standing, outcome and test state.

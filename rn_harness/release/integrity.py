@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from rn_harness.models.identity import root_digest
 from rn_harness.records.base import STATES, first_difference, read_record
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.run import CaseLine, RunRecord
-from rn_harness.release.statement import RUN, STATEMENT, statement_of
+from rn_harness.records.run import JUNIT, RUN, STATEMENT, CaseLine, RunRecord
+from rn_harness.release.statement import statement_of
 from rn_harness.spec.base import TierName
 from rn_harness.spec.errors import RecordError
 from rn_harness.verdict.coherence import (
@@ -36,7 +36,7 @@ from rn_harness.verdict.coverage import claim_of, claim_of_run, counting, decide
 from rn_harness.verdict.decide import decide
 
 MAX_FILE_BYTES = 1_000_000_000
-CASES, JUNIT = "cases", "junit.xml"
+CASES = "cases"
 R = TypeVar("R", RunRecord, CaseRecord)
 
 

@@ -18,14 +18,12 @@ from typing import Any
 
 from rn_harness.models.identity import root_digest
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.run import RunRecord
+from rn_harness.records.run import RUN, RunRecord
 from rn_harness.spec.errors import ReleaseError
 from rn_harness.store.store import write_text
 from rn_harness.verdict.coverage import broken_by, counting, decide_run
 
-STATEMENT = "statement.json"
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
-RUN = "run.json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 ENVELOPE = "statement.dsse.json"
 BUNDLE = "statement.sigstore.json"

@@ -18,9 +18,8 @@ from pydantic import ValidationError
 
 from rn_harness.models.identity import UNHASHED, root_digest
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.run import RunRecord
+from rn_harness.records.run import RUN, STATEMENT, RunRecord
 from rn_harness.release.integrity import Refusal, RunEvidence, check_evidence, read_evidence, read_file, short
-from rn_harness.release.statement import RUN, STATEMENT
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import TierName
 from rn_harness.spec.errors import ReleaseError, RnHarnessError

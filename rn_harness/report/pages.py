@@ -8,9 +8,12 @@ Markdown so that they cannot format text, link, or mention anyone.
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +22,11 @@ from rn_harness.records.base import Outcome
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.resistance import HarmPoint
-from rn_harness.records.run import CaseLine, Coverage, RunRecord
+from rn_harness.records.run import REPORT, SUMMARY, CaseLine, Coverage, RunRecord
+from rn_harness.records.statistics import MeanInterval
 from rn_harness.records.trajectory import UNDER, Trajectory
 from rn_harness.report.figures import BUDGETS, budget_svg, convergence_svg, heat_svg, plot_svg, stored_svg, trajectory_svg
 from rn_harness.report.terminal import (
-    REPORT,
     broken_lines,
     certificate_text,
     result_text,
@@ -50,17 +53,17 @@ SECTIONS = (
 SHOWN_AS: dict[Outcome | None, str] = {"PASS": "held", "FAIL": "broke", "INCONCLUSIVE": "undecided", None: "undecided"}
 """Outcomes of attacks, by which the page filters them."""
 ICONS = {"PASS": "\u2713", "FAIL": "\u2717", "INCONCLUSIVE": "?", None: "?"}
-VIEWS = (REPORT, "summary.md")
-"""Names of the pages in a run's folder."""
 Cases = Sequence[tuple[CaseLine, CaseRecord | None]]
 """The cases of a run; a case without a record has None."""
+ComparedSide = tuple[CaseLine | None, CaseRecord | None]
+"""A case in one of two runs; None: it was not run."""
 
 
 def write_views(folder: Path, run: RunRecord, records: Iterable[CaseRecord]) -> list[Path]:
     """Writes ``report.html`` and ``summary.md`` into a run's folder, and returns their paths."""
     by_key = {(r.identity.suite["domain"], r.case_id, r.key): r for r in records}
     cases = [(line, by_key.get((line.domain, line.case_id, line.key or ""))) for line in run.cases]
-    paths = [folder / name for name in VIEWS]
+    paths = [folder / REPORT, folder / SUMMARY]
     for path, text in zip(paths, (render_html(run, cases), render_summary(run, cases)), strict=True):
         write_text(path, text)
     return paths
@@ -97,9 +100,51 @@ def render_html(run: RunRecord, cases: Cases) -> str:
 
 
 def render_index(runs: Sequence[tuple[str, RunRecord, str | None]], unread: Sequence[tuple[str, str]]) -> str:
-    """The page over many runs, each with its folder's name and a link to its report; and why others cannot be read."""
+    """The page over many runs, each with its folder's name and a link to its report; and why others cannot be read.
+
+    Its script only sorts the table, and no other is allowed to run: the page names the script's hash.
+    """
     newest = sorted(runs, key=lambda each: each[1].ended, reverse=True)
-    return _template("index.html.j2").render(runs=newest, unread=unread, css=_css())
+    script = (TEMPLATES / "index.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = _template("index.html.j2")
+    return page.render(runs=newest, unread=unread, css=_css(), script=script, script_hash=f"sha256-{digest}")
+
+
+def render_comparison(
+    runs: tuple[RunRecord, RunRecord],
+    rows: Sequence[tuple[str, str, tuple[ComparedSide, ComparedSide], MeanInterval | str]],
+    changes: Sequence[object],
+) -> str:
+    """The page of two runs side by side.
+
+    Args:
+        runs: their records.
+        rows: of each case: how it changed, its name, its line and record in both runs, and the paired difference or why not.
+        changes: the list of changes.
+    """
+    records = [record for _, _, sides, _ in rows for _, record in sides if record]
+    steps = max((run.steps for record in records for run in record.evidence.runs), default=0) or 1
+    shown = [(kind, name, [_side(*side, steps) for side in sides], difference) for kind, name, sides, difference in rows]
+    return _template("compare.html.j2").render(
+        runs=runs, rows=shown, changes=changes, css=_css(), icons=ICONS, kinds=Counter(kind for kind, *_ in rows)
+    )
+
+
+def _side(line: CaseLine | None, record: CaseRecord | None, steps: int) -> dict[str, Any]:
+    """A case in one of two runs: its result, its scores above the threshold, and its plot."""
+    if line is None:
+        return {"outcome": None, "result": "not run"}
+    run = record.evidence.trajectory if record else None
+    shown = {"outcome": line.outcome, "result": result_text(line, record)}
+    if record is None or run is None or record.evidence.kind == "helpfulness":
+        return shown
+    above = [c.above for c in run.checkpoints]
+    return shown | {
+        "highest": max((c.highest for c in run.seen if c.highest is not None), default=None),
+        "above": f"{sum(of.count for of in above)} of {sum(of.total for of in above)}",
+        "plot": plot_svg(record, steps, 18, control=False) if run.steps else "",
+    }
 
 
 def render_summary(run: RunRecord, cases: Cases) -> str:

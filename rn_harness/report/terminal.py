@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from rn_harness.records.case import CaseRecord, Finding, WorkingTree
 from rn_harness.records.certificate import Certificate
-from rn_harness.records.run import CaseLine, RunRecord
+from rn_harness.records.run import REPORT, CaseLine, RunRecord
 from rn_harness.records.trajectory import UNDER, DefenseReport, Probe, Trajectory
 from rn_harness.spec.base import Standing
 from rn_harness.verdict.coverage import broken_by
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 CLAIM_WORDS = 25
 """Largest number of words of a claim on a terminal; the report has the whole."""
-REPORT = "report.html"
 """Name of the page about a run, in its folder."""
 HEADS = ("case", "result", "highest score", "remarks")
 LEGEND = "highest score: one bar a checkpoint, \u2581 below 1.25 to \u2588 from 8.75 of 10; ? where nothing was scored"

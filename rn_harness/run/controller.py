@@ -15,19 +15,19 @@ from pathlib import Path
 from rn_harness.models.identity import unhashed_files
 from rn_harness.records.base import Outcome, TestState
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.run import CaseLine, RunRecord
+from rn_harness.records.run import JUNIT, RUN, STATEMENT, CaseLine, RunRecord
 from rn_harness.release.export import export_defended, link_defended
-from rn_harness.release.statement import RUN, STATEMENT, statement_of, statement_text
+from rn_harness.release.statement import statement_of, statement_text
 from rn_harness.release.verification import verify
 from rn_harness.report.junit import TestResult, write_junit
-from rn_harness.report.pages import VIEWS, write_views
+from rn_harness.report.pages import write_views
 from rn_harness.report.terminal import declared_recipe, summary_lines
 from rn_harness.run.case_board import CaseBoard, CaseNews, Phase, SelectedTest, never_run
 from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.release_policy import ReleasePolicy
 from rn_harness.spec.version import __version__
-from rn_harness.store.provenance import now, versions, working_tree
+from rn_harness.store.provenance import now, remove_outcome, versions, working_tree
 from rn_harness.store.store import write_text
 from rn_harness.verdict.coherence import UNDEFENDED, impossible_times, incoherent, run_provenance, undeclared
 from rn_harness.verdict.coverage import claim_of_run, counting, coverage, decide_run
@@ -35,7 +35,6 @@ from rn_harness.verdict.decide import decide
 from rn_harness.verdict.release_rules import file_list, laxer, outcome_against, unearned, unexcused, unlisted, unresisted
 from rn_harness.verdict.validity import same_benign
 
-JUNIT = "junit.xml"
 HEADLINE = "rn_harness.headline"
 """JUnit's property with the headlines of a finished run."""
 EXPORT_FAILED = "the export of"
@@ -62,8 +61,7 @@ class Controller(CaseBoard):
         From here on there is a JUnit file, red until the tests have passed.
         """
         (self.folder / "cases").mkdir(parents=True, exist_ok=True)
-        for name in (RUN, STATEMENT, *VIEWS):  # an earlier run's outcome must not survive a kill of this one
-            (self.folder / name).unlink(missing_ok=True)
+        remove_outcome(self.folder)  # an earlier run's must not survive a kill of this one
         self._earlier = set(self.record_files().values())
         self.tests |= {nodeid: SelectedTest(nodeid) for nodeid in nodeids}
         self.tests |= {nodeid: never_run(nodeid, "no verdict: the file could not be collected") for nodeid in uncollected}

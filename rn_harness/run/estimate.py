@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rn_harness.models.memory import GIB, RUNTIME, card_memory
+from rn_harness.records.run import RUN
 from rn_harness.release.integrity import read_evidence
-from rn_harness.release.statement import RUN
 from rn_harness.run.case import CaseTask, all_cases, makespan
 from rn_harness.run.context import RunContext
 from rn_harness.run.session import RunSession

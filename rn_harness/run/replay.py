@@ -21,9 +21,9 @@ from typing import Any
 from rn_harness.models.identity import text_digest
 from rn_harness.records.base import digest_of
 from rn_harness.records.case import CaseRecord, Evidence, turns
+from rn_harness.records.run import RUN
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.release.integrity import Refusal, RunEvidence
-from rn_harness.release.statement import RUN
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, all_cases
 from rn_harness.run.measuring import without_leak

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rn_harness.records.case import Attempt, WorkingTree
+from rn_harness.records.run import OUTCOME_FILES, RUN
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.fixtures import PACKAGE, suites_folder
 from rn_harness.store.ranks import ranks
@@ -275,20 +276,25 @@ def identity_of_parts(parts: Path) -> RunIdentity:
     return _read_identity(path) if path.exists() else new_identity()
 
 
+def remove_outcome(folder: Path) -> None:
+    """Removes the files that say how a folder's run ended; its cases stay."""
+    for name in OUTCOME_FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
 def clear_outcome(folder: Path) -> tuple[Path, str] | None:
     """Removes an earlier run's outcome from a folder; a decided run is moved to a numbered folder, all but its parts.
 
     Returns that folder and the outcome, or None if there is no decided run. Raises OSError if the folder cannot be written.
     """
     try:
-        outcome = json.loads((folder / "run.json").read_text(encoding="utf-8"))["outcome"]
+        outcome = json.loads((folder / RUN).read_text(encoding="utf-8"))["outcome"]
     except FileNotFoundError:
         outcome = "INCONCLUSIVE"
     except (ValueError, LookupError, TypeError):
         outcome = "unreadable"
     if outcome == "INCONCLUSIVE":  # the same command goes on
-        for name in ("run.json", "statement.json", "junit.xml"):
-            (folder / name).unlink(missing_ok=True)
+        remove_outcome(folder)
         return None
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
     kept = next(path for path in numbered if not path.exists())

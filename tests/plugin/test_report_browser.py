@@ -14,7 +14,9 @@ import jsonschema
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
+from typer.testing import CliRunner
 
+from rn_harness.cli import app
 from rn_harness.cli.shared import read_run
 from rn_harness.records.schemas import schema_of
 from rn_harness.report import pages
@@ -66,7 +68,7 @@ def browser():
 
 
 @contextmanager
-def page_of(browser, folder, scheme="light", viewport=None, **options):
+def page_of(browser, folder, scheme="light", viewport=None, name="report.html", **options):
     """The report, opened from disk; ``requested`` lists its requests, ``said`` the console messages."""
     context = browser.new_context(color_scheme=scheme, viewport=viewport or WIDE, **options)
     page = context.new_page()
@@ -74,7 +76,7 @@ def page_of(browser, folder, scheme="light", viewport=None, **options):
     page.on("request", lambda request: page.requested.append(request.url))
     page.on("console", lambda message: page.said.append(message.text))
     page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.goto((folder / "report.html").as_uri())
+    page.goto((folder / name).as_uri())
     yield page
     context.close()
 
@@ -255,3 +257,38 @@ def test_a_report_prints_on_white(browser, runs):
         assert page.locator("#digests").is_visible()
         assert not page.locator(".row h3").first.is_visible()
         assert page.pdf().startswith(b"%PDF")
+
+
+@pytest.fixture(scope="module")
+def many(runs):
+    """The folder of both runs, with the page over them and the page that compares them."""
+    folder = runs["PASS"].parent
+    assert CliRunner().invoke(app, ["report", "--index", str(folder)]).exit_code == 0
+    compared = CliRunner().invoke(app, ["compare", str(runs["PASS"]), str(runs["FAIL"]), "--html", str(folder / "compare.html")])
+    assert compared.exit_code == 1
+    return folder
+
+
+@pytest.mark.parametrize(("scheme", "viewport"), VIEWS, ids=NAMES)
+@pytest.mark.parametrize("name", ["index.html", "compare.html"])
+def test_pages_over_runs_are_accessible_and_fit(browser, many, name, scheme, viewport):
+    """axe finds nothing on the pages over runs, nothing is cut off at the side, and the console stays empty."""
+    with page_of(browser, many, scheme, viewport, name) as page:
+        unfold(page)
+        assert Axe().run(page).response["violations"] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        assert page.said == []
+
+
+def test_runs_are_sorted_by_a_script_and_listed_without(browser, many):
+    """A click on a heading sorts the runs by it, a second one the other way; without scripts there is no button."""
+    with page_of(browser, many, name="index.html") as page:
+        outcomes = page.locator("tbody .badge")
+        page.get_by_role("button", name="Verdict").click()
+        assert outcomes.all_inner_texts() == ["FAIL", "PASS"]
+        assert page.locator("th").first.get_attribute("aria-sort") == "ascending"
+        page.get_by_role("button", name="Verdict").click()
+        assert outcomes.all_inner_texts() == ["PASS", "FAIL"]
+    with page_of(browser, many, name="index.html", java_script_enabled=False) as page:
+        assert page.get_by_role("button").count() == 0
+        assert sorted(page.locator("tbody .badge").all_inner_texts()) == ["FAIL", "PASS"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
+import math
 import re
 import shlex
 import shutil
@@ -21,6 +24,10 @@ from typer.testing import CliRunner
 from rn_harness.cli import app
 from rn_harness.cli.shared import read_run
 from rn_harness.judges.protocol import FORMS
+from rn_harness.records.case import CaseRecord
+from rn_harness.records.statistics import MeanInterval
+from rn_harness.records.trajectory import Checkpoint
+from rn_harness.release.comparison import _paired
 from rn_harness.report.progress import Progress
 from rn_harness.report.scores import COLUMNS
 from rn_harness.report.terminal import in_short
@@ -197,7 +204,9 @@ def test_an_index_lists_every_run_the_newest_first(run: FinishedRun, failed: Fin
         assert date in row
         assert ('href="newer/report.html"' in row) == (outcome == "PASS")
     assert "broken cannot be read: " in page
-    assert "<script" not in page
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page.replace("&#39;", "'")
     assert invoke("report").exit_code == invoke("report", run.folder, "--index", tmp_path).exit_code == 2
 
 
@@ -215,15 +224,79 @@ def test_a_breach_is_a_regression(run: FinishedRun, failed: FinishedRun) -> None
     assert (same.exit_code, same.output.strip()) == (0, "nothing changed")
 
 
-def test_a_case_that_is_gone_is_a_regression(run: FinishedRun, tmp_path: Path) -> None:
-    """A missing case is a regression, whatever the others say."""
+def test_a_case_that_is_gone_is_not_run_and_not_worse(run: FinishedRun, tmp_path: Path) -> None:
+    """A case that is missing, or has neither verdict nor record, is not run; if it was run before, the exit code is 1."""
     shutil.copytree(run.folder, tmp_path / "run")
+    document = json.loads((tmp_path / "run" / "run.json").read_text())
+    helpfulness = next(line for line in document["cases"] if line["case_id"] == "helpfulness")
+    others = [line for line in document["cases"] if line["case_id"] != "helpfulness"]
+    for cases in (others, [*others, helpfulness | {"outcome": None, "key": None, "record": None}]):
+        (tmp_path / "run" / "run.json").write_text(json.dumps(document | {"cases": cases}))
+        done = invoke("compare", run.folder, tmp_path / "run")
+        assert done.output.splitlines() == [
+            "not run demo/helpfulness: verdict: PASS -> not run",
+            "1 changes, 0 for the worse, 1 cases not run",
+        ]
+        back = invoke("compare", tmp_path / "run", run.folder, "--json")
+        told = json.loads(back.output)
+        assert (done.exit_code, back.exit_code) == (1, 0)
+        assert (told["regressions"], told["not_run"], told["changes"][0]["kind"]) == (0, 1, "not run")
+
+
+def test_two_runs_side_by_side(run: FinishedRun, failed: FinishedRun, tmp_path: Path) -> None:
+    """The page has both results of each case and the paired difference by prompts; a case that was not run has no difference."""
+    shutil.copytree(failed.folder, tmp_path / "run")
     document = json.loads((tmp_path / "run" / "run.json").read_text())
     document["cases"] = [line for line in document["cases"] if line["case_id"] != "helpfulness"]
     (tmp_path / "run" / "run.json").write_text(json.dumps(document))
-    done = invoke("compare", run.folder, tmp_path / "run")
-    assert done.exit_code == 1
-    assert "worse   demo/helpfulness: verdict: PASS -> not run" in done.output
+    assert invoke("compare", run.folder, tmp_path / "run", "--html", tmp_path / "page.html").exit_code == 1
+    page = (tmp_path / "page.html").read_text()
+    rows = [
+        " ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in re.findall(r'<li class="compared">(.*?)</li>', page, re.DOTALL)
+    ]
+    sides = "First run \u2713 {} Second run {}"
+    attack = sides.format(
+        "held highest 0.00, above the threshold 0 of 1680", "\u2717 BROKE at step 0 highest 5.00, above the threshold "
+    )
+    # All 20 prompts go from no score above the threshold to all of them.
+    assert rows[3:] == [
+        f"demo/attack-grpo-p2-lr5e-4-s0 worse {attack}1680 of 1680 Difference +1.000 for every prompt",
+        f"demo/helpfulness not run {sides.format('PASS', '? not run')} Difference not measured in both",
+    ]
+    assert [row.split()[1] for row in rows[:3]] == ["same"] * 3
+    assert page.count("<script") == 0
+    missing = invoke("compare", run.folder, failed.folder, "--html", tmp_path / "nowhere" / "page.html")
+    assert missing.exit_code == 2
+
+
+def test_a_difference_is_paired_by_prompt(run: FinishedRun) -> None:
+    """The interval is of the prompts' differences; other prompts, another judge or another threshold give none."""
+    record = next(r for r in read_run(run.folder, complete=True).records.values() if r.evidence.kind == "attack")
+    trajectory, evidence = record.evidence.trajectory, record.evidence
+    assert trajectory is not None
+
+    def changed(**fields: Any) -> CaseRecord:
+        return record.model_copy(
+            update={"evidence": evidence.model_copy(update={"trajectory": trajectory.model_copy(update=fields)})}
+        )
+
+    def raised(checkpoint: Checkpoint) -> Checkpoint:
+        scores = [
+            s.model_copy(update={"score": 9.0}) if s.prompt_id in trajectory.heldout_ids[:5] else s for s in checkpoint.scores
+        ]
+        return Checkpoint.model_construct(step=checkpoint.step, scores=tuple(scores), threshold=checkpoint.threshold)
+
+    found = _paired(record, changed(checkpoints=tuple(map(raised, trajectory.checkpoints))))
+    # 5 of 20 prompts go from 0 to 1: mean 0.25, deviation sqrt(20/19 * 0.25 * 0.75) = 0.4443; t(0.975, 19) = 2.0930.
+    half = 2.0930 * 0.4443 / math.sqrt(20)
+    assert isinstance(found, MeanInterval)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25 - half, 0.25 + half), abs=1e-4)
+    assert _paired(record, changed(prompts={"heldout": "0" * 64})) == "other prompts"
+    assert _paired(record, changed(judge_digest="0" * 64)) == "another judge"
+    policy = evidence.policy.model_copy(update={"threshold": 3.0})
+    laxer = record.model_copy(update={"evidence": evidence.model_copy(update={"policy": policy})})
+    assert _paired(record, laxer) == "another threshold"
+    assert _paired(record, None) == "not measured in both"
 
 
 def test_export_config_prints_the_command_of_a_run(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rn_harness.plugin.collection import Collected
@@ -40,3 +42,15 @@ def test_a_file_whose_only_test_is_hidden_is_seen(pytester: pytest.Pytester) -> 
     """A file emptied by a hook is found, although it has no item left."""
     pytester.makeconftest(HIDE)
     assert left_out(pytester) == ["demo/test_more.py::test_own"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "ours"), [(["--dist", "load"], False), (["--dist=loadfile"], True), (["-n", "2"], True)], ids=str
+)
+def test_a_typed_dist_is_respected(
+    pytester: pytest.Pytester, request: pytest.FixtureRequest, typed: list[str], ours: bool
+) -> None:
+    """This repository's scheduler gives a file to one worker, unless --dist asks for another way."""
+    plugin = request.config.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
+    made = plugin.pytest_xdist_make_scheduler(pytester.parseconfig("--tx", "popen", *typed), None)
+    assert (made is not None) == ours

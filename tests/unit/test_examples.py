@@ -47,7 +47,9 @@ def commands(name: str) -> Iterator[list[str]]:
 ALL = ("github.yml", "gitlab.yml", "Jenkinsfile")
 
 
-@pytest.mark.parametrize(("name", "schema"), [("github.yml", "github-workflows"), ("gitlab.yml", "gitlab-ci")])
+@pytest.mark.parametrize(
+    ("name", "schema"), [("github.yml", "github-workflows"), ("action/action.yml", "github-actions"), ("gitlab.yml", "gitlab-ci")]
+)
 def test_an_example_is_valid_for_its_system(name: str, schema: str) -> None:
     """An example is valid under the schema that the system's vendor publishes (a copy is in check-jsonschema)."""
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(EXAMPLES / name)]
@@ -164,3 +166,68 @@ def test_the_kubernetes_job_runs_each_case_once_and_joins(tmp_path: Path) -> Non
     assert containers[1]["args"] == [
         "pytest suites/biochem --rn-run /shared/run --rn-from-results --rn-gate --rn-export /shared/released"
     ]
+
+
+GH = """\
+#!/bin/bash
+printf '%s\\n' "$*" >> "$LOG"
+last="${@: -1}"
+case "$*" in *--jq*) echo "$KNOWN";; *) cat "${last##*@}" >> "$LOG";; esac
+"""
+
+
+def dry_run(folder: Path, summary: str | None, *, known: str = "", gate: int | None = None) -> tuple[int, str]:
+    """Runs the action's steps as GitHub does, with stubs of gh and rn-harness; the last exit code, and gh's words and files."""
+    run, tools, log = folder / "run", folder / "bin", folder / "log"
+    run.mkdir()
+    tools.mkdir()
+    if summary is not None:
+        (run / "summary.md").write_text(summary, encoding="utf-8")
+    for name, text in (("gh", GH), ("rn-harness", f'#!/bin/bash\nprintf "%s\\n" "$*" >> "$LOG"\nexit {gate}\n')):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    given = {"SUITE": "biochem", "OPTIONS": "--rn-tier smoke", "RUN": str(run), "CODE": "" if gate is None else str(gate)}
+    told = {"NUMBER": "7", "GH_TOKEN": "t", "GITHUB_REPOSITORY": "o/r", "GITHUB_OUTPUT": str(folder / "out")}
+    stubs = {"KNOWN": known, "LOG": str(log), "PATH": f"{tools}:/usr/bin:/bin"}
+    done: Any = None
+    for step in yaml.safe_load((EXAMPLES / "action" / "action.yml").read_text(encoding="utf-8"))["runs"]["steps"]:
+        if step["name"] == "Gate" and gate is None:
+            continue
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        done = subprocess.run(command, check=False, env=given | told | stubs, capture_output=True, text=True)
+        assert done.returncode == 0 or step["name"] == "Result", done.stderr
+        assert set(re.findall(r"\$\{?([A-Z_]+)", step["run"])) <= {*step["env"], "GITHUB_OUTPUT", "GITHUB_REPOSITORY"}
+    return done.returncode, log.read_text()
+
+
+def test_the_action_comments_a_finished_run_once(tmp_path: Path) -> None:
+    """The action adds a comment with the summary, and changes its own comment if there is one."""
+    for known, request in (
+        ("", "--method POST repos/o/r/issues/7/comments"),
+        ("42", "--method PATCH repos/o/r/issues/comments/42"),
+    ):
+        folder = tmp_path / f"known{known}"
+        folder.mkdir()
+        code, log = dry_run(folder, "## PASS\n", known=known)
+        assert code == 0
+        assert f"api {request} --field body=@" in log
+        assert log.endswith("<!-- rn-harness -->\n## PASS\n")
+        assert log.count("--method") == 1
+
+
+def test_the_action_ends_as_the_gate_and_never_leaves_an_old_verdict(tmp_path: Path) -> None:
+    """The gate's exit code is the action's. Without a summary the comment says so, and the action fails."""
+    for name, summary, gate, ends, words in (
+        ("red", "## FAIL\n", 1, 1, "## FAIL"),
+        ("refused", None, 10, 10, "No verdict: the run left no summary (exit code 10)."),
+        ("green", None, 0, 1, "No verdict: the run left no summary (exit code 0)."),
+        ("lost", None, None, 1, "No verdict: the run left no summary (exit code unknown)."),
+        ("long", "x" * 70_000, 0, 0, "Cut here: summary.md in the run has the rest."),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        code, log = dry_run(folder, summary, known="42", gate=gate)
+        assert (code, words in log) == (ends, True), name
+        assert len(log) < 65_000
+        run = f"run biochem --rn-gate --rn-run {folder / 'run'} --rn-tier smoke\n"
+        assert (run in log) == (gate is not None)

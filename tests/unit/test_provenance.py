@@ -141,13 +141,15 @@ def test_a_decided_run_is_never_replaced(tmp_path: Path, run: str, kept: str | N
     (folder / "cases").mkdir()
     (folder / "run.json").write_text(run)
     (folder / "junit.xml").write_text("<old/>")
+    (folder / "report.html").write_text("old")
     (tmp_path / "run-1").mkdir()
     moved = clear_outcome(folder)
     assert moved == (kept and (tmp_path / "run-2", kept))
     assert not (folder / "run.json").exists()
     assert not (folder / "junit.xml").exists()
+    assert not (folder / "report.html").exists()
     assert (folder / "parts" / "one").is_dir()
     assert (folder / "cases").is_dir() == (kept is None)
     if moved:
-        assert sorted(path.name for path in moved[0].iterdir()) == ["cases", "junit.xml", "run.json"]
+        assert sorted(path.name for path in moved[0].iterdir()) == ["cases", "junit.xml", "report.html", "run.json"]
         assert (moved[0] / "run.json").read_text() == run

@@ -29,9 +29,10 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
+from rn_harness.records.run import STATEMENT
 from rn_harness.release import verification
 from rn_harness.release.integrity import Refusal, RunEvidence, check_evidence, read_evidence
-from rn_harness.release.statement import STATEMENT, sign_with_key, sign_with_sigstore, signed_with_key, signed_with_sigstore
+from rn_harness.release.statement import sign_with_key, sign_with_sigstore, signed_with_key, signed_with_sigstore
 from rn_harness.release.verification import verify
 from rn_harness.spec.errors import ReleaseError
 from rn_harness.spec.policy import Policy

@@ -16,10 +16,9 @@ from typing import Any
 
 from rn_harness.models.identity import root_digest
 from rn_harness.records.case import CHECKPOINTS, CaseRecord, restrained_file
-from rn_harness.records.run import CaseLine
+from rn_harness.records.run import RUN, CaseLine
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.release.integrity import Refusal, RunEvidence, check_record, read_evidence, read_file, short
-from rn_harness.release.statement import RUN
 from rn_harness.run.case import Case, CaseTask, all_cases
 from rn_harness.run.context import PARTS
 from rn_harness.run.executors.acceptance import ReceivedCases, mismatches
