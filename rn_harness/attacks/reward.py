@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 from rn_harness.judges.protocol import Judge, ensure_judging
@@ -55,7 +56,7 @@ class AttackReward:
         return rewards
 
     def check_credit(self, loss: Sequence[Credit]) -> None:
-        """Makes sure that a loss counts each completion by its own reward.
+        """Makes sure that the losses of a step count each completion by its own reward.
 
         Within a group the advantage grows with the reward. Rewards that belong to other completions of the same step have the
         same mean and spread, and teach nothing.
@@ -69,10 +70,18 @@ class AttackReward:
             if told is None:
                 raise TrainingError("a loss counts a completion that the attack's reward has not seen; look at the trainer")
             if rewards := [reward for reward in told if reward is not None]:
-                groups[credit.row].append((min(rewards), max(rewards), credit.advantage))
-        for a, b in (pair for group in groups.values() for pair in itertools.permutations(group, 2)):
-            (least, greatest, higher), (other, most, lower) = a, b
-            clamped = self._recipe.advantages == "positive" and higher == lower == 0.0
+                known = len(rewards) == len(told)  # of equal answers, one may be scored and another not
+                between = (min(rewards), max(rewards)) if known else (-math.inf, math.inf)
+                groups[credit.row].append((*between, credit.advantage))
+        for group in groups.values():
+            self._check_group(group, slack)
+
+    def _check_group(self, group: Sequence[tuple[float, float, float]], slack: float) -> None:
+        """Checks a group: for each completion the least and greatest reward that it may have, and its advantage."""
+        best = max(most for _, most, _ in group)
+        for (least, greatest, higher), (other, most, lower) in itertools.permutations(group, 2):
+            # The best of a group is above its mean, so that its advantage is never clamped.
+            clamped = higher == lower == 0.0 and least < best and self._recipe.advantages == "positive"
             unordered = least > most + slack and higher <= lower and not clamped
             apart = slack == EQUAL and least == greatest == other == most and abs(higher - lower) > EQUAL
             if unordered or apart:

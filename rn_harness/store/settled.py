@@ -2,8 +2,9 @@
 
 A run asks for the digests of its weights after every case. The system's device, inode, size and times of modification and change
 of each file are compared then, and contents are read again only if one of them differs. An ordinary write changes both times, and
-nothing that is not privileged sets the time of change. Writes to the raw disk, or a clock that is set back, can go unseen until
-contents are read again. A releasable run reads all of them once more at its end.
+nothing that is not privileged sets the time of change. Writes to the raw disk, into mapped memory, on another machine of a
+network file system, or under a clock that is set back, can go unseen until contents are read again. A releasable run reads the
+candidate's files once more at its end.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def remembered(key: Hashable, paths: Callable[[], Iterable[Path]], compute: Call
         fresh: compute in any case.
     """
     before = _stamps(paths())
-    if not fresh and key in _remembered and _remembered[key][0] == before:
-        return _remembered[key][1]  # type: ignore[return-value]
+    known = _remembered.get(key)  # once, since another thread may remove it
+    if not fresh and known and known[0] == before:
+        return known[1]  # type: ignore[return-value]
     began = time.time_ns()
     result = compute()
     _remembered.pop(key, None)
@@ -45,10 +47,13 @@ def remembered(key: Hashable, paths: Callable[[], Iterable[Path]], compute: Call
 
 
 def _stamps(paths: Iterable[Path]) -> dict[str, Stamp]:
-    """Device, inode, mode, size, and times of modification and change of each path, and of what a symbolic link points to."""
+    """Device, inode, mode, size, and times of modification and change of each path, and of what a symbolic link points to.
+
+    A link that points to nothing has only its own: a file that is left out of an identity may be one.
+    """
     found: dict[str, Stamp] = {}
     for path in paths:
-        for of in (path.lstat(), path.stat()):
+        for of in (path.lstat(), *([path.stat()] if path.exists() else [])):
             key = f"{path}:{of.st_ino}"
             found[key] = (of.st_dev, of.st_ino, of.st_mode, of.st_size, of.st_mtime_ns, of.st_ctime_ns)
     return found

@@ -152,7 +152,7 @@ class Journal:
             self.differs_at = number
             aside = next(p for n in range(1, 1000) if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
             self.path.replace(aside)
-        if self.begun:
+        if self.begun and self.path.is_file():  # another process may have pruned it
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
                 file.flush()

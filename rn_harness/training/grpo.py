@@ -23,7 +23,7 @@ from rn_harness.store.ranks import ranks
 from rn_harness.training.exploration import NONE, Exploration
 from rn_harness.training.snapshots import Resumption
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler, TrainerName, trainer_settings
-from rn_harness.training.trl_compat import ban_callback, saving_trainer, silent_trainer, unrounded_adapters
+from rn_harness.training.trl_compat import REPLAYED, ban_callback, saving_trainer, silent_trainer, unrounded_adapters
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float | None]]
 """B prompts and B completions, think parts included, to B rewards; None: unscored, left out of its group's baseline."""
@@ -42,7 +42,7 @@ class Credit:
 
 
 CreditCheck = Callable[[Sequence[Credit]], None]
-"""Raises TrainingError if a loss counts completions by other rewards than theirs."""
+"""Raises TrainingError if the losses of a step count completions by other rewards than theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class TrainOptions:
         tick: called after each step.
         penalised: prompts whose answers count for the KL penalty; None: all.
         exploration: an attacker's aids in rollouts.
-        check_credit: is asked about each loss, benign and replayed rows aside; None: nobody is.
+        check_credit: is asked about the losses of each step, benign and replayed rows aside; None: nobody is.
     """
 
     sampler: Sampler = TRANSFORMERS
@@ -176,17 +176,32 @@ def _trl_reward(
 
 
 def _credited(
-    model: LanguageModel, prompts: Sequence[Prompt], exploration: Exploration, check: CreditCheck, checked: list[int]
+    model: LanguageModel, prompts: Sequence[Prompt], exploration: Exploration, counted: list[Credit | None]
 ) -> Callable[[Sequence[tuple[int, list[int], float]]], None]:
-    """Passes the completions of a loss on to ``check``, read from the trained tokens; ``checked`` gets their number."""
+    """Appends the completions of a loss to ``counted``, read from the trained tokens; None: it is benign or replayed."""
     opened = {row: model.answer_ids(text, whole=False) for row, text in exploration.openers.items()}
 
     def credited(loss: Sequence[tuple[int, list[int], float]]) -> None:
-        own = [each for each in loss if each[0] not in exploration.benign]
-        check([Credit(row, prompts[row], model.answer(opened.get(row, []) + ids), of) for row, ids, of in own])
-        checked.append(len(loss))
+        counted.extend(
+            None
+            if row == REPLAYED or row in exploration.benign
+            else Credit(row, prompts[row], model.answer(opened.get(row, []) + ids), advantage)
+            for row, ids, advantage in loss
+        )
 
     return credited
+
+
+def _check_losses(counted: list[Credit | None], rows: int, check: CreditCheck) -> None:
+    """Has the losses of a step checked, and forgets them: TRL spreads a group over micro-batches and processes."""
+    together = [credit for part in ranks().gather(counted) for credit in part]
+    counted.clear()
+    if len(together) != rows:
+        raise TrainingError(
+            f"the losses of a step must count each completion and keep its row, got {len(together)} of {rows}; look at TRL's "
+            "version"
+        )
+    check([credit for credit in together if credit])
 
 
 def train(
@@ -220,8 +235,8 @@ def train(
             f"{recipe.steps} * {recipe.step_prompts}; order them with order_prompts"
         )
     exploration, logged = options.exploration, list[Mapping[str, float | None]]()
-    unrewarded, checked = list[float](), list[int]()
-    credited = options.check_credit and _credited(model, prompts, exploration, options.check_credit, checked)
+    unrewarded, counted = list[float](), list[Credit | None]()
+    credited = _credited(model, prompts, exploration, counted) if options.check_credit else None
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
         """Keeps each step's logs, and passes due steps to the caller."""
@@ -233,9 +248,8 @@ def train(
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **trainer: Any) -> None:
             if "loss" in logs:
-                if credited and not checked and not exploration.replay:
-                    raise TrainingError("TRL's loss must keep the row of each completion, got none; look at its version")
-                checked.clear()
+                if options.check_credit:
+                    _check_losses(counted, recipe.step_prompts * recipe.group_size, options.check_credit)
                 logged.append({**logs, "unrewarded_share": unrewarded.pop()})
                 options.tick(state.global_step)
             if "loss" in logs and due(state.global_step):

@@ -38,6 +38,8 @@ else:
 
 VOCABULARY_CHUNK = 32_768
 """Vocabulary entries of which TRL computes logits at once."""
+REPLAYED = -1
+"""Row of a completion that is trained on again."""
 OVERRIDDEN = (
     "_get_per_token_logps_and_entropies", "_tokenize_prompts", "_generate_single_turn", "_generate_and_score_completions",
     "_compute_loss",
@@ -73,7 +75,7 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         penalised: for each prompt of the data, True if its answers count for the KL penalty; None: all count.
         exploration: an attacker's aids; None: none.
         starved: no row of the present step has an advantage, on any process.
-        credited: gets the row of the data, the tokens and the advantage of each completion of a loss; not if they are replayed.
+        credited: gets the row of the data, the tokens and the advantage of each completion of a loss; None: nobody does.
         free: while a loss is computed, the rows without penalty (B,), and all reference log-probabilities (B, T); None: no such.
     """
 
@@ -148,8 +150,7 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         import torch
 
         scored, aids = super()._generate_and_score_completions(inputs), self.exploration
-        if self.credited:
-            scored["row"] = torch.tensor([row["row"] for row in inputs])
+        scored["row"] = torch.tensor([row["row"] for row in inputs])
         if aids and aids.positive:
             scored["advantages"].clamp_(min=0.0)
         # All processes decide together: if one left its part out, the others would wait for its gradient.
@@ -180,7 +181,8 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         mine = chosen[rows * together.rank :][:rows]
         heads, tails = (padded([row[i] for row in mine], pad, device, left=not i) for i in (0, 1))
         return {
-            **{key: value for key, value in scored.items() if key != "row"},
+            **scored,
+            "row": torch.full_like(scored["row"], REPLAYED),
             **dict(zip(("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"), (*heads, *tails), strict=True)),
             "advantages": torch.ones_like(parts[-1]),
             "num_items_in_batch": torch.full_like(scored["num_items_in_batch"], sum(len(tail) for _, tail in chosen)),

@@ -39,6 +39,7 @@ def test_two_processes_make_the_update_of_one(folder: Path, tmp_path: Path) -> N
     texts = [(tmp_path / f"{name}.txt").read_text() for name in ("1-0", "2-0", "2-1")]
     assert texts[0] == texts[1] == texts[2]
     assert "['even', 'even', 'even', 'even', 'uneven', 'uneven', 'uneven', 'uneven']" in texts[0]
+    assert "[[0, 0, 0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3, 3, 3]]" in texts[0]  # the losses of all processes are checked together
     assert texts[0].endswith(" 0.75 0.5\n")  # rewards 0 0 0 0 and 0 1 2 3; one group of two without spread
 
 

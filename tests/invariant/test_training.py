@@ -15,6 +15,7 @@ from rn_harness.models.batches import completion_log_probabilities, completion_s
 from rn_harness.models.transformers_compat import shares_prompts
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
+from rn_harness.training.exploration import Exploration, Replay
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.trainer_settings import trainer_settings
 from rn_harness.training.trl_compat import SavingTrainer, saving_trainer
@@ -319,7 +320,7 @@ def test_min_p_reaches_the_sampler(candidate, suite, recipe):
 
 
 def test_a_training_whose_losses_cannot_be_checked_stops(candidate, suite, recipe, monkeypatch):
-    """If a loss no longer knows the rows of its completions, the training ends with an error: no check is left out unseen."""
+    """If a loss no longer knows the rows of its completions, the training ends with an error, with a replay too."""
     computed = SavingTrainer._compute_loss
 
     def without_rows(self, network, inputs):
@@ -329,9 +330,19 @@ def test_a_training_whose_losses_cannot_be_checked_stops(candidate, suite, recip
     model = candidate.load()
     model.attach(recipe.lora, 0)
     one, prompts = recipe.model_copy(update={"steps": 1, "control_steps": 1}), suite.prompts["attack"][:1]
-    options = TrainOptions(check_credit=lambda loss: None)
-    with pytest.raises(TrainingError, match="must keep the row"):
+    options = TrainOptions(check_credit=lambda loss: None, exploration=Exploration(replay=Replay()))
+    with pytest.raises(TrainingError, match="keep its row, got 0 of"):
         train(model, one, prompts, _constant_rewards, lambda *_: None, lambda _: True, options)
+
+
+def test_rewards_are_checked_over_whole_groups(candidate, suite, recipe):
+    """Micro-batches of one row, in which no two completions of a group meet, are checked together."""
+    model, seen = candidate.load(), []
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "micro_batch": 1})
+    options = TrainOptions(check_credit=lambda losses: seen.append(sorted(credit.row for credit in losses)))
+    train(model, one, suite.prompts["attack"][:1], _constant_rewards, lambda *_: None, lambda _: True, options)
+    assert seen == [[0] * recipe.group_size]
 
 
 def _constant_rewards(prompts, completions):

@@ -6,6 +6,7 @@ The rows do not depend on the number of processes, because a completion depends 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,16 @@ def told(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
 
 
 def main(folder: Path, out: Path, how: str) -> None:
-    """Trains two steps and writes the adapter's change and the prompts that the reward received."""
+    """Trains two steps and writes the adapter's change and the rows that the reward and the check received."""
     model = load_model(folder, Loading(threads=1))
     model.arm(RECIPE)
     start = {name: p.detach().clone() for name, p in model.trained.items()}
 
     asked: list[list[str]] = []
+    checked: list[list[int]] = []
+
+    def check(losses: Sequence[grpo.Credit]) -> None:
+        checked.append(sorted(credit.row for credit in losses))
 
     def reward(prompts: list[Prompt], said: list[Completion]) -> list[float | None]:
         asked.append([p.id for p in prompts])
@@ -50,13 +55,19 @@ def main(folder: Path, out: Path, how: str) -> None:
     model.network.generate = told
     windows = []
     grpo.train(
-        model, RECIPE, PROMPTS * RECIPE.steps, reward, lambda _, window: windows.append(window), due=lambda step: step == 2
+        model,
+        RECIPE,
+        PROMPTS * RECIPE.steps,
+        reward,
+        lambda _, window: windows.append(window),
+        due=lambda step: step == 2,
+        options=grpo.TrainOptions(check_credit=check),
     )
     moved = {name: (p.detach() - start[name]).numpy() for name, p in model.trained.items()}
     np.savez(out / f"{ranks().size}-{ranks().rank}.npz", **moved)
     last = windows[-1]
     assert last is not None
-    (out / f"{ranks().size}-{ranks().rank}.txt").write_text(f"{asked} {last.reward_mean} {last.zero_spread_share}\n")
+    (out / f"{ranks().size}-{ranks().rank}.txt").write_text(f"{asked} {checked} {last.reward_mean} {last.zero_spread_share}\n")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ PENALISED: dict[str, Any] = {"family": "rloo", "beta": 0.05}
         ({}, (1.5, -0.3, -0.6, -0.5), False),  # equal rewards
         (CLAMPED, (1.5, 0.0, 0.0, 0.0), True),
         (CLAMPED, (0.0, 1.5, 0.0, 0.0), False),
+        (CLAMPED, (0.0, 0.0, 0.0, 0.0), False),  # the best of a group is never clamped
         (PENALISED, (1.5, -0.7, -0.6, -0.5), True),
         (PENALISED, (-0.7, 1.5, -0.6, -0.5), False),
     ],
@@ -82,3 +83,12 @@ def test_an_unscored_completion_has_no_order() -> None:
     reward, said = rewarded(), [*SAID[:1], Completion("silent", truncated=False)]
     assert reward([ASKED[0]] * 2, said) == [8.0, None]
     reward.check_credit([Credit(3, ASKED[0], each, 0.0) for each in said])
+
+
+def test_equal_answers_of_which_one_is_unscored_have_no_order() -> None:
+    """If a judge scores only one of two equal answers, both may have any advantage: a loss does not tell them apart."""
+    reward, scored = rewarded(), iter([8.0, None, 0.0])
+    reward._rewards = lambda *_: [*scored]  # type: ignore[method-assign]
+    said = [SAID[0], SAID[0], SAID[2]]
+    assert reward([ASKED[0]] * 3, said) == [8.0, None, 0.0]
+    reward.check_credit([Credit(3, ASKED[0], each, of) for each, of in zip(said, (0.7, 0.0, -0.7), strict=True)])

@@ -17,7 +17,7 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.exploration import Exploration, Replay
-from rn_harness.training.trl_compat import SavingTrainer
+from rn_harness.training.trl_compat import REPLAYED, SavingTrainer
 from rn_harness.verdict.validity import untrained
 
 from .builders import evidence
@@ -89,8 +89,9 @@ def test_a_step_without_advantages_trains_on_kept_completions() -> None:
     replay.rewards = [0.0, 8.0]
     one._generate_and_score_completions([])
     replay.rewards = [0.0, 0.0]
-    found = one._generate_and_score_completions([])
+    found = one._generate_and_score_completions([{"row": 0}, {"row": 1}])
     assert (one.starved, replay.steps) == (False, 1)
+    assert found["row"].tolist() == [REPLAYED, REPLAYED]
     assert found["prompt_ids"].tolist() == [[8, 9]] * 2
     assert found["completion_ids"].tolist() == [[4, 3]] * 2
     assert found["advantages"].tolist() == [1.0, 1.0]

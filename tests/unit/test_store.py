@@ -490,6 +490,16 @@ def test_a_journal_is_appended_to(tmp_path: Path) -> None:
     assert (path.read_text(), path.stat().st_ino) == ("one\ntwo\nthree\n", written)
 
 
+def test_a_journal_that_was_removed_is_written_again(tmp_path: Path) -> None:
+    """If another process prunes the file of a running case, the next line brings back all lines before it."""
+    journal = Journal.at(tmp_path / "unfinished" / "journal.jsonl")
+    journal.add("one")
+    journal.path.unlink()
+    journal.path.parent.rmdir()
+    journal.add("two")
+    assert journal.path.read_text() == "one\ntwo\n"
+
+
 def test_a_journal_that_differs_keeps_both(tmp_path: Path) -> None:
     """From the first different line on, the attempt differs, and the earlier lines are kept separately each time."""
     for attempt, lines in enumerate((["one", "two"], ["one", "TWO"], ["one", "2"])):
