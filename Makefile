@@ -15,7 +15,7 @@ suite:  ## the main job
 	pytest suites/biochem
 
 site:  ## the pages as a site, in build/site
-	NO_MKDOCS_2_WARNING=1 mkdocs build
+	zensical build --strict
 
 bench:  ## docs/evidence/performance.md: the cost of a run with comparisons, in pieces, about two hours on one core
 	python benchmarks/performance.py
