@@ -175,10 +175,12 @@ class Controller(CaseBoard):
         claim, states = claim_of_run(outcome, [*records, *unreported]), [test.state for test in tests]
         state = self.undertold(outcome, states.count("failure"), states.count("error"))
         self._verdict = TestResult(VERDICT, state, claim) if state else None
-        run = self._keep(self._compose(lines, outcome, claim, release_obstacles(self, outcome, missing)), records)
-        if run.releasable and (refused := [*_changed(self), *_refusals(self, run)]):
-            # None of these can be waived, so that each is also listed as lax.
-            run = self._keep(run.model_copy(update={"why_not": tuple(refused), "lax": (*run.lax, *refused)}), records)
+        run = self._compose(lines, outcome, claim, release_obstacles(self, outcome, missing))
+        if run.releasable:  # before a record says so: a process that is killed while it reads leaves none that can be released
+            run = _refused(run, _changed(self))
+        run = self._keep(run, records)
+        if run.releasable and (refused := _refusals(self, run)):
+            run = self._keep(_refused(run, refused), records)
         if options.export and (run.releasable or options.export_anyway):
             run = self._keep(_export(options.path(options.export), run, records), records)
         return run
@@ -269,11 +271,16 @@ def _files(folder: Path, lines: Sequence[CaseLine]) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}
 
 
+def _refused(run: RunRecord, reasons: Sequence[str]) -> RunRecord:
+    """The record with these reasons against a release. None of them can be waived, so that each is also listed as lax."""
+    return run.model_copy(update={"why_not": tuple(reasons), "lax": (*run.lax, *reasons)})
+
+
 def _changed(board: CaseBoard) -> list[str]:
     """The reason against a release if the candidate's contents are others than at the beginning."""
     try:
         board.read_candidate()
-    except CandidateError as error:
+    except (CandidateError, OSError) as error:
         return [str(error)]
     return []
 

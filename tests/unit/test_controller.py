@@ -451,9 +451,10 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_release_rests_on_a_candidate_that_changed_unseen(
     tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the candidate's contents differ when all are read at the end, the run is not releasable, and the reason is lax."""
+    """If the candidate's contents differ at the end, the run is not releasable, and no record said so while they were read."""
 
-    def changed(_: Controller) -> None:
+    def changed(controller: Controller) -> None:
+        assert not (controller.folder / "run.json").exists()
         raise CandidateError("the candidate's files must not change during a run")
 
     monkeypatch.setattr(Controller, "read_candidate", property(changed, lambda *_: None))
