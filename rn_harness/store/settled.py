@@ -47,13 +47,10 @@ def remembered(key: Hashable, paths: Callable[[], Iterable[Path]], compute: Call
 
 
 def _stamps(paths: Iterable[Path]) -> dict[str, Stamp]:
-    """Device, inode, mode, size, and times of modification and change of each path, and of what a symbolic link points to.
-
-    A link that points to nothing has only its own: a file that is left out of an identity may be one.
-    """
+    """Device, inode, mode, size, and times of modification and change of each path, and of what a symbolic link points to."""
     found: dict[str, Stamp] = {}
     for path in paths:
-        for of in (path.lstat(), *([path.stat()] if path.exists() else [])):
+        for of in (path.lstat(), path.stat()):
             key = f"{path}:{of.st_ino}"
             found[key] = (of.st_dev, of.st_ino, of.st_mode, of.st_size, of.st_mtime_ns, of.st_ctime_ns)
     return found

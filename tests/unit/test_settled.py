@@ -95,14 +95,3 @@ def test_files_that_change_while_they_are_read_are_not_remembered(folder: Path) 
     assert remembered("it", within(folder), read) == "two"
     assert remembered("it", within(folder), read) == "two"
     assert len(reads) == 2
-
-
-def test_a_link_to_nothing_may_be_left_out(folder: Path) -> None:
-    """A file that nobody reads may be a link to nothing; once it points to a file, the files are other ones."""
-    (folder / "linked").unlink()
-    (folder / "linked").symlink_to("absent")
-    read, reads = counted(folder)
-    assert read() == read()
-    (folder / "absent").write_bytes(b"3")
-    read()
-    assert len(reads) == 2
