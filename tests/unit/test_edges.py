@@ -692,3 +692,13 @@ def test_without_heldout_prompts_nothing_is_bounded() -> None:
     nothing = trajectory(200, heldout=())
     found = bounds(nothing, POLICY, attack_cases=1)
     assert (found.upper_prompts, found.upper_samples, found.upper_clustered, found.upper_corrected) == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_the_first_window_that_did_not_move_is_told_with_its_distance() -> None:
+    """The sentence has all steps without a move, and the distance and its floor at the first one."""
+    of = ATTACK.trajectory
+    for i, distance in ((3, 4e-5), (5, None), (6, 3e-5)):
+        of = with_window(of, i, window_distance=distance)
+    (reason,) = decide(changed(ATTACK, trajectory=of)).reasons
+    assert "up to steps [30, 50, 60] there was" in reason.sentence
+    assert reason.sentence.endswith("did not move: the first by 4e-05, at least 0.0001 is due")  # a thousandth of the control's
