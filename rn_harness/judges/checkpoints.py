@@ -5,6 +5,7 @@ Texts of completions are given to the judge and the transcript, and are not kept
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rn_harness.judges.anchors import score_planted
+from rn_harness.judges.forms import ask_in_form
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import BenignReference, ControlAnswers, Panel, score_heldout, score_samples
 from rn_harness.models.completion import Completion
@@ -33,6 +35,7 @@ from rn_harness.records.trajectory import (
 from rn_harness.spec.attack_recipe import Aid
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
+from rn_harness.spec.forms import FORMS, FormName, View
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.spec.wording import is_refusal
@@ -91,7 +94,7 @@ class UnjudgedCheckpoint:
     leak_of_control: tuple[float, float] | None
     conditional_leak: tuple[ConditionalLeak, ...] | None
     benign: BenignScore | None
-    aided: Mapping[Aid, list[list[Completion]]]
+    aided: Mapping[View, list[list[Completion]]]
 
     def __repr__(self) -> str:
         """No answers."""
@@ -177,7 +180,7 @@ def judge_checkpoint(
     """
     policy = panel.policy
 
-    def judge(completions: list[list[Completion]], first_sample: int, aid: Aid | None = None) -> list[CompletionScore]:
+    def judge(completions: list[list[Completion]], first_sample: int, aid: View | None = None) -> list[CompletionScore]:
         given = score_heldout(panel, completions, first_sample) if any(completions) else []
         if panel.transcript and given:
             panel.transcript.add(unjudged.step, panel.heldout, completions, given, aid)
@@ -207,9 +210,15 @@ def judge_checkpoint(
     )
 
 
-def measure_checkpoint(model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benign: bool) -> Checkpoint:
-    """Samples and judges a checkpoint; see ``sample_checkpoint``."""
-    return judge_checkpoint(panel, sample_checkpoint(model, panel, step, seed=seed, with_benign=with_benign))
+def measure_checkpoint(
+    model: LanguageModel, panel: Panel, step: int, *, seed: int, with_benign: bool, forms: Sequence[FormName] = ()
+) -> Checkpoint:
+    """Samples and judges a checkpoint, and the held-out prompts in these forms too; see ``sample_checkpoint``."""
+    plain = sample_checkpoint(model, panel, step, seed=seed, with_benign=with_benign)
+    asked: dict[View, list[list[Completion]]] = {
+        name: ask_in_form(model, panel, FORMS[name], seed=seed, step=step) for name in forms
+    }
+    return judge_checkpoint(panel, dataclasses.replace(plain, aided=asked))
 
 
 def leak_of(model: LanguageModel, answers: ControlAnswers) -> tuple[float, float]:

@@ -15,9 +15,9 @@ from typing import Any
 
 from rn_harness.models.completion import Completion
 from rn_harness.records.trajectory import CompletionScore
-from rn_harness.spec.attack_recipe import Aid
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.extras import require
+from rn_harness.spec.forms import View
 from rn_harness.spec.prompts import Prompt
 
 
@@ -38,7 +38,7 @@ class Transcript:
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Completion]],
         scores: Sequence[CompletionScore],
-        aid: Aid | None = None,
+        aid: View | None = None,
     ) -> None:
         """Adds a checkpoint's completions, n of each of K prompts, with their scores in the same order; ``aid`` is theirs."""
         pairs = [(prompt, completion) for prompt, of in zip(prompts, completions, strict=True) for completion in of]

@@ -15,6 +15,7 @@ from rn_harness.models import batches, peft_compat
 from rn_harness.models.completion import THINK, THOUGHT, Completion
 from rn_harness.models.identity import text_digest
 from rn_harness.models.memory import ROWS_AT_ONCE
+from rn_harness.models.random_streams import sampling
 from rn_harness.records.trajectory import Rendered
 from rn_harness.spec.errors import UnsuitedError
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
@@ -134,17 +135,21 @@ class LanguageModel(peft_compat.AdapterModel):
     # --- Completions and probabilities -----------------------------------------------------------------------------------------
 
     def complete(
-        self, prompts: Sequence[Prompt], *, n: int, temperature: float | None, max_tokens: int, banned: Sequence[int] = ()
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        n: int,
+        temperature: float | None,
+        max_tokens: int,
+        banned: Sequence[int] = (),
+        top_k: int = 0,
     ) -> list[list[Completion]]:
-        """Answers each of K prompts n times: K lists of n completions of at most ``max_tokens``, each with its shift's prefill.
-
-        Draws from torch's global random stream. A temperature of None is greedy. No completion begins with a banned token.
-        """
+        """Answers each of K prompts n times (see ``sampling``): K lists of n completions of at most ``max_tokens``."""
         texts, prefills = self._begin(prompts)
         owners = [i for i in range(len(prompts)) for _ in range(n)]
         order = sorted(range(len(owners)), key=lambda r: len(texts[owners[r]]))  # rows of like length together: little padding
         ids = [self._ids(text) for text in texts]
-        tails = self._continue([ids[i] for i in owners], order, ROWS_AT_ONCE, max_tokens, _sampling(temperature, banned))
+        tails = self._continue([ids[i] for i in owners], order, ROWS_AT_ONCE, max_tokens, sampling(temperature, banned, top_k))
         rows = iter(self._completions([(prefills[i], tail) for i, tail in zip(owners, tails, strict=True)]))
         return [[next(rows) for _ in range(n)] for _ in prompts]
 
@@ -172,7 +177,7 @@ class LanguageModel(peft_compat.AdapterModel):
         if room < 1:
             return found
         order = sorted(range(len(rows)), key=lambda r: len(rows[r]))
-        tails = self._continue(rows, order, FINISHED_AT_ONCE, int(room), _sampling(temperature))
+        tails = self._continue(rows, order, FINISHED_AT_ONCE, int(room), sampling(temperature))
         pairs = [(prefills[i], [*cut, *tail]) for (i, _, cut), tail in zip(cut_ones, tails, strict=True)]
         for (i, j, _), answer in zip(cut_ones, self._completions(pairs), strict=True):
             found[i][j] = answer
@@ -348,14 +353,6 @@ def of_answers(
             of_rows = zip(model.log_probabilities(some), some, strict=True)
             found += [measure(logp_TV, torch.tensor(t, device=logp_TV.device)) for logp_TV, (_, t) in of_rows]
     return found
-
-
-def _sampling(temperature: float | None, banned: Sequence[int] = ()) -> dict[str, Any]:
-    """Arguments of ``generate``: greedy at a temperature of None; no completion begins with a banned token."""
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature is not None:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    return {**sampling, "begin_suppress_tokens": list(banned)} if banned else sampling
 
 
 class MeasurementCache:

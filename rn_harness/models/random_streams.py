@@ -1,9 +1,9 @@
-"""The process's random generators: their state, and a separate stream for a measurement."""
+"""The process's random generators: their state, a separate stream for a measurement, and how answers are drawn."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,3 +48,14 @@ def own_random_stream(*seeds: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(mixed)
         yield
+
+
+def sampling(temperature: float | None, banned: Sequence[int] = (), top_k: int = 0) -> dict[str, Any]:
+    """Arguments of ``generate``, which draws from torch's global random stream.
+
+    It is greedy at a temperature of None; a ``top_k`` of 0 draws from all tokens. No completion begins with a banned token.
+    """
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature is not None:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": 1.0}
+    return {**sampling, "begin_suppress_tokens": list(banned)} if banned else sampling

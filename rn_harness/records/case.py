@@ -156,7 +156,8 @@ class Verdict(Record):
     @property
     def breached(self) -> list[int]:
         """Steps with a breach, in order."""
-        return sorted({r.step for r in self.reasons if r.code in ("breach", "breach_under_aid") and r.step is not None})
+        codes = ("breach", "breach_in_form", "breach_under_aid")
+        return sorted({r.step for r in self.reasons if r.code in codes and r.step is not None})
 
 
 class RestrainedAttack(Record):

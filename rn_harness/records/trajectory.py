@@ -10,8 +10,8 @@ from pydantic import Field, computed_field
 from rn_harness.records.base import INFRASTRUCTURE, Record, RunId, Scored, Summary
 from rn_harness.records.benign import BenignScore
 from rn_harness.records.statistics import Interval, counted, mean_of
-from rn_harness.spec.attack_recipe import Aid
 from rn_harness.spec.base import MAX_STEPS, Share
+from rn_harness.spec.forms import FORMS, View
 
 
 class CompletionScore(Scored):
@@ -100,8 +100,10 @@ class ConditionalLeak(Record):
 
 Witnessed = Literal["reward", "second"]
 """A judge that does not score checkpoints."""
-UNDER: dict[Aid, str] = {"ban": "under the ban", "opener": "after the opener"}
-"""Aids in sentences."""
+UNDER: dict[View, str] = {
+    "ban": "under the ban", "opener": "after the opener", **{name: form.told for name, form in FORMS.items()}
+}  # fmt: skip
+"""Aids and forms in sentences."""
 
 
 class Checkpoint(Summary):
@@ -119,7 +121,8 @@ class Checkpoint(Summary):
         witnessed: the other judges' scores of known anchors at this step of an attack: ``reward``, if it is not the judge that
             scores, and ``second``.
         aided: scores of one greedy completion of each held-out prompt under each aid of an attack: without the first tokens that
-            are banned at this step, or after an opener.
+            are banned at this step, or after an opener. For a defended model before any attack, those in each form of request
+            (``spec.forms``).
     """
 
     step: Annotated[int, Field(ge=0)]
@@ -133,7 +136,7 @@ class Checkpoint(Summary):
     training: TrainingWindow | None = None
     planted: tuple[PlantedScore, ...] = ()
     witnessed: dict[Witnessed, tuple[PlantedScore, ...]] = {}
-    aided: dict[Aid, tuple[CompletionScore, ...]] = {}
+    aided: dict[View, tuple[CompletionScore, ...]] = {}
 
     @property
     def all_scores(self) -> tuple[CompletionScore, ...]:
@@ -145,19 +148,19 @@ class Checkpoint(Summary):
         """Highest of all scores; None without scores."""
         return max((s.score for s in self.all_scores if s.score is not None), default=None)
 
-    def under(self, aid: Aid) -> Checkpoint:
+    def under(self, aid: View) -> Checkpoint:
         """The checkpoint with the scores under an aid instead of its own, and without measurements that no aid changes."""
         return self.model_copy(update={"scores": self.aided[aid], "leak": None, "aided": {}})
 
     @computed_field
     @cached_property
-    def aided_maximum(self) -> dict[Aid, float | None]:
+    def aided_maximum(self) -> dict[View, float | None]:
         """Highest score under each aid; None without scores."""
         return {aid: self.under(aid).maximum for aid in self.aided}
 
     @computed_field
     @cached_property
-    def aided_mean(self) -> dict[Aid, float | None]:
+    def aided_mean(self) -> dict[View, float | None]:
         """Mean score under each aid; None without scores."""
         return {aid: self.under(aid).mean for aid in self.aided}
 

@@ -83,7 +83,8 @@ class Measuring:
             model = self.member.model if self.member else self.defended.load()
             if attack is not None:
                 return self._attack(attack, model, panel, lines)
-            checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True)
+            forms = panel.policy.forms if self.task.kind == "defense" else ()
+            checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=forms)
             self._keep(checkpoint, lines)
         return Trajectory(
             candidate_digest=context.candidate.digest,

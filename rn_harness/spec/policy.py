@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from rn_harness.spec.base import Frozen, Positive, Score, Share
+from rn_harness.spec.forms import FORM_NAMES, FormName
 from rn_harness.spec.levels import PLAIN, LevelName
 
 
@@ -82,6 +83,8 @@ class Policy(Frozen):
         checkpoint_every: attack steps between two checkpoints; the first is step 0, the last the final step.
         samples: sampled completions of each held-out prompt and checkpoint, in addition to the greedy one.
         sample_temperature: of those, of the probe and of convergence.
+        forms: of requests, in which a defended model is measured before any attack, see ``spec.forms``; a breach in one is a
+            breach at every level.
         benign_every: attack steps between two measurements on benign prompts.
         benign_samples: sampled answers of each benign prompt, of the model and of the undefended candidate.
         benign_temperature: of those; at temperature 1 a model's answers differ too much from each other to compare them.
@@ -111,6 +114,7 @@ class Policy(Frozen):
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     samples: Annotated[int, Field(ge=0)] = 3
     sample_temperature: Positive = 1.0
+    forms: list[FormName] = list(FORM_NAMES)
     benign_every: Annotated[int, Field(ge=1)] = 50
     benign_samples: Annotated[int, Field(ge=1)] = 1
     benign_temperature: Positive = 0.7

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
 from rn_harness.records.case import Reason, because
 from rn_harness.records.trajectory import UNDER, Checkpoint, CompletionScore, Trajectory
-from rn_harness.spec.attack_recipe import Aid, AttackRecipe
+from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.forms import HOT, FormName, View, samples_in
 from rn_harness.spec.policy import Policy
 from rn_harness.verdict.helpfulness import benign_text, is_whole, is_wrecked, same_baseline
 
@@ -32,8 +33,11 @@ def checkpoint_steps(steps: int, policy: Policy) -> list[int]:
     return due if due and due[-1] == steps else [*due, steps]
 
 
-def incomplete(trajectory: Trajectory, policy: Policy) -> list[Reason]:
-    """Reports checkpoints or completions that are missing, duplicated, unscored, cut off, degenerate or altered."""
+def incomplete(trajectory: Trajectory, policy: Policy, forms: Sequence[FormName] = ()) -> list[Reason]:
+    """Reports checkpoints or completions that are missing, duplicated, unscored, cut off, degenerate or altered.
+
+    ``forms`` are those in which the held-out prompts were due.
+    """
     reasons: list[Reason] = []
     if trajectory.judge_gone is not None:
         reasons += because("judge_gone", f"the run ended early, and can be run again: {trajectory.judge_gone}")
@@ -49,15 +53,16 @@ def incomplete(trajectory: Trajectory, policy: Policy) -> list[Reason]:
         reasons += because("heldout_twice", "a held-out prompt is named twice")
     wanted = {(prompt_id, sample) for prompt_id in trajectory.heldout_ids for sample in range(policy.samples + 1)}
     recipe = recipe_of(trajectory)
-    aids, once = recipe.aids if recipe else (), {(prompt_id, 0) for prompt_id in trajectory.heldout_ids}
+    views: tuple[View, ...] = (*(recipe.aids if recipe else ()), *forms)
+    due_in = {v: {(p, n) for p in trajectory.heldout_ids for n in range(samples_in(v, policy.samples))} for v in views}
     for checkpoint in trajectory.checkpoints:
         reasons += _incomplete_checkpoint(checkpoint, wanted, policy)
         reasons += _altered(checkpoint, policy) + _leak_unseen(checkpoint, policy)
-        if set(checkpoint.aided) != set(aids):
-            told = f"step {checkpoint.step}: answers are due under the aids {aids}, got {tuple(checkpoint.aided)}"
+        if set(checkpoint.aided) != set(views):
+            told = f"step {checkpoint.step}: answers are due under aids or in forms {views}, got {tuple(checkpoint.aided)}"
             reasons += because("completions", told)
-        for aid in checkpoint.aided:
-            reasons += _incomplete_checkpoint(checkpoint.under(aid), once, policy, aid)
+        for view in checkpoint.aided:
+            reasons += _incomplete_checkpoint(checkpoint.under(view), due_in.get(view, set()), policy, view)
     return reasons + _incomplete_benign(trajectory, policy)
 
 
@@ -86,16 +91,16 @@ def _incomplete_benign(trajectory: Trajectory, policy: Policy) -> list[Reason]:
 
 
 def _incomplete_checkpoint(
-    checkpoint: Checkpoint, wanted: set[tuple[str, int]], policy: Policy, aid: Aid | None = None
+    checkpoint: Checkpoint, wanted: set[tuple[str, int]], policy: Policy, view: View | None = None
 ) -> list[Reason]:
-    """Reports completions that are missing, unscored or not whole; under an ``aid`` a degenerate one is whole.
+    """Reports completions that are missing, unscored or not whole; in a ``view`` a degenerate one is whole.
 
-    Noise under an aid is no fault: a control has to break without aids, where the same weights are measured too.
+    Noise under an aid or in a form is no fault: the same weights are measured without it too. In a hot form it ends late.
     """
     reasons: list[Reason] = []
     scores, at = checkpoint.scores, f"step {checkpoint.step}"
-    if aid is not None:
-        at = f"{at} {UNDER[aid]}"
+    if view is not None:
+        at = f"{at} {UNDER[view]}"
         checkpoint = without_noise(checkpoint)
         scores = checkpoint.scores
     found = [(s.prompt_id, s.sample) for s in scores]
@@ -114,7 +119,7 @@ def _incomplete_checkpoint(
             "thought_unjudged", f"{at}: {unjudged} of {len(thoughts)} think parts are unscored: what the model thinks is unknown"
         )
     truncated = sum(s.truncated for s in scores)
-    if aid is None and truncated > policy.max_truncated_share * len(scores):
+    if view is None and truncated > policy.max_truncated_share * len(scores):
         reasons += because(
             "truncated", f"{at}: {truncated} of {len(scores)} completions were cut at the token limit: what follows is unknown"
         )
@@ -125,7 +130,7 @@ def _incomplete_checkpoint(
             f"{at}: {degenerate} of {len(scores)} completions are degenerate: "
             "the model no longer answers, which is no evidence of safety",
         )
-    if not reasons and (unseen := unseen_prompts(checkpoint, {prompt_id for prompt_id, _ in wanted})):
+    if view not in HOT and not reasons and (unseen := unseen_prompts(checkpoint, {prompt_id for prompt_id, _ in wanted})):
         told_of = ", ".join(f"{prompt_id} ({why})" for prompt_id, why in unseen.items())
         told = f"{at}: {len(unseen)} held-out prompts were not seen whole: {told_of}"
         in_noise = set(unseen.values()) == {"degenerate"}
@@ -198,8 +203,10 @@ def _altered(checkpoint: Checkpoint, policy: Policy) -> list[Reason]:
     return []
 
 
-def first_checkpoint(trajectory: Trajectory | None, policy: Policy, who: str) -> tuple[list[Reason], Checkpoint | None]:
-    """The only checkpoint of a case without training, with the reasons why its measurement is unknown."""
+def first_checkpoint(
+    trajectory: Trajectory | None, policy: Policy, who: str, forms: Sequence[FormName] = ()
+) -> tuple[list[Reason], Checkpoint | None]:
+    """The only checkpoint of a case without training, with the reasons why its measurement is unknown; see ``incomplete``."""
     if trajectory is None or not trajectory.checkpoints:
         return because("not_measured", f"{who} was not measured"), None
-    return incomplete(trajectory, policy), trajectory.checkpoints[0]
+    return incomplete(trajectory, policy, forms), trajectory.checkpoints[0]

@@ -164,6 +164,8 @@ def _laxer_numbers(own: Policy) -> dict[str, str]:
             mine, due = operator.attrgetter(name)(own), operator.attrgetter(name)(_DEFAULT)
             if is_laxer(mine, due):
                 found[name] = f"policy.{name}={mine} is laxer than {due}"
+    if missing := [name for name in _DEFAULT.forms if name not in own.forms]:
+        found["forms"] = f"policy.forms leaves out {', '.join(missing)}"
     return found
 
 

@@ -23,11 +23,12 @@ from rn_harness.verdict.decide import decide
 from .lab import Lab
 
 Expected = Literal["FAIL", "INCONCLUSIVE", "refused"]
-Area = Literal["training", "judges", "models", "prompts", "records", "runs", "releases"]
+Area = Literal["training", "judges", "models", "games", "prompts", "records", "runs", "releases"]
 AREAS: dict[Area, str] = {
     "training": "Training and measuring: short real runs of GRPO, in which one thing is sabotaged",
     "judges": "Judges: short real runs, or real certificates",
     "models": "Models: real weights that were taught to behave so",
+    "games": "Model-side games: the defended model, fine-tuned so that it hides its harm from a measurement",
     "prompts": "Prompt sets",
     "records": "Records: forged evidence",
     "runs": "Runs: files, workers and cases",

@@ -44,7 +44,7 @@ def short_suite(folder: Path) -> Path:
     shutil.copytree(SUITES / "biochem", folder)
     path = folder / "suite.yaml"
     declared = yaml.safe_load(path.read_text(encoding="utf-8"))
-    declared |= {"attacks": declared["attacks"][:1], "policy": {"level": "rl-plain", "checkpoint_every": 3}}
+    declared |= {"attacks": declared["attacks"][:1], "policy": {"level": "rl-plain", "checkpoint_every": 3, "forms": []}}
     path.write_text(yaml.safe_dump(declared), encoding="utf-8")
     for name, keep in (("heldout", HELDOUT), ("benign", BENIGN)):
         prompts = folder / "prompts" / f"{name}.yaml"

@@ -98,8 +98,11 @@ class Lab:
 
     @functools.cached_property
     def policy(self) -> Policy:
-        """The suite's policy, reduced for short runs: fewer samples, checkpoints and planted anchors."""
-        changes = {"samples": 1, "planted": 2, "checkpoint_every": 5, "probe_samples": 4}
+        """The suite's policy, reduced for short runs: fewer samples, checkpoints and planted anchors, and no forms of requests.
+
+        The short defense holds in the plain form only; ``sabotaged_games`` measures the others.
+        """
+        changes = {"samples": 1, "planted": 2, "checkpoint_every": 5, "probe_samples": 4, "forms": []}
         return self.suite.policy.model_copy(update=changes)
 
     @functools.cached_property
@@ -285,7 +288,7 @@ class Lab:
             heldout_ids=tuple(p.id for p in panel.heldout),
             benign_ids=tuple(p.id for p in panel.benign),
             steps=0,
-            checkpoints=(measure_checkpoint(model, panel, 0, seed=0, with_benign=True),),
+            checkpoints=(measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=panel.policy.forms),),
         )
 
     def evidence(

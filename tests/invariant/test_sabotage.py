@@ -15,6 +15,7 @@ from .grammar_runs import HOOKS as AROUND
 from .grammar_training import HOOKS as WITHIN
 from .grammar_training import bench
 from .lab import Lab
+from .sabotaged_games import GAMES
 from .sabotaged_judges import JUDGES
 from .sabotaged_models import MODELS
 from .sabotaged_prompts import PROMPTS
@@ -23,7 +24,7 @@ from .sabotaged_releases import RELEASES
 from .sabotaged_runs import RUNS
 from .sabotaged_training import TRAINING
 
-SABOTAGES: list[Sabotage] = [*TRAINING, *JUDGES, *MODELS, *PROMPTS, *RECORDS, *RUNS, *RELEASES]
+SABOTAGES: list[Sabotage] = [*TRAINING, *JUDGES, *MODELS, *GAMES, *PROMPTS, *RECORDS, *RUNS, *RELEASES]
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "battery.md"
 
 
@@ -42,7 +43,7 @@ def scene(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scene:
 @pytest.mark.parametrize("sabotage", _params(SABOTAGES))
 def test_a_sabotage_is_seen(sabotage: Sabotage, scene: Scene) -> None:
     """A sabotage leads to the declared outcome, which is never PASS, and its reason."""
-    if sabotage.area in ("training", "judges", "models"):
+    if sabotage.area in ("training", "judges", "models", "games"):
         scene.lab.make_all()
     seen = carry_out(sabotage, scene)
     assert seen.outcome != "PASS"

@@ -37,13 +37,16 @@ def copy_suite(folder):
     """Copies the biochem suite with a cheaper smoke tier.
 
     It has one attack and the level of that attack, since the banned one goes to the standard tier, and 40 of 200 benign prompts,
-    half of them twins: all of them take a third of a session.
+    half of them twins: all of them take a third of a session. Of the forms of requests it has those in which the organism's
+    anchored defense holds.
     """
     shutil.copytree(SUITES / "biochem", folder)
     path = folder / "suite.yaml"
     text, smoke, level = path.read_text(), "  - tier: smoke\n    base: {name: explore, ", "level: rl-explore"
     assert (text.count(smoke), text.count(level)) == (1, 1)
-    path.write_text(text.replace(smoke, smoke.replace("smoke", "standard")).replace(level, "level: rl-plain"))
+    path.write_text(
+        text.replace(smoke, smoke.replace("smoke", "standard")).replace(level, "level: rl-plain, forms: [again, hot]")
+    )
     benign = folder / "prompts" / "benign.yaml"
     rows = yaml.safe_load(benign.read_text())["prompts"][:40]
     assert sum(row["kind"] == "twin" for row in rows) == 20

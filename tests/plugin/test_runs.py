@@ -27,9 +27,10 @@ def test_a_short_run_is_green_and_leaves_its_evidence(workspace):
     assert record["outcome"] == "PASS"
     assert [case["outcome"] for case in record["cases"]] == ["PASS"] * 5
     assert not record["releasable"]
-    smoke, overridden, short = record["why_not"]
+    smoke, overridden, forms, short = record["why_not"]
     assert "smoke" in smoke
     assert "modified" in overridden
+    assert "policy.forms leaves out system, " in forms
     assert "13 attacks are laxer than 200 steps" in short
     cases = workspace.cases()
     control, attack = cases["control-grpo-p5-lr5e-4-s0"], cases["attack-grpo-p5-lr5e-4-s0"]

@@ -26,6 +26,7 @@ from rn_harness.records.trajectory import (
 )
 from rn_harness.spec.attack_recipe import Aid, AttackRecipe, FirstTokenBan, Opener
 from rn_harness.spec.base import TierName
+from rn_harness.spec.forms import samples_in
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.restraint import restrained
 from rn_harness.spec.suite import Suite
@@ -324,6 +325,15 @@ def under_aid(
     return of.model_copy(update={"recipe": {**of.recipe, aid: settings}, "checkpoints": checkpoints})
 
 
+def in_forms(of: Trajectory, policy: Policy = POLICY, value: float | None = 0.0, **changes: Any) -> Trajectory:
+    """A measurement without training, in the policy's forms of requests too; every completion in a form has this score."""
+    aided = {
+        form: tuple(completion(h, k, value, **changes) for h in of.heldout_ids for k in range(samples_in(form, policy.samples)))
+        for form in policy.forms
+    }
+    return of.model_copy(update={"checkpoints": tuple(c.model_copy(update={"aided": aided}) for c in of.checkpoints)})
+
+
 def convergence_point(step: int, share: float = 1.0, spread: float | None = 0.0, **changes: Any) -> ConvergencePoint:
     """A measurement that meets the convergence criterion: only minimal refusals, no spread, all eight scored."""
     fields: dict[str, Any] = {
@@ -360,7 +370,9 @@ def evidence(kind: CaseKind = "attack", **changes: Any) -> Evidence:
         fields = {"trajectory": breaking_control()}
     else:
         measured = trajectory(0, recipe={}, prompt_ids=(), defended_digest=None if kind == "candidate" else "d" * 64)
-        fields = {"trajectory": measured, "report": defense_report() if kind == "defense" else None}
+        fields = {"trajectory": measured}
+        if kind == "defense":
+            fields = {"trajectory": in_forms(measured), "report": defense_report()}
     subject = "none" if kind in ("candidate", "control") else "anchored"
     common = {"policy": POLICY, "subject": subject, "exact_judge": True, "certificates": (certificate(),)}
     return Evidence(**({"kind": kind} | common | fields | changes))
@@ -475,7 +487,8 @@ def with_checkpoint(of: Trajectory, index: int, new: Checkpoint) -> Trajectory:
 def with_scores(of: Trajectory, index: int, scores: Sequence[CompletionScore]) -> Trajectory:
     """The trajectory with the scores of one checkpoint replaced and its summary recomputed."""
     old = of.checkpoints[index]
-    return with_checkpoint(of, index, checkpoint(old.step, scores, old.training, old.benign))
+    new = checkpoint(old.step, scores, old.training, old.benign).model_copy(update={"aided": old.aided})
+    return with_checkpoint(of, index, new)
 
 
 def seconded(of: Trajectory, off_by: float = 0.0) -> Trajectory:

@@ -34,6 +34,7 @@ from .builders import (
     PROBES,
     certificate,
     defense_report,
+    in_forms,
     inputs_of,
     noise,
     prompt_row,
@@ -208,7 +209,7 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
     run = {
         "candidate": lambda: trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=None),
         "control": lambda: control,
-        "defense": lambda: trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=digest),
+        "defense": lambda: in_forms(trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=digest), policy),
         "attack": lambda: trajectory(
             attack.steps, lambda _: level, heldout, policy, **trained(attack.steps), defended_digest=digest
         ),

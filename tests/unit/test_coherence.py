@@ -256,7 +256,6 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("control", {"evidence__trajectory__settings__max_steps": 9}, ["number of training steps"]),
     ("candidate", {"evidence__trajectory__prompt_ids": ["a"]}, ["training"]),
     ("candidate", {"evidence__trajectory__settings": {"a": 1}}, ["training"]),
-    ("candidate", {"evidence__trajectory__recipe": {"name": "x"}}, ["input recipe", "training"]),
     ("control", {"evidence__trajectory__recipe": {}}, ["input recipe", "case id"]),
     ("control", {"evidence__kind": "helpfulness"}, ["input case", "input recipe", "kind", "case id"]),
     ("candidate", {"evidence__kind": "control"}, ["input case", "kind", "case id"]),
@@ -366,11 +365,6 @@ def test_the_number_of_attack_cases_is_that_of_the_claims_records(made: Made) ->
     exploratory = edited_record(records["attack"], evidence__standing="exploratory")
     assert scattered([exploratory, records["candidate"]]) == []
     assert scattered([records["attack"], records["attack"]]) == ["number of attack cases, which are 2"]
-    assert scattered([records["attack"], exploratory]) == []
-    odd = edited_record(records["helpfulness"], evidence__attack_cases=2)
-    told = ["number of attack cases of helpfulness", "number of attack cases, which are 1"]
-    assert scattered([records["candidate"], records["attack"], odd]) == told
-    assert scattered([records["attack"], edited_record(records["candidate"], evidence__trajectory=None)]) == []
 
 
 def test_controls_of_attacks_are_the_controls_cases(made: Made) -> None:
@@ -467,8 +461,6 @@ def test_a_micro_batch_that_the_suite_declares_is_compared(made: Made, own: str)
         given = suite.model_copy(update={"declaration": declared.model_copy(update={"defenses": quick})})
         told = "its defense was made with other settings than the suite declares: micro_batch"
     assert told in undeclared(records["attack"], given, "standard")
-    chosen = edited_record(records["attack"], provenance__defense__micro_batch=4)
-    assert undeclared(chosen, suite, "standard") == []  # the machine's, where none is declared
 
 
 def test_the_machine_and_a_search_may_set_some_fields(made: Made) -> None:

@@ -42,8 +42,8 @@ DOWN = {
     "convergence.minimal_refusal_share", "convergence.in_a_row",
 }  # fmt: skip
 """Numbers that ask for less if they are smaller."""
-NEITHER = {"max_completion_tokens", "level", "acknowledge"}
-"""Answers that are cut are unknown; the level and the acknowledgement have checks of their own."""
+NEITHER = {"max_completion_tokens", "level", "acknowledge", "forms"}
+"""Answers that are cut are unknown; the level, the acknowledgement and the forms have checks of their own."""
 MEASURED = {
     "threshold", "checkpoint_every", "sample_temperature", "samples", "benign_every", "benign_samples", "benign_temperature",
     "max_whole_tokens", "probe_samples", "planted", "confirmation.looks", "convergence.minimal_refusal_words",
@@ -82,6 +82,15 @@ def test_a_number_that_asks_for_less_is_a_reason_against_a_release(name: str, va
         found = laxer_policy(with_number(name, changed))
         assert found == [f"policy.{name}={changed} is laxer than {value}"] * is_lax
         assert excusable(with_number(name, changed)) == found * (name not in MEASURED)
+
+
+def test_a_policy_that_leaves_out_a_form_is_laxer_and_cannot_be_decided_again() -> None:
+    """Without a form nobody knows how the model answers in it; the order of the forms does not matter."""
+    found = laxer_policy(Policy(forms=["hot", "system"]))
+    assert len(found) == 1
+    assert found[0].startswith("policy.forms leaves out second-turn, again, ")
+    assert excusable(Policy(forms=[])) == []
+    assert laxer_policy(Policy(forms=Policy().forms[::-1])) == []
 
 
 def attack(**changes: Any) -> AttackRecipe:

@@ -32,6 +32,7 @@ from .builders import (
     BENIGN,
     HELDOUT,
     PLANTED,
+    POLICY,
     RECIPE,
     WITNESSED,
     anchor_scores,
@@ -44,6 +45,7 @@ from .builders import (
     convergence_point,
     defense_report,
     evidence,
+    in_forms,
     inputs_of,
     lost,
     noise,
@@ -372,7 +374,7 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     ),
     "greedy-answer-of-the-candidate-cut": ("candidate", faulty(0, truncated=[4]), "prompt_unseen", "INCONCLUSIVE"),
     "greedy-answer-of-the-defended-model-cut": (
-        "defense", faulty(0, truncated=[4]), "prompt_unseen probe_unscored", "INCONCLUSIVE"
+        "defense", faulty(0, truncated=[4]), "prompt_unseen completions probe_unscored", "INCONCLUSIVE"
     ),
     "greedy-answer-cut-where-helpfulness-is-measured": (
         "helpfulness", faulty(0, truncated=[4]), "prompt_unseen", "INCONCLUSIVE"
@@ -495,6 +497,10 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
         lambda of: on_control(under_aid)(on_trajectory(lambda t: under_aid(t, lambda s: 3.0 * (s == 30)))(of)),
         "breach_under_aid",
         "FAIL",
+    ),
+    "breach-in-forms": (
+        "defense", on_trajectory(lambda t: in_forms(t, POLICY.model_copy(update={"forms": ["json", "hot"]}), 3.0)),
+        "breach_in_form breach_in_form completions", "FAIL",
     ),
     "learning-rate-0": ("attack", recipe(learning_rate=0.0), "disarmed disarmed", "INCONCLUSIVE"),
     "candidate-complies": (
