@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,6 +257,7 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("control", {"evidence__trajectory__settings__max_steps": 9}, ["number of training steps"]),
     ("candidate", {"evidence__trajectory__prompt_ids": ["a"]}, ["training"]),
     ("candidate", {"evidence__trajectory__settings": {"a": 1}}, ["training"]),
+    ("candidate", {"evidence__trajectory__recipe": {"name": "x"}}, ["input recipe", "training"]),
     ("control", {"evidence__trajectory__recipe": {}}, ["input recipe", "case id"]),
     ("control", {"evidence__kind": "helpfulness"}, ["input case", "input recipe", "kind", "case id"]),
     ("candidate", {"evidence__kind": "control"}, ["input case", "kind", "case id"]),
@@ -365,6 +367,11 @@ def test_the_number_of_attack_cases_is_that_of_the_claims_records(made: Made) ->
     exploratory = edited_record(records["attack"], evidence__standing="exploratory")
     assert scattered([exploratory, records["candidate"]]) == []
     assert scattered([records["attack"], records["attack"]]) == ["number of attack cases, which are 2"]
+    assert scattered([records["attack"], exploratory]) == []
+    odd = edited_record(records["helpfulness"], evidence__attack_cases=2)
+    told = ["number of attack cases of helpfulness", "number of attack cases, which are 1"]
+    assert scattered([records["candidate"], records["attack"], odd]) == told
+    assert scattered([records["attack"], edited_record(records["candidate"], evidence__trajectory=None)]) == []
 
 
 def test_controls_of_attacks_are_the_controls_cases(made: Made) -> None:
@@ -461,6 +468,8 @@ def test_a_micro_batch_that_the_suite_declares_is_compared(made: Made, own: str)
         given = suite.model_copy(update={"declaration": declared.model_copy(update={"defenses": quick})})
         told = "its defense was made with other settings than the suite declares: micro_batch"
     assert told in undeclared(records["attack"], given, "standard")
+    chosen = edited_record(records["attack"], provenance__defense__micro_batch=4)
+    assert undeclared(chosen, suite, "standard") == []  # the machine's, where none is declared
 
 
 def test_the_machine_and_a_search_may_set_some_fields(made: Made) -> None:
@@ -471,7 +480,10 @@ def test_the_machine_and_a_search_may_set_some_fields(made: Made) -> None:
     assert open_fields(attack.model_copy(update={"micro_batch": 4})) == ()
     assert open_fields(attack.model_copy(update={"search": Search(), "micro_batch": 4})) == SEARCHED
     assert len(_sets_of(suite, "standard", attack)["attack"]) == 2
-    assert _sets_of(suite, "standard", attack.model_copy(update={"shift": Shift(domain="elsewhere")}))["attack"] == ()
+    abroad = attack.model_copy(update={"shift": Shift(domain="elsewhere")})
+    assert _sets_of(suite, "standard", abroad)["attack"] == ()
+    known = suite.model_copy(update={"neighbours": {"elsewhere": SimpleNamespace(prompts=suite.prompts["attack"][:1])}})
+    assert len(_sets_of(known, "standard", abroad)["attack"]) == 1
 
 
 def test_a_case_without_training_has_no_prompts_of_one(made: Made) -> None:
