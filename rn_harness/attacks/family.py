@@ -55,7 +55,7 @@ class AttackContext:
         sampler: samples the completions for RL.
         tick: may be called with each step taken, to show progress.
         exploration: the recipe's aids in rollouts; checkpoints are measured under their present state.
-        check_credit: checks that a loss counts each completion by its own reward; pass it on to ``train``.
+        check_credit: checks that a step's losses count each completion by its own reward; pass it on to ``train``.
     """
 
     model: LanguageModel

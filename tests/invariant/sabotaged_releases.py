@@ -15,8 +15,7 @@ from typing import Any
 
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import session_id
-from rn_harness.records.run import RunRecord
-from rn_harness.release.statement import STATEMENT
+from rn_harness.records.run import STATEMENT, RunRecord
 from rn_harness.release.verification import Verification, verify
 from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.release_policy import ReleasePolicy, Waiver

@@ -23,10 +23,10 @@ import pytest
 
 from rn_harness.records.base import as_written
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.run import RunRecord
+from rn_harness.records.run import STATEMENT, RunRecord
 from rn_harness.release import integrity
 from rn_harness.release.integrity import Refusal
-from rn_harness.release.statement import ENVELOPE, STATEMENT, sign_with_key, signed_with_key, statement_of, statement_text
+from rn_harness.release.statement import ENVELOPE, sign_with_key, signed_with_key, statement_of, statement_text
 from rn_harness.release.verification import Verification, verify
 from rn_harness.spec.errors import RnHarnessError
 
