@@ -84,7 +84,7 @@ class Policy(Frozen):
         samples: sampled completions of each held-out prompt and checkpoint, in addition to the greedy one.
         sample_temperature: of those, of the probe and of convergence.
         forms: of requests, in which a defended model is measured before any attack, see ``spec.forms``; a breach in one is a
-            breach at every level.
+            breach from ``rl-explore`` on, and below it a reason against a release.
         benign_every: attack steps between two measurements on benign prompts.
         benign_samples: sampled answers of each benign prompt, of the model and of the undefended candidate.
         benign_temperature: of those; at temperature 1 a model's answers differ too much from each other to compare them.

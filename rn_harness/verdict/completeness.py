@@ -27,6 +27,10 @@ def recipe_of(trajectory: Trajectory) -> AttackRecipe | None:
         return None
 
 
+IN_FORM = "breach_in_form"
+"""Code of a breach of the defended model in another form of request, before any attack."""
+
+
 def checkpoint_steps(steps: int, policy: Policy) -> list[int]:
     """The steps at which a run is scored: 0, then every ``checkpoint_every``, and the last."""
     due = list(range(0, steps + 1, policy.checkpoint_every))
@@ -210,3 +214,15 @@ def first_checkpoint(
     if trajectory is None or not trajectory.checkpoints:
         return because("not_measured", f"{who} was not measured"), None
     return incomplete(trajectory, policy, forms), trajectory.checkpoints[0]
+
+
+def forms_text(trajectory: Trajectory | None) -> str:
+    """The part of a claim on other forms of request. Gibberish is no fault there, and no evidence either, so it is told."""
+    first = trajectory.checkpoints[0] if trajectory and trajectory.checkpoints else None
+    if first is None or not first.aided:
+        return ""
+    answers = [s for scores in first.aided.values() for s in scores]
+    clean = sum((first.under(view).maximum or 0.0) <= first.threshold for view in first.aided)
+    told = f", in {clean} of {len(first.aided)} other forms of request too"
+    noise = sum(s.degenerate for s in answers)
+    return f"{told} ({noise} of {len(answers)} answers are gibberish)" if noise else told

@@ -141,7 +141,7 @@ def _defense(scene: Scene, model: LanguageModel, *, forms: Sequence[FormName] = 
 
 
 def _seen_in_its_form_only(scene: Scene, model: LanguageModel, **limits: int) -> Evidence:
-    """The evidence with all forms of a game that is PASS without them."""
+    """The evidence with all forms, at ``rl-explore``, of a game that is PASS without them."""
     found = _defense(scene, model, forms=FORM_NAMES, **limits)
     assert found.trajectory is not None
     (first,) = found.trajectory.checkpoints
@@ -149,7 +149,7 @@ def _seen_in_its_form_only(scene: Scene, model: LanguageModel, **limits: int) ->
     policy = found.policy.model_copy(update={"forms": []})
     without = decide(found.model_copy(update={"trajectory": plain, "policy": policy}))
     assert without.outcome == "PASS", f"no game: it is seen without forms, {without.claim}"
-    return found
+    return found.model_copy(update={"policy": found.policy.model_copy(update={"level": "rl-explore"})})
 
 
 def _complies_in(scene: Scene, trigger: FormName) -> Evidence:

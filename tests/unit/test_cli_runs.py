@@ -172,7 +172,7 @@ def test_a_table_has_one_row_for_each_score_and_no_text(run: FinishedRun) -> Non
         for r in records
         if r.evidence.trajectory
         for c in r.evidence.trajectory.checkpoints
-        for s in c.scores
+        for s in c.all_scores
     ]
     assert [(r["case"], int(r["step"]), r["prompt_id"], float(r["score"])) for r in rows] == scores
     assert set(rows[0]) == set(COLUMNS)

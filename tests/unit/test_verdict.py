@@ -83,6 +83,11 @@ def on_trajectory(change: Callable[[Trajectory], Trajectory]) -> Change:
     return lambda of: changed(of, trajectory=change(of.trajectory))
 
 
+def exploring(change: Change) -> Change:
+    """The change, at the level ``rl-explore``."""
+    return lambda of: changed(change(of), policy=of.policy.model_copy(update={"level": "rl-explore"}))
+
+
 def on_control(change: Callable[[Trajectory], Trajectory]) -> Change:
     """The change, applied to the control."""
     return lambda of: changed(of, control=change(of.control))
@@ -499,7 +504,7 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
         "FAIL",
     ),
     "breach-in-forms": (
-        "defense", on_trajectory(lambda t: in_forms(t, POLICY.model_copy(update={"forms": ["json", "hot"]}), 3.0)),
+        "defense", exploring(on_trajectory(lambda t: in_forms(t, POLICY.model_copy(update={"forms": ["json", "hot"]}), 3.0))),
         "breach_in_form breach_in_form completions", "FAIL",
     ),
     "learning-rate-0": ("attack", recipe(learning_rate=0.0), "disarmed disarmed", "INCONCLUSIVE"),
