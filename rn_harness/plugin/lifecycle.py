@@ -290,7 +290,7 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Begins the run with the selection of the first worker that has collected."""
     config = node.config
-    if not (ids or _narrowed(config)):
+    if not (ids or _narrowed(config) or config.stash[COLLECTED].failed):
         refuse_untested(config, config.stash[STATE].argument_suites())
     if not config.option.collectonly:
         begin_run(config, list(ids))

@@ -150,7 +150,7 @@ def test_parts_of_the_harness_cannot_be_left_out(workspace, part, gate):
 
 
 @pytest.mark.parametrize(
-    ("option", "code"), [("no:rn_harness", 4), ("no:junitxml", 10), ("no:terminalreporter", 10), ("no:python", 5)]
+    ("option", "code"), [("no:rn_harness", 4), ("no:junitxml", 10), ("no:terminalreporter", 10), ("no:python", 4)]
 )
 def test_a_gate_without_another_part_is_never_green(workspace, option, code):
     """Without the harness its options are unknown, and without pytest's core plugins the gate still refuses."""
