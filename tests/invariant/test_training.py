@@ -135,7 +135,9 @@ def test_shared_prompts_change_neither_loss_nor_gradient(candidate, suite, tmp_p
         model=model.network,
         reward_funcs=lambda completions, **_: [float(i) for i in range(len(completions))],
         args=trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **trainer_settings(recipe)),
-        train_dataset=datasets.Dataset.from_list([{"prompt": model.render(p)} for p in (short, long)] * 2),
+        train_dataset=datasets.Dataset.from_list(
+            [{"prompt": model.render(p), "row": i} for i, p in enumerate((short, long) * 2)]
+        ),
         processing_class=model.tokenizer,
     )
     trainer.train()
