@@ -117,7 +117,7 @@ class Mutant:
 
 
 def places(node: ast.AST, top: ast.stmt, lines: range) -> Iterator[Place]:
-    """Every place below a node where a change is no change of wording."""
+    """Every place below a node where a change alters more than wording."""
     if isinstance(node, NOWHERE) or (isinstance(node, ast.IfExp) and (_is_text(node.body) or _is_text(node.orelse))):
         return
     for field, held in ast.iter_fields(node):
@@ -179,7 +179,7 @@ def _at(place: Place) -> Iterator[Mutant]:
 
 
 def _is_yes_or_no(node: ast.AST) -> bool:
-    """True for a condition without a bound: ``not``, and comparisons that are no order."""
+    """True for a condition without a bound: ``not``, or a comparison other than by order."""
     orders = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
     compared = isinstance(node, ast.Compare) and not any(isinstance(op, orders) for op in node.ops)
     return compared or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))

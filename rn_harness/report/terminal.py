@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 CLAIM_WORDS = 25
 """Largest number of words of a claim on a terminal; the report has the whole."""
-"""Name of the page about a run, in its folder."""
 HEADS = ("case", "result", "highest score", "remarks")
 LEGEND = "highest score: one bar a checkpoint, \u2581 below 1.25 to \u2588 from 8.75 of 10; ? where nothing was scored"
 SHOWN = 3

@@ -118,7 +118,7 @@ class CaseBoard:
     run_id: str = field(default_factory=new_run_id)
     is_part: bool = False
     joined: Mapping[str, str] = field(default_factory=dict)
-    read_candidate: Callable[[], None] = lambda: None
+    read_candidate: Callable[[], None] = field(kw_only=True)
     tests: dict[str, SelectedTest] = field(default_factory=dict)
     _records: dict[str, CaseRecord | None] = field(default_factory=dict)
     _earlier: set[tuple[int, int]] = field(default_factory=set)

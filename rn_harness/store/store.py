@@ -175,11 +175,12 @@ class Journal:
 
 
 def _sha256(path: Path) -> str:
-    def read() -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    return remembered(path, lambda: [path], read)
+
+def _known_sha256(path: Path) -> str:
+    return remembered(path, lambda: [path], lambda: _sha256(path))
 
 
 def alike(one: Any, other: Any, tolerance: float) -> bool:
@@ -241,7 +242,7 @@ class Store:
         present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
         if present != set(files):
             return "files are missing or added"
-        changed = (name for name, digest in files.items() if _sha256(folder / name) != digest)
+        changed = (name for name, digest in files.items() if _known_sha256(folder / name) != digest)
         return next((f"{name} changed" for name in changed), None)
 
     @contextmanager
@@ -314,12 +315,13 @@ class Store:
                     shutil.rmtree(entry.path)
                 else:
                     entry.path.unlink(missing_ok=True)
-                for link in (self.root / ALIKE).glob(f"{entry.kind}-*/{entry.name}"):
-                    link.unlink(missing_ok=True)
             except OSError as error:
                 raise StoreError(
                     f"a store that is pruned must be writable, got {entry.path}: {error.strerror or error}; remove it by hand"
                 ) from error
+        for link in (self.root / ALIKE).glob("*/*"):
+            if not (self.root / link.parent.name.rpartition("-")[0] / link.name).exists():
+                link.unlink(missing_ok=True)
         return old
 
     def put(self, kind: str, key: str, write: Callable[[Path], None], parts: Mapping[str, Any] | None = None) -> Path:
@@ -336,10 +338,6 @@ class Store:
             digests = digests_of(parts or {})
             manifest = {"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files, "parts": digests}
             write_text(temporary / MANIFEST, json.dumps(manifest))
-            if parts:
-                alike_ones = self._alike(kind, digests)
-                alike_ones.mkdir(parents=True, exist_ok=True)
-                (alike_ones / key).touch()
             if final.exists():  # move the old entry away in one step, and delete it once the new one is in its place
                 replaced = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{key[:12]}."))
                 final.rename(replaced)
@@ -354,4 +352,8 @@ class Store:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        if parts:
+            link = self._alike(kind, digests) / key
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.touch()
         return final

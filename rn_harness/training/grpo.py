@@ -139,21 +139,25 @@ def _window(logs: Sequence[Mapping[str, float | None]], distance: float, judged:
     )
 
 
+Read = Callable[[int, list[int]], Completion]
+"""A row of the data, and the tokens that were sampled for it, to the whole answer."""
+
+
+def _reader(model: LanguageModel, exploration: Exploration) -> Read:
+    """A function that reads an answer from its tokens, with the opener that its row was given."""
+    opened = {row: model.answer_ids(text, whole=False) for row, text in exploration.openers.items()}
+    return lambda row, ids: model.answer(opened.get(row, []) + ids)
+
+
 def _trl_reward(
-    model: LanguageModel,
-    prompts: Sequence[Prompt],
-    reward: RewardFunction,
-    exploration: Exploration,
-    unrewarded: list[float],
+    read: Read, prompts: Sequence[Prompt], reward: RewardFunction, exploration: Exploration, unrewarded: list[float]
 ) -> Callable[..., list[float | None]]:
     """TRL's reward function; it appends the share of a step's rows without a reward to ``unrewarded``."""
-    opened = {row: model.answer_ids(text, whole=False) for row, text in exploration.openers.items()}
 
     def rewards(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
         # The reward function gets all rows of the step on each process, so that its view is the same everywhere.
         together = ranks()
-        whole = [model.answer(opened.get(i, []) + ids) for i, ids in zip(row, completion_ids, strict=True)]
-        parts = together.gather([(i, ids[:1], answer) for i, ids, answer in zip(row, completion_ids, whole, strict=True)])
+        parts = together.gather([(i, ids[:1], read(i, ids)) for i, ids in zip(row, completion_ids, strict=True)])
         everything = [each for part in parts for each in part]
         rows = [each for each in everything if each[0] not in exploration.benign]
         values = list(reward([prompts[i] for i, *_ in rows], [completion for *_, completion in rows]))
@@ -176,16 +180,13 @@ def _trl_reward(
 
 
 def _credited(
-    model: LanguageModel, prompts: Sequence[Prompt], exploration: Exploration, counted: list[Credit | None]
+    read: Read, prompts: Sequence[Prompt], exploration: Exploration, counted: list[Credit | None]
 ) -> Callable[[Sequence[tuple[int, list[int], float]]], None]:
     """Appends the completions of a loss to ``counted``, read from the trained tokens; None: it is benign or replayed."""
-    opened = {row: model.answer_ids(text, whole=False) for row, text in exploration.openers.items()}
 
     def credited(loss: Sequence[tuple[int, list[int], float]]) -> None:
         counted.extend(
-            None
-            if row == REPLAYED or row in exploration.benign
-            else Credit(row, prompts[row], model.answer(opened.get(row, []) + ids), advantage)
+            None if row == REPLAYED or row in exploration.benign else Credit(row, prompts[row], read(row, ids), advantage)
             for row, ids, advantage in loss
         )
 
@@ -235,8 +236,8 @@ def train(
             f"{recipe.steps} * {recipe.step_prompts}; order them with order_prompts"
         )
     exploration, logged = options.exploration, list[Mapping[str, float | None]]()
-    unrewarded, counted = list[float](), list[Credit | None]()
-    credited = _credited(model, prompts, exploration, counted) if options.check_credit else None
+    unrewarded, counted, read = list[float](), list[Credit | None](), _reader(model, exploration)
+    credited = _credited(read, prompts, exploration, counted) if options.check_credit else None
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
         """Keeps each step's logs, and passes due steps to the caller."""
@@ -278,7 +279,7 @@ def train(
         with unrounded_adapters(model):
             trainer = kind(
                 model=model.network,
-                reward_funcs=_trl_reward(model, prompts, reward, exploration, unrewarded),
+                reward_funcs=_trl_reward(read, prompts, reward, exploration, unrewarded),
                 args=config,
                 train_dataset=datasets.Dataset.from_list(
                     [{"prompt": model.render(p) + exploration.openers.get(i, ""), "row": i} for i, p in left]

@@ -122,6 +122,7 @@ class Lab:
             (),
             run_id=session.run_id,
             started=provenance.now(),
+            read_candidate=session.candidate.verify,
         )
         tasks = all_cases(suite, suite.tier_attacks("smoke"))
         nodeids = [f"{suite.folder.name}/test_biochem.py::TestBiochem::test[{task.case_id}]" for task in tasks]

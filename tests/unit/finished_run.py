@@ -142,7 +142,8 @@ def finished_run(
     (weights / "adapter_config.json").write_text('{"base_model_name_or_path": "organism"}\n')
     chosen = Options(model="organism", defense="quick", tier="standard", base=root)
     folder = root / "run"
-    controller = Controller(folder, dataclasses.replace(chosen, **options), [suite], CANDIDATE, {"demo": "j (also rewards)"}, ())
+    told, unchanged = {"demo": "j (also rewards)"}, {"read_candidate": lambda: None}
+    controller = Controller(folder, dataclasses.replace(chosen, **options), [suite], CANDIDATE, told, (), **unchanged)
     controller.plugins = options.get("plugins", ())
     (recipe,) = suite.tier_attacks("standard")
     attack = recipe.model_copy(update=dict(changed or {}))

@@ -84,6 +84,7 @@ class Scene:
             is_part=True,
             run_id=run_id,
             started=self.began,
+            read_candidate=lambda: None,
         )
         controller.begin([_nodeid(case_id)])
         kind = next(k for k in CASE_KINDS if k == case_id.partition("-")[0])
@@ -120,7 +121,8 @@ class Scene:
         """The controller and the executor that join the parts."""
         chosen = self.options(executor="results")
         told, ids = {"demo": "j (also rewards)"}, {"run_id": RUN_ID}
-        controller = Controller(self.folder, chosen, [self.suite], CANDIDATE, told, (), started=self.began, **ids)
+        known = {**ids, "started": self.began, "read_candidate": lambda: None}
+        controller = Controller(self.folder, chosen, [self.suite], CANDIDATE, told, (), **known)
         session = RunSession(chosen, self.folder, Store(self.folder.parent / "store"), lambda _: None, **ids)
         results = Results(session, controller.recorded_options())
         controller.joined = results.taken
