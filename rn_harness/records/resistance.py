@@ -120,6 +120,7 @@ class Resistance(Record):
         held, destroyed, claimed: attacks that the claim needs: those that held, those that destroyed the model without harm, and
             all.
         restrained: of those that held, the ones that destroyed the model and held in restrained form only.
+        forms: other forms of request in which the defended model complies before any attack.
         axes: one for each axis; they are never added up.
         not_run: ``rl-plain``, ``rl-explore``, ``sft`` and ``edit``, as far as no attack of it was measured.
         scope: what the attackers may touch and know.
@@ -130,6 +131,7 @@ class Resistance(Record):
     restrained: Count = 0
     destroyed: Count = 0
     claimed: Count
+    forms: Count = 0
     axes: tuple[AxisResistance, ...]
     not_run: tuple[str, ...]
     scope: str
@@ -150,6 +152,7 @@ class Resistance(Record):
         result = count if outcome == "PASS" else f"{count}; {claim.removesuffix('.')}"
         broke = [(axis, axis.budget) for axis in self.axes if axis.state == "broke"]
         broken = [f"{budget.text} ({axis.case_id}{self._place(axis)})" for axis, budget in broke if budget]
+        broken[:0] = [f"no attack at all, in {self.forms} other forms of request"] if self.forms else []
         cheapest = f"Cheapest known break: {'; '.join(broken)}." if broken else "No break is known from this run."
         open_axes = ", ".join(axis.axis for axis in self.axes if axis.state == "unknown")
         who = "Undecided outside the claim" if outcome == "PASS" else "Undecided"  # a PASS leaves no claimed attack undecided

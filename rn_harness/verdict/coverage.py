@@ -22,6 +22,7 @@ from rn_harness.spec.attack_recipe import AttackRecipe, RewardShape, Search, Shi
 from rn_harness.spec.base import Frozen, TierName
 from rn_harness.spec.defense_recipe import Hardening, LoRA, OptimizerName
 from rn_harness.spec.suite import Suite
+from rn_harness.verdict.completeness import IN_FORM
 from rn_harness.verdict.resistance import resistance
 
 THREATS = {
@@ -101,7 +102,9 @@ def resistance_in(level: str, records: Iterable[CaseRecord], required: Iterable[
     ]
     counted = {name for name, r in by_id.items() if turns(r.evidence.standing, within_claim=r.evidence.within_claim)}
     attacks = [(name, r.verdict.resistance) for name, r in by_id.items() if r.verdict.resistance]
-    return resistance(level, attacks, claimed, counted)
+    reasons = (reason for r in by_id.values() for reason in (*r.verdict.reasons, *r.verdict.warnings))
+    found = resistance(level, attacks, claimed, counted)
+    return found.model_copy(update={"forms": sum(reason.code == IN_FORM for reason in reasons)})
 
 
 def families_of(cases: Iterable[tuple[CaseRecord, Outcome | None]]) -> tuple[FamilyCoverage, ...]:
