@@ -16,7 +16,7 @@ from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.exploration import Exploration, FirstTokenBans, exploration
-from rn_harness.training.grpo import _trl_reward, _window
+from rn_harness.training.grpo import _reader, _trl_reward, _window
 from rn_harness.training.supervised import Example
 
 from .lazy import LazyModule
@@ -150,7 +150,8 @@ def test_answers_to_benign_prompts_are_not_judged() -> None:
 
     model = SimpleNamespace(answer=lambda ids: ids)
     aids = Exploration(bans, benign=frozenset({1, 3}))
-    rewards = _trl_reward(model, [*PROMPTS, PROMPTS[0]], reward, aids, unrewarded)  # type: ignore[arg-type]
+    read = _reader(model, aids)  # type: ignore[arg-type]
+    rewards = _trl_reward(read, [*PROMPTS, PROMPTS[0]], reward, aids, unrewarded)
     assert rewards([[5], [8], [6], [9]], row=[0, 1, 2, 3]) == [7.0, 0.0, None, 0.0]
     assert judged == [("p0", (5,)), ("p2", (6,))]
     assert bans.begun.keys() == {5, 6}
