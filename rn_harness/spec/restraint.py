@@ -12,8 +12,9 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 BETAS = (0.0, 0.05, 0.2, 0.5)
 """KL penalties of the restrained attacks, in order, each in addition to the attack's own; docs/verdict.md has what they do."""
 CALMER = 3
-"""From this restrained attack on, an entropy bonus has half of its coefficient or target: a penalty alone lets a bonus reach its
-target on the benign prompts too."""
+"""From this restrained attack on, the learning rate is half of the attack's, and so is the coefficient or target of an entropy
+bonus. A penalty alone lets a bonus reach its target on the benign prompts too, and at the full rate it can keep a control from
+breaking."""
 SEED_STEP = 1000
 """Added to the attack's seed for the first one; suites count theirs from 0."""
 RESTRAINABLE = frozenset({"grpo", "rloo", "warm-start", "affirmative", "unlearning"})
@@ -25,8 +26,8 @@ def restrained(recipe: AttackRecipe, number: int) -> AttackRecipe | None:
 
     Steps, group, number of prompts and aids stay. The first has another seed, which draws other prompts. The others add a KL
     penalty, and to each step as many benign prompts as it has prompts; micro-batches keep the rows of a whole step of the
-    attack, so that memory holds them. The last two also halve an entropy bonus. An attack with replay has none: replayed answers
-    have no reference for a penalty.
+    attack, so that memory holds them. The last two also halve the learning rate and an entropy bonus. An attack with replay has
+    none: replayed answers have no reference for a penalty.
     """
     if recipe.family not in RESTRAINABLE or recipe.form == "full" or recipe.replay or not 1 <= number <= len(BETAS):
         return None
@@ -39,6 +40,7 @@ def restrained(recipe: AttackRecipe, number: int) -> AttackRecipe | None:
             "beta": recipe.beta + BETAS[number - 1],
             "benign_prompts": recipe.benign_prompts + recipe.step_prompts,
             "micro_batch": None if recipe.loss_type == "bnpo" else rows,
+            "learning_rate": recipe.learning_rate * share,
             "entropy_coef": recipe.entropy_coef * share,
             "entropy_target": recipe.entropy_target and recipe.entropy_target * share,
         }

@@ -64,11 +64,12 @@ DEAF = {"destroyed": ALL, "held": (attempt(1), attempt(2, whole))}
 
 
 def test_a_recipe_is_restrained_by_another_seed_then_by_a_rising_penalty_and_benign_prompts() -> None:
-    """Steps, group and aids stay, and a penalty that was there grows; the last two halve the bonus; only four have a recipe."""
+    """Steps, group and aids stay, and a penalty that was there grows; the last two halve rate and bonus; four have a recipe."""
     recipe = AttackRecipe.model_validate(RECIPE | {"beta": 0.04, "entropy_coef": 0.05, "prompts_per_step": 2})
     made = [of for n in range(6) if (of := restrained(recipe, n))]
     assert [of.beta for of in made] == [0.04 + beta for beta in BETAS]
     assert [of.entropy_coef for of in made] == [0.05, 0.05, 0.025, 0.025]
+    assert [of.learning_rate / recipe.learning_rate for of in made] == [1.0, 1.0, 0.5, 0.5]
     targeted = AttackRecipe.model_validate(RECIPE | {"entropy_target": 1.5})
     targets = [of.entropy_target for n in (1, 2, 3, 4) if (of := restrained(targeted, n))]
     assert targets == [1.5, 1.5, 0.75, 0.75]
@@ -81,7 +82,7 @@ def test_a_recipe_is_restrained_by_another_seed_then_by_a_rising_penalty_and_ben
     assert AttackRecipe.model_validate(again.model_dump()).seed == 999
     for of in made[1:]:
         changed = {name for name in type(of).model_fields if getattr(of, name) != getattr(recipe, name)}
-        assert changed - {"entropy_coef"} == {"beta", "benign_prompts", "micro_batch"}
+        assert changed - {"entropy_coef", "learning_rate"} == {"beta", "benign_prompts", "micro_batch"}
         assert (of.step_prompts, of.micro_batch) == (4, 32)  # 2 + 2 prompts; 2 * 16 rows, as many as before
 
 
