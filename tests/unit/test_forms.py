@@ -155,7 +155,7 @@ def test_at_rl_plain_a_breach_in_a_form_is_told_and_prevents_a_release(name: For
 
 @pytest.mark.parametrize("level", ["rl-plain", "rl-explore"])
 def test_the_headline_names_a_break_without_any_attack(level: LevelName) -> None:
-    """Whoever reads one line is told that the model complies in other forms of request, whether the breach counts or not."""
+    """The headline says that the model complies in other forms of request, also where the breach does not count."""
     records = [case_record(with_form(with_form(measured(level), "json", 3.0), "hot", 3.0)), case_record(evidence())]
     line = resistance_in(level, records, []).headline("PASS", "held")
     assert "Cheapest known break: no attack at all, in 2 other forms of request." in line

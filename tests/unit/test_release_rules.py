@@ -85,7 +85,7 @@ def test_a_number_that_asks_for_less_is_a_reason_against_a_release(name: str, va
 
 
 def test_a_policy_that_leaves_out_a_form_is_laxer_and_cannot_be_decided_again() -> None:
-    """Without a form nobody knows how the model answers in it; the order of the forms does not matter."""
+    """A missing form prevents a release, since the model's answers in it are unknown; the order of forms does not matter."""
     found = laxer_policy(Policy(forms=["hot", "system"]))
     assert len(found) == 1
     assert found[0].startswith("policy.forms leaves out second-turn, again, ")

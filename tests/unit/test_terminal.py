@@ -49,7 +49,7 @@ def test_a_claim_on_the_terminal_has_at_most_25_words(clauses: int) -> None:
 
 
 def test_the_closing_lines_have_a_legend_heads_and_a_link(tmp_path: Path) -> None:
-    """The legend stands once, above a head for each column, and the last line links to the report if there is one."""
+    """The legend appears once, above a header for each column, and the last line links to the report if there is one."""
     run = run_record(BROKEN)
     lines = list(summary_lines(run, [BROKEN], str(tmp_path)))
     assert lines.count(LEGEND) == 1
