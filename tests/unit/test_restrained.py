@@ -529,7 +529,7 @@ def test_a_model_passes_a_few_gibberish_answers_on_its_way_into_noise(score: flo
 
 
 def test_a_few_gibberish_answers_are_followed_by_restrained_attacks_in_a_claim_only() -> None:
-    """One prompt in noise is treated like all prompts in noise: a claim case can be decided, an exploratory one only warns."""
+    """One prompt in noise is treated like all prompts in noise: a claim case can be decided, an exploratory one stays open."""
     run = hides(trajectory(200, heldout=TEN), [150])
     assert restrained_due(of_ten(run)) == restrained(ATTACK, 1)
     exploratory = of_ten(run, standing="exploratory")
