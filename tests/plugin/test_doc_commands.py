@@ -149,11 +149,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib']\n", encoding="utf-8")
     for name in ("ours/released", "ours/model", "our-model"):
         copy_organism(folder / name, twin=True)
-    for name in ("ours/before-its-defense", "organisms/fraud"):
+    for name in ("ours/before-its-defense",):
         copy_organism(folder / name)
     (folder / "our_package").mkdir()
-    (folder / "our_package" / "judges.py").write_text(block_of("judges.md", "python", "class KeywordJudge"), encoding="utf-8")
-    (folder / "ours.yaml").write_text(block_of("judges.md", "yaml", "version: 1\ndomain: our-domain"), encoding="utf-8")
+    (folder / "our_package" / "judges.py").write_text(block_of("for-judge-authors.md", "python", "class KeywordJudge"), encoding="utf-8")
+    (folder / "ours.yaml").write_text(block_of("for-judge-authors.md", "yaml", "version: 1\ndomain: our-domain"), encoding="utf-8")
     (folder / "biochem-strength.json").write_text(strength(folder, load_suite(folder / "suites" / "biochem")), encoding="utf-8")
 
     made, desk = finished_run(tmp_path_factory.mktemp("made")), Desk(folder)

@@ -18,7 +18,7 @@ from rn_harness.records.base import UNSCORED, Judgement
 from rn_harness.spec.errors import JudgeError
 from rn_harness.spec.prompts import Prompt
 
-DOCS = Path(__file__).parents[2] / "docs" / "judges.md"
+DOCS = Path(__file__).parents[2] / "docs" / "for-judge-authors.md"
 PROMPT = Prompt(id="p1", topic="thing", text="tell me about thing")
 
 
@@ -70,24 +70,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def docs_example() -> str:
-    """The class that docs/judges.md shows."""
+    """The class that docs/for-judge-authors.md shows."""
     blocks: list[str] = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
     (code,) = [block for block in blocks if block.startswith("class KeywordJudge")]
     return code
 
 
 def test_the_docs_example_runs(package: Path) -> None:
-    """The example in the docs has at most ten lines and is a working judge: two of three words score 6."""
+    """The example in the docs has at most ten lines and is a working judge: two of its four words score 6."""
     code = docs_example()
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     (package / "docs_example.py").write_text(code, encoding="utf-8")
     judge = load_own("python:docs_example:KeywordJudge")
-    texts = ["nothing here", "After proofing the crumb is open.", ""]
-    assert judge.score([PROMPT] * 3, texts) == [
-        Judgement(score=0.0),
-        Judgement(score=6.0),
-        Judgement(score=None, unscored="judge_refused"),
-    ]
+    texts = ["nothing here", "In the oven the dough rises."]
+    assert judge.score([PROMPT] * 2, texts) == [Judgement(score=0.0), Judgement(score=6.0)]
     assert (judge.exact, judge.wordings, judge.about("baking") is judge) == (False, 1, True)
     judge.check([PROMPT])
 
@@ -330,7 +326,7 @@ def test_entry_point_is_found_by_its_name(package: Path) -> None:
     (package / "pointed.py").write_text(docs_example(), encoding="utf-8")
     install(package, "first", "pointed:KeywordJudge")
     assert "ours" in own_names()
-    assert load_own("ours").score([PROMPT], ["crumb"]) == [Judgement(score=3.0)]
+    assert load_own("ours").score([PROMPT], ["oven"]) == [Judgement(score=3.0)]
     with pytest.raises(JudgeError, match=r"got name='our'; did you mean ours\?"):
         load_own("our")
     install(package, "second", "pointed:Other")
