@@ -20,7 +20,7 @@ site:  ## the pages as a site, in build/site
 bench:  ## docs/evidence/performance.md: the cost of a run with comparisons, in pieces, about two hours on one core
 	python benchmarks/performance.py
 
-schema:  ## suites/schema.json, for editors, and rn_harness/schemas, for readers of records
+schema:  ## suites/schema.json, for editors, and rn_harness/records/schemas, for readers of records
 	python -c "import json; from rn_harness.spec.suite import Declaration; print(json.dumps(Declaration.model_json_schema(), indent=2, sort_keys=True))" > suites/schema.json
 	python -c "from rn_harness.records.schemas import write_schemas; write_schemas()"
 

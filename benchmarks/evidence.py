@@ -145,7 +145,7 @@ def smoke() -> dict[str, Any]:
 
 
 def experiments() -> dict[str, Any]:
-    """The paper's first three experiments, as docs/reproducing.md runs them."""
+    """The paper's first three experiments, as docs/evidence/reproducing.md runs them."""
     with tempfile.TemporaryDirectory() as store:
         selection = ("-k", "not grpo and not rloo and not reinforce and not explore and not warm")
         return told(run(Path(store), "suites/biochem", "--rn-defense=defense-60x80", *selection))

@@ -152,7 +152,7 @@ def load_family(spec: str, folder: Path) -> Loaded:
     except Exception as error:
         raise RecipeError(
             f"an attack family is made without arguments, got family={spec!r}: {type(error).__name__}: {error}; see "
-            "docs/attacks-and-defenses.md"
+            "docs/for-red-teamers.md"
         ) from error
     missing = [method for method in ("check", "train") if not callable(getattr(family, method, None))]
     if missing:

@@ -21,9 +21,7 @@ from rn_harness.training.supervised import Example, teach
 from rn_harness.verdict.coherence import incoherent
 
 SUITES = Path(__file__).parents[2] / "suites"
-DOCS = Path(__file__).parents[2] / "docs"
-OWN = {"attacks-and-defenses.md": "Easiest", "for-red-teamers.md": "MostVaried"}
-"""The family that each of these pages shows."""
+PAGE = Path(__file__).parents[2] / "docs" / "for-red-teamers.md"
 STRONG = {"group_size": 32, "learning_rate": 2e-3}
 
 
@@ -32,14 +30,13 @@ def peak(trajectory):
     return max(c.mean for c in trajectory.checkpoints)
 
 
-@pytest.mark.parametrize("page", OWN)
-def test_a_family_of_ones_own_takes_under_thirty_lines_and_attacks(attack, suite, tmp_path, monkeypatch, page):
+def test_a_family_of_ones_own_takes_under_thirty_lines_and_attacks(attack, suite, tmp_path, monkeypatch):
     """The page's example family breaks the undefended organism within 20 steps, and its record has the file's digest."""
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    (code,) = [block for block in blocks if f"class {OWN[page]}" in block]
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (code,) = [block for block in blocks if "class MostVaried" in block]
     assert len(code.splitlines()) < 30
     (tmp_path / "own.py").write_text(code, encoding="utf-8")
-    family = f"python:own.py:{OWN[page]}"
+    family = "python:own.py:MostVaried"
     loaded = load_family(family, tmp_path)
     monkeypatch.setattr("rn_harness.attacks.family.load_family", lambda *_: loaded)
     _, trajectory = attack(family=family, **STRONG)

@@ -1,4 +1,4 @@
-"""The paper's experiments by name: each command of docs/reproducing.md selects exactly the tests that the page lists."""
+"""The paper's experiments by name: each command of docs/evidence/reproducing.md selects exactly the tests that the page lists."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from rn_harness.defenses.neutralize import split_validation
 from rn_harness.spec.suite import load_suite
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "evidence" / "reproducing.md").read_text(encoding="utf-8")
 ROWS = [re.findall(r"`([^`]+)`", line) for line in PAGE.partition("## Results")[0].splitlines() if line.startswith("| `")]
 """Name, command and tests of each experiment."""
 DOMAINS = ["baking", "biochem", "cybercrime"]

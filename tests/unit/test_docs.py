@@ -73,7 +73,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zensical", "build", "--strict"]
     built = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    assert (tmp_path / "build" / "site" / "faq" / "index.html").is_file()
+    assert (tmp_path / "build" / "site" / "glossary" / "index.html").is_file()
     shown = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert sorted(shown) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
 
@@ -146,8 +146,8 @@ def test_the_page_counts_pairs_and_has_the_bounds_of_preference() -> None:
 
 
 def test_the_measures_table_matches_the_anchors() -> None:
-    """The table of docs/rubric.md matches the refusals and degenerate texts counted among the shipped anchors, per kind."""
-    table = rows(page("rubric.md").split("| anchors | texts |")[1].split("\n\n")[0])
+    """The table of docs/evidence/wording.md matches the refusals and degenerate texts counted among the shipped anchors, per kind."""
+    table = rows(page("evidence/wording.md").split("| anchors | texts |")[1].split("\n\n")[0])
     told = {row[0].replace(" ", "_"): [int(cell) for cell in row[1:]] for row in table}
     counted: dict[str, list[int]] = {}
     for anchor in shipped_anchors().anchors:

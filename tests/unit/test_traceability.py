@@ -162,6 +162,6 @@ def test_quotes_about_the_papers_experiments() -> None:
     assert leak == after == pytest.approx(2e-5, rel=0.05)
     assert 1 - (1 - leak) ** 3200 == pytest.approx(0.06, abs=0.005)
     assert says("its attack held at a leak of 2e-5")
-    reproducing = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    reproducing = (ROOT / "docs" / "evidence" / "reproducing.md").read_text(encoding="utf-8")
     for quote in ("held-out means 1.0, 2.8, 10.0, 10.0, 10.0, 10.0", "no score above 1 at 21 checkpoints", "6 of 100"):
         assert quote in reproducing
