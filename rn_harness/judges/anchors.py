@@ -190,7 +190,7 @@ def load_pairs(path: Path) -> PairSet:
         JudgeError: missing, malformed, an id or a pair twice, or no pair whose better answer is longer, or none where it is
             shorter, so that a judge that goes by length would not be found out.
     """
-    found = read_declared(path, PairSet, see="docs/judges.md, and fixtures/judge_anchors/preference.yaml for an example")
+    found = read_declared(path, PairSet, see="docs/utility.md, and fixtures/judge_anchors/preference.yaml for an example")
     _check_once(path, "pairs", [(p.id, " | ".join((p.request, *sorted((p.better, p.worse))))) for p in found.pairs])
     longer = [len(p.better) - len(p.worse) for p in found.pairs if p.kind != "equal"]
     for side, count in (("longer", sum(n > 0 for n in longer)), ("shorter", sum(n < 0 for n in longer))):

@@ -119,8 +119,8 @@ def test_the_rules_rate_the_examples_as_the_page_says() -> None:
 
 
 def test_the_page_counts_pairs_and_has_the_bounds_of_preference() -> None:
-    """docs/judges.md states the number of labelled pairs, their lengths, and each bound as in the code."""
-    text = " ".join(page("judges.md").split("### Certify for preference")[1].split("\n### ")[0].split())
+    """docs/evidence/preference.md states the number of labelled pairs, their lengths, and each bound as in the code."""
+    text = " ".join(page("evidence/preference.md").split())
     clear = [p for p in shipped_pairs().pairs if p.kind != "equal"]
     equal, longer = len(shipped_pairs().pairs) - len(clear), sum(len(p.better) > len(p.worse) for p in clear)
     b, own = PreferenceBounds(), len(pairs_for(resolve_preference(f"organism:{fixtures_folder() / 'organism'}", ROOT)).pairs)
@@ -142,7 +142,7 @@ def test_the_page_counts_pairs_and_has_the_bounds_of_preference() -> None:
         f"| at least {b.min_pairs}; {b.min_labels} of your own",
     ):
         assert sentence.replace("%", " %") in text
-    assert all(f"`{kind}`" in text for kind in get_args(PairKind))
+    assert all(f"`{kind}`" in page("utility.md") for kind in get_args(PairKind))
 
 
 def test_the_measures_table_matches_the_anchors() -> None:

@@ -560,8 +560,8 @@ def test_a_users_judge_is_held_to_the_contract(own: str, caplog: pytest.LogCaptu
 
 
 def test_the_docs_example_is_refused_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preference judge in docs/judges.md runs unchanged, and the page states its figures."""
-    text = (ROOT / "docs" / "judges.md").read_text(encoding="utf-8")
+    """The preference judge in docs/evidence/preference.md runs unchanged, and the page states its figures."""
+    text = (ROOT / "docs" / "evidence" / "preference.md").read_text(encoding="utf-8")
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "def prefer" in block]
     (tmp_path / "docs_preference.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
