@@ -136,7 +136,7 @@ def fields_of(model: type[BaseModel]) -> dict[str, tuple[FieldInfo, str]]:
 def heading(model: type[BaseModel]) -> list[str]:
     """A model's heading and first line."""
     parent = parent_of(model)
-    more = f" It also has the fields of [{parent.__name__}](#{parent.__name__.lower()})." if parent else ""
+    more = f" Also the fields of [{parent.__name__}](#{parent.__name__.lower()})." if parent else ""
     return ["", f"## {model.__name__}", "", f"{first_line(model)}{more}", ""]
 
 

@@ -294,7 +294,7 @@ def test_commands_are_found_in_every_form() -> None:
     found = {(c.page, c.text) for c in ALL}
     for page, text in (
         ("README.md", "pytest suites/biochem --rn-tier smoke"),
-        ("models.md", "pytest suites/biochem"),
+        ("models.md", "pytest suites/biochem --model qwen2.5-7b --collect-only -q"),
         ("judges.md", "rn-harness certify-judge SPEC"),
         ("suites.md", "pytest suites/fraud --collect-only -q"),
         ("running.md", "rn-harness store prune --unused-days 30"),
