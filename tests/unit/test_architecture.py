@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rn_harness"
+PICTURE = PACKAGE.parent / "docs" / "images" / "rooms.svg"
 FLOORS = (
     {"spec"},
     {"records"},
@@ -57,6 +59,14 @@ def _imports(path: Path) -> frozenset[str]:
         elif isinstance(node, ast.Import):
             found |= {a.name.removeprefix("rn_harness").lstrip(".") for a in node.names if a.name.startswith("rn_harness")}
     return frozenset(found)
+
+
+def test_the_picture_of_the_rooms_has_their_floors() -> None:
+    """docs/images/rooms.svg draws each room once, on its floor, the lowest at the bottom."""
+    drawn: dict[int, set[str]] = {}
+    for height, room in re.findall(r'y="(\d+)"[^>]* font-weight="600">(\w+)</text>', PICTURE.read_text(encoding="utf-8")):
+        drawn.setdefault(int(height), set()).add(room)
+    assert tuple(drawn[height] for height in sorted(drawn, reverse=True)) == FLOORS
 
 
 def test_the_house_has_at_most_18_entries_and_8_floors() -> None:

@@ -78,6 +78,13 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert sorted(shown) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
 
 
+def test_the_pages_have_at_most_30000_words() -> None:
+    """README.md and docs have at most 30,000 words as ``wc -w`` counts them, docs/evidence excluded."""
+    counts = {path: len(path.read_text(encoding="utf-8").split()) for path in PAGES if path.parent.name != "evidence"}
+    assert len(counts) > 20  # so that pages that moved fail
+    assert sum(counts.values()) <= 30_000, sorted(counts.items(), key=lambda item: -item[1])[:5]
+
+
 @pytest.mark.parametrize("module", DECIDING)
 def test_every_reason_code_is_in_the_page(module: str) -> None:
     """docs/reference/reason-codes.md has a line for every reason code."""
