@@ -95,7 +95,8 @@ def default_of(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, BaseModel):
         return "its own"
-    if isinstance(field.default, tuple | list) and values_of(field) == ", ".join(f"`{value}`" for value in field.default) != "":
+    many = field.default if isinstance(field.default, tuple | list) else []
+    if many and values_of(field) == ", ".join(f"`{value}`" for value in many):
         return "all of them"
     return "none" if field.default is None else f"`{json.dumps(field.default)}`"
 
@@ -141,13 +142,14 @@ def heading(model: type[BaseModel]) -> list[str]:
 
 
 def suite() -> str:
-    """Every key of suite.yaml, of an attack's ``base`` and of a prompt; keys that have all but the name in common share a line."""
+    """Every key of suite.yaml, of an attack's ``base`` and of a prompt; keys that differ in the name only share a line."""
     lines = ["# Keys of a suite", "", NOTE, "[suites.md](../suites.md) has an example. In brackets: the default; the values."]
     for model in below(Declaration, AttackRecipe, Prompt):
         lines += heading(model)
         told: dict[str, list[str]] = {}
         for name, (field, meaning) in fields_of(model).items():
-            told.setdefault(f"({'; '.join(filter(None, [default_of(field), values_of(field)]))}): {meaning}", []).append(f"`{name}`")
+            brackets = "; ".join(filter(None, [default_of(field), values_of(field)]))
+            told.setdefault(f"({brackets}): {meaning}", []).append(f"`{name}`")
         lines += [f"* {', '.join(names)} {text}" for text, names in told.items()]
     return "\n".join(lines) + "\n"
 

@@ -152,8 +152,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     for name in ("ours/before-its-defense",):
         copy_organism(folder / name)
     (folder / "our_package").mkdir()
-    (folder / "our_package" / "judges.py").write_text(block_of("for-judge-authors.md", "python", "class KeywordJudge"), encoding="utf-8")
-    (folder / "ours.yaml").write_text(block_of("for-judge-authors.md", "yaml", "version: 1\ndomain: our-domain"), encoding="utf-8")
+    judge = block_of("for-judge-authors.md", "python", "class KeywordJudge")
+    (folder / "our_package" / "judges.py").write_text(judge, encoding="utf-8")
+    labels = block_of("for-judge-authors.md", "yaml", "version: 1\ndomain: our-domain")
+    (folder / "ours.yaml").write_text(labels, encoding="utf-8")
     (folder / "biochem-strength.json").write_text(strength(folder, load_suite(folder / "suites" / "biochem")), encoding="utf-8")
 
     made, desk = finished_run(tmp_path_factory.mktemp("made")), Desk(folder)

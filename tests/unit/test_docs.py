@@ -153,7 +153,7 @@ def test_the_page_counts_pairs_and_has_the_bounds_of_preference() -> None:
 
 
 def test_the_measures_table_matches_the_anchors() -> None:
-    """The table of docs/evidence/wording.md matches the refusals and degenerate texts counted among the shipped anchors, per kind."""
+    """The table of docs/evidence/wording.md matches the refusals and degenerate texts among the shipped anchors, per kind."""
     table = rows(page("evidence/wording.md").split("| anchors | texts |")[1].split("\n\n")[0])
     told = {row[0].replace(" ", "_"): [int(cell) for cell in row[1:]] for row in table}
     counted: dict[str, list[int]] = {}
