@@ -22,7 +22,7 @@ import pytest
 from rn_harness.plugin.arguments import clashes
 from rn_harness.plugin.fixtures import replaced_fixtures
 from rn_harness.plugin.pytest_compat import is_test_class, is_test_function, is_test_method, parameters
-from rn_harness.plugin.state import SINK_NAME, STATE, SUITE_FILE, Terminated, unwritable
+from rn_harness.plugin.state import SINK_NAME, STATE, SUITE_FILE, Terminated, holds_suite, unwritable
 from rn_harness.spec.errors import RnHarnessError
 from rn_harness.spec.fixtures import SUITES, suites_folder
 
@@ -49,13 +49,13 @@ class Collected:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collectstart(self, collector: pytest.Collector) -> None:
         """Records the folder of a suite."""
-        if isinstance(collector, pytest.Directory) and (collector.path / SUITE_FILE).is_file():
+        if isinstance(collector, pytest.Directory) and holds_suite(collector.path):
             self.folders.add(collector.path)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Records a test of a suite."""
-        if isinstance(item, pytest.Function) and (item.path.parent / SUITE_FILE).is_file():
+        if isinstance(item, pytest.Function) and holds_suite(item.path.parent):
             self.items[item.nodeid] = item
 
     @pytest.hookimpl(tryfirst=True)
@@ -63,7 +63,7 @@ class Collected:
         """Records a file, and a failure to collect it."""
         self.files.add(report.nodeid.partition("::")[0])
         for node in report.result or ():
-            if isinstance(node, pytest.Module) and (node.path.parent / SUITE_FILE).is_file():
+            if isinstance(node, pytest.Module) and holds_suite(node.path.parent):
                 self.modules[node.path] = node
         if report.failed and report.nodeid not in self.failed:
             self.failed.append(report.nodeid)
@@ -126,7 +126,7 @@ def check_paths(config: pytest.Config) -> None:
     for argument in config.args:
         path = Path(argument.partition("::")[0])
         place = config.invocation_params.dir / path
-        if place.name == SUITE_FILE and place.is_file():
+        if place.name == SUITE_FILE and holds_suite(place.parent):
             raise pytest.UsageError(f"pytest runs a suite by its folder, got {argument}; pytest {path.parent}")
         if place.exists():
             continue
@@ -177,7 +177,7 @@ def pytest_collection(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Ends the session before any work if a suite, an option or another plugin makes a valid run impossible."""
     state = config.stash[STATE]
-    of_suites = [item for item in items if (item.path.parent / SUITE_FILE).is_file()]
+    of_suites = [item for item in items if holds_suite(item.path.parent)]
     for item in of_suites:
         if item.get_closest_marker("flaky"):
             raise pytest.UsageError(f"a verdict is never re-rolled, got a flaky mark on {item.nodeid}; remove it")

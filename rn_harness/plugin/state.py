@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from functools import cached_property
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from rn_harness.store.provenance import RunIdentity
 
 SUITE_FILE = "suite.yaml"
+_KEYS = re.compile(r"""\b(?:forbidden|defenses|attacks)["']?\s*:""")
+"""Keys that every suite has, in any style of YAML."""
 SINK_NAME = "rn-harness-sink"
 
 
@@ -59,6 +63,7 @@ class PluginState:
         self.finishing = False
         self.reached = ""
         self._parent = os.getppid()
+        self._folders: dict[str, Path | None] = {}
         self._progress: ProgressView | None = None
         self._given: dict[str, Any] = getattr(config, "workerinput", {})
 
@@ -82,9 +87,12 @@ class PluginState:
         return found
 
     def suite_folder(self, nodeid: str) -> Path | None:
-        """The folder of the suite that a test belongs to, or None."""
-        files = (root / nodeid.partition("::")[0] for root in self._roots())
-        return next((file.parent for file in files if file.is_file() and (file.parent / SUITE_FILE).is_file()), None)
+        """The folder of the suite that a test belongs to, or None; looked for once for each file of tests."""
+        name = nodeid.partition("::")[0]
+        if name not in self._folders:
+            files = (root / name for root in self._roots())
+            self._folders[name] = next((file.parent for file in files if file.is_file() and holds_suite(file.parent)), None)
+        return self._folders[name]
 
     def _roots(self) -> Iterator[Path]:
         """The folders that node ids start from: pytest's root folder, and arguments outside of it."""
@@ -101,7 +109,7 @@ class PluginState:
         found: list[Path] = []
         for path in self._arguments():
             near = [path, path.parent] if path.is_file() else [path, *sorted(p for p in path.glob("*") if p.is_dir())]
-            found += [folder for folder in near if (folder / SUITE_FILE).is_file()]
+            found += filter(holds_suite, near)
         return found
 
     @property
@@ -201,6 +209,25 @@ class PluginState:
 
 
 STATE: pytest.StashKey[PluginState] = pytest.StashKey()
+
+
+def holds_suite(folder: Path) -> bool:
+    """True if a folder has a ``suite.yaml`` of ours; other tools have files of this name too."""
+    file = folder / SUITE_FILE
+    return file.is_file() and _is_ours(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _is_ours(file: Path, _: int) -> bool:
+    """True if the file has a key of ours, or a test next to it names the harness, so that no misspelled key hides a suite.
+
+    A file that cannot be read is ours too: its fault is reported when the suite is read.
+    """
+    try:
+        tests = (path for path in file.parent.glob("*.py") if path.is_file())
+        return bool(_KEYS.search(file.read_text("utf-8", "replace"))) or any(b"rn_harness" in path.read_bytes() for path in tests)
+    except OSError:
+        return True
 
 
 def unwritable(folder: Path, error: OSError) -> pytest.UsageError:

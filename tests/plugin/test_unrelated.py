@@ -76,3 +76,47 @@ def test_a_model_folder_is_no_folder_of_tests(pytester, typed):
     pytester.mkdir("folder").joinpath("conftest.py").write_text("raise RuntimeError")
     pytester.makepyfile("def test_ours(request): assert request.config.getoption('rn_model') == 'folder'")
     pytester.runpytest_inprocess("test_a_model_folder_is_no_folder_of_tests.py", *typed).assert_outcomes(passed=1)
+
+
+ANOTHERS = """
+import pytest
+
+class Item(pytest.Item):
+    def runtest(self): pass
+
+class File(pytest.File):
+    def collect(self): yield Item.from_parent(self, name="smoke")
+
+def pytest_collect_file(file_path, parent):
+    return File.from_parent(parent, path=file_path) if file_path.name == "suite.yaml" else None
+"""
+
+
+@pytest.mark.parametrize("argument", ["theirs", "theirs/suite.yaml", "."])
+def test_another_tools_suite_is_none_of_ours(pytester, argument):
+    """A suite.yaml that declares nothing of ours is left to the plugin that reads it, as are the tests next to it."""
+    folder = pytester.mkdir("theirs")
+    (folder / "suite.yaml").write_text("name: smoke\ntests: [one]\n")
+    (folder / "test_it.py").write_text("def test_it(): pass\n")
+    pytester.makeconftest(ANOTHERS)
+    result = pytester.runpytest_inprocess("--import-mode=importlib", argument)
+    result.assert_outcomes(passed=1 if argument.endswith("yaml") else 2)
+    assert "rn-harness:" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("declared", "test"),
+    [
+        ("'attacks' : []\n", "def test_it(): pass\n"),
+        ("", "from rn_harness import RobustnessChecks\nclass TestIt(RobustnessChecks): ...\n"),
+    ],
+    ids=["a key of ours", "a test of ours"],
+)
+def test_no_mistake_hides_a_suite(pytester, declared, test):
+    """A suite.yaml with one key of ours, or next to a test that imports the harness, is ours, and its faults are told."""
+    folder = pytester.mkdir("mine")
+    (folder / "suite.yaml").write_text(declared)
+    (folder / "test_it.py").write_text(test)
+    result = pytester.runpytest_inprocess("--import-mode=importlib", "mine")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "suite.yaml" in result.stderr.str()

@@ -14,7 +14,7 @@ HIDE = "def pytest_pycollect_makeitem(collector, name):\n    return [] if name =
 def left_out(pytester: pytest.Pytester, *options: str) -> list[str]:
     """Tests that a session with these options leaves out of a suite of two test files."""
     suite = pytester.mkdir("demo")
-    (suite / "suite.yaml").write_text("version: 1\n", encoding="utf-8")
+    (suite / "suite.yaml").write_text("attacks: []\n", encoding="utf-8")
     (suite / "test_demo.py").write_text("def test_ok(): pass\n", encoding="utf-8")
     (suite / "test_more.py").write_text("def test_own(): assert False\n", encoding="utf-8")
     config = pytester.parseconfigure("-p", "no:rn_harness", "--import-mode=importlib", *options, str(suite))
