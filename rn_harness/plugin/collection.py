@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from rn_harness.spec.suite import Suite
 
 COLLECTED_NAME = "rn-harness-collected"
+USAGE_ERROR = "rn_usage_error"
+"""Key of a worker's usage error in what it sends to the controlling process."""
 FILES, CLASSES, FUNCTIONS = ("test_*.py", "*_test.py"), "Test", "test"
 """Names of tests by pytest's defaults. They count next to the names in an ini file, which could hide a test."""
 
@@ -67,6 +69,16 @@ class Collected:
                 self.modules[node.path] = node
         if report.failed and report.nodeid not in self.failed:
             self.failed.append(report.nodeid)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Ends a worker's collection again after a usage error, before pytest-xdist reports its tests as selected.
+
+        pytest calls this hook after each collection. The controlling process would begin a run of these tests.
+        """
+        output: dict[str, Any] = getattr(session.config, "workeroutput", {})
+        if USAGE_ERROR in output:
+            raise pytest.UsageError(output[USAGE_ERROR])
 
     def left_out(self, config: pytest.Config, kept: Sequence[pytest.Item]) -> list[str]:
         """The tests and files of suites that are not in ``kept``, however they were left out, sorted."""
@@ -106,7 +118,7 @@ class Collected:
 COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
 
 
-def refuse_untested(config: pytest.Config, folders: Iterable[Path]) -> None:
+def _refuse_untested(config: pytest.Config, folders: Iterable[Path]) -> None:
     """Ends a session in which these suites have no test, and shows one; ``--lf`` leaves out whole files."""
     sentences = []
     for folder in folders:
@@ -175,7 +187,19 @@ def pytest_collection(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Ends the session before any work if a suite, an option or another plugin makes a valid run impossible."""
+    """Ends the session before any work if a suite, an option or another plugin makes a valid run impossible.
+
+    pytest-xdist does not show a worker's error, so that the controlling process is given its text.
+    """
+    try:
+        _check_selection(config, items)
+    except pytest.UsageError as error:
+        if config.stash[STATE].is_worker:
+            config.workeroutput[USAGE_ERROR] = str(error)  # type: ignore[attr-defined]
+        raise
+
+
+def _check_selection(config: pytest.Config, items: list[pytest.Item]) -> None:
     state = config.stash[STATE]
     of_suites = [item for item in items if holds_suite(item.path.parent)]
     for item in of_suites:
@@ -188,8 +212,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
     if not state.is_worker and (sentences := replaced_fixtures(of_suites)):  # in a worker each such test is an error
         raise pytest.UsageError("\n".join(sentences))
-    if not state.is_worker:  # a worker's error is not shown; it reports the folders
-        refuse_untested(config, config.stash[COLLECTED].untested)
+    _refuse_untested(config, config.stash[COLLECTED].untested)
     checked_suites(config, [item.nodeid for item in items])
     state.checked = True
     if state.is_worker and not config.option.collectonly:

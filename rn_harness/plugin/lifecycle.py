@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rn_harness.plugin.arguments import foreign_aliases
-from rn_harness.plugin.collection import COLLECTED, case_tasks, checked_suites, refuse_untested
+from rn_harness.plugin.collection import COLLECTED, USAGE_ERROR, case_tasks, checked_suites
 from rn_harness.plugin.fixtures import CASE
 from rn_harness.plugin.pytest_compat import add_output, add_red_test, junit_writer, remove_nameless_cases
 from rn_harness.plugin.state import SINK_NAME, STATE, SUITE_FILE, unwritable
@@ -290,15 +290,13 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Begins the run with the selection of the first worker that has collected."""
     config = node.config
-    if not (ids or _narrowed(config) or config.stash[COLLECTED].failed):
-        refuse_untested(config, config.stash[STATE].argument_suites())
     if not config.option.collectonly:
         begin_run(config, list(ids))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Records the tests that a worker left out and the code of others that it loaded."""
+    """Ends the session with a worker's usage error; records the tests that it left out and the code of others that it loaded."""
     config, output = node.config, getattr(node, "workeroutput", {})
     if SINK in config.stash and {"rn_left_out", "rn_loaded"} <= output.keys():
         from rn_harness.spec.base import LoadedCode
@@ -314,6 +312,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     case = item.stash.get(CASE, None)
     if case is not None:
+    if USAGE_ERROR in output:
+        raise pytest.UsageError(output[USAGE_ERROR])
         from rn_harness.report.terminal import checkpoint_lines
         from rn_harness.run.case_board import news_of
 

@@ -32,6 +32,30 @@ def test_a_malformed_suite_is_a_usage_error(workspace, processes):
     _assert_usage_error(workspace.run("mine/biochem", *processes), "suite.yaml", "learning_rat", "spelling")
 
 
+def test_a_mistake_that_only_workers_see_is_the_sessions(workspace):
+    """Workers collect. The error of one ends the session with code 4, its sentence is shown once, and no run is begun."""
+    path = workspace.folder / "mine" / "biochem" / "test_biochem.py"
+    path.write_text("import pytest\n" + path.read_text().replace("\nclass", "\n@pytest.mark.flaky\nclass"))
+    result = workspace.run("mine/biochem", "-n", "2")
+    _assert_usage_error(result, "a verdict is never re-rolled, got a flaky mark on mine/biochem/test_biochem.py")
+    assert result.text.count("never re-rolled") == 1
+    assert not (workspace.folder / "reports").exists()
+
+
+@pytest.mark.parametrize("processes", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_a_class_that_does_not_inherit_is_named(workspace, processes):
+    """A suite whose test class does not inherit the checks runs none; one line of the terminal and of the record says so."""
+    (workspace.folder / "mine" / "biochem" / "test_biochem.py").write_text("class TestBiochem:\n    def test_it(self): pass\n")
+    result = workspace.run("mine/biochem", *processes)
+    told = (
+        "biochem: no test class inherits RobustnessChecks, so that no case was run and its tests are ordinary ones; write class "
+        "Test...(RobustnessChecks)"
+    )
+    assert (result.ret, workspace.record()["outcome"]) == (1, "INCONCLUSIVE")
+    assert result.outlines.count(f"not releasable: {told}") == 1
+    assert told in workspace.record()["why_not"]
+
+
 def test_an_unknown_model_is_a_usage_error_under_xdist(workspace):
     """An unknown model is reported before workers start."""
     _assert_usage_error(workspace.run("mine/biochem", "-n", "2", "--model", "nowhere"), "--model must be")
