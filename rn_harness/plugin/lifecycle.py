@@ -100,6 +100,7 @@ class Sink:
             return self.ended[1]
         self.state.finishing = True
         self.controller.unheard = [name for name, heard in self.state.workers.items() if not heard]
+        self.controller.unchecked = self._unchecked()
         self.run = self.controller.finish()
         if self.xml is not None:
             from rn_harness.run.controller import HEADLINE
@@ -109,6 +110,14 @@ class Sink:
         self.controller.show(self.run)
         self.ended = session, int(self._exit_code(session, self.run))
         return self.ended[1]
+
+    def _unchecked(self) -> list[str]:
+        """The domains of suites without a test of RobustnessChecks, not even one that was left out."""
+        from rn_harness.plugin.checks import RobustnessChecks
+
+        tests = (nodeid for nodeid in self.controller.tests if hasattr(RobustnessChecks, _function_of(nodeid)))
+        checked = {folder.resolve() for nodeid in tests if (folder := self.state.suite_folder(nodeid))}
+        return [suite.domain for suite in self.controller.suites if suite.folder.resolve() not in checked]
 
     def _exit_code(self, session: pytest.Session, run: RunRecord) -> int:
         """A breach is never green, whatever was narrowed, marked or hooked; nor is a run that the gate refuses."""
@@ -154,6 +163,11 @@ class Sink:
 
 
 SINK: pytest.StashKey[Sink] = pytest.StashKey()
+
+
+def _function_of(nodeid: str) -> str:
+    """The name of a test's function; parameters may contain ``::``."""
+    return nodeid.partition("[")[0].rpartition("::")[2]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -298,6 +312,8 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 def pytest_testnodedown(node: Any) -> None:
     """Ends the session with a worker's usage error; records the tests that it left out and the code of others that it loaded."""
     config, output = node.config, getattr(node, "workeroutput", {})
+    if USAGE_ERROR in output:
+        raise pytest.UsageError(output[USAGE_ERROR])
     if SINK in config.stash and {"rn_left_out", "rn_loaded"} <= output.keys():
         from rn_harness.spec.base import LoadedCode
 
@@ -312,8 +328,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     case = item.stash.get(CASE, None)
     if case is not None:
-    if USAGE_ERROR in output:
-        raise pytest.UsageError(output[USAGE_ERROR])
         from rn_harness.report.terminal import checkpoint_lines
         from rn_harness.run.case_board import news_of
 

@@ -98,6 +98,7 @@ class CaseBoard:
         left_out: suites' tests that were collected and will not run, and those that were kept from being collected.
         plugins: foreign code that any process of the run had loaded.
         unheard: workers that ended without a report on their collection and loaded code.
+        unchecked: domains of suites in which no test class inherits RobustnessChecks.
         dirty: uncommitted files of each suite, by domain.
         is_part: whether the run is a part of another; its folder is inside the other's.
         joined: the part that each case was taken from, by domain and case id, if parts are joined.
@@ -114,6 +115,7 @@ class CaseBoard:
     left_out: Sequence[str] = ()
     plugins: Sequence[LoadedCode] = ()
     unheard: Sequence[str] = ()
+    unchecked: Sequence[str] = ()
     dirty: Mapping[str, Sequence[str]] = field(default_factory=dict)
     run_id: str = field(default_factory=new_run_id)
     is_part: bool = False

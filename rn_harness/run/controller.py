@@ -330,6 +330,13 @@ def release_obstacles(board: CaseBoard, outcome: Outcome, missing: Sequence[str]
         (options.chat_template, "--rn-chat-template: the model was tested under a template that is not released with it"),
     )
     reasons = [*outcome_against(outcome), *(why for given, why in by_option if given)]
+    if not board.narrowed:
+        silent = set(board.unchecked) - {news["domain"] for news in board.news}
+        reasons += [
+            f"{domain}: no test class inherits RobustnessChecks, so that no case was run and its tests are ordinary ones; write "
+            "class Test...(RobustnessChecks)"
+            for domain in sorted(silent)
+        ]
     reasons += [f"the selection was narrowed by {how}" for how in board.narrowed]
     if board.left_out and not board.narrowed:
         reasons.append(f"{len(board.left_out)} tests were deselected or hidden, the first is {board.left_out[0]}")

@@ -761,6 +761,15 @@ def test_a_worker_that_says_nothing_keeps_the_run_from_release(run: Run) -> None
     assert "worker gw1 ended without a word on what it collected and loaded" in run.controller.finish().why_not
 
 
+def test_a_suite_whose_classes_do_not_inherit_is_told_only_without_cases(run: Run) -> None:
+    """A suite without a test of RobustnessChecks is named if none of its cases was run, and not if its own tests ran them."""
+    run.controller.unchecked = ["demo"]
+    (told,) = [why for why in run.controller.finish().why_not if "RobustnessChecks" in why]
+    assert told.startswith("demo: no test class inherits RobustnessChecks, so that no case was run")
+    run.end_all()
+    assert not [why for why in run.controller.finish().why_not if "RobustnessChecks" in why]
+
+
 CONFTEST = LoadedCode(kind="conftest", name="suites/conftest.py", sha256="7" * 64)
 
 
