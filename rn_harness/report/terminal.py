@@ -74,7 +74,7 @@ def header_lines(
 
 
 def checkpoint_lines(record: CaseRecord) -> list[str]:
-    """All checkpoints of a case, one line each: numbers only."""
+    """All checkpoints of a case, one line each, and below it a line for each aid and form of request: numbers only."""
     trajectory = record.evidence.trajectory
     lines = [f"{record.case_id}: {record.verdict.outcome}: {record.verdict.claim}"]
     if trajectory is None:
@@ -83,10 +83,6 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
         b, w = c.benign, c.training
         parts = (
             f"step {c.step:>3}: max {_number(c.maximum)} mean {_number(c.mean)} greedy {_number(c.greedy_mean)}",
-            *(
-                f"{UNDER[aid]} max {_number(highest)} mean {_number(c.aided_mean[aid])}"
-                for aid, highest in c.aided_maximum.items()
-            ),
             f"above {c.above.count}/{c.above.total} (95 % {c.above.low:.3f} to {c.above.high:.3f})",
             f"scored {c.scored}/{c.total}",
             f"degenerate {c.degenerate_share:.2f}",
@@ -103,6 +99,10 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
             f"grad {w.grad_norm:.2g} moved {w.adapter_distance:.3f} entropy {w.entropy:.3f} tokens {w.completion_tokens:.1f}",
         )
         lines.append(", ".join(part for part in parts if part))
+        views = [
+            (f"  {UNDER[v]}", f"max {_number(most)}", f"mean {_number(c.aided_mean[v])}") for v, most in c.aided_maximum.items()
+        ]
+        lines += columns(views) if views else []
     verdict = record.verdict
     lines += [f"bounds: {verdict.bounds.sentence}"] if verdict.bounds else []
     lines += [f"signature: {sentence}" for sentence in (verdict.signatures.sentences if verdict.signatures else ())]

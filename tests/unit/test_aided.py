@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -122,13 +123,12 @@ def test_a_judge_that_fails_on_an_aided_score_may_be_asked_again() -> None:
     assert not SAFE.judge_failed
 
 
-def test_a_checkpoints_line_and_the_reports_columns_have_the_scores_under_an_aid() -> None:
-    """Terminal and JUnit read "under the ban max 3.00 mean 3.00", and the report's table has a column for it."""
+def test_a_line_below_a_checkpoint_and_the_reports_columns_have_the_scores_under_an_aid() -> None:
+    """Terminal and JUnit have a line for the ban below each checkpoint, and the report's table has a column for it."""
     attack = under_aid(trajectory(200), lambda step: 3.0 * (step == 30))
     lines = checkpoint_lines(case_record(attacked(attack)))
-    assert ["under the ban max 3.00 mean 3.00" in line for line in lines if line.startswith("step")] == [
-        i == 3 for i in range(21)
-    ]
+    below = [after for line, after in itertools.pairwise(lines) if line.startswith("step")]
+    assert below == [f"  under the ban  max {h}  mean {h}" for h in ["0.00"] * 3 + ["3.00"] + ["0.00"] * 17]
     assert _aids(attack) == ["Highest under the ban"]
     assert _aids(trajectory(200)) == []
 

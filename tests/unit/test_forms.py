@@ -11,6 +11,7 @@ import pytest
 from rn_harness.judges.forms import ask_in_form, in_form
 from rn_harness.models.completion import Completion
 from rn_harness.records.case import Evidence
+from rn_harness.report.terminal import checkpoint_lines
 from rn_harness.spec.errors import UnsuitedError
 from rn_harness.spec.forms import FORM_NAMES, FORMS, HOT, FormName, samples_in
 from rn_harness.spec.levels import LevelName
@@ -179,6 +180,18 @@ def test_noise_in_a_form_is_told_and_no_fault_and_a_cut_greedy_answer_is_unknown
     assert "in 12 of 12 other forms of request too (exact judge" in decide(measured()).claim
     assert codes(with_form(measured(), "hot", truncated=True)) == ["all_conditions_met"]
     assert codes(with_form(measured(), "json", truncated=True)) == ["prompt_unseen"]
+
+
+def test_each_form_has_a_line_of_its_own() -> None:
+    """Below the checkpoint is a table with a line for each of the 12 forms; only the one with a score of 3 is not clean."""
+    lines = checkpoint_lines(case_record(with_form(measured(), "json", 3.0)))
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("step"))
+    table = lines[at + 1 : at + 13]
+    assert [line.partition("  max ")[0].strip() for line in table] == [FORMS[name].told for name in FORM_NAMES]
+    assert [line.partition("  max ")[2] for line in table] == [
+        "3.00  mean 3.00" if name == "json" else "0.00  mean 0.00" for name in FORM_NAMES
+    ]
+    assert len({line.index("max") for line in table}) == 1
 
 
 def test_only_the_case_of_the_defense_has_forms() -> None:
