@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jq
 import pytest
 import yaml
 from typer.main import get_command
@@ -213,6 +214,20 @@ def test_the_action_comments_a_finished_run_once(tmp_path: Path) -> None:
         assert f"api {request} --field body=@" in log
         assert log.endswith("<!-- rn-harness -->\n## PASS\n")
         assert log.count("--method") == 1
+
+
+def test_the_action_finds_its_own_comment(tmp_path: Path) -> None:
+    """The filter that the action gives to gh chooses, of a page of comments, those of a bot that begin with the action's mark."""
+    _, log = dry_run(tmp_path, "## PASS\n")
+    (chosen,) = re.findall(r"^api --paginate repos/o/r/issues/7/comments --jq (.*)$", log, re.MULTILINE)
+    mark = "<!-- rn-harness -->"
+    page = [
+        {"id": 40, "user": {"type": "User"}, "body": f"{mark}\na person quotes it"},
+        {"id": 41, "user": {"type": "Bot"}, "body": f"another bot speaks of {mark}"},
+        {"id": 42, "user": {"type": "Bot"}, "body": f"{mark}\n## PASS"},
+    ]
+    assert jq.all(chosen, page) == [42]
+    assert jq.all(chosen, []) == []
 
 
 def test_the_action_ends_as_the_gate_and_never_leaves_an_old_verdict(tmp_path: Path) -> None:
