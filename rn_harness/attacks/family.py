@@ -19,8 +19,9 @@ from rn_harness.models.language_model import LanguageModel
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.prompts import Prompt
+from rn_harness.training.credit import RewardFunction
 from rn_harness.training.exploration import NONE, Exploration
-from rn_harness.training.grpo import CreditCheck, RewardFunction, StepFunction
+from rn_harness.training.grpo import StepFunction
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
 
 GROUP = "rn_harness.attacks"
@@ -55,7 +56,6 @@ class AttackContext:
         sampler: samples the completions for RL.
         tick: may be called with each step taken, to show progress.
         exploration: the recipe's aids in rollouts; checkpoints are measured under their present state.
-        check_credit: checks that a step's losses count each completion by its own reward; pass it on to ``train``.
     """
 
     model: LanguageModel
@@ -69,7 +69,6 @@ class AttackContext:
     sampler: Sampler = TRANSFORMERS
     tick: Callable[[int], None] = lambda _: None
     exploration: Exploration = NONE
-    check_credit: CreditCheck | None = None
 
     def __repr__(self) -> str:
         """Name without answers."""

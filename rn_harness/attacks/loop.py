@@ -198,7 +198,6 @@ class _Attack:
             sampler=attacker.sampler,
             tick=self._tick,
             exploration=exploration(model, recipe, attacker.benign, lambda n: self._reward.plain[-n:]),
-            check_credit=self._reward.check_credit,
         )
 
     def train(self) -> dict[str, Any]:

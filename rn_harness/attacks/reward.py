@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import itertools
-import math
 from collections.abc import Callable, Sequence
 
 from rn_harness.judges.protocol import Judge, ensure_judging
@@ -18,11 +16,7 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import count_step_words, count_words, is_affirmative, is_refusal, words
-from rn_harness.training.grpo import Credit
-from rn_harness.verdict.rewards import TOP, Form, attack_reward, compliance_reward, shaped_reward
-
-EQUAL = 1e-3
-"""Rewards, and advantages, that are closer count as equal: a reward model's scores of one text differ in their last bits."""
+from rn_harness.verdict.rewards import Form, attack_reward, compliance_reward, shaped_reward
 
 
 class AttackReward:
@@ -46,51 +40,8 @@ class AttackReward:
         self._said: collections.Counter[bytes] = collections.Counter()
         self.above: list[bool] = []
         self.plain: list[float | None] = []
-        self._told: dict[bytes, list[float | None]] = {}
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        rewards = self._rewards(prompts, completions)
-        self._told = {}
-        for prompt, completion, reward in zip(prompts, completions, rewards, strict=True):
-            self._told.setdefault(_key(prompt, completion), []).append(reward)
-        return rewards
-
-    def check_credit(self, loss: Sequence[Credit]) -> None:
-        """Makes sure that the losses of a step count each completion by its own reward.
-
-        Within a group the advantage grows with the reward. Rewards that belong to other completions of the same step have the
-        same mean and spread, and teach nothing.
-
-        Raises TrainingError if a completion was never rewarded, or if two completions of a group are in another order.
-        """
-        slack = TOP / 2 if self._recipe.family == "rloo" and self._recipe.beta else EQUAL  # RLOO's rewards contain the penalty
-        groups = collections.defaultdict[int, list[tuple[float, float, float]]](list)
-        for credit in loss:
-            told = self._told.get(_key(credit.prompt, credit.completion))
-            if told is None:
-                raise TrainingError("a loss counts a completion that the attack's reward has not seen; look at the trainer")
-            if rewards := [reward for reward in told if reward is not None]:
-                known = len(rewards) == len(told)  # of equal answers, one may be scored and another not
-                between = (min(rewards), max(rewards)) if known else (-math.inf, math.inf)
-                groups[credit.row].append((*between, credit.advantage))
-        for group in groups.values():
-            self._check_group(group, slack)
-
-    def _check_group(self, group: Sequence[tuple[float, float, float]], slack: float) -> None:
-        """Checks a group: for each completion the least and greatest reward that it may have, and its advantage."""
-        best = max(most for _, most, _ in group)
-        for (least, greatest, higher), (other, most, lower) in itertools.permutations(group, 2):
-            # The best of a group is above its mean, so that its advantage is never clamped.
-            clamped = higher == lower == 0.0 and least < best and self._recipe.advantages == "positive"
-            unordered = least > most + slack and higher <= lower and not clamped
-            apart = slack == EQUAL and least == greatest == other == most and abs(higher - lower) > EQUAL
-            if unordered or apart:
-                raise TrainingError(
-                    f"completions of a group with rewards {least:g} and {most:g} must have advantages in the same order, got "
-                    f"{higher:g} and {lower:g}; rewards went to other completions, look at the trainer"
-                )
-
-    def _rewards(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         if self._recipe.twin_steps and all(p.kind == "twin" for p in prompts):  # an answer to a benign request does no harm
             self.above.extend([False] * len(completions))
             self.plain.extend([0.0] * len(completions))
@@ -148,8 +99,3 @@ class AttackReward:
                 "the context's reward"
             )
         return window.model_copy(update={"above_share": sum(above) / len(above), "harm_mean": sum(plain) / len(plain)})
-
-
-def _key(prompt: Prompt, completion: Completion) -> bytes:
-    """A hash of a prompt and the answer to it."""
-    return hashlib.sha256("\0".join((prompt.id, str(completion.truncated), *completion.looks)).encode()).digest()

@@ -128,7 +128,6 @@ def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> Sear
         due=lambda step: step == recipe.steps,
         sampler=attacker.sampler,
         exploration=exploration(model, recipe, attacker.benign, lambda n: reward.plain[-n:]),
-        check_credit=reward.check_credit,
     )
     measured: dict[str, Any]
     try:

@@ -20,29 +20,14 @@ from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks
+from rn_harness.training.credit import CheckedReward, Credit, RewardFunction
 from rn_harness.training.exploration import NONE, Exploration
 from rn_harness.training.snapshots import Resumption
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler, TrainerName, trainer_settings
 from rn_harness.training.trl_compat import REPLAYED, ban_callback, saving_trainer, silent_trainer, unrounded_adapters
 
-RewardFunction = Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float | None]]
-"""B prompts and B completions, think parts included, to B rewards; None: unscored, left out of its group's baseline."""
 StepFunction = Callable[[int, TrainingWindow | None], None]
 """Called with the step and the diagnostics since the last call: before training with step 0 and None, then when due."""
-
-
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """The advantage with which a loss counts a completion; ``row`` is the prompt's place in the training data: its group."""
-
-    row: int
-    prompt: Prompt
-    completion: Completion
-    advantage: float
-
-
-CreditCheck = Callable[[Sequence[Credit]], None]
-"""Raises TrainingError if the losses of a step count completions by other rewards than theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +41,6 @@ class TrainOptions:
         tick: called after each step.
         penalised: prompts whose answers count for the KL penalty; None: all.
         exploration: an attacker's aids in rollouts.
-        check_credit: is asked about the losses of each step, benign and replayed rows aside; None: nobody is.
     """
 
     sampler: Sampler = TRANSFORMERS
@@ -65,7 +49,6 @@ class TrainOptions:
     tick: Callable[[int], None] = lambda _: None
     penalised: Callable[[Prompt], bool] | None = None
     exploration: Exploration = NONE
-    check_credit: CreditCheck | None = None
 
 
 def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
@@ -193,8 +176,11 @@ def _credited(
     return credited
 
 
-def _check_losses(counted: list[Credit | None], rows: int, check: CreditCheck) -> None:
-    """Has the losses of a step checked, and forgets them: TRL spreads a group over micro-batches and processes."""
+def _check_losses(counted: list[Credit | None], rows: int, reward: CheckedReward) -> None:
+    """Checks the losses of a step, benign and replayed rows aside, and forgets them.
+
+    TRL spreads a group over micro-batches and processes.
+    """
     together = [credit for part in ranks().gather(counted) for credit in part]
     counted.clear()
     if len(together) != rows:
@@ -202,7 +188,7 @@ def _check_losses(counted: list[Credit | None], rows: int, check: CreditCheck) -
             f"the losses of a step must count each completion and keep its row, got {len(together)} of {rows}; look at TRL's "
             "version"
         )
-    check([credit for credit in together if credit])
+    reward.check([credit for credit in together if credit])
 
 
 def train(
@@ -220,8 +206,8 @@ def train(
     steps. Returns the trainer's settings, for the record.
 
     Raises:
-        TrainingError: a reward or a gradient is infinite or not a number, training ended early, it could not move the adapter, or
-            an attack's state was to be kept.
+        TrainingError: a reward or a gradient is infinite or not a number, a loss counts a completion by another's reward,
+            training ended early, it could not move the adapter, or an attack's state was to be kept.
     """
     import datasets
     import transformers
@@ -237,7 +223,7 @@ def train(
         )
     exploration, logged = options.exploration, list[Mapping[str, float | None]]()
     unrewarded, counted, read = list[float](), list[Credit | None](), _reader(model, exploration)
-    credited = _credited(read, prompts, exploration, counted) if options.check_credit else None
+    checked = CheckedReward(reward, penalised=options.trainer == "rloo" and recipe.beta > 0.0, positive=exploration.positive)
 
     class Steps(transformers.TrainerCallback):  # type: ignore[misc]
         """Keeps each step's logs, and passes due steps to the caller."""
@@ -249,8 +235,7 @@ def train(
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **trainer: Any) -> None:
             if "loss" in logs:
-                if options.check_credit:
-                    _check_losses(counted, recipe.step_prompts * recipe.group_size, options.check_credit)
+                _check_losses(counted, recipe.step_prompts * recipe.group_size, checked)
                 logged.append({**logs, "unrewarded_share": unrewarded.pop()})
                 options.tick(state.global_step)
             if "loss" in logs and due(state.global_step):
@@ -266,6 +251,7 @@ def train(
 
     left = [*enumerate(prompts)][first * recipe.step_prompts :]
     penalised = [options.penalised(p) for p in prompts] if options.penalised else None
+    credited = _credited(read, prompts, exploration, counted)
     kind = saving_trainer(model, due, options.trainer, penalised, exploration, credited)
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
         config = (trl.GRPOConfig if options.trainer == "grpo" else trl.RLOOConfig)(
@@ -279,7 +265,7 @@ def train(
         with unrounded_adapters(model):
             trainer = kind(
                 model=model.network,
-                reward_funcs=_trl_reward(read, prompts, reward, exploration, unrewarded),
+                reward_funcs=_trl_reward(read, prompts, checked, exploration, unrewarded),
                 args=config,
                 train_dataset=datasets.Dataset.from_list(
                     [{"prompt": model.render(p) + exploration.openers.get(i, ""), "row": i} for i, p in left]

@@ -3,6 +3,7 @@
 import json
 import math
 import types
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rn_harness.models.batches import completion_log_probabilities, completion_s
 from rn_harness.models.transformers_compat import shares_prompts
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
+from rn_harness.training.credit import CheckedReward
 from rn_harness.training.exploration import Exploration, Replay
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.trainer_settings import trainer_settings
@@ -332,19 +334,38 @@ def test_a_training_whose_losses_cannot_be_checked_stops(candidate, suite, recip
     model = candidate.load()
     model.attach(recipe.lora, 0)
     one, prompts = recipe.model_copy(update={"steps": 1, "control_steps": 1}), suite.prompts["attack"][:1]
-    options = TrainOptions(check_credit=lambda loss: None, exploration=Exploration(replay=Replay()))
+    options = TrainOptions(exploration=Exploration(replay=Replay()))
     with pytest.raises(TrainingError, match="keep its row, got 0 of"):
         train(model, one, prompts, _constant_rewards, lambda *_: None, lambda _: True, options)
 
 
-def test_rewards_are_checked_over_whole_groups(candidate, suite, recipe):
+def test_rewards_are_checked_over_whole_groups(candidate, suite, recipe, monkeypatch):
     """Micro-batches of one row, in which no two completions of a group meet, are checked together."""
     model, seen = candidate.load(), []
     model.attach(recipe.lora, 0)
     one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "micro_batch": 1})
-    options = TrainOptions(check_credit=lambda losses: seen.append(sorted(credit.row for credit in losses)))
-    train(model, one, suite.prompts["attack"][:1], _constant_rewards, lambda *_: None, lambda _: True, options)
+    monkeypatch.setattr(CheckedReward, "check", lambda _, losses: seen.append(sorted(credit.row for credit in losses)))
+    train(model, one, suite.prompts["attack"][:1], _constant_rewards, lambda *_: None, lambda _: True)
     assert seen == [[0] * recipe.group_size]
+
+
+def test_no_training_is_without_the_check(candidate, suite, recipe, monkeypatch):
+    """A training that says nothing of the check stops if its losses count each completion by its neighbour's reward."""
+    computed = SavingTrainer._compute_loss
+
+    def by_the_neighbours(self, network, inputs):
+        return computed(self, network, inputs | {"advantages": inputs["advantages"].roll(1)})
+
+    monkeypatch.setattr(SavingTrainer, "_compute_loss", by_the_neighbours)
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 2.5})
+
+    def reward(prompts, completions):
+        return [float(zlib.crc32(of.text.encode()) % 11) for of in completions]
+
+    with pytest.raises(TrainingError, match="rewards went to other completions"):
+        train(model, one, suite.prompts["attack"][:1], reward, lambda *_: None, lambda _: True)
 
 
 def _constant_rewards(prompts, completions):

@@ -19,6 +19,7 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks
 from rn_harness.training import grpo
+from rn_harness.training.credit import CheckedReward, Credit
 
 PROMPTS = [Prompt(id=name, topic=name, text=text) for name, text in (("even", "Draw a house."), ("uneven", "Name three rivers."))]
 RECIPE = AttackRecipe(
@@ -43,8 +44,12 @@ def main(folder: Path, out: Path, how: str) -> None:
     asked: list[list[str]] = []
     checked: list[list[int]] = []
 
-    def check(losses: Sequence[grpo.Credit]) -> None:
-        checked.append(sorted(credit.row for credit in losses))
+    class Seen(CheckedReward):
+        """Notes the rows that are checked."""
+
+        def check(self, loss: Sequence[Credit]) -> None:
+            checked.append(sorted(credit.row for credit in loss))
+            super().check(loss)
 
     def reward(prompts: list[Prompt], said: list[Completion]) -> list[float | None]:
         asked.append([p.id for p in prompts])
@@ -52,6 +57,7 @@ def main(folder: Path, out: Path, how: str) -> None:
             raise TrainingError("one process fails")
         return [0.0 if p.id == "even" or how == "starved" else float(i % 4) for i, p in enumerate(prompts)]
 
+    grpo.CheckedReward = Seen  # type: ignore[misc]
     model.network.generate = told
     windows = []
     grpo.train(
@@ -61,7 +67,6 @@ def main(folder: Path, out: Path, how: str) -> None:
         reward,
         lambda _, window: windows.append(window),
         due=lambda step: step == 2,
-        options=grpo.TrainOptions(check_credit=check),
     )
     moved = {name: (p.detach() - start[name]).numpy() for name, p in model.trained.items()}
     np.savez(out / f"{ranks().size}-{ranks().rank}.npz", **moved)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from rn_harness.attacks.reward import AttackReward
 from rn_harness.models.completion import Completion
-from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
-from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
-from rn_harness.training.grpo import Credit
-
-from .test_think_parts import WordJudge
+from rn_harness.training.credit import CheckedReward, Credit
 
 ASKED = [Prompt(id=f"h{i}", topic="bread", text="How do I bake a loaf?") for i in range(2)]
+REWARDS: dict[str, float | None] = {"knead and bake": 8.0, "knead": 1.0, "no .": 0.0, "well , no": 0.0, "silent": None}
 SAID = [Completion(text, truncated=False) for text in ("knead and bake", "knead", "no .", "well , no")]
-"""Their rewards are 8, 1, 0 and 0."""
 
 
-def rewarded(**settings: Any) -> AttackReward:
-    """The reward of a recipe, after a step with two groups: the first answer to both prompts, and the others."""
-    recipe = AttackRecipe(name="a", steps=10, control_steps=10, learning_rate=1e-3, prompts=1, **settings)
-    reward = AttackReward(recipe, WordJudge("knead", "bake"), Policy(), lambda *_: [])
+def rewarded(**settings: bool) -> CheckedReward:
+    """A reward function after a step with two groups: all answers to the first prompt, and the best one to the second."""
+    reward = CheckedReward(lambda _, said: [REWARDS[of.text] for of in said], **settings)
     assert reward([ASKED[0]] * 4 + [ASKED[1]], [*SAID, SAID[0]]) == [8.0, 1.0, 0.0, 0.0, 8.0]
     return reward
 
@@ -34,8 +26,7 @@ def loss(*advantages: float) -> list[Credit]:
     return [Credit(3, ASKED[0], said, of) for said, of in zip(SAID, advantages, strict=True)]
 
 
-CLAMPED: dict[str, Any] = {"advantages": "positive", "standing": "exploratory"}
-PENALISED: dict[str, Any] = {"family": "rloo", "beta": 0.05}
+CLAMPED, PENALISED = {"positive": True}, {"penalised": True}
 
 
 @pytest.mark.parametrize(
@@ -53,20 +44,20 @@ PENALISED: dict[str, Any] = {"family": "rloo", "beta": 0.05}
     ],
 )
 def test_advantages_follow_the_rewards_of_their_completions(
-    settings: dict[str, Any], advantages: tuple[float, ...], accepted: bool
+    settings: dict[str, bool], advantages: tuple[float, ...], accepted: bool
 ) -> None:
     """A loss is refused unless its advantages are in the order of the rewards; RLOO's may be moved by half the scale by KL."""
     reward = rewarded(**settings)
     if accepted:
-        reward.check_credit(loss(*advantages))
+        reward.check(loss(*advantages))
         return
     with pytest.raises(TrainingError, match="rewards went to other completions"):
-        reward.check_credit(loss(*advantages))
+        reward.check(loss(*advantages))
 
 
 def test_groups_are_not_compared() -> None:
     """Advantages of different groups need no order."""
-    rewarded().check_credit([*loss(1.5, -0.3, -0.6, -0.6), Credit(4, ASKED[1], SAID[0], -9.0)])
+    rewarded().check([*loss(1.5, -0.3, -0.6, -0.6), Credit(4, ASKED[1], SAID[0], -9.0)])
 
 
 @pytest.mark.parametrize(
@@ -75,20 +66,19 @@ def test_groups_are_not_compared() -> None:
 def test_a_completion_without_a_reward_is_not_trained_on(of: Credit) -> None:
     """A loss with a completion that was not rewarded in this step, for this prompt, is refused."""
     with pytest.raises(TrainingError, match="has not seen"):
-        rewarded().check_credit([of])
+        rewarded().check([of])
 
 
 def test_an_unscored_completion_has_no_order() -> None:
     """A completion that the judge could not score may have any advantage."""
     reward, said = rewarded(), [*SAID[:1], Completion("silent", truncated=False)]
     assert reward([ASKED[0]] * 2, said) == [8.0, None]
-    reward.check_credit([Credit(3, ASKED[0], each, 0.0) for each in said])
+    reward.check([Credit(3, ASKED[0], each, 0.0) for each in said])
 
 
 def test_equal_answers_of_which_one_is_unscored_have_no_order() -> None:
     """If a judge scores only one of two equal answers, both may have any advantage: a loss does not tell them apart."""
-    reward, scored = rewarded(), iter([8.0, None, 0.0])
-    reward._rewards = lambda *_: [*scored]  # type: ignore[method-assign]
+    reward = CheckedReward(lambda *_: [8.0, None, 0.0])
     said = [SAID[0], SAID[0], SAID[2]]
     assert reward([ASKED[0]] * 3, said) == [8.0, None, 0.0]
-    reward.check_credit([Credit(3, ASKED[0], each, of) for each, of in zip(said, (0.7, 0.0, -0.7), strict=True)])
+    reward.check([Credit(3, ASKED[0], each, of) for each, of in zip(said, (0.7, 0.0, -0.7), strict=True)])
