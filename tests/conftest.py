@@ -26,8 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuses to run without the extra dev, and lets pytest-xdist take files in their order: those that take minutes come first.
 
-    By default it takes the files with the fewest tests last, and a long one at the end leaves a core idle.
+    By default it takes the files with the fewest tests last, and a long one at the end leaves a core idle. The garbage collector
+    becomes rare first, since imports make half a million objects, and each full collection would visit them.
     """
+    gc.set_threshold(100_000, 20, 20)
     config.option.loadscopereorder = False
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise pytest.UsageError(
@@ -58,12 +60,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_finish() -> None:
     """Exempts the objects of imported libraries from garbage collection, which took a third of the unit tests' time.
 
-    A full collection visits half a million of them, and the records that tests make cause one every second. The small ones, which
-    take a sixth of the time of reading a record, become rarer.
+    A full collection visits half a million of them, and the records that tests make cause one every second.
     """
-    gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -78,13 +78,17 @@ def _of_plugins(config: pytest.Config) -> Iterator[LoadedCode]:
     manager = config.pluginmanager
     brought: dict[Path, tuple[str, str]] = {}
     files: set[Path] = set()
+    hooked: set[str] = set()
     for plugin, distribution in manager.list_plugin_distinfo():
         for file in _files(plugin):
             brought[_top(file)] = (str(distribution.metadata["name"]), str(distribution.version))
     for plugin in (plugin for _, plugin in manager.list_name_plugin() if plugin is not None):  # one may have no hash
         files |= set(_files(plugin))
         for code in _hooks(manager, plugin):
+            if code.co_filename in hooked:
+                continue
             if Path(code.co_filename).is_file():
+                hooked.add(code.co_filename)
                 files.add(Path(code.co_filename).resolve())
             else:  # made from text
                 yield LoadedCode(kind="module", name=code.co_filename, sha256=hashlib.sha256(marshal.dumps(code)).hexdigest())
@@ -124,7 +128,7 @@ def _hooks(manager: pluggy.PluginManager, plugin: object) -> Iterator[CodeType]:
 
 def _local_modules() -> Iterator[Path]:
     """The files of imported modules that are neither installed nor ours. Those of shipped suites are no part of our sources."""
-    known = (OURS, *pytest_folders(), *_installed_folders())
+    known, shipped = (OURS, *pytest_folders(), *_installed_folders()), suites_folder()
     # By folder, because thousands of modules lie in a few hundred folders, and as texts, because paths take five times as long.
     installed: dict[str, bool] = {}
     for name, module in list(sys.modules.items()):
@@ -134,13 +138,13 @@ def _local_modules() -> Iterator[Path]:
         folder = os.path.dirname(file)  # noqa: PTH120
         if folder not in installed:
             where = Path(folder).resolve()
-            installed[folder] = _lies_in(where, known) and not where.is_relative_to(suites_folder())
+            installed[folder] = _lies_in(where, known) and not where.is_relative_to(shipped)
         if installed[folder] and not os.path.islink(file):  # noqa: PTH114
             continue
         path = Path(file).resolve()
         if name in MAIN and path.parent == Path(sysconfig.get_path("scripts")).resolve():
             continue  # the command that started us
-        if not _lies_in(path, known) or path.is_relative_to(suites_folder()):
+        if not _lies_in(path, known) or path.is_relative_to(shipped):
             yield path
 
 

@@ -13,24 +13,16 @@ test_cli_runs.py. More traps, and their tests:
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# A session in this process forgets the modules that it imported, and a second import takes seconds or fails.
-import model_signing.signing  # noqa: F401
-import openai  # noqa: F401
-import peft  # noqa: F401
 import pytest
-import transformers.models.llama.modeling_llama  # noqa: F401
-import trl.trainer.grpo_trainer  # noqa: F401
 
-import rn_harness.judges.hf
-import rn_harness.judges.openai_server
-import rn_harness.run.attack_strength
-import rn_harness.run.session  # noqa: F401
-from rn_harness.spec import yaml_files
+from rn_harness.plugin.state import PluginState
 from rn_harness.spec.fixtures import fixtures_folder
 
 SHIPPED = Path(__file__).parents[2] / "suites" / "biochem"
@@ -40,11 +32,38 @@ NAMES = "profiles: llama3-8b, ministral-8b, organism, qwen2.5-7b, smollm2"
 MODEL = "--model must be a profile, a local model folder, a GGUF file, or owner/name[@revision] on the hub, got"
 
 
+IMPORTED = (
+    "model_signing.signing",
+    "openai",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+    "trl.trainer.grpo_trainer",
+    "rn_harness.attacks.built_in",
+    "rn_harness.judges.hf",
+    "rn_harness.judges.openai_server",
+    "rn_harness.plugin.checks",
+    "rn_harness.run.attack_strength",
+    "rn_harness.run.preflight",
+    "rn_harness.run.session",
+)
+"""Modules that a session in this process would import and then forget: a second import takes seconds or fails."""
+
+
 @pytest.fixture(autouse=True, scope="module")
-def each_file_is_parsed_once() -> Iterator[None]:
-    """Keeps the parsed text of each file: the suite's, which every session reads, takes most of the time."""
+def imported() -> None:
+    """Imports the modules, not when this file is collected, which each worker does."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def each_file_is_read_once(imported: None) -> Iterator[None]:
+    """Keeps what every session reads, and looks for no code of others, which is no mistake here: it takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yaml_files, "parse_yaml", functools.cache(yaml_files.parse_yaml))
+        participants = sys.modules["rn_harness.run.participants"]
+        patch.setattr(participants, "read_retained", functools.cache(participants.read_retained))
+        patch.setattr(PluginState, "loaded_plugins", lambda _: ())
         yield
 
 
