@@ -113,7 +113,7 @@ def test_another_tools_suite_is_none_of_ours(pytester, argument):
     ids=["a key of ours", "a test of ours"],
 )
 def test_no_mistake_hides_a_suite(pytester, declared, test):
-    """A suite.yaml with one key of ours, or next to a test that imports the harness, is ours, and its faults are told."""
+    """A suite.yaml with one key of ours, or next to a test that imports the harness, is ours, and its faults are reported."""
     folder = pytester.mkdir("mine")
     (folder / "suite.yaml").write_text(declared)
     (folder / "test_it.py").write_text(test)

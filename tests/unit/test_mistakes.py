@@ -59,7 +59,7 @@ def imported() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def each_file_is_read_once(imported: None) -> Iterator[None]:
-    """Keeps what every session reads, and looks for no code of others, which is no mistake here: it takes most of the time."""
+    """Keeps the corpus that every session reads, and leaves out the search for code of others: both take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         participants = sys.modules["rn_harness.run.participants"]
         patch.setattr(participants, "read_retained", functools.cache(participants.read_retained))
