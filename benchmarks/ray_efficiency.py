@@ -19,7 +19,9 @@ from collections.abc import Sequence
 
 from rn_harness.run.estimate import Demand
 from rn_harness.run.executors.on_ray import Cluster, Job
-from rn_harness.run.executors.worker import Say, SharedEntry, WorkerResult
+from rn_harness.run.executors.worker import Say, WorkerResult
+from rn_harness.store.shared import SharedEntry
+from rn_harness.store.store import Store, default_root
 
 CASES, NODES, SLOTS_A_NODE = 40, 4, 2
 TARGET = 0.9
@@ -41,7 +43,7 @@ def measure(seconds: float) -> float:
         for _ in range(NODES):
             nodes.add_node(num_cpus=SLOTS_A_NODE)
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-        cluster = Cluster(nodes.address, sleep, lambda _: None)
+        cluster = Cluster(nodes.address, sleep, lambda _: None, Store(default_root()))
         begun = time.monotonic()
         cluster.add(Job(f"case {i}", seconds, Demand(cpus=1, gpus=0.0, memory=0)) for i in range(CASES))
         done = [cluster.result(f"case {i}") for i in range(CASES)]

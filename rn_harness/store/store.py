@@ -174,6 +174,12 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """An entry's manifest: its address, and the sha256 of each file."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -181,6 +187,13 @@ def _sha256(path: Path) -> str:
 
 def _known_sha256(path: Path) -> str:
     return remembered(path, lambda: [path], lambda: _sha256(path))
+
+
+def _check_arrived(kind: str, files: Mapping[str, str], sent: Mapping[str, str]) -> None:
+    """Raises StoreError if the sha256 of these files are not those that were sent."""
+    wrong = sorted(name for name in files.keys() | sent.keys() if files.get(name) != sent.get(name))
+    if wrong:
+        raise StoreError(f"a {kind} must arrive as it was sent, got other contents of {', '.join(wrong)}; run again")
 
 
 def alike(one: Any, other: Any, tolerance: float) -> bool:
@@ -231,7 +244,7 @@ class Store:
 
     def _damage(self, folder: Path, kind: str, key: str) -> str | None:
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_manifest(folder)
             address, files = (manifest["version"], manifest["kind"], manifest["key"]), manifest["files"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"{MANIFEST}: {type(error).__name__}"
@@ -276,7 +289,7 @@ class Store:
         wanted, best = digests_of(parts), None
         for link in sorted(self._alike(kind, wanted).glob("*")):
             try:
-                known = json.loads((self.root / kind / link.name / MANIFEST).read_text(encoding="utf-8"))["parts"]
+                known = read_manifest(self.root / kind / link.name)["parts"]
                 differing = sorted(name for name in wanted.keys() | known.keys() if wanted.get(name) != known.get(name))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue  # removed or damaged
@@ -324,10 +337,19 @@ class Store:
                 link.unlink(missing_ok=True)
         return old
 
-    def put(self, kind: str, key: str, write: Callable[[Path], None], parts: Mapping[str, Any] | None = None) -> Path:
+    def put(
+        self,
+        kind: str,
+        key: str,
+        write: Callable[[Path], None],
+        parts: Mapping[str, Any] | None = None,
+        *,
+        expected: Mapping[str, str] | None = None,
+    ) -> Path:
         """Adds an entry, whose folder ``write`` fills, and returns the folder.
 
-        The entry keeps a digest of each of the key's ``parts``, so that a later change can be named.
+        The entry keeps a digest of each of the key's ``parts``, so that a later change can be named. Raises StoreError if the
+        files do not have the ``expected`` sha256.
         """
         final = self.root / kind / key
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -335,6 +357,7 @@ class Store:
         try:
             write(temporary)
             files = {p.relative_to(temporary).as_posix(): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+            _check_arrived(kind, files, files if expected is None else expected)
             digests = digests_of(parts or {})
             manifest = {"version": ENTRY_VERSION, "kind": kind, "key": key, "files": files, "parts": digests}
             write_text(temporary / MANIFEST, json.dumps(manifest))

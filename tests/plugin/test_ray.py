@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 import xml.etree.ElementTree as ET
@@ -15,7 +16,9 @@ from ray.cluster_utils import Cluster as Nodes
 
 from rn_harness.run.estimate import Demand
 from rn_harness.run.executors import on_ray
-from rn_harness.run.executors.worker import SharedEntry, WorkerResult
+from rn_harness.run.executors.worker import WorkerResult
+from rn_harness.store.shared import SharedEntry, add_entries
+from rn_harness.store.store import Store
 
 ONE = Demand(cpus=1, gpus=0.0, memory=0)
 
@@ -45,7 +48,7 @@ def jobs(nodes, tmp_path, monkeypatch):
     """A cluster client whose jobs run ``_work``; ``jobs.told`` collects its progress messages."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     told = []
-    cluster = on_ray.Cluster(nodes[0].address, _work, told.append)
+    cluster = on_ray.Cluster(nodes[0].address, _work, told.append, Store(tmp_path / "driver"))
     cluster.told = told
     yield cluster
     cluster.close()
@@ -68,9 +71,14 @@ def _work(order, given, tell):
         os._exit(1)
     if order.get("end") == "error":
         raise RuntimeError("a text that may quote a completion")
-    entries = (SharedEntry("defense", order["name"], {"adapter/weights": b"w" * order["gives"]}),) if "gives" in order else ()
-    told = ",".join(f"{e.key}:{len(e.files['adapter/weights'])}" for e in given)
-    return WorkerResult(error=order.get("told"), folder=order["name"], files={"record.json": told.encode()}, entries=entries)
+    store, name, entries = Store(Path(order.get("store", ""))), order["name"], ()
+    if "gives" in order:
+        folder = store.put("defense", name, lambda into: (into / "weights").write_bytes(b"w" * order["gives"]) and None)
+        entries = (SharedEntry.of(folder, "defense", name),)
+    add_entries(store, given)
+    sizes = {e.key: (store.get("defense", e.key) / "weights").stat().st_size for e in given}
+    told = ",".join(f"{key}:{size}" for key, size in sizes.items())
+    return WorkerResult(error=order.get("told"), folder=name, files={"record.json": told.encode()}, entries=entries)
 
 
 def _alive():
@@ -129,12 +137,22 @@ def test_an_error_is_never_tried_again_and_quotes_nothing(jobs, tmp_path):
     assert sorted(log.read_text().splitlines()) == ["told", "wrong"]
 
 
-def test_a_case_gets_the_entries_of_the_cases_it_needs(jobs):
-    """The case with the highest priority is submitted first, and large entries reach the case that needs them."""
-    first = [_job("control", gives=10, priority=2.0), _job("defense", gives=3_000_000, priority=3.0)]
-    jobs.add([_job("attack", needs=("defense", "control")), *first])
+def test_a_case_gets_the_entries_of_the_cases_it_needs(jobs, tmp_path):
+    """The first case is the one with the highest priority. Entries of several pieces go through the store of pytest's process to
+    the case that needs them, also if the store of the node that made them is gone."""
+    stores = {name: tmp_path / name for name in ("control", "defense", "attack")}
+    first = [
+        _job("control", gives=10, priority=2.0, store=str(stores["control"])),
+        _job("defense", gives=40_000_000, priority=3.0, store=str(stores["defense"])),
+    ]
+    jobs.add(first)
     assert [job.name for job in jobs._running.values()] == ["defense", "control"]
-    assert jobs.result("attack").files["record.json"] == b"defense:3000000,control:10"
+    for job in first:
+        assert jobs.result(job.name).error is None
+        shutil.rmtree(stores[job.name])
+    jobs.add([_job("attack", needs=("defense", "control"), store=str(stores["attack"]))])
+    assert jobs.result("attack").files["record.json"] == b"defense:40000000,control:10"
+    assert (tmp_path / "driver" / "defense" / "defense" / "weights").read_bytes() == b"w" * 40_000_000
 
 
 def test_a_case_that_fits_no_node_is_reported_at_once(jobs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,11 @@ from rn_harness.release.integrity import Refusal
 from rn_harness.run.case import Case, CaseTask
 from rn_harness.run.executors import on_ray
 from rn_harness.run.executors.on_ray import OnRay
-from rn_harness.run.executors.worker import (
-    CaseRequest,
-    RecordingStore,
-    SharedEntry,
-    Survey,
-    WorkerResult,
-    add_entries,
-    make_case,
-)
+from rn_harness.run.executors.worker import CaseRequest, RecordingStore, Survey, WorkerResult, make_case
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import CaseTimeout, ExecutorError, TrainingError
 from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.shared import add_entries
 from rn_harness.store.store import Store
 
 from .builders import RUN_ID, case_record, evidence, write_suite
@@ -49,15 +43,13 @@ def test_entries_go_from_one_store_to_another(tmp_path: Path) -> None:
     for kind, key in (("defense", "a"), ("case", "b"), ("partial", "c"), ("case", "missing")):
         here.get(kind, key)
     entries = here.shared_entries()
-    assert [(e.kind, e.key, e.files) for e in entries] == [
-        ("defense", "a", {"weights.bin": b"\0\1"}),
-        ("case", "b", {"weights.bin": b"\0\1"}),
-    ]
+    digest = {"weights.bin": hashlib.sha256(b"\0\1").hexdigest()}
+    assert [(e.kind, e.key, e.files) for e in entries] == [("defense", "a", digest), ("case", "b", digest)]
     add_entries(there, entries)
     found = there.get("defense", "a")
     assert found is not None
     before = (found / "weights.bin").stat().st_mtime_ns
-    add_entries(there, [SharedEntry("defense", "a", {"weights.bin": b"other"})])
+    add_entries(there, [dataclasses.replace(entries[0], read=lambda *_: b"other")])
     assert ((found / "weights.bin").stat().st_mtime_ns, (found / "weights.bin").read_bytes()) == (before, b"\0\1")
 
 
@@ -96,8 +88,9 @@ def test_a_worker_makes_a_case_as_pytests_process_would(suite: Suite, tmp_path: 
         transcripts={"demo.jsonl": b"age"},
         stored=True,
         defended="adapter",
-        entries=(SharedEntry("certificate", "k", {"certificate.json": b"{}"}),),
+        entries=outcome.entries,
     )
+    assert [(of.kind, of.key, b"".join(of.pieces("certificate.json"))) for of in outcome.entries] == [("certificate", "k", b"{}")]
     assert not session.folder.exists()
 
 

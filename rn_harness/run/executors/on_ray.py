@@ -26,14 +26,16 @@ from rn_harness.run.case import Case, CasePlan, CaseTask
 from rn_harness.run.estimate import Demand
 from rn_harness.run.executors import worker
 from rn_harness.run.executors.acceptance import ReceivedCases, mismatches
-from rn_harness.run.executors.worker import Say, SharedEntry, WorkerResult
+from rn_harness.run.executors.exchange import Exchange, on_this_node
+from rn_harness.run.executors.worker import Say, WorkerResult
 from rn_harness.run.session import RECORD, RunSession
 from rn_harness.spec.errors import ExecutorError, RecipeError
 from rn_harness.spec.extras import require
 from rn_harness.spec.options import RAY
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import now
-from rn_harness.store.store import write_text
+from rn_harness.store.shared import SharedEntry
+from rn_harness.store.store import Store, write_text
 
 RETRIES = 3
 """How often a job is repeated after a machine, a worker or its memory failed."""
@@ -57,7 +59,6 @@ class Job:
         started: when it was last submitted.
         failed: tries that a failure of a machine ended.
         result: of the work, or an error if its machines failed too often; None until it has ended.
-        entries: Ray's reference to the entries of the result; None if there are none.
     """
 
     name: str
@@ -68,7 +69,6 @@ class Job:
     started: str = ""
     failed: list[Attempt] = field(default_factory=list)
     result: WorkerResult | None = None
-    entries: Any = None
 
 
 @dataclass
@@ -79,11 +79,13 @@ class Cluster:
         address: of the cluster; empty: the one that this machine belongs to, or one that is started here and ends with us.
         work: does a job: ``make_case``, or a replacement in tests and benchmarks.
         say: gets progress.
+        store: of this process; the entries of a job are added to it, and the jobs that need it read them there.
     """
 
     address: str
     work: Work
     say: Say
+    store: Store
     _jobs: dict[str, Job] = field(default_factory=dict)
     _running: dict[Any, Job] = field(default_factory=dict)
     _connected_here: bool = False
@@ -169,13 +171,15 @@ class Cluster:
 
     @functools.cached_property
     def _progress(self) -> Any:
-        """The queue of progress, on this node, so that it survives the loss of any other."""
-        import ray
+        """The queue of progress."""
         from ray.util.queue import Queue
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
+
+    @functools.cached_property
+    def _exchange(self) -> Exchange:
+        """The store of this process, for workers."""
+        return Exchange.begin(self.store)
 
     def _remote(self, function: Callable[..., Any], demand: Demand) -> Any:
         """A function for Ray that it never repeats. With a card, its process ends with it and frees the card's memory."""
@@ -198,9 +202,9 @@ class Cluster:
                 job.result = WorkerResult(error=f"it needs {broken[0]}, which has no verdict: {broken[1]}")
                 self._submit_ready()
                 return
-            given = [self._jobs[name].entries for name in job.needs if self._jobs[name].entries is not None]
+            given = [entry for result in needed.values() if result for entry in result.entries]
             function = self._remote(_on_worker, job.demand).options(name=job.name)
-            self._running[function.remote(self.work, self._progress, job.request, *given)] = job
+            self._running[function.remote(self.work, self._progress, self._exchange, job.request, given)] = job
             job.started = now()
 
     def _collect(self) -> None:
@@ -237,20 +241,18 @@ class Cluster:
             result = WorkerResult(error=f"its machine failed {failures} times, at last with {_cause(error)}")
         except e.RayError as error:
             result = WorkerResult(error=f"its process on the cluster failed: {_cause(error)}")
-        if result.entries:
-            # Each node gets them once from here, and the node that made them may leave.
-            job.entries = ray.put(result.entries)
         job.result = dataclasses.replace(result, failed=tuple(job.failed))
 
 
-def _on_worker(work: Work, queue: Any, request: Any, *given: tuple[SharedEntry, ...]) -> WorkerResult:
+def _on_worker(work: Work, queue: Any, exchange: Exchange, request: Any, given: Sequence[SharedEntry]) -> WorkerResult:
     """Does a job in a worker."""
 
     def say(progress: Progress) -> None:
         if progress.state is not None:
             queue.actor.put_nowait.remote(progress)
 
-    return work(request, [entry for entries in given for entry in entries], say)
+    result = work(request, given, say)
+    return dataclasses.replace(result, entries=tuple(map(exchange.send, result.entries)))
 
 
 def _cause(error: Exception) -> str:
@@ -272,7 +274,9 @@ class OnRay(ReceivedCases):
 
         Raises RecipeError if they cannot, and ExecutorError if the cluster does not answer.
         """
-        cluster = Cluster(session.options.executor.removeprefix(RAY).removeprefix(":"), worker.make_case, session.say)
+        cluster = Cluster(
+            session.options.executor.removeprefix(RAY).removeprefix(":"), worker.make_case, session.say, session.store
+        )
         planned = CasePlan.of(tasks, session.defense_recipe).tasks
         whole = cluster.whole_card(session.candidate.threads)
         if problem := cluster.too_large({"a look at the machine": whole}):
@@ -351,9 +355,8 @@ class OnRay(ReceivedCases):
         if self.session.defense_recipe(task.suite) is None:
             return Path(result.defended)
         made = self.cluster.result(CaseTask("defense", task.suite).name)
-        entries = [entry for entry in made.entries if entry.kind == "defense"]
-        worker.add_entries(self.session.store, entries)
-        stored = self.session.store.get("defense", entries[0].key) if entries else None
+        keys = [entry.key for entry in made.entries if entry.kind == "defense"]
+        stored = self.session.store.get("defense", keys[0]) if keys else None
         return stored / result.defended if stored else None
 
 

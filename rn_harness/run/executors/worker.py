@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,20 +23,12 @@ from rn_harness.spec.errors import CaseTimeout, RnHarnessError, safe_report
 from rn_harness.spec.options import LOCAL, Options
 from rn_harness.spec.suite import Suite
 from rn_harness.store.provenance import ATTEMPTS
-from rn_harness.store.store import MANIFEST, Store, default_root
+from rn_harness.store.shared import SharedEntry, add_entries
+from rn_harness.store.store import Store, default_root
 
 SHARED_KINDS = ("certificate", "defense", "case", "search", ATTEMPTS)
 """Kinds of entries that other cases may need."""
 Say = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class SharedEntry:
-    """An entry of one store, to be added to another: its address, and the contents of its files by path."""
-
-    kind: str
-    key: str
-    files: dict[str, bytes] = field(repr=False)  # may be weights
 
 
 @dataclass(frozen=True)
@@ -110,19 +102,7 @@ class RecordingStore(Store):
     def shared_entries(self) -> tuple[SharedEntry, ...]:
         """The recorded entries that another case may need."""
         found = ((kind, key, super(RecordingStore, self).get(kind, key)) for kind, key in self.used if kind in SHARED_KINDS)
-        return tuple(
-            SharedEntry(kind, key, {n: raw for n, raw in _files(folder).items() if n != MANIFEST})
-            for kind, key, folder in found
-            if folder
-        )
-
-
-def add_entries(store: Store, entries: Iterable[SharedEntry]) -> None:
-    """Adds entries of another store, unless they exist."""
-    for entry in entries:
-        with store.locked(entry.kind, entry.key):
-            if store.get(entry.kind, entry.key) is None:
-                store.put(entry.kind, entry.key, functools.partial(write_files, entry.files))
+        return tuple(SharedEntry.of(folder, kind, key) for kind, key, folder in found if folder)
 
 
 def make_case(request: CaseRequest, given: Sequence[SharedEntry], say: Say) -> WorkerResult:
