@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -101,13 +101,19 @@ class PlanOptions(SessionOptions):
     tier: Annotated[Tier, typer.Option(help="which cases, as for --rn-tier")] = "standard"
     defense: Annotated[str, typer.Option(help="as for --rn-defense")] = ""
     earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports")
-    slots: Annotated[int, typer.Option(min=1, help="cases that run at a time, as on a cluster")] = 1
+    slots: Annotated[int, typer.Option(min=1, help="cases that run at a time, as on a cluster; with --device: its cards")] = 1
+    device: Annotated[
+        Literal["h100"] | None,
+        typer.Option(help="compute the time on this card from its data sheet; nothing was measured on one"),
+    ] = None
+    dollars: Annotated[float, typer.Option(min=0, help="of a card and hour, with --device; the default is an assumption")] = 3.0
 
 
 @settings_command(commands, "plan", PlanOptions)
 def plan_command(asked: PlanOptions) -> None:
     """Lists a run's cases, with the memory, time and device hours that they need; nothing is loaded or run."""
-    from rn_harness.run.estimate import estimate_run
+    from rn_harness.run.cost import CARDS
+    from rn_harness.run.estimate import computed_run, estimate_run, judge_tokens
     from rn_harness.spec.suite import iter_suites, load_suite
     from rn_harness.store.provenance import device
 
@@ -118,7 +124,12 @@ def plan_command(asked: PlanOptions) -> None:
             folders = ", ".join(map(str, asked.suites))
             raise typer.BadParameter(f"a suite's folder is required, got {folders}; rn-harness list suites")
         session = asked.session(asked.run_options(defense=asked.defense, tier=asked.tier))
-        made = estimate_run(session, loaded, asked.earlier)
+        if asked.device:
+            made = computed_run(session, loaded, CARDS[asked.device], asked.slots)
+        else:
+            made = estimate_run(session, loaded, asked.earlier)
+        tiers: tuple[Tier, ...] = (asked.tier, *(() if asked.tier == "full" else ("full",)))
+        read = {tier: judge_tokens(session, loaded, tier) for tier in tiers}
     seconds, wall = made.seconds, made.seconds_on(asked.slots)
     document = {
         "cases": [dataclasses.asdict(c) for c in made.cases],
@@ -129,8 +140,47 @@ def plan_command(asked: PlanOptions) -> None:
         "device_hours": None if seconds is None else round(seconds / 3600, 3),
         "device": device(),
         "rests_on": list(made.runs),
+        "judge_tokens": {tier: {role: round(n) for role, n in of.items()} for tier, of in read.items()},
+        "computed": _on_card(made, asked.dollars),
     }
-    tell(_plan_lines(made, asked, device()), document, asked.as_json)
+    tell([*_plan_lines(made, asked, device()), *_judge_lines(read)], document, asked.as_json)
+
+
+def _judge_lines(read: Mapping[Tier, Mapping[Any, float]]) -> Iterator[str]:
+    for tier, of in read.items():
+        if of:
+            roles = ", ".join(f"{role} {n / 1e6:.0f}" for role, n in of.items())
+            yield f"judges read about {sum(of.values()) / 1e6:.0f} million tokens in tier {tier}: {roles}"
+
+
+def _on_card(made: RunEstimate, price: float) -> dict[str, Any] | None:
+    """A computed run as numbers; None if its time is not computed."""
+    if (hours := made.on_card) is None:
+        return None
+    return {
+        "cards": hours.cards,
+        "card_hours": round(hours.busy / 3600, 3),
+        "wall_hours": round(hours.wall / 3600, 3),
+        "dollars": round(hours.dollars(price), 2),
+        "saturates": hours.saturated,
+        "hours": {term: round(s / 3600, 4) for term, s in hours.largest},
+    }
+
+
+def _card_lines(made: RunEstimate, asked: PlanOptions) -> Iterator[str]:
+    from rn_harness.run.case_cost import SHRINKS
+    from rn_harness.run.cost import CARDS
+
+    computed, card = _on_card(made, asked.dollars), CARDS[asked.device or ""]
+    if computed is None:
+        return
+    yield (
+        f"time: {computed['card_hours']:.1f} card hours, {computed['wall_hours']:.1f} by the clock on {computed['cards']} x "
+        f"{card.name}, {computed['dollars']:.0f} dollars; computed from its data sheet, nothing was measured on one"
+    )
+    yield f"first saturated: {computed['saturates']}"
+    for term, hours in [*computed["hours"].items()][:5]:
+        yield f"  {hours:.2f} h {term}: less by {SHRINKS[term]}"
 
 
 def _plan_lines(made: RunEstimate, asked: PlanOptions, device: str) -> Iterator[str]:
@@ -141,14 +191,16 @@ def _plan_lines(made: RunEstimate, asked: PlanOptions, device: str) -> Iterator[
         yield f"{c.domain} {c.case_id}: {time}; {c.demand.sentence}"
     yield from (f"memory {sentence}" for sentence in made.memory)
     seconds, earlier = made.seconds, asked.earlier
-    if seconds is None:
+    if made.on_card:
+        yield from _card_lines(made, asked)
+    elif seconds is None:
         yield f"time: not known: no earlier run in {earlier} did each kind of case on this model; run tier smoke first"
     else:
         basis = f"medians of {len(made.runs)} earlier runs in {earlier}: {', '.join(made.runs)}"
         yield f"time: about {seconds / 60:.0f} minutes, {seconds / 3600:.2f} hours of {device}; {basis}"
     yield f"not included: up to {len(BETAS)} restrained attacks, each with a control, after one that destroys the model"
     wall = made.seconds_on(asked.slots)
-    if wall is not None and asked.slots > 1:
+    if wall is not None and asked.slots > 1 and not made.on_card:
         yield f"with {asked.slots} cases at a time: about {wall / 60:.0f} minutes, longest first, each after what it waits for"
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from rn_harness.judges.protocol import Judge
 from rn_harness.models.memory import GIB, RUNTIME, card_memory
 from rn_harness.records.run import RUN
 from rn_harness.release.integrity import read_evidence
 from rn_harness.run.case import CaseTask, all_cases, makespan
+from rn_harness.run.case_cost import CardHours, CaseCosts, card_hours, reader_of, setting_of
 from rn_harness.run.context import RunContext
+from rn_harness.run.cost import BYTES, CARDS, Card, Role
 from rn_harness.run.session import RunSession
+from rn_harness.run.training_limits import weights_size
 from rn_harness.spec.base import TIERS, TierName
 from rn_harness.spec.defense_recipe import GRPORecipe
-from rn_harness.spec.errors import RnHarnessError
+from rn_harness.spec.errors import CandidateError, RnHarnessError
 from rn_harness.spec.suite import Suite
 from rn_harness.verdict.release_rules import required_cases
 
@@ -80,13 +86,15 @@ class CaseEstimate:
 class RunEstimate:
     """The cases of a run with their times and demands.
 
-    The times come from the earlier ``runs``; ``needs`` has the cases that each waits for, by domain and case id.
+    The times come from the earlier ``runs``, or are computed for a card, with ``on_card``; ``needs`` has the cases that each
+    waits for, by domain and case id.
     """
 
     cases: tuple[CaseEstimate, ...]
     memory: tuple[str, ...]
     runs: tuple[str, ...]
     needs: Mapping[str, tuple[str, ...]]
+    on_card: CardHours | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -121,6 +129,47 @@ def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) ->
     """
     digest = session.candidate.digest  # first, so that a model that is missing is reported before other faults
     return _estimate(session, suites, _times_of(digest, earlier), session.options.tier)
+
+
+def costs_of(session: RunSession, suite: Suite, card: Card, tier: TierName) -> CaseCosts | None:
+    """Costs of a suite's cases on a card; None if the configuration lacks the model's numbers."""
+    candidate, shape, judges = session.candidate, session.limits.shape, session.judges(suite)
+    if shape is None:
+        return None
+    by_role: dict[Role, Judge | None] = {"judge": judges.evaluation, "reward": judges.reward, "second": judges.second}
+    readers = {
+        role: reader
+        for role, judge in by_role.items()
+        if judge and (reader := reader_of(judge, suite, weights_size(judge) / BYTES))
+    }
+    number = None if candidate.quantised else BYTES if candidate.number in ("bfloat16", "float16") else 4
+    setting = dataclasses.replace(setting_of(card, shape, number, readers, suite), vllm=session.sampler.vllm)
+    return CaseCosts(setting, suite, tier, session.defense_recipe(suite))
+
+
+def judge_tokens(session: RunSession, suites: Sequence[Suite], tier: TierName) -> dict[Role, float]:
+    """Tokens that language models read as judges in a tier, by role; empty if the judges are none, or the shape is unknown."""
+    found: dict[Role, float] = defaultdict(float)
+    for suite in suites:
+        costs = costs_of(session, suite, next(iter(CARDS.values())), tier)
+        for cost in costs.costs.values() if costs else ():
+            for role, tokens in cost.read.items():
+                found[role] += tokens
+    return found
+
+
+def computed_run(session: RunSession, suites: Sequence[Suite], card: Card, cards: int) -> RunEstimate:
+    """A run's time on so many cards, computed from their data sheet. Raises CandidateError if the shape is unknown."""
+    tier = session.options.tier
+    parts = [costs for suite in suites if (costs := costs_of(session, suite, card, tier))]
+    if len(parts) < len(suites):
+        raise CandidateError(
+            "time on a card is computed from a model's numbers, got a config.json that does not name them; leave out --device"
+        )
+    made = _estimate(session, suites, _Times({}, ()), tier)
+    seconds = {name: cost.seconds for part in parts for name, cost in part.costs.items()}
+    cases = [dataclasses.replace(of, seconds=round(seconds[f"{of.domain}: {of.case_id}"], 1)) for of in made.cases]
+    return dataclasses.replace(made, cases=tuple(cases), on_card=card_hours(parts, cards))
 
 
 class _Times(NamedTuple):

@@ -199,7 +199,7 @@ class TrainingLimits:
             rank=recipe.lora.r,
             whole=suite.policy.max_whole_tokens,
             checkpoint_rows=len(suite.heldout(options.tier)) * (1 + suite.policy.samples),
-            judges=sum(_weights_size(judge) for judge in participants.judges(suite).distinct),
+            judges=sum(weights_size(judge) for judge in participants.judges(suite).distinct),
             sampler=VLLM_SHARE * card_memory() if sampler.vllm and not sampler.url else 0.0,
             cards=ranks().size,
             sharded=options.shard,
@@ -247,7 +247,7 @@ def _trained_by(recipe: GRPORecipe) -> str:
     return "hardening" if recipe.hardening else recipe.method
 
 
-def _weights_size(judge: Judge) -> int:
+def weights_size(judge: Judge) -> int:
     """Bytes of the weights that a judge loads into this process; 0 if it has none, or if they are on a server."""
     folder: Path | None = getattr(judge, "folder", None)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
