@@ -137,16 +137,17 @@ class CaseCosts:
     def _attack(self, cost: Cost, task: CaseTask, attack: AttackRecipe) -> None:
         """An attack or a control, with all its checkpoints."""
         policy, control = self.suite.policy, task.kind == "control"
-        checkpoints = -(-task.steps // policy.checkpoint_every) + 1
-        for number in range(checkpoints):
-            self._checkpoint(cost, broken=control and number > 0, aids=len(attack.aids))
-        for _ in range(-(-task.steps // policy.benign_every) + 1):
-            self._benign(cost)
+        first, later, benign = Cost(), Cost(), Cost()
+        self._checkpoint(first, broken=False, aids=len(attack.aids))
+        self._checkpoint(later, broken=control, aids=len(attack.aids))
+        self._benign(benign)
+        cost.include(first)
+        cost.include(later, -(-task.steps // policy.checkpoint_every))
+        cost.include(benign, -(-task.steps // policy.benign_every) + 1)
         self._train(cost, attack, task.steps, complies=control or attack.attacker_level != PLAIN)
         if control and attack.search:
             self._train(cost, attack, attack.search.trials * attack.search.steps, complies=True)
-            for _ in range(attack.search.trials):
-                self._checkpoint(cost, broken=False)
+            cost.include(first, attack.search.trials)
 
     def _train(self, cost: Cost, recipe: AttackRecipe, steps: int, *, complies: bool) -> None:
         """Steps of RL; rollouts of a policy that ``complies`` or explores have answers' lengths, others refusals'."""
@@ -232,8 +233,8 @@ def card_hours(parts: Iterable[CaseCosts], cards: int) -> CardHours:
     """The time of all cases of some suites on so many cards, in the order that the run's executors take."""
     parts = list(parts)
     costs = {name: cost for part in parts for name, cost in part.costs.items()}
-    trained = {part.suite.digest: part.defense for part in parts}
-    plan = CasePlan.of([task for part in parts for task in part.tasks.values()], lambda suite: trained[suite.digest])
+    trained = {part.suite.domain: part.defense for part in parts}
+    plan = CasePlan.of([task for part in parts for task in part.tasks.values()], lambda suite: trained[suite.domain])
     lengths = {name: costs[name].seconds for name in plan.needs}
     start, total = parts[0].setting.start, Cost()
     for cost in costs.values():

@@ -342,6 +342,25 @@ def test_a_plan_estimates_times_from_earlier_runs(run: FinishedRun, tmp_path: Pa
     assert "time: smoke 7 cases, 0.1 h; standard " in flat(invoke("doctor", *asked).output)
 
 
+def test_a_plan_computes_times_on_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan for a card has computed times that add up, dollars, what saturates, and says that none was measured. It counts the
+    tokens of judges that are language models, for its tier and the full one."""
+    monkeypatch.setenv("RN_HARNESS_CACHE", str(tmp_path))
+    asked = ("plan", ROOT / "suites" / "baking", "--tier", "smoke", "--defense", "anchored", "--device", "h100")
+    told = json.loads(invoke(*asked, "--dollars", "2", "--slots", "64", "--json").output)
+    computed = told["computed"]
+    assert computed["cards"] == 64
+    assert computed["saturates"] == "the longest chain of cases"
+    assert computed["dollars"] == pytest.approx(64 * 2 * computed["wall_hours"], rel=0.1)
+    assert sum(computed["hours"].values()) == pytest.approx(computed["card_hours"], abs=1e-3)
+    assert told["seconds"] == pytest.approx(sum(case["seconds"] for case in told["cases"]))
+    assert told["judge_tokens"] == {"smoke": {}, "full": {}}
+    lines = invoke(*asked, "--judge", "openai:gpt@http://localhost:1").output
+    assert "computed from its data sheet, nothing was measured on one" in flat(lines)
+    smoke, full = (float(of) for of in re.findall(r"judges read about (\d+) million tokens in tier", lines))
+    assert 0 < smoke < full
+
+
 class _Named:
     """Replaces a session's candidate by one with this digest."""
 
