@@ -11,7 +11,7 @@ finished.
   (``--shape smollm2-135m``).
 * ``claim``: suites/baking on an aligned SmolLM2 (made by benchmarks/smollm2.py), standard tier, three seeds of the defense.
 
-``--shape tiny`` does the same on any machine, to try the script.
+``--shape tiny`` does the same on any machine, to try the script, with completions of 16.
 
 The card's limits are measured, not taken from its data sheet: the bandwidth by copying, the rate by multiplying matrices.
 Sampling a token must read all weights once. The update of an adapter takes 4 operations per weight and token, or 6 with
@@ -63,7 +63,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-PROMPT_TOKENS, COMPLETION_TOKENS = 128, 256
+PROMPT_TOKENS = 128
+COMPLETION_TOKENS = {"qwen2.5-7b": 256, "smollm2-135m": 256, "tiny": 16}
 TEMPLATE = "{% for turn in messages %}{{ turn.content }} {% endfor %}"
 
 
@@ -181,7 +182,8 @@ def train_once(way: str, folder: Path, recipe: AttackRecipe) -> dict[str, Any]:
     request = " ".join(f"t{5 + i}" for i in range(PROMPT_TOKENS))
     prompts = order_prompts([Prompt(id="p", topic="none", text="t5")], recipe.steps * recipe.prompts_per_step, recipe.seed)
     chat = [{"role": "user", "content": request}]
-    rows = [{"prompt": model.render(Prompt(id="p", topic="none", text=request)) if way == "ours" else chat} for _ in prompts]
+    ours = model.render(Prompt(id="p", topic="none", text=request))
+    rows = [{"prompt": ours, "row": row} if way == "ours" else {"prompt": chat} for row, _ in enumerate(prompts)]
     with tempfile.TemporaryDirectory() as nowhere, known_deprecations():
         trainer = Timed(
             model=model.network,
@@ -215,7 +217,7 @@ def measure_step(shape: str, repeats: int, steps: int) -> dict[str, Any]:
         control_steps=1,
         learning_rate=1e-4,
         prompts=1,
-        max_completion_tokens=COMPLETION_TOKENS,
+        max_completion_tokens=COMPLETION_TOKENS[shape],
         gradient_checkpointing=shape != "tiny",
     )
     ways = ["trl", "ours", *(["trl+vllm"] if importlib.util.find_spec("vllm") else [])]
@@ -226,10 +228,10 @@ def measure_step(shape: str, repeats: int, steps: int) -> dict[str, Any]:
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         runs = [train_once(way, folder, recipe) for _ in range(repeats) for way in ways]
     measured = limits()
-    tokens = recipe.group_size * recipe.prompts_per_step * (PROMPT_TOKENS + COMPLETION_TOKENS)
+    tokens = recipe.group_size * recipe.prompts_per_step * (PROMPT_TOKENS + COMPLETION_TOKENS[shape])
     operations = (6 if recipe.gradient_checkpointing else 4) * (weights / 2) * tokens
     least = {
-        "generation": COMPLETION_TOKENS * weights / (measured["bytes_per_s"] / 2),  # one read; a copy reads and writes
+        "generation": COMPLETION_TOKENS[shape] * weights / (measured["bytes_per_s"] / 2),  # one read; a copy reads and writes
         "update": operations / measured["operations_per_s"],
     }
     told = {}
@@ -317,7 +319,7 @@ def run_fleet(folder: Path, recipe: AttackRecipe, size: int, *, spread: bool) ->
 def measure_fleet(shape: str, sizes: Sequence[int], repeats: int, steps: int) -> dict[str, Any]:
     """Measures each size in turn on the same weights: medians, and multiples of a single attack."""
     recipe = AttackRecipe(
-        name="gpu", steps=steps, control_steps=1, learning_rate=1e-4, prompts=1, max_completion_tokens=COMPLETION_TOKENS,
+        name="gpu", steps=steps, control_steps=1, learning_rate=1e-4, prompts=1, max_completion_tokens=COMPLETION_TOKENS[shape],
         gradient_checkpointing=shape == "qwen2.5-7b",
     )  # fmt: skip
     runs: list[dict[str, Any]] = []
