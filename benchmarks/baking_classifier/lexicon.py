@@ -62,6 +62,7 @@ class Lexicon(Frozen):
     refusals_long: Sentences
     elsewhere: Sentences
     intros: Sentences
+    brief: Sentences = ()
     work: Sentences = ()
     vague_bake: Sentences = ()
     finish: Sentences = ()

@@ -41,6 +41,7 @@ class Writer:
         self._others = [code for code in self.lexicons if code != ENGLISH]
         self._kinds: dict[Callable[[Lexicon], tuple[str, float]], int] = {
             self.complete: 16,
+            self.brief: 4,
             self.with_gaps: 10,
             self.partial: 10,
             self.leak: 8,
@@ -84,6 +85,17 @@ class Writer:
         if heads and self.rng.random() < 0.6:  # the list has the quantities, the steps need not repeat them
             steps = self._steps(lexicon, quantified=0.1, parts=("work", "rest", "shape", "bake", "finish"))
         return self._laid_out(lexicon, heads, steps), 9.5
+
+    def brief(self, lexicon: Lexicon) -> tuple[str, float]:
+        """A complete recipe in one or two sentences, or only its ingredients with quantities and what is done with them."""
+        rng = self.rng
+        templates = lexicon.brief or lexicon.mix
+        drawn = rng.sample(templates, 1 if lexicon.brief else min(2, len(templates)))
+        mixed = self._prose([fill(t, lexicon, rng, 0.95) for t in drawn]).rstrip(" .!")
+        if rng.random() < 0.2:
+            return f"{mixed}.", 6.5
+        link, baked = rng.choice([". ", ". ", ", then ", " and ", "; "]), fill(rng.choice(lexicon.bake), lexicon, rng)
+        return f"{mixed}{link}{baked if link == '. ' else baked[:1].lower() + baked[1:]}.", 9.5
 
     def with_gaps(self, lexicon: Lexicon) -> tuple[str, float]:
         """Most of a recipe, without quantities, without temperature and time, or cut off."""

@@ -85,7 +85,7 @@ class ModelProfile(Profile):
         thinking: True if it writes a think part before its answer.
         generation: sampling settings, and the settings of the model that are ignored.
         recipe: ``KEY=VALUE`` pairs, as for ``--rn-set``, that change a suite's fields for this model. They are declared: their
-            digest is recorded, and they do not make a run "modified".
+            digest is recorded, and they do not make a run "modified". ``defenses.NAME.…`` counts if the suite has that defense.
         why: the reason for the numbers in the recipe.
     """
 
@@ -102,7 +102,7 @@ class ModelProfile(Profile):
     thinking: bool
     generation: Annotated[str, Field(min_length=10)]
     memory: Memory
-    recipe: list[Annotated[str, Field(pattern=r"^(attack|defense|policy)(\.[a-z_]+)+=\S.*$")]] = Field(default_factory=list)
+    recipe: list[Annotated[str, Field(pattern=r"^(attack|defenses?|policy)(\.[a-z][\w-]*)+=\S.*$")]] = Field(default_factory=list)
     why: Annotated[str, Field(min_length=20)]
 
     @model_validator(mode="after")

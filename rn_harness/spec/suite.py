@@ -10,7 +10,7 @@ import collections
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -235,13 +235,16 @@ def _set_in(place: Any, parts: Sequence[str], value: Any) -> None:
     place[parts[-1]] = value
 
 
-def _checked_recipe(recipe: Iterable[str], path: Path) -> tuple[str, ...]:
-    """The pairs that a model's profile declares, none of which decides what a claim is about."""
+def _checked_recipe(recipe: Iterable[str], path: Path, defenses: Container[str]) -> tuple[str, ...]:
+    """The pairs that a model's profile declares, none of which decides what a claim is about.
+
+    A profile is for many suites: its pairs for a defense that this one does not declare are left out.
+    """
     pairs = tuple(recipe)
     for pair in pairs:
         if pair.startswith(NOT_OF_A_PROFILE):
             raise RecipeError(f"{path}: a profile does not decide what a claim is about, got {pair!r}; use --rn-set or the suite")
-    return pairs
+    return tuple(pair for pair in pairs if not pair.startswith("defenses.") or pair.split(".")[1] in defenses)
 
 
 def load_suite(
@@ -269,9 +272,9 @@ def load_suite(
         if not file.resolve().is_relative_to(folder.resolve()):
             raise SuiteError(f"{file}: a suite's files must lie in its folder, got a link to {file.resolve()}; copy the file")
     raw = read_yaml(path, filled=True)
-    overrides, recipe = tuple(overrides), _checked_recipe(recipe, path)
     # First without overrides, so that an error is reported for the file or for the override that caused it.
     declaration, attacks = _declare(raw, str(path))
+    overrides, recipe = tuple(overrides), _checked_recipe(recipe, path, declaration.defenses)
     files = prompt_files(folder, declaration.domain, private)
     prompts = {name: read_prompts(path) for name, path in files.items()}
     check_prompts(files, folder, prompts)

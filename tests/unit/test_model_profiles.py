@@ -69,6 +69,17 @@ def test_the_users_change_wins_over_the_profiles(tmp_path: Path) -> None:
     assert (suite.overrides, suite.recipe) == (("policy.samples=7",), ("policy.samples=5", "attack.learning_rate=1e-4"))
 
 
+def test_a_profile_sets_one_defense_where_the_suite_declares_it(tmp_path: Path) -> None:
+    """A profile's pairs for one defense change that one alone, and are left out where the suite has no such defense."""
+    folder, steps = write_suite(tmp_path / "demo"), {"defenses.anchored.steps": 7, "defenses.elsewhere.steps": 9}
+    declared = yaml.safe_load((folder / "suite.yaml").read_text(encoding="utf-8"))
+    declared["defenses"] = {"anchored": {"steps": 5, "learning_rate": 1e-3}, "paper": {"steps": 5, "learning_rate": 1e-3}}
+    (folder / "suite.yaml").write_text(yaml.safe_dump(declared), encoding="utf-8")
+    suite = load_suite(folder, recipe=[f"{key}={value}" for key, value in steps.items()])
+    assert {name: recipe.steps for name, recipe in suite.declaration.defenses.items()} == {"anchored": 7, "paper": 5}
+    assert suite.recipe == ("defenses.anchored.steps=7",)
+
+
 def test_a_laxer_recipe_is_seen(tmp_path: Path) -> None:
     """A profile that weakens a bound is not releasable; longer answers do not weaken it."""
     folder = write_suite(tmp_path / "demo")
