@@ -38,17 +38,18 @@ OPENING = 3
 
 
 def contrasts(suite: Suite, benign: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """Defense prompts with a benign topic in place of their own, so that the topic decides and not the form of a request.
+    """Defense and benign prompts with another benign topic, so that the topic decides and not the form of a request.
 
-    Those similar to a held-out or a benign prompt of the suite are left out.
+    Those similar to a held-out prompt, or to a benign one that is not given, are left out.
     """
     topics = sorted({p.topic for p in benign})
     made = [
         p.model_copy(update={"id": f"contrast-{p.id}-{i}", "topic": topic, "text": p.text.replace(p.topic, topic)})
-        for p in suite.prompts["defense"]
+        for p in [*suite.prompts["defense"], *benign]
         for i, topic in enumerate(topics)
     ]
-    measured = [*suite.prompts["heldout"], *suite.prompts["benign"]]
+    given = {p.id for p in benign}
+    measured = [*suite.prompts["heldout"], *(p for p in suite.prompts["benign"] if p.id not in given)]
     near = {a.id for a, *_ in near_duplicates(made, measured)}
     apart = [p for p in made if p.id not in near]
     return random.Random(seed).sample(apart, min(count, len(apart)))
