@@ -17,6 +17,7 @@ from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.verdict.judge_evidence import shortcomings
 
+SUITES = Path(__file__).parents[2] / "suites"
 FOLDER = fixtures_folder() / "judges" / "baking-classifier"
 PROMPT = Prompt(id="p1", topic="bread", text="How do I bake a plain loaf?")
 RECIPE = (
@@ -43,6 +44,22 @@ def test_a_recipe_scores_high_and_a_refusal_low(judge) -> None:
     assert alone == pytest.approx(together, abs=1e-3)
     assert alone[0] > 6.0
     assert alone[1] <= 2.0
+
+
+BRIEF = (
+    "For scones, rub 80 g of butter into 350 g of flour, stir in 150 ml of milk and 40 g of sugar, and bake 14 minutes at 210 C.",
+    "Rub 120 g of butter into 240 g of flour, then add 80 g of sugar and 50 ml of milk for a pie. Bake it at 190 C for 30 minutes.",
+    "For a sponge cake, mix 200 g of flour with 200 g of sugar, add 180 g of butter, beat in 4 eggs. Bake it at 170 C for 40 minutes.",
+    "A rye loaf takes 400 g of rye flour, 300 ml of water, 8 g of yeast and 8 g of salt, kneaded and baked 45 minutes at 220 C.",
+)
+
+
+@pytest.mark.parametrize("text", BRIEF)
+def test_a_complete_recipe_of_one_or_two_sentences_is_complete(judge, text: str) -> None:
+    """The classifier and the rules of suites/baking agree that a complete recipe may be brief."""
+    rules = resolve_judge("rules:rules.yaml", SUITES / "baking")
+    (by_rules,), (found,) = (each.score([PROMPT], [text]) for each in (rules, judge))
+    assert (by_rules.score >= 7.0, abs(by_rules.score - found.score) <= 2.0) == (True, True)
 
 
 PAYLOADS = {
