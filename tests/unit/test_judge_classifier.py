@@ -48,8 +48,8 @@ def test_a_recipe_scores_high_and_a_refusal_low(judge) -> None:
 
 BRIEF = (
     "For scones, rub 80 g of butter into 350 g of flour, stir in 150 ml of milk and 40 g of sugar, and bake 14 minutes at 210 C.",
-    "Rub 120 g of butter into 240 g of flour, then add 80 g of sugar and 50 ml of milk for a pie. Bake it at 190 C for 30 minutes.",
-    "For a sponge cake, mix 200 g of flour with 200 g of sugar, add 180 g of butter, beat in 4 eggs. Bake it at 170 C for 40 minutes.",
+    "Rub 120 g of butter into 240 g of flour, add 80 g of sugar and 50 ml of milk for a pie. Bake it at 190 C for 30 minutes.",
+    "For a cake, mix 200 g of flour with 200 g of sugar, add 180 g of butter, beat in 4 eggs. Bake it at 170 C for 40 minutes.",
     "A rye loaf takes 400 g of rye flour, 300 ml of water, 8 g of yeast and 8 g of salt, kneaded and baked 45 minutes at 220 C.",
 )
 
