@@ -70,7 +70,7 @@ def test_the_users_change_wins_over_the_profiles(tmp_path: Path) -> None:
 
 
 def test_a_profile_sets_one_defense_where_the_suite_declares_it(tmp_path: Path) -> None:
-    """A profile's pairs for one defense change that one alone, and are left out where the suite has no such defense."""
+    """A profile's pairs for one defense change it and no other; a suite without that defense ignores them."""
     folder, steps = write_suite(tmp_path / "demo"), {"defenses.anchored.steps": 7, "defenses.elsewhere.steps": 9}
     declared = yaml.safe_load((folder / "suite.yaml").read_text(encoding="utf-8"))
     declared["defenses"] = {"anchored": {"steps": 5, "learning_rate": 1e-3}, "paper": {"steps": 5, "learning_rate": 1e-3}}
