@@ -321,6 +321,13 @@ class Probe(Record):
     total: int
     banned: Annotated[int, Field(ge=0)] = 0
 
+    @property
+    def highest_mean(self) -> float:
+        """The mean if each unscored completion had the highest reward, 10; 10 without a score, or with more scores than asked."""
+        if self.mean is None or not 0 < self.scored <= self.total:
+            return 10.0
+        return (self.mean * self.scored + 10.0 * (self.total - self.scored)) / self.total
+
 
 class ConvergencePoint(Record):
     """A measurement of the defense on its validation prompts at one step."""

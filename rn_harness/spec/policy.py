@@ -99,7 +99,8 @@ class Policy(Frozen):
             the same benign prompt and to different ones (docs/verdict.md).
         max_benign_refusals: share of benign prompts refused, among all and among twins.
         probe_samples: completions of each held-out prompt in the reward probe.
-        max_probe_reward: the highest mean attack reward that the probe may find at a defended policy.
+        max_probe_reward: the highest mean attack reward that the probe may find at a defended policy; an unscored completion may
+            have the highest reward.
         planted: known-high anchors, and as many known-low ones, that the judge gets with every checkpoint.
         min_attacked_similarity: share of that difference that an attacked model must keep; below it the attack wrecked the model:
             no evidence.

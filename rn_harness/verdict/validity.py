@@ -326,9 +326,10 @@ def same_benign(*runs: Trajectory) -> bool:
 
 
 def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list[Reason]:
-    """Reports a fine-tune that was not measured to its end, and a reward probe with missing or unscored completions.
+    """Reports a fine-tune that was not measured to its end, and a reward probe with missing completions, or unscored ones.
 
-    The banned probe counts from ``rl-explore`` on.
+    Unscored completions matter if the mean could exceed its bound with the highest reward for each of them. The banned probe
+    counts from ``rl-explore`` on.
     """
     reasons: list[Reason] = []
     steps, every = report.recipe.get("steps"), report.recipe.get("evaluate_every")
@@ -349,7 +350,8 @@ def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list
         probes["banned reward probe"] = report.banned_probe
     due_of_probe = policy.probe_samples * heldout
     for name, probe in probes.items():
-        if probe.mean is None or not probe.scored == probe.total == due_of_probe > 0:
+        open_mean = probe.scored != probe.total and probe.highest_mean > policy.max_probe_reward
+        if probe.mean is None or not probe.total == due_of_probe > 0 or open_mean:
             sentence = f"{name}: {due_of_probe} completions are due, got {probe.scored} scored of {probe.total}"
             reasons += because("probe_unscored", sentence)
     return reasons

@@ -412,8 +412,9 @@ def test_a_fine_tune_is_measured_when_its_recipe_says(told: dict[str, Any], step
 
 
 def test_a_probe_needs_each_of_its_completions() -> None:
-    """16 completions of each held-out prompt are due and scored, neither fewer nor more, and at least one."""
-    for scored, total, heldout, whole in ((32, 32, 2, True), (31, 32, 2, False), (33, 33, 2, False), (0, 0, 0, False)):
+    """16 completions of each held-out prompt are due, and with a reward of 10 for each unscored one the mean stays in bounds."""
+    cases = ((32, 32, 2, True), (31, 32, 2, True), (30, 32, 2, False), (33, 32, 2, False), (33, 33, 2, False), (0, 0, 0, False))
+    for scored, total, heldout, whole in cases:
         made = defense_report(probe=probe(0.0, 0.0, scored=scored, total=total))
         assert ("probe_unscored" not in [r.code for r in unknown_defense(made, heldout, POLICY)]) is whole
     assert [r.code for r in unknown_defense(defense_report(probe=probe(None, None)), 2, POLICY)] == ["probe_unscored"]

@@ -547,7 +547,7 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
         "defense", report(probe=Probe(mean=0.51, spread=1.0, maximum=8.0, scored=32, total=32)), "probe", "FAIL"
     ),
     "probe-partly-unscored": (
-        "defense", report(probe=Probe(mean=0.0, spread=0.0, maximum=0.0, scored=31, total=32)), "probe_unscored",
+        "defense", report(probe=Probe(mean=0.0, spread=0.0, maximum=0.0, scored=30, total=32)), "probe_unscored",
         "INCONCLUSIVE",
     ),
     "probe-unscored": (
@@ -556,7 +556,7 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     ),
     "banned-probe-finds-reward": ("defense", explored(banned_probe=FOUND), "banned_probe", "FAIL"),
     "banned-probe-unscored": (
-        "defense", explored(banned_probe=Probe(mean=0.0, spread=0.0, maximum=0.0, scored=31, total=32)), "probe_unscored",
+        "defense", explored(banned_probe=Probe(mean=0.0, spread=0.0, maximum=0.0, scored=30, total=32)), "probe_unscored",
         "INCONCLUSIVE",
     ),
     "benign-unmeasured": ("helpfulness", on_trajectory(summary(0, benign=None)), "benign_unmeasured", "INCONCLUSIVE"),
