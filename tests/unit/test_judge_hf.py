@@ -22,7 +22,7 @@ from rn_harness.judges.rubric import WORDINGS, build_question
 from rn_harness.models import hub
 from rn_harness.models.hub import HubError, locate
 from rn_harness.models.identity import digest_folder, hash_files, root_digest
-from rn_harness.run.training_limits import _weights_size
+from rn_harness.run.training_limits import weights_size
 from rn_harness.spec.errors import CandidateError, JudgeError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import TODAY, Prompt
@@ -110,7 +110,7 @@ def test_models_too_weak_to_judge_are_not_certified(seven: Path, chance: Path) -
 
 def test_its_weights_count_in_the_plan_of_memory(seven: Path) -> None:
     """The plan of memory includes all weights of a local judge."""
-    assert _weights_size(HFJudge(str(seven))) == (seven / "model.safetensors").stat().st_size > 0
+    assert weights_size(HFJudge(str(seven))) == (seven / "model.safetensors").stat().st_size > 0
 
 
 def test_a_copy_has_the_same_weights_digest(seven: Path, tmp_path: Path) -> None:
