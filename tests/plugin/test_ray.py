@@ -242,7 +242,7 @@ def test_attacks_over_four_nodes_one_of_which_dies(workspace, tmp_path, nodes):
     )
     assert len(run["cases"]) == len({line["case_id"] for line in run["cases"]}) == len(expected["cases"])
     assert cases == measured
-    assert {of[1] for of in cases.values()} == {"PASS", "INCONCLUSIVE"}
+    assert {of[1] for of in cases.values()} == {"PASS", "INCONCLUSIVE", "FAIL"}  # explorers break so short a defense
     assert (run["outcome"], run["weights"], run["why_not"]) == (expected["outcome"], expected["weights"], expected["why_not"])
     assert sum(len(r["provenance"]["training"]) for r in records.values()) == 1
     assert any(a["outcome"] == "cut" for r in records.values() for a in r["provenance"]["attempts"])
