@@ -314,9 +314,9 @@ class Probe(Record):
     ``banned`` is the number of first tokens that completions must not begin with.
     """
 
-    mean: float | None
+    mean: Annotated[float, Field(ge=0, le=10)] | None
     spread: float | None
-    maximum: float | None
+    maximum: Annotated[float, Field(ge=0, le=10)] | None
     scored: int
     total: int
     banned: Annotated[int, Field(ge=0)] = 0

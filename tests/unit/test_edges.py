@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from rn_harness.records.base import Scored
 from rn_harness.records.case import Reason
@@ -152,6 +153,14 @@ def test_probes_at_their_bound_pass() -> None:
     """Mean rewards equal to the policy's bound are within it, with and without the ban."""
     assert decide(report(probe=probe(0.5, 8.0))(evidence("defense"))).outcome == "PASS"
     assert decide(explored(banned_probe=probe(0.5, 2.0))(evidence("defense"))).outcome == "PASS"
+
+
+@pytest.mark.parametrize("field", ["mean", "maximum"])
+@pytest.mark.parametrize("reward", [-50.0, 10.5])
+def test_a_probe_has_rewards_within_the_scale(field: str, reward: float) -> None:
+    """A mean below 0 would outweigh unscored completions, which count as 10 each: no record can hold one."""
+    with pytest.raises(ValidationError, match=field):
+        Probe(**({"mean": 0.0, "spread": 1.0, "maximum": 0.0, "scored": 20, "total": 32} | {field: reward}))
 
 
 def test_many_small_rewards_behind_the_refusal_are_reported() -> None:
