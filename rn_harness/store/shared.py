@@ -58,9 +58,14 @@ def read_piece(folder: Path, name: str, offset: int) -> bytes:
         return file.read(PIECE_BYTES)
 
 
+def add_once(store: Store, kind: str, key: str, write: Callable[[Path], None], sent: Mapping[str, str]) -> None:
+    """Adds an entry that ``write`` fills, unless it exists. Raises StoreError if other contents arrive than were sent."""
+    with store.locked(kind, key):
+        if store.get(kind, key) is None:
+            store.put(kind, key, write, expected=sent)
+
+
 def add_entries(store: Store, entries: Iterable[SharedEntry]) -> None:
-    """Adds entries of another store, unless they exist. Raises StoreError if other contents arrive than were sent."""
+    """Adds entries of another store, as ``add_once`` does."""
     for entry in entries:
-        with store.locked(entry.kind, entry.key):
-            if store.get(entry.kind, entry.key) is None:
-                store.put(entry.kind, entry.key, entry.write, expected=entry.files)
+        add_once(store, entry.kind, entry.key, entry.write, entry.files)

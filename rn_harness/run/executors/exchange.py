@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rn_harness.store.shared import SharedEntry, read_piece
+from rn_harness.store.shared import SharedEntry, add_once, read_piece
 from rn_harness.store.store import Store
 
 THREADS = 8
@@ -52,9 +52,7 @@ class StoreActor:
                 path.rename(folder / path.name)
 
         try:
-            with self.store.locked(kind, key):
-                if not self.holds(kind, key):
-                    self.store.put(kind, key, move, expected=files)
+            add_once(self.store, kind, key, move, files)
         finally:
             shutil.rmtree(arrived, ignore_errors=True)
 
