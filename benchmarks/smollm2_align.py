@@ -38,7 +38,7 @@ OPENING = 3
 
 
 def contrasts(suite: Suite, benign: Sequence[Prompt], settings: argparse.Namespace) -> list[Prompt]:
-    """Defense prompts with a benign topic in place of their own, so that the topic decides and not the form of a request.
+    """Defense prompts, each with a benign topic instead of its own: the model learns to refuse by topic, not by form.
 
     With ``--forms`` there are benign prompts with another topic too. Prompts similar to a measured one are left out.
     """

@@ -87,7 +87,7 @@ class Writer:
         return self._laid_out(lexicon, heads, steps), 9.5
 
     def brief(self, lexicon: Lexicon) -> tuple[str, float]:
-        """A complete recipe in one or two sentences, or only its ingredients with quantities and what is done with them."""
+        """A complete recipe in one or two sentences, or only its measured ingredients and the steps that use them."""
         rng = self.rng
         templates = lexicon.brief or lexicon.mix
         drawn = rng.sample(templates, 1 if lexicon.brief else min(2, len(templates)))

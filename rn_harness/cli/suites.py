@@ -106,7 +106,9 @@ class PlanOptions(SessionOptions):
         Literal["h100"] | None,
         typer.Option(help="compute the time on this card from its data sheet; nothing was measured on one"),
     ] = None
-    dollars: Annotated[float, typer.Option(min=0, help="of a card and hour, with --device; the default is an assumption")] = 3.0
+    dollars: Annotated[float | None, typer.Option(min=0, help="of a card and hour, with --device; default: an assumed price")] = (
+        None
+    )
 
 
 @settings_command(commands, "plan", PlanOptions)
@@ -141,7 +143,7 @@ def plan_command(asked: PlanOptions) -> None:
         "device": device(),
         "rests_on": list(made.runs),
         "judge_tokens": {tier: {role: round(n) for role, n in of.items()} for tier, of in read.items()},
-        "computed": _on_card(made, asked.dollars),
+        "computed": _on_card(made, asked),
     }
     tell([*_plan_lines(made, asked, device()), *_judge_lines(read)], document, asked.as_json)
 
@@ -153,15 +155,17 @@ def _judge_lines(read: Mapping[Tier, Mapping[Any, float]]) -> Iterator[str]:
             yield f"judges read about {sum(of.values()) / 1e6:.0f} million tokens in tier {tier}: {roles}"
 
 
-def _on_card(made: RunEstimate, price: float) -> dict[str, Any] | None:
+def _on_card(made: RunEstimate, asked: PlanOptions) -> dict[str, Any] | None:
     """A computed run as numbers; None if its time is not computed."""
+    from rn_harness.run.cost import DOLLARS
+
     if (hours := made.on_card) is None:
         return None
     return {
         "cards": hours.cards,
         "card_hours": round(hours.busy / 3600, 3),
         "wall_hours": round(hours.wall / 3600, 3),
-        "dollars": round(hours.dollars(price), 2),
+        "dollars": round(hours.dollars(DOLLARS if asked.dollars is None else asked.dollars), 2),
         "saturates": hours.saturated,
         "hours": {term: round(s / 3600, 4) for term, s in hours.largest},
     }
@@ -171,7 +175,7 @@ def _card_lines(made: RunEstimate, asked: PlanOptions) -> Iterator[str]:
     from rn_harness.run.case_cost import SHRINKS
     from rn_harness.run.cost import CARDS
 
-    computed, card = _on_card(made, asked.dollars), CARDS[asked.device or ""]
+    computed, card = _on_card(made, asked), CARDS[asked.device or ""]
     if computed is None:
         return
     yield (
