@@ -115,7 +115,7 @@ def deepen(
 
     def loss_of(drawn: tuple[list[Begun], Batch | None]) -> tuple[Any, None]:
         loss, batch = refusal_loss(model, drawn[0], refusal, depth), drawn[1]
-        return loss + depth.keep * divergence(model, batch) if batch else loss, None
+        return loss + depth.keep * divergence(model, batch, depth.opening) if batch else loss, None
 
     descend(
         model,
@@ -140,7 +140,11 @@ def _divergences(model: LanguageModel, learned: Sequence[Example], unseen: Seque
 
 
 def refusal_loss(model: LanguageModel, begun: Sequence[Begun], refusal: Sequence[int], depth: Depth) -> torch.Tensor:
-    """Mean over rows of ``-log p(refusal | x, y_<k)`` per token and of the flattening term."""
+    """Mean over rows of ``-log p(refusal | x, y_<k)`` per token and of the flattening term.
+
+    With a margin the first token's part is what its log odds lack of the margin. This gradient does not fade as the token gets
+    likely.
+    """
     import torch
 
     rows = [[*each.head, *each.begun, *refusal] for each in begun]
@@ -150,8 +154,11 @@ def refusal_loss(model: LanguageModel, begun: Sequence[Begun], refusal: Sequence
     logits_BTV = model.network(input_ids=ids_BT, attention_mask=mask_BT).logits
     logits_BRV = logits_BTV[torch.arange(len(rows), device=ids_BT.device)[:, None], at_BR].float()
     wanted_R = torch.tensor(list(refusal), device=ids_BT.device)
-    nll = -logits_BRV.log_softmax(-1).gather(2, wanted_R.expand(len(rows), -1)[:, :, None]).mean()
-    loss: torch.Tensor = nll + depth.flatten * flatness(logits_BRV[:, 0], refusal[0])
+    nll_BR = -logits_BRV.log_softmax(-1).gather(2, wanted_R.expand(len(rows), -1)[:, :, None])[:, :, 0]
+    if depth.margin is not None:
+        odds_B = logits_BRV[:, 0, refusal[0]] - without_token(logits_BRV[:, 0], refusal[0]).logsumexp(1)
+        nll_BR = torch.cat([(depth.margin - odds_B).clamp(min=0.0)[:, None], nll_BR[:, 1:]], 1)
+    loss: torch.Tensor = nll_BR.mean() + depth.flatten * flatness(logits_BRV[:, 0], refusal[0])
     return loss
 
 
@@ -173,8 +180,14 @@ def without_token(logits_BV: torch.Tensor, token: int) -> torch.Tensor:
     return torch.cat([logits_BV[:, :token], logits_BV[:, token + 1 :]], 1)
 
 
-def divergence(model: LanguageModel, batch: Batch) -> torch.Tensor:
-    """KL divergence in nats of an armed model from itself before training, mean over the tokens to be learned."""
+def divergence(model: LanguageModel, batch: Batch, opening: float = 1.0) -> torch.Tensor:
+    """KL divergence in nats of an armed model from itself before training, mean over the tokens to be learned.
+
+    Args:
+        model: armed.
+        batch: with the tokens.
+        opening: weight of the first token of each answer; the others have 1.
+    """
     import torch
 
     network, inputs = model.network, {"input_ids": batch.ids, "attention_mask": batch.mask}
@@ -183,4 +196,8 @@ def divergence(model: LanguageModel, batch: Batch) -> torch.Tensor:
     with torch.no_grad(), network.disable_adapter() if hasattr(network, "disable_adapter") else nullcontext():
         before_BTV = torch.func.functional_call(network, model.start, kwargs=inputs).logits
     before_NV = before_BTV[:, :-1][batch.target[:, 1:]].float().log_softmax(-1)
-    return torch.nn.functional.kl_div(logp_NV, before_NV, log_target=True, reduction="none").sum(1).mean()
+    kl_N = torch.nn.functional.kl_div(logp_NV, before_NV, log_target=True, reduction="none").sum(1)
+    target_BT = batch.target[:, 1:]
+    weight_N = torch.where(target_BT.cumsum(1) == 1, opening, 1.0)[target_BT]
+    mean: torch.Tensor = (weight_N * kl_N).sum() / weight_N.sum()
+    return mean

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rn_harness.defenses.depth import Shapes, flatness
+from rn_harness.defenses.depth import Begun, Shapes, flatness, refusal_loss
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.defense_recipe import DefenseRecipe
+from rn_harness.spec.defense_recipe import DefenseRecipe, Depth
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.exploration import Exploration, FirstTokenBans, exploration
@@ -46,6 +46,30 @@ def test_what_is_left_is_flattest_if_all_other_tokens_are_equally_likely() -> No
     # Others (0, 0, ln 6): softmax 1/8, 1/8, 6/8; the mean of -log is (2 ln 8 + ln(8/6)) / 3.
     favourite = torch.tensor([[5.0, 0.0, 0.0, math.log(6.0)]])
     assert flatness(favourite, 0).item() == pytest.approx((2 * math.log(8) + math.log(8 / 6)) / 3, rel=1e-6)
+
+
+def test_a_margin_replaces_only_the_likelihood_of_the_refusals_first_token() -> None:
+    """The part of the first token is what its log odds lack of the margin, with a constant gradient, and nothing above it."""
+    # Odds of token 1 against the seven others: a sure 6 - ln 7, where the likelihood's gradient has nearly faded.
+    logits = torch.zeros(1, 4, 8)
+    logits[0, 1, 1] = 6.0
+    logits.requires_grad_()
+    model: Any = SimpleNamespace(
+        tokenizer=SimpleNamespace(pad_token_id=0),
+        network=lambda **_: SimpleNamespace(logits=logits),
+    )
+    setattr(model.network, "device", "cpu")  # noqa: B010 - mypy has no attribute of a function
+    begun, refusal = [Begun(PROMPTS[0], (3, 4), ())], [1, 2]
+    second = math.log(8)
+    for margin, first, pull in ((10.0, 10.0 - (6.0 - math.log(7)), -0.5), (4.0, 0.0, 0.0)):
+        logits.grad = None
+        loss = refusal_loss(model, begun, refusal, Depth(margin=margin, flatten=0.0))
+        loss.backward()
+        assert loss.item() == pytest.approx((first + second) / 2, rel=1e-6)
+        assert logits.grad[0, 1, 1].item() == pytest.approx(pull, abs=1e-6)
+    logits.grad = None
+    refusal_loss(model, begun, refusal, Depth(flatten=0.0)).backward()
+    assert -0.01 < logits.grad[0, 1, 1].item() < 0.0
 
 
 def test_half_of_the_rows_begin_at_the_start_and_the_others_at_any_depth() -> None:

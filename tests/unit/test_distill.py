@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ from rn_harness.spec.prompts import PROMPT_SETS, Prompt
 from rn_harness.spec.retain import Retained, check_retained, read_retained
 from rn_harness.spec.suite import load_suite
 from rn_harness.store.store import Store
-from rn_harness.training.supervised import Example, batch_of
+from rn_harness.training.supervised import Batch, Example, batch_of
 
 from .lazy import LazyModule
 
@@ -98,6 +99,31 @@ def test_divergence_is_from_the_model_before_its_training(form: str, organism: L
     due = float((plain.exp() * (plain - changed)).sum(1).mean())
     assert due > 1e-3
     assert divergence(model, batch).item() == pytest.approx(due, rel=1e-4)
+
+
+def test_the_first_token_of_each_answer_can_weigh_more() -> None:
+    """Only the divergence at the first tokens counts as often as declared, in the sum and in what it is divided by."""
+    before, after = torch.zeros(2, 6, 4), torch.zeros(2, 6, 4)
+    # Two prompts of two tokens, answers of three and of one. What is learned at t is predicted at t - 1.
+    after[0, 1, 0], after[0, 2, 0], after[1, 1, 0] = 1.0, 2.0, 3.0
+    target = torch.tensor([[False, False, True, True, True, False], [False, False, True, False, False, False]])
+    batch = Batch(torch.zeros(2, 6, dtype=torch.long), torch.ones(2, 6), target)
+
+    class Network(torch.nn.Module):  # type: ignore[misc]
+        """Logits that depend on whether the remembered weights run."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, **_: Any) -> Any:
+            return SimpleNamespace(logits=before + self.now * (after - before))
+
+    network = Network()
+    model: Any = SimpleNamespace(network=network, start={"now": torch.zeros(())})
+    first, second, other = (math.log((math.exp(x) + 3) / 4) - x / 4 for x in (1.0, 2.0, 3.0))  # KL(uniform || softmax)
+    assert divergence(model, batch).item() == pytest.approx((first + second + 0.0 + other) / 4, rel=1e-5)
+    assert divergence(model, batch, 8.0).item() == pytest.approx((8 * first + second + 0.0 + 8 * other) / 18, rel=1e-5)
 
 
 def test_a_few_benign_answers_stay_unseen() -> None:
