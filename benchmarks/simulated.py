@@ -17,10 +17,10 @@ from typing import Any
 from gpu import SHAPES
 from pieces import put
 
+from rn_harness.judges.hf import ROWS_AT_ONCE
 from rn_harness.judges.resolve import load_profile
-from rn_harness.judges.rubric import build_question
 from rn_harness.models.memory import Work, plan_memory, shape_of
-from rn_harness.run.case_cost import CHARACTERS, SHRINKS, CardHours, CaseCosts, card_hours, question_tokens, setting_of
+from rn_harness.run.case_cost import SHRINKS, CardHours, CaseCosts, card_hours, question_tokens, setting_of
 from rn_harness.run.cost import BYTES, CARDS, DOLLARS, Reader, Role, Setting
 from rn_harness.spec.base import TIERS
 from rn_harness.spec.fixtures import fixtures_folder
@@ -44,22 +44,20 @@ def profiled(suite: str, *overrides: str) -> Suite:
     return load_suite(ROOT / "suites" / suite, overrides, recipe=profile.recipe)
 
 
-def judged(suite: Suite, cached: bool, reply: int) -> dict[Role, Reader]:
-    """The suite's default judges; ``cached``: what their questions begin with is kept in memory."""
-    declared, length = suite.declaration.judges, question_tokens(suite)
+def judged(suite: Suite, together: int, reply: int) -> dict[Role, Reader]:
+    """The suite's default judges; so many questions ``together`` share the pass of what they begin with."""
+    declared, length = suite.declaration.judges, question_tokens(suite, together)
     assert declared is not None
-    if cached:
-        length -= build_question(suite.declaration.forbidden, "", "")[0]["content"].index("<request-") // CHARACTERS
     named: dict[Role, str] = {"judge": declared.evaluation, "reward": declared.reward, "second": declared.second or ""}
     known = {role: (name, 1e9 * (load_profile(name).parameters_b or 0.0)) for role, name in named.items() if name}
     return {role: Reader(*judge, length, reply) for role, judge in known.items()}
 
 
-def setting(suite: Suite, *, vllm: bool = False, cached: bool = False, reply: int = 16) -> Setting:
+def setting(suite: Suite, *, vllm: bool = False, together: int = ROWS_AT_ONCE, reply: int = 16) -> Setting:
     """The model and its judges on the card."""
     shape = shape_of({**SHAPES[MODEL], "model_type": "qwen2"})
     assert shape is not None
-    return dataclasses.replace(setting_of(CARD, shape, BYTES, judged(suite, cached, reply), suite), vllm=vllm)
+    return dataclasses.replace(setting_of(CARD, shape, BYTES, judged(suite, together, reply), suite), vllm=vllm)
 
 
 def on_cards(suite: Suite, tier: Any, cards: int, **changed: Any) -> CardHours:
@@ -82,8 +80,7 @@ def of_tier(suite: Suite, tier: Any) -> dict[str, Any]:
     one = on_cards(suite, tier, 1)
     changed = {
         "vLLM for rollouts": on_cards(suite, tier, 1, vllm=True),
-        "the fixed part of judges' questions in a cache": on_cards(suite, tier, 1, cached=True),
-        "both": on_cards(suite, tier, 1, vllm=True, cached=True),
+        "each question read whole": on_cards(suite, tier, 1, together=1),
         "judges' replies of 256 tokens instead of 16": on_cards(suite, tier, 1, reply=256),
     }
     return {

@@ -18,9 +18,10 @@ from typing import Any, Self
 
 from rn_harness.judges.local_model import hash_judge, locate_judge, name_and_revision, read_pretrained
 from rn_harness.judges.rubric import Question, Reply, RubricJudge
-from rn_harness.models.batches import padded
+from rn_harness.models.batches import padded, padded_after
 from rn_harness.models.identity import root_digest, text_digest, weights_digest
 from rn_harness.models.templates import without_date
+from rn_harness.models.transformers_compat import keeps_all_keys
 from rn_harness.spec.errors import JudgeError
 from rn_harness.store.provenance import source_digest
 
@@ -214,9 +215,15 @@ class HFJudge(RubricJudge):
         import torch
 
         network, tokenizer = self._weights.network, self._weights.tokenizer
-        ids, mask = padded(rows, network.generation_config.pad_token_id, network.device, left=True)
+        pad, cache = network.generation_config.pad_token_id, None
         with torch.inference_mode():
-            out = network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=self._max_new_tokens)
+            if keeps_all_keys(network):  # a question begins with the rubric, which is the larger part of it
+                (ids, mask), cache = padded_after(rows, pad, network)
+            else:
+                ids, mask = padded(rows, pad, network.device, left=True)
+            out = network.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=self._max_new_tokens
+            )
         ends = set(network.generation_config.eos_token_id)
         for tail in out[:, ids.shape[1] :].tolist():
             end = next((n for n, token in enumerate(tail) if token in ends), None)

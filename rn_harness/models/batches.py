@@ -1,4 +1,4 @@
-"""Rows of token ids: padded to one length, and passed through a network with the prompt of a group computed once."""
+"""Rows of token ids: padded to one length, and passed through a network with what they share computed once."""
 
 from __future__ import annotations
 
@@ -21,6 +21,37 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: Any, *, left: bool) 
     ids = [[*[pad] * n, *row] if left else [*row, *[pad] * n] for row, n in zip(rows, fills, strict=True)]
     masks = [[0] * n + [1] * (width - n) if left else [1] * (width - n) + [0] * n for n in fills]
     return torch.tensor(ids, device=device), torch.tensor(masks, device=device)
+
+
+def padded_after(rows: Sequence[Sequence[int]], pad: int, network: PreTrainedModel) -> tuple[Tokens, Any]:
+    """Token ids (B, L) of B rows and their mask, and a cache with the pass of the tokens that all rows begin with.
+
+    The padding stands between those tokens and the others of a row. In exact arithmetic a network that goes on from the cache gives
+    what it gives for whole rows that are padded on the left.
+
+    Args:
+        rows: none empty.
+        pad: token id.
+        network: whose layers keep all keys and values, see ``transformers_compat.keeps_all_keys``.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    shared = min(common_prefix(rows), min(map(len, rows)) - 1)
+    ids, mask = padded([row[shared:] for row in rows], pad, network.device, left=True)
+    begin = torch.tensor([[*rows[0][:shared]]], device=network.device)
+    cache = DynamicCache(config=network.config)
+    if shared:
+        backbone: Any = network.base_model
+        backbone(input_ids=begin, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(rows))
+    return (torch.cat([begin.expand(len(rows), -1), ids], 1), torch.cat([mask.new_ones(len(rows), shared), mask], 1)), cache
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """The number of tokens that all rows begin with."""
+    first, last = min(rows), max(rows)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def completion_states(

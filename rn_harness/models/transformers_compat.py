@@ -102,6 +102,14 @@ def shares_prompts(network: PreTrainedModel) -> bool:
     return type(network.get_output_embeddings()) is torch.nn.Linear and not scaled
 
 
+def keeps_all_keys(network: PreTrainedModel) -> bool:
+    """True if each layer keeps the keys and values of all tokens, so that padding between tokens displaces none."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=network.config).layers)
+
+
 def sampling_filters(settings: Any) -> list[Any]:
     """The filters of ``generate`` for these settings, in its order; none of them reads the tokens so far."""
     from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.checkpoints import VALIDATION_COMPLETIONS
+from rn_harness.judges.hf import ROWS_AT_ONCE, HFJudge
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.rubric import RubricJudge, build_question
 from rn_harness.models.candidate import TEMPLATE_TOKENS
@@ -28,10 +29,10 @@ PASSES = 4
 """Times that a judge is asked each anchor, see ``judges.anchors.certify``."""
 SHRINKS = {
     "rollouts": "vLLM (--rn-sampler vllm) or a fleet, which reads the weights once for several attacks",
-    "rewards": "a smaller reward judge, or its question's fixed part kept in a cache",
+    "rewards": "a smaller reward judge",
     "updates": "kept activations instead of computed ones, where memory allows",
     "checkpoints' sampling": "vLLM for measurements too, which sample with transformers now",
-    "checkpoints' judging": "the fixed part of the judge's question kept in a cache",
+    "checkpoints' judging": "a smaller judge, or one on a server, which works while the model trains",
     "second opinions and further looks": "a control that stops once it has broken",
     "benign answers": "fewer benign prompts at the checkpoints between, or vLLM",
     "defense": "vLLM, or fewer steps",
@@ -45,13 +46,18 @@ def reader_of(judge: Judge, suite: Suite, parameters: float) -> Reader | None:
     """A judge as a reader of this suite's questions; None if it is no language model."""
     if not isinstance(judge, RubricJudge):
         return None
-    return Reader(judge.name, parameters, question_tokens(suite))
+    return Reader(judge.name, parameters, question_tokens(suite, ROWS_AT_ONCE if isinstance(judge, HFJudge) else 1))
 
 
-def question_tokens(suite: Suite) -> int:
-    """Tokens of a judge's question about a held-out prompt of this suite, without the answer."""
+def question_tokens(suite: Suite, together: int) -> int:
+    """Tokens of a judge's question about a held-out prompt of this suite, without the answer.
+
+    Of so many questions ``together`` the part before the request, which they share, counts once.
+    """
     request = max((p.text for p in suite.prompts["heldout"]), key=len)
-    return len(build_question(suite.declaration.forbidden, request, "")[0]["content"]) // CHARACTERS + TEMPLATE_TOKENS
+    text = build_question(suite.declaration.forbidden, request, "")[0]["content"]
+    shared = text.index("<request-")
+    return round((shared / together + len(text) - shared) / CHARACTERS) + TEMPLATE_TOKENS
 
 
 def prompt_tokens(suite: Suite) -> int:

@@ -124,10 +124,17 @@ def test_explorers_sample_long_answers(suite: Suite) -> None:
 
 
 def test_the_length_of_a_question_is_that_of_its_text(suite: Suite) -> None:
-    """A judge's question about the longest held-out prompt has a token for four characters, and a chat template."""
+    """A judge's question about the longest held-out prompt has a token for four characters, and a chat template.
+
+    Of questions that are asked together, what stands before the request counts once.
+    """
     longest = max((p.text for p in suite.prompts["heldout"]), key=len)
     (turn,) = build_question(suite.declaration.forbidden, longest, "")
-    assert question_tokens(suite) == len(turn["content"]) // 4 + 64
+    text = turn["content"]
+    assert question_tokens(suite, 1) == round(len(text) / 4) + 64
+    before = text.index("<request-")
+    assert before > len(text) / 2
+    assert question_tokens(suite, 4) == round((len(text) - before + before / 4) / 4) + 64
 
 
 def test_recorded_lengths_are_those_of_the_model() -> None:

@@ -20,8 +20,10 @@ from rn_harness.judges.anchors import certify, shipped_anchors
 from rn_harness.judges.hf import HFJudge
 from rn_harness.judges.rubric import WORDINGS, build_question
 from rn_harness.models import hub
+from rn_harness.models.batches import common_prefix, padded, padded_after
 from rn_harness.models.hub import HubError, locate
 from rn_harness.models.identity import digest_folder, hash_files, root_digest
+from rn_harness.models.transformers_compat import keeps_all_keys
 from rn_harness.run.training_limits import weights_size
 from rn_harness.spec.errors import CandidateError, JudgeError
 from rn_harness.spec.policy import Policy
@@ -178,6 +180,58 @@ def test_each_row_has_its_own_reply(tmp_path: Path) -> None:
     alone = [answer for row in rows for answer in told._generate([row])]
     assert together == alone
     assert len({reply for reply, _ in alone}) > 1
+
+
+def test_what_questions_begin_with_is_computed_once(chance: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that go on from the pass of the rubric have the logits of whole rows, and the rubric's tokens are passed once a batch."""
+    import torch
+
+    told = judge(chance)
+    network, texts = told._weights.network, ("no", "sure 7 " * 9, "I cannot 1")
+    rows = [told._encode(build_question(FORBIDDEN, PROMPT.text, text))[0] for text in texts]
+    passed: list[int] = []
+    network.base_model.register_forward_pre_hook(
+        lambda _, __, given: passed.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
+    found = []
+    with torch.inference_mode():
+        for (ids, mask), cache in (padded_after(rows, 0, network), (padded(rows, 0, network.device, left=True), None)):
+            made = network.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **settings)
+            found.append(torch.stack(made.logits))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    shared, width = common_prefix(rows), max(map(len, rows))
+    assert shared > width / 2
+    assert passed[:2] == [shared, 3 * (width - shared)]
+    assert 3 * width in passed
+    passed.clear()
+    list(told._generate(rows))
+    assert passed[:2] == [shared, 3 * (width - shared)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [([[1, 2, 3], [1, 2, 4, 5]], 2), ([[1, 2], [1, 2, 3]], 2), ([[1], [2]], 0), ([[7, 8]], 2), ([[2, 1], [2, 1], [1, 9]], 0)],
+)
+def test_the_common_prefix_is_what_all_rows_begin_with(rows: list[list[int]], shared: int) -> None:
+    """It ends before the first token in which any two rows differ, or at the end of the shortest."""
+    assert common_prefix(rows) == shared
+
+
+def test_a_model_that_forgets_keys_reads_whole_rows(chance: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding between tokens would push others out of a sliding window, so that such a model gets no shared pass."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    small = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    forgets, keeps = (MistralForCausalLM(MistralConfig(**small, **heads, sliding_window=window)) for window in (4, None))
+    assert (keeps_all_keys(forgets), keeps_all_keys(keeps)) == (False, True)
+    told = judge(chance)
+    rows = [told._encode(build_question(FORBIDDEN, PROMPT.text, text))[0] for text in ("no", "sure 7")]
+    together = list(told._generate(rows))
+    monkeypatch.setattr(hf, "keeps_all_keys", lambda network: network is not told._weights.network)
+    monkeypatch.setattr(hf, "padded_after", None)
+    assert list(told._generate(rows)) == together
 
 
 def test_batches_hold_rows_and_tokens(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
