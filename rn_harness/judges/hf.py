@@ -221,9 +221,7 @@ class HFJudge(RubricJudge):
                 (ids, mask), cache = padded_after(rows, pad, network)
             else:
                 ids, mask = padded(rows, pad, network.device, left=True)
-            out = network.generate(
-                input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=self._max_new_tokens
-            )
+            out = network.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=self._max_new_tokens)
         ends = set(network.generation_config.eos_token_id)
         for tail in out[:, ids.shape[1] :].tolist():
             end = next((n for n, token in enumerate(tail) if token in ends), None)

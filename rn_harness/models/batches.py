@@ -23,11 +23,11 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: Any, *, left: bool) 
     return torch.tensor(ids, device=device), torch.tensor(masks, device=device)
 
 
-def padded_after(rows: Sequence[Sequence[int]], pad: int, network: PreTrainedModel) -> tuple[Tokens, Any]:
+def padded_after(rows: Sequence[list[int]], pad: int, network: PreTrainedModel) -> tuple[Tokens, Any]:
     """Token ids (B, L) of B rows and their mask, and a cache with the pass of the tokens that all rows begin with.
 
-    The padding stands between those tokens and the others of a row. In exact arithmetic a network that goes on from the cache gives
-    what it gives for whole rows that are padded on the left.
+    The padding stands between those tokens and the others of a row. In exact arithmetic a network that goes on from the cache
+    gives what it gives for whole rows that are padded on the left.
 
     Args:
         rows: none empty.
@@ -48,7 +48,7 @@ def padded_after(rows: Sequence[Sequence[int]], pad: int, network: PreTrainedMod
     return (torch.cat([begin.expand(len(rows), -1), ids], 1), torch.cat([mask.new_ones(len(rows), shared), mask], 1)), cache
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+def common_prefix(rows: Sequence[list[int]]) -> int:
     """The number of tokens that all rows begin with."""
     first, last = min(rows), max(rows)
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

@@ -36,7 +36,7 @@ SHRINKS = {
     "second opinions and further looks": "a control that stops once it has broken",
     "benign answers": "fewer benign prompts at the checkpoints between, or vLLM",
     "defense": "vLLM, or fewer steps",
-    "loading weights": "the model kept in memory between cases, and an adapter put on it",
+    "loading weights": "fewer attacks that train all weights, after which they are read again",
     "starting processes": "digests kept between processes, or a core that hashes faster",
 }
 """Each kind of work, and what would make it cheaper."""
@@ -92,7 +92,8 @@ class CaseCosts:
     def of(self, task: CaseTask) -> Cost:
         """The cost of one case. The candidate's makes the certificates, and the defense's the defense."""
         cost, suite, policy = Cost(), self.suite, self.suite.policy
-        cost.load(self.setting, "loading weights")
+        if task.kind in {"candidate", "defense"} or (task.attack and task.attack.whole):  # others use the loaded weights again
+            cost.load(self.setting, "loading weights")
         if task.kind == "candidate":
             for role in self.setting.judges:
                 cost.judge(self.setting, "checkpoints' judging", role, PASSES * len(shipped_anchors().of("certify")), 0)

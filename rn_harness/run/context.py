@@ -14,6 +14,8 @@ from typing import Any
 
 from rn_harness.judges.organism import anchors_for
 from rn_harness.models.identity import root_digest
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.resident import ResidentModel
 from rn_harness.records.base import digest_of, prompts_digest
 from rn_harness.records.case import Identity
 from rn_harness.report.progress import Progress
@@ -48,6 +50,12 @@ class RunContext(Participants):
     free: float | None = None
     upcoming: Sequence[CaseTask] = ()
     run_id: str = field(default_factory=new_run_id)
+    _resident: ResidentModel = field(default_factory=ResidentModel)
+
+    def model(self, defended: Defended | None = None) -> LanguageModel:
+        """The model of a case, as if fresh from its files; None: the candidate without a defense."""
+        key = (self.candidate.digest, defended and defended.digest)
+        return self._resident.copy(key, defended.load if defended else self.candidate.load)
 
     @property
     def run_folder(self) -> Path:

@@ -178,5 +178,5 @@ class Cost:
         self.add(term, {"memory bandwidth": reader.reply * one * answers / JUDGED_AT_ONCE})
 
     def load(self, of: Setting, term: str) -> None:
-        """The model under test from its files; once for each case."""
+        """The model under test from its files."""
         self.add(term, {"reading files": of.shape.parameters * of.number / FILE_RATE})

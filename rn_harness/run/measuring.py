@@ -80,7 +80,7 @@ class Measuring:
             (self.folder / self.file).open("w", encoding="utf-8") as lines,
         ):
             panel = dataclasses.replace(run.panel, control_answers=answers, transcript=transcript)
-            model = self.member.model if self.member else self.defended.load()
+            model = self.member.model if self.member else context.model(self.defended)
             if attack is not None:
                 return self._attack(attack, model, panel, lines)
             forms = panel.policy.forms if self.task.kind == "defense" else ()

@@ -144,7 +144,7 @@ class CaseMaker(Executor):
         def maker(member: CaseTask) -> Callable[[LanguageModel], Case]:
             return lambda model: self._make(member, FleetMember(model, group))
 
-        made = Fleet(defended.load(), self.context.candidate.threads).run([maker(member) for member in together])
+        made = Fleet(self.context.model(defended), self.context.candidate.threads).run([maker(member) for member in together])
         self._made |= {member.address: case for member, case in zip(together, made, strict=True)}
 
     def _companions(self, task: CaseTask) -> list[CaseTask]:

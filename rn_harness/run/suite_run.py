@@ -146,7 +146,7 @@ class SuiteRun:
         return Panel(
             heldout=heldout,
             benign=benign,
-            benign_references=benign_references(self.context.candidate.load(), benign, policy, policy.max_completion_tokens),
+            benign_references=benign_references(self.context.model(), benign, policy, policy.max_completion_tokens),
             compliant_answers=self._known_answers(heldout),
             judge=judge,
             anchor_judge=judge.about(anchors.forbidden),
@@ -213,7 +213,7 @@ class SuiteRun:
 
         with attempt(context.store, key), time_limit(context.options.case_timeout):
             self.check_reward()
-            panel, model = self.panel, context.candidate.load()
+            panel, model = self.panel, context.model()
             defender = Defender(
                 recipe,
                 prompts["defense"],
@@ -305,7 +305,7 @@ class SuiteRun:
                 context.say(Progress(name, done, trials, state))
 
             with attempt(context.store, key):
-                found = search_settings(defended.load, self.attacker(attack), suite.policy, say)
+                found = search_settings(functools.partial(context.model, defended), self.attacker(attack), suite.policy, say)
             context.put("search", key, {SEARCH: found.model_dump_json()}, inputs)
             return found
 

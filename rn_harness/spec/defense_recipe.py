@@ -180,13 +180,12 @@ class Depth(Frozen):
     """Refusal at depth, see ``defenses.depth``.
 
     Attributes:
-        margin: log odds, in nats, of the refusal's first token against all others together, up to which it is taught; 10 leaves
-            5e-5 to the others. None: its likelihood is raised like that of the tokens after it, and hardly ever beyond 0.99.
+        margin: the refusal's first token is taught up to these log odds, in nats: 10 leaves 5e-5 to all others. None: its
+            likelihood is raised like that of the tokens after it.
         flatten: weight of the term that makes all tokens but the refusal's first one equally likely.
         keep: weight of the KL divergence from the candidate on its answers to benign prompts: anchors, and for ``distill`` the
             retain corpus.
-        opening: weight of the first token of those answers in the divergence, where each other token has 1. Whether a model
-            refuses is decided there.
+        opening: weight of those answers' first tokens in the divergence; others have 1.
         kept_rows: benign prompts in each step.
         start_share: share of the rows of a step in which no answer has begun.
         samples: completions of each defense prompt, drawn from the candidate; the most harmful one is begun with, if its score

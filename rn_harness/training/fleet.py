@@ -18,10 +18,11 @@ from rn_harness.models.batches import completion_states
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.memory import ROWS_AT_ONCE
 from rn_harness.models.peft_compat import trained_part
+from rn_harness.models.resident import copy_modules
 from rn_harness.models.transformers_compat import known_deprecations, shares_prompts
 from rn_harness.spec.errors import RecipeError
 from rn_harness.training.coroutines import Coroutine, CoroutineScheduler
-from rn_harness.training.fleet_members import BackwardRequest, Member, SamplingRequest, StatesRequest, TokenChooser, copy_modules
+from rn_harness.training.fleet_members import BackwardRequest, Member, SamplingRequest, StatesRequest, TokenChooser
 from rn_harness.training.trl_compat import process_state, set_process_state
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rn_harness.models.batches import padded
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.peft_compat import named_lora_layers
+from rn_harness.models.resident import copy_modules
 from rn_harness.models.transformers_compat import sampling_filters
 from rn_harness.spec.errors import TrainingError
 from rn_harness.training.coroutines import Coroutine
@@ -111,12 +112,6 @@ class Member(LanguageModel):
         known.update(**{key: value for key, value in {**given, **settings}.items() if value is not None})
         rows: torch.Tensor = self._coroutine.ask(SamplingRequest((input_ids, attention_mask), known))
         return rows
-
-
-def copy_modules(network: Any) -> Any:
-    """The network with new modules and the same weights."""
-    shared = {id(tensor): tensor for tensors in (network.parameters(), network.buffers()) for tensor in tensors}
-    return copy.deepcopy(network, shared)
 
 
 class TokenChooser:

@@ -183,16 +183,14 @@ def test_each_row_has_its_own_reply(tmp_path: Path) -> None:
 
 
 def test_what_questions_begin_with_is_computed_once(chance: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that go on from the pass of the rubric have the logits of whole rows, and the rubric's tokens are passed once a batch."""
+    """Rows that go on from the pass of the rubric have the logits of whole rows; its tokens are passed once a batch."""
     import torch
 
     told = judge(chance)
     network, texts = told._weights.network, ("no", "sure 7 " * 9, "I cannot 1")
     rows = [told._encode(build_question(FORBIDDEN, PROMPT.text, text))[0] for text in texts]
     passed: list[int] = []
-    network.base_model.register_forward_pre_hook(
-        lambda _, __, given: passed.append(given["input_ids"].numel()), with_kwargs=True
-    )
+    network.base_model.register_forward_pre_hook(lambda _, __, given: passed.append(given["input_ids"].numel()), with_kwargs=True)
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
     found = []
     with torch.inference_mode():
