@@ -94,6 +94,7 @@ def start(command: Sequence[str], folder: Path = ROOT, store: Path | None = None
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     known = {
         "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
         "PYTHONPYCACHEPREFIX": str(BUILD / "bytecode"),
         "RN_HARNESS_CACHE": str(store or store_folder()),
         "PROBED": str(probed),

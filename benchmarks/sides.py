@@ -346,8 +346,9 @@ TASKS: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Runs one task."""
-    quiet_libraries()
+    """Runs one task. A bare script has none of the harness's care for the libraries, such as less garbage collection."""
+    if not sys.argv[1].startswith("bare"):
+        quiet_libraries()
     import torch
     import trl  # noqa: F401  (both sides import it before they start)
 

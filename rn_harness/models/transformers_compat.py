@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from rn_harness.spec.collector import collector_paused
 from rn_harness.spec.errors import CandidateError
 from rn_harness.store.ranks import ranks
 
@@ -47,7 +48,7 @@ def quiet_libraries() -> None:
     os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"), "1")
     # On a CPU it advises a package that fetches code from the hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with known_deprecations():
+    with known_deprecations(), collector_paused():
         import datasets
         import huggingface_hub
         import peft  # noqa: F401  (loads bitsandbytes where it is installed)

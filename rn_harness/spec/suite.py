@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rn_harness.spec.attack_recipe import SEARCHED, AttackMatrix, AttackRecipe, with_standing
 from rn_harness.spec.base import TIERS, Frozen, Name, Standing, TierName
+from rn_harness.spec.collector import collector_paused
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import RecipeError, SuiteError
 from rn_harness.spec.levels import PLAIN, LevelName
@@ -247,6 +248,7 @@ def _checked_recipe(recipe: Iterable[str], path: Path, defenses: Container[str])
     return tuple(pair for pair in pairs if not pair.startswith("defenses.") or pair.split(".")[1] in defenses)
 
 
+@collector_paused()
 def load_suite(
     folder: Path,
     overrides: Iterable[str] = (),
