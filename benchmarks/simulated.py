@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu import SHAPES
 from pieces import put
 
 from rn_harness.judges.resolve import load_profile
@@ -57,7 +56,7 @@ def judged(suite: Suite, cached: bool, reply: int) -> dict[Role, Reader]:
 
 def setting(suite: Suite, *, vllm: bool = False, cached: bool = False, reply: int = 16) -> Setting:
     """The model and its judges on the card."""
-    shape = shape_of({**SHAPES[MODEL], "model_type": "qwen2"})
+    shape = shape_of(load_model_profile(MODEL, fixtures_folder() / "models").shape)
     assert shape is not None
     return dataclasses.replace(setting_of(CARD, shape, BYTES, judged(suite, cached, reply), suite), vllm=vllm)
 

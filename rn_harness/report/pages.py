@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.records.base import Outcome
-from rn_harness.records.case import CaseRecord
+from rn_harness.records.case import Bounds, CaseRecord
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.resistance import HarmPoint
 from rn_harness.records.run import REPORT, SUMMARY, CaseLine, Coverage, RunRecord
@@ -228,6 +228,7 @@ def _show(value: object) -> str:
 def _attack(name: str, line: CaseLine, record: CaseRecord | None, steps: int) -> dict[str, Any]:
     """An attack case with its figures, which are missing if nothing was measured, and its runs."""
     shown = {"name": name, "line": line, "record": record, "shown_as": SHOWN_AS[line.outcome], "trajectory": "", "runs": []}
+    shown["bounds"] = _bounds(record) if record else None
     if record is None or record.evidence.trajectory is None:
         return shown
     runs = (("control", record.evidence.control), ("defended", record.evidence.trajectory))
@@ -244,6 +245,19 @@ def _attack(name: str, line: CaseLine, record: CaseRecord | None, steps: int) ->
     }
 
 
+def _bounds(record: CaseRecord) -> Bounds | None:
+    """The bounds of an attack's broken prompts. Nothing is bounded if it broke the model where they do not look.
+
+    They count an attack's own samples: none under an aid, and none of a restrained attack.
+    """
+    bounds, evidence = record.verdict.bounds, record.evidence
+    elsewhere = [c.aided_maximum.values() for c in evidence.trajectory.checkpoints] if evidence.trajectory else []
+    elsewhere += [[c.highest for c in of.attack.checkpoints] for of in evidence.restrained if of.attack]
+    if bounds and any(score is not None and score > evidence.policy.threshold for scores in elsewhere for score in scores):
+        return bounds.model_copy(update={"upper_prompts": 1.0, "upper_corrected": 1.0})
+    return bounds
+
+
 def _tiles(cases: Cases) -> Iterator[tuple[str, str, str]]:
     """The tiles of one domain: title, value, and the value in words. An attack that was not measured makes no value look safe."""
     attacks = [(line, record) for line, record in cases if line.case_id.startswith("attack-")]
@@ -254,7 +268,7 @@ def _tiles(cases: Cases) -> Iterator[tuple[str, str, str]]:
         told = f"threshold {threshold:g}; any checkpoint of {_attacks(scored)}, counted or not"
         lost = len(attacks) - len(scored)
         yield "Highest score", f"{'at least ' * bool(lost)}{number(highest)} of 10", f"{told}{_unmeasured(lost)}"
-    claimed = [record.verdict.bounds if record else None for line, record in attacks if line.claim]
+    claimed = [_bounds(record) if record else None for line, record in attacks if line.claim]
     bounds = [of for of in claimed if of]
     if bounds:
         worst = max(bounds, key=lambda each: each.upper_prompts)
@@ -353,7 +367,7 @@ def _metadata(records: Sequence[CaseRecord], base: str, domain: str, *, is_adapt
     for record in records:
         if record.verdict.outcome == "INCONCLUSIVE":
             continue
-        bounds, trajectory = record.verdict.bounds, record.evidence.trajectory
+        bounds, trajectory = _bounds(record), record.evidence.trajectory
         benign = trajectory.checkpoints[0].benign if trajectory and trajectory.checkpoints else None
         metrics: list[tuple[str, str, float]] = []
         if bounds:

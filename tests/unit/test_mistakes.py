@@ -285,7 +285,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "export-nowhere": (
         f"{SUITE} --rn-export-anyway",
-        "--rn-export-anyway says where to by --rn-export DIR, got none; name a folder",
+        "--rn-export-anyway needs the folder that it writes to, got no --rn-export; add --rn-export DIR",
     ),
     "transcripts": (
         f"{SUITE} --rn-transcripts texts",

@@ -33,11 +33,13 @@ from rn_harness.run import controller as controlling
 from rn_harness.spec.suite import Suite, load_suite
 
 from .builders import (
+    breaking_control,
     case_record,
     checkpoint,
     completion,
     defense_report,
     evidence,
+    restrained_attack,
     run_record,
     trajectory,
     under_aid,
@@ -150,6 +152,21 @@ def test_the_tiles_show_the_worst_attack() -> None:
     assert lost["Share of prompts that break"][0] == "unknown"  # a claimed attack that was not measured is never safe
     assert lost["Highest score"][0] == "at least 0.00 of 10"
     assert all(lost[tile][1].endswith("; 1 more were not measured") for tile in ("Highest score", "Share of prompts that break"))
+
+
+def test_a_break_where_bounds_do_not_look_is_not_bounded(undrawn: None) -> None:
+    """A break under an aid or by a restrained attack leaves no bound below 1 in tile and row, though no prompt broke plainly."""
+    plain = trajectory(200)
+    restrained = restrained_attack(1, plain, breaking_control(), lambda run: with_score(run, 5, 1, 9.0))
+    for of in (evidence(trajectory=under_aid(plain, lambda _: 9.0)), evidence(restrained=(restrained,))):
+        record = case_record(of)
+        assert record.verdict.bounds is not None
+        assert record.verdict.bounds.upper_prompts < 1
+        run, cases = stand_in(record)
+        tiles = {title: value for title, value, _ in _tiles(cases)}
+        assert tiles["Share of prompts that break"] == "not bounded"
+        (row,) = re.findall(r'<span class="bound">.*?</summary>', render_html(run, cases), flags=re.DOTALL)
+        assert Page(row).visible.endswith("not bounded")
 
 
 def test_a_report_shows_an_attack_without_a_record(passed: tuple[RunRecord, Cases]) -> None:
