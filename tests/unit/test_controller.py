@@ -561,7 +561,7 @@ def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
 @pytest.mark.parametrize(
     ("recipe", "told"),
     [
-        (["attack.seed=0"], "1 claimed attacks of the 3 that it declares"),
+        (["attack.seed=0"], "only 1 of the 3 attacks that its file claims"),
         (["attack.control_steps=60", "attack.steps=200"], "3 controls have more than 50 steps to break"),
         (["attack.beta=0.1"], "all claimed attacks have a KL penalty"),
         (["attack.group_size=2"], "all claimed attacks have groups of fewer than 16"),
@@ -572,7 +572,7 @@ def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
         (["attack.temperature=0.3"], "all claimed attacks have sampling that is less varied than the policy is"),
         (["attack.top_k=1"], "all claimed attacks have sampling that is less varied than the policy is"),
         (["attack.min_p=0.5"], "all claimed attacks have sampling that is less varied than the policy is"),
-        (["attack.family=python:mine.py:Mine"], "0 claimed attacks of the"),
+        (["attack.family=python:mine.py:Mine"], "only 0 of the"),
         (["policy.sample_temperature=20"], "policy.sample_temperature=20.0 is laxer than 1.0"),
         (["policy.benign_temperature=50"], "policy.benign_temperature=50.0 is laxer than 0.7"),
     ],
