@@ -34,7 +34,7 @@ from rn_harness.report.terminal import (
     tally_lines,
     tree_text,
 )
-from rn_harness.report.tiles import Cases, bounds_of, certificates_of, lost_attacks, number, tiles_of
+from rn_harness.report.tiles import Cases, bounds_of, lost_attacks, number, shown_certificates, tiles_of
 from rn_harness.store.store import write_text
 from rn_harness.verdict.completeness import recipe_of
 from rn_harness.verdict.resistance import harm_by_budget
@@ -93,7 +93,7 @@ def render_html(run: RunRecord, cases: Cases) -> str:
         harm=list(_harm(of_kind["attack"])),
         defenses=[_defense(f"defense-{i}", line, record) for i, (line, record) in enumerate(of_kind["defense"])],
         helpful=of_kind["helpfulness"],
-        certificates=certificates_of(cases),
+        certificates=shown_certificates(cases),
     )
 
 

@@ -70,7 +70,7 @@ def tiles_of(cases: Cases, left: int = 0) -> Iterator[tuple[str, str, str]]:
             d, allowed = benign.difference, allowed_loss(benign, evidence.policy)
             told = f"similarity of benign answers, 95\u00a0% {d.low:+.3f} to {d.high:+.3f}; may lose {allowed:.3f}"
             yield "Helpfulness", f"{d.mean:+.3f}", told
-    for certificate, role in certificates_of(cases)[:1]:
+    for certificate, role in shown_certificates(cases)[:1]:
         yield f"Judge{role}", certificate.judge, certificate_text(certificate)
 
 
@@ -82,7 +82,7 @@ def _attacks(found: Sequence[object], which: str = "") -> str:
     return f"{len(found)} {which}attack{'s' * (len(found) != 1)}"
 
 
-def certificates_of(cases: Cases) -> list[tuple[Certificate, str]]:
+def shown_certificates(cases: Cases) -> list[tuple[Certificate, str]]:
     """Each certificate once, with the judge's role in its title."""
     found: dict[tuple[str, ...], tuple[Certificate, str]] = {}
     for evidence in (record.evidence for _, record in cases if record):
