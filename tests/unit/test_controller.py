@@ -23,7 +23,7 @@ from rn_harness.records.trajectory import Measurement
 from rn_harness.release.export import export_defended
 from rn_harness.release.verification import Verification, verify
 from rn_harness.report.terminal import in_short, tally_lines
-from rn_harness.run.case_board import CaseNews
+from rn_harness.run.case_board import CaseNews, never_run
 from rn_harness.run.controller import Controller
 from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe, Shift
 from rn_harness.spec.base import LoadedCode, Standing
@@ -544,6 +544,13 @@ def test_other_weights_are_not_exported(tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match="must be those that were attacked"):
         export_defended(source, tmp_path / "out", run.controller.finish(), [record])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_case_without_verdict_has_the_first_line_of_its_error(run: Run) -> None:
+    """The note of a case that ended in an error has the message alone, without the words that begin the list of places."""
+    nodeid = run.nodeid(run.cases[0][0], ATTACK)
+    run.controller.tests[nodeid] = never_run(nodeid, "no verdict: it hung, raised at:\n  a.py:1 in f")
+    assert [line.note for line in run.controller.finish().cases if line.nodeid == nodeid] == ["no verdict: it hung"]
 
 
 def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
