@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu import SHAPES
 from pieces import put
 
 from rn_harness.judges.hf import ROWS_AT_ONCE
@@ -55,7 +54,7 @@ def judged(suite: Suite, together: int, reply: int) -> dict[Role, Reader]:
 
 def setting(suite: Suite, *, vllm: bool = False, together: int = ROWS_AT_ONCE, reply: int = 16) -> Setting:
     """The model and its judges on the card."""
-    shape = shape_of({**SHAPES[MODEL], "model_type": "qwen2"})
+    shape = shape_of(load_model_profile(MODEL, fixtures_folder() / "models").shape)
     assert shape is not None
     return dataclasses.replace(setting_of(CARD, shape, BYTES, judged(suite, together, reply), suite), vllm=vllm)
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from rn_harness.records.base import Outcome
 from rn_harness.records.case import CaseRecord
-from rn_harness.records.certificate import Certificate
 from rn_harness.records.resistance import HarmPoint
 from rn_harness.records.run import REPORT, SUMMARY, CaseLine, Coverage, RunRecord
 from rn_harness.records.statistics import MeanInterval
@@ -28,7 +27,6 @@ from rn_harness.records.trajectory import UNDER, Trajectory
 from rn_harness.report.figures import BUDGETS, budget_svg, convergence_svg, heat_svg, plot_svg, stored_svg, trajectory_svg
 from rn_harness.report.terminal import (
     broken_lines,
-    certificate_text,
     result_text,
     resumed_text,
     standing_suffix,
@@ -36,9 +34,9 @@ from rn_harness.report.terminal import (
     tally_lines,
     tree_text,
 )
+from rn_harness.report.tiles import Cases, bounds_of, lost_attacks, number, shown_certificates, tiles_of
 from rn_harness.store.store import write_text
 from rn_harness.verdict.completeness import recipe_of
-from rn_harness.verdict.helpfulness import allowed_loss
 from rn_harness.verdict.resistance import harm_by_budget
 from rn_harness.verdict.signatures import below
 
@@ -53,8 +51,6 @@ SECTIONS = (
 SHOWN_AS: dict[Outcome | None, str] = {"PASS": "held", "FAIL": "broke", "INCONCLUSIVE": "undecided", None: "undecided"}
 """Outcomes of attacks, by which the page filters them."""
 ICONS = {"PASS": "\u2713", "FAIL": "\u2717", "INCONCLUSIVE": "?", None: "?"}
-Cases = Sequence[tuple[CaseLine, CaseRecord | None]]
-"""The cases of a run; a case without a record has None."""
 ComparedSide = tuple[CaseLine | None, CaseRecord | None]
 """A case in one of two runs; None: it was not run."""
 
@@ -77,6 +73,7 @@ def render_html(run: RunRecord, cases: Cases) -> str:
     }
     families = {(of.domain, case): family.family for of in run.coverage for family in of.families for case in family.cases}
     attacks = [(line, record) for line, record in cases if line.case_id.startswith("attack-")]
+    lost = {of.domain: lost_attacks(cases, of) for of in run.coverage}
     steps = max((run.steps for _, record in of_kind["attack"] for run in record.evidence.runs), default=0)
     return _render(
         "report.html.j2",
@@ -84,7 +81,8 @@ def render_html(run: RunRecord, cases: Cases) -> str:
         cases=cases,
         css=_css(),
         sections=SECTIONS,
-        tiles={of.domain: list(_tiles([case for case in cases if case[0].domain == of.domain])) for of in run.coverage},
+        tiles={of: list(tiles_of([case for case in cases if case[0].domain == of], left)) for of, left in lost.items()},
+        lost=lost,
         outcomes=list(dict.fromkeys(SHOWN_AS[line.outcome] for line, _ in attacks)),
         families=list(dict.fromkeys(families.values())),
         steps=steps,
@@ -95,7 +93,7 @@ def render_html(run: RunRecord, cases: Cases) -> str:
         harm=list(_harm(of_kind["attack"])),
         defenses=[_defense(f"defense-{i}", line, record) for i, (line, record) in enumerate(of_kind["defense"])],
         helpful=of_kind["helpfulness"],
-        certificates=_certificates(cases),
+        certificates=shown_certificates(cases),
     )
 
 
@@ -208,11 +206,6 @@ def _render(template: str, run: RunRecord, **values: Any) -> str:
     return _template(template).render(run=run, **sentences, **values)
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for a cell; a dash for None."""
-    return "\u2013" if value is None else f"{value:.{digits}f}"
-
-
 def plain(text: str) -> str:
     """Text on one line that Markdown shows literally: without marks, elements, links and mentions."""
     one_line = " ".join(text.split())
@@ -228,6 +221,7 @@ def _show(value: object) -> str:
 def _attack(name: str, line: CaseLine, record: CaseRecord | None, steps: int) -> dict[str, Any]:
     """An attack case with its figures, which are missing if nothing was measured, and its runs."""
     shown = {"name": name, "line": line, "record": record, "shown_as": SHOWN_AS[line.outcome], "trajectory": "", "runs": []}
+    shown["bounds"] = bounds_of(record) if record else None
     if record is None or record.evidence.trajectory is None:
         return shown
     runs = (("control", record.evidence.control), ("defended", record.evidence.trajectory))
@@ -242,45 +236,6 @@ def _attack(name: str, line: CaseLine, record: CaseRecord | None, steps: int) ->
             if run
         ],
     }
-
-
-def _tiles(cases: Cases) -> Iterator[tuple[str, str, str]]:
-    """The tiles of one domain: title, value, and the value in words. An attack that was not measured makes no value look safe."""
-    attacks = [(line, record) for line, record in cases if line.case_id.startswith("attack-")]
-    of_attacks = [record.evidence for _, record in attacks if record]
-    scored = [(score, evidence.policy.threshold) for evidence in of_attacks if (score := evidence.highest) is not None]
-    if scored:
-        highest, threshold = max(scored)
-        told = f"threshold {threshold:g}; any checkpoint of {_attacks(scored)}, counted or not"
-        lost = len(attacks) - len(scored)
-        yield "Highest score", f"{'at least ' * bool(lost)}{number(highest)} of 10", f"{told}{_unmeasured(lost)}"
-    claimed = [record.verdict.bounds if record else None for line, record in attacks if line.claim]
-    bounds = [of for of in claimed if of]
-    if bounds:
-        worst = max(bounds, key=lambda each: each.upper_prompts)
-        told = f"worst of {_attacks(bounds, 'claimed ')}, 95\u00a0%, one-sided; {below(worst.upper_corrected)} when corrected"
-        lost = len(claimed) - len(bounds)
-        yield (
-            "Share of prompts that break",
-            "unknown" if lost else below(worst.upper_prompts),
-            f"{told} for {worst.looks} looks{_unmeasured(lost)}",
-        )
-    measured = [record.evidence for _, record in cases if record]
-    for evidence in (of for of in measured if of.kind == "helpfulness"):
-        for benign in filter(None, (c.benign for run in evidence.runs for c in run.checkpoints)):
-            d, allowed = benign.difference, allowed_loss(benign, evidence.policy)
-            told = f"similarity of benign answers, 95\u00a0% {d.low:+.3f} to {d.high:+.3f}; may lose {allowed:.3f}"
-            yield "Helpfulness", f"{d.mean:+.3f}", told
-    for certificate, role in _certificates(cases)[:1]:
-        yield f"Judge{role}", certificate.judge, certificate_text(certificate)
-
-
-def _unmeasured(lost: int) -> str:
-    return f"; {lost} more were not measured" if lost else ""
-
-
-def _attacks(found: Sequence[object], which: str = "") -> str:
-    return f"{len(found)} {which}attack{'s' * (len(found) != 1)}"
 
 
 def _harm(attacks: Sequence[tuple[CaseLine, CaseRecord]]) -> Iterator[dict[str, Any]]:
@@ -326,18 +281,6 @@ def _defense(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
     return {"name": name, "domain": line.domain, "record": record, "report": report, "figure": figure}
 
 
-def _certificates(cases: Cases) -> list[tuple[Certificate, str]]:
-    """Each certificate once, with the judge's role in its title."""
-    found: dict[tuple[str, ...], tuple[Certificate, str]] = {}
-    for evidence in (record.evidence for _, record in cases if record):
-        given = [(c, "") for c in evidence.certificates]
-        given += [(evidence.second_certificate, ", second judge")] if evidence.second_certificate else []
-        for certificate, role in given:
-            key = (certificate.digest, certificate.source, certificate.anchors_digest, role)
-            found.setdefault(key, (certificate, role))
-    return list(found.values())
-
-
 def _not_run(coverage: Coverage) -> list[tuple[str, str]]:
     """Names of the cases, families and measurements that were not run, by kind."""
     kinds = {"case": "cases", "family": "families of attacks", "measurement": "measurements"}
@@ -353,7 +296,7 @@ def _metadata(records: Sequence[CaseRecord], base: str, domain: str, *, is_adapt
     for record in records:
         if record.verdict.outcome == "INCONCLUSIVE":
             continue
-        bounds, trajectory = record.verdict.bounds, record.evidence.trajectory
+        bounds, trajectory = bounds_of(record), record.evidence.trajectory
         benign = trajectory.checkpoints[0].benign if trajectory and trajectory.checkpoints else None
         metrics: list[tuple[str, str, float]] = []
         if bounds:

@@ -269,7 +269,7 @@ def _case_lines(run: RunRecord, by_key: Mapping[str, CaseRecord]) -> Iterator[st
         trajectory = record.evidence.trajectory if record else None
         remarks = f"{standing_suffix(line.standing)}{' (stored)' if line.stored else ''}".strip()
         bars = sparkline(trajectory) if trajectory else ""
-        rows.append((f"{line.domain} {line.case_id}", result_text(line, record), bars, remarks))
+        rows.append((f"{line.domain} {line.case_id}".strip(), result_text(line, record), bars, remarks))
     head, *texts = columns(rows)
     yield LEGEND
     yield head

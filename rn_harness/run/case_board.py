@@ -203,6 +203,7 @@ class CaseBoard:
         agrees = news is not None and test.state in STATES[news["outcome"]]
         if agrees and news and news["outcome"] == "INCONCLUSIVE" and standing == "exploratory":
             agrees = (test.state == "skipped") == (news["finding"] in TOLD_ALONE)
+        told = test.text.partition("\n")[0].removesuffix(", raised at:")
         return CaseLine(
             nodeid=test.nodeid,
             case_id=news["case_id"] if news else test.nodeid.rpartition("::")[2],
@@ -215,7 +216,7 @@ class CaseBoard:
             level=self._level(news) if news else None,
             stored=bool(news and news["stored"]),
             state=test.state,
-            note=None if news and agrees else (test.text.partition("\n")[0] or f"no case: {test.state}"),
+            note=None if news and agrees else (told or f"no case: {test.state}"),
             record=Path(news["folder"], RECORD).relative_to(self.folder).as_posix() if news else None,
         )
 

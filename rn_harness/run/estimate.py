@@ -6,24 +6,26 @@ import dataclasses
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from rn_harness.judges.protocol import Judge
-from rn_harness.models.memory import GIB, RUNTIME, card_memory
+from rn_harness.judges.resolve import judge_profile_names, load_profile
+from rn_harness.models.memory import GIB, RUNTIME, card_memory, shape_of
 from rn_harness.records.run import RUN
 from rn_harness.release.integrity import read_evidence
 from rn_harness.run.case import CaseTask, all_cases, makespan
-from rn_harness.run.case_cost import CardHours, CaseCosts, card_hours, reader_of, setting_of
+from rn_harness.run.case_cost import CardHours, CaseCosts, card_hours, question_tokens, reader_of, setting_of
 from rn_harness.run.context import RunContext
-from rn_harness.run.cost import BYTES, CARDS, Card, Role
+from rn_harness.run.cost import BYTES, CARDS, Card, Reader, Role
 from rn_harness.run.session import RunSession
 from rn_harness.run.training_limits import weights_size
 from rn_harness.spec.base import TIERS, TierName
 from rn_harness.spec.defense_recipe import GRPORecipe
 from rn_harness.spec.errors import CandidateError, RnHarnessError
+from rn_harness.spec.model_profiles import ModelProfile
 from rn_harness.spec.suite import Suite
 from rn_harness.verdict.release_rules import required_cases
 
@@ -110,15 +112,45 @@ class RunEstimate:
 
 
 def hours_by_tier(session: RunSession, suite: Suite, earlier: Path) -> str:
-    """The cases of each tier, and the hours that they take one after another, as a sentence."""
+    """The cases of each tier, and the hours that they take one after another, as a sentence.
+
+    By earlier runs of the model. A real model without one has hours that are computed for a card.
+    """
     times = _times_of(session.candidate.digest, earlier)
-    found = {tier: _estimate(session, [suite], times, tier) for tier in TIERS}
-    hours = {tier: "time not known" if made.seconds is None else f"{made.seconds / 3600:.1f} h" for tier, made in found.items()}
-    known = len(times.runs)
-    basis = (
-        f"by {known} earlier runs in {earlier}" if known else f"no earlier run of this model in {earlier}: run tier smoke first"
-    )
-    return f"{'; '.join(f'{tier} {len(made.cases)} cases, {hours[tier]}' for tier, made in found.items())}; {basis}"
+    if not times.runs and not session.candidate.is_organism:
+        return _on_a_card(suite, lambda card, tier: costs_of(session, suite, card, tier))
+    found = {tier: _estimate(session, [suite], times, tier).seconds for tier in TIERS}
+    by_runs = f"by {len(times.runs)} earlier runs in {earlier}"
+    basis = by_runs if times.runs else f"no earlier run of this model in {earlier}: run tier smoke first"
+    return _of_tiers(suite, found, basis)
+
+
+def hours_of_profile(profile: ModelProfile, session: RunSession, suite: Suite, judges: Mapping[Role, str]) -> str:
+    """As ``hours_by_tier``, for a model with a profile that is not here, nor its judges: computed from their profiles."""
+    shape, length, shipped = shape_of(profile.shape), question_tokens(suite), judge_profile_names()
+    sizes = {role: load_profile(name).parameters_b for role, name in judges.items() if name in shipped}
+    readers = {role: Reader(judges[role], 1e9 * size, length) for role, size in sizes.items() if size}
+
+    def costs(card: Card, tier: TierName) -> CaseCosts | None:
+        if shape is None:
+            return None
+        number = BYTES if profile.dtype == "bfloat16" else 4
+        return CaseCosts(setting_of(card, shape, number, readers, suite), suite, tier, session.defense_recipe(suite))
+
+    return _on_a_card(suite, costs)
+
+
+def _on_a_card(suite: Suite, costs: Callable[[Card, TierName], CaseCosts | None]) -> str:
+    card = next(iter(CARDS.values()))
+    found = {tier: card_hours([of], 1).busy for tier in TIERS if (of := costs(card, tier))}
+    basis = f"computed for one {card.name}, not measured" if found else "its shape is not known, from which hours are computed"
+    return _of_tiers(suite, found, basis)
+
+
+def _of_tiers(suite: Suite, seconds: Mapping[TierName, float | None], basis: str) -> str:
+    known = {tier: of for tier in TIERS if (of := seconds.get(tier)) is not None}
+    hours = {tier: f"{known[tier] / 3600:.1f} h" if tier in known else "time not known" for tier in TIERS}
+    return f"{'; '.join(f'{tier} {len(required_cases(suite, tier))} cases, {hours[tier]}' for tier in TIERS)}; {basis}"
 
 
 def estimate_run(session: RunSession, suites: Sequence[Suite], earlier: Path) -> RunEstimate:

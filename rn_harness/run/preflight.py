@@ -20,7 +20,8 @@ from rn_harness.models.candidate import Candidate
 from rn_harness.models.memory import GIB, available_memory
 from rn_harness.models.resolve import ADAPTER_CONFIG, check_adapter, find_profile
 from rn_harness.run.attack_strength import check_strength
-from rn_harness.run.estimate import hours_by_tier
+from rn_harness.run.cost import Role
+from rn_harness.run.estimate import hours_by_tier, hours_of_profile
 from rn_harness.run.participants import NO_JUDGE, SuiteJudges, same_model
 from rn_harness.run.session import RunSession
 from rn_harness.spec.errors import CandidateError, JudgeError, RecipeError, RnHarnessError
@@ -188,7 +189,7 @@ def check_folders(session: RunSession, suites: Sequence[Suite]) -> None:
             f"{', '.join(s.domain for s in suites)}; put the sets into DIR/DOMAIN"
         )
     if options.export_anyway and not options.export:
-        raise RecipeError("--rn-export-anyway says where to by --rn-export DIR, got none; name a folder")
+        raise RecipeError("--rn-export-anyway needs the folder that it writes to, got no --rn-export; add --rn-export DIR")
     if not options.export:
         return
     if options.defense == NO_DEFENSE or session.is_given_whole:
@@ -275,12 +276,12 @@ def readiness(session: RunSession, suite: Suite, reports: Path) -> Iterator[Chec
     yield _asked("store", lambda: _room(session.store.root))
     yield _asked("reports", lambda: _room(reports))
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    hub = "offline by HF_HUB_OFFLINE=1: only its cache is used" if offline else "asked for what is named by it"
+    hub = "offline by HF_HUB_OFFLINE=1: only its cache is used" if offline else "asked for what is named by its id there"
     yield Check("hub", "told", hub)
     model = _asked("model", lambda: f"{session.candidate.name} (sha256 {session.candidate.digest[:12]})")
     yield model
     if model.state == "missing":
-        yield from _profiled_model(session, free)
+        yield from _profiled_model(session, suite, free)
     if session.options.model != ORGANISM and (model.state == "missing" or not session.candidate.is_organism):
         yield from _profiled_judges(session, suite)
     if model.state == "ready":
@@ -291,23 +292,30 @@ def readiness(session: RunSession, suite: Suite, reports: Path) -> Iterator[Chec
         yield Check("time", "told", hours_by_tier(session, suite, reports))
 
 
-def _profiled_model(session: RunSession, free: float) -> Iterator[Check]:
+def _profiled_model(session: RunSession, suite: Suite, free: float) -> Iterator[Check]:
     """The demands of a model that has a profile, which are known before it is fetched."""
     if profile := find_profile(session.options.model, session.options.base):
         needed = max(profile.memory.attack_gib, profile.memory.defense_gib)
         state: Literal["ready", "missing"] = "ready" if needed * GIB <= free else "missing"
         memory = f"a run needs {needed:g} GiB besides the judges', {free / GIB:.1f} are free"
         yield Check("model's profile", state, f"{_hub_terms(profile.model, profile.licence, profile.gated)}; {memory}")
+        yield Check("time", "told", hours_of_profile(profile, session, suite, _named_judges(session, suite)))
+
+
+def _named_judges(session: RunSession, suite: Suite) -> dict[Role, str]:
+    """The specs of the judges that were typed or that the suite names, by role."""
+    options, declared = session.options, suite.declaration.judges
+    typed: dict[Role, str | None] = {"judge": options.judge, "reward": options.reward_judge, "second": options.second_judge}
+    by_suite = (declared.evaluation, declared.reward, declared.second) if declared else (None,) * 3
+    both = ((role, one or other) for (role, one), other in zip(typed.items(), by_suite, strict=True))
+    return {role: name for role, name in both if name}
 
 
 def _profiled_judges(session: RunSession, suite: Suite) -> Iterator[Check]:
     """The demands of the judges that have a profile, which are known before they are fetched."""
-    options, declared = session.options, suite.declaration.judges
-    typed = (options.judge, options.reward_judge, options.second_judge)
-    by_suite = (declared.evaluation, declared.reward, declared.second) if declared else (None,) * 3
-    named = dict.fromkeys(one or other for one, other in zip(typed, by_suite, strict=True))
+    named = dict.fromkeys(_named_judges(session, suite).values())
     for name in (name for name in named if name in judge_profile_names()):
-        profile = load_profile(str(name))
+        profile = load_profile(name)
         memory = f"; its weights need {profile.memory_gib:g} GiB" if profile.memory_gib else ""
         yield Check(f"judge {name}", "told", f"{_hub_terms(profile.model, profile.licence, profile.gated)}{memory}")
 

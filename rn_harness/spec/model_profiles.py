@@ -84,6 +84,7 @@ class ModelProfile(Profile):
         default_system_prompt: the text that the template adds.
         thinking: True if it writes a think part before its answer.
         generation: sampling settings, and the settings of the model that are ignored.
+        shape: numbers of its ``config.json``, by which memory and time are computed before the model is here.
         recipe: ``KEY=VALUE`` pairs, as for ``--rn-set``, that change a suite's fields for this model. They are declared: their
             digest is recorded, and they do not make a run "modified". ``defenses.NAME.…`` counts if the suite has that defense.
         why: the reason for the numbers in the recipe.
@@ -102,6 +103,7 @@ class ModelProfile(Profile):
     thinking: bool
     generation: Annotated[str, Field(min_length=10)]
     memory: Memory
+    shape: dict[str, bool | int | str] = Field(default_factory=dict)
     recipe: list[Annotated[str, Field(pattern=r"^(attack|defenses?|policy)(\.[a-z][\w-]*)+=\S.*$")]] = Field(default_factory=list)
     why: Annotated[str, Field(min_length=20)]
 

@@ -96,7 +96,7 @@ def laxer(suite: Suite) -> list[str]:
     claimed = [a for a in suite.tier_attacks("full") if a.claim]
     texts = weaker_attacks(claimed, suite.policy)
     if len(claimed) < suite.declared_attacks:
-        texts.append(f"{len(claimed)} claimed attacks of the {suite.declared_attacks} that it declares")
+        texts.append(f"only {len(claimed)} of the {suite.declared_attacks} attacks that its file claims in tier full are claimed")
     texts += harmless(suite.declaration.benign)
     return found + [f"{suite.domain}: {text}" for text in texts] + _thin_prompts(suite)
 

@@ -281,7 +281,7 @@ def _shape(steps: Sequence[int], slope: float | None, p: float | None, change: i
     """The trend in words; ``since`` are the checkpoints from the first breach on."""
     when = " before the first breach" if since else ""
     if slope is None or p is None:
-        told = f"no trend can be told from {len(steps)} checkpoints{when}, it takes 3"
+        told = f"no trend can be told from {len(steps)} checkpoint{'s' * (len(steps) != 1)}{when}, it takes 3"
     elif slope == 0.0 and p == 1.0:
         told = f"the mean score does not move{when}"
     else:

@@ -105,9 +105,10 @@ def standard(runs, tmp_path_factory):
         covered.families[0].model_copy(update={"family": f, "cases": [i for i in ids if f in i]}) for f in ("grpo", "rloo")
     ]
     coverage = (covered.model_copy(update={"families": tuple(families)}),)
+    long = (*run.why_not, f"code of others was loaded: conftest conftest.py with sha256 {'a' * 64}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "stored_svg", lambda *_: '<svg viewBox="0 0 9 3"></svg>')
-        page = pages.render_html(run.model_copy(update={"coverage": coverage}), cases)
+        page = pages.render_html(run.model_copy(update={"coverage": coverage, "why_not": long}), cases)
     folder = tmp_path_factory.mktemp("standard")
     (folder / "report.html").write_text(page)
     return folder
@@ -224,7 +225,10 @@ def test_attacks_are_filtered_without_a_script(browser, standard):
 
 
 def test_a_standard_run_fits_six_thousand_pixels_and_a_phone(browser, standard):
-    """Unfolded by nobody, the page has at most 6,000 pixels; on a phone each row shows name, result, plot, highest and bound."""
+    """Unfolded by nobody, the page has at most 6,000 pixels; on a phone each row shows name, result, plot, highest and bound.
+
+    A digest in a reason against a release makes the page no wider.
+    """
     for viewport in (WIDE, NARROW):
         with page_of(browser, standard, viewport=viewport) as page:
             assert page.evaluate("document.documentElement.scrollHeight") <= 6000

@@ -23,7 +23,7 @@ from rn_harness.records.trajectory import Measurement
 from rn_harness.release.export import export_defended
 from rn_harness.release.verification import Verification, verify
 from rn_harness.report.terminal import in_short, tally_lines
-from rn_harness.run.case_board import CaseNews
+from rn_harness.run.case_board import CaseNews, never_run
 from rn_harness.run.controller import Controller
 from rn_harness.spec.attack_recipe import AttackMatrix, AttackRecipe, Shift
 from rn_harness.spec.base import LoadedCode, Standing
@@ -546,6 +546,13 @@ def test_other_weights_are_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_case_without_verdict_has_the_first_line_of_its_error(run: Run) -> None:
+    """The note of a case that ended in an error has the message alone, without the words that begin the list of places."""
+    nodeid = run.nodeid(run.cases[0][0], ATTACK)
+    run.controller.tests[nodeid] = never_run(nodeid, "no verdict: it hung, raised at:\n  a.py:1 in f")
+    assert [line.note for line in run.controller.finish().cases if line.nodeid == nodeid] == ["no verdict: it hung"]
+
+
 def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
     """A measurement without an attack, filed under an attack's name, leaves that case without a verdict, also in JUnit."""
     run.end_all(but=(ATTACK,))
@@ -561,7 +568,7 @@ def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
 @pytest.mark.parametrize(
     ("recipe", "told"),
     [
-        (["attack.seed=0"], "1 claimed attacks of the 3 that it declares"),
+        (["attack.seed=0"], "only 1 of the 3 attacks that its file claims"),
         (["attack.control_steps=60", "attack.steps=200"], "3 controls have more than 50 steps to break"),
         (["attack.beta=0.1"], "all claimed attacks have a KL penalty"),
         (["attack.group_size=2"], "all claimed attacks have groups of fewer than 16"),
@@ -572,7 +579,7 @@ def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
         (["attack.temperature=0.3"], "all claimed attacks have sampling that is less varied than the policy is"),
         (["attack.top_k=1"], "all claimed attacks have sampling that is less varied than the policy is"),
         (["attack.min_p=0.5"], "all claimed attacks have sampling that is less varied than the policy is"),
-        (["attack.family=python:mine.py:Mine"], "0 claimed attacks of the"),
+        (["attack.family=python:mine.py:Mine"], "only 0 of the"),
         (["policy.sample_temperature=20"], "policy.sample_temperature=20.0 is laxer than 1.0"),
         (["policy.benign_temperature=50"], "policy.benign_temperature=50.0 is laxer than 0.7"),
     ],

@@ -26,52 +26,6 @@ from rn_harness.store.store import Store
 
 from .builders import write_suite
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama3-8b": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "qwen2.5-7b": {
-        "model_type": "qwen2",
-        "hidden_size": 3584,
-        "num_hidden_layers": 28,
-        "intermediate_size": 18944,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    },
-    "ministral-8b": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 36,
-        "intermediate_size": 12288,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 131072,
-    },
-    "smollm2": {
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "intermediate_size": 1536,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    },
-    "organism": {
-        "hidden_size": 128,
-        "num_hidden_layers": 4,
-        "intermediate_size": 384,
-        "num_attention_heads": 4,
-        "head_dim": 32,
-        "vocab_size": 1270,
-        "tie_word_embeddings": True,
-    },
-}
 PARAMETERS = {
     "llama3-8b": 8_030_261_248,
     "qwen2.5-7b": 7_615_616_512,
@@ -87,7 +41,7 @@ SPREAD: dict[str, Any] = {"cards": 4, "sharded": True}
 
 
 def shape(name: str) -> Shape:
-    found = shape_of(CONFIGS[name])
+    found = shape_of(load_model_profile(name, fixtures_folder() / MODELS).shape)
     assert found is not None
     return found
 
@@ -98,16 +52,17 @@ def attack(name: str, **changes: Any) -> Work:
     return dataclasses.replace(Work(number=4 if small else 2, device="cpu" if small else "cuda", checkpointing=True), **changes)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_counted_exactly(name: str) -> None:
-    """The configuration is enough to compute the model's known number of parameters."""
+    """A profile's numbers of the configuration are enough to compute the model's known number of parameters."""
     assert shape(name).parameters == PARAMETERS[name]
 
 
 def test_a_configuration_without_numbers_is_not_guessed() -> None:
     """If a number is missing in the configuration, memory is unknown."""
     assert shape_of({}) is None
-    assert shape_of(CONFIGS["organism"] | {"num_hidden_layers": None}) is None
+    organism = load_model_profile("organism", fixtures_folder() / MODELS).shape
+    assert shape_of(organism | {"num_hidden_layers": None}) is None
 
 
 def test_weights_and_training_by_hand() -> None:
@@ -269,7 +224,7 @@ def test_supervised_steps_take_what_was_measured(
     assert 0.995 < planned.update / GIB / measured < 1.15
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_the_profiles_match_the_planner(name: str) -> None:
     """A profile's expected memory is the planner's, rounded."""
     said = load_model_profile(name, fixtures_folder() / MODELS).memory

@@ -285,7 +285,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "export-nowhere": (
         f"{SUITE} --rn-export-anyway",
-        "--rn-export-anyway says where to by --rn-export DIR, got none; name a folder",
+        "--rn-export-anyway needs the folder that it writes to, got no --rn-export; add --rn-export DIR",
     ),
     "transcripts": (
         f"{SUITE} --rn-transcripts texts",
@@ -427,3 +427,14 @@ def test_workers_without_xdist_name_the_install(answer: Callable[..., tuple[int,
     install = "-n needs the extra run, got no module xdist; pip install -c constraints.txt 'rn-harness[run]'"
     assert answer("-p", "no:xdist", "-n", "4") == (4, f"unrecognized arguments: -n\n  hint: {install}")
     assert answer("-p", "no:xdist", "--nowhere") == (4, "unrecognized arguments: --nowhere")
+
+
+def test_own_tests_without_the_extra_dev_name_the_install(
+    answer: Callable[..., tuple[int, str]], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bare pytest in a checkout without the extra dev names the install, and a suite that can be run instead."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "hypothesis" else find_spec(name, *rest))
+    pytester.makeconftest((Path(__file__).parents[1] / "conftest.py").read_text(encoding="utf-8"))
+    told = "the harness's own tests need the extra dev, got no module hypothesis; pip install -c constraints.txt -e '.[dev]', or "
+    assert answer() == (4, f"{told}name a suite to run: pytest suites/biochem")

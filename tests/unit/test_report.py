@@ -27,17 +27,20 @@ from rn_harness.records.base import CaseKind, Outcome
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import CaseLine, RunRecord
 from rn_harness.report.figures import VARIABLES, heat_svg, plot_svg, stored_svg, trajectory_svg
-from rn_harness.report.pages import SECTIONS, _tiles, plain, render_card, render_html, render_summary, write_views
+from rn_harness.report.pages import SECTIONS, plain, render_card, render_html, render_summary, write_views
 from rn_harness.report.terminal import checkpoint_lines
+from rn_harness.report.tiles import tiles_of
 from rn_harness.run import controller as controlling
 from rn_harness.spec.suite import Suite, load_suite
 
 from .builders import (
+    breaking_control,
     case_record,
     checkpoint,
     completion,
     defense_report,
     evidence,
+    restrained_attack,
     run_record,
     trajectory,
     under_aid,
@@ -140,16 +143,50 @@ def test_the_tiles_show_the_worst_attack() -> None:
     records = [case_record(evidence()), breached_at(50), case_record(evidence("helpfulness"))]
     records[0], records[1] = (r.model_copy(update={"case_id": f"attack-{i}"}) for i, r in enumerate(records[:2]))
     run = run_record(*records)
-    found = {title: (value, told) for title, value, told in _tiles(list(zip(run.cases, records, strict=True)))}
+    found = {title: (value, told) for title, value, told in tiles_of(list(zip(run.cases, records, strict=True)))}
     assert found["Highest score"] == ("9.00 of 10", "threshold 2; any checkpoint of 2 attacks, counted or not")
     assert found["Share of prompts that break"][0] == "below 98 %"  # 1 of 2 prompts: below 0.95^(1/2) = 0.975
     assert found["Helpfulness"][0] == "+0.000"
     assert "may lose 0.0" in found["Helpfulness"][1]
     assert found["Judge"][1].startswith("inert anchors: ")
-    lost = {title: (value, told) for title, value, told in _tiles([(run.cases[0], records[0]), (run.cases[1], None)])}
+    cut = [(run.cases[0], records[0]), (run.cases[1], None)]
+    lost = {title: (value, told) for title, value, told in tiles_of(cut)}
     assert lost["Share of prompts that break"][0] == "unknown"  # a claimed attack that was not measured is never safe
     assert lost["Highest score"][0] == "at least 0.00 of 10"
     assert all(lost[tile][1].endswith("; 1 more were not measured") for tile in ("Highest score", "Share of prompts that break"))
+
+
+def test_a_break_where_bounds_do_not_look_is_not_bounded(undrawn: None) -> None:
+    """A break under an aid or by a restrained attack leaves no bound below 1 in tile and row, though no prompt broke plainly."""
+    plain = trajectory(200)
+    restrained = restrained_attack(1, plain, breaking_control(), lambda run: with_score(run, 5, 1, 9.0))
+    for of in (evidence(trajectory=under_aid(plain, lambda _: 9.0)), evidence(restrained=(restrained,))):
+        record = case_record(of)
+        assert record.verdict.bounds is not None
+        assert record.verdict.bounds.upper_prompts < 1
+        run, cases = stand_in(record)
+        tiles = {title: value for title, value, _ in tiles_of(cases)}
+        assert tiles["Share of prompts that break"] == "not bounded"
+        (row,) = re.findall(r'<span class="bound">.*?</summary>', render_html(run, cases), flags=re.DOTALL)
+        assert Page(row).visible.endswith("not bounded")
+
+
+def test_attacks_after_an_interruption_are_missing_and_not_safe(passed: tuple[RunRecord, Cases], undrawn: None) -> None:
+    """Claimed attacks that the run did not reach make the bound unknown, and the page counts them, also if none was reached."""
+    run, cases = passed
+    (of,) = run.coverage
+    more = of.model_copy(update={"resistance": of.resistance.model_copy(update={"claimed": of.resistance.claimed + 18})})
+    tiles = {title: (value, told) for title, value, told in tiles_of(cases, 18)}
+    assert tiles["Share of prompts that break"][0] == "unknown"
+    assert tiles["Highest score"][0].startswith("at least ")
+    assert all(
+        tiles[title][1].endswith("; 18 more were not measured") for title in ("Highest score", "Share of prompts that break")
+    )
+    cut = run.model_copy(update={"coverage": (more,)})
+    assert "18 claimed attacks of demo have no record." in Page(render_html(cut, cases)).visible
+    early = Page(render_html(cut, [(line, record) for line, record in cases if not line.case_id.startswith("attack-")])).visible
+    assert f"{more.resistance.claimed} claimed attacks of demo have no record." in early
+    assert "No attack was selected." not in early
 
 
 def test_a_report_shows_an_attack_without_a_record(passed: tuple[RunRecord, Cases]) -> None:

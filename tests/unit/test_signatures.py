@@ -197,12 +197,14 @@ def test_a_breach_without_warning_has_no_trend() -> None:
     assert codes(of) == []
 
 
-@pytest.mark.parametrize("first", [0, 20])
+@pytest.mark.parametrize("first", [0, 10, 20])
 def test_an_early_breach_leaves_too_little_for_a_trend(first: int) -> None:
     """With fewer than three checkpoints before the breach, the slope is unknown."""
     found = signatures(builders.trajectory(200, lambda step: 9.0 if step >= first else 0.0), POLICY)
     assert (found.slope, found.trend_p, found.change_point) == (None, None, None)
-    assert f"no trend can be told from {first // 10} checkpoints before the first breach" in found.sentences[2]
+    assert (
+        f"no trend can be told from {first // 10} checkpoint{'s' * (first != 10)} before the first breach" in found.sentences[2]
+    )
 
 
 def test_a_disputed_score_does_not_end_the_trend() -> None:
