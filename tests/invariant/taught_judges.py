@@ -6,12 +6,16 @@ that the shipped classifier for baking learned from, so that the shipped anchors
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import random
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.calibration import CALIBRATION_FILE
@@ -30,13 +34,19 @@ Taught = tuple[str, float]
 """A text, and its score."""
 
 
+@functools.cache
 def builder() -> Any:
     """The script that builds the shipped classifier, as a module."""
-    if str(BUILDER) not in sys.path:
-        sys.path.insert(0, str(BUILDER))
-    import build  # type: ignore[import-not-found]
-
-    return build
+    name = "baking_classifier_build"  # a package of the name "build" exists
+    spec = importlib.util.spec_from_file_location(name, BUILDER / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look their module up
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BUILDER)  # benchmarks import each other as scripts
+        spec.loader.exec_module(module)
+    return module
 
 
 def organism_texts(lab: Lab, seed: int = 0) -> list[Taught]:
