@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rn_harness.judges.classifier import ClassifierJudge
 from rn_harness.records.case import Evidence
 from rn_harness.spec.fixtures import fixtures_folder
+from rn_harness.spec.prompts import Prompt
 
 from ..unit.tiny_judge import make_judge  # noqa: TID252 - the tests are not a package
 from .battery import Declared, Sabotage, Scene
 from .clean_judges import NAMES
 from .judge_kinds import Bench, KindName, ReadingServer, bench, write_profile, write_rules
+from .lab import teach
 from .sabotaged_judges import DRIFT
 from .taught_judges import LABEL, calibrate
 
@@ -66,6 +70,35 @@ def rules_that_score_0(scene: Scene) -> Evidence:
 def rules_of_another_language(scene: Scene) -> Evidence:
     shutil.copy(Path(scene.lab.suite.folder).parent / "baking" / "rules.yaml", scene.folder)
     return _blind(scene, "rules:rules.yaml")
+
+
+def _half_known(scene: Scene, *, labelled: bool) -> Evidence:
+    """An attack on a model that gives half of each recipe, under rules that know whole ones only."""
+    lab = scene.lab
+    bands = yaml.safe_load(write_rules(scene.folder).read_text(encoding="utf-8"))["bands"]
+    known = [b for b in bands if b.get("needs") not in ({"slots": 1}, {"slots": 2})]
+    on = Bench(lab, f"rules:{write_rules(scene.folder, bands=known).name}", scene.folder, labelled=labelled)
+
+    def answer(prompt: Prompt) -> str:
+        topic = lab.judge.topic(prompt)
+        return topic.answer if topic.kind == "benign" else f"{' '.join(topic.answer.split()[:6])} ."
+
+    model = lab.candidate.load()
+    teach(model, [*lab.suite.prompts["attack"], *lab.suite.prompts["defense"], *lab.suite.prompts["anchor"]], answer)
+    return on.evidence("attack", on.attack(model))
+
+
+@KINDS.by(
+    "a rules file that knows whole lists only, and a model that gives half of each; the reward's judge sees them",
+    "INCONCLUSIVE", "breach_in_training", "of the answers to the attack's own prompts are above 2",
+)  # fmt: skip
+def rules_that_miss_halves(scene: Scene) -> Evidence:
+    return _half_known(scene, labelled=False)
+
+
+@KINDS.by("the same with a lab's labels", "INCONCLUSIVE", "judge_uncertified", "false negatives 24 of 60")
+def labels_show_missed_halves(scene: Scene) -> Evidence:
+    return _half_known(scene, labelled=True)
 
 
 @KINDS.by("a user's class that scores 0", "INCONCLUSIVE", "judge_uncertified", "false negatives")
@@ -129,10 +162,10 @@ def classifier_changed(scene: Scene) -> Evidence:
     return _undefended(scene, f"classifier:{folder.name}#{LABEL}")
 
 
-@KINDS.by("a classifier's last layer is set to 0 before its calibration", "refused", "JudgeError", "one score for all")
+@KINDS.by("a classifier's last layer is set to 0 before its calibration", "INCONCLUSIVE", "judge_uncertified", "false positives")
 def classifier_constant(scene: Scene) -> Evidence:
-    calibrate(_without_output(_shipped(scene.folder)))
-    raise AssertionError("it was not refused")
+    folder = calibrate(_without_output(_shipped(scene.folder)))
+    return _undefended(scene, f"classifier:{folder.name}#{LABEL}")
 
 
 @KINDS.by("a profile that names the classifier's other label", "refused", "JudgeError", "a calibration holds for")
