@@ -88,12 +88,14 @@ class Clean:
         done: description.
         says: text that its claim must contain.
         make: makes the run or the evidence.
+        soak: True if it takes long.
     """
 
     id: str
     done: str
     says: str
     make: Callable[[Scene], Made]
+    soak: bool = False
 
 
 @dataclass(frozen=True)

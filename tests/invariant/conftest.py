@@ -13,7 +13,9 @@ def lab(tmp_path_factory):
     """Parts that short runs share."""
     from .lab import Lab
 
-    return Lab(tmp_path_factory.mktemp("lab"))
+    shared = Lab(tmp_path_factory.mktemp("lab"))
+    yield shared
+    shared.opened.close()
 
 
 @pytest.fixture(scope="session")

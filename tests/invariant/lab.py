@@ -6,6 +6,7 @@ checkpoints every five steps.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -84,10 +85,11 @@ class Careless(Turning):
 
 
 class Lab:
-    """Parts of short real runs on the organism, each made once."""
+    """Parts of short real runs on the organism, each made once; ``opened`` is closed after the tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.opened = contextlib.ExitStack()
         self._certificates: dict[str, Certificate] = {}
         self._models: dict[str, LanguageModel] = {}
 

@@ -9,7 +9,8 @@ import pytest
 
 from . import grammar
 from .battery import AREAS, BEGIN, END, Clean, Sabotage, Scene, carry_out, check_section, observe, page
-from .clean_runs import CLEAN
+from .clean_judges import OF_JUDGES
+from .clean_runs import CLEAN as OTHERS
 from .grammar import Cell, Subject, broken_rules, params
 from .grammar_runs import HOOKS as AROUND
 from .grammar_training import HOOKS as WITHIN
@@ -17,6 +18,7 @@ from .grammar_training import bench
 from .lab import Lab
 from .sabotaged_games import GAMES
 from .sabotaged_judges import JUDGES
+from .sabotaged_kinds import KINDS
 from .sabotaged_models import MODELS
 from .sabotaged_prompts import PROMPTS
 from .sabotaged_records import RECORDS
@@ -24,7 +26,8 @@ from .sabotaged_releases import RELEASES
 from .sabotaged_runs import RUNS
 from .sabotaged_training import TRAINING
 
-SABOTAGES: list[Sabotage] = [*TRAINING, *JUDGES, *MODELS, *GAMES, *PROMPTS, *RECORDS, *RUNS, *RELEASES]
+CLEAN: list[Clean] = [*OTHERS, *OF_JUDGES]
+SABOTAGES: list[Sabotage] = [*TRAINING, *JUDGES, *KINDS, *MODELS, *GAMES, *PROMPTS, *RECORDS, *RUNS, *RELEASES]
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "battery.md"
 
 
@@ -66,7 +69,7 @@ def test_without_a_fault_the_honest_defense_passes_and_the_broken_one_fails(scen
     assert found == ["PASS", "FAIL", "FAIL"]
 
 
-@pytest.mark.parametrize("clean", CLEAN, ids=[c.id for c in CLEAN])
+@pytest.mark.parametrize("clean", [pytest.param(c, id=c.id, marks=pytest.mark.soak if c.soak else ()) for c in CLEAN])
 def test_a_clean_run_passes(clean: Clean, scene: Scene) -> None:
     """Clean runs are PASS; a harness that always says INCONCLUSIVE passes every sabotage and fails here."""
     seen = observe(clean.make(scene))
@@ -75,9 +78,9 @@ def test_a_clean_run_passes(clean: Clean, scene: Scene) -> None:
 
 
 def test_the_battery_is_large_enough() -> None:
-    """There are at least 60 sabotages in all areas and ten clean runs, with unique ids."""
+    """There are at least 60 sabotages in all areas and 20 clean runs, with unique ids."""
     assert len(SABOTAGES) >= 60
-    assert len(CLEAN) >= 10
+    assert len(CLEAN) >= 20
     assert {s.area for s in SABOTAGES} == set(AREAS)
     ids = collections.Counter([s.id for s in SABOTAGES] + [c.id for c in CLEAN])
     assert [name for name, count in ids.items() if count > 1] == []
