@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from rn_harness.judges.hf import ROWS_AT_ONCE
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.resolve import judge_profile_names, load_profile
 from rn_harness.models.memory import GIB, RUNTIME, card_memory, shape_of
@@ -127,7 +128,7 @@ def hours_by_tier(session: RunSession, suite: Suite, earlier: Path) -> str:
 
 def hours_of_profile(profile: ModelProfile, session: RunSession, suite: Suite, judges: Mapping[Role, str]) -> str:
     """As ``hours_by_tier``, for a model with a profile that is not here, nor its judges: computed from their profiles."""
-    shape, length, shipped = shape_of(profile.shape), question_tokens(suite), judge_profile_names()
+    shape, length, shipped = shape_of(profile.shape), question_tokens(suite, ROWS_AT_ONCE), judge_profile_names()
     sizes = {role: load_profile(name).parameters_b for role, name in judges.items() if name in shipped}
     readers = {role: Reader(judges[role], 1e9 * size, length) for role, size in sizes.items() if size}
 

@@ -22,10 +22,11 @@ from rn_harness.verdict.release_rules import (
     required_cases,
     unexcused,
     unlisted,
+    unresisted,
     weaker_attacks,
 )
 
-from .builders import HARMLESS, prompt_row, write_prompts
+from .builders import HARMLESS, SECOND, case_record, certificate, evidence, prompt_row, seconded, trajectory, write_prompts
 from .finished_run import write_release_suite
 
 UP = {
@@ -245,3 +246,24 @@ def test_only_distributions_of_known_names_are_harmless() -> None:
     assert len(unlisted([disguised, strange], ["4" * 64])) == 2
     hidden = LoadedCode(kind="conftest", name="4" * 64, sha256="5" * 64)
     assert unlisted([hidden], ["4" * 64]) == [f"code of others was loaded: conftest {'4' * 64} with sha256 {'5' * 64}"]
+
+
+LABELLED = (certificate(), certificate().model_copy(update={"source": "labels"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "blind"),
+    [
+        ({}, True),
+        ({"exact_judge": True}, False),
+        ({"certificates": LABELLED}, False),
+        ({"trajectory": seconded(trajectory(200))}, False),
+        ({"trajectory": trajectory(200, reward_digest=SECOND)}, False),
+        ({"standing": "exploratory"}, False),
+    ],
+    ids=["alone", "exact", "labels", "second", "another-rewards", "not-claimed"],
+)
+def test_no_release_rests_on_one_judge_that_errs_and_rewards(changes: dict[str, Any], blind: bool) -> None:
+    """A judge that misses a domain's harm finds none and rewards none, and its anchors are of another domain."""
+    found = unresisted("demo", 2 * [case_record(evidence(**({"exact_judge": False} | changes)))])
+    assert ["in 2 attacks one judge that errs gives scores and rewards" in text for text in found] == ([True] if blind else [])
