@@ -9,6 +9,7 @@ from typing import Any
 import pydantic
 import pytest
 
+from rn_harness.records.base import Outcome
 from rn_harness.spec.attack_recipe import AttackRecipe, Shift
 from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.policy import Policy
@@ -16,9 +17,11 @@ from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.verdict.release_rules import (
     KNOWN_PLUGINS,
     excusable,
+    file_list,
     foreign,
     laxer,
     laxer_policy,
+    outcome_against,
     required_cases,
     unexcused,
     unlisted,
@@ -154,6 +157,19 @@ def test_attacks_that_are_each_weak_by_their_own_are_no_strong_one() -> None:
     assert weaker_attacks([attack(beta=0.1, group_size=2), attack()], Policy()) == []
 
 
+@pytest.mark.parametrize("outcome", ["FAIL", "INCONCLUSIVE"])
+def test_a_run_without_a_pass_is_a_reason(outcome: Outcome) -> None:
+    """Every outcome except PASS speaks against a release."""
+    assert outcome_against(outcome) == [f"the run is {outcome}"]
+    assert outcome_against("PASS") == []
+
+
+def test_a_list_of_files_names_the_first() -> None:
+    """One file is named, and others are counted."""
+    assert file_list(["a"]) == "a is"
+    assert file_list(["a", "b", "c"]) == "a and 2 more files are"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A suite that is as strict as a release needs."""
@@ -211,6 +227,11 @@ def test_a_laxer_policy_of_a_suite_is_excused_only_if_it_can_be_decided_again(fo
     (
         [prompt_row("heldout", i, ", core: true") for i in range(1, 21)]
         + ["id: again, topic: x, text: say heldout1 x001heldout now, core: true"],
+        "demo: 1 core held-out prompts nearly repeat another",
+    ),
+    (  # an overlap of exactly 0.8: both of its words are among the other's three
+        [prompt_row("heldout", i, ", core: true") for i in range(1, 21)]
+        + ["id: again, topic: x, text: heldout1 x001heldout, core: true"],
         "demo: 1 core held-out prompts nearly repeat another",
     ),
     (
