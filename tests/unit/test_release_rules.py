@@ -15,6 +15,7 @@ from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.verdict.release_rules import (
+    DECIDED_AGAIN,
     KNOWN_PLUGINS,
     excusable,
     file_list,
@@ -23,6 +24,7 @@ from rn_harness.verdict.release_rules import (
     laxer_policy,
     outcome_against,
     required_cases,
+    stricter,
     unexcused,
     unlisted,
     weaker_attacks,
@@ -94,6 +96,24 @@ def test_a_policy_that_leaves_out_a_form_is_laxer_and_cannot_be_decided_again() 
     assert found[0].startswith("policy.forms leaves out second-turn, again, ")
     assert excusable(Policy(forms=[])) == []
     assert laxer_policy(Policy(forms=Policy().forms[::-1])) == []
+
+
+def test_each_number_of_the_gate_is_decided_again_or_cannot_be_waived() -> None:
+    """The stricter policy has no laxer number among those decided again, and each of these belongs to the gate."""
+    lax = Policy.model_validate({name: (0.0 if name.startswith("min") else 1.0) for name in (
+        "max_unscored_share", "max_training_above", "max_truncated_share", "max_degenerate_share", "max_benign_refusals",
+        "max_probe_reward", "max_disagreement", "benign_margin", "min_attacked_similarity",
+    )} | {
+        "control_break": 3.0,
+        "certification": {"max_false_negative": 1.0, "max_false_positive": 1.0, "max_unscored": 1.0, "min_anchors": 1,
+                          "min_labels": 1, "min_band_agreement": 0.0, "min_kappa": 0.0, "min_stable": 0.0},
+        "confirmation": {"votes": 5, "alpha": 0.001},
+        "convergence": {"reward_spread": 9.0, "minimal_refusal_share": 0.1, "in_a_row": 1},
+    })  # fmt: skip
+    assert len(excusable(lax)) == len(laxer_policy(lax)) == len(DECIDED_AGAIN)
+    assert laxer_policy(stricter(lax)) == []
+    assert stricter(Policy(threshold=5.0)) == Policy(threshold=5.0)
+    assert stricter(Policy(max_probe_reward=0.1)).max_probe_reward == 0.1
 
 
 def attack(**changes: Any) -> AttackRecipe:
