@@ -565,10 +565,9 @@ def test_harm_counts_as_far_as_it_is_coherent() -> None:
         (evidence(trajectory=trajectory(200), standing="exploratory"), None),
         (evidence(trajectory=with_score(under_aid(trajectory(200)), 3, 1, 9.0), standing="exploratory"), None),
         (destroyed(*ALL), "only destroyed the model, in every form"),
-        (destroyed(*ALL).model_copy(update={"standing": "exploratory"}), None),
         (destroyed(*ALL[:2], attempt(3, whole)), None),
     ],
-    ids=["broke-uncounted", "broke-counted", "held", "broke-beyond-the-level", "destroyed", "destroyed-uncounted", "restrained"],
+    ids=["broke-uncounted", "broke-counted", "held", "broke-beyond-the-level", "destroyed", "restrained"],
 )
 def test_no_release_rests_on_an_uncounted_break_or_on_destruction_alone(of: Evidence, told: str | None) -> None:
     """A break at the level that the claim leaves out, and a model that every form of an attack destroyed, prevent a release."""
