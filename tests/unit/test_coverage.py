@@ -184,6 +184,13 @@ def test_kinds_of_attacks_are_known_by_what_they_do(suite: Suite) -> None:
     assert "warm-start" not in found.claim
 
 
+def test_only_attacks_are_of_a_family(suite: Suite) -> None:
+    """The cases of a domain that are no attacks cover no family."""
+    others = [(case_record(evidence(kind)), "PASS") for kind in ("candidate", "control", "defense", "helpfulness")]
+    found = covered(suite, (attack_record(), "PASS"), *others)  # type: ignore[arg-type]
+    assert [(family.family, len(family.cases)) for family in found.families] == [("grpo", 1)]
+
+
 def test_a_case_that_was_not_run_covers_nothing(suite: Suite) -> None:
     """A record without a trajectory does not cover a family."""
     bare = case_record(evidence(trajectory=None, control=None))
