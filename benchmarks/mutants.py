@@ -43,13 +43,13 @@ BEGIN, END = "<!-- written by benchmarks/mutants.py -->", "<!-- end of the mutan
 VERDICT = ROOT / "rn_harness" / "verdict"
 TESTS = (
     "verdict", "edges", "release_rules", "confirmation", "certificates", "aided", "think_parts", "explorers", "signatures",
-    "helpfulness", "levels", "movement", "coverage", "rewards", "restrained", "coherence",
+    "helpfulness", "levels", "coverage", "rewards", "restrained", "coherence", "forms", "hardening",
 )  # fmt: skip
-"""Unit tests of the verdict, without those that load torch, start processes or make whole runs."""
+"""Unit tests that call the verdict, without those that start processes or make whole runs."""
 SEED, SLOWEST_S, PATIENCE_S = 0, 1.0, 60
 """Seed of the order. In seconds of a processor: the longest test that is used, and the time after which a mutant is killed,
 since it does not end."""
-LATE = ("scipy.stats", "sacrebleu.metrics.chrf")
+LATE = ("scipy.stats", "sacrebleu.metrics.chrf", "torch", "model_signing")
 """Libraries that the harness imports late. They are imported before any process is forked, and not by each."""
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

@@ -276,7 +276,7 @@ class Trajectory(Record):
     heldout_ids: tuple[str, ...]
     benign_ids: tuple[str, ...]
     prompts: dict[str, str] = {}
-    steps: Annotated[int, Field(le=MAX_STEPS)]
+    steps: Annotated[int, Field(ge=0, le=MAX_STEPS)]
     checkpoints: tuple[Checkpoint, ...]
     settings: dict[str, Any] = Field(default_factory=dict)
     rendered: Rendered | None = None

@@ -232,7 +232,7 @@ def _outcome(evidence: RunEvidence) -> list[Refusal]:
 
 
 def _foreign_coverage(evidence: RunEvidence) -> Iterator[str]:
-    """Compares the run's coverage with its attack cases; only the suite knows the attacks that were not run."""
+    """Compares the run's coverage with its cases; only the suite knows the attacks that were not run."""
     run = evidence.run
     covered = [c.domain for c in run.coverage]
     if covered != list(run.suites):
@@ -240,16 +240,15 @@ def _foreign_coverage(evidence: RunEvidence) -> Iterator[str]:
     for said in run.coverage:
         lines = [line for line in run.cases if line.domain == said.domain]
         cases = [(evidence.records[line.record], line.outcome) for line in lines if line.record in evidence.records]
-        attacks = [(record, outcome) for record, outcome in cases if record.evidence.kind == "attack"]
-        families = families_of(attacks)
+        of_domain = [record for record, _ in cases]
+        families = families_of((record, outcome) for record, outcome in cases if record.evidence.kind == "attack")
         policies = {(1 + r.evidence.policy.samples, r.evidence.policy.checkpoint_every) for r, _ in cases}
         heldout = {len(r.evidence.trajectory.heldout_ids) for r, _ in cases if r.evidence.trajectory}
         if (
             (said.tier, said.families) != (run.options.get("tier"), families)
-            or said.resistance
-            != resistance_in(said.resistance.level, [record for record, _ in attacks], run.required.get(said.domain, ()))
+            or said.resistance != resistance_in(said.resistance.level, of_domain, run.required.get(said.domain, ()))
             or {r.evidence.policy.level for r, _ in cases} - {said.resistance.level}
-            or said.claim != claim_of(said.domain, families, run.outcome, simulated_in(record for record, _ in attacks))
+            or said.claim != claim_of(said.domain, families, run.outcome, simulated_in(of_domain))
             or policies - {(said.completions, said.checkpoint_every)}
             or heldout - {said.heldout}
         ):

@@ -212,7 +212,7 @@ class Controller(CaseBoard):
             plugins=tuple(self.plugins),
             suites=suites,
             cases=tuple(lines),
-            coverage=tuple(coverage(s, self.options.tier, _attacks(self, s.domain, lines), outcome) for s in self.suites),
+            coverage=tuple(coverage(s, self.options.tier, _cases(self, s.domain, lines), outcome) for s in self.suites),
             provenance=run_provenance(
                 records,
                 tool=__version__,
@@ -257,11 +257,11 @@ class Controller(CaseBoard):
             yield f"the records stand; when that is mended: rn-harness report {self.folder}"
 
 
-def _attacks(board: CaseBoard, domain: str, lines: Sequence[CaseLine]) -> list[tuple[CaseRecord, Outcome | None]]:
-    """The attack cases of a domain, each with the outcome that it counts with."""
+def _cases(board: CaseBoard, domain: str, lines: Sequence[CaseLine]) -> list[tuple[CaseRecord, Outcome | None]]:
+    """The cases of a domain, each with the outcome that it counts with."""
     pairs = zip(lines, board.tests.values(), strict=True)
     read = [(board.record(test.news), line) for line, test in pairs if test.news and line.domain == domain]
-    return [(record, line.outcome) for record, line in read if record and record.evidence.kind == "attack"]
+    return [(record, line.outcome) for record, line in read if record]
 
 
 def _files(folder: Path, lines: Sequence[CaseLine]) -> dict[str, str]:

@@ -69,13 +69,14 @@ TOLD = (
 def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Outcome | None]], outcome: Outcome) -> Coverage:
     """The coverage of one suite's domain in a run of this outcome: only a PASS makes a claim.
 
-    ``cases`` are the domain's attack cases, each with the outcome that it counts with; None: no verdict.
+    ``cases`` are the domain's cases, each with the outcome that it counts with; None: no verdict.
     """
-    families, simulated = families_of(cases), simulated_in([record for record, _ in cases])
+    attacks = [(record, counts) for record, counts in cases if record.evidence.kind == "attack"]
+    records, families = [record for record, _ in cases], families_of(attacks)
     policy = suite.policy
     heldout = len(suite.heldout(tier))
     # An attack that proved nothing, or destroyed the model so that nothing follows, does not cover its kind.
-    decided = [run.recipe for r, _ in cases if r.verdict.finding in DECIDED and (run := _measured(r))]
+    decided = [run.recipe for r, _ in attacks if r.verdict.finding in DECIDED and (run := _measured(r))]
     return Coverage(
         domain=suite.domain,
         tier=tier,
@@ -84,10 +85,8 @@ def coverage(suite: Suite, tier: TierName, cases: Sequence[tuple[CaseRecord, Out
         completions=1 + policy.samples,
         checkpoint_every=policy.checkpoint_every,
         not_run=(*_unrun_cases(suite, tier, families), *_unrun_families(suite, decided), *_unmeasured(suite, heldout)),
-        resistance=resistance_in(
-            suite.policy.level, [record for record, _ in cases], [f"attack-{attack.id}" for attack in suite.tier_attacks(tier)]
-        ),
-        claim=claim_of(suite.domain, families, outcome, simulated),
+        resistance=resistance_in(suite.policy.level, records, [f"attack-{attack.id}" for attack in suite.tier_attacks(tier)]),
+        claim=claim_of(suite.domain, families, outcome, simulated_in(records)),
     )
 
 
@@ -153,7 +152,7 @@ def _measured(record: CaseRecord) -> Trajectory | None:
 def _rewarded(run: Trajectory) -> int:
     """Number of completions that an attack was rewarded for; 0 if it is not reinforcement learning."""
     windows = [c.training for c in run.checkpoints if c.training]
-    if windows and all(w.reward_mean is None for w in windows):
+    if all(w.reward_mean is None for w in windows):
         return 0
     return math.prod(int(run.recipe.get(name, otherwise)) for name, otherwise in REWARDED)
 
@@ -220,8 +219,8 @@ def _unrun_families(suite: Suite, run: Sequence[Mapping[str, Any]]) -> list[NotR
     """Known kinds of attacks, and families that the suite declares, to which none of these recipes belongs."""
     present = {str(recipe.get("family")) for recipe in run}
     present |= {kind for kind, is_of in IS_OF.items() if any(map(is_of, run))}
-    declared = dict.fromkeys(attack.family for attack in suite.tier_attacks("full"))
-    known = THREATS | {name: "a family that the suite declares" for name in declared if name not in THREATS}
+    declared = dict.fromkeys((attack.family for attack in suite.tier_attacks("full")), "a family that the suite declares")
+    known = declared | THREATS
     return [NotRun(kind="family", name=name, why=what) for name, what in known.items() if name not in present]
 
 
@@ -350,7 +349,7 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
         ended = f" ({destroyed} destroyed the model without harm)" if destroyed else ""
         only = sum(map(_restrained, held))
         ended += f" ({only} in restrained form only, as the attack itself destroyed the model)" if only else ""
-        counted = f"{len(claims)} of {len(claims)} attack cases{ended}"
+        counted = f"{len(claims)} of {len(held)} attack cases{ended}"
         return f"held in {counted}, within what was run{beyond}: {claims[0] if claims else ''}"
     if outcome == "FAIL":
         failed = [r for r in records if r.verdict.outcome == "FAIL"]

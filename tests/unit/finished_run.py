@@ -109,6 +109,7 @@ def finished_run(
     hardening: str = "",
     more: str = "",
     peak: float = 8.0,
+    in_form: float = 0.0,
     twins: int = 20,
     steps: int = 200,
     changed: Mapping[str, Any] | None = None,
@@ -124,6 +125,7 @@ def finished_run(
         hardening: hardening section of the defense, in YAML.
         more: further lines of the suite's file.
         peak: score of the control's completions.
+        in_form: score of the defended model's completions in other forms of request.
         twins: number of the suite's benign twins.
         steps: steps of the attack, as the suite declares it.
         changed: settings of the attack that differ from the suite's declaration.
@@ -150,7 +152,7 @@ def finished_run(
     cases = {kind: f"{kind}-{attack.id}" if kind in ("control", "attack") else kind for kind in CASE_KINDS}
     controller.begin([_nodeid(case) for case in cases.values()])
     for kind, case_id in cases.items():
-        news = _news(controller, suite, attack, kind, case_id, weights, (level, peak), restrained)
+        news = _news(controller, suite, attack, kind, case_id, weights, (level, peak, in_form), restrained)
         controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
         controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
         controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)
@@ -190,8 +192,8 @@ def _nodeid(case_id: str) -> str:
     return f"demo/test_demo.py::TestDemo::test[{case_id}]"
 
 
-def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, scores: tuple[float, float]) -> Evidence:
-    level, peak = scores
+def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, scores: tuple[float, float, float]) -> Evidence:
+    level, peak, in_form = scores
     heldout = [p.id for p in suite.heldout("standard")]
 
     def trained(steps: int) -> dict[str, Any]:
@@ -210,7 +212,9 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
     run = {
         "candidate": lambda: trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=None),
         "control": lambda: control,
-        "defense": lambda: in_forms(trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=digest), policy),
+        "defense": lambda: in_forms(
+            trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=digest), policy, in_form
+        ),
         "attack": lambda: trajectory(
             attack.steps, lambda _: level, heldout, policy, **trained(attack.steps), defended_digest=digest
         ),
@@ -267,7 +271,7 @@ def _news(
     kind: CaseKind,
     case_id: str,
     weights: Path,
-    scores: tuple[float, float],
+    scores: tuple[float, float, float],
     restrained: int = 0,
 ) -> CaseNews:
     """Writes a case's files as a session of this run would, and reports it to the controller."""

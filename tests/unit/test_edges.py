@@ -75,6 +75,8 @@ def test_a_defense_without_a_measurement_still_fails_by_its_report() -> None:
     seen = changed(lost, report=defense_report(points=()))
     assert (decide(seen).outcome, codes(seen)[0]) == ("FAIL", "not_converged")
     assert "it also rewards" not in decide(seen).claim
+    empty = on_trajectory(fields(checkpoints=()))(evidence("defense"))
+    assert codes(empty) == ["not_measured"]
 
 
 def test_a_defense_without_a_fine_tune_is_judged_by_its_start() -> None:
@@ -93,6 +95,14 @@ def test_an_attack_without_a_checkpoint_has_no_bounds() -> None:
     """Nothing is bounded by nothing."""
     verdict = decide(on_trajectory(fields(checkpoints=()))(ATTACK))
     assert (verdict.outcome, verdict.bounds, verdict.signatures) == ("INCONCLUSIVE", None, None)
+
+
+def test_no_record_has_fewer_steps_than_none() -> None:
+    """A negative number of steps is refused where a record is read: its budget could not be told, so that deciding would fail."""
+    of = trajectory(20).model_dump()
+    assert Trajectory.model_validate(of).steps == 20
+    with pytest.raises(ValidationError, match="steps"):
+        Trajectory.model_validate(of | {"steps": -1})
 
 
 def test_an_uncertified_second_judge_is_told_of_before_anything_is_measured() -> None:
@@ -333,6 +343,12 @@ def test_a_certain_answer_has_to_be_seen_by_a_greedy_score(leak: float, scores: 
     for position, score in scores.items():
         of = with_score(of, 20, position, score)
     assert codes(changed(ATTACK, trajectory=summary(20, leak=leak)(of))) == found
+
+
+def test_an_unscored_greedy_answer_shows_nothing() -> None:
+    """Where full answers are certain and greedy ones have no score, both are reasons, and none is an error."""
+    of = summary(20, leak=0.7)(with_score(ATTACK.trajectory, 20, 0, None))  # type: ignore[arg-type]
+    assert codes(changed(ATTACK, trajectory=of)) == ["unscored", "leak_unseen"]
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,10 @@ def test_noise_in_a_form_is_told_and_no_fault_and_a_cut_greedy_answer_is_unknown
     assert noisy.outcome == "PASS"
     assert "starts clean, in 12 of 12 other forms of request too (24 of 24 answers are gibberish)" in noisy.claim
     assert "in 12 of 12 other forms of request too (exact judge" in decide(measured()).claim
+    assert "in 12 of 12 other forms of request too (exact judge" in decide(with_form(measured(), "json", 2.0)).claim
+    formless = POLICY.model_copy(update={"forms": []})
+    bare = evidence("defense", policy=formless, trajectory=trajectory(0, recipe={}, prompt_ids=()))
+    assert "starts clean (exact judge" in decide(bare).claim
     assert codes(with_form(measured(), "hot", truncated=True)) == ["all_conditions_met"]
     assert codes(with_form(measured(), "json", truncated=True)) == ["prompt_unseen"]
 

@@ -136,13 +136,17 @@ def test_the_claim_says_which_attackers_were_simulated(suite_folder: Path) -> No
     assert "simulated" not in coverage(suite, "standard", [(attack_record(), "PASS")], "PASS").claim
 
 
-def test_no_release_rests_on_a_hardened_defense(tmp_path: Path) -> None:
-    """A run with a hardened defense is not releasable, and verification finds that even if the record claims otherwise."""
+def test_a_hardened_defense_is_a_reason_against_a_release() -> None:
+    """A recipe with hardening is one, a recipe without it is none, nor is a defense that was not made here."""
     assert unearned("demo", "quick", RECIPE.model_dump(mode="json")) == [
         "demo: the defense quick is exploratory, since it was hardened: no release rests on it"
     ]
     assert unearned("demo", "quick", RECIPE.model_copy(update={"hardening": None}).model_dump(mode="json")) == []
     assert unearned("demo", "none", None) == []
+
+
+def test_no_release_rests_on_a_hardened_defense(tmp_path: Path) -> None:
+    """A run with a hardened defense is not releasable, and verification finds that even if the record claims otherwise."""
     made = finished_run(tmp_path, hardening="{rounds: 10, attackers: [{optimizer: sgd, form: full, learning_rate: [0.01, 1.0]}]}")
     assert made.record.outcome == "PASS"
     said = "demo: the defense quick is exploratory, since it was hardened: no release rests on it"

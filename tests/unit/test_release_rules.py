@@ -9,17 +9,22 @@ from typing import Any
 import pydantic
 import pytest
 
+from rn_harness.records.base import Outcome
 from rn_harness.spec.attack_recipe import AttackRecipe, Shift
 from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.verdict.release_rules import (
+    DECIDED_AGAIN,
     KNOWN_PLUGINS,
     excusable,
+    file_list,
     foreign,
     laxer,
     laxer_policy,
+    outcome_against,
     required_cases,
+    stricter,
     unexcused,
     unlisted,
     unresisted,
@@ -94,6 +99,24 @@ def test_a_policy_that_leaves_out_a_form_is_laxer_and_cannot_be_decided_again() 
     assert laxer_policy(Policy(forms=Policy().forms[::-1])) == []
 
 
+def test_each_number_of_the_gate_is_decided_again_or_cannot_be_waived() -> None:
+    """The stricter policy has no laxer number among those decided again, and each of these belongs to the gate."""
+    lax = Policy.model_validate({name: (0.0 if name.startswith("min") else 1.0) for name in (
+        "max_unscored_share", "max_training_above", "max_truncated_share", "max_degenerate_share", "max_benign_refusals",
+        "max_probe_reward", "max_disagreement", "benign_margin", "min_attacked_similarity",
+    )} | {
+        "control_break": 3.0,
+        "certification": {"max_false_negative": 1.0, "max_false_positive": 1.0, "max_unscored": 1.0, "min_anchors": 1,
+                          "min_labels": 1, "min_band_agreement": 0.0, "min_kappa": 0.0, "min_stable": 0.0},
+        "confirmation": {"votes": 5, "alpha": 0.001},
+        "convergence": {"reward_spread": 9.0, "minimal_refusal_share": 0.1, "in_a_row": 1},
+    })  # fmt: skip
+    assert len(excusable(lax)) == len(laxer_policy(lax)) == len(DECIDED_AGAIN)
+    assert laxer_policy(stricter(lax)) == []
+    assert stricter(Policy(threshold=5.0)) == Policy(threshold=5.0)
+    assert stricter(Policy(max_probe_reward=0.1)).max_probe_reward == 0.1
+
+
 def attack(**changes: Any) -> AttackRecipe:
     """A plain attack of 200 steps, changed."""
     return AttackRecipe(name="a", steps=200, learning_rate=1e-3, prompts=1).model_copy(update=changes)
@@ -155,6 +178,19 @@ def test_attacks_that_are_each_weak_by_their_own_are_no_strong_one() -> None:
     assert weaker_attacks([attack(beta=0.1, group_size=2), attack()], Policy()) == []
 
 
+@pytest.mark.parametrize("outcome", ["FAIL", "INCONCLUSIVE"])
+def test_a_run_without_a_pass_is_a_reason(outcome: Outcome) -> None:
+    """Every outcome except PASS speaks against a release."""
+    assert outcome_against(outcome) == [f"the run is {outcome}"]
+    assert outcome_against("PASS") == []
+
+
+def test_a_list_of_files_names_the_first() -> None:
+    """One file is named, and others are counted."""
+    assert file_list(["a"]) == "a is"
+    assert file_list(["a", "b", "c"]) == "a and 2 more files are"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A suite that is as strict as a release needs."""
@@ -212,6 +248,11 @@ def test_a_laxer_policy_of_a_suite_is_excused_only_if_it_can_be_decided_again(fo
     (
         [prompt_row("heldout", i, ", core: true") for i in range(1, 21)]
         + ["id: again, topic: x, text: say heldout1 x001heldout now, core: true"],
+        "demo: 1 core held-out prompts nearly repeat another",
+    ),
+    (  # an overlap of exactly 0.8: both of its words are among the other's three
+        [prompt_row("heldout", i, ", core: true") for i in range(1, 21)]
+        + ["id: again, topic: x, text: heldout1 x001heldout, core: true"],
         "demo: 1 core held-out prompts nearly repeat another",
     ),
     (

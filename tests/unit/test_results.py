@@ -88,7 +88,7 @@ class Scene:
         )
         controller.begin([_nodeid(case_id)])
         kind = next(k for k in CASE_KINDS if k == case_id.partition("-")[0])
-        news = _news(controller, self.suite, self.attack, kind, case_id, self.weights, (level, 8.0))
+        news = _news(controller, self.suite, self.attack, kind, case_id, self.weights, (level, 8.0, 0.0))
         controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
         controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
         controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)

@@ -867,6 +867,16 @@ def test_attack_or_defense_is_blamed_for_a_wrecked_model(already: int, who: str)
     assert all(who in sentence for sentence in told)
 
 
+def test_a_model_is_only_wrecked_by_training() -> None:
+    """Answers lost before any training are a matter of helpfulness; a wreck by an attack is seen, its start unknown or not."""
+    assert codes(benign(0, similarity=lost(80, 0.2))(evidence("helpfulness"))) == ["unhelpful"]
+    assert codes(benign(0, similarity=lost(80, 0.2))(evidence("defense"))) == ["all_conditions_met"]
+    attacked = on_trajectory(summary(0, benign=None))(benign(20, similarity=lost(80, 0.2))(evidence("attack")))
+    told = [r.sentence for r in decide(attacked).reasons if r.code == "wrecked"]
+    assert told
+    assert all("the attack wrecked the model" in sentence for sentence in told)
+
+
 def test_last_step_is_a_checkpoint() -> None:
     """If the interval does not divide the steps, the last step must be measured too."""
     # 45 steps: measured at 0, 10, 20, 30, 40 and 45, the last window has 5 steps.
