@@ -23,6 +23,7 @@ from rn_harness.records.trajectory import Trajectory
 from rn_harness.release.integrity import check_record
 from rn_harness.run import session as sessions
 from rn_harness.run.case import CaseTask, Defended
+from rn_harness.run.context import RunContext
 from rn_harness.run.measuring import Measuring
 from rn_harness.run.participants import SuiteJudges
 from rn_harness.run.preflight import check_attacks, check_defense, check_folders, check_judges
@@ -564,7 +565,7 @@ def test_a_fleet_that_ends_by_an_exception_leaves_nothing_behind(
     crew = [suite.tier_attacks("smoke")[0].model_copy(update={"seed": seed}) for seed in range(2)]
     run.upcoming = [CaseTask("control", suite, of) for of in crew]
     monkeypatch.setattr(fleet, "Fleet", Cut)
-    monkeypatch.setattr(Defended, "load", lambda _: None)
+    monkeypatch.setattr(RunContext, "model", lambda *_: None)
     monkeypatch.setattr(run.local, "_make", lambda *_: 1 / 0)
     for name in ("panel", "certificates", "second_certificate"):
         monkeypatch.setattr(SuiteRun, name, None)
