@@ -328,6 +328,10 @@ class LanguageModel(peft_compat.AdapterModel):
         """Computes the gradients of a loss by ``backward``."""
         backward(loss, **arguments)
 
+    def elsewhere(self, work: Callable[[], T]) -> T:
+        """Does work that waits for another machine, such as a judge's."""
+        return work()
+
     def save(self, folder: Path) -> None:
         """Writes the whole model of a *defense*, with its tokenizer and templates; no code writes attacked weights."""
         self.network.save_pretrained(folder)

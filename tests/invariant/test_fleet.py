@@ -292,6 +292,95 @@ def test_an_interruption_does_not_wait_for_a_long_answer(tmp_path):
     assert 3 <= len(passes) < 3000
 
 
+def learning(rows, seed):
+    """A task: a member samples, goes forward and backward twice, and returns its tokens and gradients."""
+
+    def task(member):
+        member.attach(LoRA(r=4, alpha=8.0), seed)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in member.trained.values():
+                p.copy_(torch.randn_like(p) * 0.1)
+        prompts = torch.full((rows, 3), 5 + seed), torch.ones(rows, 3, dtype=torch.long)
+        found = []
+        for _ in range(2):
+            said = member.network.generate(
+                input_ids=prompts[0],
+                attention_mask=prompts[1],
+                do_sample=True,
+                max_new_tokens=5,
+                eos_token_id=[-1],
+                pad_token_id=0,
+            )
+            tails = said[:, 3:], torch.ones(rows, 5, dtype=torch.long)
+            states = member.completion_states(None, prompts, tails)
+            member.backward(lambda _: None, states.cos().sum())
+            found.append((said, [p.grad.clone() for p in member.trained.values()]))
+        return found
+
+    return task
+
+
+def short_of_memory(fleet, monkeypatch, where, most):
+    """Lets memory run out in each pass of more than so many rows, in its middle, after other passes; returns their rows."""
+    cut, passes = [], []
+    if where == "backward":
+        real = torch.autograd.grad
+
+        def grad(ends, *others, **how):
+            gradients = real(ends, *others, **how)  # frees the graph
+            if (rows := sum(map(len, ends))) > most:
+                cut.append(rows)
+                raise torch.OutOfMemoryError("tried to allocate")
+            return gradients
+
+        monkeypatch.setattr(torch.autograd, "grad", grad)
+        return cut
+
+    def strike(_, given, output):
+        passes.append(None)
+        wanted = torch.is_grad_enabled() if where == "forward" else not torch.is_grad_enabled() and len(passes) % 4 == 3
+        if wanted and len(given[0]) > most:
+            cut.append(len(given[0]))
+            raise torch.OutOfMemoryError("tried to allocate")
+
+    fleet._network.base_model.layers[-1].mlp.register_forward_hook(strike)
+    return cut
+
+
+@pytest.mark.parametrize("where", ["sampling", "forward", "backward"])
+def test_a_pass_that_memory_does_not_hold_is_repeated_in_halves(tmp_path, monkeypatch, where):
+    """If memory holds the rows of two of five members, each has the tokens of a whole fleet, and its gradients up to rounding."""
+    folder = make_model(tmp_path / "llama", FAMILIES[0])
+    tasks = [learning(2, seed) for seed in range(5)]
+    whole = Fleet(load_model(folder, Loading(threads=1)), threads=1).run(tasks)
+    told = []
+    fleet = Fleet(load_model(folder, Loading(threads=1)), threads=1, say=told.append)
+    cut = short_of_memory(fleet, monkeypatch, where, most=4)
+    halved = fleet.run(tasks)
+    assert cut
+    assert told == [3, 2]
+    for expected, found in zip(whole, halved, strict=True):
+        for (tokens, gradients), (tokens_again, gradients_again) in zip(expected, found, strict=True):
+            assert torch.equal(tokens, tokens_again)
+            for one, other in zip(gradients, gradients_again, strict=True):
+                assert torch.allclose(one, other, atol=TOLERANCE, rtol=TOLERANCE)
+                assert one.abs().sum() > 0
+
+
+@pytest.mark.parametrize("where", ["sampling", "forward", "backward"])
+def test_a_member_that_memory_never_holds_fails_alone(tmp_path, monkeypatch, where):
+    """A member whose rows alone do not fit ends with the error, and its companions have the tokens of a fleet without it."""
+    folder = make_model(tmp_path / "llama", FAMILIES[0])
+    whole = Fleet(load_model(folder, Loading(threads=1)), threads=1).run([learning(2, 0), learning(2, 2)])
+    fleet = Fleet(load_model(folder, Loading(threads=1)), threads=1)
+    short_of_memory(fleet, monkeypatch, where, most=4)
+    first, large, last = fleet.run([learning(2, 0), learning(5, 1), learning(2, 2)])
+    assert isinstance(large, torch.OutOfMemoryError)
+    for expected, found in zip(whole, (first, last), strict=True):
+        assert all(torch.equal(one[0], other[0]) for one, other in zip(expected, found, strict=True))
+
+
 def test_a_member_shares_weights_and_nothing_else(candidate):
     """A member has the model's parameter tensors, but separate modules."""
     model = candidate.load()
