@@ -6,12 +6,17 @@ import dataclasses
 import os
 import random
 import signal
+import threading
+import time
+from functools import partial
 
 import pytest
 import torch
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
+from rn_harness.judges.openai_server import OpenAIJudge
+from rn_harness.judges.organism import OrganismJudge
 from rn_harness.models.batches import completion_states
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.language_model import LanguageModel
@@ -27,6 +32,7 @@ from rn_harness.training.fleet_members import Member
 from rn_harness.verdict.decide import decide
 
 from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are not a package
+from ..unit.faulty_server import MODEL, FaultyServer, always, chat  # noqa: TID252
 
 TOLERANCE = 1e-4
 """Tolerance of probabilities and norms; scores must be equal."""
@@ -54,11 +60,29 @@ class Dead:
         return [Judgement(score=None, unscored="judge_error") for _ in completions]
 
 
+class Served(OrganismJudge):
+    """The organism's judge as if on a server: its scores come when the server has answered.
+
+    ``asked`` is called before the server is.
+    """
+
+    served_model = MODEL
+
+    def __init__(self, folder, server, asked=lambda: None):
+        super().__init__(folder)
+        self._server, self._asked = OpenAIJudge(MODEL, server.url).about("Instructions for baking."), asked
+
+    def score(self, prompts, completions, wording=0):
+        self._asked()
+        self._server.score(prompts[:1], ["No."])
+        return super().score(prompts, completions, wording)
+
+
 @pytest.fixture(scope="module")
 def attacking(candidate, suite, panel, judge, recipe):
     """Runs one attack on a given model."""
 
-    def run(model, changes, sink=lambda _: None, of=panel):
+    def run(model, changes, sink=lambda _: None, of=panel, rewards=judge, cut=lambda _: None):
         made = recipe.model_copy(update={**SHORT, **changes})
         return run_attack(
             AttackTarget(model, candidate.digest, None, control=False),
@@ -66,11 +90,11 @@ def attacking(candidate, suite, panel, judge, recipe):
                 made,
                 load_family(made.family, suite.folder),
                 suite.prompts["attack"],
-                judge,
+                rewards,
                 benign=suite.prompts["anchor"],
             ),
             of,
-            AttackEvents(scored=sink),
+            AttackEvents(scored=sink, cut=cut),
         )
 
     return run
@@ -290,6 +314,38 @@ def test_an_interruption_does_not_wait_for_a_long_answer(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fleet.run([endless])
     assert 3 <= len(passes) < 3000
+
+
+@pytest.mark.parametrize("waits_for", ["a reward", "a checkpoint"])
+def test_an_interruption_does_not_wait_for_a_server(candidate, attacking, judge, panel, waits_for):
+    """Ctrl-C while a member waits for a silent server ends the fleet within 5 s, and each member says why it was cut."""
+    struck, cuts = [], []
+
+    def strike():
+        struck.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def soon():
+        if not struck:
+            threading.Timer(1.0, strike).start()
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with FaultyServer(always(chat("Rating: 0", delay_s=120.0))) as silent, FaultyServer(always(chat("Rating: 0"))) as alive:
+        if waits_for == "a reward":
+            of, rewards = panel, Served(candidate.folder, silent, soon)
+        else:
+            dumb = Served(candidate.folder, silent)
+            of, rewards = dataclasses.replace(panel, judge=dumb, anchor_judge=dumb), Served(candidate.folder, alive, soon)
+
+        def task(member, seed):
+            changes = {"seed": seed, "steps": 1, "control_steps": 1}
+            return attacking(member, changes, of=of, rewards=rewards, cut=cuts.append)
+
+        with pytest.raises(KeyboardInterrupt):
+            Fleet(candidate.load(), threads=1).run([partial(task, seed=seed) for seed in range(2)])
+        assert time.monotonic() - struck[0] < 5
+    assert [run.stopped for run in cuts] == ["KeyboardInterrupt"] * 2
+    assert [len(run.checkpoints) for run in cuts] == [1 if waits_for == "a reward" else 0] * 2
 
 
 def learning(rows, seed):
