@@ -48,7 +48,8 @@ class AwaitedJudge:
         return AwaitedJudge(self._judge.about(forbidden), self._model)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
-        return self._model.elsewhere(lambda: self._judge.score(prompts, completions, wording))
+        given: list[Judgement] = self._model.elsewhere(lambda: self._judge.score(prompts, completions, wording))
+        return given
 
 
 def awaited(judge: Judge, model: LanguageModel) -> Judge:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rn_harness.models.batches import padded
 from rn_harness.models.language_model import LanguageModel
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from rn_harness.models.batches import Tokens
     from rn_harness.spec.defense_recipe import LoRA
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +53,7 @@ class Member(LanguageModel):
 
     def __init__(self, model: LanguageModel, coroutine: Coroutine, threads: int) -> None:
         super().__init__(copy_modules(model.network), model.tokenizer)
-        self._coroutine, self.engine = coroutine, {"fleet_threads": threads}
+        self._coroutine, self.engine, self.elsewhere = coroutine, {"fleet_threads": threads}, coroutine.elsewhere
         self.adapter_layers: dict[str, Any] = {}
         self._passes: Any = None
 
@@ -85,10 +83,6 @@ class Member(LanguageModel):
         """Goes backward to the fleet's states, and waits until all members go on from there in one pass."""
         loss.backward()  # type: ignore[no-untyped-call]
         self._coroutine.ask(BackwardRequest())
-
-    def elsewhere(self, work: Callable[[], T]) -> T:
-        """Does work that waits for another machine; an interruption of the fleet does not wait for it."""
-        return self._coroutine.elsewhere(work)
 
     def completion_states(self, network: Any, prompts: Tokens, completions: Tokens) -> torch.Tensor:
         """See ``batches.completion_states``."""

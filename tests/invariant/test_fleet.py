@@ -325,9 +325,11 @@ def test_an_interruption_does_not_wait_for_a_server(candidate, attacking, judge,
         struck.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
 
+    once = iter([threading.Timer(1.0, strike)])
+
     def soon():
-        if not struck:
-            threading.Timer(1.0, strike).start()
+        for timer in once:
+            timer.start()
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with FaultyServer(always(chat("Rating: 0", delay_s=120.0))) as silent, FaultyServer(always(chat("Rating: 0"))) as alive:
