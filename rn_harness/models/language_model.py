@@ -37,7 +37,7 @@ UNCHANGING = ""
 """Digest of an adapter that changes no output."""
 
 
-def _bytes_digest(tensors: Iterable[torch.Tensor]) -> str:
+def _bytes_digest(tensors: Iterable[Any]) -> str:
     import torch
 
     digest = hashlib.sha256()
