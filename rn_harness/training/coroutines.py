@@ -41,6 +41,7 @@ class Coroutine:
     ended: bool = False
     result: Any = None
     stopped: Callable[[], BaseException | None] = lambda: None
+    _thread: int | None = None
     _turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     _back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
@@ -57,7 +58,9 @@ class Coroutine:
         return answer
 
     def elsewhere(self, work: Callable[[], T]) -> T:
-        """The result of work that waits for another machine; an interruption does not wait for it. Called by its own function."""
+        """The result of work that waits for another machine; an interruption does not wait for it if its own function calls."""
+        if threading.get_ident() != self._thread:  # in the background, which nobody waits for
+            return work()
         future = in_background(work)
         while not wait([future], LOOK_S).done:
             if (error := self.stopped()) is not None:
@@ -71,6 +74,7 @@ class Coroutine:
 
     def run(self, task: Callable[[Coroutine], Any]) -> None:
         """Body of its thread: waits for its first turn, runs the task, and keeps its result or exception."""
+        self._thread = threading.get_ident()
         self._turn.acquire()
         try:
             self.result = self.error or task(self)
