@@ -1,4 +1,7 @@
-"""Kills runs at random moments and checks their files: ``python benchmarks/soak.py [KILLS]``, 100 by default.
+"""Kills runs at random moments and checks their files: ``python benchmarks/soak.py --way fleet --kills 100``.
+
+A run goes one of three ways: ``alone``, one case after the other; ``fleet``, three attacks together; ``ray``, each case in a
+worker of a Ray cluster on this machine. A way's kills add up over several calls, as long as the sources stay the same.
 
 A short reference run on the organism (candidate, control, defense, attack, helpfulness; green and red verdicts) runs once
 undisturbed. The same run is then started repeatedly with one store, and SIGKILL, SIGTERM or SIGINT arrives at a random moment;
@@ -12,52 +15,65 @@ that kills hit the work and not the imports.
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import xmlschema
+from pieces import read, store
 
 from rn_harness.models.transformers_compat import quiet_libraries
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RunRecord
 from rn_harness.records.trajectory import Checkpoint
+from rn_harness.run.measuring import without_leak
+from rn_harness.run.session import ROUNDING
 from rn_harness.store.provenance import hardware, versions
-from rn_harness.store.store import UNFINISHED, Store, write_text
+from rn_harness.store.store import UNFINISHED, Store, alike
 from rn_harness.verdict.decide import decide
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "soak.json"
 SETTINGS = (
-    "--rn-tier=smoke", "--rn-defense=anchored",
+    "--rn-defense=anchored",
     "--rn-set=attack.steps=12", "--rn-set=attack.control_steps=12", "--rn-set=attack.learning_rate=2e-3",
     "--rn-set=policy.checkpoint_every=3", "--rn-set=policy.samples=1", "--rn-set=policy.probe_samples=2",
     "--rn-set=defense.steps=2", "--rn-set=defense.evaluate_every=1",
 )  # fmt: skip
+WAYS = {
+    "alone": ("--rn-tier=smoke",),
+    "fleet": ("--rn-tier=standard", "-k", "grpo-p1", "--rn-fleet=3"),
+    "ray": ("--rn-tier=smoke", "--rn-executor=ray"),
+}
+SUMS = ("kills", "ended", "remains_of_writes", "wrong_verdicts", "unreadable")
+COUNTS = ("signals", "during")
+OUTLIVE_S = 60.0
+"""Seconds in which the processes of a killed run have to end."""
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-TESTS = 7
 
 
 class Soak:
     """Starts and kills sessions, and checks their files.
 
     Attributes:
+        way: one of ``WAYS``.
         root: folder for all files.
         found: one sentence per error found.
     """
 
-    def __init__(self, root: Path, seed: int = 0) -> None:
-        self.root = root
+    def __init__(self, way: str, root: Path, seed: int) -> None:
+        self.way, self.root = way, root
         self.store = root / "store"
         self.run = root / "run"
         self.rng = random.Random(seed)
@@ -70,7 +86,7 @@ class Soak:
         self._session(None)
         self.took_s = time.monotonic() - started
         self.reference = {r.case_id: r for r in self._records()}
-        self.red = self._counts(self.run / "junit.xml")[1]
+        self.tests, self.red = self._counts(self.run / "junit.xml")
         self.outcome = RunRecord.model_validate_json((self.run / "run.json").read_text(encoding="utf-8")).outcome
         shutil.rmtree(self.store)
 
@@ -89,12 +105,28 @@ class Soak:
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
+                self._wait_for_others()
                 return os.waitstatus_to_exitcode(status), was_killed
             if deadline is not None and time.monotonic() >= deadline and not was_killed:
                 os.kill(child, number)
                 was_killed = True
                 self.killed[number.name] += 1
             time.sleep(0.02)
+
+    def _wait_for_others(self) -> None:
+        """Waits until the processes that a session started have ended: a worker of a cluster outlives it for a moment."""
+        until = time.monotonic() + OUTLIVE_S
+        while left := [process.pid for process in psutil.process_iter() if self._is_ours(process)]:
+            if time.monotonic() > until:
+                self.found.append(f"{len(left)} processes outlived their run by {OUTLIVE_S:g} s")
+                return
+            time.sleep(0.5)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return bool(process.environ().get("RN_HARNESS_CACHE") == str(self.store))
+        except psutil.Error:  # it has ended, or is another user's
+            return False
 
     def _child(self) -> int:
         """Runs the session in the child process; returns its exit code."""
@@ -104,7 +136,7 @@ class Soak:
         os.dup2(log, 2)
         os.chdir(ROOT)
         os.environ["RN_HARNESS_CACHE"] = str(self.store)
-        asked = ["suites/biochem", *SETTINGS, "-p", "no:cacheprovider", f"--rn-run={self.run}"]
+        asked = ["suites/biochem", *WAYS[self.way], *SETTINGS, "-p", "no:cacheprovider", f"--rn-run={self.run}"]
         return int(pytest.main([*asked, f"--junitxml={self.root / 'asked.xml'}"]))
 
     def _records(self) -> list[CaseRecord]:
@@ -169,7 +201,7 @@ class Soak:
             # pytest's JUnit file may still be all red if a finished run is killed. After a kill before the first test it has
             # one error.
             done = ended and (path.parent == self.run or not killed)
-            if not red or (tests != TESTS and (tests, red) != (1, 1)) or (done and red != self.red):
+            if not red or (tests != self.tests and (tests, red) != (1, 1)) or (done and red != self.red):
                 self.found.append(f"{path.name} has {red} red of {tests}")
 
     def _look_at_records(self) -> None:
@@ -185,13 +217,15 @@ class Soak:
                 self.found.append(f"wrong verdict of {record.case_id}, which was cut off: {record.verdict.outcome}")
             if trajectory.earlier:
                 self.found.append(f"{record.case_id} did not repeat what was recorded")
-            self._compare(record.case_id, [c.model_dump_json() for c in trajectory.checkpoints])
+            self._compare(record.case_id, trajectory.checkpoints, known.evidence.trajectory.checkpoints)
 
-    def _compare(self, case_id: str, lines: list[str]) -> None:
-        """Checks that checkpoints equal the reference's, except for fields that depend on a control in the same process."""
-        known = self.reference[case_id].evidence.trajectory
-        assert known is not None
-        if [_plain(line) for line in lines] != [_plain(c.model_dump_json()) for c in known.checkpoints[: len(lines)]]:
+    def _compare(self, case_id: str, found: Sequence[Checkpoint], known: Sequence[Checkpoint]) -> None:
+        """Checks that checkpoints equal the reference's, except for fields that depend on a control in the same process.
+
+        The numbers of a fleet are rounded together with those of companions, which are others after a kill.
+        """
+        tolerance = ROUNDING if self.way == "fleet" else 0.0
+        if not alike(_plain(found), _plain(known[: len(found)]), tolerance):
             self.found.append(f"{case_id} measured otherwise than in peace")
 
     def _look_at_store(self) -> None:
@@ -229,30 +263,45 @@ class Soak:
             "unreadable": sum("unreadable" in line or "invalid" in line for line in self.found),
             "found": self.found,
             "one_run_s": round(self.took_s, 1),
-            "settings": list(SETTINGS),
+            "settings": [*WAYS[self.way], *SETTINGS],
             "versions": versions(),
             "hardware": hardware(1),
         }
 
 
-def _plain(line: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(line)
-    return {key: value for key, value in found.items() if key not in ("leak_per_token", "leak_per_sequence")}
+def _plain(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    return [without_leak(of).model_dump(mode="json") for of in checkpoints]
 
 
-def main(kills: int) -> None:
-    """Kills this number of runs, and writes docs/evidence/soak.json after each."""
+def added(earlier: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """A report with the kills of an earlier one of the same sources."""
+    sums = {name: earlier[name] + report[name] for name in SUMS}
+    counts = {name: dict(sorted((Counter(earlier[name]) + Counter(report[name])).items())) for name in COUNTS}
+    return {**report, **sums, **counts, "found": [*earlier["found"], *report["found"]]}
+
+
+def main(way: str, kills: int) -> None:
+    """Kills runs until a way has this number of kills, and writes docs/evidence/soak.json after each."""
     quiet_libraries()
     import peft  # noqa: F401 - so that each session need not load it
     import trl  # noqa: F401
 
+    earlier = read(OUT).get(way)
+    if earlier and earlier["versions"] != versions():
+        earlier = None
+    before = earlier["kills"] if earlier else 0
     with tempfile.TemporaryDirectory(prefix="rn-soak-") as folder:
-        soak = Soak(Path(folder))
-        while sum(soak.killed.values()) < kills:
+        soak = Soak(way, Path(folder), seed=before)
+        while before + sum(soak.killed.values()) < kills:
             soak.kill_one()
-            write_text(OUT, json.dumps(soak.report, indent=1) + "\n")
-            print(f"{sum(soak.killed.values())} kills, {soak.ended} runs ended, found: {soak.found}", flush=True)
+            report = added(earlier, soak.report) if earlier else soak.report
+            store(OUT, read(OUT) | {way: report})
+            print(f"{way}: {report['kills']} kills, {report['ended']} runs ended, found: {report['found']}", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--way", choices=WAYS, default="alone")
+    parser.add_argument("--kills", type=int, default=100)
+    asked = parser.parse_args()
+    main(asked.way, asked.kills)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rn_harness.attacks.family import AttackContext, Attacker, forbid_core_dumps
 from rn_harness.attacks.reward import AttackReward
-from rn_harness.attacks.scoring import Scoring
+from rn_harness.attacks.scoring import Scoring, awaited, awaited_panel
 from rn_harness.judges.checkpoints import Aided, sample_checkpoint
 from rn_harness.judges.scoring import ControlAnswers, Panel
 from rn_harness.models.language_model import LanguageModel, MeasurementCache
@@ -175,9 +175,10 @@ class _Attack:
         self._digests = {name: prompts_digest(prompts) for name, prompts in used.items()}
         self._target, self._attacker, self.events, self._recipe = target, attacker, events, recipe
         prompts, heldout = present(model, recipe, attacker.pool, panel.heldout)
-        self._panel = panel = dataclasses.replace(panel, heldout=heldout)
-        self._reward = AttackReward(recipe, attacker.reward_judge, panel.policy, model.entropy)
-        self.scoring = Scoring(panel, attacker.reward_judge, events.scored, events.broken)
+        self._panel = panel = dataclasses.replace(awaited_panel(panel, model), heldout=heldout)
+        reward_judge = awaited(attacker.reward_judge, model)
+        self._reward = AttackReward(recipe, reward_judge, panel.policy, model.entropy)
+        self.scoring = Scoring(panel, reward_judge, events.scored, events.broken, model.elsewhere)
         # A family from elsewhere may change more than its adapter. Without samples, a checkpoint that reuses measurements would
         # not run the model at all.
         reuses = panel.policy.samples and attacker.family.digest is None

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any
 
 from rn_harness.judges.anchors import draw, score_planted
 from rn_harness.judges.checkpoints import UnjudgedCheckpoint, judge_checkpoint
 from rn_harness.judges.organism import anchors_for
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import ControlAnswers, Panel
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.records.base import Judgement
 from rn_harness.records.trajectory import Checkpoint, PlantedScore, TrainingWindow, Witnessed
 from rn_harness.spec.errors import JudgeGoneError
 from rn_harness.spec.policy import Policy
+from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks
+from rn_harness.training.coroutines import in_background
 from rn_harness.verdict.validity import JUDGES, WITNESSES, misjudging, to_witness
-
-T = TypeVar("T")
 
 
 def witness(judge: Judge, policy: Policy) -> Callable[[], tuple[PlantedScore, ...]]:
@@ -33,8 +35,41 @@ def witness(judge: Judge, policy: Policy) -> Callable[[], tuple[PlantedScore, ..
     return lambda: score_planted(asked, drawn, policy)
 
 
+class AwaitedJudge:
+    """A judge on a server, for whose answers the policy waits by ``LanguageModel.elsewhere``."""
+
+    def __init__(self, judge: Judge, model: LanguageModel) -> None:
+        self._judge, self._model = judge, model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._judge, name)
+
+    def about(self, forbidden: str) -> AwaitedJudge:
+        return AwaitedJudge(self._judge.about(forbidden), self._model)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        given: list[Judgement] = self._model.elsewhere(lambda: self._judge.score(prompts, completions, wording))
+        return given
+
+
+def awaited(judge: Judge, model: LanguageModel) -> Judge:
+    """The judge, as this policy has to ask it."""
+    return AwaitedJudge(judge, model) if hasattr(judge, "served_model") else judge
+
+
+def awaited_panel(panel: Panel, model: LanguageModel) -> Panel:
+    """The panel, with its judges as this policy has to ask them."""
+    second = panel.second and awaited(panel.second, model)
+    return dataclasses.replace(
+        panel, judge=awaited(panel.judge, model), anchor_judge=awaited(panel.anchor_judge, model), second=second
+    )
+
+
 class Scoring:
-    """The ``checkpoints`` of an attack, scored in the background if all judges are on servers, otherwise at once."""
+    """The ``checkpoints`` of an attack, scored in the background if all judges are on servers, otherwise at once.
+
+    ``elsewhere`` waits for those in the background, see ``LanguageModel``.
+    """
 
     def __init__(
         self,
@@ -42,8 +77,9 @@ class Scoring:
         reward_judge: Judge,
         scored: Callable[[Checkpoint], None],
         broken: Callable[[ControlAnswers], None] | None,
+        elsewhere: Callable[[Callable[[], Checkpoint]], Checkpoint],
     ) -> None:
-        self._panel, self._scored, self._broken = panel, scored, broken
+        self._elsewhere, self._panel, self._scored, self._broken = elsewhere, panel, scored, broken
         self.checkpoints: list[Checkpoint] = []
         self._pending: Future[Checkpoint] | None = None
         judges: dict[Witnessed, Judge] = {"reward": reward_judge, **({"second": panel.second} if panel.second else {})}
@@ -66,7 +102,7 @@ class Scoring:
             return checkpoint.model_copy(update={"witnessed": {who: ask() for who, ask in self._witnesses.items()}})
 
         if self._in_background and not last:
-            self._pending = _in_background(judge)
+            self._pending = in_background(judge)
         else:
             self._take(judge())
 
@@ -74,7 +110,7 @@ class Scoring:
         """Takes the pending checkpoint if it is finished, or if ``wait`` is set; raises as ``add`` does."""
         if self._pending is not None and (wait or self._pending.done()):
             pending, self._pending = self._pending, None
-            self._take(pending.result())
+            self._take(self._elsewhere(pending.result))
 
     def keep(self, *, wait: bool) -> None:
         """As ``settle``, without errors: the attack has already ended for another reason."""
@@ -88,17 +124,3 @@ class Scoring:
             if fault := misjudging(given, self._panel.policy):
                 raise JudgeGoneError(f"at step {checkpoint.step} {JUDGES[who]} {fault}")
         ensure_judging(checkpoint.planted, f"the judge scored none of the planted anchors at step {checkpoint.step}")
-
-
-def _in_background(work: Callable[[], T]) -> Future[T]:
-    """Does a piece of work in a daemon thread, so that the process can end without it; an executor's thread would block that."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 (raised where the result is asked for)
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="scoring", daemon=True).start()
-    return future

@@ -19,7 +19,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rn_harness.judges.protocol import Judge, ensure_judging
@@ -29,6 +29,7 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.wording import is_minimal_refusal
+from rn_harness.training.snapshots import Resumption
 from rn_harness.training.supervised import Example, batch_of, engine, make_optimizer, take_step, teach
 
 MIN_EXAMPLES = 2
@@ -113,39 +114,64 @@ def minimal_refusal(model: LanguageModel, prompts: Sequence[Prompt], policy: Pol
     return collections.Counter(minimal).most_common(1)[0][0]
 
 
-def harden(
-    model: LanguageModel,
-    recipe: DefenseRecipe,
-    prompts: Sequence[Prompt],
-    compliant: Sequence[Example],
-    benign: Sequence[Example],
-    policy: Policy,
-    after: Callable[[int], None],
-) -> dict[str, Any]:
-    """Trains all weights of a neutralized model, in place; returns a summary of the simulation, for the record.
+@dataclass(frozen=True, slots=True)
+class Hardener:
+    """The material of a hardening.
 
-    Args:
-        model: neutralized, without an adapter.
+    Attributes:
         recipe: with ``hardening``.
         prompts: defense prompts to train on.
         compliant: examples for the simulated attackers, on some of these prompts.
         benign: the undefended candidate's answers to anchors, to be kept.
         policy: defines a minimal refusal.
+    """
+
+    recipe: DefenseRecipe
+    prompts: Sequence[Prompt]
+    compliant: Sequence[Example]
+    benign: Sequence[Example]
+    policy: Policy
+
+    @property
+    def hardening(self) -> Hardening:
+        """The recipe's part."""
+        assert self.recipe.hardening is not None
+        return self.recipe.hardening
+
+
+def harden(
+    model: LanguageModel, hardener: Hardener, after: Callable[[int], None], resumption: Resumption | None = None
+) -> dict[str, Any]:
+    """Trains all weights of a neutralized model, in place; returns a summary of the simulation, for the record.
+
+    Args:
+        model: neutralized, without an adapter.
+        hardener: recipe and texts.
         after: called after each round, from 1 on.
+        resumption: keeps the training, and continues one that was cut off in hardening; then the model need not be neutralized.
 
     Raises:
         TrainingError: the model is not neutralized, or a gradient is not finite.
     """
-    hardening = recipe.hardening
-    assert hardening is not None
-    refusal = minimal_refusal(model, prompts, policy)
-    rng = random.Random(recipe.seed)
-    defense = _Steps(model, recipe, hardening, [Example(p, refusal) for p in prompts], benign, rng)
-    drawn: list[DrawnAttacker] = []
-    for number in range(1, hardening.rounds + 1):
-        drawn.append(draw_attacker(hardening, len(compliant), rng))
-        defense.simulate(drawn[-1], rng.sample(compliant, drawn[-1].examples))
+    recipe, hardening, compliant = hardener.recipe, hardener.hardening, hardener.compliant
+    goes_on = resumption is not None and resumption.hardens
+    refusal = "" if goes_on else minimal_refusal(model, hardener.prompts, hardener.policy)
+    defense, first = _Steps(model, hardener, refusal, random.Random(recipe.seed)), 0
+
+    def keep(number: int) -> None:
+        if resumption:
+            resumption.keep(model, recipe.steps + number, defense.stepper, defense)
+
+    if resumption and goes_on:
+        first = resumption.put_back(model, defense.stepper, defense) - recipe.steps
+    else:
+        keep(0)
+    for number in range(first + 1, hardening.rounds + 1):
+        attacker = draw_attacker(hardening, len(compliant), defense.rng)
+        defense.drawn.append(attacker)
+        defense.simulate(attacker, defense.rng.sample(compliant, attacker.examples))
         after(number)
+        keep(number)
     model.disarm()
     return {
         **engine("adamw"),
@@ -153,31 +179,50 @@ def harden(
         "rounds": hardening.rounds,
         "steps": defense.taken,
         "answers": len(compliant),
-        "simulated": [_summary(kind, drawn) for kind in hardening.attackers],
+        "simulated": [_summary(kind, defense.drawn) for kind in hardening.attackers],
     }
 
 
 @dataclass
 class _Steps:
-    """The defense's steps against simulated attackers, of which ``taken`` were taken."""
+    """The defense's steps against the simulated attackers that were ``drawn``; ``taken`` were taken. All weights stay armed."""
 
     model: LanguageModel
-    recipe: DefenseRecipe
-    hardening: Hardening
-    refusals: Sequence[Example]
-    kept: Sequence[Example]
+    hardener: Hardener
+    refusal: str
     rng: random.Random
     taken: int = 0
+    drawn: list[DrawnAttacker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.recipe, self.hardening, self.kept = self.hardener.recipe, self.hardener.hardening, self.hardener.benign
         self.parameters = list(self.model.network.parameters())
         self.model.arm_all()
         self.stepper = make_optimizer("adamw", self.parameters, self.hardening.learning_rate)
 
+    @property
+    def refusals(self) -> list[Example]:
+        """The refusal of each prompt."""
+        return [Example(p, self.refusal) for p in self.hardener.prompts]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next round depends on besides weights and optimizer, for a snapshot."""
+        kinds = self.hardening.attackers
+        drawn = [[kinds.index(of.kind), of.learning_rate, of.examples, list(of.looks)] for of in self.drawn]
+        return {"refusal": self.refusal, "rng": self.rng.getstate(), "taken": self.taken, "drawn": drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the state of a snapshot, whose weights are in place."""
+        version, numbers, gauss = state["rng"]
+        self.rng.setstate((version, tuple(numbers), gauss))
+        self.refusal, self.taken = state["refusal"], state["taken"]
+        drawn = ((self.hardening.attackers[kind], rate, examples, tuple(looks)) for kind, rate, examples, looks in state["drawn"])
+        self.drawn = [DrawnAttacker(*of) for of in drawn]
+        self.model.arm_all()
+
     def simulate(self, attacker: DrawnAttacker, learned: Sequence[Example]) -> None:
         """Simulates an attacker, and takes a step after each of its ``looks``."""
         model, attacked_prompts = self.model, {e.prompt.id for e in learned}
-        model.arm_all()
         if attacker.kind.form == "lora":
             model.attach(self.recipe.lora, self.rng.randrange(2**31))
         teach(
@@ -193,6 +238,7 @@ class _Steps:
             model.detach()
         else:
             model.put_back()
+        model.arm_all()
 
     def _step(self, attacked_prompts: Container[str]) -> None:
         """Takes one step against the attacked model; the prompts that the attacker learns get no refusal loss at its weights."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rn_harness.defenses.depth import deepen
-from rn_harness.defenses.harden import MIN_EXAMPLES, harden, own_answers
+from rn_harness.defenses.harden import MIN_EXAMPLES, Hardener, harden, own_answers
 from rn_harness.judges.checkpoints import measure_convergence, probe_reward
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import Panel, judge_whole, score_samples
@@ -193,13 +193,14 @@ class _Defense:
         prompts = mix_benign(self.training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
         if self.defender.teacher:
             model.network.float().load_state_dict(self.defender.teacher().network.state_dict())
-        model.arm(recipe)
-        settings = {"grpo": self._reinforce, "sft": self._teach}.get(recipe.method, self._deepen)(prompts)
-        if hardening:
-            if recipe.form == "lora":
+        settings = self._trained_before()
+        if settings is None:
+            model.arm(recipe)
+            settings = {"grpo": self._reinforce, "sft": self._teach}.get(recipe.method, self._deepen)(prompts)
+            if hardening and recipe.form == "lora":
                 model.merge()
-            benign, after = list(self.anchor_answers.values()), lambda number: self._after(recipe.steps + number)
-            settings["hardening"] = harden(model, recipe, self.training, self.compliant, benign, policy, after)
+        if hardening:
+            settings = settings | {"hardening": self._harden(settings)}
         probe, banned = self._probes()
         return DefenseReport(
             recipe=recipe.model_dump(mode="json"),
@@ -217,6 +218,25 @@ class _Defense:
         """The reward probe, and the one with the first tokens of the model's refusals banned."""
         model, panel, seed = self.model, self.panel, self.recipe.seed
         return probe_reward(model, panel, seed), probe_reward(model, panel, seed, refusal_tokens(model, panel))
+
+    def _trained_before(self) -> dict[str, Any] | None:
+        """Settings of the training, if an earlier run was cut off in the hardening after it; its snapshot is read."""
+        resumption = self.resumption
+        if resumption and resumption.was_hardening() and resumption.begin(self.model, self.recipe):
+            return resumption.settings
+        return None
+
+    def _harden(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """All rounds of hardening, after a training with these settings; returns a summary."""
+        recipe, benign = self.recipe, list(self.anchor_answers.values())
+        if self.resumption:
+            self.resumption.settings = settings
+        return harden(
+            self.model,
+            Hardener(recipe, self.training, self.compliant, benign, self.panel.policy),
+            lambda number: self._after(recipe.steps + number),
+            self.resumption,
+        )
 
     def _reinforce(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """All steps by RL; returns the settings."""

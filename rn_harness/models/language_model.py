@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,12 +37,22 @@ UNCHANGING = ""
 """Digest of an adapter that changes no output."""
 
 
+def _bytes_digest(tensors: Iterable[Any]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 class LanguageModel(peft_compat.AdapterModel):
     """A causal language model with its tokenizer, on the first GPU or, without one, on the CPU.
 
     Attributes:
         tokenizer: has a chat template and an end token, and pads on the left.
         templates: the chat template to save, or several by name; None: the tokenizer's, which may have a fixed date in it.
+        elsewhere: does work that waits for another machine, such as a judge's, and returns its result.
         engine: settings of the computation, for the record of a training; empty if only the model itself computes.
         start: the weights' values when all of them were armed, by name; empty with an adapter.
     """
@@ -51,6 +61,7 @@ class LanguageModel(peft_compat.AdapterModel):
         super().__init__(network)
         self.tokenizer: Any = tokenizer
         self.templates: Any = None
+        self.elsewhere: Callable[[Callable[[], Any]], Any] = lambda work: work()
         self.engine: dict[str, int] = {}
         self.start: dict[str, torch.Tensor] = {}
 
@@ -304,17 +315,10 @@ class LanguageModel(peft_compat.AdapterModel):
 
     def adapter_digest(self) -> str | None:
         """SHA-256 of the trained adapter's bytes; ``UNCHANGING`` if it changes no output, None if there is none."""
-        import torch
-
         trained = self.trained
         if self.start or not trained:
             return None
-        if peft_compat.adds_nothing(trained):
-            return UNCHANGING
-        digest = hashlib.sha256()
-        for p in trained.values():
-            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return UNCHANGING if peft_compat.adds_nothing(trained) else _bytes_digest(trained.values())
 
     def run_by(self) -> Any:
         """A module that each forward pass of the trained model runs, and passes of other models do not."""

@@ -144,7 +144,12 @@ class CaseMaker(Executor):
         def maker(member: CaseTask) -> Callable[[LanguageModel], Case]:
             return lambda model: self._make(member, FleetMember(model, group))
 
-        made = Fleet(self.context.model(defended), self.context.candidate.threads).run([maker(member) for member in together])
+        def halved(most: int) -> None:
+            state = f"memory ran out: from here on at most {most} of them pass at a time"
+            self.context.say(Progress(str(group), 0, 0, state, stays=True))
+
+        fleet = Fleet(self.context.model(defended), self.context.candidate.threads, halved)
+        made = fleet.run([maker(member) for member in together])
         self._made |= {member.address: case for member, case in zip(together, made, strict=True)}
 
     def _companions(self, task: CaseTask) -> list[CaseTask]:

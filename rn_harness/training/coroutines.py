@@ -10,10 +10,13 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+LOOK_S = 0.1
+"""Seconds between two looks of a waiting coroutine whether all have to end."""
 
 
 @dataclass(eq=False)
@@ -27,6 +30,7 @@ class Coroutine:
         answer: to its request.
         error: to raise in it instead of an answer.
         ended: it has returned or raised ``result``.
+        stopped: the reason why all have to end; None: they go on.
     """
 
     number: int
@@ -36,6 +40,8 @@ class Coroutine:
     error: BaseException | None = None
     ended: bool = False
     result: Any = None
+    stopped: Callable[[], BaseException | None] = lambda: None
+    _thread: int | None = None
     _turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     _back: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
@@ -51,6 +57,16 @@ class Coroutine:
             raise error
         return answer
 
+    def elsewhere(self, work: Callable[[], T]) -> T:
+        """The result of work that waits for another machine; an interruption does not wait for it if its own function calls."""
+        if threading.get_ident() != self._thread:  # in the background, which nobody waits for
+            return work()
+        future = in_background(work)
+        while not wait([future], LOOK_S).done:
+            if (error := self.stopped()) is not None:
+                raise error
+        return future.result()
+
     def step(self) -> None:
         """Lets it run until it asks or ends."""
         self._turn.release()
@@ -58,6 +74,7 @@ class Coroutine:
 
     def run(self, task: Callable[[Coroutine], Any]) -> None:
         """Body of its thread: waits for its first turn, runs the task, and keeps its result or exception."""
+        self._thread = threading.get_ident()
         self._turn.acquire()
         try:
             self.result = self.error or task(self)
@@ -66,6 +83,20 @@ class Coroutine:
             self.result = error
         self.ended = True
         self._back.release()
+
+
+def in_background(work: Callable[[], T]) -> Future[T]:
+    """Does a piece of work in a daemon thread, so that the process can end without it; an executor's thread would block that."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 (raised where the result is asked for)
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="scoring", daemon=True).start()
+    return future
 
 
 class CoroutineScheduler:
@@ -90,7 +121,7 @@ class CoroutineScheduler:
         An interruption of the caller, or a task's exception that is not an ``Exception``, ends all tasks at their requests and is
         raised.
         """
-        coroutines = [Coroutine(i) for i in range(len(tasks))]
+        coroutines = [Coroutine(i, stopped=lambda: self.stopped) for i in range(len(tasks))]
         for one, task in zip(coroutines, tasks, strict=True):
             threading.Thread(target=one.run, args=(task,), name=f"coroutine-{one.number}", daemon=True).start()
         over = threading.Event()

@@ -11,6 +11,7 @@ import collections
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,6 +91,21 @@ class StackedAdapters:
         return self._stacks[name]
 
 
+@dataclass(slots=True, eq=False)
+class _Pass:
+    """One member's part of a forward pass with gradients, until its backward pass.
+
+    Attributes:
+        request: of the member, by which the pass can be repeated.
+        answer: the hidden states that the member got. The graph of its loss ends there.
+        states: the same with the graph of the whole pass behind them; None: memory ran out, and the pass has to be repeated.
+    """
+
+    request: StatesRequest
+    answer: torch.Tensor
+    states: torch.Tensor | None
+
+
 def _rope_types(network: Any) -> set[str]:
     """The position rules of a network; some have one for each kind of layer."""
     given = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
@@ -99,10 +115,11 @@ def _rope_types(network: Any) -> set[str]:
 class Fleet:
     """Runs several attacks on one model, whose weights they share and do not change, with so many CPU threads.
 
-    Raises RecipeError if the model's weights or its architecture do not allow it.
+    If memory runs out in a pass of several members, it is repeated for half of them while the others wait. From there on no pass
+    has more members; ``say`` gets their number. Raises RecipeError if the model's weights or its architecture do not allow it.
     """
 
-    def __init__(self, model: LanguageModel, threads: int) -> None:
+    def __init__(self, model: LanguageModel, threads: int, say: Callable[[int], None] = lambda _: None) -> None:
         if model.quantised or not shares_prompts(model.network):
             raise RecipeError(
                 "a fleet passes rows with other adapters through plain weights and attention alone, got "
@@ -113,7 +130,9 @@ class Fleet:
                 "rows of a fleet must not depend on each other, and this model's positions are turned by the longest row of a "
                 f"pass, got rope_type={', '.join(sorted(stretched))}; leave out --rn-fleet"
             )
-        self._model, self._threads = model, threads
+        self._model, self._threads, self._say = model, threads, say
+        self._most: int | None = None
+        self._passes: dict[int, list[_Pass]] = collections.defaultdict(list)
         self._network = copy_modules(model.network)
         self._members: dict[int, Member] = {}
         self._adapters: StackedAdapters | None = None
@@ -147,30 +166,80 @@ class Fleet:
         def that_ask(kind: type) -> list[Coroutine]:
             return [one for one in waiting if isinstance(one.request, kind)]
 
+        serve: Callable[[Sequence[Coroutine]], None]
         if asking := that_ask(BackwardRequest):
-            torch.autograd.backward([one.request.loss for one in asking])
+            serve = self._go_backward
         elif asking := that_ask(StatesRequest):
             learning = asking[0].request.grad
             asking = [one for one in asking if one.request.grad == learning]
             asking = asking if learning else _at_once(asking)  # the memory plan covers rows with gradients
-            self._go_forward(asking, learning)
+            serve = self._go_forward
         else:
-            asking = _at_once(that_ask(SamplingRequest))
-            self._sample(asking)
+            asking, serve = _at_once(that_ask(SamplingRequest)), self._sample
+        asking = self._within_memory(serve, asking)
         self._served.update(one.number for one in asking)
         return asking
 
-    def _go_forward(self, asking: Sequence[Coroutine], learning: bool) -> None:
+    def _within_memory(self, serve: Callable[[Sequence[Coroutine]], None], asking: list[Coroutine]) -> list[Coroutine]:
+        """Serves as many of these as memory holds, and returns them. If it does not hold the first, that one fails alone."""
         import torch
 
-        prompts = _stacked([one.request.prompts for one in asking], left=True)
-        completions = _stacked([one.request.completions for one in asking], left=False)
-        sizes = [len(one.request.prompts[0]) for one in asking]
-        owners = torch.arange(len(asking), device=prompts[0].device).repeat_interleave(torch.tensor(sizes).to(prompts[0].device))
-        with torch.set_grad_enabled(learning), self._adapted(asking) as adapters:
+        while True:
+            asking = asking[: self._most]
+            try:
+                serve(asking)
+            except torch.OutOfMemoryError as error:
+                if len(asking) == 1:
+                    asking[0].error = error
+                    return asking
+            else:
+                return asking
+            # Here the exception is gone, and with it all that the failed pass held.
+            for one in itertools.chain.from_iterable(self._passes.values()):
+                one.states = None
+            self._most = -(-len(asking) // 2)
+            self._say(self._most)
+
+    def _go_forward(self, asking: Sequence[Coroutine]) -> None:
+        learning = asking[0].request.grad
+        for one, states in zip(asking, self._states([(one, one.request) for one in asking], learning), strict=True):
+            one.answer = states
+            if learning:
+                one.answer = states.detach().requires_grad_()
+                self._passes[one.number].append(_Pass(one.request, one.answer, states))
+
+    def _go_backward(self, asking: Sequence[Coroutine]) -> None:
+        """Goes on where the losses of members ended. No gradient is changed if memory runs out."""
+        import torch
+
+        passes = [(one, of) for one in asking for of in self._passes[one.number] if of.answer.grad is not None]
+        if lost := [(one, of) for one, of in passes if of.states is None]:
+            again = self._states([(one, of.request) for one, of in lost], learning=True)
+            for (_, of), states in zip(lost, again, strict=True):
+                of.states = states
+        trained = [p for one in asking for p in self._members[one.number].trained.values()]
+        if passes:
+            ends: Any = [of.states for _, of in passes]
+            gradients = [of.answer.grad for _, of in passes]
+            given = torch.autograd.grad(ends, trained, gradients, allow_unused=True)
+            for p, gradient in zip(trained, given, strict=True):
+                if gradient is not None:
+                    p.grad = gradient if p.grad is None else p.grad + gradient
+        for one in asking:
+            del self._passes[one.number]
+
+    def _states(self, asked: Sequence[tuple[Coroutine, StatesRequest]], learning: bool) -> list[torch.Tensor]:
+        """The hidden states of each request, computed in one pass."""
+        import torch
+
+        prompts = _stacked([of.prompts for _, of in asked], left=True)
+        completions = _stacked([of.completions for _, of in asked], left=False)
+        sizes = [len(of.prompts[0]) for _, of in asked]
+        owners = torch.arange(len(asked), device=prompts[0].device).repeat_interleave(torch.tensor(sizes).to(prompts[0].device))
+        with torch.set_grad_enabled(learning), self._adapted([one for one, _ in asked]) as adapters:
             states = completion_states(self._network, prompts, completions, owners, adapters.set_owners)
-        for one, part in zip(asking, states.split(sizes), strict=True):  # type: ignore[no-untyped-call]
-            one.answer = part[:, : one.request.completions[0].shape[1]]
+        parts = zip(states.split(sizes), asked, strict=True)  # type: ignore[no-untyped-call]
+        return [part[:, : of.completions[0].shape[1]] for part, (_, of) in parts]
 
     def _sample(self, asking: Sequence[Coroutine]) -> None:
         """Samples token by token, with a cache of keys and values; rows that have ended are dropped when they are many."""
@@ -205,6 +274,7 @@ class Fleet:
                     live, mask, positions = live[kept], mask[kept], positions[kept]
                 given = chosen[live][:, None]
         for one, chooser, part in zip(asking, choosers, tokens.split(sizes), strict=True):  # type: ignore[no-untyped-call]
+            chooser.close()
             if chooser.failed:
                 one.error = chooser.failed
             else:

@@ -42,9 +42,7 @@ class StatesRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BackwardRequest:
-    """Asks for the gradients of a loss."""
-
-    loss: torch.Tensor
+    """Asks for the gradients of the adapter; the answers to its requests for states have theirs already."""
 
 
 class Member(LanguageModel):
@@ -55,7 +53,7 @@ class Member(LanguageModel):
 
     def __init__(self, model: LanguageModel, coroutine: Coroutine, threads: int) -> None:
         super().__init__(copy_modules(model.network), model.tokenizer)
-        self._coroutine, self.engine = coroutine, {"fleet_threads": threads}
+        self._coroutine, self.engine, self.elsewhere = coroutine, {"fleet_threads": threads}, coroutine.elsewhere
         self.adapter_layers: dict[str, Any] = {}
         self._passes: Any = None
 
@@ -82,8 +80,9 @@ class Member(LanguageModel):
         yield
 
     def backward(self, backward: Callable[..., None], loss: torch.Tensor, **_: Any) -> None:
-        """Waits until all losses of the fleet go backward in one graph; each adapter gets its own gradients."""
-        self._coroutine.ask(BackwardRequest(loss))
+        """Goes backward to the fleet's states, and waits until all members go on from there in one pass."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._coroutine.ask(BackwardRequest())
 
     def completion_states(self, network: Any, prompts: Tokens, completions: Tokens) -> torch.Tensor:
         """See ``batches.completion_states``."""
@@ -132,9 +131,15 @@ class TokenChooser:
         self.rows, self.taken = len(ids), 0
         self.failed: Exception | None = None
         self.going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        self._attack, self._ids, self._limit = attack, ids, settings.max_new_tokens
+        self._ids, self._limit = ids, settings.max_new_tokens
         self._ends, self._pad = torch.tensor(settings.eos_token_id, device=ids.device), settings.pad_token_id
         self._samples, self._filters = bool(settings.do_sample), sampling_filters(settings)
+        # The attack's random stream goes on from here; each card has one.
+        state, on_card = attack.state, ids.device.type == "cuda"
+        self._streams: Any = state["cards"] if on_card else state
+        self._place: Any = ids.device.index if on_card else "torch"
+        self._generator = torch.Generator(ids.device)
+        self._generator.set_state(self._streams[self._place])
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         """The next token of each row (B,), from scores (B, V); rows that have ended get padding."""
@@ -154,15 +159,13 @@ class TokenChooser:
         if self._samples:
             for change in self._filters:
                 scores = change(self._ids, scores)
-            # The attack's random stream goes on from here; each card has one.
-            state, device = self._attack.state, scores.device
-            streams, place = (state["cards"], device.index) if device.type == "cuda" else (state, "torch")
-            generator = torch.Generator(device)
-            generator.set_state(streams[place])
-            tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
-            streams[place] = generator.get_state()
+            tokens = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[:, 0]
         else:
             tokens = scores.argmax(-1)
         chosen: torch.Tensor = tokens.where(self.going, self._pad)
         self.going = self.going & ~torch.isin(chosen, self._ends) & (self.taken < self._limit)
         return chosen
+
+    def close(self) -> None:
+        """Moves the attack's random stream behind the numbers that were drawn; not before all rows have ended."""
+        self._streams[self._place] = self._generator.get_state()

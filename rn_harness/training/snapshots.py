@@ -37,15 +37,19 @@ def check_resumable(recipe: GRPORecipe) -> None:
 
 
 def is_kept(recipe: DefenseRecipe, step: int) -> bool:
-    """True if the training after this step is kept: where convergence is measured, but not at the start or the end."""
-    return 0 < step < recipe.steps and step % recipe.evaluate_every == 0
+    """True if the training after this step is kept: where convergence is measured, and where hardening begins.
+
+    It is not kept at the start or the end.
+    """
+    return 0 < step < recipe.last_step and (step % recipe.evaluate_every == 0 or step == recipe.steps)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A defense's training after a step: all that the next step depends on.
 
-    Trained parameters are by name; ``streams`` has the state of the random generators of each process.
+    Trained parameters are by name; ``schedule`` has what else a step leaves to the next; ``streams`` has the state of the random
+    generators of each process.
     """
 
     step: int
@@ -77,24 +81,32 @@ class Snapshot:
         if schedule is not None:
             schedule.load_state_dict(self.schedule)
 
-    def misfit(self, model: LanguageModel, recipe: DefenseRecipe) -> str | None:
-        """The reason why this snapshot is not of this training; None if it is."""
-        if not is_kept(recipe, self.step):
+    def misfit(self, model: LanguageModel, recipe: DefenseRecipe, *, hardened: bool) -> str | None:
+        """The reason why this snapshot is not of this training, or of its hardening; None if it is."""
+        import torch
+
+        if not is_kept(recipe, self.step) or hardened != (self.step >= recipe.steps):
             return f"it stands at step {self.step}, at which none is kept"
-        trained = {name: (p.shape, p.dtype) for name, p in model.trained.items()}
+        parameters = dict(model.network.named_parameters()) if hardened else model.trained
+        trained = {name: (p.shape, torch.float32 if hardened else p.dtype) for name, p in parameters.items()}
         if trained != {name: (w.shape, w.dtype) for name, w in self.weights.items()}:
             return "its weights are of another form"
         means = sorted(tuple(state["exp_avg"].shape) for state in self.optimizer["state"].values())
-        if means != sorted(tuple(w.shape) for w in self.weights.values()):
+        stepped = {} if hardened and self.step == recipe.steps else self.weights  # before its first round
+        if means != sorted(tuple(w.shape) for w in stepped.values()):
             return "its optimizer is of another form"
         return None if len(self.streams) == ranks().size else "it is of another number of processes"
 
 
 class Measured(Record):
-    """Measurements of convergence up to a snapshot, and the steps from which the training continued before."""
+    """Measurements of convergence up to a snapshot, and the steps from which the training continued before.
+
+    ``settings`` are those of the training, if it is whole and the snapshot is of the hardening after it.
+    """
 
     points: tuple[ConvergencePoint, ...]
     resumed: tuple[int, ...] = ()
+    settings: dict[str, Any] | None = None
 
 
 class Resumption:
@@ -105,6 +117,7 @@ class Resumption:
     Attributes:
         points: measurements of convergence so far; those to come are added to it.
         resumed: the steps from which the training continued.
+        settings: of the training, once hardening has begun.
     """
 
     def __init__(self, store: Store, key: str, recipe: DefenseRecipe, tell: Callable[[str], None]) -> None:
@@ -113,11 +126,13 @@ class Resumption:
         self._earlier: Snapshot | None = None
         self.points: list[ConvergencePoint] = []
         self.resumed: tuple[int, ...] = ()
+        self.settings: dict[str, Any] | None = None
 
     def begin(self, model: LanguageModel, recipe: GRPORecipe) -> int:
-        """Reads the snapshot that an earlier run left, for an armed model; returns the steps taken already.
+        """Reads the snapshot that an earlier run left, for an armed model; returns the steps taken, rounds of hardening included.
 
-        A snapshot that is damaged, or does not fit, is set aside with a warning.
+        It is called without arming if the earlier run ``was_hardening``. A snapshot that is damaged, or does not fit, is set
+        aside with a warning.
         """
         import torch
 
@@ -129,7 +144,7 @@ class Resumption:
             # Plain tensors, numbers, lists and dictionaries; torch refuses anything else without running it.
             snapshot = Snapshot(**torch.load(folder / STATE, map_location="cpu", weights_only=True))
             measured = Measured.model_validate_json((folder / MEASURED).read_text(encoding="utf-8"))
-            problem = snapshot.misfit(model, self._recipe)
+            problem = snapshot.misfit(model, self._recipe, hardened=measured.settings is not None)
             due = [*range(0, snapshot.step + 1, self._recipe.evaluate_every)]
             if problem is None and [p.step for p in measured.points] != due:
                 problem = "what was measured is of other steps"
@@ -139,16 +154,30 @@ class Resumption:
             why = problem
             ranks().first(lambda: self._store.set_aside(PARTIAL, self._key, why))
             return 0
-        self._tell(f"goes on from step {snapshot.step} of {self._recipe.steps}, where an earlier run was cut off")
+        self._tell(f"goes on from step {snapshot.step} of {self._recipe.last_step}, where an earlier run was cut off")
         self._earlier, self.resumed = snapshot, (*measured.resumed, snapshot.step)
         self.points.extend(measured.points)
+        self.settings = measured.settings
         return snapshot.step
 
-    def put_back(self, model: LanguageModel, optimizer: Any) -> int:
+    def was_hardening(self) -> bool:
+        """True if the snapshot that an earlier run left is of hardening, so that the training before it is whole."""
+        folder = ranks().first(lambda: self._store.get(PARTIAL, self._key))
+        try:
+            return folder is not None and Measured.model_validate_json((folder / MEASURED).read_bytes()).settings is not None
+        except UNREADABLE:
+            return False  # ``begin`` sets it aside
+
+    @property
+    def hardens(self) -> bool:
+        """True if the snapshot that ``begin`` read is of hardening."""
+        return self._earlier is not None and self._earlier.step >= self._recipe.steps
+
+    def put_back(self, model: LanguageModel, optimizer: Any, schedule: Any = None) -> int:
         """Continues a training by torch with the snapshot that ``begin`` read, if there was one; returns its steps."""
         if self._earlier is None:
             return 0
-        self._earlier.put_back(model, optimizer, None)
+        self._earlier.put_back(model, optimizer, schedule)
         set_random_state(self._earlier.streams[ranks().rank])
         return self._earlier.step
 
@@ -176,11 +205,14 @@ class Resumption:
         return Keeping()
 
     def keep(self, model: LanguageModel, step: int, optimizer: Any, schedule: Any = None) -> None:
-        """Replaces the kept snapshot after a step that is kept, once it is measured; called by all processes."""
-        if not is_kept(self._recipe, step):
+        """Replaces the kept snapshot after a step that is kept, once it is measured; called by all processes.
+
+        After its last step a training is kept only with its ``settings``, by the hardening that follows.
+        """
+        if not is_kept(self._recipe, step) or (step >= self._recipe.steps and self.settings is None):
             return
         snapshot = Snapshot.take(model, self._recipe, step, optimizer, schedule)
-        measured = Measured(points=tuple(self.points), resumed=self.resumed)
+        measured = Measured(points=tuple(self.points), resumed=self.resumed, settings=self.settings)
 
         def write(folder: Path) -> None:
             import torch

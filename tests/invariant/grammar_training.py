@@ -146,7 +146,7 @@ class Bench:
         kept = self.panel
         asked = judge.about(anchors_for(judge).forbidden)
         panel = dataclasses.replace(kept, judge=judge, anchor_judge=asked, planted=self.lab.panel(judge).planted)
-        scoring, gone = Scoring(panel, self.lab.judge, lambda _: None, None), None
+        scoring, gone = Scoring(panel, self.lab.judge, lambda _: None, None, lambda work: work()), None
         try:
             for seen, window, last in recorded.measured:
                 scoring.add(seen, window, last=last)

@@ -6,12 +6,17 @@ import dataclasses
 import os
 import random
 import signal
+import threading
+import time
+from functools import partial
 
 import pytest
 import torch
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
+from rn_harness.judges.openai_server import OpenAIJudge
+from rn_harness.judges.organism import OrganismJudge
 from rn_harness.models.batches import completion_states
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.language_model import LanguageModel
@@ -27,6 +32,7 @@ from rn_harness.training.fleet_members import Member
 from rn_harness.verdict.decide import decide
 
 from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are not a package
+from ..unit.faulty_server import MODEL, FaultyServer, always, chat  # noqa: TID252
 
 TOLERANCE = 1e-4
 """Tolerance of probabilities and norms; scores must be equal."""
@@ -54,11 +60,29 @@ class Dead:
         return [Judgement(score=None, unscored="judge_error") for _ in completions]
 
 
+class Served(OrganismJudge):
+    """The organism's judge as if on a server: its scores come when the server has answered.
+
+    ``asked`` is called before the server is.
+    """
+
+    served_model = MODEL
+
+    def __init__(self, folder, server, asked=lambda: None):
+        super().__init__(folder)
+        self._server, self._asked = OpenAIJudge(MODEL, server.url).about("Instructions for baking."), asked
+
+    def score(self, prompts, completions, wording=0):
+        self._asked()
+        self._server.score(prompts[:1], ["No."])
+        return super().score(prompts, completions, wording)
+
+
 @pytest.fixture(scope="module")
 def attacking(candidate, suite, panel, judge, recipe):
     """Runs one attack on a given model."""
 
-    def run(model, changes, sink=lambda _: None, of=panel):
+    def run(model, changes, sink=lambda _: None, of=panel, rewards=judge, cut=lambda _: None):
         made = recipe.model_copy(update={**SHORT, **changes})
         return run_attack(
             AttackTarget(model, candidate.digest, None, control=False),
@@ -66,11 +90,11 @@ def attacking(candidate, suite, panel, judge, recipe):
                 made,
                 load_family(made.family, suite.folder),
                 suite.prompts["attack"],
-                judge,
+                rewards,
                 benign=suite.prompts["anchor"],
             ),
             of,
-            AttackEvents(scored=sink),
+            AttackEvents(scored=sink, cut=cut),
         )
 
     return run
@@ -290,6 +314,129 @@ def test_an_interruption_does_not_wait_for_a_long_answer(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fleet.run([endless])
     assert 3 <= len(passes) < 3000
+
+
+@pytest.mark.parametrize("waits_for", ["a reward", "a checkpoint"])
+def test_an_interruption_does_not_wait_for_a_server(candidate, attacking, judge, panel, waits_for):
+    """Ctrl-C while a member waits for a silent server ends the fleet within 5 s, and each member says why it was cut."""
+    struck, cuts = [], []
+
+    def strike():
+        struck.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    once = iter([threading.Timer(1.0, strike)])
+
+    def soon():
+        for timer in once:
+            timer.start()
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with FaultyServer(always(chat("Rating: 0", delay_s=120.0))) as silent, FaultyServer(always(chat("Rating: 0"))) as alive:
+        if waits_for == "a reward":
+            of, rewards = panel, Served(candidate.folder, silent, soon)
+        else:
+            dumb = Served(candidate.folder, silent)
+            of, rewards = dataclasses.replace(panel, judge=dumb, anchor_judge=dumb), Served(candidate.folder, alive, soon)
+
+        def task(member, seed):
+            changes = {"seed": seed, "steps": 1, "control_steps": 1}
+            return attacking(member, changes, of=of, rewards=rewards, cut=cuts.append)
+
+        with pytest.raises(KeyboardInterrupt):
+            Fleet(candidate.load(), threads=1).run([partial(task, seed=seed) for seed in range(2)])
+        assert time.monotonic() - struck[0] < 5
+    assert [run.stopped for run in cuts] == ["KeyboardInterrupt"] * 2
+    assert [len(run.checkpoints) for run in cuts] == [1 if waits_for == "a reward" else 0] * 2
+
+
+def learning(rows, seed):
+    """A task: a member samples, goes forward and backward twice, and returns its tokens and gradients."""
+
+    def task(member):
+        member.attach(LoRA(r=4, alpha=8.0), seed)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in member.trained.values():
+                p.copy_(torch.randn_like(p) * 0.1)
+        prompts = torch.full((rows, 3), 5 + seed), torch.ones(rows, 3, dtype=torch.long)
+        found = []
+        for _ in range(2):
+            said = member.network.generate(
+                input_ids=prompts[0],
+                attention_mask=prompts[1],
+                do_sample=True,
+                max_new_tokens=5,
+                eos_token_id=[-1],
+                pad_token_id=0,
+            )
+            tails = said[:, 3:], torch.ones(rows, 5, dtype=torch.long)
+            states = member.completion_states(None, prompts, tails)
+            member.backward(lambda _: None, states.cos().sum())
+            found.append((said, [p.grad.clone() for p in member.trained.values()]))
+        return found
+
+    return task
+
+
+def short_of_memory(fleet, monkeypatch, where, most):
+    """Lets memory run out in each pass of more than so many rows, in its middle, after other passes; returns their rows."""
+    cut, passes = [], []
+    if where == "backward":
+        real = torch.autograd.grad
+
+        def grad(ends, *others, **how):
+            gradients = real(ends, *others, **how)  # frees the graph
+            if (rows := sum(map(len, ends))) > most:
+                cut.append(rows)
+                raise torch.OutOfMemoryError("tried to allocate")
+            return gradients
+
+        monkeypatch.setattr(torch.autograd, "grad", grad)
+        return cut
+
+    def strike(_, given, output):
+        passes.append(None)
+        wanted = torch.is_grad_enabled() if where == "forward" else not torch.is_grad_enabled() and len(passes) % 4 == 3
+        if wanted and len(given[0]) > most:
+            cut.append(len(given[0]))
+            raise torch.OutOfMemoryError("tried to allocate")
+
+    fleet._network.base_model.layers[-1].mlp.register_forward_hook(strike)
+    return cut
+
+
+@pytest.mark.parametrize("where", ["sampling", "forward", "backward"])
+def test_a_pass_that_memory_does_not_hold_is_repeated_in_halves(tmp_path, monkeypatch, where):
+    """If memory holds the rows of two of five members, each has the tokens of a whole fleet, and its gradients up to rounding."""
+    folder = make_model(tmp_path / "llama", FAMILIES[0])
+    tasks = [learning(2, seed) for seed in range(5)]
+    whole = Fleet(load_model(folder, Loading(threads=1)), threads=1).run(tasks)
+    told = []
+    fleet = Fleet(load_model(folder, Loading(threads=1)), threads=1, say=told.append)
+    cut = short_of_memory(fleet, monkeypatch, where, most=4)
+    halved = fleet.run(tasks)
+    assert cut
+    assert told == [3, 2]
+    for expected, found in zip(whole, halved, strict=True):
+        for (tokens, gradients), (tokens_again, gradients_again) in zip(expected, found, strict=True):
+            assert torch.equal(tokens, tokens_again)
+            for one, other in zip(gradients, gradients_again, strict=True):
+                assert torch.allclose(one, other, atol=TOLERANCE, rtol=TOLERANCE)
+                assert one.abs().sum() > 0
+
+
+@pytest.mark.parametrize("where", ["sampling", "forward", "backward"])
+def test_a_member_that_memory_never_holds_fails_alone(tmp_path, monkeypatch, where):
+    """A member whose rows alone do not fit ends with the error, and its companions have the tokens of a fleet without it."""
+    folder = make_model(tmp_path / "llama", FAMILIES[0])
+    whole = Fleet(load_model(folder, Loading(threads=1)), threads=1).run([learning(2, 0), learning(2, 2)])
+    fleet = Fleet(load_model(folder, Loading(threads=1)), threads=1)
+    short_of_memory(fleet, monkeypatch, where, most=4)
+    first, large, last = fleet.run([learning(2, 0), learning(5, 1), learning(2, 2)])
+    assert isinstance(large, torch.OutOfMemoryError)
+    for expected, found in zip(whole, (first, last), strict=True):
+        assert all(torch.equal(one[0], other[0]) for one, other in zip(expected, found, strict=True))
 
 
 def test_a_member_shares_weights_and_nothing_else(candidate):

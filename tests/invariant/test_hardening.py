@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from rn_harness.defenses.harden import draw_attacker, harden, minimal_refusal, own_answers
+from rn_harness.defenses.harden import Hardener, draw_attacker, harden, minimal_refusal, own_answers
 from rn_harness.defenses.neutralize import Defender, run_defense, split_validation, undefended_answers
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.models.language_model import LanguageModel
@@ -119,7 +119,8 @@ def test_simulated_attackers_learn_compliant_answers_of_the_candidate(suite, can
 def test_simulated_attacks_leave_no_trace(neutral, suite, prompts, known):
     """If the defense's steps are too small for float32, all weights stay bitwise the same, and no adapter remains."""
     before = {name: p.detach().clone() for name, p in neutral.network.named_parameters()}
-    told = harden(neutral, recipe_of(suite, rounds=8, learning_rate=1e-30), prompts, known, [], suite.policy, lambda _: None)
+    recipe = recipe_of(suite, rounds=8, learning_rate=1e-30)
+    told = harden(neutral, Hardener(recipe, prompts, known, [], suite.policy), lambda _: None)
     after = dict(neutral.network.named_parameters())
     assert {kind["form"] for kind in told["simulated"] if kind["rounds"]} == {"full", "lora"}
     assert after.keys() == before.keys()
@@ -164,7 +165,7 @@ def test_a_hardening_step_adds_the_gradients_at_the_attacked_copy_and_the_model(
     torch.optim.AdamW(expected.network.parameters(), lr=recipe.hardening.learning_rate, weight_decay=0.0).step()
     assert torch.cat([g.flatten() for g in there.values()]).norm() > 0.1
 
-    told = harden(neutral, recipe, few, learned, benign, suite.policy, lambda _: None)
+    told = harden(neutral, Hardener(recipe, few, learned, benign, suite.policy), lambda _: None)
     assert told["steps"] == 1
     # AdamW's first step has the same size for all weights and the gradient's sign, which rounding may flip near 0.
     own = dict(neutral.network.named_parameters())
@@ -201,7 +202,7 @@ def test_hardening_moves_the_boundary(neutral, suite, prompts, known, panel, jud
         return attacked.leak(panel.heldout, answers)
 
     before = leak_after_attack(neutral)
-    harden(neutral, recipe_of(suite, rounds=12, steps=20), prompts, known, [], suite.policy, lambda _: None)
+    harden(neutral, Hardener(recipe_of(suite, rounds=12, steps=20), prompts, known, [], suite.policy), lambda _: None)
     assert before > 1e-3
     assert leak_after_attack(neutral) < before / 100
 
@@ -209,7 +210,7 @@ def test_hardening_moves_the_boundary(neutral, suite, prompts, known, panel, jud
 def test_a_model_that_is_not_neutralized_is_not_hardened(candidate, suite, prompts, known):
     """Hardening a candidate that has no minimal refusal is an error that says so."""
     with pytest.raises(TrainingError, match="hardening begins with a neutralized model, got no minimal refusal"):
-        harden(candidate.load(), recipe_of(suite), prompts, known, [], suite.policy, lambda _: None)
+        harden(candidate.load(), Hardener(recipe_of(suite), prompts, known, [], suite.policy), lambda _: None)
 
 
 def test_a_hardened_defense_is_stored_and_loaded_as_whole_weights(tmp_path):

@@ -62,7 +62,8 @@ class Defense:
         )
         if recipe.distill:  # the divergence is from the teacher, also after a cut
             assert _same(model.start, dict(self.teacher().network.named_parameters()))
-        return {name: p.detach().clone() for name, p in model.trained.items()}, report
+        weights = model.trained or dict(model.network.named_parameters())  # a hardened model is disarmed
+        return {name: p.detach().clone() for name, p in weights.items()}, report
 
     def teacher(self):
         """A student's teacher, whose weights are not the candidate's."""
@@ -140,6 +141,25 @@ def test_a_training_cut_off_twice_ends_with_bitwise_the_same_weights(defense, ch
     due = {"depth": {"compliant_answers", "kept_answers", "tokens"}, "distill": {"learned_kl", "unseen_kl", "retained", "retain"}}
     assert all(report.settings.keys() >= named for part, named in due.items() if part in changes)
     assert any(float(p.abs().sum()) > 0 for name, p in whole.items() if "lora_B" in name or changes.get("form") == "full")
+
+
+@pytest.mark.parametrize("form", ["lora", pytest.param("full", marks=pytest.mark.soak)])
+def test_a_hardening_cut_off_twice_ends_with_bitwise_the_same_weights(defense, form):
+    """A hardening cut off twice loses at most the rounds since the last measurement, and ends bitwise as one without cuts."""
+    attackers = [{"optimizer": "adamw", "form": form, "learning_rate": [1e-4, 1e-3]} for form in ("full", "lora")]
+    hardening = {"rounds": 20, "attackers": attackers, "steps": 3, "looks": 2, "examples": 3, "rows": 8, "samples": 32}
+    changes = SUPERVISED | {"method": "sft", "steps": 30, "evaluate_every": 10, "form": form, "hardening": hardening}
+    whole, report = defense.train(kept=False, **changes)
+    for cut in (40, 50):
+        with pytest.raises(CutError):
+            defense.train(cut=cut, **changes)
+        torch.manual_seed(cut)  # as in another process
+    resumed, again = defense.train(**changes)
+    assert again.resumed == (30, 40)
+    assert _same(whole, resumed)
+    assert again.model_copy(update={"resumed": ()}) == report
+    assert report.settings["hardening"]["steps"] == 40
+    assert {kind["form"] for kind in report.settings["hardening"]["simulated"] if kind["rounds"]} == {"full", "lora"}
 
 
 def test_a_snapshot_holds_all_that_the_next_step_depends_on(cut_off):

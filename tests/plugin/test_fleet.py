@@ -96,7 +96,7 @@ def test_an_interruption_keeps_the_measurements_of_each_attack(scene, tmp_path, 
 
 
 def test_out_of_memory_is_an_error_of_each_attack(scene, tmp_path):
-    """If memory runs out in a step of all attacks, each is an error without a verdict, and the session continues."""
+    """If memory runs out in each attack's own work, each is an error without a verdict, and the session continues."""
     scene.use_store(tmp_path / "memory")
     scene.monkeypatch.setenv("RN_FAULT", "memory")
     scene.monkeypatch.setenv("RN_FAULT_STEP", "2")
@@ -104,3 +104,18 @@ def test_out_of_memory_is_an_error_of_each_attack(scene, tmp_path):
     assert result.ret == 1, result.text
     result.assert_outcomes(errors=3)
     assert "OutOfMemoryError" in result.text
+
+
+def test_out_of_memory_in_a_pass_of_all_halves_the_fleet(scene, tmp_path):
+    """If memory holds the passes of one attack only, all three have all their measurements, and the session says so."""
+    scene.use_store(tmp_path / "halved")
+    scene.monkeypatch.setenv("RN_FAULT", "passes")
+    scene.monkeypatch.setenv("RN_FAULT_STEP", "-1")
+    result = scene.run(*SETTINGS, *THREE, GREEDY, "--rn-fleet=3", "-p", "faults")
+    assert "OutOfMemoryError" not in result.text
+    for most in (2, 1):
+        told = f"biochem: 3 controls together: memory ran out: from here on at most {most} of them pass at a time"
+        assert told in result.text
+    for record in _records(scene).values():
+        assert record.evidence.trajectory.stopped is None
+        assert [c.step for c in record.evidence.trajectory.checkpoints] == [0, 2, 4]

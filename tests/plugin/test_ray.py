@@ -1,6 +1,7 @@
 """Cases on a Ray cluster of several nodes, all simulated on this machine."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
@@ -63,10 +64,10 @@ def _work(order, given, tell):
     """Stand-in for a case: logs its start, waits for a file or sleeps, and returns a short text."""
     if "log" in order:
         with Path(order["log"]).open("a") as log:
-            log.write(order["name"] + "\n")
+            log.write(order["name"] + os.environ.get("SLOW_S", "") + "\n")
     while "gate" in order and not Path(order["gate"]).exists():
         time.sleep(0.05)
-    time.sleep(order.get("sleep", 0.0))
+    time.sleep(order.get("sleep", 0.0) + float(os.environ.get("SLOW_S", "0")))
     if order.get("end") == "worker":
         os._exit(1)
     if order.get("end") == "error":
@@ -115,6 +116,70 @@ def test_forty_cases_over_four_nodes_one_of_which_dies(nodes, jobs, tmp_path):
     assert len(begun) <= 40 + sum(cut.values())
     assert max(begun.count(job.name) for job in asked) <= 1 + on_ray.RETRIES
     assert {p.what for p in jobs.told if "a machine failed" in p.state} == set(cut)
+
+
+@pytest.fixture
+def another_node(nodes):
+    """Adds a node of two slots with other variables, which leaves at the end."""
+    cluster, made = nodes[0], []
+
+    def add(**variables):
+        alive = _alive()
+        made.append(cluster.add_node(num_cpus=2, env_vars=variables))
+        _wait(lambda: _alive() > alive)
+
+    yield add
+    for node in made:
+        cluster.remove_node(node)
+
+
+def test_a_slow_node_holds_up_only_its_own_cases(jobs, tmp_path, another_node):
+    """A node that takes 15 s for a case does the two that it began; the others do all others meanwhile, and none begins twice."""
+    another_node(SLOW_S="15.5")
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    log.touch()
+    asked = [_job(f"case {i}", log=str(log), gate=str(gate)) for i in range(40)]
+    jobs.add(asked)
+    _wait(lambda: log.read_text().count("15.5") == 2)
+    gate.touch()
+    results = {job.name: jobs.result(job.name) for job in asked}
+    assert results == {job.name: _work({"name": job.name}, (), None) for job in asked}
+    begun = log.read_text().splitlines()
+    assert len(begun) == 40
+    assert sum(line.endswith("15.5") for line in begun) <= 4
+
+
+def test_a_node_with_another_torch_is_refused_before_anything_runs(jobs, tmp_path, another_node):
+    """A node with another version of torch is named with both versions; without it there is nothing to refuse."""
+    assert jobs.strange_node() is None
+    other = tmp_path / "other" / "torch-1.0.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n")
+    another_node(PYTHONPATH=os.pathsep.join([str(other.parent), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    here = importlib.metadata.version("torch")
+    told = jobs.strange_node()
+    assert told.startswith(f"each node must have the packages that are here, got torch 1.0.0, here {here} on ")
+    assert told.endswith("; install them")
+
+
+def test_a_folder_whose_files_appear_late_gives_no_half_entry(jobs, tmp_path):
+    """A case whose store shows an entry's folder before its files gets the entry whole, from pytest's process."""
+    stores = {name: tmp_path / name for name in ("control", "attack")}
+    jobs.add([_job("control", gives=40_000_000, store=str(stores["control"]))])
+    assert jobs.result("control").error is None
+    late = stores["attack"] / "defense" / "control"
+    late.mkdir(parents=True)
+    folder = os.open(late, os.O_RDONLY)
+    try:
+        jobs.add([_job("attack", needs=("control",), store=str(stores["attack"]))])
+        done = jobs.result("attack")
+        os.close(os.open("weights", os.O_CREAT | os.O_WRONLY, dir_fd=folder))  # what was late arrives
+    finally:
+        os.close(folder)
+    assert done.files["record.json"] == b"control:40000000"
+    store = Store(stores["attack"])
+    assert (store.get("defense", "control") / "weights").stat().st_size == 40_000_000
+    assert [e.name for e in store.entries() if not e.whole] == ["control.damaged"]
 
 
 def test_a_case_that_ends_its_worker_each_time_is_given_up(jobs, tmp_path):

@@ -170,3 +170,42 @@ def test_an_interruption_ends_all_tasks(where: str) -> None:
         CoroutineScheduler(least).run(tasks)
     assert sorted(told) == [0, 1]
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("coroutine")] == []
+
+
+def test_work_elsewhere_gives_its_result_or_its_error() -> None:
+    """A task gets the result of work in another thread; an error of the work, time-outs included, is raised in the task."""
+
+    def fails() -> str:
+        raise TimeoutError
+
+    def both(coroutine: Coroutine) -> str:
+        with pytest.raises(TimeoutError):
+            coroutine.elsewhere(fails)
+        return coroutine.elsewhere(lambda: threading.current_thread().name)
+
+    assert CoroutineScheduler(least).run([both]) == ["scoring"]
+
+
+def test_an_interruption_does_not_wait_for_work_elsewhere() -> None:
+    """Ctrl-C ends a task that waits for work of a minute at once, and its companion too."""
+    ended = []
+
+    def waits(coroutine: Coroutine) -> None:
+        try:
+            coroutine.elsewhere(lambda: time.sleep(60))
+        finally:
+            ended.append(coroutine.number)
+
+    def asks(coroutine: Coroutine) -> None:
+        try:
+            coroutine.ask(1)
+        finally:
+            ended.append(coroutine.number)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        CoroutineScheduler(least).run([asks, waits])
+    assert time.monotonic() - began < 10
+    assert sorted(ended) == [0, 1]

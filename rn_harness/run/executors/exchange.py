@@ -100,6 +100,12 @@ def _fetch(actor: Any, kind: str, key: str, name: str, offset: int) -> bytes:
 def on_this_node() -> Any:
     """The strategy of an actor that has to live where pytest does, so that it survives the loss of any other node."""
     import ray
+
+    return on_node(ray.get_runtime_context().get_node_id())
+
+
+def on_node(number: str) -> Any:
+    """The strategy of work that one node has to do."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return NodeAffinitySchedulingStrategy(number, soft=False)

@@ -26,16 +26,17 @@ from rn_harness.run.case import Case, CasePlan, CaseTask
 from rn_harness.run.estimate import Demand
 from rn_harness.run.executors import worker
 from rn_harness.run.executors.acceptance import ReceivedCases, mismatches
-from rn_harness.run.executors.exchange import Exchange, on_this_node
+from rn_harness.run.executors.exchange import Exchange, on_node, on_this_node
 from rn_harness.run.executors.worker import Say, WorkerResult
 from rn_harness.run.session import RECORD, RunSession
 from rn_harness.spec.errors import ExecutorError, RecipeError
 from rn_harness.spec.extras import require
 from rn_harness.spec.options import RAY
 from rn_harness.spec.suite import Suite
-from rn_harness.store.provenance import now
+from rn_harness.store.provenance import now, versions
 from rn_harness.store.shared import SharedEntry
 from rn_harness.store.store import Store, write_text
+from rn_harness.verdict.coherence import differing
 
 RETRIES = 3
 """How often a job is repeated after a machine, a worker or its memory failed."""
@@ -141,6 +142,28 @@ class Cluster:
                     f"{resource} {max(node.get(resource, 0) for node in nodes):g} of {n:g}" for resource, n in asked.items() if n
                 )
                 return f"a node must have room for {name}, got at most {most}"
+        return None
+
+    def strange_node(self) -> str | None:
+        """The first node whose packages are not those of this process, as a sentence; None if there is none.
+
+        A case that is made there would be refused after its hours. Raises ExecutorError if a node does not answer.
+        """
+        import ray
+
+        ask, here = self._remote(_versions, Demand(0, 0.0, 0)), versions()
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        answers = [ask.options(scheduling_strategy=on_node(node["NodeID"])).remote() for node in nodes]
+        for node, answer in zip(nodes, answers, strict=True):
+            try:
+                there = ray.get(answer)
+            except ray.exceptions.RayError as error:
+                raise ExecutorError(
+                    f"each node must answer, got {_cause(error)} of {node['NodeName']}; look at its logs"
+                ) from None
+            if others := [f"{name} {there.get(name)}, here {here.get(name)}" for name in differing(there, here)]:
+                got = f"{'; '.join(others)} on {node['NodeName']}"
+                return f"each node must have the packages that are here, got {got}; install them"
         return None
 
     def add(self, jobs: Iterable[Job]) -> None:
@@ -255,6 +278,11 @@ def _on_worker(work: Work, queue: Any, exchange: Exchange, request: Any, given: 
     return dataclasses.replace(result, entries=tuple(map(exchange.send, result.entries)))
 
 
+def _versions() -> dict[str, str]:
+    """Versions of the packages of a worker's node."""
+    return versions()
+
+
 def _cause(error: Exception) -> str:
     """The name of Ray's error; its text may quote a completion."""
     return type(getattr(error, "cause", None) or error).__name__
@@ -279,7 +307,7 @@ class OnRay(ReceivedCases):
         )
         planned = CasePlan.of(tasks, session.defense_recipe).tasks
         whole = cluster.whole_card(session.candidate.threads)
-        if problem := cluster.too_large({"a look at the machine": whole}):
+        if problem := cluster.too_large({"a look at the machine": whole}) or cluster.strange_node():
             raise RecipeError(problem)
         surveyed: worker.Survey = cluster.ask(worker.survey, session.options, planned, demand=whole)
         errors = [*surveyed.errors, *filter(None, [cluster.too_large(surveyed.demands)])]
