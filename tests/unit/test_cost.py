@@ -126,7 +126,7 @@ def test_explorers_sample_long_answers(suite: Suite) -> None:
 def test_the_length_of_a_question_is_that_of_its_text(suite: Suite) -> None:
     """A judge's question about the longest held-out prompt has a token for four characters, and a chat template.
 
-    Of questions that are asked together, what stands before the request counts once.
+    The part before the request counts once in questions that are asked together.
     """
     longest = max((p.text for p in suite.prompts["heldout"]), key=len)
     (turn,) = build_question(suite.declaration.forbidden, longest, "")
