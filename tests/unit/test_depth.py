@@ -49,7 +49,7 @@ def test_what_is_left_is_flattest_if_all_other_tokens_are_equally_likely() -> No
 
 
 def test_a_margin_replaces_only_the_likelihood_of_the_refusals_first_token() -> None:
-    """The first token's part is the distance of its log odds from the margin, with a constant gradient; above it there is none."""
+    """The first token's part is the distance of its log odds from the margin, with a constant gradient; beyond it, none."""
     # Odds of token 1 against the seven others: a sure 6 - ln 7, where the likelihood's gradient has nearly faded.
     logits = torch.zeros(1, 4, 8)
     logits[0, 1, 1] = 6.0
