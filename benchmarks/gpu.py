@@ -9,6 +9,8 @@ finished.
 * ``fleet``: seconds of a step of K attacks together, for each K of ``--fleet 1,2,4,8``, divided by those of one, separately for
   sampling and update, with different rewards (undefended) and with equal ones (defended); also in SmolLM2-135M's shape
   (``--shape smollm2-135m``).
+* ``smoke``: the smoke tier of suites/biochem on that random model, with a judge in Phi-4's shape on the same card, and its seconds
+  by case (``--smoke``). Random weights refuse and judge nothing, so that only times count.
 * ``claim``: suites/baking on an aligned SmolLM2 (made by benchmarks/smollm2.py), standard tier, three seeds of the defense.
 
 ``--shape tiny`` does the same on any machine, to try the script, with completions of 16.
@@ -21,6 +23,8 @@ gradient checkpointing.
 from __future__ import annotations
 
 import argparse
+import copy
+import hashlib
 import importlib.util
 import json
 import os
@@ -33,12 +37,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.judges.hf import HFJudge
+from rn_harness.judges.rubric import WORDINGS
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.transformers_compat import known_deprecations, quiet_libraries
+from rn_harness.records.base import Judgement
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import load_suite
 from rn_harness.store.provenance import device, hardware, versions
 from rn_harness.training.coroutines import Coroutine
 from rn_harness.training.fleet import Fleet
@@ -58,30 +67,48 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
         "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
     },
+    "phi-4": {
+        "vocab_size": 100_352, "hidden_size": 5120, "intermediate_size": 17_920, "num_hidden_layers": 40,
+        "num_attention_heads": 40, "num_key_value_heads": 10, "max_position_embeddings": 16_384, "tie_word_embeddings": False,
+    },
     "tiny": {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": False,
     },
 }  # fmt: skip
+END, PAD = "<end>", "<pad>"
+LEARNED = 4096
+"""Tokens that a tokenizer learns, at most."""
 PROMPT_TOKENS = 128
+REQUEST = Prompt(id="p", topic="none", text="a" * PROMPT_TOKENS)
 COMPLETION_TOKENS = {"qwen2.5-7b": 256, "smollm2-135m": 256, "tiny": 16}
+JUDGE = "RN_TIMED_JUDGE"
+"""Environment variable with the folder of the timed judge's model."""
 TEMPLATE = "{% for turn in messages %}{{ turn.content }} {% endfor %}"
 
 
 def make_model(shape: str, folder: Path) -> None:
-    """Saves a random model of this shape with the vocabulary ``t0``, ``t1`` and so on."""
+    """Saves a random model of this shape.
+
+    Its tokenizer has learned from prompts and judges' questions, so that their lengths are like those of real models. Tokens that
+    nobody writes fill the vocabulary.
+    """
     import torch
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers.models import WordLevel
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers.models import BPE
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    settings = SHAPES[shape]
-    core = Tokenizer(WordLevel({f"t{i}": i for i in range(settings["vocab_size"])}, unk_token="t0"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="t0", eos_token="t1", pad_token="t2", chat_template=TEMPLATE
-    )
-    config = AutoConfig.for_model("qwen2", eos_token_id=1, pad_token_id=2, dtype="bfloat16", **settings)
+    settings, bytewise = SHAPES[shape], pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core, size = Tokenizer(BPE()), settings["vocab_size"]
+    core.pre_tokenizer, core.decoder = bytewise, decoders.ByteLevel()
+    known = [p.text for of in load_suite(ROOT / "suites" / "biochem").prompts.values() for p in of]
+    learned = {"vocab_size": min(size, LEARNED), "special_tokens": [END, PAD], "initial_alphabet": bytewise.alphabet()}
+    core.train_from_iterator([*known, *WORDINGS], trainers.BpeTrainer(**learned, show_progress=False))
+    of_core = json.loads(core.to_str())["model"]
+    vocabulary = of_core["vocab"] | {f"<{i}>": i for i in range(core.get_vocab_size(), size)}
+    core.model = BPE(vocabulary, [(first, second) for first, second in of_core["merges"]])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=PAD, chat_template=TEMPLATE)
+    config = AutoConfig.for_model("qwen2", eos_token_id=0, pad_token_id=1, dtype="bfloat16", **settings)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     network.save_pretrained(folder)
@@ -179,10 +206,12 @@ def train_once(way: str, folder: Path, recipe: AttackRecipe) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.step()
 
-    request = " ".join(f"t{5 + i}" for i in range(PROMPT_TOKENS))
-    prompts = order_prompts([Prompt(id="p", topic="none", text="t5")], recipe.steps * recipe.prompts_per_step, recipe.seed)
-    chat = [{"role": "user", "content": request}]
-    ours = model.render(Prompt(id="p", topic="none", text=request))
+    prompts = order_prompts([REQUEST], recipe.steps * recipe.prompts_per_step, recipe.seed)
+    chat, ours = [{"role": "user", "content": REQUEST.text}], model.render(REQUEST)
+    if (got := len(model.prompt_ids(REQUEST))) < PROMPT_TOKENS:
+        raise ValueError(
+            f"a prompt must have at least {PROMPT_TOKENS} tokens, got {got}: the saved tokenizer is not read as it was"
+        )
     rows = [{"prompt": ours, "row": row} if way == "ours" else {"prompt": chat} for row, _ in enumerate(prompts)]
     with tempfile.TemporaryDirectory() as nowhere, known_deprecations():
         trainer = Timed(
@@ -284,8 +313,7 @@ def run_fleet(folder: Path, recipe: AttackRecipe, size: int, *, spread: bool) ->
     """Seconds per step of a fleet of this size: whole step, sampling and passes, without the first step."""
     import torch
 
-    request = " ".join(f"t{5 + i}" for i in range(PROMPT_TOKENS))
-    prompts = [Prompt(id="p", topic="none", text=request)] * (recipe.steps * recipe.prompts_per_step)
+    prompts = [REQUEST] * (recipe.steps * recipe.prompts_per_step)
     fleet = TimedFleet(load_model(folder, Loading(threads=torch.get_num_threads())), torch.get_num_threads())
     ticks: list[float] = []
     marks: list[dict[str, int]] = []
@@ -348,6 +376,47 @@ def measure_fleet(shape: str, sizes: Sequence[int], repeats: int, steps: int) ->
     return {"shape": shape, "steps": steps, "repeats": repeats, "sizes": list(sizes), "told": told, "runs": runs}
 
 
+class TimedJudge:
+    """A judge that takes the time of the language model in ``JUDGE``.
+
+    Its scores are hashes of the completions, and mean nothing. It knows the anchors, since no case begins with an uncertified judge.
+    """
+
+    def __init__(self) -> None:
+        self._model = HFJudge(os.environ[JUDGE])
+        self._known = {anchor.completion: (anchor.low + anchor.high) / 2 for anchor in shipped_anchors().anchors}
+
+    def about(self, forbidden: str) -> TimedJudge:
+        """The same judge for this forbidden subject."""
+        told = copy.copy(self)
+        told._model = self._model.about(forbidden)
+        return told
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
+        """Asks the model, and scores by hashes."""
+        self._model.score(prompts, completions, wording)
+        hashed = [float(hashlib.sha256(text.encode()).digest()[0] % 11) for text in completions]
+        return [Judgement(score=self._known.get(text, score)) for text, score in zip(completions, hashed, strict=True)]
+
+
+def measure_smoke(shape: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Runs the smoke tier with a random model and a random judge, and returns the seconds of its cases."""
+    with tempfile.TemporaryDirectory() as name:
+        model, judge, run = (Path(name, of) for of in ("model", "judge", "run"))
+        make_model(shape, model)
+        make_model("tiny" if shape == "tiny" else "phi-4", judge)
+        own = {JUDGE: str(judge), "PYTHONPATH": str(ROOT / "benchmarks"), "RN_HARNESS_CACHE": f"{name}/store"}
+        command = [sys.executable, "-m", "pytest", "suites/biochem", f"--model={model}", f"--rn-run={run}", "--rn-tier=smoke"]
+        command += ["--rn-judge=python:gpu:TimedJudge", "--rn-reward-judge=python:gpu:TimedJudge", "--rn-second-judge=none"]
+        command += ["--rn-defense=anchored", *(f"--rn-set={of}" for of in overrides)]
+        begin = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | own, check=False)
+        seconds = time.perf_counter() - begin
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in run.glob("cases/*/record.json")]
+    cases = {record["case_id"]: {"seconds": record["wall_s"], "outcome": record["verdict"]["outcome"]} for record in records}
+    return {"shape": shape, "overrides": [*overrides], "exit": done.returncode, "seconds": seconds, "cases": cases}
+
+
 def measure_claim(aligned: Path, seeds: int) -> list[dict[str, Any]]:
     """Runs the standard tier of suites/baking on the aligned SmolLM2, for each seed of the defense."""
     found = []
@@ -377,6 +446,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="of each training; the first is left out")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--fleet", default="", help="sizes of fleets, e.g. 1,2,4,8; without it none is measured")
+    parser.add_argument("--smoke", action="store_true", help="a whole smoke tier, with a judge beside the model")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes of that tier's suite")
     parser.add_argument("--aligned", type=Path, default=None, help="aligned SmolLM2, for the claim; without it only the step")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT)
@@ -390,6 +461,9 @@ def main() -> None:
     if arguments.fleet:
         sizes = [int(size) for size in arguments.fleet.split(",")]
         told["fleet"] = measure_fleet(arguments.shape, sizes, arguments.repeats, arguments.steps)
+        arguments.out.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if arguments.smoke:
+        told["smoke"] = measure_smoke(arguments.shape, arguments.set)
         arguments.out.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if arguments.aligned:
         told["claim"] = measure_claim(arguments.aligned, arguments.seeds)
