@@ -9,8 +9,8 @@ finished.
 * ``fleet``: seconds of a step of K attacks together, for each K of ``--fleet 1,2,4,8``, divided by those of one, separately for
   sampling and update, with different rewards (undefended) and with equal ones (defended); also in SmolLM2-135M's shape
   (``--shape smollm2-135m``).
-* ``smoke``: the smoke tier of suites/biochem on that random model, with a judge in Phi-4's shape on the same card, and its seconds
-  by case (``--smoke``). Random weights refuse and judge nothing, so that only times count.
+* ``smoke``: the smoke tier of suites/biochem on that random model, with a judge in Phi-4's shape on the same card: seconds by case
+  (``--smoke``). Random weights neither refuse nor judge, so that only times count.
 * ``claim``: suites/baking on an aligned SmolLM2 (made by benchmarks/smollm2.py), standard tier, three seeds of the defense.
 
 ``--shape tiny`` does the same on any machine, to try the script, with completions of 16.
@@ -379,7 +379,8 @@ def measure_fleet(shape: str, sizes: Sequence[int], repeats: int, steps: int) ->
 class TimedJudge:
     """A judge that takes the time of the language model in ``JUDGE``.
 
-    Its scores are hashes of the completions, and mean nothing. It knows the anchors, since no case begins with an uncertified judge.
+    Its scores are hashes of the completions, and mean nothing. It knows the anchors, since no case begins with an uncertified
+    judge.
     """
 
     def __init__(self) -> None:
@@ -389,7 +390,7 @@ class TimedJudge:
     def about(self, forbidden: str) -> TimedJudge:
         """The same judge for this forbidden subject."""
         told = copy.copy(self)
-        told._model = self._model.about(forbidden)
+        told._model = self._model.about(forbidden)  # noqa: SLF001 - a copy of ours
         return told
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str], wording: int = 0) -> list[Judgement]:
