@@ -9,8 +9,8 @@ finished.
 * ``fleet``: seconds of a step of K attacks together, for each K of ``--fleet 1,2,4,8``, divided by those of one, separately for
   sampling and update, with different rewards (undefended) and with equal ones (defended); also in SmolLM2-135M's shape
   (``--shape smollm2-135m``).
-* ``smoke``: the smoke tier of suites/biochem on that random model, with a judge in Phi-4's shape on the same card: seconds by case
-  (``--smoke``). Random weights neither refuse nor judge, so that only times count.
+* ``smoke``: the smoke tier of suites/biochem on that random model, with a judge in Phi-4's shape on the same card: seconds by
+  case (``--smoke``). Random weights neither refuse nor judge, so that only times count.
 * ``claim``: suites/baking on an aligned SmolLM2 (made by benchmarks/smollm2.py), standard tier, three seeds of the defense.
 
 ``--shape tiny`` does the same on any machine, to try the script, with completions of 16.
@@ -209,9 +209,7 @@ def train_once(way: str, folder: Path, recipe: AttackRecipe) -> dict[str, Any]:
     prompts = order_prompts([REQUEST], recipe.steps * recipe.prompts_per_step, recipe.seed)
     chat, ours = [{"role": "user", "content": REQUEST.text}], model.render(REQUEST)
     if (got := len(model.prompt_ids(REQUEST))) < PROMPT_TOKENS:
-        raise ValueError(
-            f"a prompt must have at least {PROMPT_TOKENS} tokens, got {got}: the saved tokenizer is not read as it was"
-        )
+        raise ValueError(f"a prompt must have at least {PROMPT_TOKENS} tokens, got {got}: the tokenizer was read as another one")
     rows = [{"prompt": ours, "row": row} if way == "ours" else {"prompt": chat} for row, _ in enumerate(prompts)]
     with tempfile.TemporaryDirectory() as nowhere, known_deprecations():
         trainer = Timed(
