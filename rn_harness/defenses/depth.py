@@ -142,8 +142,7 @@ def _divergences(model: LanguageModel, learned: Sequence[Example], unseen: Seque
 def refusal_loss(model: LanguageModel, begun: Sequence[Begun], refusal: Sequence[int], depth: Depth) -> torch.Tensor:
     """Mean over rows of ``-log p(refusal | x, y_<k)`` per token and of the flattening term.
 
-    With a margin the first token's part is what its log odds lack of the margin. This gradient does not fade as the token gets
-    likely.
+    With a margin each token's part is what its log odds lack of the margin. This gradient does not fade as the token gets likely.
     """
     import torch
 
@@ -154,11 +153,14 @@ def refusal_loss(model: LanguageModel, begun: Sequence[Begun], refusal: Sequence
     logits_BTV = model.network(input_ids=ids_BT, attention_mask=mask_BT).logits
     logits_BRV = logits_BTV[torch.arange(len(rows), device=ids_BT.device)[:, None], at_BR].float()
     wanted_R = torch.tensor(list(refusal), device=ids_BT.device)
-    nll_BR = -logits_BRV.log_softmax(-1).gather(2, wanted_R.expand(len(rows), -1)[:, :, None])[:, :, 0]
-    if depth.margin is not None:
-        odds_B = logits_BRV[:, 0, refusal[0]] - without_token(logits_BRV[:, 0], refusal[0]).logsumexp(1)
-        nll_BR = torch.cat([(depth.margin - odds_B).clamp(min=0.0)[:, None], nll_BR[:, 1:]], 1)
-    loss: torch.Tensor = nll_BR.mean() + depth.flatten * flatness(logits_BRV[:, 0], refusal[0])
+    wanted_BR1 = wanted_R.expand(len(rows), -1)[:, :, None]
+    if depth.margin is None:
+        each_BR1 = -logits_BRV.log_softmax(-1).gather(2, wanted_BR1)
+    else:
+        others_BRV = logits_BRV.scatter(2, wanted_BR1, -torch.inf)
+        odds_BR1 = logits_BRV.gather(2, wanted_BR1) - others_BRV.logsumexp(2, keepdim=True)
+        each_BR1 = (depth.margin - odds_BR1).clamp(min=0.0)
+    loss: torch.Tensor = each_BR1.mean() + depth.flatten * flatness(logits_BRV[:, 0], refusal[0])
     return loss
 
 

@@ -180,8 +180,8 @@ class Depth(Frozen):
     """Refusal at depth, see ``defenses.depth``.
 
     Attributes:
-        margin: the refusal's first token is taught up to these log odds, in nats: 10 leaves 5e-5 to all others. None: its
-            likelihood is raised like that of the tokens after it.
+        margin: each token of the refusal is taught up to these log odds, in nats: 10 leaves 5e-5 to all others. None: its
+            likelihood is raised, by a gradient that fades.
         flatten: weight of the term that makes all tokens but the refusal's first one equally likely.
         keep: weight of the KL divergence from the candidate on its answers to benign prompts: anchors, and for ``distill`` the
             retain corpus.

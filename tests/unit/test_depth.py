@@ -48,8 +48,8 @@ def test_what_is_left_is_flattest_if_all_other_tokens_are_equally_likely() -> No
     assert flatness(favourite, 0).item() == pytest.approx((2 * math.log(8) + math.log(8 / 6)) / 3, rel=1e-6)
 
 
-def test_a_margin_replaces_only_the_likelihood_of_the_refusals_first_token() -> None:
-    """The first token's part is the distance of its log odds from the margin, with a constant gradient; beyond it, none."""
+def test_up_to_a_margin_each_token_of_the_refusal_is_pulled_alike() -> None:
+    """A token's part is the distance of its log odds from the margin, with a constant gradient; beyond it, none."""
     # Odds of token 1 against the seven others: a sure 6 - ln 7, where the likelihood's gradient has nearly faded.
     logits = torch.zeros(1, 4, 8)
     logits[0, 1, 1] = 6.0
@@ -60,13 +60,13 @@ def test_a_margin_replaces_only_the_likelihood_of_the_refusals_first_token() -> 
     )
     setattr(model.network, "device", "cpu")  # noqa: B010 - mypy has no attribute of a function
     begun, refusal = [Begun(PROMPTS[0], (3, 4), ())], [1, 2]
-    second = math.log(8)
-    for margin, first, pull in ((10.0, 10.0 - (6.0 - math.log(7)), -0.5), (4.0, 0.0, 0.0)):
+    odds = (6.0 - math.log(7), -math.log(7))
+    for margin, pulls in ((10.0, (-0.5, -0.5)), (4.0, (0.0, -0.5))):
         logits.grad = None
         loss = refusal_loss(model, begun, refusal, Depth(margin=margin, flatten=0.0))
         loss.backward()
-        assert loss.item() == pytest.approx((first + second) / 2, rel=1e-6)
-        assert logits.grad[0, 1, 1].item() == pytest.approx(pull, abs=1e-6)
+        assert loss.item() == pytest.approx(sum(max(0.0, margin - each) for each in odds) / 2, rel=1e-6)
+        assert [logits.grad[0, 1, 1].item(), logits.grad[0, 2, 2].item()] == pytest.approx(pulls, abs=1e-6)
     logits.grad = None
     refusal_loss(model, begun, refusal, Depth(flatten=0.0)).backward()
     assert -0.01 < logits.grad[0, 1, 1].item() < 0.0
