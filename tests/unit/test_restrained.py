@@ -316,7 +316,7 @@ def test_a_model_whose_answers_were_cut_before_the_attack_was_not_destroyed(shar
 
 
 def test_a_window_of_unknown_distance_is_no_move() -> None:
-    """One window that does not say how far the weights moved is no error, and the others are evidence."""
+    """A window without a distance is left out, and the others show that the weights moved."""
     run = with_window(noise(trajectory(200)), 1, window_distance=None)
     assert was_destroyed(run, POLICY)
 
