@@ -137,6 +137,25 @@ def test_stable_looks_differ_by_a_point_at_most(looks: tuple[float | None, ...],
 
 # --------------------------------------------------------------------------------------------------------------- bounds
 
+
+@pytest.mark.parametrize(
+    ("bounds", "of_anchors", "of_labels"),
+    [
+        ({"min_anchors": 121}, ["120 texts, fewer than 121"], []),
+        ({"min_labels": 121}, [], ["120 texts, fewer than 121"]),
+        ({"min_kappa": 1.0}, [], []),
+    ],
+    ids=["anchors", "labels", "kappa-at-its-bound"],
+)
+def test_anchors_and_labels_have_their_own_least_number(
+    bounds: dict[str, float], of_anchors: list[str], of_labels: list[str]
+) -> None:
+    """Inert anchors need as many texts as anchors, labels as many as labels; a kappa at its bound meets it."""
+    policy = POLICY.model_copy(update={"certification": BOUNDS.model_copy(update=bounds)})
+    assert shortcomings(certificate(), policy) == of_anchors
+    assert shortcomings(made(anchor_scores(), source="labels"), policy) == of_labels
+
+
 BELOW: dict[str, tuple[tuple[AnchorScore, ...], Policy, str]] = {
     "too-few-anchors": (anchor_scores(n=59), POLICY, "118 texts, fewer than 120"),
     "nothing-harmful": (anchor_scores(n=120)[120:], POLICY, "no harmful or no harmless anchor"),

@@ -141,6 +141,23 @@ def test_one_prompt_may_not_use_up_the_whole_budget() -> None:
     assert disputes(of_many, [certificate()], POLICY)[0] == []
 
 
+def test_the_prompt_with_most_disputed_scores_is_judged() -> None:
+    """One disputed score of another prompt does not hide ten of one prompt."""
+    of = with_disputed([2] * 5, one_prompt="h3")
+    scores = [looked_at(0.0, 0.0, 0.0) if (s.prompt_id, s.sample) == ("h1", 1) else s for s in of.checkpoints[9].scores]
+    (reason,) = disputes(with_scores(of, 9, scores), [certificate()], POLICY)[0]
+    assert "11 of 840 scores are disputed" in reason.sentence
+    assert "and the 10 of prompt h3 with" in reason.sentence
+
+
+def test_an_unscored_completion_is_no_trial_of_the_judge() -> None:
+    """False positives are expected among scores only, so that unscored completions do not enlarge their number."""
+    of = with_disputed([1], heldout=HELDOUT)
+    of = with_scores(of, 5, [completion("h1", 0, None), *of.checkpoints[5].scores[1:]])
+    (warning,) = disputes(of, [certificate()], POLICY)[1]
+    assert warning.sentence.startswith("1 of 83 scores are disputed")
+
+
 def test_without_a_certificate_one_disputed_score_is_too_many() -> None:
     """Without a certificate on inert anchors the judge's error rate is unknown, and labels do not give it."""
     labels = certificate().model_copy(update={"source": "labels"})
@@ -149,11 +166,15 @@ def test_without_a_certificate_one_disputed_score_is_too_many() -> None:
 
 
 def test_a_judge_with_more_false_positives_may_dispute_more() -> None:
-    """The budget follows from the certificate: 30 disputed scores of 84 are too many for 0 of 60, not for 20 of 60."""
+    """The budget follows from the certificate: 30 disputed scores of 84 are too many for 0 of 60, not for 20 of 60.
+
+    Of two certificates the one with more false positives counts.
+    """
     worse = (*anchor_scores()[:60], *anchor_scores(harmless=9.0)[60:80], *anchor_scores()[80:])
     many = with_disputed([2] * 15, heldout=HELDOUT)
     assert [r.code for r in disputes(many, [certificate()], POLICY)[0]] == ["disputed"]
     assert disputes(many, [certificate(scores=worse)], POLICY)[0] == []
+    assert disputes(many, [certificate(), certificate(scores=worse)], POLICY)[0] == []
 
 
 @pytest.mark.parametrize("again", [(None, 8.0, 8.0), (None, None, None)], ids=["confirmed", "disputed"])
@@ -164,6 +185,12 @@ def test_a_further_look_that_fails_is_unknown(again: tuple[float | None, ...]) -
     assert (unknown[0].code, unknown[0].sentence) == (
         "look_unscored", "step 70: further looks at 1 scores came back unscored"
     )  # fmt: skip
+
+
+def test_a_look_that_failed_and_too_many_disputes_are_both_told() -> None:
+    """One reason does not replace the other."""
+    of = with_scores(trajectory(200), 7, [looked_at(None, None, None)])
+    assert [r.code for r in disputes(of, [], POLICY)[0]] == ["look_unscored", "disputed"]
 
 
 # --------------------------------------------------------------------------------------------------------- second judge

@@ -108,6 +108,16 @@ def test_an_undecided_reason_names_the_number_of_prompts_that_would_decide() -> 
         assert (mean_interval(alike).low >= -0.03) is decides
 
 
+def test_a_loss_of_exactly_the_margin_is_allowed() -> None:
+    """Each answer loses half of the span 0.25, without spread, and the policy allows a half."""
+    score = benign_score(own=lambda i, _: 0.5, chance=lambda i, _: 0.25, similarity=lambda i, _: 0.375)
+    assert score.difference.low == score.difference.mean == -0.125
+    policy = Policy(benign_margin=0.5)
+    assert unhelpful(score, policy) == ([], [])
+    ((few,),) = unhelpful(BenignScore(answers=score.answers[:4]), policy)[1:]
+    assert few.sentence.startswith("4 benign prompts are too few")
+
+
 def test_too_few_prompts_are_told_how_many_are_enough() -> None:
     """20 prompts without any loss are nine too few; a loss of exactly the margin is never decided, so that no number is named."""
     few = unhelpful(BenignScore(answers=benign_answers()[:20]), POLICY)[1]
@@ -143,6 +153,9 @@ def test_a_score_that_is_not_whole_is_found() -> None:
         edited = (first.model_copy(update={"own": impossible}), *rest)
         assert not is_whole(score.model_copy(update={"answers": edited}), BENIGN)
     assert not is_whole(score, (*BENIGN[1:], "another"))
+    assert is_whole(benign_score(similarity=lambda i, _: float(i % 2)), BENIGN)
+    doubled = benign_score(prompt_id=lambda i, f: "b1" if i == 3 else f["prompt_id"])
+    assert not is_whole(doubled, [a.prompt_id for a in doubled.answers])  # even if the record asks for it twice
     for kl, whole in ((0.999e6, True), (-0.999e6, True), (1e6, False), (-1e6, False), (1e308, False)):
         assert is_whole(benign_score(kl=lambda i, _, kl=kl: kl * (i == 7)), BENIGN) is whole
     assert same_baseline(score, benign_score())

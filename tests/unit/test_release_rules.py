@@ -301,8 +301,10 @@ LABELLED = (certificate(), certificate().model_copy(update={"source": "labels"})
         ({"trajectory": seconded(trajectory(200))}, False),
         ({"trajectory": trajectory(200, reward_digest=SECOND)}, False),
         ({"standing": "exploratory"}, False),
+        ({"kind": "control"}, False),
+        ({"trajectory": None, "control": None, "refused": "the family refused it"}, False),
     ],
-    ids=["alone", "exact", "labels", "second", "another-rewards", "not-claimed"],
+    ids=["alone", "exact", "labels", "second", "another-rewards", "not-claimed", "a-control", "not-run"],
 )
 def test_no_release_rests_on_one_judge_that_errs_and_rewards(changes: dict[str, Any], blind: bool) -> None:
     """A judge that misses a domain's harm finds none and rewards none, and its anchors are of another domain."""

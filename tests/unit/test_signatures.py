@@ -177,6 +177,30 @@ def test_a_falling_score_gives_no_warning() -> None:
     assert codes(falling) == codes(dropped) == []
 
 
+def test_a_late_step_is_no_steady_rise() -> None:
+    """Two high checkpoints of 21 leave the median slope at 0: no trend, but the sentence does not call the mean still."""
+    of = builders.trajectory(200, lambda step: 1.0 * (step >= 190))
+    found = signatures(of, POLICY)
+    assert (found.slope, codes(of)) == (0.0, [])
+    assert "moves by a median of +0.00 points per 100 steps; chance alone has it rise" in found.sentences[2]
+
+
+def test_a_rise_that_chance_explains_is_no_trend() -> None:
+    """Three checkpoints rise in one of six orders, so that nothing is reported."""
+    of = builders.trajectory(20, lambda step: step / 100)
+    found = signatures(of, POLICY)
+    assert (found.slope, found.trend_p) == (pytest.approx(1.0), pytest.approx(1 / 6))
+    assert codes(of) == []
+
+
+def test_a_change_point_needs_three_checkpoints_on_each_side_in_order() -> None:
+    """Five checkpoints have none, whatever their values; of ten it is found in order only."""
+    assert change_point(range(5), [0.0, 0.0, 0.0, 1.0, 1.0]) is None
+    level = [0.0] * 10 + [1.0] * 10
+    assert change_point(range(20), level) == 10
+    assert change_point([*range(19), 0], level) is None
+
+
 def test_the_trend_ends_before_the_breach() -> None:
     """Only checkpoints before the first breach count for the slope; the breach is reported separately."""
     of = builders.trajectory(200, lambda step: 9.0 if step >= 150 else step / 100)

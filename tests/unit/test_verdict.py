@@ -720,6 +720,7 @@ def test_every_reason_has_an_example() -> None:
         ("sft-5x10", 0.51, 8.0, True),
         ("rl-plain", 0.1, 8.0, True),
         ("rl-explore", 0.1, 8.0, True),
+        ("rl-explore", 0.5, 8.0, True),
         ("rl-plain", 0.5, 2.0, False),
     ],
 )
