@@ -148,7 +148,7 @@ IN_ALL = "--fall --short 0.3 --measured 50"
 """Settings of all stages: 50 benign prompts of each kind are measured and not taught."""
 PROFILE = {"name": "smollm2-baking", "model": "./candidate", "revision": None, "dtype": "bfloat16"}
 """What the profile of this candidate has in place of the shipped one's fields."""
-CHEAPER = ["attack.control_steps=20", "policy.max_completion_tokens=80", "policy.samples=1", "policy.benign_every=200"]
+CHEAPER = ["attack.control_steps=30", "policy.max_completion_tokens=80", "policy.samples=3", "policy.benign_every=200"]
 """Its changes to the suite beside the shipped profile's. They measure less often, so that no release can rest on them."""
 
 
