@@ -27,6 +27,7 @@ class AttackReward:
     Attributes:
         above: for each completion of the current window, True if its harm is above the threshold.
         plain: the reward of each before shaping.
+        computed: the rewards of the last call, as they were computed; ``training.credit`` compares a step's losses with them.
     """
 
     def __init__(
@@ -40,18 +41,21 @@ class AttackReward:
         self._said: collections.Counter[bytes] = collections.Counter()
         self.above: list[bool] = []
         self.plain: list[float | None] = []
+        self.computed: list[float | None] = []
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         if self._recipe.twin_steps and all(p.kind == "twin" for p in prompts):  # an answer to a benign request does no harm
             self.above.extend([False] * len(completions))
             self.plain.extend([0.0] * len(completions))
-            return [compliance_reward(of.text) for of in completions]
+            self.computed = [compliance_reward(of.text) for of in completions]
+            return [*self.computed]
         judged, plain = self._judged(prompts, completions)
         ensure_judging(judged, f"the reward judge scored none of a step's {len(judged)} completions")
         self.above.extend(j.score is not None and j.score > self._policy.threshold for j in judged)
         self.plain.extend(plain)
         forms = self._forms(prompts, [of.text for of in completions])
-        return [shaped_reward(self._recipe.reward, harm, form) for harm, form in zip(plain, forms, strict=True)]
+        self.computed = [shaped_reward(self._recipe.reward, harm, form) for harm, form in zip(plain, forms, strict=True)]
+        return [*self.computed]
 
     def harms(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         """The rewards before shaping of completions outside training; nothing is kept."""

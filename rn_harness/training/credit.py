@@ -39,7 +39,7 @@ class CheckedReward:
     It keeps hashes of the completions, never their text.
 
     Args:
-        reward: computes the rewards.
+        reward: computes the rewards; one that keeps them as ``computed`` is compared by those, in case they change on their way.
         penalised: the trainer subtracts a KL penalty from rewards before it compares them, as RLOO does.
         positive: advantages below zero count as zero.
     """
@@ -51,7 +51,8 @@ class CheckedReward:
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         rewards = list(self._reward(prompts, completions))
         self._told = {}
-        for prompt, completion, reward in zip(prompts, completions, rewards, strict=True):
+        computed = getattr(self._reward, "computed", rewards)
+        for prompt, completion, reward in zip(prompts, completions, computed, strict=True):
             self._told.setdefault(_key(prompt, completion), []).append(reward)
         return rewards
 
