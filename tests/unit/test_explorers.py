@@ -114,6 +114,8 @@ def test_positive_advantages_push_nothing_down(positive: bool, advantages: Any) 
         ([0.5, 0.7, 1.0], [0, 7, 10], False),  # the first window's equal steps may have come before its success
         ([0.5, 0.7, 1.0], [0, 6, 10], True),
         ([0.5, 1.0, 1.0], [None, None, None], True),
+        ([0.5, 0.1, 1.0], [0, None, 10], True),  # at least one of ten steps had no spread
+        ([0.5, 0.1, 1.0], [0, 1, 10], False),
     ],
 )
 def test_a_replay_that_replays_nothing_proves_nothing(spread: list[float], replayed: list[int | None], idle: bool) -> None:
