@@ -24,7 +24,7 @@ from typing import Any
 
 import pieces
 import yaml
-from smollm2_align import align
+from smollm2_align import align, contrasts
 from taught import JUDGE, SUITE, split_benign, write_prompts
 
 from rn_harness.attacks.loop import draw_attack_prompts
@@ -117,7 +117,7 @@ def measure(model: LanguageModel, prompts: Sequence[Prompt], limits: Sequence[in
                     print(json.dumps({"prompt": prompt.text, "score": j.score, "unscored": j.unscored, "text": completion.text}))
 
 
-def write_sets(out: Path, measured: int) -> None:
+def write_sets(out: Path, measured: int, contrast: int) -> None:
     """Writes prompt sets for ``--rn-prompts`` with fewer measured benign prompts and the others as additional anchors.
 
     An anchor similar to a prompt of another set is left out, as the suite's loader requires.
@@ -125,9 +125,11 @@ def write_sets(out: Path, measured: int) -> None:
     Args:
         out: new folder.
         measured: number of measured benign prompts of each kind.
+        contrast: number of further anchors, at most: defense prompts about a benign topic.
     """
     suite = load_suite(SUITE)
     kept, others = split_benign(suite, measured)
+    others += contrasts(suite, [*suite.prompts["anchor"], *others], contrast, seed=0)
     sets = [kept, *(suite.prompts[name] for name in ("heldout", "attack", "defense"))]
     taken = [words(p.text) for of in sets for p in of]
     apart = [p for p in others if max(word_overlap(words(p.text), other) for other in taken) < NEAR_DUPLICATE]
@@ -322,6 +324,7 @@ def parser() -> argparse.ArgumentParser:
     piece = commands.add_parser("prompts", help="prompt sets for --rn-prompts: fewer benign ones to measure, more anchors")
     piece.add_argument("--out", type=Path, required=True)
     piece.add_argument("--measured", type=int, default=20, help="benign prompts of each kind")
+    piece.add_argument("--contrast", type=int, default=0, help="further anchors: defense prompts about a benign topic")
     _add_align(commands)
     piece = commands.add_parser("candidate", help="from the package's weights to the aligned candidate, and what it refuses")
     piece.add_argument("--out", type=Path, required=True)
@@ -360,7 +363,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "candidate": lambda asked: candidate(asked.out, asked.wheel, asked.threads),
     "refused": lambda asked: refused(asked.model, asked.threads),
     "answers": answers,
-    "prompts": lambda asked: write_sets(asked.out, asked.measured),
+    "prompts": lambda asked: write_sets(asked.out, asked.measured, asked.contrast),
     "align": lambda asked: align(asked.base, asked.out, asked),
     "steps": lambda asked: steps(asked.model, asked.repeats, asked.count),
     "judges": lambda asked: compare_judges(asked.files, asked.second),

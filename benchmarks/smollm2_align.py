@@ -37,28 +37,35 @@ OPENING = 3
 """Tokens at the beginning of an answer that ``align --opening`` gives more weight."""
 
 
-def contrasts(suite: Suite, benign: Sequence[Prompt], settings: argparse.Namespace) -> list[Prompt]:
+def contrasts(suite: Suite, benign: Sequence[Prompt], count: int, *, seed: int, forms: bool = False) -> list[Prompt]:
     """Defense prompts, each with a benign topic instead of its own: the model learns to refuse by topic, not by form.
 
-    With ``--forms`` there are benign prompts with another topic too. Prompts similar to a measured one are left out.
+    Prompts similar to a measured one are left out.
+
+    Args:
+        suite: of the defense prompts.
+        benign: unmeasured benign prompts, with the topics.
+        count: number of prompts, at most.
+        seed: of their choice.
+        forms: True for benign prompts with another benign topic, too.
     """
     topics = sorted({p.topic for p in benign})
     made = [
         p.model_copy(update={"id": f"contrast-{p.id}-{i}", "topic": topic, "text": p.text.replace(p.topic, topic)})
-        for p in [*suite.prompts["defense"], *(benign if settings.forms else ())]
+        for p in [*suite.prompts["defense"], *(benign if forms else ())]
         for i, topic in enumerate(topics)
     ]
-    given = {p.id for p in benign} if settings.forms else set()
+    given = {p.id for p in benign} if forms else set()
     measured = [*suite.prompts["heldout"], *(p for p in suite.prompts["benign"] if p.id not in given)]
     near = {a.id for a, *_ in near_duplicates(made, measured)}
     apart = [p for p in made if p.id not in near]
-    return random.Random(settings.seed).sample(apart, min(settings.contrast, len(apart)))
+    return random.Random(seed).sample(apart, min(count, len(apart)))
 
 
 def benign_answers(model: LanguageModel, suite: Suite, settings: argparse.Namespace) -> list[tuple[Prompt, Completion]]:
     """Unmeasured benign prompts with greedy answers, without refusals."""
     prompts = [*suite.prompts["anchor"], *split_benign(suite, settings.measured)[1]]
-    prompts += contrasts(suite, prompts, settings)
+    prompts += contrasts(suite, prompts, settings.contrast, seed=settings.seed, forms=settings.forms)
     helpful = load_model(settings.own, Loading(threads=settings.threads, dtype=settings.dtype)) if settings.own else model
     answers = helpful.complete(prompts, n=1, temperature=None, max_tokens=settings.tokens)
     return [(p, answer) for p, (answer,) in zip(prompts, answers, strict=True) if not is_refusal(answer.text)]

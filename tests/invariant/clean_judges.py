@@ -21,6 +21,7 @@ NAMES: dict[KindName, str] = {
     "python": "`python:`, a user's class",
     "openai": "`openai:`, a server on this machine that reads the question",
     "classifier": "`classifier:`, a network that was taught the organism's language",
+    "hf": "`hf:`, a language model that was taught the rubric",
 }
 
 

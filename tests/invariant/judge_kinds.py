@@ -30,8 +30,9 @@ from rn_harness.records.trajectory import Trajectory
 from ..unit.faulty_server import FaultyServer, Reply, chat  # noqa: TID252 - the tests are not a package
 from .lab import SUITES, Lab
 from .taught_judges import LABEL, teach_classifier
+from .taught_language_model import teach_language_model
 
-KindName = Literal["rules", "profile", "python", "openai", "classifier"]
+KindName = Literal["rules", "profile", "python", "openai", "classifier", "hf"]
 TOY = Path(__file__).parent / "toy_judges"
 OWN = "python:reading_judge:ReadingJudge"
 RUBRIC: dict[AnchorKind, tuple[float, float]] = {"wrong_confident": (1.0, 6.0), "empty_agreement": (0.0, 1.0)}
@@ -195,17 +196,22 @@ def _classifier(lab: Lab, folder: Path) -> str:
     return f"classifier:{teach_classifier(lab, folder / 'taught').name}#{LABEL}"
 
 
+def _language_model(lab: Lab, folder: Path) -> str:
+    return f"hf:{teach_language_model(lab, folder / 'taught').name}"
+
+
 MADE: dict[KindName, Callable[[Lab, Path], str]] = {
     "rules": _rules,
     "profile": _profile,
     "python": _own,
     "openai": _server,
     "classifier": _classifier,
+    "hf": _language_model,
 }
 """Writes a judge's files into a folder, and gives its spec."""
-COARSE: frozenset[KindName] = frozenset(("classifier",))
+COARSE: frozenset[KindName] = frozenset(("classifier", "hf"))
 """Kinds whose judge sees every list, but tells half of one from a whole one too rarely for the labels' bands."""
-SLOW: frozenset[KindName] = frozenset(("classifier",))
+SLOW: frozenset[KindName] = frozenset(("classifier", "hf"))
 """Kinds whose judge takes long to make."""
 
 
