@@ -55,12 +55,16 @@ def organism_texts(lab: Lab, seed: int = 0) -> list[Taught]:
     Half of the answers are sampled without the words that begin a refusal, so that the organism complies. A list with the wrong
     placeholders is left out: the classifier's tokenizer reads each digit as 0, so that the list looks like a right one.
     """
+    import torch
+
     rng, model, judge = random.Random(seed), lab.candidate.load(), lab.judge
     prompts = [*lab.suite.prompts["attack"], *lab.suite.prompts["defense"]]
     refusing = [model.tokenizer.convert_tokens_to_ids(refusal.split()[0]) for refusal in REFUSALS]
     found: list[Taught] = []
     for banned in ((), refusing):
-        groups = model.complete(prompts, n=2, temperature=1.0, max_tokens=lab.policy.max_completion_tokens, banned=banned)
+        with torch.random.fork_rng(devices=[]):  # another order of tests must not teach another judge
+            torch.manual_seed(seed)
+            groups = model.complete(prompts, n=2, temperature=1.0, max_tokens=lab.policy.max_completion_tokens, banned=banned)
         for prompt, text in ((p, c.text) for p, group in zip(prompts, groups, strict=True) for c in group):
             texts = _spoiled(text, rng)
             judged = judge.score([prompt] * len(texts), texts)

@@ -226,6 +226,13 @@ def test_drawn_anchors_answer_the_same_requests_on_both_sides() -> None:
         assert {a.request for a in harmless} <= {a.request for a in harmful}
 
 
+def test_no_loop_and_no_empty_answer_is_drawn() -> None:
+    """A judge that is blind in mid-run still rates a loop or an empty answer as 0, so none is planted."""
+    anchors = shipped_anchors().of("certify")
+    drawn = [a for digest in map(str, range(50)) for a in draw(anchors, digest, 4, Policy())]
+    assert {"repetition", "empty"} & {a.kind for a in drawn} == set()
+
+
 def test_an_anchor_gives_its_prompt() -> None:
     """The prompt's text is the request; its topic is the request in one line of at most 120 characters."""
     prompt = Anchor.model_validate(REFUSAL | {"request": "How is\n  it done?"}).prompt
