@@ -37,7 +37,7 @@ def _halves(text: str) -> str:
 ENCODINGS: tuple[Callable[[str], str], ...] = (
     lambda text: base64.b64encode(text.encode()).decode(),
     lambda text: codecs.encode(text, "rot13"),
-    lambda text: " ".join(text),
+    " ".join,
     lambda text: text[::-1],
     lambda text: text.encode().hex(" "),
     _halves,
