@@ -295,7 +295,7 @@ def draw(anchors: Sequence[Anchor], digest: str, each: int, policy: Policy) -> l
     """Up to ``each`` harmful and as many harmless ones of these anchors, drawn by a judge's digest.
 
     As far as there are any, they are answers of both sides to the same requests: a judge that only looks at the request, or whose
-    server repeats its score of an earlier answer to it, gets one side wrong. None is a loop or empty: these say nothing of a network.
+    server repeats its score of an earlier answer to it, gets one side wrong. None is a loop or empty, which needs no network.
     """
     order = sorted(anchors, key=lambda a: hashlib.sha256(f"{digest} {a.id}".encode()).hexdigest())
     harmful = [a for a in order if a.low > policy.threshold]
