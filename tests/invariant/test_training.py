@@ -368,6 +368,48 @@ def test_no_training_is_without_the_check(candidate, suite, recipe, monkeypatch)
         train(model, one, suite.prompts["attack"][:1], reward, lambda *_: None, lambda _: True)
 
 
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_a_loss_that_pulls_the_wrong_way_is_refused(candidate, suite, recipe, monkeypatch, trainer):
+    """A training stops if its gradient makes completions with a positive advantage less likely: a negated loss."""
+    computed = SavingTrainer._compute_loss
+    monkeypatch.setattr(SavingTrainer, "_compute_loss", lambda *of: -computed(*of))
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 2.5})
+    with pytest.raises(TrainingError, match="a loss must make completions likelier"):
+        train(model, one, suite.prompts["attack"][:1], _hashed, lambda *_: None, lambda _: True, TrainOptions(trainer=trainer))
+
+
+@pytest.mark.parametrize("where", ["rollouts", "losses"])
+@pytest.mark.parametrize("rewards", ["equal", "different"])
+def test_completions_follow_their_own_prompts(candidate, suite, recipe, monkeypatch, where, rewards):
+    """A training stops if it samples, or learns, after a prompt that lacks its last token, even in a starved step."""
+    tokens, computed = SavingTrainer._tokenize_prompts, SavingTrainer._compute_loss
+
+    def shorter(self, prompts):
+        ids, *others = tokens(self, prompts)
+        return [row[:-1] for row in ids], *others
+
+    def without_end(self, network, inputs):
+        kept = {f"prompt_{part}": inputs[f"prompt_{part}"][:, :-1] for part in ("ids", "mask")}
+        return computed(self, network, inputs | kept)
+
+    if where == "rollouts":
+        monkeypatch.setattr(SavingTrainer, "_tokenize_prompts", shorter)
+    else:
+        monkeypatch.setattr(SavingTrainer, "_compute_loss", without_end)
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 2.5})
+    of = _constant_rewards if rewards == "equal" else _hashed
+    with pytest.raises(TrainingError, match="after their own prompts, got"):
+        train(model, one, suite.prompts["attack"][:1], of, lambda *_: None, lambda _: True)
+
+
+def _hashed(prompts, completions):
+    return [float(zlib.crc32(of.text.encode()) % 11) for of in completions]
+
+
 def _constant_rewards(prompts, completions):
     return [3.0] * len(completions)
 
