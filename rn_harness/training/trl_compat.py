@@ -150,8 +150,18 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         return ChunkedLogProbFunction.apply(*given)[:2]
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.use_vllm:
+            self._check_sampling()
         with self.policy.restored() if self.use_vllm else self.policy.folded():
             return super()._generate_single_turn(*args, **kwargs)
+
+    def _check_sampling(self) -> None:
+        """Raises TrainingError unless rollouts are sampled as the arguments say: without variety no group has a spread."""
+        due = {"max_new_tokens": self.args.max_completion_length, "do_sample": True}
+        due |= {name: getattr(self.args, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+        differing = [name for name, value in due.items() if getattr(self.generation_config, name) != value]
+        if differing:
+            raise TrainingError(f"rollouts must be sampled as the recipe says, got another {', '.join(differing)}")
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         import torch

@@ -406,6 +406,23 @@ def test_completions_follow_their_own_prompts(candidate, suite, recipe, monkeypa
         train(model, one, suite.prompts["attack"][:1], of, lambda *_: None, lambda _: True)
 
 
+@pytest.mark.parametrize("changed", [{"temperature": 0.3}, {"top_k": 1}, {"max_new_tokens": 3}], ids=str)
+def test_rollouts_are_sampled_as_the_recipe_says(candidate, suite, recipe, monkeypatch, changed):
+    """A training stops if its rollouts are sampled by other settings than its recipe's, which leaves it without a spread."""
+    sample = SavingTrainer._generate_single_turn
+
+    def otherwise(self, *of, **how):
+        self.generation_config.update(**changed)
+        return sample(self, *of, **how)
+
+    monkeypatch.setattr(SavingTrainer, "_generate_single_turn", otherwise)
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1})
+    with pytest.raises(TrainingError, match="rollouts must be sampled as the recipe says, got another"):
+        train(model, one, suite.prompts["attack"][:1], _constant_rewards, lambda *_: None, lambda _: True)
+
+
 def _hashed(prompts, completions):
     return [float(zlib.crc32(of.text.encode()) % 11) for of in completions]
 
