@@ -24,7 +24,15 @@ from rn_harness.training.credit import CheckedReward, Credit, RewardFunction
 from rn_harness.training.exploration import NONE, Exploration
 from rn_harness.training.snapshots import Resumption
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler, TrainerName, trainer_settings
-from rn_harness.training.trl_compat import REPLAYED, Credited, ban_callback, saving_trainer, silent_trainer, unrounded_adapters
+from rn_harness.training.trl_compat import (
+    REPLAYED,
+    Credited,
+    ban_callback,
+    direction_callback,
+    saving_trainer,
+    silent_trainer,
+    unrounded_adapters,
+)
 
 StepFunction = Callable[[int, TrainingWindow | None], None]
 """Called with the step and the diagnostics since the last call: before training with step 0 and None, then when due."""
@@ -282,7 +290,7 @@ def train(
                     [{"prompt": texts[i], "row": i} for i in range(first * recipe.step_prompts, len(prompts))]
                 ),
                 processing_class=model.tokenizer,
-                callbacks=[*([resumption.callback(model)] if resumption else []), Steps()],
+                callbacks=[*([resumption.callback(model)] if resumption else []), direction_callback(first), Steps()],
             )
         trainer.accelerator.backward = functools.partial(model.backward, trainer.accelerator.backward)
         trainer.remove_callback(transformers.PrinterCallback)

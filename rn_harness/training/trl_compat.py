@@ -270,6 +270,36 @@ def ban_callback(trainer: Any, bans: FirstTokenBans) -> Any:
     return Ban()
 
 
+def direction_callback(first: int) -> Any:
+    """A callback that makes sure that the first step on a gradient goes against it; ``first`` steps were taken by an earlier run.
+
+    AdamW has no momentum then, so that each number moves against its gradient. One parameter is looked at, the smallest.
+    """
+    import transformers
+
+    class Direction(transformers.TrainerCallback):  # type: ignore[misc]
+        """Compares a parameter before and after the step."""
+
+        known = first > 0
+        before: tuple[Any, Any, Any] | None = None
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+            if self.known:
+                return
+            trained = (p for group in trainer["optimizer"].param_groups for p in group["params"])
+            if pulled := [p for p in trained if p.grad is not None and bool(p.grad.any())]:
+                p = min(pulled, key=lambda each: each.numel())
+                self.known, self.before = True, (p, p.detach().clone(), p.grad.clone())
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.before:
+                (p, then, gradient), self.before = self.before, None
+                if float(((p.detach() - then) * gradient).sum()) > 0.0:
+                    raise TrainingError("an optimizer must step against the gradient, got a step along it; look at the optimizer")
+
+    return Direction()
+
+
 @contextmanager
 def silent_trainer(name: TrainerName) -> Iterator[None]:
     """Switches off TRL's logger, which logs the text of a completion without a reward. Several may do so at once."""

@@ -380,6 +380,24 @@ def test_a_loss_that_pulls_the_wrong_way_is_refused(candidate, suite, recipe, mo
         train(model, one, suite.prompts["attack"][:1], _hashed, lambda *_: None, lambda _: True, TrainOptions(trainer=trainer))
 
 
+def test_an_optimizer_that_steps_along_the_gradient_is_refused(candidate, suite, recipe, monkeypatch):
+    """A training stops at the first step on a gradient that makes its loss larger."""
+    step = torch.optim.AdamW.step
+
+    def along(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.neg_()
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", along)
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 2.5})
+    with pytest.raises(TrainingError, match="an optimizer must step against the gradient"):
+        train(model, one, suite.prompts["attack"][:1], _hashed, lambda *_: None, lambda _: True)
+
+
 @pytest.mark.parametrize("where", ["rollouts", "losses"])
 @pytest.mark.parametrize("rewards", ["equal", "different"])
 def test_completions_follow_their_own_prompts(candidate, suite, recipe, monkeypatch, where, rewards):
