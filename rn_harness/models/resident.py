@@ -21,6 +21,7 @@ class ResidentModel:
 
     RL with an adapter does not change the weights, and whatever folds an adapter in restores them bit by bit. Attacks that train
     all weights do change them. So their bits are summed up before each use, and the files are read again if a sum is another one.
+    Gradients of a training that was cut off are dropped.
     The model before is dropped first, so that this never holds two.
     """
 
@@ -42,6 +43,7 @@ class ResidentModel:
             if loaded.quantised or loaded.sharded:
                 return loaded
             self._key, self._model, self._sums = key, loaded, weight_sums(loaded.network)
+        self._model.network.zero_grad()
         made = LanguageModel(copy_modules(self._model.network), copy.deepcopy(self._model.tokenizer))
         made.templates, made.engine = self._model.templates, dict(self._model.engine)
         return made
@@ -54,11 +56,19 @@ def copy_modules(network: Any) -> Any:
 
 
 def weight_sums(network: torch.nn.Module) -> list[tuple[Any, ...]]:
-    """Number format, shape, sum and exclusive or of the bits of each tensor: they differ after nearly any change of a number."""
+    """Number format, shape and sums of the bits of each tensor: they differ after nearly any change of a number.
+
+    The sums of rows and columns count by their places, so that numbers which only moved are seen too.
+    """
     import torch
+
+    def placed(sums: torch.Tensor) -> int:
+        return int((sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum())
 
     found = []
     for tensor in itertools.chain(network.parameters(), network.buffers()):
         bits = tensor.detach().contiguous().view(getattr(torch, BITS[tensor.element_size()]))
-        found.append((tensor.dtype, tuple(tensor.shape), int(bits.sum(dtype=torch.int64)), torch.hash_tensor(bits).item()))
+        table = bits.flatten(0, -2) if bits.dim() > 1 else bits.reshape(-1, 1)
+        sums = (placed(table.sum(way, dtype=torch.int64)) for way in (0, 1))
+        found.append((tensor.dtype, tuple(tensor.shape), *sums))
     return found

@@ -7,6 +7,7 @@ in ``PRIVATE_NAMES`` and fails with a sentence when an upgrade moves it.
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import os
 import warnings
@@ -104,11 +105,15 @@ def shares_prompts(network: PreTrainedModel) -> bool:
 
 
 def keeps_all_keys(network: PreTrainedModel) -> bool:
-    """True if each layer keeps the keys and values of all tokens, so that padding between tokens displaces none."""
+    """True if each layer keeps the keys and values of all tokens, so that padding between tokens displaces none.
+
+    A network that is not told positions, as MPT, or has local layers of its own, as GPT-Neo, counts padding as tokens.
+    """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=network.config).layers)
+    told = "position_ids" in inspect.signature(network.forward).parameters and not hasattr(network.config, "attention_types")
+    return told and all(type(layer) is DynamicLayer for layer in DynamicCache(config=network.config).layers)
 
 
 def sampling_filters(settings: Any) -> list[Any]:

@@ -24,7 +24,15 @@ from rn_harness.training.credit import CheckedReward, Credit, RewardFunction
 from rn_harness.training.exploration import NONE, Exploration
 from rn_harness.training.snapshots import Resumption
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler, TrainerName, trainer_settings
-from rn_harness.training.trl_compat import REPLAYED, ban_callback, saving_trainer, silent_trainer, unrounded_adapters
+from rn_harness.training.trl_compat import (
+    REPLAYED,
+    Credited,
+    ban_callback,
+    direction_callback,
+    saving_trainer,
+    silent_trainer,
+    unrounded_adapters,
+)
 
 StepFunction = Callable[[int, TrainingWindow | None], None]
 """Called with the step and the diagnostics since the last call: before training with step 0 and None, then when due."""
@@ -163,14 +171,25 @@ def _trl_reward(
 
 
 def _credited(
-    read: Read, prompts: Sequence[Prompt], exploration: Exploration, counted: list[Credit | None]
-) -> Callable[[Sequence[tuple[int, list[int], float]]], None]:
-    """Appends the completions of a loss to ``counted``, read from the trained tokens; None: it is benign or replayed."""
+    model: LanguageModel, prompts: Sequence[Prompt], texts: Sequence[str], exploration: Exploration, counted: list[Credit | None]
+) -> Credited:
+    """Appends the completions of a loss to ``counted``, read from the trained tokens; None: it is benign or replayed.
 
-    def credited(loss: Sequence[tuple[int, list[int], float]]) -> None:
+    A completion that is sampled or learned after another prompt than the measured one would teach nothing about that. So the
+    function raises TrainingError unless the tokens before each completion are those of its row's text.
+    """
+    read = _reader(model, exploration)
+    due = functools.cache(lambda row: model.answer_ids(texts[row], whole=False))
+
+    def credited(loss: Sequence[tuple[int, list[int], list[int], float]]) -> None:
+        if strange := [row for row, head, *_ in loss if row != REPLAYED and head != due(row)]:
+            raise TrainingError(
+                f"a loss counts completions after their own prompts, got {len(strange)} of {len(loss)} after other tokens; look "
+                "at the trainer"
+            )
         counted.extend(
             None if row == REPLAYED or row in exploration.benign else Credit(row, prompts[row], read(row, ids), advantage)
-            for row, ids, advantage in loss
+            for row, _, ids, advantage in loss
         )
 
     return credited
@@ -249,9 +268,9 @@ def train(
                 logged.clear()
                 at_step(state.global_step, window)
 
-    left = [*enumerate(prompts)][first * recipe.step_prompts :]
     penalised = [options.penalised(p) for p in prompts] if options.penalised else None
-    credited = _credited(read, prompts, exploration, counted)
+    texts = [model.render(p) + exploration.openers.get(i, "") for i, p in enumerate(prompts)]
+    credited = _credited(model, prompts, texts, exploration, counted)
     kind = saving_trainer(model, due, options.trainer, penalised, exploration, credited)
     with tempfile.TemporaryDirectory(prefix="rn-harness-") as nowhere, known_deprecations():
         config = (trl.GRPOConfig if options.trainer == "grpo" else trl.RLOOConfig)(
@@ -268,10 +287,10 @@ def train(
                 reward_funcs=_trl_reward(read, prompts, checked, exploration, unrewarded),
                 args=config,
                 train_dataset=datasets.Dataset.from_list(
-                    [{"prompt": model.render(p) + exploration.openers.get(i, ""), "row": i} for i, p in left]
+                    [{"prompt": texts[i], "row": i} for i in range(first * recipe.step_prompts, len(prompts))]
                 ),
                 processing_class=model.tokenizer,
-                callbacks=[*([resumption.callback(model)] if resumption else []), Steps()],
+                callbacks=[*([resumption.callback(model)] if resumption else []), direction_callback(first), Steps()],
             )
         trainer.accelerator.backward = functools.partial(model.backward, trainer.accelerator.backward)
         trainer.remove_callback(transformers.PrinterCallback)

@@ -25,6 +25,7 @@ from rn_harness.models.batches import completion_log_probabilities, padded
 from rn_harness.models.peft_compat import without_wrapper
 from rn_harness.models.random_streams import random_state, set_random_state
 from rn_harness.models.transformers_compat import shares_prompts
+from rn_harness.spec.errors import TrainingError
 from rn_harness.store.ranks import ranks
 from rn_harness.training.trainer_settings import TrainerName
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 else:
     _Trainer = object  # TRL is imported when a trainer is made
 
+Credited = Callable[[Sequence[tuple[int, list[int], list[int], float]]], None]
+"""Gets each completion of a loss: its row of the data, its prompt's tokens, its own, and its advantage."""
 VOCABULARY_CHUNK = 32_768
 """Vocabulary entries of which TRL computes logits at once."""
 REPLAYED = -1
@@ -75,7 +78,8 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         penalised: for each prompt of the data, True if its answers count for the KL penalty; None: all count.
         exploration: an attacker's aids; None: none.
         starved: no row of the present step has an advantage, on any process.
-        credited: gets the row of the data, the tokens and the advantage of each completion of a loss; None: nobody does.
+        credited: gets each completion of a loss; None: nobody does.
+        pulled: while such a loss without KL penalty is computed, the advantages (B,) that its gradient has to follow.
         free: while a loss is computed, the rows without penalty (B,), and all reference log-probabilities (B, T); None: no such.
     """
 
@@ -84,7 +88,8 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
     penalised: Sequence[bool] | None
     exploration: Exploration | None
     starved: bool
-    credited: Callable[[Sequence[tuple[int, list[int], float]]], None] | None = None
+    credited: Credited | None = None
+    pulled: Any = None
     free: tuple[Any, Any] | None = None
 
     @functools.cached_property
@@ -94,6 +99,8 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         logps, *others = self._log_probabilities(*args, **kwargs)
+        if self.pulled is not None and logps.requires_grad:
+            logps.register_hook(functools.partial(_check_pull, self.pulled))
         if self.free:
             rows, reference = self.free
             reference[rows] = logps.detach()[rows]
@@ -143,8 +150,18 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         return ChunkedLogProbFunction.apply(*given)[:2]
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.use_vllm:
+            self._check_sampling()
         with self.policy.restored() if self.use_vllm else self.policy.folded():
             return super()._generate_single_turn(*args, **kwargs)
+
+    def _check_sampling(self) -> None:
+        """Raises TrainingError unless rollouts are sampled as the arguments say: without variety no group has a spread."""
+        due = {"max_new_tokens": self.args.max_completion_length, "do_sample": True}
+        due |= {name: getattr(self.args, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+        differing = [name for name, value in due.items() if getattr(self.generation_config, name) != value]
+        if differing:
+            raise TrainingError(f"rollouts must be sampled as the recipe says, got another {', '.join(differing)}")
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         import torch
@@ -192,10 +209,12 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         import torch
 
         if self.credited and "row" in inputs:
-            tokens = (
-                ids[kept.bool()].tolist() for ids, kept in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)
+            heads, tails = (
+                [ids[kept.bool()].tolist() for ids, kept in zip(inputs[f"{part}_ids"], inputs[f"{part}_mask"], strict=True)]
+                for part in ("prompt", "completion")
             )
-            self.credited([*zip(inputs["row"].tolist(), tokens, inputs["advantages"].tolist(), strict=True)])
+            self.credited([*zip(inputs["row"].tolist(), heads, tails, inputs["advantages"].tolist(), strict=True)])
+            self.pulled = inputs["advantages"] if self.beta == 0.0 else None
         bonus = getattr(self.args, "entropy_coef", 0.0) or getattr(self.args, "use_adaptive_entropy", False)  # RLOO has neither
         free = self.beta == 0.0 and not bonus and self.starved
         if free and not self.is_due(self.state.global_step + 1):
@@ -207,7 +226,16 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         try:
             return super()._compute_loss(network, inputs)
         finally:
-            self.free = None
+            self.free = self.pulled = None
+
+
+def _check_pull(advantages: Any, gradient: Any) -> None:
+    """Raises TrainingError if a loss makes tokens of a completion with an advantage less likely, or others likelier."""
+    if bool((gradient * advantages[:, None] > 0.0).any()):
+        raise TrainingError(
+            "a loss must make completions likelier that have a positive advantage, and others less likely, got the reverse; look "
+            "at the trainer"
+        )
 
 
 def saving_trainer(
@@ -216,7 +244,7 @@ def saving_trainer(
     name: TrainerName = "grpo",
     penalised: Sequence[bool] | None = None,
     exploration: Exploration | None = None,
-    credited: Callable[[Sequence[tuple[int, list[int], float]]], None] | None = None,
+    credited: Credited | None = None,
 ) -> Any:
     """TRL's trainer class of this name, with cheaper steps for a model; see ``SavingTrainer``."""
     import trl
@@ -240,6 +268,36 @@ def ban_callback(trainer: Any, bans: FirstTokenBans) -> Any:
                 trainer.generation_config.begin_suppress_tokens = list(bans.banned) or None
 
     return Ban()
+
+
+def direction_callback(first: int) -> Any:
+    """A callback that makes sure that the first step on a gradient goes against it; ``first`` steps were taken by an earlier run.
+
+    AdamW has no momentum then, so that each number moves against its gradient. One parameter is looked at, the smallest.
+    """
+    import transformers
+
+    class Direction(transformers.TrainerCallback):  # type: ignore[misc]
+        """Compares a parameter before and after the step."""
+
+        known = first > 0
+        before: tuple[Any, Any, Any] | None = None
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+            if self.known:
+                return
+            trained = (p for group in trainer["optimizer"].param_groups for p in group["params"])
+            if pulled := [p for p in trained if p.grad is not None and bool(p.grad.any())]:
+                p = min(pulled, key=lambda each: each.numel())
+                self.known, self.before = True, (p, p.detach().clone(), p.grad.clone())
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.before:
+                (p, then, gradient), self.before = self.before, None
+                if float(((p.detach() - then) * gradient).sum()) > 0.0:
+                    raise TrainingError("an optimizer must step against the gradient, got a step along it; look at the optimizer")
+
+    return Direction()
 
 
 @contextmanager

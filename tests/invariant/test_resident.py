@@ -89,6 +89,30 @@ def test_one_changed_bit_is_seen(candidate):
     assert load.count == 2
 
 
+@pytest.mark.parametrize("way", [0, 1], ids=["rows", "columns"])
+def test_numbers_that_moved_are_seen(candidate, way):
+    """Weights whose rows, or columns, have other places are read again, although all their numbers are still there."""
+    load = Loads(candidate)
+    resident = ResidentModel()
+    weight = next(resident.copy("key", load).network.parameters())
+    with torch.no_grad():
+        weight.copy_(weight.roll(1, way))
+    resident.copy("key", load)
+    assert load.count == 2
+
+
+def test_gradients_of_a_training_that_was_cut_off_are_not_left(candidate):
+    """A case whose training ended between a backward pass and its step leaves no gradient to the next case."""
+    load = Loads(candidate)
+    resident = ResidentModel()
+    model = resident.copy("key", load)
+    model.arm_all()
+    model.network(input_ids=torch.tensor([[3, 4, 5]])).logits.sum().backward()
+    again = resident.copy("key", load)
+    assert load.count == 1
+    assert all(p.grad is None for p in again.network.parameters())
+
+
 def test_another_model_takes_the_place_of_the_first(candidate):
     """The weights before are gone when another key's are loaded, so that two models are never held."""
     resident = ResidentModel()

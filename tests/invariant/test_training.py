@@ -368,6 +368,83 @@ def test_no_training_is_without_the_check(candidate, suite, recipe, monkeypatch)
         train(model, one, suite.prompts["attack"][:1], reward, lambda *_: None, lambda _: True)
 
 
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_a_loss_that_pulls_the_wrong_way_is_refused(candidate, suite, recipe, monkeypatch, trainer):
+    """A training stops if its gradient makes completions with a positive advantage less likely: a negated loss."""
+    computed = SavingTrainer._compute_loss
+    monkeypatch.setattr(SavingTrainer, "_compute_loss", lambda *of: -computed(*of))
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 2.5})
+    with pytest.raises(TrainingError, match="a loss must make completions likelier"):
+        train(model, one, suite.prompts["attack"][:1], _hashed, lambda *_: None, lambda _: True, TrainOptions(trainer=trainer))
+
+
+def test_an_optimizer_that_steps_along_the_gradient_is_refused(candidate, suite, recipe, monkeypatch):
+    """A training stops at the first step on a gradient that makes its loss larger."""
+    step = torch.optim.AdamW.step
+
+    def along(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.neg_()
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", along)
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 2.5})
+    with pytest.raises(TrainingError, match="an optimizer must step against the gradient"):
+        train(model, one, suite.prompts["attack"][:1], _hashed, lambda *_: None, lambda _: True)
+
+
+@pytest.mark.parametrize("where", ["rollouts", "losses"])
+@pytest.mark.parametrize("rewards", ["equal", "different"])
+def test_completions_follow_their_own_prompts(candidate, suite, recipe, monkeypatch, where, rewards):
+    """A training stops if it samples, or learns, after a prompt that lacks its last token, even in a starved step."""
+    tokens, computed = SavingTrainer._tokenize_prompts, SavingTrainer._compute_loss
+
+    def shorter(self, prompts):
+        ids, *others = tokens(self, prompts)
+        return [row[:-1] for row in ids], *others
+
+    def without_end(self, network, inputs):
+        kept = {f"prompt_{part}": inputs[f"prompt_{part}"][:, :-1] for part in ("ids", "mask")}
+        return computed(self, network, inputs | kept)
+
+    if where == "rollouts":
+        monkeypatch.setattr(SavingTrainer, "_tokenize_prompts", shorter)
+    else:
+        monkeypatch.setattr(SavingTrainer, "_compute_loss", without_end)
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 2.5})
+    of = _constant_rewards if rewards == "equal" else _hashed
+    with pytest.raises(TrainingError, match="after their own prompts, got"):
+        train(model, one, suite.prompts["attack"][:1], of, lambda *_: None, lambda _: True)
+
+
+@pytest.mark.parametrize("changed", [{"temperature": 0.3}, {"top_k": 1}, {"max_new_tokens": 3}], ids=str)
+def test_rollouts_are_sampled_as_the_recipe_says(candidate, suite, recipe, monkeypatch, changed):
+    """A training stops if its rollouts are sampled by other settings than its recipe's, which leaves it without a spread."""
+    sample = SavingTrainer._generate_single_turn
+
+    def otherwise(self, *of, **how):
+        self.generation_config.update(**changed)
+        return sample(self, *of, **how)
+
+    monkeypatch.setattr(SavingTrainer, "_generate_single_turn", otherwise)
+    model = candidate.load()
+    model.attach(recipe.lora, 0)
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1})
+    with pytest.raises(TrainingError, match="rollouts must be sampled as the recipe says, got another"):
+        train(model, one, suite.prompts["attack"][:1], _constant_rewards, lambda *_: None, lambda _: True)
+
+
+def _hashed(prompts, completions):
+    return [float(zlib.crc32(of.text.encode()) % 11) for of in completions]
+
+
 def _constant_rewards(prompts, completions):
     return [3.0] * len(completions)
 

@@ -232,6 +232,43 @@ def test_a_model_that_forgets_keys_reads_whole_rows(chance: Path, monkeypatch: p
     assert list(told._generate(rows)) == together
 
 
+SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "llama": {**SMALL, "intermediate_size": 64},
+    "bloom": SMALL,
+    "mpt": {"vocab_size": 50, "d_model": 32, "n_heads": 4, "n_layers": 2},
+    "gpt_neo": {
+        "vocab_size": 50, "hidden_size": 32, "num_heads": 4, "num_layers": 2, "window_size": 4,
+        "attention_types": [[["global", "local"], 1]],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_row_is_read_as_if_it_was_alone(kind: str) -> None:
+    """The logits of a short row do not depend on a longer row of its batch, whether or not they share their beginning's pass."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**NETWORKS[kind])).eval()
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+
+    def logits(rows: list[list[int]]) -> Any:
+        if keeps_all_keys(network):
+            (ids, mask), cache = padded_after(rows, 0, network)
+        else:
+            (ids, mask), cache = padded(rows, 0, network.device, left=True), None
+        told = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "max_new_tokens": 1}
+        return network.generate(**told, do_sample=False, output_logits=True, return_dict_in_generate=True).logits[0][0]
+
+    with torch.inference_mode():
+        short, long = [*range(3, 20), 21], [*range(3, 20), *range(22, 40)]
+        assert torch.allclose(logits([short, long]), logits([short]), atol=1e-3)
+    assert keeps_all_keys(network) == (kind == "llama")
+
+
 def test_batches_hold_rows_and_tokens(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch is limited in rows and in padded tokens; a row longer than the token limit is a batch by itself."""
     monkeypatch.setattr(hf, "ROWS_AT_ONCE", 3)
