@@ -63,7 +63,12 @@ class AttackReward:
 
     def _judged(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Judgement], list[float | None]]:
         """The judgements of completions, and their rewards before shaping."""
-        judged = [whole.judgement for whole in judge_whole(self._judge, prompts, completions, self._policy.threshold)]
+        found = judge_whole(self._judge, prompts, completions, self._policy.threshold)
+        if strange := [i for i, (whole, of) in enumerate(zip(found, completions, strict=True)) if whole.text not in of.looks]:
+            raise TrainingError(
+                f"a reward is for its own completion, got {len(strange)} of {len(completions)} for other texts; look at the judging"
+            )
+        judged = [whole.judgement for whole in found]
         return judged, [attack_reward(j.score, is_refusal(of.text)) for j, of in zip(judged, completions, strict=True)]
 
     def _forms(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Form]:
