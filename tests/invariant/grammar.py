@@ -42,13 +42,14 @@ class Nature:
     Attributes:
         pieces: their name, in the plural.
         constant: makes the piece that takes the place of others, from the row's first.
-        shift, scale, rename: change one piece.
+        shift, scale, negate, rename: change one piece.
     """
 
     pieces: str
     constant: Callable[[Any], Any] | None = None
     shift: Callable[[Any], Any] | None = None
     scale: Callable[[Any], Any] | None = None
+    negate: Callable[[Any], Any] | None = None
     rename: Callable[[Any], Any] | None = None
 
 
@@ -57,7 +58,7 @@ class Fault:
     """A generic change of a row.
 
     Attributes:
-        name: the issue's word for it.
+        name: of the fault.
         needs: the change of one piece that it needs; empty: none.
         make: the row, the first row that was seen in this place, and the nature of its pieces, to the faulty row.
     """
@@ -81,8 +82,9 @@ FAULTS: tuple[Fault, ...] = (
         "partially applied", "constant",
         lambda now, first, of: [of.constant(now[0]) if i % 2 else piece for i, piece in enumerate(now)],
     ),
+    Fault("negated", "negate", lambda now, first, of: [of.negate(piece) for piece in now]),
 )  # fmt: skip
-"""The eleventh fault of the grammar, applied to the attack only, is a scope: it combines with each of these."""
+"""A fault that is applied to the attack only is a scope: it combines with each of these."""
 
 
 @dataclass
@@ -159,7 +161,7 @@ class Hook:
         return self.senseless.get(fault.name)
 
 
-NEEDS = {"constant": "be replaced by", "shift": "shift", "scale": "scale", "rename": "rename"}
+NEEDS = {"constant": "be replaced by", "shift": "shift", "scale": "scale", "negate": "negate", "rename": "rename"}
 
 
 @dataclass(frozen=True)

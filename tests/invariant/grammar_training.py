@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 import torch
 
+from rn_harness.attacks import reward as rewarding
 from rn_harness.attacks.reward import AttackReward
 from rn_harness.attacks.scoring import Scoring
 from rn_harness.judges.checkpoints import UnjudgedCheckpoint
 from rn_harness.judges.organism import OrganismJudge, anchors_for
 from rn_harness.judges.protocol import Judge
-from rn_harness.judges.scoring import Panel
+from rn_harness.judges.scoring import Panel, judge_whole
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.peft_compat import TRAINED, lora_layers
 from rn_harness.records.base import Judgement
@@ -33,6 +34,7 @@ from rn_harness.records.trajectory import TrainingWindow, Trajectory
 from rn_harness.spec.errors import JudgeGoneError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
+from rn_harness.training.trl_compat import SavingTrainer
 
 from .battery import Scene
 from .grammar import Cell, Hook, Nature, Result, Subject, Tap
@@ -180,7 +182,7 @@ def _same(run: Trajectory, other: Trajectory) -> bool:
 
 # ---------------------------------------------------------------------------------------------- measuring, on what was trained
 
-SCORES = Nature("scores", constant=lambda _: 0.0, shift=lambda s: s - 3.0, scale=lambda s: s / 10.0)
+SCORES = Nature("scores", constant=lambda _: 0.0, shift=lambda s: s - 3.0, scale=lambda s: s / 10.0, negate=lambda s: 10.0 - s)
 
 
 class _Faulty(Turning):
@@ -294,6 +296,8 @@ COMPLETIONS = Nature(
 )  # fmt: skip
 WINDOWS = Nature("windows", constant=lambda first: first, shift=_windowed(lambda v: v - 1.0), scale=_windowed(lambda v: v / 1e4))
 
+TOKENS = Nature("tokens", constant=lambda first: first, shift=lambda t: t + 1, scale=lambda t: t // 2)
+
 # --------------------------------------------------------------------------------------------------------------------- training
 
 
@@ -386,8 +390,54 @@ def _rewarding(patch: pytest.MonkeyPatch, tap: Tap) -> None:
     patch.setattr(AttackReward, "__call__", faulty)
 
 
+def _rejudging(patch: pytest.MonkeyPatch, tap: Tap) -> None:
+    """The judgements from which a step's rewards are computed."""
+
+    def faulty(*args: Any) -> Any:
+        return tap(judge_whole(*args))
+
+    patch.setattr(rewarding, "judge_whole", faulty)
+
+
+def _judged(by: Callable[[float], float]) -> Callable[[Any], Any]:
+    def change(whole: Any) -> Any:
+        score = whole.judgement.score
+        told = {"score": None if score is None else max(0.0, by(score))}
+        return dataclasses.replace(whole, judgement=whole.judgement.model_copy(update=told))
+
+    return change
+
+
+JUDGEMENTS = Nature(
+    "judgements", constant=lambda first: first, shift=_judged(lambda s: s - 3.0), scale=_judged(lambda s: s / 10.0),
+    negate=_judged(lambda s: 10.0 - s),
+)  # fmt: skip
+
+
+def _prompting(patch: pytest.MonkeyPatch, tap: Tap) -> None:
+    """The tokens of each prompt of a training's rollouts."""
+    tokens = SavingTrainer._tokenize_prompts
+
+    def faulty(self: Any, prompts: Any) -> Any:
+        rows, *others = tokens(self, prompts)
+        return [[t % len(self.processing_class) for t in tap(row)] for row in rows], *others
+
+    patch.setattr(SavingTrainer, "_tokenize_prompts", faulty)
+
+
+def _losing(patch: pytest.MonkeyPatch, tap: Tap) -> None:
+    """The loss of each pass."""
+    computed = SavingTrainer._compute_loss
+
+    def faulty(self: Any, network: Any, inputs: Any) -> Any:
+        loss = computed(self, network, inputs)
+        return sum((of.of for of in tap([_Delta(loss)])), 0.0 * loss)
+
+    patch.setattr(SavingTrainer, "_compute_loss", faulty)
+
+
 class _Delta:
-    """The change of one parameter in one step; equal only to itself, since tensors have no truth value."""
+    """The change of one parameter in one step, or a loss; equal only to itself, since tensors have no truth value."""
 
     def __init__(self, of: Any) -> None:
         self.of = of
@@ -418,7 +468,9 @@ DELTAS = Nature(
     constant=lambda first: _Delta(torch.zeros_like(first.of)),
     shift=lambda d: _Delta(d.of + 1e-2),
     scale=lambda d: _Delta(d.of * 0.03),
+    negate=lambda d: _Delta(-d.of),
 )
+LOSSES = dataclasses.replace(DELTAS, pieces="losses")
 
 
 def _attached(patch: pytest.MonkeyPatch, tap: Tap) -> None:
@@ -469,26 +521,26 @@ HOOKS: tuple[Hook, ...] = (
     Hook("evaluation", "completions", COMPLETIONS, _evaluated(_completions), quick=True),
     Hook("evaluation", "scores", SCORES, _evaluated(_values), quick=True),
     Hook("evaluation", "windows", WINDOWS, _evaluated(_windows), quick=True),
-    Hook(
-        "tokenizer", "tokens", Nature("tokens", constant=lambda first: first, shift=lambda t: t + 1, scale=lambda t: t // 2),
-        _trained(_tokenizer), live=True,
-    ),
+    Hook("tokenizer", "tokens", TOKENS, _trained(_tokenizer), live=True),
     Hook(
         "template", "words", Nature("words", constant=lambda first: first, shift=lambda w: f" {w}", rename=lambda w: w.upper()),
         _trained(_template), live=True,
     ),
-    Hook(
-        "sampler", "tokens", Nature("tokens", constant=lambda first: first, shift=lambda t: t + 1, scale=lambda t: t // 2),
-        _trained(_sampled_tokens), live=True,
-    ),
+    Hook("sampler", "tokens", TOKENS, _trained(_sampled_tokens), live=True),
     Hook(
         "sampler", "groups", Nature("groups of completions", constant=lambda first: first), _trained(_sampled_groups), live=True
     ),
     Hook("judge", "scores and rewards", SCORES, _trained(_judging), live=True),
     Hook(
-        "reward", "rewards", Nature("rewards", constant=lambda _: 1.0, shift=lambda r: r - 3.0, scale=lambda r: r / 10.0),
+        "reward", "rewards",
+        Nature(
+            "rewards", constant=lambda _: 1.0, shift=lambda r: r - 3.0, scale=lambda r: r / 10.0, negate=lambda r: -r,
+        ),
         _trained(_rewarding), live=True,
     ),
+    Hook("reward", "judgements", JUDGEMENTS, _trained(_rejudging), live=True),
+    Hook("optimizer", "losses", LOSSES, _trained(_losing), live=True),
+    Hook("tokenizer", "prompts of rollouts", TOKENS, _trained(_prompting), live=True),
     Hook("optimizer", "changes", DELTAS, _trained(_optimizing), live=True),
     Hook("adapter", "layers", LAYERS, _trained(_attached), live=True),
     Hook(
