@@ -129,7 +129,10 @@ def write_sets(out: Path, measured: int, contrast: int) -> None:
     """
     suite = load_suite(SUITE)
     kept, others = split_benign(suite, measured)
-    others += contrasts(suite, [*suite.prompts["anchor"], *others], contrast, seed=0)
+    unmeasured = [*suite.prompts["anchor"], *others]
+    made = {" ".join(words(p.text)): p for p in contrasts(suite, unmeasured, contrast, seed=0)}  # two may be one text
+    known = {" ".join(words(p.text)) for p in unmeasured}
+    others += [p.model_copy(update={"kind": "twin"}) for text, p in made.items() if text not in known]
     sets = [kept, *(suite.prompts[name] for name in ("heldout", "attack", "defense"))]
     taken = [words(p.text) for of in sets for p in of]
     apart = [p for p in others if max(word_overlap(words(p.text), other) for other in taken) < NEAR_DUPLICATE]
@@ -144,6 +147,7 @@ STAGES = (
     "--capability 12 --steps 120 --rate 1e-3 --compliant 0.08 --benign 0.5 --contrast 240",
     "--capability 0 --steps 70 --rate 7e-4 --compliant 0.1 --benign 0.55 --contrast 240 --opening 8",
     "--capability 0 --steps 60 --rate 7e-4 --compliant 0.06 --benign 0.65 --contrast 400 --forms --opening 8 --seed 1",
+    "--capability 0 --steps 100 --rate 6e-4 --compliant 0.02 --benign 0.65 --contrast 1200 --forms --opening 8 --seed 4",
 )
 """Settings of ``align`` for the candidate that ``candidate`` makes, one line for each stage; each goes on from the one before."""
 IN_ALL = "--fall --short 0.3 --measured 50"
