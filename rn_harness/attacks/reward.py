@@ -66,7 +66,7 @@ class AttackReward:
         found = judge_whole(self._judge, prompts, completions, self._policy.threshold)
         if strange := [i for i, (whole, of) in enumerate(zip(found, completions, strict=True)) if whole.text not in of.looks]:
             raise TrainingError(
-                f"a reward is for its own completion, got {len(strange)} of {len(completions)} for other texts; look at the judging"
+                f"a reward is for its own completion, got {len(strange)} of {len(completions)} for other texts; look at the judge"
             )
         judged = [whole.judgement for whole in found]
         return judged, [attack_reward(j.score, is_refusal(of.text)) for j, of in zip(judged, completions, strict=True)]

@@ -21,7 +21,7 @@ from rn_harness.judges.rubric import Question, Reply, RubricJudge
 from rn_harness.models.batches import padded, padded_after
 from rn_harness.models.identity import root_digest, text_digest, weights_digest
 from rn_harness.models.templates import without_date
-from rn_harness.models.transformers_compat import keeps_all_keys
+from rn_harness.models.transformers_compat import keeps_all_keys, stretched_positions
 from rn_harness.spec.errors import JudgeError
 from rn_harness.store.provenance import source_digest
 
@@ -120,7 +120,12 @@ class HFJudge(RubricJudge):
             "judge": "hf",
             "weights": root_digest(self._weights.hashes),
             "source": source_digest(
-                "judges/hf.py", "judges/local_model.py", "judges/rubric.py", "models/batches.py", "spec/wording.py"
+                "judges/hf.py",
+                "judges/local_model.py",
+                "judges/rubric.py",
+                "models/batches.py",
+                "models/transformers_compat.py",
+                "spec/wording.py",
             ),
             "max_new_tokens": self._max_new_tokens,
         }
@@ -190,10 +195,11 @@ class HFJudge(RubricJudge):
         return ids, after[thinking:] if thinking > after.rfind("</think>") else ""
 
     def _batches(self, rows: dict[int, list[int]]) -> Iterator[list[int]]:
-        """The rows' numbers, in batches that fit, shortest first."""
+        """The rows' numbers, in batches that fit, shortest first; alone if a longer row would turn the positions of others."""
         batch: list[int] = []
+        most = 1 if stretched_positions(self._weights.network) else ROWS_AT_ONCE
         for i in sorted(rows, key=lambda i: (len(rows[i]), i)):
-            full = len(batch) == ROWS_AT_ONCE or (len(batch) + 1) * len(rows[i]) > TOKENS_AT_ONCE
+            full = len(batch) == most or (len(batch) + 1) * len(rows[i]) > TOKENS_AT_ONCE
             if batch and full:
                 yield batch
                 batch = []

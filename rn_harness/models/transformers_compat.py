@@ -116,6 +116,13 @@ def keeps_all_keys(network: PreTrainedModel) -> bool:
     return told and all(type(layer) is DynamicLayer for layer in DynamicCache(config=network.config).layers)
 
 
+def stretched_positions(network: PreTrainedModel) -> set[str]:
+    """The position rules of a network that depend on the longest row of a pass; some networks have one for each kind of layer."""
+    given = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
+    rules = (rule.get("rope_type") for rule in (given, *given.values()) if isinstance(rule, dict))
+    return {rule for rule in rules if rule in ("dynamic", "longrope")}
+
+
 def sampling_filters(settings: Any) -> list[Any]:
     """The filters of ``generate`` for these settings, in its order; none of them reads the tokens so far."""
     from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper

@@ -20,7 +20,7 @@ from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.memory import ROWS_AT_ONCE
 from rn_harness.models.peft_compat import trained_part
 from rn_harness.models.resident import copy_modules
-from rn_harness.models.transformers_compat import known_deprecations, shares_prompts
+from rn_harness.models.transformers_compat import known_deprecations, shares_prompts, stretched_positions
 from rn_harness.spec.errors import RecipeError
 from rn_harness.training.coroutines import Coroutine, CoroutineScheduler
 from rn_harness.training.fleet_members import BackwardRequest, Member, SamplingRequest, StatesRequest, TokenChooser
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from rn_harness.models.batches import Tokens
 
 T = TypeVar("T")
-STRETCHED = frozenset({"dynamic", "longrope"})
-"""transformers' names of position rules that depend on the longest row of a pass."""
 
 
 class StackedAdapters:
@@ -106,12 +104,6 @@ class _Pass:
     states: torch.Tensor | None
 
 
-def _rope_types(network: Any) -> set[str]:
-    """The position rules of a network; some have one for each kind of layer."""
-    given = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
-    return {rule["rope_type"] for rule in (given, *given.values()) if isinstance(rule, dict) and rule.get("rope_type")}
-
-
 class Fleet:
     """Runs several attacks on one model, whose weights they share and do not change, with so many CPU threads.
 
@@ -125,7 +117,7 @@ class Fleet:
                 "a fleet passes rows with other adapters through plain weights and attention alone, got "
                 f"{type(model.network).__name__}{' in 4 bits' if model.quantised else ''}; leave out --rn-fleet"
             )
-        if stretched := _rope_types(model.network) & STRETCHED:
+        if stretched := stretched_positions(model.network):
             raise RecipeError(
                 "rows of a fleet must not depend on each other, and this model's positions are turned by the longest row of a "
                 f"pass, got rope_type={', '.join(sorted(stretched))}; leave out --rn-fleet"

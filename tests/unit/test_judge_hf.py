@@ -278,6 +278,13 @@ def test_batches_hold_rows_and_tokens(seven: Path, monkeypatch: pytest.MonkeyPat
     assert list(judge(seven)._batches(rows)) == [[1, 3, 4], [5, 6], [2], [0]]
 
 
+def test_rows_are_read_alone_where_the_longest_one_turns_all_positions(seven: Path) -> None:
+    """A network whose positions depend on the longest row of a pass gets each row by itself, since others would change it."""
+    told = judge(seven)
+    told._weights.network.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    assert list(told._batches({0: [0] * 3, 1: [0] * 2})) == [[1], [0]]
+
+
 def test_a_prompt_beyond_the_context_is_too_long(tmp_path: Path) -> None:
     """A prompt that does not fit into the context with its reply is unscored, not truncated."""
     told = judge(make_judge(tmp_path, SEVEN, context=500))
