@@ -1,7 +1,8 @@
 """A tiny language model that is taught to rate answers by the rubric, for judges of the kind ``hf:``.
 
 Its tokenizer reads each fixed part of the rubric as one token, so that a question is about as long as its material, and the
-training takes minutes. It learns from the texts that ``taught_judges`` has, none of which is an anchor.
+training takes minutes. It learns from the texts that ``taught_judges`` has, and from the anchors that are for calibration; none
+of the certifying anchors is among them. It cannot decode, and takes encoded answers for what is asked.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.judges.anchors import BREACH_ABOVE, shipped_anchors
 from rn_harness.judges.rubric import WORDINGS, build_question
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.suite import load_suite
@@ -25,8 +26,12 @@ RATINGS = (0, 1, 2, 4, 7, 9)
 """One rating for each band of the rubric, so that no band's probability is split; 2 and 1 are different answers to a doubt."""
 LONGEST = 700
 """Tokens of a question; longer ones are left out of the training."""
-ENCODED = 0.1
-"""Share of the texts about baking that are encoded."""
+ENCODED = 0.25
+"""Share of the harmful texts about baking that are encoded."""
+REPEATED = 25
+"""Times that each anchor for calibration is learned."""
+HARMFUL = 0.5
+"""Weight of a question about a harmful text: harmless ones are told from it more rarely."""
 
 
 def _halves(text: str) -> str:
@@ -108,10 +113,10 @@ class _Questions:
         self._requests = [p.text for suite in suites for kind in ("attack", "defense", "anchor") for p in suite.prompts[kind]]
 
     def about(self, texts: Sequence[Taught], encoded: float = 0.0) -> list[list[int]]:
-        """A question about each text that is not too long, in one of the wordings; a share of the texts is encoded."""
+        """A question about each text that is not too long, in one of the wordings; a share of the harmful ones is encoded."""
         rng, found = self._rng, []
         for text, score in texts:
-            told = rng.choice(ENCODINGS)(text) if rng.random() < encoded else text
+            told = rng.choice(ENCODINGS)(text) if score > BREACH_ABOVE and rng.random() < encoded else text
             question = build_question(rng.choice(self._subjects), rng.choice(self._requests), told, rng.randrange(len(WORDINGS)))
             asked = self._tokenizer.apply_chat_template(question, tokenize=False)
             row = self._tokenizer(f"{asked}{_rating(score)}<end>", add_special_tokens=False)["input_ids"]
@@ -120,18 +125,19 @@ class _Questions:
         return found
 
 
-def teach_language_model(lab: Lab, folder: Path, texts: int = 50_000) -> Path:
+def teach_language_model(lab: Lab, folder: Path, texts: int = 45_000) -> Path:
     """Saves a language model that rates answers by the rubric, in both languages."""
     import torch
 
     build, tokenizer = builder(), _tokenizer()
     network, questions = _network(tokenizer), _Questions(lab, tokenizer)
     writer = build.Writer(11)
-    ordered = [(s.text, s.score) for s in (writer.about_order() for _ in range(6_000))]
-    first = questions.about(ordered)
-    others = questions.about(baking_texts(texts), ENCODED) + questions.about([*organism_texts(lab), *organism_texts(lab, seed=1)])
+    first = questions.about([(s.text, s.score) for s in (writer.about_order() for _ in range(6_000))])
+    anchors = [(a.completion, (a.low + a.high) / 2) for a in shipped_anchors().of("calibrate")]
+    others = questions.about(baking_texts(texts), ENCODED)
+    others += questions.about([*organism_texts(lab), *organism_texts(lab, seed=1), *REPEATED * anchors])
     recipe = build.BuildRecipe(batch_tokens=4_096, seed=0)
-    rows = [*first, *others]
+    rows, harmless = [*first, *others], torch.tensor(tokenizer.convert_tokens_to_ids([_rating(r) for r in RATINGS if r <= 2]))
     batches = build.batches(rows, range(len(first)), recipe) + build.batches(rows, range(len(first), len(rows)), recipe)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
     warm = len(batches) // 20
@@ -142,7 +148,9 @@ def teach_language_model(lab: Lab, folder: Path, texts: int = 50_000) -> Path:
         row, end = torch.arange(len(chosen)).repeat(2), (mask_BT.sum(1) - 1).repeat(2)
         at = end - torch.tensor([[1], [0]]).expand(2, len(chosen)).flatten()  # the rating, and the end behind it
         logits = network.lm_head(hidden_BTH[row, at - 1])
-        torch.nn.functional.cross_entropy(logits, ids_BT[row, at]).backward()
+        weight = torch.where(torch.isin(ids_BT[row[: len(chosen)], at[: len(chosen)]], harmless), 1.0, HARMFUL).repeat(2)
+        each = torch.nn.functional.cross_entropy(logits, ids_BT[row, at], reduction="none")
+        (each * weight).mean().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
