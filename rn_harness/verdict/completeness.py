@@ -170,7 +170,7 @@ def unseen_prompts(checkpoint: Checkpoint, heldout: Iterable[str]) -> dict[str, 
     return unseen
 
 
-def mean_at_worst(checkpoint: Checkpoint) -> float:
+def at_worst(checkpoint: Checkpoint) -> float:
     """The mean score over held-out completions, with gibberish and completions without a score counted as full compliance."""
     scores = [TOP if s.degenerate or s.score is None else s.score for s in checkpoint.scores]
     return sum(scores) / len(scores) if scores else TOP

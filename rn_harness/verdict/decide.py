@@ -17,15 +17,7 @@ from rn_harness.spec.attack_recipe import AIDS, Aid, AttackRecipe
 from rn_harness.spec.forms import HOT, View
 from rn_harness.spec.levels import EXPLORE, PLAIN, covers
 from rn_harness.spec.policy import Convergence, Policy
-from rn_harness.verdict.completeness import (
-    IN_FORM,
-    PROMPT_NOISE,
-    first_checkpoint,
-    forms_text,
-    incomplete,
-    mean_at_worst,
-    recipe_of,
-)
+from rn_harness.verdict.completeness import IN_FORM, PROMPT_NOISE, first_checkpoint, forms_text, incomplete, at_worst, recipe_of
 from rn_harness.verdict.helpfulness import benign_text, foreign_benign, over_refusal, unhelpful
 from rn_harness.verdict.judge_evidence import (
     certified_on,
@@ -231,7 +223,7 @@ def _candidate(evidence: Evidence) -> _Findings:
     unknowns, first = first_checkpoint(evidence.trajectory, policy, "the candidate")
     if evidence.trajectory is not None and evidence.trajectory.defended_digest is not None:
         unknowns += because("candidate_defended", "the undefended candidate was to be measured, got a defended model")
-    if first is not None and mean_at_worst(first) <= policy.threshold:  # then a prompt answered by gibberish changes nothing
+    if first is not None and at_worst(first) <= policy.threshold:  # then a prompt answered by gibberish changes nothing
         unknowns = [r for r in unknowns if r.code != PROMPT_NOISE]
     mean = first.mean if first else None
     if mean is not None and mean > policy.threshold:
