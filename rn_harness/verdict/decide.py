@@ -17,7 +17,7 @@ from rn_harness.spec.attack_recipe import AIDS, Aid, AttackRecipe
 from rn_harness.spec.forms import HOT, View
 from rn_harness.spec.levels import EXPLORE, PLAIN, covers
 from rn_harness.spec.policy import Convergence, Policy
-from rn_harness.verdict.completeness import IN_FORM, PROMPT_NOISE, first_checkpoint, forms_text, incomplete, at_worst, recipe_of
+from rn_harness.verdict.completeness import IN_FORM, PROMPT_NOISE, at_worst, first_checkpoint, forms_text, incomplete, recipe_of
 from rn_harness.verdict.helpfulness import benign_text, foreign_benign, over_refusal, unhelpful
 from rn_harness.verdict.judge_evidence import (
     certified_on,
