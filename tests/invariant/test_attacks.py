@@ -10,13 +10,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from rn_harness.attacks.family import load_family
 from rn_harness.attacks.search import SearchTrial
 from rn_harness.spec.attack_recipe import FirstTokenBan, Opener, RewardShape, Shift, WarmStart
-from rn_harness.spec.errors import UnsuitedError
+from rn_harness.spec.errors import TrainingError, UnsuitedError
 from rn_harness.spec.prompts import ShiftedPrompt
 from rn_harness.spec.suite import load_suite
+from rn_harness.training import supervised
 from rn_harness.training.supervised import Example, teach
 from rn_harness.verdict.coherence import incoherent
 
@@ -152,6 +154,41 @@ def test_supervised_steps_lower_the_loss_and_unlearning_raises_it(candidate, sui
         assert settings["examples"] == 4
         moved.append(sum(after) - sum(before))
     assert moved[0] > 0.0 > moved[1]
+
+
+@pytest.mark.parametrize("unlearn", [False, True])
+@pytest.mark.parametrize("fault", ["other texts", "other prompts", "a negated loss", "an optimizer that steps along"])
+def test_supervised_steps_are_on_their_texts_and_in_their_direction(candidate, suite, recipe, monkeypatch, fault, unlearn):
+    """Supervised steps stop if they learn other texts, learn after other prompts, or go the wrong way."""
+    made, computed, step = supervised.batch_of, supervised.Batch.loss, torch.optim.AdamW.step
+
+    def on_other_prompts(model, examples):
+        batch = made(model, examples)
+        return dataclasses.replace(batch, ids=batch.ids.where(batch.target, 5))
+
+    def along(self, closure=None):
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            p.grad.neg_()
+        step(self, closure)
+
+    def negated(self, network):
+        logp_NV, loss = computed(self, network)
+        return logp_NV, -loss
+
+    if fault == "other texts":
+        refused = [Example(p, "i can not .") for p in suite.prompts["anchor"][:2]]
+        monkeypatch.setattr(supervised, "batch_of", lambda model, _: made(model, refused))
+    elif fault == "other prompts":
+        monkeypatch.setattr(supervised, "batch_of", on_other_prompts)
+    elif fault == "a negated loss":
+        monkeypatch.setattr(supervised.Batch, "loss", negated)
+    else:
+        monkeypatch.setattr(torch.optim.AdamW, "step", along)
+    model = candidate.load()
+    model.arm(recipe)
+    examples = [Example(p, "no .") for p in suite.prompts["anchor"][:2]]
+    with pytest.raises(TrainingError, match="texts that they are given|got the reverse|got a step along it"):
+        teach(model, examples, steps=2, learning_rate=1e-3, max_grad_norm=1.0, unlearn=unlearn)
 
 
 def test_one_supervised_step_is_adams_first_step(candidate, suite, recipe):
