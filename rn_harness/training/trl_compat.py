@@ -27,6 +27,7 @@ from rn_harness.models.random_streams import random_state, set_random_state
 from rn_harness.models.transformers_compat import shares_prompts
 from rn_harness.spec.errors import TrainingError
 from rn_harness.store.ranks import ranks
+from rn_harness.training.supervised import check_direction, looked_at
 from rn_harness.training.trainer_settings import TrainerName
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         exploration: an attacker's aids; None: none.
         starved: no row of the present step has an advantage, on any process.
         credited: gets each completion of a loss; None: nobody does.
-        pulled: while such a loss is computed, the advantages (B,) that its gradient has to follow.
+        pulled: while such a loss is computed, the advantages (B,) that its gradient has to follow; None: a penalty counts by
+            whole completions.
         reference: while a loss with a KL penalty is computed, the reference's log-probabilities (B, T).
         free: while a loss is computed, the rows without penalty (B,), and all reference log-probabilities (B, T); None: no such.
     """
@@ -218,6 +220,8 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
             )
             self.credited([*zip(inputs["row"].tolist(), heads, tails, inputs["advantages"].tolist(), strict=True)])
             self.pulled, self.reference = inputs["advantages"], inputs.get("ref_per_token_logps")
+            if self.beta and getattr(self.args, "importance_sampling_level", "token") == "sequence":  # it spreads the penalty
+                self.pulled = None
         bonus = getattr(self.args, "entropy_coef", 0.0) or getattr(self.args, "use_adaptive_entropy", False)  # RLOO has neither
         free = self.beta == 0.0 and not bonus and self.starved
         if free and not self.is_due(self.state.global_step + 1):
@@ -295,15 +299,13 @@ def direction_callback(first: int) -> Any:
             if self.known:
                 return
             trained = (p for group in trainer["optimizer"].param_groups for p in group["params"])
-            if pulled := [p for p in trained if p.grad is not None and bool(p.grad.any())]:
-                p = min(pulled, key=lambda each: each.numel())
-                self.known, self.before = True, (p, p.detach().clone(), p.grad.clone())
+            self.before = looked_at(trained)
+            self.known = self.before is not None
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if self.before:
-                (p, then, gradient), self.before = self.before, None
-                if float(((p.detach() - then) * gradient).sum()) > 0.0:
-                    raise TrainingError("an optimizer must step against the gradient, got a step along it; look at the optimizer")
+                before, self.before = self.before, None
+                check_direction(*before)
 
     return Direction()
 

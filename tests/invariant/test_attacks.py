@@ -187,7 +187,7 @@ def test_supervised_steps_are_on_their_texts_and_in_their_direction(candidate, s
     model = candidate.load()
     model.arm(recipe)
     examples = [Example(p, "no .") for p in suite.prompts["anchor"][:2]]
-    with pytest.raises(TrainingError, match="texts that they are given|got the reverse|got a step along it"):
+    with pytest.raises(TrainingError, match=r"texts that they are given|got the reverse|got a step along it"):
         teach(model, examples, steps=2, learning_rate=1e-3, max_grad_norm=1.0, unlearn=unlearn)
 
 
