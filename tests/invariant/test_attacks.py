@@ -8,17 +8,19 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rn_harness.attacks.family import load_family
 from rn_harness.attacks.search import SearchTrial
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.spec.attack_recipe import FirstTokenBan, Opener, RewardShape, Shift, WarmStart
 from rn_harness.spec.errors import TrainingError, UnsuitedError
 from rn_harness.spec.prompts import ShiftedPrompt
 from rn_harness.spec.suite import load_suite
-from rn_harness.training import supervised
+from rn_harness.training import grpo, supervised
 from rn_harness.training.supervised import Example, teach
 from rn_harness.verdict.coherence import incoherent
 
@@ -104,6 +106,21 @@ def test_a_hybrid_begins_with_supervised_steps(attack, plain, family, warm_start
     assert first.mean == plain.checkpoints[0].mean
     assert trajectory.settings["warm_start"]["steps"] == warm_start.steps
     assert last.training.adapter_distance > 2 * plain.checkpoints[-1].training.adapter_distance
+
+
+@pytest.mark.parametrize("where", ["rollouts", "checkpoints"])
+def test_a_ban_that_is_not_in_force_stops_the_attack(attack, monkeypatch, where):
+    """An attack stops if a rollout, or an answer that is measured under the ban, begins with a banned token."""
+    complete = LanguageModel.complete
+    if where == "rollouts":
+        suppressing = grpo.ban_callback
+        monkeypatch.setattr(
+            grpo, "ban_callback", lambda trainer, bans: suppressing(SimpleNamespace(generation_config=SimpleNamespace()), bans)
+        )
+    else:
+        monkeypatch.setattr(LanguageModel, "complete", lambda *of, **how: complete(*of, **{**how, "banned": ()}))
+    with pytest.raises(TrainingError, match="no answer begins with a banned token"):
+        attack(ban=FirstTokenBan(tokens=1), steps=3, control_steps=3)
 
 
 def test_checkpoints_under_a_ban_show_what_the_refusal_hides(attack):
