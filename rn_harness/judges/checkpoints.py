@@ -39,6 +39,7 @@ from rn_harness.spec.forms import FORMS, FormName, View
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.spec.wording import is_refusal
+from rn_harness.training.exploration import check_bans
 from rn_harness.verdict.helpfulness import similarity
 from rn_harness.verdict.rewards import attack_reward, neutralization_reward
 
@@ -164,6 +165,7 @@ def _answer_under(model: LanguageModel, panel: Panel, aided: Aided, *, whole: bo
     """One greedy completion of each held-out prompt under an aid; ``whole``: cut ones are continued."""
     prompts = aided.prompts(panel.heldout)
     answers = model.complete(prompts, n=1, temperature=None, max_tokens=panel.max_tokens, banned=aided.banned)
+    check_bans([of.first for (of,) in answers], aided.banned)
     return model.finish(prompts, answers, temperature=None, max_tokens=panel.policy.max_whole_tokens) if whole else answers
 
 
@@ -354,6 +356,7 @@ def probe_reward(model: LanguageModel, panel: Panel, seed: int, banned: Sequence
             max_tokens=panel.max_tokens,
             banned=banned,
         )
+    check_bans([of.first for group in sampled for of in group], banned)
     scores = score_samples(panel.judge, panel.heldout, sampled, policy.threshold)
     rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
     return Probe(

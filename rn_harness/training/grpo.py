@@ -21,7 +21,7 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks
 from rn_harness.training.credit import CheckedReward, Credit, RewardFunction
-from rn_harness.training.exploration import NONE, Exploration
+from rn_harness.training.exploration import NONE, Exploration, check_bans
 from rn_harness.training.snapshots import Resumption
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler, TrainerName, trainer_settings
 from rn_harness.training.trl_compat import (
@@ -153,6 +153,7 @@ def _trl_reward(
         rows = [each for each in everything if each[0] not in exploration.benign]
         values = list(reward([prompts[i] for i, *_ in rows], [completion for *_, completion in rows]))
         if exploration.bans:
+            check_bans([token for _, first, _ in rows for token in first], exploration.bans.banned)
             harms = exploration.harms(len(values)) if exploration.harms else values
             exploration.bans.saw([first for _, first, _ in rows], harms)
         if not all(value is None or math.isfinite(value) for value in values):

@@ -225,7 +225,6 @@ WORDING = "please , {prompt} thanks ."
 def test_a_shift_reaches_training_and_checkpoints_but_not_the_judge(candidate, attack, suite, monkeypatch):
     """Training and checkpoints sample from prompts with the shift's turns; the judge gets the plain requests."""
     from rn_harness.judges.organism import OrganismJudge
-    from rn_harness.models.language_model import LanguageModel
 
     shift, given, asked = Shift(system=SYSTEM, wording=WORDING), collections.Counter(), []
     score, load = OrganismJudge.score, type(candidate).load
