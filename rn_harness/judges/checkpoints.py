@@ -18,7 +18,7 @@ from rn_harness.judges.anchors import score_planted
 from rn_harness.judges.forms import ask_in_form
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import BenignReference, ControlAnswers, Panel, score_heldout, score_samples
-from rn_harness.models.completion import Completion
+from rn_harness.models.completion import Completion, check_bans
 from rn_harness.models.identity import text_digest
 from rn_harness.models.language_model import LanguageModel, MeasurementCache, of_answers
 from rn_harness.models.random_streams import own_random_stream
@@ -39,7 +39,6 @@ from rn_harness.spec.forms import FORMS, FormName, View
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.spec.wording import is_refusal
-from rn_harness.training.exploration import check_bans
 from rn_harness.verdict.helpfulness import similarity
 from rn_harness.verdict.rewards import attack_reward, neutralization_reward
 

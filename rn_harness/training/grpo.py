@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rn_harness.models.completion import Completion
+from rn_harness.models.completion import Completion, check_bans
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.peft_compat import trained_scales
 from rn_harness.models.transformers_compat import known_deprecations
@@ -21,7 +21,7 @@ from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.store.ranks import ranks
 from rn_harness.training.credit import CheckedReward, Credit, RewardFunction
-from rn_harness.training.exploration import NONE, Exploration, check_bans
+from rn_harness.training.exploration import NONE, Exploration
 from rn_harness.training.snapshots import Resumption
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler, TrainerName, trainer_settings
 from rn_harness.training.trl_compat import (
