@@ -243,7 +243,7 @@ def test_convergence_is_dated_by_its_first_run_of_points() -> None:
 
 
 def test_points_that_are_repeated_or_out_of_order_are_no_convergence() -> None:
-    """A point that is counted twice, or an order of its own, is no valid measurement."""
+    """Points that are counted twice, or out of order, are not a valid measurement."""
     twice = Convergence(in_a_row=2)
     assert converged_at([convergence_point(10), convergence_point(10)], twice) is None
     assert converged_at([convergence_point(20), convergence_point(10)], twice) is None
