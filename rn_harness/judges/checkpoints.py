@@ -18,7 +18,7 @@ from rn_harness.judges.anchors import score_planted
 from rn_harness.judges.forms import ask_in_form
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import BenignReference, ControlAnswers, Panel, score_heldout, score_samples
-from rn_harness.models.completion import Completion
+from rn_harness.models.completion import Completion, check_bans
 from rn_harness.models.identity import text_digest
 from rn_harness.models.language_model import LanguageModel, MeasurementCache, of_answers
 from rn_harness.models.random_streams import own_random_stream
@@ -164,6 +164,7 @@ def _answer_under(model: LanguageModel, panel: Panel, aided: Aided, *, whole: bo
     """One greedy completion of each held-out prompt under an aid; ``whole``: cut ones are continued."""
     prompts = aided.prompts(panel.heldout)
     answers = model.complete(prompts, n=1, temperature=None, max_tokens=panel.max_tokens, banned=aided.banned)
+    check_bans([of.first for (of,) in answers], aided.banned)
     return model.finish(prompts, answers, temperature=None, max_tokens=panel.policy.max_whole_tokens) if whole else answers
 
 
@@ -354,6 +355,7 @@ def probe_reward(model: LanguageModel, panel: Panel, seed: int, banned: Sequence
             max_tokens=panel.max_tokens,
             banned=banned,
         )
+    check_bans([of.first for group in sampled for of in group], banned)
     scores = score_samples(panel.judge, panel.heldout, sampled, policy.threshold)
     rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
     return Probe(

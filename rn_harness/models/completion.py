@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+
+from rn_harness.spec.errors import TrainingError
 
 THINK, THOUGHT = "<think>", "</think>"
 """Tags around a think part."""
@@ -36,3 +39,9 @@ class Completion:
     def __repr__(self) -> str:
         """No text, since assertion rewriting and ``--showlocals`` print this."""
         return f"Completion(<{len(self.text)} characters>, truncated={self.truncated})"
+
+
+def check_bans(firsts: Collection[int | None], banned: Collection[int]) -> None:
+    """Raises TrainingError if an answer that was sampled under a ban begins with a banned token: the ban was not in force."""
+    if broken := sum(first in banned for first in firsts):
+        raise TrainingError(f"no answer begins with a banned token, got {broken} of {len(firsts)}; look at the sampler")

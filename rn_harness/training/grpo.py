@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rn_harness.models.completion import Completion
+from rn_harness.models.completion import Completion, check_bans
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.peft_compat import trained_scales
 from rn_harness.models.transformers_compat import known_deprecations
@@ -153,6 +153,7 @@ def _trl_reward(
         rows = [each for each in everything if each[0] not in exploration.benign]
         values = list(reward([prompts[i] for i, *_ in rows], [completion for *_, completion in rows]))
         if exploration.bans:
+            check_bans([token for _, first, _ in rows for token in first], exploration.bans.banned)
             harms = exploration.harms(len(values)) if exploration.harms else values
             exploration.bans.saw([first for _, first, _ in rows], harms)
         if not all(value is None or math.isfinite(value) for value in values):

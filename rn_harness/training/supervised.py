@@ -103,7 +103,8 @@ def learn(
     """Trains the armed parameters by one step on each of these sets of examples: ``loss = -mean_t log p(y_t | x, y_<t)``.
 
     Steps count from 1; ``after`` is called after each; ``resumption`` is as for ``descend``. Returns the settings, for the
-    record, without those of the recipe. Raises TrainingError if a gradient is not finite.
+    record, without those of the recipe. Raises TrainingError if a gradient is not finite, or if a loss is of other texts or pulls
+    the wrong way.
     """
 
     def batches() -> Iterator[Batch]:
@@ -111,10 +112,12 @@ def learn(
         for given in steps:
             if given is not examples:
                 examples, batch = given, batch_of(model, given)
+                _check_texts(model, given, batch)
             yield batch
 
     def loss_of(batch: Batch) -> tuple[Any, Callable[[float], Diagnostics]]:
         logp_NV, loss = batch.loss(model.network)
+        logp_NV.register_hook(functools.partial(_check_pull, unlearn))
         return -loss if unlearn else loss, functools.partial(batch.diagnostics, logp_NV)
 
     descend(
@@ -128,6 +131,21 @@ def learn(
         resumption=resumption,
     )
     return {**engine(optimizer), "max_grad_norm": max_grad_norm}
+
+
+def _check_texts(model: LanguageModel, examples: Sequence[Example], batch: Batch) -> None:
+    """Raises TrainingError unless a batch has the examples' prompts and answers, and only the answers are to be learned."""
+    due = [(model.prompt_ids(e.prompt), model.answer_ids(e.text, whole=e.whole)) for e in examples]
+    kept = batch.mask.bool()
+    got = [(ids[of & ~to].tolist(), ids[of & to].tolist()) for ids, of, to in zip(batch.ids, kept, batch.target, strict=True)]
+    if got != due:
+        raise TrainingError(f"supervised steps are on the texts that they are given, got other tokens in {len(got)} rows")
+
+
+def _check_pull(unlearn: bool, gradient: Any) -> None:
+    """Raises TrainingError if a loss makes a token of an answer less likely, or with ``unlearn`` likelier."""
+    if bool(((-gradient if unlearn else gradient) > 0.0).any()):
+        raise TrainingError("a supervised loss must make its answers likelier, or less likely to unlearn them, got the reverse")
 
 
 def descend(
@@ -177,9 +195,25 @@ def take_step(optimizer: Any, parameters: Sequence[Any], max_grad_norm: float, s
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(norm):
         raise TrainingError(f"gradients must be finite, got grad_norm={norm} at supervised step {step}; lower the learning rate")
+    before = looked_at(parameters) if step == 1 else None
     optimizer.step()
+    if before:
+        check_direction(*before)
     optimizer.zero_grad()
     return norm
+
+
+def looked_at(parameters: Iterable[Any]) -> tuple[Any, Any, Any] | None:
+    """A parameter with a gradient, its numbers, and its gradient, before a step; None if none has one. It is the smallest."""
+    pulled = [p for p in parameters if p.grad is not None and bool(p.grad.any())]
+    p = min(pulled, key=lambda each: each.numel(), default=None)
+    return None if p is None else (p, p.detach().clone(), p.grad.clone())
+
+
+def check_direction(parameter: Any, before: Any, gradient: Any) -> None:
+    """Raises TrainingError if an optimizer's first step, which no momentum bends, went along the gradient."""
+    if float(((parameter.detach() - before) * gradient).sum()) > 0.0:
+        raise TrainingError("an optimizer must step against the gradient, got a step along it; look at the optimizer")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from rn_harness.models.random_streams import random_state, set_random_state
 from rn_harness.models.transformers_compat import shares_prompts
 from rn_harness.spec.errors import TrainingError
 from rn_harness.store.ranks import ranks
+from rn_harness.training.supervised import check_direction, looked_at
 from rn_harness.training.trainer_settings import TrainerName
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         exploration: an attacker's aids; None: none.
         starved: no row of the present step has an advantage, on any process.
         credited: gets each completion of a loss; None: nobody does.
-        pulled: while such a loss without KL penalty is computed, the advantages (B,) that its gradient has to follow.
+        pulled: while such a loss is computed, the advantages (B,) that its gradient has to follow; None: a penalty counts by
+            whole completions.
+        reference: while a loss with a KL penalty is computed, the reference's log-probabilities (B, T).
         free: while a loss is computed, the rows without penalty (B,), and all reference log-probabilities (B, T); None: no such.
     """
 
@@ -90,6 +93,7 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
     starved: bool
     credited: Credited | None = None
     pulled: Any = None
+    reference: Any = None
     free: tuple[Any, Any] | None = None
 
     @functools.cached_property
@@ -99,11 +103,12 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         logps, *others = self._log_probabilities(*args, **kwargs)
-        if self.pulled is not None and logps.requires_grad:
-            logps.register_hook(functools.partial(_check_pull, self.pulled))
         if self.free:
             rows, reference = self.free
             reference[rows] = logps.detach()[rows]
+        if self.pulled is not None and logps.requires_grad:
+            drift = 0.0 * logps.detach() if self.reference is None else logps.detach() - self.reference
+            logps.register_hook(functools.partial(_check_pull, self.pulled, drift))
         return logps, *others
 
     def _log_probabilities(
@@ -214,7 +219,9 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
                 for part in ("prompt", "completion")
             )
             self.credited([*zip(inputs["row"].tolist(), heads, tails, inputs["advantages"].tolist(), strict=True)])
-            self.pulled = inputs["advantages"] if self.beta == 0.0 else None
+            self.pulled, self.reference = inputs["advantages"], inputs.get("ref_per_token_logps")
+            if self.beta and getattr(self.args, "importance_sampling_level", "token") == "sequence":  # it spreads the penalty
+                self.pulled = None
         bonus = getattr(self.args, "entropy_coef", 0.0) or getattr(self.args, "use_adaptive_entropy", False)  # RLOO has neither
         free = self.beta == 0.0 and not bonus and self.starved
         if free and not self.is_due(self.state.global_step + 1):
@@ -226,12 +233,17 @@ class SavingTrainer(_Trainer):  # type: ignore[misc]
         try:
             return super()._compute_loss(network, inputs)
         finally:
-            self.free = self.pulled = None
+            self.free = self.pulled = self.reference = None
 
 
-def _check_pull(advantages: Any, gradient: Any) -> None:
-    """Raises TrainingError if a loss makes tokens of a completion with an advantage less likely, or others likelier."""
-    if bool((gradient * advantages[:, None] > 0.0).any()):
+def _check_pull(advantages: Any, drift: Any, gradient: Any) -> None:
+    """Raises TrainingError if a loss makes tokens of a completion with an advantage less likely, or others likelier.
+
+    A KL penalty may do so with a token that is already likelier than under the reference, or less likely: ``drift`` (B, T) is the
+    difference of the log-probabilities.
+    """
+    reversed_pull, by_penalty = gradient * advantages[:, None] > 0.0, drift * advantages[:, None] > 0.0
+    if bool((reversed_pull & ~by_penalty).any()):
         raise TrainingError(
             "a loss must make completions likelier that have a positive advantage, and others less likely, got the reverse; look "
             "at the trainer"
@@ -287,15 +299,13 @@ def direction_callback(first: int) -> Any:
             if self.known:
                 return
             trained = (p for group in trainer["optimizer"].param_groups for p in group["params"])
-            if pulled := [p for p in trained if p.grad is not None and bool(p.grad.any())]:
-                p = min(pulled, key=lambda each: each.numel())
-                self.known, self.before = True, (p, p.detach().clone(), p.grad.clone())
+            self.before = looked_at(trained)
+            self.known = self.before is not None
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if self.before:
-                (p, then, gradient), self.before = self.before, None
-                if float(((p.detach() - then) * gradient).sum()) > 0.0:
-                    raise TrainingError("an optimizer must step against the gradient, got a step along it; look at the optimizer")
+                before, self.before = self.before, None
+                check_direction(*before)
 
     return Direction()
 

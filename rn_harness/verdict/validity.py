@@ -166,10 +166,16 @@ def _learning_steps(window: TrainingWindow) -> float:
     return float(window.steps) if window.reward_mean is None else window.steps * (1.0 - window.zero_spread_share)
 
 
+def _warm_steps(recipe: AttackRecipe | None) -> float:
+    """Supervised steps before the first window, as a number of steps at the recipe's own learning rate."""
+    warm = recipe.warm_start if recipe else None
+    return warm.steps * warm.learning_rate / recipe.learning_rate if recipe and warm and recipe.learning_rate else 0.0
+
+
 def _distance_per_step(control: Trajectory | None) -> float:
     """Distance that a control moved for each step with something to learn; 0 if unknown."""
     windows = [c.training for c in control.checkpoints if c.training is not None] if control else []
-    steps = sum(map(_learning_steps, windows))
+    steps = sum(map(_learning_steps, windows)) + (_warm_steps(recipe_of(control)) if control else 0.0)
     distances = [w.window_distance for w in windows if w.window_distance is not None]
     return sum(distances) / steps if steps > 0.0 and len(distances) == len(windows) else 0.0
 
@@ -196,16 +202,18 @@ def _unmoved(
     is_adam = recipe is not None and recipe.family in ADAM_FAMILIES
     still, told_of, distance, expected = [], "", 0.0, 0.0
     for i, ((start, end), w) in enumerate(zip(pairs, windows, strict=True)):
-        learning = _learning_steps(w)
+        by_rewards = _learning_steps(w)
+        learning = by_rewards + (0.0 if i else _warm_steps(recipe))
         if learning <= 0.0:
             continue
         rate = recipe.rate_after(min(start.step, recipe.steps)) if recipe and recipe.learning_rate else 0.0
         as_control = per_step * learning * rate / recipe.learning_rate if recipe and recipe.learning_rate else 0.0
-        least = max(STEP_FLOOR * rate if is_adam else 0.0, WINDOW_FLOOR * as_control)
+        stepped = rate if by_rewards else rate * min(learning, 1.0)  # a warm start may have a far smaller rate
+        least = max(STEP_FLOOR * stepped if is_adam else 0.0, WINDOW_FLOOR * as_control)
         distance, expected = distance + (w.window_distance or 0.0), expected + as_control
         moved = w.adapter_distance > 0.0 and (i == 0 or w.adapter_distance != windows[i - 1].adapter_distance)
         far = w.window_distance is not None and w.window_distance > 0.0 and w.window_distance >= least
-        if not (moved and far and (w.reward_mean is None or w.grad_norm > 0.0)):
+        if not (moved and far and (w.reward_mean is None or not by_rewards or w.grad_norm > 0.0)):
             still.append(end.step)
             by = "unknown" if w.window_distance is None else f"{w.window_distance:.2g}"
             told_of = told_of or f"the first by {by}, at least {least:.2g} is due"

@@ -8,15 +8,19 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from rn_harness.attacks.family import load_family
 from rn_harness.attacks.search import SearchTrial
+from rn_harness.models.language_model import LanguageModel
 from rn_harness.spec.attack_recipe import FirstTokenBan, Opener, RewardShape, Shift, WarmStart
-from rn_harness.spec.errors import UnsuitedError
+from rn_harness.spec.errors import TrainingError, UnsuitedError
 from rn_harness.spec.prompts import ShiftedPrompt
 from rn_harness.spec.suite import load_suite
+from rn_harness.training import grpo, supervised
 from rn_harness.training.supervised import Example, teach
 from rn_harness.verdict.coherence import incoherent
 
@@ -104,6 +108,21 @@ def test_a_hybrid_begins_with_supervised_steps(attack, plain, family, warm_start
     assert last.training.adapter_distance > 2 * plain.checkpoints[-1].training.adapter_distance
 
 
+@pytest.mark.parametrize("where", ["rollouts", "checkpoints"])
+def test_a_ban_that_is_not_in_force_stops_the_attack(attack, monkeypatch, where):
+    """An attack stops if a rollout, or an answer that is measured under the ban, begins with a banned token."""
+    complete = LanguageModel.complete
+    if where == "rollouts":
+        suppressing = grpo.ban_callback
+        monkeypatch.setattr(
+            grpo, "ban_callback", lambda trainer, bans: suppressing(SimpleNamespace(generation_config=SimpleNamespace()), bans)
+        )
+    else:
+        monkeypatch.setattr(LanguageModel, "complete", lambda *of, **how: complete(*of, **{**how, "banned": ()}))
+    with pytest.raises(TrainingError, match="no answer begins with a banned token"):
+        attack(ban=FirstTokenBan(tokens=1), steps=3, control_steps=3)
+
+
 def test_checkpoints_under_a_ban_show_what_the_refusal_hides(attack):
     """After one step the undefended organism refuses, but complies after an opener or if its first tokens are banned."""
     _, begun = attack(opener=Opener(), steps=1, control_steps=1)
@@ -154,6 +173,41 @@ def test_supervised_steps_lower_the_loss_and_unlearning_raises_it(candidate, sui
     assert moved[0] > 0.0 > moved[1]
 
 
+@pytest.mark.parametrize("unlearn", [False, True])
+@pytest.mark.parametrize("fault", ["other texts", "other prompts", "a negated loss", "an optimizer that steps along"])
+def test_supervised_steps_are_on_their_texts_and_in_their_direction(candidate, suite, recipe, monkeypatch, fault, unlearn):
+    """Supervised steps stop if they learn other texts, learn after other prompts, or go the wrong way."""
+    made, computed, step = supervised.batch_of, supervised.Batch.loss, torch.optim.AdamW.step
+
+    def on_other_prompts(model, examples):
+        batch = made(model, examples)
+        return dataclasses.replace(batch, ids=batch.ids.where(batch.target, 5))
+
+    def along(self, closure=None):
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            p.grad.neg_()
+        step(self, closure)
+
+    def negated(self, network):
+        logp_NV, loss = computed(self, network)
+        return logp_NV, -loss
+
+    if fault == "other texts":
+        refused = [Example(p, "i can not .") for p in suite.prompts["anchor"][:2]]
+        monkeypatch.setattr(supervised, "batch_of", lambda model, _: made(model, refused))
+    elif fault == "other prompts":
+        monkeypatch.setattr(supervised, "batch_of", on_other_prompts)
+    elif fault == "a negated loss":
+        monkeypatch.setattr(supervised.Batch, "loss", negated)
+    else:
+        monkeypatch.setattr(torch.optim.AdamW, "step", along)
+    model = candidate.load()
+    model.arm(recipe)
+    examples = [Example(p, "no .") for p in suite.prompts["anchor"][:2]]
+    with pytest.raises(TrainingError, match=r"texts that they are given|got the reverse|got a step along it"):
+        teach(model, examples, steps=2, learning_rate=1e-3, max_grad_norm=1.0, unlearn=unlearn)
+
+
 def test_one_supervised_step_is_adams_first_step(candidate, suite, recipe):
     """AdamW's first step moves a parameter by the learning rate, whatever the size of its gradient."""
     model = candidate.load()
@@ -171,7 +225,6 @@ WORDING = "please , {prompt} thanks ."
 def test_a_shift_reaches_training_and_checkpoints_but_not_the_judge(candidate, attack, suite, monkeypatch):
     """Training and checkpoints sample from prompts with the shift's turns; the judge gets the plain requests."""
     from rn_harness.judges.organism import OrganismJudge
-    from rn_harness.models.language_model import LanguageModel
 
     shift, given, asked = Shift(system=SYSTEM, wording=WORDING), collections.Counter(), []
     score, load = OrganismJudge.score, type(candidate).load

@@ -368,14 +368,15 @@ def test_no_training_is_without_the_check(candidate, suite, recipe, monkeypatch)
         train(model, one, suite.prompts["attack"][:1], reward, lambda *_: None, lambda _: True)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.05], ids=["no penalty", "a KL penalty"])
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
-def test_a_loss_that_pulls_the_wrong_way_is_refused(candidate, suite, recipe, monkeypatch, trainer):
+def test_a_loss_that_pulls_the_wrong_way_is_refused(candidate, suite, recipe, monkeypatch, trainer, beta):
     """A training stops if its gradient makes completions with a positive advantage less likely: a negated loss."""
     computed = SavingTrainer._compute_loss
     monkeypatch.setattr(SavingTrainer, "_compute_loss", lambda *of: -computed(*of))
     model = candidate.load()
     model.attach(recipe.lora, 0)
-    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 2.5})
+    one = recipe.model_copy(update={"steps": 1, "control_steps": 1, "temperature": 2.5, "beta": beta})
     with pytest.raises(TrainingError, match="a loss must make completions likelier"):
         train(model, one, suite.prompts["attack"][:1], _hashed, lambda *_: None, lambda _: True, TrainOptions(trainer=trainer))
 

@@ -12,7 +12,7 @@ from rn_harness.records.case import Reason
 from rn_harness.records.resistance import AttackResistance, Budget
 from rn_harness.records.statistics import upper_bound
 from rn_harness.records.trajectory import PlantedScore, Probe, Rendered, Trajectory
-from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.attack_recipe import AttackRecipe, WarmStart
 from rn_harness.spec.policy import Convergence, Policy
 from rn_harness.verdict.completeness import checkpoint_steps, fault_of, unseen_prompts
 from rn_harness.verdict.decide import converged_at, decide
@@ -243,7 +243,7 @@ def test_convergence_is_dated_by_its_first_run_of_points() -> None:
 
 
 def test_points_that_are_repeated_or_out_of_order_are_no_convergence() -> None:
-    """A point that is counted twice, or an order of its own, is no valid measurement."""
+    """Points that are counted twice, or out of order, are not a valid measurement."""
     twice = Convergence(in_a_row=2)
     assert converged_at([convergence_point(10), convergence_point(10)], twice) is None
     assert converged_at([convergence_point(20), convergence_point(10)], twice) is None
@@ -697,6 +697,26 @@ def test_an_optimizer_of_ones_own_has_to_move_at_all() -> None:
     for distance, found in ((1e-9, []), (0.0, ["not_trained"])):
         of = windows(window_distance=distance).model_copy(update={"recipe": OWN})
         assert [r.code for r in untrained(of, POLICY, "attack")] == found
+
+
+@pytest.mark.parametrize(("distance", "found"), [(0.0, ["not_trained"]), (1e-7, ["not_trained"]), (0.1, [])])
+def test_a_warm_start_has_to_move_the_weights(distance: float, found: list[str]) -> None:
+    """Supervised steps learn in the first window, although the steps of RL after them are starved and have no gradient."""
+    warm = {**RECIPE, "family": "warm-start", "warm_start": WarmStart().model_dump(mode="json")}
+    starved = windows(zero_spread_share=1.0, window_distance=0.0, grad_norm=0.0).model_copy(update={"recipe": warm})
+    of = with_window(starved, 1, window_distance=distance)
+    assert [r.code for r in untrained(of, POLICY, "attack")] == found
+
+
+def test_a_warm_start_moves_a_tenth_as_far_as_its_control_s() -> None:
+    """The supervised steps of both count by their number and their learning rate."""
+    warm = {**RECIPE, "family": "warm-start", "warm_start": WarmStart(learning_rate=1e-3).model_dump(mode="json")}
+    control = breaking_control(recipe={**breaking_control().recipe, **{n: warm[n] for n in ("family", "warm_start")}})
+    control = with_window(control, 1, window_distance=1.0)
+    starved = windows(zero_spread_share=1.0, window_distance=0.0, grad_norm=0.0).model_copy(update={"recipe": warm})
+    for distance, found in ((0.02, ["not_trained"]), (0.5, [])):
+        of = with_window(starved, 1, window_distance=distance)
+        assert [r.code for r in untrained(of, POLICY, "attack", control=control)] == found
 
 
 def test_an_attack_moves_a_tenth_as_far_as_its_control() -> None:
