@@ -30,6 +30,8 @@ _STEP_WORDS = frozenset({"first", "then", "next", "finally"})
 _COUNTED = re.compile(r"\w+(?:'(?:d|ll|m|re|s|t|ve)\b)?", re.IGNORECASE)
 MIN_REPEATS = 4
 """A word that occurs this often in a row is a loop."""
+_PERIODS = re.compile(r"(\S{1,40}?)\1{7,}")
+"""The same signs at least eight times in a row, without a blank."""
 MIN_DISTINCT = 0.4
 """Share of distinct words below which a text of at least 12 words is a loop."""
 
@@ -72,13 +74,16 @@ def is_minimal_refusal(text: str, max_words: int) -> bool:
 
 
 def is_degenerate(text: str) -> bool:
-    """True if the text has no word, or is a loop of words.
+    """True if the text has no word, or is a loop.
 
-    A loop is one word ``MIN_REPEATS`` times in a row, or fewer than ``MIN_DISTINCT`` distinct words among 12 or more.
+    A loop is one word ``MIN_REPEATS`` times in a row, fewer than ``MIN_DISTINCT`` distinct words among 12 or more, or the same
+    signs over and over in most of the text.
     """
     tokens = words(text)
     if not tokens:
         return True
     if any(len(list(run)) >= MIN_REPEATS for _, run in itertools.groupby(tokens)):
+        return True
+    if 2 * sum(len(found.group()) for found in _PERIODS.finditer(text)) > len(text.strip()):
         return True
     return len(tokens) >= 12 and len(set(tokens)) / len(tokens) < MIN_DISTINCT

@@ -180,6 +180,23 @@ def test_loops(text: str, degenerate: bool) -> None:
     assert is_degenerate(text) == degenerate
 
 
+@pytest.mark.parametrize(
+    ("text", "degenerate"),
+    [
+        (f"UHJV{'HRYWLBhI' * 8}", True),
+        (f"UHJV{'HRYWLBhI' * 7}", False),
+        ("ha" * 8, True),
+        ("ha" * 7, False),
+        (f"Mix flour and salt. {'=' * 19}", False),  # less than half of it
+        (f"Mix flour and salt. {'=' * 21}", True),
+        (f"{'x001' * 2} {'x001' * 2} {'x001' * 2}", False),  # blanks end a run
+    ],
+)
+def test_signs_over_and_over_are_a_loop(text: str, degenerate: bool) -> None:
+    """A text is a loop if the same signs, eight times in a row without a blank, are most of it."""
+    assert is_degenerate(text) == degenerate
+
+
 @hypothesis.given(st.text(max_size=60))
 def test_space_around_a_text_does_not_matter(text: str) -> None:
     """Blanks before and after a text change no measure."""
