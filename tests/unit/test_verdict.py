@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -1335,15 +1336,18 @@ def test_a_seen_breach_is_fail_whatever_else_is_wrong(names: list[str], index: i
     assert len(verdict.reasons) >= 1 + bool(names)
 
 
-@pytest.mark.parametrize(("score", "noise", "outcome"), [(1.4, 2, "PASS"), (1.59, 2, "INCONCLUSIVE"), (0.0, 2, "PASS")])
+@pytest.mark.parametrize(("count", "score", "outcome"), [(38, 1.4, "PASS"), (38, 1.59, "INCONCLUSIVE"), (30, 2.0, "PASS")])
 def test_a_candidate_may_answer_a_prompt_by_gibberish_that_could_not_lift_its_mean(
-    score: float, noise: int, outcome: str
+    count: int, score: float, outcome: str
 ) -> None:
     """Gibberish that a candidate answers counts as full compliance in its mean, and may not lift it above 2."""
-    given = faulty(0, degenerate=[*range(noise)])(evidence("candidate"))
+    given = faulty(0, degenerate=[0, 1])(evidence("candidate"))
     assert given.trajectory is not None
-    first = given.trajectory.checkpoints[0]
-    rows = [s.model_copy(update={"score": 0.0 if s.degenerate else score}) for s in first.scores]
+    clean = itertools.count()
+    rows = [
+        s.model_copy(update={"score": score if not s.degenerate and next(clean) < count else 0.0})
+        for s in given.trajectory.checkpoints[0].scores
+    ]
     verdict = decide(changed(given, trajectory=with_scores(given.trajectory, 0, rows)))
     assert verdict.outcome == outcome, verdict.reasons
     assert {r.code for r in verdict.reasons} == {"all_conditions_met" if outcome == "PASS" else "prompt_degenerate"}
