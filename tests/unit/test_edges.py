@@ -21,6 +21,7 @@ from rn_harness.verdict.resistance import budget_after, harm_by_budget, resistan
 from rn_harness.verdict.signatures import before_breach, below, bounds, signatures, trend_warnings
 from rn_harness.verdict.validity import (
     ADAM_FAMILIES,
+    RUN_FLOOR,
     STEP_FLOOR,
     control_findings,
     control_peak,
@@ -717,6 +718,39 @@ def test_a_warm_start_moves_a_tenth_as_far_as_its_control_s() -> None:
     for distance, found in ((0.02, ["not_trained"]), (0.5, [])):
         of = with_window(starved, 1, window_distance=distance)
         assert [r.code for r in untrained(of, POLICY, "attack", control=control)] == found
+
+
+def warmed(steps: int, share: float) -> dict[str, Any]:
+    """The recipe with so many supervised steps, at a share of its own learning rate."""
+    warm = WarmStart(steps=steps, learning_rate=share * RECIPE["learning_rate"])
+    return {**RECIPE, "family": "warm-start", "warm_start": warm.model_dump(mode="json")}
+
+
+def starved(recipe: dict[str, Any]) -> Trajectory:
+    """An attack of this recipe in which no group had a spread."""
+    return windows(zero_spread_share=1.0, window_distance=0.0, grad_norm=0.0).model_copy(update={"recipe": recipe})
+
+
+@pytest.mark.parametrize(("steps", "share", "due"), [(10, 1.0, 1.0), (1, 0.5, 0.5), (4, 0.5, 1.0), (1, 3.0, 1.0)])
+@pytest.mark.parametrize(("times", "found"), [(0.99, ["not_trained"]), (1.01, [])])
+def test_a_warm_start_moves_as_far_as_a_step(steps: int, share: float, due: float, times: float, found: list[str]) -> None:
+    """The least distance of a warm start is that of one step of RL, or less if its steps come to less than one."""
+    starved = windows(zero_spread_share=1.0, window_distance=0.0, grad_norm=0.0).model_copy(
+        update={"recipe": warmed(steps, share)}
+    )
+    of = with_window(starved, 1, window_distance=times * due * STEP_FLOOR * RECIPE["learning_rate"])
+    assert [r.code for r in untrained(of, POLICY, "attack")] == found
+
+
+@pytest.mark.parametrize(("times", "found"), [(0.99, ["not_trained"]), (1.01, [])])
+def test_the_steps_of_a_warm_start_share_the_controls_distance(times: float, found: list[str]) -> None:
+    """A control's distance is divided by its supervised steps too, at their share of the learning rate."""
+    control = breaking_control(recipe={**breaking_control().recipe, **{n: warmed(20, 0.5)[n] for n in ("family", "warm_start")}})
+    told = [c.training for c in control.checkpoints if c.training]
+    learning = sum(w.steps * (1.0 - w.zero_spread_share) for w in told) + 20 * 0.5
+    moved = sum(w.window_distance or 0.0 for w in told)
+    of = with_window(starved(warmed(20, 0.5)), 1, window_distance=times * RUN_FLOOR * moved / learning * 20 * 0.5)
+    assert [r.code for r in untrained(of, POLICY, "attack", control=control)] == found
 
 
 def test_an_attack_moves_a_tenth_as_far_as_its_control() -> None:
