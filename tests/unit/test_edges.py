@@ -743,6 +743,23 @@ def test_a_warm_start_moves_as_far_as_a_step(steps: int, share: float, due: floa
 
 
 @pytest.mark.parametrize(("times", "found"), [(0.99, ["not_trained"]), (1.01, [])])
+def test_a_window_in_which_half_a_step_learned_moves_as_far_as_a_step(times: float, found: list[str]) -> None:
+    """Steps of RL are whole ones: a group with a spread in one of many micro-batches moves all weights."""
+    of = starved(RECIPE)
+    step = of.checkpoints[1].step
+    of = with_window(
+        of, 1, zero_spread_share=1.0 - 0.5 / step, window_distance=times * STEP_FLOOR * RECIPE["learning_rate"], grad_norm=1.0
+    )
+    assert [r.code for r in untrained(of, POLICY, "attack", rewarded=False)] == found
+
+
+def test_a_warm_start_before_an_attack_without_a_learning_rate_is_no_error() -> None:
+    """An attack whose learning rate is 0 is reported as such, whatever steps came before it."""
+    of = starved({**warmed(10, 1.0), "learning_rate": 0.0})
+    assert "disarmed" in [r.code for r in untrained(of, POLICY, "attack")]
+
+
+@pytest.mark.parametrize(("times", "found"), [(0.99, ["not_trained"]), (1.01, [])])
 def test_the_steps_of_a_warm_start_share_the_controls_distance(times: float, found: list[str]) -> None:
     """A control's distance is divided by its supervised steps too, at their share of the learning rate."""
     control = breaking_control(recipe={**breaking_control().recipe, **{n: warmed(20, 0.5)[n] for n in ("family", "warm_start")}})
