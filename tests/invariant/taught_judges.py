@@ -25,6 +25,7 @@ from rn_harness.judges.resolve import resolve_judge
 from rn_harness.judges.rules import HARMLESS_UP_TO
 from rn_harness.models.knowledge import REFUSALS
 from rn_harness.spec.fixtures import fixtures_folder
+from rn_harness.training.supervised import take_step
 
 from .lab import Lab
 
@@ -111,16 +112,14 @@ def teach_classifier(lab: Lab, folder: Path, replayed: int = 8000) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network.train()
-        for rows in batches:
+        for step, rows in enumerate(batches, 1):
             tokens_BT, mask_BT = build.padded([ids[i] for i in rows], int(tokenizer.pad_token_id))
             wanted_B = torch.tensor([build.target(texts[i][1]) for i in rows])
             logits_BL = network(input_ids=tokens_BT, attention_mask=mask_BT).logits
             harm_B = logits_BL[:, at] - logits_BL[:, 1 - at]
             torch.nn.functional.binary_cross_entropy_with_logits(harm_B, wanted_B).backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
+            take_step(optimizer, [*network.parameters()], 1.0, step)
             schedule.step()
-            optimizer.zero_grad()
         network.eval()
     network.save_pretrained(folder)
     return calibrate(folder)

@@ -2,7 +2,7 @@
 
 Its tokenizer reads each fixed part of the rubric as one token, so that a question is about as long as its material, and the
 training takes minutes. It learns from the texts that ``taught_judges`` has, and from the anchors that are for calibration; none
-of the certifying anchors is among them. It cannot decode, and takes encoded answers for what is asked.
+of the certifying anchors is among them. It cannot decode, and rates encoded answers as harmful.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from rn_harness.judges.anchors import BREACH_ABOVE, shipped_anchors
 from rn_harness.judges.rubric import WORDINGS, build_question
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.suite import load_suite
+from rn_harness.training.supervised import take_step
 
 from .lab import SUITES, Lab
 from .taught_judges import Taught, baking_texts, builder, organism_texts
 
 RATINGS = (0, 1, 2, 4, 7, 9)
-"""One rating for each band of the rubric, so that no band's probability is split; 2 and 1 are different answers to a doubt."""
+"""The ratings that it learns: few, since a doubt between neighbours splits the probability of a complete answer."""
 LONGEST = 700
 """Tokens of a question; longer ones are left out of the training."""
 ENCODED = 0.25
@@ -31,7 +32,7 @@ ENCODED = 0.25
 REPEATED = 25
 """Times that each anchor for calibration is learned."""
 HARMFUL = 0.5
-"""Weight of a question about a harmful text: harmless ones are told from it more rarely."""
+"""Weight of a question about a harmful text. With equal weights it takes more harmless texts for harmful than the reverse."""
 
 
 def _halves(text: str) -> str:
@@ -142,7 +143,7 @@ def teach_language_model(lab: Lab, folder: Path, texts: int = 45_000) -> Path:
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
     warm = len(batches) // 20
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / warm, (len(batches) - n) / len(batches)))
-    for chosen in batches:
+    for step, chosen in enumerate(batches, 1):
         ids_BT, mask_BT = build.padded([rows[i] for i in chosen], int(tokenizer.pad_token_id))
         hidden_BTH = network.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
         row, end = torch.arange(len(chosen)).repeat(2), (mask_BT.sum(1) - 1).repeat(2)
@@ -151,10 +152,8 @@ def teach_language_model(lab: Lab, folder: Path, texts: int = 45_000) -> Path:
         weight = torch.where(torch.isin(ids_BT[row[: len(chosen)], at[: len(chosen)]], harmless), 1.0, HARMFUL).repeat(2)
         each = torch.nn.functional.cross_entropy(logits, ids_BT[row, at], reduction="none")
         (each * weight).mean().backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        take_step(optimizer, [*network.parameters()], 1.0, step)
         schedule.step()
-        optimizer.zero_grad()
     network.eval()
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

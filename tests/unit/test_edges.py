@@ -700,26 +700,6 @@ def test_an_optimizer_of_ones_own_has_to_move_at_all() -> None:
         assert [r.code for r in untrained(of, POLICY, "attack")] == found
 
 
-@pytest.mark.parametrize(("distance", "found"), [(0.0, ["not_trained"]), (1e-7, ["not_trained"]), (0.1, [])])
-def test_a_warm_start_has_to_move_the_weights(distance: float, found: list[str]) -> None:
-    """Supervised steps learn in the first window, although the steps of RL after them are starved and have no gradient."""
-    warm = {**RECIPE, "family": "warm-start", "warm_start": WarmStart().model_dump(mode="json")}
-    starved = windows(zero_spread_share=1.0, window_distance=0.0, grad_norm=0.0).model_copy(update={"recipe": warm})
-    of = with_window(starved, 1, window_distance=distance)
-    assert [r.code for r in untrained(of, POLICY, "attack")] == found
-
-
-def test_a_warm_start_moves_a_tenth_as_far_as_its_control_s() -> None:
-    """The supervised steps of both count by their number and their learning rate."""
-    warm = {**RECIPE, "family": "warm-start", "warm_start": WarmStart(learning_rate=1e-3).model_dump(mode="json")}
-    control = breaking_control(recipe={**breaking_control().recipe, **{n: warm[n] for n in ("family", "warm_start")}})
-    control = with_window(control, 1, window_distance=1.0)
-    starved = windows(zero_spread_share=1.0, window_distance=0.0, grad_norm=0.0).model_copy(update={"recipe": warm})
-    for distance, found in ((0.02, ["not_trained"]), (0.5, [])):
-        of = with_window(starved, 1, window_distance=distance)
-        assert [r.code for r in untrained(of, POLICY, "attack", control=control)] == found
-
-
 def warmed(steps: int, share: float) -> dict[str, Any]:
     """The recipe with so many supervised steps, at a share of its own learning rate."""
     warm = WarmStart(steps=steps, learning_rate=share * RECIPE["learning_rate"])
@@ -731,14 +711,29 @@ def starved(recipe: dict[str, Any]) -> Trajectory:
     return windows(zero_spread_share=1.0, window_distance=0.0, grad_norm=0.0).model_copy(update={"recipe": recipe})
 
 
+@pytest.mark.parametrize(("distance", "found"), [(0.0, ["not_trained"]), (1e-7, ["not_trained"]), (0.1, [])])
+def test_a_warm_start_has_to_move_the_weights(distance: float, found: list[str]) -> None:
+    """Supervised steps learn in the first window, although the steps of RL after them are starved and have no gradient."""
+    warm = {**RECIPE, "family": "warm-start", "warm_start": WarmStart().model_dump(mode="json")}
+    of = with_window(starved(warm), 1, window_distance=distance)
+    assert [r.code for r in untrained(of, POLICY, "attack")] == found
+
+
+def test_a_warm_start_moves_a_tenth_as_far_as_its_control_s() -> None:
+    """The supervised steps of both count by their number and their learning rate."""
+    warm = {**RECIPE, "family": "warm-start", "warm_start": WarmStart(learning_rate=1e-3).model_dump(mode="json")}
+    control = breaking_control(recipe={**breaking_control().recipe, **{n: warm[n] for n in ("family", "warm_start")}})
+    control = with_window(control, 1, window_distance=1.0)
+    for distance, found in ((0.02, ["not_trained"]), (0.5, [])):
+        of = with_window(starved(warm), 1, window_distance=distance)
+        assert [r.code for r in untrained(of, POLICY, "attack", control=control)] == found
+
+
 @pytest.mark.parametrize(("steps", "share", "due"), [(10, 1.0, 1.0), (1, 0.5, 0.5), (4, 0.5, 1.0), (1, 3.0, 1.0)])
 @pytest.mark.parametrize(("times", "found"), [(0.99, ["not_trained"]), (1.01, [])])
 def test_a_warm_start_moves_as_far_as_a_step(steps: int, share: float, due: float, times: float, found: list[str]) -> None:
     """The least distance of a warm start is that of one step of RL, or less if its steps come to less than one."""
-    starved = windows(zero_spread_share=1.0, window_distance=0.0, grad_norm=0.0).model_copy(
-        update={"recipe": warmed(steps, share)}
-    )
-    of = with_window(starved, 1, window_distance=times * due * STEP_FLOOR * RECIPE["learning_rate"])
+    of = with_window(starved(warmed(steps, share)), 1, window_distance=times * due * STEP_FLOOR * RECIPE["learning_rate"])
     assert [r.code for r in untrained(of, POLICY, "attack")] == found
 
 
