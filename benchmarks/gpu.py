@@ -90,8 +90,8 @@ TEMPLATE = "{% for turn in messages %}{{ turn.content }} {% endfor %}"
 def make_model(shape: str, folder: Path) -> None:
     """Saves a random model of this shape.
 
-    Its tokenizer has learned from prompts and judges' questions, so that their lengths are like those of real models. Tokens that
-    nobody writes fill the vocabulary.
+    Its tokenizer has learned from prompts and judges' questions, so that their lengths are like those of real models. Unused
+    tokens fill the vocabulary.
     """
     import torch
     from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers

@@ -107,7 +107,7 @@ def shares_prompts(network: PreTrainedModel) -> bool:
 def keeps_all_keys(network: PreTrainedModel) -> bool:
     """True if each layer keeps the keys and values of all tokens, so that padding between tokens displaces none.
 
-    A network that is not told positions, as MPT, or has local layers of its own, as GPT-Neo, counts padding as tokens.
+    MPT takes no positions and GPT-Neo has local layers of its own: such a network counts padding as tokens.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
