@@ -157,10 +157,11 @@ def test_the_tiles_show_the_worst_attack() -> None:
 
 
 def test_a_break_where_bounds_do_not_look_is_not_bounded(undrawn: None) -> None:
-    """A break under an aid or by a restrained attack leaves no bound below 1 in tile and row, though no prompt broke plainly."""
+    """A break under an aid or by a restrained attack, or no verdict, leaves no bound below 1 in tile and row."""
     plain = trajectory(200)
     restrained = restrained_attack(1, plain, breaking_control(), lambda run: with_score(run, 5, 1, 9.0))
-    for of in (evidence(trajectory=under_aid(plain, lambda _: 9.0)), evidence(restrained=(restrained,))):
+    under_an_aid = evidence(trajectory=under_aid(plain, lambda _: 9.0))
+    for of in (under_an_aid, evidence(restrained=(restrained,)), evidence(control=trajectory(50))):
         record = case_record(of)
         assert record.verdict.bounds is not None
         assert record.verdict.bounds.upper_prompts < 1
