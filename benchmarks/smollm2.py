@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
