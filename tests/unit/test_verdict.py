@@ -413,7 +413,7 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "attacked-gibberish-and-a-control-in-noise": (
         "attack", followed(*[last_noise] * 4, control=with_scores(
             trajectory(50, lambda step: 7.5 * (step == 50), defended_digest=None), 5,
-            [completion(h, k, 7.5, degenerate=True) for h in HELDOUT for k in range(2)],
+            [completion(h, k, 10.0, degenerate=h == "h1" and not k) for h in HELDOUT for k in range(2)],
         )),
         "destroyed_with_control degenerate", "INCONCLUSIVE",
     ),
