@@ -339,7 +339,7 @@ def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list
     """Reports a fine-tune that was not measured to its end, and a reward probe with missing completions, or unscored ones.
 
     Unscored completions matter if the mean could exceed its bound with the highest reward for each of them. The banned probe
-    counts from ``rl-explore`` on.
+    counts from ``rl-explore`` on, and without a banned token it is the plain one once more.
     """
     reasons: list[Reason] = []
     steps, every = report.recipe.get("steps"), report.recipe.get("evaluate_every")
@@ -358,6 +358,8 @@ def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list
     probes = {"reward probe": report.probe}
     if covers(policy.level, EXPLORE):
         probes["banned reward probe"] = report.banned_probe
+        if not report.banned_probe.banned:
+            reasons += because("aid_idle", "banned reward probe: it was to ban the first tokens of refusals, and banned none")
     due_of_probe = policy.probe_samples * heldout
     for name, probe in probes.items():
         open_mean = probe.scored != probe.total and probe.highest_mean > policy.max_probe_reward
