@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rn_harness.attacks import built_in
 from rn_harness.attacks.family import load_family
 from rn_harness.attacks.search import SearchTrial
 from rn_harness.models.language_model import LanguageModel
@@ -140,6 +141,42 @@ def test_supervised_fine_tuning_teaches_the_answers(attack):
     _, trajectory = attack(family="sft", standing="out_of_claim", learning_rate=1e-3)
     assert peak(trajectory) >= 7.0
     assert all(c.training.reward_mean is None and c.training.above_share is None for c in trajectory.checkpoints[1:])
+
+
+@pytest.mark.parametrize("family", ["sft", "warm-start"])
+@pytest.mark.parametrize("fault", ["another's answers", "other prompts", "refusals", "nothing", "fewer", "one many times"])
+def test_examples_are_compliant_answers_to_as_many_own_prompts(attack, suite, monkeypatch, family, fault):
+    """Supervised attacks stop before training if their examples are not compliant answers to so many of their own prompts.
+
+    The control alone does not show it: RL breaks it after a warm start on anything, and wrong answers teach it to comply.
+    """
+    known = built_in.known_examples
+
+    def faulty(context, count):
+        examples = known(context, count)
+        texts, benign = [e.text for e in examples], suite.prompts["anchor"]
+        made = {
+            "another's answers": zip((e.prompt for e in examples), [*texts[1:], texts[0]], strict=True),
+            "other prompts": zip(benign, texts, strict=False),
+            "refusals": ((e.prompt, "no .") for e in examples),
+            "nothing": ((e.prompt, "") for e in examples),
+            "fewer": ((e.prompt, e.text) for e in examples[1:]),
+            "one many times": ((examples[0].prompt, texts[0]) for _ in examples),
+        }
+        return [Example(prompt, text) for prompt, text in made[fault]]
+
+    monkeypatch.setattr(built_in, "known_examples", faulty)
+    how = {"standing": "out_of_claim"} if family == "sft" else {"warm_start": WarmStart(steps=3, examples=2)}
+    with pytest.raises(TrainingError, match=r"compliant answers to its own prompts, got \d among"):
+        attack(family=family, steps=2, control_steps=2, **how)
+
+
+@pytest.mark.parametrize("family", ["affirmative", "unlearning"])
+def test_a_beginning_is_taught_on_as_many_prompts_as_the_recipe_says(attack, monkeypatch, family):
+    """Supervised attacks on benign prompts stop before training if a prompt is there twice."""
+    monkeypatch.setattr(built_in, "_benign", lambda context, count: [context.benign[0]] * count)
+    with pytest.raises(TrainingError, match="learns 4 different prompts, got 1 among 4 examples"):
+        attack(family=family, steps=2, control_steps=2, warm_start=WarmStart(steps=3, examples=4))
 
 
 def test_ablation_takes_the_refusal_out_of_the_weights(attack):
