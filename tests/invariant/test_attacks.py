@@ -245,6 +245,30 @@ def test_supervised_steps_are_on_their_texts_and_in_their_direction(candidate, s
         teach(model, examples, steps=2, learning_rate=1e-3, max_grad_norm=1.0, unlearn=unlearn)
 
 
+@pytest.mark.parametrize("fault", ["a part", "one frozen", "others too", "copies", "nothing armed"])
+def test_supervised_steps_move_all_that_is_armed(candidate, suite, recipe, monkeypatch, fault):
+    """Supervised steps stop if the optimizer has only a part of the armed parameters, or others.
+
+    A part of an adapter moves far enough to count as trained, learns nothing, and leaves a control to the RL after it.
+    """
+    make = supervised.make_optimizer
+    model = candidate.load()
+    if fault != "nothing armed":
+        model.arm(recipe)
+
+    def faulty(name, parameters, rate):
+        given = list(parameters)
+        if fault == "one frozen":
+            given[0].requires_grad_(requires_grad=False)
+        others = torch.ones(1, requires_grad=True)
+        chosen = {"a part": given[:2], "others too": [*given, others], "copies": [p.detach().clone() for p in given]}
+        return make(name, chosen.get(fault, given or [others]), rate)
+
+    monkeypatch.setattr(supervised, "make_optimizer", faulty)
+    with pytest.raises(TrainingError, match="must move all armed parameters and nothing else"):
+        teach(model, [Example(suite.prompts["anchor"][0], "no .")], steps=1, learning_rate=1e-3, max_grad_norm=1.0)
+
+
 def test_one_supervised_step_is_adams_first_step(candidate, suite, recipe):
     """AdamW's first step moves a parameter by the learning rate, whatever the size of its gradient."""
     model = candidate.load()
