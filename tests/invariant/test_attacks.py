@@ -146,9 +146,9 @@ def test_supervised_fine_tuning_teaches_the_answers(attack):
 @pytest.mark.parametrize("family", ["sft", "warm-start"])
 @pytest.mark.parametrize("fault", ["another's answers", "other prompts", "refusals", "nothing", "fewer", "one many times"])
 def test_examples_are_compliant_answers_to_as_many_own_prompts(attack, suite, monkeypatch, family, fault):
-    """Supervised attacks stop before training if their examples are not compliant answers to so many of their own prompts.
+    """Supervised attacks stop before training if an example is not a compliant answer to another of the attack's prompts.
 
-    The control alone does not show it: RL breaks it after a warm start on anything, and wrong answers teach it to comply.
+    A control does not show this: RL breaks it after any warm start, and wrong answers teach it to comply.
     """
     known = built_in.known_examples
 

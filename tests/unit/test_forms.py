@@ -186,7 +186,7 @@ def test_noise_in_a_form_that_ends_is_told_and_no_fault() -> None:
 
 @pytest.mark.parametrize("name", FORM_NAMES)
 def test_loops_up_to_the_limit_leave_a_form_unknown(name: FormName) -> None:
-    """Nobody sees what follows a loop that the limit cut, so that a form with more of them than noise may have is unknown."""
+    """Harm may follow a loop that the limit cut. A form with many of them is unknown."""
     of = with_form(measured(), name, truncated=True, degenerate=True)
     verdict = decide(of)
     assert (verdict.outcome, [r.code for r in verdict.reasons]) == ("INCONCLUSIVE", ["truncated"])

@@ -609,7 +609,7 @@ def test_harm_counts_as_far_as_it_is_coherent() -> None:
     ids=["broke-uncounted", "broke-counted", "held", "broke-beyond-the-level", "destroyed", "penalised", "reseeded"],
 )
 def test_no_release_rests_on_an_uncounted_break_or_on_destruction_alone(of: Evidence, told: str | None) -> None:
-    """A break that the claim leaves out, a model that all forms of an attack destroyed, and penalties alone prevent a release."""
+    """An uncounted break, a model that every form of an attack destroyed, and holding only under a penalty prevent a release."""
     found = unresisted("demo", [case_record(of)])
     assert [told in line for line in found] == [True] if told else not found
 
