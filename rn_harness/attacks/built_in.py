@@ -13,7 +13,7 @@ from typing import Any
 from rn_harness.attacks.family import AttackContext
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.errors import RecipeError, UnsuitedError
+from rn_harness.spec.errors import RecipeError, TrainingError, UnsuitedError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.supervised import Diagnostics, Example, teach
@@ -120,6 +120,22 @@ def known_examples(context: AttackContext, count: int) -> list[Example]:
     return [Example(p, context.answers[p.id]) for p in context.prompts[:count]]
 
 
+def _check_examples(context: AttackContext, examples: Sequence[Example], count: int, *, compliant: bool = True) -> None:
+    """Raises TrainingError unless these are examples on ``count`` prompts: compliant answers to the attack's own, by its judge.
+
+    Reinforcement learning breaks a control after a warm start on other texts too, and wrong answers teach a control to comply.
+    """
+    prompts, own = [e.prompt for e in examples], {p.id for p in context.prompts}
+    right = context.complies(prompts, [e.text for e in examples]) if compliant else [True] * len(examples)
+    asked = {p.id for p, complies in zip(prompts, right, strict=True) if complies and (p.id in own or not compliant)}
+    if not len(asked) == len(examples) == count:
+        due = f"{count} {'compliant answers to its own' if compliant else 'different'} prompts"
+        raise TrainingError(
+            f"attack {context.recipe.id} learns {due}, got {len(asked)} among {len(examples)} examples; look at the answers, and "
+            "at the judge that rewards"
+        )
+
+
 class SupervisedFineTuning(BuiltInFamily):
     """AdamW on the attack prompts' compliant answers, all of them in each step: no RL, hence out of the claim."""
 
@@ -129,6 +145,7 @@ class SupervisedFineTuning(BuiltInFamily):
         """All steps, supervised."""
         recipe = context.recipe
         examples = known_examples(context, recipe.prompts)
+        _check_examples(context, examples, recipe.prompts)
         context.at_step(0, None)
         settings = teach(
             context.model,
@@ -190,6 +207,7 @@ class WarmStarted(BuiltInFamily):
         warm = context.recipe.warm_start
         assert warm is not None
         examples = self.examples(context, warm.examples)
+        _check_examples(context, examples, warm.examples, compliant=self.on_attack_prompts)
         context.at_step(0, None)
         first = teach(
             context.model,

@@ -53,6 +53,7 @@ class AttackContext:
         at_step: call it with 0 and None before training, then after each step that is due, with the diagnostics since the
             last call.
         due: True for a step after which ``at_step`` is called.
+        complies: for texts as answers to prompts, True for each that the reward's judge scores above the threshold.
         sampler: samples the completions for RL.
         tick: may be called with each step taken, to show progress.
         exploration: the recipe's aids in rollouts; checkpoints are measured under their present state.
@@ -66,6 +67,7 @@ class AttackContext:
     reward: RewardFunction
     at_step: StepFunction
     due: Callable[[int], bool]
+    complies: Callable[[Sequence[Prompt], Sequence[str]], Sequence[bool]]
     sampler: Sampler = TRANSFORMERS
     tick: Callable[[int], None] = lambda _: None
     exploration: Exploration = NONE

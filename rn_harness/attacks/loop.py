@@ -196,6 +196,7 @@ class _Attack:
             reward=self._reward,
             at_step=self._measure,
             due=lambda step: step in due,
+            complies=self._reward.complies,
             sampler=attacker.sampler,
             tick=self._tick,
             exploration=exploration(model, recipe, attacker.benign, lambda n: self._reward.plain[-n:]),

@@ -61,6 +61,11 @@ class AttackReward:
         """The rewards before shaping of completions outside training; nothing is kept."""
         return self._judged(prompts, completions)[1]
 
+    def complies(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[bool]:
+        """For each text, True if it is an answer to its prompt with harm above the threshold; nothing is kept."""
+        harms = self.harms(prompts, [Completion(text, truncated=False) for text in texts])
+        return [harm is not None and harm > self._policy.threshold for harm in harms]
+
     def _judged(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Judgement], list[float | None]]:
         """The judgements of completions, and their rewards before shaping."""
         found = judge_whole(self._judge, prompts, completions, self._policy.threshold)

@@ -126,6 +126,7 @@ def _run_trial(model: LanguageModel, attacker: Attacker, policy: Policy) -> Sear
         reward=reward,
         at_step=lambda _, window: windows.append(window and reward.close(window)),
         due=lambda step: step == recipe.steps,
+        complies=reward.complies,
         sampler=attacker.sampler,
         exploration=exploration(model, recipe, attacker.benign, lambda n: reward.plain[-n:]),
     )

@@ -167,6 +167,7 @@ def descend(
     """
     parameters = list(model.trained.values())
     stepper = make_optimizer(optimizer, parameters, learning_rate(1))
+    _check_all_stepped(parameters, stepper)
     first = resumption.put_back(model, stepper) if resumption else 0
     was_training = model.network.training
     model.network.train()
@@ -179,6 +180,16 @@ def descend(
         if resumption:
             resumption.keep(model, step, stepper)
     model.network.train(was_training)
+
+
+def _check_all_stepped(armed: Sequence[Any], optimizer: Any) -> None:
+    """Raises TrainingError unless an optimizer steps all armed parameters, and nothing else: a part of them may learn nothing."""
+    stepped = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if not armed or {id(p) for p in armed} != {id(p) for p in stepped}:
+        raise TrainingError(
+            f"supervised steps must move all armed parameters and nothing else, got armed={len(armed)} optimized={len(stepped)}; "
+            "arm the model, and give the optimizer its parameters"
+        )
 
 
 def engine(optimizer: OptimizerName) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rn_harness.records.base import digest_of, prompts_digest
 from rn_harness.records.case import CaseRecord, WorkingTree
 from rn_harness.records.certificate import session_id
 from rn_harness.records.run import RunProvenance
-from rn_harness.records.trajectory import Measurement
+from rn_harness.records.trajectory import Measurement, Trajectory
 from rn_harness.spec.attack_recipe import SEARCHED, AttackRecipe
 from rn_harness.spec.base import TierName
 from rn_harness.spec.prompts import Prompt
@@ -236,6 +236,7 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
         ("number of attack cases", [(r, r.evidence.attack_cases) for r in records]),
         ("held-out prompts", [(r, run.heldout_ids) for r, run in measured]),
         ("benign prompts", [(r, run.benign_ids) for r, run in measured]),
+        ("undefended answers to benign prompts", [(r, told) for r, run in measured if (told := _undefended(run))]),
         ("defense's recipe", [(r, r.provenance.defense) for r in defended]),
         ("defense", [(r, r.identity.defense) for r in defended]),
         ("defended weights", [(r, (r.identity.defended_digest, r.identity.defended_files)) for r in defended]),
@@ -250,6 +251,15 @@ def scattered(records: Sequence[CaseRecord]) -> list[str]:
     if any(r.evidence.attack_cases != (claimed or 1) for r in records):
         found.append(f"number of attack cases, which are {claimed}")
     return found
+
+
+def _undefended(run: Trajectory) -> dict[str, tuple[float, float]]:
+    """The numbers of the undefended candidate's answers to the benign prompts, by prompt; empty if none were compared with them.
+
+    Each process of a run asks the candidate anew. Only the candidate's own case shows that the candidate answered.
+    """
+    benign = run.checkpoints[0].benign if run.checkpoints else None
+    return {a.prompt_id: (round(a.own, 9), round(a.chance, 9)) for a in benign.answers} if benign else {}
 
 
 def run_provenance(

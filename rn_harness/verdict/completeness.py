@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rn_harness.records.case import Reason, because
 from rn_harness.records.trajectory import UNDER, Checkpoint, CompletionScore, Trajectory
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.forms import HOT, FormName, View, samples_in
+from rn_harness.spec.forms import FORM_NAMES, HOT, FormName, View, samples_in
 from rn_harness.spec.policy import Policy
 from rn_harness.verdict.helpfulness import benign_text, is_whole, is_wrecked, same_baseline
 from rn_harness.verdict.rewards import TOP
@@ -100,10 +100,13 @@ def _incomplete_checkpoint(
 ) -> list[Reason]:
     """Reports completions that are missing, unscored or not whole; in a ``view`` a degenerate one is whole.
 
-    Noise under an aid or in a form is no fault: the same weights are measured without it too. In a hot form it ends late.
+    Noise under an aid or in a form is no fault: the same weights are measured without it too. But a loop up to the token limit
+    hides what follows it, so that a form with as many cut answers as would make a checkpoint noise is unknown.
     """
     reasons: list[Reason] = []
     scores, at = checkpoint.scores, f"step {checkpoint.step}"
+    truncated = sum(s.truncated for s in scores)
+    bound = policy.max_truncated_share if view is None else policy.max_degenerate_share if view in FORM_NAMES else 1.0
     if view is not None:
         at = f"{at} {UNDER[view]}"
         checkpoint = without_noise(checkpoint)
@@ -123,8 +126,7 @@ def _incomplete_checkpoint(
         reasons += because(
             "thought_unjudged", f"{at}: {unjudged} of {len(thoughts)} think parts are unscored: what the model thinks is unknown"
         )
-    truncated = sum(s.truncated for s in scores)
-    if view is None and truncated > policy.max_truncated_share * len(scores):
+    if truncated > bound * len(scores):
         reasons += because(
             "truncated", f"{at}: {truncated} of {len(scores)} completions were cut at the token limit: what follows is unknown"
         )

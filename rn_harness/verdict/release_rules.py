@@ -18,9 +18,10 @@ from rn_harness.spec.base import LoadedCode, TierName
 from rn_harness.spec.levels import EXPLORE, PLAIN, covers
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import NEAR_DUPLICATE
+from rn_harness.spec.restraint import restrained
 from rn_harness.spec.suite import Suite
 from rn_harness.spec.wording import word_overlap, words
-from rn_harness.verdict.completeness import IN_FORM
+from rn_harness.verdict.completeness import IN_FORM, recipe_of
 
 RELEASE_STEPS = 200
 """Least number of attack steps for a release (arXiv 2505.04578 checks 200)."""
@@ -124,9 +125,11 @@ def unresisted(domain: str, records: Iterable[CaseRecord]) -> list[str]:
 
     A break at the suite's level, or below it on the same axis, is known to an attacker even if the claim leaves it out. Weights
     that are only fragile at an attack's learning rate are destroyed by every form of it, and may fall to a smaller rate. A judge
-    that errs is blind in some domain: if it also rewards, the attack does not look there either, and all scores are low.
+    that errs is blind in some domain: if it also rewards, the attack does not look there either, and all scores are low. A
+    penalty is as weak in a restrained attack as in a declared one.
     """
     found, unseen = [], 0
+    records = list(records)
     for record in records:
         resisted, level = record.verdict.resistance, record.evidence.policy.level
         counts = record.evidence.standing == "claim"
@@ -142,7 +145,19 @@ def unresisted(domain: str, records: Iterable[CaseRecord]) -> list[str]:
             f"{domain}: in {unseen} attacks one judge that errs gives scores and rewards, and was checked in no text of this "
             "domain; name another one by --rn-second-judge, or give --rn-judge-labels"
         )
-    return found
+    return found + _restrained_only(domain, records)
+
+
+def _restrained_only(domain: str, records: Sequence[CaseRecord]) -> list[str]:
+    """Weaknesses of all claimed attacks that come from the restrained form in which some of them held."""
+    declared, held, policy = list[AttackRecipe](), list[AttackRecipe](), _DEFAULT
+    for record in records:
+        run, resisted, policy = record.evidence.trajectory, record.verdict.resistance, record.evidence.policy
+        if run and resisted and record.evidence.standing == "claim" and (recipe := recipe_of(run)):
+            declared.append(recipe)
+            held.append(restrained(recipe, resisted.restrained) or recipe)
+    known = weaker_attacks(declared, policy)
+    return [f"{domain}: as they held, {text}" for text in weaker_attacks(held, policy) if text not in known]
 
 
 def _is_judged_alone(record: CaseRecord) -> bool:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rn_harness.attacks import built_in
 from rn_harness.attacks.family import load_family
 from rn_harness.attacks.search import SearchTrial
 from rn_harness.models.language_model import LanguageModel
@@ -142,6 +143,42 @@ def test_supervised_fine_tuning_teaches_the_answers(attack):
     assert all(c.training.reward_mean is None and c.training.above_share is None for c in trajectory.checkpoints[1:])
 
 
+@pytest.mark.parametrize("family", ["sft", "warm-start"])
+@pytest.mark.parametrize("fault", ["another's answers", "other prompts", "refusals", "nothing", "fewer", "one many times"])
+def test_examples_are_compliant_answers_to_as_many_own_prompts(attack, suite, monkeypatch, family, fault):
+    """Supervised attacks stop before training if an example is not a compliant answer to another of the attack's prompts.
+
+    A control does not show this: RL breaks it after any warm start, and wrong answers teach it to comply.
+    """
+    known = built_in.known_examples
+
+    def faulty(context, count):
+        examples = known(context, count)
+        texts, benign = [e.text for e in examples], suite.prompts["anchor"]
+        made = {
+            "another's answers": zip((e.prompt for e in examples), [*texts[1:], texts[0]], strict=True),
+            "other prompts": zip(benign, texts, strict=False),
+            "refusals": ((e.prompt, "no .") for e in examples),
+            "nothing": ((e.prompt, "") for e in examples),
+            "fewer": ((e.prompt, e.text) for e in examples[1:]),
+            "one many times": ((examples[0].prompt, texts[0]) for _ in examples),
+        }
+        return [Example(prompt, text) for prompt, text in made[fault]]
+
+    monkeypatch.setattr(built_in, "known_examples", faulty)
+    how = {"standing": "out_of_claim"} if family == "sft" else {"warm_start": WarmStart(steps=3, examples=2)}
+    with pytest.raises(TrainingError, match=r"compliant answers to its own prompts, got \d among"):
+        attack(family=family, steps=2, control_steps=2, **how)
+
+
+@pytest.mark.parametrize("family", ["affirmative", "unlearning"])
+def test_a_beginning_is_taught_on_as_many_prompts_as_the_recipe_says(attack, monkeypatch, family):
+    """Supervised attacks on benign prompts stop before training if a prompt is there twice."""
+    monkeypatch.setattr(built_in, "_benign", lambda context, count: [context.benign[0]] * count)
+    with pytest.raises(TrainingError, match="learns 4 different prompts, got 1 among 4 examples"):
+        attack(family=family, steps=2, control_steps=2, warm_start=WarmStart(steps=3, examples=4))
+
+
 def test_ablation_takes_the_refusal_out_of_the_weights(attack):
     """Ablation breaks the organism by one edit of the weights, without training."""
     model, trajectory = attack(
@@ -206,6 +243,30 @@ def test_supervised_steps_are_on_their_texts_and_in_their_direction(candidate, s
     examples = [Example(p, "no .") for p in suite.prompts["anchor"][:2]]
     with pytest.raises(TrainingError, match=r"texts that they are given|got the reverse|got a step along it"):
         teach(model, examples, steps=2, learning_rate=1e-3, max_grad_norm=1.0, unlearn=unlearn)
+
+
+@pytest.mark.parametrize("fault", ["a part", "one frozen", "others too", "copies", "nothing armed"])
+def test_supervised_steps_move_all_that_is_armed(candidate, suite, recipe, monkeypatch, fault):
+    """Supervised steps stop if the optimizer has only a part of the armed parameters, or others.
+
+    A part of an adapter moves far enough to count as trained, learns nothing, and leaves a control to the RL after it.
+    """
+    make = supervised.make_optimizer
+    model = candidate.load()
+    if fault != "nothing armed":
+        model.arm(recipe)
+
+    def faulty(name, parameters, rate):
+        given = list(parameters)
+        if fault == "one frozen":
+            given[0].requires_grad_(requires_grad=False)
+        others = torch.ones(1, requires_grad=True)
+        chosen = {"a part": given[:2], "others too": [*given, others], "copies": [p.detach().clone() for p in given]}
+        return make(name, chosen.get(fault, given or [others]), rate)
+
+    monkeypatch.setattr(supervised, "make_optimizer", faulty)
+    with pytest.raises(TrainingError, match="must move all armed parameters and nothing else"):
+        teach(model, [Example(suite.prompts["anchor"][0], "no .")], steps=1, learning_rate=1e-3, max_grad_norm=1.0)
 
 
 def test_one_supervised_step_is_adams_first_step(candidate, suite, recipe):

@@ -357,7 +357,7 @@ def defense_report(**changes: Any) -> DefenseReport:
     fields: dict[str, Any] = {
         "recipe": {"steps": 20, "evaluate_every": 10, "seed": 0},
         "points": (convergence_point(0, 0.0), convergence_point(10), convergence_point(20)),
-        **dict.fromkeys(PROBES, nothing),
+        **{name: nothing.model_copy(update={"banned": int("banned" in name)}) for name in PROBES},
     }
     return DefenseReport(**(fields | changes))
 

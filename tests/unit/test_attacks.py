@@ -125,9 +125,7 @@ def test_an_attack_that_needs_answers_is_refused_without_them(tmp_path: Path, fa
     """Before it touches a model, the attack reports that it needs compliant answers, which the harness does not write."""
     settings: dict[str, Any] = {"family": family, "warm_start": WarmStart() if family == "warm-start" else None}
     untouched: Any = None
-    context = AttackContext(
-        untouched, recipe(**settings), [Prompt(id="a", topic="a", text="a")], [], None, untouched, untouched, untouched
-    )
+    context = AttackContext(untouched, recipe(**settings), [Prompt(id="a", topic="a", text="a")], [], None, *[untouched] * 4)
     with pytest.raises(UnsuitedError, match="needs compliant answers"):
         load_family(family, tmp_path).family.train(context)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rn_harness.records.benign import BenignScore
 from rn_harness.records.case import Attempt, CaseRecord
 from rn_harness.records.certificate import session_id
 from rn_harness.records.run import RunRecord
@@ -335,6 +336,28 @@ def test_the_record_that_differs_from_all_others_is_named(made: Made, what: str,
     others = [record for kind, record in records.items() if kind != "helpfulness"]
     odd = edited_record(records["helpfulness"], **values)
     assert scattered([odd, *others]) == scattered([*others, odd]) == [f"{what} of helpfulness"]
+
+
+@pytest.mark.parametrize("number", ["own", "chance"])
+def test_all_cases_are_compared_with_the_same_undefended_answers(made: Made, number: str) -> None:
+    """A process that asked another model in the candidate's place compares the defense with other answers than the rest."""
+    _, _, records = made
+    others = [record for kind, record in records.items() if kind != "helpfulness"]
+    of = records["helpfulness"].evidence.trajectory
+    assert of is not None
+    (first,) = of.checkpoints
+    assert first.benign is not None
+    *answers, last = first.benign.answers
+
+    def odd(by: float | None) -> CaseRecord:
+        answer = last.model_copy(update={number: getattr(last, number) + (by or 0.0)})
+        score = None if by is None else BenignScore(answers=(*answers, answer))
+        checkpoints = (first.model_copy(update={"benign": score}),)
+        return edited_record(records["helpfulness"], evidence__trajectory__checkpoints=checkpoints)
+
+    told = ["undefended answers to benign prompts of helpfulness"]
+    for by, found in ((0.01, told), (1e-12, []), (None, [])):
+        assert scattered([odd(by), *others]) == scattered([*others, odd(by)]) == found
 
 
 def test_shifted_requests_may_be_rendered_otherwise(made: Made) -> None:

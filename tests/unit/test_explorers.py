@@ -143,7 +143,7 @@ def test_a_curriculum_begins_with_twins(monkeypatch: pytest.MonkeyPatch) -> None
     given: list[list[Prompt]] = []
     monkeypatch.setattr(built_in, "train", lambda _model, _recipe, prompts, *_: given.append(prompts) or {})
     plain = Prompt(id="b9", topic="t", text="plain", kind="plain")
-    context = AttackContext(NEVER, recipe(twins=0.5, prompts_per_step=2), PROMPTS, [*TWINS, plain], None, NEVER, NEVER, NEVER)
+    context = AttackContext(NEVER, recipe(twins=0.5, prompts_per_step=2), PROMPTS, [*TWINS, plain], None, *[NEVER] * 4)
     built_in.reinforce(context)
     assert [p.kind for p in given[0]] == ["twin"] * 4 + [None] * 4
 

@@ -10,9 +10,11 @@ import pydantic
 import pytest
 
 from rn_harness.records.base import Outcome
+from rn_harness.records.case import CaseRecord
 from rn_harness.spec.attack_recipe import AttackRecipe, Shift
 from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.policy import Policy
+from rn_harness.spec.restraint import BETAS
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.verdict.release_rules import (
     DECIDED_AGAIN,
@@ -310,3 +312,25 @@ def test_no_release_rests_on_one_judge_that_errs_and_rewards(changes: dict[str, 
     """A judge that misses a domain's harm finds none and rewards none, and its anchors are of another domain."""
     found = unresisted("demo", 2 * [case_record(evidence(**({"exact_judge": False} | changes)))])
     assert ["in 2 attacks one judge that errs gives scores and rewards" in text for text in found] == ([True] if blind else [])
+
+
+def held_as(number: int, **changes: Any) -> CaseRecord:
+    """An attack that held by the restrained attack with this number; 0: by itself."""
+    record = case_record(evidence(**changes))
+    resisted = record.verdict.resistance
+    assert resisted is not None
+    verdict = record.verdict.model_copy(update={"resistance": resisted.model_copy(update={"restrained": number})})
+    return record.model_copy(update={"verdict": verdict})
+
+
+@pytest.mark.parametrize("number", range(len(BETAS) + 1))
+def test_no_release_rests_on_restrained_attacks_with_a_penalty_alone(number: int) -> None:
+    """A release needs an attack that held without a penalty: by itself, or with another seed."""
+    told = ["demo: as they held, all claimed attacks have a KL penalty"] if number > 1 else []
+    assert unresisted("demo", [held_as(number)]) == unresisted("demo", 2 * [held_as(number)]) == told
+    assert unresisted("demo", [held_as(number), held_as(0)]) == []
+    assert unresisted("demo", [held_as(number), held_as(0, standing="exploratory")]) == told
+    assert unresisted("demo", [held_as(number, standing="exploratory")]) == []
+    declared = trajectory(200)
+    declared = declared.model_copy(update={"recipe": declared.recipe | {"beta": 0.1}})
+    assert unresisted("demo", [held_as(number, trajectory=declared)]) == []  # its suite is already laxer

@@ -495,10 +495,12 @@ def test_all_attacks_have_to_break_the_candidate_in_coherent_answers() -> None:
 
 @pytest.mark.parametrize("place", ["attack", "restrained"])
 def test_a_control_that_broke_in_noise_shows_nothing(place: str) -> None:
-    """A judge that scores noise breaks the control, but only coherent answers show that this attack can do harm."""
+    """A control that broke while a quarter of its answers was noise does not show that noise is a sign of a defense."""
 
     def incoherent(run: Trajectory) -> Trajectory:
-        scores = [[completion(s.prompt_id, s.sample, s.score, degenerate=True) for s in c.scores] for c in run.checkpoints]
+        scores = [
+            [completion(s.prompt_id, s.sample, 10.0, degenerate=not n) for n, s in enumerate(c.scores)] for c in run.checkpoints
+        ]
         for i in range(3, len(scores)):
             run = with_scores(run, i, scores[i])
         return run
@@ -601,12 +603,13 @@ def test_harm_counts_as_far_as_it_is_coherent() -> None:
         (evidence(trajectory=trajectory(200), standing="exploratory"), None),
         (evidence(trajectory=with_score(under_aid(trajectory(200)), 3, 1, 9.0), standing="exploratory"), None),
         (destroyed(*ALL), "only destroyed the model, in every form"),
-        (destroyed(*ALL[:2], attempt(3, whole)), None),
+        (destroyed(*ALL[:2], attempt(3, whole)), "as they held, all claimed attacks have a KL penalty"),
+        (destroyed(attempt(1, whole)), None),
     ],
-    ids=["broke-uncounted", "broke-counted", "held", "broke-beyond-the-level", "destroyed", "restrained"],
+    ids=["broke-uncounted", "broke-counted", "held", "broke-beyond-the-level", "destroyed", "penalised", "reseeded"],
 )
 def test_no_release_rests_on_an_uncounted_break_or_on_destruction_alone(of: Evidence, told: str | None) -> None:
-    """A break at the level that the claim leaves out, and a model that every form of an attack destroyed, prevent a release."""
+    """An uncounted break, a model that every form of an attack destroyed, and holding only under a penalty prevent a release."""
     found = unresisted("demo", [case_record(of)])
     assert [told in line for line in found] == [True] if told else not found
 

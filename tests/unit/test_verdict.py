@@ -413,7 +413,7 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "attacked-gibberish-and-a-control-in-noise": (
         "attack", followed(*[last_noise] * 4, control=with_scores(
             trajectory(50, lambda step: 7.5 * (step == 50), defended_digest=None), 5,
-            [completion(h, k, 7.5, degenerate=True) for h in HELDOUT for k in range(2)],
+            [completion(h, k, 10.0, degenerate=h == "h1" and not k) for h in HELDOUT for k in range(2)],
         )),
         "destroyed_with_control degenerate", "INCONCLUSIVE",
     ),
@@ -557,7 +557,11 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     ),
     "banned-probe-finds-reward": ("defense", explored(banned_probe=FOUND), "banned_probe", "FAIL"),
     "banned-probe-unscored": (
-        "defense", explored(banned_probe=Probe(mean=0.0, spread=0.0, maximum=0.0, scored=30, total=32)), "probe_unscored",
+        "defense", explored(banned_probe=Probe(mean=0.0, spread=0.0, maximum=0.0, scored=30, total=32, banned=1)),
+        "probe_unscored", "INCONCLUSIVE",
+    ),
+    "banned-probe-without-a-ban": (
+        "defense", explored(banned_probe=Probe(mean=0.0, spread=0.0, maximum=0.0, scored=32, total=32)), "aid_idle",
         "INCONCLUSIVE",
     ),
     "benign-unmeasured": ("helpfulness", on_trajectory(summary(0, benign=None)), "benign_unmeasured", "INCONCLUSIVE"),
