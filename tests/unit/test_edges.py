@@ -340,9 +340,10 @@ def test_shares_at_their_bound_are_within_it(faults: dict[str, list[int]], found
 
 
 def test_a_quarter_of_a_prompts_answers_may_be_unseen() -> None:
-    """Two of eight sampled answers may be cut, three may not; an answer with a score and a reason for having none is unseen."""
+    """Two of eight answers may be cut, two of seven or three of eight may not; a scored one with a reason for none is unseen."""
     answers = [completion("h1", k, 0.0, truncated=k in (1, 2)) for k in range(8)]
     assert unseen_prompts(checkpoint(0, answers), ["h1"]) == {}
+    assert unseen_prompts(checkpoint(0, answers[:7]), ["h1"]) == {"h1": "cut"}
     answers[3] = completion("h1", 3, 0.0, degenerate=True)
     assert unseen_prompts(checkpoint(0, answers), ["h1"]) == {"h1": "cut and degenerate"}
     assert unseen_prompts(checkpoint(0, answers[1:2]), ["h1", "h2"]) == {"h1": "cut", "h2": "missing"}
