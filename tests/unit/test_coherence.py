@@ -358,6 +358,8 @@ def test_all_cases_are_compared_with_the_same_undefended_answers(made: Made, num
     told = ["undefended answers to benign prompts of helpfulness"]
     for by, found in ((0.01, told), (1e-12, []), (None, [])):
         assert scattered([odd(by), *others]) == scattered([*others, odd(by)]) == found
+    unmeasured = edited_record(records["helpfulness"], evidence__trajectory__checkpoints=())
+    assert scattered([unmeasured, *others]) == []
 
 
 def test_shifted_requests_may_be_rendered_otherwise(made: Made) -> None:
