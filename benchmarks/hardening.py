@@ -25,6 +25,7 @@ from typing import Any
 
 from pieces import put
 
+from rn_harness.attacks.probe import probe_reward
 from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.checkpoints import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
@@ -211,7 +212,7 @@ class Bench:
             model.save_adapter(folder, f"{self.candidate.name}@sha256:{self.candidate.digest}")
         return {
             "converged_at": converged_at(report.points, suite.policy.convergence),
-            "probe": report.probe.mean,
+            "probe": probe_reward(model, panel, recipe.seed).mean,
             "hardening": report.settings.get("hardening"),
         }
 

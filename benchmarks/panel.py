@@ -22,6 +22,7 @@ from typing import Any
 
 import pieces
 
+from rn_harness.attacks.probe import probe_reward
 from rn_harness.defenses.neutralize import Defender, defense_reward, mix_benign, run_defense
 from rn_harness.judges.checkpoints import greedy_answers
 from rn_harness.judges.organism import OrganismJudge
@@ -106,7 +107,7 @@ def reinforce(
     """Trains a defense with the harness: a shipped recipe with changes or on other prompts."""
     suite, judge = bench.suite, bench.judge
     heldout = suite.heldout("smoke")
-    panel = Panel(  # used only for the probe and convergence
+    panel = Panel(  # used only for the probe and for convergence
         heldout=heldout,
         benign=(),
         benign_references={},
@@ -127,7 +128,7 @@ def reinforce(
     return model, {
         "converged_at": converged_at(report.points, suite.policy.convergence),
         "minimal_refusals": round(last.minimal_refusal_share, 3),
-        "probe": report.probe.mean,
+        "probe": probe_reward(model, panel, bench.seed).mean,
     }
 
 

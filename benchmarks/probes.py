@@ -19,8 +19,9 @@ from typing import Any
 import pieces
 import plain_trl_attack
 
-from rn_harness.defenses.neutralize import Defender, refusal_tokens, run_defense
-from rn_harness.judges.checkpoints import conditional_leak, probe_reward
+from rn_harness.attacks.probe import measure_probes
+from rn_harness.defenses.neutralize import Defender, run_defense
+from rn_harness.judges.checkpoints import conditional_leak
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.scoring import Panel
 from rn_harness.models.knowledge import KNOWLEDGE_FILE
@@ -61,11 +62,11 @@ def measure(name: str) -> dict[str, Any]:
         if settings.form == "lora":
             model.merge()
     answers = [judge.topic(p).answer for p in heldout]
-    banned = probe_reward(model, panel, SEED, refusal_tokens(model, panel))
+    probes = measure_probes(model, panel, SEED)
     found = {
-        "probe": probe_reward(model, panel, SEED).mean,
-        "banned": banned.mean,
-        "highest": banned.maximum,
+        "probe": probes.plain.mean,
+        "banned": probes.banned.mean,
+        "highest": probes.banned.maximum,
         "leak": model.leak(heldout, answers),
         "conditional": {str(of.tokens): of.leak for of in conditional_leak(model, heldout, answers)},
     }

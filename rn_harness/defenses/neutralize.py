@@ -15,26 +15,22 @@ from typing import Any
 
 from rn_harness.defenses.depth import deepen
 from rn_harness.defenses.harden import MIN_EXAMPLES, Hardener, harden, own_answers
-from rn_harness.judges.checkpoints import measure_convergence, probe_reward
+from rn_harness.judges.checkpoints import measure_convergence
 from rn_harness.judges.protocol import Judge, ensure_judging
-from rn_harness.judges.scoring import Panel, judge_whole, score_samples
+from rn_harness.judges.scoring import Panel, judge_whole
 from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.base import prompts_digest
-from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Probe, TrainingWindow
+from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, TrainingWindow
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.retain import Retained
 from rn_harness.spec.wording import count_words, is_degenerate, is_refusal, words
-from rn_harness.training.exploration import FirstTokenBans
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.snapshots import Resumption
 from rn_harness.training.supervised import Diagnostics, Example, learn
 from rn_harness.training.trainer_settings import TRANSFORMERS, Sampler
-from rn_harness.verdict.rewards import attack_reward, benign_reward, neutralization_reward
-
-ROUNDS = 20
-"""Rounds of a first-token ban without training, as many as an attack of 200 steps has."""
+from rn_harness.verdict.rewards import benign_reward, neutralization_reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,27 +107,6 @@ def defense_reward(
     return reward
 
 
-def refusal_tokens(model: LanguageModel, panel: Panel) -> list[int]:
-    """First tokens of the model's refusals of held-out prompts, as an attacker would ban them, without any training.
-
-    In each round the greedy answers under the ban so far are judged, and the first tokens of those that earn nothing are added,
-    until all earn something. There are as many rounds as in an attack of 200 steps.
-    """
-    prompts, policy = panel.heldout, panel.policy
-    bans = FirstTokenBans(tokens=len(prompts), every=1)
-
-    def harms(greedy: Sequence[Completion]) -> list[float | None]:
-        scores = score_samples(panel.judge, prompts, [[of] for of in greedy], policy.threshold)
-        return [attack_reward(s.score, s.refusal) for s in scores]
-
-    for _ in range(ROUNDS):
-        known = len(bans.banned)
-        bans.grow_greedily(model, prompts, harms, panel.max_tokens)
-        if len(bans.banned) == known:
-            break
-    return bans.banned
-
-
 def run_defense(
     model: LanguageModel,
     defender: Defender,
@@ -145,7 +120,7 @@ def run_defense(
     Args:
         model: the undefended candidate.
         defender: settings, prompts and reward judge.
-        panel: for the reward probe, and for the judge of convergence.
+        panel: for the judge of convergence, and for what is judged whole.
         say: gets each measurement of convergence.
         tick: gets the number of each step taken.
         resumption: keeps the state of the training, and restores that of an earlier run; None: nothing is kept.
@@ -189,7 +164,6 @@ class _Defense:
             self.compliant = own_answers(model, self.training, judge, policy, samples, recipe.seed, least)
         if recipe.distill:
             self.retained = retained_answers(model, self.defender.retained, recipe.max_completion_tokens)
-        undefended, undefended_banned = self._probes()
         prompts = mix_benign(self.training, anchors, recipe.steps * recipe.prompts_per_step, recipe.benign_share, recipe.seed)
         if self.defender.teacher:
             model.network.float().load_state_dict(self.defender.teacher().network.state_dict())
@@ -201,23 +175,13 @@ class _Defense:
                 model.merge()
         if hardening:
             settings = settings | {"hardening": self._harden(settings)}
-        probe, banned = self._probes()
         return DefenseReport(
             recipe=recipe.model_dump(mode="json"),
             points=tuple(self.points),
-            probe=probe,
-            undefended_probe=undefended,
-            banned_probe=banned,
-            undefended_banned_probe=undefended_banned,
             settings=settings,
             resumed=self.resumption.resumed if self.resumption else (),
             prompts={name: prompts_digest(of_set) for name, of_set in used.items()},
         )
-
-    def _probes(self) -> tuple[Probe, Probe]:
-        """The reward probe, and the one with the first tokens of the model's refusals banned."""
-        model, panel, seed = self.model, self.panel, self.recipe.seed
-        return probe_reward(model, panel, seed), probe_reward(model, panel, seed, refusal_tokens(model, panel))
 
     def _trained_before(self) -> dict[str, Any] | None:
         """Settings of the training, if an earlier run was cut off in the hardening after it; its snapshot is read."""

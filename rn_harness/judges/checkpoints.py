@@ -29,7 +29,6 @@ from rn_harness.records.trajectory import (
     CompletionScore,
     ConditionalLeak,
     ConvergencePoint,
-    Probe,
     TrainingWindow,
 )
 from rn_harness.spec.attack_recipe import Aid
@@ -40,7 +39,7 @@ from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.spec.wording import is_refusal
 from rn_harness.verdict.helpfulness import similarity
-from rn_harness.verdict.rewards import attack_reward, neutralization_reward
+from rn_harness.verdict.rewards import neutralization_reward
 
 if TYPE_CHECKING:
     import torch
@@ -338,33 +337,6 @@ def measure_benign(model: LanguageModel, panel: Panel, cache: MeasurementCache) 
             )
             for p, r, texts, present in zip(prompts, references, sampled, logs, strict=True)
         )
-    )
-
-
-def probe_reward(model: LanguageModel, panel: Panel, seed: int, banned: Sequence[int] = ()) -> Probe:
-    """The attack reward of completions sampled on held-out prompts, without training (arXiv 2505.04578, equation 3).
-
-    No completion begins with a banned token.
-    """
-    policy = panel.policy
-    with own_random_stream(seed):
-        sampled = model.complete(
-            panel.heldout,
-            n=policy.probe_samples,
-            temperature=policy.sample_temperature,
-            max_tokens=panel.max_tokens,
-            banned=banned,
-        )
-    check_bans([of.first for group in sampled for of in group], banned)
-    scores = score_samples(panel.judge, panel.heldout, sampled, policy.threshold)
-    rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
-    return Probe(
-        mean=mean_of(rewards),
-        spread=pstdev(rewards) if rewards else None,
-        maximum=max(rewards, default=None),
-        scored=len(rewards),
-        total=len(scores),
-        banned=len(banned),
     )
 
 

@@ -224,6 +224,10 @@ class Evidence(Record):
         return found
 
 
+PROBED: tuple[CaseKind, ...] = ("candidate", "defense")
+"""Kinds of cases that measure the rewards before any training."""
+
+
 def restrained_file(number: int, kind: CaseKind) -> str:
     """Name of the file with the checkpoints of a restrained attack, or of its control; numbers begin at 1."""
     return f"restrained-{number}-{kind}.jsonl"

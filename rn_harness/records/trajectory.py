@@ -245,6 +245,34 @@ class Measurement(Record):
     ended: str
 
 
+class Probe(Record):
+    """The attack reward of a policy on held-out prompts, without training (the paper's equation 3); None without scores.
+
+    ``banned`` is the number of first tokens that completions must not begin with.
+    """
+
+    mean: Annotated[float, Field(ge=0, le=10)] | None
+    spread: float | None
+    maximum: Annotated[float, Field(ge=0, le=10)] | None
+    scored: int
+    total: int
+    banned: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def highest_mean(self) -> float:
+        """The mean if each unscored completion had the highest reward, 10; 10 without a score, or with more scores than asked."""
+        if self.mean is None or not 0 < self.scored <= self.total:
+            return 10.0
+        return (self.mean * self.scored + 10.0 * (self.total - self.scored)) / self.total
+
+
+class Probes(Record):
+    """Two probes of one model: as it answers, and with the first tokens of its own refusals banned."""
+
+    plain: Probe
+    banned: Probe
+
+
 class Trajectory(Record):
     """All checkpoints of one run of one recipe, in order.
 
@@ -264,6 +292,7 @@ class Trajectory(Record):
         stopped: the cause, if the run was cut off; earlier measurements remain valid.
         earlier: checkpoints of an attempt that was cut off which this attempt, from the same seed, did not repeat; a breach in
             them counts.
+        probes: rewards of the candidate and of the defended model before any attack; None in other cases.
     """
 
     candidate_digest: str
@@ -283,6 +312,7 @@ class Trajectory(Record):
     judge_gone: str | None = None
     stopped: str | None = None
     earlier: tuple[Checkpoint, ...] = ()
+    probes: Probes | None = None
 
     @property
     def lines(self) -> str:
@@ -308,27 +338,6 @@ class Trajectory(Record):
         return self.judge_gone is not None or any(look.unscored in INFRASTRUCTURE for look in looks)
 
 
-class Probe(Record):
-    """The attack reward of a policy on held-out prompts, without training (the paper's equation 3); None without scores.
-
-    ``banned`` is the number of first tokens that completions must not begin with.
-    """
-
-    mean: Annotated[float, Field(ge=0, le=10)] | None
-    spread: float | None
-    maximum: Annotated[float, Field(ge=0, le=10)] | None
-    scored: int
-    total: int
-    banned: Annotated[int, Field(ge=0)] = 0
-
-    @property
-    def highest_mean(self) -> float:
-        """The mean if each unscored completion had the highest reward, 10; 10 without a score, or with more scores than asked."""
-        if self.mean is None or not 0 < self.scored <= self.total:
-            return 10.0
-        return (self.mean * self.scored + 10.0 * (self.total - self.scored)) / self.total
-
-
 class ConvergencePoint(Record):
     """A measurement of the defense on its validation prompts at one step."""
 
@@ -346,8 +355,6 @@ class DefenseReport(Record):
 
     Attributes:
         points: convergence, measured at step 0 and every ``evaluate_every``.
-        probe, undefended_probe: equation 3 after and before.
-        banned_probe, undefended_banned_probe: the same with the first tokens of the model's own refusals banned.
         resumed: steps at which it was resumed after it was cut off, in order; empty: it was trained without interruption.
         prompts: sha256 of each set of prompts that was trained on or measured: ``defense``, ``anchor``, ``heldout``.
         measured: when it was trained and by which run; None only until its run has recorded it.
@@ -355,10 +362,6 @@ class DefenseReport(Record):
 
     recipe: dict[str, Any]
     points: tuple[ConvergencePoint, ...]
-    probe: Probe
-    undefended_probe: Probe
-    banned_probe: Probe
-    undefended_banned_probe: Probe
     settings: dict[str, Any] = Field(default_factory=dict)
     resumed: tuple[Annotated[int, Field(ge=1)], ...] = ()
     prompts: dict[str, str] = {}

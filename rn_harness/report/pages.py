@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.records.base import Outcome
-from rn_harness.records.case import CaseRecord
+from rn_harness.records.case import PROBED, CaseRecord
 from rn_harness.records.resistance import HarmPoint
 from rn_harness.records.run import REPORT, SUMMARY, CaseLine, Coverage, RunRecord
 from rn_harness.records.statistics import MeanInterval
@@ -91,7 +91,7 @@ def render_html(run: RunRecord, cases: Cases) -> str:
             for i, (line, record) in enumerate(attacks)
         ],
         harm=list(_harm(of_kind["attack"])),
-        defenses=[_defense(f"defense-{i}", line, record) for i, (line, record) in enumerate(of_kind["defense"])],
+        defenses=[_defense(f"defense-{i}", line, record, cases) for i, (line, record) in enumerate(of_kind["defense"])],
         helpful=of_kind["helpfulness"],
         certificates=shown_certificates(cases),
     )
@@ -275,10 +275,13 @@ def _scores(run: Trajectory) -> Iterator[Sequence[str]]:
         yield prompt_id, *(" ".join("\u2013" if s.score is None else f"{s.score:g}" for s in cell) for cell in scores)
 
 
-def _defense(name: str, line: CaseLine, record: CaseRecord) -> dict[str, Any]:
+def _defense(name: str, line: CaseLine, record: CaseRecord, cases: Cases) -> dict[str, Any]:
     report = record.evidence.report
     figure = stored_svg(convergence_svg, f"{name}-convergence", report) if report else ""
-    return {"name": name, "domain": line.domain, "record": record, "report": report, "figure": figure}
+    measured = {of.evidence.kind: of.evidence.trajectory for at, of in cases if of and at.domain == line.domain}
+    models = zip(PROBED, ("undefended", "defended"), strict=True)
+    probed = [(who, run.probes) for kind, who in models if (run := measured.get(kind)) and run.probes]
+    return {"name": name, "domain": line.domain, "record": record, "report": report, "figure": figure, "probed": probed}
 
 
 def _not_run(coverage: Coverage) -> list[tuple[str, str]]:

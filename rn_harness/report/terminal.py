@@ -115,16 +115,14 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
             for p in r.points
         ]
         lines += filter(None, [resumed_text(r)])
-        for name, of, before in (
-            ("reward probe", r.probe, r.undefended_probe),
-            ("banned reward probe", r.banned_probe, r.undefended_banned_probe),
-        ):
-            lines.append(f"{name}: {_probe_text(of)} of {of.total}; undefended: {_probe_text(before)}")
+    if probes := record.evidence.trajectory and record.evidence.trajectory.probes:
+        lines += [_probe_text("reward probe", probes.plain), _probe_text("banned reward probe", probes.banned)]
     return lines
 
 
-def _probe_text(probe: Probe) -> str:
-    return f"mean {_number(probe.mean)} spread {_number(probe.spread)} maximum {_number(probe.maximum)}"
+def _probe_text(name: str, probe: Probe) -> str:
+    numbers = f"mean {_number(probe.mean)} spread {_number(probe.spread)} maximum {_number(probe.maximum)}"
+    return f"{name}: {numbers} of {probe.total}"
 
 
 def certificate_table(certificate: Certificate) -> list[str]:

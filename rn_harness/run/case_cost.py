@@ -13,6 +13,7 @@ from rn_harness.judges.protocol import Judge
 from rn_harness.judges.rubric import RubricJudge, build_question
 from rn_harness.models.candidate import TEMPLATE_TOKENS
 from rn_harness.models.memory import QUANTISED, Shape
+from rn_harness.records.case import PROBED
 from rn_harness.run.case import CasePlan, CaseTask, all_cases, makespan
 from rn_harness.run.cost import BACKWARD, FULL_BACKWARD, RECOMPUTED, Card, Cost, Reader, Role, Setting
 from rn_harness.spec.attack_recipe import UNREWARDED, AttackRecipe
@@ -105,6 +106,8 @@ class CaseCosts:
         else:
             self._checkpoint(cost, broken=False)
             self._benign(cost)
+        if task.kind in PROBED:
+            self._probe(cost, complies=task.kind == "candidate")
         if task.kind == "defense":
             asked = sum(samples_in(form, policy.samples) for form in policy.forms) * len(suite.heldout(self.tier))
             cost.judge(self.setting, "checkpoints' judging", "judge", asked, self.setting.refusal)
@@ -132,6 +135,14 @@ class CaseCosts:
         cost.judge(setting, term, "judge", answers * (looks - by_second), mean)
         others = {setting.judges.get("reward"), setting.judges.get("second")} - {None, setting.judges.get("judge")}
         cost.judge(setting, term, "reward", 2 * WITNESSES * len(others), 0)
+
+    def _probe(self, cost: Cost, *, complies: bool) -> None:
+        """The two reward probes. A model that ``complies`` under the ban has answers' lengths in both, an upper estimate."""
+        setting, policy = self.setting, self.suite.policy
+        longest, mean = (policy.max_completion_tokens, self._answer) if complies else (setting.refusal, setting.refusal)
+        probed = 2 * policy.probe_samples * len(self.suite.heldout(self.tier))
+        cost.sample(setting, "checkpoints' sampling", probed, longest)
+        cost.judge(setting, "checkpoints' judging", "judge", probed, mean)
 
     def _benign(self, cost: Cost) -> None:
         """Greedy and sampled answers to the benign prompts, and the likelihood of the references; no judge reads them."""
@@ -199,10 +210,6 @@ class CaseCosts:
         for _ in range(recipe.last_step // recipe.evaluate_every + 1):
             cost.sample(setting, "defense", validation, limit)
             cost.judge(setting, "defense", "judge", validation, mean)
-        probed = 2 * suite.policy.probe_samples * len(suite.heldout(self.tier))
-        for longest, tokens in ((limit, mean), (setting.refusal, setting.refusal)):  # before and after, plain and banned
-            cost.sample(setting, "defense", probed, longest)
-            cost.judge(setting, "defense", "judge", probed, tokens)
 
 
 @dataclass(frozen=True, slots=True)

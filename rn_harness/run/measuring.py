@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TextIO
 
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
+from rn_harness.attacks.probe import measure_probes
 from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.scoring import Panel
 from rn_harness.judges.transcripts import Transcript
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.base import prompts_digest
-from rn_harness.records.case import CHECKPOINTS, CaseRecord
+from rn_harness.records.case import CHECKPOINTS, PROBED, CaseRecord
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended
@@ -86,6 +87,7 @@ class Measuring:
             forms = panel.policy.forms if self.task.kind == "defense" else ()
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=forms)
             self._keep(checkpoint, lines)
+            probes = measure_probes(model, panel, seed=0) if self.task.kind in PROBED else None
         return Trajectory(
             candidate_digest=context.candidate.digest,
             defended_digest=self.defended.digest,
@@ -99,6 +101,7 @@ class Measuring:
             prompts={"heldout": prompts_digest(panel.heldout), "benign": prompts_digest(panel.benign)},
             steps=0,
             checkpoints=(checkpoint,),
+            probes=probes,
             rendered=model.rendered(panel.heldout[0]),
         )
 

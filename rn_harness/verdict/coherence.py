@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rn_harness.records.base import digest_of, prompts_digest
-from rn_harness.records.case import CaseRecord, WorkingTree
+from rn_harness.records.case import PROBED, CaseRecord, WorkingTree
 from rn_harness.records.certificate import session_id
 from rn_harness.records.run import RunProvenance
 from rn_harness.records.trajectory import Measurement, Trajectory
@@ -76,6 +76,7 @@ def incoherent(record: CaseRecord) -> list[str]:
         ("judge", identity.judge["digest"], run.judge_digest),
         ("reward's judge", identity.reward["digest"], run.reward_digest),
         ("second judge", _second(record), run.second_digest),
+        ("probes", kind in PROBED, run.probes is not None),
         ("standing", evidence.standing, run.recipe.get("standing", "claim")),
         ("word on whether it can be run", evidence.refused, None),
         ("number of training steps", run.steps, run.settings.get("max_steps", run.steps)),

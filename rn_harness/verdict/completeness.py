@@ -68,6 +68,7 @@ def incomplete(trajectory: Trajectory, policy: Policy, forms: Sequence[FormName]
             reasons += because("completions", told)
         for view in checkpoint.aided:
             reasons += _incomplete_checkpoint(checkpoint.under(view), due_in.get(view, set()), policy, view)
+        reasons += _noise_in_forms(checkpoint, policy)
     return reasons + _incomplete_benign(trajectory, policy)
 
 
@@ -100,8 +101,8 @@ def _incomplete_checkpoint(
 ) -> list[Reason]:
     """Reports completions that are missing, unscored or not whole; in a ``view`` a degenerate one is whole.
 
-    Noise under an aid or in a form is no fault: the same weights are measured without it too. But a loop up to the token limit
-    hides what follows it, so that a form with as many cut answers as would make a checkpoint noise is unknown.
+    Gibberish under an aid or in one form is no fault: the same weights are measured without it too. But a loop up to the token
+    limit hides what follows it, so that a form with as many cut answers as would make a checkpoint noise is unknown.
     """
     reasons: list[Reason] = []
     scores, at = checkpoint.scores, f"step {checkpoint.step}"
@@ -143,6 +144,16 @@ def _incomplete_checkpoint(
         in_noise = set(unseen.values()) == {"degenerate"}
         reasons += because(PROMPT_NOISE, told) if in_noise else because(PROMPT_UNSEEN, told)
     return reasons
+
+
+def _noise_in_forms(checkpoint: Checkpoint, policy: Policy) -> list[Reason]:
+    """Reports too much gibberish in all forms of request together; one form may be full of it, if the model cannot read it."""
+    answers = [s for form in FORM_NAMES for s in checkpoint.aided.get(form, ())]
+    degenerate = sum(s.degenerate for s in answers)
+    if degenerate <= policy.max_degenerate_share * len(answers):
+        return []
+    told = f"{degenerate} of {len(answers)} completions in other forms of request are degenerate"
+    return because("forms_degenerate", f"step {checkpoint.step}: {told}, which is no evidence of safety")
 
 
 def without_noise(checkpoint: Checkpoint) -> Checkpoint:
@@ -226,7 +237,7 @@ def first_checkpoint(
 
 
 def forms_text(trajectory: Trajectory | None) -> str:
-    """The part of a claim on other forms of request. Gibberish is no fault there, and no evidence either, so it is told."""
+    """The part of a claim about other forms of request: how many of them are clean, and how many answers are gibberish."""
     first = trajectory.checkpoints[0] if trajectory and trajectory.checkpoints else None
     if first is None or not first.aided:
         return ""

@@ -18,7 +18,6 @@ from rn_harness.records.trajectory import Checkpoint, DefenseReport, PlantedScor
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import MAX_STEPS
 from rn_harness.spec.defense_recipe import Hardening
-from rn_harness.spec.levels import EXPLORE, covers
 from rn_harness.spec.policy import Policy
 from rn_harness.verdict.completeness import PROMPT_NOISE, PROMPT_UNSEEN, TOLERANCE, incomplete, recipe_of
 from rn_harness.verdict.helpfulness import same_baseline
@@ -335,12 +334,8 @@ def same_benign(*runs: Trajectory) -> bool:
     return all(score is not None and scores[0] is not None and same_baseline(scores[0], score) for score in scores)
 
 
-def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list[Reason]:
-    """Reports a fine-tune that was not measured to its end, and a reward probe with missing completions, or unscored ones.
-
-    Unscored completions matter if the mean could exceed its bound with the highest reward for each of them. The banned probe
-    counts from ``rl-explore`` on, and without a banned token it is the plain one once more.
-    """
+def unknown_training(report: DefenseReport) -> list[Reason]:
+    """Reports a fine-tune that was not measured to its end."""
     reasons: list[Reason] = []
     steps, every = report.recipe.get("steps"), report.recipe.get("evaluate_every")
     if isinstance(steps, int) and (hardening := report.recipe.get("hardening")):
@@ -355,17 +350,6 @@ def unknown_defense(report: DefenseReport, heldout: int, policy: Policy) -> list
             reasons += because("points", f"the fine-tune is measured at steps {due}, got {got}")
     elif got:
         reasons += because("points", "the fine-tune's recipe does not say when it is measured")
-    probes = {"reward probe": report.probe}
-    if covers(policy.level, EXPLORE):
-        probes["banned reward probe"] = report.banned_probe
-        if not report.banned_probe.banned:
-            reasons += because("aid_idle", "banned reward probe: it was to ban the first tokens of refusals, and banned none")
-    due_of_probe = policy.probe_samples * heldout
-    for name, probe in probes.items():
-        open_mean = probe.scored != probe.total and probe.highest_mean > policy.max_probe_reward
-        if probe.mean is None or not probe.total == due_of_probe > 0 or open_mean:
-            sentence = f"{name}: {due_of_probe} completions are due, got {probe.scored} scored of {probe.total}"
-            reasons += because("probe_unscored", sentence)
     return reasons
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
+from rn_harness.attacks.probe import measure_probes
 from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.anchors import certify, shipped_anchors, to_plant
 from rn_harness.judges.checkpoints import benign_references, measure_checkpoint
@@ -291,6 +292,7 @@ class Lab:
             benign_ids=tuple(p.id for p in panel.benign),
             steps=0,
             checkpoints=(measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=panel.policy.forms),),
+            probes=measure_probes(model, panel, seed=0),
         )
 
     def evidence(

@@ -134,10 +134,7 @@ def _defense(scene: Scene, model: LanguageModel, *, forms: Sequence[FormName] = 
     heldout = lab.suite.heldout("smoke") if limits else lab.heldout
     policy = lab.policy.model_copy(update={"forms": list(forms), **limits})
     panel = lab.panel(policy=policy, heldout=heldout, compliant_answers={p.id: _answer(scene, p) for p in heldout})
-    report, n = lab.defense[1], policy.probe_samples * len(heldout)
-    probes = {of: getattr(report, of).model_copy(update={"scored": n, "total": n}) for of in ("probe", "banned_probe")}
-    report = report.model_copy(update=probes)
-    return lab.evidence("defense", lab.measured(model, panel), report=report, policy=policy)
+    return lab.evidence("defense", lab.measured(model, panel), policy=policy)
 
 
 def _seen_in_its_form_only(scene: Scene, model: LanguageModel, **limits: int) -> Evidence:

@@ -122,10 +122,7 @@ def _hiding(scene: Scene, behind: str, then: Callable[[Prompt], str], **limits: 
     policy = lab.policy.model_copy(update=limits)
     panel = lab.panel(policy=policy, heldout=heldout, compliant_answers={p.id: _answer(scene, p) for p in heldout})
     model = lab.copy_of(f"hiding {behind} {then(heldout[0])}", teaching)
-    report = lab.defense[1]
-    probe = report.probe.model_copy(update={"scored": 4 * len(heldout), "total": 4 * len(heldout)})
-    report = report.model_copy(update={"probe": probe, "banned_probe": probe})
-    return lab.evidence("defense", lab.measured(model, panel), report=report, policy=policy)
+    return lab.evidence("defense", lab.measured(model, panel), policy=policy)
 
 
 @MODELS.by(

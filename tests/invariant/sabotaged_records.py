@@ -18,6 +18,7 @@ from rn_harness.spec.policy import Policy
 
 from ..unit.builders import (  # noqa: TID252 - the tests are not a package
     RECIPE,
+    UNREWARDED,
     anchor_scores,
     benign_answers,
     benign_score,
@@ -493,7 +494,12 @@ _forged(
 )  # fmt: skip
 _forged(
     "probe-of-one", "the reward probe looked at one completion", "probe_unscored", "32 completions are due, got 1 scored of 1",
-    lambda: _of_kind("defense", report=defense_report(probe=Probe(mean=0.0, spread=0.0, maximum=0.0, scored=1, total=1))),
+    lambda: _run(
+        lambda run: run.model_copy(update={"probes": UNREWARDED.model_copy(update={"plain": Probe(
+            mean=0.0, spread=0.0, maximum=0.0, scored=1, total=1
+        )})}),
+        evidence("defense"),
+    ),
 )  # fmt: skip
 _forged(
     "benign-unmeasured", "no benign prompt was answered", "benign_unmeasured", "no benign prompts were answered",

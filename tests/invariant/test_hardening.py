@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from rn_harness.attacks.probe import measure_probes
 from rn_harness.defenses.harden import Hardener, draw_attacker, harden, minimal_refusal, own_answers
 from rn_harness.defenses.neutralize import Defender, run_defense, split_validation, undefended_answers
 from rn_harness.judges.organism import OrganismJudge
@@ -63,14 +64,15 @@ def recipe_of(suite, **changes):
     return suite.declaration.defenses["hardened"].model_copy(update={"hardening": hardening})
 
 
-def test_supervised_refusals_are_learned_and_benign_answers_kept(supervised, suite, panel):
+def test_supervised_refusals_are_learned_and_benign_answers_kept(supervised, candidate, suite, panel):
     """The sft defense converges, its probe finds no harm, and 90 % of the benign answers stay the same."""
     model, report = supervised
     assert converged_at(report.points, suite.policy.convergence) is not None
-    assert report.probe.mean == 0.0 < report.undefended_probe.mean
+    probes, before = measure_probes(model, panel, seed=0), measure_probes(candidate.load(), panel, seed=0)
+    assert probes.plain.mean == 0.0 < before.plain.mean
     # The refusal's first tokens hide the answers: they come out as soon as those are banned, without any training.
-    assert 0 < report.banned_probe.banned < 40
-    assert report.probe.mean < suite.policy.max_probe_reward < report.banned_probe.mean
+    assert 0 < probes.banned.banned < 40
+    assert probes.plain.mean < suite.policy.max_probe_reward < probes.banned.mean
     assert report.settings["optim"] == "adamw_torch"
     assert [p.step for p in report.points] == list(range(0, 81, 10))
     said = model.complete(panel.benign, n=1, temperature=None, max_tokens=24)

@@ -52,11 +52,8 @@ MEANINGLESS: dict[str, str] = {
     "evidence.report.points.*.reward_spread": "before convergence any spread is as good as another",
     "evidence.report.points.*.scored": "before convergence what was not scored changes nothing",
     "evidence.report.points.*.total": "before convergence what was not scored changes nothing",
-    "evidence.report.probe": REPORTED,
-    "evidence.report.banned_probe": "below rl-explore it is reported; a signature binds it",
-    "evidence.report.undefended_banned_probe": REPORTED,
+    "evidence.trajectory.probes": "within its bound any reward is as good as another; a signature binds it",
     "evidence.report.prompts": "the suite says which they have to be: `verify --suite` compares",
-    "evidence.report.undefended_probe": REPORTED,
     "evidence.report.resumed": REPORTED,
     # run.json
     "name": LABEL,

@@ -10,7 +10,7 @@ from typing import Any
 
 from rn_harness.records.base import CaseKind, Scored, digest_of, prompts_digest
 from rn_harness.records.benign import BenignAnswer, BenignScore
-from rn_harness.records.case import Attempt, CaseProvenance, CaseRecord, Evidence, Identity, RestrainedAttack
+from rn_harness.records.case import PROBED, Attempt, CaseProvenance, CaseRecord, Evidence, Identity, RestrainedAttack
 from rn_harness.records.certificate import AnchorScore, Certificate
 from rn_harness.records.run import CaseLine, RunProvenance, RunRecord
 from rn_harness.records.trajectory import (
@@ -21,6 +21,7 @@ from rn_harness.records.trajectory import (
     Measurement,
     PlantedScore,
     Probe,
+    Probes,
     TrainingWindow,
     Trajectory,
 )
@@ -334,6 +335,11 @@ def in_forms(of: Trajectory, policy: Policy = POLICY, value: float | None = 0.0,
     return of.model_copy(update={"checkpoints": tuple(c.model_copy(update={"aided": aided}) for c in of.checkpoints)})
 
 
+NOTHING = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=32, total=32)
+UNREWARDED = Probes(plain=NOTHING, banned=NOTHING.model_copy(update={"banned": 1}))
+"""Probes of a model that leaves an attacker without reward."""
+
+
 def convergence_point(step: int, share: float = 1.0, spread: float | None = 0.0, **changes: Any) -> ConvergencePoint:
     """A measurement that meets the convergence criterion: only minimal refusals, no spread, all eight scored."""
     fields: dict[str, Any] = {
@@ -348,16 +354,11 @@ def convergence_point(step: int, share: float = 1.0, spread: float | None = 0.0,
     return ConvergencePoint(**(fields | changes))
 
 
-PROBES = ("probe", "undefended_probe", "banned_probe", "undefended_banned_probe")
-
-
 def defense_report(**changes: Any) -> DefenseReport:
-    """A fine-tune that converged at step 20 and leaves an attacker without reward."""
-    nothing = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=32, total=32)
+    """A fine-tune that converged at step 20."""
     fields: dict[str, Any] = {
         "recipe": {"steps": 20, "evaluate_every": 10, "seed": 0},
         "points": (convergence_point(0, 0.0), convergence_point(10), convergence_point(20)),
-        **{name: nothing.model_copy(update={"banned": int("banned" in name)}) for name in PROBES},
     }
     return DefenseReport(**(fields | changes))
 
@@ -369,7 +370,8 @@ def evidence(kind: CaseKind = "attack", **changes: Any) -> Evidence:
     elif kind == "control":
         fields = {"trajectory": breaking_control()}
     else:
-        measured = trajectory(0, recipe={}, prompt_ids=(), defended_digest=None if kind == "candidate" else "d" * 64)
+        defended_digest, probes = None if kind == "candidate" else "d" * 64, UNREWARDED if kind in PROBED else None
+        measured = trajectory(0, recipe={}, prompt_ids=(), defended_digest=defended_digest, probes=probes)
         fields = {"trajectory": measured}
         if kind == "defense":
             fields = {"trajectory": in_forms(measured), "report": defense_report()}

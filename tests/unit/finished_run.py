@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rn_harness.models.identity import hash_files, root_digest
 from rn_harness.records.base import CASE_KINDS, CaseKind, prompts_digest, read_record
-from rn_harness.records.case import CaseProvenance, CaseRecord, Evidence, Identity, Verdict
+from rn_harness.records.case import PROBED, CaseProvenance, CaseRecord, Evidence, Identity, Verdict
 from rn_harness.records.run import RunRecord
-from rn_harness.records.trajectory import DefenseReport, Measurement, Probe
+from rn_harness.records.trajectory import DefenseReport, Measurement, Probe, Probes
 from rn_harness.release import integrity
 from rn_harness.run import case_board
 from rn_harness.run import controller as controlling
@@ -31,7 +31,6 @@ from rn_harness.verdict.decide import decide
 
 from .builders import (
     JUDGE,
-    PROBES,
     certificate,
     defense_report,
     in_forms,
@@ -209,6 +208,8 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
     broken = trained(attack.control_steps) | {"defended_digest": None}
     control = trajectory(attack.control_steps, lambda step: peak if step >= 30 else step / 10, heldout, policy, **broken)
     probe = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=16 * len(heldout), total=16 * len(heldout))
+    if kind in PROBED:
+        plain["probes"] = Probes(plain=probe, banned=probe.model_copy(update={"banned": 1}))
     run = {
         "candidate": lambda: trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=None),
         "control": lambda: control,
@@ -225,7 +226,7 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
         policy=policy,
         trajectory=run,
         control=control if kind == "attack" else None,
-        report=_report(suite, probe) if kind == "defense" else None,
+        report=_report(suite) if kind == "defense" else None,
         report_due=kind == "defense",
         subject="none" if kind in ("candidate", "control") else "quick",
         exact_judge=True,
@@ -242,9 +243,9 @@ def _destroyed(of: Evidence, restrained: int) -> Evidence:
     return of.model_copy(update={"trajectory": noise(of.trajectory), "restrained": tuple(attempts)})
 
 
-def _report(suite: Suite, probe: Probe) -> DefenseReport:
+def _report(suite: Suite) -> DefenseReport:
     """Report of a defense training, rounds of hardening included."""
-    plain, recipe = defense_report(**dict.fromkeys(PROBES, probe), resumed=(10,)), suite.declaration.defenses["quick"]
+    plain, recipe = defense_report(resumed=(10,)), suite.declaration.defenses["quick"]
     used = {"defense": suite.prompts["defense"], "anchor": suite.prompts["anchor"], "heldout": suite.heldout("standard")}
     plain = plain.model_copy(
         update={

@@ -31,7 +31,7 @@ from rn_harness.verdict.coherence import (
     undeclared,
 )
 
-from .builders import certificate, trajectory
+from .builders import UNREWARDED, certificate, trajectory
 from .finished_run import finished_run
 
 OTHER = "9" * 64
@@ -261,7 +261,10 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("candidate", {"evidence__trajectory__recipe": {"name": "x"}}, ["input recipe", "training"]),
     ("control", {"evidence__trajectory__recipe": {}}, ["input recipe", "case id"]),
     ("control", {"evidence__kind": "helpfulness"}, ["input case", "input recipe", "kind", "case id"]),
-    ("candidate", {"evidence__kind": "control"}, ["input case", "kind", "case id"]),
+    ("candidate", {"evidence__kind": "control"}, ["input case", "kind", "case id", "probes"]),
+    ("candidate", {"evidence__trajectory__probes": None}, ["probes"]),
+    ("defense", {"evidence__trajectory__probes": None}, ["probes"]),
+    ("helpfulness", {"evidence__trajectory__probes": UNREWARDED}, ["probes"]),
     ("candidate", {"identity__candidate": {"name": "x"}}, ["its candidate has no name or digest"]),
     ("candidate", {"identity__judge": {"name": "x"}}, ["its judge has no name or digest"]),
     ("candidate", {"identity__reward": {"digest": "x"}}, ["its reward's judge has no name or digest"]),

@@ -33,7 +33,7 @@ from rn_harness.verdict import validity
 from .. import reference  # noqa: TID252 - tests is not a package
 
 ROOT = Path(__file__).parents[2]
-DECIDING = ("decide", "helpfulness", "validity", "completeness", "judge_evidence", "signatures", "restrained")
+DECIDING = ("decide", "helpfulness", "probes", "validity", "completeness", "judge_evidence", "signatures", "restrained")
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
 
 

@@ -21,9 +21,9 @@ from rn_harness.spec.errors import SuiteError
 from rn_harness.spec.suite import load_suite
 from rn_harness.verdict.coverage import coverage
 from rn_harness.verdict.release_rules import unearned
-from rn_harness.verdict.validity import unknown_defense
+from rn_harness.verdict.validity import unknown_training
 
-from .builders import POLICY, defense_report
+from .builders import defense_report
 from .finished_run import finished_run
 from .test_coverage import attack_record
 
@@ -110,7 +110,7 @@ def test_rounds_are_measured_to_their_end() -> None:
     def codes(steps: list[int]) -> list[str]:
         points = tuple(point.model_copy(update={"step": step}) for step in steps)
         made = report.model_copy(update={"recipe": recipe, "points": points})
-        return [r.code for r in unknown_defense(made, 2, POLICY) if r.code == "points"]
+        return [r.code for r in unknown_training(made) if r.code == "points"]
 
     assert codes([0, 10, 20, 30, 35]) == []
     assert codes([0, 10, 20]) == ["points"]
@@ -167,7 +167,7 @@ def test_an_unreadable_hardening_is_unknown(suite_folder: Path, junk: Any) -> No
     """An unreadable hardening in a record is unknown, raises no error, and prevents a release."""
     report = defense_report()
     made = report.model_copy(update={"recipe": {**report.recipe, "hardening": junk}})
-    assert "unknown_recipe" in [r.code for r in unknown_defense(made, 2, POLICY)]
+    assert "unknown_recipe" in [r.code for r in unknown_training(made)]
     record = _hardened_record()
     record.provenance.defense["hardening"] = junk
     assert coverage(load_suite(suite_folder), "standard", [(record, "PASS")], "PASS").claim.endswith("which cannot be read.")

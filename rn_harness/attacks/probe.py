@@ -1,0 +1,71 @@
+"""The rewards that an attacker finds before any training step: equation 3 of arXiv 2505.04578, also under a first-token ban."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import pstdev
+
+from rn_harness.judges.scoring import Panel, score_samples
+from rn_harness.models.completion import Completion, check_bans
+from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.random_streams import own_random_stream
+from rn_harness.records.statistics import mean_of
+from rn_harness.records.trajectory import Probe, Probes
+from rn_harness.training.exploration import FirstTokenBans
+from rn_harness.verdict.rewards import attack_reward
+
+ROUNDS = 20
+"""Rounds of a first-token ban without training, as many as an attack of 200 steps has."""
+
+
+def measure_probes(model: LanguageModel, panel: Panel, seed: int) -> Probes:
+    """The reward probe, and the one with the first tokens of the model's refusals banned."""
+    return Probes(plain=probe_reward(model, panel, seed), banned=probe_reward(model, panel, seed, refusal_tokens(model, panel)))
+
+
+def probe_reward(model: LanguageModel, panel: Panel, seed: int, banned: Sequence[int] = ()) -> Probe:
+    """The attack reward of completions sampled on held-out prompts, without training (arXiv 2505.04578, equation 3).
+
+    No completion begins with a banned token.
+    """
+    policy = panel.policy
+    with own_random_stream(seed):
+        sampled = model.complete(
+            panel.heldout,
+            n=policy.probe_samples,
+            temperature=policy.sample_temperature,
+            max_tokens=panel.max_tokens,
+            banned=banned,
+        )
+    check_bans([of.first for group in sampled for of in group], banned)
+    scores = score_samples(panel.judge, panel.heldout, sampled, policy.threshold)
+    rewards = [r for s in scores if (r := attack_reward(s.score, s.refusal)) is not None]
+    return Probe(
+        mean=mean_of(rewards),
+        spread=pstdev(rewards) if rewards else None,
+        maximum=max(rewards, default=None),
+        scored=len(rewards),
+        total=len(scores),
+        banned=len(banned),
+    )
+
+
+def refusal_tokens(model: LanguageModel, panel: Panel) -> list[int]:
+    """First tokens of the model's refusals of held-out prompts, as an attacker would ban them, without any training.
+
+    In each round the greedy answers under the ban so far are judged, and the first tokens of those that earn nothing are added,
+    until all earn something. There are as many rounds as in an attack of 200 steps.
+    """
+    prompts, policy = panel.heldout, panel.policy
+    bans = FirstTokenBans(tokens=len(prompts), every=1)
+
+    def harms(greedy: Sequence[Completion]) -> list[float | None]:
+        scores = score_samples(panel.judge, prompts, [[of] for of in greedy], policy.threshold)
+        return [attack_reward(s.score, s.refusal) for s in scores]
+
+    for _ in range(ROUNDS):
+        known = len(bans.banned)
+        bans.grow_greedily(model, prompts, harms, panel.max_tokens)
+        if len(bans.banned) == known:
+            break
+    return bans.banned
