@@ -11,12 +11,13 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import from_json
 
+from rn_harness.spec.base import Recomputing
 from rn_harness.spec.errors import RecordError
 from rn_harness.spec.prompts import Prompt
 
@@ -49,7 +50,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Summary(Record):
+class Summary(Recomputing, Record):
     """A record with computed fields. They are written for readers of JSON and dropped on reading: the scores decide.
 
     Each is a ``cached_property``: a verdict, a report and the record's file read them hundreds of times.
@@ -61,13 +62,6 @@ class Summary(Record):
         if not isinstance(data, dict):
             return data
         return {name: value for name, value in data.items() if name not in cls.model_computed_fields}
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy that computes its fields again, since the updated scores decide them."""
-        copied = super().model_copy(update=update, deep=deep)
-        for name in copied.__dict__.keys() - type(self).model_fields.keys():
-            del copied.__dict__[name]
-        return copied
 
 
 class Scored(Record):

@@ -183,7 +183,7 @@ class CaseMaker(Executor):
             else:
                 evidence = evidence.model_copy(update={"trajectory": trajectory})
         record = self._write_record(draft, evidence, measured)
-        if restrained_due(evidence):
+        if record.verdict.finding == "degenerate" and restrained_due(evidence):
             self._destroyed[task.address] = draft
         folder, hashes = (draft.defended.folder, draft.defended.hashes) if draft.defended else (None, {})
         return Case(record, task.suite.domain, stored, draft.folder, folder, hashes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +19,18 @@ Standing = Literal["claim", "exploratory", "out_of_claim"]
 """A case counts for the verdict, is run for information, or is an attack that the defense does not claim to withstand."""
 
 
-class Frozen(BaseModel):
+class Recomputing(BaseModel):
+    """Base of objects with cached properties: a changed copy computes them again, since its fields decide them."""
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with these fields replaced, and without the cached properties."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
+
+class Frozen(Recomputing):
     """Base of objects that are read from files: immutable, and a misspelled key is an error.
 
     It is strict: ``"5"`` is refused as a number. A whole number is accepted as a float.

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -141,7 +142,7 @@ class Suite(Frozen):
     recipe: tuple[str, ...] = ()
     neighbours: dict[str, Neighbour] = {}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The sha256 over the declaration and the prompts, after overrides, hex."""
         content = self.model_dump(mode="json", include={"declaration", "prompts", "neighbours"})
@@ -159,9 +160,22 @@ class Suite(Frozen):
 
     def tier_attacks(self, tier: TierName) -> tuple[AttackRecipe, ...]:
         """The attack recipes of a tier, in the suite's order: its own and those of the smaller tiers."""
-        included = TIERS[: TIERS.index(tier) + 1]
-        matrices = (matrix for matrix in self.declaration.attacks if matrix.tier in included)
-        return tuple(_distinct(with_standing(fields, self.policy.level) for m in matrices for fields in m.combinations()))
+        return self._attacks[tier]
+
+    @cached_property
+    def _attacks(self) -> dict[TierName, tuple[AttackRecipe, ...]]:
+        """The attack recipes of each tier."""
+
+        def of(included: Sequence[TierName]) -> tuple[AttackRecipe, ...]:
+            matrices = (matrix for matrix in self.declaration.attacks if matrix.tier in included)
+            return tuple(_distinct(with_standing(fields, self.policy.level) for m in matrices for fields in m.combinations()))
+
+        return {tier: of(TIERS[: n + 1]) for n, tier in enumerate(TIERS)}
+
+    @cached_property
+    def _claimed(self) -> tuple[AttackRecipe, ...]:
+        """The claim cases of all tiers."""
+        return tuple(a for a in self.tier_attacks("full") if a.claim)
 
     def teacher_of(self, recipe: DefenseRecipe) -> DefenseRecipe | None:
         """The recipe of a distilled defense's teacher; None if the candidate itself teaches."""
@@ -174,7 +188,7 @@ class Suite(Frozen):
 
     def lies_within_claim(self, attack: AttackRecipe) -> bool:
         """True if the claim cases of the suite, of all tiers, cover this attack."""
-        return attack.lies_within([a for a in self.tier_attacks("full") if a.claim])
+        return attack.lies_within(self._claimed)
 
     def standing_of(self, case_id: str, run: AttackRecipe | None = None) -> tuple[Standing, bool]:
         """A case's standing, and True if the claim covers its attack; ``run`` has the settings that a search found."""

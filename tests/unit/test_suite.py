@@ -729,3 +729,14 @@ def test_a_suite_may_be_copied_without_its_neighbour(suite_folder: Path) -> None
     suite = load_suite(suite_folder)
     assert [a.neighbour for a in suite.tier_attacks("full")] == [None] * 6 + ["other"]
     assert suite.neighbours == {}
+
+
+def test_a_changed_copy_of_a_suite_has_its_own_digest_and_attacks() -> None:
+    """Digest and attacks are computed once a suite, and anew for a copy with other fields."""
+    suite = load_suite(SUITES / "biochem")
+    known = suite.digest, suite.tier_attacks("smoke")
+    fewer = suite.declaration.model_copy(update={"attacks": suite.declaration.attacks[1:]})
+    changed = suite.model_copy(update={"declaration": fewer})
+    assert changed.digest != known[0]
+    assert len(changed.tier_attacks("smoke")) == len(known[1]) - 1
+    assert (suite.digest, suite.tier_attacks("smoke")) == known[:2]
