@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from rn_harness.judges.anchors import draw, score_planted
+from rn_harness.judges.anchors import AnchorSet, draw, score_planted
 from rn_harness.judges.checkpoints import UnjudgedCheckpoint, judge_checkpoint
 from rn_harness.judges.organism import anchors_for
 from rn_harness.judges.protocol import Judge, ensure_judging
@@ -24,13 +24,13 @@ from rn_harness.training.coroutines import in_background
 from rn_harness.verdict.validity import JUDGES, WITNESSES, misjudging, to_witness
 
 
-def witness(judge: Judge, policy: Policy) -> Callable[[], tuple[PlantedScore, ...]]:
+def witness(judge: Judge, policy: Policy, own: AnchorSet | None) -> Callable[[], tuple[PlantedScore, ...]]:
     """A function that returns a judge's current scores of up to ``WITNESSES`` anchors of each side, drawn by its digest.
 
     It is for judges that do not score checkpoints. A reward judge that goes blind starves the attack, and a second judge that
-    goes blind revokes the breaches that the first judge saw; the scores show neither.
+    goes blind revokes the breaches that the first judge saw; the scores show neither. ``own`` are the suite's own anchors.
     """
-    anchors = anchors_for(judge)
+    anchors = anchors_for(judge, own)
     asked, drawn = judge.about(anchors.forbidden), draw(anchors.of("certify"), judge.digest, WITNESSES, policy)
     return lambda: score_planted(asked, drawn, policy)
 
@@ -84,7 +84,7 @@ class Scoring:
         self._pending: Future[Checkpoint] | None = None
         judges: dict[Witnessed, Judge] = {"reward": reward_judge, **({"second": panel.second} if panel.second else {})}
         others = to_witness(panel.judge.digest, reward_judge.digest, panel.second.digest if panel.second else None)
-        self._witnesses = {who: witness(judges[who], panel.policy) for who in others}
+        self._witnesses = {who: witness(judges[who], panel.policy, panel.anchors) for who in others}
         # Processes that train together all wait for the judge of the first one, in the order of their work.
         asked = [panel.judge, *(judges[who] for who in others)]
         self._in_background = ranks().size == 1 and all(hasattr(judge, "served_model") for judge in asked)

@@ -48,6 +48,9 @@ def _resolve(spec: str) -> Judge:
 def certify_judge_command(
     spec: Spec,
     labels: Annotated[Path | None, typer.Option("--judge-labels", help="your own texts, as for --rn-judge-labels")] = None,
+    suite: Annotated[
+        Path | None, typer.Option(parser=find_suite, metavar="SUITE", help="a suite, whose own anchors are shown if it has any")
+    ] = None,
     preference: Annotated[bool, typer.Option("--preference", help="for preference between two answers, not for harm")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -57,18 +60,20 @@ def certify_judge_command(
     """
     if preference:
         _certify_preference(spec, labels, as_json=as_json)
-    from rn_harness.judges.anchors import certify, load_anchors
+    from rn_harness.judges.anchors import certify, load_anchors, suite_anchors
     from rn_harness.judges.organism import anchors_for
     from rn_harness.report.terminal import certificate_table
     from rn_harness.spec.policy import Policy
+    from rn_harness.spec.suite import load_suite
     from rn_harness.verdict.judge_evidence import shortcomings
 
     policy = Policy()
     with usage_errors():
         judge, own = _resolve(spec), load_anchors(labels) if labels else None
-        inert = anchors_for(judge)
-        judge.about(inert.forbidden).check([a.prompt for a in inert.of("certify")])
-        found = [certify(judge, inert, policy)]
+        by_suite = suite_anchors(load_suite(suite)) if suite else None
+        anchors = anchors_for(judge, by_suite)
+        judge.about(anchors.forbidden).check([a.prompt for a in anchors.of("certify")])
+        found = [certify(judge, anchors, policy, "suite" if anchors is by_suite else "inert")]
         if own:
             found.append(certify(judge, own, policy, "labels"))
     below = [phrase for c in found for phrase in shortcomings(c, policy)]

@@ -127,7 +127,10 @@ class OrganismJudge:
         )
 
 
-def anchors_for(judge: Judge) -> AnchorSet:
-    """The inert anchors that a judge is certified on: the organism's are made from its recipes, all others ship."""
+def anchors_for(judge: Judge, own: AnchorSet | None) -> AnchorSet:
+    """The anchors that a judge is certified on in any case: the organism's are made from its recipes.
+
+    All other judges get a suite's ``own``, or else the shipped ones.
+    """
     asked = unshared(judge)
-    return asked.anchors if isinstance(asked, OrganismJudge) else shipped_anchors()
+    return asked.anchors if isinstance(asked, OrganismJudge) else own or shipped_anchors()

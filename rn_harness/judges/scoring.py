@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rn_harness.judges.anchors import Anchor
+from rn_harness.judges.anchors import Anchor, AnchorSet
 from rn_harness.judges.protocol import Judge
 from rn_harness.judges.transcripts import Transcript
 from rn_harness.models.completion import Completion
@@ -66,6 +66,7 @@ class Panel:
         max_tokens: limit of each completion.
         control_answers: for the leak per token; None: no control was broken in this process.
         transcript: gets the texts of completions; None: they are not kept.
+        anchors: the suite's own, for the judges that do not score checkpoints; None: it has none.
     """
 
     heldout: tuple[Prompt, ...]
@@ -80,6 +81,7 @@ class Panel:
     max_tokens: int
     control_answers: ControlAnswers | None = None
     transcript: Transcript | None = None
+    anchors: AnchorSet | None = None
 
     def __repr__(self) -> str:
         """No answers, since ``--showlocals`` prints this, as it prints the other classes here."""

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rn_harness.judges.anchors import shipped_anchors
+from rn_harness.judges.anchors import shipped_anchors, suite_anchors
 from rn_harness.judges.checkpoints import VALIDATION_COMPLETIONS
 from rn_harness.judges.hf import ROWS_AT_ONCE, HFJudge
 from rn_harness.judges.protocol import Judge
@@ -96,8 +96,9 @@ class CaseCosts:
         if task.kind in {"candidate", "defense"} or (task.attack and task.attack.whole):  # others use the loaded weights again
             cost.load(self.setting, "loading weights")
         if task.kind == "candidate":
+            anchors = suite_anchors(suite) or shipped_anchors()
             for role in self.setting.judges:
-                cost.judge(self.setting, "checkpoints' judging", role, PASSES * len(shipped_anchors().of("certify")), 0)
+                cost.judge(self.setting, "checkpoints' judging", role, PASSES * len(anchors.of("certify")), 0)
             self._benign(cost)  # the references
         if task.kind == "defense" and self.defense:
             self._defend(cost, self.defense)

@@ -99,7 +99,7 @@ class RunContext(Participants):
             "second": judges.second.digest if judges.second else None,
             "sessions": dict(sessions),
             "forbidden": digest_of(suite.declaration.forbidden),
-            "anchors": anchors_for(judges.evaluation).digest,
+            "anchors": anchors_for(judges.evaluation, self.anchors(suite)).digest,
             "policy": suite.policy.model_dump(mode="json"),
             "prompts": {name: prompts_digest(of_set) for name, of_set in prompts.items()},
             "versions": dict(versions()),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from rn_harness.attacks.family import Loaded, load_family
-from rn_harness.judges.anchors import AnchorSet, load_anchors
+from rn_harness.judges.anchors import AnchorSet, load_anchors, suite_anchors
 from rn_harness.judges.protocol import Judge, SharedJudge
 from rn_harness.judges.resolve import resolve_judge, resolve_suites_judge
 from rn_harness.models.candidate import Candidate
@@ -88,6 +88,7 @@ class Participants:
     options: Options
     _judges: dict[str, Judge] = field(default_factory=dict, init=False)
     _checked: set[str] = field(default_factory=set, init=False)
+    _anchors: dict[str, AnchorSet | None] = field(default_factory=dict, init=False)
     _retained: dict[str, tuple[Retained, ...]] = field(default_factory=dict, init=False)
 
     @functools.cached_property
@@ -187,6 +188,7 @@ class Participants:
     def check_judges(self, suite: Suite) -> None:
         """Checks once that each judge can judge the suite's prompts; a judge on a server gets a real question."""
         if suite.digest not in self._checked:
+            self.anchors(suite)
             for judge in self.judges(suite).distinct:
                 judge.check([p for of_set in suite.prompts.values() for p in of_set])
             self._checked.add(suite.digest)
@@ -195,6 +197,12 @@ class Participants:
     def labels(self) -> AnchorSet | None:
         """The lab's own labelled texts; a ``JudgeError`` if the file cannot be read as anchors."""
         return load_anchors(self.options.path(self.options.labels)) if self.options.labels else None
+
+    def anchors(self, suite: Suite) -> AnchorSet | None:
+        """The suite's own anchors; None: it has none. A ``JudgeError`` if they are no whole exam."""
+        if suite.digest not in self._anchors:
+            self._anchors[suite.digest] = suite_anchors(suite)
+        return self._anchors[suite.digest]
 
     def retained(self, suite: Suite) -> tuple[Retained, ...]:
         """The benign prompts, besides anchors, that a distilled defense of this suite keeps the answers to.

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rn_harness.attacks.family import Attacker
 from rn_harness.attacks.scoring import witness
@@ -22,7 +22,7 @@ from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import hash_files, root_digest
 from rn_harness.models.resolve import ADAPTER_CONFIG, resolve_candidate
 from rn_harness.records.base import INFRASTRUCTURE, content_key
-from rn_harness.records.certificate import Certificate, session_id
+from rn_harness.records.certificate import AnchorSource, Certificate, session_id
 from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Measurement, Witnessed
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended
@@ -74,9 +74,9 @@ class SuiteRun:
         reward, policy = self.judges.reward, self.suite.policy
         if reward.digest == self.judges.evaluation.digest:  # certificates cover it
             return None
-        return misjudging(witness(reward, policy)(), policy)
+        return misjudging(witness(reward, policy, self.anchors)(), policy)
 
-    def certificate(self, judge: Judge, anchors: AnchorSet, source: Literal["inert", "labels"]) -> Certificate:
+    def certificate(self, judge: Judge, anchors: AnchorSet, source: AnchorSource) -> Certificate:
         """A judge's certificate, from the store or made now.
 
         A certificate with failures of the judge's machinery is not stored: the next run asks again. A certificate of an opaque
@@ -103,10 +103,18 @@ class SuiteRun:
         return made
 
     def _certificates_of(self, judge: Judge) -> tuple[Certificate, ...]:
-        """A judge's certificates on inert anchors, and on the lab's own labels if there are any."""
-        labels = self.context.labels
-        inert = self.certificate(judge, anchors_for(judge), "inert")
-        return (inert, self.certificate(judge, labels, "labels")) if labels else (inert,)
+        """A judge's certificates: the one that each needs, and one on the lab's own labels if there are any."""
+        labels, main = self.context.labels, self._main_certificate(judge)
+        return (main, self.certificate(judge, labels, "labels")) if labels else (main,)
+
+    def _main_certificate(self, judge: Judge) -> Certificate:
+        anchors = anchors_for(judge, self.anchors)
+        return self.certificate(judge, anchors, "suite" if anchors is self.anchors else "inert")
+
+    @property
+    def anchors(self) -> AnchorSet | None:
+        """The suite's own anchors; None: it has none."""
+        return self.context.anchors(self.suite)
 
     @functools.cached_property
     def certificates(self) -> tuple[Certificate, ...]:
@@ -117,7 +125,7 @@ class SuiteRun:
     def second_certificate(self) -> Certificate | None:
         """Certificate of the second judge."""
         second = self.judges.second
-        return self.certificate(second, anchors_for(second), "inert") if second else None
+        return self._main_certificate(second) if second else None
 
     @functools.cached_property
     def opaque_certificates(self) -> dict[Witnessed, tuple[Certificate, ...]]:
@@ -142,7 +150,7 @@ class SuiteRun:
         """The prompts, judges and undefended answers that checkpoints are measured with."""
         suite, policy, judges = self.suite, self.suite.policy, self.judges
         judge, benign, heldout = judges.evaluation, suite.prompts["benign"], suite.heldout(self.context.options.tier)
-        anchors = anchors_for(judge)
+        anchors = anchors_for(judge, self.anchors)
         return Panel(
             heldout=heldout,
             benign=benign,
@@ -154,6 +162,7 @@ class SuiteRun:
             second=judges.second,
             policy=policy,
             max_tokens=policy.max_completion_tokens,
+            anchors=self.anchors,
         )
 
     def _known_answers(self, prompts: Sequence[Prompt]) -> dict[str, str] | None:

@@ -10,7 +10,7 @@ import collections
 import hashlib
 import itertools
 import json
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +23,7 @@ from rn_harness.spec.collector import collector_paused
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.errors import RecipeError, SuiteError
 from rn_harness.spec.levels import PLAIN, LevelName
+from rn_harness.spec.overrides import apply_overrides, checked_recipe
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import (
     PROMPT_SETS,
@@ -33,14 +34,9 @@ from rn_harness.spec.prompts import (
     prompt_files,
     read_prompts,
 )
-from rn_harness.spec.yaml_files import NOT_YAML, Place, parse_yaml, read_yaml, validated
+from rn_harness.spec.yaml_files import Place, read_yaml, validated
 
 SUITE_FILE = "suite.yaml"
-NOT_OF_A_PROFILE = (
-    "policy.level", "attack.level", "attack.standing", "attack.ban", "attack.opener", "attack.entropy_",
-    "attack.replay", "attack.advantages", "attack.twins",
-)  # fmt: skip
-"""Beginnings of pairs that a model's profile must not set: they would turn plain attacks into nominal explorers."""
 
 
 class Judges(Frozen):
@@ -50,11 +46,14 @@ class Judges(Frozen):
         evaluation: spec of the judge that scores checkpoints.
         reward: spec of another judge, which makes the rewards of defense and attack.
         second: spec of a judge, not the first, that gives a second opinion; None: there is none. It may be the reward judge.
+        anchors: a file in the suite's folder, with labelled texts of its domain: judges are certified on them instead of on the
+            shipped ones, which are about baking.
     """
 
     evaluation: Annotated[str, Field(min_length=1)]
     reward: Annotated[str, Field(min_length=1)]
     second: Annotated[str, Field(min_length=1)] | None = None
+    anchors: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Declaration(Frozen):
@@ -130,6 +129,7 @@ class Suite(Frozen):
         private: prompt sets that replace the suite's own (``--rn-prompts``); their texts are part of the digest.
         recipe: the pairs that the candidate's profile declares, applied before ``overrides``.
         neighbours: other domains that attacks train on, if their suites exist; part of the digest.
+        anchors_sha256: of the file with the suite's own anchors, hex; None: it has none.
     """
 
     folder: Path
@@ -141,12 +141,19 @@ class Suite(Frozen):
     private: tuple[PromptSetName, ...] = ()
     recipe: tuple[str, ...] = ()
     neighbours: dict[str, Neighbour] = {}
+    anchors_sha256: str | None = None
 
     @cached_property
     def digest(self) -> str:
         """The sha256 over the declaration and the prompts, after overrides, hex."""
-        content = self.model_dump(mode="json", include={"declaration", "prompts", "neighbours"})
+        content = self.model_dump(mode="json", include={"declaration", "prompts", "neighbours", "anchors_sha256"})
         return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+    @property
+    def anchors_file(self) -> Path | None:
+        """The file with the suite's own anchors; None: judges are certified on the shipped ones."""
+        named = self.declaration.judges.anchors if self.declaration.judges else None
+        return self.folder / named if named else None
 
     @property
     def domain(self) -> str:
@@ -205,63 +212,6 @@ class Suite(Frozen):
         return tuple(p for p in self.prompts["heldout"] if p.core or tier == "full")
 
 
-def _apply_overrides(raw: Any, overrides: Sequence[str], path: Path) -> Any:
-    """Applies ``--rn-set`` pairs to the parsed ``suite.yaml``.
-
-    ``policy.…`` and ``defenses.NAME.…`` are paths into the file. ``defense.FIELD`` sets the field in every defense recipe,
-    ``attack.FIELD`` in every attack recipe and removes it from the matrix. Attacks out of the claim stay as they are, since
-    their numbers have another meaning.
-    """
-    raw = json.loads(json.dumps(raw, default=str))
-    for pair in overrides:
-        key, equals, text = pair.partition("=")
-        parts = key.strip().split(".")
-        if not equals or len(parts) < 2 or not all(parts):
-            raise RecipeError(f"--rn-set takes KEY=VALUE with a dotted key, got {pair!r}; e.g. attack.steps=100")
-        try:
-            value = parse_yaml(text)
-        except NOT_YAML:
-            raise RecipeError(f"--rn-set takes a YAML value, got {pair!r}; quote it") from None
-        if parts[0] == "attack":
-            reached = [m for m in raw["attacks"] if m["base"].get("standing") != "out_of_claim"]
-            places = [matrix["base"] for matrix in reached]
-            for matrix in reached:
-                matrix.get("vary", {}).pop(parts[1], None)
-        elif parts[0] == "defense":
-            places = list(raw["defenses"].values())
-        elif parts[0] == "defenses" and parts[1] not in raw["defenses"]:
-            known = ", ".join(raw["defenses"])
-            raise RecipeError(f"--rn-set changes a recipe that {path} declares, got {pair!r}; known defenses: {known}")
-        elif parts[0] in ("policy", "defenses"):
-            places = [raw.setdefault(parts[0], {})]
-        else:
-            raise RecipeError(f"--rn-set reaches attack, defense, defenses and policy, got key={key!r} for {path}; correct it")
-        for place in places:
-            _set_in(place, parts[1:], value)
-    return raw
-
-
-def _set_in(place: Any, parts: Sequence[str], value: Any) -> None:
-    """Sets ``place[a][b][c]``, and creates missing mappings."""
-    for part in parts[:-1]:
-        place = place.setdefault(part, {}) if isinstance(place, dict) else None
-    if not isinstance(place, dict):
-        raise RecipeError(f"--rn-set: a key leads through mappings, got {'.'.join(parts)!r} through a plain value; shorten it")
-    place[parts[-1]] = value
-
-
-def _checked_recipe(recipe: Iterable[str], path: Path, defenses: Container[str]) -> tuple[str, ...]:
-    """The pairs that a model's profile declares, none of which decides what a claim is about.
-
-    A profile is for many suites: its pairs for a defense that this one does not declare are left out.
-    """
-    pairs = tuple(recipe)
-    for pair in pairs:
-        if pair.startswith(NOT_OF_A_PROFILE):
-            raise RecipeError(f"{path}: a profile does not decide what a claim is about, got {pair!r}; use --rn-set or the suite")
-    return tuple(pair for pair in pairs if not pair.startswith("defenses.") or pair.split(".")[1] in defenses)
-
-
 @collector_paused()
 def load_suite(
     folder: Path,
@@ -290,7 +240,7 @@ def load_suite(
     raw = read_yaml(path, filled=True)
     # First without overrides, so that an error is reported for the file or for the override that caused it.
     declaration, attacks = _declare(raw, str(path))
-    overrides, recipe = tuple(overrides), _checked_recipe(recipe, path, declaration.defenses)
+    overrides, recipe = tuple(overrides), checked_recipe(recipe, path, declaration.defenses)
     files = prompt_files(folder, declaration.domain, private)
     prompts = {name: read_prompts(path) for name, path in files.items()}
     check_prompts(files, folder, prompts)
@@ -306,12 +256,11 @@ def load_suite(
         source = f"{path}{profiled}" + (f" with --rn-set {' '.join(overrides)}" if overrides else "")
         source += f" with --rn-level {level}" if level else ""
         try:
-            declaration, attacks = _declare(_apply_overrides(raw, (*recipe, *asked, *overrides), path), source)
+            declaration, attacks = _declare(apply_overrides(raw, (*recipe, *asked, *overrides), path), source)
             neighbours = _read_neighbours(folder, attacks, private)
             _check_attacks(source, _distinct(attacks), prompts, neighbours)
         except SuiteError as error:
             raise RecipeError(str(error)) from None
-    own = tuple(name for name, path in files.items() if path.parent != folder / "prompts")
     return Suite(
         folder=folder,
         declaration=declaration,
@@ -319,10 +268,23 @@ def load_suite(
         overrides=overrides,
         declared_attacks=declared,
         declared_level=own_level,
-        private=own,
+        private=tuple(name for name, path in files.items() if path.parent != folder / "prompts"),
         recipe=recipe,
         neighbours=neighbours,
+        anchors_sha256=_anchors_digest(folder, declaration.judges),
     )
+
+
+def _anchors_digest(folder: Path, judges: Judges | None) -> str | None:
+    """The sha256 of the file with the suite's own anchors, which lies in its folder, hex; None: it has none."""
+    if judges is None or judges.anchors is None:
+        return None
+    path = folder / judges.anchors
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise SuiteError(
+            f"{folder / SUITE_FILE}: judges.anchors names a file in the suite's folder, got {judges.anchors!r}; put one there"
+        )
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read_neighbours(folder: Path, attacks: Iterable[AttackRecipe], private: Path | None) -> dict[str, Neighbour]:

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rn_harness.records.base import digest_of, prompts_digest
-from rn_harness.records.case import PROBED, CaseRecord, WorkingTree
-from rn_harness.records.certificate import session_id
+from rn_harness.records.case import PROBED, CaseRecord, Evidence, WorkingTree
+from rn_harness.records.certificate import main_certificate, session_id
 from rn_harness.records.run import RunProvenance
 from rn_harness.records.trajectory import Measurement, Trajectory
 from rn_harness.spec.attack_recipe import SEARCHED, AttackRecipe
@@ -93,7 +93,7 @@ def _second(record: CaseRecord) -> str | None:
 def _misaddressed(record: CaseRecord) -> list[str]:
     """Reports inputs that contradict the rest of the record."""
     inputs, identity, evidence = record.inputs, record.identity, record.evidence
-    run, inert = evidence.trajectory, next((c for c in evidence.certificates if c.source == "inert"), None)
+    run, main = evidence.trajectory, main_certificate(evidence.certificates)
     said = {name: inputs.get(name) for name in ("sessions", "prompts", "recipe")}
     sessions, prompts, recipe = (value if isinstance(value, dict) else {} for value in said.values())
     same = identity.judge["digest"] == identity.reward["digest"]
@@ -109,7 +109,7 @@ def _misaddressed(record: CaseRecord) -> list[str]:
         "hardware": identity.hardware,
         "plugins": sorted({code.sha256 for code in identity.plugins}),
         "case": evidence.kind,
-        "anchors": inert.anchors_digest if inert else None,
+        "anchors": main.anchors_digest if main else None,
     }
     if run is not None and (run.settings or not run.recipe):  # an attack that ended early has no settings
         due |= {"search": run.settings.get("search", {}).get("trials"), "family": run.settings.get("family_sha256")}
@@ -174,6 +174,7 @@ def undeclared(record: CaseRecord, suite: Suite, tier: TierName) -> list[str]:
         found.append("it was measured by another policy")
     if inputs.get("forbidden") != digest_of(suite.declaration.forbidden):
         found.append("its judges were told that something else is forbidden")
+    found += _other_anchors(evidence, suite)
     attack = next((a for a in suite.tier_attacks("full") if a.id == record.case_id.partition("-")[2]), None)
     if evidence.kind in ("control", "attack") and attack is None:
         found.append("its attack is none that the suite declares")
@@ -194,6 +195,14 @@ def undeclared(record: CaseRecord, suite: Suite, tier: TierName) -> list[str]:
         sets = _sets_of(suite, tier, None) | {name: suite.prompts[name] for name in ("defense", "anchor")}
         found += [f"{text} by the defense" for text in _other_prompts(evidence.report.prompts, sets)]
     return found
+
+
+def _other_anchors(evidence: Evidence, suite: Suite) -> list[str]:
+    """Reports a judge that was not certified on the suite's own anchors, or on those of a suite without any."""
+    main, due = main_certificate(evidence.certificates), suite.anchors_file is not None and not evidence.exact_judge
+    return (
+        ["its judge was certified on other anchors than the suite declares"] if main and (main.source == "suite") != due else []
+    )
 
 
 def _sets_of(suite: Suite, tier: TierName, attack: AttackRecipe | None) -> dict[str, Sequence[Prompt]]:

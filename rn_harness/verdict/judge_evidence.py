@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rn_harness.records.case import Reason, SecondOpinion, because
-from rn_harness.records.certificate import AnchorScore, Certificate
+from rn_harness.records.certificate import AnchorScore, Certificate, main_certificate
 from rn_harness.records.statistics import counted, excess_p, rank_correlation, upper_bound
 from rn_harness.records.trajectory import Checkpoint, CompletionScore, PlantedScore, Trajectory
 from rn_harness.spec.policy import Confirmation, Policy
@@ -55,10 +55,10 @@ def shortcomings(certificate: Certificate, policy: Policy) -> list[str]:
 def uncertified(certificates: Sequence[Certificate], digest: str, policy: Policy, who: str = "the judge") -> list[Reason]:
     """Reasons why the scores of the judge with this digest do not count; ``who`` is its role.
 
-    Every certificate has to be of this judge and within the bounds, and at least one on inert anchors.
+    Every certificate has to be of this judge and within the bounds, and one on inert anchors or on the suite's own.
     """
-    if not any(c.source == "inert" for c in certificates):
-        return because("judge_uncertified", f"{who} was not certified on inert anchors")
+    if main_certificate(certificates) is None:
+        return because("judge_uncertified", f"{who} was not certified on inert anchors, nor on the suite's")
     reasons: list[Reason] = []
     for certificate in certificates:
         found = shortcomings(certificate, policy)
@@ -81,7 +81,8 @@ def certified_on(certificates: Sequence[Certificate]) -> str:
     """The part of every claim that names the texts on which the judge is certified."""
     labels = next((c.table.anchors for c in certificates if c.source == "labels"), None)
     also = "only" if labels is None else f"and on {labels} labels of the lab's own"
-    return f"judge certified on inert anchors {also}"
+    by_suite = [c.table.anchors for c in certificates if c.source == "suite"]
+    return f"judge certified on {f'{by_suite[0]} anchors of the suite' if by_suite else 'inert anchors'} {also}"
 
 
 def misjudged(planted: Sequence[PlantedScore], threshold: float, *, high: bool) -> tuple[int, int, int]:
@@ -105,12 +106,12 @@ def drift(
     A noisy judge may misjudge at most half of a checkpoint's anchors. Over the run it may misjudge no more than the upper bounds
     of its certified error rates explain. An ``exact`` judge must not misjudge any. ``who`` begins each sentence.
     """
-    inert = next((c for c in certificates if c.source == "inert"), None)
-    known = {a.anchor_id: a for a in inert.scores} if inert else {}
+    main = main_certificate(certificates)
+    known = {a.anchor_id: a for a in main.scores} if main else {}
     reasons = [r for c in trajectory.checkpoints for r in _drift_at(c, known, policy, exact=exact, who=who)]
-    if reasons or inert is None:
+    if reasons or main is None:
         return reasons
-    table = inert.table
+    table = main.table
     for name, high in SIDES:
         counts = [misjudged(c.planted, policy.threshold, high=high) for c in trajectory.checkpoints]
         wrong, total = sum(c[0] for c in counts), sum(c[2] for c in counts)
@@ -171,7 +172,7 @@ def disputes(trajectory: Trajectory, certificates: Sequence[Certificate], policy
     if not disputed:
         return reasons, []
     judged = Counter(s.prompt_id for c in trajectory.seen for s in c.all_scores if s.score is not None)
-    rate = _false_positives([c for c in certificates if c.source == "inert"])
+    rate = _false_positives([c for c in certificates if c.source != "labels"])
     worst, n, p, p_worst = _excess(Counter(prompt for _, prompt in disputed), judged, rate)
     found = because(
         "disputed",

@@ -146,7 +146,7 @@ class Bench:
     def judged_again(self, recorded: Recorded, judge: Judge) -> Trajectory:
         """A recorded attack whose completions this judge scores; the organism's judge gave the rewards."""
         kept = self.panel
-        asked = judge.about(anchors_for(judge).forbidden)
+        asked = judge.about(anchors_for(judge, None).forbidden)
         panel = dataclasses.replace(kept, judge=judge, anchor_judge=asked, planted=self.lab.panel(judge).planted)
         scoring, gone = Scoring(panel, self.lab.judge, lambda _: None, None, lambda work: work()), None
         try:

@@ -153,13 +153,13 @@ class Lab:
     def certificate(self, judge: Judge) -> Certificate:
         """A judge's certificate on inert anchors, made once."""
         if judge.digest not in self._certificates:
-            self._certificates[judge.digest] = certify(judge, anchors_for(judge), self.policy)
+            self._certificates[judge.digest] = certify(judge, anchors_for(judge, None), self.policy)
         return self._certificates[judge.digest]
 
     def panel(self, judge: Judge | None = None, second: Judge | None = None, **changes: Any) -> Panel:
         """The panel of checkpoints, with the organism's judge by default."""
         judge = judge or self.judge
-        anchors = anchors_for(judge)
+        anchors = anchors_for(judge, None)
         fields: dict[str, Any] = {
             "heldout": self.heldout,
             "benign": self.benign,

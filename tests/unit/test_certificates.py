@@ -232,7 +232,8 @@ def test_without_a_certificate_no_score_counts() -> None:
     """Without a certificate on inert anchors no score counts, even if there is one on labels."""
     labels = certificate().model_copy(update={"source": "labels"})
     for certificates in ((), (labels,)):
-        assert sentence(uncertified(certificates, JUDGE, POLICY)) == "the judge was not certified on inert anchors"
+        told = sentence(uncertified(certificates, JUDGE, POLICY))
+        assert told == "the judge was not certified on inert anchors, nor on the suite's"
 
 
 def test_another_judges_certificate_does_not_count() -> None:

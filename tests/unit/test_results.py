@@ -210,7 +210,7 @@ def joinable(template: Scene, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(RunSession, "identity", lambda *_: identity)
     monkeypatch.setattr(RunSession, "defense_recipe", lambda *_: recipe)
     monkeypatch.setattr(acceptance, "expected_key", lambda _session, _task, record: content_key("case", record.inputs))
-    monkeypatch.setattr(acceptance, "anchors_for", lambda _: SimpleNamespace(digest=certificate().anchors_digest))
+    monkeypatch.setattr(acceptance, "anchors_for", lambda *_: SimpleNamespace(digest=certificate().anchors_digest))
     return template
 
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from rn_harness.judges.organism import anchors_for
+from rn_harness.judges.protocol import Judge
 from rn_harness.models.identity import hash_files
 from rn_harness.records.base import content_key
 from rn_harness.records.case import CaseRecord
@@ -109,10 +110,14 @@ def _judges(session: RunSession, task: CaseTask, record: CaseRecord) -> Iterator
                 yield f"it says that no digest covers the {role} judge, which is not so"
             continue
         certificates = shown.get(role, ())
-        if [c.anchors_digest for c in certificates] != [anchors_for(judge).digest, *_labels(session)]:
+        if [c.anchors_digest for c in certificates] != [_anchors(session, task.suite, judge), *_labels(session)]:
             yield f"its {role} judge answered other known texts than it was to be shown"
         elif sessions.get(role) != session_id(certificates):
             yield f"its {role} judge is another session's"
+
+
+def _anchors(session: RunSession, suite: Suite, judge: Judge) -> str:
+    return anchors_for(judge, session.anchors(suite)).digest
 
 
 def _labels(session: RunSession) -> list[str]:
@@ -146,8 +151,9 @@ def _evidence(session: RunSession, task: CaseTask, record: CaseRecord) -> list[s
     suite, evidence, tier = task.suite, record.evidence, session.options.tier
     judges, run, second = session.judges(suite), evidence.trajectory, evidence.second_certificate
     standing = suite.standing_of(task.case_id, recipe_of(run) if run else None)
-    certified = [c.anchors_digest for c in evidence.certificates] == [anchors_for(judges.evaluation).digest, *_labels(session)]
-    certified_second = not judges.second or (second and second.anchors_digest == anchors_for(judges.second).digest)
+    due = [_anchors(session, suite, judges.evaluation), *_labels(session)]
+    certified = [c.anchors_digest for c in evidence.certificates] == due
+    certified_second = not judges.second or (second and second.anchors_digest == _anchors(session, suite, judges.second))
     report_due = session.defense_recipe(suite) is not None if task.kind == "defense" else evidence.report_due
     heldout, benign = (tuple(p.id for p in prompts) for prompts in (suite.heldout(tier), suite.prompts["benign"]))
     checks = (
