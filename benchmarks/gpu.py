@@ -11,7 +11,7 @@ finished.
   (``--shape smollm2-135m``).
 * ``smoke``: the smoke tier of suites/biochem on that random model, with a judge in Phi-4's shape on the same card: seconds by
   case (``--smoke``). Random weights neither refuse nor judge, so that only times count.
-* ``claim``: suites/baking on an aligned SmolLM2 (made by benchmarks/smollm2.py), standard tier, three seeds of the defense.
+* ``claim``: suites/baking on an aligned SmolLM2 (made by benchmarks/real_models.py), standard tier, three seeds of the defense.
 
 ``--shape tiny`` does the same on any machine, to try the script, with completions of 16.
 

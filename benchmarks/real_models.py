@@ -21,8 +21,8 @@ from typing import Any
 
 import pieces
 import yaml
+from alignment import align, contrasts
 from packaged import MODELS, fetch
-from smollm2_align import align, contrasts
 from taught import JUDGE, SUITE, split_benign, write_prompts
 
 from rn_harness.attacks.loop import draw_attack_prompts

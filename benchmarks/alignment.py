@@ -1,4 +1,4 @@
-"""Alignment of a real language model for suites/baking: it learns to refuse, and can still be broken; see ``smollm2.py``."""
+"""Alignment of a real language model for suites/baking: it learns to refuse, and can still be broken; see ``real_models.py``."""
 
 from __future__ import annotations
 
