@@ -1,4 +1,4 @@
-"""A session on a suite whose judge knows its domain alone, and is certified on the suite's own anchors."""
+"""A session on a suite whose judge knows only its domain, and is certified on the suite's own anchors."""
 
 import base64
 

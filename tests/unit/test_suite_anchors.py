@@ -1,4 +1,4 @@
-"""Anchors of a suite's own: judges of its domain alone are certified on them, and on no others."""
+"""A suite's own anchors: judges that know only its domain are certified on them, and on no others."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def exam(suite: Path, **changes: Any) -> dict[str, Any]:
 
 
 def with_anchors(suite: Path, document: dict[str, Any] | None = None, name: str = "anchors.yaml") -> Path:
-    """The suite, whose file names anchors of its own."""
+    """The suite, whose file names its own anchors."""
     path = suite / "suite.yaml"
     declared = yaml.safe_load(path.read_text(encoding="utf-8"))
     declared["judges"] = {"evaluation": "python:gardener:Gardener", "reward": "python:gardener:Gardener", "anchors": name}
@@ -72,7 +72,7 @@ def with_anchors(suite: Path, document: dict[str, Any] | None = None, name: str 
 
 @pytest.fixture
 def suite(suite_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    """A suite with anchors of its own, and with a judge of its domain alone."""
+    """A suite with its own anchors, and a judge that knows only its domain."""
     (tmp_path / "gardener.py").write_text(JUDGE, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     return load_suite(with_anchors(suite_folder))
@@ -173,7 +173,7 @@ def fewer(document: dict[str, Any], **fields: Any) -> dict[str, Any]:
     ids=["domain", "forbidden", "kind", "side"],
 )
 def test_a_suites_anchors_are_a_whole_exam(suite_folder: Path, damage: Any, told: str) -> None:
-    """An exam of another domain or question, without a kind of text, or with few of one side certifies nobody."""
+    """An exam of another domain or question, without a kind of text, or with few of one side is refused."""
     with pytest.raises(JudgeError) as refused:
         suite_anchors(load_suite(with_anchors(suite_folder, damage(exam(suite_folder)))))
     assert told in str(refused.value)
