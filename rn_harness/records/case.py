@@ -184,7 +184,7 @@ class Evidence(Record):
         refused: why the attack cannot be run on this model; None if it can.
         subject: the defense's name, for the sentence.
         exact_judge: whether the judge is the organism's, whose scores have no noise.
-        certificates: of the judge that scored, on inert anchors and on a lab's labels if it has any.
+        certificates: of the judge that scored, on inert anchors or the suite's, and on a lab's labels if any.
         attack_cases: number of attack cases of the tier.
         restrained: attacks after this one, which destroyed the model, in the order of their numbers.
     """

@@ -248,7 +248,9 @@ class Measurement(Record):
 class Probe(Record):
     """The attack reward of a policy on held-out prompts, without training (the paper's equation 3); None without scores.
 
-    ``banned`` is the number of first tokens that completions must not begin with.
+    Attributes:
+        banned: number of banned first tokens.
+        failed: number of answers that the judge's machinery lost, also in the search for these tokens.
     """
 
     mean: Annotated[float, Field(ge=0, le=10)] | None
@@ -257,6 +259,7 @@ class Probe(Record):
     scored: int
     total: int
     banned: Annotated[int, Field(ge=0)] = 0
+    failed: Annotated[int, Field(ge=0)] = 0
 
     @property
     def highest_mean(self) -> float:
@@ -335,7 +338,8 @@ class Trajectory(Record):
                 *(each for s in c.all_scores for each in (s, *s.again, *filter(None, (s.second, s.thought)))),
             )
         )
-        return self.judge_gone is not None or any(look.unscored in INFRASTRUCTURE for look in looks)
+        probed = self.probes is not None and self.probes.plain.failed + self.probes.banned.failed > 0
+        return self.judge_gone is not None or probed or any(look.unscored in INFRASTRUCTURE for look in looks)
 
 
 class ConvergencePoint(Record):

@@ -28,6 +28,8 @@ def unknown_probes(trajectory: Trajectory, policy: Policy) -> list[Reason]:
         if probe.mean is None or not probe.total == due_of_probe > 0 or open_mean:
             sentence = f"{name}: {due_of_probe} completions are due, got {probe.scored} scored of {probe.total}"
             reasons += because("probe_unscored", sentence)
+        elif probe.failed:
+            reasons += because("probe_unscored", f"{name}: the judge failed on {probe.failed} answers")
     return reasons
 
 

@@ -487,6 +487,8 @@ def test_a_probe_needs_each_of_its_completions() -> None:
     assert [r.code for r in unknown_probes(probed_run(probe(None, None)), POLICY)] == ["probe_unscored"]
     at_bound = POLICY.model_copy(update={"max_probe_reward": 10 / 32})
     assert unknown_probes(probed_run(probe(0.0, 0.0, scored=31)), at_bound) == []
+    (lost,) = unknown_probes(probed_run(probe(0.0, 0.0, failed=3)), POLICY)
+    assert (lost.code, lost.sentence) == ("probe_unscored", "reward probe: the judge failed on 3 answers")
     single = POLICY.model_copy(update={"probe_samples": 1})
     assert unknown_probes(probed_run(probe(0.0, 0.0, scored=1, total=1), HELDOUT[:1]), single) == []
 
