@@ -260,6 +260,21 @@ def test_headings_step_down_one_by_one(text: str) -> None:
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
+def test_probes_are_shown_of_each_model_that_was_probed(passed: tuple[RunRecord, Cases]) -> None:
+    """A defense from a folder shows its probes without a training's report, and the candidate's if its case has a record."""
+    run, cases = passed
+    by_id = {line.case_id: (line, record) for line, record in cases}
+    line, record = by_id["defense"]
+    assert record is not None
+    folder = line, record.model_copy(update={"evidence": record.evidence.model_copy(update={"report": None})})
+    for shown, models in (([by_id["candidate"], folder], ["undefended", "defended"]), ([folder], ["defended"])):
+        page = render_html(run, shown)
+        rows = [f"{who}{ban}" for who in models for ban in ("", ", refusals&#39; first tokens banned")]
+        table = page.partition("Reward probe:")[2].partition("</table>")[0]
+        assert re.findall(r"<t[hd][^>]*>((?:un)?defended[^<]*)<", table) == rows
+        assert "Convergence by training step" not in page
+
+
 def test_the_same_records_give_the_same_bytes(
     passed: tuple[RunRecord, Cases], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
