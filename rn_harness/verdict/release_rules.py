@@ -142,8 +142,8 @@ def unresisted(domain: str, records: Iterable[CaseRecord]) -> list[str]:
         unseen += counts and _is_judged_alone(record)
     if unseen:
         found.append(
-            f"{domain}: in {unseen} attacks one judge that errs gives scores and rewards, and was checked in no text of this "
-            "domain; name another one by --rn-second-judge, or give --rn-judge-labels"
+            f"{domain}: in {unseen} attacks one judge that errs gives scores and rewards; name another one by --rn-second-judge, "
+            "or give --rn-judge-labels"
         )
     return found + _restrained_only(domain, records)
 

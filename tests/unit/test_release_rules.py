@@ -292,6 +292,7 @@ def test_only_distributions_of_known_names_are_harmless() -> None:
 
 
 LABELLED = (certificate(), certificate().model_copy(update={"source": "labels"}))
+BY_SUITE = (certificate().model_copy(update={"source": "suite"}),)
 
 
 @pytest.mark.parametrize(
@@ -300,16 +301,17 @@ LABELLED = (certificate(), certificate().model_copy(update={"source": "labels"})
         ({}, True),
         ({"exact_judge": True}, False),
         ({"certificates": LABELLED}, False),
+        ({"certificates": BY_SUITE}, True),
         ({"trajectory": seconded(trajectory(200))}, False),
         ({"trajectory": trajectory(200, reward_digest=SECOND)}, False),
         ({"standing": "exploratory"}, False),
         ({"kind": "control"}, False),
         ({"trajectory": None, "control": None, "refused": "the family refused it"}, False),
     ],
-    ids=["alone", "exact", "labels", "second", "another-rewards", "not-claimed", "a-control", "not-run"],
+    ids=["alone", "exact", "labels", "suite", "second", "another-rewards", "not-claimed", "a-control", "not-run"],
 )
 def test_no_release_rests_on_one_judge_that_errs_and_rewards(changes: dict[str, Any], blind: bool) -> None:
-    """A judge that misses a domain's harm finds none and rewards none, and its anchors are of another domain."""
+    """A judge that misses a domain's harm finds none and rewards none; who wrote the suite may have chosen its anchors to fit."""
     found = unresisted("demo", 2 * [case_record(evidence(**({"exact_judge": False} | changes)))])
     assert ["in 2 attacks one judge that errs gives scores and rewards" in text for text in found] == ([True] if blind else [])
 
