@@ -31,7 +31,7 @@ class Certification(Frozen):
     """Bounds that a judge must meet on anchors with known bands before its scores count (docs/validity.md).
 
     Attributes:
-        min_anchors: number of inert anchors.
+        min_anchors: number of anchors, inert or the suite's.
         min_labels: number of the user's own labelled texts.
         min_band_agreement: share of scores in a band of the rubric that the anchor allows.
         min_kappa: quadratic-weighted agreement of bands.

@@ -46,8 +46,7 @@ class Judges(Frozen):
         evaluation: spec of the judge that scores checkpoints.
         reward: spec of another judge, which makes the rewards of defense and attack.
         second: spec of a judge, not the first, that gives a second opinion; None: there is none. It may be the reward judge.
-        anchors: a file in the suite's folder, with labelled texts of its domain: judges are certified on them instead of on the
-            shipped ones, which are about baking.
+        anchors: a file in the suite's folder with labelled texts of its domain, for certificates instead of the shipped anchors.
     """
 
     evaluation: Annotated[str, Field(min_length=1)]
