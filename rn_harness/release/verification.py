@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from rn_harness.judges.anchors import AnchorSet, suite_anchors
 from rn_harness.models.identity import UNHASHED, root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RUN, STATEMENT, RunRecord
@@ -140,6 +142,7 @@ def _suites(evidence: RunEvidence, folders: Sequence[Path], private: Path | None
         try:
             overrides, recipe = run.options.get("overrides", ()), recipes.get(load_suite(folder).domain, ())
             suite = load_suite(folder, overrides, private, recipe, run.options.get("level"))
+            anchors = suite_anchors(suite)
         except RnHarnessError as error:
             yield Refusal("suite_differs", f"{folder}: {error}")
             continue
@@ -150,6 +153,8 @@ def _suites(evidence: RunEvidence, folders: Sequence[Path], private: Path | None
             yield Refusal("suite_differs", why)
             continue
         yield from (Refusal("suite_differs", why) for why in _undeclared(evidence, suite))
+        records = evidence.records_of(suite.domain)
+        yield from (Refusal("suite_differs", f"{suite.domain} {why}") for why in other_anchors(records, anchors))
         lax = unexcused(suite)
         yield from (Refusal("lax", why) for why in lax)
         yield from (Refusal("not_releasable", why) for why in laxer(suite) if why not in lax)
@@ -173,6 +178,16 @@ def _undeclared(evidence: RunEvidence, suite: Suite) -> Iterator[str]:
         if (record.evidence.standing, record.evidence.within_claim) != standing:
             yield f"{domain}: {record.case_id} has another standing than the suite declares"
         yield from (f"{domain} {record.case_id}: {text}" for text in undeclared(record, suite, tier))
+
+
+def other_anchors(records: Iterable[CaseRecord], anchors: AnchorSet | None) -> Iterator[str]:
+    """Reports cases with a judge that was certified on a suite's anchors which are not these, the ones of the suite's file."""
+    due = anchors.digest if anchors else None
+    for record in records:
+        others = itertools.chain([record.evidence.second_certificate], *record.known.values())
+        shown = [c for c in (*record.evidence.certificates, *others) if c and c.source == "suite"]
+        if any(c.anchors_digest != due for c in shown):
+            yield f"{record.case_id}: a judge was certified on other anchors than those in the suite's file"
 
 
 def _weight_differences(run: RunRecord, folder: Path | None) -> Iterator[str]:

@@ -17,6 +17,7 @@ from rn_harness.judges.anchors import LEAST, AnchorKind, certify, suite_anchors
 from rn_harness.judges.organism import anchors_for
 from rn_harness.judges.own import load_own
 from rn_harness.records.case import CaseRecord
+from rn_harness.release.verification import other_anchors
 from rn_harness.spec.errors import JudgeError, SuiteError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import Suite, load_suite
@@ -129,6 +130,22 @@ def test_a_record_says_whose_anchors_certified_its_judge(suite: Suite, exact: bo
     declaration = suite.declaration.model_copy(update={"judges": judges if own else judges.model_copy(update={"anchors": None})})
     told = undeclared(record, suite.model_copy(update={"declaration": declaration}), "smoke")
     assert ("its judge was certified on other anchors than the suite declares" in told) is found
+
+
+@pytest.mark.parametrize("role", ["judge", "second", "reward"])
+def test_verify_compares_the_anchors_of_each_judge_with_the_suites_file(suite: Suite, role: str) -> None:
+    """A release job refuses a certificate of any judge on other anchors than those that lie in its own copy of the suite."""
+    anchors, of = suite_anchors(suite), evidence("candidate")
+    assert anchors is not None
+    (known,) = of.certificates
+    for digest, found in ((anchors.digest, 0), ("0" * 64, 1)):
+        shown = known.model_copy(update={"source": "suite", "anchors_digest": digest})
+        places = {"judge": {"certificates": (shown,)}, "second": {"second_certificate": shown}, "reward": {}}
+        record = case_record(of.model_copy(update=places[role]))
+        record = record.model_copy(update={"known": {"reward": (shown,)} if role == "reward" else {}})
+        assert len(list(other_anchors([record], anchors))) == found
+        assert len(list(other_anchors([record], None))) == 1
+    assert list(other_anchors([case_record(of)], anchors)) == []
 
 
 def test_the_suites_digest_covers_its_anchors(suite: Suite) -> None:
