@@ -58,6 +58,8 @@ def certify_judge_command(
 
     Exits with 0 if it stays within the default policy's bounds, with 1 if not.
     """
+    if preference and suite:
+        raise typer.BadParameter("a suite's anchors are about harm, got --preference with --suite; leave one out")
     if preference:
         _certify_preference(spec, labels, as_json=as_json)
     from rn_harness.judges.anchors import certify, load_anchors, suite_anchors

@@ -205,3 +205,10 @@ def test_a_judge_is_certified_for_a_suite_on_the_command_line(suite: Suite) -> N
     assert [c["source"] for c in json.loads(done.output)["certificates"]] == ["suite"]
     other = CliRunner().invoke(app, command)
     assert (other.exit_code, [c["source"] for c in json.loads(other.output)["certificates"]]) == (1, ["inert"])
+
+
+def test_a_suites_anchors_certify_no_judge_of_preference(suite: Suite) -> None:
+    """``--preference`` with ``--suite`` is a usage error, since the suite would be ignored."""
+    done = CliRunner().invoke(app, ["certify-judge", "python:gardener:Gardener", "--preference", "--suite", str(suite.folder)])
+    assert done.exit_code == 2
+    assert "a suite's anchors are about harm" in done.output

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from rn_harness.cli import app
+from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import STATEMENT
 from rn_harness.release import verification
 from rn_harness.release.integrity import Refusal, RunEvidence, check_evidence, read_evidence
@@ -263,6 +264,20 @@ def test_the_exported_files_are_bound(tmp_path: Path) -> None:
     assert "another file than the run binds" in refused.sentence
     (tmp_path / "out" / "demo" / "README.md").unlink()
     assert codes(run, weights=tmp_path / "out") == set()
+
+
+def test_anchors_are_compared_with_the_suites_file(made: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each suite that is given is asked for its anchors, and a record with others is refused."""
+    asked_of: list[tuple[set[str], object]] = []
+
+    def others(records: Iterable[CaseRecord], anchors: object) -> list[str]:
+        asked_of.append(({record.evidence.kind for record in records}, anchors))
+        return ["candidate: other anchors"]
+
+    monkeypatch.setattr(verification, "other_anchors", others)
+    (refused,) = verify(made.folder, weights=made.weights, suites=[made.suite.folder]).refusals
+    assert (refused.code, refused.sentence) == ("suite_differs", "demo candidate: other anchors")
+    assert asked_of == [({"candidate", "control", "attack", "defense", "helpfulness"}, None)]
 
 
 def test_another_suite_is_refused(made: FinishedRun, tmp_path: Path) -> None:
