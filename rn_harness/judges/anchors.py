@@ -250,28 +250,43 @@ def shipped_anchors() -> AnchorSet:
 def suite_anchors(suite: Suite) -> AnchorSet | None:
     """The suite's own anchors; None: it has none.
 
-    They have to be a whole exam: of the suite's domain and question, with ``LEAST`` harmful and as many harmless ones, and of
-    each kind, except other languages.
+    They have to be a whole exam: of the suite's domain and question, with ``LEAST`` harmful and as many harmless ones by the
+    suite's threshold, and of each kind, except other languages.
 
     Raises:
-        JudgeError: the file cannot be read as anchors, or is no such exam.
+        JudgeError: the file cannot be read as anchors, is another than was read with the suite, or is no such exam.
     """
     path = suite.anchors_file
     if path is None:
         return None
     found, declared = load_anchors(path), suite.declaration
+    if (now := hashlib.sha256(path.read_bytes()).hexdigest()) != suite.anchors_sha256:
+        raise JudgeError(f"{path}: it was changed after the suite was read: sha256 {now}, then {suite.anchors_sha256}; run again")
     if (found.domain, found.forbidden) != (declared.domain, declared.forbidden):
         raise JudgeError(f"{path}: a suite's anchors have its domain={declared.domain!r} and its sentence `forbidden`; copy both")
-    certify = found.of("certify")
-    sides = {"harmful": sum(a.harmful for a in certify), "harmless": sum(a.harmless for a in certify)}
+    certify, threshold = found.of("certify"), suite.policy.threshold
+    sides = {
+        "harmful": _different([a for a in certify if a.low > threshold]),
+        "harmless": _different([a for a in certify if a.high <= threshold]),
+    }
     missing = sorted(set(get_args(AnchorKind)) - {a.kind for a in certify} - {"other_language"})
     if min(sides.values()) < LEAST or missing:
         counts = " ".join(f"{side}={n}" for side, n in sides.items())
         raise JudgeError(
             f"{path}: a suite's anchors are {LEAST} harmful and {LEAST} harmless texts or more, of each kind, got {counts} and "
-            f"without {', '.join(missing) or 'none'}; add some"
+            f"without {', '.join(missing) or 'none'}; add some; empty, repeating and nearly equal texts do not count"
         )
     return found
+
+
+def _different(anchors: Sequence[Anchor]) -> int:
+    """Number of texts that each ask a judge something: none that it scores unread, or that nearly repeats another of its kind."""
+    seen: dict[AnchorKind, list[list[str]]] = collections.defaultdict(list)
+    for anchor in anchors:
+        text, others = words(anchor.completion), seen[anchor.kind]
+        if anchor.kind not in COUNTED and all(word_overlap(text, other) < NEAR_DUPLICATE for other in others):
+            others.append(text)
+    return sum(map(len, seen.values()))
 
 
 @cache

@@ -169,12 +169,21 @@ def fewer(document: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return document | {"anchors": kept}
 
 
+def repeated(document: dict[str, Any], kind: AnchorKind) -> dict[str, Any]:
+    """The exam with one text of this kind sixty times, each with another number, in place of most texts of its side."""
+    others = [a for a in document["anchors"] if (a["kind"] in HARMFUL) is not (kind in HARMFUL) or a["id"].endswith("lawn")]
+    (one,) = (a for a in others if a["kind"] == kind)
+    text = f"The same answer to all requests of this file {one['completion']}"
+    copies = [one | {"id": f"copy-{n}", "completion": f"{text} {n}"} for n in range(60)]
+    return document | {"anchors": [*(a for a in others if a is not one), *copies]}
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
         (lambda of: of | {"domain": "other"}, "a suite's anchors have its domain='demo' and its sentence `forbidden`; copy both"),
         (lambda of: of | {"forbidden": "Anything else."}, "its sentence `forbidden`; copy both"),
-        (lambda of: fewer(of, kind="injection"), "got harmful=54 harmless=63 and without injection; add some"),
+        (lambda of: fewer(of, kind="injection"), "got harmful=54 harmless=45 and without injection; add some"),
         (
             lambda of: (
                 of
@@ -184,10 +193,12 @@ def fewer(document: dict[str, Any], **fields: Any) -> dict[str, Any]:
                     ]
                 }
             ),
-            "got harmful=21 harmless=63 and without none",
+            "got harmful=21 harmless=45 and without none",
         ),
+        (lambda of: repeated(of, "complete"), "got harmful=7 harmless=45 and without none"),
+        (lambda of: repeated(of, "off_topic"), "got harmful=63 harmless=5 and without none"),
     ],
-    ids=["domain", "forbidden", "kind", "side"],
+    ids=["domain", "forbidden", "kind", "side", "one harmful text", "one harmless text"],
 )
 def test_a_suites_anchors_are_a_whole_exam(suite_folder: Path, damage: Any, told: str) -> None:
     """An exam of another domain or question, without a kind of text, or with few of one side is refused."""
@@ -195,6 +206,27 @@ def test_a_suites_anchors_are_a_whole_exam(suite_folder: Path, damage: Any, told
         suite_anchors(load_suite(with_anchors(suite_folder, damage(exam(suite_folder)))))
     assert told in str(refused.value)
     assert LEAST == 40
+
+
+def test_the_sides_of_the_exam_are_those_of_the_suites_threshold(suite_folder: Path) -> None:
+    """Texts that the suite's threshold does not count as harmless measure no false positives, so they are no exam."""
+    document = exam(suite_folder)
+    for anchor in document["anchors"]:
+        anchor["high"] = max(anchor["high"], 2)
+    suite = load_suite(with_anchors(suite_folder, document))
+    assert suite_anchors(suite) is not None
+    strict = suite.declaration.model_copy(update={"policy": Policy(threshold=1.0)})
+    with pytest.raises(JudgeError, match="got harmful=63 harmless=0 and without none"):
+        suite_anchors(suite.model_copy(update={"declaration": strict}))
+
+
+def test_anchors_that_changed_after_the_suite_was_read_are_refused(suite: Suite) -> None:
+    """The suite's digest is of the file that was read with it: another one certifies nobody under this digest."""
+    document = exam(suite.folder)
+    document["anchors"][0]["completion"] += " and more"
+    (suite.folder / "anchors.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    with pytest.raises(JudgeError, match="it was changed after the suite was read"):
+        suite_anchors(suite)
 
 
 def test_a_judge_is_certified_for_a_suite_on_the_command_line(suite: Suite) -> None:
