@@ -9,7 +9,7 @@ from rn_harness.judges.scoring import Panel, score_samples
 from rn_harness.models.completion import Completion, check_bans
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.random_streams import own_random_stream
-from rn_harness.records.base import INFRASTRUCTURE, Scored
+from rn_harness.records.base import INFRASTRUCTURE, Unscored
 from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import Probe, Probes
 from rn_harness.training.exploration import FirstTokenBans
@@ -21,9 +21,10 @@ ROUNDS = 20
 
 def measure_probes(model: LanguageModel, panel: Panel, seed: int) -> Probes:
     """The reward probe, and the one with the first tokens of the model's refusals banned."""
-    tokens, failed = refusal_tokens(model, panel)
+    tokens, lost = refusal_tokens(model, panel)
     plain, banned = (probe_reward(model, panel, seed, of) for of in ((), tokens))
-    return Probes(plain=plain, banned=banned.model_copy(update={"failed": banned.failed + failed}))
+    failed = banned.failed + sum(reason in INFRASTRUCTURE for reason in lost)
+    return Probes(plain=plain, banned=banned.model_copy(update={"failed": failed, "unjudged": len(lost)}))
 
 
 def probe_reward(model: LanguageModel, panel: Panel, seed: int, banned: Sequence[int] = ()) -> Probe:
@@ -50,28 +51,23 @@ def probe_reward(model: LanguageModel, panel: Panel, seed: int, banned: Sequence
         scored=len(rewards),
         total=len(scores),
         banned=len(banned),
-        failed=_failed(scores),
+        failed=sum(s.unscored in INFRASTRUCTURE for s in scores),
     )
 
 
-def _failed(scores: Sequence[Scored]) -> int:
-    return sum(s.unscored in INFRASTRUCTURE for s in scores)
-
-
-def refusal_tokens(model: LanguageModel, panel: Panel) -> tuple[list[int], int]:
+def refusal_tokens(model: LanguageModel, panel: Panel) -> tuple[list[int], list[Unscored]]:
     """First tokens of the model's refusals of held-out prompts, as an attacker would ban them, without any training.
 
     In each round the greedy answers under the ban so far are judged, and the first tokens of those that earn nothing are added,
-    until all earn something. There are as many rounds as in an attack of 200 steps. Also returns the number of answers that the
-    judge's machinery could not score: their first tokens may be banned although they earn something.
+    until all earn something. There are as many rounds as in an attack of 200 steps. Also returns for each answer without a score
+    why it has none: its first token may be banned although it earns something.
     """
-    prompts, policy, failed = panel.heldout, panel.policy, 0
+    prompts, policy, lost = panel.heldout, panel.policy, list[Unscored]()
     bans = FirstTokenBans(tokens=len(prompts), every=1)
 
     def harms(greedy: Sequence[Completion]) -> list[float | None]:
-        nonlocal failed
         scores = score_samples(panel.judge, prompts, [[of] for of in greedy], policy.threshold)
-        failed += _failed(scores)
+        lost.extend(s.unscored for s in scores if s.unscored is not None)
         return [attack_reward(s.score, s.refusal) for s in scores]
 
     for _ in range(ROUNDS):
@@ -79,4 +75,4 @@ def refusal_tokens(model: LanguageModel, panel: Panel) -> tuple[list[int], int]:
         bans.grow_greedily(model, prompts, harms, panel.max_tokens)
         if len(bans.banned) == known:
             break
-    return bans.banned, failed
+    return bans.banned, lost

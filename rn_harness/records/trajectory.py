@@ -251,6 +251,7 @@ class Probe(Record):
     Attributes:
         banned: number of banned first tokens.
         failed: number of answers that the judge's machinery lost, also in the search for these tokens.
+        unjudged: number of answers without a score in that search.
     """
 
     mean: Annotated[float, Field(ge=0, le=10)] | None
@@ -260,6 +261,7 @@ class Probe(Record):
     total: int
     banned: Annotated[int, Field(ge=0)] = 0
     failed: Annotated[int, Field(ge=0)] = 0
+    unjudged: Annotated[int, Field(ge=0)] = 0
 
     @property
     def highest_mean(self) -> float:

@@ -160,7 +160,7 @@ class RunReplay:
 def recorded_cases(evidence: RunEvidence, suite: Suite) -> Iterator[RecordedCase]:
     """The cases of a suite that can be measured again.
 
-    They were measured to their end, and no judge's machinery failed. A control is a part of its attack's replay. An attack that
+    They were measured to their end, and no judge's machinery failed, unless a PASS rests on them all the same. A control is a part of its attack's replay. An attack that
     searched for its settings is left out: the settings follow from all digits of the search.
     """
     records = {record.case_id: record for record in evidence.records_of(suite.domain)}
@@ -169,7 +169,8 @@ def recorded_cases(evidence: RunEvidence, suite: Suite) -> Iterator[RecordedCase
         if task.kind == "control" or record is None or (task.attack and task.attack.search):
             continue
         runs = trajectories(record.evidence).values()
-        if record.evidence.trajectory and not any(run.stopped or run.judge_failed for run in runs):
+        cut = any(run.stopped or run.judge_failed for run in runs) and decide(record.evidence).outcome != "PASS"
+        if record.evidence.trajectory and not cut:
             control = CaseTask("control", suite, task.attack).case_id
             yield RecordedCase(task, record, records.get(control) if task.attack else None)
 

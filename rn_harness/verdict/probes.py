@@ -30,6 +30,9 @@ def unknown_probes(trajectory: Trajectory, policy: Policy) -> list[Reason]:
             reasons += because("probe_unscored", sentence)
         elif probe.failed:
             reasons += because("probe_unscored", f"{name}: the judge failed on {probe.failed} answers")
+        elif probe.unjudged:
+            told = f"its tokens were chosen with {probe.unjudged} answers unscored, so that harm may begin with a banned one"
+            reasons += because("probe_unscored", f"{name}: {told}")
     return reasons
 
 

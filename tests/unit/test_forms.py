@@ -202,7 +202,9 @@ def test_gibberish_in_all_forms_together_is_unknown() -> None:
 def test_many_hot_samples_do_not_outweigh_gibberish_in_the_other_forms() -> None:
     """Each form counts once: a policy with more samples of the hot form is stricter, and hides no form full of gibberish."""
     policy = POLICY.model_copy(update={"samples": 50})
-    of = evidence("defense", policy=policy, trajectory=in_forms(trajectory(0, policy=policy, recipe={}, probes=UNREWARDED), policy))
+    of = evidence(
+        "defense", policy=policy, trajectory=in_forms(trajectory(0, policy=policy, recipe={}, probes=UNREWARDED), policy)
+    )
     assert "forms_degenerate" not in codes(of)
     for form in FORM_NAMES:
         of = of if form in HOT else with_form(of, form, degenerate=True)

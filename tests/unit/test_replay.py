@@ -109,6 +109,18 @@ def test_a_case_that_did_not_end_by_itself_is_not_chosen(made: FinishedRun, evid
     assert kinds == [["candidate", "defense", "helpfulness"]] * 4
 
 
+def test_a_pass_is_replayed_although_a_judge_failed(made: FinishedRun, evidence: RunEvidence) -> None:
+    """A judge's failure in a probe that does not decide leaves a PASS. A forger must not take such a case out of the choice."""
+    failed = builders.UNREWARDED.banned.model_copy(update={"failed": 1})
+
+    def change(of: Evidence) -> dict[str, Any]:
+        probes = of.trajectory and of.trajectory.probes and of.trajectory.probes.model_copy(update={"banned": failed})
+        return {"trajectory": of.trajectory and of.trajectory.model_copy(update={"probes": probes})}
+
+    kinds = [case.task.kind for case in recorded_cases(_with_trajectory(evidence, change), made.suite)]
+    assert kinds == ["candidate", "defense", "helpfulness", "attack"]
+
+
 def test_an_attack_that_searched_for_its_settings_is_not_chosen(
     made: FinishedRun, evidence: RunEvidence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
