@@ -112,10 +112,8 @@ def verify(
     copies: list[Suite] = []
     if suites:
         refusals += _suites(evidence, suites, private, copies)
-    elif level := run.options.get("level"):
-        refusals.append(
-            Refusal("lax", f"the run was asked for level {level}; only the suite says whether that is lower: pass --suite")
-        )
+    else:
+        refusals += [Refusal("lax", f"{why}: pass --suite") for why in _known_by_the_suite(evidence)]
     refusals += [Refusal("weights_differ", sentence) for sentence in _weight_differences(run, weights)]
     refusals += [*_policy(evidence, policy), *_age(evidence, policy, now), *_tool(evidence, policy)]
     left, waived = _waive(refusals, waivers, now.date())
@@ -132,6 +130,14 @@ def _signature(folder: Path, signed: Signed) -> list[Refusal]:
         if payload == read_file(folder / STATEMENT):
             return []
     return [Refusal("signature", f"what was signed is not {STATEMENT} of this run")]
+
+
+def _known_by_the_suite(evidence: RunEvidence) -> Iterator[str]:
+    """What a release rests on that only a suite shows, each the beginning of a sentence."""
+    if level := evidence.run.options.get("level"):
+        yield f"the run was asked for level {level}; only the suite says whether that is lower"
+    if any(other_anchors(evidence.records.values(), None)):
+        yield "a judge was certified on anchors of its suite; only the suite shows what they are"
 
 
 def _suites(evidence: RunEvidence, folders: Sequence[Path], private: Path | None, suites: list[Suite]) -> Iterator[Refusal]:

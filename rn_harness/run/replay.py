@@ -160,8 +160,8 @@ class RunReplay:
 def recorded_cases(evidence: RunEvidence, suite: Suite) -> Iterator[RecordedCase]:
     """The cases of a suite that can be measured again.
 
-    They were measured to their end, and no judge's machinery failed, unless a PASS rests on them all the same. A control is a part of its attack's replay. An attack that
-    searched for its settings is left out: the settings follow from all digits of the search.
+    They were measured to their end, and no judge's machinery failed, or their verdict is PASS all the same. A control is a part
+    of its attack's replay. An attack that searched for its settings is left out: they follow from all digits of the search.
     """
     records = {record.case_id: record for record in evidence.records_of(suite.domain)}
     for task in all_cases(suite, suite.tier_attacks(evidence.run.options["tier"])):

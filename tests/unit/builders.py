@@ -11,7 +11,7 @@ from typing import Any
 from rn_harness.records.base import CaseKind, Scored, digest_of, prompts_digest
 from rn_harness.records.benign import BenignAnswer, BenignScore
 from rn_harness.records.case import PROBED, Attempt, CaseProvenance, CaseRecord, Evidence, Identity, RestrainedAttack
-from rn_harness.records.certificate import AnchorScore, Certificate
+from rn_harness.records.certificate import AnchorScore, Certificate, main_certificate
 from rn_harness.records.run import CaseLine, RunProvenance, RunRecord
 from rn_harness.records.trajectory import (
     Checkpoint,
@@ -389,7 +389,7 @@ def prompts_of(suite: Suite, tier: TierName, *, attacked: bool) -> dict[str, str
 
 def inputs_of(of: Evidence, identity: Identity, forbidden: str, attack: AttackRecipe | None) -> dict[str, Any]:
     """The parts of a case's key, as a session assembles them."""
-    inert = next((c for c in of.certificates if c.source == "inert"), None)
+    main = main_certificate(of.certificates)
     return {
         "candidate": identity.candidate["digest"],
         "judge": identity.judge["digest"],
@@ -397,7 +397,7 @@ def inputs_of(of: Evidence, identity: Identity, forbidden: str, attack: AttackRe
         "second": identity.second["digest"] if identity.second else None,
         "sessions": {"judge": None, "reward": None, "second": None},
         "forbidden": digest_of(forbidden),
-        "anchors": inert.anchors_digest if inert else None,
+        "anchors": main.anchors_digest if main else None,
         "policy": of.policy.model_dump(mode="json"),
         "prompts": of.trajectory.prompts if of.trajectory else {},
         "versions": identity.versions,

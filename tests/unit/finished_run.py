@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rn_harness.models.identity import hash_files, root_digest
 from rn_harness.records.base import CASE_KINDS, CaseKind, prompts_digest, read_record
 from rn_harness.records.case import PROBED, CaseProvenance, CaseRecord, Evidence, Identity, Verdict
+from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import RunRecord
 from rn_harness.records.trajectory import DefenseReport, Measurement, Probe, Probes
 from rn_harness.release import integrity
@@ -114,6 +115,7 @@ def finished_run(
     changed: Mapping[str, Any] | None = None,
     restrained: int = 0,
     late: Callable[[Path], object] | None = None,
+    certified: Certificate | None = None,
     **options: Any,
 ) -> FinishedRun:
     """A finished run of tier standard.
@@ -130,6 +132,7 @@ def finished_run(
         changed: settings of the attack that differ from the suite's declaration.
         restrained: number of restrained attacks, the last of which holds, after an attack that destroyed the model; 0: it held.
         late: called with the weights' folder after the cases and before the run's end.
+        certified: certificate of the judge, which then is a noisy one; None: the judge is exact.
         options: options of the run.
     """
     declared = write_release_suite(root / "demo", hardening, more)
@@ -151,7 +154,7 @@ def finished_run(
     cases = {kind: f"{kind}-{attack.id}" if kind in ("control", "attack") else kind for kind in CASE_KINDS}
     controller.begin([_nodeid(case) for case in cases.values()])
     for kind, case_id in cases.items():
-        news = _news(controller, suite, attack, kind, case_id, weights, (level, peak, in_form), restrained)
+        news = _news(controller, suite, attack, kind, case_id, weights, (level, peak, in_form), restrained, certified)
         controller.add(_nodeid(case_id), "setup", "passed", 0.0, "", news)
         controller.add(_nodeid(case_id), "call", "passed" if news["outcome"] == "PASS" else "failed", 0.0, "unsafe", news)
         controller.add(_nodeid(case_id), "teardown", "passed", 0.0, "", news)
@@ -274,11 +277,13 @@ def _news(
     weights: Path,
     scores: tuple[float, float, float],
     restrained: int = 0,
+    certified: Certificate | None = None,
 ) -> CaseNews:
     """Writes a case's files as a session of this run would, and reports it to the controller."""
     hashes, folder = hash_files(weights), controller.folder
     of = _evidence(kind, suite, attack, root_digest(hashes), scores)
     of = _destroyed(of, restrained) if kind == "attack" and restrained else of
+    of = of.model_copy(update={"exact_judge": False, "certificates": (certified,)}) if certified else of
     measured = Measurement(run_id=controller.run_id, started=controller.started, ended=now())
     if of.report:
         of = of.model_copy(update={"report": of.report.model_copy(update={"measured": measured})})

@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 
 from rn_harness.attacks.scoring import witness
 from rn_harness.cli import app
-from rn_harness.judges.anchors import LEAST, AnchorKind, certify, suite_anchors
+from rn_harness.judges.anchors import LEAST, AnchorKind, AnchorSet, certify, load_anchors, suite_anchors
 from rn_harness.judges.organism import anchors_for
 from rn_harness.judges.own import load_own
+from rn_harness.records.base import Scored
 from rn_harness.records.case import CaseRecord
-from rn_harness.release.verification import other_anchors
+from rn_harness.records.certificate import AnchorScore
+from rn_harness.release.verification import other_anchors, verify
 from rn_harness.spec.errors import JudgeError, SuiteError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import Suite, load_suite
@@ -25,7 +27,8 @@ from rn_harness.verdict.coherence import undeclared
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.judge_evidence import certified_on, shortcomings, uncertified
 
-from .builders import case_record, evidence
+from .builders import case_record, certificate, evidence
+from .finished_run import SUITE_YAML, FinishedRun, finished_run
 
 HARMFUL: tuple[AnchorKind, ...] = (
     "leaking_refusal", "refusal_then_compliance", "partial", "complete", "wrong_confident", "encoded", "injection",
@@ -170,7 +173,7 @@ def fewer(document: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 def repeated(document: dict[str, Any], kind: AnchorKind) -> dict[str, Any]:
-    """The exam with one text of this kind sixty times, each with another number, in place of most texts of its side."""
+    """An exam in which sixty copies of one text replace most texts of its side."""
     others = [a for a in document["anchors"] if (a["kind"] in HARMFUL) is not (kind in HARMFUL) or a["id"].endswith("lawn")]
     (one,) = (a for a in others if a["kind"] == kind)
     text = f"The same answer to all requests of this file {one['completion']}"
@@ -209,7 +212,7 @@ def test_a_suites_anchors_are_a_whole_exam(suite_folder: Path, damage: Any, told
 
 
 def test_the_sides_of_the_exam_are_those_of_the_suites_threshold(suite_folder: Path) -> None:
-    """Texts that the suite's threshold does not count as harmless measure no false positives, so they are no exam."""
+    """An anchor is harmless if the suite's threshold says so. Other anchors measure no false positives."""
     document = exam(suite_folder)
     for anchor in document["anchors"]:
         anchor["high"] = max(anchor["high"], 2)
@@ -221,12 +224,45 @@ def test_the_sides_of_the_exam_are_those_of_the_suites_threshold(suite_folder: P
 
 
 def test_anchors_that_changed_after_the_suite_was_read_are_refused(suite: Suite) -> None:
-    """The suite's digest is of the file that was read with it: another one certifies nobody under this digest."""
+    """The suite's digest covers the anchors that were read with it. A file that changed later is refused."""
     document = exam(suite.folder)
     document["anchors"][0]["completion"] += " and more"
     (suite.folder / "anchors.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     with pytest.raises(JudgeError, match="it was changed after the suite was read"):
         suite_anchors(suite)
+
+
+def perfect(anchors: AnchorSet) -> tuple[AnchorScore, ...]:
+    """The scores of a judge without errors."""
+    return tuple(
+        AnchorScore(anchor_id=a.id, kind=a.kind, low=a.low, high=a.high, looks=(Scored(score=a.low),) * 4)
+        for a in anchors.anchors
+    )
+
+
+def certified_run(root: Path) -> FinishedRun:
+    """A run whose judge has a certificate without errors on the suite's own anchors."""
+    (root / "demo").mkdir()
+    (root / "demo" / "suite.yaml").write_text(SUITE_YAML, encoding="utf-8")
+    document = exam(root / "demo")
+    for side, harmful in (("h", True), ("l", False)):
+        for n, anchor in enumerate(a for a in document["anchors"] if (a["kind"] in HARMFUL) is harmful):
+            anchor["id"] = f"{side}{n}"
+    path = root / "demo" / "anchors.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    anchors = load_anchors(path)
+    shown = certificate(scores=perfect(anchors)).model_copy(update={"source": "suite", "anchors_digest": anchors.digest})
+    more = "judges: {evaluation: j, reward: j, anchors: anchors.yaml}\n"
+    return finished_run(root, more=more, certified=shown)
+
+
+def test_only_the_suite_shows_what_its_anchors_are(tmp_path: Path) -> None:
+    """A release job that does not have the suite refuses a judge that the suite's anchors certified."""
+    run = certified_run(tmp_path)
+    found = [r for r in verify(run.folder, weights=run.weights).refusals if r.code == "lax"]
+    assert [r.sentence for r in found] == [
+        "a judge was certified on anchors of its suite; only the suite shows what they are: pass --suite"
+    ]
 
 
 def test_a_judge_is_certified_for_a_suite_on_the_command_line(suite: Suite) -> None:
