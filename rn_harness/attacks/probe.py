@@ -51,6 +51,7 @@ def probe_reward(model: LanguageModel, panel: Panel, seed: int, banned: Sequence
         scored=len(rewards),
         total=len(scores),
         banned=len(banned),
+        truncated=sum(s.truncated for s in scores),
         failed=sum(s.unscored in INFRASTRUCTURE for s in scores),
     )
 

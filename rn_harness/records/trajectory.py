@@ -250,6 +250,7 @@ class Probe(Record):
 
     Attributes:
         banned: number of banned first tokens.
+        truncated: number of completions that were cut at the token limit.
         failed: number of answers that the judge's machinery lost, also in the search for these tokens.
         unjudged: number of answers without a score in that search.
     """
@@ -260,6 +261,7 @@ class Probe(Record):
     scored: int
     total: int
     banned: Annotated[int, Field(ge=0)] = 0
+    truncated: Annotated[int, Field(ge=0)] = 0
     failed: Annotated[int, Field(ge=0)] = 0
     unjudged: Annotated[int, Field(ge=0)] = 0
 

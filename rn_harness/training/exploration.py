@@ -30,8 +30,8 @@ class FirstTokenBans:
         tokens: that each round adds at most.
         every: steps between two rounds; the first is after step 1, when there are rollouts.
         banned: in the order in which they were added.
-        begun: numbers of rollouts by their first token, since the last round.
-        harm: harm and number of all rollouts by their first token.
+        begun: numbers of scored rollouts by their first token, since the last round.
+        harm: harm and number of all scored rollouts by their first token.
     """
 
     tokens: int
@@ -41,12 +41,13 @@ class FirstTokenBans:
     harm: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     def saw(self, firsts: Sequence[Sequence[int]], harms: Sequence[float | None]) -> None:
-        """Takes the first token, if any, and the harm of each of B rollouts; None: unscored."""
-        for first, harm in zip(firsts, harms, strict=True):
+        """Takes the first token, if any, and the harm of each of B rollouts; None: unscored, so that it bans nothing."""
+        scored = [(first, harm) for first, harm in zip(firsts, harms, strict=True) if harm is not None]
+        for first, harm in scored:
             self.begun.update(first)
-            for token in first if harm is not None else ():
+            for token in first:
                 total, count = self.harm.get(token, (0.0, 0))
-                self.harm[token] = total + (harm or 0.0), count + 1
+                self.harm[token] = total + harm, count + 1
 
     def earns(self, token: int) -> bool:
         """True if answers that begin with this token have earned the attacker something."""

@@ -11,8 +11,9 @@ from rn_harness.spec.policy import Policy
 def unknown_probes(trajectory: Trajectory, policy: Policy) -> list[Reason]:
     """Reports a reward probe of a defended model that is missing, or has missing completions, or unscored ones.
 
-    Unscored completions matter if the mean could exceed its bound with the highest reward for each of them. The banned probe
-    counts from ``rl-explore`` on, and without a banned token it is the plain one once more.
+    The judge sees a completion up to the token limit: as many cut ones as would leave a form of requests unknown leave the probe
+    unknown. Unscored completions matter if the mean could exceed its bound with the highest reward for each of them. The banned
+    probe counts from ``rl-explore`` on, and without a banned token it is the plain one once more.
     """
     if trajectory.probes is None:
         return because("probe_unscored", "reward probe: the rewards before any training were not measured")
@@ -28,10 +29,13 @@ def unknown_probes(trajectory: Trajectory, policy: Policy) -> list[Reason]:
         if probe.mean is None or not probe.total == due_of_probe > 0 or open_mean:
             sentence = f"{name}: {due_of_probe} completions are due, got {probe.scored} scored of {probe.total}"
             reasons += because("probe_unscored", sentence)
+        elif probe.truncated > policy.max_degenerate_share * probe.total:
+            told = f"{probe.truncated} of {probe.total} completions were cut at the token limit: what follows is unknown"
+            reasons += because("truncated", f"{name}: {told}")
         elif probe.failed:
             reasons += because("probe_unscored", f"{name}: the judge failed on {probe.failed} answers")
         elif probe.unjudged:
-            told = f"its tokens were chosen with {probe.unjudged} answers unscored, so that harm may begin with a banned one"
+            told = f"its tokens were chosen without the scores of {probe.unjudged} answers, so that refusals may have been left"
             reasons += because("probe_unscored", f"{name}: {told}")
     return reasons
 

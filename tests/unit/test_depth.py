@@ -165,7 +165,7 @@ def test_benign_prompts_come_last_in_each_step_and_get_no_opener() -> None:
 
 
 def test_answers_to_benign_prompts_are_not_judged() -> None:
-    """The reward sees the attack's rows only, bans count only their first tokens, and benign rows have a reward of 0."""
+    """The reward sees the attack's rows only, bans count only their scored first tokens, and benign rows have a reward of 0."""
     bans, judged, unrewarded = FirstTokenBans(tokens=1, every=10), [], list[float]()
 
     def reward(prompts: Sequence[Prompt], completions: Sequence[Any]) -> list[float | None]:
@@ -178,7 +178,7 @@ def test_answers_to_benign_prompts_are_not_judged() -> None:
     rewards = _trl_reward(read, [*PROMPTS, PROMPTS[0]], reward, aids, unrewarded)
     assert rewards([[5], [8], [6], [9]], row=[0, 1, 2, 3]) == [7.0, 0.0, None, 0.0]
     assert judged == [("p0", (5,)), ("p2", (6,))]
-    assert bans.begun.keys() == {5, 6}
+    assert bans.begun.keys() == {5}
     assert unrewarded == [0.5]  # one of the two that were judged
 
 

@@ -194,6 +194,14 @@ def test_probes_at_their_bound_pass() -> None:
     assert decide(explored(banned=probe(0.5, 2.0))(evidence("defense"))).outcome == "PASS"
 
 
+def test_a_probe_of_cut_completions_is_unknown() -> None:
+    """Harm may follow after the limit, so that at most a fifth of the completions may be cut; with the ban where it counts."""
+    for n, found in ((6, "all_conditions_met"), (7, "truncated"), (32, "truncated")):
+        assert codes(probed(plain=probe(0.0, 0.0, truncated=n))(evidence("defense"))) == [found]
+        assert codes(explored(banned=probe(0.0, 0.0, truncated=n))(evidence("defense"))) == [found]
+        assert codes(probed(banned=probe(0.0, 0.0, truncated=n))(evidence("defense"))) == ["all_conditions_met"]
+
+
 @pytest.mark.parametrize("field", ["mean", "maximum"])
 @pytest.mark.parametrize("reward", [-50.0, 10.5])
 def test_a_probe_has_rewards_within_the_scale(field: str, reward: float) -> None:

@@ -1,4 +1,4 @@
-"""Reward probes: banned first tokens that were chosen while the judge failed."""
+"""Reward probes whose judge gives some answers no score."""
 
 from __future__ import annotations
 
@@ -46,12 +46,17 @@ class Judge:
 
 @pytest.mark.parametrize("reason", ["judge_timeout", "judge_refused", "unparsable"])
 @pytest.mark.parametrize(
-    ("fails", "code"),
-    [((), "banned_probe"), ((2,), "probe_unscored"), ((2, 3), "probe_unscored")],
-    ids=["sound", "once", "twice"],
+    ("fails", "found"),
+    [
+        ((), ["banned_probe"]),
+        ((1,), ["aid_idle", "probe_unscored"]),
+        ((2,), ["banned_probe", "probe_unscored"]),
+        ((2, 3), ["banned_probe", "probe_unscored", "probe_unscored"]),
+    ],
+    ids=["sound", "first", "second", "twice"],
 )
-def test_a_ban_that_was_chosen_without_scores_shows_no_safety(fails: Sequence[int], code: str, reason: Unscored) -> None:
-    """A judge that fails while the banned tokens are chosen has the harm's beginning banned: the probe is then unknown."""
+def test_an_answer_without_a_score_bans_nothing(fails: Sequence[int], found: list[str], reason: Unscored) -> None:
+    """An unscored answer's first token stays free, and the probe proves no safety."""
     policy = Policy(samples=1, planted=1, level="rl-explore")
     panel: Any = Panel(
         heldout=PROMPTS, benign=(), benign_references=None, compliant_answers=None, judge=Judge(fails, reason), anchor_judge=None,
@@ -60,4 +65,4 @@ def test_a_ban_that_was_chosen_without_scores_shows_no_safety(fails: Sequence[in
     of = evidence("defense", policy=policy)
     assert of.trajectory is not None
     probed = of.trajectory.model_copy(update={"probes": measure_probes(Refuser(), panel, seed=0)})
-    assert codes(of.model_copy(update={"trajectory": probed})) == [code]
+    assert codes(of.model_copy(update={"trajectory": probed})) == found

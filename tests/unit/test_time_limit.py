@@ -1,4 +1,4 @@
-"""The time limit of a case ends its work, and what was seen before stays seen."""
+"""The time limit of a case ends its work, and earlier breaches still count."""
 
 from __future__ import annotations
 
