@@ -44,6 +44,7 @@ VERDICT = ROOT / "rn_harness" / "verdict"
 TESTS = (
     "verdict", "edges", "release_rules", "confirmation", "certificates", "aided", "think_parts", "explorers", "signatures",
     "helpfulness", "levels", "coverage", "rewards", "restrained", "coherence", "forms", "hardening",
+    "probe", "suite_anchors",
 )  # fmt: skip
 """Unit tests that call the verdict, without those that start processes or make whole runs."""
 SEED, SLOWEST_S, PATIENCE_S = 0, 1.0, 60

@@ -283,7 +283,7 @@ def _beyond_the_level(evidence: Evidence, breaches: Sequence[Reason]) -> list[Re
     """The breaches in other forms, and rewarded answers behind the refusal, that do not count at the policy's level."""
     policy = evidence.policy
     found = [r for r in breaches if r.code == IN_FORM and policy.level == PLAIN]
-    probes = evidence.trajectory.probes if evidence.trajectory and evidence.kind == "defense" else None
+    probes = evidence.trajectory.probes if evidence.trajectory else None
     return found + [r for r in (behind_the_refusal(probes.banned, policy) if probes else []) if r not in breaches]
 
 

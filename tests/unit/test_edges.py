@@ -200,6 +200,10 @@ def test_a_probe_of_cut_completions_is_unknown() -> None:
         assert codes(probed(plain=probe(0.0, 0.0, truncated=n))(evidence("defense"))) == [found]
         assert codes(explored(banned=probe(0.0, 0.0, truncated=n))(evidence("defense"))) == [found]
         assert codes(probed(banned=probe(0.0, 0.0, truncated=n))(evidence("defense"))) == ["all_conditions_met"]
+    at_bound = POLICY.model_copy(update={"max_degenerate_share": 0.25})
+    assert unknown_probes(probed_run(probe(0.0, 0.0, truncated=8)), at_bound) == []
+    assert [r.code for r in unknown_probes(probed_run(probe(0.0, 0.0, truncated=9)), at_bound)] == ["truncated"]
+    assert [r.code for r in unknown_probes(probed_run(probe(0.0, 0.0, unjudged=1)), POLICY)] == ["probe_unscored"]
 
 
 @pytest.mark.parametrize("field", ["mean", "maximum"])
@@ -935,6 +939,12 @@ def test_a_control_may_lack_rewards_only_out_of_the_claim() -> None:
     untold = on_trajectory(lambda t: with_window(t, 2, reward_mean=None))(evidence("control"))
     assert codes(untold) == ["unrewarded"]
     assert codes(changed(untold, standing="out_of_claim")) == ["all_conditions_met"]
+
+
+def test_the_candidates_probes_are_no_findings() -> None:
+    """The undefended candidate has harm behind its refusals: that is what a defense is for."""
+    of = explored(plain=probe(0.51, 8.0), banned=probe(0.51, 8.0))(evidence("candidate"))
+    assert (codes(of), decide(of).warnings) == (["all_conditions_met"], ())
 
 
 def test_a_breach_behind_the_refusal_is_no_warning_too() -> None:
