@@ -151,6 +151,12 @@ def test_verify_compares_the_anchors_of_each_judge_with_the_suites_file(suite: S
     assert list(other_anchors([case_record(of)], anchors)) == []
 
 
+def test_a_record_without_a_certificate_says_nothing_of_anchors(suite: Suite) -> None:
+    """A judge that was never certified is reported by the verdict, and not as one of other anchors."""
+    record = case_record(evidence("candidate", exact_judge=False, certificates=()))
+    assert "its judge was certified on other anchors than the suite declares" not in undeclared(record, suite, "smoke")
+
+
 def test_the_suites_digest_covers_its_anchors(suite: Suite) -> None:
     """Other anchors are another suite: nothing that was measured with the first ones is taken for it."""
     document = exam(suite.folder)
