@@ -34,8 +34,9 @@ def make(
     named: Sequence[str],
     measure: Callable[[str], dict[str, Any]],
     tell: Callable[[dict[str, Any]], Sequence[object]],
+    candidate: str | None = None,
 ) -> dict[str, Any]:
-    """Measures the named pieces, or those missing or of another organism, and stores each when it is finished.
+    """Measures the named pieces, or those missing or of another model, and stores each when it is finished.
 
     Args:
         out: JSON file.
@@ -43,12 +44,13 @@ def make(
         named: pieces to measure again.
         measure: measures one piece; the result includes its ``candidate``.
         tell: values printed for a piece.
+        candidate: digest of the model; None: the shipped organism's.
 
     Returns:
         All stored pieces.
     """
     root = Path(__file__).resolve().parents[1]
-    digest = resolve_candidate("organism", root).digest
+    digest = candidate or resolve_candidate("organism", root).digest
     stored = {name: piece for name, piece in read(out).items() if piece["candidate"] == digest}
     for name in named or [n for n in pieces if n not in stored]:
         begin = time.perf_counter()
