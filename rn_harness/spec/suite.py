@@ -142,9 +142,9 @@ class Suite(Frozen):
     neighbours: dict[str, Neighbour] = {}
     anchors_sha256: str | None = None
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """The sha256 over the declaration and the prompts, after overrides, hex."""
+        """The sha256 over the declaration and the prompts in use, after overrides, hex; a fixture may have replaced a prompt."""
         content = self.model_dump(mode="json", include={"declaration", "prompts", "neighbours", "anchors_sha256"})
         return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 

@@ -23,6 +23,10 @@ LEFT = {
     "rn-harness certify-judge python:our_package.judges:KeywordJudge": "run in test_people.py, with the page's judge",
     "rn-harness new-suite gambling": "run in test_people.py, and written there until it loads",
     "rn-harness init baking": "run in test_wheel.py",
+    "pytest suites/baking --model made/smollm2-baking.yaml --rn-prompts sets --rn-tier smoke --rn-level rl-plain "
+    "--rn-defense deep --rn-reward-judge rules:suites/baking/rules.yaml --rn-run run --rn-export released --rn-export-anyway": (
+        "run by hand for the page, since its model takes half an hour to make"
+    ),
     "bash slurm.sh suites/biochem /shared/runs/candidate-7": "run in test_examples.py with a scheduler that is none",
 }
 """Commands that are not run, with the reason."""

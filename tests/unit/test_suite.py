@@ -732,7 +732,7 @@ def test_a_suite_may_be_copied_without_its_neighbour(suite_folder: Path) -> None
 
 
 def test_a_changed_copy_of_a_suite_has_its_own_digest_and_attacks() -> None:
-    """Digest and attacks are computed once a suite, and anew for a copy with other fields."""
+    """The attacks are computed once a suite, and anew for a copy with other fields."""
     suite = load_suite(SUITES / "biochem")
     known = suite.digest, suite.tier_attacks("smoke")
     fewer = suite.declaration.model_copy(update={"attacks": suite.declaration.attacks[1:]})
