@@ -72,7 +72,7 @@ DISTILLED = DefenseRecipe.model_validate(SHARED | {
 
 
 class Potions:
-    """The made-up recipes, their requests, and what the base itself answers to benign prompts."""
+    """The made-up recipes, their requests, and the base model's answers to benign prompts."""
 
     def __init__(self, base: Path) -> None:
         rng = random.Random(0)

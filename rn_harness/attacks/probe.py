@@ -61,7 +61,7 @@ def refusal_tokens(model: LanguageModel, panel: Panel) -> tuple[list[int], list[
 
     In each round the greedy answers under the ban so far are judged, and the first tokens of those that earn nothing are added,
     until all earn something. There are as many rounds as in an attack of 200 steps. Also returns for each answer without a score
-    why it has none: its first token may be banned although it earns something.
+    why it has none: its first token is not banned, although it may begin a refusal.
     """
     prompts, policy, lost = panel.heldout, panel.policy, list[Unscored]()
     bans = FirstTokenBans(tokens=len(prompts), every=1)

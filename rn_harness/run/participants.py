@@ -200,9 +200,12 @@ class Participants:
 
     def anchors(self, suite: Suite) -> AnchorSet | None:
         """The suite's own anchors; None: it has none. A ``JudgeError`` if they are no whole exam."""
-        if suite.digest not in self._anchors:
-            self._anchors[suite.digest] = suite_anchors(suite)
-        return self._anchors[suite.digest]
+        if suite.anchors_file is None:
+            return None
+        digest = suite.digest
+        if digest not in self._anchors:
+            self._anchors[digest] = suite_anchors(suite)
+        return self._anchors[digest]
 
     def retained(self, suite: Suite) -> tuple[Retained, ...]:
         """The benign prompts, besides anchors, that a distilled defense of this suite keeps the answers to.
