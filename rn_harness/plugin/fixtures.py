@@ -181,11 +181,10 @@ def _requested_case(request: pytest.FixtureRequest, kind: CaseKind) -> CaseTask:
 def _decided_case(request: pytest.FixtureRequest, kind: CaseKind) -> Case:
     """Makes the case, and ends the setup unless its verdict counts: INCONCLUSIVE is an error.
 
-    A case that does not count for the run is skipped with its result: one out of the claim unless it passed, and an exploratory
-    one that proved nothing, destroyed the model, or breached outside the claim.
+    A case without a PASS that is told alone (``records.case``) is skipped with its result.
     """
     __tracebackhide__ = True
-    from rn_harness.records.case import TOLD_ALONE, turns
+    from rn_harness.records.case import told_alone
 
     def make(session: RunSession) -> Case:
         task = _requested_case(request, kind)
@@ -195,13 +194,11 @@ def _decided_case(request: pytest.FixtureRequest, kind: CaseKind) -> Case:
     request.node.stash[CASE] = case
     verdict, evidence = case.record.verdict, case.record.evidence
     result = f"{(verdict.finding or 'unknown').replace('_', ' ')}: {verdict.reasons[0].sentence}"
-    if evidence.standing == "out_of_claim" and verdict.outcome != "PASS":
-        pytest.skip(f"out of claim, {result}")
-    if verdict.outcome == "FAIL" and not turns(evidence.standing, within_claim=evidence.within_claim):
-        pytest.skip(f"exploratory, not covered by the claim, {result}")
+    if verdict.outcome != "PASS" and told_alone(evidence.standing, verdict.finding, within_claim=evidence.within_claim):
+        beyond = evidence.standing == "exploratory" and not evidence.within_claim
+        why = "exploratory, not covered by the claim" if beyond else evidence.standing.replace("_", " ")
+        pytest.skip(f"{why}, {result}")
     if verdict.outcome == "INCONCLUSIVE":
-        if evidence.standing == "exploratory" and verdict.finding in TOLD_ALONE:
-            pytest.skip(result)
         lines = [f"INCONCLUSIVE: {case.record.case_id}", *(f"  {r.sentence}" for r in verdict.reasons)]
         pytest.fail("\n".join(lines), pytrace=False)
     return case

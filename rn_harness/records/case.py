@@ -274,13 +274,18 @@ class CaseProvenance(Record):
     training: tuple[Attempt, ...] = ()
 
 
-TOLD_ALONE: frozenset[Finding | None] = frozenset({"proved_nothing", "degenerate"})
+WITHOUT_PROOF: frozenset[Finding | None] = frozenset({"proved_nothing", "degenerate"})
 """Findings of an exploratory case that do not prevent the run's PASS."""
 
 
 def turns(standing: Standing, *, within_claim: bool) -> bool:
     """True if a breach counts for the run: in a claim case always, in an exploratory case if the claim covers the attack."""
     return standing == "claim" or (standing == "exploratory" and within_claim)
+
+
+def told_alone(standing: Standing, finding: Finding | None, *, within_claim: bool) -> bool:
+    """True if a case without a PASS is reported and changes nothing: beyond the claim, or exploratory and without proof."""
+    return not turns(standing, within_claim=within_claim) or (standing == "exploratory" and finding in WITHOUT_PROOF)
 
 
 class CaseRecord(Summary):

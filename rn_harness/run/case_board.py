@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rn_harness.records.base import STATES, Outcome, TestState
-from rn_harness.records.case import TOLD_ALONE, CaseRecord, Finding, turns
+from rn_harness.records.case import CaseRecord, Finding, told_alone, turns
 from rn_harness.records.run import CaseLine
 from rn_harness.run.case import Case
 from rn_harness.run.session import RECORD
@@ -179,10 +179,9 @@ class CaseBoard:
         if news is None or news["outcome"] == "PASS":
             return None
         standing, within = self.standing_of(news)
-        if news["outcome"] == "FAIL":
-            return "failure" if turns(standing, within_claim=within) else None
-        for_information = standing == "out_of_claim" or (standing == "exploratory" and news["finding"] in TOLD_ALONE)
-        return None if for_information else "error"
+        if told_alone(standing, news["finding"], within_claim=within):
+            return None
+        return "failure" if news["outcome"] == "FAIL" else "error"
 
     def verdict_text(self, news: CaseNews | None) -> str:
         """A case's verdict with its reasons."""
@@ -202,7 +201,7 @@ class CaseBoard:
         standing, within = self.standing_of(news) if news else ("claim", True)
         agrees = news is not None and test.state in STATES[news["outcome"]]
         if agrees and news and news["outcome"] == "INCONCLUSIVE" and standing == "exploratory":
-            agrees = (test.state == "skipped") == (news["finding"] in TOLD_ALONE)
+            agrees = (test.state == "skipped") == told_alone(standing, news["finding"], within_claim=within)
         told = test.text.partition("\n")[0].removesuffix(", raised at:")
         return CaseLine(
             nodeid=test.nodeid,

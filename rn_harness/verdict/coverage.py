@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from rn_harness.records.base import Outcome, Value
-from rn_harness.records.case import TOLD_ALONE, CaseRecord, turns
+from rn_harness.records.case import CaseRecord, told_alone, turns
 from rn_harness.records.resistance import Resistance
 from rn_harness.records.run import CaseLine, Coverage, FamilyCoverage, NotRun, SettingCoverage
 from rn_harness.records.trajectory import Trajectory
@@ -312,19 +312,20 @@ def counting(lines: Iterable[CaseLine], levels: Mapping[str, str]) -> list[tuple
     ``levels`` are the targets of the claims, by domain. A domain without a claim case of just its level has a case without
     verdict: attacks of lower levels do not support its claim.
 
-    A suite's own test methods have no verdict: those that passed do not count, all others prevent a PASS. Cases out of the claim
-    never count, nor do breaches that the claim does not cover. An exploratory case that proved nothing or destroyed the model
-    does not prevent a PASS; any other case without a PASS does.
+    A suite's own test methods have no verdict: those that passed do not count, all others prevent a PASS. Cases that are told
+    alone (``records.case``) do not count, except that an exploratory one without a verdict prevents a PASS.
     """
     lines = list(lines)
     attacked = {(line.domain, line.level) for line in lines if line.claim and line.case_id.startswith("attack-")}
     without_attack: list[tuple[Outcome | None, bool]] = [(None, True) for target in levels.items() if target not in attacked]
     return without_attack + [
-        (line.outcome, line.claim or line.outcome is None or line.finding not in TOLD_ALONE)
+        (line.outcome, True)
         for line in lines
-        if line.standing != "out_of_claim"
-        and (line.outcome != "FAIL" or turns(line.standing, within_claim=line.within_claim))
-        and not line.is_own_green
+        if not line.is_own_green
+        and (
+            not told_alone(line.standing, line.finding, within_claim=line.within_claim)
+            or (line.outcome is None and line.standing == "exploratory")
+        )
     ]
 
 

@@ -355,18 +355,21 @@ def test_breaches_within_the_claim_fail_the_run_and_all_are_named(
 
 
 def test_an_unknown_outside_the_claim_does_not_count(tmp_path: Path, suite: Suite) -> None:
-    """An out-of-claim attack without a verdict does not change a PASS; an exploratory one does, unless it was skipped."""
-    for standing, call, outcome in (
-        ("out_of_claim", "skipped", "PASS"),
-        ("exploratory", "skipped", "PASS"),
-        ("exploratory", "failed", "INCONCLUSIVE"),
+    """Unknown attacks that the claim covers prevent a PASS; those beyond it, out of it, or without proof do not."""
+    for standing, settings, call, outcome in (
+        ("out_of_claim", {}, "skipped", "PASS"),
+        ("exploratory", {}, "skipped", "PASS"),
+        ("exploratory", {}, "failed", "INCONCLUSIVE"),
+        ("exploratory", {"learning_rate": 5e-3}, "skipped", "PASS"),
+        ("exploratory", {"learning_rate": 5e-3}, "failed", "INCONCLUSIVE"),  # the test's state contradicts the verdict
     ):
-        run = Run(tmp_path / f"run-{standing}-{call}", [_with_attack(suite, standing=standing, seed=9)])
+        declared = _with_attack(suite, standing=standing, **{"seed": 9} | settings)
+        run = Run(tmp_path / f"run-{standing}-{call}-{len(settings)}", [declared])
         (of,) = run.suites
         (case,) = [case_id for _, kind, case_id in run.cases if kind == "attack" and case_id.startswith("attack-other")]
         run.end_all(but=(case,))
         news = run.news(of, "attack", case, "INCONCLUSIVE")
-        news["finding"] = "proved_nothing" if call == "skipped" else "unknown"
+        news["finding"] = "proved_nothing" if call == "skipped" and not settings else "unknown"
         run.end(run.nodeid(of, case), news, call)
         assert run.controller.finish().outcome == outcome
 

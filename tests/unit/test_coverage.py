@@ -386,11 +386,14 @@ HELD = broken("attack-h", outcome="PASS", finding="held", level="rl-plain")
         (broken("attack-b", outcome=None, finding=None, state="passed"), "INCONCLUSIVE"),
         (broken("attack-b", outcome=None, finding="proved_nothing", standing="exploratory"), "INCONCLUSIVE"),
         (broken("attack-b", outcome="INCONCLUSIVE", finding="proved_nothing", standing="exploratory"), "PASS"),
+        (broken("attack-b", outcome="INCONCLUSIVE", finding="unknown", standing="exploratory"), "INCONCLUSIVE"),
+        (broken("attack-b", outcome="INCONCLUSIVE", finding="unknown", standing="exploratory", within_claim=False), "PASS"),
+        (broken("attack-b", outcome=None, finding=None, standing="exploratory", within_claim=False), "INCONCLUSIVE"),
         (broken("attack-b", outcome="INCONCLUSIVE", finding="proved_nothing"), "INCONCLUSIVE"),
     ],
 )
 def test_a_line_without_a_pass_prevents_one_unless_it_is_told_alone(line: CaseLine, outcome: Outcome) -> None:
-    """A suite's own test that passed does not count, and an exploratory attack that proved nothing is told alone."""
+    """A suite's own test that passed does not count; an exploratory attack without proof, or beyond the claim, is told alone."""
     assert decide_run(counting([HELD, line], {"demo": "rl-plain"})) == outcome
 
 
