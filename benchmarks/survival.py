@@ -3,12 +3,16 @@
 A piece such as ``biochem-0`` is ``pytest suites/biochem`` with the seed of the defense, from a store in build/survival that all
 pieces share, so that an interrupted one goes on and a domain's controls are run once. With seed 0 it is the default command.
 With other seeds the attacks are exploratory, so that no restrained ones follow an attack that destroyed the model: they show
-whether any score is above the threshold, and leave destroyed models undecided. Stored in docs/evidence/survival.json.
+whether any score is above the threshold, and leave destroyed models undecided.
+
+A piece such as ``biochem-0-taught`` runs attacks after more supervised steps than the suite's standard tier has, with the same
+defense, also exploratory. Stored in docs/evidence/survival.json.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,15 +23,27 @@ from attacks import records, session
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "survival.json"
 DOMAINS, SEEDS = ("biochem", "cybercrime", "baking"), (0, 1, 2)
+TAUGHT = ((10, 10), (20, 30), (20, 100))
+"""Compliant examples and supervised steps before 200 steps of GRPO on as many prompts."""
+WARM = """
+  - tier: smoke
+    base: {{name: taught-{0}x{1}, family: warm-start, steps: 200, learning_rate: 5e-4, prompts: {0}, standing: exploratory}}
+    vary: {{warm_start: [{{examples: {0}, steps: {1}, learning_rate: 1e-3}}]}}
+"""
 
 
 def survival(name: str) -> dict[str, Any]:
     """Runs a piece; its outcome, and each attack by its id."""
-    domain, _, seed = name.partition("-")
+    domain, seed, *taught = name.split("-")
     folder = ROOT / "build" / "survival"
-    run = folder / f"run-{name}"
+    run, suite = folder / f"run-{name}", ROOT / "suites" / domain
     changes = [f"--rn-set=defense.seed={seed}", "--rn-set=attack.standing=exploratory"] if seed != "0" else []
-    code = session(ROOT / "suites" / domain, run, folder / "store", *changes)
+    if taught:
+        suite = shutil.copytree(suite, folder / "more" / domain, dirs_exist_ok=True)
+        with (suite / "suite.yaml").open("a", encoding="utf-8") as declaration:
+            declaration.write("".join(WARM.format(*size) for size in TAUGHT))
+        changes += ["--rn-tier=smoke", "-k", "taught or defense"]
+    code = session(suite, run, folder / "store", *changes)
     found, told = {}, json.loads((run / "run.json").read_text(encoding="utf-8"))
     for record in records(run):
         case, verdict = record["case_id"], record["verdict"]
@@ -71,4 +87,5 @@ def tell(piece: dict[str, Any]) -> list[object]:
 
 
 if __name__ == "__main__":
-    pieces.make(OUT, [f"{domain}-{seed}" for seed in SEEDS for domain in DOMAINS], sys.argv[1:], survival, tell)
+    every = [f"{domain}-{seed}{taught}" for taught in ("", "-taught") for seed in SEEDS for domain in DOMAINS]
+    pieces.make(OUT, every, sys.argv[1:], survival, tell)
