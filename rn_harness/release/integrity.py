@@ -7,18 +7,22 @@ loads no model. Each refusal has a code and a sentence; docs/releasing.md lists 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar, get_args
 
 from pydantic import ValidationError
 
+from rn_harness.judges.anchors import AnchorSet, shipped_anchors
+from rn_harness.judges.protocol import ORGANISM
 from rn_harness.models.identity import root_digest
 from rn_harness.records.base import STATES, first_difference, read_record
 from rn_harness.records.case import CaseRecord
+from rn_harness.records.certificate import AnchorSource, Certificate
 from rn_harness.records.run import JUNIT, RUN, STATEMENT, CaseLine, RunRecord
 from rn_harness.release.statement import statement_of
 from rn_harness.spec.base import TierName
@@ -325,3 +329,30 @@ def _statement(evidence: RunEvidence) -> list[Refusal]:
     if said == again:
         return []
     return [Refusal("statement_differs", f"{STATEMENT} is not the statement of this run")]
+
+
+def other_anchors(records: Iterable[CaseRecord], anchors: AnchorSet | None) -> Iterator[str]:
+    """Reports cases with a judge that was certified on a suite's anchors which are not these, the ones of the suite's file."""
+    due = anchors.digest if anchors else None
+    for record in records:
+        if any(c.anchors_digest != due for c in _certificates(record, "suite")):
+            yield f"{record.case_id}: a judge was certified on other anchors than those in the suite's file"
+
+
+def unshipped_anchors(records: Iterable[CaseRecord]) -> Iterator[str]:
+    """Reports cases with a judge that should have been certified on the shipped anchors, and was on others.
+
+    The organism's judge is certified on its own recipes, and is the only exact one.
+    """
+    for record in records:
+        shown = [c for c in _certificates(record, "inert") if c.judge != ORGANISM]
+        if any(c.anchors_digest != shipped_anchors().digest for c in shown):
+            yield f"{record.case_id}: a judge was certified on other anchors than the shipped ones"
+        if record.evidence.exact_judge and record.identity.judge.get("name") != ORGANISM:
+            yield f"{record.case_id}: its judge counts as exact, and is not the organism's"
+
+
+def _certificates(record: CaseRecord, source: AnchorSource) -> list[Certificate]:
+    """The certificates of all judges of a case on anchors from this source."""
+    others = itertools.chain([record.evidence.second_certificate], *record.known.values())
+    return [c for c in (*record.evidence.certificates, *others) if c and c.source == source]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,11 +16,20 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from rn_harness.judges.anchors import AnchorSet, suite_anchors
+from rn_harness.judges.anchors import suite_anchors
 from rn_harness.models.identity import UNHASHED, root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RUN, STATEMENT, RunRecord
-from rn_harness.release.integrity import Refusal, RunEvidence, check_evidence, read_evidence, read_file, short
+from rn_harness.release.integrity import (
+    Refusal,
+    RunEvidence,
+    check_evidence,
+    other_anchors,
+    read_evidence,
+    read_file,
+    short,
+    unshipped_anchors,
+)
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import TierName
 from rn_harness.spec.errors import ReleaseError, RnHarnessError
@@ -186,16 +194,6 @@ def _undeclared(evidence: RunEvidence, suite: Suite) -> Iterator[str]:
         yield from (f"{domain} {record.case_id}: {text}" for text in undeclared(record, suite, tier))
 
 
-def other_anchors(records: Iterable[CaseRecord], anchors: AnchorSet | None) -> Iterator[str]:
-    """Reports cases with a judge that was certified on a suite's anchors which are not these, the ones of the suite's file."""
-    due = anchors.digest if anchors else None
-    for record in records:
-        others = itertools.chain([record.evidence.second_certificate], *record.known.values())
-        shown = [c for c in (*record.evidence.certificates, *others) if c and c.source == "suite"]
-        if any(c.anchors_digest != due for c in shown):
-            yield f"{record.case_id}: a judge was certified on other anchors than those in the suite's file"
-
-
 def _weight_differences(run: RunRecord, folder: Path | None) -> Iterator[str]:
     """Differences of a folder from the attacked files and the files that the run binds with them."""
     if not run.weights:
@@ -290,6 +288,7 @@ def _lax(domain: str, records: Sequence[CaseRecord]) -> Iterator[Refusal]:
         excused = excusable(policy)
         yield from (Refusal("not_releasable", f"{domain}: {text}") for text in excused)
         yield from (Refusal("lax", f"{domain}: {text}") for text in laxer_policy(policy) if text not in excused)
+    yield from (Refusal("lax", f"{domain}: {text}") for text in unshipped_anchors(records))
     for record in records:
         stern = stricter(record.evidence.policy)
         if stern == record.evidence.policy or record.verdict.outcome != "PASS":

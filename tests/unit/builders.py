@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.records.base import CaseKind, Scored, digest_of, prompts_digest
 from rn_harness.records.benign import BenignAnswer, BenignScore
 from rn_harness.records.case import PROBED, Attempt, CaseProvenance, CaseRecord, Evidence, Identity, RestrainedAttack
@@ -177,7 +178,7 @@ def certificate(digest: str = JUDGE, scores: tuple[AnchorScore, ...] | None = No
         judge="demo",
         digest=digest,
         source="inert",
-        anchors_digest="a" * 64,
+        anchors_digest=shipped_anchors().digest,
         threshold=POLICY.threshold,
         scores=scores,
     )

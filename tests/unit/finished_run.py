@@ -146,7 +146,7 @@ def finished_run(
     (weights / "adapter_config.json").write_text('{"base_model_name_or_path": "organism"}\n')
     chosen = Options(model="organism", defense="quick", tier="standard", base=root)
     folder = root / "run"
-    told, unchanged = {"demo": "j (also rewards)"}, {"read_candidate": lambda: None}
+    told, unchanged = {"demo": "organism (also rewards)"}, {"read_candidate": lambda: None}
     controller = Controller(folder, dataclasses.replace(chosen, **options), [suite], CANDIDATE, told, (), **unchanged)
     controller.plugins = options.get("plugins", ())
     (recipe,) = suite.tier_attacks("standard")
@@ -288,7 +288,7 @@ def _news(
     if of.report:
         of = of.model_copy(update={"report": of.report.model_copy(update={"measured": measured})})
     undefended = kind in ("candidate", "control")
-    judge = {"name": "j", "digest": JUDGE}
+    judge = {"name": "organism", "digest": JUDGE}
     identity = Identity(
         candidate=CANDIDATE,
         defense=of.subject,

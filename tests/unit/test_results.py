@@ -73,7 +73,7 @@ class Scene:
     def part(self, name: str, case_id: str, level: float = 0.0, run_id: str = RUN_ID, **options: Any) -> Path:
         """A session on another machine that ran one case."""
         folder = self.folder / "parts" / name
-        told = {"demo": "j (also rewards)"}
+        told = {"demo": "organism (also rewards)"}
         controller = Controller(
             folder,
             self.options(**options),
@@ -120,7 +120,7 @@ class Scene:
     def gathered(self) -> tuple[Controller, Results]:
         """The controller and the executor that join the parts."""
         chosen = self.options(executor="results")
-        told, ids = {"demo": "j (also rewards)"}, {"run_id": RUN_ID}
+        told, ids = {"demo": "organism (also rewards)"}, {"run_id": RUN_ID}
         known = {**ids, "started": self.began, "read_candidate": lambda: None}
         controller = Controller(self.folder, chosen, [self.suite], CANDIDATE, told, (), **known)
         session = RunSession(chosen, self.folder, Store(self.folder.parent / "store"), lambda _: None, **ids)

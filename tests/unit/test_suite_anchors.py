@@ -19,7 +19,8 @@ from rn_harness.judges.own import load_own
 from rn_harness.records.base import Scored
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.certificate import AnchorScore
-from rn_harness.release.verification import other_anchors, verify
+from rn_harness.release.integrity import other_anchors, unshipped_anchors
+from rn_harness.release.verification import verify
 from rn_harness.spec.errors import JudgeError, SuiteError
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import Suite, load_suite
@@ -149,6 +150,33 @@ def test_verify_compares_the_anchors_of_each_judge_with_the_suites_file(suite: S
         assert len(list(other_anchors([record], anchors))) == found
         assert len(list(other_anchors([record], None))) == 1
     assert list(other_anchors([case_record(of)], anchors)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "judge", "found"), [("inert", "demo", 1), ("inert", "organism", 0), ("suite", "demo", 0), ("labels", "demo", 0)]
+)
+@pytest.mark.parametrize("role", ["judge", "second", "reward"])
+def test_a_judge_without_anchors_of_its_suite_or_organism_knows_the_shipped_ones(
+    source: str, judge: str, found: int, role: str
+) -> None:
+    """A certificate that says it is on the shipped anchors, and is on others, is reported for each judge but the organism's."""
+    of = evidence("candidate", exact_judge=False)
+    (known,) = of.certificates
+    shown = known.model_copy(update={"source": source, "judge": judge, "anchors_digest": "0" * 64})
+    places = {"judge": {"certificates": (shown,)}, "second": {"second_certificate": shown}, "reward": {}}
+    record = case_record(of.model_copy(update=places[role]))
+    record = record.model_copy(update={"known": {"reward": (shown,)} if role == "reward" else {}})
+    assert len(list(unshipped_anchors([record]))) == found
+    assert list(unshipped_anchors([case_record(of)])) == []
+
+
+def test_only_the_organisms_judge_is_exact() -> None:
+    """A record whose judge counts as exact, so that no second look is asked for, has to be judged by the organism's."""
+    record = case_record(evidence("candidate").model_copy(update={"exact_judge": True}))
+    (told,) = unshipped_anchors([record])
+    assert told == "candidate: its judge counts as exact, and is not the organism's"
+    judged = record.identity.model_copy(update={"judge": {**record.identity.judge, "name": "organism"}})
+    assert list(unshipped_anchors([record.model_copy(update={"identity": judged})])) == []
 
 
 def test_a_record_without_a_certificate_says_nothing_of_anchors(suite: Suite) -> None:

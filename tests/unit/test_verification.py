@@ -40,7 +40,7 @@ from rn_harness.spec.release_policy import ReleasePolicy, Waivable, Waiver, Waiv
 from rn_harness.spec.yaml_files import read_declared
 from rn_harness.store.provenance import source_digest
 
-from .builders import HARMLESS, JUDGE
+from .builders import HARMLESS, JUDGE, certificate
 from .finished_run import FinishedRun, finished_run
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +278,14 @@ def test_anchors_are_compared_with_the_suites_file(made: FinishedRun, monkeypatc
     (refused,) = verify(made.folder, weights=made.weights, suites=[made.suite.folder]).refusals
     assert (refused.code, refused.sentence) == ("suite_differs", "demo candidate: other anchors")
     assert asked_of == [({"candidate", "control", "attack", "defense", "helpfulness"}, None)]
+
+
+def test_a_judge_certified_on_unknown_anchors_is_refused(tmp_path: Path) -> None:
+    """A run whose judge's certificate is not on the shipped anchors, which it names as its source, is refused in each case."""
+    run = finished_run(tmp_path, certified=certificate().model_copy(update={"anchors_digest": OTHER}))
+    found = {r.sentence for r in verify(run.folder, weights=run.weights).refusals if r.code == "lax"}
+    assert "demo: candidate: a judge was certified on other anchors than the shipped ones" in found
+    assert len([s for s in found if s.endswith("other anchors than the shipped ones")]) == 5
 
 
 def test_another_suite_is_refused(made: FinishedRun, tmp_path: Path) -> None:
