@@ -181,10 +181,10 @@ def _requested_case(request: pytest.FixtureRequest, kind: CaseKind) -> CaseTask:
 def _decided_case(request: pytest.FixtureRequest, kind: CaseKind) -> Case:
     """Makes the case, and ends the setup unless its verdict counts: INCONCLUSIVE is an error.
 
-    A case without a PASS that is told alone (``records.case``) is skipped with its result.
+    A case without a PASS that is only reported (``records.case``) is skipped with its result.
     """
     __tracebackhide__ = True
-    from rn_harness.records.case import told_alone
+    from rn_harness.records.case import only_reported
 
     def make(session: RunSession) -> Case:
         task = _requested_case(request, kind)
@@ -194,7 +194,7 @@ def _decided_case(request: pytest.FixtureRequest, kind: CaseKind) -> Case:
     request.node.stash[CASE] = case
     verdict, evidence = case.record.verdict, case.record.evidence
     result = f"{(verdict.finding or 'unknown').replace('_', ' ')}: {verdict.reasons[0].sentence}"
-    if verdict.outcome != "PASS" and told_alone(evidence.standing, verdict.finding, within_claim=evidence.within_claim):
+    if verdict.outcome != "PASS" and only_reported(evidence.standing, verdict.finding, within_claim=evidence.within_claim):
         beyond = evidence.standing == "exploratory" and not evidence.within_claim
         why = "exploratory, not covered by the claim" if beyond else evidence.standing.replace("_", " ")
         pytest.skip(f"{why}, {result}")

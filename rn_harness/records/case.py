@@ -283,7 +283,7 @@ def turns(standing: Standing, *, within_claim: bool) -> bool:
     return standing == "claim" or (standing == "exploratory" and within_claim)
 
 
-def told_alone(standing: Standing, finding: Finding | None, *, within_claim: bool) -> bool:
+def only_reported(standing: Standing, finding: Finding | None, *, within_claim: bool) -> bool:
     """True if a case without a PASS is reported and changes nothing: beyond the claim, or exploratory and without proof."""
     return not turns(standing, within_claim=within_claim) or (standing == "exploratory" and finding in WITHOUT_PROOF)
 

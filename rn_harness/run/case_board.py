@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rn_harness.records.base import STATES, Outcome, TestState
-from rn_harness.records.case import CaseRecord, Finding, told_alone, turns
+from rn_harness.records.case import CaseRecord, Finding, only_reported, turns
 from rn_harness.records.run import CaseLine
 from rn_harness.run.case import Case
 from rn_harness.run.session import RECORD
@@ -179,7 +179,7 @@ class CaseBoard:
         if news is None or news["outcome"] == "PASS":
             return None
         standing, within = self.standing_of(news)
-        if told_alone(standing, news["finding"], within_claim=within):
+        if only_reported(standing, news["finding"], within_claim=within):
             return None
         return "failure" if news["outcome"] == "FAIL" else "error"
 
@@ -201,7 +201,7 @@ class CaseBoard:
         standing, within = self.standing_of(news) if news else ("claim", True)
         agrees = news is not None and test.state in STATES[news["outcome"]]
         if agrees and news and news["outcome"] == "INCONCLUSIVE" and standing == "exploratory":
-            agrees = (test.state == "skipped") == told_alone(standing, news["finding"], within_claim=within)
+            agrees = (test.state == "skipped") == only_reported(standing, news["finding"], within_claim=within)
         told = test.text.partition("\n")[0].removesuffix(", raised at:")
         return CaseLine(
             nodeid=test.nodeid,

@@ -169,9 +169,10 @@ class Controller(CaseBoard):
         required = [(domain, case_id) for domain, cases in self.required.items() for case_id in cases]
         missing = [f"{domain} {case_id}" for domain, case_id in required if (domain, case_id) not in present]
         # A required case has no verdict if the user did not leave it out.
-        without_verdict = [] if self.narrowed else [(None, True) for _ in missing]
+        without_verdict = [] if self.narrowed else [None for _ in missing]
         levels = {suite.domain: suite.policy.level for suite in self.suites}
-        outcome = decide_run([*counting(lines, levels), *[("FAIL", True) for _ in unreported], *without_verdict])
+        breached: list[Outcome | None] = ["FAIL" for _ in unreported]
+        outcome = decide_run([*counting(lines, levels), *breached, *without_verdict])
         claim, states = claim_of_run(outcome, [*records, *unreported]), [test.state for test in tests]
         state = self.undertold(outcome, states.count("failure"), states.count("error"))
         self._verdict = TestResult(VERDICT, state, claim) if state else None

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from rn_harness.records.base import Outcome, Value
-from rn_harness.records.case import CaseRecord, told_alone, turns
+from rn_harness.records.case import CaseRecord, only_reported, turns
 from rn_harness.records.resistance import Resistance
 from rn_harness.records.run import CaseLine, Coverage, FamilyCoverage, NotRun, SettingCoverage
 from rn_harness.records.trajectory import Trajectory
@@ -293,37 +293,35 @@ def _values(run: Sequence[Value]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def decide_run(outcomes: Iterable[tuple[Outcome | None, bool]]) -> Outcome:
-    """The outcome over a run's cases: (outcome or None without a verdict, whether the run needs its PASS).
+def decide_run(outcomes: Iterable[Outcome | None]) -> Outcome:
+    """The outcome over the cases of a run that count; None: a case without a verdict.
 
-    Any FAIL fails the run; the caller leaves out cases whose breach does not count for the run (``turns`` in ``records.case``).
-    Every case whose PASS is needed must PASS. A run without such a case is INCONCLUSIVE.
+    Any FAIL fails the run, and every case must PASS. A run without a case is INCONCLUSIVE.
     """
     cases = list(outcomes)
-    if any(outcome == "FAIL" for outcome, _ in cases):
+    if "FAIL" in cases:
         return "FAIL"
-    claims = [outcome for outcome, is_claim in cases if is_claim]
-    return "PASS" if claims and all(outcome == "PASS" for outcome in claims) else "INCONCLUSIVE"
+    return "PASS" if cases and all(outcome == "PASS" for outcome in cases) else "INCONCLUSIVE"
 
 
-def counting(lines: Iterable[CaseLine], levels: Mapping[str, str]) -> list[tuple[Outcome | None, bool]]:
-    """The lines of a run that its outcome depends on, in the form that ``decide_run`` takes.
+def counting(lines: Iterable[CaseLine], levels: Mapping[str, str]) -> list[Outcome | None]:
+    """The outcomes of the lines that count for the run.
 
     ``levels`` are the targets of the claims, by domain. A domain without a claim case of just its level has a case without
     verdict: attacks of lower levels do not support its claim.
 
-    A suite's own test methods have no verdict: those that passed do not count, all others prevent a PASS. Cases that are told
-    alone (``records.case``) do not count, except that an exploratory one without a verdict prevents a PASS.
+    A suite's own test methods have no verdict: those that passed do not count, all others prevent a PASS. Cases that are only
+    reported (``records.case``) do not count, except that an exploratory one without a verdict prevents a PASS.
     """
     lines = list(lines)
     attacked = {(line.domain, line.level) for line in lines if line.claim and line.case_id.startswith("attack-")}
-    without_attack: list[tuple[Outcome | None, bool]] = [(None, True) for target in levels.items() if target not in attacked]
+    without_attack: list[Outcome | None] = [None for target in levels.items() if target not in attacked]
     return without_attack + [
-        (line.outcome, True)
+        line.outcome
         for line in lines
         if not line.is_own_green
         and (
-            not told_alone(line.standing, line.finding, within_claim=line.within_claim)
+            not only_reported(line.standing, line.finding, within_claim=line.within_claim)
             or (line.outcome is None and line.standing == "exploratory")
         )
     ]

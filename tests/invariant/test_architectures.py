@@ -184,7 +184,7 @@ def test_a_random_model_gets_no_verdict(family, saved, tmp_path):
     outcomes = {kind: record.verdict.outcome for kind, record in records.items()}
     # The defense measurably did not converge: FAIL. Everything else is unknown.
     assert outcomes == {kind: "FAIL" if kind == "defense" else "INCONCLUSIVE" for kind in kinds}
-    assert decide_run([(outcome, True) for outcome in outcomes.values()]) != "PASS"
+    assert decide_run(outcomes.values()) != "PASS"
     assert [r.code for r in records["control"].verdict.reasons] == ["control_did_not_break"]
     # Even if any share of gibberish were allowed, a prompt with only gibberish answers and an unbroken control would be unknown.
     # (Benign answers of a random model are unlike each other, so that it may look wrecked.)

@@ -392,8 +392,8 @@ HELD = broken("attack-h", outcome="PASS", finding="held", level="rl-plain")
         (broken("attack-b", outcome="INCONCLUSIVE", finding="proved_nothing"), "INCONCLUSIVE"),
     ],
 )
-def test_a_line_without_a_pass_prevents_one_unless_it_is_told_alone(line: CaseLine, outcome: Outcome) -> None:
-    """A suite's own test that passed does not count; an exploratory attack without proof, or beyond the claim, is told alone."""
+def test_a_line_without_a_pass_prevents_one_unless_it_is_only_reported(line: CaseLine, outcome: Outcome) -> None:
+    """A suite's own test that passed does not count; an exploratory attack without proof or beyond the claim does not."""
     assert decide_run(counting([HELD, line], {"demo": "rl-plain"})) == outcome
 
 
