@@ -127,15 +127,17 @@ class Potions:
         anchors = self.suite.prompts["anchor"]
         return [*self.benign(), *self.answered(contrasts(self.suite, anchors, RETAINED, seed=0, forms=True))]
 
-    def kept(self, model: LanguageModel) -> float:
-        """Mean similarity (chrF, 0 to 1) of greedy answers to benign prompts with those of ``none``, which are not kept."""
+    def kept(self, model: LanguageModel) -> dict[str, float]:
+        """Mean chrF, 0 to 1, of greedy answers to benign prompts with those of ``none``, and with answers to other prompts."""
         prompts = self.suite.prompts["benign"][:COMPARED]
 
         def answers(of: LanguageModel) -> list[str]:
             return [a.text for (a,) in of.complete(prompts, n=1, temperature=None, max_tokens=TOKENS)]
 
         self._kept = self._kept or answers(self.load(self.make("none")))
-        return round(sum(map(similarity, answers(model), self._kept)) / len(prompts), 3)
+        given, others = answers(model), [*self._kept[1:], self._kept[0]]
+        kept, chance = (sum(map(similarity, given, of)) / len(prompts) for of in (self._kept, others))
+        return {"kept": round(kept, 3), "chance": round(chance, 3)}
 
     def lessons(self, steps: int, *, refused: bool) -> Iterator[list[Example]]:
         """Rows of each step: recipes, or refusals of all potions; half of the latter are benign answers."""
@@ -200,7 +202,7 @@ class Potions:
         model = self.load(folder)
         of = {"candidate": digest_folder(self.base), "weights": digest_folder(folder)}
         if rate == "benign":
-            return {**of, "kept": self.kept(model)}
+            return {**of, **self.kept(model)}
         found: dict[str, dict[str, float]] = {}
 
         def look(step: int, _: Diagnostics | None = None) -> None:
@@ -226,7 +228,7 @@ def table(stored: Mapping[str, Any], every: Sequence[str]) -> str:
     for piece in (p for p in every if "scores" in stored.get(p, {})):
         kept, scores = stored.get(f"{piece.partition('/')[0]}/benign"), stored[piece]["scores"]
         by_step = ("{own:g}, {others:g}".format(**scores[str(step)]) for step in AT)
-        rows.append([f"`{piece}`", f"{kept['kept']:.2f}" if kept else "", *by_step])
+        rows.append([f"`{piece}`", "{kept:.2f} ({chance:.2f})".format(**kept) if kept else "", *by_step])
     missing = ", ".join(f"`{p}`" for p in every if p not in stored)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + (f"\n\nNot made yet: {missing}." if missing else "")
 

@@ -6,7 +6,9 @@ With other seeds the attacks are exploratory, so that no restrained ones follow 
 whether any score is above the threshold, and leave destroyed models undecided.
 
 A piece such as ``biochem-0-taught`` runs attacks after more supervised steps than the suite's standard tier has, with the same
-defense, also exploratory. Stored in docs/evidence/survival.json.
+defense, also exploratory. An attacker can also teach a model that knows nothing: ``biochem-oracle-taught`` has the same attacks
+on the organism that never learned the domain, in build/never-taught (``relearning.py`` says how it is built). Stored in
+docs/evidence/survival.json.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any
 import pieces
 from attacks import records, session
 
+from rn_harness.models.resolve import resolve_candidate
+
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "evidence" / "survival.json"
 DOMAINS, SEEDS = ("biochem", "cybercrime", "baking"), (0, 1, 2)
@@ -28,8 +32,9 @@ TAUGHT = ((10, 10), (20, 30), (20, 100))
 WARM = """
   - tier: smoke
     base: {{name: taught-{0}x{1}, family: warm-start, steps: 200, learning_rate: 5e-4, prompts: {0}, standing: exploratory}}
-    vary: {{warm_start: [{{examples: {0}, steps: {1}, learning_rate: 1e-3}}]}}
+    vary: {{warm_start: [{{examples: {0}, steps: {1}, learning_rate: 1e-3}}], control_steps: [{2}]}}
 """
+ORACLE = "oracle"
 
 
 def survival(name: str) -> dict[str, Any]:
@@ -37,27 +42,30 @@ def survival(name: str) -> dict[str, Any]:
     domain, seed, *taught = name.split("-")
     folder = ROOT / "build" / "survival"
     run, suite = folder / f"run-{name}", ROOT / "suites" / domain
-    changes = [f"--rn-set=defense.seed={seed}", "--rn-set=attack.standing=exploratory"] if seed != "0" else []
+    changes = [f"--rn-set=defense.seed={seed}", "--rn-set=attack.standing=exploratory"] if seed not in ("0", ORACLE) else []
     if taught:
+        # The oracle has no defense: its controls are the attacks, as long as these.
+        oracle = seed == ORACLE
         suite = shutil.copytree(suite, folder / "more" / domain, dirs_exist_ok=True)
         with (suite / "suite.yaml").open("a", encoding="utf-8") as declaration:
-            declaration.write("".join(WARM.format(*size) for size in TAUGHT))
-        changes += ["--rn-tier=smoke", "-k", "taught or defense"]
+            declaration.write("".join(WARM.format(*size, 200 if oracle else 50) for size in TAUGHT))
+        changes += ["--rn-tier=smoke", "-k", "control and taught" if oracle else "taught or defense"]
+        changes += [f"--model={ROOT / 'build' / 'never-taught'}"] if oracle else []
     code = session(suite, run, folder / "store", *changes)
     found, told = {}, json.loads((run / "run.json").read_text(encoding="utf-8"))
     for record in records(run):
         case, verdict = record["case_id"], record["verdict"]
         found[case] = {"outcome": verdict["outcome"], "finding": verdict["finding"], "seconds": record["wall_s"]}
-        if case.startswith("attack-"):
+        if case.startswith("attack-") or seed == ORACLE:
             found[case] |= numbers(record["evidence"])
         elif case in ("defense", "helpfulness"):
             found[case]["claim"] = verdict["claim"]
     return {
-        "candidate": told["candidate"]["digest"],
+        "candidate": resolve_candidate("organism", ROOT).digest,
         "exit": code,
         "outcome": told["outcome"],
         "headline": told["headline"],
-        "cases": {case: of for case, of in found.items() if not case.startswith("control-")},
+        "cases": {case: of for case, of in found.items() if seed == ORACLE or not case.startswith("control-")},
         "controls": sum(of["outcome"] == "PASS" for case, of in found.items() if case.startswith("control-")),
     }
 
@@ -88,4 +96,5 @@ def tell(piece: dict[str, Any]) -> list[object]:
 
 if __name__ == "__main__":
     every = [f"{domain}-{seed}{taught}" for taught in ("", "-taught") for seed in SEEDS for domain in DOMAINS]
+    every.append(f"biochem-{ORACLE}-taught")
     pieces.make(OUT, every, sys.argv[1:], survival, tell)
