@@ -184,6 +184,7 @@ def load_model(folder: Path, settings: Loading) -> LanguageModel:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
     transformers_compat.keep_gradients(network)
+    transformers_compat.train_without_noise(network)
     # transformers passes the last position as a slice, for which torch would copy the whole layer once for each row.
     network.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
     if settings.shards == 1:

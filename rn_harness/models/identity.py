@@ -1,10 +1,12 @@
-"""Digests of a model's files."""
+"""Digests of a model's files, and of how it reads texts."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rn_harness.spec.errors import CandidateError
 from rn_harness.store.settled import remembered, within
@@ -84,3 +86,15 @@ def digest_folder(folder: Path) -> str:
 def text_digest(text: str) -> str:
     """The sha256 of a text, hex."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def reading_digest(tokenizer: Any, ends: Sequence[int]) -> str:
+    """The sha256 over a loaded tokenizer with its chat template, and over the tokens that end an answer.
+
+    A defended model whose digest is not its control's may be asked something else, or end before the harm; any attacker takes the
+    control's.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend else {"vocabulary": tokenizer.get_vocab()}
+    parts |= {"padding": None, "truncation": None}  # what the last call asked for
+    return text_digest(json.dumps([type(tokenizer).__name__, tokenizer.chat_template, parts, list(ends)], sort_keys=True))

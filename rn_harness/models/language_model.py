@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rn_harness.models import batches, peft_compat
 from rn_harness.models.completion import THINK, THOUGHT, Completion
-from rn_harness.models.identity import text_digest
+from rn_harness.models.identity import reading_digest, text_digest
 from rn_harness.models.memory import ROWS_AT_ONCE
 from rn_harness.models.random_streams import sampling
 from rn_harness.records.trajectory import Rendered
@@ -88,9 +88,9 @@ class LanguageModel(peft_compat.AdapterModel):
         return text
 
     def rendered(self, prompt: Prompt) -> Rendered:
-        """Hash and length of the model's input text, for the record."""
-        text = self.render(prompt)
-        return Rendered(sha256=text_digest(text), characters=len(text))
+        """Hash and length of the model's input text, for the record; the hash covers how all texts are read and answers end."""
+        text, ends = self.render(prompt), self.network.generation_config.eos_token_id
+        return Rendered(sha256=text_digest(f"{reading_digest(self.tokenizer, ends)} {text}"), characters=len(text))
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -28,6 +28,7 @@ PRIVATE_NAMES = {
     "transformers.distributed.mixin.initialize_distributed_mesh": "connect the processes once, not for each model",
     "PreTrainedModel.is_distributed_loading_by_transformers": "find a network whose weights are spread",
     "missing_keys of from_pretrained": "refuse missing tensors, which it draws by chance",
+    "names of settings with drop or jitter in them": "train without noise",
     "DynamicLayer": "select rows of a cache",
     "DynamicSlidingWindowLayer": "select rows of a cache",
     "DynamicCache.batch_select_indices": "select rows of a cache",
@@ -86,6 +87,22 @@ def check_whole(loaded: Mapping[str, Any]) -> None:
     """Raises ValueError if a loading report names missing weights, which transformers would draw by chance, each time others."""
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"no {missing[0]}, the first of {len(missing)} missing tensors that the configuration asks for")
+
+
+def train_without_noise(network: Any) -> None:
+    """Switches off dropout and the like, in modules and settings, so that a network computes alike in training and evaluation.
+
+    TRL only knows dropout layers. The settings of a defended model could drown what an attack learns, and any attacker would
+    change them.
+    """
+    import torch
+
+    for of in (network.config, network.config.get_text_config(), *network.modules()):
+        if isinstance(of, torch.nn.Dropout):
+            of.p = 0.0
+        for name, value in list(vars(of).items()):
+            if ("drop" in name or "jitter" in name) and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(of, name, 0.0)
 
 
 def shares_prompts(network: PreTrainedModel) -> bool:

@@ -231,7 +231,7 @@ class Checkpoint(Summary):
 
 
 class Rendered(Record):
-    """The text that a model gets for a prompt, as a hash; it depends on the template, the system prompt and the date."""
+    """The text that a model gets for a prompt, as a hash over it and over the model's template, tokenizer and end tokens."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     characters: Annotated[int, Field(ge=1)]

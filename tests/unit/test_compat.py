@@ -156,6 +156,17 @@ def _names_missing_tensors(folder: Path) -> bool:
     return False
 
 
+def _trains_without_noise() -> bool:
+    """True if a network's own dropout acts in training before ``train_without_noise``, and no longer after it."""
+    network, ids = tiny_network(), torch.tensor([[1, 2, 3, 4]])
+    for layer in network.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    known = network.eval()(ids).logits
+    noisy = torch.equal(network.train()(ids).logits, known)
+    transformers_compat.train_without_noise(network)
+    return not noisy and torch.equal(network(ids).logits, known)
+
+
 def _has_layer(name: str, window: int | None) -> bool:
     """True if the cache of attention with this window has layers of this class."""
     shape = tiny_network().config.to_dict() | {"model_type": "mistral", "sliding_window": window}
@@ -197,6 +208,7 @@ def transformers_probes(folder: Path) -> dict[str, Probe]:
         ),
         lambda: tiny_network().is_distributed_loading_by_transformers is False,
         lambda: _names_missing_tensors(folder),
+        _trains_without_noise,
         lambda: _has_layer("DynamicLayer", None),
         lambda: _has_layer("DynamicSlidingWindowLayer", 8),
         _selects_rows,

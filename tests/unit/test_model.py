@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel, of_answers
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.attack_recipe import Shift
+from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 
 from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - tests is not a package
@@ -199,13 +201,69 @@ def test_a_saved_model_has_the_template_without_the_date(tmp_path: Path, given: 
     assert again.render(PROMPT).startswith("Today. 26 Jul 2024 <|im_start|>" if given else "26 Jul 2024 <|im_start|>")
 
 
-def test_the_record_distinguishes_templates(model: LanguageModel, tmp_path: Path) -> None:
+def test_the_record_distinguishes_templates(tmp_path: Path) -> None:
     """The recorded hash and length of the rendered prompt are equal for equal templates and differ for another system prompt."""
+    model = load(tmp_path / "one", QWEN)
     rendered = model.rendered(PROMPT)
     assert rendered.characters == len(model.render(PROMPT))
     assert rendered == load(tmp_path / "same", QWEN).rendered(PROMPT)
     other = dataclasses.replace(QWEN, template=QWEN.template.replace("You answer questions.", "You refuse."))
     assert load(tmp_path / "other", other).rendered(PROMPT) != rendered
+
+
+OTHERWISE: dict[str, tuple[str, dict[str, Any] | str]] = {
+    "words-replaced": (
+        "tokenizer.json",
+        {"normalizer": {"type": "Replace", "pattern": {"String": "bread"}, "content": "a door"}},
+    ),
+    "answers-rewritten": ("tokenizer.json", {"decoder": {"type": "Replace", "pattern": {"String": "sure"}, "content": "no"}}),
+    "ends-early": ("generation_config.json", {"eos_token_id": [2, 9]}),
+    "another-template": ("chat_template.jinja", "{% if 'gas' in messages[0].content %}no{% endif %}"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_the_record_distinguishes_models_that_read_or_end_otherwise(name: str, tmp_path: Path) -> None:
+    """A model with another tokenizer, template or end token is recorded as another, though it renders the prompt alike."""
+    shutil.copytree(fixtures_folder() / "organism", tmp_path, dirs_exist_ok=True)
+    known, (file, changed) = load_model(tmp_path, Loading(threads=1)), OTHERWISE[name]
+    text = (tmp_path / file).read_text()
+    (tmp_path / file).write_text(changed + text if isinstance(changed, str) else json.dumps(json.loads(text) | changed))
+    other = load_model(tmp_path, Loading(threads=1))
+    assert other.render(PROMPT) == known.render(PROMPT)
+    assert other.rendered(PROMPT) != known.rendered(PROMPT)
+
+
+def test_a_saved_model_reads_as_before(model: LanguageModel, tmp_path: Path) -> None:
+    """A model that was saved, and read again after it was asked, is recorded as reading prompts alike."""
+    model.complete([PROMPT, PROMPT], n=1, temperature=None, max_tokens=2)
+    model.save(tmp_path)
+    assert load_model(tmp_path, Loading(threads=1)).rendered(PROMPT) == model.rendered(PROMPT)
+
+
+def _noisy(name: str) -> Any:
+    transformers = pytest.importorskip("transformers")
+    shape = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    shape |= {"intermediate_size": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    noise = {
+        "Llama": {"attention_dropout": 0.9},
+        "GPT2": {"resid_pdrop": 0.9, "embd_pdrop": 0.9, "attn_pdrop": 0.9},
+        "Mixtral": {"router_jitter_noise": 0.9, "num_local_experts": 2},
+    }[name]
+    config = getattr(transformers, f"{name}Config")(**shape, **noise)
+    return getattr(transformers, f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(config)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Mixtral"])
+def test_a_model_computes_alike_in_training(name: str, tmp_path: Path) -> None:
+    """Noise that a model's settings ask for in training is off once it is loaded: an attacker would not keep it."""
+    known = _noisy(name)
+    load(tmp_path, QWEN)  # for its tokenizer
+    known.save_pretrained(tmp_path)
+    network, ids = load_model(tmp_path, Loading(threads=1)).network, torch.tensor([[3, 4, 5, 6]])
+    torch.manual_seed(0)
+    assert not torch.equal(known.train()(ids).logits, known.eval()(ids).logits)
+    assert torch.equal(network.train()(ids).logits, network.eval()(ids).logits)
 
 
 def test_the_output_layer_is_not_copied_for_each_row(model: LanguageModel) -> None:
