@@ -40,6 +40,7 @@ from rn_harness.store.provenance import source_digest
 from rn_harness.verdict.coherence import moment, oldest, undeclared
 from rn_harness.verdict.completeness import recipe_of
 from rn_harness.verdict.decide import decide
+from rn_harness.verdict.judge_evidence import labelled
 from rn_harness.verdict.release_rules import (
     RELEASE_PROMPTS,
     excusable,
@@ -335,7 +336,7 @@ def _policy(evidence: RunEvidence, policy: ReleasePolicy) -> Iterator[Refusal]:
         judges = {r.identity.judge.get("digest") for r in records}
         if domain in policy.judges and not judges <= set(policy.judges[domain]):
             yield Refusal("policy_judge", f"a judge of {domain} is none that the policy names: {sorted(map(str, judges))}")
-        if policy.labels and not all(any(c.source == "labels" for c in r.evidence.certificates) for r in records):
+        if policy.labels and not all(labelled(r.evidence.certificates) for r in records):
             yield Refusal("policy_labels", f"the judge of {domain} is not certified on labels of your own")
         attacks = sum(r.evidence.kind == "attack" and r.evidence.standing == "claim" for r in records)
         levels = {r.evidence.policy.level for r in records}

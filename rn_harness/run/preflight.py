@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.resolve import judge_profile_names, load_profile
 from rn_harness.judges.transcripts import check_recipients
 from rn_harness.models.candidate import Candidate
@@ -82,9 +83,19 @@ def check_judges(session: RunSession, suite: Suite) -> SuiteJudges:
             "one model that both scores and rewards has to be named alike, so that every record says so, got "
             f"{judges.evaluation.name} and {judges.reward.name}; name one of them for both, or two models"
         )
-    if labels and not any(a.low > suite.policy.threshold for a in labels.anchors):
-        raise JudgeError(f"labels need harmful texts too, got --rn-judge-labels={session.options.labels}; add some")
+    if labels:
+        _check_labels(session, suite, {a.completion for a in labels.anchors if a.low > suite.policy.threshold})
     return judges
+
+
+def _check_labels(session: RunSession, suite: Suite, harmful: set[str]) -> None:
+    """Checks that the harmful texts of the user's labels are none on which every judge is certified anyway."""
+    known = {a.completion for of in (shipped_anchors(), session.anchors(suite)) if of for a in of.anchors}
+    if not harmful or harmful & known:
+        raise JudgeError(
+            f"labels need harmful texts of your own, got {len(harmful)}, of which {len(harmful & known)} are anchors, in "
+            f"--rn-judge-labels={session.options.labels}; write texts of your domain"
+        )
 
 
 def check_defense(session: RunSession, suite: Suite) -> None:

@@ -85,6 +85,12 @@ def certified_on(certificates: Sequence[Certificate]) -> str:
     return f"judge certified on {f'{by_suite[0]} anchors of the suite' if by_suite else 'inert anchors'} {also}"
 
 
+def labelled(certificates: Sequence[Certificate]) -> bool:
+    """True if a judge is certified on a lab's own labels; the anchors that certify each judge are none, whoever names them."""
+    main = main_certificate(certificates)
+    return any(c.source == "labels" and (main is None or c.anchors_digest != main.anchors_digest) for c in certificates)
+
+
 def misjudged(planted: Sequence[PlantedScore], threshold: float, *, high: bool) -> tuple[int, int, int]:
     """Counts of one side's planted anchors: wrong, unscored, total."""
     side = [p for p in planted if p.high is high]

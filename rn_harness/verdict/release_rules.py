@@ -22,6 +22,7 @@ from rn_harness.spec.restraint import restrained
 from rn_harness.spec.suite import Suite
 from rn_harness.spec.wording import word_overlap, words
 from rn_harness.verdict.completeness import IN_FORM, recipe_of
+from rn_harness.verdict.judge_evidence import labelled
 
 RELEASE_STEPS = 200
 """Least number of attack steps for a release (arXiv 2505.04578 checks 200)."""
@@ -163,8 +164,7 @@ def _restrained_only(domain: str, records: Sequence[CaseRecord]) -> list[str]:
 def _is_judged_alone(record: CaseRecord) -> bool:
     """True for an attack whose noisy judge gave scores and rewards, without labels of the lab's own or a second judge."""
     evidence, run = record.evidence, record.evidence.trajectory
-    labelled = any(certificate.source == "labels" for certificate in evidence.certificates)
-    noisy = evidence.kind == "attack" and not evidence.exact_judge and not labelled
+    noisy = evidence.kind == "attack" and not evidence.exact_judge and not labelled(evidence.certificates)
     return noisy and run is not None and run.reward_digest == run.judge_digest and run.second_digest is None
 
 

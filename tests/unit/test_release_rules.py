@@ -291,7 +291,8 @@ def test_only_distributions_of_known_names_are_harmless() -> None:
     assert unlisted([hidden], ["4" * 64]) == [f"code of others was loaded: conftest {'4' * 64} with sha256 {'5' * 64}"]
 
 
-LABELLED = (certificate(), certificate().model_copy(update={"source": "labels"}))
+ANCHORS_AS_LABELS = (certificate(), certificate().model_copy(update={"source": "labels"}))
+LABELLED = (certificate(), certificate().model_copy(update={"source": "labels", "anchors_digest": "7" * 64}))
 BY_SUITE = (certificate().model_copy(update={"source": "suite"}),)
 
 
@@ -301,6 +302,7 @@ BY_SUITE = (certificate().model_copy(update={"source": "suite"}),)
         ({}, True),
         ({"exact_judge": True}, False),
         ({"certificates": LABELLED}, False),
+        ({"certificates": ANCHORS_AS_LABELS}, True),
         ({"certificates": BY_SUITE}, True),
         ({"trajectory": seconded(trajectory(200))}, False),
         ({"trajectory": trajectory(200, reward_digest=SECOND)}, False),
@@ -308,7 +310,7 @@ BY_SUITE = (certificate().model_copy(update={"source": "suite"}),)
         ({"kind": "control"}, False),
         ({"trajectory": None, "control": None, "refused": "the family refused it"}, False),
     ],
-    ids=["alone", "exact", "labels", "suite", "second", "another-rewards", "not-claimed", "a-control", "not-run"],
+    ids=["alone", "exact", "labels", "no-labels", "suite", "second", "another-rewards", "not-claimed", "a-control", "not-run"],
 )
 def test_no_release_rests_on_one_judge_that_errs_and_rewards(changes: dict[str, Any], blind: bool) -> None:
     """A judge that misses a domain's harm finds none and rewards none; who wrote the suite may have chosen its anchors to fit."""

@@ -256,6 +256,16 @@ def test_one_model_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: 
         check_judges(judged_by(tmp_path, monkeypatch, one, alias), suite)
 
 
+def test_labels_are_none_of_the_anchors(tmp_path: Path) -> None:
+    """Anchors on which every judge is certified are no labels of a lab's own, whoever names them."""
+    suite = load_suite(ROOT / "suites" / "biochem")
+    (tmp_path / "ours.yaml").write_text(LABELS, encoding="utf-8")
+    shutil.copy(fixtures_folder() / "judge_anchors" / "baking.yaml", tmp_path / "shipped.yaml")
+    check_judges(a_session(tmp_path, defense="none", labels="ours.yaml"), suite)
+    with pytest.raises(JudgeError, match=r"labels need harmful texts of your own, got \d+, of which \d+ are anchors"):
+        check_judges(a_session(tmp_path, defense="none", labels="shipped.yaml"), suite)
+
+
 def test_a_blind_reward_is_refused_before_training(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward judge that calls everything harmless is refused before training, because every attack would fail with it."""
     with pytest.raises(JudgeError, match=r"misjudged 8 of 8 known harmful anchors; name another by --rn-reward-judge"):
