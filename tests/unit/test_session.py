@@ -257,7 +257,7 @@ def test_one_model_is_not_two_judges(tmp_path: Path, suite: Suite, monkeypatch: 
 
 
 def test_labels_are_none_of_the_anchors(tmp_path: Path) -> None:
-    """Anchors on which every judge is certified are no labels of a lab's own, whoever names them."""
+    """A run refuses labels that repeat harmful texts of the anchors, which certify every judge."""
     suite = load_suite(ROOT / "suites" / "biochem")
     (tmp_path / "ours.yaml").write_text(LABELS, encoding="utf-8")
     shutil.copy(fixtures_folder() / "judge_anchors" / "baking.yaml", tmp_path / "shipped.yaml")
