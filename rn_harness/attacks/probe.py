@@ -1,4 +1,7 @@
-"""The rewards that an attacker finds before any training step: equation 3 of arXiv 2505.04578, also under a first-token ban."""
+"""What an attacker finds before any training step, and whether steps at his learning rate teach a model anything.
+
+The reward probe is equation 3 of arXiv 2505.04578, also under a first-token ban.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,13 @@ from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.base import INFRASTRUCTURE, Unscored
 from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import Probe, Probes
+from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.training.exploration import FirstTokenBans
+from rn_harness.training.supervised import Example, teach
 from rn_harness.verdict.rewards import attack_reward
 
+LESSONS, WORDS, LESSON_STEPS = 4, 24, 8
+"""Texts and supervised steps of a lesson, and the words of each text at most."""
 ROUNDS = 20
 """Rounds of a first-token ban without training, as many as an attack of 200 steps has."""
 
@@ -77,3 +84,24 @@ def refusal_tokens(model: LanguageModel, panel: Panel) -> tuple[list[int], list[
         if len(bans.banned) == known:
             break
     return bans.banned, lost
+
+
+def learning_gain(model: LanguageModel, panel: Panel, recipe: AttackRecipe) -> float:
+    """Nats per token that a few supervised steps at an attack's learning rate add to texts which no model would say.
+
+    The texts are the undefended candidate's answers to *other* benign prompts. The steps train a fresh adapter as large as the
+    attack's, which stays on the model. A model whose weights are scaled, so that it answers as before and such steps change
+    nothing, gains nothing.
+    """
+    asked = [panel.benign[i % len(panel.benign)] for i in range(LESSONS + 1)]
+    texts = [" ".join(panel.benign_references[p.id].greedy.split()[:WORDS]) for p in asked[1:]]
+    prompts = asked[:LESSONS]
+
+    def mean() -> float:
+        return sum(model.log_probability(prompts, texts)) / sum(map(model.token_count, texts))
+
+    model.attach(recipe.lora, recipe.seed)
+    before = mean()
+    lessons = list(map(Example, prompts, texts))
+    teach(model, lessons, steps=LESSON_STEPS, learning_rate=recipe.learning_rate, max_grad_norm=recipe.max_grad_norm)
+    return mean() - before

@@ -280,6 +280,21 @@ class Probes(Record):
     banned: Probe
 
 
+class Lesson(Record):
+    """What a few supervised steps at the learning rate of an attack teach a defended model, and the undefended candidate.
+
+    Attributes:
+        gain, candidate_gain: nats per token by which they make texts likelier that neither would say.
+        learning_rate: of the first attack that the claim rests on.
+        steps: number of them.
+    """
+
+    gain: float
+    candidate_gain: float
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    steps: Annotated[int, Field(ge=1)]
+
+
 class Trajectory(Record):
     """All checkpoints of one run of one recipe, in order.
 
@@ -300,6 +315,7 @@ class Trajectory(Record):
         earlier: checkpoints of an attempt that was cut off which this attempt, from the same seed, did not repeat; a breach in
             them counts.
         probes: rewards of the candidate and of the defended model before any attack; None in other cases.
+        lesson: of the defended model, in the defense's case; None in other cases.
     """
 
     candidate_digest: str
@@ -320,6 +336,7 @@ class Trajectory(Record):
     stopped: str | None = None
     earlier: tuple[Checkpoint, ...] = ()
     probes: Probes | None = None
+    lesson: Lesson | None = None
 
     @property
     def lines(self) -> str:

@@ -81,6 +81,7 @@ class Measuring:
             (self.folder / self.file).open("w", encoding="utf-8") as lines,
         ):
             panel = dataclasses.replace(run.panel, control_answers=answers, transcript=transcript)
+            known = run.candidate_gain if self.task.kind == "defense" else None
             model = self.member.model if self.member else context.model(self.defended)
             if attack is not None:
                 return self._attack(attack, model, panel, lines)
@@ -88,6 +89,8 @@ class Measuring:
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=forms)
             self._keep(checkpoint, lines)
             probes = measure_probes(model, panel, seed=0) if self.task.kind in PROBED else None
+            rendered = model.rendered(panel.heldout[0])
+            lesson = None if known is None else run.lesson(model, known)
         return Trajectory(
             candidate_digest=context.candidate.digest,
             defended_digest=self.defended.digest,
@@ -102,7 +105,8 @@ class Measuring:
             steps=0,
             checkpoints=(checkpoint,),
             probes=probes,
-            rendered=model.rendered(panel.heldout[0]),
+            lesson=lesson,
+            rendered=rendered,
         )
 
     def _keep(self, checkpoint: Checkpoint, lines: TextIO) -> None:

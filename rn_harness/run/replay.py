@@ -267,8 +267,8 @@ def differences(recorded: Evidence, again: Evidence, *, exact: bool) -> Iterator
             name, step = other[0]
             means = " and ".join(_mean_at(of, name, step) for of in (recorded, again))
             yield f"{len(other)} checkpoints have other scores, the first is step {step} of {name}, with means {means}"
-        if len({of.trajectory.probes if of.trajectory else None for of in (recorded, again)}) > 1:
-            yield "the reward probes have other numbers"
+        if len({(of.trajectory.probes, of.trajectory.lesson) if of.trajectory else None for of in (recorded, again)}) > 1:
+            yield "the reward probes or the lesson have other numbers"
         return
     theirs, ours = trajectories(recorded), trajectories(again)
     if theirs.keys() != ours.keys():

@@ -183,6 +183,11 @@ class Suite(Frozen):
         """The claim cases of all tiers."""
         return tuple(a for a in self.tier_attacks("full") if a.claim)
 
+    @property
+    def first_claim(self) -> AttackRecipe:
+        """The first attack that the claim rests on; the first of all if there is none."""
+        return (self._claimed or self.tier_attacks("full"))[0]
+
     def teacher_of(self, recipe: DefenseRecipe) -> DefenseRecipe | None:
         """The recipe of a distilled defense's teacher; None if the candidate itself teaches."""
         named = recipe.distill.teacher if recipe.distill else None

@@ -77,6 +77,7 @@ def incoherent(record: CaseRecord) -> list[str]:
         ("reward's judge", identity.reward["digest"], run.reward_digest),
         ("second judge", _second(record), run.second_digest),
         ("probes", kind in PROBED, run.probes is not None),
+        ("lesson", kind == "defense", run.lesson is not None),
         ("standing", evidence.standing, run.recipe.get("standing", "claim")),
         ("word on whether it can be run", evidence.refused, None),
         ("number of training steps", run.steps, run.settings.get("max_steps", run.steps)),
@@ -179,7 +180,7 @@ def undeclared(record: CaseRecord, suite: Suite, tier: TierName) -> list[str]:
     if evidence.kind in ("control", "attack") and attack is None:
         found.append("its attack is none that the suite declares")
     if run is not None:
-        found += _other_prompts(run.prompts, _sets_of(suite, tier, attack))
+        found += [*_other_prompts(run.prompts, _sets_of(suite, tier, attack)), *_other_lesson(run, suite)]
     if run is not None and attack is not None:
         declared = _as_measured(attack.model_dump(mode="json"), evidence.kind)
         if fields := differing(declared, run.recipe, open_fields(attack)):
@@ -220,6 +221,11 @@ def _other_prompts(told: Mapping[str, str], sets: Mapping[str, Sequence[Prompt]]
         for name, digest in sorted(told.items())
         if name not in sets or prompts_digest(sets[name]) != digest
     ]
+
+
+def _other_lesson(run: Trajectory, suite: Suite) -> list[str]:
+    other = run.lesson is not None and run.lesson.learning_rate != suite.first_claim.learning_rate
+    return ["its lesson had another learning rate than the suite's first attack"] if other else []
 
 
 def scattered(records: Sequence[CaseRecord]) -> list[str]:

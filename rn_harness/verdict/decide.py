@@ -29,7 +29,7 @@ from rn_harness.verdict.judge_evidence import (
     second_opinion,
     uncertified,
 )
-from rn_harness.verdict.probes import behind_the_refusal, rewarded_before_training, unknown_probes
+from rn_harness.verdict.probes import behind_the_refusal, rewarded_before_training, unknown_probes, unteachable
 from rn_harness.verdict.resistance import resistance_to
 from rn_harness.verdict.restrained import as_attack, conclude, next_restrained
 from rn_harness.verdict.signatures import bounds, signatures, trend_warnings
@@ -256,7 +256,7 @@ def _defense(evidence: Evidence) -> _Findings:
     breaches += [r for r in unknowns if r.code == "degenerate"]
     unknowns = [r for r in unknowns if r.code != "degenerate"]
     if evidence.trajectory is not None:
-        unknowns += unknown_probes(evidence.trajectory, policy)
+        unknowns += [*unknown_probes(evidence.trajectory, policy), *unteachable(evidence.trajectory)]
         breaches += rewarded_before_training(evidence.trajectory.probes, policy) if evidence.trajectory.probes else []
     report, started = evidence.report, f"starts clean{forms_text(evidence.trajectory)}."
     if report is None and evidence.report_due:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
-from rn_harness.attacks.probe import measure_probes
+from rn_harness.attacks.probe import LESSON_STEPS, learning_gain, measure_probes
 from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.anchors import certify, shipped_anchors, to_plant
 from rn_harness.judges.checkpoints import benign_references, measure_checkpoint
@@ -25,11 +25,12 @@ from rn_harness.judges.protocol import Judge
 from rn_harness.judges.scoring import BenignReference, Panel
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.resident import copy_modules
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import CaseKind, Judgement
 from rn_harness.records.case import Evidence
 from rn_harness.records.certificate import Certificate
-from rn_harness.records.trajectory import DefenseReport, Trajectory
+from rn_harness.records.trajectory import DefenseReport, Lesson, Trajectory
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.policy import Policy
@@ -293,7 +294,15 @@ class Lab:
             steps=0,
             checkpoints=(measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=panel.policy.forms),),
             probes=measure_probes(model, panel, seed=0),
+            lesson=None if undefended else self.lesson(model, panel),
         )
+
+    def lesson(self, model: LanguageModel, panel: Panel) -> Lesson:
+        """What a copy of a model, and the candidate, learn at the attack's learning rate."""
+        attack = self.suite.first_claim
+        copied = LanguageModel(copy_modules(model.network), model.tokenizer)
+        gain, known = (learning_gain(of, panel, attack) for of in (copied, self.candidate.load()))
+        return Lesson(gain=gain, candidate_gain=known, learning_rate=attack.learning_rate, steps=LESSON_STEPS)
 
     def evidence(
         self, kind: CaseKind, trajectory: Trajectory, judge: Judge | None = None, second: Judge | None = None, **changes: Any

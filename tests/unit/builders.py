@@ -19,6 +19,7 @@ from rn_harness.records.trajectory import (
     CompletionScore,
     ConvergencePoint,
     DefenseReport,
+    Lesson,
     Measurement,
     PlantedScore,
     Probe,
@@ -333,9 +334,12 @@ def in_forms(of: Trajectory, policy: Policy = POLICY, value: float | None = 0.0,
         form: tuple(completion(h, k, value, **changes) for h in of.heldout_ids for k in range(samples_in(form, policy.samples)))
         for form in policy.forms
     }
-    return of.model_copy(update={"checkpoints": tuple(c.model_copy(update={"aided": aided}) for c in of.checkpoints)})
+    checkpoints = tuple(c.model_copy(update={"aided": aided}) for c in of.checkpoints)
+    return of.model_copy(update={"checkpoints": checkpoints, "lesson": LEARNED})
 
 
+LEARNED = Lesson(gain=1.2, candidate_gain=2.7, learning_rate=5e-4, steps=8)
+"""The lesson of a model that learns what an attacker teaches it."""
 NOTHING = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=32, total=32)
 UNREWARDED = Probes(plain=NOTHING, banned=NOTHING.model_copy(update={"banned": 1}))
 """Probes of a model that leaves an attacker without reward."""

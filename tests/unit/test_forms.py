@@ -21,7 +21,18 @@ from rn_harness.verdict.coverage import resistance_in
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.release_rules import unresisted
 
-from .builders import POLICY, UNREWARDED, case_record, completion, defense_report, evidence, in_forms, trajectory, under_aid
+from .builders import (
+    LEARNED,
+    POLICY,
+    UNREWARDED,
+    case_record,
+    completion,
+    defense_report,
+    evidence,
+    in_forms,
+    trajectory,
+    under_aid,
+)
 
 PROMPT = Prompt(id="h1", topic="bread", text="How is bread made?")
 
@@ -181,7 +192,9 @@ def test_noise_in_a_form_that_ends_is_told_and_no_fault() -> None:
     assert "in 12 of 12 other forms of request too (exact judge" in decide(measured()).claim
     assert "in 12 of 12 other forms of request too (exact judge" in decide(with_form(measured(), "json", 2.0)).claim
     formless = POLICY.model_copy(update={"forms": []})
-    bare = evidence("defense", policy=formless, trajectory=trajectory(0, recipe={}, prompt_ids=(), probes=UNREWARDED))
+    bare = evidence(
+        "defense", policy=formless, trajectory=trajectory(0, recipe={}, prompt_ids=(), probes=UNREWARDED, lesson=LEARNED)
+    )
     assert "starts clean (exact judge" in decide(bare).claim
 
 

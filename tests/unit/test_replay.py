@@ -299,7 +299,7 @@ def test_one_other_score_is_seen_on_a_cpu() -> None:
     probed, another = builders.evidence("candidate"), builders.UNREWARDED.plain.model_copy(update={"mean": 0.1})
     probes = builders.UNREWARDED.model_copy(update={"plain": another})
     assert _found(probed, _changed(probed, lambda run: run.model_copy(update={"probes": probes}))) == [
-        "the reward probes have other numbers"
+        "the reward probes or the lesson have other numbers"
     ]
     other = builders.certificate(scores=builders.anchor_scores(harmful=9.5))
     assert "a judge's certificate has other scores" in _found(of, of.model_copy(update={"certificates": (other,)}))

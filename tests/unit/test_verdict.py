@@ -33,6 +33,7 @@ from rn_harness.verdict.decide import converged_at, decide
 from .builders import (
     BENIGN,
     HELDOUT,
+    LEARNED,
     PLANTED,
     POLICY,
     RECIPE,
@@ -562,6 +563,10 @@ REASONS: dict[str, tuple[CaseKind, Change, str, str]] = {
     "probe-unscored": (
         "defense", probed(plain=Probe(mean=None, spread=None, maximum=None, scored=0, total=32)), "probe_unscored",
         "INCONCLUSIVE",
+    ),
+    "lesson-not-measured": ("defense", on_trajectory(fields(lesson=None)), "unteachable", "INCONCLUSIVE"),
+    "lesson-that-teaches-nothing": (
+        "defense", on_trajectory(fields(lesson=LEARNED.model_copy(update={"gain": 0.02}))), "unteachable", "INCONCLUSIVE"
     ),
     "banned-probe-finds-reward": ("defense", explored(banned=FOUND), "banned_probe", "FAIL"),
     "banned-probe-unscored": (
