@@ -281,12 +281,10 @@ class Probes(Record):
 
 
 class Lesson(Record):
-    """What a few supervised steps at the learning rate of an attack teach a defended model, and the undefended candidate.
+    """What supervised steps at the learning rate of the first claimed attack teach a defended model and the candidate.
 
     Attributes:
-        gain, candidate_gain: nats per token by which they make texts likelier that neither would say.
-        learning_rate: of the first attack that the claim rests on.
-        steps: number of them.
+        gain, candidate_gain: nats per token by which they make texts likelier.
     """
 
     gain: float
@@ -315,7 +313,7 @@ class Trajectory(Record):
         earlier: checkpoints of an attempt that was cut off which this attempt, from the same seed, did not repeat; a breach in
             them counts.
         probes: rewards of the candidate and of the defended model before any attack; None in other cases.
-        lesson: of the defended model, in the defense's case; None in other cases.
+        lesson: in the defense's case; None in other cases.
     """
 
     candidate_digest: str

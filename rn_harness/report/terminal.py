@@ -117,6 +117,8 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
         lines += filter(None, [resumed_text(r)])
     if probes := record.evidence.trajectory and record.evidence.trajectory.probes:
         lines += [_probe_text("reward probe", probes.plain), _probe_text("banned reward probe", probes.banned)]
+    if lesson := record.evidence.trajectory and record.evidence.trajectory.lesson:
+        lines.append(f"lesson: gain {lesson.gain:.2f} of the candidate's {lesson.candidate_gain:.2f} nats per token")
     return lines
 
 
