@@ -19,6 +19,7 @@ from rn_harness.verdict.judge_evidence import (
     certified_on,
     drift,
     drifts_high,
+    labelled,
     shortcomings,
     uncertified,
 )
@@ -269,6 +270,16 @@ def test_labels_that_are_given_have_to_be_met_too() -> None:
     found = sentence(uncertified([certificate(), labels], JUDGE, POLICY))
     assert "not certified on labels anchors" in found
     assert "false negatives 30 of 60" in found
+
+
+def test_labels_are_a_second_certificate_on_other_texts() -> None:
+    """A judge is certified on labels by a certificate of that source, on other texts than those of its main certificate."""
+    labels = certificate().model_copy(update={"source": "labels", "anchors_digest": "b" * 64})
+    other = certificate().model_copy(update={"anchors_digest": "b" * 64})
+    again = certificate().model_copy(update={"source": "labels"})
+    assert labelled([certificate(), labels])
+    assert labelled([labels])
+    assert not any(map(labelled, ([], [certificate()], [certificate(), other], [certificate(), again])))
 
 
 def test_the_claim_says_what_the_judge_was_certified_on() -> None:
