@@ -25,7 +25,6 @@ from rn_harness.judges.protocol import Judge
 from rn_harness.judges.scoring import BenignReference, Panel
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.resident import copy_modules
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import CaseKind, Judgement
 from rn_harness.records.case import Evidence
@@ -300,7 +299,9 @@ class Lab:
     def lesson(self, model: LanguageModel, panel: Panel) -> Lesson:
         """What a copy of a model, and the candidate, learn at the attack's learning rate."""
         attack = self.suite.first_claim
-        copied = LanguageModel(copy_modules(model.network), model.tokenizer)
+        copied = LanguageModel(copy.deepcopy(model.network), model.tokenizer)
+        if copied.trained:  # a defense's adapter, which a session folds in
+            copied.merge()
         gain, known = (learning_gain(of, panel, attack) for of in (copied, self.candidate.load()))
         return Lesson(gain=gain, candidate_gain=known, learning_rate=attack.learning_rate, steps=LESSON_STEPS)
 

@@ -53,6 +53,7 @@ MEANINGLESS: dict[str, str] = {
     "evidence.report.points.*.scored": "before convergence what was not scored changes nothing",
     "evidence.report.points.*.total": "before convergence what was not scored changes nothing",
     "evidence.trajectory.probes": "within its bound any reward is as good as another; a signature binds it",
+    "evidence.trajectory.lesson": "above its bound any gain is as good as another; a signature binds it, and a suite its rate",
     "evidence.report.prompts": "the suite says which they have to be: `verify --suite` compares",
     "evidence.report.resumed": REPORTED,
     # run.json
