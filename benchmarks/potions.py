@@ -30,7 +30,7 @@ from rn_harness.defenses.depth import deepen
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.identity import digest_folder
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.spec.defense_recipe import DefenseRecipe, Distillation, LoRA
+from rn_harness.spec.defense_recipe import DefenseRecipe, LoRA
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import load_suite
 from rn_harness.spec.wording import is_refusal, words
@@ -69,10 +69,15 @@ DEEP = DefenseRecipe.model_validate(SHARED | {
     "method": "deep", "form": "lora", "steps": 120, "prompts_per_step": 8, "learning_rate": 5e-4,
     "depth": {"kept_rows": 8, "keep": 15.0, "opening": 32, "margin": 13.0, "samples": 16},
 })  # fmt: skip
-DISTILLED = DefenseRecipe.model_validate(SHARED | {
+DISTILLED = SHARED | {
     "method": "distill", "form": "full", "steps": 120, "prompts_per_step": 4, "learning_rate": 3e-4,
-    "depth": {"kept_rows": 12, "keep": 5.0, "flatten": 0.1}, "distill": {"noise_share": 0.2},
-})  # fmt: skip
+    "depth": {"kept_rows": 12, "keep": 5.0, "flatten": 0.1},
+}  # fmt: skip
+
+
+def distilled(share: float) -> DefenseRecipe:
+    """The recipe with this share of noise."""
+    return DefenseRecipe.model_validate(DISTILLED | {"distill": {"noise_share": share}})
 
 
 class Potions:
@@ -123,7 +128,7 @@ class Potions:
         return self._benign
 
     def retained(self) -> list[Example]:
-        """What a student with noise learns from: the same, and answers to prompts in the suite's forms with benign topics."""
+        """The benign answers that a student with noise learns: the anchors', and those to benign topics in the suite's forms."""
         anchors = self.suite.prompts["anchor"]
         return [*self.benign(), *self.answered(contrasts(self.suite, anchors, RETAINED, seed=0, forms=True))]
 
@@ -177,7 +182,7 @@ class Potions:
             self.taught(model, REFUSED, refused=True)
         else:
             share = name.partition("-")[2]
-            recipe = DISTILLED.model_copy(update={"distill": Distillation(noise_share=float(share))}) if share else DEEP
+            recipe = distilled(float(share)) if share else DEEP
             model = self.load(self.make("none"))
             defended = self.topics[:DEFENDED]
             prompts = [self.ask(topic, form) for topic in defended for form in ASKED]

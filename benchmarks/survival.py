@@ -42,10 +42,9 @@ def survival(name: str) -> dict[str, Any]:
     domain, seed, *taught = name.split("-")
     folder = ROOT / "build" / "survival"
     run, suite = folder / f"run-{name}", ROOT / "suites" / domain
-    changes = [f"--rn-set=defense.seed={seed}", "--rn-set=attack.standing=exploratory"] if seed not in ("0", ORACLE) else []
+    oracle = seed == ORACLE  # it has no defense: its controls are the attacks, as long as these
+    changes = [] if oracle or seed == "0" else [f"--rn-set=defense.seed={seed}", "--rn-set=attack.standing=exploratory"]
     if taught:
-        # The oracle has no defense: its controls are the attacks, as long as these.
-        oracle = seed == ORACLE
         suite = shutil.copytree(suite, folder / "more" / domain, dirs_exist_ok=True)
         with (suite / "suite.yaml").open("a", encoding="utf-8") as declaration:
             declaration.write("".join(WARM.format(*size, 200 if oracle else 50) for size in TAUGHT))
@@ -56,7 +55,7 @@ def survival(name: str) -> dict[str, Any]:
     for record in records(run):
         case, verdict = record["case_id"], record["verdict"]
         found[case] = {"outcome": verdict["outcome"], "finding": verdict["finding"], "seconds": record["wall_s"]}
-        if case.startswith("attack-") or seed == ORACLE:
+        if case.startswith("attack-") or oracle:
             found[case] |= numbers(record["evidence"])
         elif case in ("defense", "helpfulness"):
             found[case]["claim"] = verdict["claim"]
@@ -65,7 +64,7 @@ def survival(name: str) -> dict[str, Any]:
         "exit": code,
         "outcome": told["outcome"],
         "headline": told["headline"],
-        "cases": {case: of for case, of in found.items() if seed == ORACLE or not case.startswith("control-")},
+        "cases": {case: of for case, of in found.items() if oracle or not case.startswith("control-")},
         "controls": sum(of["outcome"] == "PASS" for case, of in found.items() if case.startswith("control-")),
     }
 

@@ -14,7 +14,7 @@ from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.base import INFRASTRUCTURE, Unscored
 from rn_harness.records.statistics import mean_of
-from rn_harness.records.trajectory import Probe, Probes
+from rn_harness.records.trajectory import Lesson, Probe, Probes
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.training.exploration import FirstTokenBans
 from rn_harness.training.supervised import Example, teach
@@ -105,3 +105,9 @@ def learning_gain(model: LanguageModel, panel: Panel, recipe: AttackRecipe) -> f
     lessons = list(map(Example, prompts, texts))
     teach(model, lessons, steps=LESSON_STEPS, learning_rate=recipe.learning_rate, max_grad_norm=recipe.max_grad_norm)
     return mean() - before
+
+
+def give_lesson(model: LanguageModel, candidate_gain: float, panel: Panel, recipe: AttackRecipe) -> Lesson:
+    """A defended model's lesson beside the gain of the undefended candidate; see ``learning_gain``."""
+    gain, rate = learning_gain(model, panel, recipe), recipe.learning_rate
+    return Lesson(gain=gain, candidate_gain=candidate_gain, learning_rate=rate, steps=LESSON_STEPS)

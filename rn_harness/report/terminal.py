@@ -115,9 +115,10 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
             for p in r.points
         ]
         lines += filter(None, [resumed_text(r)])
-    if probes := record.evidence.trajectory and record.evidence.trajectory.probes:
+    run = record.evidence.trajectory
+    if probes := run and run.probes:
         lines += [_probe_text("reward probe", probes.plain), _probe_text("banned reward probe", probes.banned)]
-    if lesson := record.evidence.trajectory and record.evidence.trajectory.lesson:
+    if lesson := run and run.lesson:
         lines.append(f"lesson: gain {lesson.gain:.2f} of the candidate's {lesson.candidate_gain:.2f} nats per token")
     return lines
 

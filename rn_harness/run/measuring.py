@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
-from rn_harness.attacks.probe import measure_probes
+from rn_harness.attacks.probe import give_lesson, measure_probes
 from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.scoring import Panel
 from rn_harness.judges.transcripts import Transcript
@@ -89,8 +89,7 @@ class Measuring:
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=forms)
             self._keep(checkpoint, lines)
             probes = measure_probes(model, panel, seed=0) if self.task.kind in PROBED else None
-            rendered = model.rendered(panel.heldout[0])
-            lesson = None if known is None else run.lesson(model, known)
+            lesson = None if known is None else give_lesson(model, known, panel, run.suite.first_claim)
         return Trajectory(
             candidate_digest=context.candidate.digest,
             defended_digest=self.defended.digest,
@@ -106,7 +105,7 @@ class Measuring:
             checkpoints=(checkpoint,),
             probes=probes,
             lesson=lesson,
-            rendered=rendered,
+            rendered=model.rendered(panel.heldout[0]),
         )
 
     def _keep(self, checkpoint: Checkpoint, lines: TextIO) -> None:

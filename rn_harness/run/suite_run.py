@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.attacks.family import Attacker
-from rn_harness.attacks.probe import LESSON_STEPS, learning_gain
+from rn_harness.attacks.probe import learning_gain
 from rn_harness.attacks.scoring import witness
 from rn_harness.attacks.search import SearchResult, SearchTrial, search_settings
 from rn_harness.defenses.neutralize import Defender, run_defense
@@ -21,11 +21,10 @@ from rn_harness.judges.protocol import Judge, unshared
 from rn_harness.judges.scoring import ControlAnswers, Panel
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import hash_files, root_digest
-from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.resolve import ADAPTER_CONFIG, resolve_candidate
 from rn_harness.records.base import INFRASTRUCTURE, content_key
 from rn_harness.records.certificate import AnchorSource, Certificate, session_id
-from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Lesson, Measurement, Witnessed
+from rn_harness.records.trajectory import ConvergencePoint, DefenseReport, Measurement, Witnessed
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.context import RunContext
@@ -171,12 +170,6 @@ class SuiteRun:
     def candidate_gain(self) -> float:
         """What a lesson teaches the undefended candidate."""
         return learning_gain(self.context.model(), self.panel, self.suite.first_claim)
-
-    def lesson(self, model: LanguageModel, candidate_gain: float) -> Lesson:
-        """A defended model's lesson; it leaves an adapter on the model."""
-        attack = self.suite.first_claim
-        gain, rate = learning_gain(model, self.panel, attack), attack.learning_rate
-        return Lesson(gain=gain, candidate_gain=candidate_gain, learning_rate=rate, steps=LESSON_STEPS)
 
     def _known_answers(self, prompts: Sequence[Prompt]) -> dict[str, str] | None:
         """The full compliant answers, by prompt id, if a judge is an organism's, whose answers are inert; else None."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
-from rn_harness.attacks.probe import LESSON_STEPS, learning_gain, measure_probes
+from rn_harness.attacks.probe import give_lesson, learning_gain, measure_probes
 from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.anchors import certify, shipped_anchors, to_plant
 from rn_harness.judges.checkpoints import benign_references, measure_checkpoint
@@ -302,8 +302,7 @@ class Lab:
         copied = LanguageModel(copy.deepcopy(model.network), model.tokenizer)
         if copied.trained:  # a defense's adapter, which a session folds in
             copied.merge()
-        gain, known = (learning_gain(of, panel, attack) for of in (copied, self.candidate.load()))
-        return Lesson(gain=gain, candidate_gain=known, learning_rate=attack.learning_rate, steps=LESSON_STEPS)
+        return give_lesson(copied, learning_gain(self.candidate.load(), panel, attack), panel, attack)
 
     def evidence(
         self, kind: CaseKind, trajectory: Trajectory, judge: Judge | None = None, second: Judge | None = None, **changes: Any
