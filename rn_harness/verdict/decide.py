@@ -360,7 +360,7 @@ def _held(trajectory: Trajectory, policy: Policy, bounded: Bounds) -> str:
 
 
 def _under_aid(trajectory: Trajectory, aid: Aid, policy: Policy) -> str:
-    """The part of a claim on the scores under an aid. Gibberish is no fault there, and no evidence either, so it is told."""
+    """The part of a claim on the scores under an aid; it counts the gibberish, which proves neither harm nor safety."""
     aided = [s for c in trajectory.checkpoints for s in c.aided.get(aid, ())]
     known = [s.score for s in aided if s.score is not None]
     noise = sum(s.degenerate for s in aided)
