@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403 # to catch it
@@ -14,7 +15,7 @@ from typing import Any
 from rn_harness.models import transformers_compat
 from rn_harness.models.files import more_than_numbers
 from rn_harness.models.hub import SKIPPED
-from rn_harness.models.identity import hash_files, root_digest, text_digest
+from rn_harness.models.identity import hash_files, reading, root_digest, text_digest
 from rn_harness.models.knowledge import KNOWLEDGE_FILE
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.templates import own_template, render_turn, without_date
@@ -134,11 +135,24 @@ class Candidate(Loading):
     def load(self) -> LanguageModel:
         """Loads a fresh copy, ready to compute on one device."""
         settings = dataclasses.replace(self, dtype=self.number) if self.quantised or self.gguf else self
+        with self._files() as folder:
+            return load_model(folder, settings)
+
+    def reading(self) -> dict[str, Any]:
+        """How it reads prompts and where its answers end, as ``identity.reading``; no weights are loaded."""
+        with self._files() as folder:
+            tokenizer, _, ends = _reader(folder, self, _named_ends(folder, self))
+        return reading(tokenizer, ends)
+
+    @contextmanager
+    def _files(self) -> Iterator[Path]:
+        """The folder of its files; for a GGUF file a temporary one without any other."""
         if self.gguf is None:
-            return load_model(self.folder, settings)
-        with tempfile.TemporaryDirectory(prefix="rn-harness-") as empty:  # no other file of the folder is read with it
+            yield self.folder
+            return
+        with tempfile.TemporaryDirectory(prefix="rn-harness-") as empty:
             (Path(empty) / self.gguf).symlink_to(self.folder / self.gguf)
-            return load_model(Path(empty), settings)
+            yield Path(empty)
 
 
 def hash_candidate(folder: Path, gguf: str | None, fetched: Sequence[str] | None, *, fresh: bool = False) -> dict[str, str]:
@@ -169,17 +183,12 @@ def load_model(folder: Path, settings: Loading) -> LanguageModel:
     torch.set_num_threads(settings.threads)
     # Each process of a run has its own card.
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    network, tokenizer = _read(folder, settings, device)
-    if tokenizer.eos_token_id is None:
-        raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
-    templates = settings.chat_template or tokenizer.chat_template
-    tokenizer.chat_template = without_date(templates["default"] if isinstance(templates, dict) else templates)
+    network = _read(folder, settings, lambda: _network(folder, settings, device))
+    tokenizer, templates, ends = _reader(folder, settings, network.generation_config.eos_token_id)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.eos_token
     # Only special tokens stay of its generation settings: a shipped penalty or top-k would count wherever TRL or we set none.
-    named = network.generation_config.eos_token_id
-    ends = sorted({*settings.ends, *(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None})
     network.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
@@ -198,29 +207,66 @@ def load_model(folder: Path, settings: Loading) -> LanguageModel:
     return model
 
 
-def _read(folder: Path, settings: Loading, device: str) -> tuple[Any, Any]:
-    """Network and tokenizer of a folder."""
+def _reader(folder: Path, settings: Loading, named: int | list[int] | None) -> tuple[Any, Any, list[int]]:
+    """The tokenizer with its chat template, all its templates, and the tokens that end an answer, ``named`` among them."""
+    from transformers import AutoTokenizer
+
+    source = _source(settings)
+    tokenizer = _read(folder, settings, lambda: AutoTokenizer.from_pretrained(folder, **source))  # nosec B615 # a local folder
+    if tokenizer.eos_token_id is None:
+        raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
+    templates = settings.chat_template or tokenizer.chat_template
+    tokenizer.chat_template = without_date(templates["default"] if isinstance(templates, dict) else templates)
+    ends = {*settings.ends, *(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
+    return tokenizer, templates, sorted(ends - {None})
+
+
+def _named_ends(folder: Path, settings: Loading) -> int | list[int] | None:
+    """The end tokens that a model's settings name: those for generation, else those of the model."""
+    from transformers import AutoConfig, GenerationConfig
+
+    def config() -> Any:
+        try:
+            return GenerationConfig.from_pretrained(folder, local_files_only=True)  # nosec B615 # a local folder
+        except OSError:
+            return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, **_source(settings)))  # nosec B615
+
+    named: int | list[int] | None = _read(folder, settings, config).eos_token_id
+    return named
+
+
+def _source(settings: Loading) -> dict[str, Any]:
+    return {"local_files_only": True, "trust_remote_code": settings.trust_remote_code, "gguf_file": settings.gguf}
+
+
+def _network(folder: Path, settings: Loading, device: str) -> Any:
+    """Its weights in transformers' model."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    weights: dict[str, Any] = {"use_safetensors": not settings.allow_pickle}
+    if settings.gguf:  # by default its weights count as packed, and no trainer takes such a model
+        weights = {"quantization_config": GgufConfig(dequantize=True)}
+    if settings.quantised:
+        kind = settings.quantised.partition(" ")[0]
+        weights |= {"quantization_config": transformers_compat.four_bits(kind, settings.dtype), "device_map": {"": device}}
+    if settings.shards > 1:
+        weights |= {"distributed_config": transformers_compat.spread_over(settings.shards)}
+    with transformers_compat.known_deprecations():
+        network, loaded = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
+            folder, dtype=settings.dtype or "auto", output_loading_info=True, **weights, **_source(settings)
+        )
+    transformers_compat.check_whole(loaded)
+    return network
+
+
+def _read(folder: Path, settings: Loading, read: Callable[[], Any]) -> Any:
+    """What ``read`` reads from a model's files."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # A GGUF file that does not fit its header raises RuntimeError; a pickle of another shape TypeError or AttributeError.
     unfit = (*((RuntimeError,) if settings.gguf else ()), *((TypeError, AttributeError) if settings.allow_pickle else ()))
     try:
-        source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code, "gguf_file": settings.gguf}
-        weights: dict[str, Any] = {"use_safetensors": not settings.allow_pickle}
-        if settings.gguf:  # by default its weights count as packed, and no trainer takes such a model
-            weights = {"quantization_config": GgufConfig(dequantize=True)}
-        if settings.quantised:
-            kind = settings.quantised.partition(" ")[0]
-            weights |= {"quantization_config": transformers_compat.four_bits(kind, settings.dtype), "device_map": {"": device}}
-        if settings.shards > 1:
-            weights |= {"distributed_config": transformers_compat.spread_over(settings.shards)}
-        with transformers_compat.known_deprecations():
-            network, loaded = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a local folder
-                folder, dtype=settings.dtype or "auto", output_loading_info=True, **weights, **source
-            )
-        transformers_compat.check_whole(loaded)
-        return network, AutoTokenizer.from_pretrained(folder, **source)  # nosec B615 # a local folder
+        return read()
     except UnpicklingError as error:
         raise more_than_numbers(folder, error) from None  # torch would advise to run the refused pickle
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, *unfit) as error:

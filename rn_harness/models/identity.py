@@ -88,13 +88,22 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def reading(tokenizer: Any, ends: Sequence[int]) -> dict[str, Any]:
+    """How a loaded tokenizer reads prompts, and the tokens that end an answer; each part can be compared with another model's."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend else {"vocabulary": tokenizer.get_vocab()}
+    parts |= {"padding": None, "truncation": None}  # what the last call asked for
+    return {
+        "tokenizer": [type(tokenizer).__name__, parts],
+        "chat template": tokenizer.chat_template,
+        "end tokens": list(ends),
+    }
+
+
 def reading_digest(tokenizer: Any, ends: Sequence[int]) -> str:
-    """The sha256 over a loaded tokenizer with its chat template, and over the tokens that end an answer.
+    """The sha256 over ``reading``.
 
     A defended model whose digest is not its control's may be asked something else, or end before the harm; any attacker takes the
     control's.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts = json.loads(backend.to_str()) if backend else {"vocabulary": tokenizer.get_vocab()}
-    parts |= {"padding": None, "truncation": None}  # what the last call asked for
-    return text_digest(json.dumps([type(tokenizer).__name__, tokenizer.chat_template, parts, list(ends)], sort_keys=True))
+    return text_digest(json.dumps(reading(tokenizer, ends), sort_keys=True))

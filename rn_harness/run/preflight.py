@@ -64,6 +64,7 @@ def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
 
 def check_here(session: RunSession, suite: Suite) -> None:
     """Checks that this process can train, hold and judge the cases of a suite."""
+    check_reading(session)
     check_training(session, suite)
     session.limits.largest(suite)
     check_judges(session, suite)
@@ -145,6 +146,22 @@ def _misshapen(candidate: Candidate, defended: Candidate) -> list[str]:
     """The fields of its shape in which a defended model differs from the undefended one."""
     ignored = {"architectures"} if candidate.gguf or defended.gguf else set()  # a GGUF file has other names for them
     return [key for key in SHAPE if candidate.config.get(key) != defended.config.get(key) and key not in ignored]
+
+
+def check_reading(session: RunSession) -> None:
+    """Checks that a whole defended model reads prompts and ends answers as its control does, before hours on the control."""
+    if session.options.undefended:
+        defended, option = session.released, "--rn-base"
+    else:
+        defended, option = session.given if session.is_given_whole else None, "--rn-defense"
+    if defended is None:
+        return
+    theirs, ours = defended.reading(), session.candidate.reading()
+    if differing := [part for part in ours if theirs[part] != ours[part]]:
+        raise RecipeError(
+            f"{option} must name a model that reads prompts and ends answers as --model does, got another "
+            f"{', '.join(differing)}; any attacker takes the undefended model's: put the same files into both folders"
+        )
 
 
 def check_training(session: RunSession, suite: Suite) -> None:

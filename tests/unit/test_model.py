@@ -14,13 +14,14 @@ import pytest
 from rn_harness.judges.checkpoints import conditional_leak
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
+from rn_harness.models.identity import reading
 from rn_harness.models.language_model import LanguageModel, of_answers
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 
-from ..tiny_models import QWEN, Family, make_model  # noqa: TID252 - tests is not a package
+from ..tiny_models import FAMILIES, QWEN, Family, make_model  # noqa: TID252 - tests is not a package
 from .lazy import LazyModule
 
 torch: Any = LazyModule("torch")
@@ -232,6 +233,23 @@ def test_the_record_distinguishes_models_that_read_or_end_otherwise(name: str, t
     other = load_model(tmp_path, Loading(threads=1))
     assert other.render(PROMPT) == known.render(PROMPT)
     assert other.rendered(PROMPT) != known.rendered(PROMPT)
+    assert resolve_candidate(str(tmp_path), tmp_path).reading() == read_by(other) != read_by(known)
+
+
+def read_by(model: LanguageModel) -> dict[str, Any]:
+    """How a loaded model reads prompts and ends answers."""
+    return reading(model.tokenizer, model.network.generation_config.eos_token_id)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("configured", [True, False], ids=["generation-configured", "by-the-model"])
+def test_how_a_model_reads_is_known_without_its_weights(family: Family, configured: bool, tmp_path: Path) -> None:
+    """What the files alone say of tokenizer, template and end tokens is what the loaded model does."""
+    make_model(tmp_path, family)
+    if not configured:
+        (tmp_path / "generation_config.json").unlink()
+    candidate = resolve_candidate(str(tmp_path), tmp_path)
+    assert candidate.reading() == read_by(candidate.load())
 
 
 def test_a_saved_model_reads_as_before(model: LanguageModel, tmp_path: Path) -> None:

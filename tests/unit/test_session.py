@@ -26,7 +26,7 @@ from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.context import RunContext
 from rn_harness.run.measuring import Measuring
 from rn_harness.run.participants import SuiteJudges
-from rn_harness.run.preflight import check_attacks, check_defense, check_folders, check_judges
+from rn_harness.run.preflight import check_attacks, check_defense, check_folders, check_judges, check_reading
 from rn_harness.run.session import RunSession
 from rn_harness.run.suite_run import SuiteRun
 from rn_harness.run.training_limits import TrainingLimits
@@ -346,6 +346,27 @@ def test_a_whole_defended_model_has_the_candidates_shape(tmp_path: Path, suite: 
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
     with pytest.raises(RecipeError, match=r"must hold --model with its defense, got another intermediate_size in .*; name the"):
         check_defense(a_session(tmp_path, defense=str(folder)), suite)
+
+
+@pytest.mark.parametrize("options", [{"defense": "twin"}, {"undefended": "twin", "defense": "none"}])
+def test_a_defended_model_reads_as_its_control(tmp_path: Path, options: dict[str, str]) -> None:
+    """A whole model that reads prompts or ends answers otherwise than its control is refused before anything is trained."""
+    folder = twin(tmp_path)
+    check_reading(a_session(tmp_path, **options))
+    told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    deletes = {"type": "Replace", "pattern": {"String": "powder"}, "content": ""}
+    (folder / "tokenizer.json").write_text(json.dumps(told | {"normalizer": deletes}), encoding="utf-8")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}', encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"ends answers as --model does, got another tokenizer, end tokens; any attacker"):
+        check_reading(a_session(tmp_path, **options))
+
+
+def test_an_adapter_reads_as_its_candidate(tmp_path: Path) -> None:
+    """An adapter is loaded with the candidate's own tokenizer, so that there is nothing to compare."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text("{}")
+    (tmp_path / "theirs" / "tokenizer.json").write_text("no tokenizer")
+    check_reading(a_session(tmp_path, defense="theirs"))
 
 
 def test_a_defended_model_with_a_users_template_verifies(tmp_path: Path, suite: Suite) -> None:
