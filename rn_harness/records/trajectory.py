@@ -285,10 +285,13 @@ class Lesson(Record):
 
     Attributes:
         gain, candidate_gain: nats per token by which they make texts likelier.
+        surprise, candidate_surprise: nats per token of these texts before the steps.
     """
 
     gain: float
     candidate_gain: float
+    surprise: float
+    candidate_surprise: float
     learning_rate: Annotated[float, Field(gt=0.0)]
     steps: Annotated[int, Field(ge=1)]
 

@@ -81,7 +81,7 @@ class Measuring:
             (self.folder / self.file).open("w", encoding="utf-8") as lines,
         ):
             panel = dataclasses.replace(run.panel, control_answers=answers, transcript=transcript)
-            known = run.candidate_gain if self.task.kind == "defense" else None
+            known = run.candidate_lesson if self.task.kind == "defense" else None
             model = self.member.model if self.member else context.model(self.defended)
             if attack is not None:
                 return self._attack(attack, model, panel, lines)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rn_harness.attacks.family import Attacker
-from rn_harness.attacks.probe import learning_gain
+from rn_harness.attacks.probe import Taught, teach_lesson
 from rn_harness.attacks.scoring import witness
 from rn_harness.attacks.search import SearchResult, SearchTrial, search_settings
 from rn_harness.defenses.neutralize import Defender, run_defense
@@ -167,9 +167,9 @@ class SuiteRun:
         )
 
     @functools.cached_property
-    def candidate_gain(self) -> float:
+    def candidate_lesson(self) -> Taught:
         """What a lesson teaches the undefended candidate."""
-        return learning_gain(self.context.model(), self.panel, self.suite.first_claim)
+        return teach_lesson(self.context.model(), self.panel, self.suite.first_claim)
 
     def _known_answers(self, prompts: Sequence[Prompt]) -> dict[str, str] | None:
         """The full compliant answers, by prompt id, if a judge is an organism's, whose answers are inert; else None."""

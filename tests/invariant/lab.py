@@ -15,7 +15,7 @@ from typing import Any
 
 from rn_harness.attacks.family import Attacker, load_family
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
-from rn_harness.attacks.probe import give_lesson, learning_gain, measure_probes
+from rn_harness.attacks.probe import give_lesson, measure_probes, teach_lesson
 from rn_harness.defenses.neutralize import Defender, run_defense
 from rn_harness.judges.anchors import certify, shipped_anchors, to_plant
 from rn_harness.judges.checkpoints import benign_references, measure_checkpoint
@@ -302,7 +302,7 @@ class Lab:
         copied = LanguageModel(copy.deepcopy(model.network), model.tokenizer)
         if copied.trained:  # a defense's adapter, which a session folds in
             copied.merge()
-        return give_lesson(copied, learning_gain(self.candidate.load(), panel, attack), panel, attack)
+        return give_lesson(copied, teach_lesson(self.candidate.load(), panel, attack), panel, attack)
 
     def evidence(
         self, kind: CaseKind, trajectory: Trajectory, judge: Judge | None = None, second: Judge | None = None, **changes: Any
