@@ -42,6 +42,13 @@ PRIVATE_NAMES = {
 """Each private name or undocumented behaviour, with its purpose."""
 
 
+OTHER_SETTINGS = frozenset({
+    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "pad_token_id",
+    "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
+})  # fmt: skip
+"""Settings in a config.json that say nothing of what a loaded network computes, or are compared elsewhere."""
+
+
 def quiet_libraries() -> None:
     """Switches off network, telemetry, progress bars and advice of the libraries below us.
 
@@ -83,10 +90,26 @@ def known_deprecations() -> Iterator[None]:
         yield
 
 
+def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the computation, with the defaults of its kind of model; as it stands if that is not known."""
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.for_model(**config).to_dict()
+    except (TypeError, ValueError, LookupError):
+        settings = dict(config)
+    return {key: value for key, value in settings.items() if key not in OTHER_SETTINGS and not _is_noise(key)}
+
+
 def check_whole(loaded: Mapping[str, Any]) -> None:
     """Raises ValueError if a loading report names missing weights, which transformers would draw by chance, each time others."""
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"no {missing[0]}, the first of {len(missing)} missing tensors that the configuration asks for")
+
+
+def _is_noise(name: str) -> bool:
+    """True if a setting of this name drops or shakes activations in training."""
+    return "drop" in name or "jitter" in name
 
 
 def train_without_noise(network: Any) -> None:
@@ -101,7 +124,7 @@ def train_without_noise(network: Any) -> None:
         if isinstance(of, torch.nn.Dropout):
             of.p = 0.0
         for name, value in list(vars(of).items()):
-            if ("drop" in name or "jitter" in name) and isinstance(value, int | float) and not isinstance(value, bool):
+            if _is_noise(name) and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(of, name, 0.0)
 
 

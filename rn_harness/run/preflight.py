@@ -20,6 +20,7 @@ from rn_harness.judges.transcripts import check_recipients
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.memory import GIB, available_memory
 from rn_harness.models.resolve import ADAPTER_CONFIG, check_adapter, find_profile
+from rn_harness.models.transformers_compat import read_settings
 from rn_harness.run.attack_strength import check_strength
 from rn_harness.run.cost import Role
 from rn_harness.run.estimate import hours_by_tier, hours_of_profile
@@ -143,9 +144,11 @@ def check_defense(session: RunSession, suite: Suite) -> None:
 
 
 def _misshapen(candidate: Candidate, defended: Candidate) -> list[str]:
-    """The fields of its shape in which a defended model differs from the undefended one."""
-    ignored = {"architectures"} if candidate.gguf or defended.gguf else set()  # a GGUF file has other names for them
-    return [key for key in SHAPE if candidate.config.get(key) != defended.config.get(key) and key not in ignored]
+    """The settings in which a defended model differs from the undefended one: any attacker would take the latter's."""
+    if candidate.gguf or defended.gguf:  # which has other names for architectures, and few settings
+        return [key for key in SHAPE if candidate.config.get(key) != defended.config.get(key) and key != "architectures"]
+    own, other = ({"architectures": of.config.get("architectures")} | read_settings(of.config) for of in (candidate, defended))
+    return sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
 
 
 def check_reading(session: RunSession) -> None:

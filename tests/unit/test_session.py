@@ -369,6 +369,40 @@ def test_an_adapter_reads_as_its_candidate(tmp_path: Path) -> None:
     check_reading(a_session(tmp_path, defense="theirs"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"is_causal": False}, "is_causal"),
+        ({"rms_norm_eps": 1.0}, "rms_norm_eps"),
+        ({"model_type": "granite", "logits_scaling": 0.125}, "logits_scaling, model_type"),
+        ({"model_type": "of our own", "is_causal": False}, "is_causal"),
+    ],
+    ids=["causal", "norm", "class", "unknown"],
+)
+@pytest.mark.parametrize("given", ["defense", "undefended"])
+def test_a_whole_defended_model_has_the_candidates_settings(
+    tmp_path: Path, suite: Suite, changed: dict[str, Any], found: str, given: str
+) -> None:
+    """A defended model that computes otherwise than its control is refused: its settings, not its weights, may withstand."""
+    folder = twin(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    session = a_session(tmp_path, **({"defense": "none"} | {given: str(folder)}))
+    with pytest.raises(RecipeError, match=rf"got another .*{found}"):
+        check_defense(session, suite)
+
+
+def test_a_defended_model_may_spell_its_settings_otherwise(tmp_path: Path, suite: Suite) -> None:
+    """Defaults that are left out, the number format, the library's version and noise in training are no difference."""
+    folder = twin(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("attention_bias", "mlp_bias", "pretraining_tp", "dtype"):
+        del config[name]
+    other = {"torch_dtype": "bfloat16", "transformers_version": "4.0.0", "use_cache": False, "attention_dropout": 0.1}
+    (folder / "config.json").write_text(json.dumps(config | other))
+    check_defense(a_session(tmp_path, defense=str(folder)), suite)
+
+
 def test_a_defended_model_with_a_users_template_verifies(tmp_path: Path, suite: Suite) -> None:
     """A user's chat template is in the defended model's digest but not in its files, which still verify."""
     template = (fixtures_folder() / "organism" / "chat_template.jinja").read_text(encoding="utf-8")
