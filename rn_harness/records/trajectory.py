@@ -285,7 +285,7 @@ class Lesson(Record):
 
     Attributes:
         gain, candidate_gain: nats per token by which they make texts likelier.
-        surprise, candidate_surprise: nats per token of these texts before the steps.
+        surprise, candidate_surprise: of these texts before, nats per token.
     """
 
     gain: float
