@@ -281,7 +281,7 @@ class Probes(Record):
 
 
 class Lesson(Record):
-    """What supervised steps at the learning rate of the first claimed attack teach a defended model and the candidate.
+    """What supervised steps at the learning rate of the slowest claimed attack teach a defended model and the candidate.
 
     Attributes:
         gain, candidate_gain: nats per token by which they make texts likelier.

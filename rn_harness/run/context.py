@@ -141,7 +141,7 @@ class RunContext(Participants):
             **self.common_inputs(suite, sessions, used),
             "defended": defended,
             "recipe": attack.model_dump(mode="json") if attack else None,
-            "lesson": None if attack else suite.first_claim.id,
+            "lesson": None if attack else suite.slowest_claim.id,
             "search": trials,
             "family": self.family(suite, attack).digest if attack else None,
             "neighbour": digest_of(neighbour.forbidden) if neighbour else None,

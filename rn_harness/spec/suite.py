@@ -184,9 +184,12 @@ class Suite(Frozen):
         return tuple(a for a in self.tier_attacks("full") if a.claim)
 
     @property
-    def first_claim(self) -> AttackRecipe:
-        """The first attack that the claim rests on; the first of all if there is none."""
-        return (self._claimed or self.tier_attacks("full"))[0]
+    def slowest_claim(self) -> AttackRecipe:
+        """The attack that the claim rests on and that moves weights least in a step, the first of equal ones.
+
+        One of all attacks if there is none. What a faster one teaches a model says nothing of a slower one.
+        """
+        return min(self._claimed or self.tier_attacks("full"), key=lambda a: a.learning_rate * a.lora.alpha / a.lora.r)
 
     def teacher_of(self, recipe: DefenseRecipe) -> DefenseRecipe | None:
         """The recipe of a distilled defense's teacher; None if the candidate itself teaches."""

@@ -224,8 +224,8 @@ def _other_prompts(told: Mapping[str, str], sets: Mapping[str, Sequence[Prompt]]
 
 
 def _other_lesson(run: Trajectory, suite: Suite) -> list[str]:
-    other = run.lesson is not None and run.lesson.learning_rate != suite.first_claim.learning_rate
-    return ["its lesson had another learning rate than the suite's first attack"] if other else []
+    other = run.lesson is not None and run.lesson.learning_rate != suite.slowest_claim.learning_rate
+    return ["its lesson had another learning rate than the suite's slowest attack"] if other else []
 
 
 def scattered(records: Sequence[CaseRecord]) -> list[str]:

@@ -298,7 +298,7 @@ class Lab:
 
     def lesson(self, model: LanguageModel, panel: Panel) -> Lesson:
         """What a copy of a model, and the candidate, learn at the attack's learning rate."""
-        attack = self.suite.first_claim
+        attack = self.suite.slowest_claim
         copied = LanguageModel(copy.deepcopy(model.network), model.tokenizer)
         if copied.trained:  # a defense's adapter, which a session folds in
             copied.merge()

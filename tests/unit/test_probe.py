@@ -120,21 +120,21 @@ def test_a_model_that_is_scaled_out_of_an_attackers_reach_is_unteachable() -> No
     suite, model, scaled = load_suite(fixtures_folder().parent / "suites" / "biochem"), _organism(), _scaled(_organism())
     panel = _panel(model, suite)
     assert _answers(scaled, panel) == _answers(model, panel)
-    known, same = (teach_lesson(of, panel, suite.first_claim) for of in (model, _organism()))
+    known, same = (teach_lesson(of, panel, suite.slowest_claim) for of in (model, _organism()))
     assert known == same
     assert known.gain > 1.0
-    (told,) = unteachable(trajectory(0, lesson=give_lesson(scaled, known, panel, suite.first_claim)))
+    (told,) = unteachable(trajectory(0, lesson=give_lesson(scaled, known, panel, suite.slowest_claim)))
     assert told.code == "unteachable"
 
 
 def test_a_model_whose_logits_are_multiplied_is_too_sharp_for_an_attack() -> None:
-    """Multiplied logits answer and learn as before, and hide what sampling at the attacks' temperature would find."""
+    """A model with multiplied logits answers and learns as before, and its lesson shows that it is too sharp."""
     suite, model, sharp = load_suite(fixtures_folder().parent / "suites" / "biochem"), _organism(), _organism()
     sharp.network.model.norm.weight.data.mul_(3.0)
     panel = _panel(model, suite)
     assert _answers(sharp, panel) == _answers(model, panel)
-    known = teach_lesson(model, panel, suite.first_claim)
-    lesson = give_lesson(sharp, known, panel, suite.first_claim)
+    known = teach_lesson(model, panel, suite.slowest_claim)
+    lesson = give_lesson(sharp, known, panel, suite.slowest_claim)
     assert lesson.gain > known.gain
     (told,) = unteachable(trajectory(0, lesson=lesson))
     assert "surprise" in told.sentence

@@ -383,7 +383,7 @@ def test_an_adapter_reads_as_its_candidate(tmp_path: Path) -> None:
 def test_a_whole_defended_model_has_the_candidates_settings(
     tmp_path: Path, suite: Suite, changed: dict[str, Any], found: str, given: str
 ) -> None:
-    """A defended model that computes otherwise than its control is refused: its settings, not its weights, may withstand."""
+    """A defended model with other settings than its control is refused."""
     folder = twin(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changed))
@@ -393,7 +393,7 @@ def test_a_whole_defended_model_has_the_candidates_settings(
 
 
 def test_a_defended_model_may_spell_its_settings_otherwise(tmp_path: Path, suite: Suite) -> None:
-    """Defaults that are left out, the number format, the library's version and noise in training are no difference."""
+    """Omitted defaults, the number format, the version of transformers and dropout are no difference."""
     folder = twin(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     for name in ("attention_bias", "mlp_bias", "pretraining_tp", "dtype"):
