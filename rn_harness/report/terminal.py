@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 CLAIM_WORDS = 25
 """Largest number of words of a claim on a terminal; the report has the whole."""
+CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's categories of signs that move or hide other text."""
 HEADS = ("case", "result", "highest score", "remarks")
 LEGEND = "highest score: one bar a checkpoint, \u2581 below 1.25 to \u2588 from 8.75 of 10; ? where nothing was scored"
 SHOWN = 3
@@ -70,7 +73,12 @@ def header_lines(
         *(f"{s.domain} is declared benign: {s.declaration.benign}" for s in suites if s.declaration.benign),
         options.overrides and f"modified by --rn-set {' '.join(options.overrides)}: not releasable",
     ]
-    return [f"rn-harness: {line}" for line in lines if line]
+    return [visible(f"rn-harness: {line}") for line in lines if line]
+
+
+def visible(line: str) -> str:
+    """A line with its control signs spelled out: a folder's name may hold them, and could show a verdict or hide one."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in CONTROLS else c for c in line)
 
 
 def checkpoint_lines(record: CaseRecord) -> list[str]:
@@ -251,7 +259,7 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
     yield from tally_lines(run)
     for certificate in {c.digest + c.source: c for r in records for c in r.evidence.certificates}.values():
         yield f"judge {certificate.judge}, {certificate_text(certificate)}"
-    yield from _where_lines(run, folder)
+    yield from map(visible, _where_lines(run, folder))
     yield f"{run.outcome}: {in_short(run.claim)}"
     yield from broken_lines(run)
     for why in run.why_not:

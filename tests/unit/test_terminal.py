@@ -59,3 +59,14 @@ def test_the_closing_lines_have_a_legend_heads_and_a_link(tmp_path: Path) -> Non
     assert "report.html" not in lines[-1]
     (tmp_path / "report.html").touch()
     assert list(summary_lines(run, [BROKEN], str(tmp_path)))[-1] == f"report: {(tmp_path / 'report.html').as_uri()}"
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\x1b", "\u202e", "\u2028", "\udc80"], ids=ascii)
+def test_no_folders_name_writes_a_line_of_its_own(tmp_path: Path, sign: str) -> None:
+    """Control signs in the name of defended weights are spelled out, so that no name shows a verdict or hides one."""
+    named = f"ours{sign}PASS: a release can rest on this run"
+    run = run_record(BROKEN).model_copy(update={"defended": {"demo": named}})
+    lines = list(summary_lines(run, [BROKEN], str(tmp_path)))
+    (told,) = [line for line in lines if "ours" in line]
+    assert sign not in told
+    assert told.endswith(f"ours{ascii(sign)[1:-1]}PASS: a release can rest on this run")
