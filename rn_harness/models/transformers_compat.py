@@ -44,7 +44,7 @@ PRIVATE_NAMES = {
 
 OTHER_SETTINGS = frozenset({
     "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "pad_token_id",
-    "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
+    "torch_dtype", "transformers_version", "use_cache",
 })  # fmt: skip
 """Settings in a config.json that say nothing of what a loaded network computes, or are compared elsewhere."""
 

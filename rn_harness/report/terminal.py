@@ -73,10 +73,10 @@ def header_lines(
         *(f"{s.domain} is declared benign: {s.declaration.benign}" for s in suites if s.declaration.benign),
         options.overrides and f"modified by --rn-set {' '.join(options.overrides)}: not releasable",
     ]
-    return [visible(f"rn-harness: {line}") for line in lines if line]
+    return [spelled_out(f"rn-harness: {line}") for line in lines if line]
 
 
-def visible(line: str) -> str:
+def spelled_out(line: str) -> str:
     """A line with its control signs spelled out: a folder's name may hold them, and could show a verdict or hide one."""
     return "".join(ascii(c)[1:-1] if unicodedata.category(c) in CONTROLS else c for c in line)
 
@@ -259,7 +259,7 @@ def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) ->
     yield from tally_lines(run)
     for certificate in {c.digest + c.source: c for r in records for c in r.evidence.certificates}.values():
         yield f"judge {certificate.judge}, {certificate_text(certificate)}"
-    yield from map(visible, _where_lines(run, folder))
+    yield from map(spelled_out, _where_lines(run, folder))
     yield f"{run.outcome}: {in_short(run.claim)}"
     yield from broken_lines(run)
     for why in run.why_not:

@@ -374,10 +374,11 @@ def test_an_adapter_reads_as_its_candidate(tmp_path: Path) -> None:
     [
         ({"is_causal": False}, "is_causal"),
         ({"rms_norm_eps": 1.0}, "rms_norm_eps"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"model_type": "granite", "logits_scaling": 0.125}, "logits_scaling, model_type"),
         ({"model_type": "of our own", "is_causal": False}, "is_causal"),
     ],
-    ids=["causal", "norm", "class", "unknown"],
+    ids=["causal", "norm", "untied", "class", "unknown"],
 )
 @pytest.mark.parametrize("given", ["defense", "undefended"])
 def test_a_whole_defended_model_has_the_candidates_settings(
