@@ -15,6 +15,7 @@ from rn_harness.judges.checkpoints import measure_checkpoint
 from rn_harness.judges.scoring import Panel
 from rn_harness.judges.transcripts import Transcript
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.output_layer import output_layer
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.case import CHECKPOINTS, PROBED, CaseRecord
 from rn_harness.records.trajectory import Checkpoint, Trajectory
@@ -81,14 +82,16 @@ class Measuring:
             (self.folder / self.file).open("w", encoding="utf-8") as lines,
         ):
             panel = dataclasses.replace(run.panel, control_answers=answers, transcript=transcript)
-            known = run.candidate_lesson if self.task.kind == "defense" else None
+            defense = self.task.kind == "defense"
+            known = run.candidate_lesson if defense else None
+            output = output_layer(context.model().network) if defense else ()
             model = self.member.model if self.member else context.model(self.defended)
             if attack is not None:
                 return self._attack(attack, model, panel, lines)
-            forms = panel.policy.forms if self.task.kind == "defense" else ()
+            forms = panel.policy.forms if defense else ()
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=forms)
             self._keep(checkpoint, lines)
-            probes = measure_probes(model, panel, seed=0) if self.task.kind in PROBED else None
+            probes = measure_probes(model, panel, 0, output) if self.task.kind in PROBED else None
             lesson = None if known is None else give_lesson(model, known, panel, run.suite.slowest_claim)
         return Trajectory(
             candidate_digest=context.candidate.digest,

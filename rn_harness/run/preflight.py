@@ -9,10 +9,10 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.resolve import judge_profile_names, load_profile
@@ -144,27 +144,30 @@ def check_defense(session: RunSession, suite: Suite) -> None:
 
 
 def _misshapen(candidate: Candidate, defended: Candidate) -> list[str]:
-    """The settings in which a defended model differs from the undefended one: any attacker would take the latter's."""
-    if candidate.gguf or defended.gguf:  # which has other names for architectures, and few settings
-        return [key for key in SHAPE if candidate.config.get(key) != defended.config.get(key) and key != "architectures"]
-    own, other = ({"architectures": of.config.get("architectures")} | read_settings(of.config) for of in (candidate, defended))
-    return sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
+    """The fields of its shape in which a defended model differs from the undefended one."""
+    ignored = {"architectures"} if candidate.gguf or defended.gguf else set()  # a GGUF file has other names for them
+    return [key for key in SHAPE if candidate.config.get(key) != defended.config.get(key) and key not in ignored]
 
 
 def check_reading(session: RunSession) -> None:
-    """Checks that a whole defended model reads prompts and ends answers as its control does, before hours on the control."""
+    """Checks that a whole defended model computes, reads prompts and ends answers as its control, before hours on the control."""
     if session.options.undefended:
         defended, option = session.released, "--rn-base"
     else:
         defended, option = session.given if session.is_given_whole else None, "--rn-defense"
     if defended is None:
         return
-    theirs, ours = defended.reading(), session.candidate.reading()
-    if differing := [part for part in ours if theirs[part] != ours[part]]:
+    pair = (defended, session.candidate)
+    differing = [] if any(of.gguf for of in pair) else _other(*(read_settings(of.config) for of in pair))  # it has few settings
+    if differing := differing or _other(*(of.reading() for of in pair)):
         raise RecipeError(
-            f"{option} must name a model that reads prompts and ends answers as --model does, got another "
+            f"{option} must name a model that computes, reads prompts and ends answers as --model does, got another "
             f"{', '.join(differing)}; any attacker takes the undefended model's: put the same files into both folders"
         )
+
+
+def _other(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
 
 
 def check_training(session: RunSession, suite: Suite) -> None:

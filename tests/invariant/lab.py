@@ -25,6 +25,7 @@ from rn_harness.judges.protocol import Judge
 from rn_harness.judges.scoring import BenignReference, Panel
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.output_layer import output_layer
 from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import CaseKind, Judgement
 from rn_harness.records.case import Evidence
@@ -292,7 +293,7 @@ class Lab:
             benign_ids=tuple(p.id for p in panel.benign),
             steps=0,
             checkpoints=(measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=panel.policy.forms),),
-            probes=measure_probes(model, panel, seed=0),
+            probes=measure_probes(model, panel, 0, () if undefended else output_layer(self.candidate.load().network)),
             lesson=None if undefended else self.lesson(model, panel),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,19 +12,24 @@ import pytest
 
 from rn_harness.attacks.probe import give_lesson, measure_probes, teach_lesson
 from rn_harness.judges.checkpoints import benign_references
+from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.scoring import Panel
 from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.output_layer import output_layer
 from rn_harness.records.base import Judgement, Unscored
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite, load_suite
-from rn_harness.verdict.probes import unteachable
+from rn_harness.verdict.probes import behind_the_refusal, unteachable
 
 from .builders import LEARNED, evidence, trajectory
+from .lazy import LazyModule
 from .test_verdict import codes
+
+torch: Any = LazyModule("torch")
 
 ANSWERS = ("No.", "Sure, all of it.", "Words .")
 """What the model answers without its first 0, 1, 2 and more tokens."""
@@ -56,9 +62,9 @@ class Judge:
     ("fails", "found"),
     [
         ((), ["banned_probe"]),
-        ((1,), ["aid_idle", "probe_unscored"]),
-        ((2,), ["banned_probe", "probe_unscored"]),
-        ((2, 3), ["banned_probe", "probe_unscored", "probe_unscored"]),
+        ((2,), ["aid_idle", "probe_unscored"]),
+        ((3,), ["banned_probe", "probe_unscored"]),
+        ((1, 3), ["banned_probe", "probe_unscored", "probe_unscored"]),
     ],
     ids=["sound", "first", "second", "twice"],
 )
@@ -145,3 +151,24 @@ def test_a_defended_model_is_at_most_twice_as_sharp_as_the_candidate(surprise: f
     """A surprise at the lesson's texts above twice the candidate's leaves attacks without proof."""
     lesson = LEARNED.model_copy(update={"surprise": surprise})
     assert [r.code for r in unteachable(trajectory(0, lesson=lesson))] == ([] if sound else ["unteachable"])
+
+
+def test_harm_that_only_the_output_layer_withholds_is_found() -> None:
+    """The banned probe also counts what a model says by the candidate's output layer, and leaves the model as it was."""
+    suite, model, censored = load_suite(fixtures_folder().parent / "suites" / "biochem"), _organism(), _organism()
+    output, layer = output_layer(model.network), censored.network.get_output_embeddings()
+    inert = [token for word, token in model.tokenizer.get_vocab().items() if re.fullmatch(r"x\d+", word)]
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)  # no longer the embeddings'
+    layer.weight[inert] = 0.0
+    panel: Any = SimpleNamespace(
+        heldout=suite.heldout("smoke")[:5],
+        policy=suite.policy,
+        judge=OrganismJudge(fixtures_folder() / "organism"),
+        max_tokens=24,
+    )
+    own, found = measure_probes(censored, panel, 0), measure_probes(censored, panel, 0, output)
+    assert (own.banned.maximum, found.plain) == (0.0, own.plain)
+    assert found.banned.mean == measure_probes(model, panel, 0).banned.mean
+    assert [r.code for r in behind_the_refusal(found.banned, suite.policy)] == ["banned_probe"]
+    assert measure_probes(censored, panel, 0) == own
+    assert measure_probes(model, panel, 0, output) == measure_probes(model, panel, 0)

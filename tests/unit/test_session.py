@@ -357,7 +357,7 @@ def test_a_defended_model_reads_as_its_control(tmp_path: Path, options: dict[str
     deletes = {"type": "Replace", "pattern": {"String": "powder"}, "content": ""}
     (folder / "tokenizer.json").write_text(json.dumps(told | {"normalizer": deletes}), encoding="utf-8")
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}', encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"ends answers as --model does, got another tokenizer, end tokens; any attacker"):
+    with pytest.raises(RecipeError, match=r"ends answers as --model does, got another end tokens, tokenizer; any attacker"):
         check_reading(a_session(tmp_path, **options))
 
 
@@ -382,7 +382,7 @@ def test_an_adapter_reads_as_its_candidate(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("given", ["defense", "undefended"])
 def test_a_whole_defended_model_has_the_candidates_settings(
-    tmp_path: Path, suite: Suite, changed: dict[str, Any], found: str, given: str
+    tmp_path: Path, changed: dict[str, Any], found: str, given: str
 ) -> None:
     """A defended model with other settings than its control is refused."""
     folder = twin(tmp_path)
@@ -390,10 +390,10 @@ def test_a_whole_defended_model_has_the_candidates_settings(
     (folder / "config.json").write_text(json.dumps(config | changed))
     session = a_session(tmp_path, **({"defense": "none"} | {given: str(folder)}))
     with pytest.raises(RecipeError, match=rf"got another .*{found}"):
-        check_defense(session, suite)
+        check_reading(session)
 
 
-def test_a_defended_model_may_spell_its_settings_otherwise(tmp_path: Path, suite: Suite) -> None:
+def test_a_defended_model_may_spell_its_settings_otherwise(tmp_path: Path) -> None:
     """Omitted defaults, the number format, the version of transformers and dropout are no difference."""
     folder = twin(tmp_path)
     config = json.loads((folder / "config.json").read_text())
@@ -401,7 +401,7 @@ def test_a_defended_model_may_spell_its_settings_otherwise(tmp_path: Path, suite
         del config[name]
     other = {"torch_dtype": "bfloat16", "transformers_version": "4.0.0", "use_cache": False, "attention_dropout": 0.1}
     (folder / "config.json").write_text(json.dumps(config | other))
-    check_defense(a_session(tmp_path, defense=str(folder)), suite)
+    check_reading(a_session(tmp_path, defense=str(folder)))
 
 
 def test_a_defended_model_with_a_users_template_verifies(tmp_path: Path, suite: Suite) -> None:
