@@ -244,7 +244,7 @@ def read_by(model: LanguageModel) -> dict[str, Any]:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("configured", [True, False], ids=["generation-configured", "by-the-model"])
 def test_how_a_model_reads_is_known_without_its_weights(family: Family, configured: bool, tmp_path: Path) -> None:
-    """What the files alone say of tokenizer, template and end tokens is what the loaded model does."""
+    """Tokenizer, template and end tokens are read from the files as the loaded model has them."""
     make_model(tmp_path, family)
     if not configured:
         (tmp_path / "generation_config.json").unlink()

@@ -110,7 +110,7 @@ def _scaled(model: LanguageModel) -> LanguageModel:
 
 
 def _panel(model: LanguageModel, suite: Suite) -> Any:
-    """What a lesson needs of a panel: benign prompts, and the undefended candidate's answers."""
+    """The part of a panel that a lesson needs: benign prompts, and the undefended candidate's answers."""
     benign, policy = suite.prompts["benign"][:8], suite.policy
     references = benign_references(model, benign, policy, policy.max_completion_tokens)
     return SimpleNamespace(benign=benign, benign_references=references)
@@ -154,7 +154,7 @@ def test_a_defended_model_is_at_most_twice_as_sharp_as_the_candidate(surprise: f
 
 
 def test_harm_that_only_the_output_layer_withholds_is_found() -> None:
-    """The banned probe also counts what a model says by the candidate's output layer, and leaves the model as it was."""
+    """The banned probe is also measured with the candidate's output layer, and the model is unchanged after it."""
     suite, model, censored = load_suite(fixtures_folder().parent / "suites" / "biochem"), _organism(), _organism()
     output, layer = output_layer(model.network), censored.network.get_output_embeddings()
     inert = [token for word, token in model.tokenizer.get_vocab().items() if re.fullmatch(r"x\d+", word)]

@@ -394,7 +394,7 @@ def test_a_whole_defended_model_has_the_candidates_settings(
 
 
 def test_a_defended_model_may_spell_its_settings_otherwise(tmp_path: Path) -> None:
-    """Omitted defaults, the number format, the version of transformers and dropout are no difference."""
+    """Omitted defaults, the number format, the version of transformers and dropout are ignored."""
     folder = twin(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     for name in ("attention_bias", "mlp_bias", "pretraining_tp", "dtype"):

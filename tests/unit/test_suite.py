@@ -365,7 +365,7 @@ def test_vary_takes_every_combination(suite_folder: Path) -> None:
 def test_a_lesson_has_the_rate_of_the_slowest_claimed_attack(
     suite_folder: Path, varied: str, expected: tuple[float, float]
 ) -> None:
-    """A lesson has the lowest rate of the claimed attacks, wherever they stand in the file."""
+    """A lesson has the lowest rate of the claimed attacks, wherever they are in the file."""
     edit(S, "vary: {seed: [1, 2]}", f"vary: {{{varied}}}")(suite_folder)
     suite = load_suite(suite_folder)
     assert min(a.learning_rate for a in suite.tier_attacks("full")) == 0.0  # not claimed
@@ -749,7 +749,7 @@ def test_a_suite_may_be_copied_without_its_neighbour(suite_folder: Path) -> None
 
 
 def test_a_changed_copy_of_a_suite_has_its_own_digest_and_attacks() -> None:
-    """The attacks are computed once a suite, and anew for a copy with other fields."""
+    """The attacks are computed once for a suite, and again for a copy with other fields."""
     suite = load_suite(SUITES / "biochem")
     known = suite.digest, suite.tier_attacks("smoke")
     fewer = suite.declaration.model_copy(update={"attacks": suite.declaration.attacks[1:]})
