@@ -292,7 +292,7 @@ class Lesson(Record):
     candidate_gain: float
     surprise: float
     candidate_surprise: float
-    learning_rate: Annotated[float, Field(gt=0.0)]
+    learning_rate: Annotated[float, Field(ge=0.0)]
     steps: Annotated[int, Field(ge=1)]
 
 

@@ -187,9 +187,12 @@ class Suite(Frozen):
     def slowest_claim(self) -> AttackRecipe:
         """The attack that the claim rests on and that moves weights least in a step, the first of equal ones.
 
-        One of all attacks if there is none. What a faster one teaches a model says nothing of a slower one.
+        One of all attacks if there is none. What a faster one teaches a model says nothing of a slower one. One at a rate of 0 is
+        left out if it can be: its control cannot break.
         """
-        return min(self._claimed or self.tier_attacks("full"), key=lambda a: a.learning_rate * a.lora.alpha / a.lora.r)
+        pool = self._claimed or self.tier_attacks("full")
+        moving = [a for a in pool if a.learning_rate > 0.0]
+        return min(moving or pool, key=lambda a: a.learning_rate * a.lora.alpha / a.lora.r)
 
     def teacher_of(self, recipe: DefenseRecipe) -> DefenseRecipe | None:
         """The recipe of a distilled defense's teacher; None if the candidate itself teaches."""
