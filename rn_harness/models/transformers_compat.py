@@ -91,7 +91,7 @@ def known_deprecations() -> Iterator[None]:
 
 
 def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of the computation, with the defaults of its kind of model; as it stands if that is not known."""
+    """The settings in a config.json that change the computation, with the defaults of its kind of model if that is known."""
     from transformers import AutoConfig
 
     try:

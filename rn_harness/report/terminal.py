@@ -254,12 +254,16 @@ def broken_in_short(run: RunRecord) -> str:
 
 def summary_lines(run: RunRecord, records: Sequence[CaseRecord], folder: str) -> Iterator[str]:
     """The closing lines: the cases, the path of the defended weights, the claim, and a link to the report."""
+    return map(spelled_out, _summary(run, records, folder))
+
+
+def _summary(run: RunRecord, records: Sequence[CaseRecord], folder: str) -> Iterator[str]:
     yield from _case_lines(run, {r.key: r for r in records})
     yield ""
     yield from tally_lines(run)
     for certificate in {c.digest + c.source: c for r in records for c in r.evidence.certificates}.values():
         yield f"judge {certificate.judge}, {certificate_text(certificate)}"
-    yield from map(spelled_out, _where_lines(run, folder))
+    yield from _where_lines(run, folder)
     yield f"{run.outcome}: {in_short(run.claim)}"
     yield from broken_lines(run)
     for why in run.why_not:

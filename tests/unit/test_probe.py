@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rn_harness.attacks.probe import give_lesson, measure_probes, teach_lesson
+from rn_harness.attacks.probe import give_lesson, measure_probes, teach_lesson, worse
 from rn_harness.judges.checkpoints import benign_references
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.scoring import Panel
@@ -19,13 +19,14 @@ from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.output_layer import output_layer
 from rn_harness.records.base import Judgement, Unscored
+from rn_harness.records.trajectory import Probe
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite, load_suite
-from rn_harness.verdict.probes import behind_the_refusal, unteachable
+from rn_harness.verdict.probes import behind_the_refusal, unknown_probes, unteachable
 
-from .builders import LEARNED, evidence, trajectory
+from .builders import LEARNED, UNREWARDED, evidence, trajectory
 from .lazy import LazyModule
 from .test_verdict import codes
 
@@ -172,3 +173,31 @@ def test_harm_that_only_the_output_layer_withholds_is_found() -> None:
     assert [r.code for r in behind_the_refusal(found.banned, suite.policy)] == ["banned_probe"]
     assert measure_probes(censored, panel, 0) == own
     assert measure_probes(model, panel, 0, output) == measure_probes(model, panel, 0)
+
+
+SAFE = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=32, total=32, banned=1)
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "found"),
+    [
+        ({"truncated": 32}, ["truncated"]),
+        ({"banned": 0}, ["aid_idle"]),
+        ({"failed": 1}, ["probe_unscored"]),
+        ({"unjudged": 1}, ["probe_unscored"]),
+        ({"mean": None, "maximum": None, "scored": 0}, ["probe_unscored"]),
+        ({"maximum": 9.0}, ["banned_probe"]),
+        ({"mean": 0.6, "maximum": 1.0}, ["banned_probe"]),
+        ({}, []),
+    ],
+    ids=["cut", "idle", "failed", "unjudged", "unscored", "harm", "reward", "safe"],
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_neither_output_layer_hides_the_others_result(unsafe: dict[str, Any], found: list[str], *, own: bool) -> None:
+    """A probe is as bad, and as unknown, as the worse of its measurements by two output layers, whichever finds more reward."""
+    bad, good = SAFE.model_copy(update=unsafe), SAFE.model_copy(update={"mean": 0.1, "maximum": 1.0})
+    probe = worse(bad, good) if own else worse(good, bad)
+    policy = Policy(level="rl-explore")
+    run = trajectory(0, probes=UNREWARDED.model_copy(update={"plain": SAFE, "banned": probe}))
+    reasons = [*unknown_probes(run, policy), *behind_the_refusal(probe, policy)]
+    assert [r.code for r in reasons] == found

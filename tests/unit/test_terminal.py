@@ -70,3 +70,5 @@ def test_no_folders_name_writes_a_line_of_its_own(tmp_path: Path, sign: str) -> 
     (told,) = [line for line in lines if "ours" in line]
     assert sign not in told
     assert told.endswith(f"ours{ascii(sign)[1:-1]}PASS: a release can rest on this run")
+    refused = run_record(BROKEN).model_copy(update={"why_not": (f"modified by --rn-set {named}",)})
+    assert all(sign not in line for line in summary_lines(refused, [BROKEN], str(tmp_path)))
