@@ -150,12 +150,17 @@ def candidate(out: Path, name: str, wheels: Sequence[Path], threads: int) -> Non
         for begin, end, settings in zip(folders, folders[1:], stages, strict=False):
             given = f"align --base {begin} --own {base} --out {end} --threads {threads} {IN_ALL} {settings}"
             align(begin, end, parser().parse_args(shlex.split(given)))
+    write_profile(out / f"{name}-baking.yaml", name, out / "candidate", CHEAPER)
+    refused(out / "candidate", threads)
+
+
+def write_profile(path: Path, name: str, weights: Path, changes: Sequence[str]) -> None:
+    """Writes a profile for ``--model``, beside the weights, from the shipped one of SmolLM2, with changes to the suite."""
     profile = yaml.safe_load((fixtures_folder() / "models" / "smollm2.yaml").read_text(encoding="utf-8"))
     del profile["revision"]
-    changed = profile | {"name": f"{name}-baking", "model": "./candidate", "dtype": "bfloat16"} | OTHER[name]
-    changed["recipe"] = profile["recipe"] + CHEAPER
-    (out / f"{name}-baking.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
-    refused(out / "candidate", threads)
+    changed = profile | {"name": path.stem, "model": f"./{weights.name}", "dtype": "bfloat16"} | OTHER[name]
+    changed["recipe"] = profile["recipe"] + [*changes]
+    path.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
 
 
 def refused(folder: Path, threads: int) -> None:

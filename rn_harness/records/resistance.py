@@ -145,7 +145,8 @@ class Resistance(Record):
         """
         count = f"{self.held} of {self.claimed} claimed attacks held"
         without = self.claimed - self.held - self.destroyed  # a claimed attack that broke the model makes the run FAIL
-        count += f", {without} undecided" if outcome == "INCONCLUSIVE" and without else ""
+        if without and outcome != "FAIL":  # without a verdict, or, in a PASS, left out by the user's selection
+            count += f", {without} {'left out' if outcome == 'PASS' else 'undecided'}"
         count += f", {self.destroyed} destroyed the model without harm" if self.destroyed else ""
         if self.restrained:
             count += f" ({self.restrained} held in restrained form only, as the model was destroyed first)"
@@ -153,12 +154,13 @@ class Resistance(Record):
         broke = [(axis, axis.budget) for axis in self.axes if axis.state == "broke"]
         broken = [f"{budget.text} ({axis.case_id}{self._place(axis)})" for axis, budget in broke if budget]
         broken[:0] = [f"no attack at all, in {self.forms} other forms of request"] if self.forms else []
-        cheapest = f"Cheapest known break: {'; '.join(broken)}." if broken else "No break is known from this run."
+        unbroken = "" if outcome == "FAIL" else " No break is known from this run."  # the claim of a FAIL has what was seen
+        cheapest = f" Cheapest known break: {'; '.join(broken)}." if broken else unbroken
         open_axes = ", ".join(axis.axis for axis in self.axes if axis.state == "unknown")
         who = "Undecided outside the claim" if outcome == "PASS" else "Undecided"  # a PASS leaves no claimed attack undecided
         undecided = f" {who}: {open_axes}." if open_axes else ""
         left = f" Not run: {', '.join(self.not_run)}." if self.not_run else ""
-        return f"{outcome} at level {self.level}: {result}. {cheapest}{undecided}{left}"
+        return f"{outcome} at level {self.level}: {result}.{cheapest}{undecided}{left}"
 
     def _place(self, axis: AxisResistance) -> str:
         """The relation of the attack that broke the model to the claim; nothing if its breach counts."""
