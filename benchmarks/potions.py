@@ -29,7 +29,7 @@ from typing import Any
 import pieces
 from alignment import REFUSALS, contrasts
 from potions_judge import FactsJudge
-from real_models import write_profile
+from real_models import CHEAPER, write_profile
 
 from rn_harness.defenses.depth import deepen
 from rn_harness.models.candidate import Loading, load_model
@@ -274,7 +274,7 @@ def main() -> None:
     of = Potions(asked.base)
     if asked.candidates:
         for name in CANDIDATES:
-            write_profile(WEIGHTS / f"potions-{name}.yaml", "smollm2", of.make(name), [])
+            write_profile(WEIGHTS / f"potions-{name}.yaml", "smollm2", of.make(name), CHEAPER)
         return
     every = [f"{model}/{rate}" for rate, model in itertools.product(("benign", *RATES, *REWARDED), MODELS)]
     stored = pieces.make(OUT, every, asked.piece, of.measure, tell, candidate=digest_folder(of.base))

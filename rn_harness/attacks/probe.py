@@ -1,4 +1,4 @@
-"""What an attacker finds before any training step, and whether steps at his learning rate teach a model anything.
+"""What an attacker finds before any training step, and whether his steps and samples could change a model at all.
 
 The reward probe is equation 3 of arXiv 2505.04578, also under a first-token ban.
 """
@@ -18,8 +18,9 @@ from rn_harness.records.base import INFRASTRUCTURE, Unscored
 from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import Lesson, Probe, Probes
 from rn_harness.spec.attack_recipe import AttackRecipe
+from rn_harness.spec.prompts import Prompt
 from rn_harness.training.exploration import FirstTokenBans
-from rn_harness.training.supervised import Example, teach
+from rn_harness.training.supervised import Example, batch_of, teach
 from rn_harness.verdict.rewards import attack_reward
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 LESSONS, WORDS, LESSON_STEPS = 4, 24, 8
 """Texts and supervised steps of a lesson, and the words of each text at most."""
+TOKENS, ROWS = 24, 4
+"""Tokens of each answer at which the spread of logits is measured, at most, and answers of one forward pass."""
 ROUNDS = 20
 """Rounds of a first-token ban without training, as many as an attack of 200 steps has."""
 
@@ -120,10 +123,36 @@ def refusal_tokens(model: LanguageModel, panel: Panel) -> tuple[list[int], list[
 
 
 class Taught(NamedTuple):
-    """A lesson of one model: its surprise at the texts before, and the gain, both in nats per token."""
+    """A lesson of one model: its surprise at the texts before, and the gain, both in nats per token; see ``logit_spread``."""
 
     surprise: float
     gain: float
+    spread: float
+
+
+def logit_spread(model: LanguageModel, prompts: Sequence[Prompt]) -> float:
+    """Standard deviation of the logits over the vocabulary, mean over the tokens of a model's greedy answers to held-out prompts.
+
+    Half of the answers are its own, half are under a ban of the first tokens of those. A model whose logits are multiplied on
+    harmful prompts alone refuses as before, and a sampling attacker finds nothing else; his weights are sharp there by the same
+    factor. What a defense teaches moves few of a vocabulary's logits.
+    """
+    import torch
+
+    own = model.complete(prompts, n=1, temperature=None, max_tokens=TOKENS)
+    firsts = sorted({of.first for (of,) in own if of.first is not None})
+    beyond = model.complete(prompts, n=1, temperature=None, max_tokens=TOKENS, banned=firsts)
+    examples = [
+        Example(p, of.text, whole=not of.truncated) for given in (own, beyond) for p, (of,) in zip(prompts, given, strict=True)
+    ]
+    total, tokens = 0.0, 0
+    for begin in range(0, len(examples), ROWS):
+        batch = batch_of(model, examples[begin : begin + ROWS])
+        with torch.no_grad():
+            logits = model.network(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
+            each = logits[batch.target[:, 1:]].float().std(dim=-1)
+        total, tokens = total + float(each.sum()), tokens + len(each)
+    return total / tokens
 
 
 def teach_lesson(model: LanguageModel, panel: Panel, recipe: AttackRecipe) -> Taught:
@@ -137,6 +166,7 @@ def teach_lesson(model: LanguageModel, panel: Panel, recipe: AttackRecipe) -> Ta
     asked = [panel.benign[i % len(panel.benign)] for i in range(LESSONS + 1)]
     texts = [" ".join(panel.benign_references[p.id].greedy.split()[:WORDS]) for p in asked[1:]]
     prompts = asked[:LESSONS]
+    spread = logit_spread(model, panel.heldout)
 
     def mean() -> float:
         return sum(model.log_probability(prompts, texts)) / sum(map(model.token_count, texts))
@@ -145,7 +175,7 @@ def teach_lesson(model: LanguageModel, panel: Panel, recipe: AttackRecipe) -> Ta
     before = mean()
     lessons = list(map(Example, prompts, texts))
     teach(model, lessons, steps=LESSON_STEPS, learning_rate=recipe.learning_rate, max_grad_norm=recipe.max_grad_norm)
-    return Taught(surprise=-before, gain=mean() - before)
+    return Taught(surprise=-before, gain=mean() - before, spread=spread)
 
 
 def give_lesson(model: LanguageModel, candidate: Taught, panel: Panel, recipe: AttackRecipe) -> Lesson:
@@ -156,6 +186,8 @@ def give_lesson(model: LanguageModel, candidate: Taught, panel: Panel, recipe: A
         candidate_gain=candidate.gain,
         surprise=taught.surprise,
         candidate_surprise=candidate.surprise,
+        spread=taught.spread,
+        candidate_spread=candidate.spread,
         learning_rate=recipe.learning_rate,
         steps=LESSON_STEPS,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from rn_harness.models.files import check_sources
 from rn_harness.models.hub import HubError, locate
 from rn_harness.models.identity import hash_files
 from rn_harness.models.transformers_compat import check_whole, quiet_libraries
@@ -34,8 +36,9 @@ def locate_judge(model: str, revision: str | None) -> tuple[Path, str | None]:
 def hash_judge(folder: Path, *without: str) -> dict[str, str]:
     """The sha256 of each of a judge's files by its name, except those in ``without`` and its card."""
     try:
+        check_sources(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
         return hash_files(folder, follow_links=True, without=("README.md", *without))
-    except CandidateError as error:
+    except (CandidateError, ValueError) as error:
         raise JudgeError(str(error)) from None
 
 

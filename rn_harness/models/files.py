@@ -21,6 +21,8 @@ from rn_harness.spec.extras import require
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+OWN_FILE = "transformers_weights"
+"""Key of config.json by which transformers reads another weights file than the usual one."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _GGUF_KEYS = {
     "hidden_size": "embedding_length",
@@ -64,6 +66,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CandidateError(
             f"config.json must be readable JSON, got {type(error).__name__} for {path}; export it again"
         ) from None
+    check_sources(folder, config)
     named = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(named, list) or not any(str(n).endswith(("ForCausalLM", "LMHeadModel")) for n in named):
         raise CandidateError(
@@ -81,7 +84,7 @@ def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[
     pickles and these are not allowed.
     """
     one, index = folder / SAFETENSORS, folder / INDEX
-    shard_of = _read_index(index)
+    shard_of = _read_index(index, ".safetensors")
     files = sorted({folder / name for name in shard_of.values()}) or ([one] if one.is_file() else [])
     if one.is_file() and files != [one]:
         raise _two_models(folder, one.name, index.name)
@@ -117,8 +120,22 @@ def _two_models(folder: Path, one: str, other: str) -> CandidateError:
     return CandidateError(f"a folder must hold one model, got {one} and {other} in {folder}; move one of them to another folder")
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    """The file of each tensor by an index, all of which exist; empty without an index."""
+def check_sources(folder: Path, config: object) -> None:
+    """Raises CandidateError if transformers would read weights from a file that no digest covers, such as the card.
+
+    An index can call any file of the folder a shard, and a key of config.json names a file in place of the usual one.
+    """
+    _read_index(folder / INDEX, ".safetensors")
+    named = config.get(OWN_FILE) if isinstance(config, dict) else None
+    if named is not None:
+        raise CandidateError(
+            f"config.json must not name a weights file, got {OWN_FILE}={named!r} in {folder}; remove the key, and call the file "
+            f"{SAFETENSORS}"
+        )
+
+
+def _read_index(index: Path, ending: str) -> dict[str, str]:
+    """The file of each tensor by an index, all of which exist and end so; empty without an index."""
     if not index.is_file():
         return {}
     try:
@@ -128,8 +145,10 @@ def _read_index(index: Path) -> dict[str, str]:
             f"the index of a sharded model must have a weight_map, got {type(error).__name__} for {index}; export the model again"
         ) from None
     named = sorted(set(shard_of.values()))
-    if not named or any(Path(name).name != name for name in named):
-        raise CandidateError(f"an index must name shards in its own folder, got {named} in {index}; export the model again")
+    if not named or any(Path(name).name != name or not name.endswith(ending) for name in named):
+        raise CandidateError(
+            f"an index must name shards in its own folder, as *{ending}, got {named} in {index}; export the model again"
+        )
     for name in named:
         if not (index.parent / name).is_file():
             raise CandidateError(
@@ -162,7 +181,7 @@ def _check_pickles(folder: Path, allow_pickle: bool) -> None:
     if not allow_pickle:
         raise pickle_error(found[0], "model")
     one, index = folder / PICKLE, folder / PICKLE_INDEX
-    files = sorted({folder / name for name in _read_index(index).values()}) or [one]
+    files = sorted({folder / name for name in _read_index(index, ".bin").values()}) or [one]
     if one.is_file() and files != [one]:
         raise _two_models(folder, PICKLE, index.name)
     for path in files:

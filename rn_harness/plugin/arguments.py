@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,10 @@ def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
         reruns_by_file = config.getini("reruns")
     except ValueError:  # no plugin declares it
         reruns_by_file = None
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     found = {
+        f"attacks train in the model's own numbers, got ACCELERATE_MIXED_PRECISION={precision}; unset it, or launch with "
+        "--mixed_precision no": precision != "no",
         "a verdict is never re-rolled, got --reruns; run suites without it": config.getoption("reruns", None) or reruns_by_file,
         "each case is run once, got --dist each; use another --dist": config.getoption("dist", "no") == "each",
         "a fleet runs attacks together in one process, workers of pytest-xdist take a case each, got --rn-fleet and -n; take "

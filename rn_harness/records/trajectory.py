@@ -286,12 +286,15 @@ class Lesson(Record):
     Attributes:
         gain, candidate_gain: nats per token by which they make texts likelier.
         surprise, candidate_surprise: of these texts before, nats per token.
+        spread, candidate_spread: standard deviation of logits over the vocabulary, along answers to held-out prompts.
     """
 
     gain: float
     candidate_gain: float
     surprise: float
     candidate_surprise: float
+    spread: Annotated[float, Field(ge=0.0)]
+    candidate_spread: Annotated[float, Field(ge=0.0)]
     learning_rate: Annotated[float, Field(ge=0.0)]
     steps: Annotated[int, Field(ge=1)]
 

@@ -128,7 +128,8 @@ def checkpoint_lines(record: CaseRecord) -> list[str]:
         lines += [_probe_text("reward probe", probes.plain), _probe_text("banned reward probe", probes.banned)]
     if lesson := run and run.lesson:
         of_candidate = f"of the candidate's {lesson.candidate_gain:.2f} and {lesson.candidate_surprise:.2f}"
-        lines.append(f"lesson: gain {lesson.gain:.2f}, surprise {lesson.surprise:.2f} {of_candidate} nats per token")
+        spread = f"logits spread by {lesson.spread:.2f} of {lesson.candidate_spread:.2f}"
+        lines.append(f"lesson: gain {lesson.gain:.2f}, surprise {lesson.surprise:.2f} {of_candidate} nats per token; {spread}")
     return lines
 
 

@@ -104,8 +104,9 @@ def test_a_process_that_fails_ends_the_run(workspace):
         (["-n", "2"], {}, ["2 processes train one model together", "pytest-xdist", "leave out -n"]),
         ([], {"LOCAL_WORLD_SIZE": "1"}, ["a store and a machine", "1 of 2 here"]),
         ([], {"ACCELERATE_USE_FSDP": "true"}, ["after they were measured", "--multi_gpu and pass --rn-shard"]),
+        ([], {"ACCELERATE_MIXED_PRECISION": "fp16"}, ["the model's own numbers", "--mixed_precision no"]),
     ],
-    ids=["xdist", "machines", "fsdp"],
+    ids=["xdist", "machines", "fsdp", "precision"],
 )
 def test_what_several_processes_cannot_do_is_a_usage_error(workspace, arguments, changes, needles):
     """Options that several processes cannot honour give exit code 4 and an explanation, before anything is loaded."""

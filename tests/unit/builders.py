@@ -338,7 +338,16 @@ def in_forms(of: Trajectory, policy: Policy = POLICY, value: float | None = 0.0,
     return of.model_copy(update={"checkpoints": checkpoints, "lesson": LEARNED})
 
 
-LEARNED = Lesson(gain=1.2, candidate_gain=2.7, surprise=2.6, candidate_surprise=5.9, learning_rate=5e-4, steps=8)
+LEARNED = Lesson(
+    gain=1.2,
+    candidate_gain=2.7,
+    surprise=2.6,
+    candidate_surprise=5.9,
+    spread=1.0,
+    candidate_spread=2.6,
+    learning_rate=5e-4,
+    steps=8,
+)
 """The lesson of a model that learns what an attacker teaches it."""
 NOTHING = Probe(mean=0.0, spread=0.0, maximum=0.0, scored=32, total=32)
 UNREWARDED = Probes(plain=NOTHING, banned=NOTHING.model_copy(update={"banned": 1}))

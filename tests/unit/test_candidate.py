@@ -61,6 +61,22 @@ def refused(spec: object, base: Path, message: str, **how: Any) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("beside", ["retain.jsonl", "README.md", "part.bin"])
+def test_weights_in_a_file_that_no_digest_covers_are_refused(folder: Path, tmp_path: Path, beside: str) -> None:
+    """An index that calls the card, the retain corpus or another file a shard is refused, since its content has no digest."""
+    shard(folder)
+    (folder / "model-2.safetensors").rename(folder / beside)
+    index = {"weight_map": {"a": "model-1.safetensors", "b": beside}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, tmp_path, r"an index must name shards in its own folder, as \*\.safetensors, got .*; export the model again")
+
+
+def test_a_configuration_that_names_another_weights_file_is_refused(tmp_path: Path) -> None:
+    """A config.json by which transformers would read weights from a file of another name is refused."""
+    folder = make_model(tmp_path / "model", transformers_weights=".github/w.safetensors")
+    refused(folder, tmp_path, r"config\.json must not name a weights file, got transformers_weights='\.github/w\.safetensors'")
+
+
 # --- resolving --model ---------------------------------------------------------------------------------------------------
 
 

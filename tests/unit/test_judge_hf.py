@@ -339,6 +339,15 @@ def test_a_judge_needs_the_forbidden_subject(seven: Path) -> None:
             call()
 
 
+def test_a_judge_whose_weights_no_digest_covers_is_refused(seven: Path, tmp_path: Path) -> None:
+    """A judge whose config.json names another weights file, which may lie where nothing is hashed, has no digest."""
+    mine = shutil.copytree(seven, tmp_path / "mine")
+    config = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(config | {"transformers_weights": "w.safetensors"}))
+    with pytest.raises(JudgeError, match=r"config\.json must not name a weights file, got transformers_weights='w\.safetensors'"):
+        _ = HFJudge(str(mine)).digest
+
+
 def test_the_digest_covers_what_decides(seven: Path, chance: Path, tmp_path: Path) -> None:
     """Weights, template and settings change the digest; the folder's place and the forbidden subject do not."""
     copy = shutil.copytree(seven, tmp_path / "copy")
