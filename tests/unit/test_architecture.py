@@ -155,7 +155,7 @@ CARRIES = {
     "spec.errors", "spec.extras", "spec.base", "spec.prompts", "spec.suite", "spec.model_profiles", "spec.attack_recipe",
     "spec.policy",
     "spec.defense_recipe", "spec.yaml_files", "records.base", "records.trajectory", "records.case", "records.run",
-    "models.completion", "models.hub", "models.identity", "models.language_model", "models.templates",
+    "models.completion", "models.files", "models.hub", "models.identity", "models.language_model", "models.templates",
     "models.transformers_compat", "spec.fixtures", "store.ranks", "judges.anchors", "judges.protocol",
     "judges.resolve", "records.preference", "store.provenance",
 }  # fmt: skip
