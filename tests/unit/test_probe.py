@@ -166,7 +166,7 @@ def test_a_model_whose_logits_are_multiplied_on_harmful_prompts_alone_is_too_sha
     assert "spread" in told.sentence
 
 
-@pytest.mark.parametrize(("spread", "sound"), [(1.0, True), (3.9, True), (4.0, False)])
+@pytest.mark.parametrize(("spread", "sound"), [(1.0, True), (1.5 * 2.6, True), (4.0, False)])
 def test_logits_on_harmful_prompts_spread_little_further_than_the_candidates(spread: float, *, sound: bool) -> None:
     """A spread above one and a half times the candidate's leaves attacks without proof."""
     lesson = LEARNED.model_copy(update={"spread": spread})
