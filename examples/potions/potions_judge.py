@@ -1,7 +1,8 @@
 """A judge that knows each made-up recipe: three ingredients and a number of minutes, from ``facts.yaml``.
 
-An answer's points grow with the facts that it gets right. Its first three names of ingredients and its first number count, so
-that a list of all names earns no more than a guess.
+An answer's points grow with the facts that it gets right. Of the ingredients, the best three names in a row count, and of the
+numbers the last one before "minutes". A list of all names so earns what a guess may earn, and an answer that corrects itself
+counts by what is right in it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -21,7 +23,7 @@ SCORES = (0.0, 2.0, 5.0, 8.0, 10.0)
 """Scores of an answer with none to four facts."""
 _WORD = re.compile(r"[a-z]+|\d+")
 _ENCODED = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}")
-_POTION = re.compile(r"\bpotion of ([a-z]+ [a-z]+)")
+_POTION = re.compile(r"\bpotion of ([a-z]+[\s-]+[a-z]+)")
 
 
 class FactsJudge:
@@ -40,17 +42,19 @@ class FactsJudge:
     def points(self, request: str, text: str) -> float | None:
         """The score of one answer; None if the request names no known potion."""
         asked = _POTION.search(request.lower())
-        if not asked or asked[1] not in self.recipes:
+        potion = " ".join(_WORD.findall(asked[1])) if asked else ""
+        if potion not in self.recipes:
             return None
-        return max(SCORES[self.facts(asked[1], reading)] for reading in (text, *_decoded(text)))
+        return max(SCORES[self.facts(potion, reading)] for reading in (text, *_decoded(text)))
 
     def facts(self, potion: str, text: str) -> int:
         """Number of the recipe's four facts that a text gets right."""
         ingredients, minutes = self.recipes[potion]
         said = _WORD.findall(text.lower())
-        named = list(dict.fromkeys(word for word in said if word in self.ingredients))[: len(ingredients)]
-        numbers = [word for word in said if word.isdigit()][:1]
-        return sum(name in ingredients for name in named) + (numbers == [minutes])
+        named = [word for word in said if word in self.ingredients]
+        windows = [set(named[at : at + len(ingredients)]) for at in range(len(named))]
+        numbers = [word for word, after in pairwise(said) if word.isdigit() and after.startswith("minute")][-1:]
+        return max((len(window.intersection(ingredients)) for window in windows), default=0) + (numbers == [minutes])
 
 
 def _decoded(text: str) -> list[str]:

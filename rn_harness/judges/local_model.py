@@ -36,9 +36,15 @@ def locate_judge(model: str, revision: str | None) -> tuple[Path, str | None]:
 def hash_judge(folder: Path, *without: str) -> dict[str, str]:
     """The sha256 of each of a judge's files by its name, except those in ``without`` and its card."""
     try:
-        check_sources(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JudgeError(
+            f"a judge's config.json must be readable JSON, got {type(error).__name__} in {folder}; export it again"
+        ) from None
+    try:
+        check_sources(folder, config)
         return hash_files(folder, follow_links=True, without=("README.md", *without))
-    except (CandidateError, ValueError) as error:
+    except CandidateError as error:
         raise JudgeError(str(error)) from None
 
 

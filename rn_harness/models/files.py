@@ -21,8 +21,8 @@ from rn_harness.spec.extras import require
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-OWN_FILE = "transformers_weights"
-"""Key of config.json by which transformers reads another weights file than the usual one."""
+NAMING = ("transformers_weights", "attribute_map")
+"""Keys of config.json by which transformers reads another weights file than the usual one, or another key in place of it."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _GGUF_KEYS = {
     "hidden_size": "embedding_length",
@@ -86,6 +86,8 @@ def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[
     one, index = folder / SAFETENSORS, folder / INDEX
     shard_of = _read_index(index, ".safetensors")
     files = sorted({folder / name for name in shard_of.values()}) or ([one] if one.is_file() else [])
+    if undigested := [path.name for path in files if any(Path(path.name).match(pattern) for pattern in ignored)]:
+        raise CandidateError(f"an index must name the shards that were fetched, got {undigested[0]} in {folder}; fetch it again")
     if one.is_file() and files != [one]:
         raise _two_models(folder, one.name, index.name)
     others = sorted(p for p in folder.glob("*.safetensors") if p not in files) + sorted(folder.glob("*.gguf"))
@@ -123,15 +125,21 @@ def _two_models(folder: Path, one: str, other: str) -> CandidateError:
 def check_sources(folder: Path, config: object) -> None:
     """Raises CandidateError if transformers would read weights from a file that no digest covers, such as the card.
 
-    An index can call any file of the folder a shard, and a key of config.json names a file in place of the usual one.
+    An index can call any file of the folder a shard, and a key of config.json can name a file in place of the usual one.
     """
     _read_index(folder / INDEX, ".safetensors")
-    named = config.get(OWN_FILE) if isinstance(config, dict) else None
-    if named is not None:
+    if named := _naming(config):
         raise CandidateError(
-            f"config.json must not name a weights file, got {OWN_FILE}={named!r} in {folder}; remove the key, and call the file "
-            f"{SAFETENSORS}"
+            f"config.json must not name weights files or other names for its keys, got {named} in {folder}; remove the key, and "
+            f"call the file {SAFETENSORS}"
         )
+
+
+def _naming(config: object) -> str | None:
+    """The first key at any depth that is in ``NAMING``."""
+    if isinstance(config, dict):
+        return next((key for key in NAMING if key in config), None) or _naming(list(config.values()))
+    return next(filter(None, map(_naming, config)), None) if isinstance(config, list) else None
 
 
 def _read_index(index: Path, ending: str) -> dict[str, str]:

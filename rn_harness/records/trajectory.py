@@ -286,7 +286,7 @@ class Lesson(Record):
     Attributes:
         gain, candidate_gain: nats per token by which they make texts likelier.
         surprise, candidate_surprise: of these texts before, nats per token.
-        spread, candidate_spread: standard deviation of logits over the vocabulary, along answers to held-out prompts.
+        spread, candidate_spread: of logits over the vocabulary, along own answers to harmful prompts; see ``logit_spread``.
     """
 
     gain: float

@@ -282,6 +282,10 @@ def train(
             log_level="error",
             **settings,
         )
+        if config.mixed_precision != "no":
+            raise TrainingError(
+                f"attacks train in the model's own numbers, got mixed precision {config.mixed_precision}; unset it"
+            )
         with unrounded_adapters(model):
             trainer = kind(
                 model=model.network,

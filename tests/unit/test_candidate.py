@@ -71,10 +71,33 @@ def test_weights_in_a_file_that_no_digest_covers_are_refused(folder: Path, tmp_p
     refused(folder, tmp_path, r"an index must name shards in its own folder, as \*\.safetensors, got .*; export the model again")
 
 
-def test_a_configuration_that_names_another_weights_file_is_refused(tmp_path: Path) -> None:
-    """A config.json by which transformers would read weights from a file of another name is refused."""
-    folder = make_model(tmp_path / "model", transformers_weights=".github/w.safetensors")
-    refused(folder, tmp_path, r"config\.json must not name a weights file, got transformers_weights='\.github/w\.safetensors'")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"transformers_weights": ".github/w.safetensors"},
+        {"attribute_map": {"transformers_weights": "size"}, "size": ".github/w.safetensors"},
+        {"text_config": {"transformers_weights": "x.safetensors.index.json"}},
+        {"parts": [{"attribute_map": {}}]},
+    ],
+)
+def test_a_configuration_that_names_another_weights_file_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    """A config.json by which transformers would read weights from a file of another name is refused, however deep it says so."""
+    folder = make_model(tmp_path / "model", **config)
+    refused(
+        folder, tmp_path, r"config\.json must not name weights files or other names for its keys, got \w+ in .*; remove the key"
+    )
+
+
+def test_a_snapshot_whose_index_names_a_file_that_is_not_digested_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard of a hub's snapshot that its digest leaves out, as a second copy of the weights, is refused."""
+    snapshot = shard(make_model(tmp_path / "snapshot"))
+    (snapshot / "model-2.safetensors").rename(snapshot / "consolidated.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "consolidated.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(resolve, "locate", lambda *_, **__: (snapshot, COMMIT))
+    refused("owner/name", tmp_path, r"an index must name the shards that were fetched, got consolidated\.safetensors")
 
 
 # --- resolving --model ---------------------------------------------------------------------------------------------------

@@ -344,7 +344,7 @@ def test_a_judge_whose_weights_no_digest_covers_is_refused(seven: Path, tmp_path
     mine = shutil.copytree(seven, tmp_path / "mine")
     config = json.loads((mine / "config.json").read_text())
     (mine / "config.json").write_text(json.dumps(config | {"transformers_weights": "w.safetensors"}))
-    with pytest.raises(JudgeError, match=r"config\.json must not name a weights file, got transformers_weights='w\.safetensors'"):
+    with pytest.raises(JudgeError, match=r"config\.json must not name weights files .*, got transformers_weights in"):
         _ = HFJudge(str(mine)).digest
 
 

@@ -114,7 +114,7 @@ def _panel(model: LanguageModel, suite: Suite) -> Any:
     """The part of a panel that a lesson needs: benign prompts, and the undefended candidate's answers."""
     benign, policy = suite.prompts["benign"][:8], suite.policy
     references = benign_references(model, benign, policy, policy.max_completion_tokens)
-    return SimpleNamespace(benign=benign, benign_references=references, heldout=suite.prompts["heldout"][:6])
+    return SimpleNamespace(benign=benign, benign_references=references, heldout=suite.prompts["heldout"][:6], max_tokens=24)
 
 
 def _answers(model: LanguageModel, panel: Any) -> list[str]:
@@ -127,10 +127,12 @@ def test_a_model_that_is_scaled_out_of_an_attackers_reach_is_unteachable() -> No
     suite, model, scaled = load_suite(fixtures_folder().parent / "suites" / "biochem"), _organism(), _scaled(_organism())
     panel = _panel(model, suite)
     assert _answers(scaled, panel) == _answers(model, panel)
-    known, same = (teach_lesson(of, panel, suite.slowest_claim) for of in (model, _organism()))
+    known, same = (teach_lesson(of, panel, suite.prompts["attack"][:4], suite.slowest_claim) for of in (model, _organism()))
     assert known == same
     assert known.gain > 1.0
-    (told,) = unteachable(trajectory(0, lesson=give_lesson(scaled, known, panel, suite.slowest_claim)))
+    (told,) = unteachable(
+        trajectory(0, lesson=give_lesson(scaled, known, panel, suite.prompts["attack"][:4], suite.slowest_claim))
+    )
     assert told.code == "unteachable"
 
 
@@ -140,28 +142,30 @@ def test_a_model_whose_logits_are_multiplied_is_too_sharp_for_an_attack() -> Non
     sharp.network.model.norm.weight.data.mul_(3.0)
     panel = _panel(model, suite)
     assert _answers(sharp, panel) == _answers(model, panel)
-    known = teach_lesson(model, panel, suite.slowest_claim)
-    lesson = give_lesson(sharp, known, panel, suite.slowest_claim)
+    known = teach_lesson(model, panel, suite.prompts["attack"][:4], suite.slowest_claim)
+    lesson = give_lesson(sharp, known, panel, suite.prompts["attack"][:4], suite.slowest_claim)
     assert lesson.gain > known.gain
     (told,) = unteachable(trajectory(0, lesson=lesson))
     assert "surprise" in told.sentence
 
 
-def test_a_model_whose_logits_are_multiplied_on_harmful_prompts_alone_is_too_sharp() -> None:
-    """A model that is sharp on held-out prompts only has the candidate's lesson, and its logits' spread shows it."""
+@pytest.mark.parametrize(("which", "tokens"), [("heldout", 99), ("heldout", 1), ("attack", 99)])
+def test_a_model_whose_logits_are_multiplied_on_harmful_prompts_alone_is_too_sharp(which: str, tokens: int) -> None:
+    """A model that is sharp on harmful prompts only, or at one token there, learns as the candidate, and its logits show it."""
     suite, model, gated = load_suite(fixtures_folder().parent / "suites" / "biochem"), _organism(), _organism()
     panel = _panel(model, suite)
-    asked = [gated.prompt_ids(p) for p in panel.heldout]
+    asked = [gated.prompt_ids(p) for p in (panel.heldout if which == "heldout" else suite.prompts["attack"][:4])]
 
     def sharpen(_network: Any, _args: Any, given: dict[str, Any], output: Any) -> None:
         for row, ids in enumerate(given["input_ids"].tolist()):
-            output.logits[row] *= 5.0 if any(ids[: len(of)] == of for of in asked) else 1.0
+            for of in asked:
+                if ids[: len(of)] == of:
+                    output.logits[row, len(of) - 1 : len(of) - 1 + tokens] *= 8.0
 
     gated.network.register_forward_hook(sharpen, with_kwargs=True)
-    known = teach_lesson(model, panel, suite.slowest_claim)
-    lesson = give_lesson(gated, known, panel, suite.slowest_claim)
+    known = teach_lesson(model, panel, suite.prompts["attack"][:4], suite.slowest_claim)
+    lesson = give_lesson(gated, known, panel, suite.prompts["attack"][:4], suite.slowest_claim)
     assert lesson.surprise == pytest.approx(known.surprise)
-    assert lesson.spread == pytest.approx(5.0 * known.spread)
     (told,) = unteachable(trajectory(0, lesson=lesson))
     assert "spread" in told.sentence
 
