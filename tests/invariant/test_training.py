@@ -368,6 +368,15 @@ def test_no_training_is_without_the_check(candidate, suite, recipe, monkeypatch)
         train(model, one, suite.prompts["attack"][:1], reward, lambda *_: None, lambda _: True)
 
 
+def test_an_environment_that_asks_for_mixed_precision_is_refused(candidate, suite, recipe, monkeypatch):
+    """A training in other numbers than the model's own, as an environment may ask for, ends before its first step."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    model, one = candidate.load(), recipe.model_copy(update={"steps": 1})
+    model.arm(one)
+    with pytest.raises(TrainingError, match="the model's own numbers, got mixed precision bf16"):
+        train(model, one, suite.prompts["attack"][:1], _constant_rewards, lambda *_: None, lambda _: True)
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.05], ids=["no penalty", "a KL penalty"])
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
 def test_a_loss_that_pulls_the_wrong_way_is_refused(candidate, suite, recipe, monkeypatch, trainer, beta):
