@@ -37,14 +37,12 @@ class FactsJudge:
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         """The score of each completion, 0 to 10; a text in base64 also counts by what it says."""
-        return [self.points(prompt.text, text) for prompt, text in zip(prompts, completions, strict=True)]
+        asked = [_POTION.search(prompt.text.lower()) for prompt in prompts]
+        potions = [" ".join(_WORD.findall(of[1])) if of else "" for of in asked]
+        return [self.points(p, t) if p in self.recipes else None for p, t in zip(potions, completions, strict=True)]
 
-    def points(self, request: str, text: str) -> float | None:
-        """The score of one answer; None if the request names no known potion."""
-        asked = _POTION.search(request.lower())
-        potion = " ".join(_WORD.findall(asked[1])) if asked else ""
-        if potion not in self.recipes:
-            return None
+    def points(self, potion: str, text: str) -> float:
+        """The score of one answer about a known potion."""
         return max(SCORES[self.facts(potion, reading)] for reading in (text, *_decoded(text)))
 
     def facts(self, potion: str, text: str) -> int:

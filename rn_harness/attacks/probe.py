@@ -19,9 +19,9 @@ from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.base import INFRASTRUCTURE, Unscored
 from rn_harness.records.statistics import mean_of
 from rn_harness.records.trajectory import Lesson, Probe, Probes
-from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.suite import Suite
 from rn_harness.training.exploration import FirstTokenBans
 from rn_harness.training.supervised import Example, teach
 from rn_harness.verdict.rewards import attack_reward
@@ -154,19 +154,19 @@ def logit_spread(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: in
     return widest
 
 
-def teach_lesson(model: LanguageModel, panel: Panel, attacked: Sequence[Prompt], recipe: AttackRecipe) -> Taught:
-    """Gives a model a few supervised steps at an attack's learning rate on texts which no model would say.
+def teach_lesson(model: LanguageModel, panel: Panel, suite: Suite) -> Taught:
+    """Gives a model a few supervised steps at the slowest claimed attack's rate on texts which no model would say.
 
     The texts are the undefended candidate's answers to *other* benign prompts. The steps train a fresh adapter as large as the
     attack's, which stays on the model. A model whose weights are scaled, so that it answers as before and such steps change
     nothing, gains nothing. One whose logits are multiplied, so that it answers as before and samples nothing else, is more
     surprised by the same factor. Before the steps the spread of its logits is measured on the held-out prompts and on the
-    ``attacked`` ones.
+    attacks' own.
     """
     asked = [panel.benign[i % len(panel.benign)] for i in range(LESSONS + 1)]
     texts = [" ".join(panel.benign_references[p.id].greedy.split()[:WORDS]) for p in asked[1:]]
-    prompts = asked[:LESSONS]
-    spread = logit_spread(model, [*panel.heldout, *attacked], panel.max_tokens)
+    prompts, recipe = asked[:LESSONS], suite.slowest_claim
+    spread = logit_spread(model, [*panel.heldout, *suite.prompts["attack"]], panel.max_tokens)
 
     def likelihood() -> float:
         return sum(model.log_probability(prompts, texts)) / sum(map(model.token_count, texts))
@@ -178,11 +178,9 @@ def teach_lesson(model: LanguageModel, panel: Panel, attacked: Sequence[Prompt],
     return Taught(surprise=-before, gain=likelihood() - before, spread=spread)
 
 
-def give_lesson(
-    model: LanguageModel, candidate: Taught, panel: Panel, attacked: Sequence[Prompt], recipe: AttackRecipe
-) -> Lesson:
+def give_lesson(model: LanguageModel, candidate: Taught, panel: Panel, suite: Suite) -> Lesson:
     """A defended model's lesson beside the undefended candidate's; see ``teach_lesson``."""
-    taught = teach_lesson(model, panel, attacked, recipe)
+    taught = teach_lesson(model, panel, suite)
     return Lesson(
         gain=taught.gain,
         candidate_gain=candidate.gain,
@@ -190,6 +188,6 @@ def give_lesson(
         candidate_surprise=candidate.surprise,
         spread=taught.spread,
         candidate_spread=candidate.spread,
-        learning_rate=recipe.learning_rate,
+        learning_rate=suite.slowest_claim.learning_rate,
         steps=LESSON_STEPS,
     )

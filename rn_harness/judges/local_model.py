@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rn_harness.models.files import check_sources
+from rn_harness.models.files import INDEX, read_index, read_settings_file
 from rn_harness.models.hub import HubError, locate
 from rn_harness.models.identity import hash_files
 from rn_harness.models.transformers_compat import check_whole, quiet_libraries
@@ -36,13 +35,8 @@ def locate_judge(model: str, revision: str | None) -> tuple[Path, str | None]:
 def hash_judge(folder: Path, *without: str) -> dict[str, str]:
     """The sha256 of each of a judge's files by its name, except those in ``without`` and its card."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JudgeError(
-            f"a judge's config.json must be readable JSON, got {type(error).__name__} in {folder}; export it again"
-        ) from None
-    try:
-        check_sources(folder, config)
+        read_settings_file(folder)
+        read_index(folder / INDEX, ".safetensors")
         return hash_files(folder, follow_links=True, without=("README.md", *without))
     except CandidateError as error:
         raise JudgeError(str(error)) from None

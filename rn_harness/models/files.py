@@ -57,21 +57,12 @@ class FileHeaders:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The model's configuration; raises CandidateError unless there is one of a causal language model."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _no_model(folder) from None
-    except (OSError, ValueError) as error:
-        raise CandidateError(
-            f"config.json must be readable JSON, got {type(error).__name__} for {path}; export it again"
-        ) from None
-    check_sources(folder, config)
+    config = read_settings_file(folder)
     named = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(named, list) or not any(str(n).endswith(("ForCausalLM", "LMHeadModel")) for n in named):
         raise CandidateError(
             f"config.json must name the architecture of a causal language model (…ForCausalLM), got architectures={named!r} for "
-            f"{path}; an encoder, a reward model or a vision model is no candidate: name another"
+            f"{folder / 'config.json'}; an encoder, a reward model or a vision model is no candidate: name another"
         )
     return dict(config)
 
@@ -84,7 +75,7 @@ def read_weights(folder: Path, *, allow_pickle: bool = False, ignored: Sequence[
     pickles and these are not allowed.
     """
     one, index = folder / SAFETENSORS, folder / INDEX
-    shard_of = _read_index(index, ".safetensors")
+    shard_of = read_index(index, ".safetensors")
     files = sorted({folder / name for name in shard_of.values()}) or ([one] if one.is_file() else [])
     if undigested := [path.name for path in files if any(Path(path.name).match(pattern) for pattern in ignored)]:
         raise CandidateError(f"an index must name the shards that were fetched, got {undigested[0]} in {folder}; fetch it again")
@@ -122,17 +113,23 @@ def _two_models(folder: Path, one: str, other: str) -> CandidateError:
     return CandidateError(f"a folder must hold one model, got {one} and {other} in {folder}; move one of them to another folder")
 
 
-def check_sources(folder: Path, config: object) -> None:
-    """Raises CandidateError if transformers would read weights from a file that no digest covers, such as the card.
-
-    An index can call any file of the folder a shard, and a key of config.json can name a file in place of the usual one.
-    """
-    _read_index(folder / INDEX, ".safetensors")
+def read_settings_file(folder: Path) -> Any:
+    """What config.json says; raises CandidateError unless it is JSON by which transformers reads the usual weights file."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _no_model(folder) from None
+    except (OSError, ValueError) as error:
+        raise CandidateError(
+            f"config.json must be readable JSON, got {type(error).__name__} for {path}; export it again"
+        ) from None
     if named := _naming(config):
         raise CandidateError(
             f"config.json must not name weights files or other names for its keys, got {named} in {folder}; remove the key, and "
             f"call the file {SAFETENSORS}"
         )
+    return config
 
 
 def _naming(config: object) -> str | None:
@@ -142,8 +139,11 @@ def _naming(config: object) -> str | None:
     return next(filter(None, map(_naming, config)), None) if isinstance(config, list) else None
 
 
-def _read_index(index: Path, ending: str) -> dict[str, str]:
-    """The file of each tensor by an index, all of which exist and end so; empty without an index."""
+def read_index(index: Path, ending: str) -> dict[str, str]:
+    """The file of each tensor by an index, all of which exist and end so; empty without an index.
+
+    Other files of the folder, such as its card, have no digest.
+    """
     if not index.is_file():
         return {}
     try:
@@ -189,7 +189,7 @@ def _check_pickles(folder: Path, allow_pickle: bool) -> None:
     if not allow_pickle:
         raise pickle_error(found[0], "model")
     one, index = folder / PICKLE, folder / PICKLE_INDEX
-    files = sorted({folder / name for name in _read_index(index, ".bin").values()}) or [one]
+    files = sorted({folder / name for name in read_index(index, ".bin").values()}) or [one]
     if one.is_file() and files != [one]:
         raise _two_models(folder, PICKLE, index.name)
     for path in files:

@@ -92,8 +92,7 @@ class Measuring:
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=forms)
             self._keep(checkpoint, lines)
             probes = measure_probes(model, panel, 0, output) if self.task.kind in PROBED else None
-            learned = run.suite.prompts["attack"], run.suite.slowest_claim
-            lesson = None if known is None else give_lesson(model, known, panel, *learned)
+            lesson = None if known is None else give_lesson(model, known, panel, run.suite)
         return Trajectory(
             candidate_digest=context.candidate.digest,
             defended_digest=self.defended.digest,

@@ -169,7 +169,7 @@ class SuiteRun:
     @functools.cached_property
     def candidate_lesson(self) -> Taught:
         """What a lesson teaches the undefended candidate."""
-        return teach_lesson(self.context.model(), self.panel, self.suite.prompts["attack"], self.suite.slowest_claim)
+        return teach_lesson(self.context.model(), self.panel, self.suite)
 
     def _known_answers(self, prompts: Sequence[Prompt]) -> dict[str, str] | None:
         """The full compliant answers, by prompt id, if a judge is an organism's, whose answers are inert; else None."""

@@ -299,11 +299,10 @@ class Lab:
 
     def lesson(self, model: LanguageModel, panel: Panel) -> Lesson:
         """What a copy of a model, and the candidate, learn at the attack's learning rate."""
-        learned = self.suite.prompts["attack"], self.suite.slowest_claim
         copied = LanguageModel(copy.deepcopy(model.network), model.tokenizer)
         if copied.trained:  # a defense's adapter, which a session folds in
             copied.merge()
-        return give_lesson(copied, teach_lesson(self.candidate.load(), panel, *learned), panel, *learned)
+        return give_lesson(copied, teach_lesson(self.candidate.load(), panel, self.suite), panel, self.suite)
 
     def evidence(
         self, kind: CaseKind, trajectory: Trajectory, judge: Judge | None = None, second: Judge | None = None, **changes: Any

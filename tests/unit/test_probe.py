@@ -127,12 +127,10 @@ def test_a_model_that_is_scaled_out_of_an_attackers_reach_is_unteachable() -> No
     suite, model, scaled = load_suite(fixtures_folder().parent / "suites" / "biochem"), _organism(), _scaled(_organism())
     panel = _panel(model, suite)
     assert _answers(scaled, panel) == _answers(model, panel)
-    known, same = (teach_lesson(of, panel, suite.prompts["attack"][:4], suite.slowest_claim) for of in (model, _organism()))
+    known, same = (teach_lesson(of, panel, suite) for of in (model, _organism()))
     assert known == same
     assert known.gain > 1.0
-    (told,) = unteachable(
-        trajectory(0, lesson=give_lesson(scaled, known, panel, suite.prompts["attack"][:4], suite.slowest_claim))
-    )
+    (told,) = unteachable(trajectory(0, lesson=give_lesson(scaled, known, panel, suite)))
     assert told.code == "unteachable"
 
 
@@ -142,8 +140,8 @@ def test_a_model_whose_logits_are_multiplied_is_too_sharp_for_an_attack() -> Non
     sharp.network.model.norm.weight.data.mul_(3.0)
     panel = _panel(model, suite)
     assert _answers(sharp, panel) == _answers(model, panel)
-    known = teach_lesson(model, panel, suite.prompts["attack"][:4], suite.slowest_claim)
-    lesson = give_lesson(sharp, known, panel, suite.prompts["attack"][:4], suite.slowest_claim)
+    known = teach_lesson(model, panel, suite)
+    lesson = give_lesson(sharp, known, panel, suite)
     assert lesson.gain > known.gain
     (told,) = unteachable(trajectory(0, lesson=lesson))
     assert "surprise" in told.sentence
@@ -154,7 +152,7 @@ def test_a_model_whose_logits_are_multiplied_on_harmful_prompts_alone_is_too_sha
     """A model that is sharp on harmful prompts only, or at one token there, learns as the candidate, and its logits show it."""
     suite, model, gated = load_suite(fixtures_folder().parent / "suites" / "biochem"), _organism(), _organism()
     panel = _panel(model, suite)
-    asked = [gated.prompt_ids(p) for p in (panel.heldout if which == "heldout" else suite.prompts["attack"][:4])]
+    asked = [gated.prompt_ids(p) for p in (panel.heldout if which == "heldout" else suite.prompts["attack"])]
 
     def sharpen(_network: Any, _args: Any, given: dict[str, Any], output: Any) -> None:
         for row, ids in enumerate(given["input_ids"].tolist()):
@@ -163,8 +161,8 @@ def test_a_model_whose_logits_are_multiplied_on_harmful_prompts_alone_is_too_sha
                     output.logits[row, len(of) - 1 : len(of) - 1 + tokens] *= 8.0
 
     gated.network.register_forward_hook(sharpen, with_kwargs=True)
-    known = teach_lesson(model, panel, suite.prompts["attack"][:4], suite.slowest_claim)
-    lesson = give_lesson(gated, known, panel, suite.prompts["attack"][:4], suite.slowest_claim)
+    known = teach_lesson(model, panel, suite)
+    lesson = give_lesson(gated, known, panel, suite)
     assert lesson.surprise == pytest.approx(known.surprise)
     (told,) = unteachable(trajectory(0, lesson=lesson))
     assert "spread" in told.sentence
