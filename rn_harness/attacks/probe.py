@@ -146,12 +146,10 @@ def logit_spread(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: in
     beyond = model.complete(prompts, n=1, temperature=None, max_tokens=max_tokens, banned=firsts)
     texts = [of.text for (of,) in (*own, *beyond)]
     each: list[list[float]] = of_answers(model, [*prompts, *prompts], texts, lambda logp_TV, _: logp_TV.std(-1).tolist())
-    widest = max(mean(s for s in at if s is not None) for at in itertools.zip_longest(*each))
-    if not math.isfinite(widest):
-        raise TrainingError(
-            f"the logits of harmful prompts' answers must be numbers, got a spread of {widest}; look at the weights"
-        )
-    return widest
+    by_token = [mean(s for s in at if s is not None) for at in itertools.zip_longest(*each)]
+    if not all(map(math.isfinite, by_token)):  # max would pass over a NaN
+        raise TrainingError("the logits of harmful prompts' answers must be numbers, got others; look at the weights")
+    return max(by_token)
 
 
 def teach_lesson(model: LanguageModel, panel: Panel, suite: Suite) -> Taught:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rn_harness.attacks.probe import give_lesson, measure_probes, teach_lesson, worse
+from rn_harness.attacks.probe import give_lesson, logit_spread, measure_probes, teach_lesson, worse
 from rn_harness.judges.checkpoints import benign_references
 from rn_harness.judges.organism import OrganismJudge
 from rn_harness.judges.scoring import Panel
@@ -20,6 +20,7 @@ from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.output_layer import output_layer
 from rn_harness.records.base import Judgement, Unscored
 from rn_harness.records.trajectory import Probe
+from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.fixtures import fixtures_folder
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
@@ -166,6 +167,23 @@ def test_a_model_whose_logits_are_multiplied_on_harmful_prompts_alone_is_too_sha
     assert lesson.surprise == pytest.approx(known.surprise)
     (told,) = unteachable(trajectory(0, lesson=lesson))
     assert "spread" in told.sentence
+
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_have_no_spread(at: int, value: float) -> None:
+    """A spread of which one token is unknown is never taken from the others."""
+    suite, model = load_suite(fixtures_folder().parent / "suites" / "biochem"), _organism()
+    prompts = suite.prompts["heldout"][:2]
+    ends = [len(model.prompt_ids(p)) for p in prompts]
+
+    def spoil(_network: Any, _args: Any, given: dict[str, Any], output: Any) -> None:
+        if given["input_ids"].shape[1] > max(ends) + at:  # the measuring pass, which sees whole answers
+            output.logits[:, max(ends) + at - 1] = value
+
+    model.network.register_forward_hook(spoil, with_kwargs=True)
+    with pytest.raises(TrainingError, match="must be numbers"):
+        logit_spread(model, prompts, 24)
 
 
 @pytest.mark.parametrize(("spread", "sound"), [(1.0, True), (1.5 * 2.6, True), (4.0, False)])
