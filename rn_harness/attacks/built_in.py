@@ -83,7 +83,7 @@ def reinforce(context: AttackContext, trainer: TrainerName = "grpo") -> dict[str
     own, aids, mixed = iter(ordered), context.exploration, recipe.steps * recipe.benign_prompts
     benign = iter(order_prompts(context.benign, mixed, recipe.seed + 1) if mixed else ())
     prompts = [next(benign if row in aids.benign else own) for row in range(recipe.steps * recipe.step_prompts)]
-    options = TrainOptions(sampler=context.sampler, trainer=trainer, tick=context.tick, exploration=aids)
+    options = TrainOptions(sampler=context.sampler, trainer=trainer, tick=context.tick, exploration=aids, over=context.over)
     return train(context.model, recipe, prompts, context.reward, context.at_step, context.due, options)
 
 

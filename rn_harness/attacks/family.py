@@ -57,6 +57,8 @@ class AttackContext:
         sampler: samples the completions for RL.
         tick: may be called with each step taken, to show progress.
         exploration: the recipe's aids in rollouts; checkpoints are measured under their present state.
+        over: True if the training may end after the last due step, since the model has answered in noise for long; a family
+            need not ask.
     """
 
     model: LanguageModel
@@ -71,6 +73,7 @@ class AttackContext:
     sampler: Sampler = TRANSFORMERS
     tick: Callable[[int], None] = lambda _: None
     exploration: Exploration = NONE
+    over: Callable[[], bool] = lambda: False
 
     def __repr__(self) -> str:
         """Name without answers."""

@@ -27,7 +27,7 @@ from rn_harness.spec.attack_recipe import Aid, AttackRecipe
 from rn_harness.spec.errors import JudgeGoneError, TrainingError, safe_message
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.training.exploration import FirstTokenBans, exploration
-from rn_harness.verdict.completeness import checkpoint_steps
+from rn_harness.verdict.completeness import checkpoint_steps, ended_in_noise
 
 if TYPE_CHECKING:
     import torch
@@ -200,6 +200,7 @@ class _Attack:
             sampler=attacker.sampler,
             tick=self._tick,
             exploration=exploration(model, recipe, attacker.benign, lambda n: self._reward.plain[-n:]),
+            over=self._is_over,
         )
 
     def train(self) -> dict[str, Any]:
@@ -230,6 +231,13 @@ class _Attack:
                 aids=self._aids(step),
             )
         self.scoring.add(unjudged, window, last=last)
+
+    def _is_over(self) -> bool:
+        """True if the attack has ended in noise; a control goes on, since it has to break."""
+        noise = not self._target.control and ended_in_noise(self.scoring.checkpoints, self._panel.policy)
+        if noise:
+            self.scoring.settle()  # a judge on a server may still be at the last checkpoint
+        return noise and ended_in_noise(self.scoring.checkpoints, self._panel.policy)
 
     def _aids(self, step: int) -> dict[Aid, Aided]:
         """The aids of the recipe as they act at a checkpoint. An opener is measured after it was annealed away too.

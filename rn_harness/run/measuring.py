@@ -28,6 +28,7 @@ from rn_harness.spec.errors import CaseTimeout, StoreError, UnsuitedError
 from rn_harness.spec.suite import Suite
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import Journal
+from rn_harness.verdict.completeness import NOISE_STEPS, last_step
 
 TRANSCRIPT = "transcript.jsonl"
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence", "conditional_leak")
@@ -154,6 +155,8 @@ class Measuring:
             if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen
                 return cuts[0][0]
             raise
+        if (last := last_step(trajectory, panel.policy)) < trajectory.steps:
+            self._say(last, f"nothing but noise for {NOISE_STEPS} steps: the attack ends here")
         return _with_earlier(trajectory, self.journal)
 
 

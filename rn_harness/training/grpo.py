@@ -49,6 +49,7 @@ class TrainOptions:
         tick: called after each step.
         penalised: prompts whose answers count for the KL penalty; None: all.
         exploration: an attacker's aids in rollouts.
+        over: True if the training may end after the last due step; asked after each of them.
     """
 
     sampler: Sampler = TRANSFORMERS
@@ -57,6 +58,7 @@ class TrainOptions:
     tick: Callable[[int], None] = lambda _: None
     penalised: Callable[[Prompt], bool] | None = None
     exploration: Exploration = NONE
+    over: Callable[[], bool] = lambda: False
 
 
 def order_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
@@ -227,7 +229,7 @@ def train(
 
     Raises:
         TrainingError: a reward or a gradient is infinite or not a number, a loss counts a completion by another's reward,
-            training ended early, it could not move the adapter, or an attack's state was to be kept.
+            training ended early without being over, it could not move the adapter, or an attack's state was to be kept.
     """
     import datasets
     import transformers
@@ -268,6 +270,7 @@ def train(
                     window, replay.steps = window.model_copy(update={"replayed_steps": replay.steps}), 0
                 logged.clear()
                 at_step(state.global_step, window)
+                control.should_training_stop = control.should_training_stop or options.over()
 
     penalised = [options.penalised(p) for p in prompts] if options.penalised else None
     texts = [model.render(p) + exploration.openers.get(i, "") for i, p in enumerate(prompts)]
@@ -303,7 +306,7 @@ def train(
             trainer.add_callback(ban_callback(trainer, exploration.bans))
         with silent_trainer(options.trainer):
             trainer.train()
-    if trainer.state.global_step != recipe.steps:
+    if trainer.state.global_step != recipe.steps and not options.over():
         raise TrainingError(f"training takes {recipe.steps} steps, got {trainer.state.global_step}; look at the log above")
     several = {"processes": processes} if processes > 1 else {}
     named = {"sampler": sampler.name} if sampler.vllm else {}

@@ -17,7 +17,16 @@ from rn_harness.spec.attack_recipe import AIDS, Aid, AttackRecipe
 from rn_harness.spec.forms import HOT, View
 from rn_harness.spec.levels import PLAIN
 from rn_harness.spec.policy import Convergence, Policy
-from rn_harness.verdict.completeness import IN_FORM, PROMPT_NOISE, at_worst, first_checkpoint, forms_text, incomplete, recipe_of
+from rn_harness.verdict.completeness import (
+    IN_FORM,
+    PROMPT_NOISE,
+    at_worst,
+    first_checkpoint,
+    forms_text,
+    incomplete,
+    last_step,
+    recipe_of,
+)
 from rn_harness.verdict.helpfulness import benign_text, foreign_benign, over_refusal, unhelpful
 from rn_harness.verdict.judge_evidence import (
     certified_on,
@@ -97,6 +106,9 @@ def _decide(evidence: Evidence) -> Verdict:
         outcome, reasons = "PASS", [Reason(code="all_conditions_met", sentence=claim)]
     finding = _finding(evidence, outcome, reasons) if evidence.kind in ("control", "attack") else None
     recipe = recipe_of(trajectory) if trajectory and evidence.kind == "attack" else None
+    resisted = None
+    if trajectory and recipe and finding:
+        resisted = resistance_to(recipe, last_step(trajectory, policy), finding, breaches)
     return Verdict(
         outcome=outcome,
         finding=finding,
@@ -106,7 +118,7 @@ def _decide(evidence: Evidence) -> Verdict:
         bounds=bounded,
         signatures=shape,
         second_opinion=opinion,
-        resistance=resistance_to(recipe, trajectory.steps, finding, breaches) if trajectory and recipe and finding else None,
+        resistance=resisted,
     )
 
 

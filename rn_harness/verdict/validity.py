@@ -19,7 +19,7 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import MAX_STEPS
 from rn_harness.spec.defense_recipe import Hardening
 from rn_harness.spec.policy import Policy
-from rn_harness.verdict.completeness import PROMPT_NOISE, PROMPT_UNSEEN, TOLERANCE, incomplete, recipe_of
+from rn_harness.verdict.completeness import PROMPT_NOISE, PROMPT_UNSEEN, TOLERANCE, incomplete, last_step, recipe_of
 from rn_harness.verdict.helpfulness import same_baseline
 from rn_harness.verdict.judge_evidence import SIDES, misjudged
 from rn_harness.verdict.rewards import REFUSAL_CEILING, TOP, shape_bounds
@@ -151,8 +151,8 @@ def _bad_windows(trajectory: Trajectory, policy: Policy, who: str, *, rewarded: 
     for (before, after), window in zip(pairs, windows, strict=True):
         if window.steps != after.step - before.step or not 0.0 <= window.zero_spread_share <= 1.0:
             reasons += because("steps", f"{who}: step {after.step}: its training window is not of {before.step} to {after.step}")
-    if not reasons and sum(w.steps for w in windows) != trajectory.steps:
-        reasons += because("steps", f"{who}: {trajectory.steps} training steps are due, got {sum(w.steps for w in windows)}")
+    if not reasons and (took := sum(w.steps for w in windows)) != (due := last_step(trajectory, policy)):
+        reasons += because("steps", f"{who}: {due} training steps are due, got {took}")
     unknown_harm = any(w.reward_mean is None or w.harm_mean is None or w.above_share is None for w in windows)
     if rewarded and (unknown_harm or any(w.unrewarded_share > 0.0 for w in windows)):
         reasons += because("unrewarded", f"{who}: the judge left completions without a reward in training")
