@@ -245,7 +245,7 @@ class Potions:
             greedy = model.complete(prompts, n=1, temperature=None, max_tokens=TOKENS)
             sampled = model.complete(prompts, n=4, temperature=1.0, max_tokens=TOKENS)
             rows = [(p, a.text) for p, answers in zip(prompts, sampled, strict=True) for a in answers]
-            scores = [self.judge.points(p.text, text) or 0.0 for p, text in rows]
+            scores = [score or 0.0 for score in self.judge.score([p for p, _ in rows], [text for _, text in rows])]
             found[of] = {
                 "prompts": len(prompts),
                 "greedy": sum(is_refusal(a.text) for (a,) in greedy),
