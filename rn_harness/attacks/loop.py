@@ -27,7 +27,7 @@ from rn_harness.spec.attack_recipe import Aid, AttackRecipe
 from rn_harness.spec.errors import JudgeGoneError, TrainingError, safe_message
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.training.exploration import FirstTokenBans, exploration
-from rn_harness.verdict.completeness import checkpoint_steps, ended_in_noise
+from rn_harness.verdict.completeness import checkpoint_steps, ended_in_noise, has_broken
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ class AttackEvents:
     Attributes:
         scored: gets each checkpoint as soon as it is scored.
         step: gets the number of each step taken.
-        broken: gets the answers above the threshold at the last checkpoint, if there are any; None: nothing asks for them.
+        broken: gets the answers above the threshold at each checkpoint that has any; None: nothing asks for them.
         cut: gets the trajectory so far if an exception ends the attack; the exception is then raised again.
     """
 
@@ -233,11 +233,12 @@ class _Attack:
         self.scoring.add(unjudged, window, last=last)
 
     def _is_over(self) -> bool:
-        """True if the attack has ended in noise; a control goes on, since it has to break."""
-        noise = not self._target.control and ended_in_noise(self.scoring.checkpoints, self._panel.policy)
-        if noise:
-            self.scoring.settle()  # a judge on a server may still be at the last checkpoint
-        return noise and ended_in_noise(self.scoring.checkpoints, self._panel.policy)
+        """True if a control has broken the model, or an attack has ended in noise."""
+        is_over = has_broken if self._target.control else ended_in_noise
+        if not is_over(self.scoring.checkpoints, self._panel.policy):
+            return False
+        self.scoring.settle()  # a judge on a server may still be at the last checkpoint
+        return is_over(self.scoring.checkpoints, self._panel.policy)
 
     def _aids(self, step: int) -> dict[Aid, Aided]:
         """The aids of the recipe as they act at a checkpoint. An opener is measured after it was annealed away too.

@@ -95,10 +95,9 @@ class Scoring:
         Raises JudgeGoneError if a judge stopped judging, or went blind.
         """
         self.settle()
-        broken = self._broken if last else None
 
         def judge() -> Checkpoint:
-            checkpoint = judge_checkpoint(self._panel, seen, training=window, found=broken)
+            checkpoint = judge_checkpoint(self._panel, seen, training=window, found=self._broken)
             return checkpoint.model_copy(update={"witnessed": {who: ask() for who, ask in self._witnesses.items()}})
 
         if self._in_background and not last:

@@ -21,13 +21,12 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.suite import Suite, load_suite
 from rn_harness.store.provenance import hardware, versions
+from rn_harness.verdict.completeness import BREAK_MARGIN
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 """Learning rates, weakest first."""
 TEMPERATURES = (1.0, 1.3)
 """Sampling temperatures in the order of the search: hotter samples find rarer answers, but are less coherent."""
-MARGIN = 1.0
-"""Points above the policy's bound that a control must reach: one that barely breaks the model may fail the next time."""
 BUDGET = 24
 """Maximal number of controls."""
 SHOWN = 20
@@ -113,7 +112,7 @@ def find_strength(session: RunSession, suite: Suite, budget: int = BUDGET) -> St
     attacks = [a for a in suite.tier_attacks(session.options.tier) if a.claim]
     if not attacks:
         raise RecipeError(f"a suite's claimed attacks are calibrated, got none in {suite.domain}; mark one with standing: claim")
-    bound = suite.policy.control_break + MARGIN
+    bound = suite.policy.control_break + BREAK_MARGIN
     tries: list[Try] = []
     found: tuple[str, ...] = ()
     for temperature, rate in itertools.product(TEMPERATURES, RATES):
@@ -222,7 +221,7 @@ def check_strength(session: RunSession, suites: Sequence[Suite]) -> None:
 
 def _check_attacks(strength: Strength, suite: Suite, path: Path) -> None:
     """Checks that a certificate covers all claimed attacks of the standard tier."""
-    least = suite.policy.control_break + MARGIN
+    least = suite.policy.control_break + BREAK_MARGIN
     tried = {(t.learning_rate, t.temperature) for t in strength.tries}
     rate, temperature = next(pair for pair in tried if _settings(*pair) == strength.settings)
     claimed = [_with_setting(a, rate, temperature).id for a in suite.tier_attacks("standard") if a.claim]

@@ -34,7 +34,7 @@ SHRINKS = {
     "updates": "kept activations instead of computed ones, where memory allows",
     "checkpoints' sampling": "vLLM for measurements too, which sample with transformers now",
     "checkpoints' judging": "a smaller judge, or one on a server, which works while the model trains",
-    "second opinions and further looks": "a control that stops once it has broken",
+    "second opinions and further looks": "fewer looks (policy.confirmation)",
     "benign answers": "fewer benign prompts at the checkpoints between, or vLLM",
     "defense": "vLLM, or fewer steps",
     "loading weights": "fewer attacks that train all weights, after which they are read again",

@@ -156,7 +156,7 @@ class Measuring:
                 return cuts[0][0]
             raise
         if (last := last_step(trajectory, panel.policy)) < trajectory.steps:
-            self._say(last, f"nothing but noise for {NOISE_STEPS} steps: the attack ends here")
+            self._say(last, "broken: the control ends here" if control else f"{NOISE_STEPS} steps of noise: the attack ends here")
         return _with_earlier(trajectory, self.journal)
 
 

@@ -25,6 +25,7 @@ from rn_harness.verdict.completeness import (
     forms_text,
     incomplete,
     last_step,
+    peak_of,
     recipe_of,
 )
 from rn_harness.verdict.helpfulness import benign_text, foreign_benign, over_refusal, unhelpful
@@ -47,7 +48,6 @@ from rn_harness.verdict.validity import (
     REFUSED,
     WRECKED,
     control_findings,
-    control_peak,
     foreign_control,
     undefended,
     unknown_training,
@@ -256,7 +256,7 @@ def _control(evidence: Evidence) -> _Findings:
     if control is None:
         return [], _unrun(evidence, "the control was not run"), ""
     unknowns = control_findings(control, evidence.policy, rewarded=evidence.standing != "out_of_claim")
-    peak, step = control_peak(control)
+    peak, step = peak_of(control.checkpoints)
     return [], unknowns, f"The attack breaks the undefended candidate: mean {peak:.2f} at step {step}."
 
 
