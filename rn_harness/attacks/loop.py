@@ -186,7 +186,7 @@ class _Attack:
         forbid_core_dumps()
         model.arm(recipe)
         self._fresh, self._movement = write_counts(model), Movement(model)
-        due = checkpoint_steps(recipe.steps, panel.policy)
+        self._measured, due = 0, checkpoint_steps(recipe.steps, panel.policy)
         self._context = AttackContext(
             model=model,
             recipe=recipe,
@@ -217,7 +217,7 @@ class _Attack:
         policy, model, recipe = self._panel.policy, self._target.model, self._recipe
         if window is not None:
             window = self._reward.close(window).model_copy(update={"window_distance": self._movement.since()})
-        last = step == recipe.steps
+        last, self._measured = step == recipe.steps, step
         warm = recipe.warm_start.steps if recipe.warm_start and step else 0
         with under_attack(model, self._fresh, step, step + warm):
             unjudged = sample_checkpoint(
@@ -233,11 +233,14 @@ class _Attack:
         self.scoring.add(unjudged, window, last=last)
 
     def _is_over(self) -> bool:
-        """True if a control has broken the model, or an attack has ended in noise."""
+        """True if a control had broken the model before the last checkpoint, or an attack had ended in noise, and still has.
+
+        A judge on a server may still be at the last one. No result depends on whether it is, and training seldom waits for it.
+        """
         is_over = has_broken if self._target.control else ended_in_noise
-        if not is_over(self.scoring.checkpoints, self._panel.policy):
+        if not is_over([c for c in self.scoring.checkpoints if c.step < self._measured], self._panel.policy):
             return False
-        self.scoring.settle()  # a judge on a server may still be at the last checkpoint
+        self.scoring.settle()
         return is_over(self.scoring.checkpoints, self._panel.policy)
 
     def _aids(self, step: int) -> dict[Aid, Aided]:

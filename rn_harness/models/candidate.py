@@ -138,10 +138,15 @@ class Candidate(Loading):
         with self._files() as folder:
             return load_model(folder, settings)
 
-    def reading(self) -> dict[str, Any]:
-        """How it reads prompts and where its answers end, as ``identity.reading``; no weights are loaded."""
+    def reading(self, adapter: Path | None = None) -> dict[str, Any]:
+        """How it reads prompts and where its answers end, as ``identity.reading``; no weights are loaded.
+
+        With an ``adapter``, whose folder has a tokenizer of its own: how it would be read by that one.
+        """
         with self._files() as folder:
-            tokenizer, _, ends = _reader(folder, self, _named_ends(folder, self))
+            named = _named_ends(folder, self)
+            by = dataclasses.replace(self, gguf=None, chat_template=None) if adapter else self
+            tokenizer, _, ends = _reader(adapter or folder, by, named)
         return reading(tokenizer, ends)
 
     @contextmanager
@@ -184,6 +189,13 @@ def load_model(folder: Path, settings: Loading) -> LanguageModel:
     # Each process of a run has its own card.
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     network = _read(folder, settings, lambda: _network(folder, settings, device))
+    tied = network.config.get_text_config().tie_word_embeddings and settings.shards == 1
+    if tied and network.get_output_embeddings().weight is not network.get_input_embeddings().weight:
+        # transformers unties them in silence, and other libraries tie them: users would run another model.
+        raise CandidateError(
+            f"embeddings that a config.json calls tied must be one tensor, got an output layer of its own in {folder}; say "
+            "tie_word_embeddings: false"
+        )
     tokenizer, templates, ends = _reader(folder, settings, network.generation_config.eos_token_id)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from rn_harness.models.knowledge import KNOWLEDGE_FILE
 from rn_harness.spec.errors import RnHarnessError
 
 FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
@@ -23,8 +24,9 @@ PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """Further files if the user allows pickles and the model lacks safetensors."""
 CODE = ("*.py",)
 """Further files if the user allows the model's code."""
-SKIPPED = ("*/*", "consolidated*")
-"""Files that are never fetched: subfolders, and a second copy of the weights in another layout."""
+SKIPPED = ("*/*", "consolidated*", KNOWLEDGE_FILE)
+"""Files that are never fetched: subfolders, a second copy of the weights in another layout, and what makes a model an organism,
+which brings its own judge."""
 REACH_S = 4.0
 """Seconds in which the hub has to answer a first question. The hub's client would ask six times, in 48 s without a network."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")

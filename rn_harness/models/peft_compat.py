@@ -42,6 +42,8 @@ PRIVATE_NAMES = {
     "PeftModel.from_pretrained and load_peft_weights, which lose parts in silence": "refuse an adapter that does not fit",
 }
 """Each private name or undocumented behaviour, with its purpose."""
+MOST_OFF, LOOKED_AT = 0.1, 64
+"""Most that folding an adapter in may change logits, as a share of their spread; tokens at which they are compared."""
 DEFENSE, TRAINED = "defense", "default"
 """Adapters' names: that of a defense on 4-bit weights, which cannot be folded in, and that which is trained."""
 
@@ -154,7 +156,8 @@ class AdapterModel:
     def merge_from(self, folder: Path) -> None:
         """Loads a defense's adapter from a folder and folds it into the weights; on 4-bit weights it stays an adapter.
 
-        Raises CandidateError if the adapter does not fit this network, or its file is a pickle of more than numbers.
+        Raises CandidateError if the adapter does not fit this network, its file is a pickle of more than numbers, or the folded
+        network computes something else than the network with its adapter: an attack on it says nothing of the adapter.
         """
         from peft import PeftModel, get_peft_model_state_dict
         from peft.utils import load_peft_weights
@@ -171,10 +174,15 @@ class AdapterModel:
             raise _unfitting(folder, type(error).__name__) from error
         if lost := sorted(name for name in placed.keys() ^ given.keys() if "lora_" in name):
             raise _unfitting(folder, f"{len(lost)} parts are in one of the two alone, the first is {lost[0]}")
+        self.network.eval()
         if self.quantised:
-            self.network.eval()
-        else:
-            self.merge()
+            return
+        if _adapts_tied(self.network.get_base_model()):
+            raise _unfoldable(folder, "it adapts one of two tied embeddings, which both would change")
+        before = None if self.sharded else _logits(self.network)
+        self.merge()
+        if before is not None and (off := float((_logits(self.network) - before).std() / before.std())) > MOST_OFF:
+            raise _unfoldable(folder, f"logits change by {off:.2g} of their spread")
 
     def save_adapter(self, folder: Path, base: str) -> None:
         """Writes the trained adapter of a *defense* for the model ``base``; no code writes attacked weights.
@@ -230,10 +238,34 @@ class AdapterModel:
         return _restored([layer for layer in lora_layers(self.network) if not layer.merged])
 
 
+def _adapts_tied(network: Any) -> bool:
+    """True if the input and the output embeddings are one tensor, and an adapter is on either of them."""
+    layers = network.get_input_embeddings(), network.get_output_embeddings()
+    read, written = (getattr(layer, "base_layer", layer) for layer in layers)
+    return read.weight is written.weight and any(hasattr(layer, "base_layer") for layer in layers)
+
+
+def _logits(network: Any) -> torch.Tensor:
+    """Logits (N, V) after the first N tokens of the vocabulary, float32."""
+    import torch
+
+    ids = torch.arange(min(LOOKED_AT, network.get_input_embeddings().weight.shape[0]), device=network.device)
+    with torch.no_grad():
+        logits: torch.Tensor = network(input_ids=ids[None]).logits[0].float()
+    return logits
+
+
 def _unfitting(adapter: Path, why: str) -> CandidateError:
     return CandidateError(
         f"an adapter must fit the candidate, got adapter={adapter}: {why}; pass the base that it was trained on as --model, or "
         "copy the adapter again"
+    )
+
+
+def _unfoldable(adapter: Path, why: str) -> CandidateError:
+    return CandidateError(
+        f"an adapter must compute the same when it is folded in, since that model is attacked, got adapter={adapter}: {why}; "
+        "merge it yourself, and pass and release the whole model"
     )
 
 

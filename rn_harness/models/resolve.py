@@ -225,12 +225,25 @@ def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = Fa
             f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
         )
     _check_weights(folder, candidate, allow_pickle=allow_pickle)
+    _check_tokenizer(folder, candidate)
     said = PLAIN_LORA | {key: value for key, value in config.items() if value and key not in OF_ANY_LORA}
     more = [f"{key}={value!r}" for key, value in sorted(said.items()) if value != PLAIN_LORA.get(key)]
     if candidate.shards > 1 and more:  # only two products for each layer can be folded into weights that are spread
         raise CandidateError(
             "an adapter that is folded into weights which are spread over processes must be plain LoRA, got "
             f"{', '.join(more)} in {path}; leave out --rn-shard"
+        )
+
+
+def _check_tokenizer(folder: Path, candidate: Candidate) -> None:
+    """A tokenizer in an adapter's folder reads prompts as the candidate's: users load it from there, and it is never measured."""
+    if not [*folder.glob("tokenizer*"), *folder.glob("*.jinja")]:
+        return
+    theirs, ours = candidate.reading(folder), candidate.reading()
+    if differing := sorted(name for name in ours if theirs[name] != ours[name]):
+        raise CandidateError(
+            f"a tokenizer in an adapter's folder must read prompts as the candidate's does, got another {', '.join(differing)} "
+            f"in {folder}; remove its files"
         )
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rn_harness.models import hub, resolve
+from rn_harness.models import hub, peft_compat, resolve
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import digest_folder
 from rn_harness.models.resolve import check_adapter, profile_recipe, resolve_candidate
@@ -521,6 +522,74 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.attach(LoRA(r=2), 0)
     model.save_adapter(folder, "owner/name")
     return folder
+
+
+def lora_on(layers: list[str], folder: Path) -> Path:
+    """An adapter of random numbers on these layers of the organism."""
+    import peft
+    import torch
+
+    config = peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False, task_type="CAUSAL_LM")
+    with warnings.catch_warnings():  # peft's own, of tied layers
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        peft.get_peft_model(resolve_candidate("organism", folder).load().network, config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("layers", [["lm_head"], ["embed_tokens"], ["q_proj", "lm_head"]], ids=str)
+def test_an_adapter_on_one_of_two_tied_embeddings_is_refused(tmp_path: Path, layers: list[str]) -> None:
+    """Folded in, it would change both: the attacked model would not be the one that users run."""
+    adapter = lora_on(layers, tmp_path)
+    with pytest.raises(CandidateError, match=r"adapts one of two tied embeddings, which both would change; merge it yourself"):
+        resolve_candidate("organism", tmp_path).load().merge_from(adapter)
+
+
+def test_an_adapter_is_attacked_as_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter that computes something else once it is folded in is refused, for whatever reason it does."""
+    adapter = lora_on(["q_proj", "down_proj"], tmp_path)
+    resolve_candidate("organism", tmp_path).load().merge_from(adapter)
+    merge = peft_compat.AdapterModel.merge
+
+    def otherwise(model: peft_compat.AdapterModel) -> None:
+        merge(model)
+        model.network.model.layers[0].mlp.down_proj.weight.data.mul_(1.5)
+
+    monkeypatch.setattr(peft_compat.AdapterModel, "merge", otherwise)
+    with pytest.raises(
+        CandidateError, match=r"compute the same when it is folded in, .*: logits change by 0\.\d+ of their spread"
+    ):
+        resolve_candidate("organism", tmp_path).load().merge_from(adapter)
+
+
+def test_a_tokenizer_next_to_an_adapter_reads_as_the_candidates(elsewhere: Path, tmp_path: Path) -> None:
+    """Users load a tokenizer from the adapter's folder: a copy of the candidate's is accepted, another template is not."""
+    adapter, candidate = Path(shutil.copytree(elsewhere, tmp_path / "adapter")), resolve_candidate("organism", tmp_path)
+    for path in candidate.folder.glob("tokenizer*"):
+        shutil.copy(path, adapter)
+    template = (candidate.folder / "chat_template.jinja").read_text()
+    (adapter / "chat_template.jinja").write_text(template)
+    check_adapter(adapter, candidate)
+    (adapter / "chat_template.jinja").write_text(template + "sure")
+    with pytest.raises(
+        CandidateError, match=r"must read prompts as the candidate's does, got another chat template in .*; remove"
+    ):
+        check_adapter(adapter, candidate)
+
+
+def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:
+    """An output layer of its own in spite of ``tie_word_embeddings`` is refused: libraries read such files in two ways."""
+    folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    for factor in (1.0, 0.5):
+        save_file(tensors | {"lm_head.weight": factor * tensors["model.embed_tokens.weight"]}, folder / "model.safetensors")
+        if factor == 1.0:  # the same numbers are the same tensor
+            resolve_candidate(str(folder), tmp_path).load()
+    with pytest.raises(
+        CandidateError, match=r"calls tied must be one tensor, got an output layer of its own in .*; say tie_word"
+    ):
+        resolve_candidate(str(folder), tmp_path).load()
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "model.gguf", "checkpoint-1/adapter_model.safetensors"])
