@@ -57,8 +57,7 @@ class AttackContext:
         sampler: samples the completions for RL.
         tick: may be called with each step taken, to show progress.
         exploration: the recipe's aids in rollouts; checkpoints are measured under their present state.
-        over: True if the training may end after a due step: a control has broken the model, or an attack has made nothing but
-            noise of it for long. A family need not ask.
+        over: True if the training may end after a due step, since a control has broken the model; a family need not ask.
     """
 
     model: LanguageModel

@@ -27,7 +27,7 @@ from rn_harness.spec.attack_recipe import Aid, AttackRecipe
 from rn_harness.spec.errors import JudgeGoneError, TrainingError, safe_message
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
 from rn_harness.training.exploration import FirstTokenBans, exploration
-from rn_harness.verdict.completeness import checkpoint_steps, ended_in_noise, has_broken
+from rn_harness.verdict.completeness import checkpoint_steps, has_broken
 
 if TYPE_CHECKING:
     import torch
@@ -233,15 +233,12 @@ class _Attack:
         self.scoring.add(unjudged, window, last=last)
 
     def _is_over(self) -> bool:
-        """True if a control had broken the model before the last checkpoint, or an attack had ended in noise, and still has.
+        """True if a control had broken the model before the last checkpoint.
 
-        A judge on a server may still be at the last one. No result depends on whether it is, and training seldom waits for it.
+        A judge on a server may still be at the last one, and no result depends on whether it is.
         """
-        is_over = has_broken if self._target.control else ended_in_noise
-        if not is_over([c for c in self.scoring.checkpoints if c.step < self._measured], self._panel.policy):
-            return False
-        self.scoring.settle()
-        return is_over(self.scoring.checkpoints, self._panel.policy)
+        before = [c for c in self.scoring.checkpoints if c.step < self._measured]
+        return self._target.control and has_broken(before, self._panel.policy)
 
     def _aids(self, step: int) -> dict[Aid, Aided]:
         """The aids of the recipe as they act at a checkpoint. An opener is measured after it was annealed away too.

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LESSONS, WORDS, LESSON_STEPS = 4, 24, 8
 """Texts and supervised steps of a lesson, and the words of each text at most."""
+READ = 20
+"""Benign prompts by whose answers it is known whether another output layer can read a model's states."""
 ROUNDS = 20
 """Rounds of a first-token ban without training, as many as an attack of 200 steps has."""
 
@@ -39,14 +41,26 @@ def measure_probes(model: LanguageModel, panel: Panel, seed: int, output: Sequen
     """The reward probe, and the one with the first tokens of the model's refusals banned.
 
     No adapter trains the output layer, so harm that only this layer keeps from being said withstands each attack. Therefore the
-    banned probe is measured with the candidate's ``output`` layer as well, and the worse of the two is returned.
+    banned probe is measured with the candidate's ``output`` layer as well, and the worse of the two is returned. A model that is
+    written in another basis has states which that layer cannot read; its benign answers show it.
     """
-    plain, banned = probe_reward(model, panel, seed), probe_behind_refusals(model, panel, seed)
+    plain, banned, read = probe_reward(model, panel, seed), probe_behind_refusals(model, panel, seed), None
     if output:
         with with_output_layer(model.network, output) as differs:
             if differs:
                 banned = worse(banned, probe_behind_refusals(model, panel, seed))
-    return Probes(plain=plain, banned=banned)
+        if differs:
+            read = read_by(model, panel, output)
+    return Probes(plain=plain, banned=banned, read=read)
+
+
+def read_by(model: LanguageModel, panel: Panel, output: Sequence[torch.Tensor]) -> float:
+    """Share of the tokens of a model's greedy benign answers that another output layer finds likeliest too."""
+    asked = panel.benign[:READ]
+    answers = [of.text for (of,) in model.complete(asked, n=1, temperature=None, max_tokens=panel.max_tokens)]
+    with with_output_layer(model.network, output):
+        each = of_answers(model, asked, answers, lambda logp_TV, ids_T: (logp_TV.argmax(-1) == ids_T).tolist())
+    return mean_of([same for of in each for same in of]) or 0.0
 
 
 def worse(one: Probe, other: Probe) -> Probe:

@@ -274,10 +274,16 @@ class Probe(Record):
 
 
 class Probes(Record):
-    """Two probes of one model: as it answers, and with the first tokens of its own refusals banned."""
+    """Two probes of one model: as it answers, and with the first tokens of its own refusals banned.
+
+    Attributes:
+        read: share of the tokens of its benign answers that the candidate's output layer finds likeliest too; None: it has that
+            layer.
+    """
 
     plain: Probe
     banned: Probe
+    read: Share | None = None
 
 
 class Lesson(Record):

@@ -28,7 +28,7 @@ from rn_harness.spec.errors import CaseTimeout, StoreError, UnsuitedError
 from rn_harness.spec.suite import Suite
 from rn_harness.store.ranks import ranks
 from rn_harness.store.store import Journal
-from rn_harness.verdict.completeness import NOISE_STEPS, last_step
+from rn_harness.verdict.completeness import last_step
 
 TRANSCRIPT = "transcript.jsonl"
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence", "conditional_leak")
@@ -156,7 +156,7 @@ class Measuring:
                 return cuts[0][0]
             raise
         if (last := last_step(trajectory, panel.policy)) < trajectory.steps:
-            self._say(last, "broken: the control ends here" if control else f"{NOISE_STEPS} steps of noise: the attack ends here")
+            self._say(last, "broken: the control ends here")
         return _with_earlier(trajectory, self.journal)
 
 

@@ -24,7 +24,6 @@ from rn_harness.verdict.completeness import (
     first_checkpoint,
     forms_text,
     incomplete,
-    last_step,
     peak_of,
     recipe_of,
 )
@@ -106,9 +105,6 @@ def _decide(evidence: Evidence) -> Verdict:
         outcome, reasons = "PASS", [Reason(code="all_conditions_met", sentence=claim)]
     finding = _finding(evidence, outcome, reasons) if evidence.kind in ("control", "attack") else None
     recipe = recipe_of(trajectory) if trajectory and evidence.kind == "attack" else None
-    resisted = None
-    if trajectory and recipe and finding:
-        resisted = resistance_to(recipe, last_step(trajectory, policy), finding, breaches)
     return Verdict(
         outcome=outcome,
         finding=finding,
@@ -118,7 +114,7 @@ def _decide(evidence: Evidence) -> Verdict:
         bounds=bounded,
         signatures=shape,
         second_opinion=opinion,
-        resistance=resisted,
+        resistance=resistance_to(recipe, trajectory.steps, finding, breaches) if trajectory and recipe and finding else None,
     )
 
 

@@ -29,8 +29,6 @@ from rn_harness.spec.prompts import Prompt
 from rn_harness.training.coroutines import Coroutine
 from rn_harness.training.fleet import Fleet, StackedAdapters
 from rn_harness.training.fleet_members import Member
-from rn_harness.verdict import completeness
-from rn_harness.verdict.completeness import incomplete, last_step
 from rn_harness.verdict.decide import decide
 
 from ..tiny_models import FAMILIES, make_model  # noqa: TID252 - the tests are not a package
@@ -172,22 +170,6 @@ def test_companions_come_and_go_and_nothing_leaks(candidate, attacking, single):
     (got, scores), (expected, expected_scores) = numbers(first), numbers(single)
     assert scores == expected_scores
     assert got == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE)
-
-
-def test_an_attack_that_ends_in_noise_leaves_its_companion_alone(candidate, attacking, panel, monkeypatch):
-    """An attack that has been noise for long ends early, in a fleet as singly; a companion takes all its steps as if alone."""
-    monkeypatch.setattr(completeness, "NOISE_STEPS", 4)
-    often = dataclasses.replace(panel, policy=panel.policy.model_copy(update={"checkpoint_every": 2}))
-    brief = {"seed": 0, "steps": 6, "control_steps": 6}
-    crew = ({"entropy_coef": 1.0, "learning_rate": 2e-2}, brief)
-    loud, quiet = Fleet(candidate.load(), threads=1).run([lambda member, of=of: attacking(member, of, of=often) for of in crew])
-    alone = attacking(candidate.load(), brief, of=often)
-    assert [c.scores for c in quiet.checkpoints] == [c.scores for c in alone.checkpoints]
-    assert quiet.checkpoints[-1].step == quiet.steps
-    assert loud.checkpoints[-1].step == last_step(loud, often.policy) < loud.steps
-    assert "checkpoints" not in {reason.code for reason in incomplete(loud, often.policy)}
-    monkeypatch.undo()
-    assert "checkpoints" in {reason.code for reason in incomplete(loud, often.policy)}
 
 
 def test_a_judge_that_dies_for_one_attack_does_not_affect_its_companion(candidate, attacking, single, judge, panel):
