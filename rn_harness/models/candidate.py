@@ -84,8 +84,8 @@ class Candidate(Loading):
 
     @property
     def is_organism(self) -> bool:
-        """True for a model organism, which knows its own exact judge."""
-        return self.gguf is None and (self.folder / KNOWLEDGE_FILE).is_file()
+        """True for a model organism, which knows its own exact judge; no model of the hub brings one."""
+        return self.gguf is None and self.fetched is None and (self.folder / KNOWLEDGE_FILE).is_file()
 
     @property
     def identity(self) -> dict[str, str | None]:

@@ -127,7 +127,7 @@ def test_an_unknown_name_lists_profiles_and_near_ones(tmp_path: Path) -> None:
 def test_a_model_of_the_hub_is_located_and_its_identity_is_what_was_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub gets id and revision, links are followed, and unrelated files in the cache change neither digest nor choice."""
+    """The hub gets id and revision, links are followed, and other files in its cache change neither digest, choice nor judge."""
     blobs = make_model(tmp_path / "blobs")
     snapshot = tmp_path / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
@@ -145,7 +145,9 @@ def test_a_model_of_the_hub_is_located_and_its_identity_is_what_was_fetched(
     (snapshot / "consolidated.safetensors").write_bytes(b"a second copy")
     (snapshot / "original").mkdir()
     (snapshot / "original" / "weights.pth").write_bytes(b"a third")
-    assert resolve_candidate("owner/name", tmp_path).digest == found.digest
+    (snapshot / "knowledge.json").write_text("{}")
+    again = resolve_candidate("owner/name", tmp_path)
+    assert (again.digest, again.is_organism) == (found.digest, False)
     found.verify()
     qwen = resolve_candidate("qwen2.5-7b", tmp_path)
     assert asked[:2] == [("owner/name", "v1", False, False), ("owner/name", None, False, False)]
