@@ -175,6 +175,8 @@ class AdapterModel:
         if lost := sorted(name for name in placed.keys() ^ given.keys() if "lora_" in name):
             raise _unfitting(folder, f"{len(lost)} parts are in one of the two alone, the first is {lost[0]}")
         self.network.eval()
+        if self.network.peft_config[DEFENSE].is_prompt_learning:
+            raise _unfoldable(folder, "it is a learned prompt, and leaves the weights as they are")
         if self.quantised:
             return
         if _adapts_tied(self.network.get_base_model()):

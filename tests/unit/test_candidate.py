@@ -548,6 +548,16 @@ def test_an_adapter_on_one_of_two_tied_embeddings_is_refused(tmp_path: Path, lay
         resolve_candidate("organism", tmp_path).load().merge_from(adapter)
 
 
+def test_a_learned_prompt_is_no_defense(tmp_path: Path) -> None:
+    """An adapter that only puts a learned prompt in front leaves the weights undefended, and is refused."""
+    import peft
+
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    peft.get_peft_model(resolve_candidate("organism", tmp_path).load().network, config).save_pretrained(tmp_path)
+    with pytest.raises(CandidateError, match=r"got adapter=.*: it is a learned prompt, and leaves the weights as they are"):
+        resolve_candidate("organism", tmp_path).load().merge_from(tmp_path)
+
+
 def test_an_adapter_is_attacked_as_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An adapter that computes something else once it is folded in is refused, for whatever reason it does."""
     adapter = lora_on(["q_proj", "down_proj"], tmp_path)
