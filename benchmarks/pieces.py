@@ -48,7 +48,14 @@ def make(
 
     Returns:
         All stored pieces.
+
+    Raises:
+        SystemExit: a named piece is none of these.
     """
+    if unknown := sorted({*named} - {*pieces}):
+        raise SystemExit(
+            f"pieces to measure are some of {', '.join(pieces)}, got {', '.join(unknown)}; without any: the missing ones"
+        )
     root = Path(__file__).resolve().parents[1]
     digest = candidate or resolve_candidate("organism", root).digest
     stored = {name: piece for name, piece in read(out).items() if piece["candidate"] == digest}
