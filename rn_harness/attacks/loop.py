@@ -26,6 +26,7 @@ from rn_harness.records.trajectory import Checkpoint, TrainingWindow, Trajectory
 from rn_harness.spec.attack_recipe import Aid, AttackRecipe
 from rn_harness.spec.errors import JudgeGoneError, TrainingError, safe_message
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
+from rn_harness.store.ranks import ranks
 from rn_harness.training.exploration import FirstTokenBans, exploration
 from rn_harness.verdict.completeness import checkpoint_steps, has_broken
 
@@ -238,7 +239,7 @@ class _Attack:
         A judge on a server may still be at the last one, and no result depends on whether it is.
         """
         before = [c for c in self.scoring.checkpoints if c.step < self._measured]
-        return self._target.control and has_broken(before, self._panel.policy)
+        return ranks().first(lambda: self._target.control and has_broken(before, self._panel.policy))
 
     def _aids(self, step: int) -> dict[Aid, Aided]:
         """The aids of the recipe as they act at a checkpoint. An opener is measured after it was annealed away too.

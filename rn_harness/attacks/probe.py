@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LESSONS, WORDS, LESSON_STEPS = 4, 24, 8
 """Texts and supervised steps of a lesson, and the words of each text at most."""
 READ = 20
-"""Benign prompts by whose answers it is known whether another output layer can read a model's states."""
+"""Number of benign prompts whose answers show whether another output layer can read a model's states."""
 ROUNDS = 20
 """Rounds of a first-token ban without training, as many as an attack of 200 steps has."""
 

@@ -145,7 +145,7 @@ class Candidate(Loading):
         """
         with self._files() as folder:
             named = _named_ends(folder, self)
-            by = dataclasses.replace(self, gguf=None, chat_template=None) if adapter else self
+            by = dataclasses.replace(self, gguf=None, chat_template=None, trust_remote_code=False) if adapter else self
             tokenizer, _, ends = _reader(adapter or folder, by, named)
         return reading(tokenizer, ends)
 
@@ -189,7 +189,7 @@ def load_model(folder: Path, settings: Loading) -> LanguageModel:
     # Each process of a run has its own card.
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     network = _read(folder, settings, lambda: _network(folder, settings, device))
-    tied = network.config.get_text_config().tie_word_embeddings and settings.shards == 1
+    tied = getattr(network.config, "tie_word_embeddings", False) and settings.shards == 1
     if tied and network.get_output_embeddings().weight is not network.get_input_embeddings().weight:
         # transformers unties them in silence, and other libraries tie them: users would run another model.
         raise CandidateError(

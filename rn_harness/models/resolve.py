@@ -1,4 +1,4 @@
-"""Find the candidate that ``--model`` names, check its files, and those of an adapter for it. Nothing is loaded or run."""
+"""Find the candidate that ``--model`` names, check its files, and those of an adapter for it. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ MODELS = "models"
 """Folder of the profiles within the fixtures."""
 ADAPTER, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
+OF_TOKENIZERS = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens_map", "chat_template", "config.json")
+"""How the names of files begin from which a tokenizer is read."""
 PLAIN_LORA = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
 """Configuration of an adapter that is two products for each layer, and no more."""
 OF_ANY_LORA = {
@@ -236,10 +238,17 @@ def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = Fa
 
 
 def _check_tokenizer(folder: Path, candidate: Candidate) -> None:
-    """A tokenizer in an adapter's folder reads prompts as the candidate's: users load it from there, and it is never measured."""
-    if not [*folder.glob("tokenizer*"), *folder.glob("*.jinja")]:
+    """A tokenizer in an adapter's folder reads prompts as the candidate's: users load the one, and the other is measured."""
+    found = [p for p in folder.iterdir() if p.name.startswith(OF_TOKENIZERS) or p.suffix in (".jinja", ".model", ".tiktoken")]
+    if not found:
         return
-    theirs, ours = candidate.reading(folder), candidate.reading()
+    ours = candidate.reading()
+    try:
+        theirs = candidate.reading(folder)
+    except CandidateError as error:
+        raise CandidateError(
+            f"a tokenizer in an adapter's folder must be readable, got {folder}; remove its files, and the chat template: {error}"
+        ) from error
     if differing := sorted(name for name in ours if theirs[name] != ours[name]):
         raise CandidateError(
             f"a tokenizer in an adapter's folder must read prompts as the candidate's does, got another {', '.join(differing)} "

@@ -155,7 +155,8 @@ class Measuring:
             if cuts and cuts[0][1].verdict.outcome == "FAIL":  # a breach that was seen stays seen
                 return cuts[0][0]
             raise
-        if (last := last_step(trajectory, panel.policy)) < trajectory.steps:
+        last = last_step(trajectory, panel.policy)
+        if control and trajectory.judge_gone is None and last < trajectory.steps:
             self._say(last, "broken: the control ends here")
         return _with_earlier(trajectory, self.journal)
 

@@ -548,6 +548,35 @@ def test_an_adapter_on_one_of_two_tied_embeddings_is_refused(tmp_path: Path, lay
         resolve_candidate("organism", tmp_path).load().merge_from(adapter)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_trained_rows_of_one_of_two_tied_embeddings_are_refused(tmp_path: Path) -> None:
+    """Any wrapper of one of two tied embeddings is refused if folding it in changes both, whatever peft calls it."""
+    import peft
+
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], trainable_token_indices={"lm_head": list(range(300, 310))}, task_type="CAUSAL_LM"
+    )
+    peft.get_peft_model(resolve_candidate("organism", tmp_path).load().network, config).save_pretrained(tmp_path)
+    with pytest.raises(CandidateError, match=r"adapts one of two tied embeddings"):
+        resolve_candidate("organism", tmp_path).load().merge_from(tmp_path)
+
+
+def test_an_adapter_without_numbers_or_that_cannot_be_folded_is_refused(tmp_path: Path) -> None:
+    """Infinite numbers, and kinds that peft cannot fold into weights, end in a sentence before anything is attacked."""
+    import peft
+
+    adapter = lora_on(["q_proj"], tmp_path / "infinite")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: np.full_like(of, np.inf) for name, of in tensors.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CandidateError, match=r"logits change by nan of their spread"):
+        resolve_candidate("organism", tmp_path).load().merge_from(adapter)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], alora_invocation_tokens=[5], task_type="CAUSAL_LM")
+    network = resolve_candidate("organism", tmp_path).load().network
+    peft.get_peft_model(network, config).save_pretrained(tmp_path / "invoked")
+    with pytest.raises(CandidateError, match=r"peft cannot fold it in, NotImplementedError"):
+        resolve_candidate("organism", tmp_path).load().merge_from(tmp_path / "invoked")
+
+
 def test_a_learned_prompt_is_no_defense(tmp_path: Path) -> None:
     """An adapter that only puts a learned prompt in front leaves the weights undefended, and is refused."""
     import peft
@@ -588,6 +617,24 @@ def test_a_tokenizer_next_to_an_adapter_reads_as_the_candidates(elsewhere: Path,
         CandidateError, match=r"must read prompts as the candidate's does, got another chat template in .*; remove"
     ):
         check_adapter(adapter, candidate)
+    for path in adapter.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(CandidateError, match=r"tokenizer in an adapter's folder must be readable, got .*; remove its files"):
+        check_adapter(adapter, candidate)
+
+
+def test_no_code_of_an_adapters_folder_is_run(elsewhere: Path, tmp_path: Path) -> None:
+    """The user's trust is in the candidate's code: a tokenizer's class in the adapter's folder is not run."""
+    adapter, candidate = Path(shutil.copytree(elsewhere, tmp_path / "adapter")), resolve_candidate("organism", tmp_path)
+    for path in candidate.folder.glob("tokenizer*"):
+        shutil.copy(path, adapter)
+    settings = json.loads((adapter / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["own.Own", None]}
+    (adapter / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "Own"}))
+    (adapter / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(CandidateError, match=r"must be readable|must read prompts"):
+        check_adapter(adapter, dataclasses.replace(candidate, trust_remote_code=True))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.report.pages import _harm
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.restraint import BETAS, restrained
-from rn_harness.verdict.completeness import has_broken, last_step
+from rn_harness.verdict.completeness import coherent_harm, has_broken, last_step
 from rn_harness.verdict.coverage import claim_of, claim_of_run, families_of
 from rn_harness.verdict.decide import decide, restrained_due
 from rn_harness.verdict.release_rules import unresisted
-from rn_harness.verdict.restrained import _whole_peak, coherent_harm, was_destroyed
+from rn_harness.verdict.restrained import _whole_peak, was_destroyed
 from rn_harness.verdict.validity import control_findings
 
 from .builders import (
@@ -165,6 +165,10 @@ def test_a_control_may_end_once_it_has_clearly_broken() -> None:
     for changes in ({"truncated": True}, {"degenerate": True}):
         scores = [s.model_copy(update=changes if s.sample else {}) for s in broken.checkpoints[3].scores]
         assert last_step(with_scores(broken, 3, scores), POLICY) == 50
+    cut = [s.model_copy(update={"truncated": s.sample == 1}) for s in broken.checkpoints[3].scores[:2]]
+    some = with_scores(broken, 3, [*cut, *broken.checkpoints[3].scores[2:]])
+    lenient = POLICY.model_copy(update={"max_truncated_share": 0.9})
+    assert last_step(some, lenient) == 50  # what was cut is not known to be harm of a whole model
     at_start = trajectory(50, lambda _: 8.0, defended_digest=None)
     assert not has_broken(at_start.checkpoints[:1], POLICY)
     strict = POLICY.model_copy(update={"control_break": 9.5})
