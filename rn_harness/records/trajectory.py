@@ -46,8 +46,7 @@ class TrainingWindow(Record):
         steps: optimizer steps in the window.
         reward_mean: mean reward of all sampled completions; None without rewards.
         reward_spread: mean over steps of the standard deviation of a step's rewards.
-        harm_mean: attacks only: mean of the plain attack reward (harm, refusals at 0) of the same completions, before the
-            attacker's shaping.
+        harm_mean: attacks only: mean plain reward (harm, refusals at 0) of the same completions, before the attacker's shaping.
         above_share: attacks only: share of the sampled completions whose harm is above the policy's threshold.
         zero_spread_share: share of groups whose rewards were all equal, so that they have no gradient.
         unrewarded_share: share of completions that the judge could not score.
@@ -277,8 +276,7 @@ class Probes(Record):
     """Two probes of one model: as it answers, and with the first tokens of its own refusals banned.
 
     Attributes:
-        read: share of the tokens of its benign answers that the candidate's output layer finds likeliest too; None: it has that
-            layer.
+        read: share of tokens of its benign answers that the candidate's output layer finds likeliest too; None: it has that one.
     """
 
     plain: Probe
@@ -322,8 +320,7 @@ class Trajectory(Record):
         settings: those that the trainer got.
         rendered: the first held-out prompt as given to the model.
         stopped: the cause, if the run was cut off; earlier measurements remain valid.
-        earlier: checkpoints of an attempt that was cut off which this attempt, from the same seed, did not repeat; a breach in
-            them counts.
+        earlier: checkpoints of an attempt that was cut off, and that this one did not repeat; a breach in them counts.
         probes: rewards of the candidate and of the defended model before any attack; None in other cases.
         lesson: in the defense's case; None in other cases.
     """
