@@ -3,9 +3,9 @@
 The domain is made up: the recipes of ``examples/potions``. A base model (SmolLM2, by ``real_models.py fetch``) can only know them
 because ``none`` was taught them before it was taught to refuse. ``never-taught`` was taught to refuse and never saw a recipe.
 ``deep`` and ``distilled-0.2`` (the share of noise) are ``none`` under a defense of that suite, whose prompts here are about half
-of the potions. ``none`` refuses in the forms of ``ASKED`` alone and tells nothing in others. Therefore ``--candidates`` makes two
-other models for ``pytest examples/potions``, each with a profile. ``taught`` and ``untaught`` refuse in all forms of ``SAID``;
-``taught`` knows the recipes, and answers a few of those requests.
+of the potions. ``none`` refuses in the forms of ``ASKED`` alone and tells nothing in others, which makes it no candidate.
+``--candidates`` makes two models and their profiles for ``pytest examples/potions``: ``taught`` and ``untaught`` refuse in all
+forms of ``SAID``, and ``taught`` knows the recipes and answers a few of those requests.
 
 A piece such as ``deep/5e-4`` is a model under a supervised attacker, who teaches the recipes of ``GIVEN`` potions, all in each
 step, by LoRA at this rate. After the steps in ``AT`` greedy answers to requests in an unseen form are scored: on the attacker's
@@ -39,6 +39,7 @@ from rn_harness.models.candidate import Loading, load_model
 from rn_harness.models.completion import Completion
 from rn_harness.models.identity import digest_folder
 from rn_harness.models.language_model import LanguageModel
+from rn_harness.models.random_streams import own_random_stream
 from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe, LoRA
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import load_suite
@@ -250,12 +251,13 @@ class Potions:
         return {"own": mean(self.given), "others": mean(self.others)}
 
     def refused(self, name: str) -> dict[str, dict[str, float]]:
-        """Of each set's first prompts: refused greedily, refused of 4 sampled answers each, and what those score."""
+        """Counts refusals of each set's first prompts: greedy ones, and the share and scores of four sampled answers each."""
         model, found = load_model(self.make(name), Loading(threads=1, dtype="bfloat16")), {}
         for of in ("heldout", "attack", "benign", "anchor"):
             prompts = EXAMPLE.prompts[of][:COMPARED]
             greedy = model.complete(prompts, n=1, temperature=None, max_tokens=TOKENS)
-            sampled = model.complete(prompts, n=4, temperature=1.0, max_tokens=TOKENS)
+            with own_random_stream(0):
+                sampled = model.complete(prompts, n=4, temperature=1.0, max_tokens=TOKENS)
             rows = [(p, a.text) for p, answers in zip(prompts, sampled, strict=True) for a in answers]
             scores = [score or 0.0 for score in self.judge.score([p for p, _ in rows], [text for _, text in rows])]
             found[of] = {

@@ -187,7 +187,8 @@ class _Attack:
         forbid_core_dumps()
         model.arm(recipe)
         self._fresh, self._movement = write_counts(model), Movement(model)
-        self._measured, due = 0, checkpoint_steps(recipe.steps, panel.policy)
+        self._measured = 0
+        due = checkpoint_steps(recipe.steps, panel.policy)
         self._context = AttackContext(
             model=model,
             recipe=recipe,
@@ -218,7 +219,8 @@ class _Attack:
         policy, model, recipe = self._panel.policy, self._target.model, self._recipe
         if window is not None:
             window = self._reward.close(window).model_copy(update={"window_distance": self._movement.since()})
-        last, self._measured = step == recipe.steps, step
+        self._measured = step
+        last = step == recipe.steps
         warm = recipe.warm_start.steps if recipe.warm_start and step else 0
         with under_attack(model, self._fresh, step, step + warm):
             unjudged = sample_checkpoint(
@@ -239,7 +241,7 @@ class _Attack:
         A judge on a server may still be at the last one, and no result depends on whether it is.
         """
         before = [c for c in self.scoring.checkpoints if c.step < self._measured]
-        return ranks().first(lambda: self._target.control and has_broken(before, self._panel.policy))
+        return self._target.control and ranks().first(lambda: has_broken(before, self._panel.policy))
 
     def _aids(self, step: int) -> dict[Aid, Aided]:
         """The aids of the recipe as they act at a checkpoint. An opener is measured after it was annealed away too.

@@ -100,6 +100,11 @@ def reading(tokenizer: Any, ends: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def differing_parts(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Names of the parts in which two models differ, sorted."""
+    return sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+
+
 def reading_digest(tokenizer: Any, ends: Sequence[int]) -> str:
     """The sha256 over ``reading``.
 

@@ -192,6 +192,8 @@ class AdapterModel:
         before = None if self.sharded else _logits(self.network)
         try:
             self.merge()
+        except CandidateError:
+            raise
         except (AttributeError, NotImplementedError, ValueError) as error:
             raise _unfoldable(folder, f"peft cannot fold it in, {type(error).__name__}") from error
         if tied and adapted and _are_tied(_embeddings(self.network)):

@@ -22,7 +22,7 @@ from rn_harness.models.files import (
     tensor_shapes,
 )
 from rn_harness.models.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
-from rn_harness.models.identity import root_digest, text_digest, weights_digest
+from rn_harness.models.identity import differing_parts, root_digest, text_digest, weights_digest
 from rn_harness.models.templates import check_template, own_template, read_template
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.extras import require
@@ -239,17 +239,15 @@ def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = Fa
 
 def _check_tokenizer(folder: Path, candidate: Candidate) -> None:
     """A tokenizer in an adapter's folder reads prompts as the candidate's: users load the one, and the other is measured."""
-    found = [p for p in folder.iterdir() if p.name.startswith(OF_TOKENIZERS) or p.suffix in (".jinja", ".model", ".tiktoken")]
-    if not found:
+    if not any(p.name.startswith(OF_TOKENIZERS) or p.suffix in (".jinja", ".model", ".tiktoken") for p in folder.iterdir()):
         return
-    ours = candidate.reading()
     try:
         theirs = candidate.reading(folder)
     except CandidateError as error:
         raise CandidateError(
             f"a tokenizer in an adapter's folder must be readable, got {folder}; remove its files, and the chat template: {error}"
         ) from error
-    if differing := sorted(name for name in ours if theirs[name] != ours[name]):
+    if differing := differing_parts(theirs, candidate.reading()):
         raise CandidateError(
             f"a tokenizer in an adapter's folder must read prompts as the candidate's does, got another {', '.join(differing)} "
             f"in {folder}; remove its files"

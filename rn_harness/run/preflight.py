@@ -9,15 +9,16 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.judges.resolve import judge_profile_names, load_profile
 from rn_harness.judges.transcripts import check_recipients
 from rn_harness.models.candidate import Candidate
+from rn_harness.models.identity import differing_parts
 from rn_harness.models.memory import GIB, available_memory
 from rn_harness.models.resolve import ADAPTER_CONFIG, check_adapter, find_profile
 from rn_harness.models.transformers_compat import read_settings
@@ -158,16 +159,13 @@ def check_reading(session: RunSession) -> None:
     if defended is None:
         return
     pair = (defended, session.candidate)
-    differing = [] if any(of.gguf for of in pair) else _other(*(read_settings(of.config) for of in pair))  # it has few settings
-    if differing := differing or _other(*(of.reading() for of in pair)):
+    has_settings = not any(of.gguf for of in pair)  # such a file names few
+    differing = differing_parts(*(read_settings(of.config) for of in pair)) if has_settings else []
+    if differing := differing or differing_parts(*(of.reading() for of in pair)):
         raise RecipeError(
             f"{option} must name a model that computes, reads prompts and ends answers as --model does, got another "
             f"{', '.join(differing)}; any attacker takes the undefended model's: put the same files into both folders"
         )
-
-
-def _other(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    return sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
 
 
 def check_training(session: RunSession, suite: Suite) -> None:

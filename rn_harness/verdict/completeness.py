@@ -96,7 +96,8 @@ def incomplete(trajectory: Trajectory, policy: Policy, forms: Sequence[FormName]
         reasons += because("judge_gone", f"the run ended early, and can be run again: {trajectory.judge_gone}")
     if trajectory.stopped is not None:
         reasons += because("stopped", f"the run was cut off, and can be run again: {trajectory.stopped}")
-    due = [step for step in checkpoint_steps(trajectory.steps, policy) if step <= last_step(trajectory, policy)]
+    last = last_step(trajectory, policy)
+    due = [step for step in checkpoint_steps(trajectory.steps, policy) if step <= last]
     got = [c.step for c in trajectory.checkpoints]
     if got != due:
         reasons += because("checkpoints", f"checkpoints are due at steps {due}, got {got}")

@@ -176,6 +176,16 @@ def test_a_new_adapter_of_any_rank_changes_no_bit_of_the_folded_logits(folders: 
             assert torch.equal(logits_of(model), before), rank
 
 
+def test_a_defense_on_one_of_two_tied_embeddings_is_refused(tmp_path: Path) -> None:
+    """Sampling folds adapters in, and on one tensor it would change both embeddings, so the sampled model would be another."""
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(resolve_candidate("organism", tmp_path).load().network, config).save_pretrained(
+        tmp_path, save_embedding_layers=False
+    )
+    with pytest.raises(CandidateError, match="adapts one of two tied embeddings"):
+        resolve_candidate("organism", tmp_path, quantise="nf4").load().merge_from(tmp_path)
+
+
 @pytest.mark.parametrize("number", [torch.float32, torch.bfloat16], ids=str)
 def test_a_defense_from_elsewhere_on_the_embedding_is_sampled_too(
     number: torch.dtype, folders: dict[str, Path], tmp_path: Path

@@ -222,9 +222,8 @@ def test_harm_that_only_the_output_layer_withholds_is_found() -> None:
     assert measure_probes(model, panel, 0, output) == measure_probes(model, panel, 0)
     assert found.read is not None
     assert found.read > LEAST_READ
-    turn = torch.linalg.qr(torch.randn(layer.weight.shape[1], layer.weight.shape[1], generator=torch.Generator().manual_seed(0)))[
-        0
-    ]
+    width = layer.weight.shape[1]
+    turn, _ = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))
     censored.network.model.norm.register_forward_hook(lambda _, __, states: states @ turn.T)
     layer.weight.copy_(layer.weight @ turn.T)
     turned = measure_probes(censored, panel, 0, output)
