@@ -43,11 +43,11 @@ PRIVATE_NAMES = {
 }
 """Each private name or undocumented behaviour, with its purpose."""
 MOST_OFF, MOST_OFF_SHORT, LOOKED_AT = 0.01, 0.15, 256
-"""Most that folding an adapter in may change logits, as a share of their spread, in float32 and in shorter numbers; tokens at which
-they are compared.
+"""Most that folding an adapter in may change logits, as a share of their spread, in float32 and in shorter numbers; tokens at
+which they are compared.
 
-Honest adapters changed them by at most 0.00001 in float32, and by 0.02 to 0.07 in bfloat16. There rounding alone changes the logits
-of a 30-layer model by 0.08, as a comparison with float32 shows."""
+Honest adapters changed them by at most 0.00001 in float32, and by 0.02 to 0.07 in bfloat16. There rounding alone changes the
+logits of a model of 30 layers by 0.08, as a comparison with float32 shows."""
 TIED = "it adapts one of two tied embeddings, which both would change"
 DEFENSE, TRAINED = "defense", "default"
 """Adapters' names: that of a defense on 4-bit weights, which cannot be folded in, and that which is trained."""

@@ -587,21 +587,25 @@ def test_a_learned_prompt_is_no_defense(tmp_path: Path) -> None:
         resolve_candidate("organism", tmp_path).load().merge_from(tmp_path)
 
 
-def test_an_adapter_is_attacked_as_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter that computes something else once it is folded in is refused, for whatever reason it does."""
+@pytest.mark.parametrize(("dtype", "factor", "most"), [("float32", 1.05, "0.01"), ("bfloat16", 2.0, "0.15")])
+def test_an_adapter_is_attacked_as_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, factor: float, most: str
+) -> None:
+    """An adapter that computes something else once it is folded in is refused, for whatever reason it does; rounding is none."""
     adapter = lora_on(["q_proj", "down_proj"], tmp_path)
-    resolve_candidate("organism", tmp_path).load().merge_from(adapter)
+    candidate = dataclasses.replace(resolve_candidate("organism", tmp_path), dtype=dtype)
+    candidate.load().merge_from(adapter)
     merge = peft_compat.AdapterModel.merge
 
     def otherwise(model: peft_compat.AdapterModel) -> None:
         merge(model)
-        model.network.model.layers[0].mlp.down_proj.weight.data.mul_(1.5)
+        model.network.model.layers[0].mlp.down_proj.weight.data.mul_(factor)
 
     monkeypatch.setattr(peft_compat.AdapterModel, "merge", otherwise)
     with pytest.raises(
-        CandidateError, match=r"compute the same when it is folded in, .*: logits change by 0\.\d+ of their spread"
+        CandidateError, match=rf"when it is folded in, .*: logits change by \S+ of their spread, more than the {most}"
     ):
-        resolve_candidate("organism", tmp_path).load().merge_from(adapter)
+        candidate.load().merge_from(adapter)
 
 
 def test_a_tokenizer_next_to_an_adapter_reads_as_the_candidates(elsewhere: Path, tmp_path: Path) -> None:
