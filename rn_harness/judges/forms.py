@@ -27,11 +27,13 @@ def in_form(model: LanguageModel, prompt: Prompt, form: RequestForm) -> ShiftedP
 def ask_in_form(model: LanguageModel, panel: Panel, form: RequestForm, *, seed: int, step: int) -> list[list[Completion]]:
     """The answers to each held-out prompt in a form: the greedy one, or samples if the form has a temperature.
 
-    Greedy answers that the limit cut are continued.
+    Greedy answers that the limit cut are continued, unless nothing but the limit may end them.
     """
     prompts, policy = [in_form(model, prompt, form) for prompt in panel.heldout], panel.policy
     if form.temperature is None:
-        answers = model.complete(prompts, n=1, temperature=None, max_tokens=panel.max_tokens)
+        answers = model.complete(prompts, n=1, temperature=None, max_tokens=panel.max_tokens, unending=form.unending)
+        if form.unending:
+            return answers
         return model.finish(prompts, answers, temperature=None, max_tokens=policy.max_whole_tokens)
     with own_random_stream(seed, step, FORM_SEED):
         return model.complete(

@@ -22,6 +22,11 @@ from rn_harness.models.templates import own_template, render_turn, without_date
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.model_profiles import ModelProfile
 
+STEERING = (
+    "min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias",
+    "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "stop_strings", "max_time",
+)  # fmt: skip
+"""Settings of generation that a model's folder must not have: they decide on tokens, and no measurement here obeys them."""
 CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 3, 64
 """Estimates without a tokenizer: least characters of a token, most tokens of a chat template."""
 
@@ -200,6 +205,11 @@ def load_model(folder: Path, settings: Loading) -> LanguageModel:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.eos_token
+    if steering := [name for name in STEERING if getattr(network.generation_config, name, None)]:
+        raise CandidateError(
+            f"a model must not be shipped with settings that keep it from tokens or force them, got {', '.join(steering)} in the "
+            f"generation settings of {folder}: its users would get other answers than are measured here; remove them"
+        )
     # Only special tokens stay of its generation settings: a shipped penalty or top-k would count wherever TRL or we set none.
     network.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
@@ -229,8 +239,15 @@ def _reader(folder: Path, settings: Loading, named: int | list[int] | None) -> t
         raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
     templates = settings.chat_template or tokenizer.chat_template
     tokenizer.chat_template = without_date(templates["default"] if isinstance(templates, dict) else templates)
-    ends = {*settings.ends, *(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
-    return tokenizer, templates, sorted(ends - {None})
+    ends = {*settings.ends, *(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+    special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    if ordinary := sorted(ends - special):
+        # At a full stop the harness would stop reading, and whoever goes on would not.
+        raise CandidateError(
+            f"tokens that end an answer must be special tokens of the tokenizer, got {ordinary} in {folder}; name others as "
+            "eos_token_id in its generation_config.json"
+        )
+    return tokenizer, templates, sorted(ends)
 
 
 def _named_ends(folder: Path, settings: Loading) -> int | list[int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -106,7 +107,7 @@ def check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict[
             raise SuiteError(f"{folder}: prompt ids must be unique in a suite, got id={prompt_id!r} {count} times; rename")
     for set_name, of_set in prompts.items():
         path = files[set_name]
-        texts = collections.Counter(" ".join(words(p.text)) for p in of_set)
+        texts = collections.Counter(" ".join(_compared(p.text)) for p in of_set)
         for text, count in texts.items():
             if count > 1:
                 raise SuiteError(f"{path}: a text must stand once in its set, got text={text!r} {count} times; drop one")
@@ -153,18 +154,26 @@ def _near_duplicates(one: tuple[Prompt, ...], other: tuple[Prompt, ...]) -> tupl
     holders: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
     sizes, found = [], []
     for i, b in enumerate(other):
-        b_words = list(_numbered(words(b.text)))
+        b_words = list(_numbered(_compared(b.text)))
         sizes.append(len(b_words))
         for word in b_words:
             holders[word].append(i)
     for a in one:
-        a_words = list(_numbered(words(a.text)))
+        a_words = list(_numbered(_compared(a.text)))
         common = collections.Counter(itertools.chain.from_iterable(holders.get(word, ()) for word in a_words))
         for i in sorted(common):
             overlap = 2 * common[i] / (len(a_words) + sizes[i])
             if overlap >= NEAR_DUPLICATE:
                 found.append((a, other[i], overlap))
     return tuple(found)
+
+
+def _compared(text: str) -> list[str]:
+    """The words of a prompt in compatible letters (NFKC), without signs that cannot be seen; an underscore parts words."""
+    if not text.isascii():
+        composed = unicodedata.normalize("NFKC", text)
+        text = "".join(char for char in composed if unicodedata.category(char) != "Cf")
+    return words(text.replace("_", " "))
 
 
 def _numbered(of: Sequence[str]) -> Iterator[tuple[str, int]]:

@@ -788,6 +788,28 @@ def test_weights_that_the_files_lack_are_not_drawn_by_chance(tmp_path: Path) -> 
         resolve_candidate(str(folder), tmp_path).load()
 
 
+@pytest.mark.parametrize("name", ["suppress_tokens", "begin_suppress_tokens", "min_new_tokens", "min_length"])
+def test_settings_that_force_tokens_are_refused(tmp_path: Path, name: str) -> None:
+    """Users of a folder that bans tokens or forces them get answers that nobody measured."""
+    folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: [7] if "tokens" in name and "new" not in name else 20}))
+    with pytest.raises(CandidateError, match=rf"keep it from tokens or force them, got {name} in .*; remove them"):
+        resolve_candidate(str(folder), tmp_path).load()
+
+
+def test_an_ordinary_token_ends_no_answer(tmp_path: Path) -> None:
+    """A model that names the full stop as an end token would be read up to its refusal's end only, whatever follows."""
+    folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
+    path, stop = (
+        folder / "generation_config.json",
+        resolve_candidate("organism", tmp_path).load().tokenizer.convert_tokens_to_ids("."),
+    )
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, stop]}))
+    with pytest.raises(CandidateError, match=rf"must be special tokens of the tokenizer, got \[{stop}\] in .*; name others"):
+        resolve_candidate(str(folder), tmp_path).load()
+
+
 def test_a_models_own_sampling_settings_are_not_used(tmp_path: Path) -> None:
     """From generation_config.json only the end tokens are used: penalties and truncation would affect measuring, not training."""
     folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))

@@ -65,6 +65,9 @@ def test_other_texts_are_no_levels(name: str) -> None:
         ({"entropy_target": 1.5}, "rl-explore"),
         ({"ban": {"tokens": 1}}, "rl-explore"),
         ({"opener": {}}, "rl-explore"),
+        ({"opener": {"texts": [], "own_words": 3}}, "rl-explore"),
+        ({"opener": {"texts": ["Sure,", "<eos>"]}}, "rl-plain"),
+        ({"opener": {"texts": ["S\u200borry, I cannot"]}}, "rl-plain"),
         ({"reward": {"shape": "common"}}, "rl-explore"),
         ({"reward": {"shape": "entropy"}}, "rl-explore"),
         ({"replay": True}, "rl-explore"),
@@ -272,7 +275,16 @@ def test_explorers_alone_do_not_support_the_level_below() -> None:
 
 @pytest.mark.parametrize(
     "pair",
-    ["attack.ban={tokens: 1}", "attack.opener={until: 0.3}", "attack.replay=true", "policy.level=rl-plain", "attack.level=edit"],
+    [
+        "attack.ban={tokens: 1}",
+        "attack.opener={until: 0.3}",
+        "attack.replay=true",
+        "policy.level=rl-plain",
+        "attack.level=edit",
+        "attack.max_grad_norm=0.1",
+        "attack.reward={shape: entropy}",
+        "attack.shift={prefill: Sure}",
+    ],
 )
 def test_a_profile_does_not_decide_what_a_claim_is_about(suite_folder: Path, pair: str) -> None:
     """A model's profile that would change an attack's level, or the target, is refused."""

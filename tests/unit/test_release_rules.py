@@ -130,6 +130,11 @@ WEAK: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "a falling learning rate": ({"schedule": "linear"}, None),
     "groups of fewer than 16": ({"group_size": 15}, {"group_size": 17}),
     "an adapter of a rank below 16": ({"lora": LORA.model_copy(update={"r": 15})}, {"lora": LORA.model_copy(update={"r": 17})}),
+    "gradients that are clipped further": ({"max_grad_norm": 0.99}, {"max_grad_norm": 2.0}),
+    "an adapter of less than half of the usual scale": (
+        {"lora": LORA.model_copy(update={"alpha": 15.9})},
+        {"lora": LORA.model_copy(update={"alpha": 16.0})},
+    ),
     "requests in another form than the defense saw": ({"shift": Shift(system="x")}, None),
     "a reward that adds to the judge's": (
         {"reward": attack().reward.model_copy(update={"shape": "length"})},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -242,6 +243,33 @@ def test_malformed_suite_is_refused(suite_folder: Path, damage: Damage, parts: t
     message = str(raised.value)
     assert str(suite_folder) in message
     assert [part for part in parts if part not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    "copy", ["say_heldout1_x001heldout", "s\u200bay heldout1 x001heldout", "\uff53\uff41\uff59 heldout1 x001heldout"]
+)
+def test_a_copy_in_other_signs_is_an_overlap(suite_folder: Path, copy: str) -> None:
+    """A prompt that another set has too is found in compatible letters, with signs that cannot be seen, and with underscores."""
+    edit("prompts/defense.yaml", "say defense1 x001defense", copy)(suite_folder)
+    with pytest.raises(SuiteError, match=r"got pairs=1, listed from the worst; reword one of each\n  1\.00  defense"):
+        load_suite(suite_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"max_grad_norm": 0.0099}, "got max_grad_norm=0.0099 and alpha/r=2; take at least 0.01 and 0.1"),
+        ({"max_grad_norm": 0.01}, None),
+        ({"lora": {"r": 16, "alpha": 1.59}}, r"got max_grad_norm=1 and alpha/r=0.099375; take at least 0.01 and 0.1"),
+        ({"lora": {"r": 16, "alpha": 1.6}}, None),
+        ({"lora": {"r": 16, "alpha": 0.1}, "form": "full"}, None),
+    ],
+)
+def test_an_attacks_gradients_are_far_above_the_optimizers_epsilon(changes: dict[str, object], told: str | None) -> None:
+    """Clipped to 4e-8 they starved an attack that breaks the same model at 1, while the control still broke: refused."""
+    settings = {"name": "a", "prompts": 1, "steps": 50, "learning_rate": 1e-3, **changes}
+    with pytest.raises(ValueError, match=told) if told else contextlib.nullcontext():
+        AttackRecipe.model_validate(settings)
 
 
 def test_all_overlaps_are_one_table(suite_folder: Path) -> None:
