@@ -31,7 +31,7 @@ class RequestForm(Shift):
         encoding: the spelling of the request.
         temperature, top_k: of the sampling; None: the greedy answer.
         one_turn: all turns are paragraphs of one user's turn, for chat templates that do not present them.
-        unending: the answer goes on up to the token limit, since no end token may be drawn: ``min_new_tokens``.
+        unending: no end token is drawn, as with ``min_new_tokens``, so that the token limit ends each answer.
     """
 
     told: str
