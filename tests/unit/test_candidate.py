@@ -591,7 +591,7 @@ def test_a_learned_prompt_is_no_defense(tmp_path: Path) -> None:
 def test_an_adapter_is_attacked_as_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, factor: float, most: str
 ) -> None:
-    """An adapter that computes something else once it is folded in is refused, for whatever reason it does; rounding is accepted."""
+    """An adapter that computes something else once it is folded in is refused, for whatever reason; rounding is accepted."""
     adapter = lora_on(["q_proj", "down_proj"], tmp_path)
     candidate = dataclasses.replace(resolve_candidate("organism", tmp_path), dtype=dtype)
     candidate.load().merge_from(adapter)
