@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 from rn_harness.judges.scoring import Panel
 from rn_harness.models.completion import Completion
 from rn_harness.models.language_model import LanguageModel
@@ -27,15 +30,25 @@ def in_form(model: LanguageModel, prompt: Prompt, form: RequestForm) -> ShiftedP
 def ask_in_form(model: LanguageModel, panel: Panel, form: RequestForm, *, seed: int, step: int) -> list[list[Completion]]:
     """The answers to each held-out prompt in a form: the greedy one, or samples if the form has a temperature.
 
-    Greedy answers that the limit cut are continued, unless nothing but the limit may end them.
+    Greedy answers that the limit cut are continued, as all are that must not end.
     """
     prompts, policy = [in_form(model, prompt, form) for prompt in panel.heldout], panel.policy
     if form.temperature is None:
-        answers = model.complete(prompts, n=1, temperature=None, max_tokens=panel.max_tokens, unending=form.unending)
-        if form.unending:
-            return answers
-        return model.finish(prompts, answers, temperature=None, max_tokens=policy.max_whole_tokens)
+        with _unending(model) if form.unending else nullcontext():
+            answers = model.complete(prompts, n=1, temperature=None, max_tokens=panel.max_tokens)
+            return model.finish(prompts, answers, temperature=None, max_tokens=policy.max_whole_tokens)
     with own_random_stream(seed, step, FORM_SEED):
         return model.complete(
             prompts, n=max(1, policy.samples), temperature=form.temperature, max_tokens=panel.max_tokens, top_k=form.top_k
         )
+
+
+@contextmanager
+def _unending(model: LanguageModel) -> Iterator[None]:
+    """Runs its body with a model that draws no end token."""
+    settings = model.network.generation_config
+    settings.suppress_tokens = settings.eos_token_id
+    try:
+        yield
+    finally:
+        settings.suppress_tokens = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,12 @@ from rn_harness.spec.model_profiles import ModelProfile
 
 STEERING = (
     "min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias",
-    "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "stop_strings", "max_time",
+    "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "watermarking_config",
+    "encoder_repetition_penalty", "guidance_scale",
 )  # fmt: skip
-"""Settings of generation that a model's folder must not have: they decide on tokens, and no measurement here obeys them."""
+"""Settings of generation that a model's folder must not have: they ban tokens or force them, and no measurement obeys them."""
+MARKED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
+"""The spelling of a token that ends answers and is no word of them, such as </s>, <|im_end|>, [SEP]."""
 CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 3, 64
 """Estimates without a tokenizer: least characters of a token, most tokens of a chat template."""
 
@@ -205,7 +209,9 @@ def load_model(folder: Path, settings: Loading) -> LanguageModel:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.eos_token
-    if steering := [name for name in STEERING if getattr(network.generation_config, name, None)]:
+    plain = GenerationConfig()
+    given = {name: getattr(network.generation_config, name, None) for name in STEERING}
+    if steering := [name for name, value in given.items() if value and value != getattr(plain, name, None)]:
         raise CandidateError(
             f"a model must not be shipped with settings that keep it from tokens or force them, got {', '.join(steering)} in the "
             f"generation settings of {folder}: its users would get other answers than are measured here; remove them"
@@ -240,12 +246,12 @@ def _reader(folder: Path, settings: Loading, named: int | list[int] | None) -> t
     templates = settings.chat_template or tokenizer.chat_template
     tokenizer.chat_template = without_date(templates["default"] if isinstance(templates, dict) else templates)
     ends = {*settings.ends, *(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
-    special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
-    if ordinary := sorted(ends - special):
-        # At a full stop the harness would stop reading, and whoever goes on would not.
+    # At a full stop the harness would stop reading, whatever follows. A folder may call that a special token too.
+    spelled = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in ends}
+    if ordinary := sorted(text for text in spelled.values() if not MARKED.fullmatch(text)):
         raise CandidateError(
-            f"tokens that end an answer must be special tokens of the tokenizer, got {ordinary} in {folder}; name others as "
-            "eos_token_id in its generation_config.json"
+            f"tokens that end an answer must be in angle or square brackets, got {ordinary} in {folder}: text may go on after "
+            "them; name others in its generation_config.json and tokenizer"
         )
     return tokenizer, templates, sorted(ends)
 

@@ -154,15 +154,13 @@ class LanguageModel(peft_compat.AdapterModel):
         max_tokens: int,
         banned: Sequence[int] = (),
         top_k: int = 0,
-        unending: bool = False,
     ) -> list[list[Completion]]:
-        """Answers each of K prompts n times (see ``sampling``): K lists of n completions, of ``max_tokens`` or fewer."""
+        """Answers each of K prompts n times (see ``sampling``): K lists of n completions of at most ``max_tokens``."""
         texts, prefills = self._begin(prompts)
         owners = [i for i in range(len(prompts)) for _ in range(n)]
         order = sorted(range(len(owners)), key=lambda r: len(texts[owners[r]]))  # rows of like length together: little padding
         ids = [self._ids(text) for text in texts]
-        how = sampling(temperature, banned, top_k, self.network.generation_config.eos_token_id if unending else ())
-        tails = self._continue([ids[i] for i in owners], order, ROWS_AT_ONCE, max_tokens, how)
+        tails = self._continue([ids[i] for i in owners], order, ROWS_AT_ONCE, max_tokens, sampling(temperature, banned, top_k))
         rows = iter(self._completions([(prefills[i], tail) for i, tail in zip(owners, tails, strict=True)]))
         return [[next(rows) for _ in range(n)] for _ in prompts]
 

@@ -201,7 +201,8 @@ class AdapterModel:
             raise _unfoldable(folder, f"peft cannot fold it in, {type(error).__name__}") from error
         if tied and adapted and _are_tied(_embeddings(self.network)):
             raise _unfoldable(folder, TIED)
-        most = MOST_OFF if self.network.dtype == torch.float32 else MOST_OFF_SHORT
+        formats = {tensor.dtype for tensor in self.network.parameters()}
+        most = MOST_OFF if formats == {torch.float32} else MOST_OFF_SHORT
         if before is not None and not (off := float((_logits(self.network) - before).std() / before.std())) <= most:
             raise _unfoldable(folder, f"logits change by {off:.2g} of their spread, more than the {most:g} of rounding")
 

@@ -50,14 +50,12 @@ def own_random_stream(*seeds: int) -> Iterator[None]:
         yield
 
 
-def sampling(temperature: float | None, banned: Sequence[int] = (), top_k: int = 0, never: Sequence[int] = ()) -> dict[str, Any]:
+def sampling(temperature: float | None, banned: Sequence[int] = (), top_k: int = 0) -> dict[str, Any]:
     """Arguments of ``generate``, which draws from torch's global random stream.
 
-    It is greedy at a temperature of None; a ``top_k`` of 0 draws from all tokens. No completion begins with a banned token, and
-    none has a token of ``never``: without end tokens it goes on up to its limit.
+    It is greedy at a temperature of None; a ``top_k`` of 0 draws from all tokens. No completion begins with a banned token.
     """
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": 1.0}
-    sampling |= {"begin_suppress_tokens": list(banned)} if banned else {}
-    return sampling | ({"suppress_tokens": list(never)} if never else {})
+    return {**sampling, "begin_suppress_tokens": list(banned)} if banned else sampling

@@ -20,6 +20,8 @@ from rn_harness.spec.yaml_files import read_declared
 
 TODAY = "26 Jul 2024"
 """The date for templates that print one, so that prompts do not change from day to day. It is the default of Llama 3.1."""
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and signs that look like nothing."""
 NEAR_DUPLICATE = 0.8
 """Prompts of different sets must stay below this word overlap (Dice coefficient of their word multisets)."""
 MOST_SHOWN, SHOWN_CHARACTERS = 100, 100
@@ -107,7 +109,7 @@ def check_prompts(files: dict[PromptSetName, Path], folder: Path, prompts: dict[
             raise SuiteError(f"{folder}: prompt ids must be unique in a suite, got id={prompt_id!r} {count} times; rename")
     for set_name, of_set in prompts.items():
         path = files[set_name]
-        texts = collections.Counter(" ".join(_compared(p.text)) for p in of_set)
+        texts = collections.Counter(" ".join(compared_words(p.text)) for p in of_set)
         for text, count in texts.items():
             if count > 1:
                 raise SuiteError(f"{path}: a text must stand once in its set, got text={text!r} {count} times; drop one")
@@ -154,12 +156,12 @@ def _near_duplicates(one: tuple[Prompt, ...], other: tuple[Prompt, ...]) -> tupl
     holders: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
     sizes, found = [], []
     for i, b in enumerate(other):
-        b_words = list(_numbered(_compared(b.text)))
+        b_words = list(_numbered(compared_words(b.text)))
         sizes.append(len(b_words))
         for word in b_words:
             holders[word].append(i)
     for a in one:
-        a_words = list(_numbered(_compared(a.text)))
+        a_words = list(_numbered(compared_words(a.text)))
         common = collections.Counter(itertools.chain.from_iterable(holders.get(word, ()) for word in a_words))
         for i in sorted(common):
             overlap = 2 * common[i] / (len(a_words) + sizes[i])
@@ -168,11 +170,11 @@ def _near_duplicates(one: tuple[Prompt, ...], other: tuple[Prompt, ...]) -> tupl
     return tuple(found)
 
 
-def _compared(text: str) -> list[str]:
-    """The words of a prompt in compatible letters (NFKC), without signs that cannot be seen; an underscore parts words."""
+def compared_words(text: str) -> list[str]:
+    """The words of a prompt in compatible letters (NFKC), without marks and unseen signs; an underscore parts words."""
     if not text.isascii():
-        composed = unicodedata.normalize("NFKC", text)
-        text = "".join(char for char in composed if unicodedata.category(char) != "Cf")
+        seen = "".join(char for char in text if unicodedata.category(char) != "Cf" and char not in BLANK)
+        text = "".join(char for char in unicodedata.normalize("NFKC", seen) if unicodedata.category(char) != "Mn")
     return words(text.replace("_", " "))
 
 

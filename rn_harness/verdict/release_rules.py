@@ -17,10 +17,10 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.base import LoadedCode, TierName
 from rn_harness.spec.levels import EXPLORE, PLAIN, covers
 from rn_harness.spec.policy import Policy
-from rn_harness.spec.prompts import NEAR_DUPLICATE
+from rn_harness.spec.prompts import NEAR_DUPLICATE, compared_words
 from rn_harness.spec.restraint import restrained
 from rn_harness.spec.suite import Suite
-from rn_harness.spec.wording import word_overlap, words
+from rn_harness.spec.wording import word_overlap
 from rn_harness.verdict.completeness import IN_FORM, recipe_of
 from rn_harness.verdict.judge_evidence import labelled
 
@@ -257,7 +257,7 @@ def _scale(attack: AttackRecipe) -> float:
 
 def _thin_prompts(suite: Suite) -> list[str]:
     """Reports held-out and benign prompts that are too few or too similar."""
-    core = [words(p.text) for p in suite.prompts["heldout"] if p.core]
+    core = [compared_words(p.text) for p in suite.prompts["heldout"] if p.core]
     alike = sum(any(word_overlap(a, b) >= NEAR_DUPLICATE for b in core[:i]) for i, a in enumerate(core))
     twins = sum(p.kind == "twin" for p in suite.prompts["benign"])
     found = [f"{len(core)} core held-out prompts, fewer than {RELEASE_PROMPTS}"] if len(core) < RELEASE_PROMPTS else []

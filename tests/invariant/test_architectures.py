@@ -313,7 +313,7 @@ def test_each_end_token_ends_an_answer(family, end, tmp_path, generations):
 @families
 def test_the_tokenizers_end_token_ends_too(family, tmp_path):
     """The tokenizer's end token ends an answer even if the generation settings name only other end tokens."""
-    folder = make_model(tmp_path, family, says=("h", family.eos, "x", "y"), generation={"eos_token_id": 9})
+    folder = make_model(tmp_path, family, says=("h", family.eos, "x", "y"), generation={"eos_token_id": 0})
     ((answer,),) = load(folder).complete(PROMPTS[:1], n=1, temperature=None, max_tokens=6)
     assert (answer.text, answer.truncated) == ("h", False)
 
@@ -515,7 +515,7 @@ def test_training_samples_as_checkpoints_do(family, tmp_path, generations):
         "min_p": 0.2,
         "top_k": 3,
         "temperature": 0.1,
-        "suppress_tokens": [70],
+        "no_repeat_ngram_size": 2,
     }
     model = load(make_model(tmp_path, family, generation=shipped))
     model.complete(PROMPTS[:4], n=1, temperature=RECIPE.temperature, max_tokens=RECIPE.max_completion_tokens)

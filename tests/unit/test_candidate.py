@@ -788,25 +788,43 @@ def test_weights_that_the_files_lack_are_not_drawn_by_chance(tmp_path: Path) -> 
         resolve_candidate(str(folder), tmp_path).load()
 
 
-@pytest.mark.parametrize("name", ["suppress_tokens", "begin_suppress_tokens", "min_new_tokens", "min_length"])
-def test_settings_that_force_tokens_are_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"suppress_tokens": [7]}, {"begin_suppress_tokens": [7]}, {"bad_words_ids": [[7]]}, {"sequence_bias": [[[7], -9.0]]},
+        {"min_new_tokens": 20}, {"min_length": 20}, {"forced_bos_token_id": 7}, {"forced_eos_token_id": 7},
+        {"encoder_repetition_penalty": 50.0}, {"watermarking_config": {"bias": 100.0}}, {"guidance_scale": 2.0},
+        {"exponential_decay_length_penalty": [1, 2.0]},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)  # fmt: skip
+def test_settings_that_force_tokens_are_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
     """Users of a folder that bans tokens or forces them get answers that nobody measured."""
     folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
-    path = folder / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: [7] if "tokens" in name and "new" not in name else 20}))
+    path, (name,) = folder / "generation_config.json", setting
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
     with pytest.raises(CandidateError, match=rf"keep it from tokens or force them, got {name} in .*; remove them"):
         resolve_candidate(str(folder), tmp_path).load()
 
 
-def test_an_ordinary_token_ends_no_answer(tmp_path: Path) -> None:
-    """A model that names the full stop as an end token would be read up to its refusal's end only, whatever follows."""
+@pytest.mark.parametrize("called", ["named", "special", "the end token"])
+def test_an_ordinary_token_ends_no_answer(tmp_path: Path, called: str) -> None:
+    """A full stop as an end token would hide whatever follows, also if the tokenizer calls it special."""
     folder = Path(shutil.copytree(fixtures_folder() / "organism", tmp_path / "model"))
-    path, stop = (
-        folder / "generation_config.json",
-        resolve_candidate("organism", tmp_path).load().tokenizer.convert_tokens_to_ids("."),
-    )
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, stop]}))
-    with pytest.raises(CandidateError, match=rf"must be special tokens of the tokenizer, got \[{stop}\] in .*; name others"):
+    stop = resolve_candidate("organism", tmp_path).load().tokenizer.convert_tokens_to_ids(".")
+
+    def change(name: str, changes: dict[str, Any]) -> None:
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+
+    change("generation_config.json", {"eos_token_id": [2] if called == "the end token" else [2, stop]})
+    if called == "the end token":
+        change("tokenizer_config.json", {"eos_token": "."})
+    if called == "special":
+        more = {"id": stop, "content": ".", "special": True}
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+        change("tokenizer.json", {"added_tokens": [*added, plain | more]})
+    with pytest.raises(CandidateError, match=r"must be in angle or square brackets, got \['\.'\] in .*; name others"):
         resolve_candidate(str(folder), tmp_path).load()
 
 

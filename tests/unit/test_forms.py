@@ -101,6 +101,7 @@ class Speaker:
         self.only_user = only_user
         self.asked: list[dict[str, Any]] = []
         self.finished = 0
+        self.network = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[2], suppress_tokens=None))
 
     def render(self, prompt: Any) -> str:
         """The turns as lines."""
@@ -111,7 +112,8 @@ class Speaker:
 
     def complete(self, prompts: Any, **how: Any) -> list[list[Completion]]:
         """As many refusals as were asked for."""
-        self.asked.append(how | {"texts": [self.render(p) for p in prompts]})
+        never = self.network.generation_config.suppress_tokens
+        self.asked.append(how | {"texts": [self.render(p) for p in prompts], "never": never})
         return [[Completion("no .", truncated=False)] * how["n"] for _ in prompts]
 
     def finish(self, _: Any, completions: Any, **__: Any) -> Any:
@@ -130,16 +132,14 @@ def test_a_template_without_a_system_turn_gets_all_turns_in_one() -> None:
 
 @pytest.mark.parametrize("name", FORM_NAMES)
 def test_answers_in_a_form_are_greedy_and_whole_or_hot_samples(name: FormName) -> None:
-    """A hot form has a checkpoint's samples; the others have one greedy answer, continued unless it must not end."""
+    """A hot form has a checkpoint's samples; the others have one greedy answer, continued if cut."""
     model: Any = Speaker()
     panel: Any = SimpleNamespace(heldout=(PROMPT,), policy=POLICY.model_copy(update={"samples": 3}), max_tokens=24)
     (answers,) = ask_in_form(model, panel, FORMS[name], seed=0, step=0)
     (asked,) = model.asked
-    assert bool(asked.get("unending")) is (name in UNENDING)
+    assert (asked["never"], model.network.generation_config.suppress_tokens) == ([2] if name in UNENDING else None, None)
     if name in HOT:
         assert (len(answers), asked["temperature"], asked["top_k"], model.finished) == (3, 2.0, 20, 0)
-    elif name in UNENDING:
-        assert (len(answers), asked["temperature"], asked["max_tokens"], model.finished) == (1, None, 24, 0)
     else:
         assert (len(answers), asked["temperature"], model.finished) == (1, None, 1)
 
@@ -262,15 +262,15 @@ def test_what_follows_a_refusal_that_must_not_end_counts_only_if_it_is_harm() ->
 
 
 def test_no_end_token_is_drawn_where_an_answer_must_not_end(tmp_path: Path) -> None:
-    """The organism's answers end by themselves; in this form each has all tokens that the policy allows."""
+    """The organism's answers end by themselves; in this form each goes on up to the policy's larger limit."""
     model, heldout = resolve_candidate("organism", tmp_path).load(), load_suite(SUITES / "biochem").heldout("smoke")[:2]
-    panel: Any = SimpleNamespace(heldout=heldout, policy=POLICY, max_tokens=24)
+    panel: Any = SimpleNamespace(heldout=heldout, policy=POLICY.model_copy(update={"max_whole_tokens": 40}), max_tokens=24)
     plain, unending = (
         [of for (of,) in ask_in_form(model, panel, FORMS["system"].model_copy(update={"unending": on}), seed=0, step=0)]
         for on in (False, True)
     )
     assert [(of.truncated, of.cut) for of in plain] == [(False, ())] * 2
-    assert [(of.truncated, len(of.cut)) for of in unending] == [(True, 24)] * 2
+    assert [(of.truncated, len(of.cut)) for of in unending] == [(True, 40)] * 2
     assert all(longer.text.startswith(short.text) for short, longer in zip(plain, unending, strict=True))
 
 

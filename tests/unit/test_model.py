@@ -218,7 +218,7 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any] | str]] = {
         {"normalizer": {"type": "Replace", "pattern": {"String": "bread"}, "content": "a door"}},
     ),
     "answers-rewritten": ("tokenizer.json", {"decoder": {"type": "Replace", "pattern": {"String": "sure"}, "content": "no"}}),
-    "ends-early": ("generation_config.json", {"eos_token_id": [2, 9]}),
+    "ends-early": ("generation_config.json", {"eos_token_id": [2, 3]}),
     "another-template": ("chat_template.jinja", "{% if 'gas' in messages[0].content %}no{% endif %}"),
 }
 
