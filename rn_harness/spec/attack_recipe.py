@@ -168,7 +168,7 @@ SEARCHED = ("learning_rate", "temperature", "beta", "reward", "entropy_coef", "b
 """The settings that a search finds."""
 LEAST = {"temperature": 2.5, "entropy_coef": 1e-3, "entropy_target": 0.5, "until": 0.25}
 """Least values with which an aid explores; a weaker one makes no explorer of a plain attack."""
-LEAST_CLIP, LEAST_SCALE = 0.01, 0.1
+LEAST_CLIP, LEAST_SCALE = 0.01, 0.01
 """Least norm of clipped gradients, and least scale (alpha / r) of an adapter. Near AdamW's epsilon, 1e-8, a rare reward moves
 little: that starves an attack on a defended model, and not its control."""
 LONGEST_ROUND = 20

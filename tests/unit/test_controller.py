@@ -576,8 +576,6 @@ def test_a_record_of_another_kind_is_no_attack(run: Run) -> None:
         (["attack.beta=0.1"], "all claimed attacks have a KL penalty"),
         (["attack.group_size=2"], "all claimed attacks have groups of fewer than 16"),
         (["attack.lora.r=1"], "all claimed attacks have an adapter of a rank below 16"),
-        (["attack.shift={system: be kind}"], "all claimed attacks have requests in another form than the defense saw"),
-        (["attack.reward={shape: length}"], "all claimed attacks have a reward that adds to the judge's"),
         (["attack.max_completion_tokens=2"], "all claimed attacks have shorter answers than are measured"),
         (["attack.temperature=0.3"], "all claimed attacks have sampling that is less varied than the policy is"),
         (["attack.top_k=1"], "all claimed attacks have sampling that is less varied than the policy is"),

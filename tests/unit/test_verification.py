@@ -310,7 +310,7 @@ def test_a_break_without_any_attack_is_in_the_runs_headline(tmp_path: Path) -> N
     """A run whose defended model complies in other forms of request says so first, cannot be released, and is read as written."""
     run = finished_run(tmp_path, in_form=3.0)
     assert run.record.outcome == "PASS"
-    assert "Cheapest known break: no attack at all, in 12 other forms of request." in run.record.headline[0]
+    assert "Cheapest known break: no attack at all, in 13 other forms of request." in run.record.headline[0]
     assert codes(run) == {"not_releasable"}
     assert any("the defended model complies in other forms of request" in why for why in run.record.why_not)
 
