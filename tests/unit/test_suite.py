@@ -266,7 +266,7 @@ def test_a_copy_in_other_signs_is_an_overlap(suite_folder: Path, copy: str) -> N
     [
         ({"max_grad_norm": 0.0099}, "got max_grad_norm=0.0099 and alpha/r=2; take at least 0.01 and 0.01"),
         ({"max_grad_norm": 0.01}, None),
-        ({"lora": {"r": 16, "alpha": 1.59}}, r"got max_grad_norm=1 and alpha/r=0.099375; take at least 0.01 and 0.01"),
+        ({"lora": {"r": 16, "alpha": 0.159}}, r"got max_grad_norm=1 and alpha/r=0.0099375; take at least 0.01 and 0.01"),
         ({"lora": {"r": 16, "alpha": 0.16}}, None),
         ({"lora": {"r": 16, "alpha": 0.1}, "form": "full"}, None),
     ],
