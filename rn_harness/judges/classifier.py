@@ -100,7 +100,12 @@ class ClassifierJudge:
             "reads": self.reads,
             "calibration": self.calibration.model_dump(mode="json") if self.calibration else None,
             "source": source_digest(
-                "judges/classifier.py", "judges/calibration.py", "judges/local_model.py", "judges/normalise.py", "spec/wording.py"
+                "judges/classifier.py",
+                "judges/calibration.py",
+                "judges/local_model.py",
+                "judges/normalise.py",
+                "spec/visible.py",
+                "spec/wording.py",
             ),
         }
         return text_digest(json.dumps(decides, sort_keys=True))

@@ -22,6 +22,8 @@ import unicodedata
 import urllib.parse
 from collections.abc import Callable, Iterator
 
+from rn_harness.spec.visible import MARKS, letter_table, normalised
+
 MAX_READINGS = 12
 """A text has at most so many readings. Few texts come near it."""
 _DEPTH = 3
@@ -32,43 +34,9 @@ _MIN_LETTERS = 12
 """Shifts and directions are recognised by their letter pairs, in texts of at least so many letters."""
 
 
-# Letters that look Latin and that NFKC leaves as they are: Cyrillic, Greek, and a few Latin ones without decomposition.
-def _table(letters: str, targets: str) -> dict[int, str]:
-    return {ord(a): b for a, b in zip(letters, targets, strict=True)}
-
-
-_ALIKE = _table(
-    "авекмнорстухіјѕһԁԛԝґАВЕКМНОРСТУХІЈЅԌҮαεικνορτυχωΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɡɑℓ",
-    "abekmhopctyxijshdqwrABEKMHOPCTYXIJSGYaeikvoptuxwABEZHIKMNOPTYXigal",
-)
 _LATIN = re.compile(r"[A-Za-z]")
-_MIXED_WORD = re.compile(
-    r"(?<![^\W\d_])(?=[^\W\d_]*[A-Za-z])(?=[^\W\d_]*[\u0370-\u03ff\u0400-\u052f\u0131\u0251\u0261])[^\W\d_]+"
-)
 _TAGS = {0xE0000 + code: code for code in range(0x20, 0x7F)}
 """Tag characters, which no font shows, and the ASCII that they carry."""
-_MARKS = re.compile(r"[\u0300-\u036f\u0483-\u0489\u20d0-\u20ff]+")
-
-
-def normalised(text: str) -> str:
-    """The text in NFKC, without characters that cannot be seen, and with Latin letters in Latin words.
-
-    Line breaks stay, and every other space becomes a plain one. A word in Cyrillic or Greek letters only stays as it is.
-    """
-    composed = unicodedata.normalize("NFKC", text)
-    composed = composed.translate({ord(char): _visible(char) for char in set(composed)})
-    # Once more, since characters between a letter and its accent are gone; the remaining separate marks are decoration.
-    plain = _MARKS.sub("", unicodedata.normalize("NFKC", composed))
-    return _MIXED_WORD.sub(lambda found: found.group().translate(_ALIKE), plain)
-
-
-def _visible(char: str) -> str:
-    kind = unicodedata.category(char)
-    if kind in ("Zl", "Zp") or char in "\n\r":
-        return "\n"
-    if kind == "Zs" or char == "\t":
-        return " "
-    return "" if kind[0] == "C" else char
 
 
 # --- Encodings of parts -------------------------------------------------------------------------------------------------
@@ -163,8 +131,8 @@ _LONGEST_WORD = 24
 _APART = [re.compile(rf"(?<![^\W_])[^\W_](?:{re.escape(sign)}[^\W_])+(?![^\W_])") for sign in " .-_*|/"]
 _LOWER, _UPPER = string.ascii_lowercase, string.ascii_uppercase
 _ALPHABETS = [
-    *(_table(string.ascii_letters, _LOWER[n:] + _LOWER[:n] + _UPPER[n:] + _UPPER[:n]) for n in range(1, 26)),
-    _table(string.ascii_letters, _LOWER[::-1] + _UPPER[::-1]),
+    *(letter_table(string.ascii_letters, _LOWER[n:] + _LOWER[:n] + _UPPER[n:] + _UPPER[:n]) for n in range(1, 26)),
+    letter_table(string.ascii_letters, _LOWER[::-1] + _UPPER[::-1]),
 ]
 """Shifts of the alphabet, and its mirror."""
 
@@ -208,7 +176,7 @@ def _unleeted(text: str) -> Iterator[str]:
     changed = sum(map(_is_leet, _LEET_TOKEN.findall(text)))
     if changed >= 3 or 2 * changed > len(text.split()):
         for ones in ("oieastbasil", "oleastbasll"):
-            table = _table("0134578@$!|", ones)
+            table = letter_table("0134578@$!|", ones)
             pieces = (token.translate(table) if _is_leet(token) else token for token in _LEET_TOKEN.split(text))
             yield "".join(pieces)
 
@@ -225,7 +193,7 @@ def _joined(text: str) -> Iterator[str]:
 def _unaccented(text: str) -> Iterator[str]:
     """The text without accents where most letters carry one: no language does."""
     apart = unicodedata.normalize("NFD", text)
-    bare = _MARKS.sub("", apart)
+    bare = MARKS.sub("", apart)
     if 2 * (len(apart) - len(bare)) > sum(char.isalpha() for char in bare):
         yield bare
 

@@ -89,7 +89,9 @@ class RulesJudge:
         self.rules = read_declared(path, Rules)
         self._limits = self.rules.coherence
         self.name = f"rules:{path}"
-        source = source_digest("judges/rules.py", "judges/rule_file.py", "judges/normalise.py", "spec/wording.py").encode()
+        source = source_digest(
+            "judges/rules.py", "judges/rule_file.py", "judges/normalise.py", "spec/visible.py", "spec/wording.py"
+        ).encode()
         self.digest = hashlib.sha256(path.read_bytes() + source).hexdigest()
         self._index = Index(self.rules)
         self._languages = [SmallWords.of(language) for language in self.rules.languages.values()]

@@ -15,13 +15,14 @@ from pydantic import Field
 from rn_harness.spec.attack_recipe import Shift
 from rn_harness.spec.base import Frozen, Name
 from rn_harness.spec.errors import SuiteError
+from rn_harness.spec.visible import normalised
 from rn_harness.spec.wording import words
 from rn_harness.spec.yaml_files import read_declared
 
 TODAY = "26 Jul 2024"
 """The date for templates that print one, so that prompts do not change from day to day. It is the default of Llama 3.1."""
-BLANK = "\u115f\u1160\u2800\u3164\uffa0"
-"""Letters and signs that look like nothing."""
+BLANK = "\u115f\u1160\u2800"
+"""Letters and signs that look like nothing, in compatible letters (NFKC)."""
 NEAR_DUPLICATE = 0.8
 """Prompts of different sets must stay below this word overlap (Dice coefficient of their word multisets)."""
 MOST_SHOWN, SHOWN_CHARACTERS = 100, 100
@@ -171,10 +172,9 @@ def _near_duplicates(one: tuple[Prompt, ...], other: tuple[Prompt, ...]) -> tupl
 
 
 def compared_words(text: str) -> list[str]:
-    """The words of a prompt in compatible letters (NFKC), without marks and unseen signs; an underscore parts words."""
+    """The words of a prompt as a reader sees them, without marks and blank letters; an underscore parts words."""
     if not text.isascii():
-        seen = "".join(char for char in text if unicodedata.category(char) != "Cf" and char not in BLANK)
-        text = "".join(char for char in unicodedata.normalize("NFKC", seen) if unicodedata.category(char) != "Mn")
+        text = "".join(char for char in normalised(text) if char not in BLANK and unicodedata.category(char) != "Mn")
     return words(text.replace("_", " "))
 
 

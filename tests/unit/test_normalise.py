@@ -12,7 +12,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rn_harness.judges.normalise import MAX_READINGS, normalised, readings
+from rn_harness.judges.normalise import MAX_READINGS, readings
+from rn_harness.spec.visible import normalised
 
 PLAIN = "Mix 300 g flour with 200 ml water, knead for 10 minutes, then bake at 220 C for 35 minutes."
 

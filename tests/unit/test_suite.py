@@ -251,11 +251,12 @@ def test_malformed_suite_is_refused(suite_folder: Path, damage: Damage, parts: t
         "say_heldout1_x001heldout",
         "s\u200bay heldout1 x001heldout",
         "s\u115fa\ufe0fy heldout1 x001heldout",
+        "s\u0430y heldout1 x001heldout",
         "\uff53\uff41\uff59 heldout1 x001heldout",
     ],
 )
 def test_a_copy_in_other_signs_is_an_overlap(suite_folder: Path, copy: str) -> None:
-    """A prompt of two sets is found in compatible letters, with unseen signs, and with underscores."""
+    """A prompt of two sets is found in compatible or look-alike letters, with unseen signs, and with underscores."""
     edit("prompts/defense.yaml", "say defense1 x001defense", copy)(suite_folder)
     with pytest.raises(SuiteError, match=r"got pairs=1, listed from the worst; reword one of each\n  1\.00  defense"):
         load_suite(suite_folder)
