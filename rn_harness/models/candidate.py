@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403 # to catch it
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rn_harness.models import transformers_compat
 from rn_harness.models.files import more_than_numbers
@@ -22,6 +22,9 @@ from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.templates import own_template, render_turn, without_date
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.model_profiles import ModelProfile
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 STEERING = (
     "min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias",
@@ -153,9 +156,9 @@ class Candidate(Loading):
         With an ``adapter``, whose folder has a tokenizer of its own: how it would be read by that one.
         """
         with self._files() as folder:
-            named = _named_ends(folder, self)
+            generation = _generation(folder, self)
             by = dataclasses.replace(self, gguf=None, chat_template=None, trust_remote_code=False) if adapter else self
-            tokenizer, _, ends = _reader(adapter or folder, by, named)
+            tokenizer, _, ends = _reader(adapter or folder, by, generation)
         return reading(tokenizer, ends)
 
     @contextmanager
@@ -205,17 +208,10 @@ def load_model(folder: Path, settings: Loading) -> LanguageModel:
             f"embeddings that a config.json calls tied must be one tensor, got an output layer of its own in {folder}; say "
             "tie_word_embeddings: false"
         )
-    tokenizer, templates, ends = _reader(folder, settings, network.generation_config.eos_token_id)
+    tokenizer, templates, ends = _reader(folder, settings, network.generation_config)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= network.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.eos_token
-    plain = GenerationConfig()
-    given = {name: getattr(network.generation_config, name, None) for name in STEERING}
-    if steering := [name for name, value in given.items() if value and value != getattr(plain, name, None)]:
-        raise CandidateError(
-            f"a model must not be shipped with settings that keep it from tokens or force them, got {', '.join(steering)} in the "
-            f"generation settings of {folder}: its users would get other answers than are measured here; remove them"
-        )
     # Only special tokens stay of its generation settings: a shipped penalty or top-k would count wherever TRL or we set none.
     network.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
@@ -235,8 +231,11 @@ def load_model(folder: Path, settings: Loading) -> LanguageModel:
     return model
 
 
-def _reader(folder: Path, settings: Loading, named: int | list[int] | None) -> tuple[Any, Any, list[int]]:
-    """The tokenizer with its chat template, all its templates, and the tokens that end an answer, ``named`` among them."""
+def _reader(folder: Path, settings: Loading, generation: GenerationConfig) -> tuple[Any, Any, list[int]]:
+    """The tokenizer with its chat template, all its templates, and the tokens that end an answer, by the generation settings too.
+
+    Raises CandidateError if these settings would give users other answers than are measured.
+    """
     from transformers import AutoTokenizer
 
     source = _source(settings)
@@ -245,10 +244,16 @@ def _reader(folder: Path, settings: Loading, named: int | list[int] | None) -> t
         raise CandidateError(f"a tokenizer must have an end token, got none in folder={folder}; set its eos_token")
     templates = settings.chat_template or tokenizer.chat_template
     tokenizer.chat_template = without_date(templates["default"] if isinstance(templates, dict) else templates)
+    plain, named = type(generation)(), generation.eos_token_id
+    given = {name: value for name in STEERING if (value := getattr(generation, name, None))}
+    if steering := [name for name, value in given.items() if value != getattr(plain, name, None)]:
+        raise CandidateError(
+            f"a model must not be shipped with settings that keep it from tokens or force them, got {', '.join(steering)} in the "
+            f"generation settings of {folder}: its users would get other answers than are measured here; remove them"
+        )
     ends = {*settings.ends, *(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
     # At a full stop the harness would stop reading, whatever follows. A folder may call that a special token too.
-    spelled = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in ends}
-    if ordinary := sorted(text for text in spelled.values() if not MARKED.fullmatch(text)):
+    if ordinary := sorted(text for text in map(str, tokenizer.convert_ids_to_tokens([*ends])) if not MARKED.fullmatch(text)):
         raise CandidateError(
             f"tokens that end an answer must be in angle or square brackets, got {ordinary} in {folder}: text may go on after "
             "them; name others in its generation_config.json and tokenizer"
@@ -256,18 +261,18 @@ def _reader(folder: Path, settings: Loading, named: int | list[int] | None) -> t
     return tokenizer, templates, sorted(ends)
 
 
-def _named_ends(folder: Path, settings: Loading) -> int | list[int] | None:
-    """The end tokens that a model's settings name: those for generation, else those of the model."""
+def _generation(folder: Path, settings: Loading) -> GenerationConfig:
+    """A model's settings for generation; if it has none, those that follow from its other settings."""
     from transformers import AutoConfig, GenerationConfig
 
-    def config() -> Any:
+    def config() -> GenerationConfig:
         try:
             return GenerationConfig.from_pretrained(folder, local_files_only=True)  # nosec B615 # a local folder
         except OSError:
             return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, **_source(settings)))  # nosec B615
 
-    named: int | list[int] | None = _read(folder, settings, config).eos_token_id
-    return named
+    read: GenerationConfig = _read(folder, settings, config)
+    return read
 
 
 def _source(settings: Loading) -> dict[str, Any]:
