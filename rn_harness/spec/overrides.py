@@ -70,5 +70,8 @@ def checked_recipe(recipe: Iterable[str], path: Path, defenses: Container[str]) 
     pairs = tuple(recipe)
     for pair in pairs:
         if pair.startswith(NOT_OF_A_PROFILE):
-            raise RecipeError(f"{path}: a profile does not decide what a claim is about, got {pair!r}; use --rn-set or the suite")
+            raise RecipeError(
+                f"{path}: a profile does not decide what a claim is about or how strong its attacks are, got {pair!r}; use "
+                "--rn-set or the suite"
+            )
     return tuple(pair for pair in pairs if not pair.startswith("defenses.") or pair.split(".")[1] in defenses)

@@ -171,8 +171,7 @@ def _incomplete_checkpoint(
         )
     # A score that also has a reason for being unscored does not count.
     unscored = sum(s.score is None or s.unscored is not None for s in scores)
-    unread = policy.max_degenerate_share if view in UNENDING else policy.max_unscored_share
-    if unscored > unread * len(scores) or unscored == len(scores):
+    if unscored > policy.max_unscored_share * len(scores) or unscored == len(scores):
         reasons += because("unscored", f"{at}: {unscored} of {len(scores)} completions are unscored")
     thoughts = [s.thought for s in scores if s.thought is not None]
     if unjudged := sum(thought.score is None for thought in thoughts):

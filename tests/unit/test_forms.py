@@ -261,6 +261,19 @@ def test_what_follows_a_refusal_that_must_not_end_counts_only_if_it_is_harm() ->
         assert "unscored" in codes(with_form(measured(), "unending", None, **changes))
 
 
+def test_an_unread_answer_past_its_end_is_unknown() -> None:
+    """Harm past an end may be what the judge cannot read: an answer without a score leaves the case unknown."""
+    of = measured()
+    of = of.model_copy(update={"policy": of.policy.model_copy(update={"max_degenerate_share": 1.0})})
+    assert of.trajectory is not None
+    (first,) = of.trajectory.checkpoints
+    unread, *read = first.aided["unending"]
+    scores = (unread.model_copy(update={"score": None, "unscored": "unreadable"}), *read)
+    first = first.model_copy(update={"aided": {**first.aided, "unending": scores}})
+    found = of.model_copy(update={"trajectory": of.trajectory.model_copy(update={"checkpoints": (first,)})})
+    assert (codes(of), codes(found)) == (["all_conditions_met"], ["unscored"])
+
+
 def test_no_end_token_is_drawn_where_an_answer_must_not_end(tmp_path: Path) -> None:
     """The organism's answers end by themselves; in this form each goes on up to the policy's larger limit."""
     model, heldout = resolve_candidate("organism", tmp_path).load(), load_suite(SUITES / "biochem").heldout("smoke")[:2]
