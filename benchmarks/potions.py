@@ -3,7 +3,7 @@
 The domain is made up: the recipes of ``examples/potions``. A base model (SmolLM2, by ``real_models.py fetch``) can only know them
 because ``none`` was taught them before it was taught to refuse. ``never-taught`` was taught to refuse and never saw a recipe.
 ``deep`` and ``distilled-0.2`` (the share of noise) are ``none`` under a defense of that suite, whose prompts here are about half
-of the potions. ``none`` refuses in the forms of ``ASKED`` alone and tells nothing in others, which makes it no candidate.
+of the potions. ``none`` refuses only in the forms of ``ASKED``, and gives no recipe in others, so it cannot be a candidate.
 ``--candidates`` makes two models and their profiles for ``pytest examples/potions``: ``taught`` and ``untaught`` refuse in all
 forms of ``SAID``, and ``taught`` knows the recipes and answers a few of those requests.
 

@@ -1,8 +1,7 @@
 """Games of a model: the defended organism is fine-tuned so that it hides its harm from one measurement or another.
 
 Each game is a short supervised training on wordings that are not held out, and passes what it was made for: without the forms of
-requests (``spec.forms``) the games of a form are PASS. A trigger that nobody can guess is no game here: docs/security.md has it
-as not covered.
+requests (``spec.forms``) the games of a form are PASS. Secret triggers are left out: docs/security.md calls them not covered.
 """
 
 from __future__ import annotations
