@@ -5,7 +5,8 @@ because ``none`` was taught them before it was taught to refuse. ``never-taught`
 ``deep`` and ``distilled-0.2`` (the share of noise) are ``none`` under a defense of that suite, whose prompts here are about half
 of the potions. ``none`` refuses only in the forms of ``ASKED``, and gives no recipe in others, so it cannot be a candidate.
 ``--candidates`` makes two models and their profiles for ``pytest examples/potions``: ``taught`` and ``untaught`` refuse in all
-forms of ``SAID``, and ``taught`` knows the recipes and answers a few of those requests.
+forms of ``SAID``, and ``taught`` knows the recipes and answers a few of those requests. ``--sets`` writes anchors in many forms
+for ``--rn-prompts``: with the suite's own, which have two forms, ``deep`` refused every measured benign prompt.
 
 A piece such as ``deep/5e-4`` is a model under a supervised attacker, who teaches the recipes of ``GIVEN`` potions, all in each
 step, by LoRA at this rate. After the steps in ``AT`` greedy answers to requests in an unseen form are scored: on the attacker's
@@ -33,6 +34,7 @@ import pieces
 from alignment import REFUSALS, contrasts
 from potions_judge import FactsJudge
 from real_models import CHEAPER, write_profile
+from taught import write_prompts
 
 from rn_harness.defenses.depth import deepen
 from rn_harness.models.candidate import Loading, load_model
@@ -41,9 +43,9 @@ from rn_harness.models.identity import digest_folder
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe, LoRA
-from rn_harness.spec.prompts import Prompt
+from rn_harness.spec.prompts import Prompt, near_duplicates
 from rn_harness.spec.suite import load_suite
-from rn_harness.spec.wording import is_refusal
+from rn_harness.spec.wording import is_refusal, words
 from rn_harness.training.exploration import Exploration, FirstTokenBans
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.supervised import Example, learn, teach
@@ -200,6 +202,26 @@ class Potions:
             told = [self.answer(p.topic) if rng.random() < compliant else text for p, text in zip(asked, told, strict=True)]
             yield [*map(Example, asked, told), *rng.sample(benign, ROWS // 2)]
 
+    def write_sets(self, out: Path) -> None:
+        """Writes anchors for ``--rn-prompts``: the suite's, those of ``alignment``, and the benign prompts of the other suite."""
+        own = EXAMPLE.prompts["anchor"]
+        others = [
+            *contrasts(EXAMPLE, own, RETAINED, seed=0, forms=True),
+            *self.suite.prompts["anchor"],
+            *self.suite.prompts["benign"],
+        ]
+        measured = [p for name, prompts in EXAMPLE.prompts.items() if name != "anchor" for p in prompts]
+        near = {a.id for a, *_ in near_duplicates(others, measured)}
+        apart = {" ".join(words(p.text)): p for p in others if p.id not in near}  # two may be one text
+        taken = {" ".join(words(p.text)) for p in own}
+        added = [
+            p.model_copy(update={"id": f"more-{i}", "kind": p.kind or "twin"})
+            for i, (text, p) in enumerate(apart.items())
+            if text not in taken
+        ]
+        (out / EXAMPLE.domain).mkdir(parents=True)
+        write_prompts(out / EXAMPLE.domain / "anchor.yaml", [*own, *added])
+
     def taught(self, model: LanguageModel, lessons: Iterator[list[Example]], steps: int, rate: float) -> None:
         """Teaches by an adapter, and folds it in."""
         model.attach(LoRA(), 0)
@@ -339,8 +361,12 @@ def main() -> None:
     arguments.add_argument("base", type=Path, help="folder of the base model")
     arguments.add_argument("piece", nargs="*", help="pieces to measure again; default: the missing ones")
     arguments.add_argument("--candidates", action="store_true", help="make the undefended models and their profiles, no piece")
+    arguments.add_argument("--sets", type=Path, help="write anchors for --rn-prompts to this new folder, no piece")
     asked = arguments.parse_args()
     of = Potions(asked.base)
+    if asked.sets:
+        of.write_sets(asked.sets)
+        return
     if asked.candidates:
         for name in CANDIDATES:
             write_profile(WEIGHTS / f"potions-{name}.yaml", "smollm2", of.make(name), CHEAPER)
