@@ -19,7 +19,7 @@ from rn_harness.run.cost import BACKWARD, FULL_BACKWARD, RECOMPUTED, Card, Cost,
 from rn_harness.spec.attack_recipe import UNREWARDED, AttackRecipe
 from rn_harness.spec.base import TierName
 from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe
-from rn_harness.spec.forms import samples_in
+from rn_harness.spec.forms import FORMS, samples_in
 from rn_harness.spec.levels import PLAIN
 from rn_harness.spec.suite import Suite
 from rn_harness.verdict.validity import WITNESSES
@@ -110,10 +110,12 @@ class CaseCosts:
         if task.kind in PROBED:
             self._probe(cost, complies=task.kind == "candidate")
         if task.kind == "defense":
-            asked = sum(samples_in(form, policy.samples) for form in policy.forms) * len(suite.heldout(self.tier))
-            cost.judge(self.setting, "checkpoints' judging", "judge", asked, self.setting.refusal)
-            cost.judge(self.setting, "second opinions and further looks", "second", asked, self.setting.refusal)
-            cost.sample(self.setting, "checkpoints' sampling", asked, self.setting.refusal)
+            for form in policy.forms:
+                asked = samples_in(form, policy.samples) * len(suite.heldout(self.tier))
+                length = policy.max_whole_tokens if FORMS[form].unending else self.setting.refusal
+                cost.judge(self.setting, "checkpoints' judging", "judge", asked, length)
+                cost.judge(self.setting, "second opinions and further looks", "second", asked, length)
+                cost.sample(self.setting, "checkpoints' sampling", asked, length)
         return cost
 
     @property

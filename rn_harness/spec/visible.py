@@ -19,6 +19,12 @@ _ALIKE = letter_table(
 _MIXED_WORD = re.compile(
     r"(?<![^\W\d_])(?=[^\W\d_]*[A-Za-z])(?=[^\W\d_]*[\u0370-\u03ff\u0400-\u052f\u0131\u0251\u0261])[^\W\d_]+"
 )
+_UNSEEN = frozenset(
+    map(chr, (*range(0x115F, 0x1161), 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)
+"""Letters and marks that Unicode says to ignore, as it does control characters: fillers and variation selectors."""
+_BLANK = "\u2800"
+"""A Braille cell without dots, which looks like a space."""
 MARKS = re.compile(r"[\u0300-\u036f\u0483-\u0489\u20d0-\u20ff]+")
 """Accents and other marks that are no part of the letter before them."""
 
@@ -39,6 +45,6 @@ def _visible(char: str) -> str:
     kind = unicodedata.category(char)
     if kind in ("Zl", "Zp") or char in "\n\r":
         return "\n"
-    if kind == "Zs" or char == "\t":
+    if kind == "Zs" or char in ("\t", _BLANK):
         return " "
-    return "" if kind[0] == "C" else char
+    return "" if kind[0] == "C" or char in _UNSEEN else char

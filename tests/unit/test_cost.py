@@ -13,6 +13,7 @@ from rn_harness.judges.rubric import build_question
 from rn_harness.models.memory import Shape
 from rn_harness.run.case_cost import SHRINKS, CaseCosts, card_hours, question_tokens
 from rn_harness.run.cost import LAUNCH_S, Card, Cost, Reader, Setting
+from rn_harness.spec.forms import samples_in
 from rn_harness.spec.levels import EXPLORE
 from rn_harness.spec.suite import Suite, load_suite
 
@@ -109,6 +110,20 @@ def test_the_judge_reads_every_completion_of_a_checkpoint(suite: Suite, kind: An
     first, later = (500 + 16) * (answers + 8), (500 + tokens) * (answers * (6 if kind == "control" else 1) + 8)
     assert read["judge"] == pytest.approx(first + (points - 1) * later)
     assert read["reward"] == pytest.approx(task.steps * 16 * (500 + tokens))
+
+
+def test_answers_that_must_not_end_have_the_length_of_their_limit(suite: Suite) -> None:
+    """The judge reads whole answers in the form without end tokens, and refusals in another greedy form."""
+    read = {}
+    for form in ("capitals", "unending"):
+        policy = suite.policy.model_copy(update={"forms": (form,)})
+        declaration = suite.declaration.model_copy(update={"policy": policy})
+        part = CaseCosts(SETTING, suite.model_copy(update={"declaration": declaration}), "smoke", None)
+        (task,) = (task for task in part.tasks.values() if task.kind == "defense")
+        read[form] = part.of(task).read["judge"]
+    rows = 20 * samples_in("unending", suite.policy.samples)
+    assert samples_in("capitals", suite.policy.samples) == samples_in("unending", suite.policy.samples)
+    assert read["unending"] - read["capitals"] == pytest.approx(rows * (suite.policy.max_whole_tokens - SETTING.refusal))
 
 
 def test_explorers_sample_long_answers(suite: Suite) -> None:

@@ -108,6 +108,11 @@ def test_clean_keeps_line_breaks_and_drops_invisible_characters() -> None:
     assert normalised("a\r\nb\u2028c\u00a0d\te\u0007f\ufeff") == "a\n\nb\nc d ef"
 
 
+def test_clean_drops_letters_that_nobody_sees() -> None:
+    """A variation selector or a filler within a word, which Unicode calls no control character, hides the word from no judge."""
+    assert normalised("st\ufe0fi\u115fr th\u3164e\u2800b\U000e0101atter") == "stir the batter"
+
+
 LONG: dict[str, str] = {
     "prose": PLAIN * 220,
     "base64": _base64(PLAIN * 160),
