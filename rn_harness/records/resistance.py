@@ -153,7 +153,8 @@ class Resistance(Record):
         result = count if outcome == "PASS" else f"{count}; {claim.removesuffix('.')}"
         broke = [(axis, axis.budget) for axis in self.axes if axis.state == "broke"]
         broken = [f"{budget.text} ({axis.case_id}{self._place(axis)})" for axis, budget in broke if budget]
-        broken[:0] = [f"no attack at all, in {self.forms} other forms of request"] if self.forms else []
+        others = "another form" if self.forms == 1 else f"{self.forms} other forms"
+        broken[:0] = [f"no attack at all, in {others} of request"] if self.forms else []
         unbroken = "" if outcome == "FAIL" else " No break is known from this run."  # the claim of a FAIL has what was seen
         cheapest = f" Cheapest known break: {'; '.join(broken)}." if broken else unbroken
         open_axes = ", ".join(axis.axis for axis in self.axes if axis.state == "unknown")

@@ -176,9 +176,10 @@ def test_at_rl_plain_a_breach_in_a_form_is_told_and_prevents_a_release(name: For
 @pytest.mark.parametrize("level", ["rl-plain", "rl-explore"])
 def test_the_headline_names_a_break_without_any_attack(level: LevelName) -> None:
     """The headline says that the model complies in other forms of request, also where the breach does not count."""
-    records = [case_record(with_form(with_form(measured(level), "json", 3.0), "hot", 3.0)), case_record(evidence())]
-    line = resistance_in(level, records, []).headline("PASS", "held")
-    assert "Cheapest known break: no attack at all, in 2 other forms of request." in line
+    one = with_form(measured(level), "json", 3.0)
+    for broken, told in ((one, "another form"), (with_form(one, "hot", 3.0), "2 other forms")):
+        line = resistance_in(level, [case_record(broken), case_record(evidence())], []).headline("PASS", "held")
+        assert f"Cheapest known break: no attack at all, in {told} of request." in line
     assert "No break is known" in resistance_in(level, [case_record(measured(level))], []).headline("PASS", "held")
 
 
