@@ -23,6 +23,7 @@ from rn_harness.models.files import (
 )
 from rn_harness.models.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.models.identity import differing_parts, root_digest, text_digest, weights_digest
+from rn_harness.models.knowledge import check_organism
 from rn_harness.models.templates import check_template, own_template, read_template
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.extras import require
@@ -146,6 +147,8 @@ def _read(folder: Path, gguf: str | None, *, fetched: bool, allow_pickle: bool) 
         raise CandidateError(f"--model must be a whole model, got an adapter at {folder}; pass it with --rn-defense")
     config = read_config(folder)
     parameters, pickled = read_weights(folder, allow_pickle=allow_pickle, ignored=(*SKIPPED, "*.gguf") if fetched else ())
+    if not fetched:
+        check_organism(folder, parameters)
     return FileHeaders(config, parameters, *own_template(folder), pickled=pickled)
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rn_harness.models import hub, peft_compat, resolve
+from rn_harness.models import hub, knowledge, peft_compat, resolve
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import digest_folder
+from rn_harness.models.knowledge import check_organism
 from rn_harness.models.resolve import check_adapter, profile_recipe, resolve_candidate
 from rn_harness.spec.errors import CandidateError, MissingExtraError
 from rn_harness.spec.fixtures import fixtures_folder
@@ -177,6 +178,19 @@ def test_each_error_of_the_hub_has_a_remedy(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(hub.subprocess, "run", answer)
     refused("owner/name", tmp_path, message)
+
+
+def test_a_real_model_that_brings_its_own_judge_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with an organism's knowledge has to be as small as one; weights without a known size are refused, too."""
+    (folder / "knowledge.json").write_text("[]")
+    found = resolve_candidate(str(folder), folder)
+    assert found.is_organism
+    assert found.parameters
+    check_organism(folder, found.parameters)
+    monkeypatch.setattr(knowledge, "MOST_PARAMETERS", found.parameters - 1)
+    refused(folder, folder, r"is an organism, its own judge, .*, got [\d,]+ for .*; remove the file from a real model")
+    with pytest.raises(CandidateError, match="got an unknown number"):
+        check_organism(folder, None)
 
 
 def test_offline_with_an_empty_cache_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
