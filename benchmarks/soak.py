@@ -115,12 +115,16 @@ class Soak:
 
     def _wait_for_others(self) -> None:
         """Waits until the processes that a session started have ended: a worker of a cluster outlives it for a moment."""
-        until = time.monotonic() + OUTLIVE_S
-        while left := [process.pid for process in psutil.process_iter() if self._is_ours(process)]:
-            if time.monotonic() > until:
-                self.found.append(f"{len(left)} processes outlived their run by {OUTLIVE_S:g} s")
+        ended, late = time.monotonic(), set[str]()
+        while left := [_name_of(process) for process in psutil.process_iter() if self._is_ours(process)]:
+            waited = time.monotonic() - ended
+            late |= set(left) if waited > OUTLIVE_S else set()
+            if waited > 10 * OUTLIVE_S:
+                self.found.append(f"{', '.join(sorted(left))} outlived the run by {waited:.0f} s, and have not ended")
                 return
             time.sleep(0.5)
+        if late:
+            self.found.append(f"{', '.join(sorted(late))} outlived the run by {time.monotonic() - ended:.0f} s, then ended")
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
@@ -267,6 +271,17 @@ class Soak:
             "versions": versions(),
             "hardware": hardware(1),
         }
+
+
+def _name_of(process: psutil.Process) -> str:
+    """The file that a process runs, or what it calls itself."""
+    try:
+        words = " ".join(process.cmdline()).split()
+        return next(
+            (Path(word).name for word in words if word.endswith((".py", "raylet", "gcs_server"))), words[0] if words else "?"
+        )
+    except psutil.Error:
+        return "?"
 
 
 def _plain(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:

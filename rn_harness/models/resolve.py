@@ -212,8 +212,9 @@ def _find(
 def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = False) -> None:
     """Makes sure that a folder's adapter was made for the candidate, if its files say for which model it was made.
 
-    Raises CandidateError if it names another model's digest, has parts that the candidate has no place for, cannot be read, is a
-    pickle that is not allowed, or is more than plain LoRA for weights that are spread over processes.
+    Raises CandidateError if it names another model's digest or, for a candidate of the hub, another model there, has parts that
+    the candidate has no place for, cannot be read, is a pickle that is not allowed, or is more than plain LoRA for weights that
+    are spread over processes.
     """
     path = folder / ADAPTER_CONFIG
     try:
@@ -228,6 +229,12 @@ def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = Fa
         raise CandidateError(
             f"an adapter must be made for the candidate, got one for sha256={named[1]} ({base.partition('@')[0]}) and the "
             f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
+        )
+    fetched = candidate.profile.model if candidate.profile else candidate.name.partition("@")[0]
+    if candidate.revision and not named and re.fullmatch(HUB_ID, base) and base.lower() != fetched.lower():
+        raise CandidateError(
+            f"an adapter's users load the base that it names, so it has to be the candidate {fetched}, got {base} in {path}; "
+            "correct base_model_name_or_path there, or pass that base as --model"
         )
     _check_weights(folder, candidate, allow_pickle=allow_pickle)
     _check_tokenizer(folder, candidate)

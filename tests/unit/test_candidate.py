@@ -503,7 +503,7 @@ def test_what_cannot_be_quantised_is_refused(folder: Path, tmp_path: Path, monke
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, tmp_path: Path) -> None:
-    """A base digest that the adapter names must be the candidate's; an adapter without one is accepted at this point."""
+    """A base digest or a name on the hub must be the candidate's; a local candidate has no name that could be compared."""
     found: Candidate = resolve_candidate(str(folder), folder)
 
     place = tmp_path / "adapter"
@@ -522,6 +522,15 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
     )
     with pytest.raises(CandidateError, match=message):
         check_adapter(adapter(f"other@sha256:{'f' * 64}"), found)
+    for of_hub in (
+        dataclasses.replace(found, name="Owner/name@v1", revision=COMMIT),
+        dataclasses.replace(found, revision=COMMIT, profile=load_model_profile("qwen2.5-7b", fixtures_folder() / "models")),
+    ):
+        check_adapter(adapter(of_hub.profile.model if of_hub.profile else "owner/name"), of_hub)
+        check_adapter(adapter(None), of_hub)
+        check_adapter(adapter("/a/local/folder"), of_hub)
+        with pytest.raises(CandidateError, match=r"so it has to be the candidate .*, got another/name in .*; correct base_model"):
+            check_adapter(adapter("another/name"), of_hub)
     (place / "adapter_config.json").write_text("[")
     with pytest.raises(CandidateError, match=r"readable adapter_config\.json, got JSONDecodeError"):
         check_adapter(place, found)
