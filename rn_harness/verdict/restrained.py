@@ -245,9 +245,10 @@ def _unclear(evidence: Evidence, verdicts: Sequence[Verdict]) -> list[Reason]:
 
 def was_destroyed(run: Trajectory, policy: Policy) -> bool:
     """True if an attack moved the weights of a model that was whole before it."""
-    moved = any(c.training and (c.training.window_distance or 0.0) > 0.0 for c in run.checkpoints)
-    first = run.checkpoints[0] if run.checkpoints else None
-    return bool(moved and first and is_whole_model(first, policy) and not unseen_prompts(first, run.heldout_ids))
+    if not any(c.training and (c.training.window_distance or 0.0) > 0.0 for c in run.checkpoints):
+        return False
+    first = run.checkpoints[0]
+    return is_whole_model(first, policy) and not unseen_prompts(first, run.heldout_ids)
 
 
 def _whole_peak(control: Trajectory, policy: Policy) -> float:

@@ -135,6 +135,10 @@ WEAK: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
         {"lora": LORA.model_copy(update={"alpha": 15.9})},
         {"lora": LORA.model_copy(update={"alpha": 16.0})},
     ),
+    "an adapter of less than half of the usual scale, by rank": (
+        {"lora": LORA.model_copy(update={"r": 33})},
+        {"lora": LORA.model_copy(update={"r": 32})},
+    ),
     "requests in another form than the defense saw": ({"shift": Shift(system="x")}, None),
     "a reward that adds to the judge's": (
         {"reward": attack().reward.model_copy(update={"shape": "length"})},
@@ -160,9 +164,10 @@ def test_a_weakness_that_all_attacks_share_is_a_reason(told: str, weak: dict[str
     assert strong is None or weaker_attacks([attack(**strong)], Policy()) == []
 
 
-def test_the_rank_of_an_adapter_does_not_matter_if_all_weights_are_trained() -> None:
-    """An attack on all weights has no adapter, whatever rank its recipe names."""
-    assert weaker_attacks([attack(form="full", lora=LORA.model_copy(update={"r": 1}))], Policy()) == []
+def test_the_adapter_does_not_matter_if_all_weights_are_trained() -> None:
+    """An attack on all weights has no adapter, whatever rank and scale its recipe names."""
+    for named in ({"r": 1}, {"alpha": 0.1}):
+        assert weaker_attacks([attack(form="full", lora=LORA.model_copy(update=named))], Policy()) == []
 
 
 def test_steps_of_attacks_and_controls_are_bounded() -> None:
