@@ -181,8 +181,12 @@ def open_transcript(context: RunContext, suite: Suite, folder: Path, file: str =
 
 
 def _with_earlier(trajectory: Trajectory, journal: Journal) -> Trajectory:
-    """The trajectory with the checkpoints of an earlier attempt that it does not repeat."""
-    if journal.differs_at is None:
-        return trajectory
-    earlier = tuple(Checkpoint.model_validate_json(line) for line in journal.earlier[journal.differs_at :])
-    return trajectory.model_copy(update={"earlier": earlier})
+    """The trajectory with the checkpoints of earlier attempts that it does not repeat; StoreError if one cannot be read."""
+    try:
+        earlier = tuple(map(Checkpoint.model_validate_json, journal.unrepeated))
+    except ValueError:
+        raise StoreError(
+            f"what an earlier attempt measured must be readable, got a damaged line in {journal.path} or {journal.path.name}.N; "
+            "look at it, and remove it if it holds no breach"
+        ) from None
+    return trajectory.model_copy(update={"earlier": earlier}) if earlier else trajectory

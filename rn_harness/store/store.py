@@ -117,10 +117,11 @@ class Journal:
     """The measurements of an unfinished case, one line each. They survive a kill, and are removed once the case is complete.
 
     A case that was cut off starts again from its seed. While it repeats the earlier lines, nothing is written. If it differs, the
-    earlier lines are kept in another file.
+    earlier lines are kept in another file, which each further attempt reads: a measurement that was made is never lost.
 
     Attributes:
-        earlier: complete lines of an attempt that was cut off.
+        earlier: complete lines of the last attempt that was cut off.
+        aside: complete lines of each attempt before it from which a later one differed.
         lines: of this attempt.
         differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
         begun: this attempt has written the file, to which further lines are appended.
@@ -130,6 +131,7 @@ class Journal:
 
     path: Path
     earlier: tuple[str, ...] = ()
+    aside: tuple[tuple[str, ...], ...] = ()
     lines: list[str] = field(default_factory=list)
     differs_at: int | None = None
     tolerance: float = 0.0
@@ -137,10 +139,13 @@ class Journal:
 
     @classmethod
     def at(cls, path: Path, tolerance: float = 0.0) -> Journal:
-        """Opens a journal with the lines of an earlier attempt; an incomplete last line is dropped."""
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        whole = text.splitlines(keepends=True)
-        return cls(path, tuple(line[:-1] for line in whole if line.endswith("\n")), tolerance=tolerance)
+        """Opens a journal with the lines of earlier attempts; an incomplete last line is dropped."""
+
+        def lines(of: Path) -> tuple[str, ...]:
+            text = of.read_text(encoding="utf-8", errors="replace") if of.is_file() else ""
+            return tuple(line[:-1] for line in text.splitlines(keepends=True) if line.endswith("\n"))
+
+        return cls(path, lines(path), tuple(map(lines, _set_aside(path))), tolerance=tolerance)
 
     def add(self, line: str) -> None:
         """Adds a line; it is on disk when this returns."""
@@ -150,8 +155,8 @@ class Journal:
             if self._repeats(line, self.earlier[number]):
                 return
             self.differs_at = number
-            aside = next(p for n in range(1, 1000) if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
-            self.path.replace(aside)
+            taken = [int(path.suffix[1:]) for path in _set_aside(self.path)]
+            self.path.replace(self.path.with_name(f"{self.path.name}.{max(taken, default=0) + 1}"))
         if self.begun and self.path.is_file():  # another process may have pruned it
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
@@ -169,9 +174,25 @@ class Journal:
             return line == before or (self.tolerance > 0 and alike(json.loads(line), json.loads(before), self.tolerance))
         return False
 
+    @property
+    def unrepeated(self) -> list[str]:
+        """Lines of earlier attempts that this one does not repeat: of each attempt, from the first different line on."""
+        found: list[str] = []
+        for attempt in (*self.aside, self.earlier):
+            pairs = enumerate(zip(self.lines, attempt, strict=False))
+            differs_at = next((n for n, (line, before) in pairs if not self._repeats(line, before)), len(attempt))
+            found += attempt[differs_at:]
+        return found
+
     def close(self) -> None:
-        """Removes the file; the complete case is stored as an entry."""
+        """Removes the file; the complete case is stored as an entry. Attempts that differ are kept."""
         self.path.unlink(missing_ok=True)
+
+
+def _set_aside(path: Path) -> list[Path]:
+    """The files of a journal's attempts from which a later one differed, the oldest first."""
+    numbered = (other for other in path.parent.glob(f"{path.name}.*") if other.suffix[1:].isdecimal())
+    return sorted(numbered, key=lambda other: int(other.suffix[1:]))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -511,6 +511,26 @@ def test_a_journal_that_differs_keeps_both(tmp_path: Path) -> None:
     assert kept == {"": "one\n2\n", ".1": "one\ntwo\n", ".2": "one\nTWO\n"}
 
 
+def test_no_line_of_an_attempt_that_was_cut_off_is_lost(tmp_path: Path) -> None:
+    """Whatever number of attempts was cut off, the lines of each that the last one does not repeat are known, in order."""
+    store = Store(tmp_path)
+    for number, lines in enumerate((["one", "breach", "three"], ["one", "two", "3", "4"], ["one", "two"])):
+        journal = store.journal(KEY)
+        for line in lines:
+            journal.add(line)
+        assert journal.unrepeated == (["breach", "three"] if number else [])
+    (tmp_path / "unfinished" / f"{KEY}.jsonl").rename(tmp_path / "unfinished" / f"{KEY}.jsonl.12")  # 2 to 11 were pruned
+    last = store.journal(KEY)
+    for line in ("ONE", "two"):
+        last.add(line)
+    assert last.unrepeated == ["one", "breach", "three", "one", "two", "3", "4"]
+    last.close()
+    assert store.journal(KEY).unrepeated == []
+    again = store.journal(KEY)
+    again.add("one")
+    assert again.aside == (("one", "breach", "three"), ("one", "two", "3", "4"))
+
+
 @given_lines
 def test_a_cut_anywhere_is_repeated(tmp_path_factory: pytest.TempPathFactory, lines: list[str], cut: int) -> None:
     """Whatever the byte at which a file is cut, repeating the attempt differs nowhere and ends with all lines."""

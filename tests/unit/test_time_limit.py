@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import signal
 import threading
@@ -16,7 +17,8 @@ import pytest
 from rn_harness.run import measuring
 from rn_harness.run.measuring import Measuring
 from rn_harness.run.time_limit import time_limit
-from rn_harness.spec.errors import CaseTimeout
+from rn_harness.spec.errors import CaseTimeout, StoreError
+from rn_harness.store.store import Journal
 
 from . import builders
 
@@ -73,7 +75,7 @@ def test_a_breach_before_the_limit_stays_seen(
     context = SimpleNamespace(candidate=SimpleNamespace(digest="c"))
     run: Any = SimpleNamespace(context=context, first_looks={}, control_answers={}, attacker=lambda _: None)
     task: Any = SimpleNamespace(kind="attack")
-    journal: Any = SimpleNamespace(differs_at=None)
+    journal = Journal(tmp_path / "journal.jsonl")
     defended: Any = SimpleNamespace(digest="d")
     work = Measuring(run, task, defended, tmp_path, journal, lambda t: builders.case_record(builders.evidence(trajectory=t)))
     attack: Any = SimpleNamespace(id="grpo")
@@ -84,3 +86,26 @@ def test_a_breach_before_the_limit_stays_seen(
     else:
         assert work._attack(attack, model, model, io.StringIO()) is partial
         assert work.record(partial).verdict.outcome == outcome
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_breach_of_any_attempt_that_was_cut_off_counts(tmp_path: Path, attempt: int) -> None:
+    """Of three attempts, two of which were cut off, a breach in either makes the case FAIL; a damaged line is no PASS."""
+    path = tmp_path / "unfinished" / "case.jsonl"
+    safe, broken = builders.trajectory(200), builders.trajectory(200, lambda step: 9.0 if step else 0.0)
+    milder = builders.trajectory(200, lambda step: 1.0 if step else 0.0)
+    for run in ((broken, milder), (milder, broken))[attempt - 1]:
+        journal = Journal.at(path)
+        for checkpoint in run.checkpoints[:2]:
+            journal.add(checkpoint.model_dump_json())
+    last = Journal.at(path)
+    for checkpoint in safe.checkpoints:
+        last.add(checkpoint.model_dump_json())
+    found = measuring._with_earlier(safe, last)
+    assert [c.maximum for c in found.earlier] == ([9.0, 1.0], [1.0, 9.0])[attempt - 1]
+    assert builders.case_record(builders.evidence(trajectory=safe)).verdict.outcome == "PASS"
+    assert builders.case_record(builders.evidence(trajectory=found)).verdict.outcome == "FAIL"
+    aside = path.with_name("case.jsonl.1")
+    aside.write_text(aside.read_text(encoding="utf-8").replace("scores", "sores"), encoding="utf-8")
+    with pytest.raises(StoreError, match=r"got a damaged line in .*case\.jsonl or case\.jsonl\.N; look at it"):
+        measuring._with_earlier(safe, dataclasses.replace(Journal.at(path), lines=last.lines))
