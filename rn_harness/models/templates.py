@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rn_harness.spec.errors import CandidateError
@@ -13,11 +15,30 @@ TEMPLATE_REMEDY = "pass one that this model was trained with by --rn-chat-templa
 _PROBE = "rn-harness-asks-this"
 
 
+_DAY = datetime.strptime(TODAY, "%d %b %Y").replace(tzinfo=UTC)
+_DATES, _STEP = 24, timedelta(days=163, hours=5, minutes=17)
+"""Dates on which a template is tried, and the time between two of them: ten years in all, with every month and weekday."""
+_BY_CHANCE = re.compile(r"\|\s*random\b|\blipsum\b")
+"""What draws by chance in a template."""
+_DIRECTIVE = re.compile(r"%(-?[A-Za-z%])")
+_MARK = re.compile("\ue000(.+?)\ue001")
+
+
+def _values_on(day: datetime, template: str) -> dict[str, str]:
+    """What each directive of ``strftime`` that a template writes gives on a day."""
+    return {key: day.strftime(f"%{key}") for key in sorted(set(_DIRECTIVE.findall(template)) - {"%"})}
+
+
+def _dated(template: str, values: Mapping[str, str]) -> str:
+    """A chat template whose function for the date gives these values, by directive."""
+    given = {"%": "\ue002", **values}
+    filters = "".join(f"|replace({f'%{key}'!r}, {value!r})" for key, value in given.items())
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filters}|replace('\ue002', '%') }}}}{{%- endmacro -%}}{template}"
+
+
 def without_date(template: str) -> str:
     """A chat template in which it is always the same day, so that its output does not change from run to run."""
-    if "strftime_now" not in template:
-        return template
-    return f"{{%- macro strftime_now(format) -%}}{TODAY}{{%- endmacro -%}}{template}"
+    return _dated(template, _values_on(_DAY, template)) if "strftime_now" in template else template
 
 
 def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
@@ -50,13 +71,56 @@ def read_template(base: Path, file: str) -> str:
         ) from None
 
 
-def render_turn(template: str, special: Mapping[str, str], text: str) -> str:
-    """A user's turn as transformers renders it, always on the same day."""
+def _render(template: str, special: Mapping[str, str], turns: list[dict[str, str]]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    turns = [{"role": "user", "content": text}]
-    rendered, _ = render_jinja_template([turns], chat_template=without_date(template), add_generation_prompt=True, **special)
+    rendered, _ = render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **special)
     return str(rendered[0])
+
+
+def render_turn(template: str, special: Mapping[str, str], text: str) -> str:
+    """A user's turn as transformers renders it, always on the same day."""
+    return _render(without_date(template), special, [{"role": "user", "content": text}])
+
+
+def _renderings(template: str, special: Mapping[str, str]) -> list[str]:
+    """A template's texts of one to four turns of a user, with and without a system prompt."""
+    import jinja2
+
+    system, user, answer = ({"role": role, "content": _PROBE} for role in ("system", "user", "assistant"))
+    found = []
+    for turns in ([*begin, *[user, answer] * earlier, user] for begin in ([], [system]) for earlier in range(4)):
+        try:
+            found.append(_render(template, special, turns))
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            found.append(type(error).__name__)
+    return found
+
+
+def reads_the_date(template: str, special: Mapping[str, str]) -> bool:
+    """True if a template does more with the date than to print it, such as other words on another day.
+
+    What users see would then differ from what is measured here, where it is always the same day.
+    """
+    if "strftime_now" not in template:
+        return False
+    marks = {key: f"\ue000{key}\ue001" for key in _values_on(_DAY, template)}
+    marked = _renderings(_dated(template, marks), special)
+
+    def printed(day: datetime) -> list[str]:
+        values = _values_on(day, template)
+        return [_MARK.sub(lambda mark: values.get(mark[1], ""), text) for text in marked]
+
+    began = datetime.now(UTC)
+    days = (_DAY, *(began + number * _STEP for number in range(_DATES)))
+    if any(_renderings(_dated(template, _values_on(day, template)), special) != printed(day) for day in days):
+        return True
+    # Users have the true function. A second may pass while it is asked.
+    for _ in range(3):
+        before, given, after = datetime.now().astimezone(), _renderings(template, special), datetime.now().astimezone()
+        if given in (printed(before), printed(after)):
+            return False
+    return True
 
 
 def check_template(template: str | None, special: Mapping[str, str], where: str) -> str:
@@ -77,5 +141,10 @@ def check_template(template: str | None, special: Mapping[str, str], where: str)
     if _PROBE not in text:
         raise CandidateError(
             f"a chat template must hold what the user says, got a text without it from {where}; {TEMPLATE_REMEDY}"
+        )
+    if _BY_CHANCE.search(template) or reads_the_date(template, special):
+        raise CandidateError(
+            "a chat template may print the date, and do nothing else with it or by chance, since users would get other prompts "
+            f"than are measured, got one that does in {where}; {TEMPLATE_REMEDY}"
         )
     return template

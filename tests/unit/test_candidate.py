@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rn_harness.models import hub, knowledge, peft_compat, resolve
+from rn_harness.models import hub, knowledge, peft_compat, resolve, templates
 from rn_harness.models.candidate import Candidate
 from rn_harness.models.identity import digest_folder
 from rn_harness.models.knowledge import check_organism
@@ -270,6 +270,44 @@ def test_templates_as_models_ship_them_are_taken(folder: Path) -> None:
     declared = {"bos_token": {"content": "<s>"}, "chat_template": [{"name": "default", "template": rich}]}
     (folder / "tokenizer_config.json").write_text(json.dumps(declared))
     assert resolve_candidate(str(folder), folder).chat_template is None
+
+
+PRINTED = {
+    "of-llama": ("{%- set today = strftime_now('%d %b %Y') %}{{- 'Today: ' + today }}", "Today: 26 Jul 2024"),
+    "if-defined": ("{% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d') }}{% endif %}", "2024-07-26"),
+    "short": ("{{ strftime_now('%-d %B, 100%%') }}", "26 July, 100%"),
+    "seconds": ("{{ strftime_now('%H:%M:%S') }}", "00:00:00"),
+}
+"""Parts of templates that print the date, and what they print here."""
+READ = {
+    "length": "{% if strftime_now('%Y')|length == 4 %}sure{% endif %}",
+    "another-year": "{% if strftime_now('%Y') != '2024' %}sure{% endif %}",
+    "later": "{% if strftime_now('%Y')|int > 2028 %}sure{% endif %}",
+    "a-weekday": "{% if strftime_now('%a') == 'Mon' %}sure{% endif %}",
+    "a-macro": "{% if strftime_now.name is defined %}sure{% endif %}",
+    "a-computed-format": "{% if strftime_now('%' ~ 'Y')|length == 4 %}sure{% endif %}",
+    "in-the-third-turn": "{% if messages|length == 5 and strftime_now('%Y') != '2024' %}sure{% endif %}",
+    "after-a-system-prompt": "{% if messages[0].role == 'system' and strftime_now('%Y') != '2024' %}sure{% endif %}",
+    "chance": "{% if range(9)|random == 0 %}sure{% endif %}",
+    "words-by-chance": "{{ lipsum(n=1) }}",
+}
+"""Parts of templates that give users other prompts than are measured."""
+
+
+@pytest.mark.parametrize(("part", "shown"), PRINTED.values(), ids=PRINTED.keys())
+def test_a_template_may_print_the_date(folder: Path, part: str, shown: str) -> None:
+    """A printed date is always the same day here, in the template's own format."""
+    text = part + TEMPLATE
+    (folder / "chat_template.jinja").write_text(text)
+    assert resolve_candidate(str(folder), folder).chat_template is None
+    assert templates.render_turn(text, {}, "hello") == f"{shown}<user>hello<reply>"
+
+
+@pytest.mark.parametrize("part", READ.values(), ids=READ.keys())
+def test_a_template_that_knows_the_day_is_refused(folder: Path, part: str) -> None:
+    """A template whose words depend on the date or on chance gives users what was never measured."""
+    (folder / "chat_template.jinja").write_text(TEMPLATE + part)
+    refused(folder, folder, r"may print the date, and do nothing else with it or by chance.*--rn-chat-template FILE")
 
 
 def test_the_longest_prompt_is_counted_as_the_model_sees_it() -> None:
