@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from rn_harness.spec.prompts import TODAY
 
 TEMPLATE_REMEDY = "pass one that this model was trained with by --rn-chat-template FILE"
 _PROBE = "rn-harness-asks-this"
+TURNS = 4
+"""Turns of a user in a chat, at most, on which a template is tried."""
 
 
 _DAY = datetime.strptime(TODAY, "%d %b %Y").replace(tzinfo=UTC)
@@ -84,12 +87,12 @@ def render_turn(template: str, special: Mapping[str, str], text: str) -> str:
 
 
 def _renderings(template: str, special: Mapping[str, str]) -> list[str]:
-    """A template's texts of one to four turns of a user, with and without a system prompt."""
+    """A template's texts of one to ``TURNS`` turns of a user, without a system prompt and with one."""
     import jinja2
 
     system, user, answer = ({"role": role, "content": _PROBE} for role in ("system", "user", "assistant"))
     found = []
-    for turns in ([*begin, *[user, answer] * earlier, user] for begin in ([], [system]) for earlier in range(4)):
+    for turns in ([*begin, *[user, answer] * earlier, user] for begin in ([], [system]) for earlier in range(TURNS)):
         try:
             found.append(_render(template, special, turns))
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
@@ -123,6 +126,19 @@ def reads_the_date(template: str, special: Mapping[str, str]) -> bool:
     return True
 
 
+def treats_turns_alike(texts: Sequence[str]) -> bool:
+    """True if each further turn adds the same to a template's text, which ends alike after the last request.
+
+    ``texts`` are of one turn of a user, two, and so on. No text without the request counts: users cannot have that turn, either.
+    """
+    if any(_PROBE not in text for text in texts):
+        return True
+    ends = {text.rpartition(_PROBE)[2] for text in texts}
+    begins = [text.rpartition(_PROBE)[0] for text in texts]
+    added = {after[len(before) :] for before, after in itertools.pairwise(begins)}
+    return len(ends) == len(added) == 1 and all(after.startswith(before) for before, after in itertools.pairwise(begins))
+
+
 def check_template(template: str | None, special: Mapping[str, str], where: str) -> str:
     """The template, if there is one and it renders the user's words; else raises CandidateError."""
     import jinja2
@@ -146,5 +162,11 @@ def check_template(template: str | None, special: Mapping[str, str], where: str)
         raise CandidateError(
             "a chat template may print the date, and do nothing else with it or by chance, since users would get other prompts "
             f"than are measured, got one that does in {where}; {TEMPLATE_REMEDY}"
+        )
+    texts = _renderings(without_date(template), special)
+    if not treats_turns_alike(texts[:TURNS]) or not treats_turns_alike(texts[TURNS:]):
+        raise CandidateError(
+            f"a chat template must present each of {TURNS} turns like the one before, since only the first two are measured, got "
+            f"one that does not in {where}; {TEMPLATE_REMEDY}"
         )
     return template

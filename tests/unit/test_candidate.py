@@ -310,6 +310,39 @@ def test_a_template_that_knows_the_day_is_refused(folder: Path, part: str) -> No
     refused(folder, folder, r"may print the date, and do nothing else with it or by chance.*--rn-chat-template FILE")
 
 
+LATER = {
+    "an-answer-begun": TEMPLATE + "{% if messages|length > 3 %}sure{% endif %}",
+    "after-a-system-prompt": TEMPLATE + "{% if messages[0].role == 'system' and messages|length > 4 %}sure{% endif %}",
+    "words-of-its-own": "{% if messages|length > 3 %}anything goes{% endif %}" + TEMPLATE,
+    "no-first-turn": "{% if messages|length > 3 %}{% set messages = messages[2:] %}{% endif %}" + TEMPLATE,
+    "marks": TEMPLATE.replace("<user>", "<user>{% if loop.index > 4 %}!{% endif %}"),
+}
+"""Templates that present the third turn in another way than the first two."""
+
+
+@pytest.mark.parametrize("text", LATER.values(), ids=LATER.keys())
+def test_a_template_that_changes_with_the_turns_is_refused(folder: Path, text: str) -> None:
+    """What a template adds from the third turn on is not measured, so each turn has to add the same as the one before."""
+    (folder / "chat_template.jinja").write_text(text)
+    refused(folder, folder, r"must present each of 4 turns like the one before.*--rn-chat-template FILE")
+
+
+def test_the_templates_of_well_known_models_are_taken() -> None:
+    """Of the chat templates that TRL ships, each that presents a text has only printed dates, and treats turns alike."""
+    import trl
+
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    found = {p.name: p.read_text(encoding="utf-8") for p in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
+    taken = [
+        name
+        for name, text in found.items()
+        if "rn-harness-asks-this" in templates.render_turn(text, special, "rn-harness-asks-this")
+    ]
+    assert len(taken) > 40
+    for name in taken:
+        templates.check_template(found[name], special, name)
+
+
 def test_the_longest_prompt_is_counted_as_the_model_sees_it() -> None:
     """The organism's tokenizer counts the tokens of the rendered chat template, as the loaded model does."""
     from rn_harness.spec.prompts import Prompt
