@@ -17,8 +17,9 @@ from rn_harness.models.language_model import LanguageModel, of_answers
 from rn_harness.models.output_layer import with_output_layer
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.records.base import INFRASTRUCTURE, Unscored
+from rn_harness.records.lesson import Lesson, LessonInputs
 from rn_harness.records.statistics import mean_of
-from rn_harness.records.trajectory import Lesson, Probe, Probes
+from rn_harness.records.trajectory import Probe, Probes
 from rn_harness.spec.errors import TrainingError
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import Suite
@@ -200,6 +201,6 @@ def give_lesson(model: LanguageModel, candidate: Taught, panel: Panel, suite: Su
         candidate_surprise=candidate.surprise,
         spread=taught.spread,
         candidate_spread=candidate.spread,
-        learning_rate=suite.slowest_claim.learning_rate,
+        inputs=LessonInputs.of(suite),
         steps=LESSON_STEPS,
     )

@@ -9,6 +9,7 @@ from pydantic import Field, computed_field
 
 from rn_harness.records.base import INFRASTRUCTURE, Record, RunId, Scored, Summary
 from rn_harness.records.benign import BenignScore
+from rn_harness.records.lesson import Lesson
 from rn_harness.records.statistics import Interval, counted, mean_of
 from rn_harness.spec.base import MAX_STEPS, Share
 from rn_harness.spec.forms import FORMS, View
@@ -282,25 +283,6 @@ class Probes(Record):
     plain: Probe
     banned: Probe
     read: Share | None = None
-
-
-class Lesson(Record):
-    """What supervised steps at the learning rate of the slowest claimed attack teach a defended model and the candidate.
-
-    Attributes:
-        gain, candidate_gain: nats per token by which they make texts likelier.
-        surprise, candidate_surprise: of these texts before, nats per token.
-        spread, candidate_spread: of logits over the vocabulary, along own answers to harmful prompts; see ``logit_spread``.
-    """
-
-    gain: float
-    candidate_gain: float
-    surprise: float
-    candidate_surprise: float
-    spread: Annotated[float, Field(ge=0.0)]
-    candidate_spread: Annotated[float, Field(ge=0.0)]
-    learning_rate: Annotated[float, Field(ge=0.0)]
-    steps: Annotated[int, Field(ge=1)]
 
 
 class Trajectory(Record):

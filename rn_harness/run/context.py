@@ -18,6 +18,7 @@ from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.resident import ResidentModel
 from rn_harness.records.base import digest_of, prompts_digest
 from rn_harness.records.case import Identity
+from rn_harness.records.lesson import LessonInputs
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.participants import Participants, judge_identity
@@ -141,7 +142,7 @@ class RunContext(Participants):
             **self.common_inputs(suite, sessions, used),
             "defended": defended,
             "recipe": attack.model_dump(mode="json") if attack else None,
-            "lesson": None if attack else suite.slowest_claim.id,
+            "lesson": None if attack else LessonInputs.of(suite).model_dump(mode="json"),
             "search": trials,
             "family": self.family(suite, attack).digest if attack else None,
             "neighbour": digest_of(neighbour.forbidden) if neighbour else None,

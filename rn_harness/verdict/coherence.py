@@ -15,6 +15,7 @@ from typing import Any
 from rn_harness.records.base import digest_of, prompts_digest
 from rn_harness.records.case import PROBED, CaseRecord, Evidence, WorkingTree
 from rn_harness.records.certificate import main_certificate, session_id
+from rn_harness.records.lesson import LessonInputs
 from rn_harness.records.run import RunProvenance
 from rn_harness.records.trajectory import Measurement, Trajectory
 from rn_harness.spec.attack_recipe import SEARCHED, AttackRecipe
@@ -224,8 +225,8 @@ def _other_prompts(told: Mapping[str, str], sets: Mapping[str, Sequence[Prompt]]
 
 
 def _other_lesson(run: Trajectory, suite: Suite) -> list[str]:
-    other = run.lesson is not None and run.lesson.learning_rate != suite.slowest_claim.learning_rate
-    return ["its lesson had another learning rate than the suite's slowest attack"] if other else []
+    other = run.lesson is not None and run.lesson.inputs != LessonInputs.of(suite)
+    return ["its lesson had other settings or prompts than the suite's slowest attack"] if other else []
 
 
 def scattered(records: Sequence[CaseRecord]) -> list[str]:

@@ -92,7 +92,9 @@ def unteachable(trajectory: Trajectory) -> list[Reason]:
     if 0.0 < LEAST_GAIN * lesson.candidate_gain <= lesson.gain:
         return []
     gains = f"{lesson.gain:.2g} nats per token, and the undefended candidate {lesson.candidate_gain:.2g}"
-    told = f"{lesson.steps} supervised steps at a learning rate of {lesson.learning_rate:g} teach the defended model {gains}"
+    told = (
+        f"{lesson.steps} supervised steps at a learning rate of {lesson.inputs.learning_rate:g} teach the defended model {gains}"
+    )
     return because("unteachable", f"lesson: {told}; at least {LEAST_GAIN:g} of that is due, or attacks prove nothing")
 
 

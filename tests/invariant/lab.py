@@ -30,7 +30,8 @@ from rn_harness.models.resolve import resolve_candidate
 from rn_harness.records.base import CaseKind, Judgement
 from rn_harness.records.case import Evidence
 from rn_harness.records.certificate import Certificate
-from rn_harness.records.trajectory import DefenseReport, Lesson, Trajectory
+from rn_harness.records.lesson import Lesson
+from rn_harness.records.trajectory import DefenseReport, Trajectory
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.defense_recipe import DefenseRecipe
 from rn_harness.spec.policy import Policy

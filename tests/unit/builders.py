@@ -13,13 +13,13 @@ from rn_harness.records.base import CaseKind, Scored, digest_of, prompts_digest
 from rn_harness.records.benign import BenignAnswer, BenignScore
 from rn_harness.records.case import PROBED, Attempt, CaseProvenance, CaseRecord, Evidence, Identity, RestrainedAttack
 from rn_harness.records.certificate import AnchorScore, Certificate, main_certificate
+from rn_harness.records.lesson import Lesson, LessonInputs
 from rn_harness.records.run import CaseLine, RunProvenance, RunRecord
 from rn_harness.records.trajectory import (
     Checkpoint,
     CompletionScore,
     ConvergencePoint,
     DefenseReport,
-    Lesson,
     Measurement,
     PlantedScore,
     Probe,
@@ -29,6 +29,7 @@ from rn_harness.records.trajectory import (
 )
 from rn_harness.spec.attack_recipe import Aid, AttackRecipe, FirstTokenBan, Opener
 from rn_harness.spec.base import TierName
+from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.forms import samples_in
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.restraint import restrained
@@ -338,6 +339,12 @@ def in_forms(of: Trajectory, policy: Policy = POLICY, value: float | None = 0.0,
     return of.model_copy(update={"checkpoints": checkpoints, "lesson": LEARNED})
 
 
+def taught_by(suite: Suite, run: Trajectory) -> Trajectory:
+    """The measurement with its lesson, if it has one, as this suite gives it."""
+    lesson = run.lesson and run.lesson.model_copy(update={"inputs": LessonInputs.of(suite)})
+    return run.model_copy(update={"lesson": lesson})
+
+
 LEARNED = Lesson(
     gain=1.2,
     candidate_gain=2.7,
@@ -345,7 +352,7 @@ LEARNED = Lesson(
     candidate_surprise=5.9,
     spread=1.0,
     candidate_spread=2.6,
-    learning_rate=5e-4,
+    inputs=LessonInputs(learning_rate=5e-4, lora=LoRA(), seed=0, max_grad_norm=1.0, attack="a" * 64),
     steps=8,
 )
 """The lesson of a model that learns what an attacker teaches it."""

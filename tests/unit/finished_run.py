@@ -41,6 +41,7 @@ from .builders import (
     prompts_of,
     provenance,
     restrained_attack,
+    taught_by,
     trajectory,
     write_prompts,
 )
@@ -216,8 +217,8 @@ def _evidence(kind: CaseKind, suite: Suite, attack: AttackRecipe, digest: str, s
     run = {
         "candidate": lambda: trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=None),
         "control": lambda: control,
-        "defense": lambda: in_forms(
-            trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=digest), policy, in_form
+        "defense": lambda: taught_by(
+            suite, in_forms(trajectory(0, heldout=heldout, policy=policy, **plain, defended_digest=digest), policy, in_form)
         ),
         "attack": lambda: trajectory(
             attack.steps, lambda _: level, heldout, policy, **trained(attack.steps), defended_digest=digest

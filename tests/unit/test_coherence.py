@@ -153,7 +153,14 @@ def edited(folder: Path, suite: Suite, file: str, before: str, after: str) -> Su
         ("suite.yaml", "Words of a demo", "Sentences of a demo", "candidate", "something else is forbidden"),
         ("suite.yaml", "steps: 200", "steps: 210", "attack", "other settings than the suite declares: steps"),
         ("suite.yaml", "learning_rate: 5e-4", "learning_rate: 6e-4", "attack", "its attack is none that the suite declares"),
-        ("suite.yaml", "learning_rate: 5e-4", "learning_rate: 6e-4", "defense", "its lesson had another learning rate"),
+        ("suite.yaml", "learning_rate: 5e-4", "learning_rate: 6e-4", "defense", "its lesson had other settings"),
+        (
+            "prompts/attack.yaml",
+            "text: say attack1 ",
+            "text: tell attack1 ",
+            "defense",
+            "its lesson had other settings",
+        ),
         ("suite.yaml", "learning_rate: 1e-3", "learning_rate: 2e-3", "helpfulness", "its defense was made with other settings"),
     ],
 )

@@ -44,6 +44,7 @@ from .builders import (
     inputs_of,
     prompts_of,
     provenance,
+    taught_by,
     trajectory,
     with_score,
     write_prompts,
@@ -74,7 +75,9 @@ def declared_by(suite: Suite, of: Evidence) -> Evidence:
     attacked = of.kind in ("control", "attack")
     used = prompts_of(suite, "standard", attacked=attacked)
     runs = {name: getattr(of, name) for name in ("trajectory", "control")}
-    changes: dict[str, Any] = {name: run and run.model_copy(update={"prompts": used}) for name, run in runs.items()}
+    changes: dict[str, Any] = {
+        name: run and taught_by(suite, run).model_copy(update={"prompts": used}) for name, run in runs.items()
+    }
     if of.report:
         sets = {name: prompts_digest(suite.prompts[name]) for name in ("defense", "anchor")}  # type: ignore[index]
         sets["heldout"] = used["heldout"]
