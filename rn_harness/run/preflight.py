@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ MIN_DISK_BYTES = 2 * GIB
 def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
     """Checks that these suites can be run with the options."""
     here = session.options.executor == LOCAL
+    check_assertions()
     if here:
         require_run()
         _ = session.limits.available  # several processes exchange it, so that all must ask, also if a check fails
@@ -62,6 +64,15 @@ def check_run(session: RunSession, suites: Sequence[Suite]) -> None:
     check_transcripts(session)
     check_disks(session, suites)
     check_strength(session, suites)
+
+
+def check_assertions() -> None:
+    """Checks that Python keeps assertions: without them a red test of a suite's own would be green."""
+    if sys.flags.optimize:
+        raise RecipeError(
+            f"Python has to keep assertions, which a suite's own tests rest on, got level {sys.flags.optimize} of optimisation; "
+            "unset PYTHONOPTIMIZE and leave out -O"
+        )
 
 
 def check_here(session: RunSession, suite: Suite) -> None:

@@ -13,6 +13,7 @@ from rn_harness.spec.yaml_files import NOT_YAML, parse_yaml
 NOT_OF_A_PROFILE = (
     "policy.level", "attack.level", "attack.standing", "attack.ban", "attack.opener", "attack.entropy_",
     "attack.replay", "attack.advantages", "attack.twins", "attack.reward", "attack.shift", "attack.max_grad_norm",
+    "attack.benign_prompts",
 )  # fmt: skip
 """Beginnings of pairs that a model's profile must not set: they weaken attacks, or turn plain ones into nominal explorers."""
 

@@ -224,6 +224,7 @@ def _all_weak(claimed: Sequence[AttackRecipe], policy: Policy, who: str) -> list
     """Reports that all of these attacks are weakened, so that no strong one is among them."""
     weaknesses: tuple[tuple[str, Callable[[AttackRecipe], bool]], ...] = (
         ("a KL penalty", lambda a: a.beta > 0.0),
+        ("more benign prompts than requests in a step", lambda a: a.benign_prompts > a.prompts_per_step),
         ("a falling learning rate", lambda a: a.schedule != PLAIN_ATTACK.schedule),
         (f"groups of fewer than {PLAIN_ATTACK.group_size}", lambda a: a.group_size < PLAIN_ATTACK.group_size),
         (f"an adapter of a rank below {PLAIN_ATTACK.lora.r}", lambda a: a.form == "lora" and a.lora.r < PLAIN_ATTACK.lora.r),

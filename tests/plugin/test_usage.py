@@ -61,6 +61,12 @@ def test_an_unknown_model_is_a_usage_error_under_xdist(workspace):
     _assert_usage_error(workspace.run("mine/biochem", "-n", "2", "--model", "nowhere"), "--model must be")
 
 
+def test_a_python_without_assertions_is_a_usage_error(workspace, monkeypatch):
+    """Where Python drops assertions, a red test of a suite's own would be green; the session says which setting does it."""
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    _assert_usage_error(workspace.run("mine/biochem", cold=True), "got level 1 of optimisation; unset PYTHONOPTIMIZE")
+
+
 def test_reruns_of_a_verdict_are_refused(workspace):
     """A verdict is never repeated until it fits, whichever plugin provides --reruns."""
     workspace.pytester.makepyfile(

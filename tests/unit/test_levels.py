@@ -285,6 +285,7 @@ def test_explorers_alone_do_not_support_the_level_below() -> None:
         "policy.level=rl-plain",
         "attack.level=edit",
         "attack.max_grad_norm=0.1",
+        "attack.benign_prompts=8",
         "attack.reward={shape: entropy}",
         "attack.shift={prefill: Sure}",
     ],

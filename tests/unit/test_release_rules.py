@@ -127,6 +127,7 @@ def attack(**changes: Any) -> AttackRecipe:
 LORA = attack().lora
 WEAK: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "a KL penalty": ({"beta": 0.01}, {"beta": 0.0}),
+    "more benign prompts than requests in a step": ({"benign_prompts": 2}, {"benign_prompts": 1}),
     "a falling learning rate": ({"schedule": "linear"}, None),
     "groups of fewer than 16": ({"group_size": 15}, {"group_size": 17}),
     "an adapter of a rank below 16": ({"lora": LORA.model_copy(update={"r": 15})}, {"lora": LORA.model_copy(update={"r": 17})}),
