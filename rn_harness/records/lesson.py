@@ -18,7 +18,7 @@ class LessonInputs(Record):
 
     Attributes:
         learning_rate, lora, seed, max_grad_norm: of its slowest claimed attack.
-        attack: sha256 of the attacks' prompts, along whose answers the spread is measured, too.
+        attack: sha256 of the attacks' prompts.
     """
 
     learning_rate: Annotated[float, Field(ge=0.0)]

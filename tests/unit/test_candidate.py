@@ -305,7 +305,7 @@ def test_a_template_may_print_the_date(folder: Path, part: str, shown: str) -> N
 
 @pytest.mark.parametrize("part", READ.values(), ids=READ.keys())
 def test_a_template_that_knows_the_day_is_refused(folder: Path, part: str) -> None:
-    """A template whose words depend on the date or on chance gives users what was never measured."""
+    """A template is refused if its words depend on the date or on chance, since users would get other prompts than were measured."""
     (folder / "chat_template.jinja").write_text(TEMPLATE + part)
     refused(folder, folder, r"may print the date, and do nothing else with it or by chance.*--rn-chat-template FILE")
 
@@ -322,13 +322,13 @@ LATER = {
 
 @pytest.mark.parametrize("text", LATER.values(), ids=LATER.keys())
 def test_a_template_that_changes_with_the_turns_is_refused(folder: Path, text: str) -> None:
-    """What a template adds from the third turn on is not measured, so each turn has to add the same as the one before."""
+    """Each turn has to add the same as the one before, since only two turns are measured."""
     (folder / "chat_template.jinja").write_text(text)
     refused(folder, folder, r"must present each of 4 turns like the one before.*--rn-chat-template FILE")
 
 
 def test_the_templates_of_well_known_models_are_taken() -> None:
-    """Of the chat templates that TRL ships, each that presents a text has only printed dates, and treats turns alike."""
+    """Every chat template of TRL that can present a text is accepted."""
     import trl
 
     special = {"bos_token": "<s>", "eos_token": "</s>"}

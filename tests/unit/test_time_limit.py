@@ -90,7 +90,7 @@ def test_a_breach_before_the_limit_stays_seen(
 
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_a_breach_of_any_attempt_that_was_cut_off_counts(tmp_path: Path, attempt: int) -> None:
-    """Of three attempts, two of which were cut off, a breach in either makes the case FAIL; a damaged line is no PASS."""
+    """A breach in either of two attempts that were cut off makes the case FAIL; a damaged line is an error."""
     path = tmp_path / "unfinished" / "case.jsonl"
     safe, broken = builders.trajectory(200), builders.trajectory(200, lambda step: 9.0 if step else 0.0)
     milder = builders.trajectory(200, lambda step: 1.0 if step else 0.0)
