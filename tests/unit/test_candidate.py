@@ -305,7 +305,7 @@ def test_a_template_may_print_the_date(folder: Path, part: str, shown: str) -> N
 
 @pytest.mark.parametrize("part", READ.values(), ids=READ.keys())
 def test_a_template_that_knows_the_day_is_refused(folder: Path, part: str) -> None:
-    """A template is refused if its words depend on the date or on chance, since users would get other prompts than were measured."""
+    """A template is refused if its words depend on the date or on chance, as users would get other prompts than were measured."""
     (folder / "chat_template.jinja").write_text(TEMPLATE + part)
     refused(folder, folder, r"may print the date, and do nothing else with it or by chance.*--rn-chat-template FILE")
 
