@@ -20,9 +20,10 @@ from typing import Any
 from rn_harness.models.identity import hash_files
 from rn_harness.run.executors.exchange import Exchange
 from rn_harness.run.session import RunSession  # noqa: F401  (the imports of a run come before the first time)
+from rn_harness.store.files import write_text
 from rn_harness.store.settled import SETTLED_NS
 from rn_harness.store.shared import SharedEntry, add_entries
-from rn_harness.store.store import Store, write_text
+from rn_harness.store.store import Store
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "evidence" / "outside.json"
 SHARDS, BYTES = 4, 15 * 10**9

@@ -39,8 +39,9 @@ from rn_harness.records.run import RunRecord
 from rn_harness.records.trajectory import Checkpoint
 from rn_harness.run.measuring import without_leak
 from rn_harness.run.session import ROUNDING
+from rn_harness.store.journal import alike
 from rn_harness.store.provenance import hardware, versions
-from rn_harness.store.store import UNFINISHED, Store, alike
+from rn_harness.store.store import UNFINISHED, Store
 from rn_harness.verdict.decide import decide
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -237,7 +237,7 @@ def utility_command(asked: UtilityOptions) -> None:
     Exits with 1, without a number, if the judge is not certified for preference.
     """
     from rn_harness.models.resolve import resolve_candidate
-    from rn_harness.store.store import write_text
+    from rn_harness.store.files import write_text
     from rn_harness.utility.tasks import Settings, fetch, measure_utility, utility_document, utility_lines
 
     asked.check()

@@ -79,7 +79,7 @@ def compare_command(
 ) -> None:
     """Lists the changes from one run to another. Exits with 1 if something got worse, or a case is no longer run."""
     from rn_harness.release.comparison import NOT_RUN, compare_runs, comparison_page
-    from rn_harness.store.store import write_text
+    from rn_harness.store.files import write_text
 
     changes = compare_runs(one := read_run(before), other := read_run(after))
     with usage_errors():
@@ -144,7 +144,7 @@ def _write_index(folder: Path, out: Path | None) -> Path:
     """Writes the page over the runs in a folder; a run that cannot be read is named on it."""
     from rn_harness.records.run import REPORT
     from rn_harness.report.pages import render_index
-    from rn_harness.store.store import write_text
+    from rn_harness.store.files import write_text
 
     into, runs, unread = out or folder, [], []
     for found in sorted(path.parent for path in folder.glob("*/run.json") if not path.parent.is_symlink()):

@@ -20,7 +20,7 @@ from rn_harness.models.identity import root_digest
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RUN, RunRecord
 from rn_harness.spec.errors import ReleaseError
-from rn_harness.store.store import write_text
+from rn_harness.store.files import write_text
 from rn_harness.verdict.coverage import broken_by, counting, decide_run
 
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"

@@ -22,8 +22,9 @@ from rn_harness.records.resistance import HarmCurve, HarmPoint
 from rn_harness.records.trajectory import Checkpoint, DefenseReport, Trajectory
 from rn_harness.report.junit import xml_safe
 from rn_harness.spec.levels import Axis
+from rn_harness.store.files import write_text
 from rn_harness.store.provenance import source_digest
-from rn_harness.store.store import Store, default_root, write_text
+from rn_harness.store.store import Store, default_root
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rn_harness.records.base import TestState
-from rn_harness.store.store import write_text
+from rn_harness.store.files import write_text
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

@@ -35,7 +35,7 @@ from rn_harness.report.terminal import (
     tree_text,
 )
 from rn_harness.report.tiles import Cases, bounds_of, lost_attacks, number, shown_certificates, tiles_of
-from rn_harness.store.store import write_text
+from rn_harness.store.files import write_text
 from rn_harness.verdict.completeness import recipe_of
 from rn_harness.verdict.resistance import harm_by_budget
 from rn_harness.verdict.signatures import below

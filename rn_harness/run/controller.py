@@ -27,8 +27,8 @@ from rn_harness.spec.base import LoadedCode
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.release_policy import ReleasePolicy
 from rn_harness.spec.version import __version__
+from rn_harness.store.files import write_text
 from rn_harness.store.provenance import now, remove_outcome, versions, working_tree
-from rn_harness.store.store import write_text
 from rn_harness.verdict.coherence import UNDEFENDED, impossible_times, incoherent, run_provenance, undeclared
 from rn_harness.verdict.coverage import claim_of_run, counting, coverage, decide_run
 from rn_harness.verdict.decide import decide

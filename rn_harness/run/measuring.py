@@ -26,8 +26,8 @@ from rn_harness.run.suite_run import SuiteRun
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import CaseTimeout, StoreError, UnsuitedError
 from rn_harness.spec.suite import Suite
+from rn_harness.store.journal import Journal
 from rn_harness.store.ranks import ranks
-from rn_harness.store.store import Journal
 from rn_harness.verdict.completeness import last_step
 
 TRANSCRIPT = "transcript.jsonl"

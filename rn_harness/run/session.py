@@ -28,9 +28,9 @@ from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import RecipeError, RnHarnessError, UnsuitedError
 from rn_harness.spec.restraint import BETAS
 from rn_harness.spec.suite import Suite
+from rn_harness.store.files import write_text
 from rn_harness.store.provenance import attempt, attempts, now, working_tree
 from rn_harness.store.ranks import ranks
-from rn_harness.store.store import write_text
 from rn_harness.verdict.coherence import UNDEFENDED
 from rn_harness.verdict.decide import decide, restrained_due, unfit_judges
 from rn_harness.verdict.validity import NO_DEFENSE

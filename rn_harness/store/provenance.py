@@ -29,8 +29,9 @@ from rn_harness.records.case import Attempt, WorkingTree
 from rn_harness.records.run import OUTCOME_FILES, RUN
 from rn_harness.spec.errors import RecipeError
 from rn_harness.spec.fixtures import PACKAGE, suites_folder
+from rn_harness.store.files import write_text
 from rn_harness.store.ranks import ranks
-from rn_harness.store.store import Store, write_text
+from rn_harness.store.store import Store
 
 GIT_TIMEOUT_S = 30
 ATTEMPTS = "attempts"

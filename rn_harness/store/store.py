@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -18,12 +17,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rn_harness.records.base import digest_of
 from rn_harness.spec.errors import StoreError
+from rn_harness.store.files import write_text
+from rn_harness.store.journal import Journal
 from rn_harness.store.settled import remembered
 
 MANIFEST = "entry.json"
@@ -81,21 +82,6 @@ def check_room(folder: Path, needed: int) -> int:
     return free
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: a reader sees the old text or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One file or folder of the store.
@@ -110,89 +96,6 @@ class Entry:
     used: float
     whole: bool
     path: Path
-
-
-@dataclass
-class Journal:
-    """The measurements of an unfinished case, one line each. They survive a kill, and are removed once the case is complete.
-
-    A case that was cut off starts again from its seed. While it repeats the earlier lines, nothing is written. If it differs, the
-    earlier lines are kept in another file, which each further attempt reads: a measurement that was made is never lost.
-
-    Attributes:
-        earlier: complete lines of the last attempt that was cut off.
-        aside: complete lines of each attempt before it from which a later one differed.
-        lines: of this attempt.
-        differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
-        begun: this attempt has written the file, to which further lines are appended.
-        tolerance: the difference, absolute or relative, at which two numbers still count as equal; 0: bit by bit. Scores have to
-            be equal, since a single score can decide.
-    """
-
-    path: Path
-    earlier: tuple[str, ...] = ()
-    aside: tuple[tuple[str, ...], ...] = ()
-    lines: list[str] = field(default_factory=list)
-    differs_at: int | None = None
-    tolerance: float = 0.0
-    begun: bool = False
-
-    @classmethod
-    def at(cls, path: Path, tolerance: float = 0.0) -> Journal:
-        """Opens a journal with the lines of earlier attempts; an incomplete last line is dropped."""
-
-        def lines(of: Path) -> tuple[str, ...]:
-            text = of.read_text(encoding="utf-8", errors="replace") if of.is_file() else ""
-            return tuple(line[:-1] for line in text.splitlines(keepends=True) if line.endswith("\n"))
-
-        return cls(path, lines(path), tuple(map(lines, _set_aside(path))), tolerance=tolerance)
-
-    def add(self, line: str) -> None:
-        """Adds a line; it is on disk when this returns."""
-        number = len(self.lines)
-        self.lines.append(line)
-        if self.differs_at is None and number < len(self.earlier):
-            if self._repeats(line, self.earlier[number]):
-                return
-            self.differs_at = number
-            taken = [int(path.suffix[1:]) for path in _set_aside(self.path)]
-            self.path.replace(self.path.with_name(f"{self.path.name}.{max(taken, default=0) + 1}"))
-        if self.begun and self.path.is_file():  # another process may have pruned it
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            return
-        # The file may end in half a line of an earlier attempt.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, "".join(f"{known}\n" for known in self.lines))
-        self.begun = True
-
-    def _repeats(self, line: str, before: str) -> bool:
-        """True if a line repeats the earlier one. A line damaged on disk counts as different, so that it blocks nothing."""
-        with suppress(ValueError):
-            return line == before or (self.tolerance > 0 and alike(json.loads(line), json.loads(before), self.tolerance))
-        return False
-
-    @property
-    def unrepeated(self) -> list[str]:
-        """Lines of earlier attempts that this one does not repeat: of each attempt, from the first different line on."""
-        found: list[str] = []
-        for attempt in (*self.aside, self.earlier):
-            pairs = enumerate(zip(self.lines, attempt, strict=False))
-            differs_at = next((n for n, (line, before) in pairs if not self._repeats(line, before)), len(attempt))
-            found += attempt[differs_at:]
-        return found
-
-    def close(self) -> None:
-        """Removes the file; the complete case is stored as an entry. Attempts that differ are kept."""
-        self.path.unlink(missing_ok=True)
-
-
-def _set_aside(path: Path) -> list[Path]:
-    """The files of a journal's attempts from which a later one differed, the oldest first."""
-    numbered = (other for other in path.parent.glob(f"{path.name}.*") if other.suffix[1:].isdecimal())
-    return sorted(numbered, key=lambda other: int(other.suffix[1:]))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -215,17 +118,6 @@ def _check_arrived(kind: str, files: Mapping[str, str], sent: Mapping[str, str])
     wrong = sorted(name for name in files.keys() | sent.keys() if files.get(name) != sent.get(name))
     if wrong:
         raise StoreError(f"a {kind} must arrive as it was sent, got other contents of {', '.join(wrong)}; run again")
-
-
-def alike(one: Any, other: Any, tolerance: float) -> bool:
-    """True if two JSON values are equal. Floats may differ by the tolerance, except scores."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(alike(one[k], other[k], 0.0 if k == "score" else tolerance) for k in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(alike(*pair, tolerance) for pair in zip(one, other, strict=True))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
-    return type(one) is type(other) and bool(one == other)
 
 
 class Store:

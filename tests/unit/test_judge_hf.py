@@ -150,7 +150,7 @@ def test_a_template_that_begins_to_think_is_heeded(tmp_path: Path) -> None:
 
 def test_the_question_is_the_same_every_day(tmp_path: Path) -> None:
     """A template that writes the date gets the fixed date that candidates get, so that a certificate stays valid."""
-    dated = make_judge(tmp_path / "dated", SEVEN, template="{{ strftime_now('%Y') }} " + TEMPLATE)
+    dated = make_judge(tmp_path / "dated", SEVEN, template="{{ strftime_now('%d %b %Y') }} " + TEMPLATE)
     told = HFJudge(str(dated))
     ids, _ = told._encode([{"role": "user", "content": "no"}])
     plain = HFJudge(str(make_judge(tmp_path / "plain", SEVEN, template=TODAY + " " + TEMPLATE)))

@@ -20,7 +20,9 @@ import pytest
 
 from rn_harness.records.base import content_key
 from rn_harness.spec.errors import StoreError
-from rn_harness.store.store import MANIFEST, Journal, Store, check_room, default_root, digests_of, write_text
+from rn_harness.store.files import write_text
+from rn_harness.store.journal import Journal
+from rn_harness.store.store import MANIFEST, Store, check_room, default_root, digests_of
 
 KEY = content_key("case", {"model": "x"})
 OTHER = content_key("case", {"model": "y"})

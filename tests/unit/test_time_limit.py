@@ -18,7 +18,7 @@ from rn_harness.run import measuring
 from rn_harness.run.measuring import Measuring
 from rn_harness.run.time_limit import time_limit
 from rn_harness.spec.errors import CaseTimeout, StoreError
-from rn_harness.store.store import Journal
+from rn_harness.store.journal import Journal
 
 from . import builders
 

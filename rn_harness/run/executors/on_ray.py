@@ -33,9 +33,10 @@ from rn_harness.spec.errors import ExecutorError, RecipeError
 from rn_harness.spec.extras import require
 from rn_harness.spec.options import RAY
 from rn_harness.spec.suite import Suite
+from rn_harness.store.files import write_text
 from rn_harness.store.provenance import now, versions
 from rn_harness.store.shared import SharedEntry
-from rn_harness.store.store import Store, write_text
+from rn_harness.store.store import Store
 from rn_harness.verdict.coherence import differing
 
 RETRIES = 3

@@ -27,7 +27,8 @@ from rn_harness.run.session import RECORD, ROUNDING
 from rn_harness.spec.errors import ExecutorError
 from rn_harness.spec.restraint import BETAS
 from rn_harness.spec.suite import Suite
-from rn_harness.store.store import alike, write_text
+from rn_harness.store.files import write_text
+from rn_harness.store.journal import alike
 from rn_harness.verdict.coherence import impossible_times, scattered
 from rn_harness.verdict.decide import decide
 
