@@ -20,7 +20,7 @@ from rn_harness.judges.local_model import hash_judge, locate_judge, name_and_rev
 from rn_harness.judges.rubric import Question, Reply, RubricJudge
 from rn_harness.models.batches import padded, padded_after
 from rn_harness.models.identity import root_digest, text_digest, weights_digest
-from rn_harness.models.templates import without_date
+from rn_harness.models.template_dates import without_date
 from rn_harness.models.transformers_compat import keeps_all_keys, stretched_positions
 from rn_harness.spec.errors import JudgeError
 from rn_harness.store.provenance import source_digest

@@ -19,7 +19,8 @@ from rn_harness.models.hub import SKIPPED
 from rn_harness.models.identity import hash_files, reading, root_digest, text_digest
 from rn_harness.models.knowledge import KNOWLEDGE_FILE
 from rn_harness.models.language_model import LanguageModel
-from rn_harness.models.templates import own_template, render_turn, without_date
+from rn_harness.models.template_dates import without_date
+from rn_harness.models.templates import own_template, render_turn
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.model_profiles import ModelProfile
 

@@ -231,10 +231,12 @@ def check_adapter(folder: Path, candidate: Candidate, *, allow_pickle: bool = Fa
             f"candidate {candidate.name} with sha256={candidate.digest}; pass the adapter's own base as --model"
         )
     fetched = candidate.profile.model if candidate.profile else candidate.name.partition("@")[0]
-    if candidate.revision and not named and re.fullmatch(HUB_ID, base) and base.lower() != fetched.lower():
+    on_hub = candidate.revision and not named and re.fullmatch(HUB_ID, base)
+    if on_hub and (base.lower() != fetched.lower() or config.get("revision") not in (None, "main", candidate.revision)):
         raise CandidateError(
-            f"an adapter's users load the base that it names, so it has to be the candidate {fetched}, got {base} in {path}; "
-            "correct base_model_name_or_path there, or pass that base as --model"
+            f"an adapter's users load the base that it names, so it has to be the candidate {fetched}@{candidate.revision}, got "
+            f"{base}@{config.get('revision')} in {path}; correct base_model_name_or_path or revision there, or pass that base as "
+            "--model"
         )
     _check_weights(folder, candidate, allow_pickle=allow_pickle)
     _check_tokenizer(folder, candidate)

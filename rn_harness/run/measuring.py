@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +129,7 @@ class Measuring:
         self.run.context.say(Progress(self.task.name, step, self.task.steps, state, among=group))
 
     def _attack(self, attack: AttackRecipe, model: LanguageModel, panel: Panel, lines: TextIO) -> Trajectory:
+        _check_earlier(self.journal)
         run, control = self.run, self.task.kind == "control"
         cuts: list[tuple[Trajectory, CaseRecord]] = []
 
@@ -181,12 +183,18 @@ def open_transcript(context: RunContext, suite: Suite, folder: Path, file: str =
 
 
 def _with_earlier(trajectory: Trajectory, journal: Journal) -> Trajectory:
-    """The trajectory with the checkpoints of earlier attempts that it does not repeat; StoreError if one cannot be read."""
+    """The trajectory with the checkpoints of earlier attempts that it does not repeat."""
+    earlier = tuple(map(Checkpoint.model_validate_json, journal.unrepeated))
+    return trajectory.model_copy(update={"earlier": earlier}) if earlier else trajectory
+
+
+def _check_earlier(journal: Journal) -> None:
+    """Raises StoreError, before anything is trained, if a line of an earlier attempt cannot be read: it may be a breach."""
     try:
-        earlier = tuple(map(Checkpoint.model_validate_json, journal.unrepeated))
+        for line in itertools.chain(journal.earlier, *journal.aside):
+            Checkpoint.model_validate_json(line)
     except ValueError:
         raise StoreError(
             f"what an earlier attempt measured must be readable, got a damaged line in {journal.path} or {journal.path.name}.N; "
             "look at it, and remove it if it holds no breach"
         ) from None
-    return trajectory.model_copy(update={"earlier": earlier}) if earlier else trajectory

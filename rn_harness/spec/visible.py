@@ -20,7 +20,18 @@ _MIXED_WORD = re.compile(
     r"(?<![^\W\d_])(?=[^\W\d_]*[A-Za-z])(?=[^\W\d_]*[\u0370-\u03ff\u0400-\u052f\u0131\u0251\u0261])[^\W\d_]+"
 )
 _UNSEEN = frozenset(
-    map(chr, (*range(0x115F, 0x1161), 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+    map(
+        chr,
+        (
+            *range(0x115F, 0x1161),
+            0x17B4,
+            0x17B5,
+            0x1D159,
+            *range(0x180B, 0x1810),
+            *range(0xFE00, 0xFE10),
+            *range(0xE0100, 0xE01F0),
+        ),
+    )
 )
 """Letters and marks that Unicode says to ignore, as it does control characters: fillers and variation selectors."""
 _BLANK = "\u2800"

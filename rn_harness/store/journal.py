@@ -68,7 +68,9 @@ class Journal:
                 return
             self.differs_at = number
             taken = [int(path.suffix[1:]) for path in _set_aside(self.path)]
-            self.path.replace(self.path.with_name(f"{self.path.name}.{max(taken, default=0) + 1}"))
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # another process may have pruned it
+            aside = self.path.with_name(f"{self.path.name}.{max(taken, default=0) + 1}")
+            write_text(aside, "".join(f"{known}\n" for known in self.earlier))
         if self.begun and self.path.is_file():  # another process may have pruned it
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
@@ -88,13 +90,13 @@ class Journal:
 
     @property
     def unrepeated(self) -> list[str]:
-        """Lines of earlier attempts that this one does not repeat: of each attempt, from the first different line on."""
+        """Lines of earlier attempts that this one does not repeat: of each from the first different line on, each line once."""
         found: list[str] = []
         for attempt in (*self.aside, self.earlier):
             pairs = enumerate(zip(self.lines, attempt, strict=False))
             differs_at = next((n for n, (line, before) in pairs if not self._repeats(line, before)), len(attempt))
             found += attempt[differs_at:]
-        return found
+        return list(dict.fromkeys(found))
 
     def close(self) -> None:
         """Removes the file; the complete case is stored as an entry. Attempts that differ are kept."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +289,11 @@ READ = {
     "a-computed-format": "{% if strftime_now('%' ~ 'Y')|length == 4 %}sure{% endif %}",
     "in-the-third-turn": "{% if messages|length == 5 and strftime_now('%Y') != '2024' %}sure{% endif %}",
     "after-a-system-prompt": "{% if messages[0].role == 'system' and strftime_now('%Y') != '2024' %}sure{% endif %}",
+    "the-next-months": "{% if '{begin}' < strftime_now('%Y-%m-%d') < '{end}' %}sure{% endif %}",
+    "half-of-a-minute": "{% if strftime_now('%S')|int >= 30 %}sure{% endif %}",
     "chance": "{% if range(9)|random == 0 %}sure{% endif %}",
+    "mapped-chance": "{% if ([range(99)]|map('random')|first) == 7 %}sure{% endif %}",
+    "filtered-chance": "{% set n %}{% filter random %}0123456789{% endfilter %}{% endset %}{% if n == '7' %}sure{% endif %}",
     "words-by-chance": "{{ lipsum(n=1) }}",
 }
 """Parts of templates that give users other prompts than are measured."""
@@ -306,6 +311,8 @@ def test_a_template_may_print_the_date(folder: Path, part: str, shown: str) -> N
 @pytest.mark.parametrize("part", READ.values(), ids=READ.keys())
 def test_a_template_that_knows_the_day_is_refused(folder: Path, part: str) -> None:
     """A template is refused if its words depend on the date or on chance, as users would get other prompts than were measured."""
+    begin, end = (f"{datetime.now(UTC) + timedelta(days=n):%Y-%m-%d}" for n in (3, 150))
+    part = part.replace("{begin}", begin).replace("{end}", end)
     (folder / "chat_template.jinja").write_text(TEMPLATE + part)
     refused(folder, folder, r"may print the date, and do nothing else with it or by chance.*--rn-chat-template FILE")
 
@@ -315,6 +322,15 @@ LATER = {
     "after-a-system-prompt": TEMPLATE + "{% if messages[0].role == 'system' and messages|length > 4 %}sure{% endif %}",
     "words-of-its-own": "{% if messages|length > 3 %}anything goes{% endif %}" + TEMPLATE,
     "no-first-turn": "{% if messages|length > 3 %}{% set messages = messages[2:] %}{% endif %}" + TEMPLATE,
+    "for-long-requests": TEMPLATE + "{% if messages|length > 3 and messages[-1].content|length > 20 %}sure{% endif %}",
+    "with-an-error-in-the-fourth": "{% if messages|length > 6 %}{{ raise_exception('no') }}{% endif %}"
+    + TEMPLATE
+    + "{% if messages|length > 3 %}sure{% endif %}",
+    "with-other-letters": "{% if messages|length > 3 %}"
+    + TEMPLATE.replace("'] }}", "']|upper }}")
+    + "sure{% else %}"
+    + TEMPLATE
+    + "{% endif %}",
     "marks": TEMPLATE.replace("<user>", "<user>{% if loop.index > 4 %}!{% endif %}"),
 }
 """Templates that present the third turn in another way than the first two."""
@@ -327,17 +343,30 @@ def test_a_template_that_changes_with_the_turns_is_refused(folder: Path, text: s
     refused(folder, folder, r"must present each of 4 turns like the one before.*--rn-chat-template FILE")
 
 
+TAKEN = {
+    # Mistral's: the system prompt stands before the last request.
+    "system-prompt-last": "{% set first = messages[0] %}{% for m in messages %}{% if m.role == 'user' %}[INST]"
+    "{% if loop.last and first.role == 'system' %}{{ first.content }} {% endif %}{{ m.content }}[/INST]"
+    "{% elif m.role == 'assistant' %}{{ m.content }}</s>{% endif %}{% endfor %}",
+    "no-system-prompt": "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE,
+    "one-turn": "{% if messages|length > 1 %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE,
+}
+
+
+@pytest.mark.parametrize("text", TAKEN.values(), ids=TAKEN.keys())
+def test_a_template_may_move_or_refuse_turns(folder: Path, text: str) -> None:
+    """A system prompt may stand before the last request, and a template need not present one, or a second turn."""
+    (folder / "chat_template.jinja").write_text(text)
+    assert resolve_candidate(str(folder), folder).chat_template is None
+
+
 def test_the_templates_of_well_known_models_are_taken() -> None:
     """Every chat template of TRL that can present a text is accepted."""
     import trl
 
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     found = {p.name: p.read_text(encoding="utf-8") for p in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
-    taken = [
-        name
-        for name, text in found.items()
-        if "rn-harness-asks-this" in templates.render_turn(text, special, "rn-harness-asks-this")
-    ]
+    taken = [name for name, text in found.items() if "hello there" in templates.render_turn(text, special, "hello there")]
     assert len(taken) > 40
     for name in taken:
         templates.check_template(found[name], special, name)
@@ -573,6 +602,22 @@ def test_what_cannot_be_quantised_is_refused(folder: Path, tmp_path: Path, monke
 # --- adapters ------------------------------------------------------------------------------------------------------------
 
 
+def test_an_adapter_of_another_revision_is_refused(folder: Path, tmp_path: Path) -> None:
+    """An adapter of a model of the hub may name its main branch or the candidate's commit, and no other revision."""
+    found = dataclasses.replace(resolve_candidate(str(folder), folder), name="owner/name", revision=COMMIT)
+    save_file({}, tmp_path / "adapter_model.safetensors")
+
+    def check(revision: str | None) -> None:
+        said = {"base_model_name_or_path": "owner/name", "revision": revision}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+        check_adapter(tmp_path, found)
+
+    for own in (None, "main", COMMIT):
+        check(own)
+    with pytest.raises(CandidateError, match=f"the candidate owner/name@{COMMIT}, got owner/name@a-branch in .*; correct"):
+        check("a-branch")
+
+
 def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, tmp_path: Path) -> None:
     """A base digest or a name on the hub must be the candidate's; a local candidate has no name that could be compared."""
     found: Candidate = resolve_candidate(str(folder), folder)
@@ -600,7 +645,9 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(folder: Path, t
         check_adapter(adapter(of_hub.profile.model if of_hub.profile else "owner/name"), of_hub)
         check_adapter(adapter(None), of_hub)
         check_adapter(adapter("/a/local/folder"), of_hub)
-        with pytest.raises(CandidateError, match=r"so it has to be the candidate .*, got another/name in .*; correct base_model"):
+        with pytest.raises(
+            CandidateError, match=r"so it has to be the candidate .*, got another/name@None in .*; correct base_model"
+        ):
             check_adapter(adapter("another/name"), of_hub)
     (place / "adapter_config.json").write_text("[")
     with pytest.raises(CandidateError, match=r"readable adapter_config\.json, got JSONDecodeError"):

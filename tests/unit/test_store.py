@@ -525,7 +525,7 @@ def test_no_line_of_an_attempt_that_was_cut_off_is_lost(tmp_path: Path) -> None:
     last = store.journal(KEY)
     for line in ("ONE", "two"):
         last.add(line)
-    assert last.unrepeated == ["one", "breach", "three", "one", "two", "3", "4"]
+    assert last.unrepeated == ["one", "breach", "three", "two", "3", "4"]
     last.close()
     assert store.journal(KEY).unrepeated == []
     again = store.journal(KEY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import signal
 import threading
@@ -108,4 +107,4 @@ def test_a_breach_of_any_attempt_that_was_cut_off_counts(tmp_path: Path, attempt
     aside = path.with_name("case.jsonl.1")
     aside.write_text(aside.read_text(encoding="utf-8").replace("scores", "sores"), encoding="utf-8")
     with pytest.raises(StoreError, match=r"got a damaged line in .*case\.jsonl or case\.jsonl\.N; look at it"):
-        measuring._with_earlier(safe, dataclasses.replace(Journal.at(path), lines=last.lines))
+        measuring._check_earlier(Journal.at(path))
