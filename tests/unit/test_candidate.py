@@ -605,12 +605,14 @@ def test_what_cannot_be_quantised_is_refused(folder: Path, tmp_path: Path, monke
 def test_an_adapter_of_another_revision_is_refused(folder: Path, tmp_path: Path) -> None:
     """An adapter of a model of the hub may name its main branch or the candidate's commit, and no other revision."""
     found = dataclasses.replace(resolve_candidate(str(folder), folder), name="owner/name", revision=COMMIT)
-    save_file({}, tmp_path / "adapter_model.safetensors")
+    place = tmp_path / "adapter"
+    place.mkdir()
+    save_file({}, place / "adapter_model.safetensors")
 
     def check(revision: str | None) -> None:
         said = {"base_model_name_or_path": "owner/name", "revision": revision}
-        (tmp_path / "adapter_config.json").write_text(json.dumps(said))
-        check_adapter(tmp_path, found)
+        (place / "adapter_config.json").write_text(json.dumps(said))
+        check_adapter(place, found)
 
     for own in (None, "main", COMMIT):
         check(own)
