@@ -124,6 +124,7 @@ class HFJudge(RubricJudge):
                 "judges/local_model.py",
                 "judges/rubric.py",
                 "models/batches.py",
+                "models/template_dates.py",
                 "models/transformers_compat.py",
                 "spec/wording.py",
             ),
