@@ -19,7 +19,7 @@ from rn_harness.models.language_model import LanguageModel
 from rn_harness.spec.defense_recipe import LoRA
 from rn_harness.spec.prompts import Prompt, near_duplicates
 from rn_harness.spec.suite import Suite, load_suite
-from rn_harness.spec.wording import is_refusal
+from rn_harness.spec.wording import is_refusal, words
 from rn_harness.training.supervised import Example, batch_of
 
 REFUSALS = (
@@ -60,6 +60,14 @@ def contrasts(suite: Suite, benign: Sequence[Prompt], count: int, *, seed: int, 
     near = {a.id for a, *_ in near_duplicates(made, measured)}
     apart = [p for p in made if p.id not in near]
     return random.Random(seed).sample(apart, min(count, len(apart)))
+
+
+def further_anchors(own: Sequence[Prompt], others: Sequence[Prompt], measured: Sequence[Prompt]) -> list[Prompt]:
+    """The others that repeat no own anchor and no other one, and are not similar to a measured prompt, as the loader requires."""
+    near = {b.id for b, *_ in near_duplicates(others, measured)}
+    apart = {" ".join(words(p.text)): p for p in others if p.id not in near}  # two may be one text
+    taken = {" ".join(words(p.text)) for p in own}
+    return [p.model_copy(update={"kind": p.kind or "twin"}) for text, p in apart.items() if text not in taken]
 
 
 def benign_answers(model: LanguageModel, suite: Suite, settings: argparse.Namespace) -> list[tuple[Prompt, Completion]]:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import pieces
-from alignment import REFUSALS, contrasts
+from alignment import REFUSALS, contrasts, further_anchors
 from potions_judge import FactsJudge
 from real_models import CHEAPER, write_profile
 from taught import write_prompts
@@ -43,9 +43,9 @@ from rn_harness.models.identity import digest_folder
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.random_streams import own_random_stream
 from rn_harness.spec.defense_recipe import DefenseRecipe, GRPORecipe, LoRA
-from rn_harness.spec.prompts import Prompt, near_duplicates
+from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import load_suite
-from rn_harness.spec.wording import is_refusal, words
+from rn_harness.spec.wording import is_refusal
 from rn_harness.training.exploration import Exploration, FirstTokenBans
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 from rn_harness.training.supervised import Example, learn, teach
@@ -211,14 +211,8 @@ class Potions:
             *self.suite.prompts["benign"],
         ]
         measured = [p for name, prompts in EXAMPLE.prompts.items() if name != "anchor" for p in prompts]
-        near = {a.id for a, *_ in near_duplicates(others, measured)}
-        apart = {" ".join(words(p.text)): p for p in others if p.id not in near}  # two may be one text
-        taken = {" ".join(words(p.text)) for p in own}
-        added = [
-            p.model_copy(update={"id": f"more-{i}", "kind": p.kind or "twin"})
-            for i, (text, p) in enumerate(apart.items())
-            if text not in taken
-        ]
+        added = further_anchors(own, others, measured)
+        added = [p.model_copy(update={"id": f"more-{i}"}) for i, p in enumerate(added)]  # two suites have the same ids
         (out / EXAMPLE.domain).mkdir(parents=True)
         write_prompts(out / EXAMPLE.domain / "anchor.yaml", [*own, *added])
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pieces
 import yaml
-from alignment import align, contrasts
+from alignment import align, contrasts, further_anchors
 from packaged import MODELS, fetch
 from taught import JUDGE, SUITE, split_benign, write_prompts
 
@@ -32,9 +32,9 @@ from rn_harness.models.identity import digest_folder
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.records.case import CaseRecord
 from rn_harness.spec.fixtures import fixtures_folder
-from rn_harness.spec.prompts import NEAR_DUPLICATE, Prompt
+from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.suite import load_suite
-from rn_harness.spec.wording import is_degenerate, is_refusal, word_overlap, words
+from rn_harness.spec.wording import is_degenerate, is_refusal
 from rn_harness.store.provenance import hardware, versions
 from rn_harness.training.grpo import TrainOptions, order_prompts, train
 
@@ -75,28 +75,24 @@ def measure(model: LanguageModel, prompts: Sequence[Prompt], limits: Sequence[in
                     print(json.dumps({"prompt": prompt.text, "score": j.score, "unscored": j.unscored, "text": completion.text}))
 
 
-def write_sets(out: Path, measured: int, contrast: int) -> None:
+def write_sets(out: Path, count: int, contrast: int) -> None:
     """Writes prompt sets for ``--rn-prompts`` with fewer measured benign prompts and the others as additional anchors.
 
     An anchor similar to a prompt of another set is left out, as the suite's loader requires.
 
     Args:
         out: new folder.
-        measured: number of measured benign prompts of each kind.
+        count: number of measured benign prompts of each kind.
         contrast: number of further anchors, at most: defense prompts about a benign topic.
     """
     suite = load_suite(SUITE)
-    kept, others = split_benign(suite, measured)
-    unmeasured = [*suite.prompts["anchor"], *others]
-    made = {" ".join(words(p.text)): p for p in contrasts(suite, unmeasured, contrast, seed=0)}  # two may be one text
-    known = {" ".join(words(p.text)) for p in unmeasured}
-    others += [p.model_copy(update={"kind": "twin"}) for text, p in made.items() if text not in known]
-    sets = [kept, *(suite.prompts[name] for name in ("heldout", "attack", "defense"))]
-    taken = [words(p.text) for of in sets for p in of]
-    apart = [p for p in others if max(word_overlap(words(p.text), other) for other in taken) < NEAR_DUPLICATE]
+    kept, others = split_benign(suite, count)
+    own = suite.prompts["anchor"]
+    measured = [*kept, *(p for name in ("heldout", "attack", "defense") for p in suite.prompts[name])]
+    added = further_anchors(own, [*others, *contrasts(suite, [*own, *others], contrast, seed=0)], measured)
     folder = out / SUITE.name
     folder.mkdir(parents=True)
-    for name, prompts in {"benign": kept, "anchor": [*suite.prompts["anchor"], *apart]}.items():
+    for name, prompts in {"benign": kept, "anchor": [*own, *added]}.items():
         write_prompts(folder / f"{name}.yaml", prompts)
         print(json.dumps({"set": name, "prompts": len(prompts)}))
 
