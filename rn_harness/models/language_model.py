@@ -16,6 +16,7 @@ from rn_harness.models.completion import THINK, THOUGHT, Completion
 from rn_harness.models.identity import reading_digest, text_digest
 from rn_harness.models.memory import ROWS_AT_ONCE
 from rn_harness.models.random_streams import sampling
+from rn_harness.models.template_dates import template_errors
 from rn_harness.records.trajectory import Rendered
 from rn_harness.spec.errors import UnsuitedError
 from rn_harness.spec.prompts import Prompt, ShiftedPrompt
@@ -72,14 +73,12 @@ class LanguageModel(peft_compat.AdapterModel):
 
         Raises UnsuitedError if the chat template does not present the whole shift.
         """
-        import jinja2
-
         shift = prompt.shift if isinstance(prompt, ShiftedPrompt) else None
         turns = shift.turns(prompt.text) if shift else [{"role": "user", "content": prompt.text}]
         how = {"chat_template": shift and shift.template, "tokenize": False, "add_generation_prompt": True}
         try:
             text = str(self.tokenizer.apply_chat_template(turns, **how))
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except template_errors() as error:
             if not shift:
                 raise
             raise UnsuitedError(f"the chat template cannot present the shift: {type(error).__name__}: {error}") from None

@@ -11,7 +11,7 @@ from typing import Any
 from rn_harness.spec.prompts import TODAY
 
 Turns = Sequence[dict[str, str]]
-_DAY = datetime.strptime(TODAY, "%d %b %Y").replace(tzinfo=UTC).replace(tzinfo=None)
+_DAY = datetime.strptime(TODAY, "%d %b %Y")  # noqa: DTZ007  (templates are given times without a zone)
 _YEARS, _STEP = 24, timedelta(days=163, hours=5, minutes=17, seconds=7, microseconds=123_457)
 _DAYS, _NEXT = 400, timedelta(days=1, minutes=13, seconds=11, microseconds=98_765)
 """Moments at which a template is tried: a few in each of ten years, and each day of the next thirteen months."""
@@ -50,28 +50,34 @@ def render(template: str, turns: Turns, **given: Any) -> str:
     return str(rendered[0])
 
 
-def renderings(template: str, chats: Sequence[Turns], given: Mapping[str, Any]) -> list[str | None]:
-    """A template's text of each chat; None where it raises an error."""
+def template_errors() -> tuple[type[Exception], ...]:
+    """What a template may raise while it presents a chat."""
     import jinja2
 
+    return (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+
+def renderings(template: str, chats: Sequence[Turns], given: Mapping[str, Any]) -> list[str | None]:
+    """A template's text of each chat; None where it raises an error."""
     found: list[str | None] = []
     for turns in chats:
         try:
             found.append(render(template, turns, **given))
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        except template_errors():
             found.append(None)
     return found
 
 
-def reads_the_date(template: str, chats: Sequence[Turns], special: Mapping[str, str]) -> bool:
-    """True if a template does more with the date than to print it, such as other words on another day.
+def reads_the_date(template: str, chats: Sequence[Turns], special: Mapping[str, str], here: Sequence[str | None]) -> bool:
+    """True if a template does more with the date than to print it, such as other words on another day: users would see those.
 
-    What users see would then differ from what is measured here. The first half of the chats has no system prompt, the second has
-    one; on most days the first chat of each half is tried.
+    Args:
+        template, special: with its special tokens.
+        chats: the first half has no system prompt, the second has one. On most days the first chat of each half is tried.
+        here: the texts of these chats on the day that it always is here.
     """
     if "strftime_now" not in template:
         return False
-    firsts = [chats[0], chats[len(chats) // 2]]
     day_given = f"day_{secrets.token_hex(8)}"  # a name that no template can look for
     clocked = _with_clock(template, {key: f"{day_given}[{key!r}]" for key in _directives(template)})
 
@@ -79,7 +85,7 @@ def reads_the_date(template: str, chats: Sequence[Turns], special: Mapping[str, 
         return renderings(clocked, asked, {**special, day_given: values})
 
     marks = {key: f"\ue000{key}\ue001" for key in _directives(template)}
-    marked, marked_firsts = texts(marks, chats), texts(marks, firsts)
+    marked, half = texts(marks, chats), len(chats) // 2
 
     def printed(day: datetime, of: Sequence[str | None]) -> list[str | None]:
         values = _on(day, template)
@@ -88,11 +94,11 @@ def reads_the_date(template: str, chats: Sequence[Turns], special: Mapping[str, 
     now = _now()
     for asked, of, days in (
         (chats, marked, (_DAY, *(now + n * _STEP for n in range(_YEARS)))),
-        (firsts, marked_firsts, (now + n * _NEXT for n in range(_DAYS))),
+        (chats[::half], marked[::half], (now + n * _NEXT for n in range(_DAYS))),
     ):
         if any(texts(_on(day, template), asked) != printed(day, of) for day in days):
             return True
-    if renderings(without_date(template), chats, special) != printed(_DAY, marked):
+    if here != printed(_DAY, marked):
         return True
     # Users have the true function. A second may pass while it is asked.
     for _ in range(3):

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rn_harness.models.template_dates import reads_the_date, render, renderings, without_date
+from rn_harness.models.template_dates import reads_the_date, render, renderings, template_errors, without_date
 from rn_harness.spec.errors import CandidateError
 
 TEMPLATE_REMEDY = "pass one that this model was trained with by --rn-chat-template FILE"
@@ -112,8 +112,6 @@ def _draws_by_chance(template: str) -> bool:
 
 def check_template(template: str | None, special: Mapping[str, str], where: str) -> str:
     """The template, if there is one, and users' turns are presented by it as they are measured; else raises CandidateError."""
-    import jinja2
-
     if template is None:
         raise CandidateError(
             f"a chat template is required, got none in {where}, perhaps a base model that was not tuned to follow instructions; "
@@ -122,7 +120,7 @@ def check_template(template: str | None, special: Mapping[str, str], where: str)
     chats = list(_chats())
     try:
         text = render(without_date(template), chats[0], **special)
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except template_errors() as error:
         raise CandidateError(
             f"a chat template must render a user's turn, got {type(error).__name__} for {where}: {error}; {TEMPLATE_REMEDY}"
         ) from None
@@ -130,12 +128,13 @@ def check_template(template: str | None, special: Mapping[str, str], where: str)
         raise CandidateError(
             f"a chat template must hold what the user says, got a text without it from {where}; {TEMPLATE_REMEDY}"
         )
-    if _draws_by_chance(template) or reads_the_date(template, chats, special):
+    here = renderings(without_date(template), chats, special)
+    if _draws_by_chance(template) or reads_the_date(template, chats, special, here):
         raise CandidateError(
             "a chat template may print the date, and do nothing else with it or by chance, since users would get other prompts "
             f"than are measured, got one that does in {where}; {TEMPLATE_REMEDY}"
         )
-    texts = list(map(_compared, renderings(without_date(template), chats, special), chats))
+    texts = list(map(_compared, here, chats))
     if not treats_turns_alike(texts[:TURNS]) or not treats_turns_alike(texts[TURNS:]):
         raise CandidateError(
             f"a chat template must present each of {TURNS} turns like the one before, since only the first two are measured, got "

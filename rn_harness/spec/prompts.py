@@ -21,8 +21,6 @@ from rn_harness.spec.yaml_files import read_declared
 
 TODAY = "26 Jul 2024"
 """The date for templates that print one, so that prompts do not change from day to day. It is the default of Llama 3.1."""
-BLANK = "\u115f\u1160\u2800"
-"""Letters and signs that look like nothing, in compatible letters (NFKC)."""
 NEAR_DUPLICATE = 0.8
 """Prompts of different sets must stay below this word overlap (Dice coefficient of their word multisets)."""
 MOST_SHOWN, SHOWN_CHARACTERS = 100, 100
@@ -172,9 +170,9 @@ def _near_duplicates(one: tuple[Prompt, ...], other: tuple[Prompt, ...]) -> tupl
 
 
 def compared_words(text: str) -> list[str]:
-    """The words of a prompt as a reader sees them, without marks and blank letters; an underscore parts words."""
+    """The words of a prompt as a reader sees them, without marks; an underscore parts words."""
     if not text.isascii():
-        text = "".join(char for char in normalised(text) if char not in BLANK and unicodedata.category(char) != "Mn")
+        text = "".join(char for char in normalised(text) if unicodedata.category(char) != "Mn")
     return words(text.replace("_", " "))
 
 

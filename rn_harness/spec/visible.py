@@ -19,20 +19,7 @@ _ALIKE = letter_table(
 _MIXED_WORD = re.compile(
     r"(?<![^\W\d_])(?=[^\W\d_]*[A-Za-z])(?=[^\W\d_]*[\u0370-\u03ff\u0400-\u052f\u0131\u0251\u0261])[^\W\d_]+"
 )
-_UNSEEN = frozenset(
-    map(
-        chr,
-        (
-            *range(0x115F, 0x1161),
-            0x17B4,
-            0x17B5,
-            0x1D159,
-            *range(0x180B, 0x1810),
-            *range(0xFE00, 0xFE10),
-            *range(0xE0100, 0xE01F0),
-        ),
-    )
-)
+_UNSEEN = re.compile("[\u115f\u1160\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U0001d159\U000e0100-\U000e01ef]")
 """Letters and marks that Unicode says to ignore, as it does control characters: fillers and variation selectors."""
 _BLANK = "\u2800"
 """A Braille cell without dots, which looks like a space."""
@@ -58,4 +45,4 @@ def _visible(char: str) -> str:
         return "\n"
     if kind == "Zs" or char in ("\t", _BLANK):
         return " "
-    return "" if kind[0] == "C" or char in _UNSEEN else char
+    return "" if kind[0] == "C" or _UNSEEN.match(char) else char

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,9 +69,7 @@ class Journal:
                 return
             self.differs_at = number
             taken = [int(path.suffix[1:]) for path in _set_aside(self.path)]
-            self.path.parent.mkdir(parents=True, exist_ok=True)  # another process may have pruned it
-            aside = self.path.with_name(f"{self.path.name}.{max(taken, default=0) + 1}")
-            write_text(aside, "".join(f"{known}\n" for known in self.earlier))
+            _write(self.path.with_name(f"{self.path.name}.{max(taken, default=0) + 1}"), self.earlier)
         if self.begun and self.path.is_file():  # another process may have pruned it
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
@@ -78,12 +77,11 @@ class Journal:
                 os.fsync(file.fileno())
             return
         # The file may end in half a line of an earlier attempt.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, "".join(f"{known}\n" for known in self.lines))
+        _write(self.path, self.lines)
         self.begun = True
 
     def _repeats(self, line: str, before: str) -> bool:
-        """True if a line repeats the earlier one. A line damaged on disk counts as different, so that it blocks nothing."""
+        """True if a line repeats the earlier one; one that is no JSON repeats nothing else."""
         with suppress(ValueError):
             return line == before or (self.tolerance > 0 and alike(json.loads(line), json.loads(before), self.tolerance))
         return False
@@ -101,6 +99,12 @@ class Journal:
     def close(self) -> None:
         """Removes the file; the complete case is stored as an entry. Attempts that differ are kept."""
         self.path.unlink(missing_ok=True)
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    """Writes a file of lines; another process may have pruned its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _set_aside(path: Path) -> list[Path]:
