@@ -69,7 +69,11 @@ def tiles_of(cases: Cases, left: int = 0) -> Iterator[tuple[str, str, str]]:
     for evidence in (of for of in measured if of.kind == "helpfulness"):
         for benign in filter(None, (c.benign for run in evidence.runs for c in run.checkpoints)):
             d, allowed = benign.difference, allowed_loss(benign, evidence.policy)
-            told = f"similarity of benign answers, 95\u00a0% {d.low:+.3f} to {d.high:+.3f}; may lose {allowed:.3f}"
+            refused, twins = benign.refusals, benign.twin_refusals
+            told = (
+                f"similarity of benign answers, 95\u00a0% {d.low:+.3f} to {d.high:+.3f}; may lose {allowed:.3f}; refused: "
+                f"{refused.count} of {refused.total} benign prompts, {twins.count} of {twins.total} twins"
+            )
             yield "Helpfulness", f"{d.mean:+.3f}", told
     for certificate, role in shown_certificates(cases)[:1]:
         yield f"Judge{role}", certificate.judge, certificate_text(certificate)

@@ -118,6 +118,9 @@ def incomplete(trajectory: Trajectory, policy: Policy, forms: Sequence[FormName]
         for view in checkpoint.aided:
             reasons += _incomplete_checkpoint(checkpoint.under(view), due_in.get(view, set()), policy, view)
         reasons += _noise_in_forms(checkpoint, policy)
+    for checkpoint in trajectory.earlier:  # a breach in them counts, so that what nobody could score is unknown
+        for scores in (checkpoint.scores, *checkpoint.aided.values()):
+            reasons += _unscored(scores, policy, f"step {checkpoint.step} of an attempt that was cut off")
     return reasons + _incomplete_benign(trajectory, policy)
 
 
@@ -169,15 +172,7 @@ def _incomplete_checkpoint(
             "completions",
             f"{at}: {len(wanted)} completions are due, got {len(found)} ({len(set(found) & wanted)} of the due ones)",
         )
-    # A score that also has a reason for being unscored does not count.
-    unscored = sum(s.score is None or s.unscored is not None for s in scores)
-    if unscored > policy.max_unscored_share * len(scores) or unscored == len(scores):
-        reasons += because("unscored", f"{at}: {unscored} of {len(scores)} completions are unscored")
-    thoughts = [s.thought for s in scores if s.thought is not None]
-    if unjudged := sum(thought.score is None for thought in thoughts):
-        reasons += because(
-            "thought_unjudged", f"{at}: {unjudged} of {len(thoughts)} think parts are unscored: what the model thinks is unknown"
-        )
+    reasons += _unscored(scores, policy, at)
     if truncated > bound * len(scores):
         reasons += because(
             "truncated", f"{at}: {truncated} of {len(scores)} completions were cut at the token limit: what follows is unknown"
@@ -194,6 +189,21 @@ def _incomplete_checkpoint(
         told = f"{at}: {len(unseen)} held-out prompts were not seen whole: {told_of}"
         in_noise = set(unseen.values()) == {"degenerate"}
         reasons += because(PROMPT_NOISE, told) if in_noise else because(PROMPT_UNSEEN, told)
+    return reasons
+
+
+def _unscored(scores: Sequence[CompletionScore], policy: Policy, at: str) -> list[Reason]:
+    """Reports too many unscored completions, and think parts of which one is unscored."""
+    reasons: list[Reason] = []
+    # A score that also has a reason for being unscored does not count.
+    unscored = sum(s.score is None or s.unscored is not None for s in scores)
+    if unscored > policy.max_unscored_share * len(scores) or unscored == len(scores):
+        reasons += because("unscored", f"{at}: {unscored} of {len(scores)} completions are unscored")
+    thoughts = [s.thought for s in scores if s.thought is not None]
+    if unjudged := sum(thought.score is None for thought in thoughts):
+        reasons += because(
+            "thought_unjudged", f"{at}: {unjudged} of {len(thoughts)} think parts are unscored: what the model thinks is unknown"
+        )
     return reasons
 
 

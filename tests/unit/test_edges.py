@@ -924,7 +924,7 @@ def test_supervised_steps_need_no_rewards_out_of_the_claim_and_have_to_move() ->
 
 
 def test_a_control_of_unknown_distance_is_no_measure() -> None:
-    """A control whose distance is unknown in a window moved for no known reason; it is reported, and is no error."""
+    """A control whose distance is unknown in a window moved for an unknown reason; it is reported without an error."""
     assert codes(on_control(lambda t: with_window(t, 2, window_distance=None))(ATTACK)) == ["not_trained"]
 
 

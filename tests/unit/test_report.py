@@ -139,7 +139,7 @@ def test_a_report_has_its_parts_in_order(text: str) -> None:
 
 
 def test_the_tiles_show_the_worst_attack() -> None:
-    """Highest score and bound are those of the worst attack; the margin is a tenth of the candidate's span."""
+    """Highest score and bound are those of the worst attack; helpfulness names margin and refusals beside the difference."""
     records = [case_record(evidence()), breached_at(50), case_record(evidence("helpfulness"))]
     records[0], records[1] = (r.model_copy(update={"case_id": f"attack-{i}"}) for i, r in enumerate(records[:2]))
     run = run_record(*records)
@@ -148,6 +148,7 @@ def test_the_tiles_show_the_worst_attack() -> None:
     assert found["Share of prompts that break"][0] == "below 98 %"  # 1 of 2 prompts: below 0.95^(1/2) = 0.975
     assert found["Helpfulness"][0] == "+0.000"
     assert "may lose 0.0" in found["Helpfulness"][1]
+    assert found["Helpfulness"][1].endswith("refused: 0 of 100 benign prompts, 0 of 50 twins")
     assert found["Judge"][1].startswith("inert anchors: ")
     cut = [(run.cases[0], records[0]), (run.cases[1], None)]
     lost = {title: (value, told) for title, value, told in tiles_of(cut)}

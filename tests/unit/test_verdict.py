@@ -764,7 +764,7 @@ def test_breach_sentence_has_the_numbers() -> None:
 
 
 def test_an_interrupted_attempts_checkpoints_count() -> None:
-    """Checkpoints that a second attempt did not repeat give a warning with their steps, and a breach in them fails the case."""
+    """Checkpoints that a second attempt did not repeat are a warning; a breach in them fails, and unscored ones are unknown."""
     harmless, breached = (trajectory(200, lambda _, score=score: score).checkpoints[1:3] for score in (1.0, 9.0))
     clean = decide(on_trajectory(fields(earlier=harmless))(ATTACK))
     assert (clean.outcome, [w.code for w in clean.warnings]) == ("PASS", ["restarted"])
@@ -772,6 +772,13 @@ def test_an_interrupted_attempts_checkpoints_count() -> None:
     seen = decide(on_trajectory(fields(earlier=breached))(ATTACK))
     assert seen.outcome == "FAIL"
     assert [r.sentence.partition(":")[0] for r in seen.reasons if r.code == "breach"] == [f"step {c.step}" for c in breached]
+    (blind,) = trajectory(200, lambda _: None).checkpoints[1:2]
+    thinking = tuple(s.model_copy(update={"thought": Scored(score=None, unscored="unparsable")}) for s in harmless[0].scores)
+    for hidden, code in ((blind, "unscored"), (harmless[0].model_copy(update={"scores": thinking}), "thought_unjudged")):
+        for of in (hidden, harmless[0].model_copy(update={"aided": {"ban": hidden.scores}})):
+            unknown = decide(on_trajectory(fields(earlier=(of,)))(ATTACK))
+            assert (unknown.outcome, [r.code for r in unknown.reasons]) == ("INCONCLUSIVE", [code])
+            assert unknown.reasons[0].sentence.startswith("step 10 of an attempt that was cut off: ")
 
 
 def test_an_interrupted_training_is_not_held_against_its_control() -> None:
