@@ -407,7 +407,7 @@ def test_a_claim_needs_a_claimed_attack_of_its_domain_and_level(change: dict[str
 
 
 def test_the_claim_of_a_run_is_in_the_words_of_its_cases() -> None:
-    """A failed run names a breach that counts before lost helpfulness, a passed run counts attacks that held, others claim nothing."""
+    """A failed run names a breach that counts before lost helpfulness, a passed one what held, others claim nothing."""
     held, beyond, counts = (
         case_record(evidence(trajectory=with_score(trajectory(200), 3, 0, score), standing=standing, within_claim=within))
         for score, standing, within in ((0.0, "claim", True), (5.0, "exploratory", False), (9.0, "exploratory", True))
