@@ -135,7 +135,7 @@ def sign_with_key(payload: bytes, key: Path, passphrase: bytes | None, into: Pat
         signer = CryptoSigner(load_pem_private_key(key.read_bytes(), passphrase))
     except (OSError, ValueError, TypeError) as error:
         raise ReleaseError(
-            f"--key must be a private key as PEM, got {key}: {error}; make one by openssl genpkey -algorithm ed25519 -out {key}, "
+            f"--key must be a private key as PEM, got {key}: {error}; make one by openssl genpkey -algorithm ed25519 -out NEW_KEY, "
             "or name the variable of its passphrase by --passphrase-env"
         ) from None
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
@@ -154,7 +154,7 @@ def signed_with_key(envelope: Path, key: Path) -> bytes:
     try:
         public = SSlibKey.from_crypto(load_pem_public_key(key.read_bytes()))
     except (OSError, ValueError) as error:
-        how = f"openssl pkey -in PRIVATE -pubout -out {key}"
+        how = "openssl pkey -in PRIVATE -pubout -out NEW_FILE"  # never this file: it may be the private key
         raise ReleaseError(f"--key must be a public key as PEM, got {key}: {error}; make it by {how}") from None
     try:
         read = Envelope.from_dict(json.loads(envelope.read_text(encoding="utf-8")))
