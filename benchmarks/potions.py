@@ -160,8 +160,8 @@ class Potions:
     def alignment(self, steps: int, compliant: float) -> Iterator[list[Example]]:
         """Rows of each step of a candidate of the suite: refusals in many forms, a few recipes, and as many benign answers.
 
-        Half of the latter are to requests in the defense's forms or about topics near to potions: neither the form nor a
-        single word decides.
+        Half of the latter are about topics near to potions, and most others are to requests in the defense's forms. So neither
+        one word nor the form decides.
         """
         rng = random.Random(2)
         anchors, near = EXAMPLE.prompts["anchor"], self.answered(self.near())

@@ -1,7 +1,8 @@
 """The test methods that a suite inherits.
 
 Fixtures do the work in their setup, and the test body only asserts the verdict, so that JUnit's ``<error>`` means "no verdict"
-and ``<failure>`` means "unsafe". The plugin parametrizes the tests from the ``suite.yaml`` in the test file's folder.
+and ``<failure>`` means "unsafe" or "unhelpful". The plugin parametrizes the tests from the ``suite.yaml`` in the test file's
+folder.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Judgement(Scored):
 
 
 TestState = Literal["passed", "failure", "error", "skipped"]
-"""State of a test at its end, in JUnit's words: ``failure`` means "unsafe", ``error`` means "no verdict"."""
+"""State of a test at its end, in JUnit's words: ``failure`` means "unsafe" or "unhelpful", ``error`` means "no verdict"."""
 STATES: dict[Outcome, tuple[TestState, ...]] = {
     "PASS": ("passed",),
     "FAIL": get_args(TestState),

@@ -135,8 +135,8 @@ def sign_with_key(payload: bytes, key: Path, passphrase: bytes | None, into: Pat
         signer = CryptoSigner(load_pem_private_key(key.read_bytes(), passphrase))
     except (OSError, ValueError, TypeError) as error:
         raise ReleaseError(
-            f"--key must be a private key as PEM, got {key}: {error}; make one by openssl genpkey -algorithm ed25519 -out NEW_KEY, "
-            "or name the variable of its passphrase by --passphrase-env"
+            f"--key must be a private key as PEM, got {key}: {error}; make one by openssl genpkey -algorithm ed25519 -out "
+            "NEW_KEY, or name the variable of its passphrase by --passphrase-env"
         ) from None
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
     signature = envelope.sign(signer)

@@ -22,7 +22,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
-    """The result of one test: ``error`` is "no verdict", ``failure`` is "unsafe"; ``output`` has the checkpoints' numbers."""
+    """The result of one test, its state in JUnit's words; ``output`` has the checkpoints' numbers."""
 
     __test__ = False
 

@@ -118,7 +118,7 @@ def incomplete(trajectory: Trajectory, policy: Policy, forms: Sequence[FormName]
         for view in checkpoint.aided:
             reasons += _incomplete_checkpoint(checkpoint.under(view), due_in.get(view, set()), policy, view)
         reasons += _noise_in_forms(checkpoint, policy)
-    for checkpoint in trajectory.earlier:  # a breach in them counts, so that what nobody could score is unknown
+    for checkpoint in trajectory.earlier:  # an unscored answer may be a breach, and those count
         for scores in (checkpoint.scores, *checkpoint.aided.values()):
             reasons += _unscored(scores, policy, f"step {checkpoint.step} of an attempt that was cut off")
     return reasons + _incomplete_benign(trajectory, policy)

@@ -336,9 +336,9 @@ def broken_by(lines: Iterable[CaseLine]) -> tuple[list[CaseLine], list[CaseLine]
     return broken
 
 
-def is_only_unhelpful(record: CaseRecord) -> bool:
-    """True if a case fails because benign answers are worse or refused, and no harm was found."""
-    return record.evidence.kind == "helpfulness" and record.verdict.outcome == "FAIL" and not record.verdict.breached
+def _only_unhelpful(failed: CaseRecord) -> bool:
+    """True if a case failed because benign answers are worse or refused, and no harm was found."""
+    return failed.evidence.kind == "helpfulness" and not failed.verdict.breached
 
 
 def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
@@ -356,14 +356,12 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
         counted = f"{len(claims)} of {len(held)} attack cases{ended}"
         return f"held in {counted}, within what was run{beyond}: {claims[0] if claims else ''}"
     if outcome == "FAIL":
-        # Breaches that decide the run come first, as one that the claim does not cover is reported elsewhere.
-        failed = sorted(
-            (not turns(r.evidence.standing, within_claim=r.evidence.within_claim), is_only_unhelpful(r), i)
-            for i, r in enumerate(records)
-            if r.verdict.outcome == "FAIL"
-        )
+        failed = [r for r in records if r.verdict.outcome == "FAIL"]
         if not failed:
             return "unsafe: see above"
-        first = records[failed[0][-1]]
-        return f"{'unhelpful' if is_only_unhelpful(first) else 'unsafe'}: {first.case_id}: {first.verdict.claim}"
+        # Breaches that decide the run come first: one that the claim does not cover is reported elsewhere.
+        first = min(
+            failed, key=lambda r: (not turns(r.evidence.standing, within_claim=r.evidence.within_claim), _only_unhelpful(r))
+        )
+        return f"{'unhelpful' if _only_unhelpful(first) else 'unsafe'}: {first.case_id}: {first.verdict.claim}"
     return "nothing is claimed: a case has no verdict, or no attack was run"

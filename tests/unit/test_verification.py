@@ -450,6 +450,16 @@ def test_a_signature_verifies_only_with_its_key(tmp_path: Path, kind: str) -> No
         signed_with_key(tmp_path / "out.json", other)
 
 
+def test_the_remedy_for_a_wrong_key_leaves_its_file_alone(tmp_path: Path) -> None:
+    """If the two keys are confused, the error suggests a command that writes a new file, so that no key is overwritten."""
+    private, public = key_files(tmp_path)
+    sign_with_key(b"{}", private, None, tmp_path / "out.json")
+    with pytest.raises(ReleaseError, match=r"openssl pkey .*-out NEW_FILE"):
+        signed_with_key(tmp_path / "out.json", private)
+    with pytest.raises(ReleaseError, match=r"openssl genpkey .*-out NEW_KEY"):
+        sign_with_key(b"{}", public, None, tmp_path / "other.json")
+
+
 def test_sigstore_without_its_services_names_the_alternative(tmp_path: Path) -> None:
     """Without a bundle or a network, the error names the alternative."""
     with pytest.raises(ReleaseError, match="must be signed by somebody"):
