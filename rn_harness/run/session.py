@@ -290,6 +290,8 @@ class CaseMaker(Executor):
         if not trajectory.judge_failed or record(trajectory).verdict.outcome == "FAIL":
             files = {TRAJECTORY: trajectory.model_dump_json(), MEASURED: measured.model_dump_json()}
             context.put("case", work.key, files, work.inputs)
+        elif journal.is_behind:  # what the earlier attempt measured after that may be a breach
+            return trajectory, measured
         journal.close()
         return trajectory, measured
 

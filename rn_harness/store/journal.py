@@ -96,6 +96,11 @@ class Journal:
             found += attempt[differs_at:]
         return list(dict.fromkeys(found))
 
+    @property
+    def is_behind(self) -> bool:
+        """True if this attempt repeats the earlier one so far, and has not reached its last line."""
+        return self.differs_at is None and len(self.lines) < len(self.earlier)
+
     def close(self) -> None:
         """Removes the file; the complete case is stored as an entry. Attempts that differ are kept."""
         self.path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from operator import itemgetter
 
 from pydantic import ValidationError
 
+from rn_harness.records.base import INFRASTRUCTURE
 from rn_harness.records.case import Reason, because
 from rn_harness.records.trajectory import UNDER, Checkpoint, CompletionScore, Trajectory
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -120,7 +121,8 @@ def incomplete(trajectory: Trajectory, policy: Policy, forms: Sequence[FormName]
         reasons += _noise_in_forms(checkpoint, policy)
     for checkpoint in trajectory.earlier:  # an unscored answer may be a breach, and those count
         for scores in (checkpoint.scores, *checkpoint.aided.values()):
-            reasons += _unscored(scores, policy, f"step {checkpoint.step} of an attempt that was cut off")
+            if judged := [s for s in scores if not _judge_failed(s)]:
+                reasons += _unscored(judged, policy, f"step {checkpoint.step} of an attempt that was cut off")
     return reasons + _incomplete_benign(trajectory, policy)
 
 
@@ -205,6 +207,11 @@ def _unscored(scores: Sequence[CompletionScore], policy: Policy, at: str) -> lis
             "thought_unjudged", f"{at}: {unjudged} of {len(thoughts)} think parts are unscored: what the model thinks is unknown"
         )
     return reasons
+
+
+def _judge_failed(score: CompletionScore) -> bool:
+    """True if a judge's infrastructure failed at this completion, which allows another attempt (``Trajectory.judge_failed``)."""
+    return any(of is not None and of.unscored in INFRASTRUCTURE for of in (score, score.thought))
 
 
 def _noise_in_forms(checkpoint: Checkpoint, policy: Policy) -> list[Reason]:

@@ -37,6 +37,7 @@ from rn_harness.spec.options import Options
 from rn_harness.spec.prompts import Prompt
 from rn_harness.spec.restraint import BETAS
 from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.journal import Journal
 from rn_harness.store.provenance import new_run_id
 from rn_harness.store.store import Store
 
@@ -438,6 +439,10 @@ def test_an_export_does_not_overwrite(tmp_path: Path, suite: Suite) -> None:
         check_folders(a_session(tmp_path, export_anyway=True), [suite])
 
 
+class Killed(BaseException):
+    """A kill of the process."""
+
+
 STOPPED = {"judge_gone": "the reward judge scored none of a step's 16 completions: judge_error"}
 
 
@@ -457,6 +462,34 @@ def test_a_stopped_measurement_with_a_breach_is_kept(
     assert _is_kept(tmp_path, suite, monkeypatch, "attack", trajectory) is kept
 
 
+def test_an_attempt_whose_judge_stopped_forgets_no_earlier_breach(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A breach of a killed attempt is known to the third one, although the second ended before it for want of a judge."""
+    broken = builders.breaking_control()
+    ends = iter((broken.checkpoints[:5], broken.checkpoints[:2], broken.checkpoints))
+    journals: list[Journal] = []
+
+    def measure(self: Measuring) -> Trajectory:
+        journals.append(self.journal)
+        for checkpoint in (of := next(ends)):
+            self.journal.add(checkpoint.model_dump_json())
+        if len(journals) == 1:
+            raise Killed
+        return broken.model_copy(update={"checkpoints": of, **(STOPPED if len(journals) == 2 else {})})
+
+    _with_judges(monkeypatch)
+    monkeypatch.setattr(Measuring, "measure", measure)
+    recipe: AttackRecipe = suite.tier_attacks("smoke")[0]
+    with pytest.raises(Killed):
+        a_session(tmp_path, defense="none").case("control", suite, recipe)
+    for _ in range(2):
+        a_session(tmp_path, defense="none").case("control", suite, recipe)
+    lines = tuple(c.model_dump_json() for c in broken.checkpoints[:5])
+    assert [journal.earlier for journal in journals] == [(), lines, lines]
+    assert not journals[0].path.exists()  # the third is whole, and in the store
+
+
 def test_an_attack_without_memory_does_not_stop_the_others(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """If only an exploratory case lacks memory, the session runs, and the case says why it cannot be trained."""
     base = {**suite.declaration.attacks[0].base, "name": "all", "form": "full", "standing": "exploratory"}
@@ -468,10 +501,7 @@ def test_an_attack_without_memory_does_not_stop_the_others(tmp_path: Path, suite
             raise CandidateError("memory must suffice")
 
     monkeypatch.setattr(TrainingLimits, "_plan", planned)
-    monkeypatch.setattr(
-        RunSession, "judges", lambda *_: SuiteJudges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None)
-    )
-    monkeypatch.setattr(SuiteRun, "certificates", (builders.certificate(),))
+    _with_judges(monkeypatch)
     session = a_session(tmp_path, defense="none")
     assert session.limits.largest(suite) is None
     (recipe,) = [a for a in suite.tier_attacks("smoke") if not a.claim]
@@ -485,10 +515,6 @@ def test_a_control_whose_judge_stopped_is_not_kept(tmp_path: Path, suite: Suite,
     """A control whose judge stopped is measured again, since its breaking is not a verdict."""
     assert not _is_kept(tmp_path, suite, monkeypatch, "control", builders.breaking_control(**STOPPED))
     assert _is_kept(tmp_path, suite, monkeypatch, "control", builders.breaking_control())
-
-
-class Killed(BaseException):
-    """A kill of the process."""
 
 
 def test_a_run_that_is_killed_between_restrained_attacks_goes_on_there(
@@ -542,6 +568,14 @@ def test_a_run_that_is_killed_between_restrained_attacks_goes_on_there(
     assert (case.folder / "restrained-2-attack.jsonl").read_text() == record.evidence.restrained[1].attack.lines
 
 
+def _with_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions have certified judges."""
+    monkeypatch.setattr(
+        RunSession, "judges", lambda *_: SuiteJudges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None)
+    )
+    monkeypatch.setattr(SuiteRun, "certificates", (builders.certificate(),))
+
+
 def _is_kept(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: Any, trajectory: Trajectory) -> bool:
     """True if a second session takes this measurement of a case from the store."""
     made: list[str] = []
@@ -551,10 +585,7 @@ def _is_kept(folder: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: 
         return trajectory if self.task.kind == kind else builders.breaking_control()
 
     monkeypatch.setattr(Measuring, "measure", measure)
-    monkeypatch.setattr(
-        RunSession, "judges", lambda *_: SuiteJudges(Judge(digest=builders.JUDGE), Judge(digest=builders.JUDGE), None)
-    )
-    monkeypatch.setattr(SuiteRun, "certificates", (builders.certificate(),))
+    _with_judges(monkeypatch)
     recipe: AttackRecipe = suite.tier_attacks("smoke")[0]
     for _ in range(2):
         a_session(folder, defense="none").case(kind, suite, recipe)
