@@ -78,7 +78,7 @@ def compare_command(
     as_json: AsJson = False,
 ) -> None:
     """Lists the changes from one run to another. Exits with 1 if something got worse, or a case is no longer run."""
-    from rn_harness.release.comparison import NOT_RUN, compare_runs, comparison_page
+    from rn_harness.release.comparison import NOT_RUN, compare_runs, comparison_page, in_short
     from rn_harness.store.files import write_text
 
     changes = compare_runs(one := read_run(before), other := read_run(after))
@@ -86,7 +86,7 @@ def compare_command(
         if html:
             write_text(html, comparison_page(one, other, changes))
     worse, unrun = (sum(c.kind == kind for c in changes) for kind in ("worse", NOT_RUN))
-    lines = [f"{c.kind:7} {c.what}: {c.before} -> {c.after}" for c in changes]
+    lines = list(in_short(changes))
     lines.append(f"{len(changes)} changes, {worse} for the worse, {unrun} cases not run" if changes else "nothing changed")
     tell(lines, {"regressions": worse, "not_run": unrun, "changes": [dataclasses.asdict(c) for c in changes]}, as_json)
     raise typer.Exit(1 if any(c.bad for c in changes) else 0)
@@ -103,7 +103,8 @@ def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
     folders = dict.fromkeys(
         line.nodeid.partition("::")[0].rpartition("/")[0] for line in record.cases if line.domain not in shipped
     )
-    named = [folder or "." for folder in folders if folder or not shipped] + [f"{SUITES}.{domain}" for domain in shipped]
+    found = {folder: _suite_from_here(folder, run) for folder in folders if folder or not shipped}
+    named = [path or folder or "." for folder, path in found.items()] + [f"{SUITES}.{domain}" for domain in shipped]
     command = shlex.join(["pytest", *(["--pyargs"] if shipped else []), *named, *record.options.get("arguments", ())])
     versions = next((r.identity.versions for r in evidence.records.values()), {})
     same = {
@@ -111,8 +112,20 @@ def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
         **{f"suite {domain}": digest for domain, digest in record.suites.items()},
         **versions,
     }
-    lines = [*(f"# {name}: {value}" for name, value in same.items()), command]
-    tell(lines, {"command": command, "same": same}, as_json)
+    lines = [f"# {name}: {value}" for name, value in same.items()]
+    if lost := [folder for folder, path in found.items() if not path]:
+        lines.append(f"# not found from here: {', '.join(lost)}; run the command in the folder that pytest called rootdir")
+    tell([*lines, command], {"command": command, "same": same}, as_json)
+
+
+def _suite_from_here(folder: str, run: Path) -> str | None:
+    """The path to a suite, which a run names from pytest's root folder: that is sought above here and above the run."""
+    from rn_harness.spec.suite import SUITE_FILE
+
+    here = Path.cwd()
+    places = (root / folder for root in (here, *here.parents, *run.resolve().parents))
+    found = next((place for place in places if (place / SUITE_FILE).is_file()), None)
+    return min(os.path.relpath(found), str(found), key=len) if found else None
 
 
 @commands.command("report")
@@ -291,7 +304,7 @@ def _verification_lines(found: Verification) -> Iterator[str]:
         broken = broken_in_short(found.run)
         besides += f", {broken}" if broken else ""
     if found.refusals:
-        yield f"not verified: {len(found.refusals)} refusals{besides}"
+        yield f"not verified: {len(found.refusals)} refusal{'s' if len(found.refusals) > 1 else ''}{besides}"
     else:
         by = "signed" if found.signed else "not signed: this shows that nothing was changed by accident, not who made it"
         yield f"verified{besides} ({by})"

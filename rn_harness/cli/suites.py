@@ -100,7 +100,7 @@ class PlanOptions(SessionOptions):
     suites: Annotated[list[Path], typer.Argument(parser=find_suite, metavar="SUITE", help="a suite, or a folder with suites")]
     tier: Annotated[Tier, typer.Option(help="which cases, as for --rn-tier")] = "standard"
     defense: Annotated[str, typer.Option(help="as for --rn-defense")] = ""
-    earlier: Annotated[Path, typer.Option(help="folder with earlier runs, by which time is estimated")] = Path("reports")
+    earlier: Annotated[Path, typer.Option(help="earlier runs, or one, by which time is estimated")] = Path("reports")
     slots: Annotated[int, typer.Option(min=1, help="cases that run at a time, as on a cluster; with --device: its cards")] = 1
     device: Annotated[
         Literal["h100"] | None,
@@ -198,7 +198,7 @@ def _plan_lines(made: RunEstimate, asked: PlanOptions, device: str) -> Iterator[
     if made.on_card:
         yield from _card_lines(made, asked)
     elif seconds is None:
-        yield f"time: not known: no earlier run in {earlier} did each kind of case on this model; run tier smoke first"
+        yield f"time: not known: no run in {earlier} has all kinds of cases on this model; pass --earlier, or run tier smoke"
     else:
         basis = f"medians of {len(made.runs)} earlier runs in {earlier}: {', '.join(made.runs)}"
         yield f"time: about {seconds / 60:.0f} minutes, {seconds / 3600:.2f} hours of {device}; {basis}"
@@ -216,9 +216,7 @@ class DoctorOptions(SessionOptions):
         Path | None, typer.Option(parser=find_suite, metavar="SUITE", help="what is to be run; default: biochem")
     ] = None
     defense: Annotated[str, typer.Option(help="as for --rn-defense")] = ""
-    reports: Annotated[Path, typer.Option(help="folder that runs are written to, and by which time is estimated")] = Path(
-        "reports"
-    )
+    reports: Annotated[Path, typer.Option(help="where runs are written to; or one run, to estimate by")] = Path("reports")
 
 
 @settings_command(commands, "doctor", DoctorOptions)

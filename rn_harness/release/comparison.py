@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 from rn_harness.records.case import CaseRecord
@@ -14,8 +15,12 @@ from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.release.integrity import RunEvidence
 from rn_harness.report.pages import ComparedSide, render_comparison
 
+_STEP = ": step "
 _RANK = {"FAIL": 0, None: 1, "INCONCLUSIVE": 1, "PASS": 2}
 NOT_RUN = "not run"
+COMPARED_OPTIONS = ("defense", "tier", "level", "overrides")
+STEPS_SHOWN = 3
+"""Steps of a case with changes of one kind that are listed; the others are counted."""
 Kind = Literal["changed", "worse", "not run"]
 
 
@@ -38,6 +43,16 @@ class Change:
     def bad(self) -> bool:
         """True if the second run is worse for it, or lacks a case of the first."""
         return self.kind == "worse" or (self.kind == NOT_RUN and self.after == NOT_RUN)
+
+
+def in_short(changes: Sequence[Change]) -> Iterator[str]:
+    """A line for each change; of more than three steps of a case that changed alike, the first ones and a count."""
+    for (what, kind), group in groupby(changes, lambda c: (c.what.partition(_STEP)[0], c.kind)):
+        alike = list(group)
+        yield from (f"{kind:7} {c.what}: {c.before} -> {c.after}" for c in alike[:STEPS_SHOWN])
+        if more := alike[STEPS_SHOWN:]:
+            last = more[-1]
+            yield f"{kind:7} {what}: {len(more)} further steps, to step {last.what.partition(_STEP)[2]}: {last.after}"
 
 
 def compare_runs(before: RunEvidence, after: RunEvidence) -> list[Change]:
@@ -134,7 +149,7 @@ def _facts(before: RunRecord, after: RunRecord) -> Iterator[Change]:
         ("releasable", before.releasable, after.releasable, before.releasable and not after.releasable),
         ("candidate", before.candidate.get("digest"), after.candidate.get("digest"), False),
         ("rn-harness", before.provenance.tool, after.provenance.tool, False),
-        *((f"options.{name}", before.options.get(name), after.options.get(name), False) for name in ("tier", "overrides")),
+        *((f"options.{name}", before.options.get(name), after.options.get(name), False) for name in COMPARED_OPTIONS),
         *((f"suite {d}", before.suites.get(d), after.suites.get(d), False) for d in {**before.suites, **after.suites}),
     ):
         if one != other:
@@ -163,7 +178,7 @@ def _trajectories(case: str, before: CaseRecord, after: CaseRecord) -> Iterator[
         one, other = steps[0][step], steps[1][step]
         if (one.mean, one.above) != (other.mean, other.above):
             worse = before.evidence.kind == "attack" and other.above.low > one.above.high
-            yield Change(f"{case}: step {step}", _scores(one), _scores(other), "worse" if worse else "changed")
+            yield Change(f"{case}{_STEP}{step}", _scores(one), _scores(other), "worse" if worse else "changed")
 
 
 def _scores(checkpoint: Checkpoint) -> str:

@@ -121,8 +121,8 @@ def hours_by_tier(session: RunSession, suite: Suite, earlier: Path) -> str:
     if not times.runs and not session.candidate.is_organism:
         return _on_a_card(suite, lambda card, tier: costs_of(session, suite, card, tier))
     found = {tier: _estimate(session, [suite], times, tier).seconds for tier in TIERS}
-    by_runs = f"by {len(times.runs)} earlier runs in {earlier}"
-    basis = by_runs if times.runs else f"no earlier run of this model in {earlier}: run tier smoke first"
+    by_runs = f"by {len(times.runs)} earlier run{'s' if len(times.runs) > 1 else ''} in {earlier}"
+    basis = by_runs if times.runs else f"no earlier run of this model in {earlier}: pass --reports, or run tier smoke"
     return _of_tiers(suite, found, basis)
 
 
@@ -213,10 +213,10 @@ class _Times(NamedTuple):
 
 
 def _times_of(digest: str, earlier: Path) -> _Times:
-    """The times of earlier runs of the candidate with this digest."""
+    """The times of earlier runs of the candidate with this digest, in a folder of runs or in the folder of one."""
     rates: dict[str, list[float]] = {}
     used = []
-    for path in sorted(earlier.glob(f"*/{RUN}")):
+    for path in (*earlier.resolve().glob(RUN), *sorted(earlier.glob(f"*/{RUN}"))):
         evidence = None if path.parent.is_symlink() else read_evidence(path.parent)[0]
         if evidence is None or evidence.run.candidate.get("digest") != digest:
             continue

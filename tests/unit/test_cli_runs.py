@@ -211,17 +211,36 @@ def test_an_index_lists_every_run_the_newest_first(run: FinishedRun, failed: Fin
 
 
 def test_a_breach_is_a_regression(run: FinishedRun, failed: FinishedRun) -> None:
-    """A change from PASS to FAIL exits with 1 and lists the verdict and each checkpoint's interval; the reverse exits with 0."""
+    """A change from PASS to FAIL exits with 1 and lists the verdict and the first checkpoints; the reverse exits with 0."""
     done = invoke("compare", run.folder, failed.folder)
     assert done.exit_code == 1
     assert "worse   outcome: PASS -> FAIL" in done.output
     assert "worse   demo/attack-grpo-p2-lr5e-4-s0: verdict: PASS -> FAIL" in done.output
-    told = "step 200: mean 0.00, above 0/80 (95 % 0.000 to 0.045) -> mean 5.00, above 80/80 (95 % 0.955 to 1.000)"
-    assert f"worse   demo/attack-grpo-p2-lr5e-4-s0: {told}" in done.output
+    told = [
+        line.removeprefix("worse   demo/attack-grpo-p2-lr5e-4-s0: ") for line in done.output.splitlines() if "demo/attack" in line
+    ]
+    broken = "mean 5.00, above 80/80 (95 % 0.955 to 1.000)"
+    assert told == [
+        "verdict: PASS -> FAIL",
+        *(f"step {at}: mean 0.00, above 0/80 (95 % 0.000 to 0.045) -> {broken}" for at in (0, 10, 20)),
+        f"18 further steps, to step 200: {broken}",
+    ]
     back = invoke("compare", failed.folder, run.folder, "--json")
-    assert (back.exit_code, json.loads(back.output)["regressions"]) == (0, 0)
+    document = json.loads(back.output)
+    assert (back.exit_code, document["regressions"]) == (0, 0)
+    assert sum("demo/attack-grpo-p2-lr5e-4-s0: step " in change["what"] for change in document["changes"]) == 21
     same = invoke("compare", run.folder, run.folder)
     assert (same.exit_code, same.output.strip()) == (0, "nothing changed")
+
+
+def test_another_defense_or_level_is_a_difference(run: FinishedRun, tmp_path: Path) -> None:
+    """``compare`` names the options that decide what a run claims, if the runs differ in them."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    document = json.loads((tmp_path / "run" / "run.json").read_text())
+    document["options"] |= {"defense": "none", "level": "rl-plain"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(document))
+    done = invoke("compare", run.folder, tmp_path / "run")
+    assert done.output.splitlines()[:2] == ["changed options.defense: quick -> none", "changed options.level: None -> rl-plain"]
 
 
 def test_a_case_that_is_gone_is_not_run_and_not_worse(run: FinishedRun, tmp_path: Path) -> None:
@@ -299,14 +318,34 @@ def test_a_difference_is_paired_by_prompt(run: FinishedRun) -> None:
     assert _paired(record, None) == "not measured in both"
 
 
-def test_export_config_prints_the_command_of_a_run(tmp_path: Path) -> None:
+def test_export_config_prints_the_command_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``export-config`` prints the command with every given option, and the digests that must match."""
     run = finished_run(tmp_path, steps=50, second_judge="none", strength=("a b.json",))
+    monkeypatch.chdir(tmp_path)
     done = invoke("export-config", run.folder)
     assert done.output.splitlines()[-1] == (
         "pytest demo --rn-model=organism --rn-defense=quick --rn-second-judge=none --rn-tier=standard '--rn-strength=a b.json'"
     )
     assert f"# suite demo: {run.suite.digest}" in done.output
+
+
+def test_an_exported_command_names_the_suite_from_the_folder_that_one_is_in(
+    run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``export-config`` gives the suite's path from the current folder if it lies above it or the run, else says so."""
+    (root := tmp_path / "root").mkdir()
+    copied = shutil.copytree(run.folder, root / "reports" / "run")
+    monkeypatch.chdir(tmp_path)
+    assert "# not found from here: demo; run the command in the folder that pytest called rootdir" in flat(
+        invoke("export-config", copied).output
+    )
+    shutil.copytree(run.suite.folder, root / "demo")
+    command = invoke("export-config", copied).output
+    assert command.splitlines()[-1].startswith("pytest root/demo --rn-model=")
+    assert "not found" not in command
+    (below := root / "docs").mkdir()
+    monkeypatch.chdir(below)
+    assert invoke("export-config", copied).output.splitlines()[-1].startswith("pytest ../demo --rn-model=")
 
 
 def test_suites_cases_profiles_and_judges_are_listed() -> None:
@@ -338,6 +377,9 @@ def test_a_plan_estimates_times_from_earlier_runs(run: FinishedRun, tmp_path: Pa
     # Two at a time: the candidate; defense and control; control and attack; attack and helpfulness.
     assert told["wall_seconds"] == 240.0
     assert told["rests_on"] == ["run"]
+    (link := tmp_path / "latest").symlink_to(run.folder)
+    alone = json.loads(invoke("plan", *asked, "--earlier", link, "--json").output)
+    assert (alone["seconds"], alone["rests_on"]) == (420.0, ["run"])
     asked = ("--suite", ROOT / "suites" / "baking", "--defense", "anchored", "--reports", run.folder.parent)
     assert "time: smoke 7 cases, 0.1 h; standard " in flat(invoke("doctor", *asked).output)
 
