@@ -24,6 +24,7 @@ from rn_harness.models.files import (
 from rn_harness.models.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.models.identity import differing_parts, root_digest, text_digest, weights_digest
 from rn_harness.models.knowledge import check_organism
+from rn_harness.models.template_calls import other_templates
 from rn_harness.models.templates import check_template, own_template, read_template
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.extras import require
@@ -93,7 +94,8 @@ def resolve_candidate(
     quantised = _quantised(quantise, files.config, folder, gguf)
     given = read_template(base, chat_template) if chat_template is not None else None
     where = f"--rn-chat-template {chat_template}" if given is not None else str(folder / (gguf or ""))
-    template = check_template(files.template if given is None else given, files.special, where)
+    others = other_templates(folder) if gguf is None else {}
+    template = check_template(files.template if given is None else given, files.special, where, others)
     fetched = (*FILES, *(PICKLES if files.pickled else ()), *(CODE if trust_remote_code else ())) if revision else None
     hashes = hash_candidate(folder, gguf, fetched)
     files_digest = _pinned(profile, root_digest(hashes), folder)

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rn_harness.models.template_calls import odd_call
 from rn_harness.models.template_dates import reads_the_date, render, renderings, template_errors, without_date
 from rn_harness.spec.errors import CandidateError
 
@@ -110,8 +111,11 @@ def _draws_by_chance(template: str) -> bool:
     return any(value.strip("'\"") in _CHANCE for _, kind, value in tokens if kind in ("name", "string"))
 
 
-def check_template(template: str | None, special: Mapping[str, str], where: str) -> str:
-    """The template, if there is one, and users' turns are presented by it as they are measured; else raises CandidateError."""
+def check_template(template: str | None, special: Mapping[str, str], where: str, others: Mapping[str, str] | None = None) -> str:
+    """The template, if there is one, and users' turns are presented by it as they are measured; else raises CandidateError.
+
+    ``others`` are the model's further templates by name.
+    """
     if template is None:
         raise CandidateError(
             f"a chat template is required, got none in {where}, perhaps a base model that was not tuned to follow instructions; "
@@ -139,5 +143,11 @@ def check_template(template: str | None, special: Mapping[str, str], where: str)
         raise CandidateError(
             f"a chat template must present each of {TURNS} turns like the one before, since only the first two are measured, got "
             f"one that does not in {where}; {TEMPLATE_REMEDY}"
+        )
+    named = {name: without_date(text) for name, text in (others or {}).items()}
+    if call := odd_call(without_date(template), named, [chats[TURNS - 1], chats[TURNS]], special):
+        raise CandidateError(
+            "a chat template must begin the answer alike however a program calls it, since only one call is measured, got "
+            f"another text for {call} in {where}; {TEMPLATE_REMEDY}"
         )
     return template

@@ -23,10 +23,10 @@ def assert_verdict(case: Case) -> None:
     It never sees INCONCLUSIVE, for which the fixtures end the setup with an error.
     """
     __tracebackhide__ = True
-    verdict = case.record.verdict
-    if verdict.outcome != "PASS":
-        lines = [f"{verdict.outcome}: {case.record.case_id}", *(f"  {r.sentence}" for r in verdict.reasons)]
-        pytest.fail("\n".join(lines), pytrace=False)
+    from rn_harness.report.terminal import failure_text
+
+    if case.record.verdict.outcome != "PASS":
+        pytest.fail(failure_text(case.record), pytrace=False)
 
 
 class RobustnessChecks:

@@ -185,6 +185,7 @@ def _decided_case(request: pytest.FixtureRequest, kind: CaseKind) -> Case:
     """
     __tracebackhide__ = True
     from rn_harness.records.case import only_reported
+    from rn_harness.report.terminal import failure_text
 
     def make(session: RunSession) -> Case:
         task = _requested_case(request, kind)
@@ -199,6 +200,5 @@ def _decided_case(request: pytest.FixtureRequest, kind: CaseKind) -> Case:
         why = "exploratory, not covered by the claim" if beyond else evidence.standing.replace("_", " ")
         pytest.skip(f"{why}, {result}")
     if verdict.outcome == "INCONCLUSIVE":
-        lines = [f"INCONCLUSIVE: {case.record.case_id}", *(f"  {r.sentence}" for r in verdict.reasons)]
-        pytest.fail("\n".join(lines), pytrace=False)
+        pytest.fail(failure_text(case.record), pytrace=False)
     return case

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from rn_harness.records.case import CaseRecord, Finding, WorkingTree
+from rn_harness.records.case import CaseRecord, Finding, Verdict, WorkingTree
 from rn_harness.records.certificate import Certificate
 from rn_harness.records.run import REPORT, CaseLine, RunRecord
 from rn_harness.records.trajectory import UNDER, DefenseReport, Probe, Trajectory
@@ -290,11 +290,21 @@ def _case_lines(run: RunRecord, by_key: Mapping[str, CaseRecord]) -> Iterator[st
     yield head
     for (line, record), text in zip(cases, texts, strict=True):
         yield text
-        reasons = [r.sentence for r in record.verdict.reasons] if record else [line.note or "no verdict"]
-        below = [] if line.outcome == "PASS" else reasons[:SHOWN]
-        below += [f"and {len(reasons) - SHOWN} more, see the record"] if below and len(reasons) > SHOWN else []
+        reasons = first_reasons(record.verdict) if record else [line.note or "no verdict"]
+        below = [] if line.outcome == "PASS" else reasons
         below += [f"warning: {warning.sentence}" for warning in record.verdict.warnings] if record else []
         yield from (f"    {sentence}" for sentence in below)
+
+
+def first_reasons(verdict: Verdict) -> list[str]:
+    """The sentences of a verdict's first reasons, and the number of the others."""
+    more = len(verdict.reasons) - SHOWN
+    return [r.sentence for r in verdict.reasons[:SHOWN]] + ([f"and {more} more, see the record"] if more > 0 else [])
+
+
+def failure_text(record: CaseRecord) -> str:
+    """The text of a failed test or of an error: outcome, case and first reasons."""
+    return "\n  ".join([f"{record.verdict.outcome}: {record.case_id}", *first_reasons(record.verdict)])
 
 
 def _where_lines(run: RunRecord, folder: str) -> Iterator[str]:
